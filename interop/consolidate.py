@@ -1,4 +1,4 @@
-"""Convert a training checkpoint, single file or sharded, to safetensors: ``blockwright consolidate RUN OUT``.
+"""``blockwright consolidate RUN OUT``: convert a training checkpoint, one file or sharded, to safetensors.
 
 OUT gets the composition (``model.yaml``), the weights under our names (``model.safetensors``; start from them with
 ``init_from=OUT model=pretrained``), the tokenizer's files, ``origin.json`` as an import writes it, and the optimizer

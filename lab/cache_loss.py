@@ -1,4 +1,4 @@
-"""``blockwright cache-loss RUN [--text FILE …]``: the cost of quantised caches in perplexity on a run's own text.
+"""``blockwright cache-loss RUN [--text FILE …]``: what a quantised cache costs in loss, on a run's own text.
 
 Every window goes through the caches in chunks, as in decoding: each token is predicted from what the caches return for
 the tokens before it. So the figures hold for text generated with these bits. Left out: windows with the end of a

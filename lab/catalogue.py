@@ -25,7 +25,7 @@ from blockwright.blocks.decoder import Decoder
 from blockwright.blocks.gating.base import Gating
 from blockwright.registry import ConfigError, presets
 from blockwright.registry.command import run_command
-from blockwright.training.configuration.conf import CONF
+from blockwright.training.configuration import conf
 from blockwright.training.configuration.instantiate import find_target
 from blockwright.training.figure import declared
 
@@ -259,7 +259,7 @@ def _figures() -> list[str]:
     """What the tasks and callbacks of ``conf`` declare that they log; what several declare alike is one row."""
     rows: dict[tuple[str, str, str], list[str]] = {}
     for group in ("task", "callbacks"):
-        for file in sorted((CONF / group).glob("*.yaml")):
+        for file in conf.files(group):
             written = yaml.safe_load(file.read_text())
             node = written if group == "task" else written.get(file.stem)
             if node and node["_target_"] != "???":

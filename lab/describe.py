@@ -1,4 +1,4 @@
-"""``blockwright describe model=A,B,… [OVERRIDE …] [--json] [--plot FILE]``: the cost of models, before building any.
+"""``blockwright describe model=A,B,… [OVERRIDE …]``: what models cost: parameters, FLOPs, cache, memory.
 
 Everything is measured on the meta device (blocks/cost.py), plug-in blocks included; nothing is allocated.
 Left out: activations, optimizer states other than AdamW's, the memory of communication.

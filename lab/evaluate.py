@@ -1,5 +1,7 @@
-"""``blockwright evaluate``: reading tests with ``--suite``, prompts and a reward with ``--task``, else
-lm-evaluation-harness (extra ``lm_eval``)."""
+"""``blockwright evaluate MODEL --suite NAME|--task FILE``: how far a model reads, or how well it solves prompts.
+
+Without either flag it is lm-evaluation-harness (extra ``lm_eval``).
+"""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""``blockwright generate MODEL --prompt TEXT …``: generate text. From Python: lab/writer.py.
+"""``blockwright generate MODEL --prompt TEXT``: write text with a trained model.
 
-``MODEL`` is a run's folder, a checkpoint or an imported folder.
+``MODEL`` is a run's folder, a checkpoint or an imported folder. From Python: lab/writer.py.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""``blockwright blocks [KIND[/NAME]]``: blocks and their parameters; ``model[/NAME]``: presets."""
+"""``blockwright blocks [KIND[/NAME]]``: list blocks, their parameters and ranges; ``model[/NAME]`` lists presets."""
 
 from __future__ import annotations
 

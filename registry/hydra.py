@@ -1,4 +1,4 @@
-"""Blocks and presets as Hydra options; Hydra finds this through hydra_plugins/blockwright_registry/.
+"""Blocks and presets as Hydra options, which src/hydra_plugins/blockwright_registry offers to Hydra.
 
 * ``<root>/<kind>=NAME``: a registered block with typed parameters. The root of most kinds is ``model``; ``@family``
   names that of others
@@ -11,16 +11,12 @@ Nodes are made when selected: a program reads no preset but its own.
 
 from __future__ import annotations
 
-import builtins
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.object_type import ObjectType
-from hydra.plugins.config_source import ConfigResult, ConfigSource
-from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import DictConfig, OmegaConf
 
 from blockwright.registry import catalogue, presets
@@ -38,64 +34,41 @@ def include_config_dir(arguments: Sequence[str]) -> None:
             presets.include(Path(folder or following) / "preset")
 
 
-class RegistrySource(ConfigSource):
-    """Registered blocks and presets as a Hydra config source."""
-
-    @staticmethod
-    def scheme() -> str:
-        return "blockwright"
-
-    def available(self) -> bool:
-        return True
-
-    def is_group(self, config_path: str) -> bool:
-        match _parts(config_path):
-            case ["model", kind, "of"]:
-                return kind in catalogue.kinds()
-            case [root]:
-                return bool(catalogue.kinds(root))
-            case [root, kind]:
-                return kind in catalogue.kinds(root)
-        return False
-
-    def is_config(self, config_path: str) -> bool:
-        return _maker(config_path) is not None
-
-    def load_config(self, config_path: str) -> ConfigResult:
-        make = _maker(config_path)
-        assert make is not None
-        return ConfigResult(self.provider, self.full_path(), make(), {"package": None})
-
-    def list(self, config_path: str, results_filter: ObjectType | None) -> builtins.list[str]:
-        """Options of a group. Groups omit ``of``, or --help would list every preset once per kind."""
-        groups: list[str] = []
-        options: list[str] = []
-        match _parts(config_path):
-            case ["model", kind, "of"]:
-                options = presets.names(kind)
-            case [root]:
-                groups, options = catalogue.kinds(root), presets.names() if root == "model" else []
-            case [root, kind] if kind in catalogue.kinds(root):
-                options = catalogue.names(kind)
-        if results_filter is None:
-            return sorted({*groups, *options})
-        return groups if results_filter == ObjectType.GROUP else options
+def is_group(path: str) -> bool:
+    """Whether the registry has options below a path."""
+    match _parts(path):
+        case ["model", kind, "of"]:
+            return kind in catalogue.kinds()
+        case [root]:
+            return bool(catalogue.kinds(root))
+        case [root, kind]:
+            return kind in catalogue.kinds(root)
+    return False
 
 
-class RegistrySearchPath(SearchPathPlugin):
-    """Puts the registry after the configuration's own folder, whose files take precedence."""
+def listed(path: str, which: ObjectType | None) -> list[str]:
+    """Groups or options below a path, or both. Groups omit ``of``, or --help would list every preset once per kind."""
+    groups: list[str] = []
+    options: list[str] = []
+    match _parts(path):
+        case ["model", kind, "of"]:
+            options = presets.names(kind)
+        case [root]:
+            groups, options = catalogue.kinds(root), presets.names() if root == "model" else []
+        case [root, kind] if kind in catalogue.kinds(root):
+            options = catalogue.names(kind)
+    if which is None:
+        return sorted({*groups, *options})
+    return groups if which == ObjectType.GROUP else options
 
-    def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
-        search_path.append(provider="blockwright", path=f"{RegistrySource.scheme()}://")
+
+def _parts(path: str) -> list[str]:
+    return path.removesuffix(".yaml").strip("/").split("/")
 
 
-def _parts(config_path: str) -> list[str]:
-    return config_path.removesuffix(".yaml").strip("/").split("/")
-
-
-def _maker(config_path: str) -> Callable[[], DictConfig] | None:
-    """A function that makes the node at a path, or None."""
-    match _parts(config_path):
+def maker(path: str) -> Callable[[], DictConfig] | None:
+    """A function that makes the node of the option at a path; None where there is no such option."""
+    match _parts(path):
         case ["model", name] if name in presets.names():
             return lambda: _model(name)
         case [root, kind, name] if kind in catalogue.kinds(root) and name in catalogue.names(kind):

@@ -1,4 +1,4 @@
-"""Folders of files that installed packages offer through a group of entry points."""
+"""Files and folders that installed packages offer through a group of entry points."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import warnings
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 
+CONF = "blockwright.conf"  # group of folders of Hydra configurations
+
 
 def folders(group: str) -> dict[Path, str]:
     """Folder → the distribution that offers it.
@@ -14,22 +16,35 @@ def folders(group: str) -> dict[Path, str]:
     Args:
         group: of entry points that name packages; one that cannot be found only causes a warning
     """
-    return {
-        folder.resolve(): point.dist.name if point.dist else point.value
-        for point in sorted(entry_points(group=group), key=lambda p: p.name)
-        for folder in _of_package(point)
-    }
+    offered = {}
+    for point in sorted(entry_points(group=group), key=lambda p: p.name):
+        folder = source(point.value)
+        if folder is None or not folder.is_dir():
+            reason = "there is no such package" if folder is None else "it is not a package"
+            what = group.rpartition(".")[2]
+            warnings.warn(f"{what} {point.value!r} of {owner(point)} cannot be found: {reason}", stacklevel=2)
+        else:
+            offered[folder.resolve()] = owner(point)
+    return offered
 
 
-def _of_package(point: EntryPoint) -> list[Path]:
-    try:
-        spec = importlib.util.find_spec(point.value)
-        reason = "it is not a package"
-    except Exception as error:  # imports the parent package, which may fail in any way
-        spec, reason = None, f"{type(error).__name__}: {error}"
-    if spec is None or not spec.submodule_search_locations:
-        owner = point.dist.name if point.dist else point.value
-        what = point.group.rpartition(".")[2]
-        warnings.warn(f"{what} {point.value!r} of {owner} cannot be found: {reason}", stacklevel=2)
-        return []
-    return [Path(place) for place in spec.submodule_search_locations]
+def owner(point: EntryPoint) -> str:
+    """The distribution that offers an entry point."""
+    return point.dist.name if point.dist else point.value
+
+
+def source(name: str) -> Path | None:
+    """The folder of a package or the file of a module; None if there is none. Nothing is imported.
+
+    Args:
+        name: with dots
+    """
+    first, *others = name.split(".")
+    spec = importlib.util.find_spec(first)
+    if spec is None:
+        return None
+    if not spec.submodule_search_locations:
+        return Path(spec.origin) if spec.origin and not others else None
+    paths = [Path(place, *others) for place in spec.submodule_search_locations]
+    found = (each for path in paths for each in (path, path.with_name(f"{path.name}.py")) if each.exists())
+    return next(found, None)

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-PACKAGES = ("src", "registry", "blocks", "interop", "training", "lab", "benchmarks")
+PACKAGES = ("src", "registry", "blocks", "interop", "training", "lab", "plugins", "benchmarks")
 AVOIDED = re.compile(
     r"\b(?:(?:go|goes|going|gone|went) on\b|guests?\b|strangers?\b|wishes\b|(?:is|are|was|were) told\b|front door\b"
     r"|the house\b|mend(?:s|ed)?\b|anew\b|lest\b|by heart\b|of one's own\b|swept into\b|a person\b"
@@ -25,7 +25,7 @@ TEXTS = {
     tokenize.COMMENT,
     getattr(tokenize, "FSTRING_MIDDLE", tokenize.STRING),
 }  # 3.12 splits f-strings
-SOURCES = [p for package in PACKAGES for p in (ROOT / package).rglob("*.py")]
+SOURCES = [p for package in PACKAGES for p in (ROOT / package).rglob("*.py") if "tests" not in p.parts]
 
 
 @pytest.mark.xdist_group("house")
@@ -49,7 +49,7 @@ def test_core_imports_nothing_that_an_extra_brings() -> None:
         tree = ast.parse(source.read_text())
         at_start = ast.Module([node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)], [])
         part = source.relative_to(ROOT)
-        below = part.parts[0] in ("lab", "benchmarks") or part.name == "jinja.py"  # named as what it runs
+        below = part.parts[0] in ("lab", "plugins", "benchmarks") or part.name == "jinja.py"  # named as what it runs
         assert not heavy & _imported(at_start if below else tree), source
 
 
@@ -67,7 +67,7 @@ def _refuses_other_names(node: ast.stmt) -> bool:
     return text.startswith("if __name__ != 'blockwright.") and "raise ImportError" in text
 
 
-@pytest.mark.parametrize("package", [p for p in PACKAGES if p not in ("src", "benchmarks")])
+@pytest.mark.parametrize("package", [p for p in PACKAGES if p not in ("src", "plugins", "benchmarks")])
 def test_second_copy_under_another_name_is_refused(package: str) -> None:
     with pytest.raises(ImportError, match=f"write `from blockwright.*{package}"):
         importlib.import_module(package)
@@ -104,11 +104,11 @@ def test_registered_blocks_are_files_of_their_name() -> None:
 
 def _prose() -> Iterator[tuple[str, str]]:
     """Place → text: documents, YAML, and the docstrings, comments and strings of the sources."""
-    for path in [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]:
+    for path in [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")), *sorted((ROOT / "plugins").rglob("*.md"))]:
         yield str(path), path.read_text()
     contributing = (ROOT / "CONTRIBUTING.md").read_text()
     yield "CONTRIBUTING.md", re.sub(r"\| not \| but \|\n(?:\|.*\n)*", "", contributing)  # the glossary itself
-    for path in sorted((ROOT / "conf").rglob("*.yaml")):
+    for path in sorted([*(ROOT / "conf").rglob("*.yaml"), *ROOT.glob("plugins/*/conf/**/*.yaml")]):
         yield str(path), path.read_text()
     for path in SOURCES:
         for token in tokenize.generate_tokens(io.StringIO(path.read_text()).readline):

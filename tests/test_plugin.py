@@ -24,6 +24,7 @@ import torch
 import yaml
 from warm import Warm
 
+from blockwright import command
 from blockwright.blocks.forward_pass import Pass
 
 pytestmark = pytest.mark.xdist_group("plugin")  # its fixture runs a whole program, once
@@ -107,6 +108,8 @@ def said(small: list[str], warm: Warm, site: Path, environment: dict[str, str], 
         "trains": [*quick, *guests, "model.attention.first_decay=4", f"hydra.run.dir={folder}/run"],
         "preset": ["model=retentive_tiny", "model/position=of/tiny", "--cfg", "job", "--package", "model"],
         "presets": ["registry", "model/ret*"],
+        "experiment": ["experiment=retentive", "--cfg", "job"],
+        "no experiment": ["experiment=retentiv"],
         "wrong type": [*quick, *guests, "model.attention.first_decay=slow", f"hydra.run.dir={folder}/x"],
         "unknown parameter": [*quick, *guests, "+model.position.widow=3", f"hydra.run.dir={folder}/x"],
         "its own rule": [*quick, *guests, "model.gating.noise=-1", f"hydra.run.dir={folder}/x"],
@@ -167,6 +170,24 @@ def test_preset_of_the_guest_is_a_model_like_any_other(said: dict[str, Any]) -> 
     assert (model["position"]["name"], model["d_model"]) == ("rope", 192)
     code, text = said["presets"]
     assert code == 0 and re.search(r"retentive_tiny .*blockwright-guest.*Retention in place of attention", text)
+
+
+def test_configurations_of_the_guest_are_options_like_any_other(said: dict[str, Any]) -> None:
+    code, text = said["experiment"]
+    assert code == 0, text
+    assert yaml.safe_load(text)["model"]["attention"]["name"] == "retention"
+    assert re.search(r"experiment: .*\bretentive\b", said["help"][1])
+    code, text = said["no experiment"]
+    assert code == 64 and "Did you mean 'retentive'" in text
+
+
+def test_command_of_the_guest_is_one_of_blockwright(
+    site: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.syspath_prepend(str(site))
+    assert command.run(["half-life", "0.5"]) is None
+    assert capsys.readouterr().out == "0.5: 1.0 tokens\n"
+    assert "after how many tokens" in command.usage()
 
 
 @pytest.mark.parametrize(
@@ -239,7 +260,7 @@ def test_guest_proves_its_blocks_by_the_kit_in_its_own_tests(
 
 
 def test_nothing_here_names_the_guest() -> None:
-    for package in ("registry", "blocks", "training", "lab", "conf"):
+    for package in ("registry", "blocks", "training", "lab", "plugins", "conf"):
         for file in (ROOT / package).rglob("*"):
             if file.suffix in (".py", ".yaml"):
                 text = file.read_text()

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from blockwright.command import COMMANDS
+from blockwright.commands import offers
 from blockwright.training.configuration.composing import compose_config
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
 EXAMPLES = re.findall(r"^blockwright train (.+)$", README, re.M)
-DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")), *sorted((ROOT / "plugins").rglob("*.md"))]
 
 
 def words(example: str) -> list[str]:
@@ -32,7 +32,7 @@ def test_sweeps_and_the_cli_are_among_the_examples() -> None:
 
 def test_documents_use_commands_that_exist() -> None:
     used = {name for d in DOCUMENTS for name in re.findall(r"^blockwright ([a-z-]+)", d.read_text(), re.M)}
-    assert used and used <= set(COMMANDS)
+    assert used and used <= set(offers())
 
 
 def test_documents_link_to_files_that_exist() -> None:

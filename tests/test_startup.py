@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from blockwright.command import COMMANDS as SUBCOMMANDS
+from blockwright.commands import offers
 
 pytestmark = pytest.mark.xdist_group("startup")  # its fixture runs a whole program, once
 
@@ -159,12 +159,12 @@ def test_refused_configuration_leaves_nothing_of_a_run_behind(ask: Callable[[str
 
 
 def test_help_of_every_command_needs_no_model(environment: dict[str, str], slower: Callable[[int], float]) -> None:
-    order = [WITHOUT_TORCH, [name for name in SUBCOMMANDS if name not in WITHOUT_TORCH]]
+    order = [WITHOUT_TORCH, [name for name in offers() if name not in WITHOUT_TORCH]]
     done = subprocess.run(
         [sys.executable, "-c", HELP, json.dumps(order)], cwd=ROOT, env=environment, capture_output=True, text=True
     )
     answers = {name: rest for name, *rest in map(json.loads, done.stdout.splitlines())}
-    assert answers.keys() == SUBCOMMANDS.keys(), done.stderr
+    assert answers.keys() == offers().keys(), done.stderr
     own_names = {"evaluate": "lm-eval"}
     for name, (code, said, seconds, imported) in answers.items():
         assert code == 0 and own_names.get(name, f"blockwright {name}") in said, (name, said)

@@ -1,4 +1,4 @@
-"""``blockwright check [KIND[/NAME]]``: run the conformance checks of blocks."""
+"""``blockwright check [KIND[/NAME]]``: test that a block keeps the contract of its kind."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``blockwright ablate NAME``: a matched comparison, from its definition to its report."""
+"""``blockwright ablate NAME [OVERRIDE …]``: run a matched comparison, from its definition to its report."""
 
 from __future__ import annotations
 

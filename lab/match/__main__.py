@@ -1,4 +1,4 @@
-"""``blockwright match SWEEP match=BUDGET by=KNOB``: size the arms of a comparison to equal cost.
+"""``blockwright match OVERRIDE … match=BUDGET by=KNOB``: size the arms of a comparison to the same cost.
 
 Nothing is trained and nothing allocated: everything is measured on the meta device.
 """

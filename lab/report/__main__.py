@@ -1,4 +1,4 @@
-"""``blockwright report DIR``: write the results of a sweep as one page."""
+"""``blockwright report DIR``: write a sweep's results as one page."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``blockwright surgery RUN [OVERRIDE …] [--ledger] [--out OUT]``: trained weights in another composition.
+"""``blockwright surgery RUN [OVERRIDE …]``: put trained weights into another composition, and measure the change.
 
 OVERRIDES change the composition of RUN, as in blockwright train (model/attention=mla model.ffn.n_experts=8), and choose
 operators (surgery/transplant=drop surgery.exact=true). The ledger, a table of the operators, says of each before a

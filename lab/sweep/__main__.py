@@ -1,6 +1,6 @@
-"""``blockwright sweep status|resume|retry|stop DIR``: show, resume, retry or stop a sweep; ``job DIR N`` runs one job.
+"""``blockwright sweep status|resume|retry|stop|job DIR``: show, resume, retry or stop a sweep, or run a job of it.
 
-The jobs of a sweep that was started with ``hydra/launcher=kubernetes`` are the cluster's: it is asked what they do.
+If the jobs of a sweep run on a host, such as a cluster, they are asked for there.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from blockwright.lab.sweep import locks
+from blockwright.lab.sweep import hosts, locks
 from blockwright.lab.sweep import plan as plans
 from blockwright.lab.sweep.callback import STOP, SWEEPER
 from blockwright.lab.sweep.job import run_job, set_aside
@@ -73,13 +73,13 @@ def main(arguments: Sequence[str]) -> int:
     os.close(locks.take_sweep(sweep))  # refuses a running sweep before anything changes
     if plan["kind"] == "search":
         return go_on_with_search(sweep, plan, given.action == "retry", _numbers(given.jobs), given.workers)
-    if "cluster" in plan:
+    if hosts.is_hosted(plan):
         if given.workers is not None:
-            rule = "is of processes here, and the cluster runs the jobs of this sweep"
+            rule = "is of processes on this machine, which runs no job of this sweep"
             raise ConfigError(
                 "--workers", given.workers, rule, "Leave it out: a sweep keeps its hydra.launcher.parallel"
             )
-        return resume_on_cluster(sweep, plan, given.action == "retry", _numbers(given.jobs))
+        return resume_on_host(sweep, plan, given.action == "retry", _numbers(given.jobs))
     if given.action == "resume":
         return run_plan(sweep, given.workers)
     chosen = make_way(sweep, _numbers(given.jobs))
@@ -107,12 +107,10 @@ def make_way(sweep: Path, jobs: Sequence[int] | None) -> list[int]:
 
 
 def stop(sweep: Path, plan: Mapping[str, Any]) -> int:
-    """Ask the jobs of a sweep to save and end, on its cluster or on this machine."""
-    if "cluster" in plan:
-        from blockwright.lab.kubernetes.launch import jobs_of
-
+    """Ask the jobs of a sweep to save and end, on its host or on this machine."""
+    if (hosted := hosts.jobs_of(sweep, plan)) is not None:
         (sweep / STOP).touch()  # a launcher that watches starts none again
-        ran, waiting = jobs_of(sweep, plan).stop()
+        ran, waiting = hosted.stop()
         said = f"{len(ran)} jobs have saved and ended" + (f", {len(waiting)} had not started" if waiting else "")
         print(f"{said}. Resume with: {resume_command(sweep)}")
         return 0
@@ -124,24 +122,18 @@ def stop(sweep: Path, plan: Mapping[str, Any]) -> int:
     return 0
 
 
-def resume_on_cluster(sweep: Path, plan: dict[str, Any], retry: bool, jobs: Sequence[int] | None) -> int:
-    """Replace this process by the multirun, which finds its jobs in the cluster."""
-    if retry:
-        from blockwright.lab.kubernetes.launch import jobs_of
-
-        found = jobs_of(sweep, plan)
-        found.collect()
-        found.stop(make_way(sweep, jobs))
+def resume_on_host(sweep: Path, plan: dict[str, Any], retry: bool, jobs: Sequence[int] | None) -> int:
+    """Replace this process by the multirun, which finds its jobs on their host."""
+    if retry and (hosted := hosts.jobs_of(sweep, plan)) is not None:
+        hosted.collect()
+        hosted.stop(make_way(sweep, jobs))
     return _again(sweep, plan, [])
 
 
 def show(sweep: Path, plan: Mapping[str, Any], as_json: bool) -> None:
     """Print the table of a sweep and the number of jobs by status, or both as JSON."""
-    states = None
-    if "cluster" in plan:
-        from blockwright.lab.kubernetes.launch import jobs_of
-
-        states = jobs_of(sweep, plan).collect()
+    hosted = hosts.jobs_of(sweep, plan)
+    states = None if hosted is None else hosted.collect()
     rows, best = rows_of(sweep, states), best_of(sweep, plan)
     counts = Counter(row["status"] for row in rows)
     running = locks.is_taken(sweep) or "running" in counts

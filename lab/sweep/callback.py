@@ -7,7 +7,6 @@ import shlex
 import signal
 import sys
 import time
-import uuid
 from contextlib import suppress
 from pathlib import Path
 from types import FrameType
@@ -21,16 +20,15 @@ from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from blockwright.lab.sweep import locks
+from blockwright.lab.sweep import hosts, locks
 from blockwright.lab.sweep import plan as plans
-from blockwright.lab.sweep.job import INDEX
 from blockwright.lab.sweep.progress import ended_line
 from blockwright.lab.sweep.table import exit_code, summarise
 from blockwright.registry import REFUSED, ConfigError
 from blockwright.training.configuration import figures
 from blockwright.training.configuration.overrides import config_flags, kept
 from blockwright.training.configuration.root import check_setting
-from blockwright.training.jobs import begun, held, release
+from blockwright.training.jobs import HOST, begun, held, host_of, release
 from blockwright.training.stops import SIGNALS, Interrupted, stop_at_once
 
 STOP = ".stop"  # in a sweep's folder: start no further job
@@ -66,7 +64,7 @@ class SweepCallback(Callback):
         folder = Path(config.hydra.runtime.output_dir)
         if config.hydra.mode == RunMode.MULTIRUN and (folder.parent / STOP).exists():
             raise Interrupted(None, 0, signal.SIGTERM)
-        if (folder.parent / plans.PLAN).exists() and INDEX not in os.environ:  # of a pod its cluster knows
+        if (folder.parent / plans.PLAN).exists() and HOST not in os.environ:  # a host knows its jobs
             lock = locks.take(folder)
             if lock is not None:  # else this is another rank; the first one has it
                 held[folder] = lock
@@ -115,8 +113,7 @@ def begin(sweep: Path, config: DictConfig, arguments: list[str]) -> None:
     Raises:
         ConfigError: the folder holds another sweep
     """
-    sweeper, launcher = config.hydra.sweeper, str(config.hydra.launcher.get("_target_"))
-    flags = config_flags(arguments)
+    sweeper, flags = config.hydra.sweeper, config_flags(arguments)
     given: Any = OmegaConf.to_container(config.hydra.overrides, resolve=False)  # no password may be written
     argv = [*flags, *given["hydra"], *given["task"]]
     if plans.is_resumed(sweep) or plans.is_repeated(sweep, argv):
@@ -147,9 +144,8 @@ def begin(sweep: Path, config: DictConfig, arguments: list[str]) -> None:
     else:
         plan["direction"] = figures.check_composed(composed(config, first_of(sweeper, given["task"])), asked)
         plan |= {"argv": argv, "sweeper": sweeper.get("_target_"), "n_trials": sweeper.get("n_trials")}
-    if launcher.endswith(".KubernetesLauncher"):
-        where = {key: config.hydra.launcher.get(key) for key in ("context", "namespace")}
-        plan |= {"argv": argv, "cluster": {"sweep": uuid.uuid4().hex[:8], **where}}
+    if host := host_of(config.hydra.launcher):
+        plan |= {"argv": argv, **hosts.begin(host, config.hydra.launcher)}
     if sweeper.get("_target_") == SWEEPER:
         raw = OmegaConf.to_container(sweeper, resolve=False)
         name = sweeper.get("study_name") or f"{config.task_name}-{sweep.name}"

@@ -6,6 +6,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from blockwright.lab.sweep import hosts
+
 TEXT, TEXTS, WHOLE, FIGURES = "a text", "a list of texts", "a whole number", "figures by name"
 DIRECTION = "minimize or maximize"
 OR_NULL = " or null"
@@ -17,7 +19,6 @@ PLAN = {
     "workers": WHOLE,
     "n_trials": WHOLE + OR_NULL,
     "study": "a mapping",
-    "cluster": "a mapping",
 }
 JOB = {
     "job": WHOLE,
@@ -40,7 +41,7 @@ LARGEST = 2**53  # up to which a float is exact, and names of folders are short
 
 def damage_of(plan: Mapping[str, Any]) -> str:
     """The first wrong value, as a clause; empty if there is none."""
-    if wrong := _wrong(plan, PLAN):
+    if wrong := _wrong(plan, {**PLAN, **dict.fromkeys(hosts.installed(), "a mapping")}):
         return wrong
     for key, needed, kinds in (("jobs", "job", JOB), ("arms", "name", ARM)):
         entries = plan.get(key, [])

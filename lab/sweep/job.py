@@ -1,28 +1,21 @@
-"""``blockwright sweep job DIR N``: one job of a sweep, as a pod, the local runner or a user runs it.
-
-It resumes from the newest checkpoint in the job's own folder. In a pod it also says in the termination message how it
-ended, finds its rank, and guards against attempts without progress.
-"""
+"""One job of a sweep, as a host, the local runner or ``blockwright sweep job DIR N`` runs it."""
 
 from __future__ import annotations
 
-import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any
 
 from blockwright.lab.sweep import locks
 from blockwright.lab.sweep import plan as plans
-from blockwright.lab.sweep.table import FIGURES
-from blockwright.registry import REFUSED, ConfigError
+from blockwright.registry import ConfigError
 from blockwright.registry.folder import read_json
 from blockwright.registry.quoting import quoted
 from blockwright.training import jobs
@@ -37,10 +30,6 @@ PREVIOUS = "results.previous.json"  # of a job's previous attempt
 ATTEMPTS = "attempts.json"  # in a job's folder: successive attempts from the same checkpoint
 IDLE = 3  # such attempts after which a stop counts as a failure
 TAIL = 3  # log lines in a reason
-MESSAGE = Path("/dev/termination-log")
-LIMIT = 4096  # bytes of a termination message
-INDEX = "JOB_COMPLETION_INDEX"  # set in a pod: its node
-NAMES_S = 300  # until the names of a job's pods must be known
 
 
 def command(sweep: Path, plan: Mapping[str, Any], job: Mapping[str, Any]) -> tuple[list[str], Path | None]:
@@ -70,54 +59,94 @@ def conclude(folder: Path, code: int, start: int, final: bool = True) -> None:
         record_failure(folder, why(folder / LOG, start, code), "diverged" if code == DIVERGED else "failed")
 
 
-def run_job(sweep: Path, number: int, overrides: Sequence[str] | None = None) -> int:
-    """Run one job.
+class Attempt:
+    """One attempt at a job of a sweep; it resumes from the newest checkpoint in the job's own folder.
 
     Args:
         sweep: its folder
         number: of the job
         overrides: of the job; None for those in the sweep's plan
 
-    Returns:
-        the run's exit code: 0, 64 refused, 70 diverged, 75 stopped and resumable, others
+    Raises:
+        ConfigError: no such job
+    """
+
+    def __init__(self, sweep: Path, number: int, overrides: Sequence[str] | None = None) -> None:
+        self.sweep, self.number = sweep.resolve(), number
+        self.folder = self.sweep / str(number)
+        self.plan, self.job = _planned(self.sweep, number, overrides)
+        self.cwd = self.plan.get("cwd") if overrides is None else None
+        self.tries = self.start = 0
+
+    def is_done(self) -> bool:
+        """Whether the job has ended well, so that nothing is left to do."""
+        status = Result.read(self.folder).status
+        if status in ("completed", "pruned"):
+            print(f"job {self.number} is {status}", flush=True)
+        return status in ("completed", "pruned")
+
+    def make_way(self) -> None:
+        """Prepare the folder, and count the attempts before this one that began from the same checkpoint.
+
+        Raises:
+            ConfigError: a folder that cannot hold checkpoints
+        """
+        probe(self.folder)
+        set_aside(self.folder, Result.read(self.folder))
+        self.tries = _attempts(self.folder)
+
+    def run(self, more: Mapping[str, str], logged: bool = True) -> int:
+        """Run the training.
+
+        Args:
+            more: environment variables
+            logged: whether its output goes to the job's log, too
+
+        Returns:
+            its exit code: 0, 64 refused, 70 diverged, 75 stopped and resumable, others; negative for a signal
+        """
+        arguments, checkpoint = command(self.sweep, self.plan, self.job)
+        print(f"job {self.number} {f'resumes from {checkpoint}' if checkpoint else 'starts'}", flush=True)
+        log = self.folder / LOG
+        self.start = log.stat().st_size if log.exists() else 0
+        return _run(arguments, self.cwd, log if logged else None, {**os.environ, **more})
+
+    def conclude(self, code: int, final: Collection[int] | None = None) -> tuple[int, Result]:
+        """Record how the job ended.
+
+        Args:
+            code: of ``run``
+            final: the codes of failure after which no other attempt follows; None for all
+
+        Returns:
+            the exit code, for a signal as a shell has it, 1 after too many stops without progress; and the result
+        """
+        if code == PREEMPTED and self.tries >= IDLE:
+            print(f"error: stopped {self.tries + 1} times without a newer checkpoint", file=sys.stderr)
+            code = 1
+        if code != PREEMPTED:
+            conclude(self.folder, code, self.start, final is None or code in final)
+        result = Result.read(self.folder)
+        if not result.ended:
+            result = Result("stopped" if code == PREEMPTED else "failed")
+        if code not in (0, PREEMPTED) and not result.reason:
+            result = replace(result, reason=why(self.folder / LOG, self.start, code))
+        return code if code >= 0 else 128 - code, result
+
+
+def run_job(sweep: Path, number: int, overrides: Sequence[str] | None = None) -> int:
+    """Run one job on this machine; arguments and exit code as of ``Attempt``.
 
     Raises:
         ConfigError: no such job, one that is running, or a folder that cannot hold checkpoints
     """
-    node, in_pod = int(os.environ.get(INDEX, 0)), INDEX in os.environ
-    sweep = sweep.resolve()
-    folder, first = sweep / str(number), node == 0
-    plan, job = _planned(sweep, number, overrides)
-    result = Result.read(folder)
-    if result.status in ("completed", "pruned"):  # a pod that was lost after its run had ended
-        print(f"job {number} is {result.status}", flush=True)
-        return _reported(result, 0) if first else 0
-    if not in_pod and locks.is_taken(folder):
-        raise ConfigError("N", number, "is running", f"See blockwright sweep status {sweep}")
-    tries = 0
-    if first:
-        probe(folder)
-        set_aside(folder, result)
-        tries = _attempts(folder)
-    environment = {**os.environ, **_joined(node, tries)}
-    arguments, checkpoint = command(sweep, plan, job)
-    print(f"job {number} {f'resumes from {checkpoint}' if checkpoint else 'starts'}", flush=True)
-    start = (folder / LOG).stat().st_size if (folder / LOG).exists() else 0
-    cwd, log = plan.get("cwd") if overrides is None else None, folder / LOG if first else None
-    code = _run(arguments, cwd, log, environment)
-    if not first:
-        return code
-    if code == PREEMPTED and tries >= IDLE:
-        print(f"error: stopped {tries + 1} times without a newer checkpoint", file=sys.stderr)
-        code = 1
-    if code != PREEMPTED:
-        conclude(folder, code, start, final=not in_pod or code in (REFUSED, DIVERGED))
-    result = Result.read(folder)
-    if not result.ended:
-        result = Result("stopped" if code == PREEMPTED else "failed")
-    if code not in (0, PREEMPTED) and not result.reason:
-        result = replace(result, reason=why(folder / LOG, start, code))
-    return _reported(result, code)
+    attempt = Attempt(sweep, number, overrides)
+    if attempt.is_done():
+        return 0
+    if locks.is_taken(attempt.folder):
+        raise ConfigError("N", number, "is running", f"See blockwright sweep status {attempt.sweep}")
+    attempt.make_way()
+    return attempt.conclude(attempt.run({}))[0]
 
 
 def _planned(sweep: Path, number: int, overrides: Sequence[str] | None) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -188,30 +217,6 @@ def _attempts(folder: Path) -> int:
     return tries
 
 
-def _joined(node: int, tries: int) -> dict[str, str]:
-    """In a pod of several: wait for the first pod's name, and back off, which a JobSet does not.
-
-    Returns:
-        the variables that give the run its rank; this process keeps none, or what it runs later would be taken for a
-        child
-    """
-    if int(os.environ.get("NNODES", 1)) == 1:
-        return {}
-    if tries > 1:
-        time.sleep(min(10 * 2 ** (tries - 2), 160))
-    host, until = os.environ["MASTER_ADDR"], time.monotonic() + NAMES_S
-    while True:
-        try:
-            socket.getaddrinfo(host, None)
-            return {"NODE_RANK": str(node)}
-        except OSError:
-            if time.monotonic() > until:
-                rule = f"has no address after {NAMES_S} s"
-                remedy = "Check the cluster's DNS and the headless Service of the job"
-                raise ConfigError("MASTER_ADDR", host, rule, remedy) from None
-            time.sleep(0.5)
-
-
 def _run(arguments: Sequence[str], cwd: str | None, log: Path | None, environment: Mapping[str, str]) -> int:
     """Run a command, its output here and in its log, and signals forwarded."""
     file = (log or Path(os.devnull)).open("ab", buffering=0)  # closed by the copying, which may outlive this
@@ -247,40 +252,6 @@ def _copy(output: IO[bytes], log: IO[bytes]) -> None:
                 except OSError as error:
                     copies.remove(copy)
                     print(f"warning: the job's output is no longer written to {copy.name} ({error})", file=sys.stderr)
-
-
-def _reported(result: Result, code: int) -> int:
-    """Leave the termination message of a pod; returns the exit code, for a signal as a shell does."""
-    code = code if code >= 0 else 128 - code
-    if INDEX in os.environ:
-        try:
-            Path(os.environ.get("TERMINATION_MESSAGE", MESSAGE)).write_text(message(result, code))
-        except OSError as error:
-            print(f"warning: no termination message ({error})", file=sys.stderr)
-    return code
-
-
-def message(result: Result, code: int) -> str:
-    """A result within the 4 KiB of a termination message.
-
-    Of too many figures those stay that a sweep may compare, the table's first: they have a direction.
-    """
-    compared = [name for name, figure in result.figures.items() if figure.better is not None]
-    names = [name for name in dict.fromkeys([*FIGURES, *compared, *result.metrics]) if name in result.metrics]
-    short = replace(result, steps=None, fit_seconds=None, code=code, reason=result.reason[:1000])
-    kept = _with_figures(short, [])
-    for count in range(1, len(names) + 1):
-        if len((more := _with_figures(short, names[:count])).encode()) > LIMIT:
-            break
-        kept = more
-    return kept
-
-
-def _with_figures(result: Result, names: Sequence[str]) -> str:
-    """A result with some of its figures, as JSON."""
-    metrics = {name: result.metrics[name] for name in names}
-    figures = {name: result.figures[name] for name in names if name in result.figures}
-    return json.dumps(replace(result, metrics=metrics, figures=figures).to_plain())
 
 
 def why(log: Path, start: int, code: int) -> str:

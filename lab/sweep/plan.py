@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from blockwright.lab.sweep import hosts
 from blockwright.lab.sweep.damage import damage_of
 from blockwright.registry import ConfigError
 from blockwright.registry.folder import read_json, read_yaml
@@ -78,8 +79,8 @@ def is_resumed(sweep: Path) -> bool:
 
 
 def is_repeated(sweep: Path, argv: Sequence[str]) -> bool:
-    """Whether the same command has started this folder's sweep on a cluster; if so, this process resumes it."""
-    if not (sweep / PLAN).exists() or "cluster" not in (plan := read(sweep)) or plan.get("argv") != list(argv):
+    """Whether the same command has started this folder's sweep on a host; if so, this process resumes it."""
+    if not (sweep / PLAN).exists() or not hosts.is_hosted(plan := read(sweep)) or plan.get("argv") != list(argv):
         return False
     os.environ[RESUMED] = str(sweep.resolve())
     return True

@@ -25,7 +25,7 @@ def rows_of(sweep: Path, states: Mapping[int, Mapping[str, str]] | None = None) 
 
     Args:
         sweep: its folder
-        states: status and reason of jobs without results, as a cluster knows them; None for jobs of this machine
+        states: status and reason of jobs without results, as their host knows them; None for jobs of this machine
 
     The status of a job is ``completed``, ``pruned``, ``failed``, ``diverged``, ``running``, ``waiting`` (not yet
     started) or ``unfinished``.

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from blockwright.command import COMMANDS, run
+from blockwright.command import run
+from blockwright.commands import offers
 from blockwright.registry.command import run_command
 
 # Command line → path of the refusal, and a pattern of its rule. Nothing named here exists but {full}, a folder with a
@@ -39,12 +40,7 @@ REFUSED = {
     "import {full}/model.gguf {full}": ("OUT", "exists already"),
     "export RUN OUT --adapter --max-shard-size 5GB": ("--max-shard-size", "one file"),
     "export RUN OUT --max-shard-size 5": ("command line", "'5' is not a size"),
-    "export tiny OUT --to automodel gpus=1 gpu=h100 --dtype float16": ("--dtype", "without any"),
     "sweep status DIR --workers 3": ("--workers", "resume and retry"),
-    "kubernetes logs DIR 0 1": ("command line", "unrecognized arguments: 1"),
-    "kubernetes logs DIR first": ("command line", "invalid int value"),
-    "kubernetes render OUT hydra.launcher.render=X": ("hydra.launcher.render", "render FOLDER"),
-    "kubernetes run hydra/launcher=joblib": ("hydra/launcher", "set by the action"),
 }
 
 
@@ -83,7 +79,7 @@ OF_A_PATH = {
 OF_NONE = {"match", "blocks", "check", "train"}  # the last one: tests/test_mistakes.py
 
 
-@pytest.mark.parametrize("command", sorted(COMMANDS.keys() - OF_NONE))
+@pytest.mark.parametrize("command", sorted(offers().keys() - OF_NONE))
 def test_path_that_can_be_none_is_refused_in_every_command(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run_command(run, [command, *OF_A_PATH[command].split()]) == 64
     said = capsys.readouterr().err

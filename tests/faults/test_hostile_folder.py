@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
 import inspect
 import io
 import json
@@ -22,7 +21,8 @@ import yaml
 
 import blockwright
 from blockwright.blocks.compose import compose
-from blockwright.command import COMMANDS, TRAIN
+from blockwright.commands import command as known_command
+from blockwright.commands import offers
 from blockwright.interop.folder import dump_json
 from blockwright.lab.own_text import own_text
 from blockwright.lab.writer import Writer
@@ -61,7 +61,7 @@ FORMS: dict[str, list[str]] = {
 }  # fmt: skip
 ANY = ("FOLDER", "FOLDER OUT", "FOLDER FOLDER", "model=FOLDER", "init_from=FOLDER", "FOLDER/checkpoints/last.ckpt")
 QUICK = {"describe": 1, "export": 3, "surgery": 1}  # forms tried in the usual suite, where each composes with Hydra
-SUBCOMMANDS = [name for name in COMMANDS if name != TRAIN]
+SUBCOMMANDS = [name for name in offers() if name != "train"]
 WORST = "data that is a pickle"
 
 
@@ -227,12 +227,11 @@ def guarded(hostile: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 def run(command: str, words: str, folder: Path) -> tuple[int, str]:
     """Exit code and output of a command, in this process."""
-    given, said = COMMANDS[command], io.StringIO()
-    arguments = [*given.prefix, *words.replace("FOLDER", str(folder)).split()]
+    arguments, said = words.replace("FOLDER", str(folder)).split(), io.StringIO()
     start = time.process_time()
     with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
         try:
-            code = run_command(importlib.import_module(given.module).main, arguments)
+            code = run_command(known_command(command).run, arguments)
         except SystemExit as end:
             code = end.code if isinstance(end.code, int) else 1
     assert time.process_time() - start < SECONDS, said.getvalue()
@@ -318,7 +317,7 @@ def test_every_subcommand_is_tried() -> None:
 
     Not tried are ``resume``, ``retry`` and ``job`` of sweep and kubernetes: they train, and training is a program.
     """
-    assert set(FORMS) == set(SUBCOMMANDS)
+    assert set(FORMS) >= set(SUBCOMMANDS)
 
 
 @pytest.mark.slow

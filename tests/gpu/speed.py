@@ -11,7 +11,7 @@ from benchmarks.settings import return_memory
 from benchmarks.shapes import SHAPES
 from benchmarks.stopwatch import turns
 from benchmarks.worker import peak_memory, reset_peak
-from blockwright.lab.plan.hardware import hardware, names
+from blockwright.plugins.planner.hardware import hardware, names
 from tests.gpu.answer import passed
 from tests.gpu.blocks_at_work import PARTS, work
 

@@ -14,8 +14,8 @@ from foreign_models import CASES, LAYERS, MIXTURE, ROPE, SIZES, D, V
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from blockwright.interop import hf_import
 from blockwright.interop.exporting import export_folder
-from blockwright.interop.hf import main
 from blockwright.interop.importing import import_folder
 from blockwright.interop.source import load
 from blockwright.registry import ConfigError
@@ -150,7 +150,7 @@ def test_heads_of_prediction_are_left_out_unless_asked_for(predicting: Path, tok
 
 
 def test_heads_of_prediction_come_out_as_they_went_in(predicting: Path, tmp_path: Path) -> None:
-    assert main(["import", str(predicting), str(tmp_path / "out"), "--mtp"]) == 0
+    assert hf_import.main([str(predicting), str(tmp_path / "out"), "--mtp"]) == 0
     family = json.loads((predicting / "config.json").read_text())["model_type"]
     assert export_folder(tmp_path / "out", tmp_path / "hf") == (family, None)
     before, after = (load_file(folder / "model.safetensors") for folder in (predicting, tmp_path / "hf"))

@@ -14,10 +14,10 @@ import transformers
 from safetensors.torch import load_file
 
 from blockwright.blocks.compose import compose
+from blockwright.interop import hf_export, hf_import
 from blockwright.interop.exporting import export_folder, recognise
 from blockwright.interop.families.catalogue import FAMILIES
 from blockwright.interop.fingerprint import difference
-from blockwright.interop.hf import main
 from blockwright.interop.importing import import_folder
 from blockwright.interop.source import load
 from blockwright.registry import ConfigError
@@ -55,7 +55,7 @@ def test_trained_run_is_loaded_by_transformers_with_its_tokenizer(
     trainer = fit(*llama, f"data/tokenizer={tokenizer}", *sizes)
     run = tmp_path / "run"
     trainer.save_checkpoint(run / "checkpoints" / "last.ckpt")
-    assert main(["export", str(run), str(tmp_path / "hf"), "--max-shard-size", "100KB"]) == 0
+    assert hf_export.main([str(run), str(tmp_path / "hf"), "--max-shard-size", "100KB"]) == 0
     model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "hf").eval()
     words = transformers.AutoTokenizer.from_pretrained(tmp_path / "hf")
     text = corpus_file.read_text()[:200]
@@ -76,12 +76,12 @@ def test_composition_outside_the_families_is_written_as_our_own_and_read_back(
 ) -> None:
     model = tiny(moe=True, position={"name": "alibi"}, attention={"name": "mla", "n_heads": 4})
     path = saved(model)
-    assert main(["export", str(path), str(tmp_path / "own")]) == 0
+    assert hf_export.main([str(path), str(tmp_path / "own")]) == 0
     said = capsys.readouterr().out
     assert "No family of transformers describes this composition" in said and "'blockwright'" in said
     values = json.loads((tmp_path / "own" / "config.json").read_text())
     assert values["model_type"] == "blockwright" and values["composition"]["position"]["name"] == "alibi"
-    assert main(["import", str(tmp_path / "own"), str(tmp_path / "out")]) == 0
+    assert hf_import.main([str(tmp_path / "own"), str(tmp_path / "out")]) == 0
     tokens = torch.randint(0, 61, (2, 30), generator=torch.Generator().manual_seed(0))
     assert torch.equal(load(tmp_path / "out")(tokens), load(path)(tokens))
 
@@ -184,8 +184,8 @@ def test_family_that_is_insisted_on_must_describe_the_model(
 def test_dtype_and_size_of_shards_are_the_ones_asked_for(
     saved: Callable[..., Path], tiny: Tiny, tmp_path: Path
 ) -> None:
-    arguments = ["export", str(saved(tiny())), str(tmp_path / "hf"), "--dtype", "bfloat16", "--max-shard-size", "20KB"]
-    assert main(arguments) == 0
+    arguments = [str(saved(tiny())), str(tmp_path / "hf"), "--dtype", "bfloat16", "--max-shard-size", "20KB"]
+    assert hf_export.main(arguments) == 0
     files = sorted((tmp_path / "hf").glob("*.safetensors"))
     tensors = {name: tensor for file in files for name, tensor in load_file(file).items()}
     index = json.loads((tmp_path / "hf" / "model.safetensors.index.json").read_text())
@@ -198,7 +198,7 @@ def test_dtype_and_size_of_shards_are_the_ones_asked_for(
 
 @pytest.mark.parametrize("size", ["0", "big", "-5GB", "5 apples", "5"])
 def test_size_that_is_none_is_refused(size: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["export", str(tmp_path), str(tmp_path / "hf"), f"--max-shard-size={size}"]) == 64
+    assert hf_export.main([str(tmp_path), str(tmp_path / "hf"), f"--max-shard-size={size}"]) == 64
     assert f"{size!r} is not a size; write 5GB or 200MB" in capsys.readouterr().err
 
 

@@ -18,8 +18,7 @@ from tokenizers import Tokenizer as Engine
 from tokenizers import decoders, models, pre_tokenizers
 
 from blockwright.blocks.checkpoint.read import read_checkpoint
-from blockwright.interop import companions, consolidate, exporting, importing
-from blockwright.interop.hf import main
+from blockwright.interop import companions, consolidate, exporting, hf_export, importing
 from blockwright.lab.lm_eval import Blockwright
 from blockwright.lab.writer import Writer
 from blockwright.registry import ConfigError
@@ -139,8 +138,8 @@ def test_licence_leaves_with_it_and_what_was_true_elsewhere_does_not(run: Path, 
 
 
 def test_dtype_of_the_published_weights_can_be_asked_for(run: Path, tmp_path: Path) -> None:
-    assert main(["export", str(run), str(tmp_path / "trained")]) == 0
-    assert main(["export", str(run), str(tmp_path / "published"), "--dtype", "original"]) == 0
+    assert hf_export.main([str(run), str(tmp_path / "trained")]) == 0
+    assert hf_export.main([str(run), str(tmp_path / "published"), "--dtype", "original"]) == 0
     for name, dtype in (("trained", "float32"), ("published", "bfloat16")):
         values = json.loads((tmp_path / name / "config.json").read_text())
         assert values["dtype"] == values["torch_dtype"] == dtype
@@ -155,7 +154,7 @@ def test_original_dtype_of_a_model_from_nowhere_is_refused(
     decoder = compose(tiny(), seed=0)
     weights = {f"decoder.{k}": v for k, v in decoder.state_dict().items()}
     torch.save({"state_dict": weights, "hyper_parameters": {"model": decoder.config}}, tmp_path / "x.ckpt")
-    assert main(["export", str(tmp_path / "x.ckpt"), str(tmp_path / "hf"), "--dtype", "original"]) == 64
+    assert hf_export.main([str(tmp_path / "x.ckpt"), str(tmp_path / "hf"), "--dtype", "original"]) == 64
     assert "names no dtype" in capsys.readouterr().err and not (tmp_path / "hf").exists()
 
 

@@ -18,9 +18,9 @@ from foreign_models import V
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from blockwright.interop import hf_import
 from blockwright.interop.gguf import FRAME, LAYER, STACKS, _deepseek2, _frame, _write_tokenizer, unpack
 from blockwright.interop.gguf_metadata import Metadata
-from blockwright.interop.hf import main
 from blockwright.interop.source import load
 from blockwright.registry import ConfigError
 
@@ -160,7 +160,7 @@ def test_imported_logits_are_those_of_transformers(
     tmp_path: Path,
 ) -> None:
     file = write(checkpoint(name), tmp_path / "model.gguf", split)
-    assert main(["import", str(file), str(tmp_path / "out")]) == 0
+    assert hf_import.main([str(file), str(tmp_path / "out")]) == 0
     torch.testing.assert_close(load(tmp_path / "out")(tokens), foreign(name)(tokens).logits, rtol=0, atol=1e-5)
     assert not list(tmp_path.glob(".out*"))
 
@@ -169,7 +169,7 @@ def test_tokenizer_is_rebuilt_and_travels_along(checkpoint: Callable[..., Path],
     from blockwright.training.data.tokenizers.pretrained import Pretrained
 
     file = write(checkpoint("llama"), tmp_path / "m.gguf", **{"tokenizer.chat_template": "{{ messages }}"})
-    assert main(["import", str(file), str(tmp_path / "out")]) == 0
+    assert hf_import.main([str(file), str(tmp_path / "out")]) == 0
     words = Pretrained(str(tmp_path / "out" / "tokenizer.json"))
     assert words.encode("ab ab ac").tolist() == [9, 8, 9, 10, 2] and words.decode([9, 8, 9]) == "ab ab"
     assert words.special_words == {"<|end|>": 11} and words.eos == 11
@@ -297,7 +297,7 @@ def test_file_cut_or_changed_anywhere_gives_one_message(
     for number, content in enumerate(damaged):
         file = tmp_path / f"{number}.gguf"
         file.write_bytes(content)
-        codes.add(main(["import", str(file), str(tmp_path / str(number))]))
+        codes.add(hf_import.main([str(file), str(tmp_path / str(number))]))
     assert codes <= {0, 64} and "Traceback" not in capsys.readouterr().err
 
 
@@ -319,7 +319,7 @@ def test_tensor_that_is_missing_or_of_another_shape_is_refused(
     checkpoint: Callable[..., Path], tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = write(checkpoint("llama"), tmp_path / "m.gguf", change=DAMAGED[name])
-    assert main(["import", str(file), str(tmp_path / "out")]) == 64
+    assert hf_import.main([str(file), str(tmp_path / "out")]) == 64
     assert not (tmp_path / "out").exists() and capsys.readouterr().err
 
 
@@ -341,5 +341,5 @@ def test_file_that_names_no_groups_of_experts_is_refused(checkpoint: Callable[..
 
 def test_damaged_file_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "m.gguf").write_bytes(b"GGUF but not really")
-    assert main(["import", str(tmp_path / "m.gguf"), str(tmp_path / "out")]) == 64
+    assert hf_import.main([str(tmp_path / "m.gguf"), str(tmp_path / "out")]) == 64
     assert "cannot be read as GGUF" in capsys.readouterr().err and not (tmp_path / "out").exists()

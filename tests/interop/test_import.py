@@ -15,9 +15,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import blockwright
+from blockwright.interop import hf_import
 from blockwright.interop.exporting import export_folder
 from blockwright.interop.families.catalogue import FAMILIES
-from blockwright.interop.hf import main
 from blockwright.interop.importing import import_folder
 from blockwright.interop.source import load
 from blockwright.registry import ConfigError
@@ -98,8 +98,8 @@ def test_dtype_is_kept_or_the_one_asked_for_and_never_rounds_the_bias_of_a_choic
     tensors |= {n: t.float() + 1e-5 for n, t in tensors.items() if n.endswith("e_score_correction_bias")}
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     stored = {str(t.dtype) for t in tensors.values()}
-    assert main(["import", str(folder), str(tmp_path / "kept")]) == 0
-    assert main(["import", str(folder), str(tmp_path / "half"), "--dtype", "float16"]) == 0
+    assert hf_import.main([str(folder), str(tmp_path / "kept")]) == 0
+    assert hf_import.main([str(folder), str(tmp_path / "half"), "--dtype", "float16"]) == 0
     kept, half = (load_file(tmp_path / x / "model.safetensors") for x in ("kept", "half"))
     assert {str(t.dtype) for t in kept.values()} == {*stored, "torch.int64"}
     assert kept["layers.1.ffn.gating.bias"].dtype == half["layers.1.ffn.gating.bias"].dtype == torch.float32
@@ -145,9 +145,9 @@ def test_unknown_key_is_refused_until_it_is_ignored_by_name(
     checkpoint: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = changed(checkpoint("llama"), colour="blue", shade=3)
-    assert main(["import", str(folder), str(tmp_path / "out")]) == 64
+    assert hf_import.main([str(folder), str(tmp_path / "out")]) == 64
     assert "--ignore colour" in capsys.readouterr().err
-    assert main(["import", str(folder), str(tmp_path / "out"), "--ignore", "colour", "--ignore", "shade"]) == 0
+    assert hf_import.main([str(folder), str(tmp_path / "out"), "--ignore", "colour", "--ignore", "shade"]) == 0
     said = capsys.readouterr().out
     assert "Ignored colour of config.json" in said and "Ignored shade of config.json" in said
     assert json.loads((tmp_path / "out" / "origin.json").read_text())["ignored"] == {"colour": "blue", "shade": 3}
@@ -167,7 +167,7 @@ def test_unknown_key_is_refused_whose_value_is_false_or_empty(
 def test_heads_of_prediction_are_not_asked_of_a_checkpoint_without(
     checkpoint: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["import", str(checkpoint("llama")), str(tmp_path / "out"), "--mtp"]) == 64
+    assert hf_import.main([str(checkpoint("llama")), str(tmp_path / "out"), "--mtp"]) == 64
     assert "error: --mtp = True" in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
@@ -194,7 +194,7 @@ def test_key_that_decides_the_computation_or_is_not_there_cannot_be_ignored(
     key: str, says: str, checkpoint: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = changed(checkpoint("llama"), colour="blue", quantization_config={"quant_method": "fp8"})
-    assert main(["import", str(folder), str(tmp_path / "out"), "--ignore", key]) == 64
+    assert hf_import.main([str(folder), str(tmp_path / "out"), "--ignore", key]) == 64
     said = capsys.readouterr().err
     assert f"error: --ignore = {key}\n" in said and says in " ".join(said.replace("remedy:", "").split())
     assert not (tmp_path / "out").exists()

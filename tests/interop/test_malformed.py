@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from warm import Warm
 
-from blockwright.interop.hf import main
+from blockwright.interop import hf_export, hf_import
 from blockwright.interop.importing import import_folder
 from blockwright.interop.shards import all_finite
 from blockwright.registry import ConfigError
@@ -39,7 +39,7 @@ def single(checkpoint: Callable[..., Path]) -> Path:
 def refused(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], *options: str) -> str:
     """What the command line says; and that it left nothing behind."""
     before = sorted(tmp_path.iterdir())
-    assert main(["import", str(folder), str(tmp_path / "out"), *options]) == 64
+    assert hf_import.main([str(folder), str(tmp_path / "out"), *options]) == 64
     said = capsys.readouterr().err
     assert said.startswith("error: ") and "rule:" in said and "remedy:" in said and "Traceback" not in said
     assert sorted(tmp_path.iterdir()) == before
@@ -326,7 +326,7 @@ def test_interrupted_writing_leaves_nothing(
 
 def test_disk_that_fills_up_is_one_message(single: Path, tmp_path: Path, environment: dict[str, str]) -> None:
     root = Path(__file__).resolve().parents[2]
-    command = f"ulimit -f 20; exec {sys.executable} -m blockwright.interop.hf import {single} {tmp_path / 'out'}"
+    command = f"ulimit -f 20; exec {sys.executable} -m blockwright.interop.hf_import {single} {tmp_path / 'out'}"
     done = subprocess.run(["bash", "-c", command], cwd=root, env=environment, capture_output=True, text=True)
     assert done.returncode == 64 and done.stderr.startswith("error: OUT") and "File too large" in done.stderr
     assert not list(tmp_path.iterdir())
@@ -341,7 +341,8 @@ def test_number_that_the_dtype_asked_for_cannot_hold(
     if command == "export":
         import_folder(single, tmp_path / "ours")
         source = tmp_path / "ours"
-    assert main([command, str(source), str(tmp_path / "half"), "--dtype", "float16"]) == 64
+    main = {"import": hf_import.main, "export": hf_export.main}[command]
+    assert main([str(source), str(tmp_path / "half"), "--dtype", "float16"]) == 64
     said = capsys.readouterr().err
     assert "norm.weight" in said and "not finite in float16" in said and not (tmp_path / "half").exists()
 
@@ -362,7 +363,7 @@ def test_program_ends_with_code_2_and_without_a_traceback(
     single: Path, tmp_path: Path, warm: Warm, environment: dict[str, str]
 ) -> None:
     settings(single, model_type="bert")
-    command = ["-m", "blockwright.interop.hf", "import", str(single), str(tmp_path / "out")]
+    command = ["-m", "blockwright.interop.hf_import", str(single), str(tmp_path / "out")]
     done = warm.run(*command, cwd=Path(__file__).resolve().parents[2], env=environment)
     assert done.returncode == 64 and done.stdout == ""
     assert done.stderr.startswith("error: config.json: model_type = bert") and "Traceback" not in done.stderr
@@ -371,7 +372,7 @@ def test_program_ends_with_code_2_and_without_a_traceback(
 
 def test_exporting_what_is_no_model_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for path in (tmp_path / "nowhere", tmp_path):
-        assert main(["export", str(path), str(tmp_path / "hf")]) == 64
+        assert hf_export.main([str(path), str(tmp_path / "hf")]) == 64
         assert f"error: RUN = {path}\n" in capsys.readouterr().err
     assert not (tmp_path / "hf").exists()
 

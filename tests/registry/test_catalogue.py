@@ -18,7 +18,7 @@ from torch import Tensor
 from blockwright import registry
 from blockwright.blocks.norm.base import Norm
 from blockwright.registry import Composable, ConfigError, RegistrationError, catalogue, family, index, register
-from blockwright.registry.hydra import RegistrySource
+from hydra_plugins.blockwright_registry.source import RegistrySource
 
 pytestmark = pytest.mark.usefixtures("temporary_blocks")
 

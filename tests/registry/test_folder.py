@@ -21,7 +21,7 @@ from blockwright.training.data.corpus import Corpus
 from blockwright.training.data.tokenizers.base import Tokenizer
 
 ROOT = Path(__file__).resolve().parents[2]
-PACKAGES = ("src", "registry", "blocks", "interop", "training", "lab")
+PACKAGES = ("src", "registry", "blocks", "interop", "training", "lab", "plugins")
 READERS = (
     "json.load",
     "json.loads",
@@ -40,6 +40,9 @@ ELSEWHERE = {
     "lab/ablation/definition.py yaml.safe_load": "a text that read_text has bounded, of a file that the user names",
     "registry/index.py read_text": "the source of installed packages",
     "src/blockwright/lazy.py read_text": "a file of this package",
+    "src/blockwright/commands.py read_text": "a module of an installed package",
+    "training/configuration/conf.py read_text": "the configuration of this project",
+    "training/configuration/conf.py yaml.safe_load": "the configuration of this project",
     "src/blockwright/api.py read_text": "files of this package",
     "lab/report/svg.py read_text": "a file of this package",
     "lab/report/build.py read_text": "files of this package",
@@ -57,8 +60,8 @@ ELSEWHERE = {
     "training/sandbox/boxed/exchange.py json.loads": "a line of limited length, from a program that is not trusted",
     "training/objectives/rewards/reasoning_gym.py json.loads": "a column that this process wrote",
     "training/tasks/reference.py numpy.load": "the project's own cache",
-    "lab/kubernetes/cluster.py json.loads": "what kubectl prints",
-    "lab/kubernetes/watch.py json.loads": "what a pod of this sweep wrote",
+    "plugins/kubernetes/cluster.py json.loads": "what kubectl prints",
+    "plugins/kubernetes/watch.py json.loads": "what a pod of this sweep wrote",
     "interop/shards.py json.loads": "the header of a file, which safetensors has bounded",
     "blocks/conformance/setting.py json.loads": "a text of this package",
     "blocks/conformance/construction.py torch.load": "a file that the check has written",
@@ -86,7 +89,7 @@ def reading(text: str) -> Iterator[tuple[str, ast.Call]]:
 
 def calls() -> Iterator[tuple[str, ast.Call]]:
     """File and name of each call of this project that reads a file or a text of one."""
-    for source in (p for package in PACKAGES for p in (ROOT / package).rglob("*.py")):
+    for source in (p for package in PACKAGES for p in (ROOT / package).rglob("*.py") if "tests" not in p.parts):
         for name, node in reading(source.read_text()):
             yield f"{source.relative_to(ROOT)} {name}", node
 

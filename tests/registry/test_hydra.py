@@ -8,7 +8,8 @@ from omegaconf import OmegaConf
 
 from blockwright import registry
 from blockwright.registry import Node, presets
-from blockwright.registry.hydra import RegistrySource, include_config_dir
+from blockwright.registry.hydra import include_config_dir
+from hydra_plugins.blockwright_registry.source import RegistrySource
 
 SOURCE = RegistrySource("blockwright", "blockwright://")
 

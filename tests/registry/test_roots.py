@@ -15,7 +15,7 @@ from blockwright import registry
 from blockwright.blocks.model_config import read
 from blockwright.registry import Composable, ConfigError, Node, RegistrationError, Scope, family, register
 from blockwright.registry.__main__ import main
-from blockwright.registry.hydra import RegistrySource
+from hydra_plugins.blockwright_registry.source import RegistrySource
 
 pytestmark = pytest.mark.usefixtures("temporary_blocks", "prizes")
 
@@ -55,6 +55,7 @@ def prizes(temporary_blocks: None) -> None:
 
 
 SOURCE = RegistrySource("blockwright", "blockwright://")
+SEARCHED = "hydra: {searchpath: ['blockwright://']}\n"  # an application that is not this project's asks for it
 
 
 def test_blocks_are_typed_options_of_their_own_root() -> None:
@@ -66,7 +67,7 @@ def test_blocks_are_typed_options_of_their_own_root() -> None:
 
 
 def test_hydra_composes_and_types_them(tmp_path: Path) -> None:
-    (tmp_path / "config.yaml").write_text("defaults: [fair/prize: length, _self_]\n")
+    (tmp_path / "config.yaml").write_text(f"defaults: [fair/prize: length, _self_]\n{SEARCHED}")
     GlobalHydra.instance().clear()
     with initialize_config_dir(version_base="1.3", config_dir=str(tmp_path)):
         composed = compose("config", overrides=["fair.prize.per_token=2"])
@@ -88,7 +89,9 @@ def test_glob_sweeps_over_the_registered_names(tmp_path: Path) -> None:
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
     (tmp_path / "config.yaml").write_text("defaults: [fair/prize: length]\n")
-    loader = ConfigLoaderImpl(create_config_search_path(str(tmp_path)))
+    searched = create_config_search_path(str(tmp_path))
+    searched.append(provider="blockwright", path="blockwright://")
+    loader = ConfigLoaderImpl(searched)
     parsed = OverridesParser.create(config_loader=loader).parse_overrides(["fair/prize=glob(*)"])
     assert BasicSweeper.split_arguments(parsed, None) == [[["fair/prize=exact"], ["fair/prize=length"]]]
 

@@ -11,11 +11,10 @@ import torch
 
 from blockwright.blocks.compose import compose
 from blockwright.blocks.lora import is_adapter
+from blockwright.interop import hf_export
 from blockwright.interop.exporting import export_folder
-from blockwright.interop.hf import main
 from blockwright.interop.importing import import_folder
 from blockwright.interop.source import load
-from blockwright.lab.handover.__main__ import main as command
 from blockwright.registry import ConfigError
 from blockwright.training.checkpoints.record import record
 from blockwright.training.configuration.instantiate import instantiate
@@ -103,8 +102,8 @@ def test_adapter_leaves_and_returns_in_pefts_layout(
     trainer = fit(*lora, "trainer.max_steps=2")
     trainer.save_checkpoint(tmp_path / "run.ckpt")
     given = [str(tmp_path / "run.ckpt"), str(tmp_path / "adapter"), "--adapter"]
-    assert command([*given, "--dtype", "bfloat16"]) == command([*given, "--to", "automodel"]) == 64
-    assert command(given) == 0
+    assert hf_export.main([*given, "--dtype", "bfloat16"]) == hf_export.main([*given, "--to", "automodel"]) == 64
+    assert hf_export.main(given) == 0
     started = fit(*lora, f"adapter.start={tmp_path / 'adapter'}", "trainer.max_steps=1", "optimizer.lr=1e-12")
     ours, theirs = trainer.lightning_module.decoder, started.lightning_module.decoder
     for name, parameter in ours.named_parameters():
@@ -150,7 +149,7 @@ def test_wrong_settings_are_refused_before_work(
 def test_export_of_a_run_without_adapter_is_refused(
     base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["export", str(base), str(tmp_path / "out"), "--adapter"]) == 64
+    assert hf_export.main([str(base), str(tmp_path / "out"), "--adapter"]) == 64
     assert "holds no adapter" in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
@@ -173,7 +172,7 @@ def test_llama_like_adapter_has_published_names(
     import_folder(tmp_path / "hf", tmp_path / "out")
     trainer = fit(*LORA, f"init_from={tmp_path / 'out'}", "trainer.max_steps=2", "adapter.targets=[attention,ffn]")
     trainer.save_checkpoint(tmp_path / "run.ckpt")
-    assert main(["export", str(tmp_path / "run.ckpt"), str(tmp_path / "adapter"), "--adapter"]) == 0
+    assert hf_export.main([str(tmp_path / "run.ckpt"), str(tmp_path / "adapter"), "--adapter"]) == 0
     peft = pytest.importorskip("peft", reason="needs blockwright[trl]")
     from transformers import AutoModelForCausalLM
 

@@ -1,38 +1,68 @@
-"""conf/: its location, its groups and their options, and composition by Hydra outside ``@hydra.main``."""
+"""The folders of configurations: this project's conf/ and those of other packages; groups, options, composition.
+
+A package offers a folder through the entry-point group ``blockwright.conf``: ``NAME = "package.folder"``.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from hydra import compose, initialize_config_dir
-from hydra.core.global_hydra import GlobalHydra
-from omegaconf import DictConfig
+import yaml
 
-from blockwright.registry import catalogue, presets
+from blockwright.registry import catalogue, plugins, presets
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 
 
 def composed(overrides: Sequence[str]) -> DictConfig:
-    """Compose conf/ with overrides; raises Hydra's exceptions."""
+    """Compose the configuration with overrides; raises Hydra's exceptions."""
+    from hydra import compose, initialize_config_dir  # completion does without
+    from hydra.core.global_hydra import GlobalHydra
+
     GlobalHydra.instance().clear()
     with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
         return compose("config", overrides=list(overrides))
 
 
+def folders() -> list[Path]:
+    """All folders, in the order in which Hydra searches them."""
+    return [CONF, *plugins.folders(plugins.CONF)]
+
+
+def files(group: str) -> list[Path]:
+    """The files of a group, in alphabetical order of the options that they are."""
+    return sorted(
+        (file for folder in folders() for file in (folder / group).glob("*.yaml")), key=lambda file: file.stem
+    )
+
+
 def options(group: str) -> list[str]:
     """The options of a group that have files, presets included; without registered blocks."""
-    files = [p.stem for p in (CONF / group).glob("*.yaml")] if group else []
-    return sorted([*files, *presets.names()] if group == "model" else files)
+    named = [file.stem for file in files(group)] if group else []
+    return sorted([*named, *presets.names()] if group == "model" else named)
 
 
 def groups() -> list[str]:
     """All groups, blocks included."""
-    files = {p.parent.relative_to(CONF).as_posix() for p in CONF.rglob("*.yaml")} - {"."}
-    return sorted({*files, *of_blocks()})
+    return sorted({*of_files(), *of_blocks()})
+
+
+def of_files() -> list[str]:
+    """The groups whose options have files."""
+    grouped = {file.parent.relative_to(folder).as_posix() for folder in folders() for file in folder.rglob("*.yaml")}
+    return sorted(grouped - {"."})
 
 
 def of_blocks() -> list[str]:
     """The groups whose options are registered blocks."""
     return catalogue.groups()
+
+
+def settings() -> list[str]:
+    """The keys of the configuration that belong to no group."""
+    return sorted(yaml.safe_load((CONF / "config.yaml").read_text()).keys() - {"defaults"})

@@ -113,9 +113,6 @@ def _no_group(error: BaseException, text: str, overrides: Sequence[str]) -> Conf
     if group == "ablation":
         rule = "is a comparison of many runs, not part of one"
         return ConfigError(group, value, rule, f"Write: blockwright ablate {value}")
-    if group in ("hardware", "planner"):
-        rule = "is what blockwright plan reads, and no part of a run"
-        return ConfigError(group, value, rule, f"Write: blockwright plan model=NAME gpus=N gpu={value}")
     if group == "preset":
         return ConfigError(group, value, "is the folder of presets; choose a model by name", f"Write model={value}")
     rule = "the composition selects nothing for this group, so there is nothing to replace"

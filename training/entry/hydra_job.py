@@ -25,7 +25,7 @@ from blockwright.training.configuration.secrets import hidden, read_from_environ
 from blockwright.training.entry.preflight import preflight
 from blockwright.training.entry.ranks import LAUNCHED, is_child, overrides, pin_children, reset_processes
 from blockwright.training.entry.start import refuse_untrained
-from blockwright.training.jobs import release
+from blockwright.training.jobs import HOST, host_of, release
 from blockwright.training.result import Result, record_failure
 from blockwright.training.stops import Diverged, Interrupted, Pruned
 
@@ -71,13 +71,10 @@ def hydra_job(cfg: DictConfig) -> float | None:
 
 def _job(cfg: DictConfig, directory: Path, sweeping: bool) -> float | None:
     refuse_empty(cfg, overrides())
-    launcher = str(HydraConfig.get().launcher.get("_target_"))
-    if launcher.endswith(".KubernetesLauncher") and "JOB_COMPLETION_INDEX" not in os.environ:  # Hydra would ignore it
-        rule, remedy = (
-            "starts the jobs of a multirun, and this is a single run",
-            "Add -m, or: blockwright kubernetes run …",
-        )
-        raise ConfigError("hydra/launcher", "kubernetes", rule, remedy)
+    if host_of(HydraConfig.get().launcher) and HOST not in os.environ:  # Hydra would ignore it
+        launcher = HydraConfig.get().runtime.choices["hydra/launcher"]
+        rule = "starts the jobs of a multirun, and this is a single run"
+        raise ConfigError("hydra/launcher", launcher, rule, "Add -m")
     plain = preflight(cfg, compared=sweeping)
     if (plan := _plan(directory)).get("metric") == cfg.optimized_metric:
         figures.direction(plain, (f"direction of {directory.parent / SWEEP}", plan.get("direction")))

@@ -14,26 +14,29 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
-from blockwright.lab.kubernetes.options import Options
-from blockwright.lab.sweep.application import check_application
+from blockwright.plugins.kubernetes.options import Options
 
 
 class KubernetesLauncher(Launcher):
-    """See lab/kubernetes/launch.py.
+    """See plugins/kubernetes/launch.py.
 
     Args:
-        options: those of ``blockwright.lab.kubernetes.options.Options``
+        options: those of ``blockwright.plugins.kubernetes.options.Options``
     """
+
+    host = "cluster"
 
     def __init__(self, **options: Any) -> None:
         self.options = options
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        from blockwright.lab.sweep.application import check_application
+
         check_application(config, "hydra/launcher", "kubernetes", "another launcher")
         self.hydra_context, self.config = hydra_context, config
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        from blockwright.lab.kubernetes.launch import Launch
+        from blockwright.plugins.kubernetes.launch import Launch
 
         return Launch(self.options, self.hydra_context, self.config).launch(job_overrides, initial_job_idx)
 

@@ -9,11 +9,8 @@ from typing import Any
 
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
-from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from blockwright.lab.sweep.application import check_application
-from blockwright.registry import ConfigError
 from hydra_plugins.blockwright_optuna._options import store
 
 
@@ -28,6 +25,10 @@ class ResumableOptunaSweeper(Sweeper):
     """
 
     def __init__(self, **settings: Any) -> None:
+        from hydra.utils import instantiate
+
+        from blockwright.registry import ConfigError
+
         try:
             from blockwright.lab.sweep.search import Search
         except ModuleNotFoundError as error:
@@ -38,6 +39,8 @@ class ResumableOptunaSweeper(Sweeper):
         self.search = Search(**{**settings, "sampler": instantiate(settings["sampler"])})
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        from blockwright.lab.sweep.application import check_application
+
         check_application(config, "hydra/sweeper", "optuna", "another sweeper")
         self.search.setup(hydra_context=hydra_context, task_function=task_function, config=config)
 

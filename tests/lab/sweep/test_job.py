@@ -1,8 +1,7 @@
-"""One job of a sweep, as a pod runs it; the training is a script of a few lines."""
+"""One job of a sweep; the training is a script of a few lines."""
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import sys
@@ -35,51 +34,11 @@ def train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Train:
     return lambda lines: script.write_text(head + lines) and None
 
 
-@pytest.fixture
-def pod(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """In a pod's environment; where its termination message is."""
-    monkeypatch.setenv(one.INDEX, "0")
-    monkeypatch.setenv("TERMINATION_MESSAGE", str(tmp_path / "message"))
-    monkeypatch.setattr(one.time, "sleep", lambda s: None)
-    monkeypatch.delenv("NODE_RANK", raising=False)
-    return tmp_path / "message"
-
-
-def said(file: Path) -> dict[str, Any]:
-    return json.loads(file.read_text())
-
-
-def test_pod_reports_what_its_run_came_to(train: Train, pod: Path, tmp_path: Path) -> None:
-    train(
-        "(folder / 'results.json').write_text(json.dumps({'status': 'completed', 'metrics': {'val/loss': 0.1 + 0.2}}))"
-    )
-    assert main(["job", str(tmp_path / "sweep"), "3", "--", "seed=1"]) == 0
-    assert said(pod) == {"status": "completed", "metrics": {"val/loss": 0.1 + 0.2}, "code": 0}
-    assert main(["job", str(tmp_path / "sweep"), "3", "--", "seed=1"]) == 0  # a pod that was lost after its end
-    assert len((tmp_path / "sweep" / "3" / one.LOG).read_text().splitlines()) == 0
-
-
-def test_refusal_is_final_and_its_reason_is_said(train: Train, pod: Path, tmp_path: Path) -> None:
-    train("print('error: a.b = 1\\n  rule:   must not\\n  remedy: Write 2', file=sys.stderr); sys.exit(64)")
-    assert one.run_job(tmp_path, 0, ["a.b=1"]) == 64
-    assert said(pod) == {"status": "failed", "code": 64, "reason": "a.b = 1: must not. Write 2"}
-    assert Result.read(tmp_path / "0").reason == said(pod)["reason"]
-
-
-@pytest.mark.parametrize("code", ["sys.exit(1)", "os.kill(os.getpid(), 9)"])
-def test_failure_that_may_be_tried_again_leaves_no_results(code: str, train: Train, pod: Path, tmp_path: Path) -> None:
-    train(f"print('KeyError: x'); sys.stdout.flush(); {code}")
-    assert one.run_job(tmp_path, 0, []) in (1, 137)
-    assert not Result.read(tmp_path / "0").ended
-    assert said(pod)["reason"] in ("KeyError: x", "killed by SIGKILL (out of memory?)")
-
-
 def test_stopped_run_is_resumed_from_its_own_folder(
-    train: Train, pod: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     train("print(*arguments); sys.exit(75)")
     assert one.run_job(tmp_path, 0, ["seed=1"]) == 75
-    assert said(pod) == {"status": "stopped", "code": 75}
     checkpoint = tmp_path / "0" / "checkpoints" / "last.ckpt"
     monkeypatch.setattr(one, "newest", lambda folder: checkpoint if folder == tmp_path / "0" else None)
     checkpoint.parent.mkdir()
@@ -89,33 +48,7 @@ def test_stopped_run_is_resumed_from_its_own_folder(
     assert f"ckpt_path={checkpoint}" in (tmp_path / "0" / one.LOG).read_text()
 
 
-def test_stops_without_progress_become_a_failure(train: Train, pod: Path, tmp_path: Path) -> None:
-    train("sys.exit(75)")
-    codes = [one.run_job(tmp_path, 0, []) for _ in range(5)]
-    assert codes == [75, 75, 75, 1, 1]
-    assert not Result.read(tmp_path / "0").ended
-
-
-def test_second_node_writes_nothing_and_takes_its_rank(
-    train: Train, pod: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv(one.INDEX, "1")
-    monkeypatch.setenv("NNODES", "2")
-    monkeypatch.setenv("MASTER_ADDR", "localhost")
-    train("sys.exit(40 + int(os.environ['NODE_RANK']))")
-    assert one.run_job(tmp_path / "sweep", 0, []) == 41
-    assert not (tmp_path / "sweep").exists() and not pod.exists()
-
-
-def test_name_that_never_comes_is_refused(pod: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("NNODES", "2")
-    monkeypatch.setenv("MASTER_ADDR", "no-such-pod.invalid")
-    monkeypatch.setattr(one, "NAMES_S", 0)
-    with pytest.raises(ConfigError, match="has no address"):
-        one.run_job(tmp_path, 0, [])
-
-
-def test_signal_is_forwarded(train: Train, pod: Path, tmp_path: Path) -> None:
+def test_signal_is_forwarded(train: Train, tmp_path: Path) -> None:
     train("signal.signal(15, lambda *_: sys.exit(75))\nprint('ready', flush=True)\nwhile True: signal.pause()")
     log = tmp_path / "0" / one.LOG
 
@@ -128,7 +61,7 @@ def test_signal_is_forwarded(train: Train, pod: Path, tmp_path: Path) -> None:
     assert one.run_job(tmp_path, 0, []) == 75
 
 
-def test_diverged_job_starts_from_scratch(train: Train, pod: Path, tmp_path: Path) -> None:
+def test_diverged_job_starts_from_scratch(train: Train, tmp_path: Path) -> None:
     (tmp_path / "0" / "checkpoints").mkdir(parents=True)
     (tmp_path / "0" / "checkpoints" / "last.ckpt").touch()
     write_json(tmp_path / "0" / "results.json", {"status": "diverged", "reason": "nan"})
@@ -162,24 +95,7 @@ def test_storage_without_fsync_is_refused(tmp_path: Path, monkeypatch: pytest.Mo
         one.probe(tmp_path)
 
 
-def test_message_fits_its_four_kibibytes() -> None:
-    metrics = {f"some/figure/{i}": i / 3 for i in range(400)} | {"val/loss": 0.1}
-    text = one.message(Result("failed", reason="x" * 9000, metrics=metrics, save_seconds=2.5), 70)
-    assert len(text.encode()) <= one.LIMIT
-    found = json.loads(text)
-    assert found["metrics"]["val/loss"] == 0.1 and found["save_seconds"] == 2.5 and len(found["metrics"]) > 20
-
-
-def test_message_keeps_the_figures_that_a_sweep_may_compare() -> None:
-    metrics = {f"some/figure/{i}": i / 3 for i in range(400)} | {"val/reward": 0.5, "val/loss": 0.1}
-    described = {name: {"unit": "", "better": None} for name in metrics}
-    described["val/reward"] = {"unit": "a completion", "better": "more"}
-    found = json.loads(one.message(Result.of({"status": "completed", "metrics": metrics, "figures": described}), 0))
-    assert found["metrics"]["val/reward"] == 0.5 and found["figures"]["val/reward"]["better"] == "more"
-
-
 def test_user_runs_one_job_of_a_plan(train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv(one.INDEX, raising=False)
     jobs_ = [{"job": n, "overrides": [f"seed={n}"]} for n in range(2)]
     plans.write(tmp_path / "sweep", {"kind": "grid", "metric": "val/loss", "direction": "minimize", "jobs": jobs_})
     train("sys.exit(0 if 'seed=1' in arguments else 3)")

@@ -1,0 +1,419 @@
+"""``train.py -m hydra/launcher=kubernetes`` as a user starts it, with a scripted kubectl on PATH."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hydra import compose, initialize_config_dir
+from hydra._internal.callbacks import Callbacks
+from hydra.core.global_hydra import GlobalHydra
+from hydra.types import HydraContext
+from kubelet import expanded
+from omegaconf import OmegaConf
+from scripted_cluster import ScriptedCluster
+from warm import Running, Warm
+from wrong_manifests import IMAGE
+
+from blockwright import registry
+from blockwright.lab.sweep import plan as plans
+from blockwright.lab.sweep.callback import begin
+from blockwright.lab.sweep.table import rows_of
+from blockwright.plugins.kubernetes import jobs as jobs_module
+from blockwright.plugins.kubernetes.launch import Launch
+from blockwright.plugins.kubernetes.options import Options
+from blockwright.plugins.kubernetes.pod import message
+from blockwright.plugins.kubernetes.wanted import check_world
+from blockwright.registry import ConfigError
+from blockwright.training.configuration.composing import compose_config
+from blockwright.training.configuration.conf import CONF
+from blockwright.training.result import Result
+
+TRAIN = str(Path(__file__).resolve().parents[3] / "train.py")
+RATES = (0.001, 0.002, 0.003, 0.004)
+LOSSES = {0: 2.5, 1: 2.25, 3: 2.125}  # job 2 diverges
+Start = Callable[..., Running]
+Launched = Callable[..., list[Any]]
+pytestmark = pytest.mark.xdist_group("kubernetes")
+
+
+def results(number: int) -> Result:
+    if number not in LOSSES:
+        return Result("diverged", reason="diverged at step 3: loss is nan")
+    metrics = {"val/loss": LOSSES[number], "val/bits_per_byte": LOSSES[number] / 2, "speed/tokens_per_second": 100.0}
+    return Result("completed", parameters=7, active_parameters=5, metrics=metrics)
+
+
+@pytest.fixture
+def cluster(kubectl: Path) -> ScriptedCluster:
+    """What its pods come to: one is evicted, one killed."""
+    made = ScriptedCluster(kubectl)
+    outcomes = {str(n): [{"code": code, "message": message(results(n), code)}] for n, code in enumerate((0, 0, 70, 0))}
+    outcomes["1"][:0] = [{"code": 75, "disrupted": "EvictionByEvictionAPI"}]
+    outcomes["3"][:0] = [{"code": 137}]
+    with made.open() as state:
+        state["outcomes"] = outcomes
+    return made
+
+
+@pytest.fixture
+def start(warm: Warm, environment: dict[str, str], tmp_path: Path, kubectl: Path, small: list[str]) -> Start:
+    """Starts the sweep, or another command of ``python``."""
+    names = ("PATH", "SCRIPTED_CLUSTER")
+
+    def call(*arguments: str, command: tuple[str, ...] = (), merge: bool = True) -> Running:
+        options = ["-m", "hydra/launcher=kubernetes", f"hydra.launcher.image={IMAGE}"]
+        usual = ["hydra.sweep.dir=sweep", f"optimizer.lr={','.join(map(str, RATES))}"]
+        keys = {argument.partition("=")[0] for argument in arguments}
+        given = [*options, *small, *(o for o in usual if o.partition("=")[0] not in keys), *arguments]
+        variables = {**environment, **{name: os.environ[name] for name in names}}
+        return warm.start(*(command or (TRAIN, *given)), cwd=tmp_path, env=variables, merge=merge)
+
+    return call
+
+
+def local(folder: Path) -> list[dict[str, Any]]:
+    """The table of the same sweep, run on one machine."""
+    jobs = [{"job": n, "overrides": [f"optimizer.lr={rate}"]} for n, rate in enumerate(RATES)]
+    plans.write(folder, {"kind": "grid", "metric": "val/loss", "direction": "minimize", "jobs": jobs})
+    for number in range(len(RATES)):
+        (folder / str(number)).mkdir()
+        results(number).write(folder / str(number))
+    return rows_of(folder)
+
+
+def table(sweep: Path) -> list[dict[str, Any]]:
+    common = len(plans.read(sweep)["jobs"][0]["overrides"])
+    assert common > 1
+    return rows_of(sweep)
+
+
+def test_sweep_is_that_of_one_machine(start: Start, cluster: ScriptedCluster, tmp_path: Path) -> None:
+    process = start()
+    said, _ = process.communicate()
+    assert process.returncode == 0, said
+    assert table(tmp_path / "sweep") == local(tmp_path / "local")
+    assert "4/4 ended; best 2.1250 (job 3)" in said
+    assert "evicted" in said and "job 2 diverged: diverged at step 3" in said
+    assert (tmp_path / "sweep" / "summary.csv").exists()
+    state = json.loads(cluster.file.read_text())
+    pod = next(o for o in state["objects"].values() if o["kind"] == "Pod")
+    command = pod["spec"]["containers"][0]["command"]
+    assert command[:3] == ["python", "-m", "blockwright.plugins.kubernetes.pod"] and "optimizer.lr=0.001" in command
+    assert sorted(state["made"]) == sorted(set(state["made"]))
+
+
+def _kill_and_resume(start: Start, cluster: ScriptedCluster, folder: Path, moments: int, seed: int) -> None:
+    """Kill the launcher at random moments of a sweep, then let one end."""
+    draw = random.Random(seed)
+    for i in range(moments):
+        with cluster.open() as state:
+            state["outcomes"] = {k: [{"code": 75}] * 3 + v for k, v in state["outcomes"].items()}
+        resumed = i % 2 and (folder / "sweep/plan.json").exists()
+        process = start(command=("-m", "blockwright.lab.sweep", "resume", str(folder / "sweep")) if resumed else ())
+        calls = len(json.loads(cluster.file.read_text())["calls"])
+        wanted, until = draw.randint(0, 14), time.monotonic() + 60
+        while len(json.loads(cluster.file.read_text())["calls"]) < calls + wanted:
+            if process.poll() is not None or time.monotonic() > until:
+                break
+            time.sleep(0.01)
+        time.sleep(draw.random() / 10)
+        if process.poll() is None:
+            os.killpg(process.pid, 9)
+    process = start()
+    said, _ = process.communicate()
+    assert process.returncode == 0, said
+    assert table(folder / "sweep") == local(folder / "local")
+    made = json.loads(cluster.file.read_text())["made"]
+    assert len(made) == len(RATES) == len(set(made))
+
+
+@pytest.mark.slow
+def test_killed_launcher_loses_no_job_and_makes_none_twice(
+    start: Start, cluster: ScriptedCluster, tmp_path: Path
+) -> None:
+    _kill_and_resume(start, cluster, tmp_path, 1, seed=3)
+
+
+@pytest.mark.slow
+def test_launcher_killed_at_twenty_moments(start: Start, cluster: ScriptedCluster, tmp_path: Path) -> None:
+    _kill_and_resume(start, cluster, tmp_path, 20, seed=2)
+
+
+@pytest.mark.slow
+def test_status_stop_resume_and_retry_ask_the_cluster(start: Start, cluster: ScriptedCluster, tmp_path: Path) -> None:
+    with cluster.open() as state:
+        state["pending"] = {"3": "Unschedulable"}
+    process = start()
+    until = time.monotonic() + 60
+    while "ended" not in process.read() and time.monotonic() < until:
+        time.sleep(0.02)
+    process.send_signal(2)
+    said, _ = process.communicate()
+    assert process.returncode == 75 and "continue in the cluster" in said, said
+    assert "blockwright sweep resume" in said
+
+    def sweep(action: str, *more: str) -> str:
+        process = start(command=("-m", "blockwright.lab.sweep", action, str(tmp_path / "sweep"), *more), merge=False)
+        said, wrong = process.communicate()
+        assert process.returncode == 0, said + wrong
+        return said
+
+    document = json.loads(sweep("status", "--json"))
+    assert document["jobs"][3]["status"] == "waiting" and "Unschedulable" in document["jobs"][3]["reason"]
+    assert "saved and ended" in sweep("stop")
+    assert json.loads(cluster.file.read_text())["deleted"][-1].endswith("-3")
+    with cluster.open() as state:
+        state["pending"] = {}
+    assert "4/4 ended" in sweep("resume")
+    assert table(tmp_path / "sweep") == local(tmp_path / "local")
+    with cluster.open() as state:
+        state["outcomes"]["2"] = [{"code": 0, "message": message(results(0), 0)}]
+    assert "job 2 done" in sweep("retry", "--jobs", "2")
+    assert json.loads(sweep("status", "--json"))["jobs"][2]["status"] == "completed"
+
+
+def _composed(*overrides: str) -> dict[str, Any]:
+    return OmegaConf.to_container(compose_config(list(overrides)).trainer, resolve=False)  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize(
+    ("options", "overrides", "path"),
+    [
+        ({"nodes": 2}, ["trainer.num_nodes=3"], "trainer.num_nodes"),
+        ({"gpus": 0}, ["trainer=ddp"], "trainer.accelerator"),
+        ({"gpus": 8}, [], "hydra.launcher.gpus"),
+        ({"gpus": 8}, ["trainer=fsdp", "trainer.devices=4"], "trainer.devices"),
+        ({"gpus": 8, "nodes": 2}, ["trainer=fsdp", "trainer.strategy.shard=8"], "trainer.strategy.shard"),
+        ({"gpus": 8, "nodes": 3}, ["trainer=fsdp", "trainer.strategy.tensor=16"], "trainer.strategy.tensor"),
+        ({"gpus": 8, "nodes": 2}, ["trainer=hsdp"], None),
+        ({"gpus": 0, "nodes": 2}, ["trainer=[ddp,sim]"], None),
+        ({"gpus": 8, "nodes": 4}, ["trainer=fsdp", "trainer.strategy.tensor=8"], None),
+    ],
+    ids=str,
+)
+def test_world_agrees_with_nodes_and_gpus(options: dict[str, Any], overrides: list[str], path: str | None) -> None:
+    given = Options(image=IMAGE, **options)
+    if path is None:
+        assert check_world(given, _composed(*overrides)) == [f"++trainer.num_nodes={given.nodes}"]
+        return
+    with pytest.raises(ConfigError) as refused:
+        check_world(given, _composed(*overrides))
+    assert refused.value.path == path and refused.value.remedy
+
+
+@pytest.fixture
+def launched(kubectl: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small: list[str]) -> Iterator[Launched]:
+    """Runs the launcher on jobs of a configuration, in this process."""
+    monkeypatch.setattr(jobs_module, "TICK_S", 0)
+    GlobalHydra.instance().clear()
+    registry.load()
+
+    def call(*overrides: str, jobs: Sequence[Sequence[str]] = ((),)) -> list[Any]:
+        given = [*small, "hydra/launcher=kubernetes", f"hydra.launcher.image={IMAGE}", *overrides]
+        config = compose("config", overrides=[*given, f"hydra.sweep.dir={tmp_path}/sweep"], return_hydra_config=True)
+        (tmp_path / "sweep").mkdir(exist_ok=True)
+        if not (tmp_path / "sweep" / plans.PLAN).exists():
+            begin(tmp_path / "sweep", config, [])
+        context = HydraContext(config_loader=GlobalHydra.instance().config_loader(), callbacks=Callbacks())
+        given_options = OmegaConf.to_container(config.hydra.launcher, resolve=True)
+        (first,) = plans.read(tmp_path / "sweep")["jobs"]
+        wanted = [[*first["overrides"], *one] for one in jobs]
+        return Launch(given_options, context, config).launch(wanted, 0)  # type: ignore[arg-type]
+
+    with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
+        yield call
+
+
+def test_pruning_is_refused_as_pods_do_not_see_the_study(launched: Launched, cluster: ScriptedCluster) -> None:
+    with pytest.raises(ConfigError, match="pods do not see") as refused:
+        launched("callbacks=[default,pruning]", "callbacks.pruning.pruner=null")
+    assert refused.value.path == "callbacks.pruning" and "hparams_search=optuna" in refused.value.remedy
+    assert not json.loads(cluster.file.read_text())["calls"]
+
+
+@pytest.mark.parametrize(
+    ("override", "path"),
+    [
+        ("+logger.wandb.api_key=hunter2hunter2", "+logger.wandb.api_key"),
+        ("+hydra.launcher.env.LOGIN=${oc.env:MY_LOGIN}", "hydra.launcher.env"),
+        ("+logger.wandb.api_key=${oc.env:MY_LOGIN}", None),
+    ],
+)
+def test_secret_by_value_is_refused(
+    override: str,
+    path: str | None,
+    launched: Launched,
+    cluster: ScriptedCluster,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("MY_LOGIN", "hunter2hunter2")
+    if path is None:
+        launched(override)
+        (job,) = (o for o in json.loads(cluster.file.read_text())["objects"].values() if o["kind"] == "Job")
+        command = [expanded(w, {}) for w in job["spec"]["template"]["spec"]["containers"][0]["command"]]
+        assert compose_config(command[command.index("--") + 1 :]).logger.wandb.api_key == "hunter2hunter2"
+        written = [cluster.file, *(tmp_path / "sweep").rglob("*.json")]
+        assert len(written) > 2 and not [file for file in written if "hunter2" in file.read_text()]
+        return
+    with pytest.raises(ConfigError, match=r"secret|by value") as refused:
+        launched(override)
+    assert refused.value.path == path and "hunter2" not in str(refused.value)
+    assert not json.loads(cluster.file.read_text())["calls"]
+
+
+def test_later_jobs_have_a_grace_period_from_the_saves_of_earlier_ones(
+    launched: Launched, cluster: ScriptedCluster, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with cluster.open() as state:
+        found = Result("completed", metrics={"val/loss": 2.5}, save_seconds=50.5)
+        state["outcomes"] = {"0": [{"code": 0, "message": message(found, 0)}]}
+    (ended,) = launched()
+    assert ended.return_value == 2.5
+    launched(jobs=((), ("seed=1",)))
+    grace = [
+        o["spec"]["template"]["spec"]["terminationGracePeriodSeconds"]
+        for o in json.loads(cluster.file.read_text())["objects"].values()
+        if o["kind"] == "Job"
+    ]
+    assert grace == [120, 152] and "pods have 152 s" in capsys.readouterr().out
+
+
+def test_render_writes_manifests_and_starts_nothing(
+    launched: Launched, cluster: ScriptedCluster, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        launched(f"hydra.launcher.render={tmp_path}/out", jobs=[[f"seed={n}"] for n in range(4)])
+    assert ended.value.code == 0 and "nothing was started" in capsys.readouterr().out
+    made = [yaml.safe_load((tmp_path / "out" / f"{n}.yaml").read_text()) for n in range(4)]
+    assert [one["kind"] for one in made] == ["Job"] * 4
+    assert not json.loads(cluster.file.read_text())["calls"]
+
+
+def test_refusal_starts_nothing(start: Start, cluster: ScriptedCluster) -> None:
+    process = start("hydra.launcher.gpus=8")
+    printed, _ = process.communicate()
+    assert process.returncode == 64, printed
+    assert "hydra.launcher.gpus = 8" in printed and printed.count("error: ") == 1 and "remedy:" in printed
+    assert not json.loads(cluster.file.read_text())["calls"]
+
+
+def test_launcher_that_hydra_would_ignore_is_refused(start: Start, small: list[str]) -> None:
+    process = start(command=(TRAIN, "hydra/launcher=kubernetes", f"hydra.launcher.image={IMAGE}", *small))
+    said, _ = process.communicate()
+    assert process.returncode == 64 and "Add -m" in said, said
+
+
+def test_plug_in_costs_hydra_little() -> None:
+    """Hydra imports it at every start: 20 ms at most."""
+    code = "import time, hydra.core.utils, hydra.plugins.launcher, hydra.types, sys\nfrom blockwright import registry\n"
+    code += "start = time.process_time()\nimport hydra_plugins.blockwright_kubernetes.launcher\n"
+    code += "print(time.process_time() - start, *sys.modules)"
+    root = Path(TRAIN).parent
+    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
+    seconds, *modules = done.stdout.split()
+    assert float(seconds) < 0.02
+    assert not {
+        "torch",
+        "blockwright.plugins.kubernetes.launch",
+        "blockwright.plugins.kubernetes.render",
+        "blockwright.lab.sweep.plan",
+    } & set(modules)
+
+
+@pytest.mark.slow
+def test_killed_search_equals_one_never_killed(start: Start, cluster: ScriptedCluster, tmp_path: Path) -> None:
+    """Optuna, eight trials, three at a time; the launcher is killed in the second batch."""
+    pytest.importorskip("optuna")
+    from blockwright.lab.sweep.study import open_study
+
+    def value(number: int) -> list[dict[str, Any]]:
+        found = Result("completed", metrics={"val/loss": 2 + ((number * 7) % 5) / 8})
+        return [{"code": 75}, {"code": 0, "message": message(found, 0)}]
+
+    search = ["hydra/sweeper=optuna", "hydra.sweeper.n_trials=8", "hydra.sweeper.n_jobs=3"]
+    search += ["hydra.sweeper.sampler.seed=3", "hydra.sweeper.sampler.n_startup_trials=3"]
+    search += ["optimizer.lr=tag(log, interval(1e-4, 1e-2))"]
+
+    def run(folder: str) -> Running:
+        with cluster.open() as state:
+            state |= {"objects": {}, "made": [], "outcomes": {str(n): value(n) for n in range(8)}}
+        return start(*search, f"hydra.sweep.dir={folder}")
+
+    whole = run("whole")
+    said, _ = whole.communicate()
+    assert whole.returncode == 0, said
+    killed = run("killed")
+    until = time.monotonic() + 120
+    while len(json.loads(cluster.file.read_text())["made"]) < 5 and time.monotonic() < until:
+        time.sleep(0.01)
+    os.killpg(killed.pid, 9)
+    resumed = start(command=("-m", "blockwright.lab.sweep", "resume", str(tmp_path / "killed")))
+    said, _ = resumed.communicate()
+    assert resumed.returncode == 0, said
+    made = json.loads(cluster.file.read_text())["made"]
+    assert len(made) == len(set(made)) == 8
+    studies = [open_study(tmp_path / name, plans.read(tmp_path / name)) for name in ("whole", "killed")]
+    drawn = [[(t.number, t.params, t.value, t.state) for t in study.trials] for study in studies]
+    assert drawn[0] == drawn[1] and len(drawn[0]) == 8
+
+
+@pytest.mark.parametrize(
+    ("moved", "override", "said"),
+    [
+        ({}, "hydra.launcher.namespace=other", "is not where the jobs of this sweep are"),
+        ({}, "hydra.launcher.context=other", "is not where the jobs of this sweep are"),
+        ({"uid": "of another cluster"}, "seed=0", "names another cluster"),
+        ({"namespace": "other", "context": "other"}, "seed=0", None),
+    ],
+)
+def test_sweep_stays_where_its_jobs_are(
+    launched: Launched,
+    cluster: ScriptedCluster,
+    tmp_path: Path,
+    moved: dict[str, str],
+    override: str,
+    said: str | None,
+) -> None:
+    """Whatever kubectl's context has become since."""
+    with cluster.open() as state:
+        state |= {"context": "home", "namespace": "team"}
+    launched()
+    where = plans.read(tmp_path / "sweep")["cluster"]
+    assert (where["context"], where["namespace"], where["uid"]) == ("home", "team", "here")
+    with cluster.open() as state:
+        state |= moved
+    made = json.loads(cluster.file.read_text())["made"]
+    if said is None:
+        launched(override)
+    else:
+        with pytest.raises(ConfigError, match=said):
+            launched(override)
+    assert json.loads(cluster.file.read_text())["made"] == made
+
+
+def test_rendered_manifests_name_their_namespace(launched: Launched, tmp_path: Path) -> None:
+    with pytest.raises(SystemExit):
+        launched(f"hydra.launcher.render={tmp_path}/out", "hydra.launcher.namespace=team")
+    (job,) = yaml.safe_load_all((tmp_path / "out" / "0.yaml").read_text())
+    assert job["metadata"]["namespace"] == "team"
+
+
+@pytest.mark.parametrize(
+    "override", ["+logger.x.url=s3://user:hunter2@host/bucket", "+tags=[a,ghp_0123456789abcdef]", "+x=hf_abcdefgh"]
+)
+def test_secret_within_a_value_is_refused(launched: Launched, cluster: ScriptedCluster, override: str) -> None:
+    with pytest.raises(ConfigError, match="is a secret") as refused:
+        launched(override)
+    assert override.partition("=")[2] not in str(refused.value)
+    assert not json.loads(cluster.file.read_text())["calls"]

@@ -1,0 +1,203 @@
+"""Sweeps whose pods are real processes: uid 1000, a read-only root, no capabilities, namespaces, a grace period.
+
+Each runs from this checkout, and in the image of deploy/kubernetes/Dockerfile where that can be built.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import image as images
+import node as nodes
+import pytest
+from scripted_cluster import ScriptedCluster
+from wrong_manifests import IMAGE
+
+from blockwright.plugins.kubernetes.render import ENTRY
+from blockwright.training.result import Result
+
+TRAIN = str(Path(__file__).resolve().parents[3] / "train.py")
+WITHOUT = nodes.can_run()
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(bool(WITHOUT), reason=WITHOUT or "none")]
+PATIENCE_S = 900
+Launch = Callable[..., "subprocess.Popen[str]"]
+
+
+@pytest.fixture(scope="session")
+def built() -> Iterator[images.Image]:
+    if why := images.can_build():
+        pytest.skip(why)
+    builder = images.Builder(Path(tempfile.mkdtemp(dir="/var/tmp")))
+    try:
+        builder.base()
+        builder.build("localhost/blockwright:test")
+        yield builder.mount("localhost/blockwright:test")
+    finally:
+        builder.close()
+
+
+@pytest.fixture(params=["checkout", "image"])
+def image(request: pytest.FixtureRequest) -> images.Image | None:
+    return request.getfixturevalue("built") if request.param == "image" else None
+
+
+@pytest.fixture
+def node(kubectl: Path, tmp_path: Path, image: images.Image | None) -> Iterator[nodes.Node]:
+    for folder in (tmp_path, *tmp_path.parents[:3]):
+        folder.chmod(0o755)
+    made = nodes.Node(ScriptedCluster(kubectl), tmp_path, image)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def visible() -> Iterator[Path]:
+    """A folder that pods of the checkout see, whose /tmp is their own."""
+    with tempfile.TemporaryDirectory(dir="/var/tmp") as folder:
+        Path(folder).chmod(0o755)
+        yield Path(folder)
+
+
+@pytest.fixture
+def launch(
+    tmp_path: Path, visible: Path, image: images.Image | None, corpus_file: Path, environment: dict[str, str]
+) -> Iterator[Launch]:
+    """Starts a sweep on the cluster, or with ``local=True`` on this machine."""
+    (tmp_path / "claim").mkdir()
+    corpus = (tmp_path / "claim" if image else visible) / "corpus.txt"
+    corpus.write_text(corpus_file.read_text())
+    corpus.chmod(0o644)
+    seen = "/runs/corpus.txt" if image else corpus
+    started: list[subprocess.Popen[str]] = []
+    run = ["model.n_layers=2", "model.d_model=64", "model.max_positions=64", "data=text", "data.sequence_length=32"]
+    run += [f"data.corpus.files={seen}", "data.batch_size=2", "data.eval_batch_size=8", "data.eval_windows=4"]
+    run += ["trainer.max_steps=60", "trainer.val_check_interval=30", "trainer.log_every_n_steps=1", "test=false"]
+    run += ["callbacks.interruption.every_n_steps=5", "callbacks.report.sample_tokens=8", "extras.print_config=false"]
+
+    def call(*arguments: str, folder: str = "sweep", local: bool = False) -> subprocess.Popen[str]:
+        where = [f"hydra.launcher.image={IMAGE}", "hydra/launcher=kubernetes", "hydra.launcher.grace_s=60"]
+        where += ["+hydra.launcher.env.OMP_NUM_THREADS=1"]
+        command = [
+            sys.executable,
+            TRAIN,
+            "-m",
+            *([] if local else where),
+            f"hydra.sweep.dir={folder}",
+            *run,
+            *arguments,
+        ]
+        variables = {
+            **environment,
+            **{k: os.environ[k] for k in ("PATH", "SCRIPTED_CLUSTER")},
+            "PROJECT_ROOT": str(tmp_path),
+        }
+        said: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+        started.append(subprocess.Popen(command, cwd=tmp_path, env=variables, start_new_session=True, **said))
+        return started[-1]
+
+    yield call
+    for process in [p for p in started if p.poll() is None]:  # of a test that has failed
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def losses(folder: Path, count: int) -> list[float]:
+    results = [Result.read(folder / str(n)) for n in range(count)]
+    assert [result.status for result in results] == ["completed"] * count, results
+    return [result.metrics["val/loss"] for result in results]
+
+
+def until(true: Callable[[], Any], seconds: float = PATIENCE_S) -> None:
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end
+        time.sleep(0.1)
+
+
+def saved(tmp_path: Path, number: int) -> bool:
+    return any(tmp_path.glob(f"claim/*/{number}/checkpoints/last.ckpt"))
+
+
+def last_save(tmp_path: Path) -> float:
+    return next(tmp_path.glob("claim/*/0/checkpoints/last.ckpt")).stat().st_mtime
+
+
+def finish(process: subprocess.Popen[str]) -> str:
+    said, _ = process.communicate(timeout=PATIENCE_S)
+    assert process.returncode == 0, said
+    return said
+
+
+def test_image_is_that_of_the_dockerfile(built: images.Image) -> None:
+    config = built.about["config"]
+    assert config["User"] == "1000:1000" and config["Entrypoint"] == ENTRY[:3] and config["WorkingDir"] == "/tmp"
+    assert "pip" not in json.dumps(built.about).lower()  # where pip looked, perhaps with a login, stays behind
+    assert not [name for name in ("etc/pip.conf", "src", "usr/bin/gcc") if (built.root / name).exists()]
+
+
+def test_disturbed_sweep_ends_as_an_undisturbed_one(
+    node: nodes.Node, launch: Launch, image: images.Image | None, tmp_path: Path
+) -> None:
+    """A pod is killed with 9, one is deleted, the launcher is killed and started again."""
+    rates = "optimizer.lr=0.005,0.01,0.02"
+    first = launch(rates)
+    plan = tmp_path / "sweep" / "plan.json"
+    until(lambda: saved(tmp_path, 0) and saved(tmp_path, 1))
+    name = json.loads(plan.read_text())["cluster"]["sweep"]
+    for number, how in ((0, "kill"), (1, "delete")):
+        pod = node.pod_of(f"train-{name}-{number}")
+        assert pod is not None
+        node.disturb(pod, how)
+    os.killpg(first.pid, signal.SIGKILL)
+    first.wait()
+    said = finish(launch(rates))
+    codes = sorted(int(line.split()[1]) for line in node.ended)
+    assert codes == [0, 0, 0, 75, 137], (codes, said)
+    finish(launch(rates, folder="calm", local=image is None))
+    assert losses(tmp_path / "sweep", 3) == losses(tmp_path / "calm", 3)
+    log = next(tmp_path.glob("claim/*/0/job.log"))
+    assert log.stat().st_uid == 1000 and "resumes from" in "".join(p.read_text() for p in tmp_path.glob("pods/*/log"))
+
+
+@pytest.mark.parametrize("trainer", ["trainer=[ddp,sim]", "trainer=[fsdp,sim]"])
+def test_disturbed_run_on_two_machines_ends_as_an_undisturbed_one(
+    trainer: str, node: nodes.Node, launch: Launch, image: images.Image | None, tmp_path: Path
+) -> None:
+    """The second pod is evicted and later killed: both times the whole set comes back."""
+    options = [trainer, "trainer.devices=1", "hydra.launcher.nodes=2", "optimizer.lr=0.01"]
+    process = launch(*options)
+    plan = tmp_path / "sweep" / "plan.json"
+    until(lambda: saved(tmp_path, 0))
+    owner = f"train-{json.loads(plan.read_text())['cluster']['sweep']}-0"
+    backs = []
+    for how in ("evict", "kill"):
+        second, before = node.pod_of(owner, 1), len(node.ended)
+        assert second is not None
+        began = time.monotonic()
+        node.disturb(second, how)
+        until(lambda before=before: len(node.ended) >= before + 2)  # type: ignore[misc]
+        until(lambda: node.pod_of(owner, 0) and node.pod_of(owner, 1))
+        backs.append(time.monotonic() - began)
+        if how == "evict":
+            first = node.pod_of(owner, 0)
+            assert first is not None
+            until(lambda first=first: "resumes from" in first.log.read_text())  # type: ignore[misc]
+            time_of = last_save(tmp_path)
+            until(lambda then=time_of: last_save(tmp_path) > then)  # type: ignore[misc]
+    finish(process)
+    print("seconds until the whole set was back", backs)
+    assert max(backs) < 30 or os.getloadavg()[0] > (os.cpu_count() or 1)
+    codes = [int(line.split()[1]) for line in node.ended]
+    assert codes[:2] == [75, 75] and 137 in codes[2:4] and codes[-2:] == [0, 0], codes
+    plain = [trainer, "trainer.devices=2", "optimizer.lr=0.01"]
+    finish(launch(*(options if image else plain), folder="calm", local=image is None))
+    assert losses(tmp_path / "sweep", 1) == losses(tmp_path / "calm", 1)

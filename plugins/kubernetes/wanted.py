@@ -1,0 +1,301 @@
+"""Check the options of ``hydra/launcher=kubernetes``, in the words in which they are written."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Annotated, Any
+
+from annotated_types import Ge, Le
+
+from blockwright.plugins.kubernetes.options import GROUP, Options
+from blockwright.plugins.kubernetes.syntax import (
+    ANNOTATIONS,
+    DNS,
+    EFFECTS,
+    LABEL,
+    LONGEST,
+    OPERATORS,
+    QUANTITY,
+    SUFFIX,
+    VARIABLE,
+    amount,
+)
+from blockwright.registry import ConfigError, did_you_mean
+from blockwright.registry.ranges import Count, Whole
+from blockwright.registry.schema import conforms, fault
+
+PATH = "hydra.launcher"
+KINDS = ("auto", "job", "jobset", "trainjob")
+OF_RUNTIME = ("secrets", "capabilities", "restarts", "ttl_s", "priority")
+Int32 = Annotated[int, Ge(0), Le(2**31 - 1)]  # as a server stores it
+RANGES: dict[str, Any] = {
+    "nodes": Count,
+    "gpus": Whole,
+    "parallel": Count,
+    "restarts": Int32,
+    "start_deadline_s": Count,
+}
+RANGES |= {"grace_s": Annotated[int, Ge(10)] | None, "ttl_s": Int32 | None}
+NAMES = {"namespace": 63, "queue": 63, "claim": 253, "runtime": 253, "priority": 253}  # and their longest
+SECRET = re.compile(r"(^|_)(API_?KEY|KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS?)($|_)", re.IGNORECASE)
+VALUE = re.compile(  # how known secrets begin, and a password in an address
+    r"(?<![A-Za-z0-9])(gh[pousr]_|github_pat_|glpat-|hf_|sk-|xox[abp]-|AKIA|-----BEGIN)|://[^/\s:@]*:[^/\s@]+@"
+)
+SECRET_KEY = re.compile(r"(^|[._+])(api_?key|access_?key|password|passwd|secret)$", re.IGNORECASE)  # of an override
+OURS = ("NNODES", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT", "JOB_COMPLETION_INDEX", "RANK", "LOCAL_RANK", "WORLD_SIZE")
+IMAGE = re.compile(r"[a-z0-9][-a-zA-Z0-9._:/]*(@sha256:[0-9a-f]{64})?")
+OWN_LABEL = re.compile(rf"{re.escape(GROUP)}/|kueue\.x-k8s\.io/|app\.kubernetes\.io/managed-by$")
+DOMAIN = re.compile(r"([a-z0-9]([-a-z0-9.]*[a-z0-9])?/)?([A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?)")
+
+
+def check_options(options: Options) -> None:
+    """Refuse options that no cluster could run.
+
+    Raises:
+        ConfigError
+    """
+    for mistake in mistakes(options):
+        raise mistake
+
+
+def _at(name: str, value: Any, rule: str, remedy: str) -> ConfigError:
+    return ConfigError(f"{PATH}.{name}", value, rule, remedy)
+
+
+def mistakes(options: Options) -> Iterator[ConfigError]:
+    """What is wrong with the options, one error each."""
+    for name, hint in RANGES.items():
+        if not conforms(value := getattr(options, name), hint):
+            yield _at(name, value, fault(value, hint), f"Write {PATH}.{name}={getattr(Options, name, None) or 1}")
+            return  # sums are made of them
+    for name, known in (("kind", KINDS), ("on_stop", ("leave", "stop"))):
+        if (value := getattr(options, name)) not in known:
+            yield _at(name, value, "is not one of the known", did_you_mean(value, known))
+    yield from _image(options.image)
+    for name, most in NAMES.items():
+        value = getattr(options, name)
+        if value is not None and (len(value) > most or not all(DNS.fullmatch(part) for part in value.split("."))):
+            rule = f"must be lower-case letters, digits and hyphens, {most} at most"
+            yield _at(name, value, rule, "Write the name in the cluster")
+    yield from _kind(options)
+    yield from _resources(options)
+    yield from _places(options)
+    yield from _environment(options)
+    yield from _selection(options)
+
+
+def _image(image: str | None) -> Iterator[ConfigError]:
+    if not image:
+        rule = "is what a pod runs, and has no default"
+        yield _at("image", image, rule, f"Build deploy/kubernetes/Dockerfile, push it, and write {PATH}.image=…")
+    elif not IMAGE.fullmatch(image):
+        yield _at("image", image, "is not the name of an image", "Write REGISTRY/NAME:TAG or REGISTRY/NAME@sha256:…")
+
+
+def _kind(options: Options) -> Iterator[ConfigError]:
+    for name in OF_RUNTIME if options.kind == "trainjob" else ():
+        if (value := getattr(options, name)) != getattr(Options(), name) and not (name == "priority" and options.queue):
+            rule = "cannot be given to a TrainJob: its ClusterTrainingRuntime has it"
+            yield _at(name, value, rule, "Write it into the runtime and leave it out here, or write kind=jobset")
+    if options.runtime != Options().runtime and options.kind != "trainjob":
+        yield _at("runtime", options.runtime, "is of a TrainJob", f"Leave it out, or write {PATH}.kind=trainjob")
+    if options.topology and not options.queue:
+        yield _at("topology", options.topology, "is kept by Kueue, so it needs a queue", f"Write {PATH}.queue=…")
+    if options.capabilities:
+        unknown = [c for c in options.capabilities if not re.fullmatch(r"[A-Z_]+", c) or c.startswith("CAP_")]
+        if unknown:
+            yield _at("capabilities", unknown[0], "is not a capability's name", "Write e.g. IPC_LOCK, without CAP_")
+
+
+def _resources(options: Options) -> Iterator[ConfigError]:
+    for name, value in (
+        ("cpu", options.cpu),
+        ("memory", options.memory),
+        ("shm", options.shm),
+        *options.resources.items(),
+    ):
+        if value is None:
+            continue
+        own = name if name in ("cpu", "memory", "shm") else f"resources.{name}"
+        if not QUANTITY.fullmatch(str(value)) or amount(str(value)) <= 0:
+            example = "500m or 4" if name == "cpu" else "64Gi" if "/" not in name else "1"
+            yield _at(own, value, "is not a positive quantity of Kubernetes", f"Write e.g. {PATH}.{own}={example}")
+            return
+        if "/" in name and amount(str(value)) % 1:
+            yield _at(own, value, "is a device, of which there are whole numbers", "Write an integer")
+        if name == "memory" and amount(str(value)) < 2**20:
+            yield _at(name, value, "is under 1 MiB", "Write the unit: 64Gi")
+            return
+    for own, names in (("resources", options.resources), ("gpu", [options.gpu])):
+        for name in names:
+            if "/" not in name and name != "ephemeral-storage" and not name.startswith("hugepages-"):
+                rule = "is neither the full name of a device nor ephemeral-storage or hugepages-SIZE"
+                yield _at(own, name, rule, "Write e.g. rdma/ib or nvidia.com/gpu")
+    if options.gpu in options.resources:
+        yield _at("resources", options.gpu, "is given by gpus", f"Write {PATH}.gpus=N")
+    if options.memory and options.shm and amount(options.shm) > amount(options.memory):
+        rule = f"counts as memory, of which a pod has {options.memory}"
+        yield _at("shm", options.shm, rule, f"Lower it, or raise {PATH}.memory")
+
+
+def _places(options: Options) -> Iterator[ConfigError]:
+    places = {options.claim: options.mount, **options.volumes}
+    if options.claim in options.volumes:
+        yield _at("volumes", options.claim, "is the claim of the runs already", "Leave it out")
+    for claim, path in places.items():
+        own = "mount" if claim == options.claim else f"volumes.{claim}"
+        if not re.fullmatch(r"/[^:]+", str(path)) or ".." in str(path).split("/"):
+            yield _at(
+                own, path, "must be an absolute path without a colon, below the root", f"Write {PATH}.{own}=/data"
+            )
+        if claim != options.claim and not (len(claim) <= 253 and all(map(DNS.fullmatch, claim.split(".")))):
+            yield _at("volumes", claim, "is not the name of a claim", "Write CLAIM: PATH")
+    used = [*places.values(), "/tmp", "/dev/shm"]
+    for path in {p for p in used if used.count(p) > 1}:
+        yield _at("volumes", path, "is where two volumes are mounted", "Choose another path")
+
+
+def _environment(options: Options) -> Iterator[ConfigError]:
+    for name in options.env:
+        if not VARIABLE.fullmatch(name):
+            yield _at("env", name, "must be the name of an environment variable", "Write letters, digits and _")
+        elif name in OURS or name.startswith("PET_"):
+            yield _at(f"env.{name}", options.env[name], "is set by the launcher", "Leave it out; see nodes and gpus")
+        elif SECRET.search(name) or VALUE.search(str(options.env[name])):
+            rule = "looks like a secret, and a manifest can be read by all who may list jobs"
+            remedy = f"kubectl create secret generic NAME --from-literal={name}=…, and {PATH}.secrets=[NAME]"
+            yield _at(f"env.{name}", "…", rule, remedy)
+    for key in ("secrets", "pull_secrets"):
+        for i, secret in enumerate(named := getattr(options, key)):
+            if secret in named[:i]:
+                yield _at(key, secret, "is named twice", "Name it once")
+            if not all(DNS.fullmatch(part) for part in secret.split(".")):
+                rule = "is not the name of a Secret; values of secrets are never written here"
+                yield _at(key, "…" if len(secret) > 40 else secret, rule, "Write names: [wandb]")
+
+
+def _selection(options: Options) -> Iterator[ConfigError]:
+    for key in ("node_selector", "labels", "annotations"):
+        for name, value in getattr(options, key).items():
+            read = name.lower() if key == "annotations" else name  # servers read them so
+            if not DOMAIN.fullmatch(read) or len(name.rpartition("/")[2]) > 63:
+                yield _at(f"{key}.{name}", value, "is not a valid key", "Write e.g. example.com/name")
+            elif key == "labels" and OWN_LABEL.match(name):
+                yield _at(f"{key}.{name}", value, "is set by the launcher", "Leave it out; see queue")
+            elif key != "annotations" and not (len(str(value)) <= 63 and LABEL.fullmatch(str(value))):
+                yield _at(f"{key}.{name}", value, "cannot be the value of a label", "kubectl get nodes --show-labels")
+    if sum(len(f"{key}{value}".encode()) for key, value in options.annotations.items()) > ANNOTATIONS:
+        yield _at("annotations", "…", f"hold more than {ANNOTATIONS:,} bytes", "Put it on the volume")
+    for i, toleration in enumerate(options.tolerations):
+        yield from _toleration(toleration, i)
+    if options.topology and not DOMAIN.fullmatch(options.topology):
+        yield _at("topology", options.topology, "is not a node label", "Write e.g. topology.kubernetes.io/zone")
+
+
+def _toleration(toleration: Any, i: int) -> Iterator[ConfigError]:
+    known, path = ("key", "operator", "value", "effect", "tolerationSeconds"), f"tolerations[{i}]"
+    if not isinstance(toleration, Mapping):
+        yield _at(path, toleration, "must be a mapping", "Write {key: nvidia.com/gpu, operator: Exists}")
+        return
+    for key in toleration.keys() - set(known):
+        yield _at(f"{path}.{key}", toleration[key], "is not a field of a toleration", did_you_mean(key, known))
+    for key, value in toleration.items():
+        kind = int if key == "tolerationSeconds" else str
+        if key in known and (not isinstance(value, kind) or isinstance(value, bool)):
+            yield _at(f"{path}.{key}", value, f"must be {'a number' if kind is int else 'text'}", "Quote text alone")
+            return
+    if (operator := toleration.get("operator", "Equal")) not in OPERATORS:
+        yield _at(f"{path}.operator", operator, "is not an operator", did_you_mean(operator, OPERATORS))
+    elif operator != "Exists" and not toleration.get("key"):
+        yield _at(f"{path}.key", None, f"is required with operator {operator}", "Write it")
+    if operator == "Exists" and toleration.get("value"):
+        yield _at(f"{path}.value", toleration["value"], "must be empty when operator is Exists", "Leave it out")
+    if toleration.get("effect") not in (None, "", *EFFECTS):
+        yield _at(
+            f"{path}.effect", toleration["effect"], "is not an effect", did_you_mean(toleration["effect"], EFFECTS)
+        )
+
+
+def check_names(options: Options, names: Iterable[str]) -> None:
+    """Refuse names of jobs that make host names of pods too long: such pods never start.
+
+    Raises:
+        ConfigError
+    """
+    last = options.nodes - 1
+    tail = f"-{last}" if options.made_as == "job" else f"-node-0-{last}{SUFFIX}"
+    for name in names:
+        if len(longest := f"{name}{tail}") > LONGEST:
+            rule = f"makes names of pods of {len(longest)} letters ({longest}), and {LONGEST} are allowed"
+            raise ConfigError("metadata.name", name, rule, "Shorten task_name")
+
+
+def check_overrides(overrides: Sequence[str], read: Mapping[str, str]) -> None:
+    """Refuse secrets by value in what manifests show.
+
+    Args:
+        overrides: of a job
+        read: values that the launcher's options take from the environment
+
+    Raises:
+        ConfigError
+    """
+    remedy = f"Put it into a Secret, name that in {PATH}.secrets, and write ${{oc.env:NAME}} in single quotes"
+    rule = "is a secret, and a manifest can be read by all who may list jobs"
+    for key, _, value in (override.partition("=") for override in overrides):
+        named = SECRET_KEY.search(key) and value not in ("", "null") and not value.startswith("$")
+        if named or VALUE.search(value):
+            raise ConfigError(key, "…", rule, remedy)
+    for name in read.values():
+        raise ConfigError(f"{PATH}.env", name, "would be written by value into a manifest", remedy)
+
+
+def check_pruning(callbacks: Mapping[str, Any]) -> None:
+    """Refuse pruning: a trial in a pod cannot report to its study, which is a file beside the launcher.
+
+    Raises:
+        ConfigError
+    """
+    if callbacks.get("pruning"):
+        rule = "needs the study of the search, which pods do not see"
+        raise ConfigError("callbacks.pruning", "…", rule, "Write hparams_search=optuna, or prune on one machine")
+
+
+def check_world(options: Options, trainer: Mapping[str, Any], overrides: Sequence[str] = ()) -> list[str]:
+    """Refuse nodes and GPUs that are not the trainer's world.
+
+    Args:
+        options: as checked by ``check_options``
+        trainer: as composed, plain
+        overrides: of the job, for the message
+
+    Returns:
+        overrides that make the trainer use them
+
+    Raises:
+        ConfigError: other devices than GPUs, other machines than nodes, or a strategy that these do not fill
+    """
+    from blockwright.training.parallel.sizes import STRATEGY, sizes_of
+
+    nodes, devices = trainer.get("num_nodes", 1), trainer.get("devices", "auto")
+    if nodes not in (1, options.nodes):
+        rule = f"is not the number of pods of a job ({PATH}.nodes={options.nodes})"
+        raise ConfigError("trainer.num_nodes", nodes, rule, "Leave it out: the launcher sets it")
+    on_gpu = trainer.get("accelerator") in ("gpu", "cuda")
+    if on_gpu and not options.gpus:
+        rule = f"but a pod has none ({PATH}.gpus=0)"
+        raise ConfigError("trainer.accelerator", trainer["accelerator"], f"wants GPUs, {rule}", f"Write {PATH}.gpus=8")
+    if options.gpus and trainer.get("accelerator") == "cpu":
+        rule = "would stand idle: trainer.accelerator=cpu"
+        raise _at("gpus", options.gpus, rule, "Write trainer=gpu, ddp or fsdp, or leave gpus out")
+    count = len(devices) if isinstance(devices, list) else devices
+    if count in ("auto", -1, "-1"):
+        count = options.gpus or 1
+    if options.gpus and count != options.gpus:
+        rule = f"is not the number of GPUs of a pod ({PATH}.gpus={options.gpus})"
+        raise ConfigError("trainer.devices", devices, rule, f"Write trainer.devices={options.gpus} or auto")
+    strategy = trainer.get("strategy")
+    if isinstance(strategy, Mapping) and strategy.get("_target_") == STRATEGY and isinstance(count, int):
+        sizes_of(strategy, count * options.nodes)
+    return [f"++trainer.num_nodes={options.nodes}"] if options.nodes > 1 else []

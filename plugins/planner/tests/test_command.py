@@ -1,0 +1,140 @@
+"""``blockwright plan``: what it prints, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import pytest
+
+from blockwright.lab.models import load
+from blockwright.plugins.planner.__main__ import main
+from blockwright.plugins.planner.answer import command, refusal
+from blockwright.plugins.planner.hardware import coefficients
+from blockwright.plugins.planner.layout import Job
+from blockwright.plugins.planner.measure import measure
+from blockwright.plugins.planner.request import read
+from blockwright.plugins.planner.search import search
+from blockwright.registry import ConfigError
+from blockwright.registry.command import run_command
+
+ASKED = ["model=deepseek_v2_lite", "model.n_layers=4", "gpus=8", "gpu=h100", "tensor=1", "pipeline=1", "context=1"]
+
+
+def test_the_plan_is_plain_lines_off_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    main([*ASKED, "tokens=1e12", "price.gpu_hour=2", "--explain"])
+    out = capsys.readouterr().out
+    labels = {re.split("  +", line.strip())[0] for line in out.splitlines()}
+    first, second = (next(line for line in out.splitlines() if line.startswith(f"{number}  ")) for number in (1, 2))
+    assert first.endswith(": best") and "slower (a tie)" in second
+    assert {"GPU-hours", "money", "all to all"} <= labels
+    assert "dense products" in out and "█" not in out and "…" not in out
+    assert "blockwright train model=deepseek_v2_lite model.n_layers=4 trainer=fsdp" in out
+
+
+def test_the_plan_fits_a_terminal_of_80_columns(capsys: pytest.CaptureFixture[str]) -> None:
+    main([*ASKED, "tokens=1e12", "price.gpu_hour=2"])
+    figures = [line for line in capsys.readouterr().out.splitlines() if line.startswith(("seconds", "memory", "  "))]
+    assert figures and max(len(line) for line in figures if "blockwright" not in line) <= 76  # and a space at each side
+
+
+def test_json_adds_up(capsys: pytest.CaptureFixture[str]) -> None:
+    main([*ASKED, "tokens=1e12", "price.gpu_hour=2", "price.kwh=0.1", "power.overhead=1.5", "--json"])
+    found = json.loads(capsys.readouterr().out)
+    assert found["job"] == {"gpus": 8, "batch": 64, "length": 4096, "precision": "bf16"}
+    best = found["layouts"][0]
+    assert sum(best["seconds"].values()) == pytest.approx(best["step_seconds"])
+    assert best["tokens_per_second_and_gpu"] == pytest.approx(64 * 4096 / 8 / best["step_seconds"])
+    assert best["gpu_hours"] == pytest.approx(1e12 / best["tokens_per_second_and_gpu"] / 3600)
+    assert best["kwh"] == pytest.approx(best["gpu_hours"] * 0.7 * 1.5)
+    assert best["money"] == pytest.approx(2 * best["gpu_hours"] + 0.1 * best["kwh"])
+    assert best["tie"] and best["slower_than_best"] == 0
+    for other in found["layouts"][1:]:
+        assert other["tie"] == (other["slower_than_best"] <= 0.12)
+
+
+def test_generation_says_what_it_waits_for(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["model=deepseek_v2_lite", "gpus=1", "gpu=h100", "length=2048", "cache.bits=6", "--generation"])
+    out = capsys.readouterr().out
+    assert "1 h100, 2,048 tokens in each cache, 16-bit weights, 6-bit caches" in out
+    assert "attention, if it computes" in out
+
+
+@pytest.mark.parametrize(
+    ("model", "gpus", "length"),
+    [("deepseek_v2_lite", 64, 32768), ("olmo_hybrid_7b", 64, 8192)],
+)
+def test_a_run_refuses_nothing_of_the_command_that_is_printed(model: str, gpus: int, length: int) -> None:
+    asked = read([f"model={model}", f"gpus={gpus}", "gpu=h100", "recompute=full", "micro_batch=1"])
+    job = Job(gpus, asked.batch, length, "bf16")
+    found = search(measure(load(model, [])), job, asked.device, coefficients(), asked.chosen)
+    assert found.here is not None
+    assert refusal(asked, found.here, job) is None
+    assert f"trainer.num_nodes={gpus // 8}" in command(asked, found.here, job)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["gpus=8", "gpu=h100"], "model = None: every plan needs it"),
+        (["model=tiny", "gpu=h100"], "gpus = None"),
+        (["model=tiny", "gpus=8", "gpu=h10"], "Did you mean 'h100'"),
+        (["model=tiny", "gpus=0", "gpu=h100"], "gpus = '0'"),
+        (["model=tiny", "gpus=8", "gpu=h100", "token=1e9"], "there is no such option"),
+        (["model=tiny", "gpus=8", "gpu=h100", "price.kwh=-1"], "is above 0"),
+        (["model=tiny", "gpus=8", "gpu=h100", "recompute=some"], "is one of none, selective, full"),
+        (["model=tiny", "gpus=8", "gpu=h100", "precision=fp4"], "is one of bf16, fp8"),
+        (["model=tiny", "gpus=8", "gpu=h100", "length=100000"], "longer than the model is made for"),
+        (["model=tiny", "gpus=8", "gpu=h100", "--explian"], "there is no such flag"),
+        (["model=tiny", "gpus=8", "gpu=h100", "price.kwh=0.2"], "whose length is not given. Add e.g. tokens=1e12"),
+        (["model=tiny", "gpus=8", "gpu=h100", "power.overhead=1.2"], "whose length is not given"),
+        (["model=tiny", "gpus=8", "gpu=h100", "weights.bits=4"], "Leave it out, or add --generation"),
+        (["model=tiny", "gpus=8", "gpu=h100", "tokens=1e9", "--generation"], "tokens = '1e9': is of the training"),
+        (["model=tiny", "gpus=8", "gpu=h100", "tensor=2", "--generation"], "tensor = '2': is of the training"),
+        (["model=tiny", "gpus=8", "gpu=h100", "--explain", "--generation"], "--explain = '': is of the training"),
+        (["--published", "gpus=8"], "takes nothing beside it"),
+        (["model=tiny", "gpus=7", "gpu=h100", "batch=3"], "no layout divides"),
+        (["model=nemotron_h_8b", "gpus=8", "gpu=h100", "context=2"], "Mamba2 needs all tokens of a sequence"),
+    ],
+)
+def test_mistakes_are_refused_with_one_message(arguments: list[str], said: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        main(arguments)
+    assert said in str(error.value)
+
+
+def test_a_refusal_is_exit_code_64_and_help_is_none(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_command(main, ["model=tiny", "gpus=8", "gpu=nothing"]) == 64
+    assert capsys.readouterr().err.count("error:") == 1
+    assert run_command(main, ["--help"]) == 0
+    assert capsys.readouterr().out.startswith("blockwright plan")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "path", "said"),
+    [
+        (["model=deepseek_v3", "gpus=1"], "gpus", "have .* for weights .* and the cache of one sequence"),
+        (["model=tiny", "gpus=1", "weights.bits=1e12"], "gpus", "Use more GPUs"),
+        (["model=tiny", "model/attention=none", "gpus=1"], "model.attention", "no memory limits how many"),
+    ],
+)
+def test_generation_refuses_what_does_not_fit(arguments: list[str], path: str, said: str) -> None:
+    with pytest.raises(ConfigError, match=said) as refused:
+        main([*arguments, "gpu=h100", "--generation"])
+    assert refused.value.path == path
+
+
+def test_what_lies_beyond_every_published_run_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    few = ["model=tiny", "gpu=h100", "tensor=1", "pipeline=1", "context=1", "expert=1", "micro_batch=1"]
+    main([*few, "gpus=1000000"])
+    assert "gpus = 1,000,000 is beyond every published run (at most 16,384)" in capsys.readouterr().err
+    main([*few, "gpus=1000000", "--json"])
+    assert len(json.loads(capsys.readouterr().out)["warnings"]) == 1
+    main([*few, "gpus=8"])
+    assert not capsys.readouterr().err
+
+
+def test_nothing_is_trained_here_in_fp8(capsys: pytest.CaptureFixture[str]) -> None:
+    main([*ASKED, "precision=fp8"])
+    out = capsys.readouterr().out
+    assert "None of these fit with what this project trains itself" in out and "blockwright train" not in out
