@@ -118,9 +118,9 @@ class Chart:
         self.path([self.at(point) for point in points], cls, self._area, tip)
 
     def mark(self, cls: str, point: Point, radius: float, tip: str) -> None:
-        """A circle at a point in values, unless it lies above the axes."""
+        """A circle at a point in values, unless it lies above or below the axes."""
         px, py = self.at(point)
-        if py >= self.y1:
+        if self.y1 - 1 <= py <= self.y0 + 1:
             self.add("circle", cls, cx=px, cy=py, r=radius, tip=tip)
 
     def path(self, points: Sequence[Point], cls: str, into: ET.Element | None = None, tip: str = "") -> None:
