@@ -63,7 +63,7 @@ def caches(models: Models, decoders: Sequence[Decoder]) -> Chart | None:
     y = Scale(min(ends) / 1.3, max(ends) * 1.3, chart.y0, chart.y1, log=True)
     chart.axes(x, y, "tokens cached", "bytes of one sequence's cache", short, short)
     for i, (name, line) in enumerate(drawn):
-        chart.path([(x(tokens), y(size)) for tokens, size in line], f"curve {colour(i)}", tip=name)
+        chart.curve(line, f"curve {colour(i)}", name)
     chart.legend([(name, f"curve {colour(i)}") for i, (name, _) in enumerate(drawn)])
     return chart
 

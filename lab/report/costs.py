@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 
 from blockwright.lab.report.figure import LETTER, Figure, colour
@@ -42,9 +42,9 @@ def trade(findings: Findings, cost: str) -> Figure | None:
     y = Scale(*padded([*middles, *near]), chart.y0, chart.y1)
     chart.axes(x, y, label, metric, short)
     front = pareto(list(zip(costs, middles, strict=True)), findings.sweep.maximize)
-    steps = [(x(costs[i]), y(middles[i])) for i in front]
-    chart.path([p for a, b in pairwise(steps) for p in (a, (b[0], a[1]), b)], "front")
-    _points(chart, known, front, findings, lambda f: x(f.figures[cost]), y)
+    steps = [(costs[i], middles[i]) for i in front]
+    chart.curve([p for a, b in pairwise(steps) for p in (a, (b[0], a[1]), b)], "front")
+    _points(chart, known, list(zip(costs, middles, strict=True)), front, findings)
     caption = (
         "Filled: by their means no other arm costs as little and is as good (Pareto front, dotted). "
         "Bars: the 95 % interval of the mean over seeds; with an arrow, it continues beyond the axis."
@@ -58,29 +58,23 @@ def is_alike(costs: Sequence[float]) -> bool:
 
 
 def _points(
-    chart: Chart,
-    known: Sequence[Finding],
-    front: Sequence[int],
-    findings: Findings,
-    x: Callable[[Finding], float],
-    y: Scale,
+    chart: Chart, known: Sequence[Finding], points: Sequence[Point], front: Sequence[int], findings: Findings
 ) -> None:
     taken: list[Box] = []
-    for finding in known:
+    for finding, (cost, _) in zip(known, points, strict=True):
         assert finding.interval is not None
-        low, high, px = finding.interval.low, finding.interval.high, x(finding)
+        low, high = finding.interval.low, finding.interval.high
         if low is not None and high is not None:
-            chart.bar(colour(finding, findings), (px, y(low)), (px, y(high)))
-            taken.append((px - 3, y(high), px + 3, y(low)))
-    for i, finding in enumerate(known):
-        assert finding.interval is not None
-        at, px, py = colour(finding, findings), x(finding), y(finding.interval.mean)
+            (px, below), (_, above) = chart.at((cost, low)), chart.at((cost, high))
+            chart.bar(colour(finding, findings), (px, below), (px, above))
+            taken.append((px - 3, above, px + 3, below))
+    for i, (finding, point) in enumerate(zip(known, points, strict=True)):
         tip = f"{finding.name}: {around(finding.interval)}"
-        chart.add("circle", f"{'dot' if i in front else 'ring'} {at}", tip=tip, cx=px, cy=py, r=5)
+        chart.mark(f"{'dot' if i in front else 'ring'} {colour(finding, findings)}", point, 5.0, tip)
+        px, py = chart.at(point)
         taken.append((px - 6, py - 6, px + 6, py + 6))
-    for finding in known:
-        assert finding.interval is not None
-        _point_label(chart, finding.name, colour(finding, findings), (x(finding), y(finding.interval.mean)), taken)
+    for finding, point in zip(known, points, strict=True):
+        _point_label(chart, finding.name, colour(finding, findings), chart.at(point), taken)
 
 
 def _point_label(chart: Chart, name: str, at: str, point: Point, taken: list[Box]) -> None:

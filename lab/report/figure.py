@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from blockwright.lab.report.findings import Finding, Findings
-from blockwright.lab.report.scale import Scale
-from blockwright.lab.report.svg import Chart, apart, cut
+from blockwright.lab.report.svg import Chart, Point, apart, cut
 
 COLOURS = 7  # distinguishable colours; further arms are grey
 ENDS = 16  # letters of a name at the end of a line
@@ -40,8 +39,15 @@ def label_room(findings: Findings) -> float:
     return 26 + LETTER * max(len(cut(f.name, ENDS)) for f in findings.arms)
 
 
-def end_labels(chart: Chart, ends: Sequence[tuple[str, str, float, float]], y: Scale) -> None:
-    places = apart([min(max(e[3], chart.y1), chart.y0) for e in ends], chart.y1, chart.y0)
-    for (name, at, ex, ey), place in zip(ends, places, strict=True):
+def end_labels(chart: Chart, ends: Sequence[tuple[str, str, Point]]) -> None:
+    """Names to the right of the ends of curves.
+
+    Args:
+        chart: with axes
+        ends: name, colour and last point of each curve, in values
+    """
+    pixels = [chart.at(point) for *_, point in ends]
+    places = apart([min(max(py, chart.y1), chart.y0) for _, py in pixels], chart.y1, chart.y0)
+    for (name, at, _), (ex, ey), place in zip(ends, pixels, places, strict=True):
         chart.add("line", f"leader {at}", x1=ex + 2, x2=chart.x1 + 10, y1=ey, y2=place)
         chart.add("text", "strong" if at == "s0" else "", cut(name, ENDS), tip=name, x=chart.x1 + 13, y=place + 4)

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from xml.etree import ElementTree as ET
 
 from blockwright.lab.report.figure import Figure, colour, end_labels, label_room
 from blockwright.lab.report.findings import Finding, Findings
 from blockwright.lab.report.scale import Scale, padded
-from blockwright.lab.report.svg import Chart, cut
+from blockwright.lab.report.svg import RING, Chart, Point, cut
 from blockwright.lab.report.sweep import Run
 from blockwright.lab.report.words import plain, short
 
-Points = list[tuple[float, float]]
+Points = list[Point]
 EARLY = 0.25  # fraction of a run whose fast fall of the loss would compress the rest of the axis
 
 
@@ -31,9 +30,8 @@ def curves(findings: Findings, over: str) -> Figure | None:
     x = Scale(0, end, chart.x0, chart.x1)
     y = Scale(*padded(late), chart.y0, chart.y1)
     chart.axes(x, y, what, f"validation loss, {findings.sweep.unit_of('val/loss')}".rstrip(", "), short)
-    area = chart.clipped()
-    ends = [_arm_lines(chart, area, f, lines[f.name], findings, x, y) for f in findings.arms]
-    end_labels(chart, [e for e in ends if e], y)
+    ends = [_arm_lines(chart, f, lines[f.name], findings) for f in findings.arms]
+    end_labels(chart, [end for end in ends if end])
     caption = (
         "The same, over the computation that was spent."
         if over == "flops"
@@ -62,14 +60,13 @@ def gaps(findings: Findings) -> Figure | None:
     x, y = Scale(0, end, chart.x0, chart.x1), Scale(*padded([0.0, *late]), chart.y0, chart.y1)
     unit = findings.sweep.unit_of("val/loss")
     chart.axes(x, y, "tokens", f"validation loss minus that of {other}, {unit}".rstrip(", "), short)
-    chart.add("line", "zero", x1=chart.x0, x2=chart.x1, y1=y(0), y2=y(0))
-    area, ends = chart.clipped(), [(findings.baseline.name, "s0", chart.x1 + 0.0, y(0))]
+    chart.curve([(0, 0), (end, 0)], "zero")
+    ends = [(findings.baseline.name, "s0", (end, 0.0))]
     for f in findings.others:
         if line := lines.get(f.name):
-            at = colour(f, findings)
-            chart.path([(x(a), y(b)) for a, b in line], f"curve {at}", area, f.name)
-            ends.append((f.name, at, x(line[-1][0]), y(line[-1][1])))
-    end_labels(chart, ends, y)
+            chart.curve(line, f"curve {colour(f, findings)}", f.name)
+            ends.append((f.name, colour(f, findings), line[-1]))
+    end_labels(chart, ends)
     caption = f"Below the line: better than {other} at the same tokens. Whether a gap still grows shows here first."
     return Figure(chart, f"Gap to {findings.baseline.name}", caption)
 
@@ -81,14 +78,8 @@ def _line(run: Run, over: str) -> Points:
 
 
 def _arm_lines(
-    chart: Chart,
-    area: ET.Element,
-    finding: Finding,
-    lines: list[tuple[Run, Points]],
-    findings: Findings,
-    x: Scale,
-    y: Scale,
-) -> tuple[str, str, float, float] | None:
+    chart: Chart, finding: Finding, lines: list[tuple[Run, Points]], findings: Findings
+) -> tuple[str, str, Point] | None:
     """Draw an arm's lines; returns its name, colour and end, for the label."""
     at = colour(finding, findings)
     good = [line for run, line in lines if run.seed in finding.values and len(line) > 1]
@@ -96,10 +87,10 @@ def _arm_lines(
         kind = "seed" if run.seed in finding.values else "lost"
         if kind == "lost" or len(good) > 1:
             tip = f"{finding.name}, seed {run.seed}, job {run.job}"
-            chart.path([(x(a), y(b)) for a, b in line], f"curve {kind} {at}", area, tip)
+            chart.curve(line, f"curve {kind} {at}", tip)
     mean = _mean(good)
-    chart.path([(x(a), y(b)) for a, b in mean], f"curve {at}", area, finding.name)
-    return (finding.name, at, x(mean[-1][0]), y(mean[-1][1])) if mean else None
+    chart.curve(mean, f"curve {at}", finding.name)
+    return (finding.name, at, mean[-1]) if mean else None
 
 
 def _mean(lines: Sequence[Points]) -> Points:
@@ -114,36 +105,32 @@ def _mean(lines: Sequence[Points]) -> Points:
 def rates(findings: Findings) -> Figure | None:
     """Mean over seeds at each learning rate, if several were tried."""
     tuned = [f for f in findings.arms if len(f.rates) > 1]
-    points = {f.name: [(r.lr, r.mean) for r in f.rates if r.lr and r.mean is not None] for f in tuned}
+    points: dict[str, Points] = {
+        f.name: [(r.lr, r.mean) for r in f.rates if r.lr and r.mean is not None] for f in tuned
+    }
     every = [p for found in points.values() for p in found]
     if len({lr for lr, _ in every}) < 2:
         return None
     chart = Chart(
         "learning-rates", f"{findings.sweep.metric} over the learning rate", 280, right=label_room(findings), top=30
     )
-    lrs = [lr for lr, _ in every if lr]
+    lrs = [lr for lr, _ in every]
     x = Scale(min(lrs) / 1.15, max(lrs) * 1.15, chart.x0, chart.x1, log=True)
-    y = Scale(*padded([mean for _, mean in every if mean is not None]), chart.y0, chart.y1)
+    y = Scale(*padded([mean for _, mean in every]), chart.y0, chart.y1)
     chart.axes(x, y, "learning rate", findings.sweep.metric, lambda v: f"{v:g}")
-    ends = []
     for f in tuned:
-        at, line = colour(f, findings), [(x(lr), y(mean)) for lr, mean in points[f.name] if lr and mean is not None]
-        chart.path(line, f"curve {at}", tip=f.name)
-        for (px, py), (lr, mean) in zip(line, points[f.name], strict=True):
-            kind = "dot" if lr == f.lr else "ring"
-            chart.add(
-                "circle",
-                f"{kind} {at}",
-                cx=px,
-                cy=py,
-                r=5 if kind == "dot" else 3.2,
-                tip=f"{f.name}, lr {lr}: {plain(mean)}",
-            )
-        if line:
-            ends.append((f.name, at, *line[-1]))
-    end_labels(chart, ends, y)
+        at = colour(f, findings)
+        chart.curve(points[f.name], f"curve {at}", f.name)
+        for lr, mean in points[f.name]:
+            kind, radius = ("dot", 5.0) if lr == f.lr else ("ring", RING)
+            chart.mark(f"{kind} {at}", (lr, mean), radius, f"{f.name}, lr {lr}: {plain(mean)}")
+    end_labels(chart, [(f.name, colour(f, findings), points[f.name][-1]) for f in tuned if points[f.name]])
     caption = "Filled: the best learning rate of each arm, at which it is compared."
     return Figure(chart, "Learning rates", caption)
+
+
+def _rate_points(finding: Finding) -> Points:
+    return [(rate.lr, rate.mean) for rate in finding.rates if rate.lr and rate.mean is not None]
 
 
 def search(findings: Findings) -> Figure | None:
@@ -158,13 +145,13 @@ def search(findings: Findings) -> Figure | None:
     x = Scale(*padded([job for job, _ in done]), chart.x0, chart.x1, whole=True)
     y = Scale(*padded([sign * order[0], sign * worst]), chart.y0, chart.y1)
     chart.axes(x, y, "trial", metric, lambda v: f"{v:g}")
-    area, best, line = chart.clipped(), math.inf, []
+    best, line = math.inf, []
     for job, value in done:
-        chart.add("circle", "ring s8", into=area, cx=x(job), cy=y(value), r=3.2, tip=f"trial {job}: {plain(value)}")
-        line += [(x(job), y(sign * best))] if math.isfinite(best) else []
+        chart.mark("ring s8", (job, value), RING, f"trial {job}: {plain(value)}")
+        line += [(job, sign * best)] if math.isfinite(best) else []
         best = min(best, sign * value)
-        line.append((x(job), y(sign * best)))
-    chart.path(line, "curve s1", area, "best so far")
+        line.append((job, sign * best))
+    chart.curve(line, "curve s1", "best so far")
     return Figure(
         chart, "Best so far", "Rings: trials; line: the best until then. The worst tenth may lie beyond the axis."
     )

@@ -10,7 +10,7 @@ from itertools import pairwise
 
 from blockwright.lab.report.words import MINUS
 
-SLACK = 1e-9  # of an axis or a step, lost to rounding
+SLACK = 1e-9  # share of an axis that is lost to rounding
 POWERS = ((1,), (1, 3), (1, 2, 5))  # multiples of powers of ten, the fewest first
 
 
@@ -42,7 +42,8 @@ class Scale:
         if len(found) >= 3:
             return found[:: max(1, round(len(found) / (most + 1)))]
         step = _step((self.high - self.low) / most, self.whole)
-        first, last = math.ceil(self.low / step - SLACK), math.floor(self.high / step + SLACK)
+        slack = SLACK * (self.high - self.low)
+        first, last = math.ceil((self.low - slack) / step), math.floor((self.high + slack) / step)
         return [n * step for n in range(first, last + 1)]
 
     def _powers(self) -> list[float]:

@@ -31,18 +31,15 @@ def losses(train: Points, val: Points, whole: Points = (), unit: str = "nats per
     if last := (whole or val)[-1:]:
         title += f": validation {last[0][1]:.4f} after {last[0][0]:,} steps"
     chart = Chart("loss", title, 300, right=86, top=30)
-    x, y = _scales(chart, end, late)
-    chart.axes(x, y, "optimizer step", f"loss, {unit}", short)
-    curves = [("training", "s8", train), *([("validation", "s1", val)] if val else [])]
-    area = chart.clipped()
-    for name, at, points in curves:
-        chart.path([(x(a), y(b)) for a, b in points], f"curve {at}", area, name)
+    _step_axes(chart, end, late, f"loss, {unit}")
+    chart.curve(train, "curve s8", "training")
+    chart.curve(val, "curve s1", "validation")
     marks = [("dot s8", train if len(train) == 1 else []), ("dot s1", val), ("ring s1", whole)]
-    for cls, points in marks:  # a path of one point is invisible
+    for cls, points in marks:  # a curve of one point is invisible
         for step, loss in points:
-            if y(loss) >= chart.y1:
-                chart.add("circle", cls, cx=x(step), cy=y(loss), r=RING, tip=f"step {step:,}: {loss:.4f}")
-    chart.legend([*((name, f"curve {at}") for name, at, _ in curves), *([("whole set", "ring s1")] if whole else [])])
+            chart.mark(cls, (step, loss), RING, f"step {step:,}: {loss:.4f}")
+    shown = [("training", "curve s8", train), ("validation", "curve s1", val), ("whole set", "ring s1", whole)]
+    chart.legend([(name, cls) for name, cls, points in shown if points])
     return chart
 
 
@@ -56,18 +53,17 @@ def figures(name: str, curves: Mapping[str, Points]) -> Chart:
     points = [point for curve in curves.values() for point in curve]
     chart = Chart(name, f"{name.capitalize()} over optimizer steps", 260, right=160, top=30)
     values = [value for _, value in points if math.isfinite(value)] or [0.0]
-    x, y = _scales(chart, max(at for at, _ in points), values)
-    chart.axes(x, y, "optimizer step", name, short)
-    area = chart.clipped()
+    _step_axes(chart, max(at for at, _ in points), values, name)
     for number, (label, curve) in enumerate(curves.items(), start=1):
-        chart.path([(x(a), y(b)) for a, b in curve if math.isfinite(b)], f"curve s{number}", area, label)
+        chart.curve([(at, value) for at, value in curve if math.isfinite(value)], f"curve s{number}", label)
     chart.legend([(label, f"curve s{number}") for number, label in enumerate(curves, start=1)])
     return chart
 
 
-def _scales(chart: Chart, steps: float, values: Sequence[float]) -> tuple[Scale, Scale]:
-    """Of optimizer steps, and of values over them."""
-    return Scale(0, max(steps, 1), chart.x0, chart.x1, whole=True), Scale(*padded(values), chart.y0, chart.y1)
+def _step_axes(chart: Chart, steps: float, values: Sequence[float], above: str) -> None:
+    """Axes of optimizer steps, and of values over them."""
+    x = Scale(0, max(steps, 1), chart.x0, chart.x1, whole=True)
+    chart.axes(x, Scale(*padded(values), chart.y0, chart.y1), "optimizer step", above, short)
 
 
 def expert_load(shares: Mapping[str, Sequence[float]]) -> Chart:

@@ -65,12 +65,6 @@ class Chart:
             ET.SubElement(element, "title").text = tip
         return element
 
-    def clipped(self) -> ET.Element:
-        """A group clipped to the axes."""
-        clip = self.add("clipPath", id=f"{self.name}-clip")
-        self.add("rect", into=clip, x=self.x0, y=self.y1, width=self.x1 - self.x0, height=self.y0 - self.y1)
-        return self.add("g", clip_path=f"url(#{self.name}-clip)")
-
     def axes(
         self,
         x: Scale,
@@ -80,8 +74,13 @@ class Chart:
         written: Callable[[float], str] | None = None,
         y_written: Callable[[float], str] | None = None,
     ) -> None:
-        """Draw grid, ticks and labels; ``above`` labels the y axis, the last two format the ticks of x and y."""
+        """Draw grid, ticks and labels; ``above`` labels the y axis, the last two format the ticks of x and y.
+
+        Curves and marks that follow are in values of these scales.
+        """
+        self.x = x
         if y is not None:
+            self.y = y
             marks = y.ticks(5)
             words = [y_written(v) for v in marks] if y_written else spelt(marks)
             for value, word in zip(marks, words, strict=True):
@@ -96,6 +95,9 @@ class Chart:
         self.add("text", "name mid", label, x=(self.x0 + self.x1) / 2, y=self.height - 6)
         if above:
             self.add("text", "name", above, x=4.0, y=self.y1 - 14)
+        clip = self.add("clipPath", id=f"{self.name}-clip")
+        self.add("rect", into=clip, x=self.x0, y=self.y1, width=self.x1 - self.x0, height=self.y0 - self.y1)
+        self._area = self.add("g", clip_path=f"url(#{self.name}-clip)")
 
     def legend(self, names: Sequence[tuple[str, str]]) -> None:
         """Name and classes of each curve or ring, one below the other at the upper right, outside the axes."""
@@ -107,9 +109,22 @@ class Chart:
                 self.add("line", cls, x1=self.x1 + 8, x2=self.x1 + 20, y1=at, y2=at)
             self.add("text", "tick", cut(name, 18), tip=name, x=self.x1 + 24, y=at + 4)
 
-    def path(
-        self, points: Sequence[tuple[float, float]], cls: str, into: ET.Element | None = None, tip: str = ""
-    ) -> None:
+    def at(self, point: Point) -> Point:
+        """The pixels of a point in values."""
+        return self.x(point[0]), self.y(point[1])
+
+    def curve(self, points: Sequence[Point], cls: str, tip: str = "") -> None:
+        """A line through points in values, clipped to the axes."""
+        self.path([self.at(point) for point in points], cls, self._area, tip)
+
+    def mark(self, cls: str, point: Point, radius: float, tip: str) -> None:
+        """A circle at a point in values, unless it lies above or below the axes."""
+        px, py = self.at(point)
+        if self.y1 - 1 <= py <= self.y0 + 1:
+            self.add("circle", cls, cx=px, cy=py, r=radius, tip=tip)
+
+    def path(self, points: Sequence[Point], cls: str, into: ET.Element | None = None, tip: str = "") -> None:
+        """A line through pixels."""
         if len(points) > 1:
             self.add("path", cls, into=into, tip=tip, d="M" + "L".join(f"{px:.1f},{py:.1f}" for px, py in points))
 

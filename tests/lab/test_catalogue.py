@@ -14,8 +14,9 @@ from blockwright import registry
 from blockwright.blocks.attention.gqa import GQA
 from blockwright.blocks.forward_pass import Pass
 from blockwright.blocks.position.base import Position
-from blockwright.lab import catalogue
-from blockwright.lab.catalogue import PAGE, REMEDY, builtin, host, main, papers, stale
+from blockwright.lab import abilities, catalogue
+from blockwright.lab.abilities import host
+from blockwright.lab.catalogue import PAGE, REMEDY, builtin, main, papers, stale
 from blockwright.registry import ConfigError, register
 
 
@@ -31,8 +32,8 @@ def test_every_block_of_this_distribution_is_on_the_page() -> None:
 
 
 def test_every_tick_is_explained() -> None:
-    ticks = {tick for abilities in catalogue.ABILITIES.values() for tick in abilities} | set(catalogue.OF_A_DECODER)
-    assert set(catalogue.MEANING) == ticks
+    ticks = {tick for asked in abilities.ABILITIES.values() for tick in asked} | set(abilities.OF_A_DECODER)
+    assert set(abilities.MEANING) == ticks
 
 
 @pytest.mark.usefixtures("temporary_blocks")
@@ -119,7 +120,7 @@ def test_attention_that_cannot_do_a_thing_gets_no_tick_for_it(broken: type, lost
 
 
 def unticked(kind: str, name: str) -> set[str]:
-    return {tick for tick, asked in catalogue.ABILITIES[kind].items() if not asked(host(kind, name)[0])}
+    return {tick for tick, asked in abilities.ABILITIES[kind].items() if not asked(host(kind, name)[0])}
 
 
 def test_ticks_of_gates_are_those_of_what_they_do() -> None:
@@ -140,7 +141,7 @@ def test_token_that_no_expert_takes_is_seen() -> None:
             lost = torch.full_like(routing.experts[:, -1:], len(routing.load))
             return routing._replace(experts=torch.cat((routing.experts[:, :-1], lost), 1))
 
-    assert catalogue.complete(decoder)
+    assert abilities.complete(decoder)
 
     class Still(nn.Module):
         def forward(self, x: Tensor, routing: Any) -> Tensor:
@@ -148,7 +149,7 @@ def test_token_that_no_expert_takes_is_seen() -> None:
 
     ffn: Any = decoder.layers[0].ffn
     ffn.gating, ffn.experts = Losing(), Still()
-    assert not catalogue.complete(decoder)
+    assert not abilities.complete(decoder)
 
 
 def test_block_without_a_place_is_refused_with_the_remedy(temporary_blocks: None) -> None:
@@ -157,7 +158,7 @@ def test_block_without_a_place_is_refused_with_the_remedy(temporary_blocks: None
         pass
 
     register("ornament", "star")(type("Star", (Ornament,), {}))
-    with pytest.raises(ConfigError, match=r"lab/catalogue\.py"):
+    with pytest.raises(ConfigError, match=r"lab/abilities\.py"):
         host("ornament", "star")
 
 

@@ -1,0 +1,192 @@
+"""What a block can do, by trial: every built-in block in a small decoder, and probes of its abilities.
+
+The probes are light, one layer and a dozen tokens; they do not prove conformance.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from blockwright import registry
+from blockwright.blocks.compose import compose
+from blockwright.blocks.decoder import Decoder
+from blockwright.blocks.gating.base import Gating
+from blockwright.registry import ConfigError
+
+D_MODEL, LENGTH, VOCABULARY = 64, 12, 61
+# Values for parameters with these names; all others keep their defaults.
+SETTING = {"n_heads": 4, "d_ff": 128, "n_experts": 8, "window": 8, "n_devices": 4}
+SETTING |= {"tile": 28, "patch": 7, "width": 64, "depth": 2, "image_token": 60}
+DENSE: dict[str, Any] = {
+    "vocab_size": VOCABULARY,
+    "d_model": D_MODEL,
+    "n_layers": 1,
+    "max_positions": 64,
+    "init": {"std": 0.15},
+    "attention": {"name": "mha", "n_heads": 4},
+    "position": "none",
+    "ffn": {"name": "swiglu", "d_ff": 128},
+    "norm": "rmsnorm",
+    "residual": "prenorm",
+    "gating": "softmax_topk",  # for an ffn that requires one
+    "experts": {"name": "swiglu", "d_ff": 128},
+    "vision": {"name": "siglip", "tile": 28, "patch": 7, "width": 64, "depth": 2, "n_heads": 4},  # for images
+    "projector": "downsample_mlp",
+    "tiling": "grid_2d",
+}
+WRAPPED = DENSE | {"selector": {"name": "block", "block_size": 3, "top_k": 2}}  # in a block of the same kind
+RECURRENT = DENSE | {"attention": {"name": "gated_delta", "n_heads": 4}}
+MIXTURE = DENSE | {"ffn": {"name": "moe", "n_experts": 8}}
+WINDOWED = DENSE | {"attention": {"name": "shared_kv", "n_heads": 4, "window": 8}}
+STREAMS = DENSE | {"residual": "mhc"}
+SEEING = DENSE | {"images": {"name": "early_fusion", "image_token": 60}}
+
+
+def host(kind: str, name: str) -> tuple[Decoder, nn.Module]:
+    """A small decoder with the block in it, and the block.
+
+    Raises:
+        ConfigError: no small decoder has a place for it
+    """
+    entry = registry.lookup(kind, name)
+    node = {"name": name} | {key: value for key, value in SETTING.items() if key in entry.schema.parameters}
+    wrapped = [p for p in entry.schema.children.values() if p.child == kind and not p.optional]
+    node |= {p.name: WRAPPED[kind] for p in wrapped}  # from scope, it would contain itself
+    around = {"position": "rope"} if kind == "attention" else {}
+    # A decoder refuses what it has no place for, at the path of the kind; other errors are the block's.
+    for model in (DENSE, MIXTURE, RECURRENT, WINDOWED, STREAMS, SEEING):
+        try:
+            decoder = compose({**model, **around, kind: node})
+        except ConfigError as refusal:
+            if refusal.path != f"model.{kind}":
+                raise
+            continue
+        found = [module for module in decoder.modules() if type(module) is entry.cls]
+        if found:
+            return decoder.double(), found[0]
+    rule = "no decoder of the catalogue has a place for it"
+    raise ConfigError(f"{kind}/{name}", kind, rule, "Give a decoder in lab/abilities.py a block that takes one")
+
+
+def _run(decoder: Decoder, tokens: Tensor, training: bool = False, **given: Any) -> Tensor:
+    """Logits [B,T,V]; random draws are the same each time."""
+    torch.manual_seed(0)
+    with torch.no_grad():
+        return decoder.train(training)(tokens, **given)
+
+
+def _tokens(rows: int = 1) -> Tensor:
+    return torch.randint(VOCABULARY, (rows, LENGTH), generator=torch.Generator().manual_seed(1))
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    return torch.allclose(a, b, rtol=1e-4, atol=1e-4)
+
+
+def causal(decoder: Decoder, training: bool = False) -> bool:
+    """Whether later tokens have no effect on a token."""
+    tokens, seen = _tokens(4), LENGTH // 2
+    before = _run(decoder, tokens, training)[:, :seen]
+    for shift in range(1, VOCABULARY, 7):  # not every competitor displaces a token from an expert
+        others = tokens.clone()
+        others[:, seen:] = (others[:, seen:] + shift) % VOCABULARY
+        if not _same(before, _run(decoder, others, training)[:, :seen]):
+            return False
+    return True
+
+
+def causal_in_training(decoder: Decoder) -> bool:
+    """``causal`` in training, when gates may balance and drop."""
+    return causal(decoder, training=True)
+
+
+def caches(decoder: Decoder) -> bool:
+    """Whether token-by-token decoding equals one pass."""
+    tokens = _tokens(2)
+    try:
+        memory = decoder.new_caches(len(tokens), LENGTH)
+    except NotImplementedError:
+        return False
+    steps = [_run(decoder, tokens[:, t : t + 1], caches=memory) for t in range(LENGTH)]
+    return _same(torch.cat(steps, 1), _run(decoder, tokens))
+
+
+def packs(decoder: Decoder) -> bool:
+    """Whether two documents packed into one sequence give what they give separately."""
+    documents = _tokens(2)
+    positions = torch.arange(LENGTH).repeat(2)[None]
+    segments = torch.arange(2).repeat_interleave(LENGTH)[None]
+    packed = _run(decoder, documents.view(1, -1), positions=positions, segments=segments)
+    apart = torch.cat([_run(decoder, document[None]) for document in documents], 1)
+    return _same(packed, apart)
+
+
+def ordered(decoder: Decoder) -> bool:
+    """Whether the order of earlier tokens matters: in one layer without positions it does not."""
+    tokens = torch.arange(LENGTH)[None]
+    shuffled = torch.cat((tokens[:, :-1].flip(1), tokens[:, -1:]), 1)
+    return not _same(_run(decoder, tokens)[:, -1], _run(decoder, shuffled)[:, -1])
+
+
+def routes(decoder: Decoder) -> bool:
+    """Whether tokens are routed to experts."""
+    return any(routing is not None for routing in _routings(decoder))
+
+
+def complete(decoder: Decoder) -> bool:
+    """Whether every token reaches the same number of experts, in training too."""
+    routings = [routing for routing in _routings(decoder) if routing is not None]
+    return bool(routings) and all(bool((r.experts < len(r.load)).all()) for r in routings)
+
+
+def penalises(decoder: Decoder) -> bool:
+    """Whether it adds a loss in training."""
+    return any(routing is not None and bool(routing.losses) for routing in _routings(decoder))
+
+
+def adapts(decoder: Decoder) -> bool:
+    """Whether uneven load changes state between optimizer steps."""
+    before = {name: buffer.clone() for name, buffer in decoder.named_buffers()}
+    for gate in (module for module in decoder.modules() if isinstance(module, Gating)):
+        gate.update(torch.arange(gate.n_experts, dtype=torch.float32))
+    return any(not torch.equal(before[name], buffer) for name, buffer in decoder.named_buffers())
+
+
+def _routings(decoder: Decoder) -> list[Any]:
+    torch.manual_seed(0)
+    return decoder.train().hidden(_tokens(4))[1]
+
+
+Ability = Callable[[Decoder], bool]
+OF_A_DECODER: dict[str, Ability] = {
+    "causal": causal,
+    "causal in training": causal_in_training,
+    "decodes by cache": caches,
+    "packs": packs,
+}
+OF_A_MIXTURE: dict[str, Ability] = {"routes": routes, "no token dropped": complete, "adds a loss": penalises}
+ABILITIES: dict[str, dict[str, Ability]] = {
+    "attention": {**OF_A_DECODER, "uses position": ordered},
+    "position": {**OF_A_DECODER, "tells the order": ordered},
+    "ffn": {**OF_A_DECODER, "routes": routes},
+    "gating": {**OF_A_DECODER, **OF_A_MIXTURE, "adapts": adapts},
+    "balance": OF_A_MIXTURE,
+    "dropping": {**OF_A_DECODER, **OF_A_MIXTURE},
+    **{kind: {} for kind in ("images", "vision", "projector", "tiling")},
+}
+MEANING = {
+    "causal": "what follows a token changes nothing for it",
+    "causal in training": "the same while gates balance and drop",
+    "decodes by cache": "a token at a time gives what the whole pass gives",
+    "packs": "documents packed into one sequence give what they give apart",
+    "uses position": "with rotary positions, the order of earlier tokens tells",
+    "tells the order": "it lets one layer tell the order of earlier tokens",
+    "routes": "tokens are sent to experts",
+    "no token dropped": "every token reaches as many experts as any other, in training too",
+    "adds a loss": "in training, to even out the load",
+    "adapts": "uneven load moves a bias between optimizer steps",
+}
