@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from blockwright.training.data.tokenizers.bytes import Bytes
 from PIL import Image
 
 from blockwright.blocks.compose import compose
@@ -16,6 +15,7 @@ from blockwright.lab.seeing import ImageFiles, drawn
 from blockwright.lab.writer import Request, Writer
 from blockwright.registry import ConfigError
 from blockwright.training.data.boxes import boxes, overlap
+from blockwright.training.data.tokenizers.bytes import Bytes
 
 SIGHT = {
     "images": {"name": "early_fusion", "image_token": 257},
