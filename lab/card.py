@@ -37,33 +37,38 @@ def _text(value: Any) -> str:
 
 
 Row = tuple[str, str, Callable[[Any], str]]  # label, dotted key in the figures, format
+Sections = tuple[tuple[Row, ...], ...]
 BEYOND = "cache.elements_beyond_windows"  # left out where no model has windows
-PARAMETERS: tuple[Row, ...] = (
-    ("parameters", "parameters.total", _exact),
-    ("  active", "parameters.active", _exact),
-    ("  active, no embedding", "parameters.active_without_embedding", _exact),
-    ("  active, no embedding or head", "parameters.active_without_embedding_and_head", _exact),
+SIZE: Sections = (
+    (
+        ("parameters", "parameters.total", _exact),
+        ("  active", "parameters.active", _exact),
+        ("  active, no embedding", "parameters.active_without_embedding", _exact),
+        ("  active, no embedding or head", "parameters.active_without_embedding_and_head", _exact),
+    ),
 )
-FLOPS: tuple[Row, ...] = (
-    ("tokens of the sequence", "flops.context", _text),
-    ("FLOPs per token, forward", "flops.forward_per_token", scaled),
-    ("FLOPs per token, training", "flops.training_per_token", scaled),
-    ("  per sequence, DeepSeekMoE's formula", "flops.deepseek_moe_formula", scaled),
-)
-CACHE: tuple[Row, ...] = (
-    ("cache numbers per token", "cache.elements_per_token", _exact),
-    ("  beyond the windows", BEYOND, _exact),
-    ("  constant numbers besides", "cache.elements_constant", _exact),
-    ("cache bytes per token, fp32", "cache.bytes_per_token.fp32", _exact),
-    ("  bf16", "cache.bytes_per_token.bf16", _exact),
-    ("  fp8", "cache.bytes_per_token.fp8", _exact),
-    ("  bits chosen", "cache.bits", _text),
-    ("  bytes at these bits", "cache.bytes_per_token.at_bits", _exact),
-    ("  as stored, with scales", "cache.bytes_per_token.stored", _exact),
-    ("tokens cached", "cache.context", _text),
-    ("  bytes in bf16", "cache.bytes_at_context.bf16", in_bytes),
-    ("  bytes at the bits chosen", "cache.bytes_at_context.at_bits", in_bytes),
-    ("  as stored, with scales", "cache.bytes_at_context.stored", in_bytes),
+RUNNING: Sections = (
+    (
+        ("tokens of the sequence", "flops.context", _text),
+        ("FLOPs per token, forward", "flops.forward_per_token", scaled),
+        ("FLOPs per token, training", "flops.training_per_token", scaled),
+        ("  per sequence, DeepSeekMoE's formula", "flops.deepseek_moe_formula", scaled),
+    ),
+    (
+        ("cache numbers per token", "cache.elements_per_token", _exact),
+        ("  beyond the windows", BEYOND, _exact),
+        ("  constant numbers besides", "cache.elements_constant", _exact),
+        ("cache bytes per token, fp32", "cache.bytes_per_token.fp32", _exact),
+        ("  bf16", "cache.bytes_per_token.bf16", _exact),
+        ("  fp8", "cache.bytes_per_token.fp8", _exact),
+        ("  bits chosen", "cache.bits", _text),
+        ("  bytes at these bits", "cache.bytes_per_token.at_bits", _exact),
+        ("  as stored, with scales", "cache.bytes_per_token.stored", _exact),
+        ("tokens cached", "cache.context", _text),
+        ("  bytes in bf16", "cache.bytes_at_context.bf16", in_bytes),
+        ("  bytes at the bits chosen", "cache.bytes_at_context.at_bits", in_bytes),
+        ("  as stored, with scales", "cache.bytes_at_context.stored", in_bytes),
+    ),
 )
 EXAMPLE = {  # figure of an example of an input → its label and format
     "tokens": ("tokens", _exact),
@@ -71,31 +76,33 @@ EXAMPLE = {  # figure of an example of an input → its label and format
     "reading_flops": ("FLOPs of reading it", scaled),
     "cache_bytes": ("cache bytes, bf16", in_bytes),
 }
-KERNELS: tuple[Row, ...] = (
-    ("kernels, here", "kernels.device", _text),
-    ("  attention", "kernels.attention", _text),
-    ("  latent attention", "kernels.latent_attention", _text),
-    ("  recurrence", "kernels.recurrence", _text),
-    ("  encoder attention", "kernels.encoder_attention", _text),
-    ("  experts", "kernels.experts", _text),
-    ("  cross entropy", "kernels.cross_entropy", _text),
-    ("  RMS norm", "kernels.rms_norm", _text),
-    ("  gated SiLU", "kernels.gated_silu", _text),
-    ("  rotation", "kernels.rotation", _text),
-)
-MEMORY: tuple[Row, ...] = (
-    ("weights, fp32", "weights.bytes.fp32", in_bytes),
-    ("  bf16", "weights.bytes.bf16", in_bytes),
-    ("  fp8", "weights.bytes.fp8", in_bytes),
-    ("training state (training.recipe)", "training.recipe", _text),
-    ("  bytes a parameter", "training.bytes_per_parameter", _text),
-    ("  weights", "training.bytes.weights", in_bytes),
-    ("  gradients", "training.bytes.gradients", in_bytes),
-    ("  master weights", "training.bytes.master_weights", in_bytes),
-    ("  AdamW moments", "training.bytes.moments", in_bytes),
-    ("  total", "training.bytes.total", in_bytes),
-    ("  GPUs (training.gpus)", "training.gpus", _text),
-    ("  per GPU, evenly sharded", "training.bytes_per_gpu", in_bytes),
+MACHINE: Sections = (
+    (
+        ("kernels, here", "kernels.device", _text),
+        ("  attention", "kernels.attention", _text),
+        ("  latent attention", "kernels.latent_attention", _text),
+        ("  recurrence", "kernels.recurrence", _text),
+        ("  encoder attention", "kernels.encoder_attention", _text),
+        ("  experts", "kernels.experts", _text),
+        ("  cross entropy", "kernels.cross_entropy", _text),
+        ("  RMS norm", "kernels.rms_norm", _text),
+        ("  gated SiLU", "kernels.gated_silu", _text),
+        ("  rotation", "kernels.rotation", _text),
+    ),
+    (
+        ("weights, fp32", "weights.bytes.fp32", in_bytes),
+        ("  bf16", "weights.bytes.bf16", in_bytes),
+        ("  fp8", "weights.bytes.fp8", in_bytes),
+        ("training state (training.recipe)", "training.recipe", _text),
+        ("  bytes a parameter", "training.bytes_per_parameter", _text),
+        ("  weights", "training.bytes.weights", in_bytes),
+        ("  gradients", "training.bytes.gradients", in_bytes),
+        ("  master weights", "training.bytes.master_weights", in_bytes),
+        ("  AdamW moments", "training.bytes.moments", in_bytes),
+        ("  total", "training.bytes.total", in_bytes),
+        ("  GPUs (training.gpus)", "training.gpus", _text),
+        ("  per GPU, evenly sharded", "training.bytes_per_gpu", in_bytes),
+    ),
 )
 # Settings, not measurements.
 SETTINGS = {"flops.context", "cache.bits", "cache.context", "training.gpus", "training.bytes_per_parameter"}
@@ -166,7 +173,7 @@ def _sections(models: Sequence[Mapping[str, Any]]) -> list[Sequence[Row]]:
         for name, figures in of_kind.items()
     }
     inputs = [_example(*example, figures) for example, figures in examples.items()]
-    return [PARAMETERS, families, FLOPS, CACHE, *inputs, KERNELS, MEMORY]
+    return [*SIZE, families, *RUNNING, *inputs, *MACHINE]
 
 
 def _example(kind: str, name: str, figures: Mapping[str, Any]) -> list[Row]:

@@ -2,12 +2,36 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pytest
 from PIL import Image
 
-from blockwright.lab.seeing import drawn
+from blockwright.blocks.compose import compose
+from blockwright.lab.seeing import ImageFiles, drawn
+from blockwright.lab.writer import Request, Writer
+from blockwright.registry import ConfigError
 from blockwright.training.data.boxes import boxes, overlap
+from blockwright.training.data.tokenizers.bytes import Bytes
+
+SIGHT = {
+    "images": {"name": "early_fusion", "image_token": 257},
+    "vision": {
+        "name": "siglip",
+        "tile": 16,
+        "patch": 8,
+        "width": 8,
+        "depth": 1,
+        "n_heads": 2,
+        "norm": "layernorm",
+        "ffn": {"name": "gelu", "d_ff": 8},
+    },
+    "projector": "linear",
+    "tiling": "native",
+}
 
 
 @pytest.mark.parametrize(
@@ -36,3 +60,59 @@ def test_boxes_are_drawn_where_they_say() -> None:
     red = (np.asarray(drawn(page, [(0, 0, 499.5, 999)])) == (255, 0, 0)).all(-1)
     assert red[:, 0].all() and red[0, :50].all() and red[:, 49:51].any(1).all() and not red[:, 52:].any()
     assert not (np.asarray(page) == (255, 0, 0)).all(-1).any()
+
+
+# --- prompts ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def writer(tiny: Callable[..., Any]) -> Writer:
+    model = tiny(vocab_size=258, init={"std": 0.3, "depth_scaled": False}, **SIGHT)
+    return Writer(compose(model, seed=3).eval(), Bytes(258))
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> tuple[str, ...]:
+    """A black picture and one with a gradient."""
+    grey = np.add.outer(np.arange(32), np.arange(32)).astype(np.uint8) * 4
+    for name, pixels in (("black.png", np.zeros_like(grey)), ("grey.png", grey)):
+        Image.fromarray(pixels).convert("RGB").save(tmp_path / name)
+    return str(tmp_path / "black.png"), str(tmp_path / "grey.png")
+
+
+def written(writer: Writer, prompts: list[str], files: tuple[str, ...], **settings: Any) -> list[str]:
+    texts = [""] * len(prompts)
+    for row, piece in writer.stream(prompts, Request(12, attached=ImageFiles(files), **settings)):
+        texts[row] += piece
+    return texts
+
+
+def test_a_picture_takes_its_places_in_a_prompt(writer: Writer, files: tuple[str, ...]) -> None:
+    prompts = ["a<image>b", "<image>"]
+    ids, media = ImageFiles(files).encode(writer.decoder, prompts, writer.encode)
+    assert ids == [[97, 257, 257, 257, 257, 98], [257] * 4]
+    assert media["images"].tiles.shape == (2, 3, 16, 16) and media["images"].tiles[0].max() == 0
+
+
+def test_text_is_written_about_the_pictures_of_its_prompt(writer: Writer, files: tuple[str, ...]) -> None:
+    prompts = ["a<image>b", "<image>"]
+    together = written(writer, prompts, files)
+    alone = [written(writer, [p], (f,), seed=i)[0] for i, (p, f) in enumerate(zip(prompts, files, strict=True))]
+    assert together == alone and together != written(writer, prompts, files[::-1])
+
+
+def test_boxes_of_the_text_are_drawn_into_the_first_picture(files: tuple[str, ...], tmp_path: Path) -> None:
+    ImageFiles(files, str(tmp_path / "boxes.png")).finish("[[0, 0, 999, 999]]")
+    assert (np.asarray(Image.open(tmp_path / "boxes.png"))[0, 0] == (255, 0, 0)).all()
+
+
+@pytest.mark.parametrize(
+    ("prompt", "names", "path"), [("<image>", 0, "--prompt"), ("a", 1, "--image"), ("<image>", 2, "--image")]
+)
+def test_marks_and_pictures_that_disagree_are_refused(
+    prompt: str, names: int, path: str, writer: Writer, files: tuple[str, ...]
+) -> None:
+    attached = ImageFiles(files[:names]) if names else None
+    with pytest.raises(ConfigError) as caught:
+        writer.stream([prompt], Request(attached=attached))
+    assert caught.value.path == path
