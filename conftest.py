@@ -49,7 +49,7 @@ def pytest_collection_finish() -> None:
 
 @pytest.fixture(autouse=True)
 def full_precision_of_products() -> None:
-    """A training sets it for its process, which here goes on to other tests."""
+    """A training sets it for its process, which then runs other tests."""
     torch.set_float32_matmul_precision("highest")
 
 
@@ -283,7 +283,7 @@ def small(corpus_file: Path, tmp_path_factory: pytest.TempPathFactory) -> list[s
 
 @pytest.fixture(scope="session")
 def environment() -> dict[str, str]:
-    """Of a test's subprocess: one thread, no terminal, nobody's PROJECT_ROOT."""
+    """Of a test's subprocess: one thread, no terminal, no PROJECT_ROOT."""
     clean = {k: v for k, v in os.environ.items() if k not in ("PROJECT_ROOT", "LOCAL_RANK", "PYTHONPATH")}
     return {**clean, "OMP_NUM_THREADS": "1", "COLUMNS": "200", "TERM": "dumb"}
 

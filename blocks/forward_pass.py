@@ -20,7 +20,7 @@ M = TypeVar("M")
 
 
 class Pass(NamedTuple):
-    """What is known of the T tokens whose states x [B,T,D] a block is given.
+    """Data of the T tokens whose states x [B,T,D] a block receives: positions, documents, caches and more.
 
     A tuple, since sharding strategies look for tensors in tuples and dicts alone. A layer gives its blocks its own
     cache, ``carry`` and ``losses``; all else is the same for every layer. With a share, x, ``tokens`` and ``carry`` are
@@ -55,7 +55,7 @@ class Pass(NamedTuple):
     made: dict[Hashable, Any] | None = None
 
     def of_last(self, n: int) -> Pass:
-        """What is known of the last n tokens alone, where rows are single documents."""
+        """The data of the last n tokens alone, for rows that are single documents."""
         tokens = None if self.tokens is None else self.tokens[:, -n:]
         carry = None if self.carry is None else {name: t[:, -n:] for name, t in self.carry.items()}
         return self._replace(positions=self.positions[:, -n:], tokens=tokens, carry=carry, needed=None)

@@ -1,6 +1,6 @@
 """The ledger of a surgery: what each operator did, what it claims, and how far it moved the logits.
 
-What an operator claims is held to a measurement on random tokens (blocks/probing.py). Exact is what is claimed *and*
+A measurement on random tokens (blocks/probing.py) checks each claim of an operator. Exact is what is claimed *and*
 measured to be within ``TOLERANCE``: tokens alone would miss what they do not reach, such as a bound on large values. A
 claim that the measurement does not bear out is an error of the operator, with the place and the settings that differ.
 """

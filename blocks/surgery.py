@@ -3,7 +3,7 @@
 Both decoders are walked in parallel. A block that computes the same is copied; where a registered transplant serves,
 it makes the new weights; otherwise what has the same name and shape is copied, and the rest stays drawn. Every
 operation is recorded: which operator, what it claims, and how many numbers were copied, derived and drawn. Then old and
-new read the same random tokens, and every claim is held to their logits (blocks/ledger.py).
+new read the same random tokens, and every claim is checked against their logits (blocks/ledger.py).
 """
 
 from __future__ import annotations

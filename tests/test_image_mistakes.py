@@ -1,4 +1,4 @@
-"""What a person gets wrong with pictures: one message with path, value, rule and remedy, before any training.
+"""Mistakes with pictures: one message with path, value, rule and remedy, before any training.
 
 Each case is a record of a file, overrides, or both. The configuration is composed once and the checks of the entry
 point are called; ``python -m tests.test_image_mistakes`` runs every case through ``train.main`` instead.

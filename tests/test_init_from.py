@@ -1,4 +1,4 @@
-"""Fine-tuning: a run starts from an imported checkpoint, through both doors, and goes on from its own."""
+"""Fine-tuning: a run starts from an imported checkpoint, through both entry points, and resumes from its own."""
 
 from __future__ import annotations
 

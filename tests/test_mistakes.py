@@ -1,4 +1,4 @@
-"""What a person gets wrong: one message with path, value, rule and remedy, exit code 64, at once, and no traceback.
+"""Mistakes of users: one message with path, value, rule and remedy, exit code 64, at once, and no traceback.
 
 All but a few are tried in one process, which calls ``train.main`` for each, for the start of Python and torch would
 cost a hundred times the check itself.
@@ -101,7 +101,7 @@ EARLY = {
     "+key of the optimizer": Mistake("+optimizer.widow=3", "optimizer.widow", "no argument 'widow'"),
     "key in a block's file": Mistake("model/attention=misspelt", "model.attention.n_haeds", "misspelt.yaml"),
     "key in an experiment's file": Mistake("experiment=misspelt", "model.d_modle", "Did you mean 'd_model'"),
-    "key in a variant nobody uses": Mistake(
+    "key in an unused variant": Mistake(
         "+model.variants.ffn.odd={name: swiglu, widow: 1}", "model.variants.ffn.odd.widow", "no parameter"
     ),
     "parameter of the block before": Mistake(
@@ -301,7 +301,7 @@ EARLY = {
     "checkpoint cut short": Mistake("ckpt_path={tmp}/cut.ckpt", "ckpt_path", "cannot be loaded safely"),
     "auto_resume that is no switch": Mistake("auto_resume=last", "auto_resume", "true or false"),
     "address for a checkpoint": Mistake("ckpt_path='https://host/x.ckpt'", "ckpt_path", "no such file"),
-    "no run to go on with": Mistake("ckpt_path=last\ntask_name=nobody", "ckpt_path", "has left a last.ckpt"),
+    "no run to resume": Mistake("ckpt_path=last\ntask_name=absent", "ckpt_path", "has left a last.ckpt"),
     "random weights to test": Mistake("train=false\ntest=true", "ckpt_path", "random initial weights"),
     "random weights to validate": Mistake("train=false\ntest=false", "ckpt_path", "init_from=OUT"),
     # grammar
@@ -347,7 +347,7 @@ TOO_LATE = {
     "monitor of nothing": Mistake(
         "callbacks.checkpoint.monitor=val/accuracy", "callbacks.checkpoint.monitor", "declared by no task"
     ),
-    "early stopping by what nobody logs": Mistake(
+    "early stopping by a figure that is not logged": Mistake(
         "callbacks=[default,early_stopping]\ncallbacks.early_stopping.monitor=val/accuracy",
         "callbacks.early_stopping.monitor",
         "declared by no task",

@@ -1,4 +1,4 @@
-"""Somebody else's distribution adds blocks, and everything here knows them; no line of this project is changed for it.
+"""Another distribution adds blocks, and everything here knows them; no line of this project is changed for it.
 
 tests/plugin is that distribution. It is put in place as pip would put it, though without pip, whose build would need a
 recent setuptools: what is installed is read from its pyproject.toml.
@@ -30,7 +30,7 @@ from blockwright.blocks.forward_pass import Pass
 pytestmark = pytest.mark.xdist_group("plugin")  # its fixture runs a whole program, once
 
 ROOT = Path(__file__).resolve().parent.parent
-GUEST = Path(__file__).resolve().parent / "plugin"
+PLUGIN = Path(__file__).resolve().parent / "plugin"
 
 DRIVER = """
 import contextlib, io, json, sys, traceback
@@ -80,11 +80,11 @@ def run(
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder in which the guest is installed."""
+    """A folder in which the plug-in is installed."""
     site = tmp_path_factory.mktemp("site")
-    project = tomllib.loads((GUEST / "pyproject.toml").read_text())
+    project = tomllib.loads((PLUGIN / "pyproject.toml").read_text())
     for package in project["tool"]["setuptools"]["packages"]:
-        shutil.copytree(GUEST / package, site / package, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(PLUGIN / package, site / package, ignore=shutil.ignore_patterns("__pycache__"))
     install(site, project["project"])
     return site
 
@@ -96,7 +96,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def said(small: list[str], warm: Warm, site: Path, environment: dict[str, str], folder: Path) -> dict[str, Any]:
-    guests = ["model/attention=retention", "model/position=xpos", "model/gating=noisy_topk"]
+    chosen = ["model/attention=retention", "model/position=xpos", "model/gating=noisy_topk"]
     quick = [*small, "logger=none", "callbacks.report.sample_tokens=0", "callbacks.throughput=null"]
     sweep = ["trainer.max_steps=2", "trainer.val_check_interval=2", f"hydra.sweep.dir={folder}/sweep"]
     commands = {
@@ -105,20 +105,20 @@ def said(small: list[str], warm: Warm, site: Path, environment: dict[str, str], 
         "help": ["--help"],
         "card": ["describe", "model=tiny"],
         "unknown kernel": [*quick, "task.kernels.attention=bant", f"hydra.run.dir={folder}/x"],
-        "trains": [*quick, *guests, "model.attention.first_decay=4", f"hydra.run.dir={folder}/run"],
+        "trains": [*quick, *chosen, "model.attention.first_decay=4", f"hydra.run.dir={folder}/run"],
         "preset": ["model=retentive_tiny", "model/position=of/tiny", "--cfg", "job", "--package", "model"],
         "presets": ["registry", "model/ret*"],
         "experiment": ["experiment=retentive", "--cfg", "job"],
         "no experiment": ["experiment=retentiv"],
-        "wrong type": [*quick, *guests, "model.attention.first_decay=slow", f"hydra.run.dir={folder}/x"],
-        "unknown parameter": [*quick, *guests, "+model.position.widow=3", f"hydra.run.dir={folder}/x"],
-        "its own rule": [*quick, *guests, "model.gating.noise=-1", f"hydra.run.dir={folder}/x"],
+        "wrong type": [*quick, *chosen, "model.attention.first_decay=slow", f"hydra.run.dir={folder}/x"],
+        "unknown parameter": [*quick, *chosen, "+model.position.widow=3", f"hydra.run.dir={folder}/x"],
+        "its own rule": [*quick, *chosen, "model.gating.noise=-1", f"hydra.run.dir={folder}/x"],
         "sweep": ["-m", *quick, *sweep, "model/attention=glob(*,exclude=*_*)"],
     }
     return run(warm, commands, site, environment, folder)
 
 
-def test_guest_is_in_the_catalogue_with_its_provider(said: dict[str, Any]) -> None:
+def test_plug_in_is_in_the_catalogue_with_its_provider(said: dict[str, Any]) -> None:
     code, text = said["catalogue"]
     assert code == 0
     for name in ("attention/retention", "gating/noisy_topk", "position/xpos"):
@@ -127,21 +127,21 @@ def test_guest_is_in_the_catalogue_with_its_provider(said: dict[str, Any]) -> No
     assert "blockwright-guest" not in next(line for line in text.splitlines() if "attention/mla " in line)
 
 
-def test_guest_parameters_are_explained(said: dict[str, Any]) -> None:
+def test_parameters_of_a_plug_in_are_explained(said: dict[str, Any]) -> None:
     code, text = said["block"]
     assert code == 0
     assert "blockwright_guest.noisy_topk.NoisyTopK, provided by blockwright-guest" in text
     assert re.search(r"noise +float +1\.0 +factor on the noise", text)
 
 
-def test_guest_is_in_the_help(said: dict[str, Any]) -> None:
+def test_plug_in_is_in_the_help(said: dict[str, Any]) -> None:
     code, text = said["help"]
     assert code == 0
     assert re.search(r"model/attention: .*\bretention\b", text)
     assert re.search(r"model/position: .*\bxpos\b", text)
 
 
-def test_kernel_of_the_guest_is_in_the_cost_card_and_among_the_names(said: dict[str, Any]) -> None:
+def test_kernel_of_the_plug_in_is_in_the_cost_card_and_among_the_names(said: dict[str, Any]) -> None:
     code, text = said["card"]
     assert code in (0, None), text
     assert re.search(r"attention +band, else blocked, else one_query, else sdpa", text), text
@@ -149,7 +149,7 @@ def test_kernel_of_the_guest_is_in_the_cost_card_and_among_the_names(said: dict[
     assert code == 64 and "(auto, fa3, fa4, " in text and "Did you mean 'band'" in text
 
 
-def test_guest_trains_on_the_command_line(said: dict[str, Any], folder: Path) -> None:
+def test_plug_in_trains_on_the_command_line(said: dict[str, Any], folder: Path) -> None:
     code, text = said["trains"]
     assert code == 0, text
     losses = [float(loss) for loss in re.findall(r"train/loss=(\S+)", text)]
@@ -162,7 +162,7 @@ def test_guest_trains_on_the_command_line(said: dict[str, Any], folder: Path) ->
     assert json.loads((folder / "run" / "results.json").read_text())["status"] == "completed"
 
 
-def test_preset_of_the_guest_is_a_model_like_any_other(said: dict[str, Any]) -> None:
+def test_preset_of_the_plug_in_is_a_model_like_any_other(said: dict[str, Any]) -> None:
     code, text = said["preset"]
     assert code == 0, text
     model = yaml.safe_load(text)
@@ -198,13 +198,13 @@ def test_command_of_the_guest_is_one_of_blockwright(
         ("its own rule", "model.gating.noise", "must not be negative"),
     ],
 )
-def test_guest_is_typed_like_the_built_ins(said: dict[str, Any], name: str, path: str, rule: str) -> None:
+def test_plug_in_is_typed_like_the_built_ins(said: dict[str, Any], name: str, path: str, rule: str) -> None:
     code, text = said[name]
     assert code == 64, text
     assert f"error: {path} = " in text and rule in text and "Traceback" not in text
 
 
-def test_guest_is_swept_by_a_wildcard(said: dict[str, Any], folder: Path) -> None:
+def test_plug_in_is_swept_by_a_wildcard(said: dict[str, Any], folder: Path) -> None:
     assert said["sweep"][0] == 0, said["sweep"][1]
     with (folder / "sweep" / "summary.csv").open(newline="") as file:
         rows = {row["overrides"]: row["status"] for row in csv.DictReader(file)}
@@ -217,9 +217,9 @@ CONFORMANCE = """
 import pytest
 from blockwright.blocks.conformance import cases, kernel_cases
 
-GUESTS = ("attention/retention", "gating/noisy_topk", "position/xpos")
+BLOCKS = ("attention/retention", "gating/noisy_topk", "position/xpos")
 
-@pytest.mark.parametrize("case", [case for guest in GUESTS for case in cases(guest)], ids=str)
+@pytest.mark.parametrize("case", [case for block in BLOCKS for case in cases(block)], ids=str)
 def test_conformance(case):
     case.run()
 
@@ -245,11 +245,11 @@ def test_kernel_is_chosen_where_it_applies_and_passed_over_elsewhere(monkeypatch
 """
 
 
-def test_guest_proves_its_blocks_by_the_kit_in_its_own_tests(
+def test_plug_in_proves_its_blocks_by_the_kit_in_its_own_tests(
     site: Path, warm: Warm, environment: dict[str, str], tmp_path: Path
 ) -> None:
-    (tmp_path / "test_guest.py").write_text(CONFORMANCE)
-    command = ["-m", "pytest", "-p", "no:cacheprovider", "-rs", "test_guest.py"]
+    (tmp_path / "test_blocks.py").write_text(CONFORMANCE)
+    command = ["-m", "pytest", "-p", "no:cacheprovider", "-rs", "test_blocks.py"]
     done = warm.run(*command, cwd=tmp_path, env={**environment, "PYTHONPATH": str(site)})
     assert done.returncode == 0, done.stdout + done.stderr
     passed, skipped = (int(re.search(rf"(\d+) {word}", done.stdout)[1]) for word in ("passed", "skipped"))  # type: ignore[index]
@@ -259,7 +259,7 @@ def test_guest_proves_its_blocks_by_the_kit_in_its_own_tests(
     assert skipped < 15 + 28 + 7  # calls that the kernel does not take, and blocks without a router or an indexer
 
 
-def test_nothing_here_names_the_guest() -> None:
+def test_nothing_here_names_the_plug_in() -> None:
     for package in ("registry", "blocks", "training", "lab", "plugins", "conf"):
         for file in (ROOT / package).rglob("*"):
             if file.suffix in (".py", ".yaml"):
@@ -271,7 +271,7 @@ def test_nothing_here_names_the_guest() -> None:
 def among_bad_company(
     small: list[str], site: Path, warm: Warm, environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, Any]:
-    """The guest beside a plug-in that takes a taken name, one that cannot be imported, and one that is not there."""
+    """The plug-in beside one that takes a taken name, one that cannot be imported, and one that is missing."""
     crowd = tmp_path_factory.mktemp("crowd")
     shutil.copytree(site, crowd, dirs_exist_ok=True)
     (crowd / "copycat.py").write_text(
@@ -281,7 +281,7 @@ def among_bad_company(
         "class Mine(MHA):\n"
         '    """Takes a name that is taken."""\n'
     )
-    (crowd / "wreck.py").write_text("import a_package_that_nobody_has\n")
+    (crowd / "wreck.py").write_text("import a_missing_package\n")
     for name, module in {"copycat": "copycat", "wreck": "wreck", "ghost": "ghost:Block"}.items():
         points = {"blockwright.blocks": {name: module}}
         install(crowd, {"name": f"the-{name}", "version": "1.0", "entry-points": points})
@@ -298,7 +298,7 @@ def test_clash_of_names_names_both_owners(among_bad_company: dict[str, Any]) -> 
 
 def test_plugin_that_cannot_be_imported_is_named_with_its_reason(among_bad_company: dict[str, Any]) -> None:
     (told,) = re.findall(r"UserWarning: (block plug-in 'wreck' .*)", among_bad_company["warnings"])
-    assert "of the-wreck did not load: ModuleNotFoundError: No module named 'a_package_that_nobody_has'" in told
+    assert "of the-wreck did not load: ModuleNotFoundError: No module named 'a_missing_package'" in told
     assert "block plug-in 'ghost' of the-ghost did not load" in among_bad_company["warnings"]
 
 
@@ -312,11 +312,11 @@ def test_everything_else_works_in_bad_company(among_bad_company: dict[str, Any])
 
 
 @pytest.mark.slow
-def test_guest_installs_with_pip(site: Path, environment: dict[str, str], tmp_path: Path) -> None:
+def test_plug_in_installs_with_pip(site: Path, environment: dict[str, str], tmp_path: Path) -> None:
     if int(importlib.metadata.version("setuptools").partition(".")[0]) < 61:
         pytest.skip("this environment's setuptools does not read pyproject.toml, and a newer one would be downloaded")
     source = tmp_path / "source"
-    shutil.copytree(GUEST, source)
+    shutil.copytree(PLUGIN, source)
     options = ["--no-build-isolation", "--no-deps", "--no-index", "--quiet", "--target", str(tmp_path / "site")]
     done = subprocess.run(
         [sys.executable, "-m", "pip", "install", *options, str(source)], env=environment, capture_output=True, text=True
@@ -327,15 +327,17 @@ def test_guest_installs_with_pip(site: Path, environment: dict[str, str], tmp_pa
 
 
 @pytest.fixture
-def guests(site: Path, temporary_blocks: None, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """The guest's classes in this process, registered until the test ends."""
+def plugin_blocks(site: Path, temporary_blocks: None, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The plug-in's classes in this process, registered until the test ends."""
     monkeypatch.syspath_prepend(str(site))
     for name in ("retention", "noisy_topk", "xpos"):
         monkeypatch.delitem(sys.modules, f"blockwright_guest.{name}", raising=False)
         importlib.import_module(f"blockwright_guest.{name}")
 
 
-def test_guest_attention_looks_back_only_and_within_its_document(guests: None, make_block: Callable[..., Any]) -> None:
+def test_attention_of_the_plug_in_looks_back_only_and_within_its_document(
+    plugin_blocks: None, make_block: Callable[..., Any]
+) -> None:
     block = make_block("attention", {"name": "retention"}, around={"position": "xpos"})
     x, positions = torch.randn(2, 9, 48, dtype=torch.float64), torch.arange(9)[None]
     changed = x.clone()
@@ -347,7 +349,7 @@ def test_guest_attention_looks_back_only_and_within_its_document(guests: None, m
     assert torch.allclose(block(x, Pass(restarted.expand(2, -1), segments=packed))[:, 5:], second)
 
 
-def test_guest_position_knows_distance_only(guests: None, make_block: Callable[..., Any]) -> None:
+def test_position_of_the_plug_in_knows_distance_only(plugin_blocks: None, make_block: Callable[..., Any]) -> None:
     block = make_block("position", {"name": "xpos", "scale": 16.0}, head_dim=12, n_heads=2)
     q, k = (torch.randn(1, 1, 2, 12, dtype=torch.float64) for _ in range(2))
 

@@ -1,4 +1,4 @@
-"""Stopped by a signal, a run leaves a checkpoint; gone on with, it is the run that never stopped."""
+"""Stopped by a signal, a run leaves a checkpoint; resumed, it is the run that never stopped."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ REFUSED = {  # each where a run that was stopped has left its checkpoints
     "another optimizer": ("ckpt_path=last", "optimizer=adamw"),
 }
 
-GUEST = """
+CALLBACKS = """
 import os
 
 import lightning as L
@@ -138,7 +138,7 @@ for name, arguments in json.load(sys.stdin):
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("resume")
-    (folder / "guest_signals.py").write_text(GUEST)
+    (folder / "signal_callbacks.py").write_text(CALLBACKS)
     return folder
 
 
@@ -150,7 +150,7 @@ def base(small: list[str], folder: Path) -> list[str]:
 
 
 def sends(signum: int, at: int, times: int = 1, when: str = "train_batch_start") -> list[str]:
-    callback = {"_target_": "guest_signals.Sends", "signum": int(signum), "at": at, "times": times, "when": when}
+    callback = {"_target_": "signal_callbacks.Sends", "signum": int(signum), "at": at, "times": times, "when": when}
     return [f"+callbacks.sends={json.dumps(callback)}".replace('"', "")]
 
 
@@ -160,7 +160,7 @@ def sends_of(case: Case) -> list[str]:
 
 @pytest.fixture(scope="module")
 def said(base: list[str], warm: Warm, environment: dict[str, str], folder: Path) -> dict[str, tuple[Any, str]]:
-    """Each case three times: never stopped; stopped; gone on with. All in one process."""
+    """Each case three times: never stopped; stopped; resumed. All in one process."""
     commands = []
     for i, case in enumerate(CASES.values()):
         run = [*base, *case.overrides]
@@ -170,12 +170,12 @@ def said(base: list[str], warm: Warm, environment: dict[str, str], folder: Path)
                 f"{i} stopped",
                 [*run, f"hydra.run.dir={folder}/logs/case{i}/runs/a", *sends(case.signum, case.at, when=case.when)],
             ],
-            [f"{i} gone on", [*run, f"hydra.run.dir={folder}/{i}/on", "ckpt_path=last", f"task_name=case{i}"]],
+            [f"{i} resumed", [*run, f"hydra.run.dir={folder}/{i}/on", "ckpt_path=last", f"task_name=case{i}"]],
         ]
     impatient = [*base, f"hydra.run.dir={folder}/impatient", *sends(signal.SIGINT, 2, times=2)]
     commands.append(["impatient", impatient])
     crashes = [*base, "trainer.val_check_interval=3", f"hydra.run.dir={folder}/crashed"]
-    commands.append(["crashed", [*crashes, "+callbacks.sends={_target_: guest_signals.Sends, signum: 0, at: 4}"]])
+    commands.append(["crashed", [*crashes, "+callbacks.sends={_target_: signal_callbacks.Sends, signum: 0, at: 4}"]])
     commands.append(
         [
             "on after a crash",
@@ -198,9 +198,9 @@ def said(base: list[str], warm: Warm, environment: dict[str, str], folder: Path)
         f"hydra.run.dir={folder}/worse",
     ]
     commands.append(["worse", worse])
-    anew = [f"paths.data_dir={folder}/data", f"hydra.run.dir={folder}/in_data"]
-    commands.append(["in the data", [*base, *anew, "data.tokenizer._target_=guest_signals.Stopped"]])
-    commands.append(["data again", [*base, *anew[:1], f"hydra.run.dir={folder}/data_again"]])
+    fresh = [f"paths.data_dir={folder}/data", f"hydra.run.dir={folder}/in_data"]
+    commands.append(["in the data", [*base, *fresh, "data.tokenizer._target_=signal_callbacks.Stopped"]])
+    commands.append(["data again", [*base, *fresh[:1], f"hydra.run.dir={folder}/data_again"]])
     commands.append(["in the end", [*base, f"hydra.run.dir={folder}/in_end", *sends(15, 6, when="final")]])
     last = f"ckpt_path={folder}/in_end/checkpoints/last.ckpt"
     commands.append(["end again", [*base, f"hydra.run.dir={folder}/end_again", last]])
@@ -210,12 +210,12 @@ def said(base: list[str], warm: Warm, environment: dict[str, str], folder: Path)
     often = [*base, f"hydra.run.dir={folder}/often", "callbacks.interruption.every_n_steps=1"]
     commands.append(["often", [*often, *sends(15, 3)]])
     commands.append(["damage", [f"{folder}/often/checkpoints/last.ckpt"]])
-    goes_on = [
+    resumed = [
         *base,
         f"hydra.run.dir={folder}/on_after_damage",
         "ckpt_path=" + str(folder / "often/checkpoints/last.ckpt"),
     ]
-    commands.append(["on after damage", goes_on])
+    commands.append(["on after damage", resumed])
     own = [*base, "task_name=own", f"hydra.run.dir={folder}/own"]
     commands.append(["own stopped", [*own, *sends(15, 2)]])
     decoy = [*base, "task_name=own", f"hydra.run.dir={folder}/logs/own/runs/decoy", "seed=1", "trainer.max_steps=1"]
@@ -262,10 +262,10 @@ def test_stopped_run_leaves_a_checkpoint_and_says_how_to_resume(
 
 
 @pytest.mark.parametrize(("i", "name"), enumerate(CASES), ids=list(CASES))
-def test_gone_on_with_it_is_the_run_that_never_stopped(
+def test_resumed_run_is_the_run_that_never_stopped(
     i: int, name: str, said: dict[str, tuple[Any, str]], folder: Path
 ) -> None:
-    assert said[f"{i} whole"][0] == said[f"{i} gone on"][0] == 0, said[f"{i} gone on"][1]
+    assert said[f"{i} whole"][0] == said[f"{i} resumed"][0] == 0, said[f"{i} resumed"][1]
     whole, on = folder / str(i) / "whole", folder / str(i) / "on"
     assert final(on)["val/loss"] == final(whole)["val/loss"]  # to the last bit
     assert final(on) == final(whole)
@@ -277,9 +277,7 @@ def test_gone_on_with_it_is_the_run_that_never_stopped(
 
 
 @pytest.mark.parametrize(("i", "name"), enumerate(CASES), ids=list(CASES))
-def test_curves_of_a_run_gone_on_with_are_whole(
-    i: int, name: str, said: dict[str, tuple[Any, str]], folder: Path
-) -> None:
+def test_curves_of_a_resumed_run_are_whole(i: int, name: str, said: dict[str, tuple[Any, str]], folder: Path) -> None:
     assert said
     ours, theirs = (checkpoint(folder / str(i) / run)["callbacks"]["RunReport"] for run in ("on", "whole"))
     assert ours["train"] == theirs["train"]
@@ -296,7 +294,7 @@ def test_balancing_bias_has_moved_and_survives(said: dict[str, tuple[Any, str]],
     assert stopped.abs().max() <= 0.05 * 3 + 1e-6  # one an optimizer step, of which there were three
 
 
-def test_crashed_run_goes_on_from_its_last_validation(said: dict[str, tuple[Any, str]], folder: Path) -> None:
+def test_crashed_run_resumes_from_its_last_validation(said: dict[str, tuple[Any, str]], folder: Path) -> None:
     assert said["crashed"][0] == "raised" and "crashed" in said["crashed"][1]
     assert checkpoint(folder / "crashed")["global_step"] == 3
     assert said["on after a crash"][0] == 0, said["on after a crash"][1]
@@ -328,7 +326,7 @@ def test_signal_while_data_are_built_stops_at_once_and_leaves_nothing_half_done(
     assert said["data again"][0] == 0, said["data again"][1]
 
 
-def test_signal_in_the_final_validation_leaves_the_last_checkpoint_to_go_on_from(
+def test_signal_in_the_final_validation_leaves_the_last_checkpoint_to_resume_from(
     said: dict[str, tuple[Any, str]], folder: Path
 ) -> None:
     code, text = said["in the end"]
@@ -339,9 +337,7 @@ def test_signal_in_the_final_validation_leaves_the_last_checkpoint_to_go_on_from
     assert said["end again"][0] == 0 and again == {name: whole[name] for name in again}  # it need not train
 
 
-def test_auto_resume_starts_what_is_not_there_and_goes_on_with_what_is(
-    said: dict[str, tuple[Any, str]], folder: Path
-) -> None:
+def test_auto_resume_starts_a_new_run_or_resumes_an_old_one(said: dict[str, tuple[Any, str]], folder: Path) -> None:
     assert said["auto first"][0] == 75 and said["auto second"][0] == 0, said["auto second"][1]
     assert final(folder / "logs/auto/runs/second") == final(folder / "0" / "whole")
 
@@ -421,14 +417,14 @@ def test_signal_from_outside_ends_the_process_with_its_code(
 
 
 @pytest.mark.slow
-def test_two_processes_stop_together_and_go_on(
+def test_two_processes_stop_together_and_resume(
     base: list[str], folder: Path, train_py: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
 ) -> None:
     both = [*base, "trainer=ddp_sim", "trainer.max_steps=6"]
-    guest = {"PYTHONPATH": str(folder)}
+    path = {"PYTHONPATH": str(folder)}
     whole = train_py(*both, f"hydra.run.dir={tmp_path}/whole")
     assert whole.returncode == 0, whole.stderr
-    stopped = train_py(*both, f"hydra.run.dir={tmp_path}/stopped", *sends(signal.SIGTERM, 2), **guest)
+    stopped = train_py(*both, f"hydra.run.dir={tmp_path}/stopped", *sends(signal.SIGTERM, 2), **path)
     assert stopped.returncode == 75, stopped.stdout + stopped.stderr
     last = tmp_path / "stopped" / "checkpoints" / "last.ckpt"
     on = train_py(*both, f"hydra.run.dir={tmp_path}/on", f"ckpt_path={last}")

@@ -1,7 +1,7 @@
 """Every way to train × every way to stop × what is resumed: the run that never stopped, or one message.
 
 In no case is a checkpoint written over that is not the run's own: the folder in which the runs keep theirs holds those
-of a stranger from the beginning.
+of another run from the beginning.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from blockwright.training.checkpoints.atomic import write_file
 ROOT = Path(__file__).resolve().parent.parent
 pytestmark = pytest.mark.slow
 
-GUEST = """
+CALLBACK = """
 import os
 from pathlib import Path
 
@@ -92,18 +92,18 @@ STOPS = {"kill": signal.SIGKILL, "sigterm": signal.SIGTERM, "finished": 0}
 
 @pytest.fixture(scope="module")
 def call(environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any]:
-    guest = tmp_path_factory.mktemp("guest")
-    (guest / "guest_once.py").write_text(GUEST)
+    modules = tmp_path_factory.mktemp("modules")
+    (modules / "stop_once.py").write_text(CALLBACK)
 
     def run(command: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
-        there = {**environment, "PYTHONPATH": f"{ROOT}:{guest}"}
+        there = {**environment, "PYTHONPATH": f"{ROOT}:{modules}"}
         return subprocess.run(command, cwd=folder, env=there, capture_output=True, text=True, timeout=900)
 
     return run
 
 
 def base_of(small: list[str], folder: Path, signum: int) -> list[str]:
-    once = {"_target_": "guest_once.Once", "signum": int(signum), "marker": str(folder / "stopped")}
+    once = {"_target_": "stop_once.Once", "signum": int(signum), "marker": str(folder / "stopped")}
     saving = ["callbacks.interruption.every_n_steps=1", f"callbacks.checkpoint.dirpath={folder}/kept"]
     quick = ["logger=csv", "callbacks.report.sample_tokens=0", f"paths.log_dir={folder}/logs", "trainer.max_steps=4"]
     return [*small, *quick, *saving, f"+callbacks.once={json.dumps(once)}".replace('"', "")]
@@ -170,11 +170,11 @@ def test_resumed_it_is_the_run_that_never_stopped_or_one_message(
     base = base_of(small, folder, STOPS[stop])
     alone = door in ("single run", "cli")
 
-    # A folder that holds a stranger's checkpoints: refused, or a folder of its own in it.
-    stranger = write_file_of_a_stranger(folder / "kept" / "last.ckpt") if not alone else None
+    # A folder that holds another run's checkpoints: refused, or a folder of its own in it.
+    foreign = write_file_of_another_run(folder / "kept" / "last.ckpt") if not alone else None
     if alone:
         elsewhere = tmp_path / "elsewhere"
-        other = write_file_of_a_stranger(elsewhere / "kept" / "last.ckpt")
+        other = write_file_of_another_run(elsewhere / "kept" / "last.ckpt")
         command = DOORS[door].start(elsewhere, base_of(small, elsewhere, 0))
         refused = call(command, elsewhere)
         assert refused.returncode == 64 and "holds last.ckpt of another run" in refused.stderr, refused.stderr[-2000:]
@@ -211,14 +211,14 @@ def test_resumed_it_is_the_run_that_never_stopped_or_one_message(
     done = call(resume, folder)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
     assert_whole(lasts(door, folder), whole)
-    if stranger:
-        assert digest(folder / "kept" / "last.ckpt") == stranger
+    if foreign:
+        assert digest(folder / "kept" / "last.ckpt") == foreign
     if door == "single run":
         assert_curve_is_whole(folder / "run" / "csv" / "metrics.csv")
 
 
-def write_file_of_a_stranger(file: Path) -> str:
-    write_file({"of": "a stranger"}, file)
+def write_file_of_another_run(file: Path) -> str:
+    write_file({"of": "another run"}, file)
     return digest(file)
 
 

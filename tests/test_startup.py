@@ -1,4 +1,4 @@
-"""A person waits for help, for the catalogue and for a refusal: none may cost the import of Lightning."""
+"""Help, the catalogue and refusals must not wait for the import of Lightning."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ import pytest
 import yaml
 from warm import Running, Warm
 
-GUEST = """
+CALLBACKS = """
 import json
 import os
 
@@ -63,11 +63,11 @@ def jobs_of(sweep: Path) -> list[str]:
 
 
 @pytest.fixture
-def guest(tmp_path: Path) -> dict[str, str]:
+def callbacks(tmp_path: Path) -> dict[str, str]:
     """Environment in which the callbacks above can be imported, and the witnesses' file."""
-    (tmp_path / "guest").mkdir()
-    (tmp_path / "guest" / "guest_callbacks.py").write_text(GUEST)
-    return {"PYTHONPATH": str(tmp_path / "guest"), "WITNESS": str(tmp_path / "witness")}
+    (tmp_path / "callbacks").mkdir()
+    (tmp_path / "callbacks" / "own_callbacks.py").write_text(CALLBACKS)
+    return {"PYTHONPATH": str(tmp_path / "callbacks"), "WITNESS": str(tmp_path / "witness")}
 
 
 @pytest.fixture(scope="module")
@@ -79,12 +79,12 @@ def tiny_run(small: list[str]) -> list[str]:
 def test_sweep_is_one_job_each_and_one_table(
     train_py: Callable[..., subprocess.CompletedProcess[str]],
     tiny_run: list[str],
-    guest: dict[str, str],
+    callbacks: dict[str, str],
     tmp_path: Path,
 ) -> None:
     grid = ["model/attention=mha,gqa", "model.attention.n_heads=8,7,2"]
-    crash = "+callbacks.crash._target_=guest_callbacks.Crash"
-    done = train_py("-m", *tiny_run, *grid, crash, **guest)  # in the folder that the configuration says
+    crash = "+callbacks.crash._target_=own_callbacks.Crash"
+    done = train_py("-m", *tiny_run, *grid, crash, **callbacks)  # in the folder that the configuration says
     assert done.returncode == 0, done.stderr[-3000:]
 
     (sweep,) = (tmp_path / "logs" / "train" / "multiruns").iterdir()
@@ -167,15 +167,15 @@ def assert_each_job_had_its_own_processes(
 def test_searching_with_two_processes_a_job_trains_each_trial_once(
     train_py: Callable[..., subprocess.CompletedProcess[str]],
     tiny_run: list[str],
-    guest: dict[str, str],
+    callbacks: dict[str, str],
     tmp_path: Path,
 ) -> None:
     pytest.importorskip("optuna")
     # The file, not -m, says that this is a sweep: each child reads that file too.
     search = ["hparams_search=optuna", "hydra.sweeper.n_trials=2", "optimized_metric=train/loss"]
-    witness = "+callbacks.witness._target_=guest_callbacks.Witness"
+    witness = "+callbacks.witness._target_=own_callbacks.Witness"
     done = train_py(
-        *tiny_run, *search, witness, "trainer=ddp_sim", "task_name=search", f"paths.log_dir={tmp_path}", **guest
+        *tiny_run, *search, witness, "trainer=ddp_sim", "task_name=search", f"paths.log_dir={tmp_path}", **callbacks
     )
     assert done.returncode == 0, done.stderr[-3000:]
     (sweep,) = (tmp_path / "search" / "multiruns").iterdir()
@@ -202,14 +202,14 @@ def test_sweeping_with_two_processes_a_job_trains_each_once(
     way: str,
     train_py: Callable[..., subprocess.CompletedProcess[str]],
     tiny_run: list[str],
-    guest: dict[str, str],
+    callbacks: dict[str, str],
     tmp_path: Path,
 ) -> None:
     if "joblib" in str(MANY[way]):
         pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
     grid = ["model/attention=mha,gqa", "optimizer.lr=0.001,0.002", *MANY[way]]
-    witness = "+callbacks.witness._target_=guest_callbacks.Witness"
-    done = train_py("-m", *tiny_run, *grid, witness, f"hydra.sweep.dir={tmp_path}/sweep", **guest)
+    witness = "+callbacks.witness._target_=own_callbacks.Witness"
+    done = train_py("-m", *tiny_run, *grid, witness, f"hydra.sweep.dir={tmp_path}/sweep", **callbacks)
     assert done.returncode == 0, done.stderr[-3000:]
     told = witnesses(tmp_path / "witness")
     assert_each_job_had_its_own_processes(told, tmp_path / "sweep", jobs=4, launchers=1 + ("two" in way))
@@ -221,12 +221,12 @@ def test_sweeping_with_two_processes_a_job_trains_each_once(
 def test_sweep_outlives_a_job_whose_processes_crash(
     train_py: Callable[..., subprocess.CompletedProcess[str]],
     tiny_run: list[str],
-    guest: dict[str, str],
+    callbacks: dict[str, str],
     tmp_path: Path,
 ) -> None:
     grid = ["model/attention=mha", "model.attention.n_heads=2,8", "trainer=ddp_sim"]
-    crash = "+callbacks.crash._target_=guest_callbacks.Crash"
-    done = train_py("-m", *tiny_run, *grid, crash, f"hydra.sweep.dir={tmp_path}/sweep", **guest)
+    crash = "+callbacks.crash._target_=own_callbacks.Crash"
+    done = train_py("-m", *tiny_run, *grid, crash, f"hydra.sweep.dir={tmp_path}/sweep", **callbacks)
     assert done.returncode == 0, done.stderr[-3000:]
     rows = rows_of(tmp_path / "sweep")
     assert [(row["status"], row["reason"]) for row in rows] == [
@@ -239,13 +239,13 @@ def test_sweep_outlives_a_job_whose_processes_crash(
 def test_experiment_that_is_a_sweep_runs_with_two_processes_a_job(
     train_py: Callable[..., subprocess.CompletedProcess[str]],
     tiny_run: list[str],
-    guest: dict[str, str],
+    callbacks: dict[str, str],
     tmp_path: Path,
 ) -> None:
-    witness = "+callbacks.witness._target_=guest_callbacks.Witness"
+    witness = "+callbacks.witness._target_=own_callbacks.Witness"
     ablation = ["experiment=attention_ablation", "hydra.sweeper.params={model/attention: 'mha,gqa'}"]
     more = ["optimizer.lr=0.001", "trainer=ddp_sim", witness, f"paths.log_dir={tmp_path}/logs", "callbacks.report=null"]
-    done = train_py(*tiny_run, *ablation, *more, **guest)
+    done = train_py(*tiny_run, *ablation, *more, **callbacks)
     assert done.returncode == 0, done.stderr[-3000:]
     (sweep,) = (tmp_path / "logs" / "attention_ablation" / "multiruns").iterdir()
     assert all({"val/loss", "val/perplexity"} <= set(results_of(sweep / job)["metrics"]) for job in jobs_of(sweep))
@@ -365,7 +365,7 @@ SAVING = ["callbacks.interruption.every_n_steps=1", "trainer.val_check_interval=
 
 
 @pytest.mark.slow
-def test_killed_search_goes_on_with_no_trial_lost_or_repeated(
+def test_killed_search_resumes_with_no_trial_lost_or_repeated(
     start: Start,
     lab_sweep: Callable[..., subprocess.CompletedProcess[str]],
     tiny_run: list[str],
@@ -396,7 +396,7 @@ def test_killed_search_goes_on_with_no_trial_lost_or_repeated(
 
 
 @pytest.mark.slow
-def test_stopped_grid_goes_on_in_processes_of_its_own(
+def test_stopped_grid_resumes_in_processes_of_its_own(
     start: Start,
     lab_sweep: Callable[..., subprocess.CompletedProcess[str]],
     tiny_run: list[str],

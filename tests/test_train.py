@@ -83,18 +83,18 @@ def doors(small: list[str], warm: Warm, environment: dict[str, str], folder: Pat
             *(*choice, "data.corpus.val_fraction=0", "optimized_metric=val/accuracy", "callbacks.report=null"),
             *(f"hydra.run.dir={folder}/sweep/0", "callbacks.progress=null", "trainer.max_steps=2"),
         ],
-        "go on": [
+        "resume": [
             *choice,
             f"hydra.run.dir={folder}/on",
             f"ckpt_path={last}",
             "trainer.max_steps=8",
             "optimizer.lr=0.01",
         ],
-        "go on by compose": [
+        "resume by compose": [
             *("fit", "--compose", *choice, "task_name=on", "trainer.max_steps=8", "optimizer.lr=0.01"),
             *("--ckpt_path", last),
         ],
-        "go on by config": [
+        "resume by config": [
             *("fit", "--config", file, "--ckpt_path", last, "--trainer.max_steps=8"),
             *("--run_dir", f"{folder}/further"),
         ],
@@ -259,12 +259,12 @@ def test_testing_without_training_measures_the_checkpoint(doors: dict[str, dict[
     assert found["test/loss"] > 0
 
 
-@pytest.mark.parametrize("door", ["go on", "go on by compose"])
+@pytest.mark.parametrize("door", ["resume", "resume by compose"])
 def test_settings_on_the_command_line_win_over_a_checkpoint(
     door: str, doors: dict[str, dict[str, Any]], folder: Path
 ) -> None:
     assert doors[door]["code"] == 0, doors[door]["err"]
-    run = folder / "on" if door == "go on" else only(folder / "logs" / "on" / "cli")
+    run = folder / "on" if door == "resume" else only(folder / "logs" / "on" / "cli")
     rates = logged(run, "train/lr")
     assert len(rates) == 2  # steps 7 and 8 of 8
     assert rates[-1] == pytest.approx(0.001)  # a tenth of 0.01, and not of the checkpoint's 0.005
@@ -273,10 +273,10 @@ def test_settings_on_the_command_line_win_over_a_checkpoint(
     assert checkpoint["global_step"] == 8
 
 
-def test_run_that_is_resumed_from_its_file_goes_on_in_a_new_folder(
+def test_run_that_is_resumed_from_its_file_continues_in_a_new_folder(
     doors: dict[str, dict[str, Any]], folder: Path
 ) -> None:
-    assert doors["go on by config"]["code"] == 0, doors["go on by config"]["err"]
+    assert doors["resume by config"]["code"] == 0, doors["resume by config"]["err"]
     run = folder / "further"
     assert torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 8
     assert len(logged(run, "train/lr")) == 2

@@ -1,4 +1,4 @@
-"""Lightning's low precisions, held to what they are for: the dtype of weights, and so of their products."""
+"""Lightning's low precisions, limited to the dtype of weights, and so of their products."""
 
 from __future__ import annotations
 

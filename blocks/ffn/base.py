@@ -19,7 +19,7 @@ class FFN(Block):
 
         Args:
             x: [B,T,D]
-            given: what is known of the tokens; None where x is all there is, as in an input
+            given: further data of the tokens; None if x is all there is, as in an input
 
         Returns:
             [B,T,D], and the routing of the tokens (None when dense)

@@ -36,7 +36,7 @@ class Layout:
         tensor: GPUs that split heads and widths
         pipeline: stages
         context: GPUs that split a sequence
-        expert: GPUs that share out the experts, among all but the stages
+        expert: GPUs over which the experts are distributed, among all but the stages
         interleave: stages that a GPU has, of one pipeline
         micro_batch: sequences
         shard: whether weights and gradients are spread over all data-parallel GPUs (FSDP2, ZeRO-3) and gathered for
@@ -82,7 +82,7 @@ class Layout:
 
     @property
     def expert_in_shard(self) -> int:
-        """What remains of ``expert`` beside ``tensor``: experts are shared out over both, as training/parallel does."""
+        """The rest of ``expert`` beside ``tensor``: experts are distributed over both, as training/parallel does."""
         return max(1, self.expert // self.tensor)
 
     def runs_here(self) -> bool:

@@ -156,7 +156,9 @@ def _indivisible(measured: Measured, job: Job, layout: Layout) -> str:
     if layout.context > 1 and job.length % (2 * layout.context):
         return "2 × context does not divide length"
     if layout.expert % layout.tensor if routed else layout.expert > 1:
-        return "expert is no multiple of tensor" if routed else "expert shares out what the model has none of"
+        return (
+            "expert is no multiple of tensor" if routed else "expert distributes experts, of which the model has none"
+        )
     if routed and (data * layout.context * layout.tensor) % layout.expert:
         return "expert does not divide the GPUs of a stage"
     if stages == 1 and layout.interleave > 1:

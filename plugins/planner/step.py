@@ -132,7 +132,7 @@ def _exchanged(m: Measured, job: Job, layout: Layout, hardware: Hardware, fitted
     found["context parallelism"] = fitted.context * 3 * collective(hardware, memory, layout.context, layout.tensor)
     found["experts' exchange"] = 0.0
     if m.n_routed and layout.expert > 1:
-        dispatch = 1 if job.precision == "fp8" else 2  # bytes of a number on the way there; 2 on the way back
+        dispatch = 1 if job.precision == "fp8" else 2  # bytes of a number sent to an expert; 2 for its result
         nbytes = tokens / layout.tensor * width * m.n_routed * 2 * (dispatch + 2)
         islands = max(1.0, layout.expert / hardware.island)
         near = reached(m, layout.expert) * (1 - 1 / layout.expert) / (0.6 * hardware.nvlink)

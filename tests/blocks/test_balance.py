@@ -170,10 +170,10 @@ def test_z_loss_is_the_mean_squared_log_partition() -> None:
 
 
 def test_entries_of_no_expert_are_not_counted() -> None:
-    nobody = torch.tensor([[[3, 0, 8], [2, 8, 8]]])
+    idle = torch.tensor([[[3, 0, 8], [2, 8, 8]]])
     for balance in (ExpertBalance(8, 3, 1.0), DeviceBalance(8, 3, 4, 1.0), HFExpertBalance(1.0)):
-        assert value_of(balance, experts=nobody) < value_of(balance, experts=GREEDY[None])
-    assert value_of(CommunicationBalance(8, 3, 4, 2, 1.0), experts=nobody).isfinite()
+        assert value_of(balance, experts=idle) < value_of(balance, experts=GREEDY[None])
+    assert value_of(CommunicationBalance(8, 3, 4, 2, 1.0), experts=idle).isfinite()
 
 
 def test_a_gate_reports_all_its_losses(make_block: Callable[..., Any]) -> None:

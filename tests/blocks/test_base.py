@@ -1,4 +1,4 @@
-"""What a block says about itself as data, held to what it is: over every registered block."""
+"""The data that a block declares about itself match the block, for every registered block."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every claim of every operator of surgery, held to the logits: compositions that differ in any one setting.
+"""Every claim of every operator of surgery, checked against the logits: compositions that differ in any one setting.
 
 The settings are those of the schemas: of every block in the examples of every registered operator, of every registered
 block, and of a model. So a new block, a new setting and a new operator are tested as they are registered.

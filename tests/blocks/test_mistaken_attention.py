@@ -1,4 +1,4 @@
-"""Ways to write an attention of scores wrongly: each is told in one message that names the mistake."""
+"""Ways to write an attention of scores wrongly: each gets one message that names the mistake."""
 
 from __future__ import annotations
 

@@ -15,13 +15,13 @@ from blockwright.registry import ConfigError
 
 @pytest.fixture
 def with_plugin(temporary_blocks: None, tiny: Callable[..., dict[str, Any]]) -> dict[str, Any]:
-    """A model with a norm of somebody else's."""
-    registry.register("norm", "strange_norm")(type("StrangeNorm", (RMSNorm,), {"__module__": "strangers.norms"}))
+    """A model with a norm of a plug-in."""
+    registry.register("norm", "strange_norm")(type("StrangeNorm", (RMSNorm,), {"__module__": "foreign_norms.norms"}))
     return tiny(norm="strange_norm")
 
 
 def test_plugins_are_named_with_where_they_come_from(with_plugin: dict[str, Any]) -> None:
-    assert plugins.distributions(with_plugin) == {"strangers": {"version": None, "blocks": ["norm/strange_norm"]}}
+    assert plugins.distributions(with_plugin) == {"foreign_norms": {"version": None, "blocks": ["norm/strange_norm"]}}
 
 
 def test_built_in_blocks_need_no_distribution(tiny: Callable[..., dict[str, Any]]) -> None:
@@ -33,11 +33,11 @@ def test_checkpoint_is_read_where_its_plugins_are(with_plugin: dict[str, Any]) -
 
 
 def test_missing_plugin_is_refused_with_the_distribution_to_install() -> None:
-    told = {"strangers": {"version": "1.2", "blocks": ["norm/strange_norm"]}}
+    told = {"foreign_norms": {"version": "1.2", "blocks": ["norm/strange_norm"]}}
     with pytest.raises(ConfigError) as caught:
         plugins.check(told, "x.ckpt")
-    assert caught.value.value == "x.ckpt" and "norm/strange_norm of strangers 1.2" in caught.value.rule
-    assert "pip install 'strangers==1.2'" in caught.value.remedy
+    assert caught.value.value == "x.ckpt" and "norm/strange_norm of foreign_norms 1.2" in caught.value.rule
+    assert "pip install 'foreign_norms==1.2'" in caught.value.remedy
 
 
 def test_older_checkpoint_names_none() -> None:

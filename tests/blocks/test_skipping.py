@@ -1,4 +1,4 @@
-"""A part of a draw is what the whole draw has there, to the bit, and costs no more than the part."""
+"""A part of a draw is bit-identical to that part of the whole draw, and costs no more than the part."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from blockwright.blocks.skipping import draw_part, skip
 
 
 @pytest.mark.parametrize("n", [16, 624, 10_000, 1 << 20])
-def test_generator_that_skips_goes_on_as_one_that_drew(n: int) -> None:
+def test_generator_that_skips_continues_as_one_that_drew(n: int) -> None:
     one, other = (torch.Generator().manual_seed(11) for _ in range(2))
     torch.empty(n).normal_(generator=one)
     skip(other, n)

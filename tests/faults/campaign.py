@@ -142,7 +142,7 @@ def flips(folder: Path, n: int) -> Figures:
 
 
 def flips_safetensors(folder: Path, n: int) -> Figures:
-    """Turn one bit of exported weights round: it is told of, or (in the header's spaces) no weight has changed."""
+    """Turn one bit of exported weights round: it is noticed, or (in the header's spaces) no weight has changed."""
     tensors = {name: torch.rand(40, 50) for name in "abc"}
     write_shards(folder, {name: ready(tensor) for name, tensor in tensors.items()}, 20_000)
     files = sorted(folder.glob("*.safetensors"))
@@ -169,9 +169,9 @@ def _header_bytes(file: Path) -> int:
         return int.from_bytes(opened.read(8), "little")
 
 
-# Whole runs. A guest callback writes down what each step saw, and may kill its process.
+# Whole runs. A callback writes down what each step saw, and may kill its process.
 
-GUEST = '''
+CALLBACKS = '''
 import hashlib, os, signal
 from pathlib import Path
 
@@ -256,7 +256,7 @@ def _base(folder: Path) -> list[str]:
     corpus = folder / "corpus.txt"
     if not corpus.exists():
         corpus.write_text("".join(f"To be, or not to be: line {i} of the corpus.\n" for i in range(60)))
-        (folder / "fault_guest.py").write_text(GUEST)
+        (folder / "fault_callbacks.py").write_text(CALLBACKS)
     made = [
         "model.n_layers=2",
         "model.d_model=64",
@@ -277,7 +277,7 @@ def _base(folder: Path) -> list[str]:
 
 
 def _recording(file: Path, at: int = -1, hook: str = "") -> str:
-    return f"+callbacks.record={{_target_: fault_guest.Record, file: '{file}', die_at: {at}, die_in: '{hook}'}}"
+    return f"+callbacks.record={{_target_: fault_callbacks.Record, file: '{file}', die_at: {at}, die_in: '{hook}'}}"
 
 
 def _steps(folder: Path, name: str) -> tuple[dict[int, set[str]], dict[int, set[str]]]:
@@ -303,7 +303,7 @@ SHARED = ("trainer=[fsdp,sim]", "trainer.strategy.sharded_checkpoints=true")
 
 
 def resume(folder: Path, n: int, many: tuple[str, ...] = ()) -> Figures:
-    """Kill a run -9 at random steps and hooks, go on with ``auto_resume`` and other workers; compare all steps.
+    """Kill a run -9 at random steps and hooks, resume with ``auto_resume`` and other workers; compare all steps.
 
     Args:
         many: overrides that make it a run of two processes
@@ -346,7 +346,7 @@ def worlds(folder: Path) -> Figures:
 def nan(folder: Path, processes: int = 1) -> Figures:
     """A NaN at step 12 is skipped; a NaN for ever ends the run with 70 and its checkpoint as it was."""
     many = TWO if processes == 2 else ()
-    poison = f"+callbacks.poison={{_target_: fault_guest.Poison, at: 12, rank: {processes - 1}}}"
+    poison = f"+callbacks.poison={{_target_: fault_callbacks.Poison, at: 12, rank: {processes - 1}}}"
     once, _ = train(folder, *many, poison, "task_name=once")
     ever, _ = train(folder, *many, f"{poison[:-1]}, for_ever: true}}", "callbacks.guard.patience=3", "task_name=ever")
     (finite,) = folder.glob("logs/once/runs/*/results.json")

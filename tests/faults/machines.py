@@ -25,7 +25,7 @@ from campaign import _base  # noqa: E402
 from tools import Started, two_machines  # noqa: E402
 
 PATIENCE = 240  # seconds, of a whole run
-GUEST = '''
+CALLBACK = '''
 import os, signal, time
 from pathlib import Path
 
@@ -72,12 +72,12 @@ def run(folder: Path, fault: str, steps: int = 14, *overrides: str) -> dict[str,
         ``exit``: seconds from the last step to the end of the first machine's torchrun
     """
     base = _base(folder)
-    (folder / "watched_guest.py").write_text(GUEST)
+    (folder / "watched_callback.py").write_text(CALLBACK)
     watched = f"folder: '{folder}', die_at: {-1 if fault == 'whole' else 9}, machine: {str(fault == 'node').lower()}"
     words = [*base, *overrides, "trainer=ddp_sim", "auto_resume=true", f"trainer.max_steps={steps}", "train=true"]
     words += [
         "callbacks.interruption.every_n_steps=2",
-        f"+callbacks.watched={{_target_: watched_guest.Watched, {watched}}}",
+        f"+callbacks.watched={{_target_: watched_callback.Watched, {watched}}}",
     ]
     env = {**os.environ, "PYTHONPATH": f"{folder}:{ROOT}", "GLOO_SOCKET_IFNAME": "v1", "OMP_NUM_THREADS": "1"}
     # Else the ranks of every attempt share one store, and may call at addresses that the attempt before has left there.

@@ -59,7 +59,7 @@ def test_turned_bit_changes_no_exported_weight_unnoticed(campaign: Callable[...,
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "n"), [("resume", 4), ("resume2", 2), ("resume_fsdp", 2)])
-def test_killed_run_goes_on_as_if_it_had_never_been(name: str, n: int, campaign: Callable[..., dict[str, Any]]) -> None:
+def test_killed_run_resumes_as_if_it_had_never_been(name: str, n: int, campaign: Callable[..., dict[str, Any]]) -> None:
     figures = campaign(name, n)
     assert figures["kills"] == figures["finished"] == n
     assert figures["steps"] == figures["same global batches"] == figures["bitwise equal losses"] == 16 * n
@@ -91,12 +91,12 @@ SLURM = {
 
 
 @pytest.mark.slow
-def test_slurm_job_is_queued_again_and_goes_on(
+def test_slurm_job_is_queued_again_and_resumes(
     small: list[str], train_py: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
 ) -> None:
     (tmp_path / "scontrol").write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/asked\n')
     (tmp_path / "scontrol").chmod(0o755)
-    (tmp_path / "slurm_guest.py").write_text(
+    (tmp_path / "slurm_callback.py").write_text(
         "import os\nimport lightning as L\n\n\nclass Warns(L.Callback):\n"
         "    observes = 'sends signals'\n\n"
         "    def on_train_batch_start(self, trainer, task, batch, batch_idx):\n"
@@ -104,7 +104,7 @@ def test_slurm_job_is_queued_again_and_goes_on(
     )
     path = f"{tmp_path}:{os.environ['PATH']}"
     command = [*small, "auto_resume=true", "task_name=job", f"paths.log_dir={tmp_path}/logs"]
-    warned = [*command, "+callbacks.warns={_target_: slurm_guest.Warns}"]
+    warned = [*command, "+callbacks.warns={_target_: slurm_callback.Warns}"]
     first = train_py(*warned, PATH=path, PYTHONPATH=str(tmp_path), **SLURM)
     assert first.returncode == 75, first.stdout + first.stderr
     assert (tmp_path / "asked").read_text() == "requeue 77\n"
@@ -155,7 +155,7 @@ def test_sixty_steps_on_two_machines_are_those_of_one_process(
 @pytest.mark.slow
 @needs_root
 @pytest.mark.parametrize(("fault", "codes"), [("rank", [0, 0]), ("node", [0, -9])])
-def test_run_goes_on_by_itself_when_a_rank_or_a_machine_is_lost(
+def test_run_resumes_by_itself_when_a_rank_or_a_machine_is_lost(
     fault: str, codes: list[int], machines: Callable[..., dict[str, Any]]
 ) -> None:
     found = machines(fault)

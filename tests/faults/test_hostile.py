@@ -1,4 +1,4 @@
-"""What a stranger may send: nothing of it runs, writes or reads a secret, and each is refused at once by its path."""
+"""Hostile files: nothing of them runs, writes or reads a secret, and each is refused at once by its path."""
 
 from __future__ import annotations
 
@@ -172,7 +172,7 @@ TEXTS: dict[str, str] = {
 
 
 def checkpoint(tmp: Path, model: Any = None, **more: Any) -> Path:
-    """A file like a checkpoint of training, with a model of somebody's choice."""
+    """A file like a checkpoint of training, with a model of the sender's choice."""
     torch.save(
         {"state_dict": {}, "hyper_parameters": {"model": MODEL if model is None else model}, **more}, tmp / "x.ckpt"
     )
@@ -233,8 +233,8 @@ def indexed(tmp: Path, file: str) -> Path:
 
 
 def written(tmp: Path, text: str) -> Path:
-    (tmp / "stranger.yaml").write_text(text)
-    return tmp / "stranger.yaml"
+    (tmp / "hostile.yaml").write_text(text)
+    return tmp / "hostile.yaml"
 
 
 def ours(tmp: Path, composition: Any) -> Path:
@@ -248,7 +248,7 @@ def run_with(file: Path, *overrides: str) -> Any:
 
 
 def clash(kind: str, name: str) -> Any:
-    return registry.register(kind, name)(type("Guest", (registry.lookup("norm", "layernorm").cls,), {}))
+    return registry.register(kind, name)(type("Second", (registry.lookup("norm", "layernorm").cls,), {}))
 
 
 FILES: dict[str, Callable[[Path], Any]] = {

@@ -107,7 +107,7 @@ def test_sigmoid_gate_under_v2s_name_is_v3s(
     ("key", "value"),
     [("scoring_func", "sigmoid"), ("topk_method", "soft"), ("moe_layer_freq", 2), ("first_k_dense_replace", 9)],
 )
-def test_gate_that_nobody_has_is_refused(key: str, value: Any, checkpoint: Callable[..., Path], tmp_path: Path) -> None:
+def test_unknown_gate_is_refused(key: str, value: Any, checkpoint: Callable[..., Path], tmp_path: Path) -> None:
     folder = checkpoint("deepseek_v2")
     values = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**values, key: value}))

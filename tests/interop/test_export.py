@@ -86,7 +86,7 @@ def test_composition_outside_the_families_is_written_as_our_own_and_read_back(
     assert torch.equal(load(tmp_path / "out")(tokens), load(path)(tokens))
 
 
-def test_composition_from_a_stranger_builds_registered_blocks_only(
+def test_untrusted_composition_builds_registered_blocks_only(
     saved: Callable[..., Path], tiny: Tiny, tmp_path: Path
 ) -> None:
     export_folder(saved(tiny(position={"name": "alibi"})), tmp_path / "own")

@@ -64,7 +64,7 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "LICENSE.txt").write_text("You may.")
     (folder / "README.md").write_text("# 97 % on a benchmark")
     file = folder / "tokenizer_config.json"
-    of_a_machine = {"auto_map": {"AutoTokenizer": ["words.Words", None]}, "name_or_path": "/home/somebody/model"}
+    of_a_machine = {"auto_map": {"AutoTokenizer": ["words.Words", None]}, "name_or_path": "/home/another/model"}
     file.write_text(json.dumps({**json.loads(file.read_text()), **of_a_machine}))
     return folder
 
@@ -143,7 +143,7 @@ def test_dtype_of_the_published_weights_can_be_asked_for(run: Path, tmp_path: Pa
     for name, dtype in (("trained", "float32"), ("published", "bfloat16")):
         values = json.loads((tmp_path / name / "config.json").read_text())
         assert values["dtype"] == values["torch_dtype"] == dtype
-        assert values["attention_dropout"] == 0.0  # idle here, kept for whoever trains it further
+        assert values["attention_dropout"] == 0.0  # idle here, kept for further training
 
 
 def test_original_dtype_of_a_model_from_nowhere_is_refused(
@@ -255,7 +255,7 @@ def test_resumed_run_keeps_the_origin_and_takes_another_template(
     ],
     ids=lambda value: str(value)[:40],
 )
-def test_checkpoint_of_a_stranger_writes_nothing_but_files_of_a_tokenizer(
+def test_untrusted_checkpoint_writes_nothing_but_files_of_a_tokenizer(
     part: str, value: Any, says: str, run: Path, tmp_path: Path
 ) -> None:
     checkpoint = read_checkpoint(run / "checkpoints" / "last.ckpt")

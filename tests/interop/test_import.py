@@ -56,7 +56,7 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, int, int]:
     return folder, total, largest
 
 
-# The kernel's own high-water mark of this program; getrusage's is inherited from whoever started it.
+# The kernel's own high-water mark of this program; getrusage's is inherited from the process that started it.
 MEASURE = """
 import sys
 from pathlib import Path

@@ -26,7 +26,7 @@ def test_imported_logits_equal_transformers_in_single_precision(
     import_folder(checkpoint(name), tmp_path / "out")
     expected = foreign(name)(tokens).logits
     assert expected.std() > 0.3
-    # Torch's norm adds up in the order of transformers; the fused one does not, and is held to double precision.
+    # Torch's norm adds up in the order of transformers; the fused one does not, and is compared in double precision.
     decoder = load(tmp_path / "out").choose_kernels({"rms_norm": "torch"})
     torch.testing.assert_close(decoder(tokens), expected, rtol=0, atol=1e-5)
     exact = load(tmp_path / "out", dtype=torch.float64)(tokens).float()

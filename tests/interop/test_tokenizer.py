@@ -67,7 +67,7 @@ def test_every_id_keeps_its_number(both: tuple[Tokenizer, transformers.PreTraine
     assert theirs.decode([ours.eos], skip_special_tokens=True) == ""
 
 
-def test_kind_of_a_guest_has_no_such_form(tmp_path: Path) -> None:
+def test_kind_of_a_plug_in_has_no_such_form(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"cannot be written as tokenizer\.json"):
         tokenizer.write({"kind": "morse", "vocab_size": 9}, tmp_path)
     assert not list(tmp_path.iterdir())

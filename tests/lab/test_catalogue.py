@@ -37,9 +37,9 @@ def test_every_tick_is_explained() -> None:
 
 
 @pytest.mark.usefixtures("temporary_blocks")
-def test_guests_are_left_out() -> None:
-    register("norm", "guest_norm")(type("GuestNorm", (registry.lookup("norm", "rmsnorm").cls,), {}))
-    assert "guest_norm" in registry.names("norm") and "guest_norm" not in builtin("norm")
+def test_blocks_of_plug_ins_are_left_out() -> None:
+    register("norm", "plugin_norm")(type("PluginNorm", (registry.lookup("norm", "rmsnorm").cls,), {}))
+    assert "plugin_norm" in registry.names("norm") and "plugin_norm" not in builtin("norm")
 
 
 def test_papers_are_those_of_the_docstring_without_its_arguments() -> None:
@@ -49,7 +49,7 @@ def test_papers_are_those_of_the_docstring_without_its_arguments() -> None:
         Wang & Komatsuzaki 2021; Xiong et al. 2020, arXiv 2002.04745, §2: y = x. Again arXiv 2002.04745.
 
         Args:
-            alpha: as Nobody 1999, arXiv 9999.99999
+            alpha: as Noether 1999, arXiv 9999.99999
         """
 
     link = "[2002.04745](https://arxiv.org/abs/2002.04745)"

@@ -190,8 +190,8 @@ def test_flops_are_those_of_the_whole_decoder_run_at_once() -> None:
 
 
 @pytest.fixture
-def guests(temporary_blocks: None) -> None:
-    """Attentions of somebody else: one without a cache, one that remembers a window and a sum."""
+def plugins(temporary_blocks: None) -> None:
+    """Attentions of a plug-in: one without a cache, one that remembers a window and a sum."""
 
     @register("attention", "forgetful")
     class Forgetful(Attention):
@@ -230,8 +230,8 @@ def test_image_is_seen_and_read_at_its_cost(model: str, seeing: tuple[float, ...
     assert described("llama2_7b")["inputs"] == {}
 
 
-@pytest.mark.usefixtures("guests")
-def test_guests_parameters_belong_to_the_family_whose_contract_they_keep() -> None:
+@pytest.mark.usefixtures("plugins")
+def test_parameters_of_a_plug_in_belong_to_the_family_whose_contract_they_keep() -> None:
     found = figures(load("gpt2", ["model/attention=forgetful", "model.n_layers=3"]), Options(context=8))
     assert found["parameters"]["families"]["attention"] == 768 * 768 * (1 + 2 + 3)  # no two layers are alike
     assert found["cache"]["elements_per_token"] is None
@@ -246,13 +246,13 @@ def test_quantised_cache_is_weighed_beside_the_arithmetic_with_its_scales(bits: 
     assert "stored" not in figures(decoder, Options(context=8, cache_bits=5))["cache"]["bytes_per_token"]
 
 
-@pytest.mark.usefixtures("guests")
-def test_guests_cache_without_bits_is_weighed_by_arithmetic_alone() -> None:
+@pytest.mark.usefixtures("plugins")
+def test_cache_of_a_plug_in_without_bits_is_weighed_by_arithmetic_alone() -> None:
     found = figures(load("gpt2", ["model/attention=windowed"]), Options(context=8, cache_bits=6))["cache"]
     assert set(found["bytes_per_token"]) == {"fp32", "bf16", "fp8", "at_bits"}
 
 
-@pytest.mark.usefixtures("guests")
+@pytest.mark.usefixtures("plugins")
 def test_cache_of_a_window_saturates_and_a_state_is_told_apart() -> None:
     found = figures(load("gpt2", ["model/attention=windowed"]), Options(context=8, cache_context=4096))["cache"]
     assert (found["elements_per_token"], found["elements_constant"]) == (12 * 10, 12 * 100)
@@ -347,7 +347,7 @@ def test_table_off_a_terminal_folds_no_line(capsys: pytest.CaptureFixture[str], 
     assert "\x1b" not in table
 
 
-@pytest.mark.usefixtures("guests")
+@pytest.mark.usefixtures("plugins")
 def test_model_without_a_cache_is_shown_and_drawn_all_the_same(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

@@ -29,7 +29,7 @@ pytestmark = pytest.mark.xdist_group("lm_eval")  # its fixture is slow to set up
 
 QUESTIONS = [
     {"question": "What is black?", "choices": ["Night", "Snow at noon"], "answer": 0},
-    {"question": "Who was it?", "choices": ["Nobody", "A", "Somebody else"], "answer": 2},
+    {"question": "Who was it?", "choices": ["No one", "A", "Another one"], "answer": 2},
     {"question": "Two and two are", "choices": ["four", "five", "three and one"], "answer": 0},
     {"question": "é?", "choices": ["è", "ê"], "answer": 1},
 ]

@@ -30,7 +30,7 @@ from blockwright.registry.layout import patched
 BROKEN = {"wrong": RuntimeError("no such luck"), "type": TypeError("odd"), "memory": MemoryError("full")}
 
 
-# Two small families of guests: hulls, and motors that hulls receive.
+# Two small families of a plug-in: hulls, and motors that hulls receive.
 
 
 class Motor(Composable):
@@ -268,7 +268,7 @@ def test_mistake_is_refused_at_its_path(node: Any, path: str, value: Any, rule: 
 
 
 @pytest.mark.parametrize("failure", BROKEN)
-def test_exception_of_a_guests_constructor_becomes_a_refusal_with_its_path_and_words(failure: str) -> None:
+def test_exception_of_a_plug_ins_constructor_becomes_a_refusal_with_its_path_and_words(failure: str) -> None:
     error = refusal({**LINER, "spare": {"name": "steam", "failure": failure}}, motor="sail")
     assert error.path == "model.hull.spare"
     assert f"{type(BROKEN[failure]).__name__}: {BROKEN[failure]}" in error.rule and "motor 'steam'" in error.rule

@@ -24,7 +24,7 @@ pytestmark = pytest.mark.usefixtures("temporary_blocks")
 
 
 class Plain(Norm):
-    """A norm of a guest.
+    """A norm of a plug-in.
 
     Args:
         eps: added somewhere
@@ -38,7 +38,7 @@ class Plain(Norm):
         return x
 
 
-def another(name: str = "Another", module: str = "somebody_else.norms") -> type:
+def another(name: str = "Another", module: str = "another_package.norms") -> type:
     cls = type(name, (Plain,), {"__init__": Plain.__init__, "__doc__": Plain.__doc__})
     cls.__module__ = module
     return cls
@@ -55,7 +55,7 @@ def test_decorator_returns_the_class_and_makes_it_a_name_and_a_hydra_option() ->
     assert register("norm", "plain")(Plain) is Plain
     entry = registry.lookup("norm", "plain")
     assert (entry.kind, entry.name, entry.cls) == ("norm", "plain", Plain)
-    assert entry.schema.summary == "A norm of a guest." and "plain" in registry.names("norm")
+    assert entry.schema.summary == "A norm of a plug-in." and "plain" in registry.names("norm")
     assert "plain" in hydra_options("norm")
 
 
@@ -98,7 +98,7 @@ def test_taken_name_is_refused_and_both_owners_are_named() -> None:
         register("norm", "plain")(another())
     message = str(caught.value)
     assert "already registered by" in message and f"{__name__}.Plain" in message
-    assert "somebody_else (somebody_else.norms.Another)" in message
+    assert "another_package (another_package.norms.Another)" in message
     assert registry.lookup("norm", "plain").cls is Plain
 
 
@@ -123,14 +123,14 @@ def test_kinds_do_not_share_names() -> None:
 
 def test_provider_is_the_distribution_or_the_top_package() -> None:
     register("norm", "plain")(another())
-    assert registry.lookup("norm", "plain").provider == "somebody_else"
+    assert registry.lookup("norm", "plain").provider == "another_package"
     assert registry.lookup("norm", "rmsnorm").provider == "blockwright"
 
 
 # --- families ---------------------------------------------------------------------------------------------------------
 
 
-def test_guest_may_declare_a_family_and_fill_it() -> None:
+def test_plug_in_may_declare_a_family_and_fill_it() -> None:
     @family("memory", context=("slots",))
     class Memory(Composable):
         pass
@@ -243,7 +243,7 @@ def test_block_of_a_plugin_is_known_before_it_is_imported(install: Callable[...,
     entry = registry.lookup("norm", "plain")
     assert entry.provider == "dist-good_plugin" and entry.cls.__module__ == "good_plugin"
     register("norm", "later")(another("Later"))
-    assert registry.lookup("norm", "later").provider == "somebody_else"
+    assert registry.lookup("norm", "later").provider == "another_package"
 
 
 @pytest.mark.parametrize("error", ["ImportError('no flash')", "RuntimeError('CUDA is away')", "KeyError('x')"])

@@ -89,8 +89,8 @@ def test_composition_of_an_older_version_keeps_its_meaning() -> None:
     old = of_format_1()
     assert old.keys() >= OF_FORMAT_1 and "format" not in old
     assert norms(old) == ["PerHead", "PerHead"]
-    assert check(old) == check(SMALL)  # so a run of the older version goes on as the same model
-    assert reread(old) == check(SMALL) and reread({"attention": "of_a_stranger"}) == {"attention": "of_a_stranger"}
+    assert check(old) == check(SMALL)  # so a run of the older version resumes as the same model
+    assert reread(old) == check(SMALL) and reread({"attention": "of_a_plug_in"}) == {"attention": "of_a_plug_in"}
     patch = {"variants": {"attention": {"plain": {"qk_norm": None}}}, "layout": {"attention": "plain attention"}}
     assert norms(of_format_1(**patch)) == ["PerHead", "PerHead"]
     assert norms({**old, "attention": NULL, "format": FORMAT}) == ["NoneType", "NoneType"]

@@ -34,7 +34,7 @@ def test_every_preset_is_an_option_of_model_and_its_blocks_of_their_kinds() -> N
 
 
 @pytest.mark.parametrize(
-    "path", ["", "data/tiny", "model/attention/of/nobody", "model/nobody", "model/x/of/tiny", "modelx/tiny"]
+    "path", ["", "data/tiny", "model/attention/of/absent", "model/absent", "model/x/of/tiny", "modelx/tiny"]
 )
 def test_nothing_else_is_offered(path: str) -> None:
     assert not SOURCE.is_config(path) and not SOURCE.is_group(path)

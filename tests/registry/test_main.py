@@ -62,9 +62,9 @@ def test_choices_survive_the_terminals_markup(show: Callable[..., str]) -> None:
 
 
 @pytest.mark.usefixtures("temporary_blocks")
-def test_brackets_of_a_guests_docstring_are_printed_as_written(show: Callable[..., str]) -> None:
-    @register("norm", "guest")
-    class Guest(Norm):
+def test_brackets_of_a_plug_ins_docstring_are_printed_as_written(show: Callable[..., str]) -> None:
+    @register("norm", "bracketed")
+    class Bracketed(Norm):
         """Scales x [b,t,d] by [bold]much[/].
 
         Args:
@@ -74,9 +74,9 @@ def test_brackets_of_a_guests_docstring_are_printed_as_written(show: Callable[..
         def __init__(self, dim: int, table: list[str] = ["[red]"]) -> None:  # noqa: B006
             super().__init__()
 
-    for printed in (show("norm/guest"), show("norm")):
+    for printed in (show("norm/bracketed"), show("norm")):
         assert "Scales x [b,t,d] by [bold]much[/]." in printed and "['[red]']" in printed
-    assert "shape [dim, heads]" in show("norm/guest")
+    assert "shape [dim, heads]" in show("norm/bracketed")
 
 
 @pytest.mark.parametrize(

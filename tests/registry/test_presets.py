@@ -1,4 +1,4 @@
-"""Presets: where they are found, what they inherit, and that a stranger's is no more than data."""
+"""Presets: where they are found, what they inherit, and that an untrusted one is no more than data."""
 
 from __future__ import annotations
 
@@ -83,16 +83,16 @@ def test_folder_named_twice_is_no_clash(write: Callable[..., Path]) -> None:
 def test_package_of_a_plugin_holds_presets(
     offered: Callable[..., None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "guest_of_presets" / "models").mkdir(parents=True)
-    (tmp_path / "guest_of_presets" / "models" / "guest.yaml").write_text(SMALL)
+    (tmp_path / "package_of_presets" / "models").mkdir(parents=True)
+    (tmp_path / "package_of_presets" / "models" / "packaged.yaml").write_text(SMALL)
     monkeypatch.syspath_prepend(str(tmp_path))
-    offered(guest="guest_of_presets.models")
-    assert presets.find("guest").owner == "guest_of_presets.models"
-    assert preset("guest")["d_model"] == 48
+    offered(packaged="package_of_presets.models")
+    assert presets.find("packaged").owner == "package_of_presets.models"
+    assert preset("packaged")["d_model"] == 48
 
 
 def test_plugin_without_its_folder_warns_and_the_others_are_there(offered: Callable[..., None]) -> None:
-    offered(ghost="a_package_that_nobody_has.presets", module="json.decoder")
+    offered(ghost="a_missing_package.presets", module="json.decoder")
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         assert "gpt2" in presets.names()
@@ -180,7 +180,7 @@ def test_inherits_names_a_preset_and_no_file(write: Callable[..., Path], parent:
         preset("heir")
 
 
-# --- a stranger's -----------------------------------------------------------------------------------------------------
+# --- untrusted -------------------------------------------------------------------------------------------------------
 
 STRANGE = {
     "a class by its path": ("attention: {_target_: os.system, command: touch ran}\n", "registered blocks only"),
@@ -198,12 +198,14 @@ STRANGE = {
 @pytest.mark.parametrize("what", STRANGE)
 def test_what_a_preset_may_not_hold_is_refused_with_its_file(write: Callable[..., Path], what: str) -> None:
     text, rule = STRANGE[what]
-    folder = write(stranger=text)
-    uses: list[Callable[[], Any]] = [lambda: preset("stranger"), lambda: compose_config(["model=stranger"])]
+    folder = write(untrusted=text)
+    uses: list[Callable[[], Any]] = [lambda: preset("untrusted"), lambda: compose_config(["model=untrusted"])]
     for use in uses:
         with pytest.raises(ConfigError) as caught:
             use()
-        assert rule in caught.value.rule and str(folder / "stranger.yaml") in f"{caught.value.rule}{caught.value.value}"
+        assert (
+            rule in caught.value.rule and str(folder / "untrusted.yaml") in f"{caught.value.rule}{caught.value.value}"
+        )
 
 
 @pytest.mark.parametrize(

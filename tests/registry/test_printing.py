@@ -115,6 +115,6 @@ def test_stream_whose_reader_has_gone_is_written_to_without_an_error(tmp_path: P
 
 def test_stream_that_was_closed_before_the_start_takes_what_is_written() -> None:
     stream = printing.Outlived(None)
-    assert stream.write("nobody reads this") == 17
+    assert stream.write("lost in the pipe!") == 17
     stream.flush()
     stream.stream.close()

@@ -1,4 +1,4 @@
-"""Ranges of numbers: read from the annotations, shown, and held to from a configuration and from Python."""
+"""Ranges of numbers: read from the annotations, shown, and enforced from a configuration and from Python."""
 
 from __future__ import annotations
 

@@ -24,8 +24,8 @@ class Child:
 
 
 def read(init: Any, doc: str = "A block.", context: tuple[str, ...] = ("d_model",)) -> Schema:
-    cls = type("Guest", (), {"__init__": init, "__doc__": doc, "__module__": __name__})
-    return read_schema(cls, "guest", frozenset(context), {Child: "child"})
+    cls = type("Example", (), {"__init__": init, "__doc__": doc, "__module__": __name__})
+    return read_schema(cls, "example", frozenset(context), {Child: "child"})
 
 
 # --- reading ----------------------------------------------------------------------------------------------------------
@@ -138,7 +138,7 @@ def test_dataclass_has_a_name_defaults_and_missing_values() -> None:
 
     schema = read(init)
     assert dataclasses.asdict(schema.dataclass()) == {
-        "name": "guest", "child": "inherit", "width": MISSING, "eps": 0.1, "sizes": [1, 2], "m": {"a": 1},
+        "name": "example", "child": "inherit", "width": MISSING, "eps": 0.1, "sizes": [1, 2], "m": {"a": 1},
     }  # fmt: skip
     assert schema.dataclass().sizes is not schema.dataclass().sizes and schema.dataclass().m is not schema.dataclass().m
 
@@ -208,7 +208,7 @@ def test_any_signature_makes_a_node_that_comes_back_whole_and_conforms(signature
     schema = read(scope["init"])
     node = OmegaConf.structured(schema.dataclass)
     plain = OmegaConf.to_container(OmegaConf.create(OmegaConf.to_yaml(node)))
-    assert plain.pop("name") == "guest"
+    assert plain.pop("name") == "example"
     assert list(plain) == [n for n, _, _ in signature]
     for name, hint, default in signature:
         p = schema.parameters[name]
@@ -268,7 +268,7 @@ def test_any_signature_makes_a_node_that_comes_back_whole_and_conforms(signature
         ({"a": 1}, dict[str, int], True),
         ([1], dict, False),
         ({"a": 1}, list[int], False),
-        (object(), Child, True),  # of the guest's own: its constructor judges
+        (object(), Child, True),  # the class's own: its constructor judges
         (object(), Any, True),
     ],
     ids=lambda value: repr(value).split(" at 0x")[0],

@@ -83,7 +83,9 @@ def test_layers_of_a_preset_compile_without_a_break_to_the_same_loss_and_gradien
 ) -> None:
     monkeypatch.setattr(blocked_attention, "SHORTEST", 4)  # where it can be, attention is by blocks, as in training
     decoder = compose(shrunken(model), seed=0)
-    del decoder.layers[1:-1]  # the first and the last: presets begin with dense layers, and end as they go on
+    del decoder.layers[
+        1:-1
+    ]  # the first and the last: presets begin with dense layers, and end as their other layers are
     compiled, ids = copy.deepcopy(decoder), torch.randint(61, (2, 9), generator=torch.Generator().manual_seed(1))
     compile_layers(compiled, backend="aot_eager", fullgraph=True)
     assert list(compiled.state_dict()) == list(decoder.state_dict())
@@ -118,7 +120,7 @@ def test_run_compiles_its_layers_for_training_alone(
     assert "compile" not in {**checked()["task"], **checked()["trainer"]}
 
 
-def test_nobody_to_compile_for_a_cpu_is_a_refusal(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_missing_compiler_for_a_cpu_is_a_refusal(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("CXX", raising=False)
     with pytest.raises(ConfigError, match=r"trainer\.compile.*C\+\+ compiler"):

@@ -151,7 +151,7 @@ def test_callbacks_act_in_the_direction_of_their_figures(fit: Callable[..., L.Tr
 def test_callback_that_would_act_in_the_wrong_direction_is_refused(
     callback: Callable[[], Any], path: str, says: str
 ) -> None:
-    """Whoever made it: in Python, by the Lightning CLI or by Hydra."""
+    """However it was made: in Python, by the Lightning CLI or by Hydra."""
     made = callback()
     trainer: Any = SimpleNamespace(lightning_module=CausalLM, callbacks=[Right(), made])
     with pytest.raises(ConfigError) as caught:

@@ -52,7 +52,7 @@ class Change:
 
 
 def changes(past: Past, ours: Mapping[str, Any]) -> list[Change]:
-    """Every setting that differs; of a checkpoint without a record, among those that are known of it.
+    """Every setting that differs; for a checkpoint without a record, only among those that it holds.
 
     Args:
         past: of the checkpoint

@@ -25,8 +25,8 @@ HALVED = ("bf16-true", "16-true", "transformer-engine")  # weights of two bytes
 def check_room(plain: Mapping[str, Any]) -> None:
     """Refuse a model whose weights, gradients and optimizer state take more memory than there is.
 
-    Activations come on top, so what passes may still be too large. A model of which only a part is trained is held to
-    its weights alone.
+    Activations come on top, so what passes may still be too large. Of a model that is trained
+    in part, only the weights count.
 
     Args:
         plain: the result of ``preflight``

@@ -142,7 +142,7 @@ def build(
 
 
 def _refuse_no_layer(decoder: Decoder) -> None:
-    """Refuse adapters of the head alone: FSDP2 sums gradients on the way back through the layers."""
+    """Refuse adapters of the head alone: FSDP2 sums gradients in the backward pass of the layers."""
     if not any(p.requires_grad for p in decoder.layers.parameters()):
         rule = "adapts no layer, and sharded weights get gradients through layers only"
         raise ConfigError("adapter.targets", "head", rule, "Add a target in the layers, or write trainer=ddp")

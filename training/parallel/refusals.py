@@ -92,7 +92,7 @@ def check_groups(chosen: Sequence[Chosen], sizes: Sizes) -> None:
 
 
 def check_world(trainer: Mapping[str, Any]) -> None:
-    """Refuse a world to imagine that is none, or that nothing imagines.
+    """Check trainer.world: a positive integer, only with trainer.dry_run and a sharding strategy.
 
     Raises:
         ConfigError

@@ -21,7 +21,7 @@ DENSE = Takes({**ALWAYS, "expert": (1,)})
 ROUTED = Takes({**ALWAYS, "tensor": (1,)})
 NATIVE_DENSE = ("llama", "qwen2", "qwen3")
 NATIVE_ROUTED = ("qwen3_moe", "gpt_oss", "deepseek_v3")
-# By transformers' own model; a mixture of experts there is not shared out.
+# By transformers' own model; the experts of a mixture are not distributed.
 OTHERS = ("mistral", "mixtral", "olmo2", "gemma2")
 FAMILIES = {**dict.fromkeys((*NATIVE_DENSE, *OTHERS), DENSE), **dict.fromkeys(NATIVE_ROUTED, ROUTED)}
 

@@ -92,7 +92,7 @@ def _say(engine: Engine, out: Path, best: Sequence[Candidate], used: Settings, r
     print(f"Configuration for {engine.title}: {out / engine.file}, not yet run with that engine.")
     for word, found in zip(("Layout", "  next", "  next"), best, strict=False):
         print(f"{word}: {found.layout}, {found.speed:,.0f} tokens/s per GPU by the planner")
-    print(f"What is within {ERROR:.0%}, the error that the planner is held to, is a tie.")
+    print(f"Layouts within {ERROR:.0%}, the planner's error, are tied.")
     kind = "of the run" if (run / ".hydra").is_dir() else "the defaults of this project, and what was given"
     steps = f"{used.steps:,} steps of {used.batch:,} sequences of {used.length:,} tokens"
     print(f"Training ({kind}): {steps}, {used.optimizer!r}, {used.rates}.")

@@ -1,4 +1,4 @@
-"""A checkpoint rebuilds its model with no YAML at hand, and runs nothing of a stranger's."""
+"""A checkpoint rebuilds its model with no YAML at hand, and runs nothing of an untrusted one."""
 
 from __future__ import annotations
 
@@ -143,9 +143,9 @@ def test_file_without_weights_is_refused(weights: Any, tmp_path: Path) -> None:
 def test_block_that_is_not_installed_here_is_named(saved: Callable[..., Path]) -> None:
     path = saved()
     content = torch.load(path, weights_only=True)
-    content["hyper_parameters"]["model"]["attention"] = {"name": "of_a_guest"}
+    content["hyper_parameters"]["model"]["attention"] = {"name": "of_a_plug_in"}
     torch.save(content, path)
-    with pytest.raises(ConfigError, match=r"of_a_guest.*no attention is registered"):
+    with pytest.raises(ConfigError, match=r"of_a_plug_in.*no attention is registered"):
         load(path)
 
 

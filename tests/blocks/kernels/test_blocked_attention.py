@@ -58,7 +58,7 @@ ASKED = (*ASKED, "documents that come again", "all")
 
 @pytest.mark.parametrize("asked", ASKED)
 @pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("kept", [64, 0], ids=["weights kept", "weights computed anew"])
+@pytest.mark.parametrize("kept", [64, 0], ids=["weights kept", "weights recomputed"])
 def test_blocks_and_their_gradients_equal_the_reference(
     kept: int, shape: str, asked: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -130,7 +130,7 @@ def test_weights_are_kept_up_to_a_length_and_computed_anew_beyond(monkeypatch: p
 
 
 @pytest.mark.parametrize("asked", ASKED)
-@pytest.mark.parametrize("kept", [64, 0], ids=["weights kept", "weights computed anew"])
+@pytest.mark.parametrize("kept", [64, 0], ids=["weights kept", "weights recomputed"])
 def test_compiled_it_is_one_operator_and_the_same(kept: int, asked: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "KEPT", kept)
     given, chosen = inputs("three sequences", torch.float32), options("three sequences", asked, torch.float32)

@@ -87,15 +87,15 @@ def test_implementation_asked_for_is_the_one_that_runs(monkeypatch: pytest.Monke
 
 
 @pytest.mark.parametrize(
-    ("wishes", "path"),
+    ("overrides", "path"),
     [
         ({"atention": "sdpa"}, "task.kernels.atention"),
         ({"experts": "lop"}, "task.kernels.experts"),
         (5, "task.kernels"),
     ],
 )
-def test_wish_for_what_there_is_not_is_refused(wishes: dict[str, str], path: str) -> None:
+def test_override_with_an_unknown_name_is_refused(overrides: dict[str, str], path: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        check(wishes, "task.kernels")
+        check(overrides, "task.kernels")
     assert caught.value.path == path
     assert check(dict.fromkeys(KERNELS, "auto"), "task.kernels") == dict.fromkeys(KERNELS, "auto")

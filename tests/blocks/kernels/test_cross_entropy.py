@@ -1,4 +1,4 @@
-"""The fused loss equals the plain one, whatever the chunk, and spends nothing on gradients nobody wants."""
+"""The fused loss equals the plain one, whatever the chunk, and spends nothing on gradients that are not needed."""
 
 from __future__ import annotations
 

@@ -55,7 +55,7 @@ def test_only_a_few_and_never_where_gradients_are_asked_for() -> None:
 
 
 @torch.no_grad()
-def test_experts_that_nobody_chose_are_not_read() -> None:
+def test_experts_that_no_token_chose_are_not_read() -> None:
     block, r = experts(torch.float32), routing(1, 2)
     idle = [e for e in range(E) if e not in r.experts]
     x = torch.randn(1, D)

@@ -75,7 +75,7 @@ def test_product_and_its_gradients_equal_row_by_row(
 def test_expert_without_tokens_gets_a_gradient_of_zero(load: str) -> None:
     counts = COUNTS[load]
     weight = torch.randn(4, 8, 16, requires_grad=True)
-    for _ in range(3):  # memory that was somebody's before must not show
+    for _ in range(3):  # former contents of the memory must not show
         spoilt = [torch.full((4, 8, 16), float("nan")) for _ in range(8)]
         del spoilt
         y = grouped_matmul(torch.randn(sum(counts), 16), weight, ends(counts))

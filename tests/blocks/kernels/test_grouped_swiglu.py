@@ -134,7 +134,7 @@ def test_groups_hold_every_row_once_and_little_padding(counts: list[int], rounde
         assert len(groups) < 5 and start == sum(counts)
 
 
-def test_memory_is_of_few_sizes_and_what_lies_behind_the_last_group_is_nobodys() -> None:
+def test_memory_is_of_few_sizes_and_rows_behind_the_last_group_belong_to_no_expert() -> None:
     rooms = [module._room(n) for n in range(1, 20_000)]
     assert len(set(rooms)) < 200
     assert all(n <= room <= n + n / 16 for n, room in enumerate(rooms, 1))
@@ -145,7 +145,7 @@ def test_memory_is_of_few_sizes_and_what_lies_behind_the_last_group_is_nobodys()
     assert not padded.real[end:].any() and sorted(padded.source[padded.real].tolist()) == list(range(4099))
 
 
-def test_nobodys_rows_end_in_the_last_experts_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows_of_no_expert_end_in_the_last_experts_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "multiplies_by_onednn", lambda dtype: True)
     given = inputs("all to one", torch.float64)
     given[0] = torch.cat((torch.full((1, 7), 1e6, dtype=torch.float64), given[0].detach()[1:])).requires_grad_()

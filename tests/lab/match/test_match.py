@@ -247,7 +247,7 @@ def test_baseline_moves_to_a_target_of_its_own() -> None:
     assert abs(sizes["mqa"].figures.params / sizes["mha"].figures.params - 1) <= 0.005
 
 
-def test_block_that_nobody_here_has_seen_is_matched(temporary_blocks: None) -> None:
+def test_unknown_block_of_a_plug_in_is_matched(temporary_blocks: None) -> None:
     """Its parameters are counted, not declared."""
     from torch import Tensor, nn
 
@@ -255,7 +255,7 @@ def test_block_that_nobody_here_has_seen_is_matched(temporary_blocks: None) -> N
 
     @register("ffn", "doubled")
     class Doubled(FFN):
-        """Guest.
+        """A plug-in's feed-forward block.
 
         Args:
             d_ff: width
@@ -270,7 +270,7 @@ def test_block_that_nobody_here_has_seen_is_matched(temporary_blocks: None) -> N
             return self.down(self.again(self.up(x))), None
 
     base = ["model=gpt2", "model.n_layers=2"]
-    arms = [read_arm("theirs", base), read_arm("guest", [*base, "model/ffn=doubled"])]
+    arms = [read_arm("theirs", base), read_arm("plug-in", [*base, "model/ffn=doubled"])]
     sized = size(arms, "theirs", Match("active_params", "d_ff", 0.001))[1]
     assert sized.residual["active_params"] is not None and abs(sized.residual["active_params"]) <= 0.001
     assert list(sized.changed) == ["model.ffn.d_ff"]
@@ -366,14 +366,14 @@ def test_refusal_names_a_tolerance_that_does(capsys: pytest.CaptureFixture[str],
     assert answer(capsys, *words, f"tol={tol}")[0] == 0
 
 
-def test_cache_of_a_guest_without_one_cannot_be_matched(
+def test_cache_of_a_plug_in_without_one_cannot_be_matched(
     temporary_blocks: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from blockwright.blocks.attention.gqa import GQA
 
     @register("attention", "forgetful")
     class Forgetful(GQA):
-        """Guest without a cache."""
+        """A plug-in without a cache."""
 
         def new_cache(self, *args: Any, **kwargs: Any) -> Any:
             raise NotImplementedError

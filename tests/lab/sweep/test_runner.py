@@ -108,7 +108,7 @@ def statuses(sweep: Path) -> list[str]:
     return [row["status"] for row in rows_of(sweep)]
 
 
-def test_each_job_ends_as_it_ends_and_the_others_go_on(stand_in: Path, tmp_path: Path) -> None:
+def test_each_job_ends_as_it_ends_and_the_others_continue(stand_in: Path, tmp_path: Path) -> None:
     ways = ("do=ok loss=3", "do=refuse", "do=diverge", "do=crash", "do=kill", "do=silent", "do=bare", "do=ok loss=2")
     sweep = make_plan(tmp_path / "sweep", *ways)
     assert runner.run_plan(sweep) == 0
@@ -175,7 +175,7 @@ def test_job_runs_where_the_sweep_began_with_its_share_of_the_cores(
     assert runner.environment(2)["OMP_NUM_THREADS"] == "5"
 
 
-def test_stopped_jobs_save_and_go_on_from_their_own_checkpoints(
+def test_stopped_jobs_save_and_resume_from_their_own_checkpoints(
     started: Callable[[Path], Running], tmp_path: Path
 ) -> None:
     from blockwright.training.checkpoints.atomic import write_file

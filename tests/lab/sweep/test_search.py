@@ -1,4 +1,4 @@
-"""A search that is killed at any moment and gone on with is the one that never stopped. Whole ones:
+"""A search that is killed at any moment and resumed is the one that never stopped. Whole ones:
 tests/test_sweeps.py."""
 
 from __future__ import annotations
@@ -131,7 +131,7 @@ def test_search_tries_as_many_as_asked_and_learns(whole: list[tuple[Any, ...]]) 
 
 
 @pytest.mark.parametrize("moment", [{"before": 4}, {"before": 5}, {"after": 4}, {"before": 0}])
-def test_killed_search_that_goes_on_is_the_one_that_never_stopped(
+def test_killed_search_that_resumes_is_the_one_that_never_stopped(
     moment: dict[str, int], sweep: Path, whole: list[tuple[Any, ...]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     killed = Launcher(sweep, **moment)
@@ -146,7 +146,7 @@ def test_killed_search_that_goes_on_is_the_one_that_never_stopped(
     assert sorted(ended | {number for number, _ in again.launched}) == list(range(7))
 
 
-def test_trial_that_was_running_goes_on_from_its_own_checkpoint(
+def test_trial_that_was_running_resumes_from_its_own_checkpoint(
     sweep: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     from blockwright.training.checkpoints.atomic import write_file

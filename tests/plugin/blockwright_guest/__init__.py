@@ -1,1 +1,1 @@
-"""Blocks of a guest, one a file; pyproject.toml names them as entry points."""
+"""Blocks of a plug-in, one a file; pyproject.toml names them as entry points."""

@@ -1,4 +1,4 @@
-"""Early stopping goes on counting where it was, with the patience that is configured now."""
+"""Early stopping continues its count in a resumed run, with the patience that is configured now."""
 
 from __future__ import annotations
 

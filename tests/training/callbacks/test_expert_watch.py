@@ -1,4 +1,4 @@
-"""An expert that gets nothing is told of once, after it has had nothing for long; a router that collapses likewise."""
+"""An expert that gets nothing is reported once, after it has had nothing for long; a router that collapses likewise."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ from blockwright.training.entry.run import conclude, run
 
 
 class Hears(Finale):
-    """Keeps what it is told; also a target that a configuration can name."""
+    """Keeps what it receives; also a target that a configuration can name."""
 
     heard: list[tuple[int, dict[str, float]]] = []  # noqa: RUF012
 

@@ -1,4 +1,4 @@
-"""``last.ckpt`` is where a run goes on. Whole runs that are stopped and gone on with: tests/test_resume.py."""
+"""``last.ckpt`` is where a run resumes. Whole runs that are stopped and resumed: tests/test_resume.py."""
 
 from __future__ import annotations
 

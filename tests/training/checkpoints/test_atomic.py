@@ -118,7 +118,7 @@ def test_leftovers_of_the_dead_are_removed_and_those_of_the_living_stay(tmp_path
         (folder / name).write_text("surely not")
         os.utime(folder / name, (0, 0))
     foreign = folder / ".notes.old"
-    foreign.write_text("somebody's")
+    foreign.write_text("another's")
     os.utime(foreign, (0, 0))
     mine = partial_of(folder / "last.ckpt")
     with refused_if_unwritable(folder / "last.ckpt", mine):

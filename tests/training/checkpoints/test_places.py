@@ -41,7 +41,7 @@ def test_what_writes_nothing_and_what_is_not_written_over_is_let_through(
 ) -> None:
     scratch = tmp_path / "scratch"
     (scratch / "kept").mkdir(parents=True)
-    leave(scratch / "of_somebody.ckpt")
+    leave(scratch / "of_another.ckpt")
     last = leave(scratch / "last.ckpt")
     whole = last.read_bytes()
     last.write_bytes(whole[:200] + bytes([whole[200] ^ 4]) + whole[201:])

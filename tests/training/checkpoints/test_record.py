@@ -69,14 +69,14 @@ def nodes(value: Any, path: str = "") -> Iterator[str]:
             yield from nodes(inner, f"{path}.{key}" if path else key)
 
 
-def test_setting_of_which_nobody_has_heard_is_recorded_wherever_it_stands(given: Plain) -> None:
+def test_unknown_setting_is_recorded_wherever_it_stands(given: Plain) -> None:
     """And a change of it makes another run."""
     silent = ("callbacks.checkpoint", "callbacks.interruption", "callbacks.report", "callbacks.progress")
     silent += ("callbacks.throughput", "callbacks.completions")
     planted = 0
     for path in [path for path in nodes(given) if path != "callbacks" and not path.startswith(silent)]:
         changed = copy.deepcopy(given)
-        (node(changed, path) if path else changed)["nobody_has_heard_of_it"] = 1
+        (node(changed, path) if path else changed)["unknown_setting"] = 1
         past, ours = of(given), record(changed)
         if path == "task" or not path.startswith("task."):  # what stands there stands at the root too
             assert [c.path for c in changes(past, ours)] and not is_same_run(past, ours), path

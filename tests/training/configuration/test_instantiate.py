@@ -88,7 +88,7 @@ def test_partial_may_leave_arguments_out() -> None:
     assert refusal(node(_partial_=True, raet=0.5)).path == "part.raet"
 
 
-def test_skipped_keys_are_somebody_elses() -> None:
+def test_skipped_keys_are_those_of_other_readers() -> None:
     check_target(node(size=3, inner=node(x=1)), "part", skip=("inner",))
     check_target(node(size="three"), "part", skip=("size",))
 

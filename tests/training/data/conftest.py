@@ -13,7 +13,7 @@ from blockwright.training.data.corpus import Corpus, Split
 
 
 class Memory(Corpus):
-    """Documents as given: also the shortest example of a corpus of one's own."""
+    """Documents as given: also the shortest example of your own corpus."""
 
     def __init__(self, train: list[str], val: list[str] | None = None, test: list[str] | None = None) -> None:
         self.texts: dict[Split, list[str]] = {"train": train, "val": val or [], "test": test or []}

@@ -115,7 +115,7 @@ def test_a_cap_on_windows_evaluates_so_many(ready):
     assert sum(len(batch["tokens"]) for batch in ready(eval_windows=1000).val_dataloader()) == 11
 
 
-def test_the_tokenizer_is_fitted_by_whoever_comes_first_and_read_by_the_rest(make_module):
+def test_the_tokenizer_is_fitted_by_the_first_rank_and_read_by_the_rest(make_module):
     for tokenizer in (lambda: Chars(64), lambda: BPE(300)):
         first, second = make_module(tokenizer=tokenizer()), make_module(tokenizer=tokenizer())
         first.prepare_data()

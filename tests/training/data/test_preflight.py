@@ -116,7 +116,7 @@ def test_a_value_of_a_wrong_type_is_refused_with_what_it_said(node):
 
 
 def test_another_data_module_is_left_alone():
-    check({"_target_": "somebody.elses.DataModule", "rows": 3})
+    check({"_target_": "another.package.DataModule", "rows": 3})
 
 
 def test_the_preflight_takes_a_moment_and_imports_no_lightning():

@@ -1,4 +1,4 @@
-"""Somebody else's tokenizer as ours: the same ids, no special token from a text, bytes that add up."""
+"""A pretrained tokenizer as one of ours: the same ids, no special token from a text, bytes that add up."""
 
 from __future__ import annotations
 

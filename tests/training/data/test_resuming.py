@@ -1,6 +1,6 @@
 """A resumed run sees the batches that the uninterrupted run would have seen: with the real Trainer, killed and resumed.
 
-Each case trains once without interruption, once until it is killed, and goes on from the checkpoint; the list of
+Each case trains once without interruption, once until it is killed, and resumes from the checkpoint; the list of
 batches before the checkpoint and after it must be the uninterrupted list.
 """
 
@@ -91,7 +91,7 @@ def every(n: int, folder: Path) -> ModelCheckpoint:
 
 @pytest.mark.parametrize("step", [1, 5, 16, 20, 32], ids=lambda step: f"checkpoint at {step}")
 @pytest.mark.parametrize("trainer", [{"max_steps": 40}, {"max_steps": -1, "max_epochs": 3}], ids=["steps", "epochs"])
-def test_a_killed_run_goes_on_with_the_same_batches(make_module, tmp_path, step, trainer, uninterrupted):
+def test_a_killed_run_resumes_with_the_same_batches(make_module, tmp_path, step, trainer, uninterrupted):
     # An epoch has 16 batches: 16 and 32 are the last batches of theirs.
     whole = uninterrupted(make_module, **trainer)
     killed = fit(make_module(), tmp_path, [every(step, tmp_path)], dies_at=step + 2, **trainer)
@@ -134,7 +134,7 @@ def test_a_checkpoint_written_after_validation_resumes_right(make_module, tmp_pa
         assert resumed.seen == whole.seen[step:]
 
 
-def test_a_finished_run_goes_on_when_it_is_given_more_steps(make_module, tmp_path, uninterrupted):
+def test_a_finished_run_continues_when_it_is_given_more_steps(make_module, tmp_path, uninterrupted):
     whole = uninterrupted(make_module)
     fit(make_module(), tmp_path, [ModelCheckpoint(tmp_path, save_last=True, every_n_train_steps=10)], max_steps=20)
     resumed = fit(make_module(), tmp_path, ckpt_path=tmp_path / "last.ckpt", max_steps=40)
@@ -158,7 +158,7 @@ def test_gradient_accumulation_counts_batches_and_not_steps(make_module, tmp_pat
 
 
 @pytest.mark.parametrize("limit", [6, 0.4])
-def test_short_epochs_of_the_trainer_go_on_through_the_text_and_resume_right(
+def test_short_epochs_of_the_trainer_continue_through_the_text_and_resume_right(
     make_module, tmp_path, limit, uninterrupted
 ):
     whole = uninterrupted(make_module)

@@ -100,7 +100,7 @@ def test_the_fingerprint_tells_vocabularies_apart(tokenizer):
     assert other.fingerprint() != tokenizer.fingerprint() == fitted(tokenizer.kind).fingerprint()
 
 
-def test_an_unknown_kind_in_a_checkpoint_is_refused_and_a_guest_is_welcome():
+def test_an_unknown_kind_in_a_checkpoint_is_refused_and_one_of_a_plug_in_is_accepted():
     with pytest.raises(ConfigError, match=r"data\.tokenizer = 'byte'.*Did you mean 'bytes'"):
         rebuild({"kind": "byte", "vocab_size": 257})
     assert isinstance(rebuild({"kind": "byte", "vocab_size": 257}, {"byte": Bytes}), Bytes)

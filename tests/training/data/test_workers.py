@@ -51,7 +51,7 @@ def test_loader_processes_come_of_a_server_with_one_thread_that_no_signal_to_the
     assert len(seen) == 16
     for one, other in zip(seen, alone.train_dataloader(), strict=True):
         assert torch.equal(one["tokens"], other["tokens"])
-    assert all(gone(pid) for pid in pids)  # after their grace, though nobody has dismissed them
+    assert all(gone(pid) for pid in pids)  # after their grace, though no process has dismissed them
 
 
 KILLED = """
@@ -86,7 +86,7 @@ def test_loader_processes_and_their_server_end_when_the_run_is_killed(
     server = parent_of(pids[0])
     assert len(pids) == 2 and server not in (run.pid, 1)
     run.kill()
-    run.wait()  # and not for the end of what is written: whoever stays behind could still write
+    run.wait()  # and not for the end of what is written: a process that stays behind could still write
     assert all(gone(pid) for pid in (*pids, server))
 
 

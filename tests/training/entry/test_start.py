@@ -20,7 +20,7 @@ Checked = Callable[..., dict[str, Any]]
 
 
 class Improving(CausalLM):
-    """A task of somebody else that says that random weights are no start for it."""
+    """A plug-in's task that says that random weights are no start for it."""
 
     improves = True
 

@@ -79,7 +79,7 @@ CARRIED = DENSE.replace(
     "n_kv_heads: 2}", "n_kv_heads: 2, selector: {name: dsa, n_heads: 4, head_dim: 8, top_k: 3}}"
 ) + ("values: value_residual\n")
 SOURCES = STREAMS.replace("residual: mhc", "residual: {name: attention_residual, block: 2}")
-GUEST = (
+PLUGIN = (
     MOE.replace("{name: gqa, n_heads: 4, n_kv_heads: 2}", "{name: retention, n_heads: 4}")
     .replace("position: rope", "position: xpos")
     .replace("{name: softmax_topk, top_k: 2,", "{name: noisy_topk, noise: 0, top_k: 2,")
@@ -166,7 +166,7 @@ class Curve(L.Callback):
 
 
 class Restored(L.Callback):
-    """Keeps the weights with which training goes on."""
+    """Keeps the weights with which training continues."""
 
     def on_train_start(self, trainer: Any, task: Any) -> None:
         from blockwright.training.parallel.local import whole

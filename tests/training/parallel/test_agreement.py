@@ -18,10 +18,10 @@ from many_ranks import (
     DEEPSEEK,
     DENSE,
     GPT,
-    GUEST,
     MODELS,
     MOE,
     MTP,
+    PLUGIN,
     SOURCES,
     STREAMS,
     Descent,
@@ -70,7 +70,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "batch-wide balance": (MOE, {}),
     "multi-token prediction": (MTP, {"packed": True, "steps": 2}),
     "muon": (DEEPSEEK, {"optimizer": Muon(lr=1e-2, ns_dtype="float32")}),
-    "guest": (GUEST, {}),
+    "plug-in": (PLUGIN, {}),
     "streams": (STREAMS, {"packed": True, "task": {"activation_checkpointing": "full"}, "steps": 2}),
     "sources": (SOURCES, {"steps": 2}),
     "carried": (CARRIED, {"packed": True, "task": {"activation_checkpointing": "full"}, "steps": 2}),
@@ -79,9 +79,9 @@ PAIR = [
     *(("fsdp", case) for case in ("biased, packed, accumulated, recomputed", "muon", "sources", "carried")),
     *(
         ("tp", case)
-        for case in ("deepseek", "biases and tied embeddings", "heads that cannot be split", "guest", "streams")
+        for case in ("deepseek", "biases and tied embeddings", "heads that cannot be split", "plug-in", "streams")
     ),
-    *(("ep", case) for case in ("batch-wide balance", "selective", "multi-token prediction", "guest")),
+    *(("ep", case) for case in ("batch-wide balance", "selective", "multi-token prediction", "plug-in")),
 ]
 FOUR = [("hsdp", "deepseek"), ("fsdp_tp", "dense"), ("fsdp_ep", "biased, packed, accumulated, recomputed")]
 FOUR += [("tp_ep", "deepseek"), ("tp_ep", "muon")]
@@ -146,25 +146,25 @@ def checkpoints(folder: Path) -> dict[Any, Any]:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def guests(blocks_of_the_module: None) -> Iterator[None]:
+def plugin(blocks_of_the_module: None) -> Iterator[None]:
     sys.path.insert(0, str(ROOT / "tests" / "plugin"))
-    forget_guests()  # whoever imported them before may have taken the names away again
+    forget_plugin()  # an earlier test may have imported it and removed its names again
     import blockwright_guest.noisy_topk
     import blockwright_guest.retention
     import blockwright_guest.xpos  # noqa: F401
 
     yield
     sys.path.remove(str(ROOT / "tests" / "plugin"))
-    forget_guests()
+    forget_plugin()
 
 
-def forget_guests() -> None:
+def forget_plugin() -> None:
     for name in [name for name in sys.modules if name.startswith("blockwright_guest")]:
         del sys.modules[name]
 
 
 @pytest.fixture(scope="module")
-def alone(guests: None) -> dict[str, Any]:
+def alone(plugin: None) -> dict[str, Any]:
     return {case: run(case) for case in dict.fromkeys(case for _, case in PAIR + FOUR)}
 
 
@@ -178,12 +178,12 @@ def _pair(folder: Path) -> dict[Any, Any]:
 
 
 @pytest.fixture(scope="module")
-def pair(guests: None, folder: Path) -> list[dict[Any, Any]]:
+def pair(plugin: None, folder: Path) -> list[dict[Any, Any]]:
     return spawn(2, _pair, folder)
 
 
 @pytest.fixture(scope="module")
-def four(guests: None, folder: Path) -> list[dict[Any, Any]]:
+def four(plugin: None, folder: Path) -> list[dict[Any, Any]]:
     return spawn(4, work, FOUR, folder, ["tp_ep"])
 
 
@@ -224,7 +224,7 @@ def test_what_travels_is_what_the_plan_says(name: str, pair: list[Any], four: li
         assert {k: v for k, v in counted.items() if v} == {k: v for k, v in plan.items() if v}
 
 
-def test_checkpoint_goes_on_under_another_strategy(pair: list[Any]) -> None:
+def test_checkpoint_resumes_under_another_strategy(pair: list[Any]) -> None:
     whole = train(BIASED, **REST)
     for key in (("tp", "ep.folder"), ("fsdp", "tp.file"), ("ddp", "ep.folder")):
         rest = pair[0][key]
@@ -232,7 +232,7 @@ def test_checkpoint_goes_on_under_another_strategy(pair: list[Any]) -> None:
         assert losses < CLOSE and weights < CLOSE, key
 
 
-def test_one_process_goes_on_from_a_folder_of_shares(pair: list[Any], folder: Path) -> None:
+def test_one_process_resumes_from_a_folder_of_shares(pair: list[Any], folder: Path) -> None:
     whole = train(BIASED, **REST)
     rest = train(BIASED, ckpt_path=str(folder / "ep.folder"), plugins=[SealedCheckpoints()], **REST)
     losses, weights = far(rest, {**whole, "losses": whole["losses"][3:]})
@@ -290,7 +290,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 GRID = [
     (strategy, model, variant)
     for strategy in STRATEGIES
-    for model in (*MODELS, "biased", "guest")
+    for model in (*MODELS, "biased", "plug-in")
     for variant in VARIANTS
     if not ("ep" in strategy and model == "dense") and (variant == "plain" or model == "deepseek")
 ]
@@ -298,10 +298,10 @@ GRID = [
 
 def grid_run(strategy: str, model: str, variant: str, alone: bool = False) -> dict[str, Any]:
     devices, chosen = (1, "auto") if alone else STRATEGIES[strategy]
-    text = {**MODELS, "biased": BIASED, "guest": GUEST}[model]
-    # The guest's attention has no softmax: rounding grows a hundredfold in twenty steps of Adam, under DDP as well.
+    text = {**MODELS, "biased": BIASED, "plug-in": PLUGIN}[model]
+    # The plug-in's attention has no softmax: rounding grows a hundredfold in twenty steps of Adam, under DDP as well.
     # Three plain steps of it agree in single precision (above); twenty of Adam do in double.
-    settings: dict[str, Any] = {"optimizer": AdamW(lr=1e-3), "steps": 20, "double": model == "guest"}
+    settings: dict[str, Any] = {"optimizer": AdamW(lr=1e-3), "steps": 20, "double": model == "plug-in"}
     return train(text, strategy=chosen, devices=devices, **{**settings, **VARIANTS[variant]})
 
 
@@ -310,7 +310,7 @@ def grid_work(devices: int) -> dict[Any, Any]:
 
 
 @pytest.mark.slow
-def test_twenty_steps_of_adamw_agree_over_the_whole_grid(guests: None) -> None:
+def test_twenty_steps_of_adamw_agree_over_the_whole_grid(plugin: None) -> None:
     references = {(m, v): grid_run("", m, v, alone=True) for _, m, v in GRID}
     found = {**spawn(2, grid_work, 2)[0], **spawn(4, grid_work, 4)[0]}
     distances = {cell: far(result, references[cell[1:]]) for cell, result in found.items()}
@@ -349,7 +349,7 @@ def load_all(names: list[str], folder: Path) -> dict[Any, Any]:
 
 
 @pytest.mark.slow
-def test_whatever_one_strategy_saves_every_other_goes_on_from(guests: None, tmp_path: Path) -> None:
+def test_every_strategy_resumes_from_the_checkpoint_of_any_other(plugin: None, tmp_path: Path) -> None:
     """The grid of the resharding above: each form of each strategy under each strategy, and in one process."""
     saved = {**spawn(2, save_all, 2, tmp_path)[0], **spawn(4, save_all, 4, tmp_path)[0]}
     names = {n: [name for name, (devices, _) in STRATEGIES.items() if devices == n] for n in (2, 4)}

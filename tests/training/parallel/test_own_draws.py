@@ -1,4 +1,4 @@
-"""Each rank draws the part of a weight that it holds, and the parts together are the whole draw, to the bit."""
+"""Each rank draws the part of a weight that it holds, and the parts together are the whole draw, bit-identical."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ from blockwright.registry import ConfigError, register
 
 CP = ("trainer=[fsdp_cp,sim]", "data.sequence_length=64", "model.max_positions=64")
 MTP = "+model.mtp={depth: 16}"
-GUEST = Path(__file__).parents[2] / "plugin"
+PLUGIN = Path(__file__).parents[2] / "plugin"
 
 
 class Forgetful(GQA):
@@ -134,7 +134,7 @@ MISTAKES: dict[str, tuple[tuple[str, ...], str, str]] = {
 def test_mistake_is_refused_where_it_is_written(
     name: str, checked: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.syspath_prepend(str(GUEST))
+    monkeypatch.syspath_prepend(str(PLUGIN))
     given, path, says = MISTAKES[name]
     with pytest.raises(ConfigError) as caught:
         checked(*CP, *given)

@@ -1,4 +1,4 @@
-"""Somebody else's task of ten lines (tests/plugin) trains, logs, resumes and is reported like ours."""
+"""A plug-in's task of ten lines (tests/plugin) trains, logs, resumes and is reported like ours."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 """Padding is no token: it changes no figure, loss, load, bias or weight of any task. Every gate, balance loss and
-selector by itself is held to it by the conformance check ``padding``."""
+selector by itself is checked for it by the conformance check ``padding``."""
 
 from __future__ import annotations
 

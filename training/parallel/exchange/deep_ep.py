@@ -1,7 +1,7 @@
 """Expert parallelism by DeepEP (DeepSeek-AI 2025, github.com/deepseek-ai/DeepEP, package ``deep_ep``): NVLink and RDMA.
 
-Not run by this project so far, for want of GPUs: its calls are held to the signatures of ``deep_ep.Buffer`` 2.1, and
-their order and gradients to an imitation of it that sends by gloo (tests/training/parallel/test_exchange.py).
+Not run by this project so far, for want of GPUs: tests compare its calls with the signatures of ``deep_ep.Buffer`` 2.1,
+and their order and gradients with an imitation that sends by gloo (tests/training/parallel/test_exchange.py).
 """
 
 from __future__ import annotations
