@@ -63,7 +63,9 @@ def main(arguments: Sequence[str]) -> None:
 def markdown() -> str:
     """The names to swap, the kinds that are no part of a model, and the whole models by family: README's tables."""
     swaps = {f"`{kind}`": catalogue.names(kind) for kind in catalogue.kinds()}
-    for root in sorted({family.root for family in catalogue.families()} - {"model"}):
+    for kind in catalogue.kinds(catalogue.ROOT):
+        swaps[f"`{kind}=`"] = catalogue.names(kind)
+    for root in sorted({family.root for family in catalogue.families()} - {"model", catalogue.ROOT}):
         swaps[f"kinds of `{root}/<kind>=`"] = catalogue.kinds(root)
     models: dict[str, list[str]] = {}
     for name in presets.names():

@@ -2,8 +2,9 @@
 
 ``@family`` declares a contract (a base class) and its kind; ``@register`` adds a class to a family under a name, which
 Hydra knows as the typed option ``<root>/<kind>=<name>`` (registry/hydra.py): for a part of a model,
-``model/<kind>=<name>``. Built-ins are imported from the packages of ``BUILTIN``; plug-ins come from installed
-distributions through the entry-point group ``blockwright.blocks``. Only installed code registers names: nothing is
+``model/<kind>=<name>``; for a kind at the root of a configuration, ``<kind>=<name>``. Built-ins are imported from the
+packages of ``BUILTIN``; plug-ins come from installed distributions through the entry-point group
+``blockwright.blocks``. Only installed code registers names: nothing is
 registered from a path or string in a configuration.
 """
 
@@ -30,10 +31,11 @@ from blockwright.registry.schema import INHERIT, Schema, read_schema
 
 ENTRY_POINTS = "blockwright.blocks"
 # Package that holds built-in families → the distribution that owns it.
-BUILTIN = dict.fromkeys(
-    tuple(f"blockwright.{part}" for part in ("blocks", "training.objectives", "training.data", "training.rollouts")),
-    "blockwright",
-)
+_PARTS = ("blocks", "training.objectives", "training.data", "training.rollouts", "training.tasks")
+BUILTIN = dict.fromkeys(tuple(f"blockwright.{part}" for part in _PARTS), "blockwright")
+# Kinds that import Lightning → their packages, imported when one of them is looked up.
+LATE = {"data": "blockwright.training.data.modules", "task": "blockwright.training.tasks"}
+ROOT = ""  # the root of a configuration, as the root of a kind
 SHARED_CONTEXT = frozenset({"d_model", "n_layers", "layer_idx"})  # supplied to every block by the composer
 
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
@@ -77,7 +79,7 @@ class Family:
         kind: its name
         contract: the base class of its blocks
         context: parameters supplied to its blocks, not configured
-        root: the part of the configuration it belongs to
+        root: the part of the configuration it belongs to; ``ROOT`` for a kind that is such a part itself
         in_layers: whether layers may differ in it
     """
 
@@ -90,12 +92,12 @@ class Family:
     @property
     def group(self) -> str:
         """The Hydra group of its blocks."""
-        return f"{self.root}/{self.kind}"
+        return f"{self.root}/{self.kind}" if self.root else self.kind
 
     @property
     def path(self) -> str:
         """Configuration path of the chosen block."""
-        return f"{self.root}.{self.kind}"
+        return f"{self.root}.{self.kind}" if self.root else self.kind
 
 
 @dataclass(frozen=True)
@@ -122,7 +124,7 @@ def family(
         kind: name of the family, unique over all roots
         context: constructor parameters that a parent or the composer supplies, beyond ``SHARED_CONTEXT``
         root: part of the configuration that its blocks belong to. With ``root="task"``, the kind ``reward`` is the
-            Hydra group ``task/reward``, and its blocks are not part of a model
+            Hydra group ``task/reward``, and its blocks are not part of a model. ``ROOT``: the group is the kind alone
         in_layers: False for a part of the model that stands once, outside its layers: layouts, variants and overrides
             do not know the kind
     """
@@ -133,7 +135,7 @@ def family(
         old = _families.get(kind)
         if old and _identity(old.contract) != _identity(contract):
             raise RegistrationError(f"kind {kind!r} already has the contract {_identity(old.contract)}")
-        if bad := next((name for name in (kind, root) if not _NAME.fullmatch(name)), None):
+        if bad := next((name for name in (kind, root or kind) if not _NAME.fullmatch(name)), None):
             raise RegistrationError(f"{bad!r} cannot name a group: write lower-case letters, digits and _")
         _families[kind] = Family(kind, contract, SHARED_CONTEXT | set(context), root, in_layers)
         _entries.setdefault(kind, {})
@@ -175,7 +177,7 @@ def register(kind: str, name: str, *, fixes: Mapping[str, Any] | None = None) ->
             schema = read_schema(cls, name, _families[kind].context, kinds)
         except TypeError as error:
             raise RegistrationError(str(error)) from None
-        enforced(BlockError)(cls)
+        enforced(BlockError if _families[kind].root else kind)(cls)
         entry = Entry(kind, name, cls, schema, provider)
         old = _entries[kind].get(name)
         if old and _identity(old.cls) != _identity(cls):
@@ -205,12 +207,24 @@ def load() -> None:
     for package in BUILTIN:
         for base in sorted(Path(importlib.import_module(package).__file__ or "").parent.glob("*/base.py")):
             room = f"{package}.{base.parent.name}"
+            if room in LATE.values():
+                continue
             importlib.import_module(f"{room}.base")
             if any(family.contract.__module__ == f"{room}.base" for family in _families.values()):
                 for block in pkgutil.iter_modules([str(base.parent)], f"{room}."):
                     importlib.import_module(block.name)
     for point in sorted(entry_points(group=ENTRY_POINTS), key=lambda p: p.name):
         _load_plugin(point)
+
+
+@functools.cache
+def _load_kind(kind: str) -> None:
+    """Import what may register a name of a kind."""
+    load()
+    if kind in LATE:
+        package = importlib.import_module(LATE[kind])
+        for module in pkgutil.iter_modules(package.__path__, f"{package.__name__}."):
+            importlib.import_module(module.name)
 
 
 def _load_plugin(point: EntryPoint) -> None:
@@ -235,7 +249,8 @@ def _provided_by(owner: str) -> Iterator[None]:
 def kinds(root: str | None = "model") -> list[str]:
     """The kinds of a part of the configuration, or with None all of them, in alphabetical order."""
     load()
-    return sorted(kind for kind, family in _families.items() if root in (None, family.root))
+    late = LATE if root in (None, ROOT) else ()
+    return sorted({*late, *(kind for kind, family in _families.items() if root in (None, family.root))})
 
 
 def layer_kinds() -> list[str]:
@@ -245,8 +260,15 @@ def layer_kinds() -> list[str]:
 
 def families() -> list[Family]:
     """All families, in alphabetical order of their groups."""
-    load()
+    for kind in kinds(None):
+        _load_kind(kind)
     return sorted(_families.values(), key=lambda family: family.group)
+
+
+def groups() -> list[str]:
+    """The Hydra groups of all kinds, in alphabetical order."""
+    load()
+    return sorted({*LATE, *(family.group for family in _families.values())})
 
 
 def find_family(kind: str) -> Family:
@@ -255,13 +277,13 @@ def find_family(kind: str) -> Family:
     Raises:
         KeyError: no such kind
     """
-    load()
+    _load_kind(kind)
     return _families[kind]
 
 
 def names(kind: str, pattern: str = "*") -> list[str]:
     """Names registered in ``kind`` that match a shell wildcard, in alphabetical order; none for an unknown kind."""
-    load()
+    _load_kind(kind)
     return sorted(n for n in _entries.get(kind, {}) if fnmatch.fnmatchcase(n, pattern))
 
 
@@ -271,5 +293,5 @@ def lookup(kind: str, name: str) -> Entry:
     Raises:
         KeyError: no such kind, or no such name in it
     """
-    load()
+    _load_kind(kind)
     return _entries[kind][name]

@@ -1,7 +1,7 @@
 """Blocks and presets as Hydra options; Hydra finds this through hydra_plugins/blockwright_registry/.
 
 * ``<root>/<kind>=NAME``: a registered block with typed parameters. The root of most kinds is ``model``; ``@family``
-  names that of others
+  names that of others. A kind at the root of a configuration is chosen by ``<kind>=NAME``, ``task=NAME``
 * ``model=NAME``: a preset, which selects its blocks by groups, so that each can be swapped
 * ``model/<kind>=of/NAME``: a preset's block with its values, typed likewise. Only these have a ``/`` in their name, so
   a sweep over ``glob(*)`` covers registered blocks only.
@@ -52,7 +52,7 @@ class RegistrySource(ConfigSource):
         match _parts(config_path):
             case ["model", kind, "of"]:
                 return kind in catalogue.kinds()
-            case [root]:
+            case [root] if root:
                 return bool(catalogue.kinds(root))
             case [root, kind]:
                 return kind in catalogue.kinds(root)
@@ -74,7 +74,8 @@ class RegistrySource(ConfigSource):
             case ["model", kind, "of"]:
                 options = presets.names(kind)
             case [root]:
-                groups, options = catalogue.kinds(root), presets.names() if root == "model" else []
+                groups = catalogue.kinds(root)
+                options = presets.names() if root == "model" else _at_the_root(root)
             case [root, kind] if kind in catalogue.kinds(root):
                 options = catalogue.names(kind)
         if results_filter is None:
@@ -98,12 +99,22 @@ def _maker(config_path: str) -> Callable[[], DictConfig] | None:
     match _parts(config_path):
         case ["model", name] if name in presets.names():
             return lambda: _model(name)
+        case [kind, name] if name in _at_the_root(kind):
+            return lambda: _typed(kind, name)
         case [root, kind, name] if kind in catalogue.kinds(root) and name in catalogue.names(kind):
-            return lambda: OmegaConf.structured(catalogue.lookup(kind, name).schema.dataclass)
+            return lambda: _typed(kind, name)
         case ["model", kind, "of", name] if kind in catalogue.kinds() and name in presets.names():
             node = presets.read(name).get(kind)
             return None if node is None else lambda: _part(kind, node)
     return None
+
+
+def _at_the_root(kind: str) -> list[str]:
+    return catalogue.names(kind) if kind in catalogue.kinds(catalogue.ROOT) else []
+
+
+def _typed(kind: str, name: str) -> DictConfig:
+    return OmegaConf.structured(catalogue.lookup(kind, name).schema.dataclass)
 
 
 def _model(name: str) -> DictConfig:

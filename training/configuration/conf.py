@@ -9,8 +9,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig
 
-from blockwright import registry
-from blockwright.registry import presets
+from blockwright.registry import catalogue, presets
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 
@@ -36,4 +35,4 @@ def groups() -> list[str]:
 
 def of_blocks() -> list[str]:
     """The groups whose options are registered blocks."""
-    return [family.group for family in registry.families()]
+    return catalogue.groups()

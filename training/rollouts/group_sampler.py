@@ -12,7 +12,7 @@ from blockwright.blocks.decoder import Decoder
 from blockwright.blocks.generation.sample import Sampling
 from blockwright.blocks.initialise import stable_seed
 from blockwright.training.data.corpus import Split
-from blockwright.training.data.prompt_module import PromptDataModule
+from blockwright.training.data.modules.prompts import PromptDataModule
 from blockwright.training.objectives.advantage.base import Advantage, deviation, total
 from blockwright.training.objectives.reward.base import Reward
 from blockwright.training.objectives.reward.judging import judge
