@@ -141,7 +141,7 @@ def tiny() -> Callable[..., dict[str, Any]]:
 
 def _temporary_blocks() -> Iterator[None]:
     """Whatever is registered meanwhile is gone afterwards."""
-    registry.load()
+    registry.families()  # loads all of them
     entries = {kind: dict(found) for kind, found in catalogue._entries.items()}
     families = dict(catalogue._families)
     yield
@@ -325,6 +325,7 @@ def fit(checked: Callable[..., dict[str, Any]], tmp_path: Path) -> Callable[...,
     """Trains the small run in this process, with no callbacks but the ones given, and hands back the trainer."""
     import lightning as L
 
+    from blockwright.training.configuration import parts
     from blockwright.training.configuration.instantiate import instantiate
     from blockwright.training.entry.preflight import OWN
 
@@ -336,7 +337,7 @@ def fit(checked: Callable[..., dict[str, Any]], tmp_path: Path) -> Callable[...,
         ours["plugins"] = [instantiate(node, "trainer.plugins") for node in ours["plugins"]]
         quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "limit_val_batches": 0}
         trainer = L.Trainer(**{**ours, **quiet, **settings}, default_root_dir=tmp_path, callbacks=list(callbacks))
-        task, data = instantiate(plain["task"], "task"), instantiate(plain["data"], "data")
+        task, data = parts.build("task", plain), parts.build("data", plain)
         trainer.ckpt_path = ckpt_path
         trainer.fit(task, data, weights_only=True)
         return trainer

@@ -90,6 +90,7 @@ class Trainer:
         from torch.utils.data import DataLoader
 
         from benchmarks.step_clock import StepClock
+        from blockwright.training.configuration import parts
         from blockwright.training.configuration.instantiate import instantiate
         from blockwright.training.entry.preflight import OWN
         from blockwright.training.entry.run import quieten
@@ -105,7 +106,7 @@ class Trainer:
         given = {k: value for k, value in self.plain["trainer"].items() if k not in OWN}
         settings = {**given, "max_steps": steps + 2, "limit_val_batches": 0, "val_check_interval": None}
         trainer = instantiate({**settings, "callbacks": [clock, *callbacks], "logger": loggers}, "trainer")
-        task = instantiate(self.plain["task"], "task")
+        task = parts.build("task", self.plain)
         task.recipe, task.schedule = AdamW(), Constant()
         loader: Any = DataLoader(list(batches(self.shape, steps + 2)), batch_size=None)  # type: ignore[arg-type]
         trainer.fit(task, loader)

@@ -74,15 +74,15 @@ def markdown() -> str:
 def _figures() -> list[str]:
     """What the tasks and callbacks of ``conf`` declare that they log; what several declare alike is one row."""
     rows: dict[tuple[str, str, str], list[str]] = {}
-    for group in ("task", "callbacks"):
-        for file in conf.files(group):
-            written = yaml.safe_load(file.read_text())
-            node = written if group == "task" else written.get(file.stem)
-            if node and node["_target_"] != "???":
-                for figure in declared(find_target(node["_target_"], f"{group}.{file.stem}")):
-                    names = ", ".join(f"`{name}`" for name in figure.names)
-                    by = rows.setdefault((names, figure.unit, figure.better or "neither"), [])
-                    by.append(f"`{group}={file.stem}`")
+    classes = {f"task={name}": registry.lookup("task", name).cls for name in builtin("task")}
+    for file in conf.files("callbacks"):
+        node = yaml.safe_load(file.read_text()).get(file.stem)
+        if node and node["_target_"] != "???":
+            classes[f"callbacks={file.stem}"] = find_target(node["_target_"], f"callbacks.{file.stem}")
+    for option, cls in classes.items():
+        for figure in declared(cls):
+            names = ", ".join(f"`{name}`" for name in figure.names)
+            rows.setdefault((names, figure.unit, figure.better or "neither"), []).append(f"`{option}`")
     head = ["figure", "unit", "better", "logged by"]
     return _table(head, [[*row, "every task" if len(by) > 3 else ", ".join(by)] for row, by in rows.items()])
 

@@ -20,11 +20,10 @@ from blockwright.registry.references import References
 from blockwright.training.configuration.instantiate import build_readable
 from blockwright.training.configuration.renamed import with_moved
 from blockwright.training.data.corpus import Corpus
-from blockwright.training.data.preflight import MODULE
 from blockwright.training.data.tokenizers.rebuild import rebuild
 
 if TYPE_CHECKING:
-    from blockwright.training.data.module import TextDataModule
+    from blockwright.training.data.modules.text import TextDataModule
 
 KEPT = ("sequence_length", "batch_size", "eval_batch_size", "documents", "seed")  # of the data's settings
 MAX_TEXT_BYTES = 2**31  # of all files that a folder names
@@ -44,7 +43,8 @@ def own_text(run: Path, option: str, most: int | None = None) -> TextDataModule:
     Raises:
         ConfigError: the folder has no settings, they name no text, or text that a folder may not name
     """
-    from blockwright.training.data.module import TextDataModule  # Lightning, which --help does without
+    from blockwright.training.data.modules.corpus import Batching  # Lightning, which --help does without
+    from blockwright.training.data.modules.text import TextDataModule
 
     if not (run / SETTINGS).is_file():
         rule = f"holds no {SETTINGS}, which names its validation text"
@@ -57,7 +57,8 @@ def own_text(run: Path, option: str, most: int | None = None) -> TextDataModule:
     if state is None:
         raise ConfigError(option, str(run), "holds no tokenizer with its checkpoint", REMEDY)
     settings |= {"eval_windows": most, "cache_dir": str(_project() / "data" / "cache")}
-    data = TextDataModule(corpus, rebuild(state), **settings)
+    joined = settings.pop("documents", "apart")
+    data = TextDataModule(Batching(corpus, rebuild(state), **settings), joined)
     _check_fits(data, run)
     if max(data.batch_size, data.eval_batch_size) * data.sequence_length > MAX_BATCH_TOKENS:
         rule = f"makes batches of more than {MAX_BATCH_TOKENS:,} tokens of the folder's text"
@@ -82,10 +83,10 @@ def _settings(run: Path) -> dict[str, Any]:
     except ConfigError as error:
         raise ConfigError(error.path, error.value, error.rule, REMEDY) from None
     node = found.get("data") if isinstance(found, Mapping) else None
-    target = node.get("_target_") if isinstance(node, Mapping) else None
-    if node is None or target != MODULE:
-        rule = "is no text, but conversations, pictures or data of a class that a folder may not name"
-        raise ConfigError("data._target_", target, rule, REMEDY)
+    name = node.get("name", node.get("_target_")) if isinstance(node, Mapping) else None
+    if node is None or name != "text":
+        rule = "is no text, but conversations, pictures or data of a kind that a folder may not name"
+        raise ConfigError("data.name", name, rule, REMEDY)
     paths = found.get("paths") if isinstance(found.get("paths"), Mapping) else {}
     root = {**found, "paths": {**paths, "root_dir": str(_project())}}  # for this project's files, wherever they are now
     kept = {key: node[key] for key in (*KEPT, "corpus") if key in node}

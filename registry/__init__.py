@@ -5,10 +5,12 @@ if __name__ != "blockwright.registry":  # the same code under a second name woul
 
 from blockwright.registry.build import Scope, as_written, build, refuse_targets, resolve, to_plain, walk
 from blockwright.registry.catalogue import (
+    ROOT,
     Composable,
     RegistrationError,
     families,
     family,
+    find_family,
     kinds,
     layer_kinds,
     load,
@@ -24,6 +26,7 @@ from blockwright.registry.schema import INHERIT
 __all__ = [
     "INHERIT",
     "REFUSED",
+    "ROOT",
     "BlockError",
     "Composable",
     "ConfigError",
@@ -37,6 +40,7 @@ __all__ = [
     "did_you_mean",
     "families",
     "family",
+    "find_family",
     "kinds",
     "layer_kinds",
     "load",

@@ -209,7 +209,7 @@ def build(kind: str, node: Node, scope: Scope) -> Any:
             own = Node(given[p.name], f"{node.path}.{p.name}")
             built[p.name] = _build_child(entry, p, own, known, built, scope)
         supplied = {k: scope.context[k] for k in entry.schema.context if k in scope.context}
-        return entry.cls(**{**given, **built, **supplied})
+        return entry.cls(**entry.schema.arguments({**given, **built, **supplied}))
     except BlockError as error:
         of_parent = error.parameter in scope.context and error.parameter not in entry.schema.parameters
         path = node.path if of_parent else f"{node.path}.{error.parameter}"

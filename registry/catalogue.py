@@ -2,8 +2,8 @@
 
 ``@family`` declares a contract (a base class) and its kind; ``@register`` adds a class to a family under a name, which
 Hydra knows as the typed option ``<root>/<kind>=<name>`` (registry/hydra.py): for a part of a model,
-``model/<kind>=<name>``. What exists is known from source files (registry/index.py); a module is imported when a block
-of it is looked up.
+``model/<kind>=<name>``; for a kind at the root of a configuration, ``<kind>=<name>``. What exists is known from source
+files (registry/index.py); a module is imported when a block of it is looked up.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from blockwright.registry.fixes import fix
 from blockwright.registry.index import Declared, index
 from blockwright.registry.schema import INHERIT, Schema, read_schema
 
+ROOT = ""  # the root of a configuration, as the root of a kind
 SHARED_CONTEXT = frozenset({"d_model", "n_layers", "layer_idx"})  # supplied to every block by the composer
 
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
@@ -65,7 +66,7 @@ class Family:
         kind: its name
         contract: the base class of its blocks
         context: parameters supplied to its blocks, not configured
-        root: the part of the configuration it belongs to
+        root: the part of the configuration it belongs to; ``ROOT`` for a kind that is such a part itself
         in_layers: whether layers may differ in it
     """
 
@@ -78,12 +79,12 @@ class Family:
     @property
     def group(self) -> str:
         """The Hydra group of its blocks."""
-        return f"{self.root}/{self.kind}"
+        return f"{self.root}/{self.kind}" if self.root else self.kind
 
     @property
     def path(self) -> str:
         """Configuration path of the chosen block."""
-        return f"{self.root}.{self.kind}"
+        return f"{self.root}.{self.kind}" if self.root else self.kind
 
 
 @dataclass(frozen=True)
@@ -110,7 +111,7 @@ def family(
         kind: name of the family, unique over all roots
         context: constructor parameters that a parent or the composer supplies, beyond ``SHARED_CONTEXT``
         root: part of the configuration that its blocks belong to. With ``root="task"``, the kind ``reward`` is the
-            Hydra group ``task/reward``, and its blocks are not part of a model
+            Hydra group ``task/reward``, and its blocks are not part of a model. ``ROOT``: the group is the kind alone
         in_layers: False for a part of the model that stands once, outside its layers: layouts, variants and overrides
             do not know the kind
     """
@@ -121,7 +122,7 @@ def family(
         old = _families.get(kind)
         if old and _identity(old.contract) != _identity(contract):
             raise RegistrationError(f"kind {kind!r} already has the contract {_identity(old.contract)}")
-        if bad := next((name for name in (kind, root) if not _NAME.fullmatch(name)), None):
+        if bad := next((name for name in (kind, root or kind) if not _NAME.fullmatch(name)), None):
             raise RegistrationError(f"{bad!r} cannot name a group: write lower-case letters, digits and _")
         _families[kind] = Family(kind, contract, SHARED_CONTEXT | set(context), root, in_layers)
         _entries.setdefault(kind, {})
@@ -164,7 +165,7 @@ def register(kind: str, name: str, *, fixes: Mapping[str, Any] | None = None) ->
             schema = read_schema(cls, name, family.context, by_contract)
         except TypeError as error:
             raise RegistrationError(str(error)) from None
-        enforced(BlockError)(cls)
+        enforced(BlockError if _families[kind].root else kind)(cls)
         entry = Entry(kind, name, cls, schema, provider)
         _refuse_taken(entry)
         _entries[kind][name] = entry
@@ -216,7 +217,7 @@ def layer_kinds() -> list[str]:
 
 def groups() -> list[str]:
     """The Hydra groups of all kinds, in alphabetical order."""
-    return sorted(f"{_kind(kind).root}/{kind}" for kind in kinds(None))
+    return sorted(f"{root}/{kind}" if (root := _kind(kind).root) else kind for kind in kinds(None))
 
 
 def _kind(kind: str) -> Family | Declared:

@@ -1,7 +1,7 @@
 """Blocks and presets as Hydra options, which src/hydra_plugins/blockwright_registry offers to Hydra.
 
 * ``<root>/<kind>=NAME``: a registered block with typed parameters. The root of most kinds is ``model``; ``@family``
-  names that of others
+  names that of others. A kind at the root of a configuration is chosen by ``<kind>=NAME``, ``task=NAME``
 * ``model=NAME``: a preset, which selects its blocks by groups, so that each can be swapped
 * ``model/<kind>=of/NAME``: a preset's block with its values, typed likewise. Only these have a ``/`` in their name, so
   a sweep over ``glob(*)`` covers registered blocks only.
@@ -39,7 +39,7 @@ def is_group(path: str) -> bool:
     match _parts(path):
         case ["model", kind, "of"]:
             return kind in catalogue.kinds()
-        case [root]:
+        case [root] if root:
             return bool(catalogue.kinds(root))
         case [root, kind]:
             return kind in catalogue.kinds(root)
@@ -54,7 +54,8 @@ def listed(path: str, which: ObjectType | None) -> list[str]:
         case ["model", kind, "of"]:
             options = presets.names(kind)
         case [root]:
-            groups, options = catalogue.kinds(root), presets.names() if root == "model" else []
+            groups = catalogue.kinds(root)
+            options = presets.names() if root == "model" else _at_the_root(root)
         case [root, kind] if kind in catalogue.kinds(root):
             options = catalogue.names(kind)
     if which is None:
@@ -71,12 +72,22 @@ def maker(path: str) -> Callable[[], DictConfig] | None:
     match _parts(path):
         case ["model", name] if name in presets.names():
             return lambda: _model(name)
+        case [kind, name] if name in _at_the_root(kind):
+            return lambda: _typed(kind, name)
         case [root, kind, name] if kind in catalogue.kinds(root) and name in catalogue.names(kind):
-            return lambda: OmegaConf.structured(catalogue.lookup(kind, name).schema.dataclass)
+            return lambda: _typed(kind, name)
         case ["model", kind, "of", name] if kind in catalogue.kinds() and name in presets.names():
             node = presets.read(name).get(kind)
             return None if node is None else lambda: _part(kind, node)
     return None
+
+
+def _at_the_root(kind: str) -> list[str]:
+    return catalogue.names(kind) if kind in catalogue.kinds(catalogue.ROOT) else []
+
+
+def _typed(kind: str, name: str) -> DictConfig:
+    return OmegaConf.structured(catalogue.lookup(kind, name).schema.dataclass)
 
 
 def _model(name: str) -> DictConfig:

@@ -93,7 +93,7 @@ def _family(arguments: str) -> tuple[str, str, bool]:
     """Kind, root and in_layers from the text between the parentheses of ``@family``."""
     call = ast.parse(f"f({arguments})", mode="eval").body
     assert isinstance(call, ast.Call)
-    given = {k.arg: ast.literal_eval(k.value) for k in call.keywords}
+    given = {k.arg: ast.literal_eval(k.value) for k in call.keywords if k.arg in ("root", "in_layers")}
     return ast.literal_eval(call.args[0]), given.get("root", "model"), given.get("in_layers", True)
 
 

@@ -15,7 +15,7 @@ import math
 import re
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Union
 
@@ -84,6 +84,7 @@ class Schema:
         parameters: configurable ones by name, children included
         fixed: those fixed by the registration; their ``default`` is the value (see registry/fixes.py)
         context: constructor parameters that the composer or the parent supplies
+        groups: constructor parameter → the dataclass it takes, whose fields are parameters like the others
         dataclass: the typed node that Hydra composes with
         summary: first sentence of the class's docstring
     """
@@ -91,12 +92,19 @@ class Schema:
     parameters: Mapping[str, Parameter]
     fixed: Mapping[str, Parameter]
     context: frozenset[str]
+    groups: Mapping[str, type]
     dataclass: type
     summary: str
 
     @property
     def children(self) -> dict[str, Parameter]:
         return {name: p for name, p in self.parameters.items() if p.child}
+
+    def arguments(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """The constructor's arguments: values by name, those of the fields of a dataclass put into one."""
+        left = dict(values)
+        made = {name: group(**_taken(left, group)) for name, group in self.groups.items()}
+        return {**left, **made}
 
 
 def conforms(value: Any, hint: Any) -> bool:
@@ -172,6 +180,11 @@ def _shown(hint: Any) -> str:
     return re.sub(r"\b(?:\w+\.)+(?=\w)", "", text).replace("NoneType", "None") + ranges.in_signs(more)
 
 
+def _taken(values: dict[str, Any], group: Any) -> dict[str, Any]:
+    """The values of the fields of a dataclass, removed from ``values``."""
+    return {f.name: values.pop(f.name) for f in dataclasses.fields(group) if f.name in values}
+
+
 def read_schema(cls: type, name: str, context: frozenset[str], kinds: Mapping[type, str]) -> Schema:
     """Read the constructor of ``cls``.
 
@@ -184,28 +197,53 @@ def read_schema(cls: type, name: str, context: frozenset[str], kinds: Mapping[ty
     Raises:
         TypeError: the constructor takes ``*args`` or ``**kwargs``
     """
-    documented = {name: text for base in reversed(cls.__mro__) for name, text in _documented(base).items()}
     constructor = inspect.getattr_static(cls, "__init__")
-    hints = typing.get_type_hints(constructor, include_extras=True)  # resolves postponed annotations
-    plain = typing.get_type_hints(constructor)
+    plain = typing.get_type_hints(constructor)  # resolves postponed annotations
+    groups = {key: hint for key, hint in plain.items() if _is_group(hint, kinds)}
+    described = (*groups.values(), *reversed(cls.__mro__))
+    documented = {name: text for base in described for name, text in _documented(base).items()}
 
-    def parameter(name: str, default: Any) -> Parameter:
-        hint, annotation = plain.get(name, Any), hints.get(name, Any)
-        return Parameter(name, hint, annotation, default, _child_kind(hint, kinds), documented.get(name, ""))
+    def read(owner: Any) -> Iterator[Parameter]:
+        hints, annotations = typing.get_type_hints(owner), typing.get_type_hints(owner, include_extras=True)
+        for key, default in _defaults(owner).items():
+            if key in groups:
+                yield from read(groups[key])
+            else:
+                hint = hints.get(key, Any)
+                child, text = _child_kind(hint, kinds), documented.get(key, "")
+                yield Parameter(key, hint, annotations.get(key, Any), default, child, text)
 
-    parameters, used = {}, set()
-    for p in list(inspect.signature(constructor).parameters.values())[1:]:
-        if p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD):
-            raise TypeError(
-                f"{cls.__qualname__}.__init__ takes *{p.name}: name every parameter, so that typos are refused"
-            )
-        if p.name in context:
-            used.add(p.name)
-            continue
-        parameters[p.name] = parameter(p.name, p.default)
-    fixed = {name: parameter(name, value) for name, value in fixed_by(constructor).items()}
+    found, held = {p.name: p for p in read(constructor)}, fixed_by(constructor)
+    parameters = {key: p for key, p in found.items() if key not in held and key not in context}
+    fixed = {key: found[key] for key in held}
     summary = _docstring(cls).partition("\n\n")[0].replace("\n", " ")
-    return Schema(parameters, fixed, frozenset(used), _dataclass(cls, name, parameters), summary)
+    used = frozenset(found.keys() & context)
+    return Schema(parameters, fixed, used, groups, _dataclass(cls, name, parameters), summary)
+
+
+def _or_empty(default: Any) -> Any:
+    return inspect.Parameter.empty if default is dataclasses.MISSING else default
+
+
+def _is_group(hint: Any, kinds: Mapping[type, str]) -> bool:
+    return isinstance(hint, type) and dataclasses.is_dataclass(hint) and hint not in kinds
+
+
+def _defaults(owner: Any) -> dict[str, Any]:
+    """Parameter of a constructor, or field of a dataclass → its default, ``empty`` for none; fixed ones have a value.
+
+    Raises:
+        TypeError: the constructor takes ``*args`` or ``**kwargs``
+    """
+    if dataclasses.is_dataclass(owner):
+        made = {f.name: f.default_factory() for f in dataclasses.fields(owner) if callable(f.default_factory)}
+        return {f.name: made.get(f.name, _or_empty(f.default)) for f in dataclasses.fields(owner)}
+    parameters = list(inspect.signature(owner).parameters.values())[1:]
+    for p in parameters:
+        if p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD):
+            rule = f"{owner.__qualname__} takes *{p.name}: name every parameter, so that typos are refused"
+            raise TypeError(rule)
+    return {**{p.name: p.default for p in parameters}, **fixed_by(owner)}
 
 
 def fixed_by(constructor: Any) -> Mapping[str, Any]:

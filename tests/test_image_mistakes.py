@@ -26,8 +26,8 @@ from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 
 from blockwright.registry import ConfigError
+from blockwright.training.configuration import parts
 from blockwright.training.configuration.composing import compose_config
-from blockwright.training.configuration.instantiate import instantiate
 from blockwright.training.entry.preflight import check
 
 BASE = [
@@ -145,7 +145,7 @@ SETTINGS = {
     ),
     "corpus without pictures": Mistake(
         None,
-        "data=chat data._target_=blockwright.training.data.picture_module.PictureDataModule +data.model=${model}",
+        "data=chat data._target_=blockwright.training.data.modules.pictures.PictureDataModule +data.model=${model}",
         "data.corpus",
         "conversations with pictures",
     ),
@@ -250,7 +250,7 @@ def test_mistake_is_one_message_before_training(name: str, base: DictConfig, fol
         warnings.simplefilter("error")
         plain = checked(cfg)
         assert not mistake.early, "found too late"
-        data = instantiate(plain["data"], "data")
+        data = parts.build("data", plain)
         data.prepare_data()
         data.setup("fit")
     error = caught.value
@@ -268,7 +268,7 @@ def checked(cfg: DictConfig) -> dict[str, Any]:
 
 def test_good_pictures_pass_and_mistakes_are_many(base: DictConfig, folder: Path) -> None:
     for given in ([], [f"data.corpus.folder={folder}"], ["data.row_tiles=3"]):
-        data: Any = instantiate(checked(changed(base, given, folder))["data"], "data")
+        data: Any = parts.build("data", checked(changed(base, given, folder)))
         data.prepare_data()
         data.setup("fit")
         assert data.order.n_windows == 1

@@ -17,8 +17,8 @@ from blockwright.interop.exporting import export_folder
 from blockwright.interop.importing import import_folder
 from blockwright.interop.source import load
 from blockwright.registry import ConfigError
+from blockwright.training.configuration import parts
 from blockwright.training.configuration.composing import compose_config
-from blockwright.training.configuration.instantiate import instantiate
 from blockwright.training.entry.preflight import preflight
 
 SURGERY = ["init_from=OUT", "model=pretrained", "surgery=default", "+model/attention=mha"]
@@ -58,7 +58,7 @@ def test_task_starts_from_the_weights(checked_start: Callable[..., dict[str, Any
     last.parent.mkdir(parents=True, exist_ok=True)
     shutil.copy(imported.parent / "some.ckpt", last)
     plain = checked_start(f"init_from={imported.parent / start}", "model=pretrained", "seed=3")
-    task = instantiate(plain["task"], "task")
+    task = parts.build("task", plain)
     task.configure_model()
     expected = load(imported).state_dict()
     assert task.decoder.state_dict().keys() == expected.keys()
@@ -78,7 +78,7 @@ def test_surgery_puts_the_weights_into_another_composition(
     checked_start: Callable[..., dict[str, Any]], imported: Path
 ) -> None:
     more = ("model=pretrained", "surgery=default", "+model/attention=mha", "++model.n_layers=3")
-    task = instantiate(checked_start(f"init_from={imported}", *more)["task"], "task")
+    task = parts.build("task", checked_start(f"init_from={imported}", *more))
     task.configure_model()
     text = torch.arange(30)[None]
     with torch.no_grad():
@@ -200,7 +200,7 @@ def test_a_run_is_extended_with_other_positions_and_the_same_weights(
     plain = checked_start(*EXTENDED, f"init_from={trained / place}", *yarn)
     assert plain["model"]["position"]["name"] == "yarn" and plain["model"]["max_positions"] == 256
     assert plain["task"]["optimizer"]["lr"] == plain["optimizer"]["lr"] == pytest.approx(0.002)
-    task = instantiate(plain["task"], "task")
+    task = parts.build("task", plain)
     task.configure_model()
     expected = load(trained).state_dict()
     assert all(torch.equal(task.decoder.state_dict()[k], v) for k, v in expected.items())

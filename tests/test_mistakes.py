@@ -37,60 +37,18 @@ class Mistake(NamedTuple):
     says: str
 
 
-# What the preflight finds, or Hydra: Lightning is not even imported.
+# In the model, the optimizer or the trainer, or of Hydra's grammar: Lightning is not even imported.
 EARLY = {
     # long context
-    "positions that skip beyond the model's": Mistake(
-        "data/transforms=pose\ndata.transforms.pose.target=4000", "data.transforms", "max_positions to 4000"
-    ),
-    "target shorter than a window": Mistake(
-        "data/transforms=pose\ndata.transforms.pose.target=16", "data.transforms.pose.target", "shorter than a window"
-    ),
-    "group of blocks set to nothing": Mistake(
-        "task=grpo\ndata=prompts\ntask/penalty=null", "task/penalty", "~task/penalty"
-    ),
     "reward without its pattern": Mistake(
         "task=grpo\ndata=prompts\ntask/reward=regex_format", "task.reward.pattern", "value is required"
     ),
-    "part of an objective that has numbers of another": Mistake(
-        "task=grpo\ndata=prompts\ntask/surrogate=cispo", "task.surrogate.low", "leave it out: ~task/objective"
-    ),
     "positions that skip nowhere": Mistake("data/transforms=pose", "data.transforms.pose.target", "is required"),
     "no such transform": Mistake("data/transforms=poes", "data/transforms", "Did you mean 'pose'"),
-    "transform that is none": Mistake(
-        "+data.transforms.x._target_=blockwright.training.data.text.TextFiles",
-        "data.transforms.x._target_",
-        "is not a Transform",
-    ),
-    "shares that do not sum to 1": Mistake(
-        "data.lengths=[{shares:{32:0.6,16:0.3}}]", "data.lengths.0.shares", "sum to 0.9"
-    ),
-    "windows longer than the longest": Mistake(
-        "data.lengths=[{shares:{64:1.0}}]", "data.lengths", "longer than data.sequence_length"
-    ),
-    "documents neither apart nor joined": Mistake("data.documents=glued", "data.documents", "apart"),
-    "documents of one token": Mistake("data.min_length=1", "data.min_length", "at least 2"),
     "last rate of no run": Mistake("optimizer.lr=last", "optimizer.lr", "names no run"),
     "start at a folder that is no run": Mistake("init_from={tmp}", "init_from", "nor checkpoints/last.ckpt"),
-    "misspelt monitor": Mistake(
-        "callbacks.checkpoint.monitor=val/lss", "callbacks.checkpoint.monitor", "Did you mean 'val/loss'"
-    ),
     "sweep by nothing": Mistake("-m\nseed=0,1\noptimized_metric=null", "optimized_metric", "Name the figure"),
     "sweep named by a number": Mistake("-m\nseed=0,1\ntask_name=5", "task_name", "must be a string"),
-    "misspelt objective": Mistake("optimized_metric=val_loss", "optimized_metric", "Did you mean 'val/loss'"),
-    "objective of a sweep that nothing measures": Mistake(
-        "-m\nseed=0,1\noptimized_metric=test/loss\ntest=false", "optimized_metric", "because of test=false"
-    ),
-    "objective of a search that nothing measures": Mistake(
-        "-m\nhydra/sweeper=optuna\noptimizer.lr=choice(0.1,0.2)\ndata.corpus.val_fraction=0",
-        "optimized_metric",
-        r"because of data\.corpus\.val_fraction=0",
-    ),
-    "early stopping by what is not measured": Mistake(
-        "callbacks=[default,early_stopping]\n+trainer.limit_val_batches=0",
-        "callbacks.early_stopping.monitor",
-        r"because of trainer\.limit_val_batches=0",
-    ),
     # keys
     "mistyped key": Mistake("model.d_modle=64", "model.d_modle", "Did you mean 'd_model'"),
     "mistyped key of a block": Mistake("model.attention.n_haeds=4", "model.attention.n_haeds", "'n_heads'"),
@@ -123,15 +81,11 @@ EARLY = {
     "unknown block": Mistake("model/attention=mla2", "model/attention", "Did you mean 'mla'"),
     "unknown family": Mistake("model/atention=mla", "model/atention", "Did you mean 'model/attention'"),
     "unknown block by ++name": Mistake("++model.attention.name=mla2", "model.attention.name", "Did you mean 'mla'"),
-    "unknown block in a sweep": Mistake("-m\nmodel/attention=mha,nope", "model/attention", "is not an option"),
-    "unknown option of a group": Mistake("data=shakespear", "data", "Did you mean 'shakespeare'"),
     "unknown option in a list": Mistake(
         "callbacks=[default,early_stoping]", "callbacks", "Did you mean 'early_stopping'"
     ),
-    "group set to null": Mistake("trainer=null", "trainer", "Known: ddp, ddp_sim, deepspeed, default, fsdp"),
     "group taken away": Mistake("~logger", "logger", "every run has this setting"),
     "group that is chosen already": Mistake("+model/attention=gqa", "model/attention", "Leave out the +"),
-    "unknown task": Mistake("task=causal_ml", "task", "Did you mean 'causal_lm'"),
     "part of a preset that has none": Mistake(
         "model/gating=of/llama2_7b", "model/gating", "no preset of this name has a block of kind gating"
     ),
@@ -197,14 +151,6 @@ EARLY = {
     "override of a layer that is not there": Mistake(
         "model.overrides=[{layers: 9, attention: mha}]", "model.overrides.0.layers", "9 is not one of them"
     ),
-    "vocabulary smaller than the tokenizer's": Mistake("model.vocab_size=100", "model.vocab_size", "= 257"),
-    "vocabulary too small for the tokenizer": Mistake(
-        "data.tokenizer.vocab_size=10", "data.tokenizer.vocab_size", "need 257"
-    ),
-    "depth of prediction beyond the sequence": Mistake(
-        "model.mtp={depth: 2}\ndata.sequence_length=2", "model.mtp.depth", "sequence_length = 2.*Predict fewer"
-    ),
-    "sequence longer than the model": Mistake("data.sequence_length=65", "data.sequence_length", "raise model.max_pos"),
     "negative learning rate": Mistake("optimizer.lr=-1", "optimizer.lr", "above 0"),
     "warm-up longer than the training": Mistake("scheduler.warmup=7", "scheduler.warmup", "Write at most 6"),
     "training without an end": Mistake("trainer.max_steps=-1", "trainer.max_steps", "scheduler=constant"),
@@ -264,12 +210,6 @@ EARLY = {
     "batch that ranks cannot share": Mistake(
         "trainer=[fsdp,sim]\ndata.batch_size=3", "data.batch_size", "Set data.batch_size=4"
     ),
-    "window that ranks cannot share": Mistake(
-        "trainer=[fsdp_cp,sim]\ndata.sequence_length=30", "data.sequence_length", "Set data.sequence_length=32"
-    ),
-    "gate that chooses among all tokens of shared windows": Mistake(
-        "trainer=[fsdp_cp,sim]\nmodel/gating=expert_choice", "model.gating", "softmax_topk"
-    ),
     "recomputation of another kind": Mistake(
         "task.activation_checkpointing=some", "task.activation_checkpointing", "none, selective, full"
     ),
@@ -285,6 +225,75 @@ EARLY = {
     "no tags where tags are asked for": Mistake("tags=[]\nextras.enforce_tags=true", "tags", r"tags=\[mine\]"),
     # files
     "corpus not named": Mistake("data.corpus.files=???", "data.corpus.files", "a value is required"),
+    "auto_resume that is no switch": Mistake("auto_resume=last", "auto_resume", "true or false"),
+    # grammar
+    "no override at all": Mistake("gqa", "command line", "Write key=value"),
+    "two equals signs": Mistake("a=b=c", "command line", "cannot be read as an override"),
+    "package not installed": Mistake("logger=wandb", "logger.wandb", r"pip install 'blockwright\[wandb\]'"),
+}
+
+# In the data or the task, whose classes import Lightning, or of what is read after them.
+OF_PARTS = {
+    "unknown block in a sweep": Mistake("-m\nmodel/attention=mha,nope", "model/attention", "is not an option"),
+    "unknown option of a group": Mistake("data=shakespear", "data", "Did you mean 'shakespeare'"),
+    "group set to null": Mistake("trainer=null", "trainer", "Known: ddp, ddp_sim, deepspeed, default, fsdp"),
+    "positions that skip beyond the model's": Mistake(
+        "data/transforms=pose\ndata.transforms.pose.target=4000", "data.transforms", "max_positions to 4000"
+    ),
+    "target shorter than a window": Mistake(
+        "data/transforms=pose\ndata.transforms.pose.target=16", "data.transforms.pose.target", "shorter than a window"
+    ),
+    "group of blocks set to nothing": Mistake(
+        "task=grpo\ndata=prompts\ntask/penalty=null", "task/penalty", "~task/penalty"
+    ),
+    "part of an objective that has numbers of another": Mistake(
+        "task=grpo\ndata=prompts\ntask/surrogate=cispo", "task.surrogate.low", "leave it out: ~task/objective"
+    ),
+    "transform that is none": Mistake(
+        "+data.transforms.x._target_=blockwright.training.data.text.TextFiles",
+        "data.transforms.x._target_",
+        "is not a Transform",
+    ),
+    "shares that do not sum to 1": Mistake(
+        "data.lengths=[{shares:{32:0.6,16:0.3}}]", "data.lengths.0.shares", "sum to 0.9"
+    ),
+    "windows longer than the longest": Mistake(
+        "data.lengths=[{shares:{64:1.0}}]", "data.lengths", "longer than data.sequence_length"
+    ),
+    "documents neither apart nor joined": Mistake("data.documents=glued", "data.documents", "apart"),
+    "documents of one token": Mistake("data.min_length=1", "data.min_length", "at least 2"),
+    "misspelt monitor": Mistake(
+        "callbacks.checkpoint.monitor=val/lss", "callbacks.checkpoint.monitor", "Did you mean 'val/loss'"
+    ),
+    "misspelt objective": Mistake("optimized_metric=val_loss", "optimized_metric", "Did you mean 'val/loss'"),
+    "objective of a sweep that nothing measures": Mistake(
+        "-m\nseed=0,1\noptimized_metric=test/loss\ntest=false", "optimized_metric", "because of test=false"
+    ),
+    "objective of a search that nothing measures": Mistake(
+        "-m\nhydra/sweeper=optuna\noptimizer.lr=choice(0.1,0.2)\ndata.corpus.val_fraction=0",
+        "optimized_metric",
+        r"because of data\.corpus\.val_fraction=0",
+    ),
+    "early stopping by what is not measured": Mistake(
+        "callbacks=[default,early_stopping]\n+trainer.limit_val_batches=0",
+        "callbacks.early_stopping.monitor",
+        r"because of trainer\.limit_val_batches=0",
+    ),
+    "unknown task": Mistake("task=causal_ml", "task", "Did you mean 'causal_lm'"),
+    "vocabulary smaller than the tokenizer's": Mistake("model.vocab_size=100", "model.vocab_size", "= 257"),
+    "vocabulary too small for the tokenizer": Mistake(
+        "data.tokenizer.vocab_size=10", "data.tokenizer.vocab_size", "need 257"
+    ),
+    "depth of prediction beyond the sequence": Mistake(
+        "model.mtp={depth: 2}\ndata.sequence_length=2", "model.mtp.depth", "sequence_length = 2.*Predict fewer"
+    ),
+    "sequence longer than the model": Mistake("data.sequence_length=65", "data.sequence_length", "raise model.max_pos"),
+    "window that ranks cannot share": Mistake(
+        "trainer=[fsdp_cp,sim]\ndata.sequence_length=30", "data.sequence_length", "Set data.sequence_length=32"
+    ),
+    "gate that chooses among all tokens of shared windows": Mistake(
+        "trainer=[fsdp_cp,sim]\nmodel/gating=expert_choice", "model.gating", "softmax_topk"
+    ),
     "corpus not there": Mistake("data.corpus.files={tmp}/emty.txt", "data.corpus.files", "Did you mean 'empty.txt'"),
     "corpus that is a pipe": Mistake("data.corpus.files={tmp}/pipe", "data.corpus.files", "no ordinary file"),
     "corpus with a name longer than any": Mistake("data.corpus.files=" + "a" * 5000, "path", "name too long"),
@@ -299,15 +308,10 @@ EARLY = {
     "checkpoint that is something else": Mistake("ckpt_path={tmp}/short.txt", "ckpt_path", "cannot be loaded safely"),
     "checkpoint that would run a command": Mistake("ckpt_path={tmp}/evil.ckpt", "ckpt_path", r"\(.*system.*\)"),
     "checkpoint cut short": Mistake("ckpt_path={tmp}/cut.ckpt", "ckpt_path", "cannot be loaded safely"),
-    "auto_resume that is no switch": Mistake("auto_resume=last", "auto_resume", "true or false"),
     "address for a checkpoint": Mistake("ckpt_path='https://host/x.ckpt'", "ckpt_path", "no such file"),
     "no run to resume": Mistake("ckpt_path=last\ntask_name=absent", "ckpt_path", "has left a last.ckpt"),
     "random weights to test": Mistake("train=false\ntest=true", "ckpt_path", "random initial weights"),
     "random weights to validate": Mistake("train=false\ntest=false", "ckpt_path", "init_from=OUT"),
-    # grammar
-    "no override at all": Mistake("gqa", "command line", "Write key=value"),
-    "two equals signs": Mistake("a=b=c", "command line", "cannot be read as an override"),
-    "package not installed": Mistake("logger=wandb", "logger.wandb", r"pip install 'blockwright\[wandb\]'"),
 }
 
 # What only the argument's own class knows: Lightning is there by then, training is not.
@@ -337,7 +341,7 @@ LATE = {
     ),
     "no such class": Mistake("+callbacks.x._target_=nope.Nope", "callbacks.x._target_", "No module named 'nope'"),
     "z-loss that rewards": Mistake("task.z_loss=-0.1", "task.z_loss", "at least 0"),
-    "+key of the task": Mistake("+task.lr=3", "task.lr", "no argument 'lr'"),
+    "+key of the task": Mistake("+task.lr=3", "task.lr", "no parameter 'lr'"),
     "null for a folder": Mistake("data.cache_dir=null", "data.cache_dir", "must be a string"),
     "batch larger than the corpus": Mistake("data.batch_size=5000", "data.batch_size", "has only"),
 }
@@ -476,7 +480,7 @@ def outcomes(
     arguments_of: Callable[[Mistake], list[str]], environment: dict[str, str], folder: Path
 ) -> dict[str, dict[str, Any]]:
     """What the program did with each, all in one process, those that may import Lightning last."""
-    given = {name: arguments_of(mistake) for name, mistake in {**EARLY, **LATE, **TOO_LATE}.items()}
+    given = {name: arguments_of(mistake) for name, mistake in {**EARLY, **OF_PARTS, **LATE, **TOO_LATE}.items()}
     done = subprocess.run(
         [sys.executable, "-c", DRIVER],
         input=json.dumps(given),
@@ -512,10 +516,10 @@ def test_mistake_is_refused_before_lightning_is_imported(name: str, outcomes: di
     assert outcome["seconds"] < 2
 
 
-@pytest.mark.parametrize("name", LATE)
+@pytest.mark.parametrize("name", {**OF_PARTS, **LATE})
 def test_mistake_is_refused_before_training(name: str, outcomes: dict[str, dict[str, Any]]) -> None:
     outcome = outcomes[name]
-    assert_one_message(outcome["said"], LATE[name])
+    assert_one_message(outcome["said"], {**OF_PARTS, **LATE}[name])
     assert outcome["code"] == 64
     assert "step=" not in outcome["said"] and "results.json" not in outcome["said"]
     assert "configuration\n" not in outcome["said"]  # the tree, which would hide the message
@@ -537,7 +541,7 @@ def test_hostile_checkpoint_runs_nothing(outcomes: dict[str, dict[str, Any]], fo
 def test_mistake_on_the_real_command_line(
     name: str, arguments_of: Callable[[Mistake], list[str]], train_py: Callable[..., subprocess.CompletedProcess[str]]
 ) -> None:
-    mistake = {**EARLY, **LATE}[name]
+    mistake = {**EARLY, **OF_PARTS, **LATE}[name]
     done = train_py(*arguments_of(mistake))
     assert done.returncode == 64
     assert_one_message(done.stderr, mistake)

@@ -16,7 +16,7 @@ from blockwright.lab.report.svg import standalone
 from blockwright.registry import ConfigError, printing
 from blockwright.registry.enforcing import enforced
 from blockwright.registry.ranges import Count, Whole
-from blockwright.training.data.picture_module import PictureDataModule
+from blockwright.training.data.modules.pictures import PictureDataModule
 from blockwright.training.figure import Figure
 from blockwright.training.tasks.base import Task
 from blockwright.training.writing import write_json, write_text

@@ -15,7 +15,7 @@ from blockwright.lab.reading.wording import wording_of
 from blockwright.registry import ConfigError
 from blockwright.registry.enforcing import enforced
 from blockwright.registry.ranges import Count, Fraction, Whole
-from blockwright.training.data.module import TextDataModule
+from blockwright.training.data.modules.corpus import CorpusDataModule
 from blockwright.training.figure import Figure
 from blockwright.training.tasks.base import Task
 
@@ -114,16 +114,16 @@ class LongContext(L.Callback):
     def _grid(self, lengths: Sequence[int]) -> Grid:
         return Grid(sorted(lengths), self.depths, self.samples, self.seed, self.generated)
 
-    def _lengths(self, data: TextDataModule) -> Sequence[int]:
+    def _lengths(self, data: CorpusDataModule) -> Sequence[int]:
         return [data.sequence_length] if self.lengths is None else self.lengths
 
-    def _window(self, data: TextDataModule) -> int:
+    def _window(self, data: CorpusDataModule) -> int:
         return data.sequence_length if self.window is None else self.window
 
 
-def _of(trainer: L.Trainer, task: L.LightningModule) -> tuple[Task, TextDataModule]:
+def _of(trainer: L.Trainer, task: L.LightningModule) -> tuple[Task, CorpusDataModule]:
     data = trainer.datamodule  # type: ignore[attr-defined]
-    if not isinstance(task, Task) or not isinstance(data, TextDataModule):
+    if not isinstance(task, Task) or not isinstance(data, CorpusDataModule):
         rule = f"measures text, and the task here is {type(task).__name__}"
         raise ConfigError("callbacks", "long_context", rule, "Leave it out, or use task=causal_lm")
     return task, data

@@ -71,7 +71,9 @@ from blockwright.training.callbacks.finale import Finale as Finale
 from blockwright.training.figure import Figure as Figure
 from blockwright.training.tasks.scored import Scored as Scored
 from blockwright.training.tasks.base import Task as Task
+from blockwright.training.tasks.setup import Setup as Setup
 from blockwright.training.tasks.causal_lm import CausalLM as CausalLM
+from blockwright.training.data.modules.base import DataModule as DataModule
 from blockwright.training.data.corpus import Corpus as Corpus
 from blockwright.training.data.transform import Transform as Transform
 from blockwright.training.data.tokenizers.base import Tokenizer as Tokenizer

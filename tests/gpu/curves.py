@@ -46,8 +46,8 @@ class Curves:
         """The loss of each optimizer step."""
         import lightning as L
 
+        from blockwright.training.configuration import parts
         from blockwright.training.configuration.composing import compose_config
-        from blockwright.training.configuration.instantiate import instantiate
         from blockwright.training.entry.preflight import OWN, preflight
 
         given = [f"trainer.precision={precision}", f"trainer.compile={compiled}", "test=false", "callbacks=none"]
@@ -60,7 +60,7 @@ class Curves:
             ours = {k: v for k, v in plain["trainer"].items() if k not in ("_target_", "plugins", *OWN)}
             quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar"), False)
             trainer = L.Trainer(**{**ours, **quiet, "limit_val_batches": 0}, callbacks=[curve])
-            trainer.fit(instantiate(plain["task"], "task"), instantiate(plain["data"], "data"))
+            trainer.fit(parts.build("task", plain), parts.build("data", plain))
         return curve.losses
 
     def _text(self, folder: Path) -> list[str]:

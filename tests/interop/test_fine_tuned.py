@@ -22,8 +22,8 @@ from blockwright.interop import companions, consolidate, exporting, hf_export, i
 from blockwright.lab.lm_eval import Blockwright
 from blockwright.lab.writer import Writer
 from blockwright.registry import ConfigError
+from blockwright.training.configuration import parts
 from blockwright.training.configuration.composing import compose_config
-from blockwright.training.configuration.instantiate import instantiate
 from blockwright.training.entry.preflight import preflight
 
 pytestmark = pytest.mark.xdist_group("fine_tuned")  # its fixture trains a run, once
@@ -90,7 +90,7 @@ def run(settings: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     plain = preflight(compose_config(settings, output_dir=str(folder)))
     quiet: dict[str, Any] = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
     trainer = L.Trainer(**quiet, max_steps=1, limit_val_batches=0, accelerator="cpu", default_root_dir=folder)
-    trainer.fit(instantiate(plain["task"], "task"), instantiate(plain["data"], "data"))
+    trainer.fit(parts.build("task", plain), parts.build("data", plain))
     trainer.save_checkpoint(folder / "checkpoints" / "last.ckpt")
     shutil.copyfile(folder / "checkpoints" / "last.ckpt", folder / "checkpoints" / "best.ckpt")
     _save_in_shares(folder / "checkpoints" / "last.ckpt", folder / "checkpoints" / "sharded.ckpt")
@@ -227,7 +227,7 @@ def test_resumed_run_keeps_the_origin_and_takes_another_template(
 ) -> None:
     last = run / "checkpoints" / "last.ckpt"
     plain = preflight(compose_config([*settings, f"ckpt_path={last}"], output_dir=str(tmp_path)))
-    checkpoint, task, data = read_checkpoint(last), instantiate(plain["task"], "task"), instantiate(plain["data"], "d")
+    checkpoint, task, data = read_checkpoint(last), parts.build("task", plain), parts.build("data", plain)
     task.on_load_checkpoint(checkpoint)
     assert task.origin["model_type"] == "mistral"
     state = checkpoint["TextDataModule"]

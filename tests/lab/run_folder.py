@@ -16,7 +16,7 @@ def write_run(folder: Path, decoder: Decoder, text: str) -> Path:
     for i in range(12):
         (folder / f"{i}.txt").write_text(text)
     corpus = {"_target_": "blockwright.training.data.text.TextFiles", "files": str(folder / "*.txt")}
-    data = {"_target_": "blockwright.training.data.module.TextDataModule", "sequence_length": 48, "batch_size": 4}
+    data = {"name": "text", "sequence_length": 48, "batch_size": 4}
     data |= {
         "tokenizer": {"_target_": "blockwright.training.data.tokenizers.bytes.Bytes"},
         "cache_dir": str(folder / "cache"),

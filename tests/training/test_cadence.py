@@ -16,6 +16,7 @@ from blockwright.training.cadence import logs_now
 from blockwright.training.optimizers.adamw import AdamW
 from blockwright.training.schedulers.constant import Constant
 from blockwright.training.tasks.causal_lm import CausalLM
+from blockwright.training.tasks.setup import Setup
 
 
 class Steps(L.Callback):
@@ -46,7 +47,7 @@ def steps(tiny: Callable[..., dict[str, Any]], tmp_path: Path) -> Callable[..., 
         counted = {"check_val_every_n_epoch": None, "max_epochs": -1, "val_check_interval": interval}
         trainer = L.Trainer(**{**quiet, **ours, **counted, **settings}, default_root_dir=tmp_path, callbacks=[seen])
         train, val = (DataLoader([batch] * n, batch_size=None) for n in (5, 1))
-        task = CausalLM(tiny(n_layers=1), AdamW(), Constant(1))
+        task = CausalLM(Setup(tiny(n_layers=1), AdamW(), Constant(1)))
         trainer.fit(task, train, val, ckpt_path=ckpt_path, weights_only=True)
         if save:
             trainer.save_checkpoint(save)

@@ -22,6 +22,7 @@ from blockwright import registry
 from blockwright.blocks.compose import compose
 from blockwright.blocks.precision import default_dtype
 from blockwright.registry import Node, Scope
+from blockwright.training.configuration import parts
 from blockwright.training.configuration.composing import compose_config
 from blockwright.training.configuration.instantiate import instantiate
 from blockwright.training.entry.preflight import OWN, preflight
@@ -134,7 +135,7 @@ def _fit(name: str, condition: str, folder: Path, corpus: Path, start: bool = Fa
     begin = Begin(torch.bfloat16 if condition == "default dtype" else torch.float32)
     callbacks = [instantiate(node, f"callbacks.{key}") for key, node in plain["callbacks"].items()]
     trainer = L.Trainer(**{**ours, "logger": False}, default_root_dir=out, callbacks=[begin, *callbacks])
-    task, data = instantiate(plain["task"], "task"), instantiate(plain["data"], "data")
+    task, data = parts.build("task", plain), parts.build("data", plain)
     try:
         with _policies() as seen:
             trainer.fit(task, data)

@@ -17,7 +17,7 @@ from blockwright.interop.importing import import_folder
 from blockwright.interop.source import load
 from blockwright.registry import ConfigError
 from blockwright.training.checkpoints.record import record
-from blockwright.training.configuration.instantiate import instantiate
+from blockwright.training.configuration import parts
 
 LORA = (
     "model=pretrained",
@@ -88,9 +88,9 @@ def test_trainer_that_has_resumed_a_run_measures_another_from_its_own_start(
     trainer = fit(*lora, "trainer.max_steps=1")
     trainer.save_checkpoint(file)
     plain = checked(*lora)
-    data = instantiate(plain["data"], "data")
+    data = parts.build("data", plain)
     trainer.validate(trainer.lightning_module, data, ckpt_path=file, weights_only=True, verbose=False)
-    other = instantiate(plain["task"], "task")
+    other = parts.build("task", plain)
     trainer.validate(other, data, verbose=False)
     weights = other.decoder.state_dict()
     assert all(torch.equal(weights[name], tensor) for name, tensor in load(base).state_dict().items())

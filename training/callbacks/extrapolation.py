@@ -15,8 +15,8 @@ from blockwright.blocks.kernels.cross_entropy import IGNORED
 from blockwright.registry import ConfigError
 from blockwright.registry.enforcing import enforced
 from blockwright.registry.ranges import Count
-from blockwright.training.data.chat_module import ChatDataModule
-from blockwright.training.data.module import TextDataModule
+from blockwright.training.data.modules.corpus import CorpusDataModule
+from blockwright.training.data.modules.text import TextDataModule
 from blockwright.training.figure import Figure
 from blockwright.training.metrics import TokenLoss
 from blockwright.training.parallel.local import is_distributed
@@ -77,15 +77,15 @@ class Extrapolation(L.Callback):
             raise ConfigError("callbacks.extrapolation.position", self.position, rule, remedy)
         other = compose({**trained.config, "position": self.position}, device=task.device)
         other.load_state_dict(trained.state_dict())  # trained positions are in both or in neither
-        return other.to(trained.embedding.weight.dtype).choose_kernels(task.kernels).eval()
+        return other.to(trained.embedding.weight.dtype).choose_kernels(task.configured.kernels).eval()
 
 
 def _of(trainer: L.Trainer, task: L.LightningModule) -> tuple[Task, TextDataModule]:
     data = trainer.datamodule  # type: ignore[attr-defined]
-    if not isinstance(task, Task) or not isinstance(data, TextDataModule):
+    if not isinstance(task, Task) or not isinstance(data, CorpusDataModule):
         rule = f"measures text, and the task here is {type(task).__name__}"
         raise ConfigError("callbacks", "extrapolation", rule, "Leave it out, or use task=causal_lm")
-    if isinstance(data, ChatDataModule):
+    if not isinstance(data, TextDataModule):
         rule = "measures longer windows of a text, and conversations are never longer than a row"
         raise ConfigError("callbacks", "extrapolation", rule, "Leave it out, or use data=text")
     return task, data

@@ -86,7 +86,7 @@ class QKClip(StepEnd):
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if isinstance(pl_module, Task):
-            pl_module.model.choose_kernels(pl_module.kernels)
+            pl_module.model.choose_kernels(pl_module.configured.kernels)
 
     def _leave_out(self, attentions: list[Attention]) -> None:
         if attentions:

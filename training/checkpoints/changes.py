@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from blockwright import registry
 from blockwright.training.checkpoints.record import Past
 from blockwright.training.configuration.instantiate import find_target
 
@@ -91,21 +92,24 @@ def _differences(path: str, there: Any, here: Any) -> Iterator[Change]:
             return
     for key in {**there, **here}:
         old, new = there.get(key, _ABSENT), here.get(key, _ABSENT)
-        if (old is _ABSENT) != (new is _ABSENT) and _default(here, key) == (new if old is _ABSENT else old):
+        if (old is _ABSENT) != (new is _ABSENT) and _default(path, here, key) == (new if old is _ABSENT else old):
             continue  # one command line writes out defaults, the other may not
         yield from _differences(f"{path}.{key}", old, new)
 
 
-def _default(node: Mapping[str, Any], key: str) -> Any:
-    """The default value of an argument of a node's ``_target_`` class.
+def _default(path: str, node: Mapping[str, Any], key: str) -> Any:
+    """The default value of an argument of the class that a node names, by ``_target_`` or as the task or the data.
 
     Args:
+        path: of the node
         node: from this run's configuration, never a checkpoint's: its class is imported
         key: the argument
     """
-    if "_target_" not in node:
-        return _ABSENT
-    found = inspect.signature(find_target(node["_target_"], "")).parameters.get(key)
+    found: Any = None
+    if "_target_" in node:
+        found = inspect.signature(find_target(node["_target_"], "")).parameters.get(key)
+    elif path in registry.kinds(registry.ROOT) and node.get("name") in registry.names(path):
+        found = registry.lookup(path, node["name"]).schema.parameters.get(key)
     default = _ABSENT if found is None else found.default
     return list(default) if isinstance(default, tuple) else default
 

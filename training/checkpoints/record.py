@@ -18,6 +18,7 @@ import torch
 from blockwright.blocks.checkpoint.sharded import is_folder, read_meta
 from blockwright.blocks.model_config import reread
 from blockwright.training.checkpoints.observing import why_left_out
+from blockwright.training.configuration.class_paths import to_targets
 from blockwright.training.configuration.renamed import with_moved
 
 KEY = "configuration"  # of a checkpoint
@@ -68,7 +69,7 @@ LEFT_OUT = {  # setting, or pattern of settings → why it changes no weight and
     "callbacks.Machine.keep_memory": "says where freed memory goes",
 }
 TRAINER = "lightning.pytorch.Trainer"  # named by no file of Lightning CLI
-HOISTED = ("optimizer", "scheduler", "init_from", "adapter", "surgery")  # of the task, and at the root of a composition
+HOISTED = ("model", "optimizer", "scheduler", "seed", "init_from", "adapter", "surgery")  # what a run gives to its task
 
 
 def record(plain: Mapping[str, Any]) -> dict[str, Any]:
@@ -141,23 +142,12 @@ def _listed(value: Any) -> Any:
 
 def from_cli(settings: Mapping[str, Any]) -> dict[str, Any]:
     """A configuration of Lightning CLI in the shape of ``preflight``'s, as far as ``record`` uses it."""
-    task, data, trainer = (_node(settings[part]) for part in ("model", "data", "trainer"))
-    hoisted = {key: task.get(key) for key in HOISTED}
-    hoisted["model"] = reread(task.get("model"))  # a file may hold an older format
-    task = {**task, "model": hoisted["model"]}
+    run, data, trainer = (to_targets(settings[part]) for part in ("model", "data", "trainer"))
+    run["model"] = reread(run["model"])  # a file may hold an older format
     callbacks = trainer.pop("callbacks", None) or []
     callbacks = callbacks if isinstance(callbacks, list) else [callbacks]
-    parts = {"data": data, "task": task, "trainer": {"_target_": TRAINER, **trainer}}
-    return {**hoisted, "seed": settings["seed_everything"], **parts, "callbacks": dict(enumerate(callbacks))}
-
-
-def _node(value: Any) -> Any:
-    if isinstance(value, list | tuple):
-        return [_node(inner) for inner in value]
-    if not isinstance(value, Mapping):
-        return value
-    inner = {key: _node(below) for key, below in value.items()}
-    return {"_target_": inner["class_path"], **(inner.get("init_args") or {})} if "class_path" in inner else inner
+    parts = {"data": data["data"], "trainer": {"_target_": TRAINER, **trainer}, "callbacks": dict(enumerate(callbacks))}
+    return {**run, **parts, "seed": settings["seed_everything"]}
 
 
 @dataclass(frozen=True)

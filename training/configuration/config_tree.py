@@ -18,10 +18,7 @@ def show(plain: Mapping[str, Any], directory: Path, print_config: bool) -> None:
     """Print the tree if ``print_config``, and save it as ``config_tree.log``."""
     tree = Tree("configuration")
     for key in [*PARTS, *(k for k in plain if k not in PARTS)]:
-        value = plain[key]
-        if key == "task":  # it repeats model, optimizer and scheduler
-            value = {k: v for k, v in value.items() if k not in ("model", "optimizer", "scheduler")}
-        _grow(tree, key, value)
+        _grow(tree, key, plain[key])
     if print_config:
         console().print(tree)
     with (directory / "config_tree.log").open("w") as file:

@@ -10,15 +10,12 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from blockwright.registry import ConfigError
+from blockwright.training.configuration import parts
 from blockwright.training.configuration.instantiate import find_target
 from blockwright.training.configuration.root import OLDER
 from blockwright.training.figure import MEASURED, OF_TEXT, Better, Figure, better_of, declared, find, names_in, of_task
 
 FIGURES = tuple(f"{stage}/{name}" for stage in MEASURED for name in names_in(stage, OF_TEXT))
-PLAIN = (
-    "blockwright.training.tasks.causal_lm.CausalLM",
-    None,
-)  # measures these, which is known without importing Lightning
 DIRECTIONS: dict[Better, str] = {"less": "minimize", "more": "maximize"}  # of plans, and of Optuna
 KEEPERS = ("Keeper", "ModelCheckpoint")  # without their figure they keep no best checkpoint, and training continues
 
@@ -114,15 +111,9 @@ def direction(
 
 def declaration(name: str, plain: Mapping[str, Any]) -> Figure | None:
     """The declaration of a figure by the run's task or callbacks; None if there is none."""
-    if plain["task"].get("_target_") in PLAIN and (found := find(name, OF_TEXT)) is not None:
-        return found
     nodes = {f"callbacks.{key}": node for key, node in (plain["callbacks"] or {}).items() if isinstance(node, Mapping)}
     classes = [find_target(node["_target_"], path) for path, node in nodes.items() if "_target_" in node]
-    return find(name, (*of_task(_task_of(plain)), *declared(*classes)))
-
-
-def _task_of(plain: Mapping[str, Any]) -> Any:
-    return find_target(plain["task"].get("_target_") or PLAIN[0], "task")
+    return find(name, (*of_task(parts.class_of("task", plain)), *declared(*classes)))
 
 
 def _check_mode(path: str, node: Mapping[str, Any], plain: Mapping[str, Any]) -> None:
@@ -192,15 +183,13 @@ def _reason(figure: str, plain: Mapping[str, Any]) -> str | None:
         return _unmeasured(plain).get(stage)
     if figure not in FIGURES:
         return None
-    task = str(plain["task"]["_target_"]).rpartition(".")[2]
-    return f"the task {task}, which measures {', '.join(each for each in measured if each.startswith(stage))}"
+    of_stage = ", ".join(each for each in measured if each.startswith(stage))
+    return f"task={plain['task']['name']}, which measures {of_stage}"
 
 
 def _measured(plain: Mapping[str, Any]) -> tuple[str, ...]:
     """What validations and tests of the task log."""
-    if plain["task"].get("_target_") in PLAIN:
-        return FIGURES
-    figures = of_task(_task_of(plain))
+    figures = of_task(parts.class_of("task", plain))
     return tuple(f"{stage}/{name}" for stage in MEASURED for name in names_in(stage, figures))
 
 

@@ -140,6 +140,31 @@ def instantiate(node: Any, path: str) -> Any:
         raise
 
 
+def build_part(node: Any, contract: type, path: str, remedy: str) -> Any:
+    """Build a ``_target_`` node whose class must derive from a contract; no other class is called.
+
+    Args:
+        node: plain values
+        contract: the base class of what is built
+        path: of the node
+        remedy: what to write where it names no such class
+
+    Raises:
+        ConfigError: it names another class, or has arguments that the class does not take
+    """
+    if not isinstance(node, Mapping) or "_target_" not in node:
+        raise ConfigError(path, node, f"a node with _target_ is needed, the class of a {contract.__name__}", remedy)
+    try:
+        cls = find_target(node["_target_"], path)
+    except ConfigError as error:
+        raise ConfigError(error.path, error.value, error.rule, f"{error.remedy}. {remedy}") from None
+    if not (isinstance(cls, type) and issubclass(cls, contract)):
+        rule = f"the class is not a {contract.__name__}"
+        raise ConfigError(f"{path}._target_", node["_target_"], rule, remedy)
+    check_target(node, path)
+    return instantiate(node, path)
+
+
 def build_readable(node: Any, contract: type, path: str, remedy: str) -> Any:
     """Build the node of an untrusted file, whose class is declared ``readable`` and takes plain values.
 

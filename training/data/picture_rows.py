@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 import numpy as np
@@ -18,13 +18,12 @@ from blockwright.registry.build import add_one
 from blockwright.registry.errors import ConfigError
 from blockwright.training.data.chat.base import Message, Piece, encode
 from blockwright.training.data.conversations import Conversation
-from blockwright.training.data.corpus import Corpus
 from blockwright.training.data.fingerprint import digest, state
 from blockwright.training.data.order import PADDING
 from blockwright.training.data.packing import Ints
-from blockwright.training.data.picture_conversations import WORD, PictureCorpus
+from blockwright.training.data.picture_conversations import WORD
 from blockwright.training.data.pictures import SETTING, tiles_of
-from blockwright.training.data.rendering import LEFT_OUT, Rendering, chat_of
+from blockwright.training.data.rendering import LEFT_OUT, Rendering
 from blockwright.training.data.rows import Rows, best_fit
 from blockwright.training.data.tokenizers.base import Tokenizer
 
@@ -69,18 +68,6 @@ class PictureRendering(Rendering):
         self.images, self.open_pictures = images, open_pictures
         self.tiles: list[int] = []  # of each conversation encoded
         self._opened: tuple[Conversation | None, list[Grid]] = (None, [])
-
-    @classmethod
-    def of(cls, data: Mapping[str, Any], corpus: Corpus, tokenizer: Tokenizer) -> PictureRendering:
-        if not isinstance(corpus, PictureCorpus):
-            rule = "this data needs conversations with pictures, which the corpus does not give"
-            target = "blockwright.training.data.picture_conversations.PictureConversations"
-            raise ConfigError(
-                "data.corpus", type(corpus).__name__, rule, f"Write data.corpus._target_={target}, or use data=chat"
-            )
-        images = images_of(data["model"])
-        refuse_token(images, tokenizer)
-        return cls(images, corpus.pictures, tokenizer, chat_of(data), data.get("sequence_length", 256))
 
     def fingerprint(self) -> str:
         left_out = {**LEFT_OUT, **LEFT_OUT_TOO}

@@ -6,18 +6,15 @@ So everything that holds for tokenised text holds for conversations: the cache o
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
 
-from blockwright import registry
-from blockwright.registry import Node, Scope
 from blockwright.registry.errors import ConfigError
 from blockwright.training.data.chat.base import Chat, Message, answered, encode
-from blockwright.training.data.conversations import Conversation, ConversationCorpus
-from blockwright.training.data.corpus import Corpus
+from blockwright.training.data.conversations import Conversation
 from blockwright.training.data.fingerprint import digest, state
 from blockwright.training.data.tokenizers.base import Tokenizer, token_dtype
 
@@ -47,19 +44,6 @@ class Rendering(Tokenizer):
         self.vocab_size, self.eos = 2 * tokenizer.vocab_size, 2 * tokenizer.eos
         self.counts: Counter[str] = Counter()
         chat.prepare(tokenizer)
-
-    @classmethod
-    def of(cls, data: Mapping[str, Any], corpus: Corpus, tokenizer: Tokenizer) -> Rendering:
-        """That of a ``data`` node, whose corpus and tokenizer are built.
-
-        Raises:
-            ConfigError: the corpus gives no conversations, or the format cannot be built
-        """
-        if not isinstance(corpus, ConversationCorpus):
-            rule = "this data needs conversations, which the corpus does not give"
-            remedy = "Write data.corpus._target_=blockwright.training.data.conversations.Conversations, or of its kind"
-            raise ConfigError("data.corpus", type(corpus).__name__, rule, remedy)
-        return cls(tokenizer, chat_of(data), data.get("sequence_length", 256))
 
     @property
     def fitted(self) -> bool:
@@ -135,11 +119,6 @@ class Rendering(Tokenizer):
         """All texts of conversations, with those of the format."""
         for each in conversations:
             yield from (piece.text for piece in self.chat.render(each.messages, each.tools) if not piece.special)
-
-
-def chat_of(data: Mapping[str, Any]) -> Chat:
-    """The format of a ``data`` node."""
-    return registry.build("chat", Node(data.get("chat", "plain"), "data.chat"), Scope({}, {}))
 
 
 def refuse_unscored(conversation: Conversation, is_scored: bool) -> None:

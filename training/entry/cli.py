@@ -29,10 +29,12 @@ from blockwright.registry.ranges import Seed
 from blockwright.training.callbacks.predictions import Predictions
 from blockwright.training.callbacks.recording import Recording
 from blockwright.training.checkpoints.optimizer import check_optimizer
-from blockwright.training.checkpoints.record import from_cli, past_of, record
+from blockwright.training.checkpoints.record import HOISTED, from_cli, past_of, record
 from blockwright.training.checkpoints.resume import check_changes
-from blockwright.training.configuration import figures, placeholders
+from blockwright.training.configuration import figures, parts, placeholders
+from blockwright.training.configuration.class_paths import to_class_paths, to_targets
 from blockwright.training.configuration.composing import compose_config
+from blockwright.training.configuration.instantiate import instantiate
 from blockwright.training.configuration.renamed import with_moved
 from blockwright.training.configuration.root import Changed, check_value
 from blockwright.training.configuration.secrets import hidden, read_from_environment
@@ -40,8 +42,6 @@ from blockwright.training.entry.preflight import OWN, preflight
 from blockwright.training.entry.room import check_room
 from blockwright.training.entry.run import conclude, fit, leave_processes, measure, no_bar, quieten, restoring
 from blockwright.training.entry.start import refuse_random_weights, refuse_untrained
-from blockwright.training.lora import Lora
-from blockwright.training.tasks.lookup import is_task
 from blockwright.training.tasks.outline import outline
 
 SUBCOMMANDS = ("fit", "validate", "test", "predict")
@@ -53,26 +53,55 @@ set_loader(MODE, lambda text: with_moved(get_loader("yaml")(text)), exceptions=(
 def to_cli(plain: Mapping[str, Any]) -> dict[str, Any]:
     """A checked configuration → a Lightning CLI configuration: ``_target_`` becomes class_path and init_args.
 
+    Its ``model`` is what ``make_task`` takes, its ``data`` what ``make_data`` takes.
+
     Paths in the run's folder begin with ``${run_dir}``, which each use of the configuration chooses.
     """
-    trainer = {k: _class(v) for k, v in plain["trainer"].items() if k not in ("_target_", *OWN)}
-    trainer["callbacks"] = [_class(v) for v in (plain["callbacks"] or {}).values() if v]
-    trainer["logger"] = [_class(v) for v in (plain["logger"] or {}).values() if v] or False
-    task, data = _class(plain["task"]), _class(plain["data"])
+    classes = to_class_paths(plain)
+    trainer = {k: v for k, v in classes["trainer"]["init_args"].items() if k not in OWN}
+    trainer["callbacks"] = [node for node in (classes["callbacks"] or {}).values() if node]
+    trainer["logger"] = [node for node in (classes["logger"] or {}).values() if node] or False
+    task = {key: classes[key] for key in ("task", *HOISTED)}
     settings = {"seed_everything": plain["seed"], "ckpt_path": plain["ckpt_path"], "weights_only": True}
     settings["resume"] = {"changed": plain["resume"]["changed"]}
-    parts = {**settings, "trainer": trainer, "model": task, "data": data}
+    parts = {**settings, "trainer": trainer, "model": task, "data": {"data": classes["data"]}}
     new = placeholders.template(plain["paths"]["log_dir"], plain["task_name"])
     return {"run_dir": new, **placeholders.portable(parts, plain["paths"]["output_dir"])}
 
 
-def _class(node: Any) -> Any:
-    if isinstance(node, list):
-        return [_class(v) for v in node]
-    if not isinstance(node, Mapping):
-        return node
-    inner = {k: _class(v) for k, v in node.items() if k not in ("_target_", "_convert_", "_recursive_")}
-    return {"class_path": node["_target_"], "init_args": inner} if "_target_" in node else inner
+def make_task(
+    task: dict,  # without types within, jsonargparse leaves its values as they are
+    model: dict,
+    optimizer: dict,
+    scheduler: dict,
+    seed: Seed = 0,
+    init_from: str | None = None,
+    adapter: dict | None = None,
+    surgery: dict | None = None,
+) -> L.LightningModule:
+    """Build the task of a run.
+
+    Args:
+        task: its name and its settings
+        model: composition
+        optimizer: class and arguments
+        scheduler: class and arguments
+        seed: of the initial weights and all random draws of training
+        init_from: a run's folder, a checkpoint or an imported folder to take the initial weights from
+        adapter: class and arguments; null for none
+        surgery: class and arguments; null for none
+    """
+    return parts.build("task", to_targets(locals()))
+
+
+def make_data(data: dict, model: dict) -> L.LightningDataModule:
+    """Build the data module of a run.
+
+    Args:
+        data: its name and its settings
+        model: composition of the run's model
+    """
+    return parts.build("data", to_targets(locals()))
 
 
 def _value_of(option: str, arguments: list[str]) -> str | None:
@@ -118,6 +147,9 @@ class Saved(SaveConfigCallback):
 class ComposedCLI(LightningCLI):
     """Lightning CLI with a composed default configuration, in which a checkpoint does not override the command line."""
 
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.link_arguments("model.model", "data.model")
+
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
         parser = super().init_parser(**kwargs)
         parser.add_argument(
@@ -152,16 +184,15 @@ class ComposedCLI(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         settings = self.config[self.subcommand]
-        given = settings.model.get("init_args", {})
+        given = settings.model
         if self.subcommand != "fit":
-            refuse_random_weights(settings.get("ckpt_path"), given.get("init_from"))
+            refuse_random_weights(settings.get("ckpt_path"), given.init_from)
         if settings.get("ckpt_path"):
             checkpoint = read_checkpoint(settings.ckpt_path, shapes_only=True)
-            if "model" in given and is_task(settings.model.class_path):
-                trained = outline(read(given["model"]), _adapter_of(given), given.get("frozen"))
-                check_fits(checkpoint, trained, settings.ckpt_path)
-        elif given.get("init_from") and not given.get("surgery") and is_task(settings.model.class_path):
-            check_init(Path(given["init_from"]), read(given["model"]))
+            adapter = given.adapter and instantiate(to_targets(given.adapter), "adapter")
+            check_fits(checkpoint, outline(read(given.model), adapter, given.task.get("frozen")), settings.ckpt_path)
+        elif given.init_from and not given.surgery:
+            check_init(Path(given.init_from), read(given.model))
 
     def instantiate_classes(self) -> None:
         """Build everything with folder and secrets filled in; the saved configuration keeps the placeholders."""
@@ -190,9 +221,10 @@ class ComposedCLI(LightningCLI):
         settings = self.config[self.subcommand]
         plain = from_cli(settings.as_dict())
         ours = record(plain)
-        if settings.get("ckpt_path") and is_task(settings.model.class_path):
+        if settings.get("ckpt_path"):
             path, checkpoint = str(settings.ckpt_path), read_checkpoint(settings.ckpt_path, shapes_only=True)
-            trained = outline(self.model.model_config, self.model.adapter, self.model.frozen)
+            setup = self.model.configured
+            trained = outline(setup.model, setup.adapter, setup.frozen)
             check_optimizer(checkpoint, self.model.recipe, trained, path)
             check_changes(
                 path, past_of(checkpoint), ours, {**plain, "train": True, "resume": settings.resume.as_dict()}
@@ -222,11 +254,6 @@ class ComposedCLI(LightningCLI):
             self.trainer.predict(model, datamodule, return_predictions=False, weights_only=True)
 
 
-def _adapter_of(given: Any) -> Lora | None:
-    node = given.get("adapter")
-    return None if node is None else Lora(**(node.get("init_args") or {}))
-
-
 def _refusal_within(error: BaseException) -> ConfigError | None:
     """The constructor's own error, which jsonargparse hides in a list of the types it tried."""
     inner: BaseException | None = error
@@ -249,10 +276,8 @@ def main(arguments: list[str]) -> None:
     sys.argv = [sys.argv[0], *arguments]
     try:
         ComposedCLI(
-            L.LightningModule,
-            L.LightningDataModule,
-            subclass_mode_model=True,
-            subclass_mode_data=True,
+            make_task,
+            make_data,
             auto_configure_optimizers=False,
             save_config_callback=Saved,
             save_config_kwargs={"save_to_log_dir": False},

@@ -1,9 +1,10 @@
-"""Checks before Lightning is imported, a directory written or a tensor allocated."""
+"""Checks before a directory is written or a tensor allocated; those of the model before Lightning is imported."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -15,18 +16,18 @@ from blockwright.registry import ConfigError
 from blockwright.training.checkpoints.last_rate import LAST, last_rate
 from blockwright.training.checkpoints.record import past_of
 from blockwright.training.compiling import check_compiler
-from blockwright.training.configuration import figures, packages, root, trainer_settings
+from blockwright.training.configuration import figures, packages, parts, root, trainer_settings
 from blockwright.training.configuration.instantiate import check_target, instantiate
 from blockwright.training.configuration.named_model import composition_of
 from blockwright.training.configuration.renamed import with_moved
 from blockwright.training.configuration.secrets import hidden, read_from_environment, refuse_in_model
-from blockwright.training.data.preflight import check as check_data
-from blockwright.training.data.preflight import positions_needed, refuse_missing
 from blockwright.training.entry.start import check_surgery, find_start, outline_of
 from blockwright.training.optimizers.base import OptimizerRecipe, weights
 from blockwright.training.parallel.refusals import check as check_ranks
 from blockwright.training.parallel.refusals import derive
-from blockwright.training.tasks.lookup import is_task
+
+if TYPE_CHECKING:
+    from blockwright.training.data.modules.base import DataModule
 
 OWN = ("dry_run", "world")  # keys of trainer defined by this project
 
@@ -64,26 +65,37 @@ def check(cfg: DictConfig, compared: bool = False) -> dict[str, Any]:
     """
     plain = root.check(_resolved(cfg))
     packages.check(plain)
-    refuse_missing("data", plain["data"])  # the model may take values from it
-    refuse_missing("task", {key: value for key, value in plain["task"].items() if key != "model"})
-    given = isinstance(plain["model"], dict) and "pretrained" in plain["model"]
+    for part in ("data", "task"):  # the model may take values from them
+        refuse_missing(part, plain[part])
     refuse_in_model(plain["model"], read_from_environment(cfg))
+    _check_model(plain)
+    _check_trainer(plain)
+    _check_optimizer(plain)
+    _check_parts(plain)
+    figures.check(plain, compared)
+    return plain
+
+
+def _check_model(plain: dict[str, Any]) -> None:
+    given = isinstance(plain["model"], dict) and "pretrained" in plain["model"]
     plain["model"] = check_model(composition_of(plain["model"]))
     check_surgery(plain, patched_there=given)
-    plain["task"] = {**plain["task"], "model": plain["model"]}
     check_kernels(plain["task"].get("kernels") or {}, "task.kernels")
-    _check_fit(plain["model"], plain["data"], check_data(plain["data"]))
-    figures.check(plain, compared)
+
+
+def _check_trainer(plain: dict[str, Any]) -> None:
     trainer_settings.check(plain["trainer"], plain["train"])
     trainer_settings.log_short_runs(plain["trainer"])
     derive(plain["trainer"])
     check_ranks(plain)
     _move_compile(plain)
+
+
+def _check_optimizer(plain: dict[str, Any]) -> None:
     if plain["optimizer"].get("lr") == LAST:
         checkpoint = read_start(Path(plain["init_from"])) if plain["init_from"] else {}
         rate = last_rate(plain["optimizer"], past_of(checkpoint) if checkpoint else None)
         plain["optimizer"] = {**plain["optimizer"], "lr": rate}
-        plain["task"] = {**plain["task"], "optimizer": plain["optimizer"]}
     if plain["adapter"] is not None:
         check_target(plain["adapter"], "adapter")
     check_target(plain["optimizer"], "optimizer")
@@ -94,7 +106,14 @@ def check(cfg: DictConfig, compared: bool = False) -> dict[str, Any]:
     counts_epochs = plain["trainer"].get("max_epochs") not in (None, -1)
     if isinstance(steps, int) and plain["train"] and not (steps == -1 and counts_epochs):
         schedule.check(steps)
-    return plain
+
+
+def _check_parts(plain: dict[str, Any]) -> None:
+    """Check the data and the task, whose classes import Lightning."""
+    data = parts.build("data", plain)
+    data.check()
+    _check_fit(plain["model"], data)
+    parts.check("task", plain)
 
 
 def _resolved(cfg: DictConfig) -> dict[str, Any]:
@@ -112,17 +131,27 @@ def _check_patterns(plain: dict[str, Any], recipe: OptimizerRecipe) -> None:
         recipe.check(weights(outline_of(plain)))
 
 
-def _check_fit(model: dict[str, Any], data: dict[str, Any], vocabulary: int | None) -> None:
+def refuse_missing(path: str, node: Any) -> None:
+    """Refuse ``???`` anywhere in a node."""
+    if isinstance(node, Mapping):
+        for key, value in node.items():
+            refuse_missing(f"{path}.{key}", value)
+    elif node == "???":
+        raise ConfigError(path, node, "a value is required", f"Give one on the command line: {path}=…")
+
+
+def _check_fit(model: dict[str, Any], data: DataModule) -> None:
     """Check that the model fits the data."""
-    if isinstance(vocabulary, int) and model["vocab_size"] < vocabulary:
+    vocabulary = 0 if data.tokenizer is None else data.tokenizer.vocab_size
+    if model["vocab_size"] < vocabulary:
         rule = f"must hold the tokenizer's vocabulary (data.tokenizer.vocab_size = {vocabulary})"
         remedy = "Raise it, or leave it at ${data.tokenizer.vocab_size}"
         raise ConfigError("model.vocab_size", model["vocab_size"], rule, remedy)
-    length = data.get("sequence_length")
+    length = getattr(data, "sequence_length", None)
     if isinstance(length, int) and length > model["max_positions"]:
         rule = f"is longer than the model's positions (model.max_positions = {model['max_positions']})"
         raise ConfigError("data.sequence_length", length, rule, "Shorten it, or raise model.max_positions")
-    if vocabulary is not None and (needed := positions_needed(data)) > model["max_positions"]:
+    if (needed := data.positions) > model["max_positions"]:
         rule = f"reaches beyond the model's positions (model.max_positions = {model['max_positions']})"
         remedy = f"Raise model.max_positions to {needed}, or lower the target"
         raise ConfigError("data.transforms", needed, rule, remedy)
@@ -136,8 +165,5 @@ def _move_compile(plain: dict[str, Any]) -> None:
     """Move ``trainer.compile`` to the task, which implements it."""
     if not plain["trainer"].pop("compile", False):
         return
-    if not is_task(plain["task"].get("_target_")):
-        rule = f"the task {plain['task'].get('_target_')} does not support compilation"
-        raise ConfigError("trainer.compile", True, rule, "Leave it out, or use task=causal_lm")
     check_compiler(str(plain["trainer"].get("accelerator")))
     plain["task"]["compile"] = True

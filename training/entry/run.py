@@ -20,6 +20,7 @@ from blockwright.training.callbacks.finale import Finale
 from blockwright.training.callbacks.interruption import last_checkpoint
 from blockwright.training.callbacks.recording import Recording
 from blockwright.training.checkpoints.record import record
+from blockwright.training.configuration import parts
 from blockwright.training.configuration.instantiate import check_target, instantiate
 from blockwright.training.entry.preflight import OWN
 from blockwright.training.parallel.dry_run import dry_run
@@ -46,8 +47,8 @@ def run(
         ConfigError: an argument of the trainer, a callback, a logger, the data or the task is wrong
         Interrupted: stopped by a signal, after saving
     """
-    for part in ("trainer", "callbacks", "logger", "data", "task"):
-        check_target(plain[part] or {}, part, skip=("model", "optimizer", "scheduler", *OWN))
+    for part in ("trainer", "callbacks", "logger"):
+        check_target(plain[part] or {}, part, skip=OWN)
     quieten(plain["extras"].get("ignore_warnings", False))
     node = {key: value for key, value in plain["trainer"].items() if key not in OWN}
     if plain["trainer"].get("world") or plain["trainer"].get("dry_run"):
@@ -56,8 +57,7 @@ def run(
     L.seed_everything(plain["seed"], verbose=False)
     callbacks = [instantiate(node, f"callbacks.{k}") for k, node in (plain["callbacks"] or {}).items() if node]
     loggers = [instantiate(node, f"logger.{k}") for k, node in (plain["logger"] or {}).items() if node]
-    data = instantiate(plain["data"], "data")
-    task = instantiate(plain["task"], "task")
+    data, task = parts.build("data", plain), parts.build("task", plain)
     callbacks.append(Recording(record(shown or plain)))
     node = {**no_bar(callbacks), **node, "callbacks": callbacks, "logger": loggers or False}
     trainer = instantiate(node, "trainer")

@@ -19,10 +19,9 @@ from blockwright.training.checkpoints.record import past_of, record
 from blockwright.training.checkpoints.resume import check_changes, resolve_checkpoint, say
 from blockwright.training.checkpoints.surgery import changed_window
 from blockwright.training.checkpoints.surgery import check_surgery as check_swaps
-from blockwright.training.configuration.instantiate import check_target, find_target, instantiate
-from blockwright.training.data.preflight import tokenizer_of
+from blockwright.training.configuration import parts
+from blockwright.training.configuration.instantiate import check_target, instantiate
 from blockwright.training.data.tokenizers.start import check_start
-from blockwright.training.tasks.lookup import is_task
 from blockwright.training.tasks.outline import outline
 
 
@@ -40,7 +39,7 @@ def find_start(plain: dict[str, Any], given: Mapping[str, Any]) -> None:
     ours = cache(lambda: record(given))  # made when it is compared: it imports the classes of callbacks, so Lightning
     place = settle(plain)
     path = plain["ckpt_path"] = resolve_checkpoint(plain, place, ours)
-    if path and is_task(plain["task"].get("_target_")):
+    if path:
         checkpoint = read_checkpoint(path, shapes_only=True)
         trained = outline_of(plain)
         check_fits(checkpoint, trained, path)
@@ -60,14 +59,11 @@ def _check_weights(plain: Mapping[str, Any]) -> None:
     if plain["init_from"] is None:
         _refuse_nothing_to_operate(plain)
         return
-    if "init_from" not in plain["task"]:
-        rule = f"the task {plain['task'].get('_target_')} does not support init_from"
-        raise ConfigError("init_from", plain["init_from"], rule, "Leave it out, or use task=causal_lm")
     if plain["ckpt_path"]:
         return
     if plain["surgery"] is None:
         check_init(Path(plain["init_from"]), plain["model"])
-    if (tokenizer := tokenizer_of(plain["data"])) is not None:
+    if (tokenizer := parts.build("data", plain).tokenizer) is not None:
         check_start(plain["init_from"], tokenizer)
 
 
@@ -145,17 +141,11 @@ def refuse_random_weights(ckpt_path: Any, init_from: Any) -> None:
 def refuse_untrained(plain: Mapping[str, Any]) -> None:
     """Refuse random weights for a task that chooses among what a model can do already.
 
-    The task's class says that it does, so this imports Lightning.
-
     Raises:
         ConfigError
     """
     started = plain["ckpt_path"] or plain["init_from"] or plain["trainer"].get("dry_run")
-    if (
-        plain["train"]
-        and not started
-        and getattr(find_target(plain["task"].get("_target_"), "task"), "improves", False)
-    ):
+    if plain["train"] and not started and parts.class_of("task", plain).improves:
         rule = "the task improves the answers of a trained model, and random weights give none worth choosing"
         sft = "blockwright train experiment=sft_sort, then init_from=logs/sft_sort/runs/TIME"
         raise ConfigError("init_from", None, rule, f"Name a fine-tuned run: init_from=RUN; for digits to sort: {sft}")

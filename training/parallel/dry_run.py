@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from blockwright.blocks.compose import compose
 from blockwright.registry.printing import show
+from blockwright.training.configuration import parts
 from blockwright.training.configuration.instantiate import instantiate
 from blockwright.training.parallel.arithmetic import held_bytes, whole_regions
 from blockwright.training.parallel.local import plain
@@ -119,7 +120,7 @@ def dry_run(plain_config: Mapping[str, Any], trainer_node: Mapping[str, Any]) ->
         the bytes of this rank, by name
     """
     model, data = plain_config["model"], plain_config["data"]
-    task, meter = instantiate(plain_config["task"], "task"), Meter()
+    task, meter = parts.build("task", plain_config), Meter()
     accumulated = trainer_node.get("accumulate_grad_batches", 1)
     length, batch_size = data.get("sequence_length", 256), data.get("batch_size", 16)
     tokens = Synthetic(model["vocab_size"], length, batch_size, STEPS * accumulated)

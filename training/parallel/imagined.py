@@ -56,7 +56,7 @@ def imagine(plain_config: Mapping[str, Any]) -> dict[str, float]:
         }
     whole = compose(plain_config["model"], device="meta")
     plan = held_bytes(whole, sizes, recipe) if precision not in HALVES else {}
-    _show(held, plan, f"{plain_config['model']['n_layers']} layers, {task.get('_target_', '').rpartition('.')[2]}")
+    _show(held, plan, f"{plain_config['model']['n_layers']} layers, {task['name']}")
     return {f"dry_run/{name}_bytes": float(max(values)) for name, values in held.items()}
 
 

@@ -14,12 +14,11 @@ from blockwright.blocks.compose import compose
 from blockwright.blocks.cost import alike
 from blockwright.blocks.decoder import Decoder
 from blockwright.registry import BlockError, ConfigError
-from blockwright.training.configuration.instantiate import find_target
+from blockwright.training.configuration import parts
 from blockwright.training.parallel.remembered import appended
 from blockwright.training.parallel.sizes import Sizes
 
 PATH = "trainer.strategy.context"
-OURS = "blockwright.training.tasks.causal_lm.CausalLM"  # known without importing Lightning
 WITHOUT = f"Write {PATH}=1"
 
 
@@ -35,7 +34,7 @@ def check_context(plain: Mapping[str, Any], blocks: Sequence[tuple[str, str, str
     """
     if sizes.context == 1:
         return
-    _check_task(plain["task"])
+    _check_task(plain)
     if plain["trainer"].get("compile"):
         rule = f"compiles whole layers, whose attention exchanges keys under {PATH} = {sizes.context}"
         raise ConfigError("trainer.compile", True, rule, f"Write trainer.compile=false, or {PATH}=1")
@@ -45,13 +44,13 @@ def check_context(plain: Mapping[str, Any], blocks: Sequence[tuple[str, str, str
     check_attentions(compose(plain["model"], device="meta"))
 
 
-def _check_task(task: Mapping[str, Any]) -> None:
-    target = task.get("_target_")
-    if target != OURS and not getattr(find_target(str(target), "task"), "splits", False):
+def _check_task(plain: Mapping[str, Any]) -> None:
+    if not parts.class_of("task", plain).splits:
         rule = (
             f"ranks share windows under {PATH}, and this task scores whole ones (its class does not say splits = True)"
         )
-        raise ConfigError("task._target_", target, rule, f"Score share(batch) alone and say so, or {_small(WITHOUT)}")
+        remedy = f"Score share(batch) alone and say so, or {_small(WITHOUT)}"
+        raise ConfigError("task", plain["task"]["name"], rule, remedy)
 
 
 def _check_windows(data: Mapping[str, Any], model: Mapping[str, Any], ranks: int) -> None:

@@ -11,7 +11,7 @@ from blockwright.blocks.decoder import Decoder
 from blockwright.blocks.generation.sample import Sampling
 from blockwright.blocks.initialise import stable_seed
 from blockwright.training.data.corpus import Split
-from blockwright.training.data.prompt_module import PromptDataModule
+from blockwright.training.data.modules.prompts import PromptDataModule
 from blockwright.training.objectives.advantages import Advantage, deviation, total
 from blockwright.training.objectives.rewards.base import Reward
 from blockwright.training.parallel.gathered import gathered

@@ -11,7 +11,7 @@ from blockwright.blocks.decoder import Decoder
 from blockwright.blocks.generation.sample import Sampling
 from blockwright.blocks.initialise import stable_seed
 from blockwright.training.data.corpus import Split
-from blockwright.training.data.prompt_module import PromptDataModule
+from blockwright.training.data.modules.prompts import PromptDataModule
 from blockwright.training.parallel.ranks import DataRanks
 from blockwright.training.rollouts.group_sampler import GroupSampler
 from blockwright.training.rollouts.record import Rollout

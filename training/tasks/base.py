@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, cast
 
@@ -14,44 +15,33 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from blockwright.blocks.compose import compose
 from blockwright.blocks.decoder import Decoder
-from blockwright.blocks.initialise import draw_adapters, stable_seed
-from blockwright.blocks.kernels import choice
+from blockwright.blocks.initialise import stable_seed
 from blockwright.blocks.kernels.documents import is_real
-from blockwright.blocks.ledger import Ledger
 from blockwright.blocks.model_config import read
 from blockwright.blocks.plugins import distributions
 from blockwright.blocks.precision import KeepsDtype
 from blockwright.blocks.share import Share
-from blockwright.interop.source import load_part, load_weights, read_origin
-from blockwright.interop.towers import Tower
-from blockwright.registry import ConfigError
-from blockwright.registry.enforcing import enforced
-from blockwright.registry.ranges import Seed
+from blockwright.interop.source import read_origin
+from blockwright.registry import Composable, ConfigError, family
 from blockwright.training.cadence import logs_now, validate_by_steps
 from blockwright.training.checkpoints.position import between_steps
-from blockwright.training.checkpoints.resume import say
-from blockwright.training.data.module import TextDataModule
+from blockwright.training.data.modules.base import DataModule
 from blockwright.training.data.tokenizers.start import check_start
 from blockwright.training.figure import OF_TEXT, TRAIN, Figure, find, names_in, refuse_contradictions
-from blockwright.training.lora import Lora, fill
+from blockwright.training.lookahead import micro_batches_to_come
 from blockwright.training.low_weights import lower_only_weights
 from blockwright.training.metrics import ExpertLoad, Sums, TokenLoss
-from blockwright.training.optimizers.base import OptimizerRecipe
-from blockwright.training.parallel.build import build
 from blockwright.training.parallel.clipping import clip
 from blockwright.training.parallel.context import Context
 from blockwright.training.parallel.local import is_distributed, is_low
 from blockwright.training.parallel.ranks import DataRanks, balance_over, data_ranks
-from blockwright.training.parallel.recompute import Recompute, check, recompute
-from blockwright.training.schedulers.base import Schedule
-from blockwright.training.surgery import Surgery
+from blockwright.training.tasks import making
 from blockwright.training.tasks.counted import Counted
 from blockwright.training.tasks.frozen import freeze
-from blockwright.training.tasks.outline import outline
 from blockwright.training.tasks.routing import RoutingLoads, balance_losses
 from blockwright.training.tasks.scored import Scored
+from blockwright.training.tasks.setup import CONTEXT, Setup
 from blockwright.training.tasks.step_mean import StepMean
 
 Batch = dict[str, Tensor]
@@ -59,9 +49,12 @@ SEQUENCES = "sequences"  # the count that weighs balance losses
 STAGES = ("train", "val", "test")
 
 
-@enforced("task")
-class Task(KeepsDtype, L.LightningModule):
-    """A decoder composed from a configuration, and its training. A subclass defines ``objective``.
+@family("task", root="", context=CONTEXT)
+class Task(Composable, KeepsDtype, L.LightningModule):
+    """A decoder composed from a configuration, and its training. A subclass defines ``objective`` and ``counts``.
+
+    Registered as ``@register("task", NAME)`` it is the option ``task=NAME``; its constructor is its schema, as a
+    block's is. What the run knows comes as ``setup``.
 
     The loss of an optimizer step is a mean over everything scored, in all micro-batches on all ranks, plus further
     terms, each with its own mean, plus the balance losses of the gating blocks. A balance loss is computed per
@@ -75,24 +68,7 @@ class Task(KeepsDtype, L.LightningModule):
     made from Python numbers.
 
     Args:
-        model: composition of the decoder, as plain types (the ``model`` node)
-        optimizer: recipe of the optimizer
-        scheduler: factor on the learning rate over the steps
-        seed: of the initial weights and all random draws of training
-        init_from: a run's folder, a checkpoint or an imported folder to take the initial weights from; null for random
-            ones. A resumed run takes those of its checkpoint. With ``trainer.ckpt_path = FILE`` before ``fit`` it reads
-            neither this nor ``tower`` nor the adapter's start; with ``fit(ckpt_path=FILE)``, of which Lightning says
-            nothing until the model is built, it reads them first
-        activation_checkpointing: ``full``: layers keep only their input and recompute the rest for the gradient;
-            ``selective``: only feed-forward blocks do; ``none``
-        kernels: kernel → implementation, instead of the automatic choice for the device
-        compile: whether layers are compiled for training, and for validation within it; ``trainer.compile`` sets it
-        frozen: parts that are not trained, by patterns of parameter names: ``attention``, ``layers.0``, ``*.bias``.
-            They have no gradient and no optimizer state; a frozen gate keeps its bias
-        adapter: trains low-rank updates of a frozen model; null trains the model itself
-        surgery: how weights of another composition are put into this model; null: they must fit
-        tower: folder of a SigLIP checkpoint of transformers or timm that the vision tower starts from, after
-            ``init_from``; null for none
+        setup: the model and how it is trained
 
     Class attributes:
         figures: what the task logs, each with its unit and whether more or less of it is better. Of the three that this
@@ -116,35 +92,17 @@ class Task(KeepsDtype, L.LightningModule):
     steady: ClassVar[bool] = True
     improves: ClassVar[bool] = False
 
-    def __init__(
-        self,
-        model: dict[str, Any],
-        optimizer: OptimizerRecipe,
-        scheduler: Schedule,
-        seed: Seed = 0,
-        init_from: str | None = None,
-        activation_checkpointing: Recompute = "none",
-        kernels: dict[str, str] | None = None,
-        compile: bool = False,
-        frozen: Sequence[str] = (),
-        adapter: Lora | None = None,
-        surgery: Surgery | None = None,
-        tower: str | None = None,
-    ) -> None:
+    def __init__(self, setup: Setup) -> None:
         super().__init__()
-        check(activation_checkpointing)
-        if compile and not self.steady:
+        if setup.compile and not self.steady:
             rule = f"layers are compiled for each shape, and nearly every batch of {type(self).__name__} has another"
             raise ConfigError("trainer.compile", True, rule, "Write trainer.compile=false")
-        self.activation_checkpointing: Recompute = activation_checkpointing
-        self.compiled, self.frozen, self.adapter, self.surgery = compile, tuple(frozen), adapter, surgery
-        self.model_config = read(model)
-        self.recipe, self.schedule, self.seed, self.init_from = optimizer, scheduler, seed, init_from
-        self.tower = tower
-        self.kernels = choice.check(kernels or {}, "task.kernels")
+        self.model_config = read(setup.model)
+        self.configured = replace(setup, model=self.model_config)
+        self.recipe, self.schedule, self.seed = setup.optimizer, setup.scheduler, setup.seed
         # Plain types only: a checkpoint must load under weights_only=True and rebuild its model without YAML.
-        recorded = {} if adapter is None else {"adapter": adapter.record()}
-        self.save_hyperparameters({"model": self.model_config, "seed": seed, **recorded})
+        recorded = {} if setup.adapter is None else {"adapter": setup.adapter.record()}
+        self.save_hyperparameters({"model": self.model_config, "seed": setup.seed, **recorded})
         self.decoder: Decoder | None = None
         # Running sums are checkpointed, so a resumed run logs the same values.
         self.losses = nn.ModuleDict(
@@ -152,10 +110,10 @@ class Task(KeepsDtype, L.LightningModule):
         )
         self.loads = RoutingLoads()
         self.origin: dict[str, Any] = {}  # of the weights; see interop/origin.py
-        self.step = StepMean(lambda batch: {**self.counts(batch), SEQUENCES: sequences_of(batch)})
+        self.step = StepMean()
         self.counted = Counted()
         self._measured_in_step: list[tuple[Tensor, Tensor, Tensor]] = []  # nats, tokens and bytes of micro-batches
-        self._settings: list[dict[str, Any]] = []  # of the optimizer's groups, as configured
+        self._groups: list[dict[str, Any]] = []  # settings of the optimizer's groups, as configured
 
     # --- defined by subclasses ------------------------------------------------------------------------------------
 
@@ -167,6 +125,12 @@ class Task(KeepsDtype, L.LightningModule):
             batch: from the data module
             stage: ``train``, ``val`` or ``test``; in the last two only ``total``, ``count``, ``logged`` and
                 ``routings`` are read
+        """
+
+    def prepare(self, batch: Batch) -> None:
+        """Make what a step needs of a batch, such as samples of the model.
+
+        Called for all batches of a step before the first of them is counted.
         """
 
     @abstractmethod
@@ -192,8 +156,8 @@ class Task(KeepsDtype, L.LightningModule):
         if self._trainer is not None:
             lower_only_weights(self.trainer.precision_plugin)
         if self.decoder is None:
-            self.decoder = self._build().choose_kernels(self.kernels)
-            freeze(self.decoder, self.frozen)
+            self.decoder = self._make().choose_kernels(self.configured.kernels)
+            freeze(self.decoder, self.configured.frozen)
             context = self.context
             together = DataRanks() if context is None else DataRanks(context.size, context.rank, context.group)
             balance_over(self.decoder, self.ranks(), together)
@@ -208,60 +172,16 @@ class Task(KeepsDtype, L.LightningModule):
         """
         return self._trainer is None or not self._trainer._checkpoint_connector._user_managed
 
-    def _build(self) -> Decoder:
-        start = self.init_from if self.starts else None
-        if start is not None:
-            self.origin = {} if self.surgery else read_origin(Path(start))  # a family that it has left
-            if isinstance(data := getattr(self._trainer, "datamodule", None), TextDataModule):
-                check_start(start, data.tokenizer)  # known only now, if it was fitted
+    def _make(self) -> Decoder:
+        setup, data = self.configured, getattr(self._trainer, "datamodule", None)
+        if self.starts and setup.init_from is not None:
+            self.origin = {} if setup.surgery else read_origin(Path(setup.init_from))  # a family that it has left
+            if isinstance(data, DataModule) and data.tokenizer is not None:
+                check_start(setup.init_from, data.tokenizer)  # known only now, if it was fitted
         sharding = getattr(self._trainer and self._trainer.strategy, "sharding", None)
         if sharding is not None:
-            if self.surgery is not None and start is not None:
-                rule = "needs whole blocks, and this strategy shards them"
-                raise ConfigError("surgery", "default", rule, "Run blockwright surgery first, and start from its OUT")
-            adapt = None if self.adapter is None else self.adapter.attach
-            how = self.activation_checkpointing
-            return build(self.model_config, self.seed, sharding, how, self._filler(), adapt=adapt)
-        decoder = compose(self.model_config, seed=self.seed)
-        if start is not None:
-            self._start(decoder, Path(start))
-        if self.tower is not None and self.starts:
-            Tower(Path(self.tower)).load_part(decoder, "")
-        if self.adapter is not None:
-            self.adapter.attach(decoder)
-            draw_adapters(decoder, self.seed)
-            fill(decoder, self.adapter.read(decoder) if self.starts else {})
-        stacks = [layer for block in decoder.inputs.values() for layer in block.stack]
-        for layer in [*decoder.layers, *decoder.mtp, *stacks]:
-            recompute(layer, self.activation_checkpointing)
-        return decoder
-
-    def _start(self, decoder: Decoder, start: Path) -> None:
-        if self.surgery is None:
-            load_weights(decoder, start)
-        else:
-            data = getattr(self._trainer, "datamodule", None)
-            text = data.train_dataloader if data else list
-
-            def report(old: Decoder, ledger: Ledger) -> None:
-                say("\n  ".join([f"surgery on {start}, measured on random tokens:", *ledger.report()]))
-
-            self.surgery.fill(decoder, start, text, self.seed, report)
-
-    def _filler(self) -> Callable[..., None] | None:
-        if not self.starts or (self.init_from is None and self.tower is None):
-            return None
-        values = {} if self.adapter is None else self.adapter.read(outline(self.model_config, self.adapter, ()))
-        tower = None if self.tower is None else Tower(Path(self.tower))
-
-        def load(part: nn.Module, prefix: str) -> None:
-            if self.init_from is not None:
-                load_part(part, Path(self.init_from), prefix)
-            if tower is not None:
-                tower.load_part(part, prefix)
-            fill(part, values, prefix)
-
-        return load
+            return making.sharded(setup, self.starts, sharding)
+        return making.whole(setup, self.starts, data)
 
     @property
     def model(self) -> Decoder:
@@ -292,13 +212,13 @@ class Task(KeepsDtype, L.LightningModule):
 
     def on_fit_start(self) -> None:
         refuse_contradictions(self.trainer)
-        if self.compiled:
+        if self.configured.compile:
             from blockwright.training.compiling import compile_layers
 
             compile_layers(self.model)
 
     def on_fit_end(self) -> None:
-        if self.compiled:
+        if self.configured.compile:
             from blockwright.training.compiling import run_as_written
 
             run_as_written(self.model)
@@ -311,9 +231,9 @@ class Task(KeepsDtype, L.LightningModule):
         self._forget_step()
         validate_by_steps(self.trainer, self.trainer.global_step)
         scheduler = cast(LambdaLR, self.trainer.lr_scheduler_configs[0].scheduler)
-        scheduler.base_lrs = [settings["lr"] for settings in self._settings]
+        scheduler.base_lrs = [settings["lr"] for settings in self._groups]
         for group, settings, factor in zip(
-            self.trainer.optimizers[0].param_groups, self._settings, scheduler.lr_lambdas, strict=True
+            self.trainer.optimizers[0].param_groups, self._groups, scheduler.lr_lambdas, strict=True
         ):
             peak = settings["lr"]
             group.update(settings, initial_lr=peak, lr=peak * factor(scheduler.last_epoch))
@@ -325,8 +245,15 @@ class Task(KeepsDtype, L.LightningModule):
             raise ConfigError("data", data, rule, "Choose other data, or another task")
         # The generator's state is a function of the position in training, so a resumed run draws the same.
         torch.manual_seed(stable_seed(self.seed, f"{self.current_epoch}/{batch_idx}/{self.ranks().index}"))
-        self.step.begin(self.trainer, batch, self.ranks(), self.device)
+        if not self.step.begun:
+            self._begin_step([batch, *micro_batches_to_come(self.trainer)])
         validate_by_steps(self.trainer, self.trainer.global_step + 1)
+
+    def _begin_step(self, batches: Sequence[Batch]) -> None:
+        for batch in batches:
+            self.prepare(batch)
+        counts = [{**self.counts(batch), SEQUENCES: sequences_of(batch)} for batch in batches]
+        self.step.begin(counts, self.trainer.accumulate_grad_batches, self.ranks(), self.device)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         scored = self.objective(batch, "train")
@@ -392,7 +319,7 @@ class Task(KeepsDtype, L.LightningModule):
         steps = int(steps) if math.isfinite(steps) else -1  # no end, which some schedules support
         self.schedule.check(steps)
         optimizer = self.recipe.build(self.model)
-        self._settings = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
+        self._groups = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
         scheduler = LambdaLR(optimizer, lambda step: self.schedule.factor(step, steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 

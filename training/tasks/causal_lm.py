@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from blockwright.blocks.gating.base import Routing
 from blockwright.blocks.share import Share
-from blockwright.registry.enforcing import enforced
+from blockwright.registry import register
 from blockwright.registry.ranges import NonNegative
 from blockwright.training.figure import OF_TEXT, TRAIN, Figure
 from blockwright.training.objectives.next_token import count_each_depth, count_scored
 from blockwright.training.tasks.base import Batch, Task
 from blockwright.training.tasks.scored import Scored
+from blockwright.training.tasks.setup import Setup
 
 
-@enforced("task")
+@register("task", "causal_lm")
 class CausalLM(Task):
     """Predicts each next token; validation counts the text only.
 
@@ -26,17 +27,17 @@ class CausalLM(Task):
     its logged loss and its bits per byte are weighted by them; multi-token prediction is not.
 
     Args:
+        setup: the model and how it is trained
         z_loss: weight of the mean of log² Z, Z the sum of the exponentials of a token's logits; 0 for none. 1e-4 in
             PaLM. Not applied to multi-token prediction
-        settings: those of ``Task``
     """
 
     figures: ClassVar[tuple[Figure, ...]] = (*OF_TEXT, Figure("logit_z", "of the loss", "less", TRAIN))
     reads = ("tokens", "targets", "n_bytes")
     splits = True
 
-    def __init__(self, *args: Any, z_loss: NonNegative = 0.0, **settings: Any) -> None:
-        super().__init__(*args, **settings)
+    def __init__(self, setup: Setup, z_loss: NonNegative = 0.0) -> None:
+        super().__init__(setup)
         self.z_loss = z_loss
 
     def objective(self, batch: Batch, stage: str) -> Scored:

@@ -11,8 +11,8 @@ from blockwright import registry
 from blockwright.blocks.decoder import Decoder
 from blockwright.blocks.kernels.cross_entropy import IGNORED
 from blockwright.interop.source import load
-from blockwright.registry import BlockError, ConfigError, Node, Scope, did_you_mean
-from blockwright.registry.enforcing import enforced
+from blockwright.registry import BlockError, ConfigError, Node, Scope, did_you_mean, register
+from blockwright.registry.ranges import NonNegative
 from blockwright.registry.schema import conforms
 from blockwright.training.figure import MEASURED, OF_TEXT, TRAIN, Figure
 from blockwright.training.objectives.next_token import count_scored
@@ -21,6 +21,7 @@ from blockwright.training.patterns import matching
 from blockwright.training.tasks.base import Batch
 from blockwright.training.tasks.causal_lm import CausalLM
 from blockwright.training.tasks.scored import Scored
+from blockwright.training.tasks.setup import Setup
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class Stage:
     frozen: tuple[str, ...]
 
 
-@enforced("task")
+@register("task", "distill")
 class Distill(CausalLM):
     """Trains a model towards a teacher, in stages; validation is that of language modelling.
 
@@ -49,10 +50,11 @@ class Distill(CausalLM):
     more than text is refused.
 
     Args:
+        setup: the model and how it is trained
         teacher: a run's folder, a checkpoint or an imported folder; null is ``init_from``
         stages: list of {loss, tokens, frozen}: a registered ``teaching`` (``layers``, ``logits``, ``language``); how
             many tokens, null for the rest; patterns of what is frozen besides ``frozen`` of the task
-        settings: those of ``CausalLM``
+        z_loss: not applied to what the teacher teaches
     """
 
     figures: ClassVar[tuple[Figure, ...]] = (
@@ -63,13 +65,13 @@ class Distill(CausalLM):
 
     def __init__(
         self,
-        *args: Any,
+        setup: Setup,
         teacher: str | None = None,
         stages: Sequence[Mapping[str, Any]] = ({"loss": "logits"},),
-        **settings: Any,
+        z_loss: NonNegative = 0.0,
     ) -> None:
-        super().__init__(*args, **settings)
-        self.teacher = self.init_from if teacher is None else teacher
+        super().__init__(setup, z_loss)
+        self.teacher = setup.init_from if teacher is None else teacher
         self.stages = [_stage(each, f"task.stages.{i}") for i, each in enumerate(stages)]
         if not self.stages or any(stage.tokens is None for stage in self.stages[:-1]):
             rule = "is a list of stages, of which only the last may last for the rest"
@@ -98,7 +100,7 @@ class Distill(CausalLM):
         if self.teacher is None:
             raise ConfigError("task.teacher", None, "needs a trained model", "Name a run: task.teacher=RUN")
         like = self.model.embedding.weight
-        teacher = load(Path(self.teacher), dtype=like.dtype, device=like.device).choose_kernels(self.kernels)
+        teacher = load(Path(self.teacher), dtype=like.dtype, device=like.device).choose_kernels(self.configured.kernels)
         if teacher.config["vocab_size"] != self.model_config["vocab_size"]:
             rule = f"has {teacher.config['vocab_size']} tokens, and the model {self.model_config['vocab_size']}"
             raise ConfigError("task.teacher", self.teacher, rule, "Name the run that the model was made from")

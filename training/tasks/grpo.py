@@ -20,32 +20,34 @@ from blockwright.blocks.gating.expert_choice import ExpertChoice
 from blockwright.blocks.gating.sinkhorn import Sinkhorn
 from blockwright.blocks.generation.generate import check_lengths
 from blockwright.blocks.generation.sample import Sampling
-from blockwright.blocks.initialise import stable_seed
 from blockwright.blocks.lora import switched_off
 from blockwright.blocks.position.boundaries import boundaries
 from blockwright.interop.source import load
-from blockwright.registry import ConfigError, Node, Scope
-from blockwright.registry.enforcing import enforced
+from blockwright.registry import ConfigError, register
 from blockwright.registry.ranges import Count, Fraction, Positive, Whole
 from blockwright.training.data.corpus import SPLITS
-from blockwright.training.data.prompt_module import PromptDataModule
+from blockwright.training.data.modules.prompts import PromptDataModule
 from blockwright.training.figure import EVERY, TRAIN, Figure
-from blockwright.training.objectives.policy import Completions, PolicyObjective
+from blockwright.training.objectives.advantages import Advantage
+from blockwright.training.objectives.policy import Completions, PolicyObjective, Ratio
+from blockwright.training.objectives.rewards.base import Reward
 from blockwright.training.parallel.gathered import gathered
+from blockwright.training.rollouts.engine.base import Engine
 from blockwright.training.rollouts.group_sampler import GroupSampler
 from blockwright.training.rollouts.held_out import HeldOut
+from blockwright.training.rollouts.kept import KeptRollouts
 from blockwright.training.rollouts.lacking import refuse_lacking
-from blockwright.training.rollouts.record import Rollout, completion_mask, dealt_again, padded
+from blockwright.training.rollouts.record import Rollout, completion_mask, padded
 from blockwright.training.rollouts.scoring import score
 from blockwright.training.tasks.base import Batch, Task
 from blockwright.training.tasks.needed_data import data_of
 from blockwright.training.tasks.scored import Scored
+from blockwright.training.tasks.setup import Setup
 
-Part = str | dict[str, Any]
 GroupSize = Annotated[int, Ge(2)]
 
 
-@enforced("task")
+@register("task", "grpo")
 class Grpo(Task):
     """Samples groups of completions, rewards them, and follows the rewards.
 
@@ -61,13 +63,12 @@ class Grpo(Task):
     is near 0 by construction, while its gradient is not: watch ``train/reward``.
 
     Args:
+        setup: the model and how it is trained
+        policy: the objective: surrogate, average, and a penalty on the distance from ``reference``
         reward: how completions are judged
         advantage: how rewards become advantages
-        surrogate: the loss of a token
-        average: of the tokens' losses
-        ratio: of tokens or of completions
-        penalty: on the distance from ``reference``; null for none
-        correction: weights against the difference of sampler and trainer; null for none
+        engine: what samples
+        ratio: of tokens or of completions, for a surrogate that names none of its own
         reference: folder of the run or import that the penalty compares with; null with an adapter, for the model
             without it, which takes no further memory
         group_size: completions of a prompt
@@ -81,11 +82,10 @@ class Grpo(Task):
             sampling of DAPO, arXiv 2503.14476, §3.2, which has no bound); 0 for never
         replay: whether updates weigh the experts that were chosen at sampling, instead of choosing again (V3.2 keeps
             the routing)
-        engine: what samples
-        settings: those of ``Task``
 
     Attributes:
         groups: samples and judges completions
+        rollouts: what was sampled for the current optimizer step
         held_out: the last measurement on held-out prompts
     """
 
@@ -119,17 +119,22 @@ class Grpo(Task):
     reads: ClassVar[tuple[str, ...]] = ("tokens", "lengths", "prompt", "rollout", "update")
     steady: ClassVar[bool] = False  # completions end when they end, and are sampled token by token
     improves: ClassVar[bool] = True
+    default_children: ClassVar[Mapping[str, Any]] = {
+        "advantage": "group",
+        "surrogate": "clip",
+        "average": "token",
+        "ratio": "token",
+        "engine": "native",
+    }
 
     def __init__(
         self,
-        *args: Any,
-        reward: Part,
-        advantage: Part = "group",
-        surrogate: Part = "clip",
-        average: Part = "token",
-        ratio: Part = "token",
-        penalty: Part | None = None,
-        correction: Part | None = None,
+        setup: Setup,
+        policy: PolicyObjective,
+        reward: Reward,
+        advantage: Advantage,
+        engine: Engine,
+        ratio: Ratio | None = None,
         reference: str | None = None,
         group_size: GroupSize = 8,
         max_new_tokens: Count = 64,
@@ -140,44 +145,19 @@ class Grpo(Task):
         mask_truncated: bool = False,
         resamples: Whole = 0,
         replay: bool = False,
-        engine: Part = "native",
-        **settings: Any,
     ) -> None:
-        super().__init__(*args, **settings)
-        scope = Scope({"ratio": Node(ratio, "task.ratio")}, {"max_new_tokens": max_new_tokens})
-
-        def part(kind: str, node: Part | None) -> Any:
-            return None if node is None else registry.build(kind, Node(node, f"task.{kind}"), scope)
-
-        self.policy = PolicyObjective(
-            part("surrogate", surrogate),
-            part("average", average),
-            part("penalty", penalty),
-            part("correction", correction),
-        )
-        if self.policy.penalty is not None and reference is None and self.adapter is None:
+        super().__init__(setup)
+        if policy.penalty is not None and reference is None and setup.adapter is None:
             rule = "a penalty compares the policy with a reference, and none is named"
             raise ConfigError("task.reference", None, rule, "Name its run: task.reference=RUN; or write ~task/penalty")
-        try:
-            sampling = Sampling(temperature, top_k, top_p, min_p)
-        except registry.BlockError as error:
-            raise ConfigError(f"task.{error.parameter}", error.value, error.rule, error.remedy) from None
-        self.groups = GroupSampler(
-            part("engine", engine),
-            part("reward", reward),
-            part("advantage", advantage),
-            sampling,
-            group_size,
-            max_new_tokens,
-            resamples,
-            self.seed,
-        )
+        sampling = Sampling(temperature, top_k, top_p, min_p)
+        limits = (group_size, max_new_tokens, resamples, self.seed)
+        self.policy, self.groups = policy, GroupSampler(engine, reward, advantage, sampling, *limits)
         self.reference, self.temperature = reference, temperature
         self.mask_truncated, self.replay = mask_truncated, replay
-        self._rollouts: dict[int, Rollout] = {}  # by number; those of the current optimizer step
-        self._dealt: dict[int, list[list[int]]] = {}  # completions of the updates of a rollout that was resumed
-        self._held_reference: tuple[Decoder, ...] = ()  # in a tuple, so that it is no part of the model
+        self.rollouts = KeptRollouts(self.seed)
         self.held_out = HeldOut(self.groups)  # of the last measurement
+        self._reference_model: tuple[Decoder, ...] = ()  # in a tuple, so that it is no part of the model
         self._sampled = (0, 0.0)  # tokens, and seconds, since the last log
         self._updated: tuple[Rollout, Tensor] | None = None  # completions of the last micro-batch, and their logp
 
@@ -203,14 +183,15 @@ class Grpo(Task):
             raise ConfigError("trainer.strategy.context", self.context.size, rule, "Write 1")
         if any(p.requires_grad for p in self.model.mtp.parameters()):
             rule = "policy optimisation trains no multi-token prediction"
-            raise ConfigError("task.frozen", list(self.frozen), rule, "Freeze it: task.frozen=[mtp]; or model.mtp=null")
-        if self.policy.penalty is not None and self.reference is not None and not self._held_reference:
+            frozen = list(self.configured.frozen)
+            raise ConfigError("task.frozen", frozen, rule, "Freeze it: task.frozen=[mtp]; or model.mtp=null")
+        if self.policy.penalty is not None and self.reference is not None and not self._reference_model:
             like = self.model.embedding.weight  # in whose precision a policy that has not moved is no distance away
             try:
                 reference = load(Path(self.reference), dtype=like.dtype, device=like.device)
             except ConfigError as error:
                 raise ConfigError("task.reference", error.value, error.rule, error.remedy) from None
-            self._held_reference = (reference.requires_grad_(False),)
+            self._reference_model = (reference.requires_grad_(False),)
 
     def on_fit_start(self) -> None:
         super().on_fit_start()
@@ -243,51 +224,48 @@ class Grpo(Task):
 
     # --- rollouts -------------------------------------------------------------------------------------------------
 
+    def prepare(self, batch: Batch) -> None:
+        """Sample and judge the completions of a batch of prompts, if no update before has."""
+        number = int(batch["rollout"][0])
+        if number not in self.rollouts.whole:
+            self.rollouts.forget(number - self.trainer.accumulate_grad_batches)
+            self.rollouts.whole[number] = self._sample(batch["prompt"].tolist(), number)
+
     def rollout_of(self, batch: Batch) -> Rollout:
-        """The completions of a batch of prompts that one update is made of, sampled if they have not been."""
+        """The completions that the update of a batch is made of."""
         number, update = int(batch["rollout"][0]), int(batch["update"][0])
-        if number not in self._rollouts:
-            oldest = number - self.trainer.accumulate_grad_batches
-            self._rollouts = {k: v for k, v in self._rollouts.items() if k > oldest}
-            self._rollouts[number] = self._sample(batch, number)
-        whole = self._rollouts[number]
+        whole = self.rollouts.whole[number]
         return whole if self.data.updates == 1 else whole.part(self._slices(whole, number)[update])
 
     def _whole(self, batch: Batch) -> tuple[Rollout, float]:
         """The rollout of a batch, and the share of it that its update is made of."""
-        whole = self._rollouts[int(batch["rollout"][0])]
-        return whole, 1 / self.data.updates
+        return self.rollouts.whole[int(batch["rollout"][0])], 1 / self.data.updates
 
     def _slices(self, whole: Rollout, number: int) -> list[list[int]]:
-        """The completions of each update of a rollout."""
-        if number in self._dealt:
-            return self._dealt[number]
-        generator = torch.Generator().manual_seed(stable_seed(self.seed, f"slices/{number}/{self.ranks().index}"))
-        order, size = torch.randperm(len(whole), generator=generator).tolist(), len(whole) // self.data.updates
-        return [order[start : start + size] for start in range(0, len(whole), size)]
+        return self.rollouts.slices(len(whole), number, self.data.updates, self.ranks().index)
 
-    def _sample(self, batch: Batch, number: int) -> Rollout:
+    def _sample(self, prompts: list[int], number: int) -> Rollout:
         if self.device.type == "cuda":
             torch.cuda.synchronize()  # of the update before, whose time is not this one's
-        prompts, began = batch["prompt"].tolist(), time.perf_counter()
+        began = time.perf_counter()
         self.model.eval()
-        with self.as_in_a_step:  # batches are counted outside of one
-            found, sampled = self.groups.sample(self.model, self.data, self.ranks(), prompts, number)
+        with self.as_in_a_step:  # batches are prepared outside of one
+            sampled, n_tokens = self.groups.sample(self.model, self.data, self.ranks(), prompts, number)
             if self.data.updates > 1:
-                self._score_old(found, number)
+                self._score_old(sampled, number)
         self.model.train()
-        self._sampled = (self._sampled[0] + sampled, self._sampled[1] + time.perf_counter() - began)
-        return found
+        self._sampled = (self._sampled[0] + n_tokens, self._sampled[1] + time.perf_counter() - began)
+        return sampled
 
     @torch.no_grad()
-    def _score_old(self, found: Rollout, number: int) -> None:
+    def _score_old(self, sampled: Rollout, number: int) -> None:
         """Score completions before the first update, packed as the updates pack them: their ratios begin at 1."""
-        old: list[list[float]] = [[] for _ in range(len(found))]
-        for rows in self._slices(found, number):
-            logp = score(self.model, found.part(rows), self.temperature, self.replay).logp
+        old: list[list[float]] = [[] for _ in range(len(sampled))]
+        for rows in self._slices(sampled, number):
+            logp = score(self.model, sampled.part(rows), self.temperature, self.replay).logp
             for row, values in zip(rows, logp.tolist(), strict=True):
-                old[row] = values[: len(found.completions[row])]
-        found.old = old
+                old[row] = values[: len(sampled.completions[row])]
+        sampled.old = old
 
     def take_sampled(self) -> tuple[int, float]:
         taken, self._sampled = self._sampled, (0, 0.0)
@@ -361,8 +339,8 @@ class Grpo(Task):
         if self.policy.penalty is None:
             return None
         plain = replace(rollout, experts=[])  # the reference routes by itself, and may have other layers
-        if self._held_reference:
-            return score(self._held_reference[0], plain, self.temperature).logp
+        if self._reference_model:
+            return score(self._reference_model[0], plain, self.temperature).logp
         with switched_off(self.model):
             return score(self.model, plain, self.temperature).logp
 
@@ -387,26 +365,8 @@ class Grpo(Task):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Also store what was sampled, on every rank, if updates of it are still to come."""
         super().on_save_checkpoint(checkpoint)
-        kept = self._rollouts.items() if self.data.updates > 1 else ()
-        checkpoint["rollouts"] = self.ranks_gather({k: {**vars(v), "slices": self._slices(v, k)} for k, v in kept})
+        checkpoint["rollouts"] = self.rollouts.stored(self.data.updates, self.ranks())
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_load_checkpoint(checkpoint)
-        stored, ranks = checkpoint.get("rollouts") or [], self.ranks()
-        for number in stored[0] if stored else ():
-            fields = [dict(own[number]) for own in stored]
-            dealt = [own.pop("slices") for own in fields]
-            parts = [Rollout(**own) for own in fields]
-            again = [*zip(parts, dealt, strict=True)]
-            if len(parts) != ranks.number:
-                again = dealt_again(parts, dealt, ranks.number)
-            self._rollouts[int(number)], self._dealt[int(number)] = again[ranks.index]
-
-    def ranks_gather(self, own: Any) -> list[Any]:
-        """The values of all ranks that read different data, in their order."""
-        ranks = self.ranks()
-        if ranks.number == 1 or self.data.updates == 1:
-            return [own] if self.data.updates > 1 else []
-        every: list[Any] = [None] * ranks.number
-        torch.distributed.all_gather_object(every, own, group=ranks.group)
-        return every
+        self.rollouts.restore(checkpoint.get("rollouts") or [], self.ranks())

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from blockwright.registry import ConfigError
-from blockwright.training.data.preference_module import PreferenceDataModule
+from blockwright.training.data.modules.preferences import PreferenceDataModule
 from blockwright.training.figure import EVERY, Figure, names_in
 from blockwright.training.tasks.base import Batch, Task
 from blockwright.training.tasks.needed_data import data_of
@@ -46,7 +46,8 @@ class Pairwise(Task):
         super().configure_model()
         if any(p.requires_grad for p in self.model.mtp.parameters()):
             rule = "a task on pairs trains no multi-token prediction"
-            raise ConfigError("task.frozen", list(self.frozen), rule, "Freeze it: task.frozen=[mtp]; or model.mtp=null")
+            frozen = list(self.configured.frozen)
+            raise ConfigError("task.frozen", frozen, rule, "Freeze it: task.frozen=[mtp]; or model.mtp=null")
 
     def on_fit_start(self) -> None:
         _ = self.data  # refused before the first batch

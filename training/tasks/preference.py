@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -9,20 +10,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from blockwright import registry
 from blockwright.blocks.decoder import Decoder
 from blockwright.blocks.lora import switched_off
 from blockwright.interop.source import checkpoint_of, load, read_composition
-from blockwright.registry import ConfigError, Node, Scope
-from blockwright.registry.enforcing import enforced
+from blockwright.registry import ConfigError, register
 from blockwright.training.data.corpus import SPLITS, Split
 from blockwright.training.objectives.preferences import Answers, PreferenceLoss
 from blockwright.training.tasks.base import Batch
 from blockwright.training.tasks.pairs import Pairwise, of_sequences
 from blockwright.training.tasks.reference import Logs, digest_of, place, read, write
+from blockwright.training.tasks.setup import Setup
 
 
-@enforced("task")
+@register("task", "preference")
 class Preference(Pairwise):
     """Raises the chosen answer of a pair above the rejected one.
 
@@ -36,19 +36,18 @@ class Preference(Pairwise):
     without its file) is it loaded, and freed before training. With an adapter, it is the model without it.
 
     Args:
+        setup: the model and how it is trained
         preference: the loss of a pair
         reference: folder of the run or import that the policy is compared with; by default ``init_from``
-        settings: those of ``Task``
     """
 
     improves: ClassVar[bool] = True
+    default_children: ClassVar[Mapping[str, Any]] = {"preference": "sigmoid"}
 
-    def __init__(
-        self, *args: Any, preference: str | dict[str, Any] = "sigmoid", reference: str | None = None, **settings: Any
-    ) -> None:
-        super().__init__(*args, **settings)
-        self.loss: PreferenceLoss = registry.build("preference", Node(preference, "task.preference"), Scope({}, {}))
-        self.reference = self.init_from if reference is None else reference
+    def __init__(self, setup: Setup, preference: PreferenceLoss, reference: str | None = None) -> None:
+        super().__init__(setup)
+        self.loss = preference
+        self.reference = setup.init_from if reference is None else reference
         self._weights: str | None = None  # digest of the reference's, of this run or of the one that it resumes
         self._logs: Logs = {}
 
@@ -63,11 +62,11 @@ class Preference(Pairwise):
 
     def on_train_start(self) -> None:
         super().on_train_start()
-        self._prepare()
+        self._compare()
 
     def _begin(self, stage: str) -> None:
         super()._begin(stage)
-        self._prepare()
+        self._compare()
 
     def compare(self, hidden: Tensor, batch: Batch, stage: str) -> tuple[Tensor, Tensor, Tensor]:
         logp, tokens = answers_of(self.model, hidden, batch)
@@ -78,7 +77,7 @@ class Preference(Pairwise):
 
     # --- the reference --------------------------------------------------------------------------------------------
 
-    def _prepare(self) -> None:
+    def _compare(self) -> None:
         """Read the log-probabilities under the reference, or compute and store them; together on all ranks."""
         if not self.loss.compares or self._logs:
             return
@@ -105,16 +104,17 @@ class Preference(Pairwise):
     def _changes(self) -> list[Any]:
         """What the model that training begins with depends on beyond the weights in ``reference``; empty if it is the
         model there. A resumed run does not make that model again."""
-        if self.reference is None or self.reference != self.init_from or self.trainer.ckpt_path is not None:
+        start, surgery = self.configured.init_from, self.configured.surgery
+        if self.reference is None or self.reference != start or self.trainer.ckpt_path is not None:
             return []
-        if self.surgery is None and read_composition(Path(self.reference)) == self.model_config:
+        if surgery is None and read_composition(Path(self.reference)) == self.model_config:
             return []
-        return [self.model_config, self.seed, None if self.surgery is None else self.surgery.record()]
+        return [self.model_config, self.seed, None if surgery is None else surgery.record()]
 
     @torch.no_grad()
     def _compute(self) -> Logs:
-        begins = self.trainer.ckpt_path is None and self.trainer.global_step == 0 and self.reference == self.init_from
-        decoder = self.model if begins else self._load()
+        first = self.trainer.ckpt_path is None and self.trainer.global_step == 0
+        decoder = self.model if first and self.reference == self.configured.init_from else self._load()
         decoder.eval()
         found: Logs = {}
         with self.as_in_a_step, switched_off(decoder):
@@ -125,7 +125,8 @@ class Preference(Pairwise):
 
     def _load(self) -> Decoder:
         like = self.model.embedding.weight
-        return load(Path(str(self.reference)), dtype=like.dtype, device=like.device).choose_kernels(self.kernels)
+        decoder = load(Path(str(self.reference)), dtype=like.dtype, device=like.device)
+        return decoder.choose_kernels(self.configured.kernels)
 
     def _compute_split(self, decoder: Decoder, split: Split) -> Tensor:
         """This rank's part, 0 elsewhere [pairs, 2]."""

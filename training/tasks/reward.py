@@ -7,14 +7,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from blockwright.registry.enforcing import enforced
+from blockwright.registry import register
 from blockwright.registry.ranges import NonNegative
 from blockwright.training.objectives.preferences import bradley_terry
 from blockwright.training.tasks.base import Batch
 from blockwright.training.tasks.pairs import Pairwise
+from blockwright.training.tasks.setup import Setup
 
 
-@enforced("task")
+@register("task", "reward")
 class RewardModel(Pairwise):
     """Scores the chosen answer of a pair above the rejected one.
 
@@ -26,12 +27,12 @@ class RewardModel(Pairwise):
     The reward ``reward_model`` scores completions with such a run.
 
     Args:
+        setup: the model and how it is trained
         centre: weight of (score(chosen) + score(rejected))², which keeps scores around 0; 0.01 in TRL's examples
-        settings: those of ``Task``
     """
 
-    def __init__(self, *args: Any, centre: NonNegative = 0.0, **settings: Any) -> None:
-        super().__init__(*args, **settings)
+    def __init__(self, setup: Setup, centre: NonNegative = 0.0) -> None:
+        super().__init__(setup)
         self.centre = centre
 
     def compare(self, hidden: Tensor, batch: Batch, stage: str) -> tuple[Tensor, Tensor, Tensor]:
@@ -46,4 +47,4 @@ class RewardModel(Pairwise):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Also store how conversations are written, for the reward ``reward_model``."""
         super().on_save_checkpoint(checkpoint)
-        checkpoint["reward_model"] = {"chat": self.data.chat}
+        checkpoint["reward_model"] = {"chat": self.data.chat.node()}

@@ -7,43 +7,44 @@ backward pass because the step's batches are counted ahead. Then the gradient is
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
 
-import lightning as L
 import torch
 from torch import Tensor
 
-from blockwright.training.lookahead import micro_batches_to_come
 from blockwright.training.parallel.ranks import DataRanks
 
 Counts = Mapping[str, Tensor]
 
 
 class StepMean:
-    """The counts of the current optimizer step, and means over it.
+    """The counts of the current optimizer step, and means over it."""
 
-    Args:
-        count: batch → name → count, or sum of weights, tensors on the batch's device
-    """
-
-    def __init__(self, count: Callable[[Any], Counts]) -> None:
-        self.count = count
+    def __init__(self) -> None:
         self._totals: dict[str, Tensor] = {}
         self._scale = self._together = 1
         self._figures: dict[str, Tensor] = {}
 
-    def begin(self, trainer: L.Trainer, batch: Any, ranks: DataRanks, device: torch.device) -> None:
-        """Count the step of a batch, if it is the step's first."""
-        if self._totals:
-            return
-        counts = [self.count(each) for each in (batch, *micro_batches_to_come(trainer))]
+    @property
+    def begun(self) -> bool:
+        """Whether the current step has been counted."""
+        return bool(self._totals)
+
+    def begin(self, counts: Sequence[Counts], micro_batches: int, ranks: DataRanks, device: torch.device) -> None:
+        """Add up the counts of a step's micro-batches, on all ranks.
+
+        Args:
+            counts: name → count, or sum of weights, of each micro-batch
+            micro_batches: their nominal number in a step
+            ranks: that compute different tokens
+            device: to add them up on
+        """
         names = list(counts[0])
         own = torch.stack([torch.stack([each[name] for name in names]).to(device) for each in counts]).sum(0)
         totals = ranks.sum(own)
         self._totals = dict(zip(names, totals.float().unbind(), strict=True))
         # Lightning divides by the nominal number of micro-batches per step, strategies by the number of ranks.
-        self._scale = trainer.accumulate_grad_batches * ranks.number
+        self._scale = micro_batches * ranks.number
         self._together = ranks.together  # all of which have counted the same windows
 
     def end(self) -> None:

@@ -52,16 +52,16 @@ class RegistrySource(ConfigSource):
 
 
 class RegistrySearchPath(SearchPathPlugin):
-    """Appends the registry, then the folders of plug-ins: files of the configuration's own folder take precedence."""
+    """Appends the folders of plug-ins, then the registry: files of the configuration's own folder take precedence."""
 
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
         if not _is_ours(search_path):
             return
         from blockwright.registry import plugins
 
-        search_path.append(provider="blockwright", path=f"{SCHEME}://")
         for folder, owner in plugins.folders(plugins.CONF).items():
             search_path.append(provider=owner, path=f"file://{folder}")
+        search_path.append(provider="blockwright", path=f"{SCHEME}://")  # last: a file has defaults, and comments too
 
 
 def _is_ours(search_path: ConfigSearchPath) -> bool:

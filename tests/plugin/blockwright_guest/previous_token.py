@@ -2,7 +2,7 @@
 
 import torch
 
-from blockwright import Scored, Task
+from blockwright import Scored, Task, register
 
 
 def previous(batch):
@@ -11,6 +11,7 @@ def previous(batch):
     return before.masked_fill(batch["targets"] == -100, -100)
 
 
+@register("task", "previous_token")
 class PreviousToken(Task):
     """Predicts the previous token."""
 

@@ -40,7 +40,7 @@ def test_at_the_trained_length_it_is_the_validation_loss(measured: Callable[...,
 
 def test_longer_windows_are_the_same_tokens(measured: Callable[..., dict[str, float]], monkeypatch: Any) -> None:
     """Each is scored once, in windows of four times the length."""
-    from blockwright.training.data.module import TextDataModule
+    from blockwright.training.data.modules.text import TextDataModule
 
     seen: dict[int, tuple[int, int]] = {}
     ours = TextDataModule.val_windows

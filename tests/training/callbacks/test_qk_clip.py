@@ -19,6 +19,7 @@ from blockwright.training.callbacks.guard import Guard
 from blockwright.training.callbacks.qk_clip import QKClip, _Watched, clip_factors
 from blockwright.training.schedulers.constant import Constant
 from blockwright.training.tasks.causal_lm import CausalLM
+from blockwright.training.tasks.setup import Setup
 
 MLA = {"name": "mla", "n_heads": 3, "kv_lora_rank": 11, "qk_nope_head_dim": 7, "qk_rope_head_dim": 4, "v_head_dim": 9}
 NODES: dict[str, dict[str, Any]] = {
@@ -186,7 +187,7 @@ def test_model_with_nothing_to_clip_is_refused(model: str, task: dict[str, Any])
 
 
 def test_ranks_that_share_windows_are_refused() -> None:
-    task = CausalLM(read_model(DENSE), Descent(), Constant())
+    task = CausalLM(Setup(read_model(DENSE), Descent(), Constant()))
     trainer: Any = SimpleNamespace(strategy=SimpleNamespace(meshes=SimpleNamespace(context=object())))
     with pytest.raises(ConfigError, match=r"callbacks\.qk_clip.*without trainer\.strategy\.context"):
         QKClip().on_train_start(trainer, task)

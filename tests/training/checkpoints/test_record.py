@@ -18,10 +18,10 @@ from blockwright.training.checkpoints.record import LEFT_OUT, Past, from_cli, re
 from blockwright.training.configuration.composing import compose_config
 from blockwright.training.configuration.conf import CONF
 from blockwright.training.configuration.root import Root
-from blockwright.training.data.module import TextDataModule
+from blockwright.training.data.modules.corpus import Batching
 from blockwright.training.entry.cli import to_cli
 from blockwright.training.entry.preflight import check
-from blockwright.training.tasks.base import Task
+from blockwright.training.tasks.setup import Setup
 
 Plain = dict[str, Any]
 
@@ -177,7 +177,7 @@ def test_record_does_not_change_the_configuration(given: Plain) -> None:
 
 def test_what_is_left_out_exists_and_has_a_reason() -> None:
     known = set(get_type_hints(Root)) | {f"callbacks.x.{key}" for key in _keys_in("callbacks")}
-    for part, target in (("trainer", L.Trainer), ("data", TextDataModule), ("task", Task)):
+    for part, target in (("trainer", L.Trainer), ("data", Batching), ("task", Setup)):
         known |= {f"{part}.{key}" for key in inspect.signature(target).parameters}
         known |= {f"{part}.{key}" for key in _keys_in(part)}
     known |= {"callbacks.Machine.keep_memory"}

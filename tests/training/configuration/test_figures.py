@@ -48,11 +48,11 @@ def test_figure_that_is_not_measured_is_told_in_a_single_run_and_refused_in_a_sw
 
 
 def test_figure_that_another_task_measures_is_told_and_refused_in_a_sweep(checked: Checked, small: list[str]) -> None:
-    grpo = ["task._target_=blockwright.training.tasks.grpo.Grpo", "+task.reward=exact_match", "~task.z_loss"]
+    grpo = ["task=grpo"]
     note = str(figures.left_out(checked(*grpo)))
-    assert "optimized_metric=val/loss (the task Grpo, which measures val/reward, val/greedy, val/judged" in note
+    assert "optimized_metric=val/loss (task=grpo, which measures val/reward, val/greedy, val/judged" in note
     assert "callbacks.checkpoint.monitor=val/loss" in note
-    with pytest.raises(ConfigError, match=r"because of the task Grpo, which measures val/reward") as caught:
+    with pytest.raises(ConfigError, match=r"because of task=grpo, which measures val/reward") as caught:
         preflight(compose_config([*small, *grpo], output_dir="x"), compared=True)
     assert caught.value.path == "optimized_metric"
     assert checked(*grpo, "optimized_metric=val/reward")

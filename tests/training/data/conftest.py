@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from blockwright.training.data.corpus import Corpus, Split
+from tests import built
 
 
 class Memory(Corpus):
@@ -49,7 +50,7 @@ def small_corpus() -> Memory:
 @pytest.fixture
 def make_module(tmp_path: Path, small_corpus: Memory) -> Callable:
     """Builds a data module: byte tokens, windows of 16, batches of 4 (16 batches an epoch), cache in tmp_path."""
-    from blockwright.training.data.module import TextDataModule
+    from blockwright.training.data.modules.text import TextDataModule
     from blockwright.training.data.tokenizers.bytes import Bytes
 
     def make(**changes) -> TextDataModule:
@@ -60,6 +61,6 @@ def make_module(tmp_path: Path, small_corpus: Memory) -> Callable:
             "batch_size": 4,
             "cache_dir": str(tmp_path / "cache"),
         }
-        return TextDataModule(**{**defaults, **changes})
+        return built.data("text", **{**defaults, **changes})
 
     return make

@@ -14,10 +14,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from blockwright.registry import ConfigError
+from blockwright.training.data.chat.plain import Plain
 from blockwright.training.data.dealing import DealtOrder, deal
+from blockwright.training.data.modules.corpus import Batching
+from blockwright.training.data.modules.pictures import PictureDataModule
 from blockwright.training.data.order import EpochBatches
 from blockwright.training.data.picture_conversations import PictureConversations
-from blockwright.training.data.picture_module import PictureDataModule
 from blockwright.training.data.rows import RowOrder, best_fit
 from blockwright.training.data.tokenizers.bytes import Bytes
 from tests.training.data.test_pictures import SIGHT, gradient, record, written
@@ -78,7 +80,8 @@ def made(tiny: Callable[..., Any], tmp_path: Path) -> Callable[..., PictureDataM
 
     def make(**how: Any) -> PictureDataModule:
         corpus = PictureConversations(files, 0.2, 0.0)
-        found = PictureDataModule(corpus, Bytes(258), 128, 2, cache_dir=str(tmp_path / "cache"), model=model, **how)
+        batching = Batching(corpus, Bytes(258), 128, 2, cache_dir=str(tmp_path / "cache"))
+        found = PictureDataModule(batching, Plain(), model, **how)
         found.prepare_data()
         found.setup("fit")
         return found

@@ -20,7 +20,7 @@ from blockwright.training.data.fingerprint import state
 from blockwright.training.data.packing import cache_key
 from blockwright.training.data.picture_conversations import PictureConversations
 from blockwright.training.data.picture_rows import PictureRendering, images_of
-from blockwright.training.data.rendering import Rendering, chat_of
+from blockwright.training.data.rendering import Rendering
 from blockwright.training.data.tokenizers.base import Tokenizer
 from blockwright.training.data.tokenizers.bytes import Bytes
 from blockwright.training.data.tokenizers.rebuild import KINDS
@@ -201,6 +201,10 @@ def render(rendering: Rendering) -> tuple[str, Any]:
     return cache_key("", rendering), rendering.encode(talk).tolist()
 
 
+def chat_of(node: Any) -> Any:
+    return registry.build("chat", registry.Node(node, "data.chat"), registry.Scope({}, {}))
+
+
 @pytest.mark.parametrize("name", registry.names("chat"))
 def test_tokens_of_other_formats_have_another_key(files: Path, name: str) -> None:
     others: dict[str, Any] = {"begin": "<|eot_id|>", "longest": 1000, "template": str(files / "b.jinja")}
@@ -210,7 +214,7 @@ def test_tokens_of_other_formats_have_another_key(files: Path, name: str) -> Non
 
     def make(begin: str, longest: int, chat: str, **own: Any) -> tuple[str, Any]:
         own = own if chat == name else {}
-        return render(Rendering(Begins(begin), chat_of({"chat": {"name": chat, **own}}), longest))
+        return render(Rendering(Begins(begin), chat_of({"name": chat, **own}), longest))
 
     own = {"template": str(files / "a.jinja")} if "template" in settings else {}
     others = {k: v for k, v in others.items() if k != "template" or "template" in settings}
@@ -234,7 +238,7 @@ def test_places_of_other_tilings_have_another_key(tiny: Callable[..., Any], name
         sight = {**SIGHT, "vision": {**SIGHT["vision"], "tile": tile}, "tiling": {"name": kind, **own}}
         images = images_of(tiny(**sight, max_positions=1024))
         picture = Image.new("RGB", (90, 30))
-        rendering = PictureRendering(images, lambda talk: [picture], Bytes(258), chat_of({}), 1024)
+        rendering = PictureRendering(images, lambda talk: [picture], Bytes(258), chat_of("plain"), 1024)
         talk = {"where": "a:1", "messages": turns([("user", "<image>"), ("assistant", "Yes.")]), "columns": {}}
         return cache_key("", rendering), (rendering.encode(json.dumps(talk)).tolist(), rendering.tiles)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import re
 import warnings
 from types import SimpleNamespace
@@ -13,8 +12,7 @@ import torch
 from lightning.pytorch.cli import LightningCLI
 
 from blockwright.registry.errors import ConfigError
-from blockwright.training.data import preflight
-from blockwright.training.data.module import TextDataModule
+from blockwright.training.data.modules.text import TextDataModule
 from blockwright.training.data.tokenizers.bpe import BPE
 from blockwright.training.data.tokenizers.bytes import Bytes
 from blockwright.training.data.tokenizers.chars import Chars
@@ -250,11 +248,11 @@ def test_the_cli_takes_corpus_and_tokenizer_by_class_path(tmp_path):
     (tmp_path / "a.txt").write_text("line of text\n" * 200)
     arguments = [
         "fit",
-        "--data.corpus=blockwright.training.data.text.TextFiles",
-        f"--data.corpus.files={tmp_path}/a.txt",
-        "--data.tokenizer=blockwright.training.data.tokenizers.bytes.Bytes",
-        "--data.sequence_length=16",
-        f"--data.cache_dir={tmp_path}/cache",
+        "--data.batching.corpus=blockwright.training.data.text.TextFiles",
+        f"--data.batching.corpus.files={tmp_path}/a.txt",
+        "--data.batching.tokenizer=blockwright.training.data.tokenizers.bytes.Bytes",
+        "--data.batching.sequence_length=16",
+        f"--data.batching.cache_dir={tmp_path}/cache",
         "--trainer.max_steps=2",
         "--trainer.accelerator=cpu",
         "--trainer.logger=false",
@@ -270,14 +268,9 @@ def test_the_cli_shows_a_sentence_for_each_argument(capsys):
     with pytest.raises(SystemExit):
         LightningCLI(Counter, TextDataModule, args=["fit", "--help"], save_config_callback=None)
     shown = re.sub(r"\s+", " ", capsys.readouterr().out)
-    assert "windows of a training batch over *all* processes" in shown
-    for name in inspect.signature(TextDataModule).parameters:
+    assert "rows of a training batch over *all* processes" in shown
+    for name in ("batching.sequence_length", "batching.batch_size", "documents", "min_length"):
         assert f"--data.{name}" in shown
-
-
-def test_the_preflight_knows_every_argument_of_the_module():
-    assert set(inspect.signature(TextDataModule).parameters) == preflight.ARGUMENTS
-    assert f"{TextDataModule.__module__}.{TextDataModule.__qualname__}" == preflight.MODULE
 
 
 def test_bits_a_byte_compare_across_tokenizers(ready, small_corpus):

@@ -21,9 +21,11 @@ from blockwright.blocks.compose import compose
 from blockwright.blocks.kernels.cross_entropy import IGNORED
 from blockwright.registry import ConfigError
 from blockwright.training.data.boxes import boxes, overlap
+from blockwright.training.data.chat.plain import Plain
+from blockwright.training.data.modules.corpus import Batching
+from blockwright.training.data.modules.pictures import PictureDataModule
 from blockwright.training.data.pages import Pages
 from blockwright.training.data.picture_conversations import PictureConversations
-from blockwright.training.data.picture_module import PictureDataModule
 from blockwright.training.data.picture_rows import images_of
 from blockwright.training.data.pictures import PIXELS, Files, open_picture, tiles_of
 from blockwright.training.data.tokenizers.bytes import Bytes
@@ -231,7 +233,8 @@ def record(content: Any, *images: Any, answer: str = "yes") -> dict[str, Any]:
 
 def module(folder: Path, records: list[dict[str, Any]], model: dict[str, Any], length: int = 96) -> PictureDataModule:
     corpus = PictureConversations(written(folder, records), 0.0, 0.0)
-    made = PictureDataModule(corpus, Bytes(258), length, 1, cache_dir=str(folder / "cache"), model=model)
+    batching = Batching(corpus, Bytes(258), length, 1, cache_dir=str(folder / "cache"))
+    made = PictureDataModule(batching, Plain(), model)
     made.prepare_data()
     made.setup("fit")
     return made

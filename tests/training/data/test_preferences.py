@@ -12,9 +12,10 @@ import pytest
 
 from blockwright.registry.errors import ConfigError
 from blockwright.training.data.chat.plain import Plain
-from blockwright.training.data.preference_module import PreferenceDataModule
+from blockwright.training.data.modules.preferences import PreferenceDataModule
 from blockwright.training.data.preferences import PairRendering, Preferences, read_preference
 from blockwright.training.data.tokenizers.bytes import Bytes
+from tests import built
 
 USER = {"role": "user", "content": "Sky?"}
 BLUE, GREEN = ({"role": "assistant", "content": colour} for colour in ("Blue", "Green"))
@@ -79,7 +80,7 @@ def module(tmp_path: Path) -> Callable[..., PreferenceDataModule]:
         file = tmp_path / "pairs.jsonl"
         file.write_text("\n".join(json.dumps(record(i)) for i in range(n)))
         given = {"tokenizer": Bytes(), "sequence_length": 12, "batch_size": 4, "cache_dir": str(tmp_path / "cache")}
-        made = PreferenceDataModule(corpus=Preferences(str(file), 0.2, 0.1), **{**given, **changes})
+        made = built.data("preferences", corpus=Preferences(str(file), 0.2, 0.1), **{**given, **changes})
         made.prepare_data()
         made.setup()
         return made

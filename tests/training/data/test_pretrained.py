@@ -14,6 +14,7 @@ from blockwright.interop import tokenizer as interop_tokenizer
 from blockwright.registry import ConfigError
 from blockwright.training.data.tokenizers.pretrained import Pretrained
 from blockwright.training.data.tokenizers.rebuild import rebuild
+from tests import built
 
 TEXT = "To be, or not to be:\n\tthat is the question — naïve café! 日本語 0123\n\n"
 EOS = "<|end|>"
@@ -194,16 +195,14 @@ def test_cache_of_tokens_does_not_depend_on_a_template(file: Path) -> None:
 
 
 def test_template_of_a_training_takes_the_place_of_the_tokenizers(file: Path, tmp_path: Path) -> None:
-    from blockwright.training.data.chat_module import ChatDataModule
     from blockwright.training.data.sorting import Sorting
 
     (file.parent / "chat_template.jinja").write_text("{{ messages }}")
     own = tmp_path / "own.jinja"
     own.write_text("{% for m in messages %}{% generation %}{{ m.content }}{% endgeneration %}{% endfor %}")
     for chat, kept in (("plain", "{{ messages }}"), ({"name": "jinja", "template": str(own)}, own.read_text())):
-        data = ChatDataModule(
-            Sorting(8, 1), Pretrained(str(file)), batch_size=1, chat=chat, cache_dir=str(tmp_path / "cache")
-        )
+        parts = {"corpus": Sorting(8, 1), "tokenizer": Pretrained(str(file)), "cache_dir": str(tmp_path / "cache")}
+        data = built.data("chat", batch_size=1, chat=chat, **parts)
         data.prepare_data()
         data.setup()
         assert rebuild(data.state_dict()["tokenizer"]).companions["chat_template.jinja"] == kept

@@ -14,14 +14,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from blockwright.registry.errors import ConfigError
+from blockwright.training.configuration import parts
 from blockwright.training.data.chat.plain import Plain
-from blockwright.training.data.chat_module import ChatDataModule
 from blockwright.training.data.conversations import Conversation, ConversationCorpus
 from blockwright.training.data.corpus import Split
-from blockwright.training.data.prompt_module import PromptDataModule
+from blockwright.training.data.modules.chat import ChatDataModule
 from blockwright.training.data.rendering import Rendering
 from blockwright.training.data.rows import RowOrder, best_fit
 from blockwright.training.data.tokenizers.bytes import Bytes
+from tests import built
 
 
 def talk(*contents: str, where: str = "f:1") -> Conversation:
@@ -52,7 +53,7 @@ MANY = [talk(f"q{'u' * (i % 5)}", f"a{'n' * (i % 7)}", "more?", "yes" * (i % 3 +
 def module(tmp_path: Path) -> Callable[..., ChatDataModule]:
     def make(train: list[Conversation] = MANY, **changes: Any) -> ChatDataModule:
         given = {"tokenizer": Bytes(), "sequence_length": 48, "batch_size": 3, "cache_dir": str(tmp_path / "cache")}
-        made = ChatDataModule(corpus=Talks(train, train[:7]), **{**given, **changes})
+        made = built.data("chat", corpus=Talks(train, train[:7]), **{**given, **changes})
         made.prepare_data()
         made.setup()
         return made
@@ -142,9 +143,9 @@ def test_prompts_of_the_same_conversations_have_another_cache(
     module: Callable[..., ChatDataModule], tmp_path: Path
 ) -> None:
     made = module()
-    prompts = PromptDataModule(
-        corpus=made.corpus, tokenizer=Bytes(), sequence_length=48, batch_size=3, cache_dir=str(tmp_path / "cache")
-    )
+    folder = str(tmp_path / "cache")
+    settings = {"tokenizer": Bytes(), "sequence_length": 48, "batch_size": 3, "cache_dir": folder}
+    prompts = built.data("prompts", corpus=made.corpus, **settings)
     prompts.prepare_data()
     prompts.setup()
     assert Bytes().decode(prompts.prompts("train")[0].ids) == "qamore?"  # without the last answer
@@ -156,13 +157,16 @@ def test_nothing_that_fits_is_refused(module: Callable[..., ChatDataModule]) -> 
 
 
 def test_fine_tuning_data_is_checked_before_a_run(tmp_path: Path) -> None:
-    from blockwright.training.data.preflight import check
+    def check(node: dict[str, Any]) -> Any:
+        data = parts.build("data", {"data": node})
+        data.check()
+        return data
 
     file = tmp_path / "chats.jsonl"
     lines = [json.dumps({"prompt": f"{i}", "completion": "x"}) for i in range(20)]
     file.write_text("\n".join([*lines, json.dumps({"messages": [{"role": "user", "content": "alone"}]})]))
     node = {
-        "_target_": "blockwright.training.data.chat_module.ChatDataModule",
+        "name": "chat",
         "corpus": {"_target_": "blockwright.training.data.conversations.Conversations", "files": str(file)},
         "tokenizer": {"_target_": "blockwright.training.data.tokenizers.bytes.Bytes"},
         "chat": {"name": "plain"},
@@ -174,10 +178,10 @@ def test_fine_tuning_data_is_checked_before_a_run(tmp_path: Path) -> None:
         check({**node, "chat": "chatmll"})
     with pytest.raises(ConfigError, match="no special token"):
         check({**node, "chat": "chatml"})
-    with pytest.raises(ConfigError, match="no such setting"):
+    with pytest.raises(ConfigError, match="no parameter 'updates'"):
         check({**node, "updates": 2})
     file.write_text("\n".join(lines))
-    assert check(node) == 257
+    assert check(node).tokenizer.vocab_size == 257
 
 
 def test_masked_loss_is_the_published_one() -> None:

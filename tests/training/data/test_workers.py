@@ -58,12 +58,13 @@ KILLED = """
 import sys, time
 from pathlib import Path
 sys.path.insert(0, ROOT)
-from blockwright.training.data.module import TextDataModule
+from blockwright.training.data.modules.corpus import Batching
+from blockwright.training.data.modules.text import TextDataModule
 from blockwright.training.data.text import TextFiles
 from blockwright.training.data.tokenizers.bytes import Bytes
 
 if __name__ == "__main__":
-    data = TextDataModule(TextFiles(sys.argv[1]), Bytes(), 16, 4, num_workers=2, cache_dir=sys.argv[2])
+    data = TextDataModule(Batching(TextFiles(sys.argv[1]), Bytes(), 16, 4, num_workers=2, cache_dir=sys.argv[2]))
     data.prepare_data()
     data.setup("fit")
     batches = iter(data.train_dataloader())

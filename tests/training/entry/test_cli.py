@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from blockwright.registry import ConfigError
+from blockwright.training.configuration.class_paths import to_class_paths, to_targets
 from blockwright.training.entry import cli
 
 
@@ -24,7 +25,9 @@ def test_target_becomes_class_path_at_every_depth() -> None:
     }
     inner = {"class_path": "c.D", "init_args": {"y": [{"class_path": "e.F", "init_args": {}}, 2]}}
     arguments = {"x": 1, "inner": inner, "plain": {"name": "mla", "list": [1]}}
-    assert cli._class(node) == {"class_path": "a.B", "init_args": arguments}
+    made = to_class_paths(node)
+    assert made == {"class_path": "a.B", "init_args": arguments}
+    assert to_targets(made) == {key: value for key, value in node.items() if key != "_convert_"}
 
 
 def test_every_part_of_the_composition_has_its_place(checked: Callable[..., dict[str, Any]]) -> None:
@@ -43,10 +46,10 @@ def test_every_part_of_the_composition_has_its_place(checked: Callable[..., dict
         "CSVLogger",
         "TensorBoardLogger",
     ]
-    task = made["model"]["init_args"]
-    assert task["model"] == plain["model"] and task["seed"] == 7
-    assert task["optimizer"]["init_args"]["lr"] == plain["optimizer"]["lr"]
-    assert made["data"]["init_args"]["corpus"]["class_path"] == "blockwright.training.data.text.TextFiles"
+    run = made["model"]
+    assert run["model"] == plain["model"] and run["seed"] == 7 and run["task"] == plain["task"]
+    assert run["optimizer"]["init_args"]["lr"] == plain["optimizer"]["lr"]
+    assert made["data"]["data"]["corpus"]["class_path"] == "blockwright.training.data.text.TextFiles"
 
 
 def test_no_logger_is_false_and_not_lightnings_default(checked: Callable[..., dict[str, Any]]) -> None:

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from blockwright.training.checkpoints.record import past_of
 from blockwright.training.configuration.renamed import MOVED, with_moved
 
@@ -23,17 +25,32 @@ def test_class_that_has_moved_is_found_where_a_node_names_it_and_nowhere_else() 
     }
 
 
+@pytest.mark.parametrize("prefix", ["", "blockwright."])
+def test_class_of_a_task_is_its_name_now(prefix: str) -> None:
+    grpo, text = f"{prefix}training.tasks.grpo.Grpo", f"{prefix}training.data.module.TextDataModule"
+    run = {"model": {"d_model": 8}, "seed": 3, "optimizer": {"_target_": "x.Y"}, "init_from": None}
+    own = {"group_size": 4, "frozen": []}
+    assert with_moved({"task": {"_target_": grpo, **run, **own}}) == {"task": {"name": "grpo", **own}}
+    assert with_moved({"class_path": grpo, "init_args": {**run, **own}}) == {"task": {"name": "grpo", **own}, **run}
+    assert with_moved({"class_path": text, "init_args": {"documents": "joined"}}) == {
+        "data": {"name": "text", "documents": "joined"}
+    }
+
+
+def test_settings_that_conversations_never_took_are_gone() -> None:
+    chat = {"_target_": "training.data.chat_module.ChatDataModule", "documents": "apart", "transforms": {}, "seed": 1}
+    assert with_moved(chat) == {"name": "chat", "seed": 1}
+
+
 def test_old_configuration_of_hydra_is_composed(checked: Callable[..., dict[str, Any]]) -> None:
-    plain = checked("task._target_=training.tasks.causal_lm.CausalLM", "~resume")
+    plain = checked("+task._target_=training.tasks.causal_lm.CausalLM", "+task.seed=0", "~resume")
     assert plain["resume"] == {"changed": "show"}
-    assert plain["task"]["_target_"] == "blockwright.training.tasks.causal_lm.CausalLM"
+    assert plain["task"]["name"] == "causal_lm" and "seed" not in plain["task"]
 
 
 def test_old_checkpoint_is_of_the_same_task() -> None:
     settings = {"model": None, "task": {"_target_": "training.tasks.causal_lm.CausalLM"}}
-    assert past_of({"configuration": settings}).settings["task"] == {
-        "_target_": "blockwright.training.tasks.causal_lm.CausalLM"
-    }
+    assert past_of({"configuration": settings}).settings["task"] == {"name": "causal_lm"}
 
 
 def test_old_exported_file_trains_and_resumes(

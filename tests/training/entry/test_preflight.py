@@ -14,7 +14,7 @@ import pytest
 
 from blockwright.blocks.kernels.choice import KERNELS
 from blockwright.registry import ConfigError
-from blockwright.training.configuration.instantiate import instantiate
+from blockwright.training.configuration import parts
 
 ROOT = Path(__file__).resolve().parents[3]
 Checked = Callable[..., dict[str, Any]]
@@ -37,17 +37,22 @@ def test_result_is_plain_types_with_nothing_left_to_resolve(checked: Checked) ->
     assert plain(checked())
 
 
-def test_model_is_complete_and_the_task_has_the_same(checked: Checked) -> None:
+def test_model_is_complete(checked: Checked) -> None:
     plain = checked("model/attention=gqa")
-    assert plain["task"]["model"] == plain["model"]
     assert plain["model"]["vocab_size"] == 257 and plain["model"]["init"]["depth_scaled"] is False
 
 
-def test_checking_imports_no_lightning_and_writes_nothing(tmp_path: Path, small: list[str]) -> None:
+def test_mistake_in_the_model_is_refused_without_lightning_and_checking_writes_nothing(
+    tmp_path: Path, small: list[str]
+) -> None:
     program = (
         "import sys; from blockwright.training.configuration.composing import compose_config;"
-        "from blockwright.training.entry.preflight import preflight;"
-        "preflight(compose_config(sys.argv[1:], output_dir='out')); sys.exit('lightning' in sys.modules)"
+        "from blockwright.training.entry.preflight import preflight\n"
+        "cfg = compose_config(sys.argv[1:], output_dir='out'); cfg.model.attention.n_heads, heads = 3, 2\n"
+        "try: preflight(cfg)\n"
+        "except ValueError as error: assert 'lightning' not in sys.modules and 'n_heads' in str(error), error\n"
+        "else: raise AssertionError\n"
+        "cfg.model.attention.n_heads = heads; preflight(cfg)"
     )
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     subprocess.run([sys.executable, "-c", program, *small], cwd=tmp_path, env=environment, check=True)
@@ -108,6 +113,6 @@ def test_warm_up_longer_than_a_training_that_does_not_take_place_is_no_matter(
 def test_configuration_names_every_kernel_and_a_wish_reaches_the_decoder(checked: Checked) -> None:
     plain = checked("task.kernels.attention=sdpa", "task.kernels.experts=grouped")
     assert tuple(plain["task"]["kernels"]) == KERNELS
-    task = instantiate(plain["task"], "task")
+    task = parts.build("task", plain)
     task.configure_model()
     assert (task.decoder.kernels.attention, task.decoder.kernels.experts) == ("sdpa", "grouped")

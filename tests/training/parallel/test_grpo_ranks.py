@@ -12,7 +12,6 @@ import torch
 import torch.distributed.fsdp._fully_shard._fsdp_param_group as groups
 from many_ranks import DENSE, MOE, Descent, read_model, spawn
 
-from blockwright.training.data.prompt_module import PromptDataModule
 from blockwright.training.data.sorting import Sorting
 from blockwright.training.data.tokenizers.chars import Chars
 from blockwright.training.parallel.local import whole
@@ -20,7 +19,7 @@ from blockwright.training.parallel.strategy import Parallel
 from blockwright.training.rollouts.engine.native import Native
 from blockwright.training.rollouts.group_sampler import GroupSampler
 from blockwright.training.schedulers.constant import Constant
-from blockwright.training.tasks.grpo import Grpo
+from tests import built
 
 pytestmark = pytest.mark.xdist_group("grpo_ranks")  # its fixture trains on two ranks, once
 
@@ -35,12 +34,13 @@ class Texts(L.Callback):
         self.texts: list[list[tuple[int, ...]]] = []
 
     def on_train_batch_end(self, trainer: Any, task: Any, *_: Any) -> None:
-        newest = task._rollouts[max(task._rollouts)]
+        newest = task.rollouts.whole[max(task.rollouts.whole)]
         self.texts.append(sorted((*p, -1, *c) for p, c in zip(newest.prompts, newest.completions, strict=True)))
 
 
 def train(folder: Path, steps: int, ckpt_path: Path | None = None, model: str = DENSE, **how: Any) -> dict[str, Any]:
-    task = Grpo(
+    task = built.task(
+        "grpo",
         read_model(model),
         Descent(),
         Constant(warmup=1),
@@ -51,7 +51,8 @@ def train(folder: Path, steps: int, ckpt_path: Path | None = None, model: str = 
         resamples=2,
         replay=model is SPLIT,
     )
-    data = PromptDataModule(
+    data = built.data(
+        "prompts",
         corpus=Sorting(train=24, held_out=4, salt=1),
         tokenizer=Chars(16),
         sequence_length=12,

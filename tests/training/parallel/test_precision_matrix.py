@@ -19,6 +19,7 @@ from blockwright.training.parallel.strategy import Parallel
 from blockwright.training.schedulers.constant import Constant
 from blockwright.training.tasks.causal_lm import CausalLM
 from blockwright.training.tasks.routing import gates_of
+from blockwright.training.tasks.setup import Setup
 
 pytestmark = pytest.mark.xdist_group("precision_matrix")  # its fixture trains on two ranks, once
 
@@ -93,7 +94,7 @@ class Given(L.Callback):
 
 def cell(precision: str, gate: str, strategy: str = "auto", devices: int = 1) -> dict[str, Any]:
     """One cell of the matrix: two steps that leave the weights as they are, and a validation."""
-    given, task = Given(), CausalLM(read_model(GATES[gate]), AdamW(lr=1e-12, weight_decay=0), Constant())
+    given, task = Given(), CausalLM(Setup(read_model(GATES[gate]), AdamW(lr=1e-12, weight_decay=0), Constant()))
     quiet = dict.fromkeys(("logger", "enable_progress_bar", "enable_model_summary", "enable_checkpointing"), False)
     trainer = L.Trainer(
         accelerator="cpu",
@@ -128,7 +129,7 @@ class Gradients(L.Callback):
 
 
 def gradients(sizes: list[int], strategy: str = "auto", devices: int = 1) -> dict[str, Tensor]:
-    seen, task = Gradients(), CausalLM(read_model(MTP), Descent(), Constant(), z_loss=1e-2)
+    seen, task = Gradients(), CausalLM(Setup(read_model(MTP), Descent(), Constant()), z_loss=1e-2)
     quiet = dict.fromkeys(("logger", "enable_progress_bar", "enable_model_summary", "enable_checkpointing"), False)
     trainer = L.Trainer(
         accelerator="cpu",
@@ -156,7 +157,7 @@ def logged(folder: Path, strategy: str, devices: int) -> list[dict[str, float]]:
     """What a run logs at its fourth step: undisturbed, and resumed after its second."""
     found = []
     for stop, path in ((4, None), (2, None), (4, folder / f"{strategy}.ckpt")):
-        losses, task = Losses(), CausalLM(read_model(BIASED), AdamW(lr=1e-3), Constant())
+        losses, task = Losses(), CausalLM(Setup(read_model(BIASED), AdamW(lr=1e-3), Constant()))
         quiet = dict.fromkeys(("logger", "enable_progress_bar", "enable_model_summary", "enable_checkpointing"), False)
         trainer = L.Trainer(
             accelerator="cpu",

@@ -10,13 +10,12 @@ import pytest
 import torch
 from many_ranks import DENSE, MOE, Descent, read_model, spawn
 
-from blockwright.training.data.preference_module import PreferenceDataModule
 from blockwright.training.data.sorting import SortingPreferences
 from blockwright.training.data.tokenizers.chars import Chars
 from blockwright.training.parallel.local import whole
 from blockwright.training.parallel.strategy import Parallel
 from blockwright.training.schedulers.constant import Constant
-from blockwright.training.tasks.preference import Preference
+from tests import built
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("preference_ranks")]
 
@@ -28,8 +27,10 @@ def train(
 ) -> dict[str, Any]:
     loss = "simpo" if start is None else "sigmoid"
     init_from = str(start) if start and not ckpt_path else None
-    task = Preference(read_model(model), Descent(), Constant(warmup=1), preference=loss, init_from=init_from)
-    data = PreferenceDataModule(
+    run = (read_model(model), Descent(), Constant(warmup=1))
+    task = built.task("preference", *run, preference=loss, init_from=init_from)
+    data = built.data(
+        "preferences",
         corpus=SortingPreferences(train=24, held_out=5, falling=0.0),
         tokenizer=Chars(16),
         sequence_length=24,

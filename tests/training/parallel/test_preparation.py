@@ -15,7 +15,8 @@ from many_ranks import spawn
 
 from blockwright.registry.errors import ConfigError
 from blockwright.training.data import packing
-from blockwright.training.data.module import TextDataModule
+from blockwright.training.data.modules.corpus import Batching
+from blockwright.training.data.modules.text import TextDataModule
 from blockwright.training.data.text import TextFiles
 from blockwright.training.data.tokenizers.chars import Chars
 
@@ -51,7 +52,7 @@ class Nothing(L.LightningModule):
 
 
 def fit(corpus: TextFiles, cache: Path) -> TextDataModule:
-    data = TextDataModule(corpus, Chars(64), sequence_length=8, batch_size=4, cache_dir=str(cache))
+    data = TextDataModule(Batching(corpus, Chars(64), 8, 4, cache_dir=str(cache)))
     off = dict.fromkeys(("logger", "enable_progress_bar", "enable_model_summary", "enable_checkpointing"), False)
     trainer = L.Trainer(
         accelerator="cpu",

@@ -123,8 +123,8 @@ MISTAKES: dict[str, tuple[tuple[str, ...], str, str]] = {
     "attention that never appends": (("model/attention=never",), r"model\.attention", "0 times in a pass"),
     "attention that reads its cache": (("model/attention=peeking",), r"model\.attention", "does not run.*KeyError"),
     "task of whole windows": (
-        ("task=base", "task._target_=blockwright_guest.previous_token.PreviousToken"),
-        "task._target_",
+        ("task=preference", "data=chat"),
+        "task",
         "splits = True.*write trainer.strategy.context=1",
     ),
 }

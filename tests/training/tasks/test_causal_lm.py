@@ -26,6 +26,7 @@ from blockwright.training.schedulers.warmup_step_decay import WarmupStepDecay
 from blockwright.training.tasks.causal_lm import CausalLM
 from blockwright.training.tasks.frozen import freeze
 from blockwright.training.tasks.routing import balance_losses, gates_of
+from blockwright.training.tasks.setup import Setup
 
 Batch = dict[str, Tensor]
 BIASED = {"name": "sigmoid_bias", "top_k": 2, "bias_step": 0.125, "balance": {"name": "expert", "alpha": 0.01}}
@@ -48,7 +49,7 @@ def batch(seed: int, rows: int = 2, length: int = 12, masked: int = 3, packed: b
 @pytest.fixture
 def make_task(tiny: Callable[..., dict[str, Any]]) -> Callable[..., CausalLM]:
     def make(moe: bool = False, lr: float = 0.01, seed: int = 0, scheduler: Any = None, **changes: Any) -> CausalLM:
-        return CausalLM(tiny(moe, **changes), AdamW(lr=lr), scheduler or Constant(1), seed)
+        return CausalLM(Setup(tiny(moe, **changes), AdamW(lr=lr), scheduler or Constant(1), seed))
 
     return make
 

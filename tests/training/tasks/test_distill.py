@@ -13,8 +13,8 @@ from torch.nn import functional as F
 
 from blockwright.blocks.compose import compose
 from blockwright.registry import BlockError, ConfigError
+from blockwright.training.configuration import parts
 from blockwright.training.configuration.composing import compose_config
-from blockwright.training.configuration.instantiate import instantiate
 from blockwright.training.entry.preflight import preflight
 from blockwright.training.objectives.teaching import Language, Layers, Lesson, Logits
 
@@ -83,7 +83,7 @@ def make_task(small: list[str], tmp_path: Path) -> Callable[..., Any]:
     def make(stages: str, *more: str) -> Any:
         words = [*small, "task=distill", f"task.stages={stages}", *more]
         plain = preflight(compose_config(words, output_dir=str(tmp_path / "run")))
-        return instantiate(plain["task"], "task")
+        return parts.build("task", plain)
 
     return make
 

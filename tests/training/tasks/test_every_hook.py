@@ -10,7 +10,6 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
-import yaml
 
 from blockwright import registry
 from blockwright.training.callbacks.experts import DeadExperts
@@ -18,17 +17,13 @@ from blockwright.training.callbacks.guard import Guard
 from blockwright.training.callbacks.qk_clip import QKClip
 from blockwright.training.callbacks.throughput import Throughput
 from blockwright.training.checkpoints.plugin import SealedCheckpoints
-from blockwright.training.configuration.conf import CONF
-from blockwright.training.configuration.instantiate import find_target
-from blockwright.training.data.chat_module import ChatDataModule
-from blockwright.training.data.preference_module import PreferenceDataModule
-from blockwright.training.data.prompt_module import PromptDataModule
 from blockwright.training.data.sorting import Sorting, SortingPreferences
 from blockwright.training.data.tokenizers.chars import Chars
 from blockwright.training.figure import find, of_run
 from blockwright.training.objectives.rewards.base import Reward
 from blockwright.training.optimizers.adamw import AdamW
 from blockwright.training.schedulers.constant import Constant
+from tests import built
 
 STEPS = 5
 Fit = Callable[..., "Last"]
@@ -45,11 +40,11 @@ SETTINGS: dict[str, dict[str, Any]] = {  # of a task: what it needs besides a mo
     "reward": {},
 }
 DATA: dict[str, Any] = {
-    "grpo": (PromptDataModule, Sorting, {"sequence_length": 12, "updates": 2}),
-    "preference": (PreferenceDataModule, SortingPreferences, {"sequence_length": 24}),
-    "reward": (PreferenceDataModule, SortingPreferences, {"sequence_length": 24}),
+    "grpo": ("prompts", Sorting, {"sequence_length": 12, "updates": 2}),
+    "preference": ("preferences", SortingPreferences, {"sequence_length": 24}),
+    "reward": ("preferences", SortingPreferences, {"sequence_length": 24}),
 }
-TEXT = (ChatDataModule, Sorting, {"sequence_length": 16})
+TEXT = ("chat", Sorting, {"sequence_length": 16})
 
 
 class Brief(Reward):
@@ -100,16 +95,6 @@ def _saving(name: str) -> Any:
 Everywhere = type("Everywhere", (Saves,), {name: _saving(name) for name in HOOKS})
 
 
-def tasks() -> dict[str, Any]:
-    """Name → class of every task of the configuration."""
-    found = {}
-    for file in sorted((Path(CONF) / "task").glob("*.yaml")):
-        target = yaml.safe_load(file.read_text()).get("_target_")
-        if target != "???":
-            found[file.stem] = find_target(target, "task")
-    return found
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("hooks")
@@ -125,9 +110,10 @@ def fit(tiny: Callable[..., Any], folder: Path, blocks_of_the_module: None) -> F
         gating = {"name": "sigmoid_bias", "top_k": 2, "bias_step": 0.05}
         model = tiny(moe=True, vocab_size=16, d_model=32, init={"std": 0.3}, gating=gating)
         settings = {**SETTINGS[name], **({} if start is None else {"init_from": str(start)})}
-        task = tasks()[name](model, AdamW(lr=3e-3, weight_decay=0.0), Constant(warmup=1), **settings)
-        module, corpus, more = DATA.get(name, TEXT)
-        data = module(
+        task = built.task(name, model, AdamW(lr=3e-3, weight_decay=0.0), Constant(warmup=1), **settings)
+        kind, corpus, more = DATA.get(name, TEXT)
+        data = built.data(
+            kind,
             corpus=corpus(train=24, held_out=4),
             tokenizer=Chars(16),
             batch_size=8 // accumulate,
@@ -219,7 +205,7 @@ def micro_batches(name: str) -> int:
 
 
 def test_every_task_is_tried() -> None:
-    assert tasks().keys() == SETTINGS.keys(), "a new task needs its settings, and data, in this file"
+    assert registry.names("task") == sorted(SETTINGS), "a new task needs its settings, and data, in this file"
 
 
 @pytest.mark.parametrize("name", SETTINGS)

@@ -19,7 +19,6 @@ from blockwright.blocks.generation.sample import Sampling
 from blockwright.blocks.lora import is_adapter
 from blockwright.lab.run_report import RunReport
 from blockwright.registry import ConfigError
-from blockwright.training.data.prompt_module import PromptDataModule
 from blockwright.training.data.sorting import Sorting
 from blockwright.training.data.tokenizers.chars import Chars
 from blockwright.training.lora import Lora
@@ -31,6 +30,7 @@ from blockwright.training.rollouts.record import Rollout, completion_mask, padde
 from blockwright.training.rollouts.scoring import score
 from blockwright.training.schedulers.constant import Constant
 from blockwright.training.tasks.grpo import Grpo
+from tests import built
 
 PROMPTS = [[5, 3, 9], [7], [2, 2, 4, 4, 1]]
 Make = Callable[..., Any]
@@ -253,13 +253,15 @@ def train(tiny: Make, tmp_path: Path) -> Make:
         precision: Any = "32-true",
         **task: Any,
     ) -> tuple[Grpo, Watch, L.Trainer]:
-        made = Grpo(
+        made = built.task(
+            "grpo",
             model or tiny(moe=True, vocab_size=16, attention=MLA, init={"std": 0.3}),
             AdamW(lr=3e-3, weight_decay=0.0),
             Constant(warmup=1),
             **{"reward": "even", "group_size": 4, "max_new_tokens": 6, **task},
         )
-        module = data or PromptDataModule(
+        module = data or built.data(
+            "prompts",
             corpus=Sorting(train=40, held_out=4, salt=1),
             tokenizer=Chars(16),
             sequence_length=12,
@@ -297,7 +299,7 @@ def test_update_raises_what_was_good_and_lowers_what_was_bad(train: Make) -> Non
 
     class Before(L.Callback):
         def on_after_backward(self, trainer: L.Trainer, task: Any) -> None:
-            found = next(iter(task._rollouts.values()))
+            found = next(iter(task.rollouts.whole.values()))
             with torch.no_grad():
                 kept.append((found, score(task.model.eval(), found, 1.0).logp))
             task.model.train()
@@ -347,7 +349,7 @@ def test_reward_without_spread_and_failing_reward_change_nothing(train: Make) ->
             task, _, trainer = train(2, reward=reward)
         # Balance losses alone move routers, and what leads to them.
         head = task.model.output_weight
-        assert task._rollouts and not any(next(iter(task._rollouts.values())).advantage)
+        assert task.rollouts.whole and not any(next(iter(task.rollouts.whole.values())).advantage)
         assert head.grad is None or not head.grad.any()
 
 
@@ -357,7 +359,7 @@ def test_figures_are_of_the_completions_that_have_a_reward(train: Make) -> None:
 
     class Keep(L.Callback):
         def on_after_backward(self, trainer: L.Trainer, task: Any) -> None:
-            rollouts.append(next(iter(task._rollouts.values())))
+            rollouts.append(next(iter(task.rollouts.whole.values())))
 
     with pytest.warns(UserWarning, match="the reward reluctant failed for .* gave a int that is no finite number"):
         task, _, trainer = train(1, reward="reluctant", callbacks=[Keep()], validate=1)
@@ -382,7 +384,7 @@ def test_groups_without_spread_are_replaced(train: Make) -> None:
 
         class Keep(L.Callback):
             def on_after_backward(self, trainer: L.Trainer, task: Any, found: list[Any] = found) -> None:
-                found.append(next(iter(task._rollouts.values())))
+                found.append(next(iter(task.rollouts.whole.values())))
 
         train(1, reward="seldom", resamples=resamples, callbacks=[Keep()])
     groups = {n: torch.tensor(r.advantage).view(4, 4).ne(0).any(1) for n, (r,) in rollouts.items()}
@@ -417,10 +419,10 @@ def test_updates_of_a_rollout_take_each_completion_once(train: Make) -> None:
     seen: list[Any] = []
 
     class Parts(L.Callback):
-        def on_train_batch_start(self, trainer: L.Trainer, task: Any, batch: Any, index: int) -> None:
+        def on_train_batch_end(self, trainer: L.Trainer, task: Any, outputs: Any, batch: Any, index: int) -> None:
             number = int(batch["rollout"][0])
-            part = task.rollout_of(batch)
-            seen.append((number, len(part), sorted(map(tuple, task._rollouts[number].completions)), part.completions))
+            part, whole = task.rollout_of(batch), task.rollouts.whole[number]
+            seen.append((number, len(part), sorted(map(tuple, whole.completions)), part.completions))
 
     train(4, updates=2, callbacks=[Parts()])
     assert [number for number, *_ in seen] == [0, 0, 1, 1] and all(n == 8 for _, n, _, _ in seen)
@@ -461,12 +463,12 @@ def test_penalty_of_an_adapter_compares_with_the_model_without_it(train: Make) -
     """In no further memory: the KL is 0 while the adapter is new, and that of a second model afterwards."""
     how = {"penalty": {"name": "k3", "beta": 0.5}, "adapter": Lora(["attention"], rank=2)}
     first, _, trainer = train(1, **how)
-    assert trainer.callback_metrics["train/kl"] == pytest.approx(0, abs=1e-9) and not first._held_reference
+    assert trainer.callback_metrics["train/kl"] == pytest.approx(0, abs=1e-9) and not first._reference_model
     later, _, trainer = train(4, **how)
     assert trainer.callback_metrics["train/kl"] > 1e-6
     base = compose(later.model_config)
     base.load_state_dict({name: t for name, t in later.model.state_dict().items() if not is_adapter(name)})
-    rollout = later._rollouts[max(later._rollouts)]
+    rollout = later.rollouts.whole[max(later.rollouts.whole)]
     reference = later._reference_logp(rollout)
     assert torch.equal(reference, score(base, rollout, 1.0).logp)
     assert not torch.equal(reference, score(later.model, rollout, 1.0).logp)
@@ -484,7 +486,7 @@ def test_accumulated_micro_batches_count_together(train: Make) -> None:
 
     class Totals(L.Callback):
         def on_after_backward(self, trainer: L.Trainer, task: Any) -> None:
-            totals.append((float(task.step._totals["completions"]), sorted(task._rollouts)))
+            totals.append((float(task.step._totals["completions"]), sorted(task.rollouts.whole)))
 
     train(1, accumulate=2, callbacks=[Totals()])
     assert totals == [(32.0, [0, 1]), (32.0, [0, 1])]

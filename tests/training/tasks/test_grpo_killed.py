@@ -16,13 +16,13 @@ import blockwright.training.checkpoints.atomic as atomic
 import blockwright.training.rollouts.engine.native as native
 from blockwright import registry
 from blockwright.training.checkpoints.plugin import SealedCheckpoints
-from blockwright.training.data.prompt_module import PromptDataModule
 from blockwright.training.data.sorting import Sorting
 from blockwright.training.data.tokenizers.chars import Chars
 from blockwright.training.objectives.rewards.base import Reward
 from blockwright.training.optimizers.adamw import AdamW
 from blockwright.training.schedulers.constant import Constant
 from blockwright.training.tasks.grpo import Grpo
+from tests import built
 
 STEPS = 6
 PHASES = ("rollout", "reward", "update", "save", "rename")
@@ -79,7 +79,8 @@ def fit(tiny: Callable[..., Any], tmp_path: Path, temporary_blocks: None) -> Cal
 
     def run(folder: str, resume: bool = False) -> torch.Tensor:
         model = tiny(moe=True, vocab_size=16, init={"std": 0.3})
-        task = Grpo(
+        task = built.task(
+            "grpo",
             model,
             AdamW(lr=3e-3, weight_decay=0.0),
             Constant(warmup=1),
@@ -89,7 +90,8 @@ def fit(tiny: Callable[..., Any], tmp_path: Path, temporary_blocks: None) -> Cal
             resamples=1,
             top_p=0.9,
         )
-        data = PromptDataModule(
+        data = built.data(
+            "prompts",
             corpus=Sorting(train=40, held_out=4, salt=1),
             tokenizer=Chars(16),
             sequence_length=12,

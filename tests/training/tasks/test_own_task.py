@@ -11,17 +11,23 @@ from typing import Any
 
 import pytest
 
+from blockwright import registry
 from blockwright.registry import ConfigError
 from blockwright.training.entry.run import run
 
 ROOT = Path(__file__).resolve().parents[3]
 PLUGIN = ROOT / "tests" / "plugin"
-OWN = ["task=base", "task._target_=blockwright_guest.previous_token.PreviousToken"]
+OWN = ["task=previous_token"]
 
 
 @pytest.fixture
-def own(monkeypatch: pytest.MonkeyPatch, checked: Callable[..., dict[str, Any]]) -> Callable[..., dict[str, Any]]:
+def own(
+    monkeypatch: pytest.MonkeyPatch, checked: Callable[..., dict[str, Any]], temporary_blocks: None
+) -> Callable[..., dict[str, Any]]:
     monkeypatch.syspath_prepend(str(PLUGIN))
+    from blockwright_guest.previous_token import PreviousToken
+
+    registry.register("task", "previous_token")(PreviousToken)  # by another test's import it may be, and be gone
     return lambda *overrides: checked(*OWN, "logger=csv", "callbacks.report.sample_tokens=0", *overrides)
 
 

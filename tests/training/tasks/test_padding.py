@@ -4,13 +4,11 @@ selector by itself is checked for it by the conformance check ``padding``."""
 from __future__ import annotations
 
 from collections.abc import Callable
-from importlib import import_module
 from typing import Any
 
 import lightning as L
 import pytest
 import torch
-import yaml
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -19,33 +17,32 @@ from blockwright.blocks.decoder import Layer
 from blockwright.blocks.kernels.documents import PADDING
 from blockwright.registry import ConfigError
 from blockwright.training.callbacks.qk_clip import QKClip
-from blockwright.training.configuration.conf import CONF
-from blockwright.training.data.chat_module import ChatDataModule
-from blockwright.training.data.module import TextDataModule
-from blockwright.training.data.preference_module import PreferenceDataModule
-from blockwright.training.data.prompt_module import PromptDataModule
+from blockwright.training.data.modules.chat import ChatDataModule
+from blockwright.training.data.modules.prompts import PromptDataModule
+from blockwright.training.data.modules.text import TextDataModule
 from blockwright.training.data.sorting import Sorting, SortingPreferences
 from blockwright.training.data.tokenizers.chars import Chars
 from blockwright.training.optimizers.adamw import AdamW
 from blockwright.training.rollouts import scoring
 from blockwright.training.schedulers.constant import Constant
+from tests import built
 
 Make = Callable[..., Any]
 COLUMNS, ROWS = 3, 2  # of padding that is added
 FILL = {"segments": PADDING, "targets": -100, "sequence": -1, "tokens": 5}
 
 # Every task that the configuration offers, with its data and settings: a new one is added here.
-TASKS: dict[str, tuple[type[Any], dict[str, Any]]] = {
-    "causal_lm": (ChatDataModule, {}),
-    "distill": (ChatDataModule, {"stages": [{"loss": "layers", "tokens": 200}, {"loss": "logits"}]}),
-    "grpo": (PromptDataModule, {"reward": "exact_match", "group_size": 2, "max_new_tokens": 3}),
-    "preference": (PreferenceDataModule, {"preference": "simpo"}),
-    "reward": (PreferenceDataModule, {}),
+TASKS: dict[str, tuple[str, dict[str, Any]]] = {
+    "causal_lm": ("chat", {}),
+    "distill": ("chat", {"stages": [{"loss": "layers", "tokens": 200}, {"loss": "logits"}]}),
+    "grpo": ("prompts", {"reward": "exact_match", "group_size": 2, "max_new_tokens": 3}),
+    "preference": ("preferences", {"preference": "simpo"}),
+    "reward": ("preferences", {}),
 }
 
 
 def test_every_task_of_the_configuration_is_tested() -> None:
-    assert set(TASKS) == {path.stem for path in (CONF / "task").glob("*.yaml")} - {"base"}
+    assert registry.names("task") == sorted(TASKS)
 
 
 class Padded:
@@ -105,16 +102,15 @@ def train(tiny: Make, tmp_path_factory: pytest.TempPathFactory) -> Make:
     )
 
     def run(name: str, steps: int = 1, **more: Any) -> tuple[Any, dict[str, float], L.Trainer]:
-        data_class, settings = TASKS[name]
-        module, _, cls = yaml.safe_load((CONF / "task" / f"{name}.yaml").read_text())["_target_"].rpartition(".")
+        kind, settings = TASKS[name]
         start = {
             key: str(folder / "start.ckpt") for key in {"grpo": ["init_from"], "distill": ["teacher"]}.get(name, [])
         }
         changed = {"ffn": {**model["ffn"], "n_experts": 8}} if name == "distill" else {}  # else no layer is aligned
-        task = getattr(import_module(module), cls)
-        made = task({**model, **changed}, AdamW(lr=3e-3), Constant(warmup=1), **settings, **start, **more)
-        corpus = SortingPreferences if data_class is PreferenceDataModule else Sorting
-        data = data_class(
+        made = built.task(name, {**model, **changed}, AdamW(lr=3e-3), Constant(warmup=1), **settings, **start, **more)
+        corpus = SortingPreferences if kind == "preferences" else Sorting
+        data = built.data(
+            kind,
             corpus=corpus(train=24, held_out=6),
             tokenizer=Chars(16),
             sequence_length=24,

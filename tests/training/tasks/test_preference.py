@@ -13,14 +13,13 @@ import torch
 
 from blockwright import registry
 from blockwright.registry import ConfigError, Node, Scope
-from blockwright.training.data.preference_module import PreferenceDataModule
 from blockwright.training.data.sorting import SortingPreferences
 from blockwright.training.data.tokenizers.chars import Chars
 from blockwright.training.figure import Figure
 from blockwright.training.optimizers.adamw import AdamW
 from blockwright.training.schedulers.constant import Constant
 from blockwright.training.tasks.preference import Preference, answers_of
-from blockwright.training.tasks.reward import RewardModel
+from tests import built
 
 Make = Callable[..., Any]
 
@@ -45,12 +44,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def train(tiny: Make, folder: Path) -> Make:
     def run(
-        steps: int, cls: Any = Preference, ckpt_path: Path | None = None, accumulate: int = 1, **task: Any
+        steps: int, name: str = "preference", ckpt_path: Path | None = None, accumulate: int = 1, **task: Any
     ) -> tuple[Any, Watch, L.Trainer]:
         callbacks = task.pop("callbacks", [])
         model = task.pop("model", None) or tiny(moe=True, vocab_size=16, init={"std": 0.3})
-        made = cls(model, AdamW(lr=3e-3, weight_decay=0.0), Constant(warmup=1), **task)
-        data = PreferenceDataModule(
+        made = built.task(name, model, AdamW(lr=3e-3, weight_decay=0.0), Constant(warmup=1), **task)
+        data = built.data(
+            "preferences",
             corpus=SortingPreferences(train=40, held_out=6, falling=0.0),
             tokenizer=Chars(16),
             sequence_length=24,
@@ -186,7 +186,7 @@ def test_micro_batches_count_together(train: Make, start: str) -> None:
 
 
 def test_reward_model_learns_and_scores_completions(train: Make, start: str, folder: Path) -> None:
-    task, watch, trainer = train(12, RewardModel, init_from=start, centre=0.01)
+    task, watch, trainer = train(12, "reward", init_from=start, centre=0.01)
     assert watch.figures[-1]["train/accuracy"] > watch.figures[0]["train/accuracy"]
     trainer.save_checkpoint(folder / "judge.ckpt")
     node = {"name": "reward_model", "run": str(folder / "judge.ckpt"), "batch_size": 3}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import lightning as L
@@ -20,6 +19,7 @@ from blockwright.training.optimizers.base import OptimizerRecipe
 from blockwright.training.parallel.ranks import DataRanks
 from blockwright.training.schedulers.constant import Constant
 from blockwright.training.tasks.causal_lm import CausalLM
+from blockwright.training.tasks.setup import Setup
 from blockwright.training.tasks.step_mean import StepMean
 
 Batch = dict[str, Tensor]
@@ -77,7 +77,7 @@ def gradients(tiny: Callable[..., dict[str, Any]], tmp_path: Path) -> Callable[.
         ours = {"accelerator": "cpu", "max_epochs": 1, "log_every_n_steps": 1, "accumulate_grad_batches": accumulate}
         trainer = L.Trainer(**{**quiet, **ours, **settings}, default_root_dir=tmp_path, callbacks=[seen, *callbacks])
         loader = batches if isinstance(batches, DataLoader) else DataLoader(batches, batch_size=None)
-        trainer.fit(CausalLM(tiny(**model), Descent(), Constant(1), z_loss=1e-2), loader)
+        trainer.fit(CausalLM(Setup(tiny(**model), Descent(), Constant(1)), z_loss=1e-2), loader)
         return seen
 
     return train
@@ -178,12 +178,9 @@ class OneOfTwo(DataRanks):
 
 def test_ranks_with_unequal_counts_have_the_mean_over_both() -> None:
     """A strategy averages over ranks: (a + b) / 2 is the sum of both over the count of both, and no mean of means."""
-    progress = SimpleNamespace(batch_progress=SimpleNamespace(current=SimpleNamespace(ready=1)))
-    loop = SimpleNamespace(epoch_loop=progress, max_batches=1, _data_fetcher=None)
-    trainer = SimpleNamespace(accumulate_grad_batches=1, fit_loop=loop)
     parts = []
     for own, other, total in ((3, 9, 6.0), (9, 3, 30.0)):
-        step = StepMean(lambda batch: {"tokens": torch.tensor(batch)})
-        step.begin(trainer, own, OneOfTwo(other), torch.device("cpu"))  # type: ignore[arg-type]
+        step = StepMean()
+        step.begin([{"tokens": torch.tensor(own)}], 1, OneOfTwo(other), torch.device("cpu"))
         parts.append(step.mean(torch.tensor(total), "tokens"))
     assert sum(parts) / 2 == (6 + 30) / (3 + 9)

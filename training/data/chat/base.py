@@ -116,6 +116,15 @@ class Chat(Composable):
         """The Jinja template to export a model with that was trained in this format; None for its tokenizer's own."""
         return None
 
+    def node(self) -> dict[str, Any]:
+        """The node that builds this format again, as plain types."""
+        registered: Any = type(self)
+        return {"name": registered.Config.name, **self.settings()}
+
+    def settings(self) -> dict[str, Any]:
+        """The arguments of its constructor, as plain types."""
+        return {}
+
     def identity(self) -> str:
         """What the rendered text depends on, all settings: names the cache of rendered conversations."""
         return digest(state(self, self.left_out), self.version, self.made())

@@ -45,6 +45,9 @@ class Jinja(Chat):
         self._template: Template | None = None
         self._text, self._words, self._special = "", dict[str, str](), list[str]()
 
+    def settings(self) -> dict[str, Any]:
+        return {"template": self.file}
+
     def prepare(self, tokenizer: Tokenizer) -> None:
         require("lab", "jinja2", path="data.chat", value="jinja")
         self._text = read_text(Path(self.file), "data.chat.template", REMEDY) if self.file else _of(tokenizer)

@@ -6,14 +6,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import lightning as L
 import numpy as np
 import torch
 from annotated_types import Ge
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from blockwright import ConfigError
+from blockwright import ConfigError, DataModule, register
 from blockwright_asap import labels, learned
 from blockwright_asap.replay import SECOND, WARM_UP, features, of_rollouts, replay
 from blockwright_asap.robot import NQ
@@ -24,7 +23,8 @@ Count = Annotated[int, Ge(1)]
 DRIFTS, LOST = 72, 0.15  # replays that are labelled the way back; m or rad off, from where there is none
 
 
-class RobotRollouts(L.LightningDataModule):
+@register("data", "robot_rollouts")
+class RobotRollouts(DataModule):
     """Transitions of the real robot: ``features`` [B,T,17] and ``labels`` [B,T,width], both standardised.
 
     What it needs (a policy, its rollouts, identification) is made in ``folder`` if it is not there: about a minute.
@@ -60,8 +60,6 @@ class RobotRollouts(L.LightningDataModule):
         drift: Sequence[str] = (),
     ) -> None:
         super().__init__()
-        _one_of("base", base, ("sim", "sysid", "narrow"))
-        _one_of("corrects", corrects, ("action", "state"))
         if not isinstance(prompt, int) or not 0 <= prompt <= WARM_UP:
             rule = f"counts the control steps measured before a replay, 0 to {WARM_UP}"
             raise ConfigError("data.prompt", prompt, rule, f"Write data.prompt={WARM_UP}")
@@ -227,11 +225,6 @@ class Windows(Dataset[dict[str, Tensor]]):
 
         prompts = self.x[robots, : self.prompt].repeat_interleave(count, 0)
         return _batch(torch.cat([prompts, cut(self.x)], 1), cut(self.y))
-
-
-def _one_of(name: str, value: str, known: Sequence[str]) -> None:
-    if value not in known:
-        raise ConfigError(f"data.{name}", value, "there is no such choice", f"Write one of {', '.join(known)}")
 
 
 def _batch(features: Tensor, labels: Tensor) -> dict[str, Tensor]:

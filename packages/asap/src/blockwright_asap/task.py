@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 from torch.nn.functional import smooth_l1_loss
 
-from blockwright import ConfigError, Figure, Scored, Task
+from blockwright import ConfigError, Figure, Scored, Setup, Task, register
 from blockwright_asap import learned, replay
 from blockwright_asap.data import RobotRollouts
 from blockwright_asap.labels import BOUND
@@ -17,6 +17,7 @@ from blockwright_asap.robot import NU
 REPLAYS = {"0.25": "replay_quarter", "0.5": "replay_half", "1.0": "replay_1s"}  # seconds → figure, mm
 
 
+@register("task", "asap_correct")
 class Correct(Task):
     """Huber loss between the decoder's corrections and the labels, both in standard deviations of the labels.
 
@@ -36,8 +37,8 @@ class Correct(Task):
     std: Tensor
     scale: Tensor
 
-    def __init__(self, *args: Any, **settings: Any) -> None:
-        super().__init__(*args, **settings)
+    def __init__(self, setup: Setup) -> None:
+        super().__init__(setup)
         if self.model_config["vocab_size"] < learned.NEEDED:
             rule = f"an embedding for each feature is needed, {learned.NEEDED} of them"
             remedy = f"Set model.vocab_size={learned.NEEDED}"

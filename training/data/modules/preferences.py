@@ -9,11 +9,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from blockwright.registry.enforcing import enforced
+from blockwright.registry import register
 from blockwright.registry.errors import ConfigError
-from blockwright.training.data.chat_module import ChatDataModule
 from blockwright.training.data.corpus import SPLITS, Split
-from blockwright.training.data.module import Batches
+from blockwright.training.data.modules.chat import ChatDataModule
+from blockwright.training.data.modules.corpus import Batches
 from blockwright.training.data.order import PADDING, LineBatches
 from blockwright.training.data.packing import Ints, Stream
 from blockwright.training.data.preferences import PairRendering
@@ -61,18 +61,20 @@ class Pairs(Rows):
     __getitem__ = __getitems__  # called by a loader whose items are lists, without a batch sampler
 
 
-@enforced("data")
+@register("data", "preferences")
 class PreferenceDataModule(ChatDataModule):
     """Pairs of a chosen and a rejected answer, in an order that is a function of seed and epoch.
 
     Args:
-        settings: those of ``ChatDataModule``, its corpus of ``Preference``s. ``sequence_length`` is the longest
+        batching: the corpus, of ``Preference``s, and how it is made into batches: ``sequence_length`` is the longest
             conversation in tokens, ``batch_size`` the pairs of a step over all processes
+        chat: the format of conversations
     """
 
-    def __init__(self, *args: Any, **settings: Any) -> None:
-        super().__init__(*args, **settings)
-        self.rendering: PairRendering = PairRendering(self.tokenizer, self.rendering.chat, self.sequence_length)
+    rendering: PairRendering
+
+    def _render(self) -> PairRendering:
+        return PairRendering(self.tokenizer, self.chat, self.sequence_length)
 
     def _describe(self) -> str:
         dropped = self._pack().vocabulary["counts"].get("dropped", 0)

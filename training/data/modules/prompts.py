@@ -9,13 +9,14 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from blockwright.registry.enforcing import enforced
+from blockwright.registry import register
 from blockwright.registry.errors import ConfigError
 from blockwright.registry.ranges import Count
-from blockwright.training.data.chat_module import ChatDataModule
+from blockwright.training.data.chat.base import Chat
 from blockwright.training.data.conversations import ConversationCorpus
 from blockwright.training.data.corpus import SPLITS, Split
-from blockwright.training.data.module import Batches
+from blockwright.training.data.modules.chat import ChatDataModule
+from blockwright.training.data.modules.corpus import Batches, Batching
 from blockwright.training.data.order import PADDING, LineBatches
 from blockwright.training.data.prompts import Prompt, PromptRendering, RolloutBatches
 from blockwright.training.data.rows import RowOrder
@@ -41,24 +42,26 @@ class PromptRows(Dataset[dict[str, Tensor]]):
     __getitem__ = __getitems__  # called by a loader whose items are lists, without a batch sampler
 
 
-@enforced("data")
+@register("data", "prompts")
 class PromptDataModule(ChatDataModule):
     """Prompts in an order that is a function of the seed and the rollout.
 
     ``prompts(split)`` gives their texts and columns by number, on every process.
 
     Args:
-        settings: those of ``ChatDataModule``. ``sequence_length`` is the longest prompt in tokens, ``batch_size`` the
-            prompts of a rollout over all processes
+        batching: the corpus, and how it is made into batches: ``sequence_length`` is the longest prompt in tokens,
+            ``batch_size`` the prompts of a rollout over all processes
+        chat: the format of conversations
         updates: optimizer steps on each rollout, each on an equal part of its completions
     """
 
-    def __init__(self, *args: Any, updates: Count = 1, **settings: Any) -> None:
-        super().__init__(*args, **settings)
+    def __init__(self, batching: Batching, chat: Chat, updates: Count = 1) -> None:
+        super().__init__(batching, chat)
         self.updates = updates
-        chat = self.rendering.chat
-        self.rendering = PromptRendering(self.tokenizer, chat, self.sequence_length)
         self._prompts: dict[Split, list[Prompt]] = {}
+
+    def _render(self) -> PromptRendering:
+        return PromptRendering(self.tokenizer, self.chat, self.sequence_length)
 
     def prompts(self, split: Split) -> list[Prompt]:
         """The prompts of a split; needs ``setup``."""

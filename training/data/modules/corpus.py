@@ -1,4 +1,4 @@
-"""The data module: turns a corpus and a tokenizer into batches; a resumed run gets the same batches.
+"""The data module of a tokenised corpus; a resumed run gets the same batches.
 
 The position in the data is read from Lightning's own counter at the start of each epoch's batches, and never counted
 here; ``order.py`` then determines the batches. So the position is right for a checkpoint in the middle of an epoch, at
@@ -10,13 +10,14 @@ Not supported: mixtures of corpora, and streaming of text that does not fit on a
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
-from functools import cached_property
+from abc import abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any
 
-import lightning as L
 import numpy.typing as npt
+from annotated_types import Ge
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
@@ -25,81 +26,91 @@ from torch.utils.data import DataLoader, Dataset
 from blockwright.registry.enforcing import enforced
 from blockwright.registry.errors import ConfigError
 from blockwright.registry.ranges import Count, Seed, Whole
-from blockwright.training.data import lengths as window_lengths
 from blockwright.training.data import packing, ranks
-from blockwright.training.data.corpus import SPLITS, Corpus, Split
-from blockwright.training.data.long_documents import LongDocuments
+from blockwright.training.data.corpus import Corpus, Split
+from blockwright.training.data.modules.base import DataModule
 from blockwright.training.data.order import EpochBatches, LineBatches, MixedOrder, Order
-from blockwright.training.data.preflight import Length, check_transforms, too_short
 from blockwright.training.data.tokenizers.base import Tokenizer, vocabulary_of
-from blockwright.training.data.transform import Transform
-from blockwright.training.data.windows import Making, Windows, as_is
+from blockwright.training.data.windows import as_is
 from blockwright.training.data.workers import forkserver, stay
 
 Batches = DataLoader[dict[str, Tensor]]
+Length = Annotated[int, Ge(2)]  # of a row: a token, and one to predict
 
 
 @enforced("data")
-class TextDataModule(L.LightningDataModule):
-    """Next-token batches from a corpus of text.
-
-    A batch is a dictionary of int64 tensors: ``tokens``, ``targets`` (−100 where nothing is to be predicted) [B, T],
-    ``n_bytes`` [B] (UTF-8 bytes of the predicted text), ``segments`` and ``positions`` [B, T] if a window contains more
-    than one document or has other positions, and ``weights`` [B, T] (fp32) if a transform gives them. Rows may be all
-    −100 in the last batch of an evaluation on several processes: sum the loss and divide by the count, since the mean
-    over such a row is NaN.
+@dataclass(frozen=True)
+class Batching:
+    """A corpus, and how it is made into batches.
 
     Args:
         corpus: the text and its division into train, val and test
         tokenizer: text to ids; fitted on the train split, once
-        sequence_length: tokens of a window, at least 2
-        batch_size: windows of a training batch over *all* processes, whose number divides it
+        sequence_length: tokens of a row, at least 2
+        batch_size: rows of a training batch over *all* processes, whose number divides it
         eval_batch_size: the same for validation and test; null for batch_size
-        eval_windows: maximum number of windows evaluated per split, evenly spaced; null for all
+        eval_windows: maximum number of rows evaluated per split, evenly spaced; null for all
         num_workers: loader processes per rank; 0 reads in the training process, which is fast enough for text
         seed: of the order of the batches
         cache_dir: folder for tokenised corpora, created if needed; any number of runs may share it
-        documents: ``apart``: documents in one window do not see each other, and positions count from each one's start;
-            ``joined``: a window is one document, in which the ids that end documents are tokens like others
-        min_length: the training windows of ``sequence_length`` tokens are cut only from documents of at least so many
-            tokens, and shorter ones (``lengths``) from all; null for all documents
-        lengths: stages of training with windows of several lengths, see training/data/lengths.py; null for windows of
-            ``sequence_length`` only. Every batch has as many tokens
-        transforms: changes of training windows, by name (training/data/transform.py)
     """
 
-    def __init__(
-        self,
-        corpus: Corpus,
-        tokenizer: Tokenizer,
-        sequence_length: Length = 256,
-        batch_size: Count = 16,
-        eval_batch_size: Count | None = None,
-        eval_windows: Count | None = None,
-        num_workers: Whole = 0,
-        seed: Seed = 0,
-        cache_dir: str = "data/cache",
-        documents: Literal["apart", "joined"] = "apart",
-        min_length: Length | None = None,
-        lengths: Sequence[Mapping[str, Any]] | None = None,
-        transforms: Mapping[str, Transform] | None = None,
-    ) -> None:
+    corpus: Corpus
+    tokenizer: Tokenizer
+    sequence_length: Length = 256
+    batch_size: Count = 16
+    eval_batch_size: Count | None = None
+    eval_windows: Count | None = None
+    num_workers: Whole = 0
+    seed: Seed = 0
+    cache_dir: str = "data/cache"
+
+
+class CorpusDataModule(DataModule):
+    """Batches of rows of a tokenised corpus. A subclass defines what a row is.
+
+    Args:
+        batching: the corpus, and how it is made into batches
+    """
+
+    tokenizer: Tokenizer
+
+    def __init__(self, batching: Batching) -> None:
         super().__init__()
-        self.corpus, self.tokenizer = corpus, tokenizer
-        self.sequence_length, self.batch_size = sequence_length, batch_size
-        self.eval_batch_size = batch_size if eval_batch_size is None else eval_batch_size
-        self.eval_windows, self.num_workers, self.seed = eval_windows, num_workers, seed
-        self.cache_dir = Path(cache_dir).expanduser()
-        self.documents, self.min_length = documents, min_length
-        self.lengths = window_lengths.read(lengths, sequence_length, batch_size)
-        self._stages = None if lengths is None else [dict(stage) for stage in lengths]
-        self.transforms = {name: each for name, each in (transforms or {}).items() if each is not None}
-        check_transforms(self.transforms, sequence_length, tokenizer.vocab_size, self.lengths)
+        self.corpus, self.tokenizer = batching.corpus, batching.tokenizer
+        self.sequence_length, self.batch_size = batching.sequence_length, batching.batch_size
+        self.eval_batch_size = batching.eval_batch_size or batching.batch_size
+        self.eval_windows, self.num_workers, self.seed = batching.eval_windows, batching.num_workers, batching.seed
+        self.cache_dir = Path(batching.cache_dir).expanduser()
         self._key: str | None = None
         self._read_fingerprint: str | None = None  # read by this process or another of the run
         self._failure: Exception | None = None  # of prepare_data, until sent to all processes
         self._streams: dict[Split, packing.Stream] = {}
         self._batches = 0
+
+    # ---- defined by subclasses ----------------------------------------------------------------------------------
+
+    @property
+    @abstractmethod
+    def order(self) -> Order | MixedOrder:
+        """The order of the training rows; needs ``setup``."""
+
+    @property
+    @abstractmethod
+    def _encoder(self) -> Tokenizer:
+        """Encodes a document of the corpus."""
+
+    @abstractmethod
+    def _dataset(self, split: Split, length: int) -> Dataset[dict[str, Tensor]]:
+        """The rows of a split, of so many tokens."""
+
+    @abstractmethod
+    def _line(self, split: Split, length: int, batch_size: int) -> LineBatches:
+        """The order of a split's rows in an evaluation."""
+
+    @abstractmethod
+    def _check_lengths(self) -> None:
+        """Refuse a corpus of which nothing fits into a row."""
 
     # ---- tokens -------------------------------------------------------------------------------------------------
 
@@ -135,7 +146,6 @@ class TextDataModule(L.LightningDataModule):
             self.tokenizer = type(self.tokenizer).from_json(packed.vocabulary)
         self._streams = packed.streams
         self._check_lengths()
-        self.__dict__.pop("_long", None)  # of the streams before
         if stage in (None, "fit"):
             self._check_batch_fits()
             self._check_sharing("batch_size", self.batch_size)
@@ -143,17 +153,6 @@ class TextDataModule(L.LightningDataModule):
         # Two warnings that are wrong for these loaders: they do resume, and have little to do.
         warnings.filterwarnings("ignore", message=".*your dataloader is not resumable")
         warnings.filterwarnings("ignore", message=".*does not have many workers")
-
-    @property
-    def order(self) -> Order | MixedOrder:
-        """The order of the training windows; needs ``setup``."""
-        n_tokens, long = self._streams["train"].n_tokens, self._long
-        longest = Order(long.n_tokens if long else n_tokens, self.sequence_length, self.batch_size, self.seed)
-        return longest if self.lengths is None else MixedOrder(longest, self.lengths, n_tokens)
-
-    @cached_property
-    def _long(self) -> LongDocuments | None:
-        return None if self.min_length is None else LongDocuments(self._streams["train"], self.min_length)
 
     def _listen(self) -> None:
         """Receive the fingerprint of the text from this node's process that has read it, or its error."""
@@ -175,8 +174,8 @@ class TextDataModule(L.LightningDataModule):
 
     def _pack(self) -> packing.Packed:
         if self._key is None:  # before fitting the tokenizer, so that all processes and runs get the same name
-            self._key = packing.cache_key(self._corpus_fingerprint, self.tokenizer)
-        return packing.pack(self.corpus, self.tokenizer, self.cache_dir, self._key)
+            self._key = packing.cache_key(self._corpus_fingerprint, self._encoder)
+        return packing.pack(self.corpus, self._encoder, self.cache_dir, self._key)
 
     def tokens(self, split: Split) -> npt.NDArray[Any]:
         """The token ids of a split, mapped from disk; needs ``setup``."""
@@ -230,17 +229,6 @@ class TextDataModule(L.LightningDataModule):
             return self._loader(split, length, batch_sampler=sampler)
         return self._loader(split, length, sampler=sampler, batch_size=None)
 
-    def _line(self, split: Split, length: int, batch_size: int) -> LineBatches:
-        return LineBatches(self._streams[split].n_tokens, length, batch_size, self.eval_windows, *self._share())
-
-    def _dataset(self, split: Split, length: int) -> Dataset[dict[str, Tensor]]:
-        joined = self.documents == "joined"
-        if split == "train":
-            places, making = packing.ring, Making(joined, self._long, self.transforms, self.seed)
-        else:
-            places, making = packing.line, Making(joined)
-        return Windows(self._streams[split], length, self.tokenizer.token_bytes(), places, making)
-
     def _loader(self, split: Split, length: int, **sampling: Any) -> Batches:
         return DataLoader(
             self._dataset(split, length),
@@ -260,12 +248,6 @@ class TextDataModule(L.LightningDataModule):
         """
         sharing = self.trainer.distributed_sampler_kwargs if self.trainer else None
         return (sharing["rank"], sharing["num_replicas"]) if sharing else (0, 1)
-
-    def _check_lengths(self) -> None:
-        for split in SPLITS:
-            n_tokens = self._streams[split].n_tokens
-            if n_tokens <= self.sequence_length and (n_tokens or split == "train"):
-                raise too_short(split, n_tokens, self.sequence_length)
 
     def _check_batch_fits(self) -> None:
         if not self.order.n_batches:
@@ -325,7 +307,7 @@ class TextDataModule(L.LightningDataModule):
             self._warn_of_other_batches(state_dict)
 
     def _warn_of_other_batches(self, state_dict: Mapping[str, Any]) -> None:
-        usual = {name: default for name, _, default in self._further}
+        usual = {name: default for name, _, default in self._further()}
         theirs = {**usual, **state_dict}
         changed = [
             f"{name} was {theirs[name]}, is {value}"
@@ -345,19 +327,12 @@ class TextDataModule(L.LightningDataModule):
             "sequence_length": self.sequence_length,
             "batch_size": self.batch_size,
             "seed": self.seed,
-            **{name: value for name, value, usual in self._further if value != usual},
+            **{name: value for name, value, usual in self._further() if value != usual},
         }
 
-    @property
     def _further(self) -> list[tuple[str, Any, Any]]:
         """Name, value and default of settings that older checkpoints do not have."""
-        transforms = {name: _settings(each) for name, each in self.transforms.items()}
-        return [
-            ("documents", self.documents, "apart"),
-            ("min_length", self.min_length, None),
-            ("lengths", None if self._stages is None else repr(self._stages), None),
-            ("transforms", repr(transforms), "{}"),
-        ]
+        return []
 
     def _consumed(self) -> int:
         """Global batches that training has consumed, over all epochs."""
@@ -379,8 +354,3 @@ class TextDataModule(L.LightningDataModule):
         if limit is None:
             return n_batches
         return max(1, min(n_batches, limit if isinstance(limit, int) else int(n_batches * limit)))
-
-
-def _settings(transform: Transform) -> dict[str, Any]:
-    """The settings of a transform as plain types, to compare."""
-    return {name: value for name, value in vars(transform).items() if isinstance(value, int | float | str | tuple)}

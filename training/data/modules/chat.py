@@ -2,40 +2,67 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import numpy.typing as npt
 from lightning.pytorch.utilities import rank_zero_info
 
 from blockwright.interop.tokenizer import COMPANIONS
-from blockwright.registry.enforcing import enforced
+from blockwright.registry import register
 from blockwright.registry.errors import ConfigError
-from blockwright.training.data import packing
+from blockwright.training.data.chat.base import Chat
+from blockwright.training.data.conversations import ConversationCorpus
 from blockwright.training.data.corpus import SPLITS, Split
-from blockwright.training.data.module import TextDataModule
+from blockwright.training.data.modules.corpus import Batching, CorpusDataModule
 from blockwright.training.data.order import LineBatches
-from blockwright.training.data.rendering import Rendering, chat_of
+from blockwright.training.data.rendering import Rendering
 from blockwright.training.data.rows import RowOrder, Rows
+from blockwright.training.data.tokenizers.base import Tokenizer
 
 
-@enforced("data")
-class ChatDataModule(TextDataModule):
+@register("data", "chat")
+class ChatDataModule(CorpusDataModule):
     """Whole conversations packed into rows, of which the answers are scored.
 
-    A batch is that of ``TextDataModule``, with ``targets`` −100 outside answers, and ``segments`` and ``positions``
-    always present: conversations of a row do not see each other. Rows are the packing of the whole split, in an order
+    A batch is that of ``data=text``, with ``targets`` −100 outside answers, and ``segments`` and ``positions`` always
+    present: conversations of a row do not see each other. Rows are the packing of the whole split, in an order
     that is a function of seed and epoch.
 
     Args:
-        settings: those of ``TextDataModule``, its corpus a ``ConversationCorpus``
-        chat: the format of conversations, a registered ``chat``
+        batching: the corpus, a ``ConversationCorpus``, and how it is made into batches
+        chat: the format of conversations
+
+    Raises:
+        ConfigError: at ``data.corpus``, which gives no conversations
     """
 
-    def __init__(self, *args: Any, chat: str | dict[str, Any] = "plain", **settings: Any) -> None:
-        super().__init__(*args, **settings)
+    default_children: ClassVar[Mapping[str, Any]] = {"chat": "plain"}
+
+    def __init__(self, batching: Batching, chat: Chat) -> None:
+        super().__init__(batching)
+        self._check_corpus()
         self.chat = chat
-        self.rendering = Rendering(self.tokenizer, chat_of({"chat": chat}), self.sequence_length)
+        self.rendering = self._render()
         self._rows: dict[tuple[Split, int], Rows] = {}
+
+    def _check_corpus(self) -> None:
+        if not isinstance(self.corpus, ConversationCorpus):
+            rule = "this data needs conversations, which the corpus does not give"
+            remedy = "Write data.corpus._target_=blockwright.training.data.conversations.Conversations, or of its kind"
+            raise ConfigError("data.corpus", type(self.corpus).__name__, rule, remedy)
+
+    def _render(self) -> Rendering:
+        return Rendering(self.tokenizer, self.chat, self.sequence_length)
+
+    def check(self) -> None:
+        self.corpus.check()
+        for split in SPLITS if self.corpus.is_small() else ():
+            self.rendering.check(self.corpus.documents(split))
+
+    @property
+    def _encoder(self) -> Tokenizer:
+        return self.rendering
 
     def setup(self, stage: str | None = None) -> None:
         super().setup(stage)
@@ -54,17 +81,12 @@ class ChatDataModule(TextDataModule):
         return f"conversations: {'; '.join(shares)}; {cut} (data.sequence_length={self.sequence_length})"
 
     def tokens(self, split: Split) -> npt.NDArray[Any]:
-        """As in ``TextDataModule``: conversation after conversation, without what is said of the tokens on disk."""
+        """The token ids of a split: conversation after conversation, without what is said of the tokens on disk."""
         return self._streams[split].tokens // 2
 
     @property
     def order(self) -> RowOrder:  # type: ignore[override]
         return RowOrder(len(self._packed("train", self.sequence_length)), self.batch_size, self.seed)
-
-    def _pack(self) -> packing.Packed:
-        if self._key is None:
-            self._key = packing.cache_key(self._corpus_fingerprint, self.rendering)
-        return packing.pack(self.corpus, self.rendering, self.cache_dir, self._key)
 
     def _check_lengths(self) -> None:
         if not self._streams["train"].n_tokens:
@@ -87,7 +109,7 @@ class ChatDataModule(TextDataModule):
         return LineBatches(rows + 1, 1, batch_size, self.eval_windows, *self._share())
 
     def state_dict(self) -> dict[str, Any]:
-        """As in ``TextDataModule``; the template of ``data.chat`` takes the place of the tokenizer's, for exports."""
+        """As in ``CorpusDataModule``; the template of ``data.chat`` takes the place of the tokenizer's, for exports."""
         state, template = super().state_dict(), self.rendering.chat.template()
         if template is not None and COMPANIONS in state["tokenizer"]:
             files = {**state["tokenizer"][COMPANIONS], "chat_template.jinja": template}

@@ -8,20 +8,22 @@ from typing import Any, cast
 
 import numpy as np
 
-from blockwright.registry.enforcing import enforced
+from blockwright.registry import register
 from blockwright.registry.errors import ConfigError
 from blockwright.registry.ranges import Count
-from blockwright.training.data.chat_module import ChatDataModule
+from blockwright.training.data.chat.base import Chat
 from blockwright.training.data.conversations import Conversation
 from blockwright.training.data.corpus import SPLITS, Split
 from blockwright.training.data.dealing import DealtOrder
+from blockwright.training.data.modules.chat import ChatDataModule
+from blockwright.training.data.modules.corpus import Batching
 from blockwright.training.data.packing import Packed
 from blockwright.training.data.picture_conversations import PictureCorpus
 from blockwright.training.data.picture_rows import PictureRendering, PictureRows, Sights, images_of, refuse_token
 from blockwright.training.data.rows import RowOrder
 
 
-@enforced("data")
+@register("data", "images")
 class PictureDataModule(ChatDataModule):
     """Whole conversations with their pictures packed into rows, of which the answers are scored.
 
@@ -29,7 +31,8 @@ class PictureDataModule(ChatDataModule):
     needs them.
 
     Args:
-        settings: those of ``ChatDataModule``, its corpus a ``PictureCorpus``
+        batching: the corpus, a ``PictureCorpus``, and how it is made into batches
+        chat: the format of conversations
         model: the composition of the model, whose tower and tiling say how pictures are cut and how long they are
         row_tiles: at most so many tiles of pictures in a row; null for as many as fit
     """
@@ -37,12 +40,23 @@ class PictureDataModule(ChatDataModule):
     corpus: PictureCorpus
     rendering: PictureRendering
 
-    def __init__(self, *args: Any, model: Mapping[str, Any], row_tiles: Count | None = None, **settings: Any) -> None:
-        super().__init__(*args, **settings)
+    def __init__(
+        self, batching: Batching, chat: Chat, model: Mapping[str, Any], row_tiles: Count | None = None
+    ) -> None:
         self.images, self.row_tiles = images_of(model), row_tiles
+        super().__init__(batching, chat)
+
+    def _check_corpus(self) -> None:
+        if not isinstance(self.corpus, PictureCorpus):
+            rule = "this data needs conversations with pictures, which the corpus does not give"
+            target = "blockwright.training.data.picture_conversations.PictureConversations"
+            remedy = f"Write data.corpus._target_={target}, or use data=chat"
+            raise ConfigError("data.corpus", type(self.corpus).__name__, rule, remedy)
+
+    def _render(self) -> PictureRendering:
         refuse_token(self.images, self.tokenizer)
-        given = (self.tokenizer, self.rendering.chat, self.sequence_length)
-        self.rendering = PictureRendering(self.images, self.corpus.pictures, *given)
+        settings = (self.tokenizer, self.chat, self.sequence_length)
+        return PictureRendering(self.images, self.corpus.pictures, *settings)
 
     def conversations(self, split: Split, most: int) -> list[Conversation]:
         """The first conversations of a split."""
@@ -87,6 +101,5 @@ class PictureDataModule(ChatDataModule):
         tiles = self._packed("train", self.sequence_length).row_tiles
         return f"{super()._describe()}; {tiles.mean():.1f} tiles of pictures a row, at most {tiles.max(initial=0)}"
 
-    @property
     def _further(self) -> list[tuple[str, Any, Any]]:
-        return [*super()._further, ("row_tiles", self.row_tiles, None)]
+        return [*super()._further(), ("row_tiles", self.row_tiles, None)]
