@@ -111,7 +111,8 @@ def _prose() -> Iterator[tuple[str, str]]:
     yield "CONTRIBUTING.md", re.sub(r"\| not \| but \|\n(?:\|.*\n)*", "", contributing)  # the glossary itself
     for path in sorted([*(ROOT / "conf").rglob("*.yaml"), *ROOT.glob("plugins/*/conf/**/*.yaml")]):
         yield str(path), path.read_text()
-    tests = [path for path in (ROOT / "tests").rglob("*.py") if path != Path(__file__).resolve()]  # it lists the words
+    tests = [ROOT / "conftest.py", *(ROOT / "tests").rglob("*.py"), *ROOT.glob("plugins/*/tests/**/*.py")]
+    tests.remove(Path(__file__).resolve())  # it lists the words
     for path in [*SOURCES, *tests]:
         for token in tokenize.generate_tokens(io.StringIO(path.read_text()).readline):
             if token.type in TEXTS:
