@@ -71,7 +71,7 @@ def test_composition_comes_from_there_and_may_be_patched(
     plain = checked_start(f"init_from={imported}", "model=pretrained", "+model.max_positions=33", "+model.norm.eps=0.1")
     model = plain["model"]
     assert (model["attention"]["name"], model["max_positions"], model["norm"]["eps"]) == ("gqa", 33, 0.1)
-    assert "pretrained" not in model and plain["task"]["model"] == model
+    assert "pretrained" not in model
 
 
 def test_surgery_puts_the_weights_into_another_composition(
@@ -109,7 +109,6 @@ def test_surgery_puts_the_weights_into_another_composition(
             "surgery.transplant",
             "serves",
         ),
-        (["init_from=OUT", "model=pretrained", "~task.init_from"], "init_from", "does not support init_from"),
     ],
 )
 def test_start_that_cannot_be_right_is_refused(
@@ -199,7 +198,7 @@ def test_a_run_is_extended_with_other_positions_and_the_same_weights(
     yarn = ["model.position.factor=8", "model.position.original_positions=32", "model.position.pairing=half_split"]
     plain = checked_start(*EXTENDED, f"init_from={trained / place}", *yarn)
     assert plain["model"]["position"]["name"] == "yarn" and plain["model"]["max_positions"] == 256
-    assert plain["task"]["optimizer"]["lr"] == plain["optimizer"]["lr"] == pytest.approx(0.002)
+    assert plain["optimizer"]["lr"] == pytest.approx(0.002)
     task = parts.build("task", plain)
     task.configure_model()
     expected = load(trained).state_dict()

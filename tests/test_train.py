@@ -105,7 +105,7 @@ def doors(small: list[str], warm: Warm, environment: dict[str, str], folder: Pat
         "unknown key": ["fit", "--compose", "model.d_modle=3"],
         "unknown key of a block": ["fit", "--compose", *choice, "+model.attention.widow=3"],
         "unknown argument": ["fit", "--trainer.max_stepz=3"],
-        "value refused by the data": ["fit", "--compose", *choice, "--data.batch_size=0"],
+        "value refused by the data": ["fit", "--compose", *choice, "data.batch_size=0"],
         "no checkpoint": ["validate", "--compose", *choice, "--ckpt_path", "nope.ckpt"],
         "another model's checkpoint": ["validate", "--compose", *choice, "model.d_model=32", "--ckpt_path", last],
         "random weights": ["validate", "--compose", *choice],
@@ -174,8 +174,8 @@ def test_exported_file_holds_no_hydra(doors: dict[str, dict[str, Any]], folder: 
     text = (folder / "run" / "lightning_cli.yaml").read_text()
     assert doors and "_target_" not in text and "${" not in text.replace("${run_dir}", "").replace("${now}", "")
     written = yaml.safe_load(text)
-    assert written["model"]["class_path"] == "blockwright.training.tasks.causal_lm.CausalLM"
-    assert written["model"]["init_args"]["model"]["attention"]["name"] == "gqa"
+    assert written["model"]["task"]["name"] == "causal_lm" and written["data"]["data"]["name"] == "text"
+    assert written["model"]["model"]["attention"]["name"] == "gqa"
     assert written["weights_only"] is True
 
 
@@ -200,7 +200,7 @@ def test_printed_configuration_is_the_composed_one(doors: dict[str, dict[str, An
     assert doors["print"]["code"] == 0, doors["print"]["err"]
     printed = yaml.safe_load(doors["print"]["out"])
     assert printed["trainer"]["max_steps"] == 6
-    assert printed["model"]["init_args"]["model"]["attention"]["name"] == "gqa"
+    assert printed["model"]["model"]["attention"]["name"] == "gqa"
 
 
 def test_help_of_the_cli_names_its_way_to_compose(doors: dict[str, dict[str, Any]]) -> None:

@@ -22,6 +22,7 @@ from blockwright.training.optimizers.adamw import AdamW
 from blockwright.training.optimizers.base import OptimizerRecipe
 from blockwright.training.schedulers.constant import Constant
 from blockwright.training.tasks.causal_lm import CausalLM
+from blockwright.training.tasks.setup import Setup
 
 VOCABULARY, LENGTH, WINDOWS, BATCHES = 40, 12, 8, 4
 LEAST = 1e-2
@@ -195,9 +196,10 @@ def train(
 
     torch.manual_seed(0)
     curve = Curve()
-    learner = (Double if double else CausalLM)(
-        read_model(model), optimizer or AdamW(lr=3e-3), Constant(), **(task or {})
-    )
+    own = {key: value for key, value in (task or {}).items() if key == "z_loss"}
+    how = {key: value for key, value in (task or {}).items() if key not in own}
+    setup = Setup(read_model(model), optimizer or AdamW(lr=3e-3), Constant(), **how)
+    learner = (Double if double else CausalLM)(setup, **own)
     runner = L.Trainer(
         devices=devices,
         strategy=strategy if isinstance(strategy, str) else Parallel(**strategy),
