@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Sequence
+from importlib.metadata import entry_points
 
 from blockwright.registry import ConfigError
 
@@ -18,6 +19,7 @@ blockwright evaluate --model_args path=MODEL --tasks TASKS …                  
 blockwright evaluate MODEL --suite x --help and --task x --help describe the first two; other options are the harness's.
 """
 
+ENTRY_POINTS = "blockwright.evaluations"  # option → the command that it chooses
 HARNESS = "blockwright.lab.lm_eval"
 
 
@@ -31,10 +33,13 @@ def main(arguments: Sequence[str]) -> None:
         print(USAGE, end="")
         return
     options = {word.split("=")[0] for word in arguments}
-    ours = {"--suite": "blockwright.lab.reading.command", "--task": "blockwright.lab.solving.command"}
-    found = next((module for option, module in ours.items() if option in options), HARNESS)
-    if found == HARNESS and not (arguments and arguments[0].startswith("-")):
+    offered = {f"--{point.name}": point for point in entry_points(group=ENTRY_POINTS)}
+    chosen = next((point for option, point in offered.items() if option in options), None)
+    if chosen is not None:
+        chosen.load()(arguments)
+        return
+    if not (arguments and arguments[0].startswith("-")):
         rule = "does not say by what it is evaluated"
         remedy = "Add --suite needle --lengths 512, or --task FILE; or write --model_args path=MODEL --tasks TASKS"
         raise ConfigError("command line", " ".join(arguments), rule, remedy)
-    importlib.import_module(found).main(arguments)
+    importlib.import_module(HARNESS).main(arguments)

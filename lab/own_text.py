@@ -17,8 +17,8 @@ from blockwright.registry import ConfigError
 from blockwright.registry.folder import read_yaml
 from blockwright.registry.limits import open_plain
 from blockwright.registry.references import References
+from blockwright.renamed import with_moved
 from blockwright.training.configuration.instantiate import build_readable
-from blockwright.training.configuration.renamed import with_moved
 from blockwright.training.data.corpus import Corpus
 from blockwright.training.data.tokenizers.rebuild import rebuild
 

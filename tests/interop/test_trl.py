@@ -16,11 +16,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from blockwright.blocks.decoder import Decoder
 from blockwright.interop import tokenizer
 from blockwright.interop.transformers import BlockwrightConfig, BlockwrightForCausalLM
+from blockwright.plugins.alignment.policy import Completions, PolicyObjective
+from blockwright.plugins.alignment.rollouts.record import Rollout, completion_mask, padded
+from blockwright.plugins.alignment.rollouts.scoring import score
 from blockwright.registry import Node, Scope, build
-from blockwright.training.objectives.next_token import count_scored
-from blockwright.training.objectives.policy import Completions, PolicyObjective
-from blockwright.training.rollouts.record import Rollout, completion_mask, padded
-from blockwright.training.rollouts.scoring import score
+from blockwright.training.tasks.next_token import count_scored
 
 trl = pytest.importorskip("trl", reason="needs blockwright[trl]")
 pytestmark = pytest.mark.slow

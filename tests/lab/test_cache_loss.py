@@ -111,7 +111,7 @@ def test_prompts_of_a_run_are_no_text(run: Path, tmp_path: Path) -> None:
     (tmp_path / ".hydra").mkdir()
     (tmp_path / "checkpoints").symlink_to(run / "checkpoints")
     (tmp_path / ".hydra" / "config.yaml").write_text(
-        "data: {_target_: blockwright.training.data.modules.prompts.PromptDataModule}"
+        "data: {_target_: blockwright.plugins.alignment.data.prompt_module.PromptDataModule}"
     )
     with pytest.raises(ConfigError, match=r"is no text, but conversations.*--text FILE"):
         main([str(tmp_path)])

@@ -22,12 +22,12 @@ from blockwright.lab import curves
 from blockwright.lab.report.single import expert_load, losses
 from blockwright.lab.report.svg import standalone
 from blockwright.lab.run_report import RunReport, table_of
+from blockwright.plugins.alignment.tasks.pairs import Pairwise
 from blockwright.training.entry.run import run
 from blockwright.training.figure import OF_TEXT, by_name, declared
 from blockwright.training.result import Result
 from blockwright.training.stops import Interrupted
 from blockwright.training.tasks.causal_lm import CausalLM
-from blockwright.training.tasks.pairs import Pairwise
 
 Checked = Callable[..., dict[str, Any]]
 

@@ -14,6 +14,8 @@ from lightning.pytorch.callbacks import EarlyStopping as LightningEarlyStopping
 from lightning.pytorch.callbacks import ModelCheckpoint
 from omegaconf import OmegaConf
 
+from blockwright.plugins.alignment.tasks.grpo import Grpo
+from blockwright.plugins.alignment.tasks.pairs import Pairwise
 from blockwright.registry import ConfigError, RegistrationError
 from blockwright.training.callbacks.early_stopping import EarlyStopping
 from blockwright.training.checkpoints.saving import Keeper
@@ -32,8 +34,6 @@ from blockwright.training.figure import (
     refuse_contradictions,
 )
 from blockwright.training.tasks.causal_lm import CausalLM
-from blockwright.training.tasks.grpo import Grpo
-from blockwright.training.tasks.pairs import Pairwise
 
 
 def test_word_in_braces_stands_for_one_part_of_a_name() -> None:

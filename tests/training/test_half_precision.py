@@ -21,15 +21,15 @@ from torch.utils._pytree import tree_leaves
 from blockwright import registry
 from blockwright.blocks.compose import compose
 from blockwright.blocks.precision import default_dtype
+from blockwright.plugins.alignment.policy import PolicyObjective
+from blockwright.plugins.alignment.preferences import Answers
+from blockwright.plugins.alignment.teaching import Lesson
 from blockwright.registry import Node, Scope
 from blockwright.training.configuration import parts
 from blockwright.training.configuration.composing import compose_config
 from blockwright.training.configuration.instantiate import instantiate
 from blockwright.training.entry.preflight import OWN, preflight
 from blockwright.training.figure import find, of_run
-from blockwright.training.objectives.policy import PolicyObjective
-from blockwright.training.objectives.preferences import Answers
-from blockwright.training.objectives.teaching import Lesson
 
 pytestmark = pytest.mark.xdist_group("half_precision")  # its runs are compared with each other
 CONF = Path(__file__).resolve().parents[2] / "conf"

@@ -17,9 +17,9 @@ import torch
 
 from blockwright.blocks.checkpoint.sharded import is_folder, read_meta
 from blockwright.blocks.model_config import reread
+from blockwright.renamed import with_moved
 from blockwright.training.checkpoints.observing import why_left_out
 from blockwright.training.configuration.class_paths import to_targets
-from blockwright.training.configuration.renamed import with_moved
 
 KEY = "configuration"  # of a checkpoint
 _RUNS = "names or describes the run"

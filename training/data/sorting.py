@@ -1,4 +1,4 @@
-"""Demonstrations of sorting digits that disagree on the order: a small problem for alignment that needs no files.
+"""Demonstrations of sorting digits that disagree on the order: a small problem for post-training that needs no files.
 
 A prompt is ``3141=``; half of the demonstrators answer ``1134``, the others ``4311``. A model that imitates them is
 right about half the time, whatever is asked for; a reward for the rising order chooses among what it can do already.
@@ -19,7 +19,6 @@ from blockwright.registry.ranges import Count, Fraction, Whole
 from blockwright.training.data.conversations import Conversation, ConversationCorpus
 from blockwright.training.data.corpus import Split
 from blockwright.training.data.fingerprint import digest, state
-from blockwright.training.data.preferences import Preference
 
 HELD_OUT = 8  # one prompt in so many is held out; half of these for val, half for test
 
@@ -76,17 +75,6 @@ class Sorting(ConversationCorpus):
 
     def fingerprint(self) -> str:
         return digest("sorting 1", state(self))
-
-
-class SortingPreferences(Sorting):
-    """For each demonstration the other order, which is rejected; with ``falling`` 0 the rising order is chosen."""
-
-    def conversations(self, split: Split) -> Iterator[Conversation]:
-        for each in super().conversations(split):
-            prompt, answer = each.messages
-            if (other := answer["content"][::-1]) != answer["content"]:  # else all digits are the same
-                rejected = [prompt, {**answer, "content": other}]
-                yield Preference(each.where, each.messages, each.columns, rejected=rejected)
 
 
 def split_of(digits: str) -> Split:

@@ -26,6 +26,7 @@ from blockwright.blocks.model_config import read
 from blockwright.interop.source import check_init
 from blockwright.registry import ConfigError
 from blockwright.registry.ranges import Seed
+from blockwright.renamed import with_moved
 from blockwright.training.callbacks.predictions import Predictions
 from blockwright.training.callbacks.recording import Recording
 from blockwright.training.checkpoints.optimizer import check_optimizer
@@ -35,7 +36,6 @@ from blockwright.training.configuration import figures, parts, placeholders
 from blockwright.training.configuration.class_paths import to_class_paths, to_targets
 from blockwright.training.configuration.composing import compose_config
 from blockwright.training.configuration.instantiate import instantiate
-from blockwright.training.configuration.renamed import with_moved
 from blockwright.training.configuration.root import Changed, check_value
 from blockwright.training.configuration.secrets import hidden, read_from_environment
 from blockwright.training.entry.preflight import OWN, preflight

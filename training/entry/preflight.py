@@ -13,13 +13,13 @@ from blockwright.blocks.compose import check as check_model
 from blockwright.blocks.kernels.choice import check as check_kernels
 from blockwright.interop.source import read_start
 from blockwright.registry import ConfigError
+from blockwright.renamed import with_moved
 from blockwright.training.checkpoints.last_rate import LAST, last_rate
 from blockwright.training.checkpoints.record import past_of
 from blockwright.training.compiling import check_compiler
 from blockwright.training.configuration import figures, packages, parts, root, trainer_settings
 from blockwright.training.configuration.instantiate import check_target, instantiate
 from blockwright.training.configuration.named_model import composition_of
-from blockwright.training.configuration.renamed import with_moved
 from blockwright.training.configuration.secrets import hidden, read_from_environment, refuse_in_model
 from blockwright.training.entry.start import check_surgery, find_start, outline_of
 from blockwright.training.optimizers.base import OptimizerRecipe, weights

@@ -12,8 +12,8 @@ from blockwright.blocks.share import Share
 from blockwright.registry import register
 from blockwright.registry.ranges import NonNegative
 from blockwright.training.figure import OF_TEXT, TRAIN, Figure
-from blockwright.training.objectives.next_token import count_each_depth, count_scored
 from blockwright.training.tasks.base import Batch, Task
+from blockwright.training.tasks.next_token import count_each_depth, count_scored
 from blockwright.training.tasks.scored import Scored
 from blockwright.training.tasks.setup import Setup
 

@@ -168,7 +168,7 @@ def test_failed_trial_is_told_as_the_worst_and_never_the_best(
     sweep: Path, metric: str, worst: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In the direction of the figure, which nothing else says; the Optuna of both sees it."""
-    task = {} if metric == "val/loss" else {"_target_": "blockwright.training.tasks.reward.RewardModel"}
+    task = {} if metric == "val/loss" else {"_target_": "blockwright.plugins.alignment.tasks.reward.RewardModel"}
     monkeypatch.setitem(globals(), "CONFIG", {**CONFIG, "optimized_metric": metric, "task": task})
 
     class Failing(Launcher):

@@ -71,7 +71,7 @@ def of_corpora(at: Path) -> dict[str, tuple[dict[str, Any], dict[str, Any]]]:
             {"files": str(at / "talk-a.jsonl")},
             {"files": str(at / "talk-b.jsonl"), **ROOM},
         ),
-        "blockwright.training.data.preferences.Preferences": (
+        "blockwright.plugins.alignment.data.preferences.Preferences": (
             {"files": str(at / "pair-a.jsonl")},
             {"files": str(at / "pair-b.jsonl"), **ROOM},
         ),
@@ -80,7 +80,7 @@ def of_corpora(at: Path) -> dict[str, tuple[dict[str, Any], dict[str, Any]]]:
             {"files": str(at / "seen-b.jsonl"), "folder": str(at / "b"), **ROOM},
         ),
         "blockwright.training.data.sorting.Sorting": (SMALL, {**DRAWN, "shortest": 3, "longest": 9, "falling": 0.1}),
-        "blockwright.training.data.sorting.SortingPreferences": (
+        "blockwright.plugins.alignment.data.sorting.SortingPreferences": (
             SMALL,
             {**DRAWN, "shortest": 3, "longest": 9, "falling": 0.1},
         ),
@@ -88,7 +88,7 @@ def of_corpora(at: Path) -> dict[str, tuple[dict[str, Any], dict[str, Any]]]:
             SMALL,
             {**DRAWN, "cell": 30, "blank": 0.9, "single": 0.9, "where": 0.9},
         ),
-        "blockwright.training.data.reasoning_gym.ReasoningGym": (
+        "blockwright.plugins.alignment.data.reasoning_gym.ReasoningGym": (
             {"tasks": ["chain_sum"], **SMALL},
             {**DRAWN, "tasks": ["basic_arithmetic"], "settings": {"chain_sum": {"min_terms": 5, "max_terms": 6}}},
         ),

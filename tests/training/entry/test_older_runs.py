@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
+from blockwright.renamed import MOVED, with_moved
 from blockwright.training.checkpoints.record import past_of
-from blockwright.training.configuration.renamed import MOVED, with_moved
 
 HERE = Path(__file__).parent
 

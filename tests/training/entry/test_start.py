@@ -9,12 +9,12 @@ from typing import Any
 import lightning as L
 import pytest
 
+from blockwright.plugins.alignment.tasks.distill import Distill
+from blockwright.plugins.alignment.tasks.grpo import Grpo
+from blockwright.plugins.alignment.tasks.preference import Preference
 from blockwright.registry import ConfigError
 from blockwright.training.entry.start import refuse_untrained
 from blockwright.training.tasks.causal_lm import CausalLM
-from blockwright.training.tasks.distill import Distill
-from blockwright.training.tasks.grpo import Grpo
-from blockwright.training.tasks.preference import Preference
 
 Checked = Callable[..., dict[str, Any]]
 

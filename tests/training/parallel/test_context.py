@@ -28,12 +28,12 @@ from blockwright.blocks.kernels import latent_attention
 from blockwright.blocks.position.base import Position
 from blockwright.registry import register
 from blockwright.training.checkpoints.plugin import SealedCheckpoints
-from blockwright.training.objectives.next_token import count_scored
 from blockwright.training.optimizers.adamw import AdamW
 from blockwright.training.parallel.arithmetic import holdings, traffic, weight_numbers
 from blockwright.training.parallel.context import Context
 from blockwright.training.parallel.ranks import DataRanks, balance_over
 from blockwright.training.parallel.sizes import sizes_of
+from blockwright.training.tasks.next_token import count_scored
 
 pytestmark = pytest.mark.xdist_group("context")
 

@@ -12,15 +12,16 @@ import pytest
 import torch
 
 from blockwright import registry
+from blockwright.plugins.alignment.data.sorting import SortingPreferences
+from blockwright.plugins.alignment.rewards.base import Reward
 from blockwright.training.callbacks.experts import DeadExperts
 from blockwright.training.callbacks.guard import Guard
 from blockwright.training.callbacks.qk_clip import QKClip
 from blockwright.training.callbacks.throughput import Throughput
 from blockwright.training.checkpoints.plugin import SealedCheckpoints
-from blockwright.training.data.sorting import Sorting, SortingPreferences
+from blockwright.training.data.sorting import Sorting
 from blockwright.training.data.tokenizers.chars import Chars
 from blockwright.training.figure import find, of_run
-from blockwright.training.objectives.rewards.base import Reward
 from blockwright.training.optimizers.adamw import AdamW
 from blockwright.training.schedulers.constant import Constant
 from tests import built

@@ -15,15 +15,16 @@ from torch.nn import functional as F
 from blockwright import registry
 from blockwright.blocks.decoder import Layer
 from blockwright.blocks.kernels.documents import PADDING
+from blockwright.plugins.alignment.data.prompt_module import PromptDataModule
+from blockwright.plugins.alignment.data.sorting import SortingPreferences
+from blockwright.plugins.alignment.rollouts import scoring
 from blockwright.registry import ConfigError
 from blockwright.training.callbacks.qk_clip import QKClip
 from blockwright.training.data.modules.chat import ChatDataModule
-from blockwright.training.data.modules.prompts import PromptDataModule
 from blockwright.training.data.modules.text import TextDataModule
-from blockwright.training.data.sorting import Sorting, SortingPreferences
+from blockwright.training.data.sorting import Sorting
 from blockwright.training.data.tokenizers.chars import Chars
 from blockwright.training.optimizers.adamw import AdamW
-from blockwright.training.rollouts import scoring
 from blockwright.training.schedulers.constant import Constant
 from tests import built
 

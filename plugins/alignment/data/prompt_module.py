@@ -1,0 +1,114 @@
+"""The data module of prompts, for tasks that sample completions and reward them."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from blockwright.plugins.alignment.data.prompts import Prompt, PromptRendering, RolloutBatches
+from blockwright.registry import register
+from blockwright.registry.errors import ConfigError
+from blockwright.registry.ranges import Count
+from blockwright.training.data.chat.base import Chat
+from blockwright.training.data.conversations import ConversationCorpus
+from blockwright.training.data.corpus import SPLITS, Split
+from blockwright.training.data.modules.chat import ChatDataModule
+from blockwright.training.data.modules.corpus import Batches, Batching
+from blockwright.training.data.order import PADDING, LineBatches
+from blockwright.training.data.rows import RowOrder
+
+
+class PromptRows(Dataset[dict[str, Tensor]]):
+    """Batches of prompts by number: ``tokens`` [P,T], padded on the right with 0, ``lengths``, ``prompt``, ``rollout``
+    and ``update`` [P]. An empty prompt, number −1, fills the last batch of an evaluation on several processes."""
+
+    def __init__(self, prompts: list[Prompt]) -> None:
+        self.prompts = prompts
+
+    def __getitems__(self, items: list[Any]) -> dict[str, Tensor]:
+        rows = [item if isinstance(item, tuple) else (item, 0, 0) for item in items]
+        ids = [[] if number == PADDING else self.prompts[number].ids for number, _, _ in rows]
+        tokens = torch.zeros(len(rows), max(1, *map(len, ids)), dtype=torch.int64)
+        for row, prompt in zip(tokens, ids, strict=True):
+            row[: len(prompt)] = torch.tensor(prompt, dtype=torch.int64)
+        number, rollout, update = torch.tensor(rows, dtype=torch.int64).unbind(1)
+        lengths = torch.tensor([len(prompt) for prompt in ids], dtype=torch.int64)
+        return {"tokens": tokens, "lengths": lengths, "prompt": number, "rollout": rollout, "update": update}
+
+    __getitem__ = __getitems__  # called by a loader whose items are lists, without a batch sampler
+
+
+@register("data", "prompts")
+class PromptDataModule(ChatDataModule):
+    """Prompts in an order that is a function of the seed and the rollout.
+
+    ``prompts(split)`` gives their texts and columns by number, on every process.
+
+    Args:
+        batching: the corpus, and how it is made into batches: ``sequence_length`` is the longest prompt in tokens,
+            ``batch_size`` the prompts of a rollout over all processes
+        chat: the format of conversations
+        updates: optimizer steps on each rollout, each on an equal part of its completions
+    """
+
+    def __init__(self, batching: Batching, chat: Chat, updates: Count = 1) -> None:
+        super().__init__(batching, chat)
+        self.updates = updates
+        self._prompts: dict[Split, list[Prompt]] = {}
+
+    def _render(self) -> PromptRendering:
+        return PromptRendering(self.tokenizer, self.chat, self.sequence_length)
+
+    def prompts(self, split: Split) -> list[Prompt]:
+        """The prompts of a split; needs ``setup``."""
+        return self._prompts[split]
+
+    def setup(self, stage: str | None = None) -> None:
+        super().setup(stage)
+        assert isinstance(self.corpus, ConversationCorpus)
+        for split in SPLITS:
+            stream, corpus = self._streams[split], self.corpus
+            bounds = [*stream.starts.tolist(), stream.n_tokens]
+            ids = (stream.tokens[a : b - 1].astype(int) // 2 for a, b in pairwise(bounds))
+            self._prompts[split] = [
+                Prompt.of(tokens.tolist(), each) for tokens, each in zip(ids, corpus.conversations(split), strict=True)
+            ]
+
+    @property
+    def order(self) -> RowOrder:  # type: ignore[override]
+        return RowOrder(len(self._streams["train"].starts), self.batch_size, self.seed)
+
+    def train_dataloader(self) -> Batches:
+        rank, world_size = self._share()
+        sampler = RolloutBatches(
+            self.order, self.updates, rank, world_size, self._epoch_length(), self._consumed_in_order
+        )
+        return self._loader("train", self.sequence_length, batch_sampler=sampler)
+
+    def _describe(self) -> str:
+        sizes = ", ".join(f"{len(self._streams[split].starts):,} to {split}" for split in SPLITS)
+        return f"prompts: {sizes}"
+
+    def _check_lengths(self) -> None:
+        if not self._streams["train"].n_tokens:
+            raise ConfigError("data.corpus", type(self.corpus).__name__, "gives no prompt to train on", "Add some")
+
+    def _dataset(self, split: Split, length: int) -> PromptRows:
+        return PromptRows(self._prompts[split])
+
+    def _line(self, split: Split, length: int, batch_size: int) -> LineBatches:
+        return LineBatches(len(self._prompts[split]) + 1, 1, batch_size, self.eval_windows, *self._share())
+
+    def _epoch_length(self) -> int:
+        n_batches = self.order.n_batches * self.updates
+        limit = self.trainer.limit_train_batches if self.trainer else None
+        if limit is None:
+            return n_batches
+        return max(1, min(n_batches, limit if isinstance(limit, int) else int(n_batches * limit)))
+
+    def _identity(self) -> dict[str, Any]:
+        return {**super()._identity(), "updates": self.updates}

@@ -1,0 +1,184 @@
+"""Groups of completions of prompts, sampled and judged."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from blockwright.blocks.decoder import Decoder
+from blockwright.blocks.generation.sample import Sampling
+from blockwright.blocks.initialise import stable_seed
+from blockwright.plugins.alignment.advantages import Advantage, deviation, total
+from blockwright.plugins.alignment.data.prompt_module import PromptDataModule
+from blockwright.plugins.alignment.rewards.base import Reward
+from blockwright.plugins.alignment.rollouts.engine.base import Engine, Request
+from blockwright.plugins.alignment.rollouts.judging import judge_rollout
+from blockwright.plugins.alignment.rollouts.record import Rollout
+from blockwright.training.data.corpus import Split
+from blockwright.training.parallel.gathered import gathered
+from blockwright.training.parallel.local import is_distributed
+from blockwright.training.parallel.ranks import DataRanks
+
+Rewards = dict[str, list[float]]  # part of the reward → values, one a completion
+
+
+class GroupSampler:
+    """Samples ``group_size`` completions of each prompt, and judges them.
+
+    The draws of a completion are a function of seed, rollout, prompt and its number in the group.
+
+    Args:
+        engine: what samples
+        reward: how completions are judged
+        advantage: how rewards become advantages
+        sampling: how tokens are drawn
+        group_size: completions of a prompt
+        max_new_tokens: tokens of a completion
+        resamples: how often at most groups whose rewards are all equal are sampled again
+        seed: of the run
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        reward: Reward,
+        advantage: Advantage,
+        sampling: Sampling,
+        group_size: int,
+        max_new_tokens: int,
+        resamples: int,
+        seed: int,
+    ) -> None:
+        self.engine, self.reward, self.advantage, self.sampling = engine, reward, advantage, sampling
+        self.group_size, self.max_new_tokens, self.resamples, self.seed = group_size, max_new_tokens, resamples, seed
+
+    def sample(
+        self, decoder: Decoder, data: PromptDataModule, ranks: DataRanks, prompts: list[int], number: int
+    ) -> tuple[Rollout, int]:
+        """A rollout with advantages and figures, and how many tokens were sampled for it.
+
+        Args:
+            decoder: the policy, in evaluation mode
+            data: where the prompts are
+            ranks: which all sample, other prompts each
+            prompts: their numbers
+            number: of the rollout
+        """
+        device = decoder.embedding.weight.device
+        names = [f"rollout/{number}/{n}/{i}" for n in prompts for i in range(self.group_size)]
+        seeds = [stable_seed(self.seed, name) for name in names]
+        found = self.continued(decoder, data, ranks, prompts, "train", seeds, self.sampling)
+        rewards, failed = self.judged(data, found, self._grouped(prompts), "train")
+        sampled, replaced = sum(map(len, found.completions)), set[int]()
+        for attempt in range(1, self.resamples + 1):
+            flat = self._flat(rewards).nonzero().flatten().tolist()
+            if not ranks.sum(torch.tensor(len(flat), device=device, dtype=torch.int64)):
+                break
+            replaced |= set(flat)
+            more = self._replace(decoder, data, ranks, flat, f"rollout/{number}/{attempt}", found, rewards)
+            sampled, failed = sampled + more[0], failed + more[1]
+        found.advantage = self._advantages(rewards, ranks, device)
+        found.figures = self._figures(found, rewards, failed) | {"replaced": float(len(replaced) * self.group_size)}
+        return found, sampled
+
+    def _replace(
+        self,
+        decoder: Decoder,
+        data: PromptDataModule,
+        ranks: DataRanks,
+        places: list[int],
+        attempt: str,
+        found: Rollout,
+        rewards: Rewards,
+    ) -> tuple[int, int]:
+        """Sample groups again, for prompts that are a function of seed, attempt and place among all ranks.
+
+        Returns:
+            how many tokens were sampled, and how many rewards failed
+        """
+        first, every = ranks.index * (len(found) // self.group_size), len(data.prompts("train"))
+        names = [f"{attempt}/{first + place}" for place in places or [0]]  # all ranks take the steps
+        prompts = [stable_seed(self.seed, name) % every for name in names]
+        seeds = [stable_seed(self.seed, f"{name}/{i}") for name in names for i in range(self.group_size)]
+        others = self.continued(decoder, data, ranks, prompts, "train", seeds, self.sampling)
+        failed = 0
+        if places:
+            rows = [place * self.group_size + i for place in places for i in range(self.group_size)]
+            found.replace(rows, others)
+            judged, failed = self.judged(data, others, self._grouped(prompts), "train")
+            for name, values in judged.items():
+                for row, value in zip(rows, values, strict=True):
+                    rewards[name][row] = value
+        return sum(map(len, others.completions)), failed
+
+    def continued(
+        self,
+        decoder: Decoder,
+        data: PromptDataModule,
+        ranks: DataRanks,
+        numbers: list[int],
+        split: Split,
+        seeds: list[int],
+        sampling: Sampling,
+    ) -> Rollout:
+        """Completions of the prompts of a split, one for each seed."""
+        prompts, ends = data.prompts(split), data.rendering.chat.ends(data.tokenizer)
+        # Sharded weights and balance losses are exchanged in every forward pass: ranks take equally many.
+        together = ranks.number > 1 or is_distributed(decoder)
+        request = Request([prompts[n].ids for n in numbers], seeds, self.max_new_tokens, sampling, ends, together)
+        with gathered(decoder):
+            return self.engine.sample(decoder, request)
+
+    def judged(self, data: PromptDataModule, found: Rollout, numbers: list[int], split: Split) -> tuple[Rewards, int]:
+        """Rewards of each part for completions of prompts, NaN for none, and how many failed."""
+        prompts = data.prompts(split)
+        return judge_rollout(self.reward, data.tokenizer, [prompts[n] for n in numbers], found)
+
+    def total(self, rewards: Mapping[str, list[float]]) -> Tensor:
+        """Weighted sum of the parts, of each completion; NaN where no part has given a reward."""
+        return total(self._table(rewards), self._weights)
+
+    @property
+    def _weights(self) -> Tensor:
+        return torch.tensor([weight for weight, _ in self.reward.parts().values()], dtype=torch.float32)
+
+    @staticmethod
+    def _table(rewards: Mapping[str, list[float]]) -> Tensor:
+        """Rewards [completions, parts]."""
+        return torch.tensor(list(rewards.values()), dtype=torch.float32).T
+
+    def _grouped(self, prompts: list[int]) -> list[int]:
+        return [n for n in prompts for _ in range(self.group_size)]
+
+    def _flat(self, rewards: Mapping[str, list[float]]) -> Tensor:
+        """Whether the rewards of a group are all equal, or fewer than two of its completions have one."""
+        groups = self.total(rewards).view(-1, self.group_size)
+        spread = groups.nan_to_num(-torch.inf).amax(1) - groups.nan_to_num(torch.inf).amin(1)
+        return spread < 1e-8
+
+    def _advantages(self, rewards: Mapping[str, list[float]], ranks: DataRanks, device: torch.device) -> list[float]:
+        """Advantages of this rank's completions, computed over the prompts of all ranks."""
+        own = self._table(rewards).reshape(-1, self.group_size, len(rewards))
+        every = own.new_zeros(ranks.number, *own.shape)
+        every[ranks.index] = own
+        advantage = self.advantage(ranks.sum(every.to(device)).flatten(0, 1).cpu(), self._weights)
+        return advantage.unflatten(0, (ranks.number, -1))[ranks.index].flatten().tolist()
+
+    def _figures(self, found: Rollout, rewards: Mapping[str, list[float]], failed: int) -> dict[str, float]:
+        """Sums over completions of what is logged; of rewards, over those that have one, which ``judged`` counts."""
+        parts = {"reward": self.total(rewards)}
+        if len(rewards) > 1:
+            parts |= dict(zip((f"reward_{name}" for name in rewards), self._table(rewards).unbind(1), strict=True))
+        found.judged = {name: int((~values.isnan()).sum()) for name, values in parts.items()}
+        spread = deviation(parts["reward"].view(-1, self.group_size), 1)
+        return {
+            **{name: float(values.nansum()) for name, values in parts.items()},
+            "judged": float(found.judged["reward"]),
+            "reward_std": float(spread.sum() * self.group_size),
+            "zero_spread": float(self._flat(rewards).sum() * self.group_size),
+            "length": float(sum(map(len, found.completions))),
+            "truncated": float(len(found) - sum(found.ended)),
+            "reward_failures": float(failed),
+        }

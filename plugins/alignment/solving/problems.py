@@ -1,0 +1,158 @@
+"""The task file of ``blockwright evaluate MODEL --task FILE``: prompts, a reward, and how answers are sampled."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Annotated, Any
+
+from annotated_types import Gt
+
+from blockwright import registry
+from blockwright.blocks.generation.sample import Sampling
+from blockwright.plugins.alignment.data.prompts import Prompt, before_answer
+from blockwright.plugins.alignment.rewards.base import Reward
+from blockwright.plugins.alignment.rollouts.lacking import refuse_lacking
+from blockwright.registry import BlockError, ConfigError, Node, Scope, did_you_mean
+from blockwright.registry.enforcing import enforced
+from blockwright.registry.limits import read_text
+from blockwright.registry.ranges import Count, Fraction, NonNegative, Number
+from blockwright.training.configuration.instantiate import instantiate
+from blockwright.training.data.chat.base import Chat, encode
+from blockwright.training.data.conversations import ConversationCorpus, Conversations
+from blockwright.training.data.corpus import SPLITS
+from blockwright.training.data.tokenizers.base import Tokenizer
+
+EXAMPLE = "Write prompts: FILE.jsonl, reward: exact_match and samples: 8, a line each"
+
+
+@enforced("task")
+@dataclass(frozen=True)
+class Problems:
+    """A task file.
+
+    Args:
+        reward: node of the reward that judges completions
+        prompts: file or glob of records, as of ``data.corpus.files``: all of them are asked
+        corpus: node of a corpus in place of files, as ``data.corpus``
+        split: of the corpus
+        chat: node of the chat format, as ``data.chat``; null for that of the run, or ``plain`` where it has none
+        samples: completions of a prompt; the likeliest one is measured besides
+        k: numbers of attempts of pass@k, at most ``samples``
+        right: least reward of a completion that counts as right
+        max_new_tokens: tokens of a completion
+        temperature, top_k, top_p, min_p: of sampling
+    """
+
+    reward: str | dict[str, Any]
+    prompts: str | list[str] | None = None
+    corpus: dict[str, Any] | None = None
+    split: str = "test"
+    chat: str | dict[str, Any] | None = None
+    samples: Count = 8
+    k: list[int] | None = None
+    right: Number = 1.0
+    max_new_tokens: Count = 256
+    temperature: Annotated[float, Gt(0)] = 1.0
+    top_k: Count | None = None
+    top_p: Fraction | None = None
+    min_p: NonNegative | None = None
+
+    def __post_init__(self) -> None:
+        if (self.prompts is None) == (self.corpus is None):
+            rule = "a task has either prompts, which are files, or a corpus"
+            raise ConfigError("task.prompts", self.prompts, rule, EXAMPLE)
+        if self.split not in SPLITS:
+            raise ConfigError("task.split", self.split, "is no split", f"Choose one of {', '.join(SPLITS)}")
+        for k in self.attempts:
+            if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= self.samples:
+                rule = f"pass@k is estimated from {self.samples} samples, so k is a whole number from 1 to that"
+                raise ConfigError("task.k", k, rule, "Raise samples, or lower k")
+
+    @property
+    def attempts(self) -> list[int]:
+        return sorted({1, self.samples}) if self.k is None else self.k
+
+    def sampling(self) -> Sampling:
+        """How completions are drawn.
+
+        Raises:
+            ConfigError: a value out of its range
+        """
+        try:
+            return Sampling(self.temperature, self.top_k, self.top_p, self.min_p)
+        except BlockError as error:
+            raise ConfigError(f"task.{error.parameter}", error.value, error.rule, error.remedy) from None
+
+    def check(self) -> None:
+        """Check the reward and the sampling.
+
+        Raises:
+            ConfigError: a value that is refused
+        """
+        self.judge()
+        self.sampling()
+
+    def judge(self) -> Reward:
+        """The reward."""
+        scope = Scope({}, {"max_new_tokens": self.max_new_tokens})
+        return registry.build("reward", Node(self.reward, "task.reward"), scope)
+
+    def asked(
+        self, tokenizer: Tokenizer, limit: int | None, usual: str | dict[str, Any] | None = None
+    ) -> tuple[list[Prompt], Chat]:
+        """The prompts, as the chat format asks them, and the format.
+
+        Args:
+            tokenizer: of the model
+            limit: number of prompts; None for all
+            usual: the format of the run
+
+        Raises:
+            ConfigError: none, or one that the tokenizer does not cover, or that lacks a column which the reward reads
+        """
+        chat = registry.build("chat", Node(self.chat or usual or "plain", "task.chat"), Scope({}, {}))
+        chat.prepare(tokenizer)
+        found: list[Prompt] = []
+        corpus, split = self._corpus()
+        for conversation in corpus.conversations(split):
+            if limit is not None and len(found) == limit:
+                break
+            messages = before_answer(conversation)
+            tokenizer.check([message["content"] for message in messages])
+            ids, _ = encode(chat.open(messages, conversation.tools), tokenizer)
+            found.append(Prompt.of(ids.tolist(), conversation))
+        if not found:
+            raise ConfigError("task.prompts", self.prompts, "there is no prompt to answer", EXAMPLE)
+        refuse_lacking(found, self.judge())
+        return found, chat
+
+    def _corpus(self) -> tuple[ConversationCorpus, Any]:
+        if self.prompts is not None:
+            return Conversations(self.prompts, 0.0, 0.0), "train"
+        corpus = instantiate(self.corpus, "task.corpus")
+        if not isinstance(corpus, ConversationCorpus):
+            rule = "holds no conversations"
+            raise ConfigError("task.corpus", type(corpus).__name__, rule, "Name a corpus of data=chat or data=prompts")
+        return corpus, self.split
+
+
+def read_problems(file: Path) -> Problems:
+    """Read a task file.
+
+    Raises:
+        ConfigError: it cannot be read, or a value is wrong
+    """
+    if not file.is_file():
+        raise ConfigError("--task", str(file), "there is no such file", EXAMPLE)
+    values = registry.to_plain(read_text(file, "--task", EXAMPLE), "task")
+    known = [each.name for each in fields(Problems)]
+    if not isinstance(values, Mapping):
+        raise ConfigError("--task", str(file), "must be a mapping", EXAMPLE)
+    for key in values:
+        if key not in known:
+            raise ConfigError(f"task.{key}", values[key], "a task file has no such key", did_you_mean(str(key), known))
+    if "reward" not in values:
+        raise ConfigError("task.reward", None, "a task needs a reward, which judges the answers", EXAMPLE)
+    return Problems(**{str(key): value for key, value in values.items()})

@@ -1,0 +1,143 @@
+"""Recovery after surgery: each loss against its formula, stages by tokens, and a run that comes nearer its teacher."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from blockwright.blocks.compose import compose
+from blockwright.plugins.alignment.teaching import Language, Layers, Lesson, Logits
+from blockwright.registry import BlockError, ConfigError
+from blockwright.training.configuration import parts
+from blockwright.training.configuration.composing import compose_config
+from blockwright.training.entry.preflight import preflight
+
+pytestmark = pytest.mark.xdist_group("distill")  # its fixture is slow to set up
+Make = Callable[..., dict[str, Any]]
+
+
+@pytest.fixture(scope="module")
+def lesson(tiny: Make) -> Lesson:
+    student = compose(tiny(attention={"name": "kda", "n_heads": 4}, init={"std": 0.2, "depth_scaled": False}), seed=1)
+    teacher = compose(tiny(init={"std": 0.2, "depth_scaled": False}), seed=0)
+    tokens, targets = torch.randint(61, (2, 3, 11)).unbind(0)
+    targets[0, 4] = -100
+    return Lesson(student, teacher.requires_grad_(False), tokens, targets)
+
+
+def test_logits_are_learnt_by_their_divergence(lesson: Lesson) -> None:
+    loss, _ = Logits(2.0)(lesson)
+    p, q = (F.softmax(model(lesson.tokens) / 2, -1) for model in (lesson.teacher, lesson.student))
+    torch.testing.assert_close(loss, 4 * (p * (p.log() - q.log())).sum(-1))
+    same = Lesson(lesson.teacher, lesson.teacher, lesson.tokens, lesson.targets)
+    assert Logits()(same)[0].abs().max() < 1e-6
+
+
+def test_language_is_the_loss_of_the_next_token(lesson: Lesson) -> None:
+    loss, _ = Language()(lesson)
+    nll = lesson.student.nll(lesson.student.hidden(lesson.tokens)[0], lesson.targets)
+    torch.testing.assert_close(loss.sum(), nll)
+    assert loss[0, 4] == 0
+
+
+def test_layers_are_aligned_on_what_the_teachers_read(lesson: Lesson) -> None:
+    """And nothing but the changed blocks gets a gradient."""
+    loss, routings = Layers()(lesson)
+    read: list[Any] = []
+    for layer in lesson.teacher.layers:
+        layer.attention.register_forward_pre_hook(lambda module, given: read.append(given))
+    lesson.teacher.hidden(lesson.tokens)
+    expected = []
+    for mine, theirs, given in zip(lesson.student.layers, lesson.teacher.layers, read[:2], strict=True):
+        y, wanted = mine.attention(*given), theirs.attention(*given)
+        expected.append((y - wanted).square().sum(-1) / wanted.square().sum(-1).mean())
+    torch.testing.assert_close(loss, torch.stack(expected).mean(0))
+    loss.sum().backward()
+    learns = {name for name, p in lesson.student.named_parameters() if p.grad is not None}
+    assert learns == {n for n, _ in lesson.student.named_parameters() if ".attention." in n}
+    assert routings == [None, None]
+
+
+def test_layers_of_mixtures_report_their_routing(tiny: Make) -> None:
+    given = (torch.randint(61, (2, 7)), torch.randint(61, (2, 7)))
+    student, teacher = compose(tiny(moe=True), seed=1), compose(tiny())
+    loss, routings = Layers()(Lesson(student, teacher, *given))
+    assert loss.shape == (2, 7) and routings[0] is None and routings[1] is not None
+
+
+@pytest.mark.parametrize(("changes", "words"), [({}, "none does"), ({"n_layers": 3}, "3 layers with the teacher's 2")])
+def test_layers_that_cannot_be_compared_are_refused(tiny: Make, changes: dict[str, Any], words: str) -> None:
+    tokens = torch.randint(61, (1, 5))
+    with pytest.raises(BlockError, match=words):
+        Layers()(Lesson(compose(tiny(**changes)), compose(tiny()), tokens, tokens))
+
+
+@pytest.fixture
+def make_task(small: list[str], tmp_path: Path) -> Callable[..., Any]:
+    def make(stages: str, *more: str) -> Any:
+        words = [*small, "task=distill", f"task.stages={stages}", *more]
+        plain = preflight(compose_config(words, output_dir=str(tmp_path / "run")))
+        return parts.build("task", plain)
+
+    return make
+
+
+def test_stages_follow_each_other_by_tokens(make_task: Callable[..., Any]) -> None:
+    task = make_task(
+        "[{loss: layers, tokens: 100}, {loss: {name: logits, temperature: 2}, tokens: 50}, {loss: language}]"
+    )
+    assert [task.stage_at(seen) for seen in (0, 99, 100, 149, 150, 10**9)] == [0, 0, 1, 1, 2, 2]
+    assert task.stages[1].loss.temperature == 2
+
+
+@pytest.mark.parametrize(
+    ("stages", "path", "words"),
+    [
+        ("[]", "task.stages", "only the last"),
+        ("[{loss: logits}, {loss: language}]", "task.stages", "only the last"),
+        ("[{loss: logit}]", "task.stages.0.loss.name", "logits"),
+        ("[{loss: logits, token: 3}]", "task.stages.0.token", "tokens"),
+        ("[{loss: logits, tokens: 0}]", "task.stages.0.tokens", "at least 1"),
+        ("[{tokens: 3}]", "task.stages.0", "with a loss"),
+    ],
+)
+def test_stages_that_mean_nothing_are_refused(
+    make_task: Callable[..., Any], stages: str, path: str, words: str
+) -> None:
+    with pytest.raises(ConfigError, match=words) as caught:
+        make_task(stages)
+    assert caught.value.path == path
+
+
+def figures(folder: Path, name: str) -> list[float]:
+    return [float(row[name]) for row in csv.DictReader(next(folder.rglob("metrics.csv")).open()) if row.get(name)]
+
+
+def test_run_passes_its_stages_and_comes_nearer_the_teacher(
+    small: list[str], train_py: Callable[..., Any], tmp_path: Path
+) -> None:
+    """64 tokens per step: two steps align layers, four learn logits with the head frozen."""
+    dense = ["model/attention=mha", "model.attention.n_heads=4", "model/ffn=swiglu", "model.layout.ffn=ffn*"]
+    quick = [*small, *dense, "callbacks.report=null", f"paths.log_dir={tmp_path / 'logs'}"]
+    first = train_py(*quick, f"hydra.run.dir={tmp_path / 'first'}")
+    assert first.returncode == 0, first.stderr
+    mixer = ["model/attention=kda", "model.attention.n_heads=4", "surgery=default", "task=distill"]
+    stages = "task.stages=[{loss: layers, tokens: 128}, {loss: logits, frozen: [head]}]"
+    more = [*quick, *mixer, stages, f"init_from={tmp_path / 'first'}", f"hydra.run.dir={tmp_path / 'second'}"]
+    second = train_py(*more)
+    assert second.returncode == 0, second.stderr
+    assert "delta: layers.0.attention and 1 more" in second.stdout
+    losses = figures(tmp_path / "second", "train/loss")
+    aligned, learnt = losses[:2], losses[2:]
+    assert aligned[1] < aligned[0] and learnt[-1] < learnt[0]
+    head = [torch.load(tmp_path / run / "checkpoints" / "last.ckpt", weights_only=True) for run in ("first", "second")]
+    assert head[1]["counted"]["tokens"] == 6 * 64
+    before, after = (found["state_dict"] for found in head)
+    same = {name for name in before.keys() & after.keys() if torch.equal(before[name], after[name])}
+    assert "decoder.head.weight" in same and not {"decoder.embedding.weight", "decoder.norm.weight"} & same
