@@ -35,7 +35,7 @@ def check_start(start: str, tokenizer: Tokenizer) -> None:
         rule = (
             f"has other ids than the tokenizer of {start} ({_named(theirs)}), so its embeddings would mean other tokens"
         )
-        remedy = "Use that tokenizer (docs/how-to/align.md), fitted on the same text; or start from other weights"
+        remedy = "Use that tokenizer (docs/how-to/fine-tune.md), fitted on the same text; or start from other weights"
         if written := [word for word in start_from(Path(start)) if word.startswith("data")]:
             remedy = f"Use that tokenizer: {shlex.join(written)}; or start from other weights"
         raise ConfigError("data.tokenizer", _named(ours), rule, remedy)
