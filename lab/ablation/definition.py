@@ -93,7 +93,7 @@ class Definition:
 
 def names() -> list[str]:
     """Names of the ablations in conf/ablation and of plug-ins."""
-    return sorted(_known())
+    return sorted(known())
 
 
 def about(name: str) -> str:
@@ -153,7 +153,8 @@ def read(name: str, changes: Mapping[str, Any] | None = None) -> Definition:
 # --- the file ---------------------------------------------------------------------------------------------------------
 
 
-def _known() -> dict[str, list[Path]]:
+def known() -> dict[str, list[Path]]:
+    """Name of a definition → the files of this name, here and in other packages."""
     files: dict[str, list[Path]] = {}
     for folder in (FOLDER, *plugins.folders(ENTRY_POINTS)):
         for file in folder.glob("*.yaml"):
@@ -165,7 +166,7 @@ def _written(name: str) -> dict[str, Any]:
     if name.endswith((".yaml", ".yml")):
         file = Path(name)
     else:
-        found = _known().get(name, [FOLDER / f"{name}.yaml"])
+        found = known().get(name, [FOLDER / f"{name}.yaml"])
         if len(found) > 1:
             files = " and ".join(map(str, found))
             raise ConfigError("NAME", name, f"several ablations have this name: {files}", "Name one by its path")

@@ -25,15 +25,14 @@ from blockwright.plugins.alignment.policy import PolicyObjective
 from blockwright.plugins.alignment.preferences import Answers
 from blockwright.plugins.alignment.teaching import Lesson
 from blockwright.registry import Node, Scope
-from blockwright.training.configuration import parts
+from blockwright.training.configuration import conf, parts
 from blockwright.training.configuration.composing import compose_config
 from blockwright.training.configuration.instantiate import instantiate
 from blockwright.training.entry.preflight import OWN, preflight
 from blockwright.training.figure import find, of_run
 
 pytestmark = pytest.mark.xdist_group("half_precision")  # its runs are compared with each other
-CONF = Path(__file__).resolve().parents[2] / "conf"
-TASKS = sorted(file.stem for file in (CONF / "task").glob("*.yaml") if file.stem != "base")
+TASKS = registry.names("task")
 CONDITIONS = ("default dtype", "bf16-true", "bf16-mixed")
 ROUNDING = ("load", "accuracy")  # decides them: which expert is chosen, and which of two equal policies wins
 Run = dict[str, Any]
@@ -72,7 +71,7 @@ OTHER_CALLBACKS = {
     "pruning": "compares a logged figure in a search, and computes nothing",
     "pictures": "needs a model with images; it measures by Task.objective, in the context of a validation",
 }
-CALLBACKS = sorted({file.stem for file in (CONF / "callbacks").glob("*.yaml")} - set(OTHER_CALLBACKS))
+CALLBACKS = sorted({file.stem for file in conf.files("callbacks")} - set(OTHER_CALLBACKS))
 OF_TEXT = [
     "data.sequence_length=32",
     "data.transforms.recall.every=16",
@@ -241,7 +240,7 @@ def test_first_ratio_of_a_policy_is_1(condition: str, run: Callable[[str, str], 
 
 
 def test_every_callback_runs_or_has_a_reason() -> None:
-    assert OTHER_CALLBACKS.keys() <= {file.stem for file in (CONF / "callbacks").glob("*.yaml")}
+    assert OTHER_CALLBACKS.keys() <= {file.stem for file in conf.files("callbacks")}
 
 
 # --- objectives -------------------------------------------------------------------------------------------------------
@@ -289,7 +288,7 @@ CALLS: dict[str, Callable[[Any], Any]] = {
     "surrogate": lambda f: tuple(f(LOGP, OLD, ADVANTAGE, MASK.float())),
     "teaching": lambda f: f(LESSON)[0].detach(),
 }
-KINDS = [f.kind for f in registry.families() if f.contract.__module__.startswith("blockwright.training.objectives.")]
+KINDS = [f.kind for f in registry.families() if f.contract.__module__.startswith("blockwright.plugins.alignment.")]
 OBJECTIVES = [
     pytest.param(kind, name, marks=pytest.mark.slow if name == "reward_model" else ())  # which needs a run
     for kind in KINDS

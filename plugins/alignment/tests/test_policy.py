@@ -15,9 +15,9 @@ from blockwright import registry
 from blockwright.plugins.alignment import policy
 from blockwright.plugins.alignment.policy import Completions, PolicyObjective
 from blockwright.registry import ConfigError, Node, Scope
+from blockwright.training.configuration import conf
 
 GOLDEN = json.loads((Path(__file__).parent / "golden.json").read_text())
-CONF = Path(__file__).parents[3] / "conf"
 POLICY = GOLDEN["policy"]
 MASK = (torch.arange(5) < torch.tensor(POLICY["lengths"])[:, None]).double()
 
@@ -142,7 +142,7 @@ def test_ceiling_within_the_clip_range_is_refused() -> None:
 def test_table_of_published_objectives_is_that_of_the_configuration() -> None:
     head, _, *rows = [re.findall(r"(?<=\| )\w*", line) for line in policy.__doc__.splitlines() if line.startswith("|")]
     table = {name: {kind: part for kind, part in zip(head[1:], parts, strict=True) if part} for name, *parts in rows}
-    assert table == {file.stem: parts_of(file) for file in (CONF / "task" / "objective").glob("*.yaml")}
+    assert table == {file.stem: parts_of(file) for file in conf.files("task/objective")}
 
 
 def parts_of(file: Path) -> dict[str, str]:

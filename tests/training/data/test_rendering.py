@@ -186,7 +186,7 @@ def test_fine_tuning_data_is_checked_before_a_run(tmp_path: Path) -> None:
 
 def test_masked_loss_is_the_published_one() -> None:
     """Log-probabilities and mean of §sft of the golden values, by the cross-entropy that the task uses."""
-    golden = json.loads((Path(__file__).parents[1] / "objectives" / "golden.json").read_text())["more"]["sft"]
+    golden = json.loads((Path(__file__).parent / "golden_sft.json").read_text())
     logits, tokens = torch.tensor(golden["logits"]), torch.tensor(golden["tokens"])
     targets = torch.where(torch.tensor(golden["scored"]) == 1, tokens, -100)[:, 1:]
     loss = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), targets.flatten(), ignore_index=-100)

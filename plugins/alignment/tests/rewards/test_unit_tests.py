@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from tests.training.sandbox.boxes import strongest
+from boxes import strongest
 
 from blockwright import registry
 from blockwright.plugins.alignment.rewards.judging import judge

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
-from tests.training.sandbox.boxes import strongest
+from boxes import strongest
 
 from blockwright.plugins.alignment.sandbox import box as module
 from blockwright.plugins.alignment.sandbox.box import Box, BoxError
