@@ -15,6 +15,7 @@ import contextvars
 import fnmatch
 import functools
 import importlib
+import importlib.util
 import pkgutil
 import re
 import warnings
@@ -227,6 +228,15 @@ def _load_kind(kind: str) -> None:
             importlib.import_module(module.name)
 
 
+@functools.cache
+def _late_names(kind: str) -> frozenset[str]:
+    """The built-in names of a late kind, read from its files without importing them."""
+    spec = importlib.util.find_spec(LATE[kind]) if kind in LATE else None
+    folders = [] if spec is None else spec.submodule_search_locations or []
+    texts = [file.read_text() for folder in folders for file in Path(folder).glob("*.py")]
+    return frozenset(name for text in texts for name in re.findall(rf'^@register\("{kind}", "(\w+)"', text, re.M))
+
+
 def _load_plugin(point: EntryPoint) -> None:
     owner = point.dist.name if point.dist else point.value
     try:
@@ -283,8 +293,8 @@ def find_family(kind: str) -> Family:
 
 def names(kind: str, pattern: str = "*") -> list[str]:
     """Names registered in ``kind`` that match a shell wildcard, in alphabetical order; none for an unknown kind."""
-    _load_kind(kind)
-    return sorted(n for n in _entries.get(kind, {}) if fnmatch.fnmatchcase(n, pattern))
+    load()
+    return sorted(n for n in {*_entries.get(kind, {}), *_late_names(kind)} if fnmatch.fnmatchcase(n, pattern))
 
 
 def lookup(kind: str, name: str) -> Entry:

@@ -38,6 +38,7 @@ ELSEWHERE = {
     "registry/limits.py yaml.load": "the mechanism itself, a SafeLoader",
     "registry/folder.py json.loads": "the mechanism itself",
     "lab/ablation/definition.py yaml.safe_load": "a text that read_text has bounded, of a file that the user names",
+    "registry/catalogue.py read_text": "files of this package",
     "src/blockwright/lazy.py read_text": "a file of this package",
     "src/blockwright/api.py read_text": "files of this package",
     "lab/report/svg.py read_text": "a file of this package",
