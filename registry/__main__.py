@@ -41,7 +41,9 @@ def main(arguments: Sequence[str]) -> None:
         _show_presets(arguments[0].partition("/")[2] or "*")
         return
     kind, _, pattern = (arguments[0] if arguments else "*").strip("/").partition("/")
-    kinds = [family.kind for family in catalogue.families() if fnmatch.fnmatchcase(family.kind, kind)]
+    roots = () if arguments else catalogue.kinds(catalogue.ROOT)  # whole tasks and data modules are no blocks
+    kinds = [each for each in catalogue.kinds(None) if each not in roots and fnmatch.fnmatchcase(each, kind)]
+    kinds.sort(key=lambda each: catalogue.find_family(each).group)
     if not kinds:
         raise ConfigError("kind", kind, "there is no such kind of block", did_you_mean(kind, catalogue.kinds(None)))
     found = [(k, n) for k in kinds for n in catalogue.names(k, pattern or "*")]

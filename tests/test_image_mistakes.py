@@ -145,7 +145,7 @@ SETTINGS = {
     ),
     "corpus without pictures": Mistake(
         None,
-        "data=chat data._target_=blockwright.training.data.modules.pictures.PictureDataModule +data.model=${model}",
+        "data=chat data.name=images",
         "data.corpus",
         "conversations with pictures",
     ),
@@ -158,7 +158,7 @@ SETTINGS = {
     "no tile": Mistake(None, "model.tiling.max_tiles=0", "model.tiling.max_tiles", "at least 1"),
     "tower of experts": Mistake(None, "~model.vision.ffn", "model.vision.ffn", "dense"),
     "folder without a tower": Mistake(None, "task.tower={tmp}", "task.tower", "safetensors"),
-    "tower that is a number": Mistake(None, "task.tower=3", "task.tower", "path of a folder"),
+    "tower that is a number": Mistake(None, "task.tower=3", "task.tower", "must be a string"),
 }
 MISTAKES = {**FILES, **RECORDS, **SETTINGS}
 

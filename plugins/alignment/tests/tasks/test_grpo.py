@@ -415,6 +415,32 @@ def test_resumed_run_equals_the_uninterrupted_one(train: Make, tmp_path: Path, s
     assert all(torch.equal(a, b) for a, b in zip(whole.weights[stop:], rest.weights, strict=True))
 
 
+def test_text_is_sampled_while_a_step_is_prepared_and_never_while_it_is_counted(
+    train: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inside: list[str] = []
+    sampled: list[list[str]] = []
+
+    def watched(name: str) -> None:
+        method = getattr(Grpo, name)
+
+        def call(self: Grpo, batch: Any, *rest: Any) -> Any:
+            inside.append(name)
+            try:
+                return method(self, batch, *rest)
+            finally:
+                inside.pop()
+
+        monkeypatch.setattr(Grpo, name, call)
+
+    sample = Grpo._sample
+    monkeypatch.setattr(Grpo, "_sample", lambda self, *rest: (sampled.append([*inside]), sample(self, *rest))[1])
+    for name in ("prepare", "counts", "objective", "tokens_of"):
+        watched(name)
+    train(2)
+    assert sampled == [["prepare"], ["prepare"]]
+
+
 def test_updates_of_a_rollout_take_each_completion_once(train: Make) -> None:
     seen: list[Any] = []
 
