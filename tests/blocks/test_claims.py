@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from blockwright import registry
 from blockwright.blocks.compose import compose
 from blockwright.blocks.conformance.alternatives import alternatives
-from blockwright.blocks.conformance.setting import IMAGES, Setting
+from blockwright.blocks.conformance.setting import Setting
 from blockwright.blocks.decoder import Decoder
 from blockwright.blocks.ledger import TOLERANCE, Ledger, Line, Operation, _Apart, _line
 from blockwright.blocks.model_config import ModelConfig
@@ -39,7 +39,7 @@ SIDES = ("new", "old", "both")
 VALUES = 2  # tried of each setting
 SAMPLE = 10  # pairs of the default run
 OPERATORS = registry.names("transplant")
-KINDS = [kind for kind in registry.kinds() if kind not in IMAGES]
+KINDS = [kind for kind in registry.kinds() if not Setting(kind, registry.names(kind)[0]).of_input]
 
 
 class Pair(NamedTuple):

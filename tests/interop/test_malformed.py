@@ -365,7 +365,7 @@ def test_program_ends_with_code_2_and_without_a_traceback(
     settings(single, model_type="bert")
     command = ["-m", "blockwright.interop.hf_import", str(single), str(tmp_path / "out")]
     done = warm.run(*command, cwd=Path(__file__).resolve().parents[2], env=environment)
-    assert done.returncode == 64 and done.stdout == ""
+    assert done.returncode == 64 and done.stdout.splitlines() == [f"Reading {single}"]
     assert done.stderr.startswith("error: config.json: model_type = bert") and "Traceback" not in done.stderr
     assert not (tmp_path / "out").exists()
 

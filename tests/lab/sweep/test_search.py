@@ -28,7 +28,7 @@ pytestmark = pytest.mark.xdist_group("search")  # its fixture is slow to set up
 
 SAMPLER = {"_target_": "optuna.samplers.TPESampler", "seed": 0, "n_startup_trials": 2}
 CONFIG = {"optimized_metric": "val/loss", "direction": None, "callbacks": {}, "test": False, "data": {}, "trainer": {},
-          "task": {}}  # fmt: skip
+          "task": {"name": "causal_lm"}}  # fmt: skip
 SPACE = ["x=interval(0.0, 1.0)", "name=choice(a, b, c)"]
 
 
@@ -168,7 +168,7 @@ def test_failed_trial_is_told_as_the_worst_and_never_the_best(
     sweep: Path, metric: str, worst: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In the direction of the figure, which nothing else says; the Optuna of both sees it."""
-    task = {} if metric == "val/loss" else {"_target_": "blockwright.plugins.alignment.tasks.reward.RewardModel"}
+    task = {"name": "causal_lm" if metric == "val/loss" else "reward"}
     monkeypatch.setitem(globals(), "CONFIG", {**CONFIG, "optimized_metric": metric, "task": task})
 
     class Failing(Launcher):
