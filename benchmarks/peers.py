@@ -81,9 +81,9 @@ def as_transformers(decoder: Any, family: Family, dtype: str) -> Any:
     from transformers import AutoModelForCausalLM
 
     from benchmarks.models.base import DTYPES
-    from blockwright.interop.exporting import outgoing, recognise
-    from blockwright.interop.folder import dump_json
-    from blockwright.interop.shards import write_shards
+    from blockwright.blocks.checkpoint.folder import dump_json
+    from blockwright.blocks.checkpoint.shards import write_shards
+    from blockwright.plugins.hub.exporting import outgoing, recognise
 
     found, values, _ = recognise(decoder, FAMILY_OF[family], {})
     with tempfile.TemporaryDirectory() as name:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from blockwright import registry
-from blockwright.interop.source import read_start
+from blockwright.blocks.checkpoint.source import read_start
 from blockwright.registry import Node, Scope
 from blockwright.training.data.chat.base import Chat, Piece, encode
 from blockwright.training.data.tokenizers.base import Tokenizer

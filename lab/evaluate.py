@@ -5,7 +5,6 @@ Without either flag it is lm-evaluation-harness (extra ``lm_eval``).
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Sequence
 from importlib.metadata import entry_points
 
@@ -16,11 +15,10 @@ blockwright evaluate MODEL --suite needle --lengths 4k,32k,128k [--generate] [--
 blockwright evaluate MODEL --task FILE                                            prompts judged by a reward: pass@k
 blockwright evaluate --model_args path=MODEL --tasks TASKS …                      lm-evaluation-harness (extra lm_eval)
 
-blockwright evaluate MODEL --suite x --help and --task x --help describe the first two; other options are the harness's.
+blockwright evaluate MODEL --suite x --help and --task x --help describe the first two.
 """
 
 ENTRY_POINTS = "blockwright.evaluations"  # option → the command that it chooses
-HARNESS = "blockwright.lab.lm_eval"
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -38,8 +36,6 @@ def main(arguments: Sequence[str]) -> None:
     if chosen is not None:
         chosen.load()(arguments)
         return
-    if not (arguments and arguments[0].startswith("-")):
-        rule = "does not say by what it is evaluated"
-        remedy = "Add --suite needle --lengths 512, or --task FILE; or write --model_args path=MODEL --tasks TASKS"
-        raise ConfigError("command line", " ".join(arguments), rule, remedy)
-    importlib.import_module(HARNESS).main(arguments)
+    rule = "does not say by what it is evaluated"
+    remedy = "Add --suite needle --lengths 512, or --task FILE; or write --model_args path=MODEL --tasks TASKS"
+    raise ConfigError("command line", " ".join(arguments), rule, remedy)

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from blockwright.interop.source import checkpoint_of, read_composition, read_start, tokenizer_state
+from blockwright.blocks.checkpoint.source import checkpoint_of, read_composition, read_start, tokenizer_state
 from blockwright.registry import ConfigError
 from blockwright.registry.folder import read_yaml
 from blockwright.registry.limits import open_plain

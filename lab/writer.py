@@ -15,12 +15,12 @@ from pathlib import Path
 
 import torch
 
+from blockwright.blocks.checkpoint.source import Source, build, check_there, open_source
 from blockwright.blocks.decoder import Decoder
 from blockwright.blocks.generation.generate import Continuations
 from blockwright.blocks.generation.sample import Sampling
 from blockwright.blocks.generation.text_stream import TextStream
 from blockwright.blocks.input import Media
-from blockwright.interop.source import Source, build, check_there, open_source
 from blockwright.lab.attachment import Attachment, refuse_marks
 from blockwright.registry import BlockError, ConfigError, did_you_mean
 from blockwright.training.data.tokenizers.base import Tokenizer

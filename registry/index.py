@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import ast
 import importlib
-import importlib.util
 import os
 import re
 import warnings
@@ -18,6 +17,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
+
+from blockwright.registry.plugins import source
 
 ENTRY_POINTS = "blockwright.blocks"
 PROJECT = "blockwright"
@@ -132,23 +133,15 @@ def _add_plugin(known: Index, point: EntryPoint) -> None:
 
 
 def _place(module: str) -> Path:
-    """The file of a module or the folder of a package, found without importing it or its parents.
+    """The file of a module or the folder of a package.
 
     Raises:
         ModuleNotFoundError: there is none
     """
-    top, *rest = module.split(".")
-    spec = importlib.util.find_spec(top)
-    if spec is None or (rest and not spec.submodule_search_locations):
+    place = source(module)
+    if place is None:
         raise ModuleNotFoundError(f"No module named {module!r}")
-    if not rest and not spec.submodule_search_locations:
-        return Path(spec.origin or "")
-    for folder in spec.submodule_search_locations or ():
-        place = Path(folder, *rest)
-        for candidate in (place, place.with_name(f"{place.name}.py")):
-            if candidate.exists():
-                return candidate
-    raise ModuleNotFoundError(f"No module named {module!r}")
+    return place
 
 
 def _files(module: str, place: Path) -> Iterator[tuple[str, Path]]:

@@ -6,8 +6,12 @@ import importlib.util
 import warnings
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
+from typing import Any
+
+from blockwright.registry.errors import ConfigError
 
 CONF = "blockwright.conf"  # group of folders of Hydra configurations
+WEIGHTS = "blockwright.weights"  # group of readers of weights of a part of a model, by the format of their files
 
 
 def folders(group: str) -> dict[Path, str]:
@@ -26,6 +30,23 @@ def folders(group: str) -> dict[Path, str]:
         else:
             offered[folder.resolve()] = owner(point)
     return offered
+
+
+def offered(group: str, name: str, path: str) -> Any:
+    """The object that an installed package offers under a name.
+
+    Args:
+        group: of entry points
+        name: of one of them
+        path: of the setting that needs it, for the error message
+
+    Raises:
+        ConfigError: no package offers it
+    """
+    for point in entry_points(group=group, name=name):
+        return point.load()
+    rule = f"needs a package that offers {name!r} in the entry points {group}, and none is installed"
+    raise ConfigError(path, name, rule, "Install a package that offers it")
 
 
 def owner(point: EntryPoint) -> str:

@@ -15,7 +15,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 # Without benchmarks/, whose scripts are no part of a training.
-FOLDERS = ("src", "registry", "blocks", "interop", "training", "lab", "plugins", "packages")
+FOLDERS = ("src", "registry", "blocks", "training", "lab", "plugins", "packages")
 SOURCES = [p for folder in FOLDERS for p in (ROOT / folder).rglob("*.py") if "tests" not in p.relative_to(ROOT).parts]
 # From numbers, or from a shape alone, these make a tensor of the default dtype. Others keep that of a tensor that they
 # are given: zeros_like, new_zeros, from_numpy, x / 2.

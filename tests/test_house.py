@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-PACKAGES = ("src", "registry", "blocks", "interop", "training", "lab", "plugins", "benchmarks")
+PACKAGES = ("src", "registry", "blocks", "training", "lab", "plugins", "benchmarks")
 AVOIDED = re.compile(
     r"\b(?:(?:go|goes|going|gone|went) on\b|(?<!blockwright-)guests?\b|strangers?\b|wishes\b|front door\b|the house\b"
     r"|(?:is|are|was|were|be) told\b|(?:told|tells) of\b|(?:no|some|every)body\b|whoever\b|a person\b|by heart\b"

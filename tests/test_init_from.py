@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 import torch
 
+from blockwright.blocks.checkpoint.source import load
 from blockwright.blocks.compose import compose
-from blockwright.interop.exporting import export_folder
-from blockwright.interop.importing import import_folder
-from blockwright.interop.source import load
+from blockwright.plugins.hub.exporting import export_folder
+from blockwright.plugins.hub.importing import import_folder
 from blockwright.registry import ConfigError
 from blockwright.training.configuration import parts
 from blockwright.training.configuration.composing import compose_config

@@ -19,8 +19,8 @@ from omegaconf import OmegaConf
 from blockwright.blocks.compose import compose
 from blockwright.command import run
 from blockwright.commands import offers
-from blockwright.interop.exporting import export_folder
 from blockwright.lab.sweep import plan as plans
+from blockwright.plugins.hub.exporting import export_folder
 from blockwright.registry.command import run_command
 from blockwright.registry.quoting import quoted
 from blockwright.training.configuration.composing import compose_config
@@ -28,7 +28,7 @@ from blockwright.training.configuration.conf import CONF
 from blockwright.training.entry.preflight import preflight
 
 ROOT = Path(__file__).resolve().parent.parent
-CODE = ("registry", "blocks", "training", "lab", "interop", "plugins", "src")
+CODE = ("registry", "blocks", "training", "lab", "plugins", "src")
 ODD = "it's my [first], $HOME=1 {a: b}"  # the name of a folder that means something to the shell and to Hydra
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from blockwright.registry import ConfigError
+from blockwright.registry import ConfigError, plugins
 from blockwright.registry.enforcing import enforced
 from blockwright.registry.ranges import Count, Positive
 from blockwright.training.patterns import matching
@@ -69,9 +69,8 @@ class Lora:
         if self.start is None:
             return {}
         from blockwright.blocks.lora import is_adapter
-        from blockwright.interop.peft import read_adapter
 
-        theirs, scale = read_adapter(Path(self.start), decoder)
+        theirs, scale = plugins.offered(plugins.WEIGHTS, "peft", "adapter.start")(Path(self.start), decoder)
         ours = {name: tuple(p.shape) for name, p in decoder.named_parameters() if is_adapter(name)}
         unlike = [
             name for name in {**ours, **theirs} if name not in theirs or ours.get(name) != tuple(theirs[name].shape)

@@ -141,9 +141,9 @@ class Surgery:
         """
         import torch
 
+        from blockwright.blocks.checkpoint.source import load
         from blockwright.blocks.precision import default_dtype
         from blockwright.blocks.surgery import operate
-        from blockwright.interop.source import load
 
         with default_dtype(torch.float32), torch.no_grad():
             lowered = any(parameter.dtype != torch.float32 for parameter in new.parameters())

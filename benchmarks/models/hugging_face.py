@@ -15,7 +15,7 @@ from benchmarks.contender import Contender
 from benchmarks.models.base import Model, random_like
 from benchmarks.shapes import Shape, composition
 from blockwright.blocks.compose import compose
-from blockwright.interop.exporting import recognise
+from blockwright.plugins.hub.exporting import recognise
 
 TYPES = {"DeepSeek-V3": "deepseek_v3", "Llama": "llama", "Mixtral": "mixtral"}
 

@@ -128,7 +128,7 @@ class Assembled(nn.Module):
     def __init__(self, sight: Sight) -> None:
         from transformers import AutoConfig, AutoModelForCausalLM, SiglipVisionConfig, SiglipVisionModel
 
-        from blockwright.interop.exporting import recognise
+        from blockwright.plugins.hub.exporting import recognise
 
         super().__init__()
         _, values, _ = recognise(compose(_text(sight), device="meta"), "deepseek_v2", {})
@@ -189,11 +189,11 @@ def equal(sight: Sight, decoder: Decoder) -> Assembled:
     """The assembled model with the weights of ours."""
     from transformers import AutoModelForCausalLM
 
-    from blockwright.interop.exporting import outgoing, recognise
-    from blockwright.interop.folder import dump_json
-    from blockwright.interop.names import links
-    from blockwright.interop.shards import write_shards
-    from blockwright.interop.towers import OWN, SIGLIP
+    from blockwright.blocks.checkpoint.folder import dump_json
+    from blockwright.blocks.checkpoint.shards import write_shards
+    from blockwright.plugins.hub.exporting import outgoing, recognise
+    from blockwright.plugins.hub.names import links
+    from blockwright.plugins.hub.towers import OWN, SIGLIP
 
     made, ours = Assembled(sight), decoder.state_dict()
     text = compose(_text(sight), device="meta")

@@ -13,9 +13,9 @@ from rich import box
 from rich.table import Table
 
 from blockwright import registry
+from blockwright.blocks.checkpoint.source import Source, build, checkpoint_of, open_source
 from blockwright.blocks.compose import check
 from blockwright.blocks.kernels.machine import keep_freed_memory, set_float32_matmul
-from blockwright.interop.source import Source, build, checkpoint_of, open_source
 from blockwright.lab.own_text import own_text
 from blockwright.lab.reading import results
 from blockwright.lab.reading.base import find

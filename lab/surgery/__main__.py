@@ -22,17 +22,16 @@ import yaml
 from omegaconf import OmegaConf
 from torch import Tensor
 
+from blockwright.blocks.checkpoint import origin
+from blockwright.blocks.checkpoint.folder import check_out, start_from, whole
 from blockwright.blocks.checkpoint.read import PREFIX
+from blockwright.blocks.checkpoint.shards import ready, write_shards
+from blockwright.blocks.checkpoint.source import COMPOSITION, named_by, open_source, read_composition
 from blockwright.blocks.compose import check, compose
 from blockwright.blocks.decoder import Decoder
 from blockwright.blocks.kernels.cross_entropy import IGNORED
 from blockwright.blocks.ledger import Ledger
 from blockwright.blocks.plugins import distributions
-from blockwright.interop import origin
-from blockwright.interop.exporting import write_tokenizer
-from blockwright.interop.folder import check_out, start_from, whole
-from blockwright.interop.shards import ready, write_shards
-from blockwright.interop.source import COMPOSITION, named_by, open_source, read_composition
 from blockwright.lab.cache_loss import USUAL, Window, text_windows, validation_windows
 from blockwright.lab.describe import usual_context
 from blockwright.lab.own_text import own_text
@@ -45,6 +44,7 @@ from blockwright.registry.quoting import quoted
 from blockwright.training.configuration.composing import compose_config
 from blockwright.training.configuration.instantiate import check_target, instantiate
 from blockwright.training.configuration.named_model import composition_of
+from blockwright.training.data.tokenizers.files import write_all
 from blockwright.training.surgery import Surgery
 
 OBEYED = r"[+~]*(model|surgery|seed)\b"  # overrides that have an effect here
@@ -128,7 +128,7 @@ def write(out: Path, run: Path, decoder: Decoder) -> None:
                 torch.save({"state_dict": weights, **parts, **words}, file)
             return
         (folder / COMPOSITION).write_text(yaml.safe_dump(decoder.config, sort_keys=False), encoding="utf-8")
-        write_tokenizer(source, folder, decoder.config["max_positions"])
+        write_all(source, folder, decoder.config["max_positions"])
         if source.origin:
             origin.write(source.origin, folder)
         write_shards(folder, {name: ready(t.contiguous()) for name, t in decoder.state_dict().items()}, MAX_BYTES)

@@ -18,7 +18,7 @@ from hydra.core.utils import JobReturn, JobStatus, filter_overrides
 from hydra.types import HydraContext
 from omegaconf import DictConfig, OmegaConf
 
-from blockwright.interop.folder import check_out, whole
+from blockwright.blocks.checkpoint.folder import check_out, whole
 from blockwright.lab.sweep import plan as plans
 from blockwright.lab.sweep.progress import Display
 from blockwright.plugins.kubernetes.cluster import Cluster

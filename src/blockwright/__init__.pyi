@@ -3,7 +3,7 @@
 __version__: str
 
 # compose and load models
-from blockwright.interop.source import load as load
+from blockwright.blocks.checkpoint.source import load as load
 from blockwright.blocks.compose import check as check
 from blockwright.blocks.compose import compose as compose
 from blockwright.blocks.compose import preset as preset

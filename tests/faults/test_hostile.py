@@ -22,9 +22,9 @@ from safetensors.torch import save_file
 
 from blockwright import registry
 from blockwright.blocks.checkpoint.read import read_checkpoint
+from blockwright.blocks.checkpoint.source import load, open_source, read_composition
 from blockwright.blocks.compose import check, compose
-from blockwright.interop.importing import import_folder
-from blockwright.interop.source import load, open_source, read_composition
+from blockwright.plugins.hub.importing import import_folder
 from blockwright.registry import ConfigError, RegistrationError
 from blockwright.training.checkpoints.plugin import SealedCheckpoints
 from blockwright.training.configuration.composing import compose_config

@@ -20,10 +20,10 @@ import torch
 import yaml
 
 import blockwright
+from blockwright.blocks.checkpoint.folder import dump_json
 from blockwright.blocks.compose import compose
 from blockwright.commands import command as known_command
 from blockwright.commands import offers
-from blockwright.interop.folder import dump_json
 from blockwright.lab.own_text import own_text
 from blockwright.lab.writer import Writer
 from blockwright.registry import REFUSED, ConfigError

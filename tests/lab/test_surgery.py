@@ -11,12 +11,12 @@ import pytest
 import torch
 from run_folder import write_run
 
+from blockwright.blocks.checkpoint import origin
+from blockwright.blocks.checkpoint.source import load, open_source
 from blockwright.blocks.compose import compose
-from blockwright.interop import origin
-from blockwright.interop.exporting import export_folder
-from blockwright.interop.importing import import_folder
-from blockwright.interop.source import load, open_source
 from blockwright.lab.surgery.__main__ import main
+from blockwright.plugins.hub.exporting import export_folder
+from blockwright.plugins.hub.importing import import_folder
 from blockwright.registry import ConfigError
 
 pytestmark = pytest.mark.xdist_group("surgery")  # its fixture is slow to set up

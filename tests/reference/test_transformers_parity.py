@@ -1,6 +1,6 @@
 """Whole models against transformers': random weights copied by name, logits compared.
 
-Checkpoints of the families that ``interop`` reads are compared in tests/interop; here are models that no family of it
+Checkpoints of known families are compared in plugins/hub/tests; here are models that no family of them
 describes (GPT-J, MPT, GLM-4), gradients, greedy continuation and the two pairings of rotary positions.
 """
 
@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from blockwright.blocks.compose import compose
 from blockwright.blocks.decoder import Decoder
 from blockwright.blocks.generation.generate import generate
-from blockwright.interop.deepseek_like import NAMES
-from blockwright.interop.families.catalogue import FAMILIES
-from blockwright.interop.llama_like import ATTENTION, EXPERTS, FRAME, LAYER, PRENORM, ROUTER
-from blockwright.interop.names import Row, links, one_of
+from blockwright.plugins.hub.deepseek_like import NAMES
+from blockwright.plugins.hub.families.catalogue import FAMILIES
+from blockwright.plugins.hub.llama_like import ATTENTION, EXPERTS, FRAME, LAYER, PRENORM, ROUTER
+from blockwright.plugins.hub.names import Row, links, one_of
 
 V, D, T = 97, 40, 63
 

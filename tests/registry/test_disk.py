@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from blockwright.interop.folder import whole
+from blockwright.blocks.checkpoint.folder import whole
 from blockwright.registry import ConfigError
 from blockwright.registry.command import run_command
 from blockwright.registry.disk import os_error_of, refusal_of_full

@@ -21,7 +21,7 @@ from blockwright.training.data.corpus import Corpus
 from blockwright.training.data.tokenizers.base import Tokenizer
 
 ROOT = Path(__file__).resolve().parents[2]
-PACKAGES = ("src", "registry", "blocks", "interop", "training", "lab", "plugins")
+PACKAGES = ("src", "registry", "blocks", "training", "lab", "plugins")
 READERS = (
     "json.load",
     "json.loads",
@@ -62,7 +62,7 @@ ELSEWHERE = {
     "plugins/alignment/tasks/reference.py numpy.load": "the project's own cache",
     "plugins/kubernetes/cluster.py json.loads": "what kubectl prints",
     "plugins/kubernetes/watch.py json.loads": "what a pod of this sweep wrote",
-    "interop/shards.py json.loads": "the header of a file, which safetensors has bounded",
+    "blocks/checkpoint/shards.py json.loads": "the header of a file, which safetensors has bounded",
     "blocks/conformance/setting.py json.loads": "a text of this package",
     "blocks/conformance/construction.py torch.load": "a file that the check has written",
     "blocks/checkpoint/sharded.py torch.load": "a checkpoint",

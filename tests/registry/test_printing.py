@@ -96,7 +96,7 @@ def test_every_command_prints_whole_names_whatever_the_columns(
 
 
 def test_no_command_prints_tables_in_a_way_of_its_own() -> None:
-    packages = ("registry", "blocks", "interop", "training", "lab", "plugins")
+    packages = ("registry", "blocks", "training", "lab", "plugins")
     files = [file for package in packages for file in (ROOT / package).rglob("*.py") if "tests" not in file.parts]
     own = [f.relative_to(ROOT).as_posix() for f in files if "import Console" in f.read_text()]
     assert sorted(own) == ["lab/sweep/progress.py", "registry/printing.py"]  # the first, for its live display

@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 import torch
 
+from blockwright.blocks.checkpoint.source import load
 from blockwright.blocks.compose import compose
 from blockwright.blocks.lora import is_adapter
-from blockwright.interop import hf_export
-from blockwright.interop.exporting import export_folder
-from blockwright.interop.importing import import_folder
-from blockwright.interop.source import load
+from blockwright.plugins.hub import hf_export
+from blockwright.plugins.hub.exporting import export_folder
+from blockwright.plugins.hub.importing import import_folder
 from blockwright.registry import ConfigError
 from blockwright.training.checkpoints.record import record
 from blockwright.training.configuration import parts

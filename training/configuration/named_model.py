@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from blockwright.interop.source import read_composition
+from blockwright.blocks.checkpoint.source import read_composition
 from blockwright.registry import ConfigError, presets, refuse_targets, to_plain
 from blockwright.registry.layout import patched
 from blockwright.registry.limits import read_text

@@ -22,8 +22,8 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 
 from blockwright.blocks.checkpoint.fits import check_fits
 from blockwright.blocks.checkpoint.read import read_checkpoint
+from blockwright.blocks.checkpoint.source import check_init
 from blockwright.blocks.model_config import read
-from blockwright.interop.source import check_init
 from blockwright.registry import ConfigError
 from blockwright.registry.ranges import Seed
 from blockwright.renamed import with_moved

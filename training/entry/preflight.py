@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from blockwright.blocks.checkpoint.source import read_start
 from blockwright.blocks.compose import check as check_model
 from blockwright.blocks.kernels.choice import check as check_kernels
-from blockwright.interop.source import read_start
 from blockwright.registry import ConfigError
 from blockwright.renamed import with_moved
 from blockwright.training.checkpoints.last_rate import LAST, last_rate

@@ -9,10 +9,9 @@ from typing import Any
 
 from blockwright.blocks.checkpoint.fits import check_fits
 from blockwright.blocks.checkpoint.read import read_checkpoint
+from blockwright.blocks.checkpoint.source import check_init, read_composition, read_start
 from blockwright.blocks.decoder import Decoder
-from blockwright.interop.source import check_init, read_composition, read_start
-from blockwright.interop.towers import PATH, Tower
-from blockwright.registry import ConfigError
+from blockwright.registry import ConfigError, plugins
 from blockwright.training.checkpoints.optimizer import check_optimizer
 from blockwright.training.checkpoints.places import refuse_overwriting, settle
 from blockwright.training.checkpoints.record import past_of, record
@@ -67,14 +66,17 @@ def _check_weights(plain: Mapping[str, Any]) -> None:
         check_start(plain["init_from"], tokenizer)
 
 
+TOWER = "task.tower"
+
+
 def check_tower(plain: Mapping[str, Any]) -> None:
     """Check that the weights of a tower alone fit the model; a resumed run has its own."""
     folder = plain["task"].get("tower")
     if folder is None or plain["ckpt_path"]:
         return
     if not isinstance(folder, str):
-        raise ConfigError(PATH, folder, "must be the path of a folder", f"Write {PATH}=DIR")
-    Tower(Path(folder)).check(plain["model"])
+        raise ConfigError(TOWER, folder, "must be the path of a folder", f"Write {TOWER}=DIR")
+    plugins.offered(plugins.WEIGHTS, "tower", TOWER)(Path(folder)).check(plain["model"])
 
 
 def _check_adapter(plain: Mapping[str, Any]) -> None:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
+from blockwright.blocks.checkpoint.source import read_origin
 from blockwright.blocks.decoder import Decoder
 from blockwright.blocks.initialise import stable_seed
 from blockwright.blocks.kernels.documents import is_real
@@ -22,7 +23,6 @@ from blockwright.blocks.model_config import read
 from blockwright.blocks.plugins import distributions
 from blockwright.blocks.precision import KeepsDtype
 from blockwright.blocks.share import Share
-from blockwright.interop.source import read_origin
 from blockwright.registry import Composable, ConfigError, family
 from blockwright.training.cadence import logs_now, validate_by_steps
 from blockwright.training.checkpoints.position import between_steps
@@ -109,7 +109,7 @@ class Task(Composable, KeepsDtype, L.LightningModule):
             {f"{stage}_loss": TokenLoss(stage == "train", only_finite=stage == "train") for stage in STAGES}
         )
         self.loads = RoutingLoads()
-        self.origin: dict[str, Any] = {}  # of the weights; see interop/origin.py
+        self.origin: dict[str, Any] = {}  # of the weights; see blocks/checkpoint/origin.py
         self.step = StepMean()
         self.counted = Counted()
         self._measured_in_step: list[tuple[Tensor, Tensor, Tensor]] = []  # nats, tokens and bytes of micro-batches

@@ -8,13 +8,12 @@ from typing import Any
 
 from torch import nn
 
+from blockwright.blocks.checkpoint.source import load_part, load_weights
 from blockwright.blocks.compose import compose
 from blockwright.blocks.decoder import Decoder
 from blockwright.blocks.initialise import draw_adapters
 from blockwright.blocks.ledger import Ledger
-from blockwright.interop.source import load_part, load_weights
-from blockwright.interop.towers import Tower
-from blockwright.registry import ConfigError
+from blockwright.registry import ConfigError, plugins
 from blockwright.training.checkpoints.resume import say
 from blockwright.training.lora import fill
 from blockwright.training.parallel.build import build
@@ -35,7 +34,7 @@ def whole(setup: Setup, starts: bool, data: Any) -> Decoder:
     if starts and setup.init_from is not None:
         _fill(decoder, setup, Path(setup.init_from), data)
     if starts and setup.tower is not None:
-        Tower(Path(setup.tower)).load_part(decoder, "")
+        plugins.offered(plugins.WEIGHTS, "tower", "task.tower")(Path(setup.tower)).load_part(decoder, "")
     if setup.adapter is not None:
         setup.adapter.attach(decoder)
         draw_adapters(decoder, setup.seed)
@@ -79,7 +78,7 @@ def _filler(setup: Setup) -> Callable[..., None] | None:
     if setup.init_from is None and setup.tower is None:
         return None
     start = None if setup.init_from is None else Path(setup.init_from)
-    tower = None if setup.tower is None else Tower(Path(setup.tower))
+    tower = None if setup.tower is None else plugins.offered(plugins.WEIGHTS, "tower", "task.tower")(Path(setup.tower))
     values = {} if setup.adapter is None else setup.adapter.read(outline(setup.model, setup.adapter, ()))
 
     def load(part: nn.Module, prefix: str) -> None:

@@ -11,7 +11,7 @@ from blockwright_asap import command
 from blockwright_asap.study import Study
 
 ROOT = Path(__file__).resolve().parents[3]
-PARTS = ("registry", "blocks", "interop", "training", "lab", "plugins", "src", "conf", "train.py")
+PARTS = ("registry", "blocks", "training", "lab", "plugins", "src", "conf", "train.py")
 
 
 def test_no_file_of_the_core_mentions_it() -> None:

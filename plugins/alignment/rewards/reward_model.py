@@ -33,7 +33,7 @@ class Learned(Reward):
     """
 
     def __init__(self, run: str, batch_size: Count = 16, timeout_s: Positive = 600.0) -> None:
-        from blockwright.interop.source import read_start, tokenizer_state
+        from blockwright.blocks.checkpoint.source import read_start, tokenizer_state
 
         checkpoint = read_start(Path(run))
         stored, tokenizer = checkpoint.get("reward_model"), tokenizer_state(checkpoint)
@@ -78,6 +78,6 @@ class Learned(Reward):
     def _decoder(self) -> Decoder:
         import torch
 
-        from blockwright.interop.source import load
+        from blockwright.blocks.checkpoint.source import load
 
         return load(Path(self.run), device="cuda" if torch.cuda.is_initialized() else "cpu")

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from blockwright import registry
+from blockwright.blocks.checkpoint.source import load
 from blockwright.blocks.decoder import Decoder
 from blockwright.blocks.kernels.cross_entropy import IGNORED
-from blockwright.interop.source import load
 from blockwright.plugins.alignment.teaching import Lesson, Teaching
 from blockwright.registry import BlockError, ConfigError, Node, Scope, did_you_mean, register
 from blockwright.registry.ranges import NonNegative

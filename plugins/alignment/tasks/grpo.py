@@ -13,6 +13,7 @@ from annotated_types import Ge
 from torch import Tensor
 
 from blockwright import registry
+from blockwright.blocks.checkpoint.source import load
 from blockwright.blocks.decoder import Decoder
 from blockwright.blocks.dropping.base import Dropping
 from blockwright.blocks.gating.base import Gating, replays
@@ -22,7 +23,6 @@ from blockwright.blocks.generation.generate import check_lengths
 from blockwright.blocks.generation.sample import Sampling
 from blockwright.blocks.lora import switched_off
 from blockwright.blocks.position.boundaries import boundaries
-from blockwright.interop.source import load
 from blockwright.plugins.alignment.advantages import Advantage
 from blockwright.plugins.alignment.data.prompt_module import PromptDataModule
 from blockwright.plugins.alignment.policy import Completions, PolicyObjective, Ratio

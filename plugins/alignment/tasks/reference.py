@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from blockwright.blocks.checkpoint.sharded import is_folder
-from blockwright.interop.source import checkpoint_of
+from blockwright.blocks.checkpoint.source import checkpoint_of
 from blockwright.registry.replacing import replaced
 
 Logs = dict[str, Tensor]  # split → [pairs, 2], of the chosen and the rejected answer

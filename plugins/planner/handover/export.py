@@ -6,14 +6,14 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from blockwright.blocks.checkpoint.source import open_source
 from blockwright.blocks.compose import compose
 from blockwright.blocks.decoder import Decoder
-from blockwright.interop.exporting import export_config, recognise
-from blockwright.interop.hf_export import export
-from blockwright.interop.own import OWN
-from blockwright.interop.source import open_source
 from blockwright.lab.match.request import whole
 from blockwright.lab.models import load
+from blockwright.plugins.hub.exporting import export_config, recognise
+from blockwright.plugins.hub.hf_export import export
+from blockwright.plugins.hub.own import OWN
 from blockwright.plugins.planner.handover.automodel import AUTOMODEL
 from blockwright.plugins.planner.handover.engine import Engine
 from blockwright.plugins.planner.handover.megatron_bridge import MEGATRON_BRIDGE

@@ -12,9 +12,9 @@ import yaml
 from trainings import made
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from blockwright.blocks.checkpoint.source import load
 from blockwright.blocks.compose import compose
-from blockwright.interop.hf_export import main
-from blockwright.interop.source import load
+from blockwright.plugins.hub.hf_export import main
 from blockwright.plugins.planner.handover.megatron_bridge import stages
 from blockwright.plugins.planner.handover.training import rates
 from blockwright.plugins.planner.layout import Layout

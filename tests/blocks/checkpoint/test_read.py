@@ -14,8 +14,8 @@ import torch
 
 from blockwright.blocks.checkpoint.fits import check_fits
 from blockwright.blocks.checkpoint.read import read_checkpoint
+from blockwright.blocks.checkpoint.source import load
 from blockwright.blocks.compose import compose
-from blockwright.interop.source import load
 from blockwright.registry import ConfigError
 
 

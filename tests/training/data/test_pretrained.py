@@ -10,8 +10,8 @@ import pytest
 from tokenizers import Tokenizer as Engine
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
-from blockwright.interop import tokenizer as interop_tokenizer
 from blockwright.registry import ConfigError
+from blockwright.training.data.tokenizers import files
 from blockwright.training.data.tokenizers.pretrained import Pretrained
 from blockwright.training.data.tokenizers.rebuild import rebuild
 from tests import built
@@ -92,10 +92,10 @@ def test_state_travels_without_the_file(file: Path) -> None:
 def test_exported_run_has_the_tokenizer_it_was_trained_with(file: Path, tmp_path: Path) -> None:
     ours, out = Pretrained(str(file)), tmp_path / "out"
     out.mkdir()
-    interop_tokenizer.write(ours.to_json(), out)
+    files.write(ours.to_json(), out)
     assert json.loads((out / "tokenizer.json").read_text()) == json.loads(file.read_text())
     assert json.loads((out / "tokenizer_config.json").read_text())["eos_token"] == {"content": EOS}
-    assert interop_tokenizer.special(ours.to_json()).ends[0] == ours.eos
+    assert files.special(ours.to_json()).ends[0] == ours.eos
 
 
 @pytest.mark.parametrize("content", ["", "{", "{}", '{"model": 3}'])

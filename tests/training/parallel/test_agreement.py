@@ -250,8 +250,8 @@ def test_folder_and_file_hold_the_same_to_the_bit(pair: list[Any], folder: Path)
 def test_consolidated_folder_holds_the_full_checkpoint(pair: list[Any], folder: Path, tmp_path: Path) -> None:
     from safetensors.torch import load_file
 
-    from blockwright.interop.consolidate import main
-    from blockwright.interop.source import open_source
+    from blockwright.blocks.checkpoint.source import open_source
+    from blockwright.lab.consolidate import main
 
     assert main([str(folder / "ep.folder"), str(tmp_path / "out"), "--checkpoint"]) == 0
     full = read_checkpoint(folder / "ep.file")

@@ -6,11 +6,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from blockwright.interop import companions
 from blockwright.registry import ConfigError, register
 from blockwright.registry.extras import require
 from blockwright.registry.limits import read_text
 from blockwright.training.data.chat.base import Chat, Message, Piece, Tools, answered, encode_special
+from blockwright.training.data.tokenizers import companions
 from blockwright.training.data.tokenizers.base import Tokenizer
 from blockwright.training.time_limit import Overdue, time_limit
 

@@ -8,7 +8,6 @@ from typing import Any, ClassVar
 import numpy.typing as npt
 from lightning.pytorch.utilities import rank_zero_info
 
-from blockwright.interop.tokenizer import COMPANIONS
 from blockwright.registry import register
 from blockwright.registry.errors import ConfigError
 from blockwright.training.data.chat.base import Chat
@@ -19,6 +18,7 @@ from blockwright.training.data.order import LineBatches
 from blockwright.training.data.rendering import Rendering
 from blockwright.training.data.rows import RowOrder, Rows
 from blockwright.training.data.tokenizers.base import Tokenizer
+from blockwright.training.data.tokenizers.files import COMPANIONS
 
 
 @register("data", "chat")

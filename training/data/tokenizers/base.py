@@ -13,9 +13,9 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from blockwright.interop.tokenizer import COMPANIONS, SPECIAL
 from blockwright.registry.errors import ConfigError
 from blockwright.training.data.fingerprint import digest
+from blockwright.training.data.tokenizers.files import COMPANIONS, SPECIAL
 
 
 def token_dtype(vocab_size: int) -> type[np.unsignedinteger]:

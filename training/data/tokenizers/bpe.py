@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from blockwright.interop.tokenizer import byte_alphabet
 from blockwright.registry.extras import require
 from blockwright.registry.ranges import Count
 from blockwright.training.data.tokenizers.base import Tokenizer, need_room, token_dtype
+from blockwright.training.data.tokenizers.files import byte_alphabet
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as Engine

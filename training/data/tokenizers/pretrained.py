@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from blockwright.interop import companions
-from blockwright.interop.special import model_config, resolve
-from blockwright.interop.tokenizer import COMPANIONS, SPECIAL, byte_alphabet, special
 from blockwright.registry.errors import ConfigError, did_you_mean
 from blockwright.registry.extras import require
 from blockwright.registry.folder import MAX_FILE_BYTES
 from blockwright.registry.limits import read_plain
 from blockwright.registry.ranges import Count
+from blockwright.training.data.tokenizers import companions
 from blockwright.training.data.tokenizers.base import Tokenizer, need_room, token_dtype
+from blockwright.training.data.tokenizers.files import COMPANIONS, SPECIAL, byte_alphabet, special
+from blockwright.training.data.tokenizers.special import model_config, resolve
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as Engine
@@ -32,7 +32,7 @@ class Pretrained(Tokenizer):
     Special tokens are never recognised in a text: their strings are encoded as ordinary text, and no token is added
     around it. A document is encoded as a whole, so a long one takes about a hundred bytes of memory per token.
 
-    The files beside it (settings, chat template, generation_config.json; interop/companions.py lists them) and every
+    The files beside it (settings, chat template, generation_config.json; companions.py lists them) and every
     special token are part of its state: they stay with the model in checkpoints and in exports.
 
     Bytes of a token are counted on its own spelling. Tokenizers that prepend a space to a text count that too.

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from blockwright.interop.folder import start_from
-from blockwright.interop.source import checkpoint_of, read_start, tokenizer_state
+from blockwright.blocks.checkpoint.folder import start_from
+from blockwright.blocks.checkpoint.source import checkpoint_of, read_start, tokenizer_state
 from blockwright.registry.errors import ConfigError
 from blockwright.registry.folder import MAX_FILE_BYTES, parse_json, read_text
 from blockwright.training.data.tokenizers.base import Tokenizer, vocabulary_of

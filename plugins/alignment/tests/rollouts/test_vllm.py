@@ -16,14 +16,14 @@ import pytest
 import torch
 
 import blockwright.plugins.alignment.rollouts.engine.vllm as engine
+from blockwright.blocks.checkpoint.source import load
 from blockwright.blocks.compose import compose
 from blockwright.blocks.decoder import Decoder
 from blockwright.blocks.generation.sample import Sampling
-from blockwright.interop.importing import import_folder
-from blockwright.interop.source import load
 from blockwright.plugins.alignment.rollouts.engine.base import Request
 from blockwright.plugins.alignment.rollouts.engine.native import Native
 from blockwright.plugins.alignment.rollouts.engine.vllm import Vllm
+from blockwright.plugins.hub.importing import import_folder
 from blockwright.registry import ConfigError
 
 MLA = {"name": "mla", "n_heads": 2, "kv_lora_rank": 8, "qk_nope_head_dim": 8, "qk_rope_head_dim": 4, "v_head_dim": 8}

@@ -1,0 +1,263 @@
+"""Strict reading of ``config.json``: every key is translated, known to have no effect, or refused by name.
+
+A family's settings are rows of one table that work in both directions: ``read`` puts a value of config.json into the
+composition, ``write`` puts what the built decoder has into config.json.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from blockwright.blocks.decoder import Decoder
+from blockwright.plugins.hub.places import put, show
+from blockwright.registry import ConfigError, did_you_mean
+
+REQUIRED = object()
+
+PROVENANCE = "origin of the file, and marks of the tools that wrote it"
+STORAGE = "storage dtype, which the tensors carry themselves"
+TRAINING = "training only"
+GENERATION = "generation defaults, repeated in generation_config.json"
+OUTPUTS = "what transformers returns, not what the model computes"
+
+_IDLE = {
+    PROVENANCE: """architectures auto_map transformers_version _name_or_path _model_name_or_path name_or_path
+        _commit_hash tokenizer_class unsloth_fixed unsloth_version finetuning_task is_llama_config rope_interleaved""",
+    STORAGE: "torch_dtype dtype",
+    TRAINING: """initializer_range attention_dropout resid_pdrop embd_pdrop attn_pdrop pretraining_tp
+        output_router_logits router_aux_loss_coef router_jitter_noise aux_loss_alpha seq_aux ep_size""",
+    GENERATION: """bos_token_id eos_token_id pad_token_id sep_token_id decoder_start_token_id bos_token eos_token
+        use_cache cache_implementation max_length min_length max_new_tokens do_sample early_stopping num_beams
+        num_beam_groups num_return_sequences temperature top_k top_p min_p typical_p repetition_penalty length_penalty
+        diversity_penalty no_repeat_ngram_size encoder_no_repeat_ngram_size prefix bad_words_ids suppress_tokens
+        begin_suppress_tokens forced_bos_token_id forced_eos_token_id remove_invalid_values
+        exponential_decay_length_penalty task_specific_params""",
+    OUTPUTS: """output_attentions output_hidden_states output_scores return_dict return_dict_in_generate problem_type
+        id2label label2id torchscript chunk_size_feed_forward is_encoder_decoder is_decoder _attn_implementation
+        _attn_implementation_autoset""",
+}
+# Keys that change no logit of any family, and why. Any other key is translated, refused, or ignored on request.
+IDLE = {key: reason for reason, keys in _IDLE.items() for key in keys.split()}
+# Settings of transformers' base class that no family has; each passes at the value by which it is absent.
+ABSENT: dict[str, Any] = {
+    "add_cross_attention": False,
+    "pruned_heads": {},
+    "rm_head": False,
+    "tie_encoder_decoder": False,
+}
+# Read here, never in a family's table.
+ALWAYS_READ = {"model_type", "quantization_config"}
+
+
+class Config:
+    """The contents of a config.json, recording which keys have been read. Null counts as absent.
+
+    Args:
+        values: the contents
+        mtp: whether to keep multi-token prediction heads
+        ignored: keys that the user declares to have no effect
+    """
+
+    def __init__(self, values: Mapping[str, Any], mtp: bool = False, ignored: Collection[str] = ()) -> None:
+        self.values, self.mtp, self.ignored = dict(values), mtp, frozenset(ignored)
+        self.taken = set(ALWAYS_READ)
+
+    def take(self, *names: str, kind: type | None = None, default: Any = REQUIRED) -> Any:
+        """The value of the first of ``names`` that is present, else the default.
+
+        Raises:
+            ConfigError: the key is required and missing, the value has the wrong type, or two names contradict each
+                other
+        """
+        self.taken.update(names)
+        given = [name for name in names if self.values.get(name) is not None]
+        for name in given[1:]:
+            if self.values[name] != self.values[given[0]]:
+                rule = f"contradicts {given[0]} = {self.values[given[0]]}"
+                raise refusal(name, self.values[name], rule, "Keep the one that the model was trained with")
+        for name in names:
+            value = self.values.get(name)
+            if value is None:
+                continue
+            if kind is float:
+                return number(name, value)
+            if kind is not None and type(value) is not kind:
+                raise refusal(name, value, f"must be of type {kind.__name__}", "Correct the value in config.json")
+            return value
+        if default is REQUIRED:
+            raise refusal(names[0], None, "is required", "Use a config.json that has it")
+        return default
+
+    def refuse_unread(self, family: str) -> None:
+        """Refuse a key with a value that was not read, and an ``ignored`` key that cannot be ignored.
+
+        ``false``, 0 and empty values too: they may switch off what a family does by default.
+        """
+        for name in sorted(self.ignored):
+            if name in self.taken & self.values.keys():
+                rule = f"{family} reads this setting: without it the model would compute something else"
+                raise ConfigError("--ignore", name, rule, f"Leave out --ignore {name}")
+            if name not in self.values:
+                unread = [key for key in self.values if key not in self.taken | IDLE.keys()]
+                remedy = did_you_mean(name, unread, "Leave it out: this family reads every key of it")
+                raise ConfigError("--ignore", name, "config.json has no such key", remedy)
+        for name, value in self.values.items():
+            absent = value is None or (name in ABSENT and value == ABSENT[name])
+            if name not in self.taken | IDLE.keys() | self.ignored and not absent:
+                rule = f"{family} does not read this setting, so its effect would be lost"
+                raise refusal(name, value, rule, f"If you know that it changes no logit, add --ignore {name}")
+
+
+def refusal(key: str, value: Any, rule: str, remedy: str) -> ConfigError:
+    """A ConfigError for a key of config.json."""
+    return ConfigError(f"config.json: {key}", value, rule, remedy)
+
+
+def number(key: str, value: Any) -> float:
+    """Check that a number is finite and not negative, as all numbers of config.json must be.
+
+    Raises:
+        ConfigError: not a number, negative, NaN, infinite, or an integer beyond float range
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= sys.float_info.max:
+        rule = "must be a finite number and not negative"
+        raise refusal(key, value, rule, "Correct the value in config.json")
+    return float(value)
+
+
+class Setting(Protocol):
+    """A row of a family's table of settings."""
+
+    def read(self, config: Config, model: dict[str, Any]) -> None:
+        """Read from config.json into a composition."""
+
+    def write(self, decoder: Decoder, config: dict[str, Any]) -> None:
+        """Write from a built decoder into config.json."""
+
+
+@dataclass(frozen=True)
+class Key:
+    """A number or switch that exists on both sides.
+
+    Args:
+        theirs: key in config.json
+        ours: path in the composition
+        shown: where the built decoder has it, see ``show``
+        kind: type of the value
+        default: the meaning of an absent key, or a function of the Config that returns it
+        also: other keys under which it is read but not written
+    """
+
+    theirs: str
+    ours: str
+    shown: str | Callable[[Decoder], Any]
+    kind: type = int
+    default: Any = REQUIRED
+    also: tuple[str, ...] = ()
+
+    def read(self, config: Config, model: dict[str, Any]) -> None:
+        default = self.default(config) if callable(self.default) else self.default
+        put(model, self.ours, config.take(self.theirs, *self.also, kind=self.kind, default=default))
+
+    def write(self, decoder: Decoder, config: dict[str, Any]) -> None:
+        config[self.theirs] = show(decoder, self.shown)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A string in config.json that stands for a value of ours.
+
+    Args:
+        theirs: key in config.json
+        ours: path in the composition
+        shown: where the built decoder has it
+        words: their string → our value; of several strings for one value, the first is written
+        default: their string when the key is absent
+    """
+
+    theirs: str
+    ours: str
+    shown: str | Callable[[Decoder], Any]
+    words: Mapping[str, Any]
+    default: Any = REQUIRED
+
+    def read(self, config: Config, model: dict[str, Any]) -> None:
+        word = config.take(self.theirs, default=self.default)
+        if not isinstance(word, str) or word not in self.words:
+            raise refusal(self.theirs, word, "is not supported", f"Known: {', '.join(self.words)}")
+        put(model, self.ours, self.words[word])
+
+    def write(self, decoder: Decoder, config: dict[str, Any]) -> None:
+        value = show(decoder, self.shown)
+        config[self.theirs] = next(word for word, known in self.words.items() if known == value)
+
+
+@dataclass(frozen=True)
+class Fixed:
+    """A setting with one supported value; any other is refused.
+
+    Args:
+        theirs: key in config.json
+        value: the supported value, also the meaning of an absent key
+        also: equivalent values
+        written: whether to write it
+    """
+
+    theirs: str
+    value: Any
+    also: tuple[Any, ...] = ()
+    written: bool = True
+
+    def read(self, config: Config, model: dict[str, Any]) -> None:
+        value = config.take(self.theirs, default=self.value)
+        if not any(value == allowed and type(value) is type(allowed) for allowed in (self.value, *self.also)):
+            remedy = "Checkpoints with another value cannot be imported"
+            raise refusal(self.theirs, value, f"must be {self.value!r}: the other is not implemented", remedy)
+
+    def write(self, decoder: Decoder, config: dict[str, Any]) -> None:
+        if self.written:
+            config[self.theirs] = self.value
+
+
+@dataclass(frozen=True)
+class Unused:
+    """A setting that does not apply to this composition, whatever its value: ignored on read, not written."""
+
+    theirs: str
+
+    def read(self, config: Config, model: dict[str, Any]) -> None:
+        config.take(self.theirs, default=None)
+
+    def write(self, decoder: Decoder, config: dict[str, Any]) -> None:
+        pass
+
+
+@dataclass(frozen=True)
+class Given:
+    """Settings that must be present: the family has defaults that the rows which read them have not."""
+
+    theirs: tuple[str, ...]
+
+    def read(self, config: Config, model: dict[str, Any]) -> None:
+        for name in self.theirs:
+            config.take(name)
+
+    def write(self, decoder: Decoder, config: dict[str, Any]) -> None:
+        pass
+
+
+@dataclass(frozen=True)
+class Part:
+    """Several keys that belong together, translated by a pair of functions."""
+
+    reader: Callable[[Config, dict[str, Any]], None]
+    writer: Callable[[Decoder, dict[str, Any]], None]
+
+    def read(self, config: Config, model: dict[str, Any]) -> None:
+        self.reader(config, model)
+
+    def write(self, decoder: Decoder, config: dict[str, Any]) -> None:
+        self.writer(decoder, config)

@@ -1,0 +1,90 @@
+"""Gemma 3, text: Gemma 2 without soft caps, with norms on queries and keys, and positions of their own in full layers.
+
+Read from checkpoints of text models (``gemma3_text``); those of ``gemma3``, with a vision tower, are not.
+"""
+
+from typing import Any
+
+from blockwright.blocks.decoder import Decoder
+from blockwright.plugins.hub.config import Config, Fixed, Part, Unused, refusal
+from blockwright.plugins.hub.families.gemma2 import CAPS, NORM_ROWS, QUERY_SCALE
+from blockwright.plugins.hub.family import Family
+from blockwright.plugins.hub.llama_like import (
+    ATTENTION,
+    DIVIDED,
+    EPS,
+    FRAME,
+    FULL,
+    GATED_FFN,
+    GELU_TANH,
+    GIVEN_HEADS,
+    QK_NORM,
+    SIZES,
+    SLIDING,
+    WIDTH,
+    read_windows,
+    tied,
+    write_windows,
+)
+from blockwright.plugins.hub.rope import Habits, parameters, read_rope
+from blockwright.registry import ConfigError
+
+HABITS = {FULL: Habits("half_split", theta=1e6), SLIDING: Habits("half_split", theta=1e4)}
+
+
+def _read_positions(config: Config, model: dict[str, Any]) -> None:
+    """Windows, and the positions of both kinds of layers; older files have those of the windows in a key of its own."""
+    every = config.take("sliding_window_pattern", kind=int, default=6)
+    if every < 1:
+        raise refusal("sliding_window_pattern", every, "must be at least 1", "Correct the value in config.json")
+    read_windows(config, model, every)
+    given = config.take("rope_parameters", kind=dict, default={})
+    scaling = config.take("rope_scaling", kind=dict, default={})
+    older = {
+        FULL: {"rope_theta": config.take("rope_theta", default=None), **scaling},
+        SLIDING: {"rope_theta": config.take("rope_local_base_freq", default=None)},
+    }
+    if given and (given.keys() - HABITS.keys() or any(older[FULL].values()) or any(older[SLIDING].values())):
+        rule = f"must have the keys {FULL} and {SLIDING}, and no older keys beside it"
+        raise refusal("rope_parameters", given, rule, "Keep those that the model was trained with")
+    positions = {}
+    for kind, habits in HABITS.items():
+        values = {**config.values, "rope_theta": None, "rope_scaling": None}
+        inner = Config({**values, "rope_parameters": given.get(kind) or older[kind]})
+        try:
+            positions[kind] = read_rope(inner, habits)
+        except ConfigError as error:
+            path = error.path.replace("rope_parameters.", f"rope_parameters.{kind}.")
+            raise ConfigError(path, error.value, error.rule, error.remedy) from None
+    model["position"] = positions[SLIDING]
+    model["variants"]["attention"]["full"]["position"] = positions[FULL]
+
+
+def _write_positions(decoder: Decoder, config: dict[str, Any]) -> None:
+    write_windows(decoder, config)
+    nodes = dict.fromkeys(HABITS, decoder.config["position"])
+    for node in (decoder.config["variants"] or {}).get("attention", {}).values():
+        if node.get("window", 0) is None:
+            nodes[FULL] = node.get("position") or nodes[FULL]
+    config["rope_parameters"] = {kind: parameters(node, HABITS[kind]) for kind, node in nodes.items()}
+
+
+GEMMA3 = Family(
+    model_type="gemma3_text",
+    architecture="Gemma3ForCausalLM",
+    template={
+        "attention": {"name": "sliding_window", "qk_norm": {"name": "per_head"}},
+        "ffn": {"name": "geglu"},
+        "norm": {"name": "rmsnorm1p"},
+        "residual": {"name": "sandwich"},
+        "scale_embeddings": True,
+    },
+    settings=(
+        *(*SIZES, *GIVEN_HEADS, DIVIDED, WIDTH, EPS, GELU_TANH, tied(True), CAPS, QUERY_SCALE),
+        Part(_read_positions, _write_positions),
+        Fixed("attention_bias", False),
+        Fixed("use_bidirectional_attention", False),
+        Unused("_sliding_window_pattern"),  # written beside layer_types, which decides
+    ),
+    names=(*FRAME, *NORM_ROWS, *ATTENTION, *QK_NORM, *GATED_FFN),
+)

@@ -1,0 +1,210 @@
+"""Import a Hugging Face folder into ours: ``model.yaml``, safetensors under our names, tokenizer files.
+
+Everything in the headers is checked before a weight is read: names, shapes, dtypes, presence of all shards. Shards are
+then read one after the other, each tensor into its place, so peak memory is the model and one shard.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from torch import Tensor
+
+from blockwright.blocks.checkpoint import origin
+from blockwright.blocks.checkpoint.folder import read_json, whole
+from blockwright.blocks.checkpoint.shards import Shards, ready, write_shards
+from blockwright.blocks.compose import compose
+from blockwright.blocks.decoder import Decoder
+from blockwright.blocks.model_config import read
+from blockwright.plugins.hub.config import IDLE, refusal
+from blockwright.plugins.hub.families.catalogue import FAMILIES
+from blockwright.plugins.hub.family import Family
+from blockwright.plugins.hub.names import Link, Row, links
+from blockwright.plugins.hub.own import OWN
+from blockwright.plugins.hub.packed import Unpacked, block_size
+from blockwright.registry import ConfigError, did_you_mean
+from blockwright.training.data.tokenizers import companions
+from blockwright.training.data.tokenizers.files import VOCABULARIES, copy_files
+
+# Some checkpoints with a tied embedding store the head too.
+HEAD = Row("embedding.weight", "lm_head.weight", copy_of="embedding.weight")
+
+# Vocabulary files, of which the first is read; a tokenizer's other files: training/data/tokenizers/companions.py.
+
+
+def import_folder(
+    source: Path,
+    out: Path,
+    *,
+    dtype: torch.dtype | None = None,
+    mtp: bool = False,
+    max_bytes: int = 5 * 10**9,
+    ignored: Collection[str] = (),
+) -> str:
+    """Import a checkpoint.
+
+    Args:
+        source: folder with config.json and safetensors
+        out: folder to create; must not exist, or be empty
+        dtype: of the parameters; None keeps the stored one (FP8 and MXFP4 become bf16)
+        mtp: whether to import multi-token prediction heads
+        max_bytes: per shard written
+        ignored: unknown keys of config.json that the user declares to have no effect; recorded in origin.json
+
+    Returns:
+        the model_type found
+
+    Raises:
+        ConfigError: the checkpoint or a folder is unusable; nothing has been written
+    """
+    values = read_json(source / "config.json")
+    family = find(values)
+    block = block_size(values)  # before the headers: of other tools they hold dtypes that would be refused first
+    shards = Unpacked(Shards(source), block)
+    _check_depth(values, len(shards.entries))
+    model = family.composition(values, mtp, ignored)
+    if mtp and not model.get("mtp"):
+        rule = f"this checkpoint of {family.model_type} has no heads of multi-token prediction that are read here"
+        raise ConfigError("--mtp", True, rule, "Leave it out")
+    files, licences = companions.read(source), origin.licences(source)
+    with torch.device("meta"):
+        decoder = compose(model, device="meta")
+    ours = decoder.state_dict()
+    found = _pair(family, shards, decoder)
+    kept = {name for name, _ in decoder.named_buffers()}  # gate biases, never rounded
+    dtypes = _dtypes(found, shards, ours, dtype, kept)
+    idle, skipped = {key: IDLE[key] for key in values if key in IDLE}, {key: values[key] for key in ignored}
+    came_from = {"model_type": family.model_type, "config": values, "idle": idle, "ignored": skipped}
+    came_from = origin.check({**came_from, "licences": licences}, str(source))
+    with whole(out) as folder:
+        tensors = fill(found, shards, ours, dtypes)
+        outgoing = {name: ready(tensor) for name, tensor in tensors.items()}
+        write_shards(folder, outgoing, max_bytes)
+        head = f"# Imported from a checkpoint of {family.model_type}.\n"
+        (folder / "model.yaml").write_text(head + yaml.safe_dump(read(model), sort_keys=False))
+        origin.write(came_from, folder)
+        companions.write(files, folder)
+        copy_files((*VOCABULARIES, "README.md"), source, folder)
+    return family.model_type
+
+
+def find(values: Mapping[str, Any]) -> Family:
+    """The family named by a config.json.
+
+    Raises:
+        ConfigError: it is unknown
+    """
+    model_type, known = values.get("model_type"), {**FAMILIES, OWN.model_type: OWN}
+    if not isinstance(model_type, str) or model_type not in known:
+        raise refusal("model_type", model_type, "is not a known architecture", did_you_mean(model_type, known))
+    return known[model_type]
+
+
+DEPTHS = ("num_hidden_layers", "n_layer", "num_nextn_predict_layers")
+
+
+def _check_depth(values: Mapping[str, Any], n_tensors: int) -> None:
+    """Refuse a depth that contradicts the number of tensors, before anything is allocated per layer."""
+    own = values.get("composition")
+    inner = values.get("language_config")
+    depths = {key: (inner if isinstance(inner, dict) else values).get(key) for key in DEPTHS}
+    if isinstance(own, dict):
+        mtp = own.get("mtp")
+        further = mtp if isinstance(mtp, dict) else {}
+        depths |= {"composition.n_layers": own.get("n_layers"), "composition.mtp.depth": further.get("depth")}
+    for key, depth in depths.items():
+        if isinstance(depth, int) and depth > n_tensors:
+            rule = f"cannot be the depth of a checkpoint of {n_tensors} tensors"
+            raise refusal(key, depth, rule, "Fetch config.json and the shards again")
+
+
+def _pair(family: Family, shards: Unpacked, decoder: Decoder) -> list[Link]:
+    """Match their tensors with ours, checking every name and shape in the headers."""
+    prefix = family.prefix
+    bare = bool(prefix) and not any(name.startswith(prefix) for name in shards.entries)
+    found: list[Link] = []
+    ours, n_layers = decoder.state_dict(), len(decoder.layers)
+    for link in links(family.rows(decoder), ours, n_layers):
+        names = [name.removeprefix(prefix) if bare else name for name in (link.theirs, link.also) if name]
+        theirs = next((name for name in names if name in shards.entries), names[0])
+        link = Link(theirs, link.ours, link.row, link.expert)
+        entry = shards.entries.get(theirs)
+        if entry is None and link.row.copy_of:
+            continue
+        if entry is None:
+            near = did_you_mean(theirs, list(shards.entries)[:2000])[:200]
+            raise ConfigError(str(shards.folder), theirs, "this tensor is missing", f"Fetch all shards. {near}")
+        if entry.shape != link.shape(ours[link.ours]):
+            rule = f"must have shape {link.shape(ours[link.ours])} by config.json"
+            remedy = "Fetch config.json and the shards again, from one place"
+            raise ConfigError(f"{shards.folder / entry.file}: {theirs}", entry.shape, rule, remedy)
+        found.append(link)
+    if "head.weight" not in ours and HEAD.theirs in shards.entries:
+        found.append(Link(HEAD.theirs, HEAD.copy_of, HEAD, 0))
+    _refuse_extra(family, shards, {link.theirs for link in found}, n_layers, "" if not bare else prefix)
+    return found
+
+
+def _refuse_extra(family: Family, shards: Unpacked, used: set[str], n_layers: int, prefix: str) -> None:
+    for name, entry in shards.entries.items():
+        if name in used or family.leaves_out(prefix + name, n_layers):
+            continue
+        where = str(shards.folder / entry.file)
+        raise ConfigError(
+            where, name, f"is not a parameter of {family.model_type} with this config.json", "Use its own config"
+        )
+
+
+def _dtypes(
+    found: list[Link], shards: Unpacked, ours: Mapping[str, Tensor], dtype: torch.dtype | None, kept: set[str]
+) -> dict[str, torch.dtype]:
+    """The dtype of each of our tensors: the requested one, else the widest of its sources."""
+    chosen: dict[str, torch.dtype] = {}
+    for link in found:
+        stored = shards.entries[link.theirs].dtype
+        if stored.is_floating_point != ours[link.ours].dtype.is_floating_point:
+            where = f"{shards.folder / shards.entries[link.theirs].file}: {link.theirs}"
+            raise ConfigError(where, stored, "is not a dtype of weights", "Use a checkpoint that is not quantised")
+        if link.row.constant is not None:
+            continue
+        wanted = dtype if dtype is not None and link.ours not in kept else stored
+        chosen[link.ours] = torch.promote_types(chosen.get(link.ours, wanted), wanted)
+    return chosen
+
+
+def fill(
+    found: list[Link],
+    shards: Unpacked,
+    ours: Mapping[str, Tensor],
+    dtypes: Mapping[str, torch.dtype],
+) -> dict[str, Tensor]:
+    """Our tensors, read from the shards one tensor at a time.
+
+    Raises:
+        ConfigError: a value is not finite, or one that is repeated, or fixed here, is another
+    """
+    made = {name: torch.empty(tensor.shape, dtype=dtypes[name]) for name, tensor in ours.items() if name in dtypes}
+    made |= {name: torch.zeros(tensor.shape, dtype=tensor.dtype) for name, tensor in ours.items() if name not in made}
+    wanted: dict[str, list[Link]] = {}
+    copies: dict[str, list[Link]] = {}
+    for link in found:
+        (wanted if link.row.stores else copies).setdefault(link.theirs, []).append(link)
+    for name, tensor in shards.read(wanted):
+        for link in wanted[name]:
+            link.part(made[link.ours]).copy_(link.row.form.view(tensor))
+    for name, tensor in shards.read(copies):
+        for link in copies[name]:
+            if link.row.constant is not None:
+                if not torch.equal(link.part(tensor).bfloat16(), tensor.bfloat16()):  # rounded when it was made
+                    rule = f"must be {link.row.constant}, the only value that is implemented"
+                    raise ConfigError(f"{shards.folder}: {name}", tensor.item(), rule, "It cannot be imported")
+            elif not torch.equal(link.part(made[link.ours]), link.row.form.view(tensor).to(dtypes[link.ours])):
+                rule = f"must equal {link.ours}, with which our model shares it"
+                remedy = "Import it without multi-token prediction heads"
+                remedy = "Set tie_word_embeddings to false in config.json" if link.row is HEAD else remedy
+                raise ConfigError(str(shards.folder), name, rule, remedy)
+    return made

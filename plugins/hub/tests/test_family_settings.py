@@ -1,0 +1,168 @@
+"""Settings of single families: what is refused by name, and what older or other files say with other keys."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from foreign_models import CASES, SIZES
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from blockwright.blocks.compose import compose
+from blockwright.plugins.hub.fingerprint import difference
+from blockwright.plugins.hub.importing import find, import_folder
+from blockwright.registry import ConfigError
+
+
+def settings(name: str, **changed: Any) -> dict[str, Any]:
+    """The config.json of a case; changes to None take keys away."""
+    architecture, given = CASES[name]
+    config = getattr(transformers, f"{architecture}Config")(**copy.deepcopy({**SIZES, **given}))
+    values = {**json.loads(config.to_json_string(use_diff=False)), **changed}
+    return {key: value for key, value in values.items() if value is not None}
+
+
+def composition(values: dict[str, Any]) -> dict[str, Any]:
+    return find(values).composition(values)
+
+
+SLOW = {"rope_type": "default", "rope_theta": 500.0}
+YARN = {"rope_type": "yarn", "rope_theta": 500.0, "factor": 8.0}
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "value"),
+    [
+        ("smollm3", "no_rope_layers", [1, 0]),
+        ("smollm3", "no_rope_layers", [0, 0, 0, 0]),
+        ("smollm3", "use_sliding_window", True),
+        ("smollm3", "mlp_bias", True),
+        ("smollm3", "num_key_value_heads", None),  # absent, the class has 4
+        ("gemma3_text", "use_bidirectional_attention", True),
+        ("gemma3_text", "layer_types", ["full_attention"]),
+        ("gemma3_text", "rope_parameters", SLOW),
+        ("gemma3_text", "rope_parameters.full_attention.rope_type", {"full_attention": {"rope_type": "longrope"}}),
+        ("gemma3_text", "rope_scaling", "linear"),
+        ("glm4_moe", "n_shared_experts", None),
+        ("glm4_moe", "rope_parameters.partial_rotary_factor", {**YARN, "partial_rotary_factor": 0.5}),
+        ("glm4_moe", "rope_parameters.partial_rotary_factor", {**SLOW, "partial_rotary_factor": 1.5}),
+        ("minimax_m2", "rotary_dim", 8),
+        ("minimax_m2", "scoring_func", "softmax"),
+        ("minimax_m2", "use_qk_norm", False),
+        ("apertus", "rope_parameters", None),
+        ("apertus", "hidden_act", "silu"),
+        ("qwen3_next", "mlp_only_layers", [1]),
+        ("qwen3_next", "decoder_sparse_step", 2),
+        ("qwen3_next", "linear_num_key_heads", None),
+        ("qwen3_next", "attention_bias", True),
+        ("qwen3_next", "layer_types", ["linear_attention"] * 4),
+        ("olmo_hybrid", "rope_parameters", None),
+        ("olmo_hybrid", "attention_bias", True),
+        ("kimi_linear", "mla_use_nope", False),
+        ("kimi_linear", "moe_router_activation_func", "softmax"),
+        ("kimi_linear", "linear_attn_config.safe_gate", {"safe_gate": True}),
+        ("kimi_linear", "linear_attn_config", {"full_attn_layers": [1], "kda_layers": [2, 3]}),
+        ("kimi_linear", "linear_attn_config", {"full_attn_layers": 2, "kda_layers": [1, 3, [4]]}),
+        ("kimi_linear", "layer_types", {"full_attn_layers": [1], "kda_layers": [2, 3, 4]}),  # against layer_types
+        ("kimi_linear", "first_k_dense_replace", 2),
+        ("nemotron_h", "layers_block_type", ["linear_attention", "mlp", "full_attention", "conv", "mlp"]),
+        ("nemotron_h latent", "n_shared_experts", 2),
+        ("nemotron_h", "hybrid_override_pattern", "M-*M*"),
+        ("nemotron_h", "time_step_limit", [0.0, 0.1]),
+        ("nemotron_h", "use_conv_bias", False),
+        ("nemotron_h", "mlp_hidden_act", "silu"),
+        ("nemotron_h", "sliding_window", 8),
+        ("deepseek_v4", "compress_ratios", [0, "4", 8, 4]),
+        ("deepseek_v4", "compress_rates", [4, 8]),
+        ("deepseek_v4", "hc_eps", 1e-5),
+        ("deepseek_v4", "mlp_layer_types", ["moe"]),
+        ("deepseek_v4", "scoring_func", "sigmoid"),
+        ("deepseek_v4", "num_key_value_heads", 2),
+        ("deepseek_v4", "rope_parameters.compress", {"main": SLOW, "compress": 3}),
+        (
+            "deepseek_v4",
+            "rope_parameters.compress.attention_factor",
+            {"main": SLOW, "compress": {**YARN, "attention_factor": 1.3}},
+        ),
+    ],
+)
+def test_what_would_be_another_model_is_refused_by_name(name: str, key: str, value: Any) -> None:
+    composition(settings(name))
+    given = {key.split(".")[0]: value} if not isinstance(value, dict) else {}
+    nested = "linear_attn_config" if name == "kimi_linear" else "rope_parameters"
+    with pytest.raises(ConfigError) as caught:
+        composition(settings(name, **(given or {nested: value})))
+    assert caught.value.path == f"config.json: {key}"
+
+
+HUB = {"num_experts": 8, "num_experts_per_token": 3, "num_shared_experts": 2, "num_expert_group": 1, "head_dim": 72}
+KIMI = {"full_attn_layers": [2], "kda_layers": [1, 3, 4], "num_heads": 3, "head_dim": 5, "short_conv_kernel_size": 3}
+
+
+@pytest.mark.parametrize(
+    ("name", "keys"),
+    [
+        ("smollm3", {"no_rope_layers": None, "no_rope_layer_interval": 2}),
+        (
+            "gemma3_text",
+            {"rope_parameters": None, "rope_theta": 900.0, "rope_local_base_freq": 500.0, "layer_types": None}
+            | {"rope_scaling": {"rope_type": "linear", "factor": 3.0}, "sliding_window_pattern": 2},
+        ),
+        ("glm4_moe", {"rope_parameters": None, "rope_theta": 500.0}),  # half of a head turns
+        ("minimax_m2", {"rope_parameters": SLOW, "num_mtp_modules": 3, "attn_type_list": [1, 1, 1, 1]}),
+        ("olmo_hybrid", {"linear_num_value_heads": None}),
+        ("kimi_linear", {**HUB, "linear_attn_config": KIMI, "layer_types": None, "linear_num_heads": None}),
+        ("kimi_linear", {"mlp_layer_types": None, "first_k_dense_replace": 1, "rope_theta": 10000.0}),
+        ("nemotron_h", {"layers_block_type": None, "hybrid_override_pattern": "M-*M-", "mamba_n_groups": 3}),
+        ("nemotron_h", {"layers_block_type": ["mamba", "mlp", "attention", "mamba", "mlp"], "time_step_limit": None}),
+    ],
+)
+def test_other_keys_mean_the_same_model(name: str, keys: dict[str, Any]) -> None:
+    one, other = (compose(composition(settings(name, **more)), device="meta") for more in ({}, keys))
+    assert difference(one, other) is None
+
+
+@pytest.mark.parametrize("name", ["smollm3", "gemma3_text", "glm4_moe", "minimax_m2", "qwen3_next"])
+def test_absent_positions_are_those_of_the_class(name: str) -> None:
+    architecture, given = CASES[name]
+    given = {key: value for key, value in given.items() if key != "rope_parameters"}
+    config = getattr(transformers, f"{architecture}Config")(**copy.deepcopy({**SIZES, **given}))
+    values = json.loads(config.to_json_string(use_diff=False))
+    absent = {key: value for key, value in values.items() if key != "rope_parameters"}
+    assert composition(absent)["position"] == composition(values)["position"]
+    assert composition(absent).get("variants") == composition(values).get("variants")
+
+
+@pytest.mark.parametrize("name", ["kimi_linear", "olmo_hybrid turning"])
+def test_names_under_which_transformers_saves_are_read_too(
+    name: str, foreign: Callable[..., nn.Module], checkpoint: Callable[..., Path], tmp_path: Path
+) -> None:
+    foreign(name).save_pretrained(tmp_path / "saved")  # type: ignore[operator]
+    names = [load_file(folder / "model.safetensors").keys() for folder in (tmp_path / "saved", checkpoint(name))]
+    assert names[0] != names[1]
+    import_folder(tmp_path / "saved", tmp_path / "one")
+    import_folder(checkpoint(name), tmp_path / "other")
+    one, other = (load_file(tmp_path / folder / "model.safetensors") for folder in ("one", "other"))
+    assert one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
+
+
+def test_head_of_prediction_of_qwen3_next_is_left_out(checkpoint: Callable[..., Path], tmp_path: Path) -> None:
+    file = checkpoint("qwen3_next") / "model.safetensors"
+    save_file({**load_file(file), "mtp.fc.weight": torch.ones(3)}, file, metadata={"format": "pt"})
+    import_folder(file.parent, tmp_path / "out")
+    assert not any("mtp" in name for name in load_file(tmp_path / "out" / "model.safetensors"))
+
+
+def test_curve_of_apertus_with_another_slope_is_refused(checkpoint: Callable[..., Path], tmp_path: Path) -> None:
+    file, name = checkpoint("apertus") / "model.safetensors", "model.layers.2.mlp.act_fn.beta"
+    save_file({**load_file(file), name: torch.tensor(0.4)}, file, metadata={"format": "pt"})
+    with pytest.raises(ConfigError, match=r"must be 0\.5") as caught:
+        import_folder(file.parent, tmp_path / "out")
+    assert name in caught.value.path and not (tmp_path / "out").exists()

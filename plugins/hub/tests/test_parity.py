@@ -1,0 +1,106 @@
+"""Released formats in and out: the same logits, the same bits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from foreign_models import CASES
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from blockwright.blocks.checkpoint.source import load
+from blockwright.plugins.hub.exporting import export_folder
+from blockwright.plugins.hub.importing import import_folder
+
+
+@pytest.mark.parametrize("name", CASES)
+@torch.no_grad()
+def test_imported_logits_equal_transformers_in_single_precision(
+    name: str, foreign: Callable[..., nn.Module], checkpoint: Callable[..., Path], tokens: Tensor, tmp_path: Path
+) -> None:
+    import_folder(checkpoint(name), tmp_path / "out")
+    expected = foreign(name)(tokens).logits
+    assert expected.std() > 0.3
+    # Torch's norm adds up in the order of transformers; the fused one does not, and is compared in double precision.
+    decoder = load(tmp_path / "out").choose_kernels({"rms_norm": "torch"})
+    torch.testing.assert_close(decoder(tokens), expected, rtol=0, atol=1e-5)
+    exact = load(tmp_path / "out", dtype=torch.float64)(tokens).float()
+    torch.testing.assert_close(decoder.choose_kernels()(tokens), exact, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", CASES)
+@torch.no_grad()
+def test_imported_logits_equal_transformers_in_double_precision(
+    name: str,
+    foreign: Callable[..., nn.Module],
+    checkpoint: Callable[..., Path],
+    tokens: Tensor,
+    in_double: Callable[..., None],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    import_folder(checkpoint(name, torch.float64), tmp_path / "out")
+    decoder, theirs = load(tmp_path / "out", dtype=torch.float64), foreign(name, torch.float64)
+    in_double(theirs, decoder, monkeypatch)
+    torch.testing.assert_close(decoder(tokens), theirs(tokens).logits, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("name", CASES)
+@torch.no_grad()
+def test_decoding_with_a_cache_equals_transformers_with_its_own(
+    name: str, foreign: Callable[..., nn.Module], checkpoint: Callable[..., Path], tokens: Tensor, tmp_path: Path
+) -> None:
+    import_folder(checkpoint(name), tmp_path / "out")
+    decoder, theirs = load(tmp_path / "out"), foreign(name)
+    exact = load(tmp_path / "out", dtype=torch.float64)(tokens)  # which is theirs to 1e-10, as the test above shows
+    caches, cache = decoder.new_caches(2, 30), None
+    for start, end in ((0, 11), *((t, t + 1) for t in range(11, 30))):
+        found = theirs(tokens[:, start:end], cache=cache, use_cache=True)
+        cache = found.past_key_values
+        ours = decoder(tokens[:, start:end], caches=caches)
+        bound = 1e-5 * exact.abs().max().item()
+        torch.testing.assert_close(ours.double(), exact[:, start:end], rtol=0, atol=bound, msg=f"token {start}")
+        # Each rounds in its own way: from one another they may be twice as far as from what is exact.
+        torch.testing.assert_close(ours, found.logits, rtol=0, atol=2 * bound, msg=f"token {start}")
+
+
+@pytest.mark.parametrize("name", CASES)
+@torch.no_grad()
+def test_exported_folder_gives_transformers_the_same_logits(
+    name: str, foreign: Callable[..., nn.Module], checkpoint: Callable[..., Path], tokens: Tensor, tmp_path: Path
+) -> None:
+    import_folder(checkpoint(name), tmp_path / "out")
+    (tmp_path / "out" / "origin.json").unlink()  # by the composition alone
+    export_folder(tmp_path / "out", tmp_path / "hf", max_bytes=50_000)
+    again, report = transformers.AutoModelForCausalLM.from_pretrained(
+        tmp_path / "hf", output_loading_info=True, experts_implementation="eager"
+    )
+    assert not any(report[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    for parameter in again.parameters():
+        parameter.data = parameter.data.clone()  # products of memory that is not aligned may round otherwise
+    assert torch.equal(again.eval()(tokens).logits, foreign(name)(tokens).logits)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("name", CASES)
+def test_what_is_imported_and_exported_is_the_same_to_the_bit(
+    name: str, dtype: torch.dtype, checkpoint: Callable[..., Path], tmp_path: Path
+) -> None:
+    source = checkpoint(name, dtype, max_shard_size="60KB")
+    import_folder(source, tmp_path / "out", max_bytes=40_000)
+    written, _ = export_folder(tmp_path / "out", tmp_path / "hf", max_bytes=50_000)
+    before, after = everything(source), everything(tmp_path / "hf")
+    assert written == name.split()[0]
+    assert before.keys() == after.keys()
+    for key, tensor in before.items():
+        assert tensor.dtype == after[key].dtype and torch.equal(tensor, after[key]), key
+
+
+def everything(folder: Path) -> dict[str, Any]:
+    """All tensors of a folder."""
+    return {key: tensor for file in folder.glob("*.safetensors") for key, tensor in load_file(file).items()}
