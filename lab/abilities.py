@@ -15,12 +15,19 @@ from blockwright import registry
 from blockwright.blocks.compose import compose
 from blockwright.blocks.decoder import Decoder
 from blockwright.blocks.gating.base import Gating
+from blockwright.blocks.input import is_input
 from blockwright.registry import ConfigError
 
 D_MODEL, LENGTH, VOCABULARY = 64, 12, 61
 # Values for parameters with these names; all others keep their defaults.
 SETTING = {"n_heads": 4, "d_ff": 128, "n_experts": 8, "window": 8, "n_devices": 4}
 SETTING |= {"tile": 28, "patch": 7, "width": 64, "depth": 2, "image_token": 60}
+# Parts of a decoder that only some have: kind → the block that its contract gives as an example for the catalogue.
+EXAMPLES = {
+    kind: contract.catalogue_example
+    for kind in registry.kinds()
+    if hasattr(contract := registry.catalogue.find_family(kind).contract, "catalogue_example")
+}
 DENSE: dict[str, Any] = {
     "vocab_size": VOCABULARY,
     "d_model": D_MODEL,
@@ -34,16 +41,14 @@ DENSE: dict[str, Any] = {
     "residual": "prenorm",
     "gating": "softmax_topk",  # for an ffn that requires one
     "experts": {"name": "swiglu", "d_ff": 128},
-    "vision": {"name": "siglip", "tile": 28, "patch": 7, "width": 64, "depth": 2, "n_heads": 4},  # for images
-    "projector": "downsample_mlp",
-    "tiling": "grid_2d",
+    **{kind: node for kind, node in EXAMPLES.items() if not is_input(kind)},
 }
 WRAPPED = DENSE | {"selector": {"name": "block", "block_size": 3, "top_k": 2}}  # in a block of the same kind
 RECURRENT = DENSE | {"attention": {"name": "gated_delta", "n_heads": 4}}
 MIXTURE = DENSE | {"ffn": {"name": "moe", "n_experts": 8}}
 WINDOWED = DENSE | {"attention": {"name": "shared_kv", "n_heads": 4, "window": 8}}
 STREAMS = DENSE | {"residual": "mhc"}
-SEEING = DENSE | {"images": {"name": "early_fusion", "image_token": 60}}
+WITH_INPUTS = DENSE | EXAMPLES
 
 
 def host(kind: str, name: str) -> tuple[Decoder, nn.Module]:
@@ -58,7 +63,7 @@ def host(kind: str, name: str) -> tuple[Decoder, nn.Module]:
     node |= {p.name: WRAPPED[kind] for p in wrapped}  # from scope, it would contain itself
     around = {"position": "rope"} if kind == "attention" else {}
     # A decoder refuses what it has no place for, at the path of the kind; other errors are the block's.
-    for model in (DENSE, MIXTURE, RECURRENT, WINDOWED, STREAMS, SEEING):
+    for model in (DENSE, MIXTURE, RECURRENT, WINDOWED, STREAMS, WITH_INPUTS):
         try:
             decoder = compose({**model, **around, kind: node})
         except ConfigError as refusal:
@@ -176,7 +181,7 @@ ABILITIES: dict[str, dict[str, Ability]] = {
     "gating": {**OF_A_DECODER, **OF_A_MIXTURE, "adapts": adapts},
     "balance": OF_A_MIXTURE,
     "dropping": {**OF_A_DECODER, **OF_A_MIXTURE},
-    **{kind: {} for kind in ("images", "vision", "projector", "tiling")},
+    **{kind: {} for kind in EXAMPLES},
 }
 MEANING = {
     "causal": "what follows a token changes nothing for it",

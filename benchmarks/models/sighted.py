@@ -18,9 +18,9 @@ from torch.nn import functional as F
 from benchmarks.shapes import SHAPES, Shape, composition
 from blockwright.blocks.compose import compose
 from blockwright.blocks.decoder import Decoder
-from blockwright.blocks.images.base import Pictures
 from blockwright.blocks.kernels.cross_entropy import IGNORED
-from blockwright.blocks.tiling.base import Grid
+from blockwright.plugins.vision.images.base import Pictures
+from blockwright.plugins.vision.tiling.base import Grid
 
 
 @dataclass(frozen=True)
@@ -193,7 +193,7 @@ def equal(sight: Sight, decoder: Decoder) -> Assembled:
     from blockwright.blocks.checkpoint.shards import write_shards
     from blockwright.plugins.hub.exporting import outgoing, recognise
     from blockwright.plugins.hub.names import links
-    from blockwright.plugins.hub.towers import OWN, SIGLIP
+    from blockwright.plugins.vision.towers import OWN, SIGLIP
 
     made, ours = Assembled(sight), decoder.state_dict()
     text = compose(_text(sight), device="meta")

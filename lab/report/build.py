@@ -87,8 +87,7 @@ def arrange(findings: Findings) -> list[Section]:
             Section("trade", "What it costs", drawn["trade"], [], same_costs(findings)),
             Section("rates", "Learning rates", drawn["rates"], _some(tables.rates(findings))),
             Section("match", "What was matched", [], _some(tables.matches(findings))),
-            Section("reach", "How far they read", drawn["reach"], []),
-            Section("sight", "What they see in pictures", drawn["sight"], []),
+            *(Section(name, each.title, each.of(findings), []) for name, each in charts.offered().items()),
             Section("experts", "Load of the experts", drawn["experts"], []),
         ]
     parts.append(Section("lost", "What was lost", [], _some(tables.lost(findings))))

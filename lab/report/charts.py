@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib.metadata import entry_points
 
 from blockwright.lab.report.costs import COSTS, trade
 from blockwright.lab.report.experts import experts
 from blockwright.lab.report.figure import Figure
-from blockwright.lab.report.findings import Findings
+from blockwright.lab.report.findings import Finding, Findings
 from blockwright.lab.report.learning import curves, gaps, rates, search
 from blockwright.lab.report.pairs import differences
-from blockwright.lab.report.reach import reach
-from blockwright.lab.report.sight import sight
+
+ENTRY_POINTS = "blockwright.charts"
 
 
 def draw(findings: Findings) -> dict[str, list[Figure]]:
@@ -23,10 +25,30 @@ def draw(findings: Findings) -> dict[str, list[Figure]]:
         "curves": _some([curves(findings, "tokens"), curves(findings, "flops"), gaps(findings)]),
         "trade": _some([trade(findings, cost) for cost in COSTS]),
         "rates": _some([rates(findings)]),
-        "reach": [figure for i, finding in enumerate(findings.arms) for figure in reach(i, finding)],
-        "sight": [figure for i, finding in enumerate(findings.arms) for figure in sight(i, finding)],
         "experts": _some([experts(i, finding) for i, finding in enumerate(findings.arms)]),
     }
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """Charts of every arm, a section of a report that a package offers in the entry points ``blockwright.charts``.
+
+    Args:
+        title: of the section
+        draw: the number of an arm and the arm → its charts
+    """
+
+    title: str
+    draw: Callable[[int, Finding], list[Figure]]
+
+    def of(self, findings: Findings) -> list[Figure]:
+        """The charts of all arms."""
+        return [figure for number, finding in enumerate(findings.arms) for figure in self.draw(number, finding)]
+
+
+def offered() -> dict[str, Drawing]:
+    """Name of a section → its drawing, in alphabetical order."""
+    return {point.name: point.load() for point in sorted(entry_points(group=ENTRY_POINTS), key=lambda p: p.name)}
 
 
 def _some(figures: Sequence[Figure | None]) -> list[Figure]:

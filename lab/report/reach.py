@@ -8,6 +8,7 @@ from typing import Any
 
 from blockwright.lab.reading.chart import heat_map
 from blockwright.lab.reading.reading import FILE, Reading
+from blockwright.lab.report.charts import Drawing
 from blockwright.lab.report.figure import Figure
 from blockwright.lab.report.findings import Finding
 from blockwright.lab.report.sweep import Run
@@ -59,3 +60,6 @@ def _mean(found: Sequence[Reading]) -> Reading | None:
         for i in range(len(first.lengths))
     ]
     return Reading(first.test, first.lengths, first.depths, rows)
+
+
+REACH = Drawing("How far they read", reach)

@@ -42,22 +42,16 @@ from blockwright.blocks.ffn.base import FFN as FFN
 from blockwright.blocks.forward_pass import Pass as Pass
 from blockwright.blocks.gating.base import Gating as Gating
 from blockwright.blocks.gating.base import Routing as Routing
-from blockwright.blocks.images.base import Images as Images
-from blockwright.blocks.images.base import Pictures as Pictures
 from blockwright.blocks.input import Input as Input
 from blockwright.blocks.mixing.base import Mixing as Mixing
 from blockwright.blocks.norm.base import Norm as Norm
 from blockwright.blocks.output_gate.base import OutputGate as OutputGate
 from blockwright.blocks.position.base import Position as Position
-from blockwright.blocks.projector.base import Projector as Projector
 from blockwright.blocks.qk_norm.base import QKNorm as QKNorm
 from blockwright.blocks.residual.base import Residual as Residual
 from blockwright.blocks.scores.base import Scores as Scores
 from blockwright.blocks.selector.base import Selector as Selector
-from blockwright.blocks.tiling.base import Grid as Grid
-from blockwright.blocks.tiling.base import Tiling as Tiling
 from blockwright.blocks.values.base import Values as Values
-from blockwright.blocks.vision.base import Vision as Vision
 
 # write text
 from blockwright.blocks.generation.generate import generate as generate

@@ -51,6 +51,11 @@ training.surgery Surgery
 """
 # Of these, some are in other modules since.
 _SINCE = {
+    "lab.asking.callback.Asking": "plugins.vision.asking.callback.Asking",
+    "training.data.pages.Pages": "plugins.vision.data.pages.Pages",
+    "training.data.picture_conversations.PictureConversations": (
+        "plugins.vision.data.picture_conversations.PictureConversations"
+    ),
     "training.callbacks.completions.Completions": "plugins.alignment.callbacks.completions.Completions",
     "training.data.preferences.Preferences": "plugins.alignment.data.preferences.Preferences",
     "training.data.reasoning_gym.ReasoningGym": "plugins.alignment.data.reasoning_gym.ReasoningGym",

@@ -108,7 +108,9 @@ def test_every_callback_has_logged_what_it_declares(of_text: Path) -> None:
 
 def test_answers_about_pictures_are_declared_whatever_is_asked() -> None:
     """Without a run: names come from the corpus, of a plug-in too."""
-    declared = instantiate({"_target_": "blockwright.lab.asking.callback.Asking", "directory": "x"}, "x").figures
+    declared = instantiate(
+        {"_target_": "blockwright.plugins.vision.asking.callback.Asking", "directory": "x"}, "x"
+    ).figures
     found = {name: next(f.better for f in declared if f.stands_for(f"pictures/{name}")) for name in (
         "read_exact", "where_overlap", "where_constant", "blanked_read_exact", "shuffled_count_exact",
     )}  # fmt: skip

@@ -42,7 +42,7 @@ class Setup:
         compile: whether layers are compiled for training, and for validation within it; ``trainer.compile`` sets it
         frozen: parts that are not trained, by patterns of parameter names: ``attention``, ``layers.0``, ``*.bias``.
             They have no gradient and no optimizer state; a frozen gate keeps its bias
-        tower: folder of a SigLIP checkpoint of transformers or timm that the vision tower starts from, after
+        tower: folder of another library's checkpoint, from which the tower of an input starts, after
             ``init_from``; null for none
 
     Raises:

@@ -21,13 +21,13 @@ from transformers import SiglipVisionConfig, SiglipVisionModel
 
 from blockwright.blocks.checkpoint.source import load
 from blockwright.blocks.compose import compose, preset
-from blockwright.blocks.images.base import Pictures
 from blockwright.blocks.kernels.cross_entropy import IGNORED
-from blockwright.blocks.tiling.base import Grid
 from blockwright.plugins.hub.exporting import export_folder, recognise
 from blockwright.plugins.hub.families.catalogue import FAMILIES
 from blockwright.plugins.hub.importing import import_folder
 from blockwright.plugins.hub.names import links
+from blockwright.plugins.vision.images.base import Pictures
+from blockwright.plugins.vision.tiling.base import Grid
 from blockwright.registry import ConfigError
 
 W, TILE, SIDE, IMAGE, LENGTH = 48, 70, 3, 90, 120

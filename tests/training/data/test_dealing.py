@@ -12,17 +12,17 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.training.data.test_pictures import SIGHT, gradient, record, written
 
+from blockwright.plugins.vision.data.picture_conversations import PictureConversations
+from blockwright.plugins.vision.data.picture_module import PictureDataModule
 from blockwright.registry import ConfigError
 from blockwright.training.data.chat.plain import Plain
 from blockwright.training.data.dealing import DealtOrder, deal
 from blockwright.training.data.modules.corpus import Batching
-from blockwright.training.data.modules.pictures import PictureDataModule
 from blockwright.training.data.order import EpochBatches
-from blockwright.training.data.picture_conversations import PictureConversations
 from blockwright.training.data.rows import RowOrder, best_fit
 from blockwright.training.data.tokenizers.bytes import Bytes
-from tests.training.data.test_pictures import SIGHT, gradient, record, written
 
 loads = st.lists(st.integers(0, 30), min_size=1, max_size=12)
 

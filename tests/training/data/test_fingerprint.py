@@ -14,12 +14,12 @@ from hydra.utils import get_class
 from PIL import Image
 
 from blockwright import registry
+from blockwright.plugins.vision.data.picture_conversations import PictureConversations
+from blockwright.plugins.vision.data.picture_rows import PictureRendering, images_of
 from blockwright.training.configuration.conf import CONF
 from blockwright.training.data.corpus import SPLITS, Corpus
 from blockwright.training.data.fingerprint import state
 from blockwright.training.data.packing import cache_key
-from blockwright.training.data.picture_conversations import PictureConversations
-from blockwright.training.data.picture_rows import PictureRendering, images_of
 from blockwright.training.data.rendering import Rendering
 from blockwright.training.data.tokenizers.base import Tokenizer
 from blockwright.training.data.tokenizers.bytes import Bytes
@@ -75,7 +75,7 @@ def of_corpora(at: Path) -> dict[str, tuple[dict[str, Any], dict[str, Any]]]:
             {"files": str(at / "pair-a.jsonl")},
             {"files": str(at / "pair-b.jsonl"), **ROOM},
         ),
-        "blockwright.training.data.picture_conversations.PictureConversations": (
+        "blockwright.plugins.vision.data.picture_conversations.PictureConversations": (
             pictures,
             {"files": str(at / "seen-b.jsonl"), "folder": str(at / "b"), **ROOM},
         ),
@@ -84,7 +84,7 @@ def of_corpora(at: Path) -> dict[str, tuple[dict[str, Any], dict[str, Any]]]:
             SMALL,
             {**DRAWN, "shortest": 3, "longest": 9, "falling": 0.1},
         ),
-        "blockwright.training.data.pages.Pages": (
+        "blockwright.plugins.vision.data.pages.Pages": (
             SMALL,
             {**DRAWN, "cell": 30, "blank": 0.9, "single": 0.9, "where": 0.9},
         ),
