@@ -10,8 +10,8 @@ from omegaconf import OmegaConf
 
 from blockwright import registry
 from blockwright.registry import ROOT, Composable, ConfigError, Node, Scope, family, register
-from blockwright.registry.hydra import RegistrySource
 from blockwright.registry.ranges import Count
+from hydra_plugins.blockwright_registry.source import RegistrySource
 
 pytestmark = pytest.mark.usefixtures("temporary_blocks")
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.training.data.test_pictures import SIGHT, gradient, record, written
+from test_pictures import SIGHT, gradient, record, written
 
 from blockwright.plugins.vision.data.picture_conversations import PictureConversations
 from blockwright.plugins.vision.data.picture_module import PictureDataModule

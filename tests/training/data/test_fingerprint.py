@@ -230,7 +230,7 @@ TILINGS: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("name", registry.names("tiling"))
 def test_places_of_other_tilings_have_another_key(tiny: Callable[..., Any], name: str) -> None:
-    from tests.training.data.test_pictures import SIGHT
+    from test_pictures import SIGHT
 
     assert set(registry.lookup("tiling", name).schema.parameters) == set(TILINGS[name])
 
