@@ -8,6 +8,7 @@ Members come from the registry and from the folders of options, so that a new on
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -288,7 +289,11 @@ CALLS: dict[str, Callable[[Any], Any]] = {
     "surrogate": lambda f: tuple(f(LOGP, OLD, ADVANTAGE, MASK.float())),
     "teaching": lambda f: f(LESSON)[0].detach(),
 }
-KINDS = [f.kind for f in registry.families() if f.contract.__module__.startswith("blockwright.plugins.alignment.")]
+KINDS = [
+    family.kind
+    for family in registry.families()
+    if re.match(r"blockwright\.plugins\.alignment\.(?!rollouts)", family.contract.__module__)
+]
 OBJECTIVES = [
     pytest.param(kind, name, marks=pytest.mark.slow if name == "reward_model" else ())  # which needs a run
     for kind in KINDS

@@ -70,13 +70,13 @@ def test_plug_in_offers_definitions_by_name(tmp_path: Path, monkeypatch: pytest.
     folder = tmp_path / "offered_ablations"
     folder.mkdir()
     (folder / "theirs.yaml").write_text(yaml.safe_dump(MINIMAL))
-    (folder / "pages.yaml").write_text(yaml.safe_dump(MINIMAL))
+    (folder / "mixers.yaml").write_text(yaml.safe_dump(MINIMAL))
     monkeypatch.syspath_prepend(tmp_path)
     points = [EntryPoint("x", folder.name, definition.ENTRY_POINTS)]
     monkeypatch.setattr(plugins, "entry_points", lambda group: points if group == definition.ENTRY_POINTS else [])
     assert "theirs" in definition.names() and definition.read("theirs").about == "a claim"
     with pytest.raises(ConfigError, match="several ablations have this name"):
-        definition.read("pages")
+        definition.read("mixers")
 
 
 def test_data_that_does_not_say_its_length_is_planned_by_steps_alone(write: Callable[..., str]) -> None:
