@@ -217,7 +217,7 @@ def summary(rows: Sequence[Judged]) -> list[str]:
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Print the file of coefficients; with ``--table``, what docs/how-to/plan.md shows of the published runs."""
+    """Print the file of coefficients; with ``--table``, what the page shows of the published runs."""
     given = read_arguments(arguments, options=(), flags=("--table",))
     if "--table" in given.flags:
         rows = judgement()

@@ -1,7 +1,7 @@
 """A cluster in a JSON file, and the kubectl that speaks to it: run as a program, this file is kubectl.
 
 Jobs and JobSets obey their failure policies, as an API server 1.36, its job controller and JobSet 0.11 did when asked
-(docs/how-to/kubernetes.md). A pod's containers end as the test scripts them, one outcome an attempt. Each listing of
+(plugins/kubernetes/README.md). A pod's containers end as the test scripts them, one outcome an attempt. Each listing of
 pods is a moment in the life of the cluster, so nothing depends on time. Imports only the standard library.
 """
 
