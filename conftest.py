@@ -141,7 +141,7 @@ def tiny() -> Callable[..., dict[str, Any]]:
 
 def _temporary_blocks() -> Iterator[None]:
     """Whatever is registered meanwhile is gone afterwards."""
-    registry.families()  # loads all of them
+    registry.load()  # loads all of them
     entries = {kind: dict(found) for kind, found in catalogue._entries.items()}
     families = dict(catalogue._families)
     yield

@@ -71,7 +71,9 @@ def _show_presets(pattern: str) -> None:
 def _show_family(found: list[tuple[str, str]], with_parameters: bool) -> None:
     table = Table()
     roots = {catalogue.find_family(kind).root for kind, _ in found}
-    table.add_column(f"{'<root>' if len(roots) > 1 else min(roots)}/<kind>=<name>", no_wrap=True)
+    table.add_column(
+        f"{'<root>/' if len(roots) > 1 else f'{root}/' if (root := min(roots)) else ''}<kind>=<name>", no_wrap=True
+    )
     for heading in ("provider", "what it is", *(["parameters"] if with_parameters else [])):
         table.add_column(heading)
     last = None
@@ -82,8 +84,9 @@ def _show_family(found: list[tuple[str, str]], with_parameters: bool) -> None:
         last = kind
         parameters = ", ".join(f"{p.name}={_default(p)}" for p in entry.schema.parameters.values())
         cells = [entry.provider, entry.schema.summary, *([parameters] if with_parameters else [])]
-        group = catalogue.find_family(kind).group if len(roots) > 1 else kind
-        table.add_row(f"{group}/[bold]{name}[/]", *map(escape, cells))
+        family = catalogue.find_family(kind)
+        group = family.group if len(roots) > 1 else kind
+        table.add_row(f"{group}{'/' if family.root else '='}[bold]{name}[/]", *map(escape, cells))
     show(table)
 
 

@@ -25,9 +25,12 @@ PROJECT = "blockwright"
 ROOMS = ("blockwright.blocks", "blockwright.training")  # packages of this project that hold kinds and blocks
 
 _read: list[Index] = []
-_FAMILY = re.compile(r"^@family\(([^()]*(?:\([^()]*\)[^()]*)*)\)$", re.MULTILINE)
+_FAMILY = re.compile(r"^@(?:\w+\.)*family\(([^()]*(?:\([^()]*\)[^()]*)*)\)$", re.MULTILINE)
 _READABLE = re.compile(r"^@readable\n(?:@.*\n)*class (\w+)", re.MULTILINE)
-_REGISTER = re.compile(r'^@register\(\s*"(\w+)",\s*"(\w+)"\s*[,)]', re.MULTILINE)
+_REGISTER = re.compile(
+    r"""^@(?:\w+\.)*register\(\s*(["'])(?P<kind>\w+)\1,\s*(["'])(?P<name>\w+)\3\s*[,)]""", re.MULTILINE
+)
+_CALL = re.compile(r"(?<![\w.])(?:blockwright\.|registry\.)?(?:register|family)\(")
 
 
 @dataclass(frozen=True)
@@ -69,25 +72,25 @@ class Index:
         packages = (".".join(parts[:n]) for n in range(len(parts), 0, -1))
         return next((self.providers[package] for package in packages if package in self.providers), parts[0])
 
-    def add(self, module: str, file: Path, provider: str) -> int:
+    def add(self, module: str, file: Path, provider: str) -> tuple[int, bool]:
         """Add the declarations of a file. A name that is taken stays its first owner's, with a warning.
 
         Returns:
-            how many declarations the file has
+            how many declarations the file has, and whether it registers in another form too, which only importing tells
         """
         text = file.read_text(encoding="utf-8", errors="replace")
-        kinds, blocks, readable = _FAMILY.findall(text), _REGISTER.findall(text), _READABLE.findall(text)
+        kinds, blocks, readable = _FAMILY.findall(text), [*_REGISTER.finditer(text)], _READABLE.findall(text)
         self.readable.update({f"{module}.{name}": module for name in readable})
         for arguments in kinds:
             kind, root, in_layers = _family(arguments)
             self.kinds.setdefault(kind, Declared(module, provider, root, in_layers))
-        for kind, name in blocks:
+        for kind, name in (match.group("kind", "name") for match in blocks):
             declared = Declared(module, provider)
             first = self.blocks.setdefault(kind, {}).setdefault(name, declared)
             if first != declared:
                 rule = f"{kind} {name!r} is already registered by {first.provider} ({first.module})"
                 warnings.warn(f"{rule}; {provider} ({module}) must pick another name", stacklevel=2)
-        return len(kinds) + len(blocks) + len(readable)
+        return len(kinds) + len(blocks) + len(readable), len(_CALL.findall(text)) > len(kinds) + len(blocks)
 
 
 def _family(arguments: str) -> tuple[str, str, bool]:
@@ -101,8 +104,8 @@ def _family(arguments: str) -> tuple[str, str, bool]:
 def index() -> Index:
     """The declarations of this project, then of every installed plug-in; read once for a process.
 
-    A plug-in that cannot be found only causes a warning. One whose files declare nothing is imported: it may register
-    names that it computes.
+    A plug-in that cannot be found only causes a warning. A file of one that registers in another form, such as names
+    that it computes, is imported; so is a plug-in whose files declare nothing.
     """
     if not _read:
         known = Index(providers={PROJECT: PROJECT})
@@ -124,9 +127,10 @@ def _add_plugin(known: Index, point: EntryPoint) -> None:
     owner = point.dist.name if point.dist else point.value
     known.providers.setdefault(point.module, owner)
     try:
-        files = list(_files(point.module, _place(point.module)))
-        if not sum(known.add(module, file, owner) for module, file in files):
-            importlib.import_module(point.module)
+        added = {module: known.add(module, file, owner) for module, file in _files(point.module, _place(point.module))}
+        unclear = [module for module, (_, other_forms) in added.items() if other_forms]
+        for module in unclear if any(count for count, _ in added.values()) else [point.module]:
+            importlib.import_module(module)
     except Exception as error:  # a plug-in may fail in any way; the others must still load
         reason = f"{type(error).__name__}: {error}"
         warnings.warn(f"block plug-in {point.name!r} of {owner} did not load: {reason}", stacklevel=4)

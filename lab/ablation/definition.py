@@ -172,7 +172,7 @@ def _written(name: str) -> dict[str, Any]:
             raise ConfigError("NAME", name, f"several ablations have this name: {files}", "Name one by its path")
         file = found[0]
     if not file.is_file():
-        rule = "there is no such file" if file == Path(name) else "there is no such ablation in conf/ablation"
+        rule = "there is no such file" if file == Path(name) else "there is no such ablation"
         raise ConfigError("NAME", name, rule, did_you_mean(name, names(), "Name a YAML file"))
     try:
         text = read_text(file, "NAME")

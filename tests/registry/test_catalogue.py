@@ -266,6 +266,19 @@ def test_plugin_that_computes_its_names_is_imported_to_know_them(install: Callab
     assert "yyy" in registry.names("norm") and registry.lookup("norm", "yyy").provider == "dist-computing"
 
 
+def test_every_form_of_registration_is_found(install: Callable[..., list[str]]) -> None:
+    literal = BLOCK.format(name="literal", mark="")
+    forms = literal + BLOCK.format(name="single", mark="").replace('"norm", "single"', "'norm', 'single'")
+    forms += BLOCK.format(name="dotted", mark="import blockwright\n\n").replace("@register", "@blockwright.register")
+    forms += (
+        "\nfor name in ('first', 'second'):\n    register('norm', f'of_a_loop_{name}')(type('Made', (Block,), {}))\n"
+    )
+    assert not install(forms=forms)
+    found = {name for name in registry.names("norm") if catalogue.provider("norm", name) == "dist-forms"}
+    assert found == {"literal", "single", "dotted", "of_a_loop_first", "of_a_loop_second"}
+    assert all(registry.lookup("norm", name).provider == "dist-forms" for name in found)
+
+
 def test_plugin_that_declares_nothing_and_cannot_be_imported_warns(install: Callable[..., list[str]]) -> None:
     (warning,) = install(wreck="import a_package_that_is_not_installed")
     assert "'wreck' of dist-wreck" in warning and "ModuleNotFoundError" in warning

@@ -38,14 +38,14 @@ class Progress(RichProgressBar):
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         super().on_validation_start(trainer, pl_module)
         if self._says(trainer) and trainer.state.fn == "validate":
-            counted = _counted(trainer.num_val_batches)
-            self._say(f"measuring the model on the validation set, {counted}; less: +trainer.limit_val_batches=8")
+            less = _less(trainer.num_val_batches, "+trainer.limit_val_batches=8")
+            self._say(f"measuring the model on the validation set, {_counted(trainer.num_val_batches)}{less}")
 
     def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         super().on_test_start(trainer, pl_module)
         if self._says(trainer):
-            less = "+trainer.limit_test_batches=8, or test=false"
-            self._say(f"measuring the model on the test set, {_counted(trainer.num_test_batches)}; less: {less}")
+            less = _less(trainer.num_test_batches, "+trainer.limit_test_batches=8, or test=false")
+            self._say(f"measuring the model on the test set, {_counted(trainer.num_test_batches)}{less}")
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -122,3 +122,8 @@ def _counted(batches: Sequence[int | float]) -> str:
     """The batches of all data loaders; infinitely many have no number."""
     count = sum(batches)
     return f"{count:,.0f} batch{'es' * (count != 1)}" if math.isfinite(count) else "batches without end"
+
+
+def _less(batches: Sequence[int | float], remedy: str) -> str:
+    """How to measure less, where there is more than that."""
+    return f"; less: {remedy}" if sum(batches) > 8 else ""

@@ -13,6 +13,7 @@ from typing import Any
 
 from blockwright import registry
 from blockwright.registry import INHERIT, ConfigError, Node, Scope
+from blockwright.renamed import NAMED
 from blockwright.training.configuration.instantiate import build_part, instantiate
 
 EXAMPLES = {
@@ -71,10 +72,17 @@ def _named(kind: str, node: Any) -> Any:
     if isinstance(node, str):
         return {"name": node}
     if isinstance(node, Mapping) and "_target_" in node:
-        rule = f"a {kind} is chosen by the name that it is registered under, not by its class"
-        remedy = f"Register the class, @register({kind!r}, NAME), and write {kind}=NAME (docs/how-to/add-a-task.md)"
-        raise ConfigError(f"{kind}._target_", node["_target_"], rule, remedy)
+        raise no_class(kind, node["_target_"])
     return node
+
+
+def no_class(kind: str, target: Any) -> ConfigError:
+    """The error for a class in place of the name of a part."""
+    rule = f"a {kind} is chosen by the name that it is registered under, not by its class"
+    if target in NAMED:
+        return ConfigError(f"{kind}._target_", target, rule, f"Write {kind}={NAMED[target][1]}")
+    remedy = f"Register the class, @register({kind!r}, NAME), and write {kind}=NAME (docs/how-to/add-a-task.md)"
+    return ConfigError(f"{kind}._target_", target, rule, remedy)
 
 
 def _scope(kind: str, node: Node) -> dict[str, Node]:

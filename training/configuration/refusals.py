@@ -14,10 +14,11 @@ from omegaconf.errors import OmegaConfBaseException
 
 from blockwright import registry
 from blockwright.blocks.model_config import ModelConfig
-from blockwright.registry import ConfigError, did_you_mean, presets
+from blockwright.registry import ConfigError, catalogue, did_you_mean, presets
 from blockwright.registry.build import fixed
 from blockwright.registry.catalogue import Entry
 from blockwright.training.configuration.conf import composed, groups, of_blocks, options
+from blockwright.training.configuration.parts import no_class
 from blockwright.training.configuration.trainer_settings import GROUPS
 
 REFUSALS = (HydraException, OmegaConfBaseException, yaml.YAMLError)  # raised by composing for a user's mistake
@@ -158,6 +159,8 @@ def _unknown_key(error: BaseException, text: str, overrides: Sequence[str]) -> C
         return ConfigError(path, value, "there is no such group", did_you_mean(path, groups()))
     parts = path.split(".")
     path = ".".join(parts[: parts.index(key) + 1]) if key in parts else path  # nothing below it exists either
+    if len(parts) == 2 and key == "_target_" and parts[0] in catalogue.kinds(catalogue.ROOT):
+        return no_class(parts[0], value)
     for block in _blocks(owner, parts[-2:-1]):
         if key in block.schema.fixed:
             return fixed(block, key, value, path.rpartition(".")[0])
