@@ -65,5 +65,10 @@ def test_quiet_training_and_measuring_get_a_line(
     assert "training at step 1 of 6\n" in said
     trainer.validate(trainer.lightning_module, trainer.datamodule, verbose=False)  # type: ignore[attr-defined]
     said = capsys.readouterr().out
-    assert "on the validation set, 1 batch; less: +trainer.limit_val_batches=8\n" in said
+    assert "on the validation set, 1 batch\n" in said
     assert "measured 1 of 1 batch\n" in said
+
+
+def test_measuring_says_how_to_measure_less_where_that_is_less() -> None:
+    assert module._less([9], "+trainer.limit_val_batches=8") == "; less: +trainer.limit_val_batches=8"
+    assert module._less([4, 4], "+trainer.limit_val_batches=8") == ""
