@@ -117,7 +117,7 @@ REFUSED = {
     "++model.variants={ }": ("model.variants", "change nothing", "model.variants=null"),
     "model.attention={}": ("model.attention", "change nothing", "|gated_delta|gqa|"),
     "callbacks.report={}": ("callbacks.report", "change nothing", "callbacks.report=null"),
-    "callbacks={}": ("callbacks", "change nothing", "Choose another: callbacks=<checkpoint|default"),
+    "callbacks={}": ("callbacks", "change nothing", "Choose another: callbacks=<checkpoint|completions|default"),
     "optimizer=null": ("optimizer", "name of one of its files", "adamw"),
     "a=b=c": ("command line", "cannot be read", "quoted"),
     "~nothing": ("configuration", "'nothing' does not exist", "--help"),
