@@ -62,8 +62,12 @@ def without(name: str, folder: Path) -> list[Path]:
     return [folder / "src", folder / "site"]
 
 
+LISTED = pytest.mark.xfail(strict=True, reason="conf/callbacks/default.yaml lists its callback, completions")
+WITHOUT = [pytest.param(name, marks=LISTED if name == "alignment" else ()) for name in PLUGINS]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("name", PLUGINS)
+@pytest.mark.parametrize("name", WITHOUT)
 def test_project_works_without_it(name: str, tmp_path: Path, small: list[str], environment: dict[str, str]) -> None:
     # Without the module ``site``, no .pth file adds this checkout to the path.
     path = [*without(name, tmp_path / "project"), *(p for p in sys.path if p.endswith("site-packages"))]
