@@ -48,7 +48,8 @@ def without(name: str, folder: Path) -> list[Path]:
         what must be on the path, before the packages that the project depends on
     """
     for part in ("src", "plugins", *CORE):
-        left_out = shutil.ignore_patterns("__pycache__", "tests", name if part == "plugins" else f"blockwright_{name}")
+        own = name if part == "plugins" else f"blockwright_{name}"
+        left_out = shutil.ignore_patterns("__pycache__", "*.egg-info", "tests", own)
         shutil.copytree(ROOT / part, folder / part, symlinks=True, ignore=left_out)
     shutil.copy(ROOT / "train.py", folder)
     metadata = folder / "site" / "blockwright-0.1.0.dist-info"
@@ -62,12 +63,8 @@ def without(name: str, folder: Path) -> list[Path]:
     return [folder / "src", folder / "site"]
 
 
-LISTED = pytest.mark.xfail(strict=True, reason="conf/callbacks/default.yaml lists its callback, completions")
-WITHOUT = [pytest.param(name, marks=LISTED if name == "alignment" else ()) for name in PLUGINS]
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("name", WITHOUT)
+@pytest.mark.parametrize("name", PLUGINS)
 def test_project_works_without_it(name: str, tmp_path: Path, small: list[str], environment: dict[str, str]) -> None:
     # Without the module ``site``, no .pth file adds this checkout to the path.
     path = [*without(name, tmp_path / "project"), *(p for p in sys.path if p.endswith("site-packages"))]

@@ -62,10 +62,17 @@ class Command:
 
 
 def offers() -> dict[str, list[EntryPoint]]:
-    """Name of each command → the entry points that offer it, in alphabetical order."""
+    """Name of each command → the entry points that offer it, in alphabetical order.
+
+    Raises:
+        ConfigError: there is none, not even of this project, whose metadata an editable install does not renew
+    """
     offered: dict[str, list[EntryPoint]] = {}
     for point in sorted(entry_points(group=ENTRY_POINTS), key=lambda point: point.name):
         offered.setdefault(point.name, []).append(point)
+    if not offered:
+        rule = "names no command: the installation is older than the source"
+        raise ConfigError("blockwright", None, rule, "Install it again: pip install -e .")
     return offered
 
 

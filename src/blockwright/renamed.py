@@ -56,7 +56,6 @@ _SINCE = {
     "training.data.picture_conversations.PictureConversations": (
         "plugins.vision.data.picture_conversations.PictureConversations"
     ),
-    "training.callbacks.completions.Completions": "plugins.alignment.callbacks.completions.Completions",
     "training.data.preferences.Preferences": "plugins.alignment.data.preferences.Preferences",
     "training.data.reasoning_gym.ReasoningGym": "plugins.alignment.data.reasoning_gym.ReasoningGym",
     "training.data.sorting.SortingPreferences": "plugins.alignment.data.sorting.SortingPreferences",

@@ -139,3 +139,11 @@ def test_completion_waits_for_torch_only_where_blocks_answer(words: list[str], e
     code = f"import sys\nfrom blockwright.completion import complete\nassert complete({words})\n"
     code += "sys.exit('torch' in sys.modules or 'hydra' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], env=environment).returncode == 0
+
+
+def test_installation_older_than_the_source_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(offered_commands, "entry_points", lambda group: [])
+    for words in ([], ["describe", "model=tiny"]):
+        with pytest.raises(ConfigError) as refused:
+            run(words)
+        assert "pip install -e ." in refused.value.remedy

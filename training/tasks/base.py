@@ -45,6 +45,7 @@ from blockwright.training.tasks.setup import CONTEXT, Setup
 from blockwright.training.tasks.step_mean import StepMean
 
 Batch = dict[str, Tensor]
+Sample = tuple[str, str, float | None]  # prompt, completion, and its reward
 SEQUENCES = "sequences"  # the count that weighs balance losses
 STAGES = ("train", "val", "test")
 
@@ -132,6 +133,14 @@ class Task(Composable, KeepsDtype, L.LightningModule):
 
         Called for all batches of a step before the first of them is counted.
         """
+
+    def samples(self) -> Sequence[Sample]:
+        """Texts of the last validation to show: prompt, completion and reward, None for none."""
+        return ()
+
+    def rises(self) -> Mapping[str, Tensor]:
+        """What the last step did to the texts that it trained on, by name of the figure; all ranks must call it."""
+        return {}
 
     @abstractmethod
     def counts(self, batch: Batch) -> dict[str, Tensor]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
@@ -40,7 +40,7 @@ from blockwright.registry.ranges import Count, Fraction, Positive, Whole
 from blockwright.training.data.corpus import SPLITS
 from blockwright.training.figure import EVERY, TRAIN, Figure
 from blockwright.training.parallel.gathered import gathered
-from blockwright.training.tasks.base import Batch, Task
+from blockwright.training.tasks.base import Batch, Sample, Task
 from blockwright.training.tasks.scored import Scored
 from blockwright.training.tasks.setup import Setup
 
@@ -319,6 +319,9 @@ class Grpo(Task):
             figures[name] = self.step.figure(own, of)
         count = self.policy.average.count(mask)
         return Scored(total, count, figures=figures, routings=scored.routings)
+
+    def samples(self) -> Sequence[Sample]:
+        return self.held_out.samples
 
     @torch.no_grad()
     def rises(self) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""Show what a policy says, and what its updates do to it."""
+"""Show what a task samples, and what its updates do to that."""
 
 from __future__ import annotations
 
@@ -10,22 +10,21 @@ from typing import Any
 import lightning as L
 from rich.table import Table
 
-from blockwright.plugins.alignment.tasks.grpo import Grpo
 from blockwright.registry import printing
 from blockwright.registry.enforcing import enforced
 from blockwright.registry.ranges import Whole
 from blockwright.training.cadence import logs_now
 from blockwright.training.callbacks.step_end import StepEnd
 from blockwright.training.figure import TRAIN, Figure
+from blockwright.training.tasks.base import Sample, Task
 
 FILE = "completions.jsonl"
-Sample = tuple[str, str, float | None]
 
 
 @enforced("callbacks.completions")
 class Completions(StepEnd):
-    """For tasks on rewards: a table of sampled completions of held-out prompts after each validation, on the terminal,
-    in TensorBoard and, the first eight, in completions.jsonl.
+    """For tasks that sample: a table of completions of held-out prompts after each validation, on the terminal, in
+    TensorBoard and, the first eight, in completions.jsonl (``Task.samples``).
 
     Logs ``train/rise_positive`` and ``train/rise_negative``, by how much an update raised the mean log-probability of a
     token of completions with a positive and with a negative advantage: one more forward pass at each logged step. Where
@@ -46,18 +45,19 @@ class Completions(StepEnd):
         self.file, self.rows = Path(directory) / FILE, rows
 
     def on_step_end(self, trainer: L.Trainer, pl_module: L.LightningModule, step: int) -> None:
-        if isinstance(pl_module, Grpo) and logs_now(trainer):
+        if isinstance(pl_module, Task) and logs_now(trainer):
             pl_module.log_dict({f"train/{name}": value for name, value in pl_module.rises().items()})
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if not isinstance(pl_module, Grpo) or not trainer.is_global_zero or trainer.sanity_checking:
+        samples = pl_module.samples() if isinstance(pl_module, Task) else ()
+        if not samples or not trainer.is_global_zero or trainer.sanity_checking:
             return
         self.file.parent.mkdir(parents=True, exist_ok=True)
         with self.file.open("a") as file:
-            for prompt, completion, reward in pl_module.held_out.samples:
+            for prompt, completion, reward in samples:
                 row = {"step": trainer.global_step, "prompt": prompt, "completion": completion, "reward": reward}
                 file.write(json.dumps(row) + "\n")
-        shown = pl_module.held_out.samples[: self.rows]
+        shown = samples[: self.rows]
         if not shown:
             return
         printing.show(completions_table(shown, f"sampled at step {trainer.global_step}"))
