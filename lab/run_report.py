@@ -24,6 +24,7 @@ from blockwright.training.cadence import logs_now
 from blockwright.training.callbacks.finale import Finale
 from blockwright.training.callbacks.interruption import Interruption
 from blockwright.training.callbacks.step_end import StepEnd
+from blockwright.training.data.tokenizers.base import Tokenizer
 from blockwright.training.figure import by_name, find, names_in, of_run
 from blockwright.training.parallel.local import is_distributed
 from blockwright.training.result import RESULTS, Result
@@ -144,25 +145,25 @@ class RunReport(StepEnd, Finale):
         printing.show(table_of(result))
         if "reward" in names_in("val", task.figures):
             pass  # its completions are shown after each validation
-        elif self.sample_tokens and spread:
-            print("no sampled text: no rank has the whole model; see blockwright generate")
-        elif self.sample_tokens:
-            self._show_sample(trainer, task)
+        elif self.sample_tokens and (tokenizer := trainer.datamodule.tokenizer) is not None:  # type: ignore[attr-defined]
+            self._show_sample(task, tokenizer, spread)
         drawn = [f.name for f in sorted(self.directory.glob("*.svg"))]
         print(f"{self.directory}: {', '.join([RESULTS, curves.FILE, *drawn])}")
 
-    def _show_sample(self, trainer: L.Trainer, task: Task) -> None:
+    def _show_sample(self, task: Task, tokenizer: Tokenizer, spread: bool) -> None:
+        if spread:
+            print("no sampled text: no rank has the whole model; see blockwright generate")
+            return
         try:
-            text = self._sample(trainer, task)
+            text = self._sample(task, tokenizer)
         except NotImplementedError:  # a plug-in's attention may have no cache
             print("no sampled text: an attention of this model has no new_cache")
             return
         (self.directory / "sample.txt").write_text(text)
         printing.show_text(text, f"sampled at temperature {self.temperature:g}")
 
-    def _sample(self, trainer: L.Trainer, task: Task) -> str:
+    def _sample(self, task: Task, tokenizer: Tokenizer) -> str:
         """Sample a text from the start of a document."""
-        tokenizer = trainer.datamodule.tokenizer  # type: ignore[attr-defined]
         assert task.decoder is not None
         room = task.decoder.config["max_positions"]
         begin = tokenizer.eos if tokenizer.bos is None else tokenizer.bos

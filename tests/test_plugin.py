@@ -94,6 +94,21 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("plugin")
 
 
+def ladders(folder: Path, quick: list[str]) -> dict[str, list[str]]:
+    """Commands with the data and the task of the guest: a run, the same in two parts, and mistakes."""
+    chosen = ["experiment=ladders", *(o for o in quick if not o.startswith(("data", "logger"))), "logger=csv"]
+    part, last = f"hydra.run.dir={folder}/parts", f"ckpt_path={folder}/parts/checkpoints/last.ckpt"
+    half = ["trainer.max_steps=3", "trainer.val_check_interval=3", "scheduler=constant"]  # whatever the number of steps
+    return {
+        "data": [*chosen, *half, "trainer.max_steps=6", f"hydra.run.dir={folder}/whole"],
+        "data, half": [*chosen, *half, part],
+        "data, resumed": [*chosen, *half, "trainer.max_steps=6", part, last],
+        "data, its own rule": [*chosen, "data.largest_step=64"],
+        "data, unknown parameter": [*chosen, "data.larges_step=3"],
+        "data, wrong type": [*chosen, "data.batches=many"],
+    }
+
+
 @pytest.fixture(scope="module")
 def said(small: list[str], warm: Warm, site: Path, environment: dict[str, str], folder: Path) -> dict[str, Any]:
     chosen = ["model/attention=retention", "model/position=xpos", "model/gating=noisy_topk"]
@@ -113,6 +128,7 @@ def said(small: list[str], warm: Warm, site: Path, environment: dict[str, str], 
         "wrong type": [*quick, *chosen, "model.attention.first_decay=slow", f"hydra.run.dir={folder}/x"],
         "unknown parameter": [*quick, *chosen, "+model.position.widow=3", f"hydra.run.dir={folder}/x"],
         "its own rule": [*quick, *chosen, "model.gating.noise=-1", f"hydra.run.dir={folder}/x"],
+        **ladders(folder, quick),
         "sweep": ["-m", *quick, *sweep, "model/attention=glob(*,exclude=*_*)"],
     }
     return run(warm, commands, site, environment, folder)
@@ -179,6 +195,35 @@ def test_configurations_of_the_guest_are_options_like_any_other(said: dict[str, 
     assert re.search(r"experiment: .*\bretentive\b", said["help"][1])
     code, text = said["no experiment"]
     assert code == 64 and "Did you mean 'retentive'" in text
+
+
+def test_data_of_the_guest_train_its_task_and_resume(said: dict[str, Any], folder: Path) -> None:
+    results = {}
+    for name, run in (("data", "whole"), ("data, half", None), ("data, resumed", "parts")):
+        assert said[name][0] == 0, said[name][1]
+        if run is not None:
+            results[run] = json.loads((folder / run / "results.json").read_text())["metrics"]
+    assert results["whole"]["val/loss"] == results["parts"]["val/loss"]
+    assert results["whole"]["train/loss"] == results["parts"]["train/loss"]
+    with (folder / "parts" / "csv" / "metrics.csv").open(newline="") as file:
+        losses = [row["val/loss"] for row in csv.DictReader(file) if row["val/loss"]]
+    assert len(set(losses)) > 1
+
+
+@pytest.mark.parametrize(
+    ("name", "path", "remedy"),
+    [
+        ("data, its own rule", "data.largest_step", "Climb by smaller steps"),
+        ("data, unknown parameter", "data.larges_step", "Did you mean 'largest_step'?"),
+        ("data, wrong type", "data.batches", ""),
+    ],
+)
+def test_data_of_the_guest_are_typed_like_the_built_ins(
+    said: dict[str, Any], name: str, path: str, remedy: str
+) -> None:
+    code, text = said[name]
+    assert code == 64, text
+    assert f"error: {path} = " in text and remedy in text and "Traceback" not in text
 
 
 def test_command_of_the_guest_is_one_of_blockwright(
@@ -260,11 +305,12 @@ def test_plug_in_proves_its_blocks_by_the_kit_in_its_own_tests(
 
 
 def test_nothing_here_names_the_plug_in() -> None:
+    names = r"blockwright_guest|\bretention\b|retentive|noisy_topk|\bxpos\b|\bladders\b"
     for package in ("registry", "blocks", "training", "lab", "plugins", "conf"):
         for file in (ROOT / package).rglob("*"):
             if file.suffix in (".py", ".yaml"):
                 text = file.read_text()
-                assert not re.search(r"blockwright_guest|\bretention\b|retentive|noisy_topk|\bxpos\b", text), file
+                assert not re.search(names, text), file
 
 
 @pytest.fixture(scope="module")

@@ -42,7 +42,8 @@ class Predictions(L.Callback):
             scored = targets != IGNORED
             if scored.any():
                 line = {"targets": targets[scored].tolist(), "predicted": predicted[scored].tolist()}
-                self._file.write(json.dumps({**line, "text": tokenizer.decode(line["predicted"])}) + "\n")
+                text = {} if tokenizer is None else {"text": tokenizer.decode(line["predicted"])}
+                self._file.write(json.dumps({**line, **text}) + "\n")
             self._scored += int(scored.sum())
             self._right += int((targets == predicted)[scored].sum())
 
