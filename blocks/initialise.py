@@ -13,14 +13,14 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from blockwright.blocks.base import Block
-from blockwright.blocks.lora import initial_std, is_adapter
+from blockwright.blocks.lora import initial_std
 
 
 class Draw(NamedTuple):
@@ -71,11 +71,16 @@ def draws(
 
 
 @torch.no_grad()
-def draw_adapters(model: nn.Module, seed: int) -> None:
-    """Initialise the adapters of a model, and nothing else."""
-    adapters = {id(p) for name, p in model.named_parameters() if is_adapter(name)}
-    for draw in draws(model, std=0.0, depth_scaled=False, n_layers=1, seed=seed):
-        if id(draw.parameter) in adapters:
+def initialise_added(
+    model: nn.Module, known: Collection[nn.Parameter], *, std: float, depth_scaled: bool, n_layers: int, seed: int
+) -> None:
+    """Initialise the parameters of a decoder that are not among the known; other arguments as in ``initialise``."""
+    before = {id(parameter) for parameter in known}
+    for name, parameter in model.named_parameters():
+        if id(parameter) not in before and parameter.ndim < 2:
+            parameter.fill_(0.0 if name.endswith("bias") else 1.0)
+    for draw in draws(model, std=std, depth_scaled=depth_scaled, n_layers=n_layers, seed=seed):
+        if id(draw.parameter) not in before:
             _draw(*draw)
 
 

@@ -6,6 +6,7 @@ if __name__ != "blockwright.registry":  # the same code under a second name woul
 from blockwright.registry.build import Scope, as_written, build, refuse_targets, resolve, to_plain, walk
 from blockwright.registry.catalogue import (
     ROOT,
+    SETTINGS,
     Composable,
     RegistrationError,
     families,
@@ -17,6 +18,7 @@ from blockwright.registry.catalogue import (
     lookup,
     names,
     register,
+    settings,
 )
 from blockwright.registry.children import Node, child_nodes
 from blockwright.registry.errors import REFUSED, BlockError, ConfigError, did_you_mean
@@ -27,6 +29,7 @@ __all__ = [
     "INHERIT",
     "REFUSED",
     "ROOT",
+    "SETTINGS",
     "BlockError",
     "Composable",
     "ConfigError",
@@ -49,6 +52,7 @@ __all__ = [
     "refuse_targets",
     "register",
     "resolve",
+    "settings",
     "to_plain",
     "walk",
 ]

@@ -24,6 +24,7 @@ from blockwright.registry.index import Declared, index
 from blockwright.registry.schema import INHERIT, Schema, read_schema
 
 ROOT = ""  # the root of a configuration, as the root of a kind
+SETTINGS = "*"  # the root of a kind whose every block is a setting at the root of a configuration, under its own name
 SHARED_CONTEXT = frozenset({"d_model", "n_layers", "layer_idx"})  # supplied to every block by the composer
 
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
@@ -66,7 +67,8 @@ class Family:
         kind: its name
         contract: the base class of its blocks
         context: parameters supplied to its blocks, not configured
-        root: the part of the configuration it belongs to; ``ROOT`` for a kind that is such a part itself
+        root: the part of the configuration it belongs to; ``ROOT`` for a kind that is such a part itself, ``SETTINGS``
+            for one whose blocks are
         in_layers: whether layers may differ in it
     """
 
@@ -79,12 +81,12 @@ class Family:
     @property
     def group(self) -> str:
         """The Hydra group of its blocks."""
-        return f"{self.root}/{self.kind}" if self.root else self.kind
+        return self.kind if self.root in (ROOT, SETTINGS) else f"{self.root}/{self.kind}"
 
     @property
     def path(self) -> str:
         """Configuration path of the chosen block."""
-        return f"{self.root}.{self.kind}" if self.root else self.kind
+        return self.group.replace("/", ".")
 
 
 @dataclass(frozen=True)
@@ -111,7 +113,8 @@ def family(
         kind: name of the family, unique over all roots
         context: constructor parameters that a parent or the composer supplies, beyond ``SHARED_CONTEXT``
         root: part of the configuration that its blocks belong to. With ``root="task"``, the kind ``reward`` is the
-            Hydra group ``task/reward``, and its blocks are not part of a model. ``ROOT``: the group is the kind alone
+            Hydra group ``task/reward``, and its blocks are not part of a model. ``ROOT``: the group is the kind alone.
+            ``SETTINGS``: each of its blocks is a group of its own name
         in_layers: False for a part of the model that stands once, outside its layers: layouts, variants and overrides
             do not know the kind
     """
@@ -122,7 +125,8 @@ def family(
         old = _families.get(kind)
         if old and _identity(old.contract) != _identity(contract):
             raise RegistrationError(f"kind {kind!r} already has the contract {_identity(old.contract)}")
-        if bad := next((name for name in (kind, root or kind) if not _NAME.fullmatch(name)), None):
+        parts = (kind,) if root in (ROOT, SETTINGS) else (kind, root)
+        if bad := next((name for name in parts if not _NAME.fullmatch(name)), None):
             raise RegistrationError(f"{bad!r} cannot name a group: write lower-case letters, digits and _")
         _families[kind] = Family(kind, contract, SHARED_CONTEXT | set(context), root, in_layers)
         _entries.setdefault(kind, {})
@@ -165,7 +169,7 @@ def register(kind: str, name: str, *, fixes: Mapping[str, Any] | None = None) ->
             schema = read_schema(cls, name, family.context, by_contract)
         except TypeError as error:
             raise RegistrationError(str(error)) from None
-        enforced(BlockError if _families[kind].root else kind)(cls)
+        enforced({ROOT: kind, SETTINGS: name}.get(family.root, BlockError))(cls)
         entry = Entry(kind, name, cls, schema, provider)
         _refuse_taken(entry)
         _entries[kind][name] = entry
@@ -216,8 +220,14 @@ def layer_kinds() -> list[str]:
 
 
 def groups() -> list[str]:
-    """The Hydra groups of all kinds, in alphabetical order."""
-    return sorted(f"{root}/{kind}" if (root := _kind(kind).root) else kind for kind in kinds(None))
+    """The Hydra groups whose options are registered blocks, in alphabetical order."""
+    roots = {kind: _kind(kind).root for kind in kinds(None)}
+    return sorted(f"{root}/{kind}" if root else kind for kind, root in roots.items() if root != SETTINGS)
+
+
+def settings() -> list[str]:
+    """The names of the blocks that are settings at the root of a configuration, in alphabetical order."""
+    return sorted(name for kind in kinds(SETTINGS) for name in names(kind))
 
 
 def _kind(kind: str) -> Family | Declared:

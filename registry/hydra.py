@@ -3,6 +3,8 @@
 * ``<root>/<kind>=NAME``: a registered block with typed parameters. The root of most kinds is ``model``; ``@family``
   names that of others. A kind at the root of a configuration is chosen by ``<kind>=NAME``, ``task=NAME``
 * ``model=NAME``: a preset, which selects its blocks by groups, so that each can be swapped
+* ``settings=registered``: every block that is a setting at the root of a configuration, unset; each is a group, whose
+  options are files
 * ``model/<kind>=of/NAME``: a preset's block with its values, typed likewise. Only these have a ``/`` in their name, so
   a sweep over ``glob(*)`` covers registered blocks only.
 
@@ -39,6 +41,8 @@ def is_group(path: str) -> bool:
     match _parts(path):
         case ["model", kind, "of"]:
             return kind in catalogue.kinds()
+        case ["settings"]:
+            return True
         case [root] if root:
             return bool(catalogue.kinds(root))
         case [root, kind]:
@@ -72,6 +76,8 @@ def maker(path: str) -> Callable[[], DictConfig] | None:
     match _parts(path):
         case ["model", name] if name in presets.names():
             return lambda: _model(name)
+        case ["settings", "registered"]:
+            return _settings
         case [kind, name] if name in _at_the_root(kind):
             return lambda: _typed(kind, name)
         case [root, kind, name] if kind in catalogue.kinds(root) and name in catalogue.names(kind):
@@ -96,6 +102,12 @@ def _model(name: str) -> DictConfig:
     chosen = [kind for kind in catalogue.kinds() if model.get(kind) is not None]
     own = {key: value for key, value in model.items() if key not in catalogue.kinds()}
     return OmegaConf.create({"defaults": [BASE, *({kind: f"of/{name}"} for kind in chosen), "_self_"], **own})
+
+
+def _settings() -> DictConfig:
+    """Every setting that is a registered block, unset: with its group in the defaults, its options can be chosen."""
+    names = catalogue.settings()
+    return OmegaConf.create({"defaults": ["_self_", *({f"/{name}": None} for name in names)], **dict.fromkeys(names)})
 
 
 def _part(kind: str, node: Any) -> DictConfig:

@@ -11,7 +11,7 @@ from typing import Any
 from blockwright.registry.errors import ConfigError
 
 CONF = "blockwright.conf"  # group of folders of Hydra configurations
-WEIGHTS = "blockwright.weights"  # group of readers of weights of a part of a model, by the format of their files
+ADAPTERS = "blockwright.adapters"  # group of readers of low-rank adapters, by the format of their files
 
 
 def folders(group: str) -> dict[Path, str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from blockwright.training.configuration import parts
@@ -15,12 +15,12 @@ def task(
     scheduler: Any,
     seed: int = 0,
     init_from: str | None = None,
-    adapter: Any = None,
+    starts: Sequence[Any] = (),
     **settings: Any,
 ) -> Any:
     """A task of a run, whose own settings are ``settings``."""
     of_the_run = {"model": model, "optimizer": optimizer, "scheduler": scheduler, "seed": seed}
-    of_the_run |= {"init_from": init_from, "adapter": adapter}
+    of_the_run["starts"] = [*parts.starts({"init_from": init_from}), *starts]
     return parts.build("task", {"task": {"name": name, **settings}, **of_the_run})
 
 

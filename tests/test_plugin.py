@@ -258,6 +258,34 @@ def test_plug_in_is_swept_by_a_wildcard(said: dict[str, Any], folder: Path) -> N
     assert set(rows.values()) == {"completed"}
 
 
+def test_start_of_the_plug_in_fills_a_run_which_resumes_without_it(
+    small: list[str], warm: Warm, site: Path, environment: dict[str, str], tmp_path: Path
+) -> None:
+    file, out = tmp_path / "vectors.pt", tmp_path / "run"
+    vectors = torch.randn(257, 64)
+    torch.save(vectors, file)
+    quick = [*small, "logger=none", "callbacks.report=null", "callbacks.throughput=null", f"hydra.run.dir={out}"]
+    start = [*quick, "vectors=file", f"vectors.file={file}"]
+
+    def embedding() -> torch.Tensor:
+        checkpoint = torch.load(out / "checkpoints" / "last.ckpt", weights_only=True)
+        return checkpoint["state_dict"]["decoder.embedding.weight"]
+
+    first = {"unset": [*quick, "vectors=file"], "trains": [*start, "trainer.max_steps=3"]}
+    said = run(warm, first, site, environment, tmp_path)
+    code, text = said["unset"]
+    assert code == 64 and "error: vectors.file = ???" in text
+    code, text = said["trains"]
+    assert code == 0 and "the embedding is that of" in text and torch.equal(embedding(), vectors), text
+    file.unlink()
+    again = {"resumes": [*start, "ckpt_path=last"], "begins": [*start, f"hydra.run.dir={tmp_path}/other"]}
+    said = run(warm, again, site, environment, tmp_path)
+    code, text = said["resumes"]
+    assert code == 0 and "step=6" in text and torch.equal(embedding(), vectors), text
+    code, text = said["begins"]
+    assert code == 64 and "error: vectors.file = " in text
+
+
 CONFORMANCE = """
 import pytest
 from blockwright.blocks.conformance import cases, kernel_cases

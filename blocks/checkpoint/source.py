@@ -239,7 +239,5 @@ def _check_shapes(model: Mapping[str, Any], theirs: Mapping[str, tuple[int, ...]
     if unlike:
         name = unlike[0]
         rule = f"has other weights: {name} is {theirs.get(name, 'missing')} there and {ours.get(name, 'missing')} here"
-        remedy = (
-            "Add model=pretrained to take the composition from there too, or surgery=default to derive these weights"
-        )
+        remedy = "Add model=pretrained to take the composition from there too"
         raise ConfigError("init_from", str(where), rule, remedy)

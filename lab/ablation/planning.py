@@ -11,10 +11,8 @@ from blockwright.lab.ablation.definition import Definition
 from blockwright.lab.match.sizing import Arm, Sized, arm_of, named, size
 from blockwright.registry import ConfigError
 from blockwright.registry.quoting import quoted
-from blockwright.training.checkpoints.surgery import check_surgery
-from blockwright.training.configuration import figures
+from blockwright.training.configuration import figures, parts
 from blockwright.training.configuration.composing import compose_config
-from blockwright.training.configuration.instantiate import instantiate
 from blockwright.training.entry.preflight import check
 
 STEPS = "trainer.max_steps"
@@ -97,7 +95,7 @@ def make(definition: Definition, overrides: Sequence[str] = ()) -> Plan:
     }
     starts = {name: spec.init_from for name, spec in definition.arms.items()}
     _refuse_alike(final, starts)
-    _refuse_surgery(final, starts)
+    _compare_starts(final, starts)
     for lr, rate in _rates(definition):
         if lr is not None:  # an optimizer may take no lr, or not this one
             _composed(sized[0].arm.name, [*sized[0].overrides, *rate])
@@ -131,17 +129,14 @@ def _composed(name: str, overrides: Sequence[str]) -> tuple[Arm, dict[str, Any]]
         return arm_of(name, overrides, config, plain["model"]), plain
 
 
-def _refuse_surgery(final: dict[str, dict[str, Any]], starts: Mapping[str, str | None]) -> None:
-    """Refuse an arm whose weights come from an arm with a model to which they mean something else, without surgery."""
-    for name, start in starts.items():
-        if start is not None:
+def _compare_starts(final: dict[str, dict[str, Any]], trained: Mapping[str, str | None]) -> None:
+    """Refuse an arm whose weights come from an arm with a model from which its starts cannot make them."""
+    for name, other in trained.items():
+        if other is not None:
             with named(name):
-                models, settings = (final[start]["model"], final[name]["model"]), final[name]["surgery"]
-                if settings is not None:
-                    instantiate(settings, "surgery").check(*models)
-                else:
-                    allowed = final[name]["resume"]["changed"] == "allow"
-                    check_surgery(*models, f"arm {start}", allowed)
+                plain = {**final[name], "init_from": f"arm {other}"}
+                for start in parts.starts(plain):
+                    start.compare(final[other]["model"], plain["model"], plain["resume"]["changed"] == "allow")
 
 
 def _refuse_alike(final: dict[str, dict[str, Any]], starts: Mapping[str, str | None]) -> None:

@@ -30,7 +30,7 @@ from blockwright.registry import ConfigError, did_you_mean
 from blockwright.registry.command import Parser
 from blockwright.registry.folder import own_folder
 from blockwright.registry.printing import show
-from blockwright.training.checkpoints.surgery import check_surgery
+from blockwright.training.starts.swaps import check_swaps
 
 SUFFIXES = {"k": 2**10, "m": 2**20}
 
@@ -138,7 +138,7 @@ def _positioned(source: Source, node: str | None, name: str) -> Source:
         return source
     position = registry.to_plain(node)
     model = check({**source.model, "position": {"name": position} if isinstance(position, str) else position})
-    check_surgery(source.model, model, name, allowed=True)
+    check_swaps(source.model, model, name, allowed=True)
     return replace(source, model=model)
 
 

@@ -41,11 +41,11 @@ from blockwright.registry import ConfigError
 from blockwright.registry.command import Parser, run_command
 from blockwright.registry.printing import show
 from blockwright.registry.quoting import quoted
+from blockwright.training.configuration import parts
 from blockwright.training.configuration.composing import compose_config
-from blockwright.training.configuration.instantiate import check_target, instantiate
 from blockwright.training.configuration.named_model import composition_of
 from blockwright.training.data.tokenizers.files import write_all
-from blockwright.training.surgery import Surgery
+from blockwright.training.starts.surgery import Surgery
 
 OBEYED = r"[+~]*(model|surgery|seed)\b"  # overrides that have an effect here
 USUAL_WINDOWS = 64
@@ -53,8 +53,8 @@ MAX_BYTES = 5 * 10**9  # of a file of weights
 Text = Callable[[], Iterable[Mapping[str, Tensor]]]
 
 
-def requested(run: Path, overrides: Sequence[str]) -> tuple[dict[str, Any], Surgery, int]:
-    """The new composition, the surgery and the seed, from overrides.
+def requested(run: Path, overrides: Sequence[str]) -> tuple[dict[str, Any], Surgery]:
+    """The new composition and the surgery, from overrides.
 
     Raises:
         ConfigError: they cannot be composed, or the composition is invalid
@@ -62,11 +62,11 @@ def requested(run: Path, overrides: Sequence[str]) -> tuple[dict[str, Any], Surg
     # Nothing of a pretrained model is in the groups yet, so all that replaces it there is added.
     added = [re.sub(r"^model([/.])", lambda m: ("+" if m[1] == "/" else "++") + m[0], o) for o in overrides]
     cfg = compose_config(["model=pretrained", f"init_from={quoted(run)}", "surgery=default", *added])
-    model, settings = (
-        OmegaConf.to_container(node, resolve=True, enum_to_str=True) for node in (cfg.model, cfg.surgery)
-    )
-    check_target(settings, "surgery")
-    return check(composition_of(model)), instantiate(settings, "surgery"), cfg.seed
+    read = OmegaConf.masked_copy(cfg, ["model", "surgery", "init_from", "seed"])
+    plain: Any = OmegaConf.to_container(read, resolve=True, enum_to_str=True)
+    plain["model"] = check(composition_of(plain["model"]))
+    (surgery,) = parts.starts(plain)
+    return plain["model"], surgery
 
 
 def _refuse_without_effect(words: Any) -> None:
@@ -162,14 +162,14 @@ def main(arguments: Sequence[str]) -> None:
     if words.out is not None:
         check_out(words.out)
     with named_by("RUN"):
-        model, surgery, seed = requested(words.run, words.overrides)
-        learns = surgery.check(read_composition(words.run), model).reads_text
+        model, surgery = requested(words.run, words.overrides)
+        learns = surgery.outline(read_composition(words.run), model).reads_text
     if words.text and not (words.ledger or learns):
         rule = "is read by no operator of this surgery"
         raise ConfigError("--text", str(words.text[0]), rule, "Add --ledger to measure the loss on it, or leave it out")
     most = words.windows or USUAL_WINDOWS
     text, windows = texts(words.run, words.text, words.length, most, surgery.batches, words.ledger)
-    new = compose(model, seed=seed).eval()
+    new = compose(model, seed=surgery.seed).eval()
 
     def report(old: Decoder, ledger: Ledger) -> None:
         """Before a refusal."""
@@ -184,7 +184,7 @@ def main(arguments: Sequence[str]) -> None:
         for error in ledger.errors:
             print(f"error of an operator: {error}", file=sys.stderr)
 
-    surgery.fill(new, words.run, text, seed, report)
+    surgery.operate(new, text, report)
     if words.out is not None:
         write(words.out, words.run, new)
         print(f"Wrote {words.out}. Start from it: {shlex.join(['blockwright', 'train', *start_from(words.out)])}")

@@ -1,4 +1,4 @@
-"""The weights of a vision tower alone: SigLIP, as ``transformers`` and timm store it.
+"""``tower=siglip tower.folder=DIR``: the weights of a vision tower alone, as ``transformers`` and timm store them.
 
 The text tower and the pooling head of a checkpoint are left out. SigLIP's GELU is the tanh approximation; of timm's
 checkpoints, which do not say so, only the shapes are compared.
@@ -6,7 +6,8 @@ checkpoints, which do not say so, only the shapes are compared.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,10 @@ from blockwright.blocks.compose import compose
 from blockwright.plugins.hub.families.deepseek_vl_v2 import OURS, TOWER
 from blockwright.plugins.hub.names import PATCHES, Link, Row, links
 from blockwright.plugins.vision.vision.siglip import SigLIP
-from blockwright.registry import ConfigError
+from blockwright.registry import ConfigError, register
+from blockwright.training.starts.base import Start
 
-PATH, OWN = "task.tower", "images.vision."
+PATH, OWN = "tower.folder", "images.vision."
 LAYER = "encoder.layers.{i}."
 SIGLIP = (
     Row(f"{OWN}patches.project.weight", "embeddings.patch_embedding.weight", form=PATCHES),
@@ -53,37 +55,42 @@ DEFAULTS = {
 GELUS = {"gelu_pytorch_tanh": "tanh", "gelu": "none", "quick_gelu": "sigmoid"}
 
 
-class Tower:
-    """A checkpoint with a SigLIP tower. Opening reads headers only.
+@register("start", "tower")
+class Tower(Start):
+    """The vision tower of a checkpoint, SigLIP's; everything else of the model starts as without it.
 
     Args:
         folder: with safetensors and config.json
-
-    Raises:
-        ConfigError: at ``task.tower``: there is none
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: str) -> None:
+        self.folder = Path(folder)
+
+    @cached_property
+    def shards(self) -> Shards:
+        """The checkpoint, of which only headers are read."""
         try:
-            self.folder, self.shards = folder, Shards(folder)
+            return Shards(self.folder)
         except ConfigError as error:
             raise ConfigError(PATH, error.path, error.rule, error.remedy) from None
+
+    @cached_property
+    def layout(self) -> tuple[tuple[Row, ...], str]:
+        """The names of its tensors, and what stands before them.
+
+        Raises:
+            ConfigError: at ``tower.folder``: there is no tower
+        """
         for name, rows in TABLES.items():
             for prefix in ("", "vision_model.", "vision.", "visual.trunk."):
                 if prefix + name in self.shards.entries:
-                    self.rows, self.prefix = rows, prefix
-                    return
+                    return rows, prefix
         rule = "holds no SigLIP tower under names of transformers or timm"
-        raise ConfigError(
-            PATH, str(folder), rule, "Name a folder with SiglipModel, SiglipVisionModel or timm's weights"
-        )
+        remedy = "Name a folder with SiglipModel, SiglipVisionModel or timm's weights"
+        raise ConfigError(PATH, str(self.folder), rule, remedy)
 
-    def check(self, model: Mapping[str, Any]) -> None:
-        """Refuse a composition whose tower is another.
-
-        Raises:
-            ConfigError: at ``task.tower``, with the first difference
-        """
+    def check(self, model: Mapping[str, Any]) -> list[str]:
+        rows, _ = self.layout
         images = compose(model, device="meta").inputs.get("images")
         if images is None:
             raise ConfigError(PATH, str(self.folder), "the model reads text alone", "Choose one with images")
@@ -91,9 +98,10 @@ class Tower:
         if type(vision) is not SigLIP:
             rule = f"holds a SigLIP tower, and model.vision is {type(vision).__name__}"
             raise ConfigError(PATH, str(self.folder), rule, "Write model/vision=siglip")
-        if self.rows is SIGLIP:
+        if rows is SIGLIP:
             self._check_settings(vision)
         self._check_tensors({OWN + name: tensor for name, tensor in vision.state_dict().items()})
+        return []
 
     def _check_settings(self, vision: Any) -> None:
         config, layer = read_json(self.folder / "config.json"), vision.layers[0]
@@ -113,8 +121,9 @@ class Tower:
                 raise ConfigError(PATH, str(self.folder), rule, f"Write model.vision.{name}={value}")
 
     def _check_tensors(self, ours: Mapping[str, Tensor]) -> None:
-        wanted = {self.prefix + link.theirs: link.shape(ours[link.ours]) for link in self._links(ours)}
-        known = tuple(self.prefix + row.theirs.partition("{")[0].rstrip("*") for row in self.rows)
+        rows, prefix = self.layout
+        wanted = {prefix + link.theirs: link.shape(ours[link.ours]) for link in links(rows, ours, 0)}
+        known = tuple(prefix + row.theirs.partition("{")[0].rstrip("*") for row in rows)
         theirs = {name: entry.shape for name, entry in self.shards.entries.items() if name.startswith(known)}
         for name in {**wanted, **theirs}:
             if theirs.get(name) != wanted.get(name):
@@ -122,19 +131,13 @@ class Tower:
                 rule = f"has another tower: {name} is {theirs.get(name, 'missing')} there and {here}"
                 raise ConfigError(PATH, str(self.folder), rule, "Write its sizes at model.vision")
 
-    def load_part(self, part: nn.Module, prefix: str) -> None:
-        """Copy the weights into a part of a decoder under the name ``prefix``, those of its tower.
-
-        The composition is already known to fit.
-        """
+    def fill_part(self, part: nn.Module, prefix: str) -> None:
+        rows, before = self.layout
         ours = {prefix + k: tensor for k, tensor in part.state_dict().items() if (prefix + k).startswith(OWN)}
         by_name: dict[str, list[Link]] = {}
-        for link in self._links(ours):
-            by_name.setdefault(self.prefix + link.theirs, []).append(link)
+        for link in links(rows, ours, 0):
+            by_name.setdefault(before + link.theirs, []).append(link)
         with torch.no_grad():
             for name, tensor in self.shards.read(by_name):
                 for link in by_name[name]:
                     link.part(ours[link.ours]).copy_(link.row.form.view(tensor))
-
-    def _links(self, ours: Mapping[str, Tensor]) -> Iterator[Link]:
-        return links(self.rows, ours, 0)

@@ -66,6 +66,7 @@ from blockwright.training.figure import Figure as Figure
 from blockwright.training.tasks.scored import Scored as Scored
 from blockwright.training.tasks.base import Task as Task
 from blockwright.training.tasks.setup import Setup as Setup
+from blockwright.training.starts.base import Start as Start
 from blockwright.training.tasks.causal_lm import CausalLM as CausalLM
 from blockwright.training.data.modules.base import DataModule as DataModule
 from blockwright.training.data.corpus import Corpus as Corpus

@@ -39,7 +39,6 @@ training.data.tokenizers.bpe BPE
 training.data.tokenizers.bytes Bytes
 training.data.tokenizers.chars Chars
 training.data.tokenizers.pretrained Pretrained
-training.lora Lora
 training.optimizers.adamw AdamW
 training.optimizers.muon Muon
 training.parallel.strategy Parallel
@@ -47,7 +46,6 @@ training.schedulers.constant Constant
 training.schedulers.warmup_cosine WarmupCosine
 training.schedulers.warmup_stable_decay WarmupStableDecay
 training.schedulers.warmup_step_decay WarmupStepDecay
-training.surgery Surgery
 """
 # Of these, some are in other modules since.
 _SINCE = {
@@ -86,6 +84,9 @@ NAMED = {
     for prefix in ("", "blockwright.")
 }
 _OF_THE_RUN = ("model", "optimizer", "scheduler", "seed", "init_from", "adapter", "surgery")  # once settings of a task
+# Until 2026-11-29 two starts were named by their classes, and a third was a setting of the task.
+STARTS = ("training.lora.Lora", "training.surgery.Surgery")
+TOWER = "tower"
 _OF_WINDOWS = ("documents", "min_length", "lengths", "transforms")  # once settings of all data, and refused by most
 _FORMER = {"task": _OF_THE_RUN, "data": ("model", *_OF_WINDOWS)}
 
@@ -94,7 +95,7 @@ def with_moved(value: Any) -> Any:
     """Plain values with the current path of every class that has moved, and the names of tasks and data modules."""
     if isinstance(value, Mapping):
         node = {k: _moved(v) if k in ("_target_", "class_path") else with_moved(v) for k, v in value.items()}
-        return _named(node)
+        return _with_tower(_start(_named(node)))
     return [with_moved(inner) for inner in value] if isinstance(value, list) else value
 
 
@@ -110,6 +111,25 @@ def _named(node: dict[str, Any]) -> dict[str, Any]:
     if "class_path" not in node:
         return {"name": name, **own}
     return {kind: {"name": name, **own}, **{k: settings[k] for k in _OF_THE_RUN if k in settings and kind == "task"}}
+
+
+def _start(node: dict[str, Any]) -> dict[str, Any]:
+    """The settings of a start, whose name is its key, without its class."""
+    path = node.get("class_path", node.get("_target_"))
+    if not isinstance(path, str) or path.removeprefix("blockwright.") not in STARTS:
+        return node
+    settings = node.get("init_args") or {} if "class_path" in node else node
+    return {key: value for key, value in settings.items() if key != "_target_"}
+
+
+def _with_tower(node: dict[str, Any]) -> dict[str, Any]:
+    """A configuration whose tower is a start, and no setting of its task."""
+    task = node.get("task")
+    if not isinstance(task, Mapping) or TOWER not in task:
+        return node
+    folder = task[TOWER]
+    start = {} if folder is None else {TOWER: {"folder": folder}}
+    return {**node, "task": {key: value for key, value in task.items() if key != TOWER}, **start}
 
 
 def _moved(dotted: Any) -> Any:

@@ -10,10 +10,10 @@ import torch
 
 from blockwright.blocks.compose import compose
 from blockwright.blocks.decoder import Decoder
-from blockwright.blocks.initialise import draw_adapters
+from blockwright.blocks.initialise import initialise_added
 from blockwright.blocks.lora import B, adaptable, attach, is_adapter, merged, switched_off
 from blockwright.registry import ConfigError
-from blockwright.training.lora import Lora
+from blockwright.training.starts.adapter import Lora
 
 MLA = {"attention": {"name": "mla", "q_lora_rank": 12}}
 ALL = ["attention", "ffn", "head"]
@@ -23,8 +23,9 @@ ALL = ["attention", "ffn", "head"]
 def adapted(tiny: Callable[..., dict[str, Any]]) -> Callable[..., Decoder]:
     def make(targets: list[str] = ALL, trained: bool = True, **changes: Any) -> Decoder:
         decoder = compose(tiny(moe=True, **changes)).double().eval()
+        known = list(decoder.parameters())
         Lora(targets, rank=3).attach(decoder)
-        draw_adapters(decoder, 0)
+        initialise_added(decoder, known, **decoder.config["init"], n_layers=len(decoder.layers), seed=0)
         draw = torch.Generator().manual_seed(1)
         for name, parameter in decoder.named_parameters():
             if trained and name.endswith(B):

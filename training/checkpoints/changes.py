@@ -98,7 +98,7 @@ def _differences(path: str, there: Any, here: Any) -> Iterator[Change]:
 
 
 def _default(path: str, node: Mapping[str, Any], key: str) -> Any:
-    """The default value of an argument of the class that a node names, by ``_target_`` or as the task or the data.
+    """The default value of an argument of the class of a node: by ``_target_``, or as the task, the data or a start.
 
     Args:
         path: of the node
@@ -108,6 +108,8 @@ def _default(path: str, node: Mapping[str, Any], key: str) -> Any:
     found: Any = None
     if "_target_" in node:
         found = inspect.signature(find_target(node["_target_"], "")).parameters.get(key)
+    elif path in registry.names("start"):
+        found = registry.lookup("start", path).schema.parameters.get(key)
     elif path in registry.kinds(registry.ROOT) and node.get("name") in registry.names(path):
         found = registry.lookup(path, node["name"]).schema.parameters.get(key)
     default = _ABSENT if found is None else found.default

@@ -69,7 +69,6 @@ LEFT_OUT = {  # setting, or pattern of settings → why it changes no weight and
     "callbacks.Machine.keep_memory": "says where freed memory goes",
 }
 TRAINER = "lightning.pytorch.Trainer"  # named by no file of Lightning CLI
-HOISTED = ("model", "optimizer", "scheduler", "seed", "init_from", "adapter", "surgery")  # what a run gives to its task
 
 
 def record(plain: Mapping[str, Any]) -> dict[str, Any]:

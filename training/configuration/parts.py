@@ -1,4 +1,4 @@
-"""The parts of a run that are registered kinds at the root of its configuration: its task and its data module.
+"""The parts of a run that are registered kinds: its task, its data module, and the starts of its weights.
 
 They are built as blocks are. What a family declares as context comes from the root of the configuration; a parameter
 whose class is no kind (a corpus, an optimizer) takes a node with ``_target_``.
@@ -16,6 +16,7 @@ from blockwright.registry import INHERIT, ConfigError, Node, Scope
 from blockwright.renamed import NAMED
 from blockwright.training.configuration.instantiate import build_part, instantiate
 
+COPIED = "init_from"  # the start that copies all weights
 EXAMPLES = {
     "data.corpus": "For example: data=shakespeare, or data=text data.corpus.files='books/*.txt'",
     "data.tokenizer": "For example: data/tokenizer=bytes (or chars, or bpe)",
@@ -61,10 +62,39 @@ def build(kind: str, plain: Mapping[str, Any]) -> Any:
     entry, _ = registry.resolve(kind, Node(written, kind))
     hints = {name: p.hint for name, p in entry.schema.parameters.items() if not p.child}
     made = {k: _made(v, hints[k], f"{kind}.{k}") if k in hints else v for k, v in dict(written).items()}
-    context = {key: plain[key] for key in registry.find_family(kind).context if key in plain}
+    known = {"starts": starts(plain), **plain} if kind == "task" else plain
+    context = {key: known[key] for key in registry.find_family(kind).context if key in known}
     context = {key: instantiate(value, key) if _is_target(value) else value for key, value in context.items()}
     node = Node(made, kind)
     return registry.build(kind, node, Scope(_scope(kind, node), context))
+
+
+def starts(plain: Mapping[str, Any]) -> list[Any]:
+    """The starts that a configuration chooses, in the order in which they fill a decoder.
+
+    The weights of ``init_from`` are copied first, or one start derives all weights from them.
+
+    Args:
+        plain: a configuration, its model complete
+
+    Raises:
+        ConfigError: at a setting of a start; several derive all weights
+    """
+    chosen = [name for name in registry.names("start") if name != COPIED and plain.get(name) is not None]
+    built = [_start(name, plain) for name in chosen]
+    deriving = [start for start in built if start.derives]
+    if len(deriving) > 1:
+        several = [name for name, start in zip(chosen, built, strict=True) if start.derives]
+        rule = f"derives all weights, and so does {several[0]}"
+        raise ConfigError(several[1], plain[several[1]], rule, f"Leave one out: ~{several[1]}")
+    copied = [_start(COPIED, plain)] if plain.get(COPIED) is not None and not deriving else []
+    return [*copied, *deriving, *(start for start in built if not start.derives)]
+
+
+def _start(name: str, plain: Mapping[str, Any]) -> Any:
+    settings = plain[name] if isinstance(plain[name], Mapping) else {}
+    context = {key: plain[key] for key in registry.find_family("start").context if key in plain}
+    return registry.build("start", Node({"name": name, **settings}, name), Scope({}, context))
 
 
 def _named(kind: str, node: Any) -> Any:

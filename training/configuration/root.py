@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, TypedDict
 
 from annotated_types import Ge
 
+from blockwright import registry
 from blockwright.registry import ConfigError, did_you_mean
 from blockwright.registry.ranges import Seed, parts
 from blockwright.registry.schema import conforms, fault
@@ -46,7 +47,7 @@ class Paths(TypedDict):
 
 
 class Root(TypedDict):
-    """Every setting of a run; conf/config.yaml says what each is for."""
+    """Every setting of a run but its registered ones; conf/config.yaml says what each is for."""
 
     task_name: Annotated[str, Remedy("Write the name of the runs' folder: task_name=mine")]
     tags: Annotated[list[str | int | float] | None, Remedy("Write tags=[mine]")]
@@ -63,8 +64,6 @@ class Root(TypedDict):
         Remedy("Leave it out: it follows from the figure, if a task or a callback declares that"),
     ]
     model: Any
-    adapter: Part
-    surgery: Part
     data: dict[str, Any]
     task: dict[str, Any]
     optimizer: dict[str, Any]
@@ -78,8 +77,6 @@ class Root(TypedDict):
 
 OLDER: dict[str, Any] = {  # not in older configurations
     "resume": {"changed": "show"},
-    "adapter": None,
-    "surgery": None,
     "direction": None,
 }
 EXTRAS = {"print_config": True, "ignore_warnings": False, "enforce_tags": False}  # for a file with some of them
@@ -94,10 +91,12 @@ def check(plain: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         ConfigError: an unknown, missing or invalid setting
     """
-    settings = {**OLDER, **plain}
+    hints = typing.get_type_hints(Root, include_extras=True)
+    registered = {name: Part for name in registry.settings() if name not in hints}
+    settings = {**OLDER, **dict.fromkeys(registered), **plain}
     if isinstance(settings.get("extras"), Mapping):
         settings["extras"] = {**EXTRAS, **settings["extras"]}
-    _check(settings, Root, "")
+    _check(settings, {**hints, **registered}, "")
     for group in ("callbacks", "logger"):
         for name, node in (settings[group] or {}).items():
             check_value(f"{group}.{name}", node, Part)
@@ -110,10 +109,9 @@ def check(plain: Mapping[str, Any]) -> dict[str, Any]:
     return settings
 
 
-def _check(settings: Mapping[str, Any], types: type, within: str) -> None:
-    hints = typing.get_type_hints(types, include_extras=True)
+def _check(settings: Mapping[str, Any], hints: Mapping[str, Any], within: str, open_ended: bool = False) -> None:
     for key, value in settings.items():
-        if key not in hints and types is not Paths:
+        if key not in hints and not open_ended:
             raise ConfigError(within + key, value, "there is no such setting", did_you_mean(key, hints))
     for key, hint in hints.items():
         path = within + key
@@ -125,7 +123,8 @@ def _check(settings: Mapping[str, Any], types: type, within: str) -> None:
                 f"Add it: +{path}=…, or leave out what removes it (e.g. ~{path})",
             )
         if typing.is_typeddict(hint) and isinstance(settings[key], Mapping):
-            _check(settings[key], hint, f"{path}.")
+            inner = typing.get_type_hints(hint, include_extras=True)
+            _check(settings[key], inner, f"{path}.", open_ended=hint is Paths)
         else:
             check_value(path, settings[key], dict if typing.is_typeddict(hint) else hint)
 

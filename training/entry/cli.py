@@ -12,6 +12,7 @@ import re
 import sys
 from argparse import Action, ArgumentError, ArgumentParser, Namespace
 from collections.abc import Mapping
+from inspect import Parameter, Signature
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,9 @@ import yaml
 from jsonargparse import ActionConfigFile, get_loader, set_loader
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 
+from blockwright import registry
 from blockwright.blocks.checkpoint.fits import check_fits
 from blockwright.blocks.checkpoint.read import read_checkpoint
-from blockwright.blocks.checkpoint.source import check_init
 from blockwright.blocks.model_config import read
 from blockwright.registry import ConfigError
 from blockwright.registry.ranges import Seed
@@ -30,12 +31,11 @@ from blockwright.renamed import with_moved
 from blockwright.training.callbacks.predictions import Predictions
 from blockwright.training.callbacks.recording import Recording
 from blockwright.training.checkpoints.optimizer import check_optimizer
-from blockwright.training.checkpoints.record import HOISTED, from_cli, past_of, record
+from blockwright.training.checkpoints.record import from_cli, past_of, record
 from blockwright.training.checkpoints.resume import check_changes
 from blockwright.training.configuration import figures, parts, placeholders
 from blockwright.training.configuration.class_paths import to_class_paths, to_targets
 from blockwright.training.configuration.composing import compose_config
-from blockwright.training.configuration.instantiate import instantiate
 from blockwright.training.configuration.root import Changed, check_value
 from blockwright.training.configuration.secrets import hidden, read_from_environment
 from blockwright.training.entry.preflight import OWN, preflight
@@ -61,7 +61,7 @@ def to_cli(plain: Mapping[str, Any]) -> dict[str, Any]:
     trainer = {k: v for k, v in classes["trainer"]["init_args"].items() if k not in OWN}
     trainer["callbacks"] = [node for node in (classes["callbacks"] or {}).values() if node]
     trainer["logger"] = [node for node in (classes["logger"] or {}).values() if node] or False
-    task = {key: classes[key] for key in ("task", *HOISTED)}
+    task = {key: classes[key] for key in _settings_of_task()}
     settings = {"seed_everything": plain["seed"], "ckpt_path": plain["ckpt_path"], "weights_only": True}
     settings["resume"] = {"changed": plain["resume"]["changed"]}
     parts = {**settings, "trainer": trainer, "model": task, "data": {"data": classes["data"]}}
@@ -69,16 +69,7 @@ def to_cli(plain: Mapping[str, Any]) -> dict[str, Any]:
     return {"run_dir": new, **placeholders.portable(parts, plain["paths"]["output_dir"])}
 
 
-def make_task(
-    task: dict,  # without types within, jsonargparse leaves its values as they are
-    model: dict,
-    optimizer: dict,
-    scheduler: dict,
-    seed: Seed = 0,
-    init_from: str | None = None,
-    adapter: dict | None = None,
-    surgery: dict | None = None,
-) -> L.LightningModule:
+def make_task(**settings: Any) -> L.LightningModule:
     """Build the task of a run.
 
     Args:
@@ -88,10 +79,27 @@ def make_task(
         scheduler: class and arguments
         seed: of the initial weights and all random draws of training
         init_from: a run's folder, a checkpoint or an imported folder to take the initial weights from
-        adapter: class and arguments; null for none
-        surgery: class and arguments; null for none
     """
-    return parts.build("task", to_targets(locals()))
+    return parts.build("task", to_targets(settings))
+
+
+def _settings_of_task() -> dict[str, tuple[Any, Any]]:
+    """Name → type and default of what ``make_task`` takes; every registered start is one.
+
+    Without types within, jsonargparse leaves the values of a dictionary as they are.
+    """
+    needed = dict.fromkeys(("task", "model", "optimizer", "scheduler"), (dict, Parameter.empty))
+    starts = dict.fromkeys(registry.settings(), (dict | None, None))
+    return {**needed, "seed": (Seed, 0), **starts, "init_from": (str | None, None)}
+
+
+def _declare_settings(function: Any) -> None:
+    """Give a function of ``**settings`` the signature that jsonargparse reads."""
+    declared = _settings_of_task()
+    named = [Parameter(k, Parameter.KEYWORD_ONLY, default=v, annotation=hint) for k, (hint, v) in declared.items()]
+    function.__signature__ = Signature(named, return_annotation=L.LightningModule)
+    function.__annotations__ = {parameter.name: parameter.annotation for parameter in named}
+    function.__annotations__["return"] = L.LightningModule
 
 
 def make_data(data: dict, model: dict) -> L.LightningDataModule:
@@ -187,12 +195,14 @@ class ComposedCLI(LightningCLI):
         given = settings.model
         if self.subcommand != "fit":
             refuse_random_weights(settings.get("ckpt_path"), given.init_from)
+        model = read(given.model)
+        starts = parts.starts({**to_targets(given.as_dict()), "model": model})
         if settings.get("ckpt_path"):
             checkpoint = read_checkpoint(settings.ckpt_path, shapes_only=True)
-            adapter = given.adapter and instantiate(to_targets(given.adapter), "adapter")
-            check_fits(checkpoint, outline(read(given.model), adapter, given.task.get("frozen")), settings.ckpt_path)
-        elif given.init_from and not given.surgery:
-            check_init(Path(given.init_from), read(given.model))
+            check_fits(checkpoint, outline(model, starts, given.task.get("frozen")), settings.ckpt_path)
+        else:
+            for start in starts:
+                start.check(model)
 
     def instantiate_classes(self) -> None:
         """Build everything with folder and secrets filled in; the saved configuration keeps the placeholders."""
@@ -224,7 +234,7 @@ class ComposedCLI(LightningCLI):
         if settings.get("ckpt_path"):
             path, checkpoint = str(settings.ckpt_path), read_checkpoint(settings.ckpt_path, shapes_only=True)
             setup = self.model.configured
-            trained = outline(setup.model, setup.adapter, setup.frozen)
+            trained = outline(setup.model, setup.starts, setup.frozen)
             check_optimizer(checkpoint, self.model.recipe, trained, path)
             check_changes(
                 path, past_of(checkpoint), ours, {**plain, "train": True, "resume": settings.resume.as_dict()}
@@ -274,6 +284,7 @@ def main(arguments: list[str]) -> None:
         arguments = [arguments[0], "--compose", *arguments[1:]]
     quieten(ignore=False)
     sys.argv = [sys.argv[0], *arguments]
+    _declare_settings(make_task)
     try:
         ComposedCLI(
             make_task,

@@ -21,7 +21,7 @@ from blockwright.training.configuration import figures, packages, parts, root, t
 from blockwright.training.configuration.instantiate import check_target, instantiate
 from blockwright.training.configuration.named_model import composition_of
 from blockwright.training.configuration.secrets import hidden, read_from_environment, refuse_in_model
-from blockwright.training.entry.start import check_surgery, find_start, outline_of
+from blockwright.training.entry.start import compare_start, find_start, outline_of
 from blockwright.training.optimizers.base import OptimizerRecipe, weights
 from blockwright.training.parallel.refusals import check as check_ranks
 from blockwright.training.parallel.refusals import derive
@@ -77,9 +77,9 @@ def check(cfg: DictConfig, compared: bool = False) -> dict[str, Any]:
 
 
 def _check_model(plain: dict[str, Any]) -> None:
-    given = isinstance(plain["model"], dict) and "pretrained" in plain["model"]
+    patched = isinstance(plain["model"], dict) and "pretrained" in plain["model"]
     plain["model"] = check_model(composition_of(plain["model"]))
-    check_surgery(plain, patched_there=given)
+    compare_start(plain, patched)
     check_kernels(plain["task"].get("kernels") or {}, "task.kernels")
 
 
@@ -96,8 +96,6 @@ def _check_optimizer(plain: dict[str, Any]) -> None:
         checkpoint = read_start(Path(plain["init_from"])) if plain["init_from"] else {}
         rate = last_rate(plain["optimizer"], past_of(checkpoint) if checkpoint else None)
         plain["optimizer"] = {**plain["optimizer"], "lr": rate}
-    if plain["adapter"] is not None:
-        check_target(plain["adapter"], "adapter")
     check_target(plain["optimizer"], "optimizer")
     _check_patterns(plain, instantiate(plain["optimizer"], "optimizer"))
     check_target(plain["scheduler"], "scheduler")
@@ -127,7 +125,7 @@ def _resolved(cfg: DictConfig) -> dict[str, Any]:
 
 def _check_patterns(plain: dict[str, Any], recipe: OptimizerRecipe) -> None:
     """Check that patterns of parameter names match some parameter, on the meta device."""
-    if plain["task"].get("frozen") not in (None, []) or any(recipe.patterns().values()) or plain["adapter"]:
+    if plain["task"].get("frozen") not in (None, []) or any(recipe.patterns().values()) or parts.starts(plain):
         recipe.check(weights(outline_of(plain)))
 
 

@@ -17,6 +17,7 @@ from blockwright.training.entry.start import outline_of
 from blockwright.training.parallel.arithmetic import held_bytes
 from blockwright.training.parallel.refusals import world_of
 from blockwright.training.parallel.sizes import STRATEGY, Sizes, sizes_of
+from blockwright.training.starts.options import options
 
 SURE = 0.05  # share of the memory below which the state of no optimizer matters
 HALVED = ("bf16-true", "16-true", "transformer-engine")  # weights of two bytes
@@ -53,8 +54,10 @@ def check_room(plain: Mapping[str, Any]) -> None:
         rule = (
             f"{each} {needed / 1e9:,.3g} GB for weights, gradients and optimizer state, and there are {there / 1e9:.3g}"
         )
-        remedy = "Shard it over more GPUs (blockwright plan says over how many), train an adapter (adapter=lora), or "
-        raise ConfigError("model", f"{size(model):.3g} parameters", rule, f"{remedy}choose a smaller model")
+        adapters = [f"train an adapter ({option})" for option in options(lambda start: start.detachable)]
+        remedies = ["Shard it over more GPUs (blockwright plan says over how many)", *adapters]
+        remedy = f"{', '.join(remedies)}, or choose a smaller model"
+        raise ConfigError("model", f"{size(model):.3g} parameters", rule, remedy)
 
 
 def _sizes(strategy: Any, world: int) -> Sizes | None:

@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from blockwright.blocks.checkpoint.fits import check_fits
 from blockwright.blocks.checkpoint.read import read_checkpoint
-from blockwright.blocks.checkpoint.source import check_init, read_composition, read_start
+from blockwright.blocks.checkpoint.source import read_composition
 from blockwright.blocks.decoder import Decoder
-from blockwright.registry import ConfigError, plugins
+from blockwright.registry import ConfigError
 from blockwright.training.checkpoints.optimizer import check_optimizer
 from blockwright.training.checkpoints.places import refuse_overwriting, settle
 from blockwright.training.checkpoints.record import past_of, record
 from blockwright.training.checkpoints.resume import check_changes, resolve_checkpoint, say
-from blockwright.training.checkpoints.surgery import changed_window
-from blockwright.training.checkpoints.surgery import check_surgery as check_swaps
 from blockwright.training.configuration import parts
-from blockwright.training.configuration.instantiate import check_target, instantiate
+from blockwright.training.configuration.instantiate import instantiate
 from blockwright.training.data.tokenizers.start import check_start
 from blockwright.training.tasks.outline import outline
 
@@ -46,86 +44,47 @@ def find_start(plain: dict[str, Any], given: Mapping[str, Any]) -> None:
             check_optimizer(checkpoint, instantiate(plain["optimizer"], "optimizer"), trained, path)
         check_changes(path, past_of(checkpoint), ours(), plain)
     refuse_overwriting(plain, place)
-    _check_weights(plain)
-    check_tower(plain)
-    _check_adapter(plain)
+    if not path:
+        _check_starts(plain)
     if not (plain["train"] or plain["trainer"].get("dry_run")):
         refuse_random_weights(path, plain["init_from"])
 
 
-def _check_weights(plain: Mapping[str, Any]) -> None:
-    """Check that imported weights fit the model and the data; a resumed run has its own."""
-    if plain["init_from"] is None:
-        _refuse_nothing_to_operate(plain)
-        return
-    if plain["ckpt_path"]:
-        return
-    if plain["surgery"] is None:
-        check_init(Path(plain["init_from"]), plain["model"])
-    if (tokenizer := parts.build("data", plain).tokenizer) is not None:
+def _check_starts(plain: Mapping[str, Any]) -> None:
+    """Check that the weights to start from fit the model and the data; a resumed run has its own."""
+    for start in parts.starts(plain):
+        _print(start.check(plain["model"]))
+    if plain["init_from"] is not None and (tokenizer := parts.build("data", plain).tokenizer) is not None:
         check_start(plain["init_from"], tokenizer)
 
 
-TOWER = "task.tower"
-
-
-def check_tower(plain: Mapping[str, Any]) -> None:
-    """Check that the weights of a tower alone fit the model; a resumed run has its own."""
-    folder = plain["task"].get("tower")
-    if folder is None or plain["ckpt_path"]:
-        return
-    if not isinstance(folder, str):
-        raise ConfigError(TOWER, folder, "must be the path of a folder", f"Write {TOWER}=DIR")
-    plugins.offered(plugins.WEIGHTS, "tower", TOWER)(Path(folder)).check(plain["model"])
-
-
-def _check_adapter(plain: Mapping[str, Any]) -> None:
-    """Refuse an adapter of random weights, or a start that is another; a resumed run has its own."""
-    if plain["adapter"] is None or plain["ckpt_path"]:
-        return
-    if plain["init_from"] is None:
-        rule = "an adapter is trained on a model that stays as it is, and this one would be random"
-        raise ConfigError("init_from", None, rule, "Name its weights: init_from=RUN, or the OUT of blockwright import")
-    else:
-        instantiate(plain["adapter"], "adapter").read(outline_of(dict(plain)))
-
-
-def check_surgery(plain: dict[str, Any], patched_there: bool) -> None:
-    """Compare the model with the one that its weights were trained in.
+def compare_start(plain: Mapping[str, Any], patched: bool) -> None:
+    """Compare the model with the one that the weights of ``init_from`` were trained in; print what changes.
 
     Args:
         plain: the configuration
-        patched_there: whether the composition is that of the weights, patched here
+        patched: whether the composition is that of the weights, patched here
+
+    Raises:
+        ConfigError: a start cannot make its weights from them
     """
-    start = plain["init_from"]
-    if plain["surgery"] is not None:
-        check_target(plain["surgery"], "surgery")
-    if start is None or plain["ckpt_path"]:
+    starts = parts.starts(plain)  # a mistake in their settings is refused whether they are read or not
+    if plain["init_from"] is None or plain["ckpt_path"]:
         return
-    if plain["surgery"] is not None:
-        planned = instantiate(plain["surgery"], "surgery").check(read_composition(Path(start)), plain["model"])
-        say(f"surgery on {start}; " + "; ".join(planned.report() or ["nothing changes"]))
-        return
-    allowed = patched_there or plain["resume"].get("changed") == "allow"
-    past = past_of(checkpoint) if (checkpoint := read_start(Path(start))) else None
-    lines = check_swaps(read_composition(Path(start)), plain["model"], str(start), allowed)
-    if past is not None:
-        trained = (past.settings.get("data") or {}).get("sequence_length")
-        lines += [line] if (line := changed_window(plain["model"], trained)) else []
-    if lines:
-        say(f"starts from {start}; " + "; ".join(lines))
+    allowed = patched or plain["resume"].get("changed") == "allow"
+    trained = read_composition(Path(plain["init_from"]))
+    for start in starts:
+        _print(start.compare(trained, plain["model"], allowed))
 
 
-def _refuse_nothing_to_operate(plain: Mapping[str, Any]) -> None:
-    if plain["surgery"] is not None and not plain["ckpt_path"]:
-        rule = "puts the weights of a trained model into another, and none is named"
-        raise ConfigError("init_from", None, rule, "Name a run: init_from=RUN; or leave surgery out")
+def _print(lines: Iterable[str]) -> None:
+    for line in lines:
+        say(line)
 
 
-def outline_of(plain: dict[str, Any]) -> Decoder:
+def outline_of(plain: Mapping[str, Any]) -> Decoder:
     """The model as it is trained, on the meta device."""
-    adapter = plain["adapter"] and instantiate(plain["adapter"], "adapter")
-    return outline(plain["model"], adapter, plain["task"].get("frozen"))
+    return outline(plain["model"], parts.starts(plain), plain["task"].get("frozen"))
 
 
 def refuse_random_weights(ckpt_path: Any, init_from: Any) -> None:

@@ -29,7 +29,6 @@ from blockwright.blocks.decoder import Decoder
 from blockwright.blocks.gating.base import Gating
 from blockwright.blocks.initialise import draws, initialise, suited
 from blockwright.blocks.skipping import draw_part
-from blockwright.registry import ConfigError
 from blockwright.training.parallel.exchange.all_to_all import AllToAll
 from blockwright.training.parallel.exchange.base import Exchange
 from blockwright.training.parallel.experts import share_out
@@ -85,7 +84,7 @@ def build(
     how: Recompute = "none",
     fill: Fill | None = None,
     shapes_only: bool = False,
-    adapt: Callable[[Decoder], None] | None = None,
+    attach: Callable[[Decoder], None] = lambda decoder: None,
 ) -> Decoder:
     """Build the decoder of a composition, with its weights distributed over the ranks.
 
@@ -96,14 +95,12 @@ def build(
         how: activation checkpointing of the layers
         fill: called for each part after the rule, to load given weights
         shapes_only: leave every part on the meta device, split and sharded as usual
-        adapt: adds adapters, on the meta device
+        attach: adds parameters, on the meta device
     """
     model = check(model)
     with torch.device("meta"):
         decoder = assemble(model)
-        if adapt is not None:
-            adapt(decoder)
-            _refuse_no_layer(decoder)
+        attach(decoder)
     rule = {**model["init"], "n_layers": model["n_layers"], "seed": seed}
 
     def materialise(part: nn.Module, prefix: str) -> None:
@@ -139,13 +136,6 @@ def build(
     for method in ("hidden", "last_hidden"):
         register_fsdp_forward_method(decoder, method)
     return decoder
-
-
-def _refuse_no_layer(decoder: Decoder) -> None:
-    """Refuse adapters of the head alone: FSDP2 sums gradients in the backward pass of the layers."""
-    if not any(p.requires_grad for p in decoder.layers.parameters()):
-        rule = "adapts no layer, and sharded weights get gradients through layers only"
-        raise ConfigError("adapter.targets", "head", rule, "Add a target in the layers, or write trainer=ddp")
 
 
 @torch.no_grad()

@@ -7,13 +7,12 @@ a part of their gradient on each rank. Stacks of experts are separate regions.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 from torch import nn
 
 from blockwright.blocks.base import Block, Placement
-from blockwright.blocks.lora import A, B, is_adapter
+from blockwright.blocks.placement import placement
 
 DIMENSION = {"column": 0, "row": 1, "expert": 0}  # the dimension that each placement splits
 
@@ -79,14 +78,7 @@ def _parts(region: Block) -> tuple[Part, ...]:
     parts = []
     for name, _ in region.named_parameters():
         path, _, leaf = name.rpartition(".")
-        kind = _beside(placements, name) if is_adapter(name) else placements.get(name, "replicate")
+        kind = placement(name, placements)
         beside = placements.get(f"{path}.weight" if path else "weight")
         parts.append(Part(region.get_submodule(path), leaf, kind, once=leaf == "bias" and beside == "row" != kind))
     return tuple(parts)
-
-
-def _beside(placements: Mapping[str, Placement], name: str) -> Placement:
-    """Where an adapter's part goes: A [r,in] is split with a matrix's inputs, B [out,r] with its outputs."""
-    outputs = name.endswith(B)
-    whole = placements.get(name.removesuffix(B if outputs else A), "replicate")
-    return whole if whole == "expert" or whole == ("column" if outputs else "row") else "replicate"

@@ -7,7 +7,6 @@ from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, ClassVar, cast
 
 import lightning as L
@@ -15,7 +14,6 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from blockwright.blocks.checkpoint.source import read_origin
 from blockwright.blocks.decoder import Decoder
 from blockwright.blocks.initialise import stable_seed
 from blockwright.blocks.kernels.documents import is_real
@@ -102,8 +100,8 @@ class Task(Composable, KeepsDtype, L.LightningModule):
         self.configured = replace(setup, model=self.model_config)
         self.recipe, self.schedule, self.seed = setup.optimizer, setup.scheduler, setup.seed
         # Plain types only: a checkpoint must load under weights_only=True and rebuild its model without YAML.
-        recorded = {} if setup.adapter is None else {"adapter": setup.adapter.record()}
-        self.save_hyperparameters({"model": self.model_config, "seed": setup.seed, **recorded})
+        recorded = {key: value for start in setup.starts for key, value in start.record().items()}
+        self.save_hyperparameters({**recorded, "model": self.model_config, "seed": setup.seed})
         self.decoder: Decoder | None = None
         # Running sums are checkpointed, so a resumed run logs the same values.
         self.losses = nn.ModuleDict(
@@ -173,7 +171,7 @@ class Task(Composable, KeepsDtype, L.LightningModule):
             self.loads.fill(self.decoder, STAGES)
 
     @property
-    def starts(self) -> bool:
+    def reads_starts(self) -> bool:
         """Whether the weights are those to start from, and not those of the trainer's ``ckpt_path``.
 
         Before the model is built, a trainer holds a path that was assigned to it, and still the last one that was an
@@ -183,14 +181,14 @@ class Task(Composable, KeepsDtype, L.LightningModule):
 
     def _make(self) -> Decoder:
         setup, data = self.configured, getattr(self._trainer, "datamodule", None)
-        if self.starts and setup.init_from is not None:
-            self.origin = {} if setup.surgery else read_origin(Path(setup.init_from))  # a family that it has left
-            if isinstance(data, DataModule) and data.tokenizer is not None:
-                check_start(setup.init_from, data.tokenizer)  # known only now, if it was fitted
+        if self.reads_starts:
+            self.origin = {key: value for start in setup.starts for key, value in start.origin().items()}
+            if setup.trained is not None and isinstance(data, DataModule) and data.tokenizer is not None:
+                check_start(setup.trained, data.tokenizer)  # known only now, if it was fitted
         sharding = getattr(self._trainer and self._trainer.strategy, "sharding", None)
         if sharding is not None:
-            return making.sharded(setup, self.starts, sharding)
-        return making.whole(setup, self.starts, data)
+            return making.sharded(setup, self.reads_starts, sharding)
+        return making.whole(setup, self.reads_starts, data)
 
     @property
     def model(self) -> Decoder:

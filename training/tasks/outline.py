@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from blockwright.blocks.compose import compose
 from blockwright.blocks.decoder import Decoder
-from blockwright.training.lora import Lora
+from blockwright.training.starts.base import Start
 from blockwright.training.tasks.frozen import freeze
 
 
-def outline(model: Mapping[str, Any], adapter: Lora | None, frozen: Sequence[str] | None) -> Decoder:
-    """The decoder on the meta device, with its adapters and frozen parts: what a checkpoint of the run must fit.
+def outline(model: Mapping[str, Any], starts: Iterable[Start], frozen: Sequence[str] | None) -> Decoder:
+    """The decoder on the meta device, with what its starts attach and its frozen parts, which a checkpoint must fit.
 
     Raises:
         ConfigError: a pattern matches nothing
     """
     decoder = compose(model, device="meta")
-    if adapter is not None:
-        adapter.attach(decoder)
+    for start in starts:
+        start.attach(decoder)
     freeze(decoder, frozen or ())
     return decoder

@@ -9,15 +9,14 @@ from typing import Any
 from blockwright.blocks.kernels import choice
 from blockwright.registry.enforcing import enforced
 from blockwright.registry.ranges import Seed
-from blockwright.training.lora import Lora
 from blockwright.training.optimizers.base import OptimizerRecipe
 from blockwright.training.parallel.recompute import Recompute
 from blockwright.training.parallel.recompute import check as check_recompute
 from blockwright.training.schedulers.base import Schedule
-from blockwright.training.surgery import Surgery
+from blockwright.training.starts.base import Start
 
 # Of the run, from the root of its configuration; the other fields of ``Setup`` are settings of ``task``.
-CONTEXT = ("model", "optimizer", "scheduler", "seed", "init_from", "adapter", "surgery")
+CONTEXT = ("model", "optimizer", "scheduler", "seed", "starts")
 
 
 @enforced("task")
@@ -30,20 +29,15 @@ class Setup:
         optimizer: recipe of the optimizer
         scheduler: factor on the learning rate over the steps
         seed: of the initial weights and all random draws of training
-        init_from: a run's folder, a checkpoint or an imported folder to take the initial weights from; null for random
-            ones. A resumed run takes those of its checkpoint. With ``trainer.ckpt_path = FILE`` before ``fit`` it reads
-            neither this nor ``tower`` nor the adapter's start; with ``fit(ckpt_path=FILE)``, of which Lightning says
-            nothing until the model is built, it reads them first
-        adapter: trains low-rank updates of a frozen model; null trains the model itself
-        surgery: how weights of another composition are put into this model; null: they must fit
+        starts: where weights come from, in the order in which they fill the decoder; none for random ones. A resumed
+            run takes those of its checkpoint. With ``trainer.ckpt_path = FILE`` before ``fit`` it reads no start; with
+            ``fit(ckpt_path=FILE)``, of which Lightning says nothing until the model is built, it reads them first
         activation_checkpointing: ``full``: layers keep only their input and recompute the rest for the gradient;
             ``selective``: only feed-forward blocks do; ``none``
         kernels: kernel → implementation, instead of the automatic choice for the device
         compile: whether layers are compiled for training, and for validation within it; ``trainer.compile`` sets it
         frozen: parts that are not trained, by patterns of parameter names: ``attention``, ``layers.0``, ``*.bias``.
             They have no gradient and no optimizer state; a frozen gate keeps its bias
-        tower: folder of another library's checkpoint, from which the tower of an input starts, after
-            ``init_from``; null for none
 
     Raises:
         ConfigError: at ``task.activation_checkpointing`` or ``task.kernels``
@@ -53,15 +47,17 @@ class Setup:
     optimizer: OptimizerRecipe
     scheduler: Schedule
     seed: Seed = 0
-    init_from: str | None = None
-    adapter: Lora | None = None
-    surgery: Surgery | None = None
+    starts: Sequence[Start] = ()
     activation_checkpointing: Recompute = "none"
     kernels: Mapping[str, str] = field(default_factory=lambda: dict.fromkeys(choice.KERNELS, choice.AUTO))
     compile: bool = False
     frozen: Sequence[str] = ()
-    tower: str | None = None
 
     def __post_init__(self) -> None:
         check_recompute(self.activation_checkpointing)
         choice.check(self.kernels, "task.kernels")
+
+    @property
+    def trained(self) -> str | None:
+        """The trained model that the run starts from; None for random weights."""
+        return next((start.trained for start in self.starts if start.trained is not None), None)

@@ -71,7 +71,7 @@ class Distill(CausalLM):
         z_loss: NonNegative = 0.0,
     ) -> None:
         super().__init__(setup, z_loss)
-        self.teacher = setup.init_from if teacher is None else teacher
+        self.teacher = setup.trained if teacher is None else teacher
         self.stages = [_stage(each, f"task.stages.{i}") for i, each in enumerate(stages)]
         if not self.stages or any(stage.tokens is None for stage in self.stages[:-1]):
             rule = "is a list of stages, of which only the last may last for the rest"

@@ -147,7 +147,7 @@ class Grpo(Task):
         replay: bool = False,
     ) -> None:
         super().__init__(setup)
-        if policy.penalty is not None and reference is None and setup.adapter is None:
+        if policy.penalty is not None and reference is None and not any(start.detachable for start in setup.starts):
             rule = "a penalty compares the policy with a reference, and none is named"
             raise ConfigError("task.reference", None, rule, "Name its run: task.reference=RUN; or write ~task/penalty")
         sampling = Sampling(temperature, top_k, top_p, min_p)

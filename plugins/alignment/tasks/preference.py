@@ -47,7 +47,7 @@ class Preference(Pairwise):
     def __init__(self, setup: Setup, preference: PreferenceLoss, reference: str | None = None) -> None:
         super().__init__(setup)
         self.loss = preference
-        self.reference = setup.init_from if reference is None else reference
+        self.reference = setup.trained if reference is None else reference
         self._weights: str | None = None  # digest of the reference's, of this run or of the one that it resumes
         self._logs: Logs = {}
 
@@ -104,17 +104,17 @@ class Preference(Pairwise):
     def _changes(self) -> list[Any]:
         """What the model that training begins with depends on beyond the weights in ``reference``; empty if it is the
         model there. A resumed run does not make that model again."""
-        start, surgery = self.configured.init_from, self.configured.surgery
-        if self.reference is None or self.reference != start or self.trainer.ckpt_path is not None:
+        if self.reference is None or self.reference != self.configured.trained or self.trainer.ckpt_path is not None:
             return []
-        if surgery is None and read_composition(Path(self.reference)) == self.model_config:
+        recipe = next((start.recipe() for start in self.configured.starts if start.derives), None)
+        if recipe is None and read_composition(Path(self.reference)) == self.model_config:
             return []
-        return [self.model_config, self.seed, None if surgery is None else surgery.record()]
+        return [self.model_config, self.seed, recipe]
 
     @torch.no_grad()
     def _compute(self) -> Logs:
         first = self.trainer.ckpt_path is None and self.trainer.global_step == 0
-        decoder = self.model if first and self.reference == self.configured.init_from else self._load()
+        decoder = self.model if first and self.reference == self.configured.trained else self._load()
         decoder.eval()
         found: Logs = {}
         with self.as_in_a_step, switched_off(decoder):

@@ -157,8 +157,8 @@ SETTINGS = {
     "squares larger than the tile": Mistake(None, "model.projector.ratio=5", "model.projector.ratio", "side"),
     "no tile": Mistake(None, "model.tiling.max_tiles=0", "model.tiling.max_tiles", "at least 1"),
     "tower of experts": Mistake(None, "~model.vision.ffn", "model.vision.ffn", "dense"),
-    "folder without a tower": Mistake(None, "task.tower={tmp}", "task.tower", "safetensors"),
-    "tower that is a number": Mistake(None, "task.tower=3", "task.tower", "must be a string"),
+    "folder without a tower": Mistake(None, "tower=siglip tower.folder={tmp}", "tower.folder", "safetensors"),
+    "tower that is a number": Mistake(None, "tower=siglip tower.folder=3", "tower.folder", "must be a string"),
 }
 MISTAKES = {**FILES, **RECORDS, **SETTINGS}
 
@@ -259,10 +259,9 @@ def test_mistake_is_one_message_before_training(name: str, base: DictConfig, fol
 
 
 def checked(cfg: DictConfig) -> dict[str, Any]:
-    from blockwright.training.entry.start import check_tower
-
     plain = check(cfg)
-    check_tower(plain)
+    for start in parts.starts(plain):
+        start.check(plain["model"])
     return plain
 
 

@@ -88,7 +88,7 @@ def test_tower_computes_what_its_class_does(kind: str, stored: Callable[..., Any
     for dtype, bound in ((torch.float32, 1e-5), (torch.float64, 1e-10)):
         decoder = compose(model).to(dtype)
         before = {name: tensor.clone() for name, tensor in decoder.state_dict().items()}
-        Tower(folder).load_part(decoder, "")
+        Tower(folder).fill(decoder, list)
         changed = {name for name, tensor in decoder.state_dict().items() if not torch.equal(tensor, before[name])}
         assert changed == {name for name in before if name.startswith("images.vision.")}
         expected = reference.eval().to(dtype)(pixel_values=tiles.to(dtype) / 127.5 - 1).last_hidden_state
@@ -116,7 +116,7 @@ def test_another_tower_is_refused(
     folder, _ = stored("alone")
     with pytest.raises(ConfigError, match=word) as caught:
         Tower(folder).check(tiny(**{**SIGHT, "vision": TOWER, **changes}))
-    assert caught.value.path == "task.tower"
+    assert caught.value.path == "tower.folder"
 
 
 @pytest.mark.parametrize(("change", "word"), [({"depth": 1}, "blocks.1.*nothing here"), ({"tile": 29}, "pos_embed is")])
@@ -128,7 +128,7 @@ def test_shapes_of_timm_are_compared(
         Tower(folder).check(tiny(**SIGHT, vision={**TOWER, **change}))
 
 
-def test_folder_without_a_tower_is_refused(tmp_path: Path) -> None:
+def test_folder_without_a_tower_is_refused(tmp_path: Path, tiny: Callable[..., Any]) -> None:
     save_file({"a": torch.ones(1)}, tmp_path / "model.safetensors")
     with pytest.raises(ConfigError, match="no SigLIP tower"):
-        Tower(tmp_path)
+        Tower(str(tmp_path)).check(tiny(**SIGHT, vision=TOWER))

@@ -7,6 +7,7 @@ from typing import Any, get_type_hints
 
 import pytest
 
+from blockwright import registry
 from blockwright.registry import ConfigError
 from blockwright.registry.ranges import Seed
 from blockwright.training.configuration.root import Root, check, check_value
@@ -92,4 +93,4 @@ def test_configuration_of_an_older_version_gets_the_settings_that_it_has_not(che
     plain = {key: value for key, value in checked().items() if key not in ("resume", "adapter", "surgery")}
     found = check(plain)
     assert (found["resume"], found["adapter"], found["surgery"]) == ({"changed": "show"}, None, None)
-    assert set(found) == set(get_type_hints(Root))
+    assert set(found) == {*get_type_hints(Root), *registry.settings()}

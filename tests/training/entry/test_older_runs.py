@@ -37,6 +37,18 @@ def test_class_of_a_task_is_its_name_now(prefix: str) -> None:
     }
 
 
+@pytest.mark.parametrize("prefix", ["", "blockwright."])
+def test_start_was_a_class_or_a_setting_of_the_task(prefix: str) -> None:
+    lora, task = f"{prefix}training.lora.Lora", {"name": "causal_lm"}
+    assert with_moved({"adapter": {"_target_": lora, "rank": 4}, "surgery": None}) == {
+        "adapter": {"rank": 4},
+        "surgery": None,
+    }
+    assert with_moved({"adapter": {"class_path": lora, "init_args": {"rank": 4}}}) == {"adapter": {"rank": 4}}
+    assert with_moved({"task": {**task, "tower": "DIR"}}) == {"task": task, "tower": {"folder": "DIR"}}
+    assert with_moved({"task": {**task, "tower": None}}) == {"task": task}
+
+
 def test_settings_that_conversations_never_took_are_gone() -> None:
     chat = {"_target_": "training.data.chat_module.ChatDataModule", "documents": "apart", "transforms": {}, "seed": 1}
     assert with_moved(chat) == {"name": "chat", "seed": 1}

@@ -12,7 +12,7 @@ from many_ranks import DEEPSEEK, Descent, far, read_model, spawn, train
 from blockwright.blocks.checkpoint.read import read_checkpoint
 from blockwright.blocks.compose import compose
 from blockwright.blocks.lora import is_adapter
-from blockwright.training.lora import Lora
+from blockwright.training.starts.adapter import Lora
 
 pytestmark = pytest.mark.xdist_group("lora_ranks")  # its fixture trains on two ranks, once
 
@@ -22,7 +22,7 @@ STRATEGIES: dict[str, Any] = {"ddp": "ddp", "fsdp": {}, "fsdp_ep": {"expert": 2}
 def run(folder: Path, name: str, **how: Any) -> dict[str, Any]:
     adapter = Lora(["attention", "ffn", "head"], rank=3)
     saved = str(folder / f"{name}.ckpt")
-    return train(DEEPSEEK, steps=3, optimizer=Descent(), task={"adapter": adapter}, save=saved, **how)
+    return train(DEEPSEEK, steps=3, optimizer=Descent(), task={"starts": [adapter]}, save=saved, **how)
 
 
 @pytest.fixture(scope="module")

@@ -27,9 +27,9 @@ from blockwright.plugins.alignment.tasks.grpo import Grpo
 from blockwright.registry import ConfigError
 from blockwright.training.data.sorting import Sorting
 from blockwright.training.data.tokenizers.chars import Chars
-from blockwright.training.lora import Lora
 from blockwright.training.optimizers.adamw import AdamW
 from blockwright.training.schedulers.constant import Constant
+from blockwright.training.starts.adapter import Lora
 from tests import built
 
 PROMPTS = [[5, 3, 9], [7], [2, 2, 4, 4, 1]]
@@ -487,7 +487,7 @@ def test_penalty_pulls_towards_the_reference(train: Make, tmp_path: Path) -> Non
 
 def test_penalty_of_an_adapter_compares_with_the_model_without_it(train: Make) -> None:
     """In no further memory: the KL is 0 while the adapter is new, and that of a second model afterwards."""
-    how = {"penalty": {"name": "k3", "beta": 0.5}, "adapter": Lora(["attention"], rank=2)}
+    how = {"penalty": {"name": "k3", "beta": 0.5}, "starts": [Lora(["attention"], rank=2)]}
     first, _, trainer = train(1, **how)
     assert trainer.callback_metrics["train/kl"] == pytest.approx(0, abs=1e-9) and not first._reference_model
     later, _, trainer = train(4, **how)

@@ -1,27 +1,28 @@
-"""Surgery as configuration: ``surgery=default init_from=RUN model/attention=mla``."""
+"""Surgery as a start: ``surgery=default init_from=RUN model/attention=mla``."""
 
 from __future__ import annotations
 
 import copy
 import itertools
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, ClassVar
 
-from blockwright import registry
-from blockwright.registry import ConfigError, Node, Scope
-from blockwright.registry.enforcing import enforced
-from blockwright.registry.ranges import Count
+import torch
+from torch import nn
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from blockwright.blocks.decoder import Decoder
-    from blockwright.blocks.growth.base import Growth
-    from blockwright.blocks.ledger import Ledger
-    from blockwright.blocks.surgery import Named, Step
+from blockwright.blocks.checkpoint.source import load
+from blockwright.blocks.compose import compose
+from blockwright.blocks.decoder import Decoder
+from blockwright.blocks.growth.base import Growth
+from blockwright.blocks.ledger import Ledger
+from blockwright.blocks.precision import default_dtype
+from blockwright.blocks.surgery import Named, Step, build, changing, operate, plan
+from blockwright.registry import ConfigError, register
+from blockwright.registry.ranges import Count, Seed
+from blockwright.training.checkpoints.resume import say
+from blockwright.training.starts.base import Start, Text
 
 
 @dataclass(frozen=True)
@@ -55,32 +56,38 @@ class Outline:
         ]
 
 
-@enforced("surgery")
-class Surgery:
+@register("start", "surgery")
+class Surgery(Start):
     """Fills a model with the weights of a run of another composition, block by block (blocks/surgery.py).
 
     Args:
+        growth: where layers come from if there are more or fewer
         transplant: an operator that is preferred where it serves, by its name or with its options, or a list of them;
             null: the registered one that serves
-        growth: where layers come from if there are more or fewer
         exact: whether to refuse a model that computes something else than the trained one: what no operator claims to
             keep, and what a measurement on random tokens shows to differ
         batches: batches of training text from which operators learn what their block reads
+        init_from: the trained model
+        seed: of what operators draw
     """
+
+    derives = True
+    default_children: ClassVar[Mapping[str, Any]] = {"growth": "zeroed"}
 
     def __init__(
         self,
+        growth: Growth,
         transplant: str | dict[str, Any] | list[Any] | None = None,
-        growth: str | dict[str, Any] = "zeroed",
         exact: bool = False,
         batches: Count = 8,
+        init_from: str | None = None,
+        seed: Seed = 0,
     ) -> None:
         listed = transplant if isinstance(transplant, list) else [] if transplant is None else [transplant]
-        self.transplants, self.exact, self.batches = listed, exact, batches
-        self.growth: Growth = registry.build("growth", Node(growth, "surgery.growth"), Scope({}, {}))
+        self.transplants, self.growth, self.exact, self.batches = listed, growth, exact, batches
+        self.trained, self.seed = init_from, seed
 
-    def record(self) -> list[Any]:
-        """What decides the weights that it makes, as plain types."""
+    def recipe(self) -> list[Any]:
         return [self.transplants, type(self.growth).__qualname__, vars(self.growth), self.batches]
 
     def plan(self, old: Decoder, new: Decoder) -> list[Step]:
@@ -89,15 +96,23 @@ class Surgery:
         Raises:
             ConfigError: at ``surgery.transplant``
         """
-        from blockwright.blocks.surgery import build, plan
-
         named: list[Named] = []
         for node in self.transplants:
             name = node["name"] if isinstance(node, Mapping) else node
             named.append((name, build(node, "surgery.transplant")))
         return plan(old, new, named, self.growth)
 
-    def check(self, there: Mapping[str, Any], here: Mapping[str, Any]) -> Outline:
+    def check(self, model: Mapping[str, Any]) -> list[str]:
+        if self.trained is None:
+            rule = "puts the weights of a trained model into another, and none is named"
+            raise ConfigError("init_from", None, rule, "Name a run: init_from=RUN; or leave surgery out")
+        return []
+
+    def compare(self, there: Mapping[str, Any], here: Mapping[str, Any], allowed: bool) -> list[str]:
+        lines = self.outline(there, here).report()
+        return [f"surgery on {self.trained}; " + "; ".join(lines or ["nothing changes"])]
+
+    def outline(self, there: Mapping[str, Any], here: Mapping[str, Any]) -> Outline:
         """Plan without weights.
 
         Args:
@@ -107,9 +122,6 @@ class Surgery:
         Raises:
             ConfigError: as ``plan``; or something surely changes, and must not
         """
-        from blockwright.blocks.compose import compose
-        from blockwright.blocks.surgery import changing
-
         old, new = compose(there, device="meta"), compose(here, device="meta")
         steps = self.plan(old, new)
         changes = changing(old, new, steps)
@@ -119,37 +131,33 @@ class Surgery:
         grown = [] if len(old.layers) == len(new.layers) else [f"{len(old.layers)} → {len(new.layers)} layers"]
         return Outline(grown, steps, changes)
 
-    def fill(
-        self,
-        new: Decoder,
-        start: Path,
-        text: Callable[[], Iterable[Mapping[str, Tensor]]],
-        seed: int,
-        report: Callable[[Decoder, Ledger], None],
-    ) -> None:
+    def fill(self, decoder: Decoder, text: Text) -> None:
+        def report(old: Decoder, ledger: Ledger) -> None:
+            say("\n  ".join([f"surgery on {self.trained}, measured on random tokens:", *ledger.report()]))
+
+        self.operate(decoder, text, report)
+
+    def fill_part(self, part: nn.Module, prefix: str) -> None:
+        rule = "needs whole blocks, and this strategy shards them"
+        raise ConfigError("surgery", "default", rule, "Run blockwright surgery first, and start from its OUT")
+
+    def operate(self, new: Decoder, text: Text, report: Callable[[Decoder, Ledger], None]) -> None:
         """Fill a decoder, initialised, in place, and measure what that changed.
 
         Args:
             new: the decoder, on the CPU; of lower precision, it is filled and measured in fp32, and then rounded
-            start: a run's folder, a checkpoint or an imported folder
             text: gives batches of training text
-            seed: of what operators draw
             report: given the old decoder and the ledger, before anything is refused for it
 
         Raises:
             ConfigError: as ``plan``; a size does not suit an operator; or it is not exact and has to be
         """
-        import torch
-
-        from blockwright.blocks.checkpoint.source import load
-        from blockwright.blocks.precision import default_dtype
-        from blockwright.blocks.surgery import operate
-
+        assert self.trained is not None
         with default_dtype(torch.float32), torch.no_grad():
             lowered = any(parameter.dtype != torch.float32 for parameter in new.parameters())
-            old, full = load(start), copy.deepcopy(new).to(torch.float32) if lowered else new
+            old, full = load(self.trained), copy.deepcopy(new).to(torch.float32) if lowered else new
             steps = self.plan(old, full)
-            ledger = operate(old, full, steps, self.growth, lambda: itertools.islice(text(), self.batches), seed)
+            ledger = operate(old, full, steps, self.growth, lambda: itertools.islice(text(), self.batches), self.seed)
             if lowered:
                 new.load_state_dict(full.state_dict())
         report(old, ledger)

@@ -1,4 +1,4 @@
-"""What changes when trained weights start another model: position blocks may, all else is surgery."""
+"""Changes between the model that weights were trained in and the one that they start: positions alone are accepted."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ POSITION = "position"
 SHAPE_OF_ROTATION = ("pairing", "rotary_fraction")  # which numbers of a query are rotated together
 
 
-def check_surgery(there: Mapping[str, Any], here: Mapping[str, Any], start: str, allowed: bool) -> list[str]:
+def check_swaps(there: Mapping[str, Any], here: Mapping[str, Any], start: str, allowed: bool) -> list[str]:
     """Compare the composition that weights were trained in with the one that they are put into.
 
     Another rotary position block is an extension of the context, and accepted; so is another base (``theta``) for
@@ -45,7 +45,7 @@ def check_surgery(there: Mapping[str, Any], here: Mapping[str, Any], start: str,
         remedy = "Add model=pretrained to take the composition from there, or write resume.changed=allow"
         raise ConfigError("init_from", start, rule, remedy)
     if others:
-        lines.append(f"surgery: the weights of {start} mean something else here: {listed(others, most=8)}")
+        lines.append(f"the weights of {start} mean something else here: {listed(others, most=8)}")
     return list(dict.fromkeys(lines))
 
 
@@ -78,7 +78,7 @@ def _judge(path: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterato
     names = f"{old['name']} → {new['name']}"
     rotary = [all(key in node for key in ("theta", *SHAPE_OF_ROTATION)) for node in (old, new)]
     if not all(rotary):
-        yield f"surgery: {path} was {old['name']}, is {new['name']}: the weights have never seen such positions"
+        yield f"{path} was {old['name']}, is {new['name']}: the weights have never seen such positions"
         return
     for key in SHAPE_OF_ROTATION:
         if old[key] != new[key]:

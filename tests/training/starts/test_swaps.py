@@ -11,7 +11,7 @@ from blockwright.blocks.compose import check
 from blockwright.registry import ConfigError
 from blockwright.training.checkpoints.last_rate import last_rate
 from blockwright.training.checkpoints.record import Past
-from blockwright.training.checkpoints.surgery import changed_window, check_surgery
+from blockwright.training.starts.swaps import changed_window, check_swaps
 
 Tiny = Callable[..., dict[str, Any]]
 ROPE = {"name": "rope", "theta": 500.0, "pairing": "interleaved"}
@@ -20,7 +20,7 @@ YARN = {"name": "yarn", "theta": 500.0, "factor": 8.0, "original_positions": 64}
 
 def judged(tiny: Tiny, there: Any, here: Any, allowed: bool = False, **changes: Any) -> list[str]:
     old, new = check(tiny(position=there)), check(tiny(position=here, **changes))
-    return check_surgery(old, new, "RUN", allowed)
+    return check_swaps(old, new, "RUN", allowed)
 
 
 def test_another_rotary_position_and_more_positions_are_accepted_and_named(tiny: Tiny) -> None:
@@ -48,7 +48,7 @@ def test_what_would_rotate_other_numbers_is_refused_with_the_value_to_write(
 
 
 def test_positions_that_are_no_rotation_are_surgery(tiny: Tiny) -> None:
-    assert "surgery: model.position was rope, is alibi" in judged(tiny, ROPE, "alibi")[0]
+    assert "model.position was rope, is alibi" in judged(tiny, ROPE, "alibi")[0]
 
 
 def test_any_other_change_is_refused_naming_it_or_warned_about_where_it_was_asked_for(tiny: Tiny) -> None:
@@ -56,14 +56,14 @@ def test_any_other_change_is_refused_naming_it_or_warned_about_where_it_was_aske
         judged(tiny, ROPE, YARN, norm={"name": "rmsnorm", "eps": 0.1})
     assert caught.value.path == "init_from"
     lines = judged(tiny, ROPE, YARN, allowed=True, norm={"name": "rmsnorm", "eps": 0.1})
-    assert "model.norm.eps" in lines[-1] and lines[-1].startswith("surgery")
+    assert "model.norm.eps" in lines[-1]
 
 
 def test_a_position_within_an_attention_is_compared_too(tiny: Tiny) -> None:
     old = check(tiny(attention={"name": "gqa", "position": ROPE}))
     new = check(tiny(attention={"name": "gqa", "position": {**YARN, "pairing": "half_split"}}))
     with pytest.raises(ConfigError) as caught:
-        check_surgery(old, new, "RUN", False)
+        check_swaps(old, new, "RUN", False)
     assert caught.value.path == "model.attention.position.pairing"
 
 

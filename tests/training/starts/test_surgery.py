@@ -11,9 +11,10 @@ import torch
 
 from blockwright.blocks.compose import check, compose
 from blockwright.blocks.decoder import Decoder
+from blockwright.blocks.growth.zeroed import Zeroed
 from blockwright.blocks.ledger import Ledger
 from blockwright.registry import ConfigError
-from blockwright.training.surgery import Surgery
+from blockwright.training.starts.surgery import Surgery
 
 MHA: dict[str, Any] = {"attention": {"name": "mha"}}
 Tiny = Callable[..., dict[str, Any]]
@@ -27,17 +28,21 @@ def start(tiny: Tiny, tmp_path: Path) -> Path:
     return tmp_path / "some.ckpt"
 
 
-def filled(surgery: Surgery, new: Decoder, start: Path) -> tuple[Decoder, Ledger]:
-    told: list[tuple[Decoder, Ledger]] = []
-    surgery.fill(new, start, list, 0, lambda *given: told.append(given))
-    return told[0]
+def surgery(start: Path | None = None, exact: bool = False) -> Surgery:
+    return Surgery(Zeroed(), exact=exact, init_from=start and str(start))
+
+
+def filled(start: Path, new: Decoder, exact: bool = False) -> tuple[Decoder, Ledger]:
+    reports: list[tuple[Decoder, Ledger]] = []
+    surgery(start, exact).operate(new, list, lambda *report: reports.append(report))
+    return reports[0]
 
 
 def test_model_of_lower_precision_is_measured_in_fp32_and_rounded(tiny: Tiny, start: Path) -> None:
     torch.set_default_dtype(torch.bfloat16)
     try:
         new = compose(tiny(**MHA)).train()
-        old, ledger = filled(Surgery(exact=True), new, start)
+        old, ledger = filled(start, new, exact=True)
     finally:
         torch.set_default_dtype(torch.float32)
     assert ledger.exact and new.training
@@ -47,9 +52,9 @@ def test_model_of_lower_precision_is_measured_in_fp32_and_rounded(tiny: Tiny, st
 
 def test_what_is_too_large_to_measure_is_not_exact(tiny: Tiny, start: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("blockwright.blocks.probing.FLOPS", 1e5)
-    assert not filled(Surgery(), compose(tiny(**MHA)), start)[1].exact
+    assert not filled(start, compose(tiny(**MHA)))[1].exact
     with pytest.raises(ConfigError, match="too large to be compared") as caught:
-        filled(Surgery(exact=True), compose(tiny(**MHA)), start)
+        filled(start, compose(tiny(**MHA)), exact=True)
     assert caught.value.path == "surgery.exact"
 
 
@@ -66,5 +71,5 @@ def test_what_is_too_large_to_measure_is_not_exact(tiny: Tiny, start: Path, monk
 def test_what_surely_changes_is_refused_before_weights_are_read(tiny: Tiny, changes: dict[str, Any]) -> None:
     models = check(tiny()), check(tiny(**MHA, **changes))
     with pytest.raises(ConfigError, match="may compute something else") as caught:
-        Surgery(exact=True).check(*models)
-    assert caught.value.path == "surgery.exact" and Surgery().check(*models).changes
+        surgery(exact=True).outline(*models)
+    assert caught.value.path == "surgery.exact" and surgery().outline(*models).changes

@@ -75,9 +75,16 @@ def test_resumed_run_records_the_starts_that_were_asked_for_and_reads_none(
 ) -> None:
     file = tmp_path / "half.ckpt"
     fit(*lora, "trainer.max_steps=1").save_checkpoint(file)
-    asked = (*lora, "adapter.start=gone", "task.tower=gone", f"ckpt_path={file}", "trainer.max_steps=2")
+    asked = (
+        *lora,
+        "adapter.start=gone",
+        "tower=siglip",
+        "tower.folder=gone",
+        f"ckpt_path={file}",
+        "trainer.max_steps=2",
+    )
     kept = record(checked(*asked))
-    assert (kept["adapter"]["start"], kept["task"]["tower"]) == ("gone", "gone") and kept["init_from"]
+    assert (kept["adapter"]["start"], kept["tower"]["folder"]) == ("gone", "gone") and kept["init_from"]
     assert fit(*asked, ckpt_path=file).global_step == 2
 
 
@@ -132,7 +139,7 @@ def test_resuming_with_another_adapter_is_refused(
         (["init_from=BASE", "adapter=lora", "adapter.targets=[norm]"], "adapter.targets", "linear layer or stack"),
         (["init_from=BASE", "adapter=lora", "adapter.rank=0"], "adapter.rank", "at least 1"),
         (["init_from=BASE", "adapter=lora", "adapter.alpha=0"], "adapter.alpha", "above 0"),
-        (["init_from=BASE", "adapter=lora", "+adapter.dropout=0.1"], "adapter.dropout", "no argument"),
+        (["init_from=BASE", "adapter=lora", "+adapter.dropout=0.1"], "adapter.dropout", "no parameter"),
         (["init_from=BASE", "adapter=lora", "adapter.start=nowhere"], "nowhere/adapter_config.json", "no such file"),
     ],
 )
