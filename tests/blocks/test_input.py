@@ -24,7 +24,7 @@ from blockwright.registry import BlockError, ConfigError
 ROOT = Path(__file__).resolve().parents[2]
 CORE = [
     *(f"blocks/{name}.py" for name in ("input", "decoder", "compose", "refusals", "model_config", "forward_pass")),
-    *(f"blocks/{name}" for name in ("cost.py", "probing.py", "surgery.py", "generation", "conformance", "base.py")),
+    *(f"blocks/{name}" for name in ("cost.py", "generation", "conformance", "base.py")),
     *("training/tasks/causal_lm.py", "plugins/alignment/tasks/distill.py", "training/parallel"),
     *(f"lab/{name}.py" for name in ("attachment", "writer", "generate", "describe", "card", "report/card_chart")),
 ]
