@@ -15,6 +15,8 @@ from blockwright.training.checkpoints.surgery import check_surgery
 from blockwright.training.configuration import figures
 from blockwright.training.configuration.composing import compose_config
 from blockwright.training.configuration.instantiate import instantiate
+from blockwright.training.configuration.run import Run
+from blockwright.training.entry.parse import parse_settings
 from blockwright.training.entry.preflight import check
 
 STEPS = "trainer.max_steps"
@@ -123,15 +125,16 @@ def _jobs(definition: Definition, sized: Sequence[Sized]) -> list[dict[str, Any]
     return jobs
 
 
-def _composed(name: str, overrides: Sequence[str]) -> tuple[Arm, dict[str, Any]]:
+def _composed(name: str, overrides: Sequence[str]) -> tuple[Arm, Run]:
     """An arm, and its whole configuration as checked by blockwright train."""
     with named(name):
         config = compose_config(overrides, output_dir=".")
-        plain = check(config)
-        return arm_of(name, overrides, config, plain["model"]), plain
+        run = parse_settings(config)
+        check(run)
+        return arm_of(name, overrides, config, run.model), run
 
 
-def _refuse_surgery(final: dict[str, dict[str, Any]], starts: Mapping[str, str | None]) -> None:
+def _refuse_surgery(final: Mapping[str, Run], starts: Mapping[str, str | None]) -> None:
     """Refuse an arm whose weights come from an arm with a model to which they mean something else, without surgery."""
     for name, start in starts.items():
         if start is not None:
@@ -144,16 +147,16 @@ def _refuse_surgery(final: dict[str, dict[str, Any]], starts: Mapping[str, str |
                     check_surgery(*models, f"arm {start}", allowed)
 
 
-def _refuse_alike(final: dict[str, dict[str, Any]], starts: Mapping[str, str | None]) -> None:
+def _refuse_alike(final: Mapping[str, Run], starts: Mapping[str, str | None]) -> None:
     """Refuse two arms with the same configuration and start."""
     seen: dict[str, str] = {}
     for name, plain in final.items():
-        if (same := seen.setdefault(f"{starts[name]} {plain!r}", name)) != name:
+        if (same := seen.setdefault(f"{starts[name]} {dict(plain)!r}", name)) != name:
             rule = f"is the same as arm {same}, so it would compare nothing"
             raise ConfigError("arms", name, rule, "Change one of them, or remove it")
 
 
-def _direction(definition: Definition, final: dict[str, dict[str, Any]]) -> str:
+def _direction(definition: Definition, final: Mapping[str, Run]) -> str:
     """The direction of the metric, which all arms must measure, and mean the same by."""
     figures.refuse_misspelt("metric", definition.metric)
     found: dict[str, str] = {}

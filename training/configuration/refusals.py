@@ -19,7 +19,7 @@ from blockwright.registry.build import fixed
 from blockwright.registry.catalogue import Entry
 from blockwright.training.configuration.conf import composed, groups, of_blocks, options
 from blockwright.training.configuration.parts import no_class
-from blockwright.training.configuration.trainer_settings import GROUPS
+from blockwright.training.configuration.run import GROUPS
 
 REFUSALS = (HydraException, OmegaConfBaseException, yaml.YAMLError)  # raised by composing for a user's mistake
 _EMPTY = re.compile(r"\+{0,2}([^=~@]+)=\s*\{\s*\}\s*")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -13,44 +12,38 @@ from blockwright.blocks.checkpoint.source import check_init, read_composition, r
 from blockwright.blocks.decoder import Decoder
 from blockwright.registry import ConfigError, plugins
 from blockwright.training.checkpoints.optimizer import check_optimizer
-from blockwright.training.checkpoints.places import refuse_overwriting, settle
+from blockwright.training.checkpoints.places import refuse_overwriting
 from blockwright.training.checkpoints.record import past_of, record
-from blockwright.training.checkpoints.resume import check_changes, resolve_checkpoint, say
+from blockwright.training.checkpoints.resume import check_changes, say
 from blockwright.training.checkpoints.surgery import changed_window
 from blockwright.training.checkpoints.surgery import check_surgery as check_swaps
 from blockwright.training.configuration import parts
 from blockwright.training.configuration.instantiate import check_target, instantiate
+from blockwright.training.configuration.run import Run
 from blockwright.training.data.tokenizers.start import check_start
 from blockwright.training.tasks.outline import outline
 
 
-def find_start(plain: dict[str, Any], given: Mapping[str, Any]) -> None:
-    """Find the start of the run: a checkpoint to resume from, the weights of another model, or neither.
-
-    Args:
-        plain: the configuration; its ``ckpt_path`` becomes a file or None, and a sweep's job gets its own folder of
-            checkpoints. Nothing that is recorded changes
-        given: a copy of it, without secrets
+def check_sources(run: Run) -> None:
+    """Check what the run starts from: a checkpoint to resume from, the weights of another model, or neither.
 
     Raises:
         ConfigError: it does not fit the run
     """
-    ours = cache(lambda: record(given))  # made when it is compared: it imports the classes of callbacks, so Lightning
-    place = settle(plain)
-    path = plain["ckpt_path"] = resolve_checkpoint(plain, place, ours)
+    path = run.ckpt_path
     if path:
         checkpoint = read_checkpoint(path, shapes_only=True)
-        trained = outline_of(plain)
+        trained = outline_of(run)
         check_fits(checkpoint, trained, path)
-        if plain["train"]:
-            check_optimizer(checkpoint, instantiate(plain["optimizer"], "optimizer"), trained, path)
-        check_changes(path, past_of(checkpoint), ours(), plain)
-    refuse_overwriting(plain, place)
-    _check_weights(plain)
-    check_tower(plain)
-    _check_adapter(plain)
-    if not (plain["train"] or plain["trainer"].get("dry_run")):
-        refuse_random_weights(path, plain["init_from"])
+        if run.train:
+            check_optimizer(checkpoint, instantiate(run.optimizer, "optimizer"), trained, path)
+        check_changes(path, past_of(checkpoint), record(run.shown), run)
+    refuse_overwriting(run)
+    _check_weights(run)
+    check_tower(run)
+    _check_adapter(run)
+    if not (run.train or run.trainer.get("dry_run")):
+        refuse_random_weights(path, run.init_from)
 
 
 def _check_weights(plain: Mapping[str, Any]) -> None:
@@ -87,10 +80,10 @@ def _check_adapter(plain: Mapping[str, Any]) -> None:
         rule = "an adapter is trained on a model that stays as it is, and this one would be random"
         raise ConfigError("init_from", None, rule, "Name its weights: init_from=RUN, or the OUT of blockwright import")
     else:
-        instantiate(plain["adapter"], "adapter").read(outline_of(dict(plain)))
+        instantiate(plain["adapter"], "adapter").read(outline_of(plain))
 
 
-def check_surgery(plain: dict[str, Any], patched_there: bool) -> None:
+def check_surgery(plain: Mapping[str, Any], patched_there: bool) -> None:
     """Compare the model with the one that its weights were trained in.
 
     Args:
@@ -122,7 +115,7 @@ def _refuse_nothing_to_operate(plain: Mapping[str, Any]) -> None:
         raise ConfigError("init_from", None, rule, "Name a run: init_from=RUN; or leave surgery out")
 
 
-def outline_of(plain: dict[str, Any]) -> Decoder:
+def outline_of(plain: Mapping[str, Any]) -> Decoder:
     """The model as it is trained, on the meta device."""
     adapter = plain["adapter"] and instantiate(plain["adapter"], "adapter")
     return outline(plain["model"], adapter, plain["task"].get("frozen"))

@@ -19,7 +19,8 @@ from blockwright.training.configuration.composing import compose_config
 from blockwright.training.configuration.conf import CONF
 from blockwright.training.configuration.instantiate import check_target
 from blockwright.training.configuration.refusals import explain
-from blockwright.training.entry.preflight import OWN, preflight
+from blockwright.training.configuration.run import OWN
+from blockwright.training.entry.preflight import preflight
 from hydra_plugins.blockwright_optuna._options import TPE, OptunaSweeper
 
 
