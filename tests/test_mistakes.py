@@ -144,7 +144,7 @@ EARLY = {
     "no name of a block": Mistake(
         "model.attention.name=null",
         "model.attention.name",
-        r"is the name of a registered block.*model/attention=<.*\|gqa\|",
+        r"must have a value.*model/attention=<.*\|gqa\|",
     ),
     "no number": Mistake("model.norm.eps=null", "model.norm.eps", "must have a value.*Leave out model.norm.eps=null"),
     "multipliers that are a list": Mistake("optimizer.multipliers=[1]", "optimizer.multipliers", "must be a mapping"),
