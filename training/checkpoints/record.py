@@ -20,7 +20,7 @@ from blockwright.blocks.model_config import reread
 from blockwright.renamed import with_moved
 from blockwright.training.checkpoints.observing import why_left_out
 from blockwright.training.configuration.class_paths import to_targets
-from blockwright.training.configuration.run import OLDER, Run
+from blockwright.training.configuration.run import HINTS, Run
 
 KEY = "configuration"  # of a checkpoint
 _RUNS = "names or describes the run"
@@ -71,17 +71,6 @@ LEFT_OUT = {  # setting, or pattern of settings → why it changes no weight and
     "callbacks.Machine.keep_memory": "says where freed memory goes",
 }
 TRAINER = "lightning.pytorch.Trainer"  # named by no file of Lightning CLI
-UNNAMED: dict[str, Any] = {  # settings that a file of Lightning CLI lacks; none of them is recorded
-    "task_name": "",
-    "tags": None,
-    "optimized_metric": "",
-    "paths": {},
-    "extras": {},
-    "logger": {},
-    "auto_resume": False,
-    "train": True,
-    "test": False,
-}
 HOISTED = ("model", "optimizer", "scheduler", "seed", "init_from", "adapter", "surgery")  # what a run gives to its task
 
 
@@ -154,14 +143,14 @@ def _listed(value: Any) -> Any:
 
 
 def from_cli(settings: Mapping[str, Any]) -> Run:
-    """The run of a configuration of Lightning CLI, which has neither a name nor folders nor a figure to optimize."""
+    """The run of a configuration of Lightning CLI. Settings that it lacks, of which none is recorded, are null."""
     run, data, trainer = (to_targets(settings[part]) for part in ("model", "data", "trainer"))
     run["model"] = reread(run["model"])  # a file may hold an older format
     callbacks = trainer.pop("callbacks", None) or []
     callbacks = callbacks if isinstance(callbacks, list) else [callbacks]
     parts = {"data": data["data"], "trainer": {"_target_": TRAINER, **trainer}, "callbacks": dict(enumerate(callbacks))}
-    of_the_command = {key: settings[key] for key in ("ckpt_path", "resume")}
-    return Run(**{**OLDER, **UNNAMED, **run, **parts, **of_the_command, "seed": settings["seed_everything"]})
+    command = {"train": True, "ckpt_path": settings["ckpt_path"], "resume": settings["resume"]}
+    return Run(**{**dict.fromkeys(HINTS), **run, **parts, **command, "seed": settings["seed_everything"]})
 
 
 @dataclass(frozen=True)

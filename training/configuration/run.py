@@ -19,6 +19,7 @@ Node = Mapping[str, Any]  # a group, whose schema is the class that is built fro
 OWN = ("compile", "dry_run", "world")  # keys of ``trainer`` that this project defines; Lightning's Trainer lacks them
 GROUPS = ("callbacks", "logger")  # of nodes by name; arguments of Lightning's Trainer, which gets what they build
 FOLDER = "checkpoints"  # in the folder of a run
+FOLDERS = {"log_dir": str, "output_dir": str}  # of ``paths``: of all runs, and of this one; others are interpolated
 
 
 class Resume(TypedDict):
@@ -33,13 +34,6 @@ class Extras(TypedDict):
     print_config: bool
     ignore_warnings: bool
     enforce_tags: bool
-
-
-class Paths(TypedDict):
-    """The folders that the program itself reads; further ones are for a configuration's own interpolations."""
-
-    log_dir: str
-    output_dir: str
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -80,7 +74,7 @@ class Run(Mapping[str, Any]):
     trainer: Node
     callbacks: Mapping[str, Node | None]  # a null one is switched off
     logger: Mapping[str, Node | None]
-    paths: Paths
+    paths: Node
     extras: Extras
     secrets: Mapping[str, str] = field(default_factory=dict, repr=False)
     is_patched: bool = False
@@ -95,12 +89,13 @@ class Run(Mapping[str, Any]):
         settings = {**OLDER, **plain}
         if isinstance(settings.get("extras"), Mapping):
             settings["extras"] = {**EXTRAS, **settings["extras"]}
-        for group in GROUPS:
-            settings |= {group: {}} if group in settings and settings[group] is None else {}
-        check_mapping(settings, HINTS, open_ended=(Paths,))
+        settings |= {group: {} for group in GROUPS if group in settings and settings[group] is None}
+        check_mapping(settings, HINTS)
         for group in GROUPS:
             for name, node in settings[group].items():
                 check_value(f"{group}.{name}", node, Node | None)
+        folders = {name: path for name, path in settings["paths"].items() if name in FOLDERS}
+        check_mapping(folders, FOLDERS, "paths.")
         run = cls(**settings, secrets=secrets)
         _check_tags(run)
         _check_name(run.task_name)

@@ -115,15 +115,11 @@ def _check_time(trainer: Mapping[str, Any]) -> None:
 
 def _check_devices(devices: Any) -> None:
     """Check the number or list of devices: 2, auto, -1, [0, 2] or the same as text."""
-    given = [part.strip() for part in devices.split(",") if part.strip()] if isinstance(devices, str) else devices
-    if devices in ("auto", -1, "-1") or (isinstance(devices, str) and devices.isdigit() and int(devices) > 0):
-        return
-    if isinstance(given, list):
-        numbers = [str(one) for one in given]
-        named = "," in devices if isinstance(devices, str) else True
-        if named and numbers and all(n.isdigit() for n in numbers) and len({int(n) for n in numbers}) == len(numbers):
-            return
-    elif isinstance(devices, int) and not isinstance(devices, bool) and devices > 0:
+    text = ",".join(map(str, devices)) if isinstance(devices, list) else str(devices)
+    numbers = [part.strip() for part in text.split(",") if part.strip()]
+    distinct = all(map(str.isdecimal, numbers)) and len({*map(int, numbers)}) == len(numbers) > 0
+    is_count = not isinstance(devices, list) and "," not in text
+    if devices in ("auto", "-1", -1) or (distinct and not (is_count and int(text) == 0)):
         return
     rule = "must be the number of processes, with a device each, or a list of devices"
     raise ConfigError("trainer.devices", devices, rule, "Write a number from 1 on, a list such as [0,1], or auto")

@@ -15,8 +15,6 @@ from blockwright.registry import ConfigError, did_you_mean
 from blockwright.registry.ranges import parts
 from blockwright.registry.schema import conforms, fault
 
-UNIONS = (Union, types.UnionType)
-
 
 @dataclass(frozen=True)
 class Remedy:
@@ -25,16 +23,13 @@ class Remedy:
     text: str
 
 
-def check_mapping(
-    settings: Mapping[str, Any], hints: Mapping[str, Any], within: str = "", open_ended: tuple[type, ...] = ()
-) -> None:
+def check_mapping(settings: Mapping[str, Any], hints: Mapping[str, Any], within: str = "") -> None:
     """Refuse unknown, missing and invalid settings, those of a ``TypedDict`` within included.
 
     Args:
         settings: as plain types
         hints: name → annotation of every setting
         within: path of the mapping, with a dot after it
-        open_ended: types of mappings that may have further settings
 
     Raises:
         ConfigError
@@ -47,13 +42,10 @@ def check_mapping(
         if key not in settings:
             remedy = f"Add it: +{path}=…, or leave out what removes it (e.g. ~{path})"
             raise ConfigError(path, None, "every run has this setting", remedy)
-        value = settings[key]
-        if typing.is_typeddict(hint) and isinstance(value, Mapping):
-            inner = typing.get_type_hints(hint, include_extras=True)
-            known = value if hint not in open_ended else {k: v for k, v in value.items() if k in inner}
-            check_mapping(known, inner, f"{path}.", open_ended)
+        if typing.is_typeddict(hint) and isinstance(settings[key], Mapping):
+            check_mapping(settings[key], typing.get_type_hints(hint, include_extras=True), f"{path}.")
         else:
-            check_value(path, value, dict if typing.is_typeddict(hint) else hint)
+            check_value(path, settings[key], dict if typing.is_typeddict(hint) else hint)
 
 
 def check_value(path: str, value: Any, hint: Any) -> None:
@@ -63,24 +55,19 @@ def check_value(path: str, value: Any, hint: Any) -> None:
         ConfigError: with the remedy of the annotation, if it has one
     """
     if not conforms(value, hint):
-        raise ConfigError(path, value, fault(value, hint), _remedy(path, hint, value))
+        raise ConfigError(path, value, fault(value, hint), _remedy(path, value, hint))
 
 
-def _remedy(path: str, hint: Any, value: Any) -> str:
+def _remedy(path: str, value: Any, hint: Any) -> str:
     """What to write instead: as the annotation says, or as its choices or its lower bound imply."""
-    options = [parts(option) for option in get_args(hint) if get_origin(hint) in UNIONS] or [parts(hint)]
-    metadata = [each for _, more in options for each in more]
-    for each in metadata:
-        if isinstance(each, Remedy):
-            return each.text
-    choices = [choice for plain, _ in options for choice in _choices(plain)]
-    if choices:
-        near = difflib.get_close_matches(str(value), map(str, choices), n=1)
-        hint_of = f"Did you mean {near[0]!r}? " if near else ""
-        return f"{hint_of}Write {' or '.join(f'{path}={choice}' for choice in choices)}"
-    bounds = [each.ge for each in metadata if isinstance(each, Ge)]
-    return f"Write {path}={bounds[0]}" if bounds else f"Leave out {path}=…"
-
-
-def _choices(hint: Any) -> tuple[Any, ...]:
-    return ("true", "false") if hint is bool else get_args(hint) if get_origin(hint) is Literal else ()
+    alternatives = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+    for kind, metadata in map(parts, alternatives):
+        if texts := [each.text for each in metadata if isinstance(each, Remedy)]:
+            return texts[0]
+        if choices := ("true", "false") if kind is bool else get_args(kind) if get_origin(kind) is Literal else ():
+            near = difflib.get_close_matches(str(value), choices, n=1)
+            guess = f"Did you mean {near[0]!r}? " if near else ""
+            return f"{guess}Write {' or '.join(f'{path}={choice}' for choice in choices)}"
+        if bounds := [each.ge for each in metadata if isinstance(each, Ge)]:
+            return f"Write {path}={bounds[0]}"
+    return f"Leave out {path}=…"

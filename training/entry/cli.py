@@ -28,9 +28,7 @@ from blockwright.registry.ranges import Seed
 from blockwright.renamed import with_moved
 from blockwright.training.callbacks.predictions import Predictions
 from blockwright.training.callbacks.recording import Recording
-from blockwright.training.checkpoints.optimizer import check_optimizer
-from blockwright.training.checkpoints.record import HOISTED, from_cli, past_of, record
-from blockwright.training.checkpoints.resume import check_changes
+from blockwright.training.checkpoints.record import HOISTED, from_cli, record
 from blockwright.training.configuration import parts, placeholders
 from blockwright.training.configuration.class_paths import to_class_paths, to_targets
 from blockwright.training.configuration.composing import compose_config
@@ -39,7 +37,7 @@ from blockwright.training.configuration.run import OWN, Changed, Run
 from blockwright.training.configuration.values import check_value
 from blockwright.training.entry.execute import conclude, fit, leave_processes, measure, no_bar, quieten, restoring
 from blockwright.training.entry.preflight import prepare
-from blockwright.training.entry.start import refuse_random_weights
+from blockwright.training.entry.start import check_resumed, refuse_random_weights
 from blockwright.training.tasks.outline import outline
 
 SUBCOMMANDS = ("fit", "validate", "test", "predict")
@@ -210,16 +208,10 @@ class ComposedCLI(LightningCLI):
 
     def before_fit(self) -> None:
         """Compare the run with the checkpoint to resume from, and record its configuration in its own checkpoints."""
-        settings = self.config[self.subcommand]
-        run = from_cli(settings.as_dict())
-        ours = record(run)
-        if settings.get("ckpt_path"):
-            path, checkpoint = str(settings.ckpt_path), read_checkpoint(settings.ckpt_path, shapes_only=True)
-            setup = self.model.configured
-            trained = outline(setup.model, setup.adapter, setup.frozen)
-            check_optimizer(checkpoint, self.model.recipe, trained, path)
-            check_changes(path, past_of(checkpoint), ours, run)
-        self.trainer.callbacks.append(Recording(ours))  # type: ignore[attr-defined]
+        run = from_cli(self.config[self.subcommand].as_dict())
+        if run.ckpt_path:
+            check_resumed(run)
+        self.trainer.callbacks.append(Recording(record(run)))  # type: ignore[attr-defined]
 
     def fit(self, model: Any, datamodule: Any = None, ckpt_path: str | None = None, **kwargs: Any) -> None:
         """Train, from a checkpoint if one is named."""

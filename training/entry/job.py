@@ -78,13 +78,12 @@ class Job:
 
     def _fail(self, error: Exception) -> bool:
         """Record a job that ended early as a row of the sweep's table."""
-        status, reason, self.value, measured = "failed", f"{type(error).__name__}: {error}", self.worst, {}
-        if isinstance(error, ConfigError):
-            reason = str(error)
-        elif isinstance(error, Diverged):
-            status, reason = "diverged", str(error)
-        elif isinstance(error, Pruned):
-            status, reason, self.value, measured = "pruned", str(error), error.value, {error.monitor: error.value}
+        status = {Diverged: "diverged", Pruned: "pruned"}.get(type(error), "failed")
+        expected = isinstance(error, ConfigError | Diverged | Pruned)
+        reason = str(error) if expected else f"{type(error).__name__}: {error}"
+        self.value, measured = self.worst, {}
+        if isinstance(error, Pruned):
+            self.value, measured = error.value, {error.monitor: error.value}
         record_failure(self.folder, reason, status, measured)
         return True
 

@@ -74,14 +74,14 @@ def check_options(arguments: list[str]) -> None:
         ConfigError: an option that Hydra does not have, or a value that it does not take
     """
 
-    def refuse(message: str) -> NoReturn:
+    def fail(message: str) -> NoReturn:
         remedy = "See: blockwright train --help"
         if found := re.match(r"unrecognized arguments: --([\w./@]+)", message):
             remedy = f"Settings have no dashes: {found[1]}=VALUE"
         raise ConfigError("command line", shlex.join(arguments), message, remedy)
 
     parser = get_args_parser()
-    parser.error = refuse  # type: ignore[method-assign]
+    parser.error = fail  # type: ignore[method-assign]
     parser.parse_args(arguments)
 
 

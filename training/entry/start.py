@@ -30,20 +30,28 @@ def check_sources(run: Run) -> None:
     Raises:
         ConfigError: it does not fit the run
     """
-    path = run.ckpt_path
-    if path:
-        checkpoint = read_checkpoint(path, shapes_only=True)
-        trained = outline_of(run)
-        check_fits(checkpoint, trained, path)
-        if run.train:
-            check_optimizer(checkpoint, instantiate(run.optimizer, "optimizer"), trained, path)
-        check_changes(path, past_of(checkpoint), record(run.shown), run)
+    if run.ckpt_path:
+        check_resumed(run)
     refuse_overwriting(run)
     _check_weights(run)
     check_tower(run)
     _check_adapter(run)
     if not (run.train or run.trainer.get("dry_run")):
-        refuse_random_weights(path, run.init_from)
+        refuse_random_weights(run.ckpt_path, run.init_from)
+
+
+def check_resumed(run: Run) -> None:
+    """Compare a run with its checkpoint, and report what has changed since.
+
+    Raises:
+        ConfigError: its weights or its optimizer's state do not fit, or mean something else here
+    """
+    path = str(run.ckpt_path)
+    checkpoint, trained = read_checkpoint(path, shapes_only=True), outline_of(run)
+    check_fits(checkpoint, trained, path)
+    if run.train:
+        check_optimizer(checkpoint, instantiate(run.optimizer, "optimizer"), trained, path)
+    check_changes(path, past_of(checkpoint), record(run.shown), run)
 
 
 def _check_weights(plain: Mapping[str, Any]) -> None:

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from blockwright.training.checkpoints.atomic import write_file
-from blockwright.training.checkpoints.record import KEY, UNNAMED
-from blockwright.training.configuration.run import OLDER, Run
+from blockwright.training.checkpoints.record import KEY
+from blockwright.training.configuration.run import HINTS, Run
 
 OURS = {
     "seed": 0,
@@ -64,6 +64,6 @@ def at(ours: dict[str, Any], tmp_path: Path) -> Callable[..., Run]:
         keeper = {"dirpath": str(dirpath or tmp_path / run / "checkpoints"), "filename": "best"}
         asked = {"ckpt_path": None, "auto_resume": False, "train": True, "resume": {"changed": "show"}}
         parts = {**ours, "paths": paths, "task_name": "mine", "callbacks": {"checkpoint": keeper}}
-        return Run(**{**OLDER, **UNNAMED, **copy.deepcopy(parts), **asked, **changes})
+        return Run(**{**dict.fromkeys(HINTS), **copy.deepcopy(parts), **asked, **changes})
 
     return make
