@@ -23,6 +23,7 @@ from warm import Warm
 from blockwright import registry
 from blockwright.blocks.decoder import Decoder
 from blockwright.registry import Node, Scope, catalogue
+from blockwright.training.configuration.run import Run
 
 MOE = {
     "ffn": {"name": "moe", "n_experts": 6, "shared": {"name": "swiglu", "d_ff": 20}},
@@ -309,35 +310,35 @@ def train_py(
 
 
 @pytest.fixture
-def checked(small: list[str], tmp_path: Path) -> Callable[..., dict[str, Any]]:
-    """The small run with overrides, composed and through the preflight: what training/entry/run.py takes."""
+def checked(small: list[str], tmp_path: Path) -> Callable[..., Run]:
+    """The small run with overrides, composed and through the preflight: what training/entry/execute.py takes."""
     from blockwright.training.configuration.composing import compose_config
     from blockwright.training.entry.preflight import preflight
 
-    def make(*overrides: str) -> dict[str, Any]:
+    def make(*overrides: str) -> Run:
         return preflight(compose_config([*small, *overrides], output_dir=str(tmp_path / "run")))
 
     return make
 
 
 @pytest.fixture
-def fit(checked: Callable[..., dict[str, Any]], tmp_path: Path) -> Callable[..., Any]:
+def fit(checked: Callable[..., Run], tmp_path: Path) -> Callable[..., Any]:
     """Trains the small run in this process, with no callbacks but the ones given, and hands back the trainer."""
     import lightning as L
 
     from blockwright.training.configuration import parts
     from blockwright.training.configuration.instantiate import instantiate
-    from blockwright.training.entry.preflight import OWN
+    from blockwright.training.configuration.run import OWN
 
     def train(
         *overrides: str, callbacks: Sequence[L.Callback] = (), ckpt_path: Path | None = None, **settings: Any
     ) -> L.Trainer:
-        plain = checked(*overrides)
-        ours = {k: v for k, v in plain["trainer"].items() if k not in ("_target_", "default_root_dir", *OWN)}
+        run = checked(*overrides)
+        ours = {k: v for k, v in run.trainer.items() if k not in ("_target_", "default_root_dir", *OWN)}
         ours["plugins"] = [instantiate(node, "trainer.plugins") for node in ours["plugins"]]
         quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "limit_val_batches": 0}
         trainer = L.Trainer(**{**ours, **quiet, **settings}, default_root_dir=tmp_path, callbacks=list(callbacks))
-        task, data = parts.build("task", plain), parts.build("data", plain)
+        task, data = parts.build("task", run), parts.build("data", run)
         trainer.ckpt_path = ckpt_path
         trainer.fit(task, data, weights_only=True)
         return trainer

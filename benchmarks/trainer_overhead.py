@@ -10,6 +10,7 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 from benchmarks import machine, options
@@ -79,8 +80,8 @@ class Trainer:
         self.folder = tempfile.TemporaryDirectory()  # as long as the process lives
         wanted = ["extras.print_config=false", "data=text", "data.corpus.files=LICENSE", "test=false"]
         cfg = compose_config([*wanted, f"paths.data_dir={self.folder.name}"], output_dir=self.folder.name)
-        self.plain = preflight(cfg)
-        self.plain["task"] = {**self.plain["task"], "model": composition(self.shape, "mla_moe")}
+        run = preflight(cfg)
+        self.run = replace(run, task={**run.task, "model": composition(self.shape, "mla_moe")})
 
     def about(self) -> dict[str, Any]:
         return {}
@@ -92,21 +93,21 @@ class Trainer:
         from benchmarks.step_clock import StepClock
         from blockwright.training.configuration import parts
         from blockwright.training.configuration.instantiate import instantiate
-        from blockwright.training.entry.preflight import OWN
-        from blockwright.training.entry.run import quieten
+        from blockwright.training.configuration.run import OWN
+        from blockwright.training.entry.execute import quieten
         from blockwright.training.optimizers.adamw import AdamW
         from blockwright.training.schedulers.constant import Constant
 
         quieten(ignore=True)
         clock = StepClock(first=1, last=steps + 1)
         # Exclude what happens at the end of a run (sample, plots).
-        chosen = {k: node for k, node in self.plain["callbacks"].items() if node and k != "report"}
+        chosen = {k: node for k, node in self.run.callbacks.items() if node and k != "report"}
         callbacks = [instantiate(node, f"callbacks.{k}") for k, node in chosen.items()]
-        loggers = [instantiate(node, f"logger.{k}") for k, node in self.plain["logger"].items() if node]
-        given = {k: value for k, value in self.plain["trainer"].items() if k not in OWN}
+        loggers = [instantiate(node, f"logger.{k}") for k, node in self.run.logger.items() if node]
+        given = {k: value for k, value in self.run.trainer.items() if k not in OWN}
         settings = {**given, "max_steps": steps + 2, "limit_val_batches": 0, "val_check_interval": None}
         trainer = instantiate({**settings, "callbacks": [clock, *callbacks], "logger": loggers}, "trainer")
-        task = parts.build("task", self.plain)
+        task = parts.build("task", self.run)
         task.recipe, task.schedule = AdamW(), Constant()
         loader: Any = DataLoader(list(batches(self.shape, steps + 2)), batch_size=None)  # type: ignore[arg-type]
         trainer.fit(task, loader)

@@ -126,7 +126,7 @@ def conforms(value: Any, hint: Any) -> bool:
         return isinstance(value, hint)
     if (origin or hint) in (list, tuple, Sequence):
         return isinstance(value, Sequence) and not isinstance(value, str) and _items_conform(value, hint)
-    if (origin or hint) is dict:
+    if (origin or hint) in (dict, Mapping):
         return isinstance(value, Mapping)
     return True  # a plug-in's own annotation: its constructor decides
 
@@ -158,7 +158,7 @@ def in_words(hint: Any) -> str:
         length = f"{len(args)} " if origin is tuple and Ellipsis not in args else ""
         return f"a list of {length}" + ", ".join(dict.fromkeys(_plural(in_words(a)) for a in args if a is not Ellipsis))
     words = _WORDS.get(
-        hint, "a list" if hint in (list, tuple) else "a mapping" if dict in (hint, origin) else str(hint)
+        hint, "a list" if hint in (list, tuple) else "a mapping" if (origin or hint) in (dict, Mapping) else str(hint)
     )
     return words + ranges.in_words(more)
 

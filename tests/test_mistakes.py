@@ -144,17 +144,17 @@ EARLY = {
     "no name of a block": Mistake(
         "model.attention.name=null",
         "model.attention.name",
-        r"is the name of a registered block.*model/attention=<.*\|gqa\|",
+        r"must have a value.*model/attention=<.*\|gqa\|",
     ),
     "no number": Mistake("model.norm.eps=null", "model.norm.eps", "must have a value.*Leave out model.norm.eps=null"),
-    "multipliers that are a list": Mistake("optimizer.multipliers=[1]", "optimizer.multipliers", "maps patterns"),
+    "multipliers that are a list": Mistake("optimizer.multipliers=[1]", "optimizer.multipliers", "must be a mapping"),
     "override of a layer that is not there": Mistake(
         "model.overrides=[{layers: 9, attention: mha}]", "model.overrides.0.layers", "9 is not one of them"
     ),
     "negative learning rate": Mistake("optimizer.lr=-1", "optimizer.lr", "above 0"),
     "warm-up longer than the training": Mistake("scheduler.warmup=7", "scheduler.warmup", "Write at most 6"),
     "training without an end": Mistake("trainer.max_steps=-1", "trainer.max_steps", "scheduler=constant"),
-    "no batches a step": Mistake("trainer.accumulate_grad_batches=0", "trainer.accumulate_grad_batches", "or more"),
+    "no batches a step": Mistake("trainer.accumulate_grad_batches=0", "trainer.accumulate_grad_batches", "at least 1"),
     "gradients turned round": Mistake("trainer.gradient_clip_val=-1", "trainer.gradient_clip_val", "invert them"),
     "validation every 0 steps": Mistake(
         "trainer.val_check_interval=0", "trainer.val_check_interval", "number of steps"

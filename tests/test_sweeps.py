@@ -283,19 +283,21 @@ def test_children_are_told_to_run_one_job_and_not_the_sweep(monkeypatch: pytest.
     assert HydraConfig.get().run.dir == str(tmp_path)
 
 
-def test_launcher_variables_are_what_they_were_before_the_job(monkeypatch: pytest.MonkeyPatch) -> None:
-    from blockwright.training.entry.ranks import reset_processes
+def test_launcher_variables_are_what_they_were_before_the_job(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from blockwright.training.entry import ranks
 
-    monkeypatch.setenv("LOCAL_RANK", "0")
-    monkeypatch.setenv("MASTER_PORT", "1234")
-    reset_processes({"LOCAL_RANK": None, "MASTER_PORT": "29500"})
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    monkeypatch.setenv("MASTER_PORT", "29500")
+    monkeypatch.setattr(ranks, "pin_children", lambda *_: [])
+    with ranks.one_job(tmp_path, None):
+        os.environ |= {"LOCAL_RANK": "0", "MASTER_PORT": "1234"}
     assert "LOCAL_RANK" not in os.environ and os.environ["MASTER_PORT"] == "29500"
 
 
 def test_processes_of_a_failed_run_are_ended_and_no_longer_watched() -> None:
     from lightning.fabric.strategies.launchers.subprocess_script import _ChildProcessObserver
 
-    from blockwright.training.entry.run import _dismiss
+    from blockwright.training.entry.execute import _dismiss
 
     children = [subprocess.Popen([sys.executable, "-c", code]) for code in ("import time; time.sleep(60)", "exit(1)")]
     children[1].wait()

@@ -30,7 +30,7 @@ LOADED = (
     "torch",
     "blockwright.train",
     "blockwright.training.entry.cli",
-    "blockwright.training.entry.run",
+    "blockwright.training.entry.execute",
     "blockwright.lab.run_report",
     "blockwright.lab.sweep.__main__",
 )

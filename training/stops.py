@@ -6,10 +6,14 @@ Free of Lightning imports, so that refusals stay fast.
 from __future__ import annotations
 
 import signal
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
+from typing import NoReturn
+
+from blockwright.registry import REFUSED, ConfigError
 
 PREEMPTED = 75  # stopped by request: the same command may be tried again (EX_TEMPFAIL of sysexits.h)
 DIVERGED = 70  # diverged: the same command would diverge again (EX_SOFTWARE)
@@ -23,15 +27,16 @@ class Interrupted(BaseException):
         checkpoint: to continue from; None when training had not begun
         step: optimizer steps done
         signum: the signal that asked for it
+        sweep: the folder of the sweep that is stopped with it; None for a run alone
     """
 
-    def __init__(self, checkpoint: Path | None, step: int, signum: int) -> None:
-        self.checkpoint, self.step, self.signum = checkpoint, step, signum
+    def __init__(self, checkpoint: Path | None, step: int, signum: int, sweep: Path | None = None) -> None:
+        self.checkpoint, self.step, self.signum, self.sweep = checkpoint, step, signum, sweep
         when = f"after step {step}" if checkpoint else "outside of training"
         super().__init__(f"stopped by {signal.Signals(signum).name} {when}")
 
-    def __reduce__(self) -> tuple[type[Interrupted], tuple[Path | None, int, int]]:
-        return type(self), (self.checkpoint, self.step, self.signum)  # pickled by a launcher's worker
+    def __reduce__(self) -> tuple[type[Interrupted], tuple[Path | None, int, int, Path | None]]:
+        return type(self), (self.checkpoint, self.step, self.signum, self.sweep)  # pickled by a launcher's worker
 
 
 class Diverged(Exception):  # noqa: N818 - an outcome
@@ -59,6 +64,12 @@ class Pruned(Exception):  # noqa: N818 - an outcome
     def __init__(self, step: int, monitor: str, value: float) -> None:
         self.step, self.monitor, self.value = step, monitor, value
         super().__init__(f"pruned at step {step}: {monitor} {value:.4f}")
+
+
+def refuse(error: ConfigError) -> NoReturn:
+    """End the program with the message of a refusal. No handler of a program in between, such as Hydra's, sees it."""
+    print(error.render(), file=sys.stderr)
+    raise SystemExit(REFUSED) from None
 
 
 @contextmanager

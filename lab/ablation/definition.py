@@ -23,7 +23,7 @@ from blockwright.registry import ConfigError, did_you_mean, plugins
 from blockwright.registry.limits import read_text
 from blockwright.registry.ranges import Seed
 from blockwright.training.configuration.conf import CONF
-from blockwright.training.configuration.root import check_value
+from blockwright.training.configuration.values import check_value
 
 FOLDER, ENTRY_POINTS = CONF / "ablation", "blockwright.ablations"
 GENERATORS = ("grid", "leave_one_out", "staircase")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from blockwright.lab.ablation.definition import Definition
@@ -13,6 +13,8 @@ from blockwright.registry import ConfigError
 from blockwright.registry.quoting import quoted
 from blockwright.training.configuration import figures, parts
 from blockwright.training.configuration.composing import compose_config
+from blockwright.training.configuration.run import Run
+from blockwright.training.entry.parse import parse_settings
 from blockwright.training.entry.preflight import check
 
 STEPS = "trainer.max_steps"
@@ -121,34 +123,35 @@ def _jobs(definition: Definition, sized: Sequence[Sized]) -> list[dict[str, Any]
     return jobs
 
 
-def _composed(name: str, overrides: Sequence[str]) -> tuple[Arm, dict[str, Any]]:
+def _composed(name: str, overrides: Sequence[str]) -> tuple[Arm, Run]:
     """An arm, and its whole configuration as checked by blockwright train."""
     with named(name):
         config = compose_config(overrides, output_dir=".")
-        plain = check(config)
-        return arm_of(name, overrides, config, plain["model"]), plain
+        run = parse_settings(config)
+        check(run)
+        return arm_of(name, overrides, config, run.model), run
 
 
-def _compare_starts(final: dict[str, dict[str, Any]], trained: Mapping[str, str | None]) -> None:
+def _compare_starts(final: Mapping[str, Run], trained: Mapping[str, str | None]) -> None:
     """Refuse an arm whose weights come from an arm with a model from which its starts cannot make them."""
     for name, other in trained.items():
         if other is not None:
             with named(name):
-                plain = {**final[name], "init_from": f"arm {other}"}
-                for start in parts.starts(plain):
-                    start.compare(final[other]["model"], plain["model"], plain["resume"]["changed"] == "allow")
+                run = replace(final[name], init_from=f"arm {other}")
+                for start in parts.starts(run):
+                    start.compare(final[other].model, run.model, run.resume["changed"] == "allow")
 
 
-def _refuse_alike(final: dict[str, dict[str, Any]], starts: Mapping[str, str | None]) -> None:
+def _refuse_alike(final: Mapping[str, Run], starts: Mapping[str, str | None]) -> None:
     """Refuse two arms with the same configuration and start."""
     seen: dict[str, str] = {}
     for name, plain in final.items():
-        if (same := seen.setdefault(f"{starts[name]} {plain!r}", name)) != name:
+        if (same := seen.setdefault(f"{starts[name]} {dict(plain)!r}", name)) != name:
             rule = f"is the same as arm {same}, so it would compare nothing"
             raise ConfigError("arms", name, rule, "Change one of them, or remove it")
 
 
-def _direction(definition: Definition, final: dict[str, dict[str, Any]]) -> str:
+def _direction(definition: Definition, final: Mapping[str, Run]) -> str:
     """The direction of the metric, which all arms must measure, and mean the same by."""
     figures.refuse_misspelt("metric", definition.metric)
     found: dict[str, str] = {}

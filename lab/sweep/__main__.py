@@ -18,7 +18,7 @@ from typing import Any
 
 from blockwright.lab.sweep import hosts, locks
 from blockwright.lab.sweep import plan as plans
-from blockwright.lab.sweep.callback import STOP, SWEEPER
+from blockwright.lab.sweep.callback import SWEEPER
 from blockwright.lab.sweep.job import run_job, set_aside
 from blockwright.lab.sweep.runner import check_can_run, resume_command, run_plan
 from blockwright.lab.sweep.study import FILE as STUDY
@@ -109,7 +109,7 @@ def make_way(sweep: Path, jobs: Sequence[int] | None) -> list[int]:
 def stop(sweep: Path, plan: Mapping[str, Any]) -> int:
     """Ask the jobs of a sweep to save and end, on its host or on this machine."""
     if (hosted := hosts.jobs_of(sweep, plan)) is not None:
-        (sweep / STOP).touch()  # a launcher that watches starts none again
+        (sweep / training_jobs.STOP).touch()  # a launcher that watches starts none again
         ran, waiting = hosted.stop()
         said = f"{len(ran)} jobs have saved and ended" + (f", {len(waiting)} had not started" if waiting else "")
         print(f"{said}. Resume with: {resume_command(sweep)}")

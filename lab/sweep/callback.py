@@ -8,6 +8,7 @@ import signal
 import sys
 import time
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -24,14 +25,13 @@ from blockwright.lab.sweep import hosts, locks
 from blockwright.lab.sweep import plan as plans
 from blockwright.lab.sweep.progress import ended_line
 from blockwright.lab.sweep.table import exit_code, summarise
-from blockwright.registry import REFUSED, ConfigError
+from blockwright.registry import ConfigError
 from blockwright.training.configuration import figures
 from blockwright.training.configuration.overrides import config_flags, kept
-from blockwright.training.configuration.root import check_setting
-from blockwright.training.jobs import HOST, begun, held, host_of, release
-from blockwright.training.stops import SIGNALS, Interrupted, stop_at_once
+from blockwright.training.configuration.run import check_setting
+from blockwright.training.jobs import STOP, host_of
+from blockwright.training.stops import SIGNALS, Interrupted, refuse
 
-STOP = ".stop"  # in a sweep's folder: start no further job
 PATIENCE_S = 120  # time for jobs to finish their step and save
 SUBDIR = "${hydra.job.num}"
 SWEEPER = "hydra_plugins.blockwright_optuna.sweeper.ResumableOptunaSweeper"
@@ -40,38 +40,24 @@ SWEEPER = "hydra_plugins.blockwright_optuna.sweeper.ResumableOptunaSweeper"
 class SweepCallback(Callback):
     """Hydra callback of a multirun: writes ``plan.json``, reports each job, ends with ``summary.csv``.
 
-    It holds the sweep's lock during the multirun, and each job holds its own, in whichever process it runs.
+    It locks the sweep for the multirun; each job locks its own folder, in whichever process it runs (entry/job.py).
     """
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         sweep = Path(config.hydra.sweep.dir).absolute()
         try:
             sweep.mkdir(parents=True, exist_ok=True)
-            held[sweep] = locks.take_sweep(
-                sweep
-            )  # before the plan, which another sweep of this folder may have written
+            locks.take_sweep(sweep)  # until this process ends; first, as another sweep here may have written the plan
             begin(sweep, config, sys.argv[1:])
-            begun.append(sweep)
-            (sweep / STOP).unlink(missing_ok=True)
         except ConfigError as error:  # Hydra would only warn of an exception in a callback
-            print(error.render(), file=sys.stderr)
-            raise SystemExit(REFUSED) from None
-        if not str(config.hydra.launcher.get("_target_")).endswith(".BasicLauncher"):
-            for signum in SIGNALS:
-                signal.signal(signum, stop_jobs)
-
-    def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
-        folder = Path(config.hydra.runtime.output_dir)
-        if config.hydra.mode == RunMode.MULTIRUN and (folder.parent / STOP).exists():
-            raise Interrupted(None, 0, signal.SIGTERM)
-        if (folder.parent / plans.PLAN).exists() and HOST not in os.environ:  # a host knows its jobs
-            lock = locks.take(folder)
-            if lock is not None:  # else this is another rank; the first one has it
-                held[folder] = lock
+            refuse(error)
+        (sweep / STOP).unlink(missing_ok=True)
+        elsewhere = not str(config.hydra.launcher.get("_target_")).endswith(".BasicLauncher")
+        for signum in SIGNALS:
+            signal.signal(signum, partial(stop_jobs if elsewhere else stop_sweep, sweep))
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
         folder = Path(config.hydra.runtime.output_dir)
-        release(folder)
         if config.hydra.mode != RunMode.MULTIRUN or not (folder.parent / plans.PLAN).exists():
             return
         plan = plans.read(folder.parent)
@@ -82,15 +68,23 @@ class SweepCallback(Callback):
             sys.exit(code)
 
 
-def stop_jobs(signum: int, frame: FrameType | None) -> None:
+def stop_sweep(sweep: Path, signum: int, frame: FrameType | None) -> None:
+    """A signal handler for when there is nothing to save, between the jobs of this process.
+
+    Raises:
+        Interrupted
+    """
+    raise Interrupted(None, 0, signum, sweep)
+
+
+def stop_jobs(sweep: Path, signum: int, frame: FrameType | None) -> None:
     """Forward a signal to the jobs that a launcher runs in other processes, and wait until they have saved.
 
     Raises:
         Interrupted
     """
-    sweep = begun[0]
     for one in SIGNALS:
-        signal.signal(one, stop_at_once)
+        signal.signal(one, partial(stop_sweep, sweep))
     (sweep / STOP).touch()  # stops the launcher from starting further jobs
     jobs = [folder for folder in sweep.iterdir() if folder.name.isdigit()]
     for process in filter(None, map(locks.holder, jobs)):
@@ -99,7 +93,7 @@ def stop_jobs(signum: int, frame: FrameType | None) -> None:
     until = time.monotonic() + PATIENCE_S
     while any(map(locks.is_taken, jobs)) and time.monotonic() < until:
         time.sleep(0.1)
-    raise Interrupted(None, 0, signum)
+    raise Interrupted(None, 0, signum, sweep)
 
 
 def begin(sweep: Path, config: DictConfig, arguments: list[str]) -> None:

@@ -20,7 +20,7 @@ from blockwright.registry.folder import read_json
 from blockwright.registry.quoting import quoted
 from blockwright.training import jobs
 from blockwright.training.checkpoints.find import newest
-from blockwright.training.checkpoints.places import FOLDER
+from blockwright.training.configuration.run import FOLDER
 from blockwright.training.result import RESULTS, Result, record_failure
 from blockwright.training.stops import DIVERGED, PREEMPTED, SIGNALS
 from blockwright.training.writing import write_json

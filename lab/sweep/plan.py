@@ -14,7 +14,7 @@ from blockwright.lab.sweep import hosts
 from blockwright.lab.sweep.damage import damage_of
 from blockwright.registry import ConfigError
 from blockwright.registry.folder import read_json, read_yaml
-from blockwright.training.checkpoints.places import SWEEP
+from blockwright.training.jobs import SWEEP
 from blockwright.training.writing import write_json
 
 PLAN = SWEEP

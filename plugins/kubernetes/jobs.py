@@ -21,9 +21,9 @@ from blockwright.plugins.kubernetes.options import GROUP, Options
 from blockwright.plugins.kubernetes.preflight import RESOURCES
 from blockwright.plugins.kubernetes.render import Manifest
 from blockwright.registry import ConfigError
+from blockwright.training.jobs import STOP
 from blockwright.training.result import Result, record_failure
 
-STOP = ".stop"  # in a sweep's folder: start no further job
 TICK_S, LONGEST_S = 1.0, 8.0  # between two looks: at first, and while nothing changes
 UNSEEN_S = 5  # without a pod, after which a job's events are asked for
 SLOW_S = 20  # that a pod may be Pending without a reason, after which its events are asked for

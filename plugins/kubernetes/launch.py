@@ -23,7 +23,7 @@ from blockwright.lab.sweep import plan as plans
 from blockwright.lab.sweep.progress import Display
 from blockwright.plugins.kubernetes.cluster import Cluster
 from blockwright.plugins.kubernetes.host import NAME, check_identity
-from blockwright.plugins.kubernetes.jobs import STOP, Jobs
+from blockwright.plugins.kubernetes.jobs import Jobs
 from blockwright.plugins.kubernetes.options import Options
 from blockwright.plugins.kubernetes.preflight import needs, rehearse, settle
 from blockwright.plugins.kubernetes.render import Manifest, render
@@ -36,6 +36,7 @@ from blockwright.plugins.kubernetes.wanted import (
 )
 from blockwright.registry import ConfigError
 from blockwright.training.configuration.secrets import read_from_environment
+from blockwright.training.jobs import STOP
 from blockwright.training.result import Result
 from blockwright.training.stops import SIGNALS, Interrupted
 from blockwright.training.writing import write_text
@@ -185,7 +186,7 @@ class Launch:
         elif signals:
             how = f"blockwright sweep stop {self.sweep}"
             jobs.cluster.say(f"{len(left)} jobs continue in the cluster; to stop them: {how}")
-        raise Interrupted(None, 0, signals[0] if signals else signal.SIGTERM)
+        raise Interrupted(None, 0, signals[0] if signals else signal.SIGTERM, self.sweep)
 
     def _returned(self, plan: Mapping[str, Any], number: int, overrides: Sequence[str]) -> JobReturn:
         result = Result.read(self.sweep / str(number))

@@ -231,7 +231,7 @@ class Poison(L.Callback):
 def train(folder: Path, *overrides: str) -> tuple[int, float]:
     """``train.py`` in a forked process, which finds everything imported: exit code and seconds."""
     import blockwright.training.entry.cli
-    import blockwright.training.entry.run  # noqa: F401
+    import blockwright.training.entry.execute  # noqa: F401
     import train as door
 
     def work() -> int:

@@ -48,7 +48,8 @@ class Curves:
 
         from blockwright.training.configuration import parts
         from blockwright.training.configuration.composing import compose_config
-        from blockwright.training.entry.preflight import OWN, preflight
+        from blockwright.training.configuration.run import OWN
+        from blockwright.training.entry.preflight import preflight
 
         given = [f"trainer.precision={precision}", f"trainer.compile={compiled}", "test=false", "callbacks=none"]
         given += [f"trainer.accelerator={'gpu' if device == 'cuda' else 'cpu'}", "logger=none"]

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from benchmarks.worker import peak_memory
-from blockwright.training.entry.run import leave_processes
+from blockwright.training.entry.execute import leave_processes
 from tests.gpu.strategies import CASES
 from tests.training.parallel.many_ranks import MODELS, train
 

@@ -12,8 +12,8 @@ import yaml
 from blockwright.training.configuration.composing import compose_config
 from blockwright.training.configuration.conf import CONF
 from blockwright.training.configuration.instantiate import find_target, instantiate
+from blockwright.training.entry.execute import execute
 from blockwright.training.entry.preflight import preflight
-from blockwright.training.entry.run import run
 from blockwright.training.figure import Figure
 
 pytestmark = pytest.mark.xdist_group("figures")  # one run is the start of another
@@ -55,7 +55,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory, corpus_file: Path) -> Call
             of_data = [] if any(each.startswith("data=") for each in overrides) else text
             start = str(place / "causal_lm")
             given = [*of_data, *TINY, f"paths.data_dir={place}", *(each.replace("START", start) for each in overrides)]
-            run(preflight(compose_config(given, output_dir=str(place / name))))
+            execute(preflight(compose_config(given, output_dir=str(place / name))))
             done[name] = place / name
         return done[name]
 

@@ -23,7 +23,7 @@ from blockwright.lab.report.single import expert_load, losses
 from blockwright.lab.report.svg import standalone
 from blockwright.lab.run_report import RunReport, table_of
 from blockwright.plugins.alignment.tasks.pairs import Pairwise
-from blockwright.training.entry.run import run
+from blockwright.training.entry.execute import execute
 from blockwright.training.figure import OF_TEXT, by_name, declared
 from blockwright.training.result import Result
 from blockwright.training.stops import Interrupted
@@ -47,7 +47,7 @@ def plain(checked: Checked) -> Callable[..., dict[str, Any]]:
 def test_run_is_shown_and_written(
     plain: Callable[..., dict[str, Any]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    metrics = run(plain())
+    metrics = execute(plain())
     folder = tmp_path / "run"
     results = json.loads((folder / "results.json").read_text())
     assert results["status"] == "completed" and results["steps"] == 4
@@ -65,7 +65,7 @@ def test_run_is_shown_and_written(
 def test_dense_run_draws_no_experts_and_samples_nothing_when_told(
     plain: Callable[..., dict[str, Any]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run(plain("model/ffn=gelu", "callbacks.report.sample_tokens=0"))
+    execute(plain("model/ffn=gelu", "callbacks.report.sample_tokens=0"))
     folder = tmp_path / "run"
     assert "curve s8" in drawn(folder / "loss.svg")
     assert not (folder / "expert_load.svg").exists() and not (folder / "sample.txt").exists()
@@ -81,14 +81,14 @@ def test_attention_without_a_cache_is_reported_without_a_sample(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(GQA, "new_cache", Attention.new_cache)
-    run(plain("model/attention=gqa"))
+    execute(plain("model/attention=gqa"))
     assert "no sampled text" in capsys.readouterr().out
     assert json.loads((tmp_path / "run" / "results.json").read_text())["status"] == "completed"
     assert not (tmp_path / "run" / "sample.txt").exists()
 
 
 def test_sample_is_as_long_as_the_model_allows(plain: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
-    run(plain("data/tokenizer=chars", "callbacks.report.sample_tokens=500"))
+    execute(plain("data/tokenizer=chars", "callbacks.report.sample_tokens=500"))
     text = (tmp_path / "run" / "sample.txt").read_text()
     assert 0 < len(text) <= 63  # model.max_positions is 64, and the first token starts the document
 
@@ -170,7 +170,7 @@ def test_curves_hold_what_was_learnt_and_what_a_token_costs(
     plain: Callable[..., dict[str, Any]], tmp_path: Path
 ) -> None:
     config = plain("trainer.accumulate_grad_batches=2", "trainer.log_every_n_steps=2")
-    metrics = run(config)
+    metrics = execute(config)
     found = curves_of(tmp_path / "run")
     data = config["data"]
     assert found["tokens_per_step"] == 2 * data["batch_size"] * data["sequence_length"]
@@ -187,7 +187,7 @@ def test_curves_hold_what_was_learnt_and_what_a_token_costs(
 def test_run_that_validates_at_its_end_only_has_that_in_its_curves(
     plain: Callable[..., dict[str, Any]], tmp_path: Path
 ) -> None:
-    metrics = run(plain("trainer.val_check_interval=100", "trainer.max_steps=2", "model/ffn=gelu"))
+    metrics = execute(plain("trainer.val_check_interval=100", "trainer.max_steps=2", "model/ffn=gelu"))
     assert curves_of(tmp_path / "run")["val"] == [[2, metrics["val/loss"]]]
 
 
@@ -204,7 +204,7 @@ def test_run_that_ends_before_its_time_leaves_what_it_had(
 
     monkeypatch.setattr(CausalLM, "on_train_batch_start", stop)
     with pytest.raises(type(end)):
-        run(plain("trainer.log_every_n_steps=1", "model/ffn=gelu"))
+        execute(plain("trainer.log_every_n_steps=1", "model/ffn=gelu"))
     found = curves_of(tmp_path / "run")
     assert [step for step, _ in found["train"]] == [1, 2, 3] and [step for step, _ in found["val"]] == [2]
     assert found["flops_per_token"] > 0 and found["expert_load"] == {}

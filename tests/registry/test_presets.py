@@ -15,7 +15,7 @@ from blockwright.blocks.compose import check, preset
 from blockwright.registry import ConfigError, plugins, presets
 from blockwright.registry.limits import MAX_BYTES
 from blockwright.training.configuration.composing import compose_config
-from blockwright.training.entry.preflight import composition_of
+from blockwright.training.configuration.named_model import composition_of
 
 SMALL = "vocab_size: 61\nd_model: 48\nn_layers: 2\nattention: {n_heads: 4}\n"
 

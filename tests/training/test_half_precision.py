@@ -29,7 +29,8 @@ from blockwright.registry import Node, Scope
 from blockwright.training.configuration import conf, parts
 from blockwright.training.configuration.composing import compose_config
 from blockwright.training.configuration.instantiate import instantiate
-from blockwright.training.entry.preflight import OWN, preflight
+from blockwright.training.configuration.run import OWN
+from blockwright.training.entry.preflight import preflight
 from blockwright.training.figure import find, of_run
 
 pytestmark = pytest.mark.xdist_group("half_precision")  # its runs are compared with each other

@@ -19,8 +19,8 @@ from blockwright.registry.enforcing import enforced
 from blockwright.registry.ranges import Count
 from blockwright.training.checkpoints.atomic import clean, clean_folder
 from blockwright.training.checkpoints.find import LAST
-from blockwright.training.checkpoints.places import FOLDER
 from blockwright.training.checkpoints.saving import save
+from blockwright.training.configuration.run import FOLDER
 from blockwright.training.stops import SIGNALS, Interrupted
 
 

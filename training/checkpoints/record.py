@@ -20,6 +20,7 @@ from blockwright.blocks.model_config import reread
 from blockwright.renamed import with_moved
 from blockwright.training.checkpoints.observing import why_left_out
 from blockwright.training.configuration.class_paths import to_targets
+from blockwright.training.configuration.run import Run
 
 KEY = "configuration"  # of a checkpoint
 _RUNS = "names or describes the run"
@@ -50,6 +51,7 @@ LEFT_OUT = {  # setting, or pattern of settings → why it changes no weight and
     "trainer.devices": "batches are of all processes, however many share them",
     "trainer.num_nodes": "batches are of all processes, however many share them",
     "trainer.strategy": "batches are of all processes, however they share model and data",
+    "trainer.compile": _ROUNDING,
     "trainer.deterministic": _ROUNDING,
     "trainer.benchmark": _ROUNDING,
     "trainer.default_root_dir": _FILES,
@@ -71,17 +73,17 @@ LEFT_OUT = {  # setting, or pattern of settings → why it changes no weight and
 TRAINER = "lightning.pytorch.Trainer"  # named by no file of Lightning CLI
 
 
-def record(plain: Mapping[str, Any]) -> dict[str, Any]:
-    """Select the settings that can change a weight or a figure. The configuration is not changed.
+def record(run: Mapping[str, Any]) -> dict[str, Any]:
+    """Select the settings that can change a weight or a figure.
 
     Args:
-        plain: the result of ``preflight`` or of ``from_cli``, without secrets
+        run: of either command line, without secrets
 
     Raises:
         ConfigError: a callback or a plugin cannot be imported
     """
-    listed = _listed({key: value for key, value in plain.items() if key not in LEFT_OUT})
-    given = _without_folder(listed, (plain.get("paths") or {}).get("output_dir"))
+    listed = _listed({key: value for key, value in run.items() if key not in LEFT_OUT})
+    given = _without_folder(listed, (run.get("paths") or {}).get("output_dir"))
     for part in ("data", "task"):  # an interpolation of a setting at the root, which is recorded there
         given[part] = {k: v for k, v in (given.get(part) or {}).items() if k not in given or given[k] != v}
     given["trainer"] = _trainer(given.get("trainer") or {})
@@ -139,14 +141,15 @@ def _listed(value: Any) -> Any:
     return [_listed(inner) for inner in value] if isinstance(value, list | tuple) else value
 
 
-def from_cli(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """A configuration of Lightning CLI in the shape of ``preflight``'s, as far as ``record`` uses it."""
+def from_cli(settings: Mapping[str, Any]) -> Run:
+    """The run of a configuration of Lightning CLI. Settings that it lacks, of which none is recorded, are null."""
     run, data, trainer = (to_targets(settings[part]) for part in ("model", "data", "trainer"))
     run["model"] = reread(run["model"])  # a file may hold an older format
     callbacks = trainer.pop("callbacks", None) or []
     callbacks = callbacks if isinstance(callbacks, list) else [callbacks]
     parts = {"data": data["data"], "trainer": {"_target_": TRAINER, **trainer}, "callbacks": dict(enumerate(callbacks))}
-    return {**run, **parts, "seed": settings["seed_everything"]}
+    command = {"train": True, "ckpt_path": settings["ckpt_path"], "resume": settings["resume"]}
+    return Run.assemble({**run, **parts, **command, "seed": settings["seed_everything"]})
 
 
 @dataclass(frozen=True)

@@ -15,15 +15,16 @@ from typing import Any
 from blockwright.registry import ConfigError
 from blockwright.training.checkpoints.changes import Change, changes, is_same_run, listed, table
 from blockwright.training.checkpoints.find import LAST, PREVIOUS, by_age, first_good, good, newest
-from blockwright.training.checkpoints.places import FOLDER, Place
 from blockwright.training.checkpoints.record import Past, peek
 from blockwright.training.configuration.instantiate import instantiate
+from blockwright.training.configuration.run import FOLDER, Run
 from blockwright.training.schedulers.base import Schedule
 
+LATEST = "last"  # as ``ckpt_path``: the newest checkpoint, wherever it is
 log = logging.getLogger(__name__)
 
 
-def resolve_checkpoint(plain: Mapping[str, Any], place: Place, ours: Callable[[], Mapping[str, Any]]) -> str | None:
+def resolve_checkpoint(run: Run, ours: Callable[[], Mapping[str, Any]]) -> str | None:
     """The checkpoint to resume from, or None for a new run.
 
     A path: itself, or its predecessor if it is damaged. ``last``: the newest undamaged one in this run's own folders;
@@ -31,36 +32,42 @@ def resolve_checkpoint(plain: Mapping[str, Any], place: Place, ours: Callable[[]
     of any. ``auto_resume``: the same, but never one of another configuration.
 
     Args:
-        plain: the configuration
-        place: the run's folders
+        run: its ``ckpt_path`` as written
         ours: gives the record of this run, and is called if another's is found
 
     Raises:
         ConfigError: there is none, or ``auto_resume`` finds one of another configuration in this run's own folders
     """
-    asked, auto = plain["ckpt_path"], plain["auto_resume"]
-    if asked not in (None, "last"):
-        if not Path(str(asked)).exists():
-            raise ConfigError("ckpt_path", asked, "there is no such file", "Write ckpt_path=last, or an existing file")
-        # A damaged one without a predecessor is refused on reading.
-        return str(good(Path(str(asked))) or asked)
-    if asked is None and not auto:
+    if run.ckpt_path not in (None, LATEST):
+        return _named(str(run.ckpt_path))
+    if run.ckpt_path is None and not run.auto_resume:
         return None
-    folders = dict.fromkeys((place.checkpoints, place.run / FOLDER))
-    found = first_good(folder / name for folder in folders for name in (LAST, PREVIOUS))
-    if found is not None and asked is None:
-        _refuse_another(found, ours)
-    runs = Path(plain["paths"]["log_dir"]) / plain["task_name"]
-    if found is None and not place.in_sweep:
-        found = _among(runs, ours, any_will_do=asked == "last")
-    if found is None and asked == "last":
-        if place.in_sweep:
-            rule = f"{place.checkpoints} holds no last.ckpt, and a sweep's job resumes only from its own"
-            remedy = f"Resume the sweep: blockwright sweep resume {place.run.parent}; or name the file"
-            raise ConfigError("ckpt_path", "last", rule, remedy)
-        rule = f"no run under {runs} has left a last.ckpt"
-        raise ConfigError("ckpt_path", "last", rule, "Name the file: ckpt_path=RUN/checkpoints/last.ckpt")
+    latest = run.ckpt_path == LATEST
+    folders = dict.fromkeys((run.checkpoints, run.folder / FOLDER))
+    own = first_good(folder / name for folder in folders for name in (LAST, PREVIOUS))
+    if own is not None and not latest:
+        _refuse_another(own, ours)
+    runs = Path(run.paths["log_dir"]) / run.task_name
+    found = own if own is not None or run.in_sweep else _among(runs, ours, any_will_do=latest)
+    if found is None and latest:
+        raise _none_left(run, runs)
     return str(found) if found else None
+
+
+def _named(path: str) -> str:
+    """A checkpoint named by its path; a damaged one without a predecessor is refused on reading."""
+    if not Path(path).exists():
+        raise ConfigError("ckpt_path", path, "there is no such file", "Write ckpt_path=last, or an existing file")
+    return str(good(Path(path)) or path)
+
+
+def _none_left(run: Run, runs: Path) -> ConfigError:
+    """The error for ``last`` where there is none."""
+    rule, remedy = f"no run under {runs} has left a last.ckpt", "Name the file: ckpt_path=RUN/checkpoints/last.ckpt"
+    if run.in_sweep:
+        rule = f"{run.checkpoints} holds no last.ckpt, and a sweep's job resumes only from its own"
+        remedy = f"Resume the sweep: blockwright sweep resume {run.folder.parent}; or name the file"
+    return ConfigError("ckpt_path", LATEST, rule, remedy)
 
 
 def _refuse_another(found: Path, ours: Callable[[], Mapping[str, Any]]) -> None:
@@ -93,21 +100,21 @@ def _among(runs: Path, ours: Callable[[], Mapping[str, Any]], any_will_do: bool)
     return None
 
 
-def check_changes(path: str, past: Past, ours: Mapping[str, Any], plain: Mapping[str, Any]) -> None:
+def check_changes(path: str, past: Past, ours: Mapping[str, Any], run: Run) -> None:
     """Report the checkpoint and what has changed since, and refuse changes that give its weights another meaning.
 
     Args:
         path: of the checkpoint
         past: of the run that wrote it
         ours: the record of this run
-        plain: the configuration
+        run: this one
 
     Raises:
         ConfigError: the model would compute something else with the same weights, and ``resume.changed`` forbids it
     """
     found = changes(past, ours)
     altering = [change for change in found if change.alters_weights]
-    if altering and plain["resume"]["changed"] != "allow":
+    if altering and run.resume["changed"] != "allow":
         rule = f"was trained with a model to which its weights mean something else: {listed(altering)}"
         remedy = "Compose the same model, or write resume.changed=allow to continue with this one"
         raise ConfigError("ckpt_path", path, rule, remedy)
@@ -115,16 +122,16 @@ def check_changes(path: str, past: Past, ours: Mapping[str, Any], plain: Mapping
     if not past.complete:
         known = "only its model and seed are compared" if past.settings else "nothing is compared"
         lines.append(f"the checkpoint holds no configuration, so {known}")
-    if plain["train"] and (rate := _rate(past, found, plain)):
+    if run.train and (rate := _rate(past, found, run)):
         lines.append(rate)
     level = logging.WARNING if lines else logging.INFO
     _tell(level, "\n".join([f"resumes from {path} at step {past.step}", *lines]))
 
 
-def _rate(past: Past, found: Sequence[Change], plain: Mapping[str, Any]) -> str | None:
+def _rate(past: Past, found: Sequence[Change], run: Run) -> str | None:
     """How a changed schedule or length affects the learning rate at the resumed step."""
-    steps = plain["trainer"].get("max_steps", -1)
-    schedule = instantiate(plain["scheduler"], "scheduler")
+    steps = run.trainer.get("max_steps", -1)
+    schedule = instantiate(run.scheduler, "scheduler")
     if past.rate is None or not isinstance(schedule, Schedule) or not isinstance(steps, int) or past.step >= steps > 0:
         return None
     try:

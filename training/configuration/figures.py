@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from blockwright.registry import ConfigError
 from blockwright.training.configuration import parts
 from blockwright.training.configuration.instantiate import find_target
-from blockwright.training.configuration.root import OLDER
+from blockwright.training.configuration.run import OLDER
 from blockwright.training.figure import MEASURED, OF_TEXT, Better, Figure, better_of, declared, find, names_in, of_task
 
 FIGURES = tuple(f"{stage}/{name}" for stage in MEASURED for name in names_in(stage, OF_TEXT))

@@ -23,7 +23,7 @@ def composition_of(model: Any) -> Any:
             raise ConfigError("model.file", model["file"], "must hold a mapping", "Name a YAML file of a model")
         refuse_targets(found, "model")
         return patched(presets.inherited(found), patch)
-    if not isinstance(model, dict) or "pretrained" not in model:
+    if not is_patched(model):
         return model
     folder, patch = model["pretrained"], {k: v for k, v in model.items() if k != "pretrained"}
     if folder is None:
@@ -31,3 +31,8 @@ def composition_of(model: Any) -> Any:
         remedy = "Name a run's folder, or the OUT of blockwright import: init_from=OUT"
         raise ConfigError("init_from", None, rule, remedy)
     return patched(read_composition(Path(folder)), patch)
+
+
+def is_patched(model: Any) -> bool:
+    """True for ``model=pretrained``, whose other keys patch the composition of the weights."""
+    return isinstance(model, dict) and "pretrained" in model

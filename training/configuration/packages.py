@@ -26,7 +26,7 @@ def check(plain: Mapping[str, Any]) -> None:
     """
     lacking: dict[str, tuple[str, str, str]] = {}
     for part in ("callbacks", "logger"):
-        for name, node in (plain[part] or {}).items():
+        for name, node in plain[part].items():
             target = node.get("_target_") if isinstance(node, Mapping) else None
             extra, packages = NEEDS.get(str(target), ("", ()))
             if extra and not any(map(has_package, packages)):

@@ -1,49 +1,57 @@
 """Settings of Lightning's Trainer that it accepts and then fails on, or that are misleading.
 
-Types and names of arguments are checked against the Trainer's signature (instantiate.py); here are ranges and names of
-values, which it does not declare, so that a mistake is a message and not a traceback.
+Names and types of all arguments are checked against the Trainer's signature (instantiate.py). It declares neither
+ranges nor names of values: ``Ranges`` does, so that a mistake is a message and not a traceback.
 """
 
 from __future__ import annotations
 
 import math
 import re
+import typing
 from collections.abc import Mapping
-from typing import Any, NamedTuple, TypeGuard
+from typing import Annotated, Any, Literal, TypedDict, TypeGuard
+
+from annotated_types import Ge
 
 from blockwright.registry import ConfigError, did_you_mean
-from blockwright.training.configuration.root import check_value
+from blockwright.registry.ranges import Count, Fraction, Whole
+from blockwright.training.configuration.run import GROUPS, Node
+from blockwright.training.configuration.values import Remedy, check_value
+
+Limit = Annotated[int, Ge(-1)]  # -1 for none
+Batches = Fraction | Whole | None  # a share of them, or a number
+Norm = Annotated[float, Ge(0), Remedy("Write the norm to which gradients are clipped: below 0 it would invert them")]
 
 
-class Least(NamedTuple):
-    """The minimum of a number, and its meaning."""
+class Ranges(TypedDict, total=False):
+    """Values of the trainer's settings; those that only this project has, too."""
 
-    value: int
-    rule: str
+    accelerator: Literal["auto", "cpu", "cuda", "gpu", "hpu", "mps", "tpu"] | Node
+    accumulate_grad_batches: Count
+    check_val_every_n_epoch: Count | None  # null counts steps between validations instead
+    compile: bool
+    dry_run: bool
+    fast_dev_run: bool | Whole
+    gradient_clip_algorithm: Literal["norm", "value"] | None
+    gradient_clip_val: Norm | None
+    limit_predict_batches: Batches
+    limit_test_batches: Batches
+    limit_train_batches: Batches
+    limit_val_batches: Batches
+    log_every_n_steps: Whole | None
+    max_epochs: Limit | None
+    max_steps: Limit
+    min_epochs: Whole | None
+    min_steps: Whole | None
+    num_nodes: Count
+    num_sanity_val_steps: Limit | None
+    overfit_batches: Fraction | Whole
+    profiler: Literal["advanced", "pytorch", "simple", "xla"] | Node | None
+    reload_dataloaders_every_n_epochs: Whole
+    world: Count | None
 
 
-LEAST = {
-    "accumulate_grad_batches": Least(1, "counts batches, and a step needs one"),
-    "check_val_every_n_epoch": Least(1, "counts epochs between validations; null counts steps instead"),
-    "fast_dev_run": Least(0, "counts batches; 0 is an ordinary run"),
-    "gradient_clip_val": Least(0, "is the norm to which gradients are clipped; below 0 it would invert them"),
-    "log_every_n_steps": Least(0, "counts steps; 0 never logs"),
-    "max_epochs": Least(-1, "counts epochs; -1 leaves the end to trainer.max_steps"),
-    "max_steps": Least(-1, "counts optimizer steps; -1 leaves the end to trainer.max_epochs"),
-    "min_epochs": Least(0, "counts epochs"),
-    "min_steps": Least(0, "counts optimizer steps"),
-    "num_nodes": Least(1, "counts machines"),
-    "num_sanity_val_steps": Least(-1, "counts batches; -1 means all"),
-    "reload_dataloaders_every_n_epochs": Least(0, "counts epochs; 0 never reloads"),
-}
-SWITCHES = ("compile", "dry_run")  # this project's own; Lightning's are checked by its signature
-GROUPS = ("callbacks", "logger")  # arguments of the Trainer that are groups of their own here
-SHARES = ("limit_train_batches", "limit_val_batches", "limit_test_batches", "limit_predict_batches", "overfit_batches")
-CHOICES = {
-    "accelerator": ("auto", "cpu", "cuda", "gpu", "hpu", "mps", "tpu"),
-    "gradient_clip_algorithm": ("norm", "value"),
-    "profiler": ("advanced", "pytorch", "simple", "xla"),
-}
 DDP = ("ddp", "ddp_find_unused_parameters_false", "ddp_find_unused_parameters_true")
 STRATEGIES = ("auto", *DDP, "single_device")
 TIME = re.compile(r"\d+:\d\d:\d\d:\d\d")
@@ -63,21 +71,9 @@ def check(trainer: Mapping[str, Any], train: bool) -> None:
         if key in trainer:
             rule = f"would be ignored: the Trainer gets what the group {key} builds"
             raise ConfigError(f"trainer.{key}", trainer[key], rule, f"Leave it out, and write {key}=NAME")
-    for key in SWITCHES:
-        check_value(f"trainer.{key}", trainer.get(key, False), bool)
-    for key, (least, rule) in LEAST.items():
-        value = trainer.get(key)
-        if _is_number(value) and not least <= value < math.inf:
-            raise ConfigError(f"trainer.{key}", value, rule, f"Write trainer.{key}={least} or more")
-    for key in SHARES:
-        value = trainer.get(key)
-        if _is_number(value) and not (0 <= value <= 1 or (value > 1 and value % 1 == 0)):
-            rule = "must be a fraction of the batches from 0 to 1, or a number of them"
-            raise ConfigError(f"trainer.{key}", value, rule, f"Write trainer.{key}=0.5 or trainer.{key}=10")
-    for key, known in CHOICES.items():
-        value = trainer.get(key)
-        if isinstance(value, str) and value.lower() not in known:
-            raise ConfigError(f"trainer.{key}", value, "there is no such choice", did_you_mean(value, known))
+    for key, hint in typing.get_type_hints(Ranges, include_extras=True).items():
+        if key in trainer:
+            check_value(f"trainer.{key}", trainer[key], hint)
     _check_interval(trainer)
     _check_time(trainer)
     _check_devices(trainer.get("devices", "auto"))
@@ -85,13 +81,6 @@ def check(trainer: Mapping[str, Any], train: bool) -> None:
     for key in ("max_steps", "max_epochs", "limit_train_batches", "max_time") if train else ():
         if _is_number(trainer.get(key)) and trainer[key] == 0:
             raise ConfigError(f"trainer.{key}", trainer[key], "trains nothing", "To measure only, write train=false")
-
-
-def log_short_runs(trainer: dict[str, Any]) -> None:
-    """Make a run with fewer steps than ``log_every_n_steps`` log its last one, so that it has a curve and a speed."""
-    every, steps = trainer.get("log_every_n_steps"), trainer.get("max_steps", -1)
-    if _is_number(every) and _is_number(steps) and 0 < steps < every:
-        trainer["log_every_n_steps"] = steps
 
 
 def _is_number(value: Any) -> TypeGuard[int | float]:
@@ -126,15 +115,11 @@ def _check_time(trainer: Mapping[str, Any]) -> None:
 
 def _check_devices(devices: Any) -> None:
     """Check the number or list of devices: 2, auto, -1, [0, 2] or the same as text."""
-    given = [part.strip() for part in devices.split(",") if part.strip()] if isinstance(devices, str) else devices
-    if devices in ("auto", -1, "-1") or (isinstance(devices, str) and devices.isdigit() and int(devices) > 0):
-        return
-    if isinstance(given, list):
-        numbers = [str(one) for one in given]
-        named = "," in devices if isinstance(devices, str) else True
-        if named and numbers and all(n.isdigit() for n in numbers) and len({int(n) for n in numbers}) == len(numbers):
-            return
-    elif isinstance(devices, int) and not isinstance(devices, bool) and devices > 0:
+    text = ",".join(map(str, devices)) if isinstance(devices, list) else str(devices)
+    numbers = [part.strip() for part in text.split(",") if part.strip()]
+    distinct = all(map(str.isdecimal, numbers)) and len({*map(int, numbers)}) == len(numbers) > 0
+    is_count = not isinstance(devices, list) and "," not in text
+    if devices in ("auto", "-1", -1) or (distinct and not (is_count and int(text) == 0)):
         return
     rule = "must be the number of processes, with a device each, or a list of devices"
     raise ConfigError("trainer.devices", devices, rule, "Write a number from 1 on, a list such as [0,1], or auto")

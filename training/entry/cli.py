@@ -11,7 +11,6 @@ from __future__ import annotations
 import re
 import sys
 from argparse import Action, ArgumentError, ArgumentParser, Namespace
-from collections.abc import Mapping
 from inspect import Parameter, Signature
 from pathlib import Path
 from typing import Any
@@ -30,18 +29,15 @@ from blockwright.registry.ranges import Seed
 from blockwright.renamed import with_moved
 from blockwright.training.callbacks.predictions import Predictions
 from blockwright.training.callbacks.recording import Recording
-from blockwright.training.checkpoints.optimizer import check_optimizer
-from blockwright.training.checkpoints.record import from_cli, past_of, record
-from blockwright.training.checkpoints.resume import check_changes
-from blockwright.training.configuration import figures, parts, placeholders
+from blockwright.training.checkpoints.record import from_cli, record
+from blockwright.training.configuration import parts, placeholders
 from blockwright.training.configuration.class_paths import to_class_paths, to_targets
 from blockwright.training.configuration.composing import compose_config
-from blockwright.training.configuration.root import Changed, check_value
-from blockwright.training.configuration.secrets import hidden, read_from_environment
-from blockwright.training.entry.preflight import OWN, preflight
-from blockwright.training.entry.room import check_room
-from blockwright.training.entry.run import conclude, fit, leave_processes, measure, no_bar, quieten, restoring
-from blockwright.training.entry.start import refuse_random_weights, refuse_untrained
+from blockwright.training.configuration.run import OWN, Changed, Run
+from blockwright.training.configuration.values import check_value
+from blockwright.training.entry.execute import conclude, fit, leave_processes, measure, no_bar, quieten, restoring
+from blockwright.training.entry.preflight import prepare
+from blockwright.training.entry.start import check_resumed, refuse_random_weights
 from blockwright.training.tasks.outline import outline
 
 SUBCOMMANDS = ("fit", "validate", "test", "predict")
@@ -50,23 +46,23 @@ MODE = "settings"  # of the parser: YAML in which a class may have its path of a
 set_loader(MODE, lambda text: with_moved(get_loader("yaml")(text)), exceptions=(yaml.YAMLError,))
 
 
-def to_cli(plain: Mapping[str, Any]) -> dict[str, Any]:
-    """A checked configuration → a Lightning CLI configuration: ``_target_`` becomes class_path and init_args.
+def to_cli(run: Run) -> dict[str, Any]:
+    """A run → a configuration of Lightning CLI: ``_target_`` becomes class_path and init_args.
 
     Its ``model`` is what ``make_task`` takes, its ``data`` what ``make_data`` takes.
 
     Paths in the run's folder begin with ``${run_dir}``, which each use of the configuration chooses.
     """
-    classes = to_class_paths(plain)
+    classes = to_class_paths(run)
     trainer = {k: v for k, v in classes["trainer"]["init_args"].items() if k not in OWN}
-    trainer["callbacks"] = [node for node in (classes["callbacks"] or {}).values() if node]
-    trainer["logger"] = [node for node in (classes["logger"] or {}).values() if node] or False
+    trainer["callbacks"] = [node for node in classes["callbacks"].values() if node]
+    trainer["logger"] = [node for node in classes["logger"].values() if node] or False
     task = {key: classes[key] for key in _settings_of_task()}
-    settings = {"seed_everything": plain["seed"], "ckpt_path": plain["ckpt_path"], "weights_only": True}
-    settings["resume"] = {"changed": plain["resume"]["changed"]}
+    settings = {"seed_everything": run.seed, "ckpt_path": run.ckpt_path, "weights_only": True}
+    settings["resume"] = {"changed": run.resume["changed"]}
     parts = {**settings, "trainer": trainer, "model": task, "data": {"data": classes["data"]}}
-    new = placeholders.template(plain["paths"]["log_dir"], plain["task_name"])
-    return {"run_dir": new, **placeholders.portable(parts, plain["paths"]["output_dir"])}
+    new = placeholders.template(run.paths["log_dir"], run.task_name)
+    return {"run_dir": new, **placeholders.portable(parts, run.paths["output_dir"])}
 
 
 def make_task(**settings: Any) -> L.LightningModule:
@@ -131,13 +127,7 @@ class ComposeAction(Action):
         cfg = compose_config(values, output_dir=placeholders.ANY)
         if (checkpoint := _value_of("--ckpt_path", sys.argv)) is not None:
             cfg.ckpt_path = checkpoint  # needed by the checks of resuming and overwriting
-        plain = preflight(cfg)
-        refuse_untrained(plain)
-        check_room(plain)
-        if note := figures.left_out(plain):
-            print(note, file=sys.stderr)
-        shown = hidden(plain, read_from_environment(cfg))
-        text = yaml.safe_dump(to_cli(shown), sort_keys=False)
+        text = yaml.safe_dump(to_cli(prepare(cfg).shown), sort_keys=False)
         ActionConfigFile.apply_config(parser, namespace, "config", text)
         namespace.pop(self.dest, None)
 
@@ -228,18 +218,10 @@ class ComposedCLI(LightningCLI):
 
     def before_fit(self) -> None:
         """Compare the run with the checkpoint to resume from, and record its configuration in its own checkpoints."""
-        settings = self.config[self.subcommand]
-        plain = from_cli(settings.as_dict())
-        ours = record(plain)
-        if settings.get("ckpt_path"):
-            path, checkpoint = str(settings.ckpt_path), read_checkpoint(settings.ckpt_path, shapes_only=True)
-            setup = self.model.configured
-            trained = outline(setup.model, setup.starts, setup.frozen)
-            check_optimizer(checkpoint, self.model.recipe, trained, path)
-            check_changes(
-                path, past_of(checkpoint), ours, {**plain, "train": True, "resume": settings.resume.as_dict()}
-            )
-        self.trainer.callbacks.append(Recording(ours))  # type: ignore[attr-defined]
+        run = from_cli(self.config[self.subcommand].as_dict())
+        if run.ckpt_path:
+            check_resumed(run)
+        self.trainer.callbacks.append(Recording(record(run)))  # type: ignore[attr-defined]
 
     def fit(self, model: Any, datamodule: Any = None, ckpt_path: str | None = None, **kwargs: Any) -> None:
         """Train, from a checkpoint if one is named."""
@@ -308,8 +290,8 @@ def _unparsed(error: ArgumentError, arguments: list[str]) -> ConfigError:
     return ConfigError(path, given, " ".join(reason.split()), f"See: blockwright train {arguments[0]} --help")
 
 
-def export(plain: Mapping[str, Any], directory: Path) -> Path:
+def export(run: Run, directory: Path) -> Path:
     """Write ``lightning_cli.yaml``, from which ``fit --config`` repeats the run in a new folder, without Hydra."""
     path = directory / FILE
-    path.write_text(yaml.safe_dump(to_cli(plain), sort_keys=False))
+    path.write_text(yaml.safe_dump(to_cli(run), sort_keys=False))
     return path

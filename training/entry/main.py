@@ -20,11 +20,10 @@ from blockwright.registry.hydra import include_config_dir
 from blockwright.registry.printing import Outlived
 from blockwright.training.configuration.conf import CONF
 from blockwright.training.configuration.refusals import REFUSALS, explain, is_no_name
-from blockwright.training.entry.hydra_job import hydra_job, refused
+from blockwright.training.entry.hydra_job import hydra_job
 from blockwright.training.entry.ranks import leave_no_folder
-from blockwright.training.jobs import begun
 from blockwright.training.parallel.lost_peer import is_lost_peer
-from blockwright.training.stops import DIVERGED, PREEMPTED, Diverged, Interrupted, Pruned, stoppable
+from blockwright.training.stops import DIVERGED, PREEMPTED, Diverged, Interrupted, Pruned, refuse, stoppable
 
 SUBCOMMANDS = ("fit", "validate", "test", "predict")
 
@@ -36,7 +35,6 @@ def main() -> None:
     # 2.9, where help may take 3 (tests/test_startup.py). What the store hands out is a copy in any case.
     ConfigStore.__deepcopy__ = lambda self, memo: self  # type: ignore[attr-defined]
     arguments = sys.argv[1:]
-    refused.clear()
     try:
         with stoppable(), contextlib.redirect_stdout(cast(IO[str], Outlived(sys.stdout))):  # files have it all
             if arguments and arguments[0] in SUBCOMMANDS:
@@ -66,10 +64,7 @@ def main() -> None:
         refusal = refusal_of(error, arguments)
         if refusal is None:
             raise
-        refused.append(refusal)
-    if refused:
-        print(refused[0].render(), file=sys.stderr)
-        sys.exit(REFUSED)
+        refuse(refusal)
 
 
 def check_options(arguments: list[str]) -> None:
@@ -79,14 +74,14 @@ def check_options(arguments: list[str]) -> None:
         ConfigError: an option that Hydra does not have, or a value that it does not take
     """
 
-    def refuse(message: str) -> NoReturn:
+    def fail(message: str) -> NoReturn:
         remedy = "See: blockwright train --help"
         if found := re.match(r"unrecognized arguments: --([\w./@]+)", message):
             remedy = f"Settings have no dashes: {found[1]}=VALUE"
         raise ConfigError("command line", shlex.join(arguments), message, remedy)
 
     parser = get_args_parser()
-    parser.error = refuse  # type: ignore[method-assign]
+    parser.error = fail  # type: ignore[method-assign]
     parser.parse_args(arguments)
 
 
@@ -117,8 +112,8 @@ def refusal_of(error: Exception, arguments: list[str]) -> ConfigError | None:
 
 
 def _how_to_resume(stop: Interrupted, arguments: list[str]) -> str:
-    if begun:
-        return f"Resume with: {shlex.join(['blockwright', 'sweep', 'resume', str(begun[0])])}"
+    if stop.sweep is not None:
+        return f"Resume with: {shlex.join(['blockwright', 'sweep', 'resume', str(stop.sweep)])}"
     if stop.checkpoint is None:
         return "No training was lost: start the same command again"
     option = "--ckpt_path=" if arguments[:1] and arguments[0] in SUBCOMMANDS else "ckpt_path="

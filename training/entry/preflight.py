@@ -1,144 +1,107 @@
-"""Checks before a directory is written or a tensor allocated; those of the model before Lightning is imported."""
+"""Checks of a run before a directory is written or a tensor allocated; those of the model before Lightning is imported.
+
+No check changes the run, so their order is that of their cost.
+"""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf import DictConfig
 
-from blockwright.blocks.checkpoint.source import read_start
-from blockwright.blocks.compose import check as check_model
 from blockwright.blocks.kernels.choice import check as check_kernels
 from blockwright.registry import ConfigError
-from blockwright.renamed import with_moved
-from blockwright.training.checkpoints.last_rate import LAST, last_rate
-from blockwright.training.checkpoints.record import past_of
 from blockwright.training.compiling import check_compiler
-from blockwright.training.configuration import figures, packages, parts, root, trainer_settings
+from blockwright.training.configuration import figures, packages, parts, trainer_settings
 from blockwright.training.configuration.instantiate import check_target, instantiate
-from blockwright.training.configuration.named_model import composition_of
-from blockwright.training.configuration.secrets import hidden, read_from_environment, refuse_in_model
-from blockwright.training.entry.start import compare_start, find_start, outline_of
-from blockwright.training.optimizers.base import OptimizerRecipe, weights
+from blockwright.training.configuration.run import Run
+from blockwright.training.entry.parse import parse
+from blockwright.training.entry.ranks import is_child
+from blockwright.training.entry.room import check_room
+from blockwright.training.entry.start import check_sources, compare_start, outline_of, refuse_untrained
+from blockwright.training.optimizers.base import weights
 from blockwright.training.parallel.refusals import check as check_ranks
-from blockwright.training.parallel.refusals import derive
 
 if TYPE_CHECKING:
     from blockwright.training.data.modules.base import DataModule
 
-OWN = ("dry_run", "world")  # keys of trainer defined by this project
 
-
-def preflight(cfg: DictConfig, compared: bool = False) -> dict[str, Any]:
-    """Check a composed configuration, and find the checkpoint that the run resumes from.
+def prepare(cfg: DictConfig, compared: bool = False) -> Run:
+    """Parse and check the run of either command line, which is executed next; note the figures that it lacks.
 
     Args:
         cfg: as composed
         compared: whether runs are compared by ``optimized_metric``
 
-    Returns:
-        the same as plain types, the model complete and ``ckpt_path`` a file
-
     Raises:
         ConfigError: with the path, the value, the rule and the remedy
     """
-    plain = check(cfg, compared)
-    find_start(plain, hidden(plain, read_from_environment(cfg)))
-    return plain
+    run = preflight(cfg, compared)
+    if (note := figures.left_out(run)) and not is_child():
+        print(note, file=sys.stderr)
+    refuse_untrained(run)
+    check_room(run)
+    return run
 
 
-def check(cfg: DictConfig, compared: bool = False) -> dict[str, Any]:
-    """Check a composed configuration alone, without checkpoints or the run's folders.
+def preflight(cfg: DictConfig, compared: bool = False) -> Run:
+    """Parse and check a run. Arguments and errors are those of ``prepare``."""
+    run = parse(cfg)
+    check(run, compared)
+    check_sources(run)
+    return run
+
+
+def check(run: Run, compared: bool = False) -> None:
+    """Check the settings of a run alone, without checkpoints or the run's folders.
 
     Args:
-        cfg: as composed
-        compared: as in ``preflight``
-
-    Returns:
-        the same as plain types, the model complete
+        run: as parsed
+        compared: as of ``prepare``
 
     Raises:
         ConfigError: with the path, the value, the rule and the remedy
     """
-    plain = root.check(_resolved(cfg))
-    packages.check(plain)
-    for part in ("data", "task"):  # the model may take values from them
-        refuse_missing(part, plain[part])
-    refuse_in_model(plain["model"], read_from_environment(cfg))
-    _check_model(plain)
-    _check_trainer(plain)
-    _check_optimizer(plain)
-    _check_parts(plain)
-    figures.check(plain, compared)
-    return plain
+    packages.check(run)
+    compare_start(run)
+    check_kernels(run.task.get("kernels") or {}, "task.kernels")
+    _check_trainer(run)
+    _check_optimizer(run)
+    _check_parts(run)
+    figures.check(run, compared)
 
 
-def _check_model(plain: dict[str, Any]) -> None:
-    patched = isinstance(plain["model"], dict) and "pretrained" in plain["model"]
-    plain["model"] = check_model(composition_of(plain["model"]))
-    compare_start(plain, patched)
-    check_kernels(plain["task"].get("kernels") or {}, "task.kernels")
+def _check_trainer(run: Run) -> None:
+    trainer_settings.check(run.trainer, run.train)
+    check_ranks(run)
+    if run.trainer.get("compile"):
+        check_compiler(str(run.trainer.get("accelerator")))
 
 
-def _check_trainer(plain: dict[str, Any]) -> None:
-    trainer_settings.check(plain["trainer"], plain["train"])
-    trainer_settings.log_short_runs(plain["trainer"])
-    derive(plain["trainer"])
-    check_ranks(plain)
-    _move_compile(plain)
-
-
-def _check_optimizer(plain: dict[str, Any]) -> None:
-    if plain["optimizer"].get("lr") == LAST:
-        checkpoint = read_start(Path(plain["init_from"])) if plain["init_from"] else {}
-        rate = last_rate(plain["optimizer"], past_of(checkpoint) if checkpoint else None)
-        plain["optimizer"] = {**plain["optimizer"], "lr": rate}
-    check_target(plain["optimizer"], "optimizer")
-    _check_patterns(plain, instantiate(plain["optimizer"], "optimizer"))
-    check_target(plain["scheduler"], "scheduler")
-    schedule = instantiate(plain["scheduler"], "scheduler")
-    steps = plain["trainer"].get("max_steps", -1)
-    counts_epochs = plain["trainer"].get("max_epochs") not in (None, -1)
-    if isinstance(steps, int) and plain["train"] and not (steps == -1 and counts_epochs):
+def _check_optimizer(run: Run) -> None:
+    check_target(run.optimizer, "optimizer")
+    recipe = instantiate(run.optimizer, "optimizer")
+    if run.task.get("frozen") not in (None, []) or any(recipe.patterns().values()) or parts.starts(run):
+        recipe.check(weights(outline_of(run)))  # patterns match some parameter, on the meta device
+    check_target(run.scheduler, "scheduler")
+    schedule = instantiate(run.scheduler, "scheduler")
+    steps = run.trainer.get("max_steps", -1)
+    counts_epochs = run.trainer.get("max_epochs") not in (None, -1)
+    if isinstance(steps, int) and run.train and not (steps == -1 and counts_epochs):
         schedule.check(steps)
 
 
-def _check_parts(plain: dict[str, Any]) -> None:
+def _check_parts(run: Run) -> None:
     """Check the data and the task, whose classes import Lightning."""
-    data = parts.build("data", plain)
+    data = parts.build("data", run)
     data.check()
-    _check_fit(plain["model"], data)
-    parts.check("task", plain)
+    _check_fit(run.model, data)
+    parts.check("task", run)
 
 
-def _resolved(cfg: DictConfig) -> dict[str, Any]:
-    try:
-        return with_moved(OmegaConf.to_container(cfg, resolve=True, enum_to_str=True))
-    except OmegaConfBaseException as error:
-        path = error.full_key or "configuration"
-        reason = str(error).splitlines()[0]
-        raise ConfigError(path, "…", reason, "Fix the value that the interpolation points at") from None
-
-
-def _check_patterns(plain: dict[str, Any], recipe: OptimizerRecipe) -> None:
-    """Check that patterns of parameter names match some parameter, on the meta device."""
-    if plain["task"].get("frozen") not in (None, []) or any(recipe.patterns().values()) or parts.starts(plain):
-        recipe.check(weights(outline_of(plain)))
-
-
-def refuse_missing(path: str, node: Any) -> None:
-    """Refuse ``???`` anywhere in a node."""
-    if isinstance(node, Mapping):
-        for key, value in node.items():
-            refuse_missing(f"{path}.{key}", value)
-    elif node == "???":
-        raise ConfigError(path, node, "a value is required", f"Give one on the command line: {path}=…")
-
-
-def _check_fit(model: dict[str, Any], data: DataModule) -> None:
+def _check_fit(model: Mapping[str, Any], data: DataModule) -> None:
     """Check that the model fits the data."""
     vocabulary = 0 if data.tokenizer is None else data.tokenizer.vocab_size
     if model["vocab_size"] < vocabulary:
@@ -157,11 +120,3 @@ def _check_fit(model: dict[str, Any], data: DataModule) -> None:
     if isinstance(length, int) and 0 < length <= depth:
         rule = f"predicts tokens beyond the sequence (data.sequence_length = {length})"
         raise ConfigError("model.mtp.depth", depth, rule, "Predict fewer tokens, or lengthen it")
-
-
-def _move_compile(plain: dict[str, Any]) -> None:
-    """Move ``trainer.compile`` to the task, which implements it."""
-    if not plain["trainer"].pop("compile", False):
-        return
-    check_compiler(str(plain["trainer"].get("accelerator")))
-    plain["task"]["compile"] = True

@@ -6,6 +6,8 @@ import importlib.util
 import os
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
@@ -52,19 +54,28 @@ def pin_children(directory: Path, checkpoint: str | None = None) -> list[str]:
     return [*where, *own]
 
 
-def reset_processes(before: dict[str, str | None]) -> None:
-    """Destroy the process group: the next job of a sweep creates its own.
+@contextmanager
+def one_job(directory: Path, checkpoint: str | None) -> Iterator[list[str]]:
+    """Context in which the processes of this job only run, and after which the next one creates its own.
 
     Args:
-        before: the previous values of the variables that Lightning's launcher sets
-    """
-    from blockwright.training.entry.run import leave_processes
+        directory: of the run
+        checkpoint: to resume from
 
-    leave_processes()
-    for name, value in before.items():
-        os.environ.pop(name, None)
-        if value is not None:
-            os.environ[name] = value
+    Yields:
+        arguments for running this job alone, as of ``pin_children``
+    """
+    from blockwright.training.entry.execute import leave_processes
+
+    before = {name: os.environ.get(name) for name in LAUNCHED}  # Lightning's launcher sets them
+    try:
+        yield pin_children(directory, checkpoint)
+    finally:
+        leave_processes()
+        for name, value in before.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
 
 
 def leave_no_folder() -> None:

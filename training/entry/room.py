@@ -11,6 +11,7 @@ from blockwright.blocks.decoder import Decoder
 from blockwright.blocks.refusals import room, size
 from blockwright.registry import ConfigError
 from blockwright.training.configuration.instantiate import instantiate
+from blockwright.training.configuration.run import Run
 from blockwright.training.configuration.trainer_settings import STRATEGIES
 from blockwright.training.entry.ranks import is_child
 from blockwright.training.entry.start import outline_of
@@ -23,21 +24,21 @@ SURE = 0.05  # share of the memory below which the state of no optimizer matters
 HALVED = ("bf16-true", "16-true", "transformer-engine")  # weights of two bytes
 
 
-def check_room(plain: Mapping[str, Any]) -> None:
+def check_room(run: Run) -> None:
     """Refuse a model whose weights, gradients and optimizer state take more memory than there is.
 
     Activations come on top, so what passes may still be too large. Of a model that is trained
     in part, only the weights count.
 
     Args:
-        plain: the result of ``preflight``
+        run: checked
 
     Raises:
         ConfigError: with what is needed, and what there is
     """
-    trainer = plain["trainer"]
+    trainer = run.trainer
     world = world_of(trainer)
-    if is_child() or not plain["train"] or trainer.get("dry_run") or world is None:
+    if is_child() or not run.train or trainer.get("dry_run") or world is None:
         return  # each child would take memory of the first GPU to ask for its size
     sizes = _sizes(trainer.get("strategy", "auto"), world)
     if sizes is None:
@@ -45,10 +46,10 @@ def check_room(plain: Mapping[str, Any]) -> None:
     on_cpu = trainer.get("accelerator") == "cpu" or not torch.cuda.is_available()
     there = room(torch.device("cpu" if on_cpu else "cuda"))
     beside = world // trainer.get("num_nodes", 1) if on_cpu else 1  # processes that share it
-    model = outline_of(dict(plain))
+    model = outline_of(run)
     if 4 * size(model) * beside < SURE * there:
         return
-    needed = _needed(model, plain, sizes) * beside
+    needed = _needed(model, run, sizes) * beside
     if needed > there:
         each = f"the {beside} processes of this machine need" if beside > 1 else "this process needs"
         rule = (
@@ -68,10 +69,10 @@ def _sizes(strategy: Any, world: int) -> Sizes | None:
     return sizes_of(strategy, world) if ours and not strategy.get("cpu_offload") else None
 
 
-def _needed(model: Decoder, plain: Mapping[str, Any], sizes: Sizes) -> float:
+def _needed(model: Decoder, run: Run, sizes: Sizes) -> float:
     """Bytes of one process."""
-    held = held_bytes(model, sizes, instantiate(plain["optimizer"], "optimizer"))
+    held = held_bytes(model, sizes, instantiate(run.optimizer, "optimizer"))
     whole = all(p.requires_grad for p in model.parameters())
     return (sum(held.values()) if whole else held["parameters"]) * (
-        0.5 if plain["trainer"].get("precision") in HALVED else 1
+        0.5 if run.trainer.get("precision") in HALVED else 1
     )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -13,68 +12,66 @@ from blockwright.blocks.checkpoint.source import read_composition
 from blockwright.blocks.decoder import Decoder
 from blockwright.registry import ConfigError
 from blockwright.training.checkpoints.optimizer import check_optimizer
-from blockwright.training.checkpoints.places import refuse_overwriting, settle
+from blockwright.training.checkpoints.places import refuse_overwriting
 from blockwright.training.checkpoints.record import past_of, record
-from blockwright.training.checkpoints.resume import check_changes, resolve_checkpoint, say
+from blockwright.training.checkpoints.resume import check_changes, say
 from blockwright.training.configuration import parts
 from blockwright.training.configuration.instantiate import instantiate
+from blockwright.training.configuration.run import Run
 from blockwright.training.data.tokenizers.start import check_start
 from blockwright.training.tasks.outline import outline
 
 
-def find_start(plain: dict[str, Any], given: Mapping[str, Any]) -> None:
-    """Find the start of the run: a checkpoint to resume from, the weights of another model, or neither.
-
-    Args:
-        plain: the configuration; its ``ckpt_path`` becomes a file or None, and a sweep's job gets its own folder of
-            checkpoints. Nothing that is recorded changes
-        given: a copy of it, without secrets
+def check_sources(run: Run) -> None:
+    """Check what the run starts from: a checkpoint to resume from, the weights of another model, or neither.
 
     Raises:
         ConfigError: it does not fit the run
     """
-    ours = cache(lambda: record(given))  # made when it is compared: it imports the classes of callbacks, so Lightning
-    place = settle(plain)
-    path = plain["ckpt_path"] = resolve_checkpoint(plain, place, ours)
-    if path:
-        checkpoint = read_checkpoint(path, shapes_only=True)
-        trained = outline_of(plain)
-        check_fits(checkpoint, trained, path)
-        if plain["train"]:
-            check_optimizer(checkpoint, instantiate(plain["optimizer"], "optimizer"), trained, path)
-        check_changes(path, past_of(checkpoint), ours(), plain)
-    refuse_overwriting(plain, place)
-    if not path:
-        _check_starts(plain)
-    if not (plain["train"] or plain["trainer"].get("dry_run")):
-        refuse_random_weights(path, plain["init_from"])
+    if run.ckpt_path:
+        check_resumed(run)
+    refuse_overwriting(run)
+    if not run.ckpt_path:
+        _check_starts(run)
+    if not (run.train or run.trainer.get("dry_run")):
+        refuse_random_weights(run.ckpt_path, run.init_from)
 
 
-def _check_starts(plain: Mapping[str, Any]) -> None:
+def check_resumed(run: Run) -> None:
+    """Compare a run with its checkpoint, and report what has changed since.
+
+    Raises:
+        ConfigError: its weights or its optimizer's state do not fit, or mean something else here
+    """
+    path = str(run.ckpt_path)
+    checkpoint, trained = read_checkpoint(path, shapes_only=True), outline_of(run)
+    check_fits(checkpoint, trained, path)
+    if run.train:
+        check_optimizer(checkpoint, instantiate(run.optimizer, "optimizer"), trained, path)
+    check_changes(path, past_of(checkpoint), record(run.shown), run)
+
+
+def _check_starts(run: Run) -> None:
     """Check that the weights to start from fit the model and the data; a resumed run has its own."""
-    for start in parts.starts(plain):
-        _print(start.check(plain["model"]))
-    if plain["init_from"] is not None and (tokenizer := parts.build("data", plain).tokenizer) is not None:
-        check_start(plain["init_from"], tokenizer)
+    for start in parts.starts(run):
+        _print(start.check(run.model))
+    if run.init_from is not None and (tokenizer := parts.build("data", run).tokenizer) is not None:
+        check_start(run.init_from, tokenizer)
 
 
-def compare_start(plain: Mapping[str, Any], patched: bool) -> None:
+def compare_start(run: Run) -> None:
     """Compare the model with the one that the weights of ``init_from`` were trained in; print what changes.
-
-    Args:
-        plain: the configuration
-        patched: whether the composition is that of the weights, patched here
 
     Raises:
         ConfigError: a start cannot make its weights from them
     """
-    starts = parts.starts(plain)  # a mistake in their settings is refused whether they are read or not
-    if plain["init_from"] is None or plain["ckpt_path"]:
+    starts = parts.starts(run)  # a mistake in their settings is refused whether they are read or not
+    if run.init_from is None or run.ckpt_path:
         return
-    allowed = patched or plain["resume"].get("changed") == "allow"
-    trained = read_composition(Path(plain["init_from"]))
+    allowed = run.is_patched or run.resume.get("changed") == "allow"
+    trained = read_composition(Path(run.init_from))
     for start in starts:
-        _print(start.compare(trained, plain["model"], allowed))
+        _print(start.compare(trained, run.model, allowed))
 
 
 def _print(lines: Iterable[str]) -> None:

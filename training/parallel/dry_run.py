@@ -16,6 +16,7 @@ from blockwright.blocks.compose import compose
 from blockwright.registry.printing import show
 from blockwright.training.configuration import parts
 from blockwright.training.configuration.instantiate import instantiate
+from blockwright.training.configuration.run import Run
 from blockwright.training.parallel.arithmetic import held_bytes, whole_regions
 from blockwright.training.parallel.local import plain
 from blockwright.training.parallel.ranks import data_ranks
@@ -109,18 +110,18 @@ def _size(tensor: Tensor) -> int:
     return plain(tensor).numel() * tensor.element_size()
 
 
-def dry_run(plain_config: Mapping[str, Any], trainer_node: Mapping[str, Any]) -> dict[str, float]:
+def dry_run(run: Run, trainer_node: Mapping[str, Any]) -> dict[str, float]:
     """Run the steps and print the table, on the first rank.
 
     Args:
-        plain_config: the result of ``preflight``
+        run: checked
         trainer_node: its trainer, without this project's own keys
 
     Returns:
         the bytes of this rank, by name
     """
-    model, data = plain_config["model"], plain_config["data"]
-    task, meter = parts.build("task", plain_config), Meter()
+    model, data = run.model, run.data
+    task, meter = parts.build("task", run), Meter()
     accumulated = trainer_node.get("accumulate_grad_batches", 1)
     length, batch_size = data.get("sequence_length", 256), data.get("batch_size", 16)
     tokens = Synthetic(model["vocab_size"], length, batch_size, STEPS * accumulated)

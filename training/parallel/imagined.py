@@ -25,6 +25,7 @@ from blockwright.blocks.decoder import Decoder
 from blockwright.blocks.precision import default_dtype
 from blockwright.registry.printing import show
 from blockwright.training.configuration.instantiate import instantiate
+from blockwright.training.configuration.run import Run
 from blockwright.training.optimizers.base import OptimizerRecipe
 from blockwright.training.parallel.arithmetic import held_bytes
 from blockwright.training.parallel.build import LOW, Sharding, build
@@ -35,28 +36,28 @@ COLUMNS = ("parameters", "gradients", "optimizer")
 HALVES = {"bf16-true": torch.bfloat16, "16-true": torch.float16}  # precision of the trainer → dtype of the weights
 
 
-def imagine(plain_config: Mapping[str, Any]) -> dict[str, float]:
+def imagine(run: Run) -> dict[str, float]:
     """Build, and print the table.
 
     Args:
-        plain_config: the result of ``preflight``
+        run: checked
 
     Returns:
         the bytes of the rank that holds most, by name
     """
-    trainer, task = plain_config["trainer"], plain_config["task"]
+    trainer = run.trainer
     sizes = sizes_of(trainer["strategy"], trainer["world"])
-    recipe: OptimizerRecipe = instantiate(plain_config["optimizer"], "optimizer")
+    recipe: OptimizerRecipe = instantiate(run.optimizer, "optimizer")
     precision = str(trainer.get("precision"))
     with ranks(sizes.world), default_dtype(HALVES.get(precision, torch.float32)):
         sharding = Sharding(make_meshes(sizes, "cpu"), LOW.get(precision))
-        decoder = build(plain_config["model"], plain_config["seed"], sharding, shapes_only=True)
+        decoder = build(run.model, run.seed, sharding, shapes_only=True)
         held = {
             name: spread_over(sizes, tensors) for name, tensors in zip(COLUMNS, _kept(decoder, recipe), strict=True)
         }
-    whole = compose(plain_config["model"], device="meta")
+    whole = compose(run.model, device="meta")
     plan = held_bytes(whole, sizes, recipe) if precision not in HALVES else {}
-    _show(held, plan, f"{plain_config['model']['n_layers']} layers, {task['name']}")
+    _show(held, plan, f"{run.model['n_layers']} layers, {run.task['name']}")
     return {f"dry_run/{name}_bytes": float(max(values)) for name, values in held.items()}
 
 

@@ -9,10 +9,11 @@ from blockwright import registry
 from blockwright.registry import ConfigError, Node
 from blockwright.registry.extras import require
 from blockwright.registry.layout import plan
+from blockwright.training.configuration.run import Run
 from blockwright.training.parallel import recompute
 from blockwright.training.parallel.exchange.lookup import check_exchange
 from blockwright.training.parallel.refuse_context import check_context
-from blockwright.training.parallel.sizes import STRATEGY, Sizes, launched, sizes_of
+from blockwright.training.parallel.sizes import STRATEGY, Sizes, sizes_of
 
 WHOLE = ("n_heads", "n_kv_heads", "d_ff")  # parameters that tensor parallelism divides
 PRECISIONS = ("32-true", "bf16-mixed", "bf16-true", "16-true", 32, "32", "bf16")
@@ -28,23 +29,20 @@ class Chosen(NamedTuple):
     given: dict[str, Any]
 
 
-def check(plain: Mapping[str, Any]) -> None:
+def check(run: Run) -> None:
     """Refuse a strategy that does not fit the machine, the model or the data.
-
-    Args:
-        plain: a composed configuration, its model complete
 
     Raises:
         ConfigError
     """
-    trainer, model = plain["trainer"], plain["model"]
-    recompute.check(plain["task"].get("activation_checkpointing", "none"))
+    trainer = run.trainer
+    recompute.check(run.task.get("activation_checkpointing", "none"))
     check_world(trainer)
     check_machine(trainer)
     strategy, world = trainer.get("strategy"), world_of(trainer)
     if not isinstance(strategy, Mapping):
         if world and (strategy in (None, "auto") or str(strategy).startswith("ddp")):  # auto is ddp for several
-            _check_batches(plain["data"], world)
+            _check_batches(run.data, world)
         return
     if strategy.get("_target_") != STRATEGY:
         return
@@ -58,11 +56,11 @@ def check(plain: Mapping[str, Any]) -> None:
     if world is None:
         return
     sizes = sizes_of(strategy, world)
-    chosen = blocks_of(model)
+    chosen = blocks_of(run.model)
     check_sizes(chosen, sizes)
     check_groups(chosen, sizes)
-    _check_batches(plain["data"], sizes.data)
-    check_context(plain, [block[:3] for block in chosen], sizes)
+    _check_batches(run.data, sizes.data)
+    check_context(run, [block[:3] for block in chosen], sizes)
 
 
 def check_sizes(chosen: Sequence[Chosen], sizes: Sizes) -> None:
@@ -92,7 +90,7 @@ def check_groups(chosen: Sequence[Chosen], sizes: Sizes) -> None:
 
 
 def check_world(trainer: Mapping[str, Any]) -> None:
-    """Check trainer.world: a positive integer, only with trainer.dry_run and a sharding strategy.
+    """Check trainer.world: only with trainer.dry_run and a sharding strategy.
 
     Raises:
         ConfigError
@@ -100,9 +98,6 @@ def check_world(trainer: Mapping[str, Any]) -> None:
     world = trainer.get("world")
     if world is None:
         return
-    if isinstance(world, bool) or not isinstance(world, int) or world < 1:
-        rule = "counts ranks, so it is a positive integer"
-        raise ConfigError("trainer.world", world, rule, "Write e.g. trainer.world=1024")
     if not trainer.get("dry_run"):
         rule = "imagines ranks for a dry run, and a training has the ranks that are started"
         raise ConfigError("trainer.world", world, rule, "Add trainer.dry_run=true, or set devices and num_nodes")
@@ -159,11 +154,6 @@ def world_of(trainer: Mapping[str, Any]) -> int | None:
     if isinstance(devices, bool) or not isinstance(devices, int) or not isinstance(nodes, int):
         return None
     return devices * nodes if devices > 0 < nodes else None
-
-
-def derive(trainer: dict[str, Any]) -> None:
-    """Take ``devices`` and ``num_nodes`` from torchrun or Slurm, if one of them has started the processes."""
-    trainer.update(launched())
 
 
 def _gpus() -> int:

@@ -15,6 +15,7 @@ from blockwright.blocks.cost import alike
 from blockwright.blocks.decoder import Decoder
 from blockwright.registry import BlockError, ConfigError
 from blockwright.training.configuration import parts
+from blockwright.training.configuration.run import Run
 from blockwright.training.parallel.remembered import appended
 from blockwright.training.parallel.sizes import Sizes
 
@@ -22,11 +23,11 @@ PATH = "trainer.strategy.context"
 WITHOUT = f"Write {PATH}=1"
 
 
-def check_context(plain: Mapping[str, Any], blocks: Sequence[tuple[str, str, str]], sizes: Sizes) -> None:
+def check_context(run: Run, blocks: Sequence[tuple[str, str, str]], sizes: Sizes) -> None:
     """Refuse windows that do not divide, and blocks and tasks that need all tokens of a window.
 
     Args:
-        plain: a composed configuration, its model complete
+        run: as parsed
         blocks: path, kind and name of each block of the model
 
     Raises:
@@ -34,23 +35,23 @@ def check_context(plain: Mapping[str, Any], blocks: Sequence[tuple[str, str, str
     """
     if sizes.context == 1:
         return
-    _check_task(plain)
-    if plain["trainer"].get("compile"):
+    _check_task(run)
+    if run.trainer.get("compile"):
         rule = f"compiles whole layers, whose attention exchanges keys under {PATH} = {sizes.context}"
         raise ConfigError("trainer.compile", True, rule, f"Write trainer.compile=false, or {PATH}=1")
-    _check_windows(plain["data"], plain["model"], sizes.context)
+    _check_windows(run.data, run.model, sizes.context)
     for block in blocks:
         check_block(*block)
-    check_attentions(compose(plain["model"], device="meta"))
+    check_attentions(compose(run.model, device="meta"))
 
 
-def _check_task(plain: Mapping[str, Any]) -> None:
-    if not parts.class_of("task", plain).splits:
+def _check_task(run: Run) -> None:
+    if not parts.class_of("task", run).splits:
         rule = (
             f"ranks share windows under {PATH}, and this task scores whole ones (its class does not say splits = True)"
         )
         remedy = f"Score share(batch) alone and say so, or {_small(WITHOUT)}"
-        raise ConfigError("task", plain["task"]["name"], rule, remedy)
+        raise ConfigError("task", run.task["name"], rule, remedy)
 
 
 def _check_windows(data: Mapping[str, Any], model: Mapping[str, Any], ranks: int) -> None:

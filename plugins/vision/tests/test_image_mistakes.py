@@ -28,6 +28,8 @@ from PIL import Image
 from blockwright.registry import ConfigError
 from blockwright.training.configuration import parts
 from blockwright.training.configuration.composing import compose_config
+from blockwright.training.configuration.run import Run
+from blockwright.training.entry.parse import parse_settings
 from blockwright.training.entry.preflight import check
 
 BASE = [
@@ -248,9 +250,9 @@ def test_mistake_is_one_message_before_training(name: str, base: DictConfig, fol
     cfg = changed(base, overrides(name, mistake, folder), folder)
     with pytest.raises(ConfigError) as caught, warnings.catch_warnings():
         warnings.simplefilter("error")
-        plain = checked(cfg)
+        run = checked(cfg)
         assert not mistake.early, "found too late"
-        data = parts.build("data", plain)
+        data = parts.build("data", run)
         data.prepare_data()
         data.setup("fit")
     error = caught.value
@@ -258,11 +260,12 @@ def test_mistake_is_one_message_before_training(name: str, base: DictConfig, fol
     assert re.search(mistake.says, f"{error.value} {error.rule}. {error.remedy}"), str(error)
 
 
-def checked(cfg: DictConfig) -> dict[str, Any]:
-    plain = check(cfg)
-    for start in parts.starts(plain):
-        start.check(plain["model"])
-    return plain
+def checked(cfg: DictConfig) -> Run:
+    run = parse_settings(cfg)
+    check(run)
+    for start in parts.starts(run):
+        start.check(run.model)
+    return run
 
 
 def test_good_pictures_pass_and_mistakes_are_many(base: DictConfig, folder: Path) -> None:

@@ -25,8 +25,8 @@ from blockwright.lab.match.knobs import KNOBS
 from blockwright.registry import REFUSED, ConfigError, plugins
 from blockwright.registry.command import run_command
 from blockwright.training.configuration.composing import compose_config
+from blockwright.training.entry.execute import execute
 from blockwright.training.entry.preflight import preflight
-from blockwright.training.entry.run import run
 
 pytestmark = pytest.mark.xdist_group("ablation")  # its fixture runs a whole program, once
 
@@ -286,7 +286,7 @@ def test_every_definition_plans_and_every_arm_takes_two_steps(name: str, shrunk:
     for job in plan.jobs:
         folder = tmp_path / str(job["job"])
         overrides = [*job["overrides"], "logger=none", "~callbacks.report", "~callbacks.checkpoint"]
-        metrics = run(preflight(compose_config(overrides, output_dir=str(folder))))
+        metrics = execute(preflight(compose_config(overrides, output_dir=str(folder))))
         assert 0 <= metrics[read.metric] < 10, job["arm"]
 
 
@@ -303,7 +303,7 @@ def test_arms_after_surgery_keep_what_the_trained_model_knows(
         start = [f"init_from={tmp_path / str(job['after'])}"] if "after" in job else []
         start += [f"trainer.max_steps={steps}", f"trainer.val_check_interval={steps}"]
         config = compose_config([*job["overrides"], *quick, *start], output_dir=str(tmp_path / str(job["job"])))
-        found[name] = run(preflight(config))["val/loss"]
+        found[name] = execute(preflight(config))["val/loss"]
     assert max(found["mla"], found["moe"]) < found["mla scratch"] - 0.5
 
 
@@ -332,7 +332,7 @@ def test_arms_of_the_extension_start_from_the_weights_of_the_arm_they_name(
         job = jobs[name]
         start = [f"init_from={tmp_path / str(job['after'])}"] if "after" in job else []
         config = compose_config([*job["overrides"], *quick, *start], output_dir=str(tmp_path / str(job["job"])))
-        found[name] = run(preflight(config))
+        found[name] = execute(preflight(config))
     assert found["yarn untuned"]["val/loss"] != found["mha"]["val/loss"]
     for metrics in found.values():
         assert set(plan.definition.also) | {plan.definition.metric} <= set(metrics)

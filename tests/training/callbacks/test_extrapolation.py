@@ -11,7 +11,7 @@ import torch
 
 from blockwright.blocks.kernels.cross_entropy import IGNORED
 from blockwright.registry import ConfigError
-from blockwright.training.entry.run import run
+from blockwright.training.entry.execute import execute
 
 LONG = [
     "callbacks=extrapolation",
@@ -27,7 +27,7 @@ YARN = "callbacks.extrapolation.position={name:yarn,factor:4,original_positions:
 @pytest.fixture
 def measured(checked: Callable[..., dict[str, Any]]) -> Callable[..., dict[str, float]]:
     def figures(*overrides: str) -> dict[str, float]:
-        return run(checked("trainer.max_steps=2", "model/attention=mha", *LONG, *overrides))
+        return execute(checked("trainer.max_steps=2", "model/attention=mha", *LONG, *overrides))
 
     return figures
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,7 +11,7 @@ import lightning as L
 import pytest
 
 from blockwright.training.callbacks.finale import Finale
-from blockwright.training.entry.run import conclude, run
+from blockwright.training.entry.execute import conclude, execute
 
 
 class Hears(Finale):
@@ -32,13 +33,13 @@ def test_final_figures_are_of_all_held_out_text(checked: Callable[..., dict[str,
     node = f"+callbacks.hears._target_={__name__}.Hears"
     small = ("logger=none", "callbacks=none", node, "data.eval_windows=1", "test=true", "data.corpus.val_fraction=0.2")
     # Overrides of the report's values make no sense without the report.
-    plain = checked(*small[:1], *small[2:])
-    plain["callbacks"] = {"hears": plain["callbacks"]["hears"]}
-    metrics = run(plain)
+    run = checked(*small[:1], *small[2:])
+    run = replace(run, callbacks={"hears": run.callbacks["hears"]})
+    metrics = execute(run)
     assert heard == [(6, metrics)]
     assert {"val/loss", "test/loss", "train/loss"} <= set(metrics)
-    plain["data"]["eval_windows"] = None
-    assert run(plain)["val/loss"] == metrics["val/loss"]
+    whole = replace(run, data={**run.data, "eval_windows": None})
+    assert execute(whole)["val/loss"] == metrics["val/loss"]
 
 
 def test_contract_must_be_kept() -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 
 from blockwright.training.callbacks import machine
-from blockwright.training.entry.run import run
+from blockwright.training.entry.execute import execute
 
 
 @pytest.fixture(autouse=True)
@@ -25,8 +26,8 @@ def test_settings_are_made_as_configured(
 ) -> None:
     calls: list[str] = []
     monkeypatch.setattr(machine, "keep_freed_memory", lambda: calls.append("kept"))
-    plain = checked("logger=none", "trainer.max_steps=1", "test=false")
+    run = checked("logger=none", "trainer.max_steps=1", "test=false")
     node = {"_target_": "blockwright.training.callbacks.machine.Machine", "float32_matmul": "high", "keep_memory": keep}
-    run({**plain, "callbacks": {"machine": node}})
+    execute(replace(run, callbacks={"machine": node}))
     assert torch.get_float32_matmul_precision() == "high"
     assert len(calls) >= kept and bool(calls) == keep

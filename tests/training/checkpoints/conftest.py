@@ -12,6 +12,7 @@ import pytest
 
 from blockwright.training.checkpoints.atomic import write_file
 from blockwright.training.checkpoints.record import KEY
+from blockwright.training.configuration.run import Run
 
 OURS = {
     "seed": 0,
@@ -55,14 +56,14 @@ def leave(ours: dict[str, Any]) -> Callable[..., Path]:
 
 
 @pytest.fixture
-def plain(ours: dict[str, Any], tmp_path: Path) -> Callable[..., dict[str, Any]]:
-    """The part of a configuration that says where its run is, and what it resumes from."""
+def at(ours: dict[str, Any], tmp_path: Path) -> Callable[..., Run]:
+    """Makes a run in a folder, with the record of ``ours``."""
 
-    def make(run: str = "logs/mine/runs/now", dirpath: Path | None = None, **changes: Any) -> dict[str, Any]:
+    def make(run: str = "logs/mine/runs/now", dirpath: Path | None = None, **changes: Any) -> Run:
         paths = {"log_dir": str(tmp_path / "logs"), "output_dir": str(tmp_path / run)}
         keeper = {"dirpath": str(dirpath or tmp_path / run / "checkpoints"), "filename": "best"}
         asked = {"ckpt_path": None, "auto_resume": False, "train": True, "resume": {"changed": "show"}}
         parts = {**ours, "paths": paths, "task_name": "mine", "callbacks": {"checkpoint": keeper}}
-        return {**copy.deepcopy(parts), **asked, **changes}
+        return Run.assemble({**copy.deepcopy(parts), **asked, **changes})
 
     return make

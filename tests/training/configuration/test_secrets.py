@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,8 +15,8 @@ from blockwright.training.configuration.composing import compose_config
 from blockwright.training.configuration.placeholders import filled
 from blockwright.training.configuration.secrets import hidden, read_from_environment
 from blockwright.training.entry import cli
+from blockwright.training.entry.execute import execute
 from blockwright.training.entry.preflight import preflight
-from blockwright.training.entry.run import run
 
 
 @pytest.fixture(autouse=True)
@@ -53,14 +54,11 @@ def test_no_file_of_a_run_holds_it(small: list[str], tmp_path: Path, monkeypatch
     made += [f"data.cache_dir={tmp_path}/${{oc.env:SOME_KEY}}", "logger.csv.name=${oc.env:SOME_KEY}"]
     folder = tmp_path / "run"
     folder.mkdir()
-    cfg = compose_config([*small, *made], output_dir=str(folder))
-    plain = preflight(cfg)
-    assert plain["logger"]["csv"]["name"] == "s3cr3t-value"
-    shown = hidden(plain, read_from_environment(cfg))
-    cli.export(shown, folder)
-    config_tree.show(shown, folder, print_config=False)
-    plain["logger"]["csv"]["name"] = ""  # the folder that it names would be found
-    run(plain, shown)
+    run = preflight(compose_config([*small, *made], output_dir=str(folder)))
+    assert run.logger["csv"]["name"] == "s3cr3t-value" and "s3cr3t" not in repr(run.shown)
+    cli.export(run.shown, folder)
+    config_tree.show(run.shown, folder, print_config=False)
+    execute(replace(run, logger={"csv": {**run.logger["csv"], "name": ""}}))  # the folder that it names would be found
     assert len(list(folder.rglob("*.ckpt"))) == 1 and list(folder.rglob("hparams.yaml"))
     holding = [f for f in folder.rglob("*") if f.is_file() and b"s3cr3t-value" in f.read_bytes()]
     assert not holding

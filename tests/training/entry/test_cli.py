@@ -12,6 +12,7 @@ import yaml
 
 from blockwright.registry import ConfigError
 from blockwright.training.configuration.class_paths import to_class_paths, to_targets
+from blockwright.training.configuration.run import OWN
 from blockwright.training.entry import cli
 
 
@@ -35,7 +36,7 @@ def test_every_part_of_the_composition_has_its_place(checked: Callable[..., dict
     made = cli.to_cli(plain)
     assert made["seed_everything"] == 7 and made["ckpt_path"] is None and made["weights_only"] is True
     assert {k: v for k, v in made["trainer"].items() if k not in ("callbacks", "logger", "plugins")} == {
-        **{k: v for k, v in plain["trainer"].items() if k not in ("_target_", "plugins", "dry_run", "world")},
+        **{k: v for k, v in plain["trainer"].items() if k not in ("_target_", "plugins", *OWN)},
         "default_root_dir": "${run_dir}",
     }
     names = [callback["class_path"].rpartition(".")[2] for callback in made["trainer"]["callbacks"]]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import os
 import subprocess
 import sys
@@ -14,7 +16,11 @@ import pytest
 
 from blockwright.blocks.kernels.choice import KERNELS
 from blockwright.registry import ConfigError
+from blockwright.training.checkpoints.record import record
 from blockwright.training.configuration import parts
+from blockwright.training.configuration.composing import compose_config
+from blockwright.training.entry import preflight, room, start
+from blockwright.training.entry.parse import parse
 
 ROOT = Path(__file__).resolve().parents[3]
 Checked = Callable[..., dict[str, Any]]
@@ -34,7 +40,24 @@ def test_result_is_plain_types_with_nothing_left_to_resolve(checked: Checked) ->
             return type(value) is list and all(map(plain, value))
         return value is None or (isinstance(value, str | int | float) and "${" not in str(value) and value != "???")
 
-    assert plain(checked())
+    assert plain(dict(checked()))
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        [],
+        ["trainer=[fsdp,sim]", "trainer.compile=true", "trainer.log_every_n_steps=50"],
+        ["task.frozen=[attention]", "adapter=lora", "model/attention=gqa", "callbacks=[default,early_stopping]"],
+    ],
+)
+def test_no_check_changes_a_run(overrides: list[str], small: list[str], tmp_path: Path) -> None:
+    run = parse(compose_config([*small, *overrides], output_dir=str(tmp_path / "run")))
+    before = copy.deepcopy(run)
+    with contextlib.suppress(ConfigError):  # an adapter needs the weights of a model
+        for each in (preflight.check, start.check_sources, start.refuse_untrained, room.check_room):
+            each(run)
+    assert run == before and run.shown == before and record(run) == record(before)
 
 
 def test_model_is_complete(checked: Checked) -> None:

@@ -3,25 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from blockwright.blocks.refusals import size
 from blockwright.registry import ConfigError
+from blockwright.training.configuration.run import Run
 from blockwright.training.entry import room
 from blockwright.training.entry.start import outline_of
 
-Checked = Callable[..., dict[str, Any]]
+Checked = Callable[..., Run]
 ADAMW = "optimizer=adamw"  # two numbers of state for each of a weight
 
 
-def needs(plain: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> float:
+def needs(run: Run, monkeypatch: pytest.MonkeyPatch) -> float:
     """Bytes that a run is refused below."""
     found: list[str] = []
     monkeypatch.setattr(room, "room", lambda device: 1.0)
     with pytest.raises(ConfigError) as caught:
-        room.check_room(plain)
+        room.check_room(run)
     found = caught.value.rule.split(" GB for")[0].split()
     return float(found[-1].replace(",", "")) * 1e9
 
@@ -41,12 +43,14 @@ def test_what_fits_or_is_not_trained_passes(checked: Checked, monkeypatch: pytes
     room.check_room(checked(ADAMW))
     monkeypatch.setattr(room, "room", lambda device: 1.0)
     room.check_room(checked("train=false", "trainer.dry_run=true"))
-    plain = checked(ADAMW)
+
+    def under(strategy: Any) -> Run:
+        run = checked(ADAMW)
+        return replace(run, trainer={**run.trainer, "strategy": strategy})
+
     for foreign in ("deepspeed_stage_2", {"_target_": "lightning.pytorch.strategies.FSDPStrategy"}):
-        plain["trainer"]["strategy"] = foreign
-        room.check_room(plain)
-    plain["trainer"]["strategy"] = "ddp"
+        room.check_room(under(foreign))
     with pytest.raises(ConfigError, match="GB for weights"):
-        room.check_room(plain)
+        room.check_room(under("ddp"))
     monkeypatch.setenv("LOCAL_RANK", "1")
-    room.check_room(plain)
+    room.check_room(under("ddp"))

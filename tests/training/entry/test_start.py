@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -71,14 +72,14 @@ def test_state_of_another_optimizer_is_refused_before_the_run(
 
 
 def test_task_that_improves_answers_is_not_given_random_weights(checked: Checked) -> None:
-    plain = checked()
-    refuse_untrained(plain)
-    plain["task"] = {"name": "grpo", "reward": "exact_match"}
+    run = checked()
+    refuse_untrained(run)
+    run = replace(run, task={"name": "grpo", "reward": "exact_match"})
     with pytest.raises(ConfigError, match="random weights give none") as caught:
-        refuse_untrained(plain)
+        refuse_untrained(run)
     assert caught.value.path == "init_from"
     for start in ({"ckpt_path": "x.ckpt"}, {"init_from": "RUN"}, {"train": False}, {"trainer": {"dry_run": True}}):
-        refuse_untrained({**plain, **start})
+        refuse_untrained(replace(run, **start))
 
 
 def test_tasks_that_improve_answers_say_so() -> None:

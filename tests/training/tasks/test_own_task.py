@@ -13,7 +13,7 @@ import pytest
 
 from blockwright import registry
 from blockwright.registry import ConfigError
-from blockwright.training.entry.run import run
+from blockwright.training.entry.execute import execute
 
 ROOT = Path(__file__).resolve().parents[3]
 PLUGIN = ROOT / "tests" / "plugin"
@@ -32,13 +32,13 @@ def own(
 
 
 def test_it_trains_logs_resumes_and_is_reported(own: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
-    whole = run(own("trainer.max_steps=6"))
+    whole = execute(own("trainer.max_steps=6"))
     rows = [row for row in csv.DictReader(next(tmp_path.rglob("metrics.csv")).open()) if row.get("train/loss")]
     assert len(rows) == 6 and float(rows[-1]["train/loss"]) < float(rows[0]["train/loss"])
     results = json.loads((tmp_path / "run" / "results.json").read_text())
     assert results["status"] == "completed" and results["metrics"]["val/loss"] == whole["val/loss"] > 0
     assert (tmp_path / "run" / "loss.svg").exists()
-    on = run(own("trainer.max_steps=8", f"ckpt_path={tmp_path}/run/checkpoints/last.ckpt"))
+    on = execute(own("trainer.max_steps=8", f"ckpt_path={tmp_path}/run/checkpoints/last.ckpt"))
     assert on["val/loss"] < whole["val/loss"]
 
 
@@ -49,12 +49,12 @@ def test_key_that_it_reads_and_the_data_do_not_give_is_refused(
 
     monkeypatch.setattr(PreviousToken, "reads", ("tokens", "labels"))
     with pytest.raises(ConfigError, match="gives batches without labels, which PreviousToken reads"):
-        run(own())
+        execute(own())
 
 
 def test_misspelt_setting_of_it_is_refused(own: Callable[..., dict[str, Any]]) -> None:
     with pytest.raises(ConfigError, match="Did you mean 'frozen'"):
-        run(own("+task.frozzen=[attention]"))
+        execute(own("+task.frozzen=[attention]"))
 
 
 def test_page_on_adding_a_task_shows_this_one() -> None:

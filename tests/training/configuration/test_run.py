@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, get_type_hints
+from typing import Any
 
 import pytest
 
 from blockwright import registry
 from blockwright.registry import ConfigError
 from blockwright.registry.ranges import Seed
-from blockwright.training.configuration.root import Root, check, check_value
+from blockwright.training.configuration.run import HINTS, OLDER, Run
+from blockwright.training.configuration.values import check_value
 
 Checked = Callable[..., dict[str, Any]]
 
@@ -90,7 +91,8 @@ def test_tags_can_be_required(checked: Checked) -> None:
 
 
 def test_configuration_of_an_older_version_gets_the_settings_that_it_has_not(checked: Checked) -> None:
-    plain = {key: value for key, value in checked().items() if key not in ("resume", "adapter", "surgery")}
-    found = check(plain)
-    assert (found["resume"], found["adapter"], found["surgery"]) == ({"changed": "show"}, None, None)
-    assert set(found) == {*get_type_hints(Root), *registry.settings()}
+    registered = [name for name in registry.settings() if name != "init_from"]
+    older = {key: value for key, value in checked().items() if key not in (*OLDER, *registered)}
+    run = Run.of(older, {})
+    assert {key: run[key] for key in OLDER} == OLDER and set(run) == {*HINTS, *registered}
+    assert run.starts == dict.fromkeys(registered)

@@ -1,4 +1,4 @@
-"""One run, from a checked configuration to its figures. Both entry points end in ``conclude``."""
+"""Execute a checked run, up to its figures. Both entry points end in ``conclude``."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from blockwright.training.callbacks.recording import Recording
 from blockwright.training.checkpoints.record import record
 from blockwright.training.configuration import parts
 from blockwright.training.configuration.instantiate import check_target, instantiate
-from blockwright.training.entry.preflight import OWN
+from blockwright.training.configuration.run import OWN, Node, Run
 from blockwright.training.parallel.dry_run import dry_run
 from blockwright.training.parallel.imagined import imagine
 from blockwright.training.stops import Interrupted
@@ -30,14 +30,11 @@ from blockwright.training.stops import Interrupted
 LOGGED = ("task_name", "seed", "model", "optimizer", "scheduler", "data")
 
 
-def run(
-    plain: dict[str, Any], shown: dict[str, Any] | None = None, announce: Callable[[], None] = lambda: None
-) -> dict[str, float]:
+def execute(run: Run, announce: Callable[[], None] = lambda: None) -> dict[str, float]:
     """Train, validate and test as configured.
 
     Args:
-        plain: the result of ``preflight``
-        shown: the same without secrets; None if it has none
+        run: checked
         announce: called when all parts are built, so that nothing can be refused after it but by the data
 
     Returns:
@@ -48,31 +45,35 @@ def run(
         Interrupted: stopped by a signal, after saving
     """
     for part in ("trainer", "callbacks", "logger"):
-        check_target(plain[part] or {}, part, skip=OWN)
-    quieten(plain["extras"].get("ignore_warnings", False))
-    node = {key: value for key, value in plain["trainer"].items() if key not in OWN}
-    if plain["trainer"].get("world") or plain["trainer"].get("dry_run"):
+        check_target(run[part], part, skip=OWN)
+    quieten(run.extras["ignore_warnings"])
+    node = {key: value for key, value in run.trainer.items() if key not in OWN}
+    if run.trainer.get("world") or run.trainer.get("dry_run"):
         announce()
-        return imagine(plain) if plain["trainer"].get("world") else dry_run(plain, node)
-    L.seed_everything(plain["seed"], verbose=False)
-    callbacks = [instantiate(node, f"callbacks.{k}") for k, node in (plain["callbacks"] or {}).items() if node]
-    loggers = [instantiate(node, f"logger.{k}") for k, node in (plain["logger"] or {}).items() if node]
-    data, task = parts.build("data", plain), parts.build("task", plain)
-    callbacks.append(Recording(record(shown or plain)))
-    node = {**no_bar(callbacks), **node, "callbacks": callbacks, "logger": loggers or False}
-    trainer = instantiate(node, "trainer")
+        return imagine(run) if run.trainer.get("world") else dry_run(run, node)
+    L.seed_everything(run.seed, verbose=False)
+    callbacks, loggers = _built("callbacks", run.callbacks), _built("logger", run.logger)
+    data, task = parts.build("data", run), parts.build("task", run)
+    shown = run.shown
+    callbacks.append(Recording(record(shown)))
+    trainer = instantiate({**no_bar(callbacks), **node, "callbacks": callbacks, "logger": loggers or False}, "trainer")
     announce()
     for logger in trainer.loggers:
-        logger.log_hyperparams({k: (shown or plain)[k] for k in LOGGED})
+        logger.log_hyperparams({k: shown[k] for k in LOGGED})
     try:
-        if plain["train"]:
-            fit(trainer, task, data, plain["ckpt_path"])
+        if run.train:
+            fit(trainer, task, data, run.ckpt_path)
             with _resumable(trainer):
-                return conclude(trainer, task, data, test=plain["test"])
-        return conclude(trainer, task, data, test=plain["test"], ckpt_path=plain["ckpt_path"])
+                return conclude(trainer, task, data, test=run.test)
+        return conclude(trainer, task, data, test=run.test, ckpt_path=run.ckpt_path)
     except BaseException:
         _dismiss(trainer)
         raise
+
+
+def _built(group: str, nodes: Mapping[str, Node | None]) -> list[Any]:
+    """The callbacks or loggers that are not switched off."""
+    return [instantiate(node, f"{group}.{name}") for name, node in nodes.items() if node]
 
 
 def fit(trainer: L.Trainer, task: L.LightningModule, data: L.LightningDataModule | None, ckpt_path: str | None) -> None:
