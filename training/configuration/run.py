@@ -153,15 +153,6 @@ OLDER: dict[str, Any] = {  # settings that older configurations lack
 EXTRAS = {"print_config": True, "ignore_warnings": False, "enforce_tags": False}  # for a file with some of them
 
 
-def check_setting(key: str, value: Any) -> None:
-    """Refuse an invalid value of one setting.
-
-    Raises:
-        ConfigError
-    """
-    check_value(key, value, HINTS[key])
-
-
 def _check_tags(run: Run) -> None:
     if run.extras["enforce_tags"] and not run.tags:
         raise ConfigError("tags", run.tags, "extras.enforce_tags requires at least one", "Write tags=[mine]")

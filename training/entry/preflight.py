@@ -19,7 +19,6 @@ from blockwright.training.configuration.instantiate import check_target, instant
 from blockwright.training.configuration.run import Run
 from blockwright.training.entry.parse import parse
 from blockwright.training.entry.ranks import is_child
-from blockwright.training.entry.room import check_room
 from blockwright.training.entry.start import check_sources, check_surgery, outline_of, refuse_untrained
 from blockwright.training.optimizers.base import weights
 from blockwright.training.parallel.refusals import check as check_ranks
@@ -38,6 +37,8 @@ def prepare(cfg: DictConfig, compared: bool = False) -> Run:
     Raises:
         ConfigError: with the path, the value, the rule and the remedy
     """
+    from blockwright.training.entry.room import check_room  # it imports DTensor, which takes a second
+
     run = preflight(cfg, compared)
     if (note := figures.left_out(run)) and not is_child():
         print(note, file=sys.stderr)
