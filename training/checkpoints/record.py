@@ -20,7 +20,7 @@ from blockwright.blocks.model_config import reread
 from blockwright.renamed import with_moved
 from blockwright.training.checkpoints.observing import why_left_out
 from blockwright.training.configuration.class_paths import to_targets
-from blockwright.training.configuration.run import HINTS, Run
+from blockwright.training.configuration.run import HINTS, STARTS, Run
 
 KEY = "configuration"  # of a checkpoint
 _RUNS = "names or describes the run"
@@ -149,8 +149,11 @@ def from_cli(settings: Mapping[str, Any]) -> Run:
     callbacks = trainer.pop("callbacks", None) or []
     callbacks = callbacks if isinstance(callbacks, list) else [callbacks]
     parts = {"data": data["data"], "trainer": {"_target_": TRAINER, **trainer}, "callbacks": dict(enumerate(callbacks))}
+    starts = {name: run.pop(name, None) for name in STARTS}
     command = {"train": True, "ckpt_path": settings["ckpt_path"], "resume": settings["resume"]}
-    return Run(**{**dict.fromkeys(HINTS), **run, **parts, **command, "seed": settings["seed_everything"]})
+    return Run(
+        **{**dict.fromkeys(HINTS), **run, **parts, **command, "starts": starts, "seed": settings["seed_everything"]}
+    )
 
 
 @dataclass(frozen=True)

@@ -45,6 +45,7 @@ class Run(Mapping[str, Any]):
 
     Args:
         model: the composition, complete; null parts and defaults are written out
+        starts: name → settings of what changes or adds to the weights of ``init_from``; each is a setting at the root
         ckpt_path: the checkpoint to resume from; None for a new run
         secrets: value from the environment → the interpolation that reads it; no setting
         is_patched: the model is the composition of the weights that it starts from, patched; no setting
@@ -65,8 +66,7 @@ class Run(Mapping[str, Any]):
         Remedy("Leave it out: it follows from the figure, if a task or a callback declares that"),
     ]
     model: Any
-    adapter: Node | None
-    surgery: Node | None
+    starts: Mapping[str, Node | None]
     data: Node
     task: Node
     optimizer: Node
@@ -86,36 +86,36 @@ class Run(Mapping[str, Any]):
         Raises:
             ConfigError: an unknown, missing or invalid setting
         """
-        settings = {**OLDER, **plain}
+        settings = {**OLDER, **dict.fromkeys(STARTS), **plain}
         if isinstance(settings.get("extras"), Mapping):
             settings["extras"] = {**EXTRAS, **settings["extras"]}
         settings |= {group: {} for group in GROUPS if group in settings and settings[group] is None}
-        check_mapping(settings, HINTS)
+        check_mapping(settings, {**HINTS, **dict.fromkeys(STARTS, Node | None)})
         for group in GROUPS:
             for name, node in settings[group].items():
                 check_value(f"{group}.{name}", node, Node | None)
         folders = {name: path for name, path in settings["paths"].items() if name in FOLDERS}
         check_mapping(folders, FOLDERS, "paths.")
-        run = cls(**settings, secrets=secrets)
+        starts = {name: settings.pop(name) for name in STARTS}
+        run = cls(**settings, starts=starts, secrets=secrets)
         _check_tags(run)
         _check_name(run.task_name)
         return run
 
     def __getitem__(self, name: str) -> Any:
-        if name not in HINTS:
-            raise KeyError(name)
-        return getattr(self, name)
+        return getattr(self, name) if name in HINTS else self.starts[name]
 
     def __iter__(self) -> Iterator[str]:
-        return iter(HINTS)
+        yield from (*HINTS, *self.starts)
 
     def __len__(self) -> int:
-        return len(HINTS)
+        return len(HINTS) + len(self.starts)
 
     @property
     def shown(self) -> Run:
         """The run with every value from the environment replaced by its interpolation, as files hold it."""
-        return replace(self, **hidden(dict(self), self.secrets), secrets={})
+        shown = {name: hidden(getattr(self, name), self.secrets) for name in ("starts", *HINTS)}
+        return replace(self, **shown, secrets={})
 
     @property
     def folder(self) -> Path:
@@ -142,14 +142,10 @@ class Run(Mapping[str, Any]):
         return Path(checkpoint).resolve().parent == self.checkpoints.resolve()
 
 
-NO_SETTINGS = ("secrets", "is_patched")
+STARTS = ("adapter", "surgery")
+NO_SETTINGS = ("starts", "secrets", "is_patched")
 HINTS = {k: v for k, v in typing.get_type_hints(Run, include_extras=True).items() if k not in NO_SETTINGS}
-OLDER: dict[str, Any] = {  # settings that older configurations lack
-    "resume": {"changed": "show"},
-    "adapter": None,
-    "surgery": None,
-    "direction": None,
-}
+OLDER: dict[str, Any] = {"resume": {"changed": "show"}, "direction": None}  # settings that older configurations lack
 EXTRAS = {"print_config": True, "ignore_warnings": False, "enforce_tags": False}  # for a file with some of them
 
 

@@ -82,11 +82,12 @@ def _check_trainer(run: Run) -> None:
 
 
 def _check_optimizer(run: Run) -> None:
-    if run.adapter is not None:
-        check_target(run.adapter, "adapter")
+    adapter = run.starts["adapter"]
+    if adapter is not None:
+        check_target(adapter, "adapter")
     check_target(run.optimizer, "optimizer")
     recipe = instantiate(run.optimizer, "optimizer")
-    if run.task.get("frozen") not in (None, []) or any(recipe.patterns().values()) or run.adapter:
+    if run.task.get("frozen") not in (None, []) or any(recipe.patterns().values()) or adapter:
         recipe.check(weights(outline_of(run)))  # patterns match some parameter, on the meta device
     check_target(run.scheduler, "scheduler")
     schedule = instantiate(run.scheduler, "scheduler")

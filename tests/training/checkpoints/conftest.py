@@ -64,6 +64,6 @@ def at(ours: dict[str, Any], tmp_path: Path) -> Callable[..., Run]:
         keeper = {"dirpath": str(dirpath or tmp_path / run / "checkpoints"), "filename": "best"}
         asked = {"ckpt_path": None, "auto_resume": False, "train": True, "resume": {"changed": "show"}}
         parts = {**ours, "paths": paths, "task_name": "mine", "callbacks": {"checkpoint": keeper}}
-        return Run(**{**dict.fromkeys(HINTS), **copy.deepcopy(parts), **asked, **changes})
+        return Run(**{**dict.fromkeys(HINTS), **copy.deepcopy(parts), **asked, "starts": {}, **changes})
 
     return make

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from blockwright.training.checkpoints.changes import SAME_RUN, changes, is_same_
 from blockwright.training.checkpoints.record import LEFT_OUT, Past, from_cli, record
 from blockwright.training.configuration.composing import compose_config
 from blockwright.training.configuration.conf import CONF
-from blockwright.training.configuration.run import HINTS, Run
+from blockwright.training.configuration.run import HINTS, STARTS, Run
 from blockwright.training.data.modules.corpus import Batching
 from blockwright.training.entry.cli import to_cli
 from blockwright.training.entry.parse import parse_settings
@@ -154,13 +153,13 @@ def test_task_and_data_record_what_they_do_not_take_from_the_root(given: Plain) 
         assert [c.path for c in changes(of(given), record(other))] == [f"{part}.seed"]
 
 
-def test_both_command_lines_record_the_same(composed: Run, given: Plain) -> None:
+def test_both_command_lines_record_the_same(given: Plain) -> None:
     given["callbacks"]["qk_clip"] = {
         "_target_": "blockwright.training.callbacks.qk_clip.QKClip",
         "threshold": 3.0,
         "alpha": 0.5,
     }
-    cli = to_cli(replace(composed, **given))
+    cli = to_cli(Run.of(given, {}))
     cli["trainer"] |= {"overfit_batches": 0.0, "max_time": None, "sync_batchnorm": False}  # it writes out defaults
     ours = record(from_cli(cli))
     assert not changes(of(given), ours) and not changes(Past(ours, True, 0, None), record(given))
@@ -177,7 +176,7 @@ def test_record_does_not_change_the_configuration(given: Plain) -> None:
 
 
 def test_what_is_left_out_exists_and_has_a_reason() -> None:
-    known = set(HINTS) | {f"callbacks.x.{key}" for key in _keys_in("callbacks")}
+    known = {*HINTS, *STARTS} | {f"callbacks.x.{key}" for key in _keys_in("callbacks")}
     for part, target in (("trainer", L.Trainer), ("data", Batching), ("task", Setup)):
         known |= {f"{part}.{key}" for key in inspect.signature(target).parameters}
         known |= {f"{part}.{key}" for key in _keys_in(part)}

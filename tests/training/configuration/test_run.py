@@ -9,7 +9,7 @@ import pytest
 
 from blockwright.registry import ConfigError
 from blockwright.registry.ranges import Seed
-from blockwright.training.configuration.run import HINTS, OLDER, Run
+from blockwright.training.configuration.run import HINTS, OLDER, STARTS, Run
 from blockwright.training.configuration.values import check_value
 
 Checked = Callable[..., dict[str, Any]]
@@ -90,5 +90,6 @@ def test_tags_can_be_required(checked: Checked) -> None:
 
 
 def test_configuration_of_an_older_version_gets_the_settings_that_it_has_not(checked: Checked) -> None:
-    run = Run.of({key: value for key, value in checked().items() if key not in OLDER}, {})
-    assert {key: run[key] for key in OLDER} == OLDER and set(run) == set(HINTS)
+    older = {**OLDER, **dict.fromkeys(STARTS)}
+    run = Run.of({key: value for key, value in checked().items() if key not in older}, {})
+    assert {key: run[key] for key in older} == older and set(run) == {*HINTS, *STARTS}
