@@ -46,6 +46,7 @@ class Run(Mapping[str, Any]):
 
     Args:
         model: the composition, complete; null parts and defaults are written out
+        starts: name → settings of what changes or adds to the weights of ``init_from``; each is a setting at the root
         ckpt_path: the checkpoint to resume from; None for a new run
         starts: the settings that are registered: where weights come from beside ``init_from``, by name
         secrets: value from the environment → the interpolation that reads it; no setting

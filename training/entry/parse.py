@@ -48,7 +48,7 @@ def parse_settings(cfg: DictConfig) -> Run:
     """
     run = Run.of(_resolved(cfg), read_from_environment(cfg))
     for part in ("data", "task"):  # the model may take values from them
-        refuse_missing(part, run[part])
+        _refuse_missing(part, run[part])
     refuse_in_model(run.model, run.secrets)
     return replace(
         run,
@@ -70,11 +70,11 @@ def _resolved(cfg: DictConfig) -> dict[str, Any]:
         raise ConfigError(path, "…", reason, "Fix the value that the interpolation points at") from None
 
 
-def refuse_missing(path: str, node: Any) -> None:
+def _refuse_missing(path: str, node: Any) -> None:
     """Refuse ``???`` anywhere in a node."""
     if isinstance(node, Mapping):
         for key, value in node.items():
-            refuse_missing(f"{path}.{key}", value)
+            _refuse_missing(f"{path}.{key}", value)
     elif node == "???":
         raise ConfigError(path, node, "a value is required", f"Give one on the command line: {path}=…")
 
