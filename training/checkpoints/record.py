@@ -148,7 +148,6 @@ def from_cli(settings: Mapping[str, Any]) -> Run:
     callbacks = trainer.pop("callbacks", None) or []
     callbacks = callbacks if isinstance(callbacks, list) else [callbacks]
     parts = {"data": data["data"], "trainer": {"_target_": TRAINER, **trainer}, "callbacks": dict(enumerate(callbacks))}
-    starts = {name: run.pop(name, None) for name in STARTS}
     command = {"train": True, "ckpt_path": settings["ckpt_path"], "resume": settings["resume"]}
     return Run.assemble({**run, **parts, **command, "seed": settings["seed_everything"]})
 

@@ -48,7 +48,6 @@ class Run(Mapping[str, Any]):
         model: the composition, complete; null parts and defaults are written out
         starts: name → settings of what changes or adds to the weights of ``init_from``; each is a setting at the root
         ckpt_path: the checkpoint to resume from; None for a new run
-        starts: the settings that are registered: where weights come from beside ``init_from``, by name
         secrets: value from the environment → the interpolation that reads it; no setting
         is_patched: the model is the composition of the weights that it starts from, patched; no setting
     """
@@ -166,15 +165,6 @@ EXTRAS = {"print_config": True, "ignore_warnings": False, "enforce_tags": False}
 
 def _starts() -> list[str]:
     return [name for name in registry.settings() if name not in HINTS]
-
-
-def check_setting(key: str, value: Any) -> None:
-    """Refuse an invalid value of one setting.
-
-    Raises:
-        ConfigError
-    """
-    check_value(key, value, HINTS[key])
 
 
 def _check_tags(run: Run) -> None:

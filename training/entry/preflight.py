@@ -19,7 +19,6 @@ from blockwright.training.configuration.instantiate import check_target, instant
 from blockwright.training.configuration.run import Run
 from blockwright.training.entry.parse import parse
 from blockwright.training.entry.ranks import is_child
-from blockwright.training.entry.room import check_room
 from blockwright.training.entry.start import check_sources, compare_start, outline_of, refuse_untrained
 from blockwright.training.optimizers.base import weights
 from blockwright.training.parallel.refusals import check as check_ranks

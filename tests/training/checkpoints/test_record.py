@@ -18,7 +18,7 @@ from blockwright.training.checkpoints.changes import SAME_RUN, changes, is_same_
 from blockwright.training.checkpoints.record import LEFT_OUT, Past, from_cli, record
 from blockwright.training.configuration.composing import compose_config
 from blockwright.training.configuration.conf import CONF
-from blockwright.training.configuration.run import HINTS, STARTS, Run
+from blockwright.training.configuration.run import HINTS, Run
 from blockwright.training.data.modules.corpus import Batching
 from blockwright.training.entry.cli import to_cli
 from blockwright.training.entry.parse import parse_settings

@@ -10,7 +10,7 @@ import pytest
 from blockwright import registry
 from blockwright.registry import ConfigError
 from blockwright.registry.ranges import Seed
-from blockwright.training.configuration.run import HINTS, OLDER, STARTS, Run
+from blockwright.training.configuration.run import HINTS, OLDER, Run
 from blockwright.training.configuration.values import check_value
 
 Checked = Callable[..., dict[str, Any]]
