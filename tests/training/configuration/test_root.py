@@ -90,7 +90,7 @@ def test_tags_can_be_required(checked: Checked) -> None:
 
 
 def test_configuration_of_an_older_version_gets_the_settings_that_it_has_not(checked: Checked) -> None:
-    plain = {key: value for key, value in checked().items() if key not in ("resume", "adapter", "surgery")}
+    plain = {key: value for key, value in checked().items() if key not in ("resume", "adapter")}
     found = check(plain)
-    assert (found["resume"], found["adapter"], found["surgery"]) == ({"changed": "show"}, None, None)
+    assert (found["resume"], found["adapter"]) == ({"changed": "show"}, None)
     assert set(found) == {*get_type_hints(Root), *registry.settings()}
