@@ -21,7 +21,6 @@ from blockwright.training.configuration import parts
 from blockwright.training.configuration.composing import compose_config
 from blockwright.training.entry.preflight import preflight
 
-SURGERY = ["init_from=OUT", "model=pretrained", "surgery=default", "+model/attention=mha"]
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
 
@@ -74,18 +73,6 @@ def test_composition_comes_from_there_and_may_be_patched(
     assert "pretrained" not in model
 
 
-def test_surgery_puts_the_weights_into_another_composition(
-    checked_start: Callable[..., dict[str, Any]], imported: Path
-) -> None:
-    more = ("model=pretrained", "surgery=default", "+model/attention=mha", "++model.n_layers=3")
-    task = parts.build("task", checked_start(f"init_from={imported}", *more))
-    task.configure_model()
-    text = torch.arange(30)[None]
-    with torch.no_grad():
-        assert (load(imported)(text) - task.decoder(text)).abs().max() < 1e-4
-    assert task.decoder.config["attention"]["name"] == "mha" and len(task.decoder.layers) == 3
-
-
 @pytest.mark.parametrize(
     ("overrides", "path", "words"),
     [
@@ -95,20 +82,7 @@ def test_surgery_puts_the_weights_into_another_composition(
         (["model=pretrained"], "init_from", "none is named"),
         (["init_from=/nowhere", "model=pretrained"], "init_from", "holds neither model.yaml nor"),
         (["init_from=/nowhere"], "init_from", "holds neither model.yaml nor"),
-        (
-            [*SURGERY, "+model/position=rope", "model.position.theta=5e5", "surgery.exact=true"],
-            "surgery.exact",
-            "theta",
-        ),
-        ([*SURGERY, "surgery.exact=yes please"], "surgery.exact", "true or false"),
-        ([*SURGERY, "++model.vocab_size=64"], "model.vocab_size", "Write model.vocab_size=257"),
         (["init_from=5", "model=pretrained"], "init_from", "a string or null.*a run's folder"),
-        (["surgery=default"], "init_from", "leave surgery out"),
-        (
-            ["init_from=OUT", "model=pretrained", "surgery=default", "surgery/transplant=drop"],
-            "surgery.transplant",
-            "serves",
-        ),
     ],
 )
 def test_start_that_cannot_be_right_is_refused(

@@ -78,6 +78,7 @@ def test_the_command_of_an_import(
     assert trains(printed("import", str(odd / "hf"), str(out)))["init_from"] == str(out)
 
 
+@pytest.mark.skipif("surgery" not in offers(), reason="no package offers blockwright surgery")
 def test_the_command_of_surgery(
     odd: Path, tmp_path: Path, printed: Callable[..., list[str]], trains: Callable[..., dict[str, Any]]
 ) -> None:

@@ -17,7 +17,7 @@ class RoPEChosen(RoPE):
 
     The rotated part of MLA has R/2 pairs; a model whose heads turned H/2 pairs has more, and each layer keeps its most
     important ones, in any number of copies (TransMLA, arXiv 2502.07864, and MHA2MLA, arXiv 2502.14837, choose by norms
-    too). Pair i rotates by t · theta^(−2 j_i / H), with j [R/2] a buffer that the transplant ``latent`` sets. In a new
+    too). Pair i rotates by t · theta^(−2 j_i / H), with j [R/2] a buffer that is set with derived weights. In a new
     model they are spread evenly over the H/2. Here they are part of the checkpoint, and differ by layer.
 
     Args:

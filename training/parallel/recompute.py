@@ -34,14 +34,14 @@ def check(value: Any) -> None:
 
 
 def recompute(part: nn.Module, how: Recompute) -> None:
-    """Make the layers in a part of a decoder, or a layer of a tower, recompute activations in the backward pass."""
+    """Make the layers in a part of a decoder, or a layer of an input, recompute activations in the backward pass."""
     layers: list[Any] = [m for m in part.modules() if isinstance(m, Layer)]
     for layer in layers or [part]:
         if how == "full":
             _forget(layer)
         elif how == "selective" and isinstance(
             getattr(layer, "ffn", None), nn.Module
-        ):  # a tower of a plug-in may have none
+        ):  # an input of a plug-in may have none
             _forget(layer.ffn)
 
 
