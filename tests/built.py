@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from blockwright import registry
 from blockwright.training.configuration import parts
 
 
@@ -27,3 +28,9 @@ def task(
 def data(name: str, model: Mapping[str, Any] | None = None, **settings: Any) -> Any:
     """A data module of a run, whose model only pictures need."""
     return parts.build("data", {"data": {"name": name, **settings}, "model": model})
+
+
+def names(kind: str, package: str) -> list[str]:
+    """The names of a kind that the modules of a package register: of the core, or of a plug-in."""
+    registered = {name: registry.lookup(kind, name).cls.__module__ for name in registry.names(kind)}
+    return [name for name, module in registered.items() if module.startswith(f"{package}.")]

@@ -188,14 +188,15 @@ def trained(tiny: Callable[..., dict[str, Any]], tmp_path_factory: pytest.TempPa
     return run
 
 
-EXTENDED = ["experiment=extend_context", "data.sequence_length=64", "+model.max_positions=256"]
+EXTENDED = ["model=pretrained", "scheduler=constant", "data.sequence_length=64", "+model.max_positions=256"]
+YARN = ["+model/position=yarn", "model.position.pairing=half_split"]
 
 
 @pytest.mark.parametrize("place", ["", "checkpoints/last.ckpt"])
 def test_a_run_is_extended_with_other_positions_and_the_same_weights(
     place: str, checked_start: Callable[..., dict[str, Any]], trained: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    yarn = ["model.position.factor=8", "model.position.original_positions=32", "model.position.pairing=half_split"]
+    yarn = [*YARN, "model.position.factor=8", "model.position.original_positions=32", "optimizer.lr=last"]
     plain = checked_start(*EXTENDED, f"init_from={trained / place}", *yarn)
     assert plain["model"]["position"]["name"] == "yarn" and plain["model"]["max_positions"] == 256
     assert plain["optimizer"]["lr"] == pytest.approx(0.002)
@@ -209,10 +210,10 @@ def test_a_run_is_extended_with_other_positions_and_the_same_weights(
 @pytest.mark.parametrize(
     ("overrides", "path", "words"),
     [
-        ([], "model.position.pairing", "model.position.pairing=half_split"),
-        (["model/position=rope_ntk", "model.position.theta=7"], "model.position.theta", "is 10000 in the trained"),
-        (["model.position.pairing=half_split", "++model.max_positions=40"], "data.sequence_length", "max_positions"),
-        (["model.position.pairing=half_split", "optimizer=adamw", "optimizer.lr=last"], "optimizer.lr", "another opt"),
+        (YARN[:1], "model.position.pairing", "model.position.pairing=half_split"),
+        (["+model/position=rope_ntk", "model.position.theta=7"], "model.position.theta", "is 10000 in the trained"),
+        ([*YARN, "++model.max_positions=40"], "data.sequence_length", "max_positions"),
+        ([*YARN, "optimizer=adamw", "optimizer.lr=last"], "optimizer.lr", "another opt"),
     ],
 )
 def test_an_extension_that_cannot_be_right_is_refused(

@@ -19,7 +19,7 @@ from blockwright.training.configuration.instantiate import build_part, instantia
 EXAMPLES = {
     "data.corpus": "For example: data=shakespeare, or data=text data.corpus.files='books/*.txt'",
     "data.tokenizer": "For example: data/tokenizer=bytes (or chars, or bpe)",
-    "data.transforms": "For example: data/transforms=pose data.transforms.pose.target=4096",
+    "data.transforms": "For example: +data.transforms.NAME._target_=MODULE.CLASS",
 }
 
 
