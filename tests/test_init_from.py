@@ -14,12 +14,11 @@ import torch
 
 from blockwright.blocks.checkpoint.source import load
 from blockwright.blocks.compose import compose
-from blockwright.plugins.hub.exporting import export_folder
-from blockwright.plugins.hub.importing import import_folder
 from blockwright.registry import ConfigError
 from blockwright.training.configuration import parts
 from blockwright.training.configuration.composing import compose_config
 from blockwright.training.entry.preflight import preflight
+from tests import built
 
 SURGERY = ["init_from=OUT", "model=pretrained", "surgery=default", "+model/attention=mha"]
 Run = Callable[..., subprocess.CompletedProcess[str]]
@@ -27,14 +26,12 @@ Run = Callable[..., subprocess.CompletedProcess[str]]
 
 @pytest.fixture(scope="module")
 def imported(tiny: Callable[..., dict[str, Any]], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny Llama, as if imported from elsewhere; its vocabulary is that of bytes."""
+    """A tiny model of bytes, as if imported from elsewhere, next to its checkpoint."""
     folder = tmp_path_factory.mktemp("imported")
     decoder = compose(tiny(vocab_size=257), seed=7)
     weights = {f"decoder.{k}": v for k, v in decoder.state_dict().items()}
     torch.save({"state_dict": weights, "hyper_parameters": {"model": decoder.config}}, folder / "some.ckpt")
-    assert export_folder(folder / "some.ckpt", folder / "hf") == ("llama", None)
-    import_folder(folder / "hf", folder / "out")
-    return folder / "out"
+    return built.imported(decoder, folder / "out")
 
 
 @pytest.fixture
