@@ -87,7 +87,7 @@ def test_surgery_puts_the_weights_into_another_composition(
     ("overrides", "path", "words"),
     [
         (["init_from=OUT"], "init_from", "Add model=pretrained"),  # the default model is another
-        (["init_from=OUT", "model=pretrained", "+model.attention.n_heads=16"], "init_from", "has other weights"),
+        (["init_from=OUT", "model=pretrained", "+model.attention.n_heads=4"], "init_from", "has other weights"),
         (["init_from=OUT", "model=pretrained", "+model.attention.n_haeds=4"], "model.attention.n_haeds", "n_heads"),
         (["model=pretrained"], "init_from", "none is named"),
         (["init_from=/nowhere", "model=pretrained"], "init_from", "holds neither model.yaml nor"),
