@@ -1,4 +1,4 @@
-"""The contract of a reading test: prompts whose answer stands somewhere in them, made of any text.
+"""The contract of a reading test: it makes prompts of any text and hides the answer in them.
 
 A test is one class in one file::
 
@@ -40,8 +40,8 @@ class Prompt:
     Args:
         tokens: text, question and answers [T]
         start: index of the first token of the answers
-        accepted: index of an answer's token → the ids that are right there. Several are where answers may come in any
-            order: then all that begin as yet unlisted answers
+        accepted: index of an answer's token → the ids that are right. Answers may come in any order, so where one
+            begins, the first ids of all answers that are left are right
         answers: the answers alone, to look for in a generated text
     """
 
@@ -56,7 +56,7 @@ class ReadingTest(ABC):
 
     Class attributes:
         name: in ``--suite``
-        has_depth: whether the place of the asked fact is chosen; else the test has one column
+        has_depth: true if the caller chooses the place of the asked fact; otherwise the test has one column
     """
 
     name: ClassVar[str]
@@ -68,7 +68,7 @@ class ReadingTest(ABC):
 
         Args:
             length: its tokens, answers included
-            depth: where the asked fact stands: 0 at the beginning, 1 before the question
+            depth: place of the asked fact: 0 at the beginning, 1 before the question
             text: ids to hide facts in, at least ``length``; may be changed
             words: how facts and questions are written
             random: draws keys and values

@@ -1,4 +1,4 @@
-"""Loss by position: whether a model predicts far into a window as well as near its start."""
+"""Loss by position: compares predictions far into a window with those near its start."""
 
 from __future__ import annotations
 
@@ -41,9 +41,9 @@ class PositionLoss:
 
     @property
     def slope(self) -> float:
-        """Nats per token for each doubling of the position, beyond the window: above 0 the model loses its way.
+        """Nats per token for each doubling of the position beyond the window; above 0, predictions get worse.
 
-        Of a least-squares line through the bins that begin at the window or later, which all score the same tokens.
+        The slope of a least-squares line through the bins from the window on. All bins score the same tokens.
         """
         return self._slope(self.losses)
 

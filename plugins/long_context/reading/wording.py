@@ -28,19 +28,19 @@ class Wording(ABC):
 
     @abstractmethod
     def fact(self, key: Word, value: Word) -> Ids:
-        """That a key has a value."""
+        """State that a key has a value."""
 
     @abstractmethod
     def ask(self, key: Word, number: int) -> Ids:
-        """The question for the values of a key, ``number`` of them, up to where the first begins."""
+        """Ask for ``number`` values of a key; the first answer follows."""
 
     @abstractmethod
     def assign(self, name: Word, source: Word, is_value: bool) -> Ids:
-        """That a variable takes a value, or that of another variable."""
+        """Assign a variable a value, or the value of another variable."""
 
     @abstractmethod
     def ask_variables(self, value: Word, number: int) -> Ids:
-        """The question for the variables that have a value."""
+        """Ask for the variables that have a value."""
 
     @abstractmethod
     def listed(self, word: Word) -> Ids:
@@ -48,7 +48,7 @@ class Wording(ABC):
 
     @abstractmethod
     def ask_frequent(self, number: int) -> Ids:
-        """The question for the most frequent words."""
+        """Ask for the most frequent words."""
 
     @abstractmethod
     def answer(self, word: Word) -> Ids:
@@ -56,7 +56,7 @@ class Wording(ABC):
 
     @abstractmethod
     def between(self, key: Word | None) -> Ids:
-        """What stands between two answers to a question about ``key``; None where it names no key."""
+        """Separate two answers to a question about ``key``; None if the question names no key."""
 
 
 class Symbols(Wording):
