@@ -169,7 +169,7 @@ def _windows(text: Any, rows: int, target: int, step: int) -> tuple[Any, Any, An
     import numpy as np
     import torch
 
-    from blockwright.training.data.pose import PoSE
+    from blockwright.plugins.long_context.pose import PoSE
 
     random, skip = np.random.RandomState(step), PoSE(target)
     starts = torch.from_numpy(random.randint(0, len(text) - WINDOW - 1, rows))

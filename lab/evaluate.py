@@ -1,41 +1,46 @@
-"""``blockwright evaluate MODEL --suite NAME|--task FILE``: how far a model reads, or how well it solves prompts.
+"""``blockwright evaluate MODEL OPTION …``: measure what a model can do; --help lists the ways of all plug-ins.
 
-Without either flag it is lm-evaluation-harness (extra ``lm_eval``).
+An entry point of the group ``blockwright.evaluations`` gives a way its option: ``suite = "module:main"`` is chosen by
+``--suite``. The docstring of the module begins with the way's form and what it measures.
 """
 
 from __future__ import annotations
 
+import ast
 from collections.abc import Sequence
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 
 from blockwright.registry import ConfigError
+from blockwright.registry.plugins import source
 
-USAGE = """\
-blockwright evaluate MODEL --suite needle --lengths 4k,32k,128k [--generate] [--position NODE]   how far it reads
-blockwright evaluate MODEL --task FILE                                            prompts judged by a reward: pass@k
-blockwright evaluate --model_args path=MODEL --tasks TASKS …                      lm-evaluation-harness (extra lm_eval)
-
-blockwright evaluate MODEL --suite x --help and --task x --help describe the first two.
-"""
-
-ENTRY_POINTS = "blockwright.evaluations"  # option → the command that it chooses
+OPTIONS = "blockwright.evaluations"  # a group of entry points: completion reads it too
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Run the command that the arguments are for.
+    """Run the evaluation whose option is among the arguments.
 
     Raises:
         registry.ConfigError: an error in the command line or the model
     """
+    offered = {f"--{point.name}": point for point in sorted(entry_points(group=OPTIONS), key=lambda p: p.name)}
     if list(arguments) in (["-h"], ["--help"]):
-        print(USAGE, end="")
+        print(*map(_described, offered.values()), sep="\n")
+        print("\nblockwright evaluate MODEL OPTION VALUE --help describes a way.")
         return
     options = {word.split("=")[0] for word in arguments}
-    offered = {f"--{point.name}": point for point in entry_points(group=ENTRY_POINTS)}
     chosen = next((point for option, point in offered.items() if option in options), None)
     if chosen is not None:
         chosen.load()(arguments)
         return
-    rule = "does not say by what it is evaluated"
-    remedy = "Add --suite needle --lengths 512, or --task FILE; or write --model_args path=MODEL --tasks TASKS"
+    rule, remedy = (
+        "does not say by what it is evaluated",
+        f"Add one of {', '.join(offered)}: blockwright evaluate --help",
+    )
     raise ConfigError("command line", " ".join(arguments), rule, remedy)
+
+
+def _described(point: EntryPoint) -> str:
+    """The first paragraph of an evaluation's module, read without importing it."""
+    file = source(point.module)
+    text = "" if file is None or not file.is_file() else ast.get_docstring(ast.parse(file.read_text())) or ""
+    return text.partition("\n\n")[0].replace("\n", " ").replace("``", "") or f"--{point.name}: {point.value}"

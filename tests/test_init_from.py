@@ -14,26 +14,23 @@ import torch
 
 from blockwright.blocks.checkpoint.source import load
 from blockwright.blocks.compose import compose
-from blockwright.plugins.hub.exporting import export_folder
-from blockwright.plugins.hub.importing import import_folder
 from blockwright.registry import ConfigError
 from blockwright.training.configuration import parts
 from blockwright.training.configuration.composing import compose_config
 from blockwright.training.entry.preflight import preflight
+from tests import built
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
 
 @pytest.fixture(scope="module")
 def imported(tiny: Callable[..., dict[str, Any]], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny Llama, as if imported from elsewhere; its vocabulary is that of bytes."""
+    """A tiny model of bytes, as if imported from elsewhere, next to its checkpoint."""
     folder = tmp_path_factory.mktemp("imported")
     decoder = compose(tiny(vocab_size=257), seed=7)
     weights = {f"decoder.{k}": v for k, v in decoder.state_dict().items()}
     torch.save({"state_dict": weights, "hyper_parameters": {"model": decoder.config}}, folder / "some.ckpt")
-    assert export_folder(folder / "some.ckpt", folder / "hf") == ("llama", None)
-    import_folder(folder / "hf", folder / "out")
-    return folder / "out"
+    return built.imported(decoder, folder / "out")
 
 
 @pytest.fixture
@@ -77,7 +74,7 @@ def test_composition_comes_from_there_and_may_be_patched(
     ("overrides", "path", "words"),
     [
         (["init_from=OUT"], "init_from", "Add model=pretrained"),  # the default model is another
-        (["init_from=OUT", "model=pretrained", "+model.attention.n_heads=16"], "init_from", "has other weights"),
+        (["init_from=OUT", "model=pretrained", "+model.attention.n_heads=4"], "init_from", "has other weights"),
         (["init_from=OUT", "model=pretrained", "+model.attention.n_haeds=4"], "model.attention.n_haeds", "n_heads"),
         (["model=pretrained"], "init_from", "none is named"),
         (["init_from=/nowhere", "model=pretrained"], "init_from", "holds neither model.yaml nor"),
@@ -162,14 +159,15 @@ def trained(tiny: Callable[..., dict[str, Any]], tmp_path_factory: pytest.TempPa
     return run
 
 
-EXTENDED = ["experiment=extend_context", "data.sequence_length=64", "+model.max_positions=256"]
+EXTENDED = ["model=pretrained", "scheduler=constant", "data.sequence_length=64", "+model.max_positions=256"]
+YARN = ["+model/position=yarn", "model.position.pairing=half_split"]
 
 
 @pytest.mark.parametrize("place", ["", "checkpoints/last.ckpt"])
 def test_a_run_is_extended_with_other_positions_and_the_same_weights(
     place: str, checked_start: Callable[..., dict[str, Any]], trained: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    yarn = ["model.position.factor=8", "model.position.original_positions=32", "model.position.pairing=half_split"]
+    yarn = [*YARN, "model.position.factor=8", "model.position.original_positions=32", "optimizer.lr=last"]
     plain = checked_start(*EXTENDED, f"init_from={trained / place}", *yarn)
     assert plain["model"]["position"]["name"] == "yarn" and plain["model"]["max_positions"] == 256
     assert plain["optimizer"]["lr"] == pytest.approx(0.002)
@@ -183,10 +181,10 @@ def test_a_run_is_extended_with_other_positions_and_the_same_weights(
 @pytest.mark.parametrize(
     ("overrides", "path", "words"),
     [
-        ([], "model.position.pairing", "model.position.pairing=half_split"),
-        (["model/position=rope_ntk", "model.position.theta=7"], "model.position.theta", "is 10000 in the trained"),
-        (["model.position.pairing=half_split", "++model.max_positions=40"], "data.sequence_length", "max_positions"),
-        (["model.position.pairing=half_split", "optimizer=adamw", "optimizer.lr=last"], "optimizer.lr", "another opt"),
+        (YARN[:1], "model.position.pairing", "model.position.pairing=half_split"),
+        (["+model/position=rope_ntk", "model.position.theta=7"], "model.position.theta", "is 10000 in the trained"),
+        ([*YARN, "++model.max_positions=40"], "data.sequence_length", "max_positions"),
+        ([*YARN, "optimizer=adamw", "optimizer.lr=last"], "optimizer.lr", "another opt"),
     ],
 )
 def test_an_extension_that_cannot_be_right_is_refused(

@@ -39,12 +39,9 @@ class Mistake(NamedTuple):
 
 # In the model, the optimizer or the trainer, or of Hydra's grammar: Lightning is not even imported.
 EARLY = {
-    # long context
     "reward without its pattern": Mistake(
         "task=grpo\ndata=prompts\ntask/reward=regex_format", "task.reward.pattern", "value is required"
     ),
-    "positions that skip nowhere": Mistake("data/transforms=pose", "data.transforms.pose.target", "is required"),
-    "no such transform": Mistake("data/transforms=poes", "data/transforms", "Did you mean 'pose'"),
     "last rate of no run": Mistake("optimizer.lr=last", "optimizer.lr", "names no run"),
     "start at a folder that is no run": Mistake("init_from={tmp}", "init_from", "nor checkpoints/last.ckpt"),
     "sweep by nothing": Mistake("-m\nseed=0,1\noptimized_metric=null", "optimized_metric", "Name the figure"),
@@ -237,12 +234,6 @@ OF_PARTS = {
     "unknown block in a sweep": Mistake("-m\nmodel/attention=mha,nope", "model/attention", "is not an option"),
     "unknown option of a group": Mistake("data=shakespear", "data", "Did you mean 'shakespeare'"),
     "group set to null": Mistake("trainer=null", "trainer", "Known: ddp, ddp_sim, deepspeed, default, fsdp"),
-    "positions that skip beyond the model's": Mistake(
-        "data/transforms=pose\ndata.transforms.pose.target=4000", "data.transforms", "max_positions to 4000"
-    ),
-    "target shorter than a window": Mistake(
-        "data/transforms=pose\ndata.transforms.pose.target=16", "data.transforms.pose.target", "shorter than a window"
-    ),
     "group of blocks set to nothing": Mistake(
         "task=grpo\ndata=prompts\ntask/penalty=null", "task/penalty", "~task/penalty"
     ),
@@ -316,19 +307,6 @@ OF_PARTS = {
 
 # What only the argument's own class knows: Lightning is there by then, training is not.
 LATE = {
-    "no such reading test": Mistake(
-        "callbacks=long_context\ncallbacks.long_context.suites=[nedle]", "callbacks.long_context.suites", "'needle'"
-    ),
-    "needle longer than the window": Mistake(
-        "callbacks=long_context\ncallbacks.long_context.lengths=[8]\ncallbacks.long_context.window=8",
-        "callbacks.long_context.lengths",
-        "at most half",
-    ),
-    "prompts beyond the model's positions": Mistake(
-        "callbacks=long_context\ncallbacks.long_context.lengths=[4096]",
-        "callbacks.long_context.lengths",
-        "model has positions for 64",
-    ),
     "documents longer than any": Mistake("data.min_length=100000", "data.min_length", "the longest has"),
     "wrong type for the trainer": Mistake("trainer.max_steps=abc", "trainer.max_steps", "must be an integer"),
     "+key of the trainer": Mistake("+trainer.max_stepz=4", "trainer.max_stepz", "Did you mean 'max_steps'"),

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import shutil
 import subprocess
 import sys
 import tomllib
+from collections.abc import Iterator
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
@@ -34,6 +37,82 @@ def test_it_has_its_page_and_its_tests(name: str) -> None:
     assert (folder / "README.md").read_text().startswith("# ")
     assert list((folder / "tests").glob("test_*.py"))
     assert not list((folder / "tests").rglob("__init__.py")), "tests are no part of the package"
+
+
+def sources(name: str) -> list[Path]:
+    """The modules of a plug-in, without its tests."""
+    return [file for file in (ROOT / "plugins" / name).rglob("*.py") if "tests" not in file.parts]
+
+
+def brought(extra: str) -> set[str]:
+    """The distributions that an extra installs, those of the extras in it included."""
+    names = set()
+    for requirement in PROJECT["optional-dependencies"][extra]:
+        inner = re.match(r"blockwright\[(.+)\]", requirement)
+        names |= set().union(*map(brought, inner[1].split(","))) if inner else {distribution(requirement)}
+    return names
+
+
+def distribution(requirement: str) -> str:
+    """The normal name of the distribution that a requirement, or its own name, is of."""
+    return re.sub(r"[-_.]+", "-", re.match(r"[\w.-]+", requirement)[0]).lower()  # type: ignore[index]
+
+
+def required(name: str) -> Iterator[tuple[str, list[str]]]:
+    """What a plug-in requires by ``registry.extras.require``: each extra, and packages that it has to bring."""
+    for file in sources(name):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "require" and node.keywords:
+                extra, *packages = (each.value for each in node.args if isinstance(each, ast.Constant))
+                yield str(extra), list(map(str, packages))
+
+
+@pytest.mark.parametrize("name", PLUGINS)
+def test_missing_packages_are_those_of_the_extra_that_the_message_names(name: str) -> None:
+    distributions = packages_distributions()
+    text = "".join(file.read_text() for file in [*sources(name), ROOT / "plugins" / name / "README.md"])
+    assert set(re.findall(r"blockwright\[([\w,]+)\]", text)) <= PROJECT["optional-dependencies"].keys()
+    for extra, packages in required(name):
+        for package in packages:
+            owners = {distribution(owner) for owner in distributions.get(package, [package])}
+            assert owners & brought(extra), f"{package} is not in the extra {extra}"
+
+
+def imported(file: Path) -> set[str]:
+    """The top-level names that a module imports."""
+    nodes = list(ast.walk(ast.parse(file.read_text())))
+    names = [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
+    names += [node.module or "" for node in nodes if isinstance(node, ast.ImportFrom)]
+    return {name.partition(".")[0] for name in names}
+
+
+CONNECTED = {"alignment": {"vllm"}, "hub": {"transformers", "trl", "lm_eval"}}  # large packages, of extras of their own
+THROUGH_HYDRA = {"yaml"}
+
+
+@pytest.mark.parametrize("name", PLUGINS)
+def test_it_imports_packages_of_the_core_and_of_the_extra_of_its_name(name: str) -> None:
+    extras = {name, *CONNECTED.get(name, ())} & PROJECT["optional-dependencies"].keys()
+    allowed = set(map(distribution, PROJECT["dependencies"])).union(*map(brought, extras))
+    distributions = packages_distributions()
+    foreign = set().union(*map(imported, sources(name))) - sys.stdlib_module_names - {"blockwright", *THROUGH_HYDRA}
+    for package in foreign:
+        owners = {distribution(owner) for owner in distributions.get(package, [package])}
+        assert owners & allowed, f"{package} is in no extra of {name}"
+
+
+def imports_of_plugins(file: Path) -> list[str]:
+    """The modules of plug-ins that a file imports, or names in a text."""
+    return re.findall(rf"blockwright\.plugins\.(?:{'|'.join(PLUGINS)})[\w.]*", file.read_text())
+
+
+# tests/gpu is a program that measures all that is installed.
+CORE_TESTS = [ROOT / "conftest.py", *(path for path in (ROOT / "tests").rglob("*.py") if path.parent.name != "gpu")]
+
+
+def test_no_test_of_the_core_imports_a_plugin() -> None:
+    found = {str(path.relative_to(ROOT)): imports_of_plugins(path) for path in CORE_TESTS if path != Path(__file__)}
+    assert not {path: modules for path, modules in found.items() if modules}
 
 
 def of(name: str, point: str) -> bool:

@@ -20,7 +20,6 @@ from blockwright.blocks.compose import compose
 from blockwright.command import run
 from blockwright.commands import offers
 from blockwright.lab.sweep import plan as plans
-from blockwright.plugins.hub.exporting import export_folder
 from blockwright.registry.command import run_command
 from blockwright.registry.quoting import quoted
 from blockwright.training.configuration.composing import compose_config
@@ -34,7 +33,7 @@ ODD = "it's my [first], $HOME=1 {a: b}"  # the name of a folder that means somet
 
 @pytest.fixture(scope="module")
 def odd(tiny: Callable[..., dict[str, Any]], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run, its export to transformers, and its composition, in a folder of an odd name."""
+    """A run and its composition, in a folder of an odd name."""
     folder = tmp_path_factory.mktemp("printed") / ODD
     (folder / "run" / "checkpoints").mkdir(parents=True)
     decoder = compose(tiny(vocab_size=257), seed=7)
@@ -42,7 +41,6 @@ def odd(tiny: Callable[..., dict[str, Any]], tmp_path_factory: pytest.TempPathFa
     checkpoint = {"state_dict": weights, "hyper_parameters": {"model": decoder.config}}
     torch.save(checkpoint, folder / "run" / "checkpoints" / "last.ckpt")
     (folder / "model.yaml").write_text(OmegaConf.to_yaml(tiny(vocab_size=257, max_positions=512)))
-    export_folder(folder / "run", folder / "hf")
     return folder
 
 
@@ -69,13 +67,6 @@ def trains(small: list[str], tmp_path: Path) -> Callable[..., dict[str, Any]]:
         return preflight(compose_config([*given, *words[2:], "trainer.accelerator=cpu"], output_dir=str(tmp_path)))
 
     return check
-
-
-def test_the_command_of_an_import(
-    odd: Path, tmp_path: Path, printed: Callable[..., list[str]], trains: Callable[..., dict[str, Any]]
-) -> None:
-    out = tmp_path / ODD
-    assert trains(printed("import", str(odd / "hf"), str(out)))["init_from"] == str(out)
 
 
 @pytest.mark.skipif("surgery" not in offers(), reason="no package offers blockwright surgery")

@@ -165,9 +165,8 @@ def test_help_of_every_command_needs_no_model(environment: dict[str, str], slowe
     )
     answers = {name: rest for name, *rest in map(json.loads, done.stdout.splitlines())}
     assert answers.keys() == offers().keys(), done.stderr
-    own_names = {"evaluate": "lm-eval"}
     for name, (code, said, seconds, imported) in answers.items():
-        assert code == 0 and own_names.get(name, f"blockwright {name}") in said, (name, said)
+        assert code == 0 and f"blockwright {name}" in said, (name, said)
         assert not SLOW & set(imported), name
         assert name not in WITHOUT_TORCH or "torch" not in imported, name
         # Torch takes the other half; a busy or slower machine is measured only where it matters.

@@ -90,7 +90,7 @@ def unpack(file: Path, folder: Path) -> None:
     Raises:
         ConfigError: it cannot be read, or holds an architecture, tensor or setting without counterpart
     """
-    require("gguf", "gguf", path="import", value=str(file))
+    require("hub", "gguf", path="import", value=str(file))
     from gguf import GGUFReader
 
     try:

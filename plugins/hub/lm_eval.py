@@ -1,4 +1,4 @@
-"""lm-evaluation-harness (extra ``lm_eval``): ``blockwright evaluate --model_args path=RUN --tasks …``.
+"""``blockwright evaluate --model_args path=RUN --tasks TASKS``: lm-evaluation-harness (extra ``lm_eval``).
 
 ``path`` is a run's folder, a checkpoint, or an imported folder; the other options are the harness's own. With
 ``--apply_chat_template`` questions are written in the format of the run's conversations, or in that named by

@@ -133,7 +133,7 @@ def fit(runs: Sequence[Run]) -> Coefficients:
     Raises:
         ConfigError: SciPy is not installed
     """
-    require("lab", "scipy", path="blockwright.plugins.planner.fitting")
+    require("planner", "scipy", path="blockwright.plugins.planner.fitting")
     from scipy.optimize import least_squares
 
     chosen = [run for run in runs if run.row.get("fit") is True]

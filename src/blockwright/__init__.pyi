@@ -80,7 +80,3 @@ from blockwright.blocks.cost import cache_bytes as cache_bytes
 from blockwright.blocks.cost import count_parameters as count_parameters
 from blockwright.blocks.cost import forward_flops_per_token as forward_flops_per_token
 from blockwright.lab.describe import figures as describe
-from blockwright.lab.reading.base import Prompt as Prompt
-from blockwright.lab.reading.base import ReadingTest as ReadingTest
-from blockwright.lab.reading.base import compose_prompt as compose_prompt
-from blockwright.lab.reading.base import reading_test as reading_test

@@ -13,8 +13,10 @@ import io
 import os
 import re
 from collections.abc import Iterator, Sequence
+from importlib.metadata import entry_points
 
 from blockwright.commands import Command, command, offers
+from blockwright.registry import plugins
 from blockwright.registry.errors import ConfigError
 
 FLAG = "--complete"
@@ -69,15 +71,27 @@ def _arguments(known: Command, words: Sequence[str]) -> Iterator[str]:
 
 
 def _flags(known: Command) -> Iterator[str]:
-    """The flags of a command: of its form, of its text USAGE, and those that it adds to a parser."""
-    texts = [known.form]
-    for node in ast.walk(known.tree):
+    """The flags of a command: of its form and of its source."""
+    yield from re.findall(r"(?<![\w-])--[a-z][\w-]*", "\n".join([known.form, *_texts(known.tree)]))
+
+
+def _texts(tree: ast.Module) -> Iterator[str]:
+    """The texts of a module that contain flags: its USAGE, and those that it adds to a parser.
+
+    OPTIONS names a group of entry points, each an option that is described by its own module.
+    """
+    for node in ast.walk(tree):
         match node:
             case ast.Assign(targets=[ast.Name(id="USAGE")], value=ast.Constant(value=str(text))):
-                texts.append(text)
+                yield text
             case ast.Call(func=ast.Attribute(attr="add_argument"), args=[ast.Constant(value=str(text)), *_]):
-                texts.append(text)
-    yield from re.findall(r"(?<![\w-])--[a-z][\w-]*", "\n".join(texts))
+                yield text
+            case ast.Assign(targets=[ast.Name(id="OPTIONS")], value=ast.Constant(value=str(group))):
+                for point in entry_points(group=group):
+                    yield f"--{point.name}"
+                    if (file := plugins.source(point.module)) and file.is_file():
+                        of_option = ast.parse(file.read_text())
+                        yield from (ast.get_docstring(of_option) or "", *_texts(of_option))
 
 
 def _blocks() -> Iterator[str]:

@@ -50,12 +50,16 @@ training.schedulers.warmup_step_decay WarmupStepDecay
 # Of these, some are in other modules since.
 _SINCE = {
     "lab.asking.callback.Asking": "plugins.vision.asking.callback.Asking",
+    "lab.reading.long_context.LongContext": "plugins.long_context.reading.callback.LongContext",
+    "training.callbacks.extrapolation.Extrapolation": "plugins.long_context.extrapolation.Extrapolation",
     "training.data.pages.Pages": "plugins.vision.data.pages.Pages",
     "training.data.picture_conversations.PictureConversations": (
         "plugins.vision.data.picture_conversations.PictureConversations"
     ),
+    "training.data.pose.PoSE": "plugins.long_context.pose.PoSE",
     "training.data.preferences.Preferences": "plugins.alignment.data.preferences.Preferences",
     "training.data.reasoning_gym.ReasoningGym": "plugins.alignment.data.reasoning_gym.ReasoningGym",
+    "training.data.recall.Recall": "plugins.long_context.recall.Recall",
     "training.data.sorting.SortingPreferences": "plugins.alignment.data.sorting.SortingPreferences",
 }
 MOVED = {

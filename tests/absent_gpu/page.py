@@ -1,4 +1,4 @@
-"""docs/absent-gpu.md, the table of what was tried: written row by row, so that it can be made in parts."""
+"""The page benchmarks/results/absent_gpu.md: written row by row, so that it can be made in parts."""
 
 from __future__ import annotations
 
@@ -24,18 +24,23 @@ SECTIONS = {  # check → heading, and what its cells say
     "timed": ("Parts that are timed", "What `python -m tests.gpu` times on a GPU, traced without one."),
 }
 UNTRIED, FAILS = "–", "FAILS: "
-ABOUT = """# The GPU path, tried without a GPU
+ABOUT = """# Compiled for GPUs, on a machine without one
 
-**Nothing on this page ran on a GPU.** No number was computed, and no time measured: training steps were traced on
-tensors without memory that claim to be on a GPU, and the kernels that the compiler writes were made into machine code
-for it by `ptxas`. A row that passes says that no operator refuses, that the host never waits to read a number, that
-every parameter gets a gradient, that layers compile into one graph and each kernel can be launched: its shared memory
-is within what a block of threads may have
-({limits}). It says nothing about results, speed, torch's own fused attention and grouped products, or several GPUs.
+**Nothing on this page ran on a GPU.** Training steps were traced on tensors whose device is a GPU and that have no
+memory. The compiler wrote kernels for these steps, and `ptxas` made them into machine code. No number was computed and
+no time measured.
 
-Kernels are built in the first of the shapes that autotuning would try. Shared memory and spilled registers are in
-bytes, each of the kernel that takes most; spills count loads and stores in the code. They make a kernel slow, not
-wrong.
+A row that passes shows that:
+
+* every operator accepts the tensors, and every parameter gets a gradient
+* the host never waits to read a number from the GPU
+* layers compile into one graph
+* the shared memory of each kernel is within the limit of a block of threads: {limits}
+
+A row says nothing about results, speed, torch's own fused attention and grouped products, or several GPUs.
+
+Kernels are built in the first shape that autotuning would try. Shared memory is in bytes, of the kernel with most.
+Spills are loads and stores of registers in the code, also of the kernel with most: they make a kernel slow, not wrong.
 
 """
 

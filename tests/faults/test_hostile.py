@@ -24,7 +24,6 @@ from blockwright import registry
 from blockwright.blocks.checkpoint.read import read_checkpoint
 from blockwright.blocks.checkpoint.source import load, open_source, read_composition
 from blockwright.blocks.compose import check, compose
-from blockwright.plugins.hub.importing import import_folder
 from blockwright.registry import ConfigError, RegistrationError
 from blockwright.training.checkpoints.plugin import SealedCheckpoints
 from blockwright.training.configuration.composing import compose_config
@@ -218,27 +217,9 @@ def imported(tmp: Path, text: str = TEXT) -> Path:
     return tmp / "in"
 
 
-def foreign(tmp: Path, **settings: Any) -> Path:
-    (tmp / "in").mkdir()
-    (tmp / "in" / "config.json").write_text(json.dumps({"model_type": "llama", **settings}))
-    save_file({"a": torch.ones(1)}, tmp / "in" / "model.safetensors")
-    return tmp / "in"
-
-
-def indexed(tmp: Path, file: str) -> Path:
-    folder = foreign(tmp)
-    (folder / "model.safetensors").rename(folder / "a.safetensors")
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": file}}))
-    return folder
-
-
 def written(tmp: Path, text: str) -> Path:
     (tmp / "hostile.yaml").write_text(text)
     return tmp / "hostile.yaml"
-
-
-def ours(tmp: Path, composition: Any) -> Path:
-    return foreign(tmp, model_type="blockwright", composition=composition)
 
 
 def run_with(file: Path, *overrides: str) -> Any:
@@ -282,36 +263,10 @@ FILES: dict[str, Callable[[Path], Any]] = {
     ),
     "imported model that is a bomb": lambda tmp: read_composition(imported(tmp, bomb(12))),
     "imported model of ten megabytes": lambda tmp: read_composition(imported(tmp, "a: " + "x" * 10**7)),
-    "config.json with a target": lambda tmp: import_folder(ours(tmp, at("ffn._target_", "os.system")), tmp / "out"),
-    "config.json with code": lambda tmp: import_folder(
-        foreign(tmp, model_type="x", auto_map={"A": "evil.py"}), tmp / "out"
-    ),
-    "config.json of great depth": lambda tmp: import_folder(
-        foreign(tmp, num_hidden_layers=10**9, hidden_size=8, vocab_size=8, intermediate_size=8, num_attention_heads=1),
-        tmp / "out",
-    ),
-    "config.json nested without end": lambda tmp: _nested(tmp),
-    "index that points above": lambda tmp: import_folder(indexed(tmp, "../a.safetensors"), tmp / "out"),
-    "index that points to the root": lambda tmp: import_folder(indexed(tmp, "/etc/passwd.safetensors"), tmp / "out"),
-    "index that names a pickle": lambda tmp: import_folder(indexed(tmp, "a.bin"), tmp / "out"),
-    "header of safetensors that lies": lambda tmp: _lying(tmp),
     "plug-in that takes a name": lambda tmp: clash("norm", "rmsnorm"),
     "plug-in with a dotted name": lambda tmp: clash("norm", "os.system"),
     "plug-in of no family": lambda tmp: clash("os", "system"),
 }  # fmt: skip
-
-
-def _nested(tmp: Path) -> Any:
-    folder = foreign(tmp)
-    (folder / "config.json").write_text('{"a": ' + "[" * 200_000 + "]" * 200_000 + "}")
-    return import_folder(folder, tmp / "out")
-
-
-def _lying(tmp: Path) -> Any:
-    folder = foreign(tmp)
-    header = json.dumps({"a": {"dtype": "F32", "shape": [2**40], "data_offsets": [0, 2**42]}}).encode()
-    (folder / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
-    return import_folder(folder, tmp / "out")
 
 
 class Watch:
@@ -394,5 +349,5 @@ def test_hostile_file_is_refused(name: str, watch: Watch, tmp_path: Path) -> Non
 
 
 def test_there_are_many_and_the_model_that_they_are_made_of_is_good(watch: Watch) -> None:
-    assert len(MODELS) + len(TEXTS) + len(FILES) >= 60
+    assert len(MODELS) + len(TEXTS) + len(FILES) >= 50
     assert check(TEXT) and check(MODEL)

@@ -107,12 +107,10 @@ def test_model_that_is_no_run_needs_a_text(run: Path) -> None:
         main([str(run / "checkpoints" / "last.ckpt")])
 
 
-def test_prompts_of_a_run_are_no_text(run: Path, tmp_path: Path) -> None:
+def test_conversations_of_a_run_are_no_text(run: Path, tmp_path: Path) -> None:
     (tmp_path / ".hydra").mkdir()
     (tmp_path / "checkpoints").symlink_to(run / "checkpoints")
-    (tmp_path / ".hydra" / "config.yaml").write_text(
-        "data: {_target_: blockwright.plugins.alignment.data.prompt_module.PromptDataModule}"
-    )
+    (tmp_path / ".hydra" / "config.yaml").write_text("data: {name: chat}")
     with pytest.raises(ConfigError, match=r"is no text, but conversations.*--text FILE"):
         main([str(tmp_path)])
 

@@ -22,9 +22,8 @@ from blockwright.lab import curves
 from blockwright.lab.report.single import expert_load, losses
 from blockwright.lab.report.svg import standalone
 from blockwright.lab.run_report import RunReport, table_of
-from blockwright.plugins.alignment.tasks.pairs import Pairwise
 from blockwright.training.entry.execute import execute
-from blockwright.training.figure import OF_TEXT, by_name, declared
+from blockwright.training.figure import OF_TEXT, by_name
 from blockwright.training.result import Result
 from blockwright.training.stops import Interrupted
 from blockwright.training.tasks.causal_lm import CausalLM
@@ -143,17 +142,6 @@ def test_table_leaves_out_what_was_not_measured() -> None:
     cells = [list(column.cells) for column in table.columns]
     assert cells[0] == ["parameters", "optimizer steps", "validation loss", "busiest expert over the mean"]
     assert cells[1] == ["1,000", "3", "1.25", "1.5"]
-
-
-def test_loss_of_a_task_on_pairs_is_no_nats_a_token() -> None:
-    run = Result("completed", parameters=1000, active_parameters=600, steps=3, fit_seconds=1.5)
-    metrics = {"val/loss": 0.69, "val/accuracy": 0.5, "train/loss": 0.7}
-    table = table_of(replace(run, metrics=metrics, figures=by_name(metrics, declared(Pairwise))))
-    name, value, unit, better = (list(column.cells)[2:] for column in table.columns)
-    assert name == ["validation loss", "validation accuracy", "last training loss"]
-    assert value == ["0.69", "0.5", "0.7"] and unit == ["nats per pair", "of pairs", "nats per pair"]
-    assert better == ["less", "more", "less"]
-    assert "loss, nats per pair" in standalone(losses([(1, 0.7)], [], unit=unit[0]))
 
 
 def test_figure_that_nothing_declares_is_shown_as_such() -> None:

@@ -14,8 +14,6 @@ from lightning.pytorch.callbacks import EarlyStopping as LightningEarlyStopping
 from lightning.pytorch.callbacks import ModelCheckpoint
 from omegaconf import OmegaConf
 
-from blockwright.plugins.alignment.tasks.grpo import Grpo
-from blockwright.plugins.alignment.tasks.pairs import Pairwise
 from blockwright.registry import ConfigError, RegistrationError
 from blockwright.training.callbacks.early_stopping import EarlyStopping
 from blockwright.training.checkpoints.saving import Keeper
@@ -49,14 +47,16 @@ def test_word_in_braces_stands_for_one_part_of_a_name() -> None:
 
 
 def test_first_that_fits_counts() -> None:
-    of_grpo = declared(Grpo)
-    found = {
-        name: find(f"train/{name}", of_grpo) for name in ("reward_std", "reward_failures", "reward_length", "loss")
+    figures = (
+        Figure("reward_std", "", None, TRAIN),
+        Figure("reward_{part}", "", "more", TRAIN),
+        Figure("loss", "", "less"),
+    )
+    better = {
+        name: (figure := find(f"train/{name}", figures)) and figure.better for name in ("reward_std", "reward_length")
     }
-    assert {name: figure and figure.better for name, figure in found.items()} == {
-        "reward_std": None, "reward_failures": "less", "reward_length": "more", "loss": None,
-    }  # fmt: skip
-    assert find("val/loss", of_grpo) is None and names_in("val", Grpo.figures)[:2] == ("reward", "greedy")
+    assert better == {"reward_std": None, "reward_length": "more"} and find("train/load", figures) is None
+    assert names_in("train", figures)[:2] == ("reward_std", "reward_{part}")
 
 
 def test_direction_that_is_none_is_a_mistake_of_the_program() -> None:
@@ -66,7 +66,11 @@ def test_direction_that_is_none_is_a_mistake_of_the_program() -> None:
 
 def test_results_give_back_what_was_declared() -> None:
     logged = {"val/loss": 1.0, "val/accuracy": 0.5, "train/lr": 0.1, "val/own": 1.0}
-    figures = declared(Pairwise)
+    figures = (
+        Figure("loss", "nats per pair", "less"),
+        Figure("accuracy", "of pairs", "more"),
+        Figure("lr", "", None, TRAIN),
+    )
     back = read_records({"figures": {n: f.to_plain() for n, f in by_name(logged, figures).items()}})
     assert {name: (f.unit, f.better) for name, f in back.items()} == {
         "val/loss": ("nats per pair", "less"), "val/accuracy": ("of pairs", "more"), "train/lr": ("", None),

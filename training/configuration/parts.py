@@ -20,7 +20,7 @@ COPIED = "init_from"  # the start that copies all weights
 EXAMPLES = {
     "data.corpus": "For example: data=shakespeare, or data=text data.corpus.files='books/*.txt'",
     "data.tokenizer": "For example: data/tokenizer=bytes (or chars, or bpe)",
-    "data.transforms": "For example: data/transforms=pose data.transforms.pose.target=4096",
+    "data.transforms": "For example: +data.transforms.NAME._target_=MODULE.CLASS",
 }
 
 

@@ -1,4 +1,4 @@
-"""The interface of a change to training windows, such as other positions or strings to recall.
+"""The interface of a change to training windows: of their tokens, targets, positions or weights.
 
 A transform is named under ``data.transforms``; another package writes its own class as ``_target_``. Windows of
 evaluation are never transformed.

@@ -1,4 +1,4 @@
-"""Procedural problems with verifiers: the package reasoning-gym as a corpus (extra ``reasoning_gym``)."""
+"""Procedural problems with verifiers: the package reasoning-gym as a corpus (extra ``alignment``)."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class ReasoningGym(ConversationCorpus):
         settings: dict[str, dict[str, Any]] | None = None,
         salt: Whole = 0,
     ) -> None:
-        require("reasoning_gym", "reasoning_gym", path="data.corpus", value="ReasoningGym")
+        require("alignment", "reasoning_gym", path="data.corpus", value="ReasoningGym")
         self.tasks, self.settings, self.salt = tasks, settings or {}, salt
         self.sizes: dict[Split, int] = {"train": train, "val": held_out, "test": held_out}
         for name in [*tasks, *self.settings]:

@@ -21,7 +21,7 @@ class ReasoningGymReward(Reward):
     bounds = (0.0, 1.0)
 
     def __init__(self) -> None:
-        require("reasoning_gym", "reasoning_gym", path="task.reward", value="reasoning_gym")
+        require("alignment", "reasoning_gym", path="task.reward", value="reasoning_gym")
 
     def needs(self) -> tuple[str, ...]:
         return NAMES

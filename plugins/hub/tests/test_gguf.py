@@ -24,7 +24,7 @@ from blockwright.plugins.hub.gguf import FRAME, LAYER, STACKS, _deepseek2, _fram
 from blockwright.plugins.hub.gguf_metadata import Metadata
 from blockwright.registry import ConfigError
 
-gguf = pytest.importorskip("gguf", reason="needs blockwright[gguf]")
+gguf = pytest.importorskip("gguf", reason="needs blockwright[hub]")
 WORDS = [*"abcdefgh", "Ġ", "ab", "Ġa", "<|end|>", "<|tool|>"]
 MERGES = ["a b", "Ġ a"]
 

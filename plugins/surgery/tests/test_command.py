@@ -14,10 +14,9 @@ from run_folder import write_run
 from blockwright.blocks.checkpoint import origin
 from blockwright.blocks.checkpoint.source import load, open_source
 from blockwright.blocks.compose import compose
-from blockwright.plugins.hub.exporting import export_folder
-from blockwright.plugins.hub.importing import import_folder
 from blockwright.plugins.surgery.__main__ import main
 from blockwright.registry import ConfigError
+from tests import built
 
 pytestmark = pytest.mark.xdist_group("surgery")  # its fixture is slow to set up
 
@@ -99,8 +98,7 @@ def test_licences_and_origin_are_kept(imported: bool, run: Path, tmp_path: Path)
     came_from = {"model_type": "llama", "config": {"eos_token_id": 2}, "licences": {"LICENSE": "as is"}}
     source = tmp_path / "source"
     if imported:
-        export_folder(run, tmp_path / "hf", family="blockwright")
-        import_folder(tmp_path / "hf", source)
+        built.imported(load(run), source)
         origin.write(came_from, source)
     else:
         (source / "checkpoints").mkdir(parents=True)

@@ -154,3 +154,13 @@ def test_other_corpora_are_judged_by_the_whole_answer() -> None:
     judged = Other().judge(next(iter(PAGES.conversations("val"))), "?", " yes", "yes")
     assert judged == ("answer", "", {"exact": 1.0})
     assert isinstance(PAGES.pictures(next(iter(PAGES.conversations("val"))))[0], Image.Image)
+
+
+def test_answers_are_declared_whatever_is_asked() -> None:
+    """Names come from the corpus, of a plug-in too."""
+    declared = Asking(directory="x").figures
+    better = {name: next(f.better for f in declared if f.stands_for(f"pictures/{name}")) for name in (
+        "read_exact", "where_overlap", "where_constant", "blanked_read_exact", "shuffled_count_exact",
+    )}  # fmt: skip
+    assert better == {"read_exact": "more", "where_overlap": "more", "where_constant": None, "blanked_read_exact": None,
+                      "shuffled_count_exact": None}  # fmt: skip

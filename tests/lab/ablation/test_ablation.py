@@ -70,13 +70,13 @@ def test_plug_in_offers_definitions_by_name(tmp_path: Path, monkeypatch: pytest.
     folder = tmp_path / "offered_ablations"
     folder.mkdir()
     (folder / "theirs.yaml").write_text(yaml.safe_dump(MINIMAL))
-    (folder / "mixers.yaml").write_text(yaml.safe_dump(MINIMAL))
+    (folder / "balance_losses.yaml").write_text(yaml.safe_dump(MINIMAL))
     monkeypatch.syspath_prepend(tmp_path)
     points = [EntryPoint("x", folder.name, definition.ENTRY_POINTS)]
     monkeypatch.setattr(plugins, "entry_points", lambda group: points if group == definition.ENTRY_POINTS else [])
     assert "theirs" in definition.names() and definition.read("theirs").about == "a claim"
     with pytest.raises(ConfigError, match="several ablations have this name"):
-        definition.read("mixers")
+        definition.read("balance_losses")
 
 
 def test_data_that_does_not_say_its_length_is_planned_by_steps_alone(write: Callable[..., str]) -> None:
@@ -240,7 +240,7 @@ def test_figure_of_a_split_that_is_not_measured_is_refused(write: Callable[..., 
 @pytest.mark.parametrize("word", ["seed=1", "hydra.run.dir=x", "hydra/launcher=joblib", "hparams_search=optuna"])
 def test_what_the_ablation_decides_for_each_job_is_refused(word: str) -> None:
     with pytest.raises(ConfigError, match="is set by the ablation for each job"):
-        read(["mixers", word])
+        read(["balance_losses", word])
 
 
 def test_log_folder_that_cannot_be_made_is_one_message(
@@ -305,37 +305,6 @@ def test_arms_after_surgery_keep_what_the_trained_model_knows(
         config = compose_config([*job["overrides"], *quick, *start], output_dir=str(tmp_path / str(job["job"])))
         found[name] = execute(preflight(config))["val/loss"]
     assert max(found["mla"], found["moe"]) < found["mla scratch"] - 0.5
-
-
-EXTENDED = ("mha", "yarn untuned", "none pose", "longrope", "mla", "mla yarn")  # an arm of each kind
-
-
-@pytest.mark.slow
-def test_arms_of_the_extension_start_from_the_weights_of_the_arm_they_name(
-    as_it_stands: Callable[[str], planning.Plan], small: list[str], tmp_path: Path
-) -> None:
-    plan = as_it_stands("extend_context")
-    jobs = {job["arm"]: job for job in plan.jobs if job["seed"] == 0}
-    assert {jobs[name]["after"] for name in ("linear", "yarn pose")} == {jobs["mha"]["job"]}
-    assert jobs["mla none"]["after"] == jobs["mla"]["job"] and "after" not in jobs["mla"]
-    quick = [
-        "trainer.max_steps=4",
-        "trainer.val_check_interval=4",
-        "++trainer.limit_val_batches=1",
-        "logger=none",
-        "~callbacks.report",
-    ]
-    quick += [f"callbacks.long_context.{key}=1" for key in ("samples", "stretches")]
-    quick += [o for o in small if o.startswith("paths.")]
-    found = {}
-    for name in EXTENDED:
-        job = jobs[name]
-        start = [f"init_from={tmp_path / str(job['after'])}"] if "after" in job else []
-        config = compose_config([*job["overrides"], *quick, *start], output_dir=str(tmp_path / str(job["job"])))
-        found[name] = execute(preflight(config))
-    assert found["yarn untuned"]["val/loss"] != found["mha"]["val/loss"]
-    for metrics in found.values():
-        assert set(plan.definition.also) | {plan.definition.metric} <= set(metrics)
 
 
 @pytest.fixture(scope="module")

@@ -29,10 +29,9 @@ def options(group: str) -> list[str]:
 
 
 def chosen(*groups: str) -> list[str]:
-    # One names a file (tests/training/data/test_pretrained.py), one needs a package, one is put upon another, one goes
-    # on from a run (tests/test_init_from.py), and two improve one (plugins/alignment/tests/test_bad_alignment.py).
-    needy = {"data/tokenizer=pretrained", "trainer=deepspeed", "trainer=sim", "experiment=extend_context"}
-    needy |= {"experiment=grpo_sort", "experiment=preference_sort", "experiment=dsa_warmup"}
+    # One names a file (tests/training/data/test_pretrained.py), one needs a package, one is put upon another, and one
+    # starts from a trained run.
+    needy = {"data/tokenizer=pretrained", "trainer=deepspeed", "trainer=sim", "experiment=dsa_warmup"}
     return [o for group in groups for option in options(group) if (o := f"{group}={option}") not in needy]
 
 

@@ -11,18 +11,14 @@ from typing import Any
 import pytest
 import yaml
 from hydra.utils import get_class
-from PIL import Image
 
 from blockwright import registry
-from blockwright.plugins.vision.data.picture_conversations import PictureConversations
-from blockwright.plugins.vision.data.picture_rows import PictureRendering, images_of
 from blockwright.training.configuration.conf import CONF
 from blockwright.training.data.corpus import SPLITS, Corpus
 from blockwright.training.data.fingerprint import state
 from blockwright.training.data.packing import cache_key
 from blockwright.training.data.rendering import Rendering
 from blockwright.training.data.tokenizers.base import Tokenizer
-from blockwright.training.data.tokenizers.bytes import Bytes
 from blockwright.training.data.tokenizers.rebuild import KINDS
 from tests.training.data.test_chat import TEMPLATE, WithWords
 
@@ -31,6 +27,11 @@ TEXT = "To be, or not to be:\nthat is the question.\n" * 20
 ROOM = {"val_fraction": 0.3, "test_fraction": 0.3, "split_seed": 5}
 SMALL = {"train": 8, "held_out": 4}
 DRAWN = {"train": 9, "held_out": 9, "salt": 1}
+
+
+def talks(name: str) -> list[list[tuple[str, str]]]:
+    """The conversations of the file a, or those of b."""
+    return TALKS if name == "a" else [[(role, content.upper()) for role, content in talk] for talk in TALKS]
 
 
 def turns(talk: list[tuple[str, str]]) -> list[dict[str, str]]:
@@ -43,25 +44,14 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("files")
     for name, words in (("a", TEXT), ("b", TEXT.upper())):
         (folder / f"{name}.txt").write_text(words)
-        made = [[(role, content if name == "a" else content.upper()) for role, content in talk] for talk in TALKS]
-        lines = [{"messages": turns(talk)} for talk in made]
-        pairs = [{"prompt": turns(t)[:1], "chosen": turns(t)[1:], "rejected": "Never."} for t in made]
-        pairs = [{**pair, "rejected": [{"role": "assistant", "content": "Never."}]} for pair in pairs]
-        seen = [
-            {"messages": [{"role": "user", "content": "<image>What?"}, *turns(t)[1:]], "images": ["p.png"]}
-            for t in made
-        ]
-        for kind, records in (("talk", lines), ("pair", pairs), ("seen", seen)):
-            (folder / f"{kind}-{name}.jsonl").write_text("\n".join(map(json.dumps, records)))
-        (folder / name).mkdir()
-        Image.new("RGB", (60, 20) if name == "a" else (20, 60), "red").save(folder / name / "p.png")
+        lines = [{"messages": turns(talk)} for talk in talks(name)]
+        (folder / f"talk-{name}.jsonl").write_text("\n".join(map(json.dumps, lines)))
         (folder / f"{name}.jinja").write_text(TEMPLATE if name == "a" else TEMPLATE.replace("im_end", "im_start"))
     return folder
 
 
 def of_corpora(at: Path) -> dict[str, tuple[dict[str, Any], dict[str, Any]]]:
     """Class → what it is built with, and another value of every setting."""
-    pictures = {"files": str(at / "seen-a.jsonl"), "folder": str(at / "a")}
     return {
         "blockwright.training.data.text.TextFiles": (
             {"files": str(at / "a.txt")},
@@ -71,27 +61,7 @@ def of_corpora(at: Path) -> dict[str, tuple[dict[str, Any], dict[str, Any]]]:
             {"files": str(at / "talk-a.jsonl")},
             {"files": str(at / "talk-b.jsonl"), **ROOM},
         ),
-        "blockwright.plugins.alignment.data.preferences.Preferences": (
-            {"files": str(at / "pair-a.jsonl")},
-            {"files": str(at / "pair-b.jsonl"), **ROOM},
-        ),
-        "blockwright.plugins.vision.data.picture_conversations.PictureConversations": (
-            pictures,
-            {"files": str(at / "seen-b.jsonl"), "folder": str(at / "b"), **ROOM},
-        ),
         "blockwright.training.data.sorting.Sorting": (SMALL, {**DRAWN, "shortest": 3, "longest": 9, "falling": 0.1}),
-        "blockwright.plugins.alignment.data.sorting.SortingPreferences": (
-            SMALL,
-            {**DRAWN, "shortest": 3, "longest": 9, "falling": 0.1},
-        ),
-        "blockwright.plugins.vision.data.pages.Pages": (
-            SMALL,
-            {**DRAWN, "cell": 30, "blank": 0.9, "single": 0.9, "where": 0.9},
-        ),
-        "blockwright.plugins.alignment.data.reasoning_gym.ReasoningGym": (
-            {"tasks": ["chain_sum"], **SMALL},
-            {**DRAWN, "tasks": ["basic_arithmetic"], "settings": {"chain_sum": {"min_terms": 5, "max_terms": 6}}},
-        ),
         "blockwright.training.data.shakespeare.Shakespeare": ({}, {}),
     }
 
@@ -119,32 +89,30 @@ def test_every_corpus_and_tokenizer_of_the_configuration_is_compared(files: Path
 
 @pytest.mark.parametrize("name", of_corpora(Path()))
 def test_documents_of_other_settings_have_another_key(files: Path, name: str) -> None:
-    if name.endswith("ReasoningGym"):
-        pytest.importorskip("reasoning_gym")
-    cls, (usual, others) = get_class(name), of_corpora(files)[name]
+    assert_documents_apart(get_class(name), *of_corpora(files)[name])
+
+
+def documents(corpus: Corpus) -> Any:
+    return [list(corpus.documents(split)) for split in SPLITS]
+
+
+def assert_documents_apart(
+    cls: type[Corpus], usual: Mapping[str, Any], others: Mapping[str, Any], shown: Callable[[Any], Any] = documents
+) -> None:
+    """Each setting of a corpus gives other documents only under another key.
+
+    Args:
+        usual, others: a value of each setting, and another
+        shown: all of a corpus that becomes tokens
+    """
     assert set(inspect.signature(cls).parameters) == set(others)
-    if not others:
-        return
 
     def make(**settings: Any) -> tuple[str, Any]:
-        corpus: Corpus = cls(**settings)
-        shown = [list(corpus.documents(split)) for split in SPLITS]
-        if hasattr(corpus, "pictures"):
-            talks = [each for split in SPLITS for each in corpus.conversations(split)]
-            shown = [[[p.tobytes() for p in corpus.pictures(talk)], talk.messages] for talk in talks]
-        return corpus.fingerprint(), shown
+        corpus = cls(**settings)
+        return corpus.fingerprint(), shown(corpus)
 
-    keep_apart(make, usual, others)
-
-
-def test_a_picture_changed_under_its_name_has_another_key(files: Path, tmp_path: Path) -> None:
-    corpus = PictureConversations(str(files / "seen-a.jsonl"), folder=str(tmp_path))
-    keys = set()
-    for colour in ("red", "blue"):
-        Image.new("RGB", (8, 8), colour).save(tmp_path / "p.bmp")  # as large
-        (tmp_path / "p.bmp").replace(tmp_path / "p.png")
-        keys.add(corpus.fingerprint())
-    assert len(keys) == 2
+    if others:
+        keep_apart(make, usual, others)
 
 
 def of_tokenizers(at: Path) -> dict[str, tuple[dict[str, Any], dict[str, Any]]]:
@@ -197,7 +165,7 @@ class Begins(WithWords):
 
 
 def render(rendering: Rendering) -> tuple[str, Any]:
-    talk = json.dumps({"where": "a:1", "messages": turns(TALKS[0]), "columns": {"images": [""]}})
+    talk = json.dumps({"where": "a:1", "messages": turns(TALKS[0]), "columns": {}})
     return cache_key("", rendering), rendering.encode(talk).tolist()
 
 
@@ -219,33 +187,6 @@ def test_tokens_of_other_formats_have_another_key(files: Path, name: str) -> Non
     own = {"template": str(files / "a.jinja")} if "template" in settings else {}
     others = {k: v for k, v in others.items() if k != "template" or "template" in settings}
     keep_apart(make, {"begin": "<s>", "longest": 64, "chat": name, **own}, others)
-
-
-TILINGS: dict[str, dict[str, Any]] = {
-    "grid_2d": {"max_tiles": 2, "most_images": 0, "global_view": "tail"},
-    "native": {},
-    "thumbnail": {},
-}
-
-
-@pytest.mark.parametrize("name", registry.names("tiling"))
-def test_places_of_other_tilings_have_another_key(tiny: Callable[..., Any], name: str) -> None:
-    from test_pictures import SIGHT
-
-    assert set(registry.lookup("tiling", name).schema.parameters) == set(TILINGS[name])
-
-    def make(kind: str, tile: int, **own: Any) -> tuple[str, Any]:
-        sight = {**SIGHT, "vision": {**SIGHT["vision"], "tile": tile}, "tiling": {"name": kind, **own}}
-        images = images_of(tiny(**sight, max_positions=1024))
-        picture = Image.new("RGB", (90, 30))
-        rendering = PictureRendering(images, lambda talk: [picture], Bytes(258), chat_of("plain"), 1024)
-        talk = {"where": "a:1", "messages": turns([("user", "<image>"), ("assistant", "Yes.")]), "columns": {}}
-        return cache_key("", rendering), (rendering.encode(json.dumps(talk)).tolist(), rendering.tiles)
-
-    other = "thumbnail" if name != "thumbnail" else "native"
-    key, places = make(name, 16)
-    keep_apart(make, {"kind": name, "tile": 16}, {"tile": 32, **TILINGS[name]})
-    assert make(other, 16)[0] != key and make(other, 16)[1] != places
 
 
 def test_what_cannot_be_compared_must_be_left_out() -> None:

@@ -9,10 +9,13 @@ from typing import Any
 
 import pytest
 
+from blockwright import renamed
 from blockwright.renamed import MOVED, with_moved
 from blockwright.training.checkpoints.record import past_of
+from blockwright.training.configuration.instantiate import find_target
 
 HERE = Path(__file__).parent
+PACKAGE = Path(renamed.__file__).parent
 
 
 def test_class_that_has_moved_is_found_where_a_node_names_it_and_nowhere_else() -> None:
@@ -23,6 +26,13 @@ def test_class_that_has_moved_is_found_where_a_node_names_it_and_nowhere_else() 
         "x": [{"_target_": new}],
         "y": ["z", None, 3],
     }
+
+
+@pytest.mark.parametrize("path", MOVED.values())
+def test_class_that_has_moved_is_where_the_table_says(path: str) -> None:
+    if path.startswith("blockwright.plugins.") and not (PACKAGE / "plugins" / path.split(".")[2]).exists():
+        pytest.skip("its plug-in is not installed")
+    assert find_target(path, "x").__name__ == path.rpartition(".")[2]
 
 
 @pytest.mark.parametrize("prefix", ["", "blockwright."])

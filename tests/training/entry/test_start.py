@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import pytest
 
-from blockwright.plugins.alignment.tasks.distill import Distill
-from blockwright.plugins.alignment.tasks.grpo import Grpo
-from blockwright.plugins.alignment.tasks.preference import Preference
 from blockwright.registry import ConfigError
-from blockwright.training.entry.start import refuse_untrained
 from blockwright.training.tasks.causal_lm import CausalLM
 
 Checked = Callable[..., dict[str, Any]]
@@ -69,19 +64,3 @@ def test_state_of_another_optimizer_is_refused_before_the_run(
     checked("optimizer=adamw", "train=false", f"ckpt_path={tmp_path}/x.ckpt")
     fit().save_checkpoint(tmp_path / "weights.ckpt", weights_only=True)
     assert "no training state" in refusal(checked, f"ckpt_path={tmp_path}/weights.ckpt").rule
-
-
-def test_task_that_improves_answers_is_not_given_random_weights(checked: Checked) -> None:
-    run = checked()
-    refuse_untrained(run)
-    run = replace(run, task={"name": "grpo", "reward": "exact_match"})
-    with pytest.raises(ConfigError, match="random weights give none") as caught:
-        refuse_untrained(run)
-    assert caught.value.path == "init_from"
-    for start in ({"ckpt_path": "x.ckpt"}, {"init_from": "RUN"}, {"train": False}, {"trainer": {"dry_run": True}}):
-        refuse_untrained(replace(run, **start))
-
-
-def test_tasks_that_improve_answers_say_so() -> None:
-    assert Grpo.improves and Preference.improves
-    assert not CausalLM.improves and not Distill.improves

@@ -1,4 +1,4 @@
-"""``adapter=lora``: trained, resumed, merged where a run is read, exported in PEFT's layout and started from it."""
+"""``adapter=lora``: trained, resumed, and merged where a run is read."""
 
 from __future__ import annotations
 
@@ -12,9 +12,6 @@ import torch
 from blockwright.blocks.checkpoint.source import load
 from blockwright.blocks.compose import compose
 from blockwright.blocks.lora import is_adapter
-from blockwright.plugins.hub import hf_export
-from blockwright.plugins.hub.exporting import export_folder
-from blockwright.plugins.hub.importing import import_folder
 from blockwright.registry import ConfigError
 from blockwright.training.checkpoints.record import record
 from blockwright.training.configuration import parts
@@ -103,24 +100,6 @@ def test_trainer_that_has_resumed_a_run_measures_another_from_its_own_start(
     assert all(torch.equal(weights[name], tensor) for name, tensor in load(base).state_dict().items())
 
 
-def test_adapter_leaves_and_returns_in_pefts_layout(
-    fit: Callable[..., Any], lora: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    trainer = fit(*lora, "trainer.max_steps=2")
-    trainer.save_checkpoint(tmp_path / "run.ckpt")
-    given = [str(tmp_path / "run.ckpt"), str(tmp_path / "adapter"), "--adapter"]
-    assert hf_export.main([*given, "--dtype", "bfloat16"]) == hf_export.main([*given, "--to", "automodel"]) == 64
-    assert hf_export.main(given) == 0
-    started = fit(*lora, f"adapter.start={tmp_path / 'adapter'}", "trainer.max_steps=1", "optimizer.lr=1e-12")
-    ours, theirs = trainer.lightning_module.decoder, started.lightning_module.decoder
-    for name, parameter in ours.named_parameters():
-        assert torch.allclose(dict(theirs.named_parameters())[name], parameter, atol=1e-9), name
-    with pytest.raises(ConfigError, match=r"adapter\.start.*holds another adapter"):
-        fit(*lora, f"adapter.start={tmp_path / 'adapter'}", "adapter.rank=3")
-    with pytest.raises(ConfigError, match="alpha / rank is 4"):
-        fit(*lora, f"adapter.start={tmp_path / 'adapter'}", "adapter.alpha=8")
-
-
 def test_resuming_with_another_adapter_is_refused(
     fit: Callable[..., Any], lora: tuple[str, ...], tmp_path: Path
 ) -> None:
@@ -153,39 +132,9 @@ def test_wrong_settings_are_refused_before_work(
     assert caught.value.path.endswith(path) and words in caught.value.rule
 
 
-def test_export_of_a_run_without_adapter_is_refused(
-    base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert hf_export.main([str(base), str(tmp_path / "out"), "--adapter"]) == 64
-    assert "holds no adapter" in capsys.readouterr().err and not (tmp_path / "out").exists()
-
-
 def test_frozen_run_resumes(fit: Callable[..., Any], tmp_path: Path) -> None:
     """Its optimizer has no state for frozen parts, neither in the checkpoint nor in the run that resumes."""
     small = ("model.n_layers=1", "task.frozen=[embedding]")
     fit(*small, "trainer.max_steps=1").save_checkpoint(tmp_path / "run.ckpt")
     path = tmp_path / "run.ckpt"
     assert fit(*small, f"ckpt_path={path}", "trainer.max_steps=2", ckpt_path=path).global_step == 2
-
-
-def test_llama_like_adapter_has_published_names(
-    tiny: Callable[..., dict[str, Any]], fit: Callable[..., Any], tmp_path: Path
-) -> None:
-    """So that PEFT loads it on transformers' own model of the same weights."""
-    decoder = compose(tiny(vocab_size=257), seed=7)
-    weights = {f"decoder.{k}": v for k, v in decoder.state_dict().items()}
-    torch.save({"state_dict": weights, "hyper_parameters": {"model": decoder.config}}, tmp_path / "some.ckpt")
-    export_folder(tmp_path / "some.ckpt", tmp_path / "hf")
-    import_folder(tmp_path / "hf", tmp_path / "out")
-    trainer = fit(*LORA, f"init_from={tmp_path / 'out'}", "trainer.max_steps=2", "adapter.targets=[attention,ffn]")
-    trainer.save_checkpoint(tmp_path / "run.ckpt")
-    assert hf_export.main([str(tmp_path / "run.ckpt"), str(tmp_path / "adapter"), "--adapter"]) == 0
-    peft = pytest.importorskip("peft", reason="needs blockwright[trl]")
-    from transformers import AutoModelForCausalLM
-
-    model = peft.PeftModel.from_pretrained(
-        AutoModelForCausalLM.from_pretrained(tmp_path / "hf"), tmp_path / "adapter"
-    ).eval()
-    tokens = torch.arange(20).view(2, 10)
-    ours = trainer.lightning_module.decoder.eval()(tokens)
-    assert torch.allclose(model(tokens).logits, ours, atol=1e-5) and (ours - decoder(tokens)).abs().max() > 1e-3

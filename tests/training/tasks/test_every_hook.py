@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import lightning as L
 import pytest
 import torch
 
-from blockwright import registry
-from blockwright.plugins.alignment.data.sorting import SortingPreferences
-from blockwright.plugins.alignment.rewards.base import Reward
 from blockwright.training.callbacks.experts import DeadExperts
 from blockwright.training.callbacks.guard import Guard
 from blockwright.training.callbacks.qk_clip import QKClip
@@ -31,28 +29,31 @@ Fit = Callable[..., "Last"]
 OUTSIDE = ("setup", "teardown", "on_fit_start", "on_fit_end", "on_save", "on_load", "on_exception", "on_sanity")
 OUTSIDE += ("on_test", "on_predict", "on_train_start", "on_train_end")  # not set up yet, or ended: see below
 HOOKS = [name for name in dir(L.Callback) if name.startswith("on_") and not name.startswith(OUTSIDE)]
-SETTINGS: dict[str, dict[str, Any]] = {  # of a task: what it needs besides a model
-    "causal_lm": {"z_loss": 1e-4},
-    "distill": {
-        "stages": [{"loss": "language", "tokens": 256}, {"loss": "logits", "tokens": 256}, {"loss": "language"}],
-    },
-    "grpo": {"reward": "brief", "group_size": 4, "max_new_tokens": 4},
-    "preference": {},
-    "reward": {},
-}
-DATA: dict[str, Any] = {
-    "grpo": ("prompts", Sorting, {"sequence_length": 12, "updates": 2}),
-    "preference": ("preferences", SortingPreferences, {"sequence_length": 24}),
-    "reward": ("preferences", SortingPreferences, {"sequence_length": 24}),
-}
-TEXT = ("chat", Sorting, {"sequence_length": 16})
 
 
-class Brief(Reward):
-    """1 for a completion of less than three characters."""
+class Case(NamedTuple):
+    """A task whose checkpoints are compared.
 
-    def __call__(self, prompts: Any, completions: Any, **columns: Any) -> list[float | None]:
-        return [float(len(text) < 3) for text in completions]
+    settings: of the task, besides a model
+    data, corpus: its data module, and the class of its corpus
+    of_data: settings of the data module
+    micro_batches: of a step; a task with several updates of a rollout has one
+    """
+
+    settings: Mapping[str, Any]
+    data: str = "chat"
+    corpus: type = Sorting
+    of_data: Mapping[str, Any] = MappingProxyType({"sequence_length": 16})
+    micro_batches: int = 2
+
+
+CAUSAL_LM = Case({"z_loss": 1e-4})
+
+
+@pytest.fixture(scope="module")
+def cases() -> dict[str, Case]:
+    """Every task of the core; those of a plug-in are in its tests."""
+    return {"causal_lm": CAUSAL_LM}
 
 
 class Saves(L.Callback):
@@ -102,24 +103,22 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def fit(tiny: Callable[..., Any], folder: Path, blocks_of_the_module: None) -> Fit:
-    registry.register("reward", "brief")(Brief)
-
+def fit(cases: dict[str, Case], tiny: Callable[..., Any], folder: Path, blocks_of_the_module: None) -> Fit:
     def run(
         name: str, steps: int = STEPS, saves: Any = (), ckpt_path: Any = None, accumulate: int = 1, start: Any = None
     ) -> Last:
         gating = {"name": "sigmoid_bias", "top_k": 2, "bias_step": 0.05}
         model = tiny(moe=True, vocab_size=16, d_model=32, init={"std": 0.3}, gating=gating)
-        settings = {**SETTINGS[name], **({} if start is None else {"init_from": str(start)})}
+        case = {"causal_lm": CAUSAL_LM, **cases}[name]
+        settings = {**case.settings, **({} if start is None else {"init_from": str(start)})}
         task = built.task(name, model, AdamW(lr=3e-3, weight_decay=0.0), Constant(warmup=1), **settings)
-        kind, corpus, more = DATA.get(name, TEXT)
         data = built.data(
-            kind,
-            corpus=corpus(train=24, held_out=4),
+            case.data,
+            corpus=case.corpus(train=24, held_out=4),
             tokenizer=Chars(16),
             batch_size=8 // accumulate,
             cache_dir=str(folder / "cache"),
-            **more,
+            **case.of_data,
         )
         last = Last()
         trainer = L.Trainer(
@@ -201,18 +200,12 @@ def saved_everywhere(fit: Fit, name: str, accumulate: int, start: Any) -> tuple[
     return whole, saves.saved
 
 
-def micro_batches(name: str) -> int:
-    return 1 if name == "grpo" else 2  # several updates of a rollout are not accumulated
+def assert_step_is_saved(fit: Fit, name: str, accumulate: int, start: Path) -> None:
+    """All checkpoints of one step are the same, and one amid a step resumes as the uninterrupted run.
 
-
-def test_every_task_is_tried() -> None:
-    assert registry.names("task") == sorted(SETTINGS), "a new task needs its settings, and data, in this file"
-
-
-@pytest.mark.parametrize("name", SETTINGS)
-def test_checkpoint_of_any_hook_is_that_of_its_step(fit: Fit, start: Path, name: str) -> None:
-    """All of one step are the same, and one amid a step resumes as the uninterrupted run. All figures are declared."""
-    whole, saved = saved_everywhere(fit, name, micro_batches(name), start)
+    All figures are declared.
+    """
+    whole, saved = saved_everywhere(fit, name, accumulate, start)
     assert whole.undeclared == []
     first: dict[int, Any] = {}
     for hook, checkpoint in saved:
@@ -220,25 +213,15 @@ def test_checkpoint_of_any_hook_is_that_of_its_step(fit: Fit, start: Path, name:
         same = first.setdefault(step, checkpoint)
         assert_same(checkpoint, same, f"{name}, {hook} at step {step}", NOT_OF_A_STEP)
     amid = [each for each in saved if each[0] == "on_before_optimizer_step" and each[1]["global_step"] == 3]
-    resume_and_compare(fit, name, micro_batches(name), start, amid[0], whole)
+    resume_and_compare(fit, name, accumulate, start, amid[0], whole)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("accumulate", [1, 2])
-@pytest.mark.parametrize("name", SETTINGS)
-def test_run_resumes_from_every_hook(fit: Fit, start: Path, name: str, accumulate: int) -> None:
-    if accumulate > micro_batches(name):
-        return
+def assert_resumes_from_every_hook(fit: Fit, name: str, accumulate: int, start: Path) -> None:
     whole, saved = saved_everywhere(fit, name, accumulate, start)
     left = [each for each in saved if each[1]["global_step"] < STEPS]
     assert len(left) > len(HOOKS)
     for each in left:
         resume_and_compare(fit, name, accumulate, start, each, whole)
-
-
-@pytest.fixture(scope="module")
-def whole(fit: Fit, start: Path) -> Last:
-    return fit("distill", accumulate=2, start=start)
 
 
 class Stops(L.Callback):
@@ -251,10 +234,28 @@ class Stops(L.Callback):
         trainer.should_stop = trainer.fit_loop.epoch_loop.total_batch_idx + 1 == self.after
 
 
+def assert_resumes_after_a_stop(fit: Fit, name: str, start: Path, hook: str, batches: int) -> None:
+    whole, saves = fit(name, accumulate=2, start=start), Everywhere()
+    last = fit(name, saves=[saves, Stops(batches)], accumulate=2, start=start)
+    saved = {**dict(saves.saved), "on_train_end": last.end}
+    resume_and_compare(fit, name, 2, start, (hook, saved[hook]), whole)
+
+
+def test_every_task_of_the_core_is_tried(cases: dict[str, Case]) -> None:
+    assert sorted(cases) == built.names("task", "blockwright.training")
+
+
+def test_checkpoint_of_any_hook_is_that_of_its_step(fit: Fit, start: Path) -> None:
+    assert_step_is_saved(fit, "causal_lm", 2, start)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_run_resumes_from_every_hook(fit: Fit, start: Path, accumulate: int) -> None:
+    assert_resumes_from_every_hook(fit, "causal_lm", accumulate, start)
+
+
 @pytest.mark.parametrize("batches", [1, 4])  # amid a step; at the end of an epoch
 @pytest.mark.parametrize("hook", ["on_train_end", pytest.param("on_train_epoch_end", marks=pytest.mark.slow)])
-def test_run_that_its_time_has_ended_resumes(fit: Fit, start: Path, whole: Last, hook: str, batches: int) -> None:
-    saves = Everywhere()
-    last = fit("distill", saves=[saves, Stops(batches)], accumulate=2, start=start)
-    saved = {**dict(saves.saved), "on_train_end": last.end}
-    resume_and_compare(fit, "distill", 2, start, (hook, saved[hook]), whole)
+def test_run_that_its_time_has_ended_resumes(fit: Fit, start: Path, hook: str, batches: int) -> None:
+    assert_resumes_after_a_stop(fit, "causal_lm", start, hook, batches)

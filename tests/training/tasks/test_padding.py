@@ -3,8 +3,9 @@ selector by itself is checked for it by the conformance check ``padding``."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import lightning as L
 import pytest
@@ -15,13 +16,9 @@ from torch.nn import functional as F
 from blockwright import registry
 from blockwright.blocks.decoder import Layer
 from blockwright.blocks.kernels.documents import PADDING
-from blockwright.plugins.alignment.data.prompt_module import PromptDataModule
-from blockwright.plugins.alignment.data.sorting import SortingPreferences
-from blockwright.plugins.alignment.rollouts import scoring
 from blockwright.registry import ConfigError
 from blockwright.training.callbacks.qk_clip import QKClip
 from blockwright.training.data.modules.chat import ChatDataModule
-from blockwright.training.data.modules.text import TextDataModule
 from blockwright.training.data.sorting import Sorting
 from blockwright.training.data.tokenizers.chars import Chars
 from blockwright.training.optimizers.adamw import AdamW
@@ -32,18 +29,29 @@ Make = Callable[..., Any]
 COLUMNS, ROWS = 3, 2  # of padding that is added
 FILL = {"segments": PADDING, "targets": -100, "sequence": -1, "tokens": 5}
 
-# Every task that the configuration offers, with its data and settings: a new one is added here.
-TASKS: dict[str, tuple[str, dict[str, Any]]] = {
-    "causal_lm": ("chat", {}),
-    "distill": ("chat", {"stages": [{"loss": "layers", "tokens": 200}, {"loss": "logits"}]}),
-    "grpo": ("prompts", {"reward": "exact_match", "group_size": 2, "max_new_tokens": 3}),
-    "preference": ("preferences", {"preference": "simpo"}),
-    "reward": ("preferences", {}),
-}
+
+class Case(NamedTuple):
+    """A task on padded batches.
+
+    data, corpus: its data module, and the class of its corpus
+    settings: of the task; START stands for a checkpoint
+    model: blocks other than those of the usual model
+    """
+
+    data: str
+    corpus: type
+    settings: Mapping[str, Any]
+    model: Mapping[str, Any] = MappingProxyType({})
 
 
-def test_every_task_of_the_configuration_is_tested() -> None:
-    assert registry.names("task") == sorted(TASKS)
+@pytest.fixture(scope="module")
+def cases() -> dict[str, Case]:
+    """Every task of the core; those of a plug-in are in its tests."""
+    return {"causal_lm": Case("chat", Sorting, {})}
+
+
+def test_every_task_of_the_core_is_tested(cases: dict[str, Case]) -> None:
+    assert sorted(cases) == built.names("task", "blockwright.training")
 
 
 class Padded:
@@ -70,14 +78,6 @@ def widened(values: Tensor, fill: int) -> Tensor:
     return F.pad(values, (0, COLUMNS, 0, ROWS), value=fill)
 
 
-def widen(packed: scoring._Packed) -> None:
-    """Add padding to the rows that completions are packed in."""
-    width = packed.tokens.shape[1]
-    for name in ("tokens", "segments", "positions"):
-        setattr(packed, name, widened(getattr(packed, name), FILL.get(name, 0)))
-    packed.places = [place // width * (width + COLUMNS) + place % width for place in packed.places]
-
-
 class Watch(L.Callback):
     """What was logged, and how many tokens per step counts for figures of speed."""
 
@@ -90,7 +90,7 @@ class Watch(L.Callback):
 
 
 @pytest.fixture(scope="module")
-def train(tiny: Make, tmp_path_factory: pytest.TempPathFactory) -> Make:
+def train(cases: dict[str, Case], tiny: Make, tmp_path_factory: pytest.TempPathFactory) -> Make:
     folder = tmp_path_factory.mktemp("padding")
     balances = [{"name": name, **_of_devices(name)} for name in registry.names("balance")]
     selector = {"name": "dsa", "n_heads": 2, "head_dim": 8, "top_k": 4}
@@ -103,16 +103,12 @@ def train(tiny: Make, tmp_path_factory: pytest.TempPathFactory) -> Make:
     )
 
     def run(name: str, steps: int = 1, **more: Any) -> tuple[Any, dict[str, float], L.Trainer]:
-        kind, settings = TASKS[name]
-        start = {
-            key: str(folder / "start.ckpt") for key in {"grpo": ["init_from"], "distill": ["teacher"]}.get(name, [])
-        }
-        changed = {"ffn": {**model["ffn"], "n_experts": 8}} if name == "distill" else {}  # else no layer is aligned
-        made = built.task(name, {**model, **changed}, AdamW(lr=3e-3), Constant(warmup=1), **settings, **start, **more)
-        corpus = SortingPreferences if kind == "preferences" else Sorting
+        case = cases.get(name, Case("chat", Sorting, {}))
+        settings = {k: str(folder / "start.ckpt") if v == "START" else v for k, v in case.settings.items()}
+        made = built.task(name, {**model, **case.model}, AdamW(lr=3e-3), Constant(warmup=1), **settings, **more)
         data = built.data(
-            kind,
-            corpus=corpus(train=24, held_out=6),
+            case.data,
+            corpus=case.corpus(train=24, held_out=6),
             tokenizer=Chars(16),
             sequence_length=24,
             batch_size=4,
@@ -145,14 +141,20 @@ def _of_devices(name: str) -> dict[str, int]:
     return devices.get(name, {})
 
 
-@pytest.mark.parametrize("name", TASKS)
-def test_padding_changes_nothing(train: Make, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+def pad(monkeypatch: pytest.MonkeyPatch, *modules: Any) -> None:
+    """Widen the batches of data modules."""
+    for cls in modules:
+        monkeypatch.setattr(cls, "_dataset", lambda self, *a, dataset=cls._dataset: Padded(dataset(self, *a)))
+
+
+def assert_padding_changes_nothing(train: Make, name: str, widen: Callable[[], None]) -> None:
+    """Train a task without and with padding.
+
+    Args:
+        widen: has batches padded
+    """
     plain, expected, _ = train(name)
-    dataset, pack = TextDataModule._dataset, scoring._Packed.__init__
-    for cls in (ChatDataModule, PromptDataModule):
-        dataset = cls._dataset
-        monkeypatch.setattr(cls, "_dataset", lambda self, *a, dataset=dataset: Padded(dataset(self, *a)))
-    monkeypatch.setattr(scoring._Packed, "__init__", lambda self, inputs: (pack(self, inputs), widen(self))[0])
+    widen()
     padded, found, _ = train(name)
     assert any("max_violation" in key for key in expected) and any("tokens" in key for key in expected)
     assert found == pytest.approx(expected, rel=1e-4, abs=1e-5)
@@ -162,10 +164,7 @@ def test_padding_changes_nothing(train: Make, monkeypatch: pytest.MonkeyPatch, n
     assert moved and all(moved)
 
 
-@pytest.mark.parametrize("name", TASKS)
-def test_layers_are_compiled_where_batches_have_one_shape(
-    train: Make, monkeypatch: pytest.MonkeyPatch, name: str
-) -> None:
+def assert_compiled_where_batches_have_one_shape(train: Make, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     """Else each batch would be compiled, and, of a rollout, each token."""
     shapes, forward = set(), Layer.forward
     monkeypatch.setattr(
@@ -176,3 +175,11 @@ def test_layers_are_compiled_where_batches_have_one_shape(
     if not made.steady:
         with pytest.raises(ConfigError, match=r"trainer\.compile.* another"):
             train(name, compile=True)
+
+
+def test_padding_changes_nothing(train: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert_padding_changes_nothing(train, "causal_lm", lambda: pad(monkeypatch, ChatDataModule))
+
+
+def test_layers_are_compiled_where_batches_have_one_shape(train: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert_compiled_where_batches_have_one_shape(train, monkeypatch, "causal_lm")

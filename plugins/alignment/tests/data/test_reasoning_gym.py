@@ -1,4 +1,4 @@
-"""Problems of reasoning-gym as a corpus, judged by their own verifiers (extra ``reasoning_gym``)."""
+"""Problems of reasoning-gym as a corpus, judged by their own verifiers (extra ``alignment``)."""
 
 from __future__ import annotations
 

@@ -1,0 +1,132 @@
+"""PoSE and strings to recall: what windows become."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from blockwright.plugins.long_context.pose import PoSE
+from blockwright.plugins.long_context.recall import Recall
+from blockwright.registry import ConfigError
+from blockwright.training.data.order import BatchRows
+from blockwright.training.data.packing import Stream, ring
+from blockwright.training.data.transform import stream_for
+from blockwright.training.data.windows import Making, Windows
+
+T = 64
+
+
+def window(size: int = T, documents: int = 1) -> dict[str, np.ndarray]:
+    segments = np.arange(size) * documents // size
+    starts = np.searchsorted(segments, segments)
+    return {
+        "tokens": np.arange(size) % 100,
+        "targets": (np.arange(size) + 1) % 100,
+        "segments": segments,
+        "positions": np.arange(size) - starts,
+        "weights": np.ones(size, dtype=np.float32),
+    }
+
+
+def random(row: int = 0) -> np.random.RandomState:
+    return stream_for(0, "x", 0, row)
+
+
+def test_pose_keeps_chunks_whole_and_reaches_every_distance():
+    distances, longest = set(), 0
+    for row in range(300):
+        given = window()
+        PoSE(512)(given, random(row))
+        steps = np.diff(given["positions"])
+        assert given["positions"][0] == 0 and (steps >= 1).all() and (steps > 1).sum() <= 1
+        longest = max(longest, given["positions"][-1])
+        distances |= set((given["positions"][-1] - given["positions"]).tolist())
+    assert 480 < longest <= 511 and len(distances) > 480
+
+
+def test_pose_with_many_chunks_never_exceeds_its_target():
+    for row in range(100):
+        given = window()
+        PoSE(100, chunks=4)(given, random(row))
+        assert given["positions"][-1] < 100 and (np.diff(given["positions"]) > 1).sum() <= 3
+
+
+def test_pose_leaves_documents_their_own_zero_where_it_has_not_skipped_yet():
+    given = window(documents=4)
+    before = given["positions"].copy()
+    PoSE(512)(given, random())
+    more = given["positions"] - before
+    assert (np.diff(more) >= 0).all() and more[0] == 0
+
+
+def test_recalled_strings_occur_twice_off_any_grid_and_only_they_have_full_weight():
+    places = set()
+    for row in range(50):
+        given = window()
+        Recall(share=1.0)(given, random(row))
+        symbols = given["tokens"] >= 128
+        assert symbols.sum() == 2 * 2 * 8
+        answers = given["weights"] == 1
+        assert answers.sum() == 2 * 7 and np.allclose(given["weights"][~answers], 0.1)
+        for at in np.flatnonzero(answers):  # each answer has stood in the text before, after the same symbol
+            pair = [given["tokens"][at], given["targets"][at]]
+            assert any(given["tokens"][i : i + 2].tolist() == pair for i in range(at))
+        places.add(int(np.flatnonzero(symbols)[0]))
+    assert len(places) > 3
+
+
+def test_targets_are_the_next_tokens_after_strings_are_written():
+    given = window()
+    Recall(share=1.0)(given, random())
+    assert (given["targets"][:-1] == given["tokens"][1:]).all()
+
+
+def test_a_share_of_the_windows_has_strings_and_the_others_are_as_they_were():
+    plain = 0
+    for row in range(200):
+        given = window()
+        Recall(share=0.25)(given, random(row))
+        plain += (given["tokens"] == window()["tokens"]).all() and np.allclose(given["weights"], 0.1)
+    assert 130 < plain < 170
+
+
+def test_a_string_in_another_document_is_no_answer():
+    given = window(documents=2)
+    Recall(share=1.0)(given, random())
+    for at in np.flatnonzero(given["weights"] == 1):
+        pair = [given["tokens"][at], given["targets"][at]]
+        own = np.flatnonzero(given["segments"] == given["segments"][at])
+        assert any(given["tokens"][i : i + 2].tolist() == pair for i in own if i < at)
+
+
+@pytest.mark.parametrize(
+    ("make", "path", "words"),
+    [
+        (lambda: PoSE(32).check(T, 256), "data.transforms.pose.target", "shorter than a window"),
+        (lambda: PoSE(100, chunks=1), "data.transforms.pose.chunks", "skip between chunks"),
+        (lambda: PoSE(100, chunks=99).check(T, 256), "data.transforms.pose.chunks", "more than a window has"),
+        (lambda: PoSE(100, margin=1.0), "data.transforms.pose.margin", "below 1"),
+        (lambda: Recall(times=1), "data.transforms.recall.times", "occurs again"),
+        (lambda: Recall(length=1), "data.transforms.recall.length", "second symbol"),
+        (lambda: Recall(symbols=(5, 5)), "data.transforms.recall.symbols", "at least two"),
+        (lambda: Recall().check(T, 200), "data.transforms.recall.symbols", "beyond the tokenizer's ids"),
+        (lambda: Recall(every=4).check(T, 256), "data.transforms.recall.every", "more than a window"),
+    ],
+)
+def test_transforms_that_cannot_work_are_refused(make, path, words):
+    with pytest.raises(ConfigError, match=words) as caught:
+        make()
+    assert caught.value.path == path
+
+
+def test_windows_take_both_and_draws_depend_on_batch_and_row_alone(tmp_path):
+    (tmp_path / "s.bin").write_bytes((np.arange(5000) % 200).astype(np.uint16).tobytes())
+    stream = Stream(tmp_path / "s.bin", "uint16", np.zeros(1, dtype=np.int64), 5000, 256)
+    making = Making(transforms={"pose": PoSE(512), "recall": Recall()}, seed=3)
+    data = Windows(stream, T, np.ones(257, dtype=np.int64), ring, making)
+    whole = data[BatchRows([0, 100, 200, 300], T, 7, 0)]
+    part = data[BatchRows([200, 300], T, 7, 2)]
+    assert {"positions", "weights"} <= set(whole)
+    assert all(torch.equal(part[name], whole[name][2:]) for name in whole)
+    assert not torch.equal(data[BatchRows([0], T, 8, 0)]["positions"], whole["positions"][:1])
