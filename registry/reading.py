@@ -114,7 +114,8 @@ def _value(value: Any, hint: Any, path: str) -> Any:
         return {str(name): _value(inner, arguments[1], _join(path, name)) for name, inner in value.items()}
     if not conforms(value, hint):
         raise ConfigError(path, value, fault(value, hint), _remedy(path, value, hint))
-    return tuple(value) if isinstance(value, list) else value
+    is_tuple = any(typing.get_origin(each) is tuple for each in (plain, *_alternatives(plain)))
+    return tuple(value) if is_tuple and isinstance(value, list) else value
 
 
 def _remedy(path: str, value: Any, hint: Any) -> str:
@@ -128,7 +129,7 @@ def _remedy(path: str, value: Any, hint: Any) -> str:
             return f"Write {path}={least[0]} or more"
         if kind is bool:
             return f"Write {path}=true or {path}=false"
-    return "Correct it, or leave it out for the default"
+    return f"Correct it, or leave out {path} for the default"
 
 
 def _from_text(text: str, hint: Any) -> Any:

@@ -32,7 +32,7 @@ MATCH = tuple(each.name for each in fields(MatchKeys))  # keys of a budget, whic
 # YAML reads 1 as a number and off as false.
 Name = Annotated[str | int | float | bool | None, Remedy("Write the name of an arm")]
 Overrides = Annotated[
-    list[str] | str | None,
+    tuple[str, ...] | str | None,
     Remedy("Write [model/attention=gqa, optimizer.lr=0.01], as for blockwright train; quote what holds braces"),
 ]
 Tokens = Annotated[float, Ge(1), Remedy("Write e.g. tokens=2e6")]
@@ -44,7 +44,7 @@ class ArmKeys(MatchKeys):
 
     overrides: Overrides = None
     target: Annotated[Positive, Remedy("Write a number, next to budget: {match: params, by: d_ff}")] | None = None
-    like: list[Name] | Name = None
+    like: tuple[Name, ...] | Name = None
     init_from: Name = None
     against: Name = None
     compared: bool = True
@@ -69,9 +69,9 @@ class File:
     leave_one_out: dict[str, Overrides] = field(default_factory=dict)
     staircase: dict[str, Overrides] = field(default_factory=dict)
     budget: MatchKeys | None = None
-    seeds: Annotated[int, Ge(1), Le(MAX_SEEDS), Remedy("Write seeds=3 or seeds=[1234]")] | list[Seed] = 1
+    seeds: Annotated[int, Ge(1), Le(MAX_SEEDS), Remedy("Write seeds=3 or seeds=[1234]")] | tuple[Seed, ...] = 1
     tokens: Tokens | None = None
-    lr: Annotated[Positive | list[Positive] | None, Remedy("Write lr=[0.005,0.01]")] = None
+    lr: Annotated[Positive | tuple[Positive, ...] | None, Remedy("Write lr=[0.005,0.01]")] = None
     metric: str = "val/loss"
     direction: Literal["minimize", "maximize"] | None = None
     workers: Count = 1

@@ -37,8 +37,10 @@ SMALL: dict[str, Any] = {"name": "a", "hull": {"length": 3}}
 
 
 def test_mapping_is_read_into_nested_dataclasses() -> None:
-    boat = read(Boat, {**SMALL, "fleet": {1: {"length": 2, "paint": "blue"}}, "masts": [1, 2.5], "spare": None})
-    assert boat == Boat("a", Hull(3), None, {"1": Hull(2, "blue")}, (1, 2.5))
+    boat = read(
+        Boat, {**SMALL, "fleet": {1: {"length": 2, "paint": "blue"}}, "masts": [1, 2.5], "spare": None, "crew": [3]}
+    )
+    assert boat == Boat("a", Hull(3), None, {"1": Hull(2, "blue")}, (1, 2.5), [3])
 
 
 @pytest.mark.parametrize(
