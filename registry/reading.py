@@ -53,9 +53,27 @@ def read(cls: type[T], settings: Any, path: str = "") -> T:
             where = _join(path, field.name)
             raise ConfigError(where, None, "is required", _remedy(where, None, hints[field.name]))
     try:
-        return cls(**{key: _value(value, hints[key], _join(path, key)) for key, value in settings.items()})
+        return cls(**{key: checked(value, hints[key], _join(path, key)) for key, value in settings.items()})
     except BlockError as error:
         raise ConfigError(_join(path, error.parameter), error.value, error.rule, error.remedy) from None
+
+
+def checked(value: Any, hint: Any, path: str) -> Any:
+    """Check a value, and read the dataclasses in its annotation.
+
+    Raises:
+        ConfigError: it does not match
+    """
+    plain, _ = parts(hint)
+    origin, arguments = typing.get_origin(plain), typing.get_args(plain)
+    if group := _dataclass(hint):
+        return None if value is None and type(None) in _alternatives(plain) else read(group, value, path)
+    if origin is dict and isinstance(value, Mapping):
+        return {str(name): checked(inner, arguments[1], _join(path, name)) for name, inner in value.items()}
+    if not conforms(value, hint):
+        raise ConfigError(path, value, fault(value, hint), _remedy(path, value, hint))
+    is_tuple = any(typing.get_origin(each) is tuple for each in (plain, *_alternatives(plain)))
+    return tuple(value) if is_tuple and isinstance(value, list) else value
 
 
 def typed(cls: type, words: Mapping[str, str]) -> dict[str, Any]:
@@ -103,19 +121,6 @@ def _dataclass(hint: Any) -> type | None:
 
 def _alternatives(hint: Any) -> tuple[Any, ...]:
     return typing.get_args(hint) if typing.get_origin(hint) in (Union, types.UnionType) else ()
-
-
-def _value(value: Any, hint: Any, path: str) -> Any:
-    plain, _ = parts(hint)
-    origin, arguments = typing.get_origin(plain), typing.get_args(plain)
-    if group := _dataclass(hint):
-        return None if value is None and type(None) in _alternatives(plain) else read(group, value, path)
-    if origin is dict and isinstance(value, Mapping):
-        return {str(name): _value(inner, arguments[1], _join(path, name)) for name, inner in value.items()}
-    if not conforms(value, hint):
-        raise ConfigError(path, value, fault(value, hint), _remedy(path, value, hint))
-    is_tuple = any(typing.get_origin(each) is tuple for each in (plain, *_alternatives(plain)))
-    return tuple(value) if is_tuple and isinstance(value, list) else value
 
 
 def _remedy(path: str, value: Any, hint: Any) -> str:
