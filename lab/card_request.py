@@ -11,7 +11,7 @@ from annotated_types import Ge, Gt, Le
 
 from blockwright.registry import ConfigError, did_you_mean
 from blockwright.registry.command import Parser
-from blockwright.registry.reading import Remedy, keys, typed
+from blockwright.registry.reading import Key, Remedy, keys, typed
 from blockwright.registry.reading import read as read_settings
 from blockwright.registry.words import read_words
 
@@ -26,39 +26,21 @@ Tokens = Annotated[int, Ge(1), Le(10_000_000), Remedy("Write a number of tokens,
 
 
 @dataclass(frozen=True)
-class Cache:
-    """The cache that is counted.
-
-    Args:
-        context: tokens in it; None is ``Options.context``
-        bits: per number
-    """
-
-    context: Tokens | None = None
-    bits: Annotated[float, Gt(0), Le(64), Remedy("Write e.g. cache.bits=16")] = 16.0
-
-
-@dataclass(frozen=True)
-class Training:
-    """How the model is trained."""
-
-    recipe: Recipe = "mixed"
-
-
-@dataclass(frozen=True)
 class Options:
     """Settings of the figures of one model.
 
     Args:
         context: T, sequence length for FLOPs; None is ``usual_context``'s
-        cache: size of the cache
-        training: one of ``RECIPES``
+        cache_context: tokens in the cache; None is ``context``
+        cache_bits: bits per number in the cache
+        recipe: one of ``RECIPES``
         gpus: number of GPUs that share the training state
     """
 
     context: Tokens | None = None
-    cache: Cache = Cache()
-    training: Training = Training()
+    cache_context: Annotated[Tokens | None, Key("cache.context")] = None
+    cache_bits: Annotated[float, Gt(0), Le(64), Key("cache.bits"), Remedy("Write e.g. cache.bits=16")] = 16.0
+    recipe: Annotated[Recipe, Key("training.recipe")] = "mixed"
     gpus: Annotated[int, Ge(1), Le(10_000_000)] = 8
 
 

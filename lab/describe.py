@@ -86,7 +86,7 @@ def figures(decoder: Decoder, options: Options) -> dict[str, Any]:
             "ffn_ratio": ratio,
             "deepseek_moe_formula": deepseek_moe_flops(L, D, V, ratio, context),
         },
-        "cache": _cache(decoder, options.cache.context or context, options.cache.bits),
+        "cache": _cache(decoder, options.cache_context or context, options.cache_bits),
         "inputs": {kind: _input(decoder, block) for kind, block in decoder.inputs.items()},
         "kernels": _kernels(),
         "weights": {"bytes": {name: counted.total * dtype.itemsize for name, dtype in DTYPES.items()}},
@@ -162,10 +162,10 @@ def _stored(decoder: Decoder, context: int, bits: float) -> list[int] | None:
 
 
 def _training(parameters: int, options: Options) -> dict[str, Any]:
-    recipe = RECIPES[options.training.recipe]
+    recipe = RECIPES[options.recipe]
     total = parameters * sum(recipe.values())
     return {
-        "recipe": options.training.recipe,
+        "recipe": options.recipe,
         "bytes_per_parameter": sum(recipe.values()),
         "bytes": {**{part: parameters * size for part, size in recipe.items()}, "total": total},
         "gpus": options.gpus,

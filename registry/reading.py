@@ -1,7 +1,7 @@
 """Read a dataclass from a mapping: its annotations are the rules, as the signature of a block is.
 
-A field may be a plain value, a dataclass, or a mapping of names to either. ``typed`` prepares the ``KEY=VALUE``
-words of a command line; the mapping of a YAML file is read as it is.
+A field may be a plain value, a dataclass, or a mapping of names to either. ``typed`` prepares the ``KEY=VALUE`` words
+of a command line; the mapping of a YAML file is read as it is.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import types
 import typing
 from collections.abc import Mapping
-from dataclasses import MISSING, dataclass, fields, is_dataclass
+from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
 from typing import Any, Literal, TypeVar, Union
 
 import yaml
@@ -30,102 +30,101 @@ class Remedy:
     text: str
 
 
+@dataclass(frozen=True)
+class Key:
+    """The key of a field, if it is not the field's name: ``cache.bits``."""
+
+    text: str
+
+
 def read(cls: type[T], settings: Any, path: str = "") -> T:
     """Make a dataclass of a mapping.
 
     Args:
         cls: a dataclass; fields without a default are required
-        settings: name of a field → plain value
+        settings: key of a field → plain value
         path: of the mapping, for messages; empty at the root
 
     Raises:
         ConfigError: no mapping, an unknown key, a missing one, a value that does not match its annotation, or one that
             the class refuses
     """
-    hints = typing.get_type_hints(cls, include_extras=True)
+    known = _fields(cls)
     if not isinstance(settings, Mapping):
-        raise ConfigError(path, settings, "must be a mapping", f"Its keys are {', '.join(hints)}")
+        raise ConfigError(path, settings, "must be a mapping", f"Its keys are {', '.join(known)}")
     for key, value in settings.items():
-        if key not in hints:
-            raise ConfigError(_join(path, key), value, "there is no such key", did_you_mean(key, hints))
-    for field in fields(cls):  # type: ignore[arg-type]
-        if field.name not in settings and field.default is field.default_factory is MISSING:
-            where = _join(path, field.name)
-            raise ConfigError(where, None, "is required", _remedy(where, None, hints[field.name]))
+        if key not in known:
+            raise ConfigError(_join(path, key), value, "there is no such key", did_you_mean(key, known))
+    for key, (field, hint) in known.items():
+        if key not in settings and field.default is field.default_factory is MISSING:
+            raise ConfigError(_join(path, key), None, "is required", _remedy(_join(path, key), None, hint))
+    values = {known[key][0].name: checked(value, known[key][1], _join(path, key)) for key, value in settings.items()}
     try:
-        return cls(**{key: checked(value, hints[key], _join(path, key)) for key, value in settings.items()})
+        return cls(**values)
     except BlockError as error:
         raise ConfigError(_join(path, error.parameter), error.value, error.rule, error.remedy) from None
 
 
 def checked(value: Any, hint: Any, path: str) -> Any:
-    """Check a value, and read the dataclasses in its annotation.
+    """Check a value, and read the dataclasses in its annotation. The only item of a tuple may stand alone.
 
     Raises:
         ConfigError: it does not match
     """
     plain, _ = parts(hint)
-    origin, arguments = typing.get_origin(plain), typing.get_args(plain)
-    if group := _dataclass(hint):
-        return None if value is None and type(None) in _alternatives(plain) else read(group, value, path)
-    if origin is dict and isinstance(value, Mapping):
-        return {str(name): checked(inner, arguments[1], _join(path, name)) for name, inner in value.items()}
-    if not conforms(value, hint):
+    kinds = [parts(each)[0] for each in _members(hint)]
+    if value is None and type(None) in kinds:
+        return None
+    if group := next((each for each in kinds if isinstance(each, type) and is_dataclass(each)), None):
+        return read(group, value, path)
+    if typing.get_origin(plain) is dict and isinstance(value, Mapping):
+        return {str(key): checked(each, typing.get_args(plain)[1], _join(path, key)) for key, each in value.items()}
+    is_tuple = all(each is type(None) or typing.get_origin(each) is tuple for each in kinds)
+    given = [value] if is_tuple and not isinstance(value, list | tuple) else value
+    if not conforms(given, hint):
         raise ConfigError(path, value, fault(value, hint), _remedy(path, value, hint))
-    is_tuple = any(typing.get_origin(each) is tuple for each in (plain, *_alternatives(plain)))
-    return tuple(value) if is_tuple and isinstance(value, list) else value
+    return tuple(given) if is_tuple else value
 
 
 def typed(cls: type, words: Mapping[str, str]) -> dict[str, Any]:
     """Convert the words of a command line to the mapping that ``read`` takes.
 
-    ``cache.bits`` is the field ``bits`` of the dataclass at ``cache``. ``read`` refuses text that no annotation takes.
-
     Args:
         cls: the dataclass
-        words: dotted key → text
+        words: key of a field → text; text that no annotation takes is left to ``read``, which refuses it
     """
-    hints = typing.get_type_hints(cls, include_extras=True)
-    nested: dict[str, Any] = {}
-    for name, group in _groups(hints).items():
-        if inner := {key.removeprefix(f"{name}."): text for key, text in words.items() if key.startswith(f"{name}.")}:
-            nested[name] = typed(group, inner)
-    plain = {key: _from_text(text, hints.get(key, str)) for key, text in words.items() if "." not in key}
-    return {**nested, **plain}
+    known = _fields(cls)
+    return {key: _from_text(text, known[key][1]) if key in known else text for key, text in words.items()}
 
 
 def keys(cls: type) -> list[str]:
-    """The dotted keys that a command line may have for a dataclass."""
+    """The keys of the fields of a dataclass."""
+    return list(_fields(cls))
+
+
+def _fields(cls: type) -> dict[str, tuple[Field[Any], Any]]:
+    """Key → field and annotation."""
+    known = {}
     hints = typing.get_type_hints(cls, include_extras=True)
-    groups = _groups(hints)
-    return [
-        key for name in hints for key in ([f"{name}.{k}" for k in keys(groups[name])] if name in groups else [name])
-    ]
+    for field in fields(cls):
+        renamed = [each.text for each in parts(hints[field.name])[1] if isinstance(each, Key)]
+        known[renamed[0] if renamed else field.name] = field, hints[field.name]
+    return known
 
 
 def _join(path: str, key: Any) -> str:
     return f"{path}.{key}" if path else str(key)
 
 
-def _groups(hints: Mapping[str, Any]) -> dict[str, type]:
-    return {name: group for name, hint in hints.items() if (group := _dataclass(hint)) is not None}
-
-
-def _dataclass(hint: Any) -> type | None:
-    """The dataclass of an annotation: itself, or that of ``Name | None``."""
+def _members(hint: Any) -> tuple[Any, ...]:
+    """The members of a union, or the annotation alone."""
     plain, _ = parts(hint)
-    return next(
-        (each for each in (plain, *_alternatives(plain)) if isinstance(each, type) and is_dataclass(each)), None
-    )
-
-
-def _alternatives(hint: Any) -> tuple[Any, ...]:
-    return typing.get_args(hint) if typing.get_origin(hint) in (Union, types.UnionType) else ()
+    return typing.get_args(plain) if typing.get_origin(plain) in (Union, types.UnionType) else (hint,)
 
 
 def _remedy(path: str, value: Any, hint: Any) -> str:
-    for alternative in (hint, *_alternatives(parts(hint)[0])):
-        kind, metadata = parts(alternative)
+    for member in (hint, *_members(hint)):
+        kind, metadata = parts(member)
         if texts := [each.text for each in metadata if isinstance(each, Remedy)]:
             return texts[0]
         if typing.get_origin(kind) is Literal:
@@ -139,17 +138,15 @@ def _remedy(path: str, value: Any, hint: Any) -> str:
 
 def _from_text(text: str, hint: Any) -> Any:
     """Convert text to the value that an annotation takes: ``2e6`` is an integer too, and ``1,2`` a list."""
-    kinds = {parts(each)[0] for each in _alternatives(parts(hint)[0]) or (hint,)}
+    kinds = [parts(each)[0] for each in _members(hint)]
     if text == "null" and type(None) in kinds:
         return None
     if conforms(text, hint):
         return text
-    lists = {each for each in kinds if typing.get_origin(each) in (list, tuple)}
-    is_list = lists and ("," in text or kinds <= {*lists, type(None)})
+    is_list = "," in text and any(typing.get_origin(each) in (list, tuple) for each in kinds)
     try:
         value = load_text(f"[{text}]" if is_list and not text.startswith("[") else text)
     except yaml.YAMLError:
         return text
-    if isinstance(value, float) and value.is_integer() and not conforms(value, hint):
-        return int(value)
-    return value
+    is_whole = isinstance(value, float) and value.is_integer() and not conforms(value, hint)
+    return int(value) if is_whole else value

@@ -40,7 +40,6 @@ OVERRIDE   any other KEY=VALUE is for all arms, as blockwright train takes it: d
 Every arm (one side of the comparison) is composed, built on the meta device and matched before the first job.
 --plan-only stops there, with the plan written.
 """
-OWN = ("seeds", "tokens", "workers", "lr", "metric", "direction", "baseline", *definition.MATCH)
 
 
 @dataclass(frozen=True)
@@ -61,7 +60,7 @@ def read(arguments: Sequence[str]) -> Request:
     """
     parser = Parser(prog="blockwright ablate")
     parser.add_argument("--plan-only", action="store_true")
-    flags, words = read_words(parser, arguments, OWN, n_names=1)
+    flags, words = read_words(parser, arguments, definition.OF_COMMAND_LINE, n_names=1)
     if not words.names:
         raise ConfigError("NAME", None, "must name an ablation", f"Known: {', '.join(definition.names())}")
     name = words.names[0]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -18,93 +18,49 @@ from annotated_types import Ge, Le
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from blockwright.lab.match.sizing import Match, MatchKeys
-from blockwright.registry import ConfigError, did_you_mean, plugins
+from blockwright.lab.match.sizing import Match
+from blockwright.registry import BlockError, ConfigError, did_you_mean, plugins
 from blockwright.registry.limits import read_text
 from blockwright.registry.ranges import Count, Positive, Seed
-from blockwright.registry.reading import Remedy, typed
+from blockwright.registry.reading import Remedy, checked, keys, typed
 from blockwright.registry.reading import read as read_settings
 from blockwright.training.configuration.conf import CONF
 
 FOLDER, ENTRY_POINTS = CONF / "ablation", "blockwright.ablations"
 MAX_ARMS, MAX_SEEDS = 1000, 1000
-MATCH = tuple(each.name for each in fields(MatchKeys))  # keys of a budget, which a command line may change
-# YAML reads 1 as a number and off as false.
-Name = Annotated[str | int | float | bool | None, Remedy("Write the name of an arm")]
+Name = Annotated[Any, "the name of an arm: YAML reads 1 as a number and off as false"]
 Overrides = Annotated[
-    tuple[str, ...] | str | None,
+    tuple[str, ...],
     Remedy("Write [model/attention=gqa, optimizer.lr=0.01], as for blockwright train; quote what holds braces"),
 ]
-Tokens = Annotated[float, Ge(1), Remedy("Write e.g. tokens=2e6")]
 
 
 @dataclass(frozen=True)
-class ArmKeys(MatchKeys):
-    """An arm in a file; a list of overrides alone is an arm too. ``like`` names arms whose overrides come first."""
+class ArmSpec:
+    """An arm of the definition.
 
-    overrides: Overrides = None
-    target: Annotated[Positive, Remedy("Write a number, next to budget: {match: params, by: d_ff}")] | None = None
-    like: tuple[Name, ...] | Name = None
+    Args:
+        overrides: define it, on top of ``base``
+        match: how it is matched, if not as the ablation's other arms
+        target: its budget, if not the baseline's
+        like: arms whose overrides precede its own
+        init_from: arm whose run of the same seed and learning rate its weights start from; None for random ones
+        against: arm that it is compared with, if not the baseline
+        compared: whether it has the metric; false for one that others only start from
+    """
+
+    overrides: Overrides = ()
+    match: Match | None = None
+    target: Annotated[Positive | None, Remedy("Write a number, next to budget: {match: params, by: d_ff}")] = None
+    like: tuple[Name, ...] = ()
     init_from: Name = None
     against: Name = None
     compared: bool = True
 
 
 @dataclass(frozen=True)
-class File:
-    """The keys of a definition's file; ``Definition`` describes the others.
-
-    Args:
-        grid: key → values: every combination is an arm
-        leave_one_out: name → overrides: an arm with all, and one without each
-        staircase: name → overrides: an arm with none, and one more change in each of the next
-        seeds: their number, or a list
-    """
-
-    about: str = ""
-    base: Overrides = None
-    baseline: Name = None
-    arms: dict[str, ArmKeys] = field(default_factory=dict)
-    grid: dict[str, Annotated[list[Any], Remedy("Write model/attention: [mha, gqa]")]] = field(default_factory=dict)
-    leave_one_out: dict[str, Overrides] = field(default_factory=dict)
-    staircase: dict[str, Overrides] = field(default_factory=dict)
-    budget: MatchKeys | None = None
-    seeds: Annotated[int, Ge(1), Le(MAX_SEEDS), Remedy("Write seeds=3 or seeds=[1234]")] | tuple[Seed, ...] = 1
-    tokens: Tokens | None = None
-    lr: Annotated[Positive | tuple[Positive, ...] | None, Remedy("Write lr=[0.005,0.01]")] = None
-    metric: str = "val/loss"
-    direction: Literal["minimize", "maximize"] | None = None
-    workers: Count = 1
-    also: Overrides = None
-
-
-KEYS = tuple(each.name for each in fields(File))
-
-
-@dataclass(frozen=True)
-class ArmSpec:
-    """An arm as written in the definition.
-
-    Args:
-        overrides: define it, on top of ``base``
-        match: how it is matched, if not as the ablation's other arms
-        target: its budget, if not the baseline's
-        init_from: arm whose run of the same seed and learning rate its weights start from; None for random ones
-        against: arm that it is compared with, if not the baseline
-        compared: whether it has the metric; false for one that others only start from
-    """
-
-    overrides: tuple[str, ...]
-    match: Match | None = None
-    target: float | None = None
-    init_from: str | None = None
-    against: str | None = None
-    compared: bool = True
-
-
-@dataclass(frozen=True)
 class Definition:
-    """An ablation.
+    """An ablation: the keys of its file, with the arms of ``grid``, ``leave_one_out`` and ``staircase`` in ``arms``.
 
     Args:
         name: of the definition's file
@@ -112,29 +68,48 @@ class Definition:
         base: overrides common to all arms
         baseline: the arm that the others are compared with and matched to
         arms: name → arm, in order
+        grid: key → values: every combination is an arm
+        leave_one_out: name → overrides: an arm with all, and one without each
+        staircase: name → overrides: an arm with none, and one for each further change
         budget: what arms are matched in; None: nothing
         seeds: one job per seed, arm and learning rate
         tokens: training tokens per job; None: by trainer.max_steps
         lr: peak learning rates to try for every arm; None: the composed one
         metric: the compared figure
-        direction: ``minimize`` or ``maximize``, of a figure that no arm's task or callback declares; None: it follows
+        direction: of a figure that no arm's task or callback declares; None: it follows
         workers: parallel jobs
         also: further figures in the report's table, with their intervals but without comparisons
     """
 
     name: str
-    about: str
-    base: tuple[str, ...]
-    baseline: str
-    arms: dict[str, ArmSpec]
-    budget: Match | None
-    seeds: tuple[int, ...]
-    tokens: int | None
-    lr: tuple[float, ...] | None
-    metric: str
-    direction: str | None
-    workers: int
+    about: str = ""
+    base: Overrides = ()
+    baseline: Name = None
+    arms: dict[str, ArmSpec] = field(default_factory=dict)
+    grid: dict[str, Annotated[list[Any], Remedy("Write model/attention: [mha, gqa]")]] = field(default_factory=dict)
+    leave_one_out: dict[str, Overrides] = field(default_factory=dict)
+    staircase: dict[str, Overrides] = field(default_factory=dict)
+    budget: Match | None = None
+    seeds: Annotated[tuple[Seed, ...], Remedy("Write seeds=3 or seeds=[0,1,2]")] = (0,)
+    tokens: Annotated[float, Ge(1), Remedy("Write e.g. tokens=2e6")] | None = None
+    lr: Annotated[tuple[Positive, ...] | None, Remedy("Write lr=[0.005,0.01]")] = None
+    metric: str = "val/loss"
+    direction: Literal["minimize", "maximize"] | None = None
+    workers: Count = 1
     also: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for key, values in {"seeds": self.seeds, "lr": self.lr}.items():
+            if values is not None and not _distinct(values):
+                raise BlockError(key, list(values), "must list at least one value, each once", f"Write {key}=[…]")
+
+
+KEYS = tuple(key for key in keys(Definition) if key != "name")
+OF_COMMAND_LINE = ("seeds", "tokens", "workers", "lr", "metric", "direction", "baseline", *keys(Match))
+
+
+def _distinct(values: Sequence[Any]) -> bool:
+    return bool(values) and len(set(map(str, values))) == len(values)
 
 
 def names() -> list[str]:
@@ -157,52 +132,40 @@ def read(name: str, changes: Mapping[str, str] | None = None) -> Definition:
     Raises:
         ConfigError: it does not exist, or is invalid
     """
-    file = read_settings(File, _changed(_written(name), changes or {}))
-    arms, usual = _arms(file)
-    baseline = usual if file.baseline is None else str(file.baseline)
+    definition = read_settings(Definition, {**_settings(_written(name), changes or {}), "name": Path(name).stem})
+    arms, usual = _arms(definition)
+    baseline = str(usual if definition.baseline is None else definition.baseline)
     compared = {name: arm for name, arm in arms.items() if arm.compared}
     if baseline not in compared:
-        remedy = did_you_mean(baseline, compared) if baseline else f"Name one: {', '.join(compared)}"
-        rule = "must be the name of an arm that is compared"
-        raise ConfigError("baseline", baseline, rule, remedy)
-    return Definition(
-        name=Path(name).stem,
-        about=file.about,
-        base=_listed(file.base),
-        baseline=baseline,
-        arms=arms,
-        budget=(file.budget or MatchKeys()).complete("budget."),
-        seeds=tuple(range(file.seeds)) if isinstance(file.seeds, int) else _distinct("seeds", file.seeds),
-        tokens=None if file.tokens is None else int(file.tokens),
-        lr=None if file.lr is None else _distinct("lr", _listed(file.lr)),
-        metric=file.metric,
-        direction=file.direction,
-        workers=file.workers,
-        also=_listed(file.also),
-    )
+        rule, remedy = "must be the name of an arm that is compared", did_you_mean(definition.baseline or "", compared)
+        raise ConfigError("baseline", definition.baseline, rule, remedy)
+    tokens = None if definition.tokens is None else int(definition.tokens)
+    return replace(definition, baseline=baseline, arms=arms, tokens=tokens)
 
 
-def _changed(written: Mapping[str, Any], changes: Mapping[str, str]) -> dict[str, Any]:
-    """The keys of a file, with changes from the command line, and with arms that are mappings."""
-    changed = typed(File, {f"budget.{key}" if key in MATCH else key: text for key, text in changes.items()})
-    arms, budget = written.get("arms"), written.get("budget")
-    if isinstance(arms, Mapping):
-        arms = {name: arm if isinstance(arm, Mapping) else {"overrides": arm} for name, arm in arms.items()}
-        changed["arms"] = arms
-    if isinstance(budget, Mapping) and "budget" in changed:
-        changed["budget"] = {**budget, **changed["budget"]}
-    return {**written, **changed}
+def _settings(written: Mapping[str, Any], changes: Mapping[str, str]) -> dict[str, Any]:
+    """The settings of a definition: those of its file, changed by the command line, with short forms written out."""
+    own = {key: text for key, text in changes.items() if key not in keys(Match)}
+    match = typed(Match, {key: text for key, text in changes.items() if key not in own})
+    settings = {**written, **typed(Definition, own)}
+    if match and isinstance(settings.get("budget", {}), Mapping):
+        settings["budget"] = {**settings.get("budget", {}), **match}
+    if isinstance(arms := settings.get("arms"), Mapping):
+        settings["arms"] = {name: _written_out(arm, settings.get("budget")) for name, arm in arms.items()}
+    if isinstance(count := settings.get("seeds"), int):
+        limits = Annotated[int, Ge(1), Le(MAX_SEEDS), Remedy("Write seeds=3; to name one seed, seeds=[1234]")]
+        settings["seeds"] = list(range(checked(count, limits, "seeds")))
+    return settings
 
 
-def _listed(value: Any) -> tuple[Any, ...]:
-    """A list, one value alone, or none."""
-    return () if value is None else value if isinstance(value, tuple) else (value,)
-
-
-def _distinct(key: str, values: Sequence[Any]) -> tuple[Any, ...]:
-    if not values or len(set(map(str, values))) < len(values):
-        raise ConfigError(key, list(values), "must list at least one value, each once", f"Write {key}=[…]")
-    return tuple(values)
+def _written_out(arm: Any, budget: Any) -> Any:
+    """An arm as a mapping: it may be its overrides alone, and keys of a match change some of the budget."""
+    if not isinstance(arm, Mapping):
+        return {} if arm is None else {"overrides": arm}
+    match = {key: value for key, value in arm.items() if key in keys(Match)}
+    if match and isinstance(budget, Mapping):
+        match = {**budget, **match}
+    return {**{key: value for key, value in arm.items() if key not in match}, **({"match": match} if match else {})}
 
 
 # --- the file ---------------------------------------------------------------------------------------------------------
@@ -250,10 +213,11 @@ def _written(name: str) -> dict[str, Any]:
 # --- arms -------------------------------------------------------------------------------------------------------------
 
 
-def _arms(file: File) -> tuple[dict[str, ArmSpec], str | None]:
+def _arms(definition: Definition) -> tuple[dict[str, ArmSpec], str | None]:
     """All arms, and the baseline unless another is named."""
-    generated = [_grid(file.grid), _leave_one_out(file.leave_one_out), _staircase(file.staircase)]
-    arms = _explicit(file)
+    d = definition
+    generated = [_grid(d.grid), _leave_one_out(d.leave_one_out), _staircase(d.staircase)]
+    arms = _explicit(definition)
     for name, overrides in itertools.chain.from_iterable(source.items() for source in generated):
         if name in arms:
             raise ConfigError("arms", name, "two arms have this name", "Rename one")
@@ -266,21 +230,21 @@ def _arms(file: File) -> tuple[dict[str, ArmSpec], str | None]:
     return arms, next((next(iter(source)) for source in generated if source), None)
 
 
-def _explicit(file: File) -> dict[str, ArmSpec]:
+def _explicit(definition: Definition) -> dict[str, ArmSpec]:
+    """The arms of the file, with the overrides of those that they are like."""
     arms: dict[str, ArmSpec] = {}
-    usual = file.budget or MatchKeys()
-    for name, keys in file.arms.items():
-        own = MatchKeys(keys.match, keys.by, keys.tol)
-        match = None if own == MatchKeys() else own.over(usual).complete(f"arms.{name}.")
-        if keys.target is not None and not (match or file.budget):
+    for name, arm in definition.arms.items():
+        if arm.target is not None and not (arm.match or definition.budget):
             rule, remedy = "is the budget of this arm, and nothing is matched", "Write it next to budget: {match, by}"
-            raise ConfigError(f"arms.{name}.target", keys.target, rule, remedy)
-        likes = [_other_arm(f"arms.{name}.like", like, arms) for like in _listed(keys.like)]
+            raise ConfigError(f"arms.{name}.target", arm.target, rule, remedy)
+        likes = [_other_arm(f"arms.{name}.like", like, arms) for like in arm.like]
         inherited = itertools.chain.from_iterable(arms[like].overrides for like in likes if like is not None)
-        start = _other_arm(f"arms.{name}.init_from", keys.init_from, arms)
-        against = _other_arm(f"arms.{name}.against", keys.against, arms)
-        overrides = (*inherited, *_listed(keys.overrides))
-        arms[name] = ArmSpec(overrides, match, keys.target, start, against, keys.compared)
+        arms[name] = replace(
+            arm,
+            overrides=(*inherited, *arm.overrides),
+            init_from=_other_arm(f"arms.{name}.init_from", arm.init_from, arms),
+            against=_other_arm(f"arms.{name}.against", arm.against, arms),
+        )
     return arms
 
 
@@ -297,7 +261,10 @@ def _grid(groups: Mapping[str, Sequence[Any]]) -> dict[str, tuple[str, ...]]:
     """Every combination of values: ``{model/attention: [mha, gqa], model/norm: [rmsnorm, layernorm]}`` makes four."""
     if not groups:
         return {}
-    choices = [[(key, _in_hydra(value)) for value in _distinct(f"grid.{key}", vs)] for key, vs in groups.items()]
+    for key, values in groups.items():
+        if not _distinct(values):
+            raise ConfigError(f"grid.{key}", values, "must list values, each once", "Write model/attention: [mha, gqa]")
+    choices = [[(key, _in_hydra(value)) for value in values] for key, values in groups.items()]
     combinations = itertools.product(*choices)
     return {"+".join(v for _, v in chosen): tuple(f"{k}={v}" for k, v in chosen) for chosen in combinations}
 
@@ -311,7 +278,7 @@ def _in_hydra(value: Any) -> str:
     return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def _leave_one_out(recipe: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
+def _leave_one_out(recipe: Mapping[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
     """All changes of a recipe at once, the baseline; and for each change, all others."""
     if not recipe:
         return {}
@@ -321,16 +288,16 @@ def _leave_one_out(recipe: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
     return arms
 
 
-def _staircase(recipe: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
+def _staircase(recipe: Mapping[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
     """No changes, the baseline; then the changes cumulatively, one after another."""
     if not recipe:
         return {}
     arms: dict[str, tuple[str, ...]] = {"start": ()}
     so_far: tuple[str, ...] = ()
     for name, value in recipe.items():
-        arms[f"+ {name}"] = so_far = (*so_far, *_listed(value))
+        arms[f"+ {name}"] = so_far = (*so_far, *value)
     return arms
 
 
-def _together(recipe: Mapping[str, Any]) -> tuple[str, ...]:
-    return tuple(itertools.chain.from_iterable(map(_listed, recipe.values())))
+def _together(recipe: Mapping[str, tuple[str, ...]]) -> tuple[str, ...]:
+    return tuple(itertools.chain.from_iterable(recipe.values()))

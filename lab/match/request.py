@@ -12,7 +12,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 
-from blockwright.lab.match.sizing import Match, MatchKeys
+from blockwright.lab.match.sizing import Match
 from blockwright.registry import ConfigError, did_you_mean
 from blockwright.registry.command import Parser
 from blockwright.registry.ranges import Count, Positive
@@ -24,7 +24,7 @@ from blockwright.training.configuration.refusals import explain
 
 
 @dataclass(frozen=True)
-class Settings(MatchKeys):
+class Settings:
     """The settings of a command line.
 
     Args:
@@ -34,7 +34,7 @@ class Settings(MatchKeys):
     """
 
     baseline: str | None = None
-    target: Annotated[tuple[Positive, ...], Remedy("Write e.g. target=7.1e9")] | None = None
+    target: Annotated[tuple[Positive, ...] | None, Remedy("Write e.g. target=7.1e9")] = None
     context: Count | None = None
 
 
@@ -67,10 +67,13 @@ def read(arguments: Sequence[str]) -> Request:
     """
     parser = Parser(prog="blockwright match")
     parser.add_argument("--json", action="store_true")
-    flags, words = read_words(parser, arguments, keys(Settings))
-    settings = read_settings(Settings, typed(Settings, words.settings))
+    flags, words = read_words(parser, arguments, [*keys(Match), *keys(Settings)])
+    how = {key: text for key, text in words.settings.items() if key in keys(Match)}
+    others = {key: text for key, text in words.settings.items() if key not in how}
+    settings = read_settings(Settings, typed(Settings, others))
+    match = read_settings(Match, typed(Match, how)) if how or settings.target else None
     arms = swept(words.overrides)
-    match, targets = _match(settings), _targets(settings, list(arms))
+    targets = _targets(settings.target or (), list(arms))
     if len(arms) == 1 and not targets:
         remedy = "Sweep something: model/attention=mha,gqa,mqa,mla; or give a number: target=7.1e9"
         rule = "makes one arm, and nothing to match it with"
@@ -110,14 +113,8 @@ def swept(overrides: Sequence[str]) -> dict[str, list[str]]:
     return arms
 
 
-def _match(settings: Settings) -> Match | None:
-    if settings.target and settings.match is None:
-        raise ConfigError("target", settings.target, "is a budget, and none is named", "Write e.g. match=params")
-    return MatchKeys(settings.match, settings.by, settings.tol).complete()
-
-
-def _targets(settings: Settings, arms: Sequence[str]) -> dict[str, float]:
-    targets = settings.target or ()
+def _targets(targets: tuple[float, ...], arms: Sequence[str]) -> dict[str, float]:
+    """Arm → target."""
     targets = targets * len(arms) if len(targets) == 1 else targets
     if targets and len(targets) != len(arms):
         rule = f"takes one number for all arms or one for each of the {len(arms)}"

@@ -17,9 +17,9 @@ from blockwright.lab.match import knobs
 from blockwright.lab.match.budgets import WORDS, Budget, Figures, measure, measure_one, residuals
 from blockwright.lab.match.knobs import Keys, Knob, Place
 from blockwright.lab.match.search import Found, UnmovedError, nearest
-from blockwright.registry import ConfigError
+from blockwright.registry import BlockError, ConfigError
 from blockwright.registry.ranges import BelowOne
-from blockwright.registry.reading import Remedy
+from blockwright.registry.reading import Key, Remedy
 from blockwright.training.configuration.composing import compose_config
 from blockwright.training.configuration.named_model import composition_of
 
@@ -37,50 +37,14 @@ class Match:
         tol: allowed relative deviation of an arm
     """
 
-    budget: Budget
-    by: str
-    tol: float = TOL
+    budget: Annotated[Budget, Key("match")]
+    by: Annotated[str, Remedy("Write e.g. by=d_ff")]
+    tol: Annotated[BelowOne, Remedy(f"Write e.g. tol={TOL}")] = TOL
 
     def __post_init__(self) -> None:
         if self.by not in knobs.KNOBS and not self.by.startswith("model."):
             remedy = f"{registry.did_you_mean(self.by, knobs.KNOBS)}, or a dotted path such as model.ffn.d_ff"
-            raise ConfigError("by", self.by, "is not a knob", remedy)
-
-
-@dataclass(frozen=True)
-class MatchKeys:
-    """The keys of a match on a command line, in the budget of an ablation, or in an arm, which may have some of them.
-
-    Args:
-        match: the figure
-        by: the knob
-        tol: allowed relative deviation of an arm
-    """
-
-    match: Budget | None = None
-    by: str | None = None
-    tol: Annotated[BelowOne, Remedy(f"Write e.g. tol={TOL}")] | None = None
-
-    def over(self, usual: MatchKeys) -> MatchKeys:
-        """These keys, and those of ``usual`` instead of absent ones."""
-        present = {key: value for key, value in asdict(self).items() if value is not None}
-        return replace(usual, **present)
-
-    def complete(self, path: str = "") -> Match | None:
-        """The match, or None without any key.
-
-        Args:
-            path: prefix of the keys, for messages
-
-        Raises:
-            ConfigError: the figure or the knob is missing, or there is no such knob
-        """
-        if self == MatchKeys():
-            return None
-        if self.match is None or self.by is None:
-            key, remedy = ("by", "Write e.g. by=d_ff") if self.by is None else ("match", "Write e.g. match=params")
-            raise ConfigError(path + key, None, "a match needs a figure and a knob that changes it", remedy)
-        return Match(self.match, self.by, TOL if self.tol is None else self.tol)
+            raise BlockError("by", self.by, "is not a knob", remedy)
 
 
 @dataclass(frozen=True)

@@ -108,7 +108,7 @@ def command(request: Request, candidate: Candidate, job: Job) -> str:
 
 def _generation(request: Request, decoder: Decoder, length: int) -> None:
     settings, device = request.settings, request.settings.device
-    bits = {"weight_bits": settings.weights.bits, "cache_bits": settings.cache.bits}
+    bits = {"weight_bits": settings.weight_bits, "cache_bits": settings.cache_bits}
     found: Generation = generation(decoder, device, coefficients(), gpus=settings.gpus, context=length, **bits)
     if request.as_json:
         print(json.dumps({**asdict(found), "tokens_per_second": found.tokens_per_second, **bits}, indent=1))

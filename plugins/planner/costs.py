@@ -18,10 +18,8 @@ def totals(candidate: Candidate, hardware: Hardware, settings: Settings) -> dict
     if settings.tokens is None:
         return dict.fromkeys(("gpu_hours", "days", "kwh", "money"))
     hours = settings.tokens / candidate.speed / 3600
-    kwh = hours * hardware.watts * settings.power.overhead / 1000
-    paid = [
-        n * price for n, price in ((hours, settings.price.gpu_hour), (kwh, settings.price.kwh)) if price is not None
-    ]
+    kwh = hours * hardware.watts * settings.overhead / 1000
+    paid = [n * price for n, price in ((hours, settings.gpu_hour), (kwh, settings.kwh)) if price is not None]
     return {"gpu_hours": hours, "days": hours / settings.gpus / 24, "kwh": kwh, "money": sum(paid) if paid else None}
 
 

@@ -13,7 +13,7 @@ from blockwright.plugins.planner.layout import Precision
 from blockwright.registry import ConfigError, did_you_mean
 from blockwright.registry.command import Parser
 from blockwright.registry.ranges import Count, Positive
-from blockwright.registry.reading import Remedy, keys, read, typed
+from blockwright.registry.reading import Key, Remedy, keys, read, typed
 from blockwright.registry.words import read_words
 from blockwright.training.parallel.recompute import Recompute
 
@@ -63,37 +63,6 @@ class Cluster(Choices):
         return hardware(self.gpu)
 
 
-@dataclass(frozen=True)
-class Price:
-    """Prices in any currency; None: not given.
-
-    Args:
-        gpu_hour: of a GPU
-        kwh: of energy
-    """
-
-    gpu_hour: Positive | None = None
-    kwh: Positive | None = None
-
-
-@dataclass(frozen=True)
-class Power:
-    """Energy.
-
-    Args:
-        overhead: watts of the whole per watt of the GPUs: hosts, network, cooling
-    """
-
-    overhead: Positive = 1.3
-
-
-@dataclass(frozen=True)
-class Bits:
-    """Width of a number in memory."""
-
-    bits: Positive = 16.0
-
-
 @dataclass(frozen=True, kw_only=True)
 class Settings(Cluster):
     """The settings of a command line; None leaves the model to decide.
@@ -104,6 +73,8 @@ class Settings(Cluster):
         batch: sequences of a step; None: ``BATCH`` per GPU
         length: of a sequence, in tokens
         precision: of the matrix products
+        gpu_hour, kwh: prices in any currency
+        overhead: watts of the whole per watt of the GPUs: hosts, network, cooling
     """
 
     model: Annotated[str, Remedy("Write e.g. model=deepseek_v2")]
@@ -111,10 +82,11 @@ class Settings(Cluster):
     batch: Count | None = None
     length: Annotated[int, Ge(2)] | None = None
     precision: Precision = "bf16"
-    price: Price = Price()
-    power: Power = Power()
-    weights: Bits = Bits()
-    cache: Bits = Bits()
+    gpu_hour: Annotated[Positive | None, Key("price.gpu_hour")] = None
+    kwh: Annotated[Positive | None, Key("price.kwh")] = None
+    overhead: Annotated[Positive, Key("power.overhead")] = 1.3
+    weight_bits: Annotated[Positive, Key("weights.bits")] = 16.0
+    cache_bits: Annotated[Positive, Key("cache.bits")] = 16.0
 
 
 @dataclass(frozen=True)

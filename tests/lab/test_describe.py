@@ -21,7 +21,7 @@ from warm import Warm
 from blockwright.blocks.attention.base import Attention
 from blockwright.blocks.cost import deepseek_moe_flops
 from blockwright.lab import describe
-from blockwright.lab.card_request import Cache, Options, Training, read
+from blockwright.lab.card_request import Options, read
 from blockwright.lab.describe import figures, main
 from blockwright.lab.models import load
 from blockwright.registry import ConfigError, register
@@ -167,13 +167,13 @@ def test_training_state_is_sixteen_bytes_a_parameter_in_mixed_precision() -> Non
 
 @pytest.mark.parametrize(("recipe", "size"), [("fp32", 16), ("bf16", 8)])
 def test_other_recipes_of_training_state(recipe: str, size: int) -> None:
-    training = figures(load("tiny"), Options(training=Training(recipe), gpus=7))["training"]
+    training = figures(load("tiny"), Options(recipe=recipe, gpus=7))["training"]
     assert training["bytes_per_parameter"] == size
     assert training["bytes_per_gpu"] == -(-training["bytes"]["total"] // 7)
 
 
 def test_cache_at_a_context_is_that_many_tokens() -> None:
-    cache = figures(load("gpt2"), Options(cache=Cache(1000, 6)))["cache"]
+    cache = figures(load("gpt2"), Options(cache_context=1000, cache_bits=6))["cache"]
     assert cache["bytes_at_context"]["bf16"] == 1000 * cache["bytes_per_token"]["bf16"]
     assert cache["bytes_at_context"]["at_bits"] == 1000 * CACHE["gpt2"] * 6 / 8
 
@@ -240,21 +240,21 @@ def test_parameters_of_a_plug_in_belong_to_the_family_whose_contract_they_keep()
 @pytest.mark.parametrize(("bits", "a_layer"), [(8, 576 + 18), (6, 432 + 18), (4, 288 + 18)])
 def test_quantised_cache_is_weighed_beside_the_arithmetic_with_its_scales(bits: int, a_layer: int) -> None:
     decoder = load("deepseek_v2_lite", ["model.n_layers=3"])
-    cache = figures(decoder, Options(context=8, cache=Cache(100, bits)))["cache"]
+    cache = figures(decoder, Options(context=8, cache_context=100, cache_bits=bits))["cache"]
     assert cache["bytes_per_token"]["at_bits"] == 3 * 576 * bits / 8
     assert cache["bytes_per_token"]["stored"] == 3 * a_layer and cache["bytes_at_context"]["stored"] == 300 * a_layer
-    assert "stored" not in figures(decoder, Options(context=8, cache=Cache(bits=5)))["cache"]["bytes_per_token"]
+    assert "stored" not in figures(decoder, Options(context=8, cache_bits=5))["cache"]["bytes_per_token"]
 
 
 @pytest.mark.usefixtures("plugins")
 def test_cache_of_a_plug_in_without_bits_is_weighed_by_arithmetic_alone() -> None:
-    found = figures(load("gpt2", ["model/attention=windowed"]), Options(context=8, cache=Cache(bits=6)))["cache"]
+    found = figures(load("gpt2", ["model/attention=windowed"]), Options(context=8, cache_bits=6))["cache"]
     assert set(found["bytes_per_token"]) == {"fp32", "bf16", "fp8", "at_bits"}
 
 
 @pytest.mark.usefixtures("plugins")
 def test_cache_of_a_window_saturates_and_a_state_is_told_apart() -> None:
-    found = figures(load("gpt2", ["model/attention=windowed"]), Options(context=8, cache=Cache(4096)))["cache"]
+    found = figures(load("gpt2", ["model/attention=windowed"]), Options(context=8, cache_context=4096))["cache"]
     assert (found["elements_per_token"], found["elements_constant"]) == (12 * 10, 12 * 100)
     assert found["elements_beyond_windows"] == 0
     assert found["elements_at_context"] == 12 * (16 * 10 + 100)
@@ -387,7 +387,7 @@ def test_a_file_of_a_composition_and_a_checkpoint_are_described_too(
         ("", "model", "model=deepseek_v2"),
         ("model=deepsek_v2", "model", "deepseek_v2'?"),
         ("gpt2", "command line", "model=gpt2"),
-        ("model=gpt2 cache.bit=6", "cache.bit", "'bits'?"),
+        ("model=gpt2 cache.bit=6", "cache.bit", "'cache.bits'?"),
         ("model=gpt2 cache.bits=six", "cache.bits", "cache.bits=16"),
         ("model=gpt2 cache.bits=nan", "cache.bits", "cache.bits=16"),
         ("model=gpt2 cache.bits=0", "cache.bits", "cache.bits=16"),

@@ -9,7 +9,7 @@ import pytest
 
 from blockwright.registry import BlockError, ConfigError
 from blockwright.registry.ranges import Count, Positive
-from blockwright.registry.reading import Remedy, keys, read, typed
+from blockwright.registry.reading import Key, Remedy, keys, read, typed
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,7 @@ class Boat:
     masts: tuple[Positive, ...] = ()
     crew: Count | list[Count] | None = None
     sails: bool = True
+    paint_colour: Annotated[str, Key("paint.colour")] = "none"
 
 
 SMALL: dict[str, Any] = {"name": "a", "hull": {"length": 3}}
@@ -60,6 +61,7 @@ def test_mapping_is_read_into_nested_dataclasses() -> None:
         ({**SMALL, "fleet": {"x": {"length": 0}}}, "boat.fleet.x.length", 0, "or more"),
         ({**SMALL, "fleet": [3]}, "boat.fleet", [3], ""),
         ({**SMALL, "masts": [1, 0]}, "boat.masts", [1, 0], ""),
+        ({**SMALL, "masts": 0}, "boat.masts", 0, ""),
         ({**SMALL, "sails": 1}, "boat.sails", 1, "Write boat.sails=true or boat.sails=false"),
     ],
 )
@@ -69,6 +71,10 @@ def test_mistake_has_path_value_and_remedy(settings: Any, path: str, value: Any,
     assert (refused.value.path, refused.value.value) == (path, value) and remedy in refused.value.remedy
 
 
+def test_the_only_item_of_a_tuple_may_stand_alone() -> None:
+    assert read(Boat, {**SMALL, "masts": 2}).masts == (2,)
+
+
 @pytest.mark.parametrize(
     ("text", "value"), [("3", 3), ("2e3", 2000), ("1,2", [1, 2]), ("[4]", [4]), ("null", None), ("x", "x"), ("[", "[")]
 )
@@ -76,14 +82,15 @@ def test_word_becomes_what_its_field_takes(text: str, value: Any) -> None:
     assert typed(Boat, {"crew": text}) == {"crew": value}
 
 
-def test_words_are_nested_by_their_dots() -> None:
-    words = {"name": "7", "hull.length": "3", "hull.paint": "blue", "masts": "2", "sails": "false"}
-    assert read(Boat, typed(Boat, words)) == Boat("7", Hull(3, "blue"), masts=(2,), sails=False)
-    assert keys(Hull) == ["length", "paint"] and {"hull.length", "fleet", "spare.paint"} <= {*keys(Boat)}
+def test_words_name_fields_by_their_keys() -> None:
+    words = {"name": "7", "masts": "2", "sails": "false", "paint.colour": "red"}
+    boat = read(Boat, {**typed(Boat, words), "hull": {"length": 1}})
+    assert boat == Boat("7", Hull(1), masts=(2,), sails=False, paint_colour="red")
+    assert keys(Hull) == ["length", "paint"] and "paint.colour" in keys(Boat)
 
 
-@pytest.mark.parametrize(("key", "path"), [("hull.lenght", "hull.lenght"), ("hull", "hull"), ("masts", "masts")])
-def test_word_that_cannot_be_converted_is_refused_at_its_key(key: str, path: str) -> None:
+@pytest.mark.parametrize(("key", "text"), [("paint.color", "red"), ("hull", "0"), ("masts", "0"), ("sails", "2")])
+def test_word_that_cannot_be_converted_is_refused_at_its_key(key: str, text: str) -> None:
     with pytest.raises(ConfigError) as refused:
-        read(Boat, typed(Boat, {"name": "a", "hull.length": "3", key: "0"}))
-    assert refused.value.path == path
+        read(Boat, {**SMALL, **typed(Boat, {key: text})})
+    assert refused.value.path == key

@@ -81,7 +81,7 @@ def test_a_run_refuses_nothing_of_the_command_that_is_printed(model: str, gpus: 
         (["model=tiny", "gpus=8", "gpu=h10"], "gpu", "Did you mean 'h100'"),
         (["model=tiny", "gpus=0", "gpu=h100"], "gpus", "gpus=1024"),
         (["model=tiny", "gpus=8", "gpu=h100", "token=1e9"], "token", "Did you mean 'tokens'"),
-        (["model=tiny", "gpus=8", "gpu=h100", "price.kw=1"], "price.kw", "Did you mean 'kwh'"),
+        (["model=tiny", "gpus=8", "gpu=h100", "price.kw=1"], "price.kw", "Did you mean 'price.kwh'"),
         (["model=tiny", "gpus=8", "gpu=h100", "price.kwh=-1"], "price.kwh", ""),
         (["model=tiny", "gpus=8", "gpu=h100", "tensor=2,0"], "tensor", ""),
         (["model=tiny", "gpus=8", "gpu=h100", "shard=2"], "shard", ""),

@@ -483,7 +483,7 @@ def test_documented_commands_and_keys_are_read(tmp_path: Path) -> None:
 MISTAKES: dict[str, tuple[dict[str, Any], list[str], str, str]] = {
     "no arms": ({"arms": {}}, [], "arms = ", "needs two"),
     "one arm": ({"arms": {"one": None}}, [], "arms = one", "needs two"),
-    "no baseline": ({"baseline": ...}, [], "baseline = null", "Name one: one, two"),
+    "no baseline": ({"baseline": ...}, [], "baseline = null", "Known: one, two"),
     "baseline that is no arm": ({"baseline": "tow"}, [], "baseline = tow", "Did you mean 'two'"),
     "unknown key": ({"seed": 3}, [], "seed = 3", "Did you mean 'seeds'"),
     "unknown key of a budget": ({"budget": {"mach": "params"}}, [], "budget.mach = params", "Did you mean 'match'"),
@@ -494,7 +494,7 @@ MISTAKES: dict[str, tuple[dict[str, Any], list[str], str, str]] = {
         "budget.match = parms",
         "Did you mean 'params'",
     ),
-    "no such knob": ({"budget": {"match": "params", "by": "d_f"}}, [], "by = d_f", "Did you mean 'd_ff'"),
+    "no such knob": ({"budget": {"match": "params", "by": "d_f"}}, [], "budget.by = d_f", "Did you mean 'd_ff'"),
     "negative tol": ({"budget": {"match": "params", "by": "d_ff", "tol": -1}}, [], "budget.tol = -1", "tol=0.005"),
     "no seeds": ({"seeds": 0}, [], "seeds = 0", "at least 1"),
     "half a seed": ({"seeds": 1.5}, [], "seeds = 1.5", "seeds=3"),
