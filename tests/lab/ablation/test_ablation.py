@@ -22,8 +22,10 @@ from blockwright.lab.ablation.__main__ import main, read
 from blockwright.lab.match import request
 from blockwright.lab.match.budgets import BUDGETS, measure
 from blockwright.lab.match.knobs import KNOBS
+from blockwright.lab.match.sizing import Match
 from blockwright.registry import REFUSED, ConfigError, plugins
 from blockwright.registry.command import run_command
+from blockwright.registry.reading import keys
 from blockwright.training.configuration.composing import compose_config
 from blockwright.training.entry.preflight import preflight
 from blockwright.training.entry.run import run
@@ -476,7 +478,7 @@ def test_documented_commands_and_keys_are_read(tmp_path: Path) -> None:
     file = tmp_path / "mine.yaml"
     file.write_text(example[1])
     assert list(definition.read(str(file)).arms) == ["mha", "gqa", "wide"]
-    told = [*BUDGETS, *KNOBS, *definition.KNOWN, *definition.OF_BUDGET, *definition.OF_ARM]
+    told = [*BUDGETS, *KNOBS, *definition.KEYS, *keys(Match), *keys(definition.ArmSpec)]
     assert all(re.search(rf"\b{word}\b", page) for word in told)
 
 
