@@ -18,7 +18,7 @@ from annotated_types import Ge
 from blockwright.registry.errors import BlockError, ConfigError, did_you_mean
 from blockwright.registry.limits import load_text
 from blockwright.registry.ranges import parts
-from blockwright.registry.schema import conforms, fault
+from blockwright.registry.schema import conforms, fault, in_words
 
 T = TypeVar("T")
 
@@ -57,7 +57,8 @@ def read(cls: type[T], settings: Any, path: str = "") -> T:
             raise ConfigError(_join(path, key), value, "there is no such key", did_you_mean(key, known))
     for key, (field, hint) in known.items():
         if key not in settings and field.default is field.default_factory is MISSING:
-            raise ConfigError(_join(path, key), None, "is required", _remedy(_join(path, key), None, hint))
+            remedy = _own_remedy(hint) or f"Write {_join(path, key)}=<{in_words(hint)}>"
+            raise ConfigError(_join(path, key), None, "is required", remedy)
     values = {known[key][0].name: checked(value, known[key][1], _join(path, key)) for key, value in settings.items()}
     try:
         return cls(**values)
@@ -122,11 +123,15 @@ def _members(hint: Any) -> tuple[Any, ...]:
     return typing.get_args(plain) if typing.get_origin(plain) in (Union, types.UnionType) else (hint,)
 
 
+def _own_remedy(hint: Any) -> str | None:
+    return next((each.text for each in parts(hint)[1] if isinstance(each, Remedy)), None)
+
+
 def _remedy(path: str, value: Any, hint: Any) -> str:
     for member in (hint, *_members(hint)):
         kind, metadata = parts(member)
-        if texts := [each.text for each in metadata if isinstance(each, Remedy)]:
-            return texts[0]
+        if text := _own_remedy(member):
+            return text
         if typing.get_origin(kind) is Literal:
             return did_you_mean(value, typing.get_args(kind))
         if least := [bound.ge for bound in metadata if isinstance(bound, Ge)]:
