@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Literal
+
+from annotated_types import Ge, Gt, Le
 
 from blockwright.registry import ConfigError, did_you_mean
-from blockwright.registry.arguments import read_arguments
+from blockwright.registry.command import Parser
+from blockwright.registry.reading import Key, Remedy, keys, typed
+from blockwright.registry.reading import read as read_settings
+from blockwright.registry.words import read_words
 
+Recipe = Literal["mixed", "fp32", "bf16"]
 # Bytes per parameter while AdamW trains it.
-RECIPES = {
+RECIPES: dict[Recipe, dict[str, int]] = {
     "mixed": {"weights": 2, "gradients": 2, "master_weights": 4, "moments": 8},
     "fp32": {"weights": 4, "gradients": 4, "master_weights": 0, "moments": 8},
     "bf16": {"weights": 2, "gradients": 2, "master_weights": 0, "moments": 4},
 }
+Tokens = Annotated[int, Ge(1), Le(10_000_000), Remedy("Write a number of tokens, such as 4096")]
 
 
 @dataclass(frozen=True)
@@ -30,11 +37,11 @@ class Options:
         gpus: number of GPUs that share the training state
     """
 
-    context: int | None = None
-    cache_context: int | None = None
-    cache_bits: float = 16.0
-    recipe: str = "mixed"
-    gpus: int = 8
+    context: Tokens | None = None
+    cache_context: Annotated[Tokens | None, Key("cache.context")] = None
+    cache_bits: Annotated[float, Gt(0), Le(64), Key("cache.bits"), Remedy("Write e.g. cache.bits=16")] = 16.0
+    recipe: Annotated[Recipe, Key("training.recipe")] = "mixed"
+    gpus: Annotated[int, Ge(1), Le(10_000_000)] = 8
 
 
 @dataclass(frozen=True)
@@ -49,17 +56,7 @@ class Request:
     plot: Path | None
 
 
-def _whole(value: float) -> bool:
-    return 1 <= value <= 10_000_000 and value == int(value)
-
-
-NUMBERS: dict[str, tuple[str, Callable[[float], bool], str]] = {
-    "context": ("context", _whole, "a number of tokens, from 1 to ten million"),
-    "cache.context": ("cache_context", _whole, "a number of tokens, from 1 to ten million"),
-    "cache.bits": ("cache_bits", lambda bits: 0 < bits <= 64, "a number of bits, above 0 and at most 64"),
-    "gpus": ("gpus", _whole, "a number of GPUs, from 1 to ten million"),
-}
-KEYS = (*NUMBERS, "training.recipe", "against")
+OF_ALL = ("model", "against")  # keys of the models together, not of each
 
 
 def read(arguments: Sequence[str]) -> Request:
@@ -68,19 +65,25 @@ def read(arguments: Sequence[str]) -> Request:
     Raises:
         ConfigError: no model, an unknown option, an invalid value
     """
-    given = read_arguments(arguments, options=(*KEYS, "model"), flags=("--json", "--plot=FILE"))
-    own = dict(given.options)
-    models = [name.strip() for name in own.pop("model", "").split(",") if name.strip()]
+    parser = Parser(prog="blockwright describe")
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--plot", metavar="FILE")
+    flags, words = read_words(parser, arguments, (*OF_ALL, *keys(Options)))
+    models = [name.strip() for name in words.settings.get("model", "").split(",") if name.strip()]
     if not models:
         raise ConfigError("model", None, "must name models", "Write e.g. model=deepseek_v2,deepseek_67b")
-    for key, _, value in (word.partition("=") for word in given.overrides):
-        if key.partition(".")[0] in ("cache", "training", "context", "gpus", "against", "models"):
-            raise ConfigError(key, value, "there is no such option", did_you_mean(key, [*KEYS, "model"]))
+    for key, _, value in (word.partition("=") for word in words.overrides):
         if not key.lstrip("+~").startswith("model"):
-            rule = "changes no model, and costs are those of models alone"
-            raise ConfigError(key, value, rule, "Leave it out; overrides begin with model, as model.n_layers=4")
-    plot = _plot(given.flags["--plot"]) if "--plot" in given.flags else None
-    return Request(models, _options(own, models), given.overrides, _against(own, models), "--json" in given.flags, plot)
+            rule = "is no option and changes no model"
+            raise ConfigError(key, value, rule, did_you_mean(key, [*OF_ALL, *keys(Options)]))
+    return Request(
+        models,
+        _options(words.settings, models),
+        words.overrides,
+        _against(words.settings.get("against"), models),
+        flags.json,
+        None if flags.plot is None else _plot(flags.plot),
+    )
 
 
 def _plot(file: str) -> Path:
@@ -91,19 +94,10 @@ def _plot(file: str) -> Path:
     return Path(file)
 
 
-def _options(own: Mapping[str, str], models: Sequence[str]) -> list[Options]:
-    columns: dict[str, list[Any]] = {}
-    for key, (name, fits, rule) in NUMBERS.items():
-        if key in own:
-            texts = _each(key, own[key], models)
-            columns[name] = [_number(key, text, fits, rule) for text in texts]
-    if "training.recipe" in own:
-        columns["recipe"] = _each("training.recipe", own["training.recipe"], models)
-        for recipe in columns["recipe"]:
-            if recipe not in RECIPES:
-                remedy = did_you_mean(recipe, RECIPES)
-                raise ConfigError("training.recipe", recipe, "there is no such recipe", remedy)
-    return [Options(**{name: values[i] for name, values in columns.items()}) for i in range(len(models))]
+def _options(settings: Mapping[str, str], models: Sequence[str]) -> list[Options]:
+    columns = {key: _each(key, text, models) for key, text in settings.items() if key not in OF_ALL}
+    rows = [{key: values[i] for key, values in columns.items()} for i in range(len(models))]
+    return [read_settings(Options, typed(Options, row)) for row in rows]
 
 
 def _each(key: str, text: str, models: Sequence[str]) -> list[str]:
@@ -117,22 +111,12 @@ def _each(key: str, text: str, models: Sequence[str]) -> list[str]:
     return values
 
 
-def _number(key: str, text: str, fits: Callable[[float], bool], rule: str) -> float:
-    try:
-        value = float(text)
-        good = fits(value)
-    except (ValueError, OverflowError):
-        good = False
-    if not good:
-        raise ConfigError(key, text, f"is {rule}", f"Write e.g. {key}=16")
-    return int(value) if value == int(value) else value
-
-
-def _against(own: Mapping[str, str], models: Sequence[str]) -> int:
-    if "against" in own and len(models) == 1:
-        remedy = f"Leave it out, or write model={models[0]},{own['against']}"
-        raise ConfigError("against", own["against"], "compares models, and one is described", remedy)
-    name = own.get("against", models[-1])
+def _against(name: str | None, models: Sequence[str]) -> int:
+    if name is None:
+        return len(models) - 1
+    if len(models) == 1:
+        remedy = f"Leave it out, or write model={models[0]},{name}"
+        raise ConfigError("against", name, "compares models, and one is described", remedy)
     if name not in models:
         raise ConfigError("against", name, "must be one of the models described", did_you_mean(name, models))
-    return len(models) - 1 if "against" not in own else models.index(name)
+    return models.index(name)

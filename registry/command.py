@@ -22,10 +22,14 @@ class Parser(argparse.ArgumentParser):
         super().__init__(prog=prog, description=shown, allow_abbrev=False)
 
     def error(self, message: str) -> NoReturn:
+        _, unknown, wrong = message.rpartition("unrecognized arguments: ")
+        if not unknown:
+            raise ConfigError("command line", " ".join(sys.argv[1:]), message, f"See {self.prog} --help")
         flags = [flag for action in self._actions for flag in action.option_strings]
-        unknown = message.rpartition("unrecognized arguments: ")[2].split()[0]
-        near = did_you_mean(unknown, flags) if "unrecognized" in message else f"See {self.prog} --help"
-        raise ConfigError("command line", " ".join(sys.argv[1:]), message, near)
+        remedy = did_you_mean(wrong.split()[0], flags)
+        if wrong.split()[0] in ("-m", "--multirun"):
+            remedy = "Leave it out: this command already runs all values"
+        raise ConfigError("command line", wrong, message, remedy)
 
 
 def run_command(command: Callable[[Sequence[str]], int | None], arguments: Sequence[str] | None = None) -> int:

@@ -127,7 +127,7 @@ def conforms(value: Any, hint: Any) -> bool:
     if (origin or hint) in (list, tuple, Sequence):
         return isinstance(value, Sequence) and not isinstance(value, str) and _items_conform(value, hint)
     if (origin or hint) in (dict, Mapping):
-        return isinstance(value, Mapping)
+        return isinstance(value, Mapping) and (not args or all(conforms(each, args[1]) for each in value.values()))
     return True  # a plug-in's own annotation: its constructor decides
 
 

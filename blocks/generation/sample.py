@@ -10,8 +10,11 @@ import torch
 from torch import Tensor
 
 from blockwright.registry import BlockError
+from blockwright.registry.enforcing import enforced
+from blockwright.registry.ranges import Count, Fraction, NonNegative, Positive, Share
 
 
+@enforced(BlockError)
 @dataclass(frozen=True)
 class Sampling:
     """Transformations of the logits before sampling from their softmax, in this order.
@@ -32,33 +35,16 @@ class Sampling:
         BlockError: a field is out of its range
     """
 
-    temperature: float = 1.0
-    top_k: int | None = None
-    top_p: float | None = None
-    min_p: float | None = None
-    repetition_penalty: float = 1.0
+    temperature: NonNegative = 1.0
+    top_k: Count | None = None
+    top_p: Share | None = None
+    min_p: Fraction | None = None
+    repetition_penalty: Positive = 1.0
 
     @property
     def narrows(self) -> bool:
         """Whether any token may be excluded."""
         return self.temperature > 0 and (self.top_k, self.top_p, self.min_p) != (None, None, None)
-
-    def __post_init__(self) -> None:
-        ranges = (
-            (
-                "temperature",
-                0 <= self.temperature < math.inf,
-                "divides the logits, so it is finite and not negative",
-                1.0,
-            ),
-            ("top_k", self.top_k is None or self.top_k >= 1, "counts the tokens that are kept, at least 1", 50),
-            ("top_p", self.top_p is None or 0 < self.top_p <= 1, "is a probability, above 0 and at most 1", 0.9),
-            ("min_p", self.min_p is None or 0 <= self.min_p <= 1, "is a share of the likeliest, from 0 to 1", 0.05),
-            ("repetition_penalty", 0 < self.repetition_penalty < math.inf, "divides logits, so it is above 0", 1.1),
-        )
-        for name, good, rule, example in ranges:
-            if not good:
-                raise BlockError(name, getattr(self, name), rule, f"Write e.g. {name}={example}, or leave it out")
 
 
 def sample(

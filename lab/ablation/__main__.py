@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 from rich import box
 from rich.table import Table
@@ -23,9 +22,9 @@ from blockwright.lab.report.reading import read as read_sweep
 from blockwright.lab.sweep import plan as plans
 from blockwright.lab.sweep.runner import resume_command, run_plan
 from blockwright.registry import ConfigError
-from blockwright.registry.arguments import read_arguments
-from blockwright.registry.command import run_command
+from blockwright.registry.command import Parser, run_command
 from blockwright.registry.printing import show
+from blockwright.registry.words import read_words
 
 USAGE = """\
 blockwright ablate                                      list conf/ablation and those of plug-ins
@@ -41,7 +40,6 @@ OVERRIDE   any other KEY=VALUE is for all arms, as blockwright train takes it: d
 Every arm (one side of the comparison) is composed, built on the meta device and matched before the first job.
 --plan-only stops there, with the plan written.
 """
-OWN = ("seeds", "tokens", "workers", "lr", "metric", "direction", "baseline", *definition.OF_BUDGET)
 
 
 @dataclass(frozen=True)
@@ -49,7 +47,7 @@ class Request:
     """A parsed and validated command line."""
 
     name: str
-    changes: dict[str, Any]
+    changes: dict[str, str]
     overrides: list[str]
     plan_only: bool
 
@@ -60,19 +58,21 @@ def read(arguments: Sequence[str]) -> Request:
     Raises:
         ConfigError: no name, an unknown flag, an argument that is not KEY=VALUE
     """
-    given = read_arguments(arguments, options=OWN, flags=("--plan-only",), n_names=1)
-    if not given.names:
+    parser = Parser(prog="blockwright ablate")
+    parser.add_argument("--plan-only", action="store_true")
+    flags, words = read_words(parser, arguments, definition.OF_COMMAND_LINE, n_names=1)
+    if not words.names:
         raise ConfigError("NAME", None, "must name an ablation", f"Known: {', '.join(definition.names())}")
-    name = given.names[0]
-    for word in given.overrides:
+    name = words.names[0]
+    for word in words.overrides:
         key = word.partition("=")[0].lstrip("+~")
-        if "." not in key and "/" not in key and key in definition.KNOWN:
+        if "." not in key and "/" not in key and key in definition.KEYS:
             remedy = f"Copy {name.removesuffix('.yaml')}.yaml"
             raise ConfigError(key, word.partition("=")[2], "can only be changed in the ablation's file", remedy)
         if key in ("seed", "hparams_search") or key.startswith(("hydra.", "hydra/")):
             remedy = "Write seeds=[7] for a seed of your own" if key == "seed" else "Leave it out"
             raise ConfigError(key, word.partition("=")[2], "is set by the ablation for each job", remedy)
-    return Request(name, given.options, given.overrides, "--plan-only" in given.flags)
+    return Request(name, words.settings, words.overrides, flags.plan_only)
 
 
 def plan_table(plan: Plan) -> Table:

@@ -9,56 +9,58 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import yaml
+from annotated_types import Ge, Le
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from blockwright.lab.match.request import number, whole
-from blockwright.lab.match.sizing import TOL, Match
-from blockwright.registry import ConfigError, did_you_mean, plugins
+from blockwright.lab.match.sizing import Match
+from blockwright.registry import BlockError, ConfigError, did_you_mean, plugins
 from blockwright.registry.limits import read_text
-from blockwright.registry.ranges import Seed
+from blockwright.registry.ranges import Count, Positive, Seed
+from blockwright.registry.reading import Remedy, checked, keys, typed
+from blockwright.registry.reading import read as read_settings
 from blockwright.training.configuration.conf import CONF
-from blockwright.training.configuration.values import check_value
 
 FOLDER, ENTRY_POINTS = CONF / "ablation", "blockwright.ablations"
-GENERATORS = ("grid", "leave_one_out", "staircase")
-KEYS = ("about", "base", "baseline", "arms", *GENERATORS, "budget", "seeds", "tokens", "lr", "metric", "direction")
-KNOWN = (*KEYS, "workers", "also")
-OF_BUDGET = ("match", "by", "tol")
-OF_ARM = ("overrides", *OF_BUDGET, "target", "like", "init_from", "against", "compared")
-DIRECTIONS = ("minimize", "maximize")
 MAX_ARMS, MAX_SEEDS = 1000, 1000
+Name = Annotated[Any, "the name of an arm: YAML reads 1 as a number and off as false"]
+Overrides = Annotated[
+    tuple[str, ...],
+    Remedy("Write [model/attention=gqa, optimizer.lr=0.01], as for blockwright train; quote what holds braces"),
+]
 
 
 @dataclass(frozen=True)
 class ArmSpec:
-    """An arm as written in the definition.
+    """An arm of the definition.
 
     Args:
         overrides: define it, on top of ``base``
         match: how it is matched, if not as the ablation's other arms
         target: its budget, if not the baseline's
+        like: arms whose overrides precede its own
         init_from: arm whose run of the same seed and learning rate its weights start from; None for random ones
         against: arm that it is compared with, if not the baseline
         compared: whether it has the metric; false for one that others only start from
     """
 
-    overrides: tuple[str, ...]
+    overrides: Overrides = ()
     match: Match | None = None
-    target: float | None = None
-    init_from: str | None = None
-    against: str | None = None
+    target: Annotated[Positive | None, Remedy("Write a number, next to budget: {match: params, by: d_ff}")] = None
+    like: tuple[Name, ...] = ()
+    init_from: Name = None
+    against: Name = None
     compared: bool = True
 
 
 @dataclass(frozen=True)
 class Definition:
-    """An ablation.
+    """An ablation: the keys of its file, with the arms of ``grid``, ``leave_one_out`` and ``staircase`` in ``arms``.
 
     Args:
         name: of the definition's file
@@ -66,29 +68,48 @@ class Definition:
         base: overrides common to all arms
         baseline: the arm that the others are compared with and matched to
         arms: name → arm, in order
+        grid: key → values: every combination is an arm
+        leave_one_out: name → overrides: an arm with all, and one without each
+        staircase: name → overrides: an arm with none, and one for each further change
         budget: what arms are matched in; None: nothing
         seeds: one job per seed, arm and learning rate
         tokens: training tokens per job; None: by trainer.max_steps
         lr: peak learning rates to try for every arm; None: the composed one
         metric: the compared figure
-        direction: ``minimize`` or ``maximize``, of a figure that no arm's task or callback declares; None: it follows
+        direction: of a figure that no arm's task or callback declares; None: it follows
         workers: parallel jobs
         also: further figures in the report's table, with their intervals but without comparisons
     """
 
     name: str
-    about: str
-    base: tuple[str, ...]
-    baseline: str
-    arms: dict[str, ArmSpec]
-    budget: Match | None
-    seeds: tuple[int, ...]
-    tokens: int | None
-    lr: tuple[float, ...] | None
-    metric: str
-    direction: str | None
-    workers: int
+    about: str = ""
+    base: Overrides = ()
+    baseline: Name = None
+    arms: dict[str, ArmSpec] = field(default_factory=dict)
+    grid: dict[str, Annotated[list[Any], Remedy("Write model/attention: [mha, gqa]")]] = field(default_factory=dict)
+    leave_one_out: dict[str, Overrides] = field(default_factory=dict)
+    staircase: dict[str, Overrides] = field(default_factory=dict)
+    budget: Match | None = None
+    seeds: Annotated[tuple[Seed, ...], Remedy("Write seeds=3 or seeds=[0,1,2]")] = (0,)
+    tokens: Annotated[float, Ge(1), Remedy("Write e.g. tokens=2e6")] | None = None
+    lr: Annotated[tuple[Positive, ...] | None, Remedy("Write lr=[0.005,0.01]")] = None
+    metric: str = "val/loss"
+    direction: Literal["minimize", "maximize"] | None = None
+    workers: Count = 1
     also: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for key, values in {"seeds": self.seeds, "lr": self.lr}.items():
+            if values is not None and not _distinct(values):
+                raise BlockError(key, list(values), "must list at least one value, each once", f"Write {key}=[…]")
+
+
+KEYS = tuple(key for key in keys(Definition) if key != "name")
+OF_COMMAND_LINE = ("seeds", "tokens", "workers", "lr", "metric", "direction", "baseline", *keys(Match))
+
+
+def _distinct(values: Sequence[Any]) -> bool:
+    return bool(values) and len(set(map(str, values))) == len(values)
 
 
 def names() -> list[str]:
@@ -101,7 +122,7 @@ def about(name: str) -> str:
     return str(_written(name).get("about", ""))
 
 
-def read(name: str, changes: Mapping[str, Any] | None = None) -> Definition:
+def read(name: str, changes: Mapping[str, str] | None = None) -> Definition:
     """Read an ablation by name, or from a YAML file.
 
     Args:
@@ -111,43 +132,40 @@ def read(name: str, changes: Mapping[str, Any] | None = None) -> Definition:
     Raises:
         ConfigError: it does not exist, or is invalid
     """
-    written = {**_written(name), **(changes or {})}
-    budget = dict(_mapping("budget", written.get("budget") or {}, OF_BUDGET))
-    for key in OF_BUDGET:
-        if key in written:  # from the command line
-            budget[key] = written.pop(key)
-    for key in written:
-        if key not in KNOWN:
-            raise ConfigError(key, written[key], "an ablation has no such key", did_you_mean(key, KNOWN))
-    match = _match(budget)
-    arms, usual = _arms(written, budget)
-    baseline = written.get("baseline", usual)
-    if baseline is None:
-        raise ConfigError("baseline", None, "the other arms are compared with it", f"Name one: {', '.join(arms)}")
-    baseline = str(baseline)  # names are text, but YAML reads 1 as a number and off as false
+    definition = read_settings(Definition, {**_settings(_written(name), changes or {}), "name": Path(name).stem})
+    arms, usual = _arms(definition)
+    baseline = str(usual if definition.baseline is None else definition.baseline)
     compared = {name: arm for name, arm in arms.items() if arm.compared}
     if baseline not in compared:
-        raise ConfigError(
-            "baseline", baseline, "must be the name of an arm that is compared", did_you_mean(baseline, compared)
-        )
-    direction = written.get("direction")
-    if direction is not None and direction not in DIRECTIONS:
-        raise ConfigError("direction", direction, "must be minimize or maximize", did_you_mean(direction, DIRECTIONS))
-    return Definition(
-        name=Path(name).stem,
-        about=str(written.get("about", "")),
-        base=_overrides("base", written.get("base") or []),
-        baseline=baseline,
-        arms=arms,
-        budget=match,
-        seeds=_seeds(written.get("seeds", 1)),
-        tokens=None if written.get("tokens") is None else whole("tokens", written["tokens"], 1, "counts tokens"),
-        lr=_rates(written.get("lr")),
-        metric=_text("metric", written.get("metric", "val/loss")),
-        direction=direction,
-        workers=whole("workers", written.get("workers", 1), 1, "is the number of parallel jobs"),
-        also=_overrides("also", written.get("also") or []),
-    )
+        rule, remedy = "must be the name of an arm that is compared", did_you_mean(definition.baseline or "", compared)
+        raise ConfigError("baseline", definition.baseline, rule, remedy)
+    tokens = None if definition.tokens is None else int(definition.tokens)
+    return replace(definition, baseline=baseline, arms=arms, tokens=tokens)
+
+
+def _settings(written: Mapping[str, Any], changes: Mapping[str, str]) -> dict[str, Any]:
+    """The settings of a definition: those of its file, changed by the command line, with short forms written out."""
+    own = {key: text for key, text in changes.items() if key not in keys(Match)}
+    match = typed(Match, {key: text for key, text in changes.items() if key not in own})
+    settings = {**written, **typed(Definition, own)}
+    if match and isinstance(settings.get("budget", {}), Mapping):
+        settings["budget"] = {**settings.get("budget", {}), **match}
+    if isinstance(arms := settings.get("arms"), Mapping):
+        settings["arms"] = {name: _written_out(arm, settings.get("budget")) for name, arm in arms.items()}
+    if isinstance(count := settings.get("seeds"), int):
+        limits = Annotated[int, Ge(1), Le(MAX_SEEDS), Remedy("Write seeds=3; to name one seed, seeds=[1234]")]
+        settings["seeds"] = list(range(checked(count, limits, "seeds")))
+    return settings
+
+
+def _written_out(arm: Any, budget: Any) -> Any:
+    """An arm as a mapping: it may be its overrides alone, and keys of a match change some of the budget."""
+    if not isinstance(arm, Mapping):
+        return {} if arm is None else {"overrides": arm}
+    match = {key: value for key, value in arm.items() if key in keys(Match)}
+    if match and isinstance(budget, Mapping):
+        match = {**budget, **match}
+    return {**{key: value for key, value in arm.items() if key not in match}, **({"match": match} if match else {})}
 
 
 # --- the file ---------------------------------------------------------------------------------------------------------
@@ -177,7 +195,7 @@ def _written(name: str) -> dict[str, Any]:
     try:
         text = read_text(file, "NAME")
         if not isinstance(plain := yaml.safe_load(text) or {}, dict):
-            raise ConfigError(str(file), plain, "must be a mapping", f"Its keys are: {', '.join(KNOWN)}")
+            raise ConfigError(str(file), plain, "must be a mapping", f"Its keys are: {', '.join(KEYS)}")
         written = OmegaConf.to_container(OmegaConf.create(text), resolve=False)
     except yaml.YAMLError as error:
         mark, problem = getattr(error, "problem_mark", None), str(getattr(error, "problem", error))
@@ -192,112 +210,45 @@ def _written(name: str) -> dict[str, Any]:
     return {str(key): value for key, value in written.items()}
 
 
-def _match(budget: Mapping[str, Any]) -> Match | None:
-    if not budget:
-        return None
-    for key in ("match", "by"):
-        if budget.get(key) is None:
-            rule = "is required: a budget has the matched figure and the knob"
-            raise ConfigError(f"budget.{key}", None, rule, "Write budget: {match: params, by: d_ff, tol: 0.005}")
-    return Match(str(budget["match"]), str(budget["by"]), number("tol", budget.get("tol", TOL)))
-
-
-def _seeds(value: Any) -> tuple[int, ...]:
-    """A number of seeds, or the seeds themselves."""
-    if isinstance(value, str) and ("," in value or value.startswith("[")):
-        value = value.strip("[] ").split(",")
-    if not isinstance(value, list):
-        count = whole("seeds", value, 1, "is the number of seeds")
-        if count > MAX_SEEDS:
-            raise ConfigError("seeds", value, f"must be at most {MAX_SEEDS}", "To name one seed, write seeds=[1234]")
-        return tuple(range(count))
-    seeds = tuple(whole("seeds", seed, 0, "must list whole numbers") for seed in value)
-    for seed in seeds:
-        check_value("seeds", seed, Seed)
-    if not seeds or len(set(seeds)) < len(seeds):
-        raise ConfigError("seeds", value, "must list at least one seed, each once", "Write seeds=3 or seeds=[0,1,2]")
-    return seeds
-
-
-def _rates(value: Any) -> tuple[float, ...] | None:
-    if value is None or value == "null":
-        return None
-    given = value.strip("[] ").split(",") if isinstance(value, str) else value if isinstance(value, list) else [value]
-    rates = tuple(number("lr", rate) for rate in given)
-    if not rates or len(set(rates)) < len(rates) or not all(rate > 0 for rate in rates):
-        raise ConfigError("lr", value, "must list learning rates above 0, each once", "Write lr=[0.005,0.01]")
-    return rates
-
-
-def _text(key: str, value: Any) -> str:
-    if not isinstance(value, str) or not value:
-        raise ConfigError(key, value, "must be text", f"Write e.g. {key}=val/loss")
-    return value
-
-
-def _mapping(key: str, value: Any, known: Sequence[str] | None = None) -> Mapping[str, Any]:
-    if not isinstance(value, Mapping):
-        keys = ", ".join(known) if known else "names"
-        raise ConfigError(key, value, "must be a mapping", f"Its keys are {keys}")
-    for inner in value:
-        if known is not None and inner not in known:
-            raise ConfigError(f"{key}.{inner}", value[inner], f"{key} has no such key", did_you_mean(inner, known))
-    return value
-
-
-def _overrides(key: str, value: Any) -> tuple[str, ...]:
-    listed = [value] if isinstance(value, str) else [] if value is None else value
-    if not isinstance(listed, list) or not all(isinstance(item, str) and item for item in listed):
-        rule = "must be a list of overrides, as for blockwright train"
-        raise ConfigError(key, value, rule, "Write [model/attention=gqa, optimizer.lr=0.01]; quote what holds braces")
-    return tuple(listed)
-
-
 # --- arms -------------------------------------------------------------------------------------------------------------
 
 
-def _arms(written: Mapping[str, Any], budget: Mapping[str, Any]) -> tuple[dict[str, ArmSpec], str | None]:
+def _arms(definition: Definition) -> tuple[dict[str, ArmSpec], str | None]:
     """All arms, and the baseline unless another is named."""
-    sources = [_explicit(written.get("arms") or {}, budget)]
-    sources += [_generated(kind, written[kind]) for kind in GENERATORS if written.get(kind)]
-    arms: dict[str, ArmSpec] = {}
-    for name, arm in itertools.chain.from_iterable(source.items() for source in sources):
+    d = definition
+    generated = [_grid(d.grid), _leave_one_out(d.leave_one_out), _staircase(d.staircase)]
+    arms = _explicit(definition)
+    for name, overrides in itertools.chain.from_iterable(source.items() for source in generated):
         if name in arms:
             raise ConfigError("arms", name, "two arms have this name", "Rename one")
-        arms[name] = arm
+        arms[name] = ArmSpec(overrides)
     if len(arms) < 2:
         rule = f"has {len(arms)} arms, but a comparison needs two"
         raise ConfigError("arms", ", ".join(arms), rule, "Write arms: {mha: [model/attention=mha], …}")
     if len(arms) > MAX_ARMS:
         raise ConfigError("arms", len(arms), f"must be at most {MAX_ARMS}", "Remove values from the grid")
-    return arms, next((next(iter(source)) for source in sources[1:] if source), None)
+    return arms, next((next(iter(source)) for source in generated if source), None)
 
 
-def _explicit(arms: Any, budget: Mapping[str, Any]) -> dict[str, ArmSpec]:
-    found: dict[str, ArmSpec] = {}
-    for name, value in _mapping("arms", arms).items():
-        spec = _mapping(f"arms.{name}", value, OF_ARM) if isinstance(value, Mapping) else {"overrides": value}
-        own = {key: spec[key] for key in OF_BUDGET if key in spec}
-        match = _match({**budget, **own}) if own else None
-        target = None if spec.get("target") is None else number(f"arms.{name}.target", spec["target"])
-        if target is not None and not (target > 0 and (match or budget)):
-            rule = "is the budget of this arm, so it must be above 0"
-            raise ConfigError(f"arms.{name}.target", target, rule, "Write it beside budget: {match: params, by: d_ff}")
-        listed = spec.get("like") or []
-        likes = [_other_arm(f"arms.{name}.like", o, found) for o in (listed if isinstance(listed, list) else [listed])]
-        first = itertools.chain.from_iterable(found[like].overrides for like in likes if like is not None)
-        overrides = (*first, *_overrides(f"arms.{name}", spec.get("overrides")))
-        start = _other_arm(f"arms.{name}.init_from", spec.get("init_from"), found)
-        against = _other_arm(f"arms.{name}.against", spec.get("against"), found)
-        if not isinstance(compared := spec.get("compared", True), bool):
-            raise ConfigError(
-                f"arms.{name}.compared", compared, "must be true or false", "Write false, or leave it out"
-            )
-        found[str(name)] = ArmSpec(overrides, match, target, start, against, compared)
-    return found
+def _explicit(definition: Definition) -> dict[str, ArmSpec]:
+    """The arms of the file, with the overrides of those that they are like."""
+    arms: dict[str, ArmSpec] = {}
+    for name, arm in definition.arms.items():
+        if arm.target is not None and not (arm.match or definition.budget):
+            rule, remedy = "is the budget of this arm, and nothing is matched", "Write it next to budget: {match, by}"
+            raise ConfigError(f"arms.{name}.target", arm.target, rule, remedy)
+        likes = [_other_arm(f"arms.{name}.like", like, arms) for like in arm.like]
+        inherited = itertools.chain.from_iterable(arms[like].overrides for like in likes if like is not None)
+        arms[name] = replace(
+            arm,
+            overrides=(*inherited, *arm.overrides),
+            init_from=_other_arm(f"arms.{name}.init_from", arm.init_from, arms),
+            against=_other_arm(f"arms.{name}.against", arm.against, arms),
+        )
+    return arms
 
 
-def _other_arm(path: str, name: Any, above: Mapping[str, ArmSpec]) -> str | None:
+def _other_arm(path: str, name: Name, above: Mapping[str, ArmSpec]) -> str | None:
     """The name of an arm written before this one, so that no two wait for each other."""
     if name is None:
         return None
@@ -306,17 +257,15 @@ def _other_arm(path: str, name: Any, above: Mapping[str, ArmSpec]) -> str | None
     return str(name)
 
 
-def _generated(kind: str, value: Any) -> dict[str, ArmSpec]:
-    made = {"grid": _grid, "leave_one_out": _leave_one_out, "staircase": _staircase}[kind]
-    return {name: ArmSpec(overrides) for name, overrides in made(_mapping(kind, value)).items()}
-
-
-def _grid(groups: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
+def _grid(groups: Mapping[str, Sequence[Any]]) -> dict[str, tuple[str, ...]]:
     """Every combination of values: ``{model/attention: [mha, gqa], model/norm: [rmsnorm, layernorm]}`` makes four."""
+    if not groups:
+        return {}
     for key, values in groups.items():
-        if not isinstance(values, list) or not values or len(set(map(str, values))) < len(values):
+        if not _distinct(values):
             raise ConfigError(f"grid.{key}", values, "must list values, each once", "Write model/attention: [mha, gqa]")
-    combinations = itertools.product(*([(key, _in_hydra(value)) for value in values] for key, values in groups.items()))
+    choices = [[(key, _in_hydra(value)) for value in values] for key, values in groups.items()]
+    combinations = itertools.product(*choices)
     return {"+".join(v for _, v in chosen): tuple(f"{k}={v}" for k, v in chosen) for chosen in combinations}
 
 
@@ -329,21 +278,26 @@ def _in_hydra(value: Any) -> str:
     return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def _leave_one_out(recipe: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
+def _leave_one_out(recipe: Mapping[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
     """All changes of a recipe at once, the baseline; and for each change, all others."""
-    steps = {str(name): _overrides(f"leave_one_out.{name}", value) for name, value in recipe.items()}
-    arms = {"everything": tuple(itertools.chain.from_iterable(steps.values()))}
-    for left_out in steps:
-        kept = (overrides for name, overrides in steps.items() if name != left_out)
-        arms[f"without {left_out}"] = tuple(itertools.chain.from_iterable(kept))
+    if not recipe:
+        return {}
+    arms = {"everything": _together(recipe)}
+    for left_out in recipe:
+        arms[f"without {left_out}"] = _together({name: value for name, value in recipe.items() if name != left_out})
     return arms
 
 
-def _staircase(recipe: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
+def _staircase(recipe: Mapping[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
     """No changes, the baseline; then the changes cumulatively, one after another."""
+    if not recipe:
+        return {}
     arms: dict[str, tuple[str, ...]] = {"start": ()}
     so_far: tuple[str, ...] = ()
     for name, value in recipe.items():
-        so_far = (*so_far, *_overrides(f"staircase.{name}", value))
-        arms[f"+ {name}"] = so_far
+        arms[f"+ {name}"] = so_far = (*so_far, *value)
     return arms
+
+
+def _together(recipe: Mapping[str, tuple[str, ...]]) -> tuple[str, ...]:
+    return tuple(itertools.chain.from_iterable(recipe.values()))

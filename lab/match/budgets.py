@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 
@@ -15,7 +15,8 @@ from blockwright.blocks.compose import compose
 from blockwright.blocks.cost import cache_bytes_per_token, count_families, count_parameters, training_flops_per_token
 from blockwright.blocks.decoder import Decoder
 
-BUDGETS = ("params", "active_params", "flops", "cache_bytes")
+Budget = Literal["params", "active_params", "flops", "cache_bytes"]
+BUDGETS: tuple[Budget, ...] = get_args(Budget)
 WORDS = {
     "params": "parameters",
     "active_params": "active parameters",

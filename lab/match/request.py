@@ -3,23 +3,39 @@
 from __future__ import annotations
 
 import itertools
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated
 
 from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 
-from blockwright.lab.match.sizing import TOL, Match
+from blockwright.lab.match.sizing import Match
 from blockwright.registry import ConfigError, did_you_mean
-from blockwright.registry.arguments import read_arguments
+from blockwright.registry.command import Parser
+from blockwright.registry.ranges import Count, Positive
+from blockwright.registry.reading import Remedy, keys, typed
+from blockwright.registry.reading import read as read_settings
+from blockwright.registry.words import read_words
 from blockwright.training.configuration.conf import CONF
 from blockwright.training.configuration.refusals import explain
 
-KEYS = ("match", "by", "tol", "baseline", "target", "context")
+
+@dataclass(frozen=True)
+class Settings:
+    """The settings of a command line.
+
+    Args:
+        baseline: name of an arm; None: the first
+        target: budget of all arms, or of each
+        context: sequence length for FLOPs; None: data.sequence_length
+    """
+
+    baseline: str | None = None
+    target: Annotated[tuple[Positive, ...] | None, Remedy("Write e.g. target=7.1e9")] = None
+    context: Count | None = None
 
 
 @dataclass(frozen=True)
@@ -44,25 +60,28 @@ class Request:
 
 
 def read(arguments: Sequence[str]) -> Request:
-    """A command line → what is asked.
+    """Parse a command line.
 
     Raises:
-        ConfigError: an unknown option, a value that cannot be, an arm named twice
+        ConfigError: an unknown option, an invalid value, an arm named twice
     """
-    given = read_arguments(arguments, options=KEYS, flags=("--json",))
-    own, arms = given.options, swept(given.overrides)
-    match = _match(own)
-    targets = _targets(own, list(arms), match)
+    parser = Parser(prog="blockwright match")
+    parser.add_argument("--json", action="store_true")
+    flags, words = read_words(parser, arguments, [*keys(Match), *keys(Settings)])
+    how = {key: text for key, text in words.settings.items() if key in keys(Match)}
+    others = {key: text for key, text in words.settings.items() if key not in how}
+    settings = read_settings(Settings, typed(Settings, others))
+    match = read_settings(Match, typed(Match, how)) if how or settings.target else None
+    arms = swept(words.overrides)
+    targets = _targets(settings.target or (), list(arms))
     if len(arms) == 1 and not targets:
         remedy = "Sweep something: model/attention=mha,gqa,mqa,mla; or give a number: target=7.1e9"
-        raise ConfigError(
-            "command line", " ".join(given.overrides), "makes one arm, and nothing to match it with", remedy
-        )
-    baseline = own.get("baseline", next(iter(arms)))
+        rule = "makes one arm, and nothing to match it with"
+        raise ConfigError("command line", " ".join(words.overrides), rule, remedy)
+    baseline = settings.baseline or next(iter(arms))
     if baseline not in arms:
         raise ConfigError("baseline", baseline, "is the name of an arm", did_you_mean(baseline, arms))
-    context = whole("context", own["context"], 1, "is a number of tokens") if "context" in own else None
-    return Request(arms, match, baseline, targets, context, "--json" in given.flags)
+    return Request(arms, match, baseline, targets, settings.context, flags.json)
 
 
 def swept(overrides: Sequence[str]) -> dict[str, list[str]]:
@@ -94,57 +113,10 @@ def swept(overrides: Sequence[str]) -> dict[str, list[str]]:
     return arms
 
 
-def _match(own: Mapping[str, str]) -> Match | None:
-    if "match" not in own:
-        if extra := [key for key in ("by", "tol", "target") if key in own]:
-            rule = "says how arms are matched, and nothing says in what"
-            raise ConfigError(extra[0], own[extra[0]], rule, "Write e.g. match=params")
-        return None
-    if "by" not in own:
-        remedy = "Write e.g. by=d_ff"
-        raise ConfigError("by", None, "arms are sized by a knob, and none is named", remedy)
-    return Match(own["match"], own["by"], number("tol", own.get("tol", TOL)))
-
-
-def _targets(own: Mapping[str, str], arms: Sequence[str], match: Match | None) -> dict[str, float]:
-    if "target" not in own or match is None:
-        return {}
-    values = [number("target", value.strip()) for value in own["target"].split(",")]
-    values = values * len(arms) if len(values) == 1 else values
-    if len(values) != len(arms):
+def _targets(targets: tuple[float, ...], arms: Sequence[str]) -> dict[str, float]:
+    """Arm → target."""
+    targets = targets * len(arms) if len(targets) == 1 else targets
+    if targets and len(targets) != len(arms):
         rule = f"takes one number for all arms or one for each of the {len(arms)}"
-        raise ConfigError("target", own["target"], rule, f"The arms are: {', '.join(arms)}")
-    for value in values:
-        if not value > 0:
-            raise ConfigError("target", value, "is what the budget is to be, above 0", "Write e.g. target=7.1e9")
-    return dict(zip(arms, values, strict=True))
-
-
-def number(key: str, value: Any) -> float:
-    """A finite number, from a command line or a file.
-
-    Raises:
-        ConfigError: it is none
-    """
-    try:
-        found = math.nan if isinstance(value, bool) else float(value)
-    except (TypeError, ValueError):
-        found = math.nan
-    if not math.isfinite(found):
-        raise ConfigError(key, value, "is a number", f"Write e.g. {key}=0.01")
-    return found
-
-
-def whole(key: str, value: Any, least: int, rule: str) -> int:
-    """A whole number that is not too small; 2e6 is one.
-
-    Raises:
-        ConfigError: it is none
-    """
-    try:
-        found = number(key, value)
-    except ConfigError:
-        found = math.nan
-    if not found == found // 1 or found < least:
-        raise ConfigError(key, value, f"{rule}, at least {least}", f"Write e.g. {key}={max(least, 3)}")
-    return int(found)
+        raise ConfigError("target", targets, rule, f"The arms are: {', '.join(arms)}")
+    return dict(zip(arms, targets, strict=False))

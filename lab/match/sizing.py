@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from typing import Annotated, Any
 
 from omegaconf import DictConfig
 
@@ -14,10 +14,12 @@ from blockwright.blocks.compose import check, compose
 from blockwright.blocks.decoder import Decoder
 from blockwright.lab.card import flat
 from blockwright.lab.match import knobs
-from blockwright.lab.match.budgets import BUDGETS, WORDS, Figures, measure, measure_one, residuals
+from blockwright.lab.match.budgets import WORDS, Budget, Figures, measure, measure_one, residuals
 from blockwright.lab.match.knobs import Keys, Knob, Place
 from blockwright.lab.match.search import Found, UnmovedError, nearest
-from blockwright.registry import ConfigError
+from blockwright.registry import BlockError, ConfigError
+from blockwright.registry.ranges import BelowOne
+from blockwright.registry.reading import Key, Remedy
 from blockwright.training.configuration.composing import compose_config
 from blockwright.training.configuration.named_model import composition_of
 
@@ -35,21 +37,14 @@ class Match:
         tol: allowed relative deviation of an arm
     """
 
-    budget: str
-    by: str
-    tol: float = TOL
+    budget: Annotated[Budget, Key("match")]
+    by: Annotated[str, Remedy("Write e.g. by=d_ff")]
+    tol: Annotated[BelowOne, Remedy(f"Write e.g. tol={TOL}")] = TOL
 
     def __post_init__(self) -> None:
-        if self.budget not in BUDGETS:
-            remedy = registry.did_you_mean(self.budget, BUDGETS)
-            raise ConfigError("match", self.budget, "is not a budget", remedy)
-        if self.by not in knobs.KNOBS and not str(self.by).startswith("model."):
+        if self.by not in knobs.KNOBS and not self.by.startswith("model."):
             remedy = f"{registry.did_you_mean(self.by, knobs.KNOBS)}, or a dotted path such as model.ffn.d_ff"
-            raise ConfigError("by", self.by, "is not a knob", remedy)
-        number = isinstance(self.tol, int | float) and not isinstance(self.tol, bool)
-        if not number or not 0 <= self.tol < 1:
-            rule = "is the allowed relative deviation: from 0 to below 1"
-            raise ConfigError("tol", self.tol, rule, f"Write e.g. tol={TOL}")
+            raise BlockError("by", self.by, "is not a knob", remedy)
 
 
 @dataclass(frozen=True)

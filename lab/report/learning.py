@@ -129,10 +129,6 @@ def rates(findings: Findings) -> Figure | None:
     return Figure(chart, "Learning rates", caption)
 
 
-def _rate_points(finding: Finding) -> Points:
-    return [(rate.lr, rate.mean) for rate in finding.rates if rate.lr and rate.mean is not None]
-
-
 def search(findings: Findings) -> Figure | None:
     """Each trial's figure, and the best so far."""
     metric, sign = findings.sweep.metric, -1 if findings.sweep.maximize else 1

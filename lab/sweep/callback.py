@@ -26,10 +26,10 @@ from blockwright.lab.sweep import plan as plans
 from blockwright.lab.sweep.progress import ended_line
 from blockwright.lab.sweep.table import exit_code, summarise
 from blockwright.registry import ConfigError
+from blockwright.registry.reading import checked
 from blockwright.training.configuration import figures
 from blockwright.training.configuration.overrides import config_flags, kept
 from blockwright.training.configuration.run import HINTS
-from blockwright.training.configuration.values import check_value
 from blockwright.training.jobs import STOP, host_of
 from blockwright.training.stops import SIGNALS, Interrupted, refuse
 
@@ -121,7 +121,7 @@ def begin(sweep: Path, config: DictConfig, arguments: list[str]) -> None:
         remedy = f"Resume it: blockwright sweep resume {sweep}; or name another folder"
         raise ConfigError("hydra.sweep.dir", str(sweep), rule, remedy)
     for key in ("task_name", "optimized_metric"):  # of all jobs, and of the plan
-        check_value(key, config[key], HINTS[key])
+        checked(config[key], HINTS[key], key)
     is_grid = str(sweeper.get("_target_")).endswith(".BasicSweeper")
     plan: dict[str, Any] = {
         "kind": "grid" if is_grid else "search",

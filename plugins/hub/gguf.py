@@ -16,9 +16,10 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from annotated_types import Ge, Gt, Le
 from torch import Tensor
 
 from blockwright.blocks.checkpoint.folder import dump_json
@@ -27,8 +28,11 @@ from blockwright.plugins.hub.gguf_metadata import REMEDY, Metadata
 from blockwright.registry import ConfigError, did_you_mean
 from blockwright.registry.extras import require
 from blockwright.registry.folder import MAX_FILE_BYTES, read_bytes
+from blockwright.registry.ranges import Positive
 from blockwright.training.data.tokenizers.companions import SETTINGS
 
+Size = Annotated[int, Ge(1), Le(2**31)]
+Index = Annotated[int, Ge(0), Le(2**31)]
 MAX_SHARD = 5 * 10**9
 
 # Names without ``blk.{i}.`` and ``.weight`` → those of transformers.
@@ -103,7 +107,7 @@ def unpack(file: Path, folder: Path) -> None:
     if read.architecture not in CONFIGS:
         remedy = did_you_mean(read.architecture, CONFIGS)
         raise read.refuse("general.architecture", read.architecture, "is not a supported architecture", remedy)
-    if (parts := read.whole("split.count", 1)) > 1:
+    if (parts := read.take("split.count", Index, 1)) > 1:
         raise read.refuse("split.count", parts, "is one of several parts", "Join them with llama-gguf-split --merge")
     tensors = {tensor.name: tensor for tensor in reader.tensors}
     config = _frame(read, tensors)
@@ -123,18 +127,21 @@ def _frame(read: Metadata, tensors: Mapping[str, Any]) -> dict[str, Any]:
     if embedding is None or len(embedding.shape) != 2:
         raise ConfigError(f"{read.where}: token_embd.weight", None, "must be a matrix of the file", REMEDY)
     rows, own = int(embedding.shape[1]), read.own
-    if read.whole(own("vocab_size"), rows) != rows:
+    if read.take(own("vocab_size"), Index, rows) != rows:
         raise read.refuse(own("vocab_size"), read.fields[own("vocab_size")], f"the embedding has {rows} rows")
-    ids = {name: read.whole(f"tokenizer.ggml.{name}_token_id", None, most=rows - 1) for name in ("bos", "eos")}
+    ids = {
+        name: read.take(f"tokenizer.ggml.{name}_token_id", Annotated[int, Ge(0), Le(rows - 1)], None)
+        for name in ("bos", "eos")
+    }
     return {
         "vocab_size": rows,
-        "hidden_size": read.whole(own("embedding_length"), least=1),
-        "num_hidden_layers": read.whole(own("block_count"), least=1),
-        "max_position_embeddings": read.whole(own("context_length"), least=1),
-        "intermediate_size": read.whole(own("feed_forward_length"), least=1),
-        "num_attention_heads": read.whole(own("attention.head_count"), least=1),
-        "rms_norm_eps": round(read.real(own("attention.layer_norm_rms_epsilon")), 12),  # stored in fp32
-        "rope_theta": read.real(own("rope.freq_base"), 10000.0),
+        "hidden_size": read.take(own("embedding_length"), Size),
+        "num_hidden_layers": read.take(own("block_count"), Size),
+        "max_position_embeddings": read.take(own("context_length"), Size),
+        "intermediate_size": read.take(own("feed_forward_length"), Size),
+        "num_attention_heads": read.take(own("attention.head_count"), Size),
+        "rms_norm_eps": round(read.take(own("attention.layer_norm_rms_epsilon"), Positive), 12),  # stored in fp32
+        "rope_theta": read.take(own("rope.freq_base"), Positive, 10000.0),
         "rope_scaling": _scaling(read),
         "hidden_act": "silu",
         "tie_word_embeddings": "output.weight" not in tensors,
@@ -145,18 +152,18 @@ def _frame(read: Metadata, tensors: Mapping[str, Any]) -> dict[str, Any]:
 
 def _scaling(read: Metadata) -> dict[str, Any] | None:
     scaling = read.own("rope.scaling")
-    kind = read.text(f"{scaling}.type", "none")
+    kind = read.take(f"{scaling}.type", str, "none")
     if kind == "none":
         return None
     if kind not in ("linear", "yarn"):
         raise read.refuse(f"{scaling}.type", kind, "is not supported", "Use a file with linear or yarn")
-    found = {"rope_type": kind, "factor": read.real(f"{scaling}.factor")}
-    original = read.whole(f"{scaling}.original_context_length", ... if kind == "yarn" else None, least=1)
+    found = {"rope_type": kind, "factor": read.take(f"{scaling}.factor", Positive)}
+    original = read.take(f"{scaling}.original_context_length", Size, ... if kind == "yarn" else None)
     if kind == "yarn":
         found["original_max_position_embeddings"] = original
-        if sharpness := read.real(f"{scaling}.yarn_log_multiplier", 0.0, least=-1.0):
+        if sharpness := read.take(f"{scaling}.yarn_log_multiplier", Annotated[float, Gt(-1)], 0.0):
             found |= dict.fromkeys(("mscale", "mscale_all_dim"), round(10 * sharpness, 6))  # stored as a tenth
-        betas = {n: read.real(f"{scaling}.yarn_{n}", None) for n in ("beta_fast", "beta_slow")}
+        betas = {n: read.take(f"{scaling}.yarn_{n}", Positive, None) for n in ("beta_fast", "beta_slow")}
         found |= {name: value for name, value in betas.items() if value is not None}
     return found
 
@@ -165,7 +172,7 @@ def _llama(read: Metadata, tensors: Mapping[str, Any], frame: Mapping[str, Any])
     if "rope_freqs.weight" in tensors:
         rule = "holds Llama 3's rotary factors instead of the settings they come from"
         raise ConfigError(f"{read.where}: rope_freqs.weight", "…", rule, "Import the published safetensors")
-    width = _head_width(read, frame, read.whole(read.own("attention.key_length"), None, least=1))
+    width = _head_width(read, frame, read.take(read.own("attention.key_length"), Size, None))
     biased = "blk.0.attn_output.bias" in tensors
     heads = {"num_key_value_heads": _kv_heads(read, frame), "head_dim": width}
     return {"model_type": "llama", **heads, "attention_bias": biased}
@@ -173,46 +180,49 @@ def _llama(read: Metadata, tensors: Mapping[str, Any], frame: Mapping[str, Any])
 
 def _qwen2(read: Metadata, tensors: Mapping[str, Any], frame: Mapping[str, Any]) -> dict[str, Any]:
     plain = frame["hidden_size"] // frame["num_attention_heads"]
-    if (width := _head_width(read, frame, read.whole(read.own("attention.key_length"), None, least=1))) != plain:
+    if (width := _head_width(read, frame, read.take(read.own("attention.key_length"), Size, None))) != plain:
         raise read.refuse(read.own("attention.key_length"), width, f"heads of Qwen 2 are {plain} wide here")
     return {"model_type": "qwen2", "num_key_value_heads": _kv_heads(read, frame)}
 
 
 def _kv_heads(read: Metadata, frame: Mapping[str, Any]) -> int:
-    return read.whole(read.own("attention.head_count_kv"), frame["num_attention_heads"], least=1)
+    return read.take(read.own("attention.head_count_kv"), Size, frame["num_attention_heads"])
 
 
 def _head_width(read: Metadata, frame: Mapping[str, Any], given: int | None) -> int:
     """The width of a head, which is that of its values and of its rotation too."""
     width: int = given or frame["hidden_size"] // frame["num_attention_heads"]
     for key in ("attention.value_length", "rope.dimension_count"):
-        if (other := read.whole(read.own(key), width)) != width:
+        if (other := read.take(read.own(key), Index, width)) != width:
             raise read.refuse(read.own(key), other, f"must be the width of a head, {width}")
     return width
 
 
 def _deepseek2(read: Metadata, tensors: Mapping[str, Any], frame: Mapping[str, Any]) -> dict[str, Any]:
     own = read.own
-    rope, heads = read.whole(own("rope.dimension_count"), least=1), frame["num_attention_heads"]
-    if (kv := read.whole(own("attention.head_count_kv"), heads)) not in (1, heads):  # 1: keys and values by the latent
+    rope, heads = read.take(own("rope.dimension_count"), Size), frame["num_attention_heads"]
+    if (kv := read.take(own("attention.head_count_kv"), Index, heads)) not in (
+        1,
+        heads,
+    ):  # 1: keys and values by the latent
         raise read.refuse(own("attention.head_count_kv"), kv, f"must be 1 or {heads}")
-    key, value = (read.whole(own(f"attention.{name}_length"), least=1) for name in ("key", "value"))
-    width = read.whole(own("attention.key_length_mla"), key, least=1)
+    key, value = (read.take(own(f"attention.{name}_length"), Size) for name in ("key", "value"))
+    width = read.take(own("attention.key_length_mla"), Size, key)
     if width <= rope:
         raise read.refuse(own("attention.key_length"), width, f"must be larger than the rotated width, {rope}")
     return {
-        "q_lora_rank": read.whole(own("attention.q_lora_rank"), None, least=1),
-        "kv_lora_rank": read.whole(own("attention.kv_lora_rank"), least=1),
+        "q_lora_rank": read.take(own("attention.q_lora_rank"), Size, None),
+        "kv_lora_rank": read.take(own("attention.kv_lora_rank"), Size),
         "qk_nope_head_dim": width - rope,
         "qk_rope_head_dim": rope,
-        "v_head_dim": read.whole(own("attention.value_length_mla"), value, least=1),
-        "n_routed_experts": read.whole(own("expert_count"), least=1),
-        "n_shared_experts": read.whole(own("expert_shared_count"), 0),
-        "num_experts_per_tok": read.whole(own("expert_used_count"), least=1),
-        "moe_intermediate_size": read.whole(own("expert_feed_forward_length"), least=1),
-        "first_k_dense_replace": read.whole(own("leading_dense_block_count"), 0),
-        "routed_scaling_factor": read.real(own("expert_weights_scale"), 1.0),
-        "norm_topk_prob": read.flag(own("expert_weights_norm"), False),
+        "v_head_dim": read.take(own("attention.value_length_mla"), Size, value),
+        "n_routed_experts": read.take(own("expert_count"), Size),
+        "n_shared_experts": read.take(own("expert_shared_count"), Index, 0),
+        "num_experts_per_tok": read.take(own("expert_used_count"), Size),
+        "moe_intermediate_size": read.take(own("expert_feed_forward_length"), Size),
+        "first_k_dense_replace": read.take(own("leading_dense_block_count"), Index, 0),
+        "routed_scaling_factor": read.take(own("expert_weights_scale"), Positive, 1.0),
+        "norm_topk_prob": read.take(own("expert_weights_norm"), bool, False),
         **_groups(read, any("exp_probs_b" in name for name in tensors)),
     }
 
@@ -220,15 +230,15 @@ def _deepseek2(read: Metadata, tensors: Mapping[str, Any], frame: Mapping[str, A
 def _groups(read: Metadata, biased: bool) -> dict[str, Any]:
     """How experts are chosen. A file of an older converter does not say in how many groups, and is refused: with one
     group, a model that has several would choose other experts."""
-    sigmoid = read.whole(read.own("expert_gating_func"), 2 if biased else 1) == 2
+    sigmoid = read.take(read.own("expert_gating_func"), Index, 2 if biased else 1) == 2
     if sigmoid != biased or read.fields.get(read.own("expert_gating_func"), 1) not in (1, 2):
         rule = "must be 2 (sigmoid) with biases of the choice, and 1 (softmax) without"
         raise read.refuse(read.own("expert_gating_func"), read.fields[read.own("expert_gating_func")], rule)
-    groups = read.whole(read.own("expert_group_count"), least=1)
+    groups = read.take(read.own("expert_group_count"), Size)
     return {
         "model_type": "deepseek_v3" if sigmoid else "deepseek_v2",
         "n_group": groups,
-        "topk_group": read.whole(read.own("expert_group_used_count"), 1 if groups == 1 else ..., least=1),
+        "topk_group": read.take(read.own("expert_group_used_count"), Size, 1 if groups == 1 else ...),
         "topk_method": "noaux_tc" if sigmoid else "group_limited_greedy" if groups > 1 else "greedy",
         "scoring_func": "sigmoid" if sigmoid else "softmax",
     }
@@ -324,13 +334,16 @@ def _write_tokenizer(read: Metadata, config: Mapping[str, Any], file: Path, fold
     words = read.texts("tokenizer.ggml.tokens")
     named = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding", "eot": "eot"}
     most = len(words) - 1
-    ids = {n: read.whole(f"tokenizer.ggml.{theirs}_token_id", None, most=most) for n, theirs in named.items()}
+    ids = {
+        n: read.take(f"tokenizer.ggml.{theirs}_token_id", Annotated[int, Ge(0), Le(most)], None)
+        for n, theirs in named.items()
+    }
     settings: dict[str, Any] = {f"{name}_token": words[number] for name, number in ids.items() if number is not None}
     for name in ("add_bos_token", "add_eos_token"):
-        if (added := read.flag(f"tokenizer.ggml.{name}", None)) is not None:
+        if (added := read.take(f"tokenizer.ggml.{name}", bool, None)) is not None:
             settings[name] = added
     settings |= {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
-    if (template := read.text("tokenizer.chat_template", None)) is not None:
+    if (template := read.take("tokenizer.chat_template", str, None)) is not None:
         settings["chat_template"] = template
     dump_json(folder / SETTINGS, settings)
 
@@ -338,7 +351,7 @@ def _write_tokenizer(read: Metadata, config: Mapping[str, Any], file: Path, fold
 def _engine(read: Metadata, rows: int, replaced: bool) -> dict[str, Any] | None:
     """The contents of tokenizer.json; None where a file beside replaces it."""
     ggml = "tokenizer.ggml"
-    kind, pre = read.text(f"{ggml}.model", None), read.text(f"{ggml}.pre", "gpt-2")
+    kind, pre = read.take(f"{ggml}.model", str, None), read.take(f"{ggml}.pre", str, "gpt-2")
     words = read.texts(f"{ggml}.tokens")
     if replaced:
         read.taken |= {f"{ggml}.token_type", f"{ggml}.merges"}

@@ -6,12 +6,12 @@ are off. Where another value is the one without an effect, the key is in ``ONLY`
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping
 from typing import Any
 
 from blockwright.registry import ConfigError
+from blockwright.registry.schema import conforms, fault
 
 _IDLE = {
     "where the file came from, and how it was made": r"""GGUF\..*|general\.(?!architecture$).*|quantize\..*
@@ -54,7 +54,7 @@ class Metadata:
 
     def __init__(self, fields: Mapping[str, Any], where: str) -> None:
         self.fields, self.where, self.taken = fields, where, {"general.architecture"}
-        self.architecture = self.text("general.architecture")
+        self.architecture = self.take("general.architecture", str)
 
     def refuse(self, key: str, value: Any, rule: str, remedy: str = REMEDY) -> ConfigError:
         """An error at a key, to be raised."""
@@ -65,58 +65,33 @@ class Metadata:
         """The whole name of a key of the architecture."""
         return f"{self.architecture}.{key}"
 
-    def _take(self, key: str, default: Any) -> Any:
+    def take(self, key: str, hint: Any, default: Any = ...) -> Any:
+        """The value of a key.
+
+        Args:
+            key: whole name
+            hint: its annotation
+            default: of an absent key; left out where it is required
+        """
         self.taken.add(key)
         value = self.fields.get(key, default)
         if value is ...:
             raise self.refuse(key, None, "is missing")
-        return value
-
-    def whole(self, key: str, default: Any = ..., least: int = 0, most: int = 2**31) -> Any:
-        """A whole number.
-
-        Args:
-            key: whole name
-            default: of an absent key; left out where it is required
-        """
-        value = self._take(key, default)
-        if value is not default and (type(value) is not int or not least <= value <= most):
-            raise self.refuse(key, value, f"must be a whole number from {least} to {most}")
-        return value
-
-    def real(self, key: str, default: Any = ..., least: float = 0.0) -> Any:
-        """A finite number that is larger than ``least``."""
-        value = self._take(key, default)
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        if value is not default and not (number and math.isfinite(value) and value > least):
-            raise self.refuse(key, value, f"must be a finite number larger than {least:g}")
-        return value
-
-    def flag(self, key: str, default: Any = ...) -> Any:
-        """True or false."""
-        value = self._take(key, default)
-        if value is not default and type(value) is not bool:
-            raise self.refuse(key, value, "must be true or false")
-        return value
-
-    def text(self, key: str, default: Any = ...) -> Any:
-        """A string."""
-        value = self._take(key, default)
-        if value is not default and not isinstance(value, str):
-            raise self.refuse(key, value, "must be a text")
+        if value is not default and not conforms(value, hint):
+            raise self.refuse(key, value, fault(value, hint))
         return value
 
     def texts(self, key: str) -> list[str]:
         """A list of strings."""
-        value = self._take(key, ...)
-        if not isinstance(value, list) or not all(isinstance(each, str) for each in value):
+        value = self.take(key, list)
+        if not all(isinstance(each, str) for each in value):
             raise self.refuse(key, value, "must be a list of texts")
         return value
 
     def wholes(self, key: str, length: int) -> list[int]:
         """A list of so many whole numbers."""
-        value = self._take(key, ...)
-        if not isinstance(value, list) or len(value) != length or not all(type(each) is int for each in value):
+        value = self.take(key, list)
+        if len(value) != length or not all(type(each) is int for each in value):
             raise self.refuse(key, value, f"must be a list of {length} whole numbers")
         return value
 

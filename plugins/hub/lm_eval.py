@@ -14,7 +14,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
@@ -26,7 +26,8 @@ from blockwright.blocks.generation.text_stream import TextStream
 from blockwright.blocks.position.boundaries import alike
 from blockwright.lab.chat_text import ChatText, format_of
 from blockwright.lab.writer import DTYPES, begin, tokenizer_of
-from blockwright.registry import REFUSED, BlockError, ConfigError, did_you_mean
+from blockwright.registry import REFUSED, ConfigError, did_you_mean
+from blockwright.registry.reading import Remedy, checked, read
 
 try:
     from lm_eval.api.instance import Instance
@@ -47,6 +48,8 @@ PATH = "--model_args path"
 _log = logging.getLogger(__name__)
 
 LENGTHS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")  # the harness's names, by priority
+KWARGS = "generation_kwargs"  # of a task of the harness
+Stops = Annotated[tuple[str, ...] | None, Remedy('Write e.g. until: ["\\n\\n"]')]
 SAMPLING = tuple(Sampling.__dataclass_fields__)
 GENERATION = {"until", "do_sample", *LENGTHS, *SAMPLING}
 Scored = tuple[tuple[str, str] | None, list[int], list[int]]  # request, context tokens, tokens to score
@@ -271,28 +274,14 @@ def _count(name: str, value: Any, least: int) -> int:
 
 def _until(settings: dict[str, Any]) -> list[str]:
     """The stop strings of a request."""
-    given = settings.get("until")
-    until = [given] if isinstance(given, str) else [] if given is None else given
-    if not isinstance(until, list | tuple) or not all(isinstance(stop, str) for stop in until):
-        rule = "must be a string, or a list of them"
-        raise ConfigError("generation_kwargs.until", given, rule, 'Write e.g. until: ["\\n\\n"]')
-    return list(until)
+    return list(checked(settings.get("until"), Stops, f"{KWARGS}.until") or ())
 
 
 def _sampling(settings: dict[str, Any]) -> Sampling:
     """Sampling parameters: greedy, unless ``do_sample`` or a temperature above 0 is set."""
     given = {name: settings[name] for name in SAMPLING if settings.get(name) is not None}
-    drawn = settings.get("do_sample")
-    for name, value in given.items():
-        if isinstance(value, bool) or not isinstance(value, int if name == "top_k" else int | float):
-            kind = "a whole number" if name == "top_k" else "a number"
-            raise ConfigError(f"generation_kwargs.{name}", value, f"must be {kind}", f"Write e.g. {name}=1")
-    if not isinstance(drawn, bool | None):
-        raise ConfigError("generation_kwargs.do_sample", drawn, "must be true or false", "Write do_sample=true")
-    try:
-        sampling = Sampling(**given)
-    except BlockError as error:
-        raise ConfigError(f"generation_kwargs.{error.parameter}", error.value, error.rule, error.remedy) from None
+    drawn = checked(settings.get("do_sample"), bool | None, f"{KWARGS}.do_sample")
+    sampling = read(Sampling, given, KWARGS)
     greedy = not drawn if drawn is not None else not given.get("temperature")
     return replace(sampling, temperature=0.0) if greedy else sampling
 

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
+
+from annotated_types import Ge, Le
 
 GROUP = "blockwright.dev"  # prefix of labels
+Count = Annotated[int, Ge(1)]
+Int32 = Annotated[int, Ge(0), Le(2**31 - 1)]  # as a server stores it
 
 
 @dataclass
@@ -56,8 +60,8 @@ class Options:
     context: str | None = None
     kind: str = "auto"
     runtime: str = "blockwright"
-    nodes: int = 1
-    gpus: int = 0
+    nodes: Count = 1
+    gpus: Annotated[int, Ge(0)] = 0
     gpu: str = "nvidia.com/gpu"
     cpu: str | None = None
     memory: str | None = None
@@ -77,11 +81,11 @@ class Options:
     queue: str | None = None
     priority: str | None = None
     topology: str | None = None
-    grace_s: int | None = None
-    restarts: int = 6
-    start_deadline_s: int = 1800
-    ttl_s: int | None = None
-    parallel: int = 8
+    grace_s: Annotated[int, Ge(10)] | None = None
+    restarts: Int32 = 6
+    start_deadline_s: Count = 1800
+    ttl_s: Int32 | None = None
+    parallel: Count = 8
     on_stop: str = "leave"
     render: str | None = None
 

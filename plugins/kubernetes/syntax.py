@@ -1,4 +1,4 @@
-"""What Kubernetes accepts as a name, the value of a label, a variable, a quantity and the effect of a taint."""
+"""What Kubernetes accepts as a name, the value of a label, a variable and a quantity."""
 
 from __future__ import annotations
 
@@ -8,8 +8,6 @@ DNS = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?")
 LABEL = re.compile(r"([A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?)?")
 VARIABLE = re.compile(r"[-._a-zA-Z][-._a-zA-Z0-9]*")
 QUANTITY = re.compile(r"[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)(m|[kMGTPE]|[KMGTPE]i|[eE][+-]?[0-9]+)?")
-EFFECTS = ("NoSchedule", "PreferNoSchedule", "NoExecute")
-OPERATORS = ("Exists", "Equal", "Lt", "Gt")  # of a toleration
 LONGEST = 63  # letters of a host name; pods are named NAME-node-0-INDEX
 SUFFIX = "-abcde"  # a Job adds such a one to the names of its pods
 ANNOTATIONS = 262_144  # bytes of all together

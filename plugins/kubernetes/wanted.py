@@ -4,39 +4,28 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Annotated, Any
-
-from annotated_types import Ge, Le
+from dataclasses import dataclass
+from typing import Any, Literal, get_type_hints
 
 from blockwright.plugins.kubernetes.options import GROUP, Options
 from blockwright.plugins.kubernetes.syntax import (
     ANNOTATIONS,
     DNS,
-    EFFECTS,
     LABEL,
     LONGEST,
-    OPERATORS,
     QUANTITY,
     SUFFIX,
     VARIABLE,
     amount,
 )
-from blockwright.registry import ConfigError, did_you_mean
-from blockwright.registry.ranges import Count, Whole
-from blockwright.registry.schema import conforms, fault
+from blockwright.registry import BlockError, ConfigError
+from blockwright.registry.ranges import numbers
+from blockwright.registry.reading import checked
+from blockwright.registry.reading import read as read_settings
 
 PATH = "hydra.launcher"
-KINDS = ("auto", "job", "jobset", "trainjob")
 OF_RUNTIME = ("secrets", "capabilities", "restarts", "ttl_s", "priority")
-Int32 = Annotated[int, Ge(0), Le(2**31 - 1)]  # as a server stores it
-RANGES: dict[str, Any] = {
-    "nodes": Count,
-    "gpus": Whole,
-    "parallel": Count,
-    "restarts": Int32,
-    "start_deadline_s": Count,
-}
-RANGES |= {"grace_s": Annotated[int, Ge(10)] | None, "ttl_s": Int32 | None}
+CHOICES = {"kind": Literal["auto", "job", "jobset", "trainjob"], "on_stop": Literal["leave", "stop"]}
 NAMES = {"namespace": 63, "queue": 63, "claim": 253, "runtime": 253, "priority": 253}  # and their longest
 SECRET = re.compile(r"(^|_)(API_?KEY|KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS?)($|_)", re.IGNORECASE)
 VALUE = re.compile(  # how known secrets begin, and a password in an address
@@ -65,13 +54,13 @@ def _at(name: str, value: Any, rule: str, remedy: str) -> ConfigError:
 
 def mistakes(options: Options) -> Iterator[ConfigError]:
     """What is wrong with the options, one error each."""
-    for name, hint in RANGES.items():
-        if not conforms(value := getattr(options, name), hint):
-            yield _at(name, value, fault(value, hint), f"Write {PATH}.{name}={getattr(Options, name, None) or 1}")
-            return  # sums are made of them
-    for name, known in (("kind", KINDS), ("on_stop", ("leave", "stop"))):
-        if (value := getattr(options, name)) not in known:
-            yield _at(name, value, "is not one of the known", did_you_mean(value, known))
+    for name, hint in {**get_type_hints(Options, include_extras=True), **CHOICES}.items():
+        if name in CHOICES or any(bounds for _, bounds in numbers(hint)):
+            try:
+                checked(getattr(options, name), hint, f"{PATH}.{name}")
+            except ConfigError as error:
+                yield error
+                return  # sums are made of them
     yield from _image(options.image)
     for name, most in NAMES.items():
         value = getattr(options, name)
@@ -188,33 +177,29 @@ def _selection(options: Options) -> Iterator[ConfigError]:
     if sum(len(f"{key}{value}".encode()) for key, value in options.annotations.items()) > ANNOTATIONS:
         yield _at("annotations", "…", f"hold more than {ANNOTATIONS:,} bytes", "Put it on the volume")
     for i, toleration in enumerate(options.tolerations):
-        yield from _toleration(toleration, i)
+        try:
+            read_settings(Toleration, toleration, f"{PATH}.tolerations[{i}]")
+        except ConfigError as error:
+            yield error
     if options.topology and not DOMAIN.fullmatch(options.topology):
         yield _at("topology", options.topology, "is not a node label", "Write e.g. topology.kubernetes.io/zone")
 
 
-def _toleration(toleration: Any, i: int) -> Iterator[ConfigError]:
-    known, path = ("key", "operator", "value", "effect", "tolerationSeconds"), f"tolerations[{i}]"
-    if not isinstance(toleration, Mapping):
-        yield _at(path, toleration, "must be a mapping", "Write {key: nvidia.com/gpu, operator: Exists}")
-        return
-    for key in toleration.keys() - set(known):
-        yield _at(f"{path}.{key}", toleration[key], "is not a field of a toleration", did_you_mean(key, known))
-    for key, value in toleration.items():
-        kind = int if key == "tolerationSeconds" else str
-        if key in known and (not isinstance(value, kind) or isinstance(value, bool)):
-            yield _at(f"{path}.{key}", value, f"must be {'a number' if kind is int else 'text'}", "Quote text alone")
-            return
-    if (operator := toleration.get("operator", "Equal")) not in OPERATORS:
-        yield _at(f"{path}.operator", operator, "is not an operator", did_you_mean(operator, OPERATORS))
-    elif operator != "Exists" and not toleration.get("key"):
-        yield _at(f"{path}.key", None, f"is required with operator {operator}", "Write it")
-    if operator == "Exists" and toleration.get("value"):
-        yield _at(f"{path}.value", toleration["value"], "must be empty when operator is Exists", "Leave it out")
-    if toleration.get("effect") not in (None, "", *EFFECTS):
-        yield _at(
-            f"{path}.effect", toleration["effect"], "is not an effect", did_you_mean(toleration["effect"], EFFECTS)
-        )
+@dataclass(frozen=True)
+class Toleration:
+    """A toleration of a taint, with the names of Kubernetes."""
+
+    key: str = ""
+    operator: Literal["Exists", "Equal", "Lt", "Gt"] = "Equal"
+    value: str = ""
+    effect: Literal["", "NoSchedule", "PreferNoSchedule", "NoExecute"] | None = None
+    tolerationSeconds: int | None = None  # noqa: N815
+
+    def __post_init__(self) -> None:
+        if self.operator != "Exists" and not self.key:
+            raise BlockError("key", None, f"is required with operator {self.operator}", "Write it")
+        if self.operator == "Exists" and self.value:
+            raise BlockError("value", self.value, "must be empty when operator is Exists", "Leave it out")
 
 
 def check_names(options: Options, names: Iterable[str]) -> None:

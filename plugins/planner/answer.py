@@ -11,7 +11,6 @@ import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import Any
 
 from blockwright.blocks.decoder import Decoder
 from blockwright.lab.describe import usual_context
@@ -22,7 +21,7 @@ from blockwright.plugins.planner.generation import Generation, generation
 from blockwright.plugins.planner.hardware import beyond, coefficients
 from blockwright.plugins.planner.layout import Job
 from blockwright.plugins.planner.measure import measure
-from blockwright.plugins.planner.request import Request, read
+from blockwright.plugins.planner.request import Request, read_request
 from blockwright.plugins.planner.search import Candidate, Found, search
 from blockwright.registry import ConfigError
 from blockwright.registry.printing import show
@@ -41,35 +40,35 @@ def answer(arguments: Sequence[str]) -> None:
     if "--published" in arguments:
         _published(arguments)
         return
-    asked = read(arguments)
-    decoder = load(asked.model, asked.overrides)
-    length = asked.length or usual_context([decoder])
+    request = read_request(arguments)
+    decoder = load(request.settings.model, request.overrides)
+    length = request.settings.length or usual_context([decoder])
     if length > decoder.config["max_positions"]:
         rule = f"is longer than the model is made for (model.max_positions = {decoder.config['max_positions']})"
         raise ConfigError("length", length, rule, "Shorten it, or raise model.max_positions")
-    (_generation if asked.show == "generation" else _layouts)(asked, decoder, length)
+    (_generation if request.show == "generation" else _layouts)(request, decoder, length)
 
 
-def _layouts(asked: Request, decoder: Decoder, length: int) -> None:
+def _layouts(request: Request, decoder: Decoder, length: int) -> None:
     measured, fitted = measure(decoder), coefficients()
-    job = Job(asked.gpus, asked.batch, length, asked.precision)
-    found = search(measured, job, asked.device, fitted, asked.chosen)
-    cost: tuple[Any, ...] = (asked.tokens, asked.prices)
-    if asked.as_json:
-        rows = [as_plain(c, found.best[0], measured, job, asked.device, *cost) for c in found.best]
-        plain = {"model": asked.model, "job": asdict(job), "gpu": asdict(asked.device), "layouts": rows}
+    settings, device = request.settings, request.settings.device
+    job = Job(settings.gpus, request.batch, length, settings.precision)
+    found = search(measured, job, device, fitted, settings.chosen)
+    if request.as_json:
+        rows = [as_plain(c, found.best[0], measured, job, device, settings) for c in found.best]
+        plain = {"model": settings.model, "job": asdict(job), "gpu": asdict(device), "layouts": rows}
         seen = {"considered": found.considered, "fit": found.fit, "warnings": beyond(job)}
         print(json.dumps({**plain, **seen}, indent=1))
         return
-    show(table.layouts(found, measured, job, asked.device, *cost))
+    show(table.layouts(found, measured, job, device, settings))
     for line in beyond(job):
         print(f"warning: {line}", file=sys.stderr)
-    if asked.explain:
+    if request.explain:
         show(table.explained(found.best[0]))
-    _say_how(asked, found, job)
+    _say_how(request, found, job)
 
 
-def _say_how(asked: Request, found: Found, job: Job) -> None:
+def _say_how(request: Request, found: Found, job: Job) -> None:
     """The command of the fastest layout that this project trains."""
     if found.here is None:
         print("None of these fit with what this project trains itself: pipeline=1 shard=true precision=bf16")
@@ -77,14 +76,14 @@ def _say_how(asked: Request, found: Found, job: Job) -> None:
     slower = found.best[0].speed / found.here.speed - 1
     speed = f"{found.here.speed:,.0f} tokens/s per GPU, {slower:.1%} slower than the best"
     print(f"Fastest here ({found.here.layout}, {speed}):")
-    print(f"  {command(asked, found.here, job)}")
-    if (error := refusal(asked, found.here, job)) is not None:
+    print(f"  {command(request, found.here, job)}")
+    if (error := refusal(request, found.here, job)) is not None:
         print(f"  a run refuses this: {error.path} {error.rule}. {error.remedy}")
 
 
-def refusal(asked: Request, candidate: Candidate, job: Job) -> ConfigError | None:
+def refusal(request: Request, candidate: Candidate, job: Job) -> ConfigError | None:
     """Why a run refuses the command of a layout, if it does; the GPUs themselves are not looked for."""
-    _, _, *words = shlex.split(command(asked, candidate, job))
+    _, _, *words = shlex.split(command(request, candidate, job))
     try:
         preflight(compose_config([*words, "trainer.accelerator=cpu"], output_dir="."))
     except ConfigError as error:
@@ -92,11 +91,11 @@ def refusal(asked: Request, candidate: Candidate, job: Job) -> ConfigError | Non
     return None
 
 
-def command(asked: Request, candidate: Candidate, job: Job) -> str:
+def command(request: Request, candidate: Candidate, job: Job) -> str:
     """The training that a layout stands for, on nodes of at most eight GPUs that are alike."""
     layout, sizes = candidate.layout, candidate.layout.sizes(job)
     spread = {"tensor": sizes.tensor, "expert": sizes.expert, "context": sizes.context}
-    words = [*chosen(asked.model, asked.overrides), "trainer=fsdp", "trainer.precision=bf16-mixed"]
+    words = [*chosen(request.settings.model, request.overrides), "trainer=fsdp", "trainer.precision=bf16-mixed"]
     words += [f"trainer.strategy.{name}={size}" for name, size in spread.items() if size > 1]
     devices = max(size for size in range(1, NODE + 1) if job.gpus % size == 0)
     words += [f"trainer.devices={devices}", f"trainer.num_nodes={job.gpus // devices}"]
@@ -107,14 +106,15 @@ def command(asked: Request, candidate: Candidate, job: Job) -> str:
     return shlex.join(["blockwright", "train", *words])
 
 
-def _generation(asked: Request, decoder: Decoder, length: int) -> None:
-    bits = {"weight_bits": asked.weight_bits, "cache_bits": asked.cache_bits}
-    found: Generation = generation(decoder, asked.device, coefficients(), gpus=asked.gpus, context=length, **bits)
-    if asked.as_json:
+def _generation(request: Request, decoder: Decoder, length: int) -> None:
+    settings, device = request.settings, request.settings.device
+    bits = {"weight_bits": settings.weight_bits, "cache_bits": settings.cache_bits}
+    found: Generation = generation(decoder, device, coefficients(), gpus=settings.gpus, context=length, **bits)
+    if request.as_json:
         print(json.dumps({**asdict(found), "tokens_per_second": found.tokens_per_second, **bits}, indent=1))
     else:
-        node = f"{asked.gpus} {asked.device.name}, {length:,} tokens in each cache"
-        show(table.generated(found, f"{node}, {asked.weight_bits:g}-bit weights, {asked.cache_bits:g}-bit caches"))
+        node = f"{settings.gpus} {device.name}, {length:,} tokens in each cache"
+        show(table.generated(found, "{}, {weight_bits:g}-bit weights, {cache_bits:g}-bit caches".format(node, **bits)))
 
 
 def _published(arguments: Sequence[str]) -> None:

@@ -8,23 +8,19 @@ from typing import Any
 from blockwright.plugins.planner.hardware import Hardware
 from blockwright.plugins.planner.layout import Job
 from blockwright.plugins.planner.measure import Measured
-from blockwright.plugins.planner.request import Prices
+from blockwright.plugins.planner.request import Settings
 from blockwright.plugins.planner.search import ERROR, Candidate
 from blockwright.plugins.planner.traffic import traffic
 
 
-def totals(candidate: Candidate, gpus: int, tokens: float | None, hardware: Hardware, prices: Prices) -> dict[str, Any]:
-    """GPU-hours, days, energy and money of a run; null where tokens or prices are not given.
-
-    Args:
-        tokens: of the whole run
-    """
-    if tokens is None:
+def totals(candidate: Candidate, hardware: Hardware, settings: Settings) -> dict[str, Any]:
+    """GPU-hours, days, energy and money of a run; null where tokens or prices are not given."""
+    if settings.tokens is None:
         return dict.fromkeys(("gpu_hours", "days", "kwh", "money"))
-    hours = tokens / candidate.speed / 3600
-    kwh = hours * hardware.watts * prices.overhead / 1000
-    paid = [n * price for n, price in ((hours, prices.gpu_hour), (kwh, prices.kwh)) if price is not None]
-    return {"gpu_hours": hours, "days": hours / gpus / 24, "kwh": kwh, "money": sum(paid) if paid else None}
+    hours = settings.tokens / candidate.speed / 3600
+    kwh = hours * hardware.watts * settings.overhead / 1000
+    paid = [n * price for n, price in ((hours, settings.gpu_hour), (kwh, settings.kwh)) if price is not None]
+    return {"gpu_hours": hours, "days": hours / settings.gpus / 24, "kwh": kwh, "money": sum(paid) if paid else None}
 
 
 def mfu(candidate: Candidate, hardware: Hardware) -> float:
@@ -38,8 +34,7 @@ def as_plain(
     measured: Measured,
     job: Job,
     hardware: Hardware,
-    tokens: float | None,
-    prices: Prices,
+    settings: Settings,
 ) -> dict[str, Any]:
     """A row of ``--json``: SI units throughout."""
     return {
@@ -55,7 +50,7 @@ def as_plain(
         "slower_than_best": best.speed / candidate.speed - 1,
         "tie": is_tie(candidate, best),
         "loses_by_seconds": losses(candidate, best),
-        **totals(candidate, job.gpus, tokens, hardware, prices),
+        **totals(candidate, hardware, settings),
     }
 
 

@@ -25,8 +25,7 @@ from blockwright.plugins.planner.measure import Measured, measure
 from blockwright.plugins.planner.step import Step, step
 from blockwright.plugins.planner.table import markdown
 from blockwright.registry import presets
-from blockwright.registry.arguments import read_arguments
-from blockwright.registry.command import run_command
+from blockwright.registry.command import Parser, run_command
 from blockwright.registry.extras import require
 from blockwright.registry.limits import read_text
 
@@ -218,8 +217,9 @@ def summary(rows: Sequence[Judged]) -> list[str]:
 
 def main(arguments: Sequence[str]) -> None:
     """Print the file of coefficients; with ``--table``, what the page shows of the published runs."""
-    given = read_arguments(arguments, options=(), flags=("--table",))
-    if "--table" in given.flags:
+    parser = Parser(prog="python -m blockwright.plugins.planner.fitting", description=__doc__)
+    parser.add_argument("--table", action="store_true", help="print what the page shows of the published runs")
+    if parser.parse_args(arguments).table:
         rows = judgement()
         print(markdown([(j.run.name, j.used, j.run.tokens, j.predicted) for j in rows], summary(rows)), end="")
     else:

@@ -1,162 +1,145 @@
-"""What ``blockwright plan`` is asked: its command line, read and checked."""
+"""The command line of ``blockwright plan``, parsed and validated."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, fields
+from typing import Annotated, Any, Literal
 
-from blockwright.lab.match.request import number, whole
+from annotated_types import Ge
+
 from blockwright.plugins.planner.hardware import Hardware, hardware
 from blockwright.plugins.planner.layout import Precision
-from blockwright.plugins.planner.search import CHOICES
 from blockwright.registry import ConfigError, did_you_mean
-from blockwright.registry.arguments import read_arguments
+from blockwright.registry.command import Parser
+from blockwright.registry.ranges import Count, Positive
+from blockwright.registry.reading import Key, Remedy, keys, read, typed
+from blockwright.registry.words import read_words
 from blockwright.training.parallel.recompute import Recompute
 
-BATCH = 8  # sequences a GPU, unless said otherwise
-SWITCH = {"true": True, "false": False}
+BATCH = 8  # default number of sequences per GPU
+FLAGS = ("--explain", "--generation", "--json")
 
 
 @dataclass(frozen=True)
-class Prices:
-    """What is paid for.
+class Choices:
+    """Sizes of a layout that are not searched over: one value or several; None: the usual ones."""
+
+    tensor: tuple[Count, ...] | None = None
+    pipeline: tuple[Count, ...] | None = None
+    context: tuple[Count, ...] | None = None
+    expert: tuple[Count, ...] | None = None
+    interleave: tuple[Count, ...] | None = None
+    micro_batch: tuple[Count, ...] | None = None
+    shard: tuple[bool, ...] | None = None
+    recompute: tuple[Recompute, ...] | None = None
+
+    @property
+    def chosen(self) -> dict[str, tuple[Any, ...]]:
+        """Name → values, of those that are fixed."""
+        values = {each.name: getattr(self, each.name) for each in fields(Choices)}
+        return {name: value for name, value in values.items() if value is not None}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cluster(Choices):
+    """The GPUs, and sizes of the layout on them.
 
     Args:
-        gpu_hour, kwh: in any currency; None: not given
-        overhead: watts drawn in all for each of the GPUs' own: hosts, network, cooling
+        gpus: how many
+        gpu: name of a device
     """
 
-    gpu_hour: float | None = None
-    kwh: float | None = None
-    overhead: float = 1.3
+    gpus: Annotated[Count, Remedy("Write e.g. gpus=1024")]
+    gpu: Annotated[str, Remedy("Write e.g. gpu=h800")]
+
+    @property
+    def device(self) -> Hardware:
+        """The device.
+
+        Raises:
+            ConfigError: there is none of this name
+        """
+        return hardware(self.gpu)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings(Cluster):
+    """The settings of a command line; None leaves the model to decide.
+
+    Args:
+        model: preset, run, checkpoint or composition
+        tokens: of the training
+        batch: sequences of a step; None: ``BATCH`` per GPU
+        length: of a sequence, in tokens
+        precision: of the matrix products
+        gpu_hour, kwh: prices in any currency
+        overhead: watts of the whole per watt of the GPUs: hosts, network, cooling
+    """
+
+    model: Annotated[str, Remedy("Write e.g. model=deepseek_v2")]
+    tokens: Positive | None = None
+    batch: Count | None = None
+    length: Annotated[int, Ge(2)] | None = None
+    precision: Precision = "bf16"
+    gpu_hour: Annotated[Positive | None, Key("price.gpu_hour")] = None
+    kwh: Annotated[Positive | None, Key("price.kwh")] = None
+    overhead: Annotated[Positive, Key("power.overhead")] = 1.3
+    weight_bits: Annotated[Positive, Key("weights.bits")] = 16.0
+    cache_bits: Annotated[Positive, Key("cache.bits")] = 16.0
 
 
 @dataclass(frozen=True)
 class Request:
-    """A command line, read and checked; ``None`` leaves the model to decide."""
+    """A parsed and validated command line."""
 
-    model: str
+    settings: Settings
     overrides: list[str]
-    device: Hardware
-    gpus: int
-    tokens: float | None
-    batch: int
-    length: int | None
-    precision: Precision
-    prices: Prices
-    chosen: dict[str, tuple[Any, ...]] = field(default_factory=dict)
-    show: Literal["layouts", "generation"] = "layouts"
-    weight_bits: float = 16.0
-    cache_bits: float = 16.0
-    explain: bool = False
-    as_json: bool = False
+    show: Literal["layouts", "generation"]
+    explain: bool
+    as_json: bool
+
+    @property
+    def batch(self) -> int:
+        """Sequences of a step."""
+        return self.settings.batch or BATCH * self.settings.gpus
 
 
-EXAMPLES = {"model": "deepseek_v2", "gpus": "1024", "gpu": "h800"}  # of what every plan needs
-KEYS = (
-    *("model", "gpus", "gpu", "tokens", "batch", "length", "precision", "price.gpu_hour", "price.kwh"),
-    *("power.overhead", "weights.bits", "cache.bits"),
-)
-OF_TOKENS = ("price.gpu_hour", "price.kwh", "power.overhead")  # what they are multiplied by
-OF_LAYOUTS = ("tokens", "batch", "precision", *OF_TOKENS, *CHOICES, "--explain")
+OF_TOKENS = ("price.gpu_hour", "price.kwh", "power.overhead")  # factors of the number of tokens
+OF_LAYOUTS = ("tokens", "batch", "precision", *OF_TOKENS, *keys(Choices), "--explain")
 OF_GENERATION = ("weights.bits", "cache.bits")
-FLAGS = ("--explain", "--generation", "--published", "--json")
-READ: Mapping[str, Callable[[str, str], Any]] = {
-    **dict.fromkeys(
-        ("tensor", "pipeline", "context", "expert", "interleave", "micro_batch"),
-        lambda key, text: whole(key, text, 1, "is a whole number"),
-    ),
-    "shard": lambda key, text: _one_of(key, text, SWITCH),
-    "recompute": lambda key, text: _one_of(key, text, {name: name for name in get_args(Recompute)}),
-}
 
 
-def read(arguments: Sequence[str]) -> Request:
-    """A command line → what is asked.
+def read_request(arguments: Sequence[str]) -> Request:
+    """Parse a command line.
 
     Raises:
-        ConfigError: no model or GPUs, an unknown option, a value that cannot be
+        ConfigError: no model or GPUs, an unknown option, an invalid value, or an option without effect
     """
-    given = read_arguments(arguments, options=(*KEYS, *CHOICES), flags=FLAGS)
-    own = given.options
-    require(own, *EXAMPLES)
-    for word in given.overrides:
+    parser = Parser(prog="blockwright plan")
+    for flag in FLAGS:
+        parser.add_argument(flag, action="store_true")
+    flags, words = read_words(parser, arguments, keys(Settings))
+    for word in words.overrides:
         key, _, value = word.lstrip("+~").partition("=")
         if not key.startswith("model"):
-            raise ConfigError(key, value, "there is no such option", did_you_mean(key, [*KEYS, *CHOICES]))
-    gpus = whole("gpus", own["gpus"], 1, "is a number of GPUs")
-    asked = Request(
-        model=own["model"],
-        overrides=given.overrides,
-        device=hardware(own["gpu"]),
-        gpus=gpus,
-        tokens=_positive(own, "tokens"),
-        batch=whole("batch", own.get("batch", BATCH * gpus), 1, "is a number of sequences"),
-        length=whole("length", own["length"], 2, "is a number of tokens") if "length" in own else None,
-        precision=_one_of("precision", own.get("precision", "bf16"), {name: name for name in get_args(Precision)}),
-        prices=Prices(
-            _positive(own, "price.gpu_hour"), _positive(own, "price.kwh"), _positive(own, "power.overhead") or 1.3
-        ),
-        chosen=chosen_sizes(own),
-        show="generation" if "--generation" in given.flags else "layouts",
-        weight_bits=_positive(own, "weights.bits") or 16.0,
-        cache_bits=_positive(own, "cache.bits") or 16.0,
-        explain="--explain" in given.flags,
-        as_json="--json" in given.flags,
-    )
-    _refuse_without_effect({**own, **dict.fromkeys(given.flags, "")}, asked.show)
-    return asked
+            raise ConfigError(key, value, "there is no such option", did_you_mean(key, keys(Settings)))
+    settings = read(Settings, typed(Settings, words.settings))
+    hardware(settings.gpu)
+    show: Literal["layouts", "generation"] = "generation" if flags.generation else "layouts"
+    _refuse_without_effect([*words.settings, *["--explain"] * flags.explain], show)
+    return Request(settings, words.overrides, show, flags.explain, flags.json)
 
 
-def _refuse_without_effect(given: Mapping[str, str], show: Literal["layouts", "generation"]) -> None:
+def _refuse_without_effect(options: Collection[str], show: Literal["layouts", "generation"]) -> None:
     other, rule, remedy = {
-        "generation": (OF_LAYOUTS, "is of the training, and --generation asks for none", "Leave one of them out"),
-        "layouts": (
-            OF_GENERATION,
-            "is of generation, and a training is asked for",
-            "Leave it out, or add --generation",
-        ),
+        "generation": (OF_LAYOUTS, "is of a training, which --generation leaves out", "Leave one of them out"),
+        "layouts": (OF_GENERATION, "is of generation, and a training is planned", "Leave it out, or add --generation"),
     }[show]
-    for key in given:
+    for key in options:
         if key in other:
-            raise ConfigError(key, given[key], rule, remedy)
-        if key in OF_TOKENS and "tokens" not in given:
+            raise ConfigError(key, "…", rule, remedy)
+        if key in OF_TOKENS and "tokens" not in options:
             raise ConfigError(
-                key, given[key], "adds up over a training, whose length is not given", "Add e.g. tokens=1e12"
+                key, "…", "multiplies the tokens of a training, which are missing", "Add e.g. tokens=1e12"
             )
-
-
-def require(own: Mapping[str, str], *keys: str) -> None:
-    """Refuse a command line without one of these of ``EXAMPLES``.
-
-    Raises:
-        ConfigError
-    """
-    for key in keys:
-        if not own.get(key):
-            raise ConfigError(key, own.get(key), "every plan needs it", f"Write e.g. {key}={EXAMPLES[key]}")
-
-
-def chosen_sizes(own: Mapping[str, str]) -> dict[str, tuple[Any, ...]]:
-    """The values of ``CHOICES`` that a command line holds fixed."""
-    return {key: _each(key, own[key]) for key in CHOICES if key in own}
-
-
-def _each(key: str, text: str) -> tuple[Any, ...]:
-    return tuple(READ[key](key, word.strip()) for word in text.split(","))
-
-
-def _positive(own: Mapping[str, str], key: str) -> float | None:
-    if key not in own:
-        return None
-    found = number(key, own[key])
-    if not found > 0:
-        raise ConfigError(key, own[key], "is above 0", f"Write e.g. {key}=2")
-    return found
-
-
-def _one_of(key: str, text: str, known: Mapping[str, Any]) -> Any:
-    if text not in known:
-        raise ConfigError(key, text, f"is one of {', '.join(known)}", did_you_mean(text, known))
-    return known[text]

@@ -16,16 +16,14 @@ from blockwright.plugins.planner.generation import Generation
 from blockwright.plugins.planner.hardware import Hardware
 from blockwright.plugins.planner.layout import Job
 from blockwright.plugins.planner.measure import Measured
-from blockwright.plugins.planner.request import Prices
+from blockwright.plugins.planner.request import Settings
 from blockwright.plugins.planner.search import ERROR, Candidate, Found
 from blockwright.plugins.planner.traffic import traffic
 
 WIDTH = 40  # characters of the longest bar
 
 
-def layouts(
-    found: Found, measured: Measured, job: Job, hardware: Hardware, tokens: float | None, prices: Prices
-) -> Table:
+def layouts(found: Found, measured: Measured, job: Job, hardware: Hardware, settings: Settings) -> Table:
     """A numbered line for each of the best layouts, and a column of figures: both fit a terminal of 80 columns."""
     rows = found.best
     ranked = [f"{number}  {_ranked(each, rows[0], job)}" for number, each in enumerate(rows, 1)]
@@ -37,7 +35,7 @@ def layouts(
     for number in range(1, len(rows) + 1):
         table.add_column(str(number), justify="right")
     memories, travels = [c.memory for c in rows], [traffic(measured, job, c.layout) for c in rows]
-    costs = [totals(c, job.gpus, tokens, hardware, prices) for c in rows]
+    costs = [totals(c, hardware, settings) for c in rows]
     _row(table, "seconds per step", [c.step.seconds for c in rows], "{:,.2f}".format)
     _row(table, "tokens/s per GPU", [c.speed for c in rows], "{:,.0f}".format)
     _row(table, "MFU, scores halved", [mfu(c, hardware) for c in rows], "{:.1%}".format)

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypedDict
 
 from blockwright import registry
-from blockwright.registry import ConfigError
+from blockwright.registry import ConfigError, did_you_mean
 from blockwright.registry.ranges import Seed
+from blockwright.registry.reading import Remedy, checked
 from blockwright.training.configuration.secrets import hidden
-from blockwright.training.configuration.values import Remedy, check_mapping, check_value
 from blockwright.training.jobs import SWEEP
 
 Changed = Literal["show", "allow"]
@@ -92,12 +92,12 @@ class Run(Mapping[str, Any]):
         if isinstance(settings.get("extras"), Mapping):
             settings["extras"] = {**EXTRAS, **settings["extras"]}
         settings |= {group: {} for group in GROUPS if group in settings and settings[group] is None}
-        check_mapping(settings, {**HINTS, **dict.fromkeys(starts, Node | None)})
+        _check_mapping(settings, {**HINTS, **dict.fromkeys(starts, Node | None)})
         for group in GROUPS:
             for name, node in settings[group].items():
-                check_value(f"{group}.{name}", node, Node | None)
+                checked(node, Node | None, f"{group}.{name}")
         folders = {name: path for name, path in settings["paths"].items() if name in FOLDERS}
-        check_mapping(folders, FOLDERS, "paths.")
+        _check_mapping(folders, FOLDERS, "paths.")
         run = cls.assemble(settings, secrets=secrets)
         _check_tags(run)
         _check_name(run.task_name)
@@ -165,6 +165,22 @@ EXTRAS = {"print_config": True, "ignore_warnings": False, "enforce_tags": False}
 
 def _starts() -> list[str]:
     return [name for name in registry.settings() if name not in HINTS]
+
+
+def _check_mapping(settings: Mapping[str, Any], hints: Mapping[str, Any], within: str = "") -> None:
+    """Refuse unknown, missing and invalid settings, those of a ``TypedDict`` within included."""
+    for key in settings:
+        if key not in hints:
+            raise ConfigError(within + key, settings[key], "there is no such setting", did_you_mean(key, hints))
+    for key, hint in hints.items():
+        path = within + key
+        if key not in settings:
+            remedy = f"Add it: +{path}=…, or leave out what removes it (e.g. ~{path})"
+            raise ConfigError(path, None, "every run has this setting", remedy)
+        if typing.is_typeddict(hint) and isinstance(settings[key], Mapping):
+            _check_mapping(settings[key], typing.get_type_hints(hint, include_extras=True), f"{path}.")
+        else:
+            checked(settings[key], dict if typing.is_typeddict(hint) else hint, path)
 
 
 def _check_tags(run: Run) -> None:

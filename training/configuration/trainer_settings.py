@@ -16,8 +16,8 @@ from annotated_types import Ge
 
 from blockwright.registry import ConfigError, did_you_mean
 from blockwright.registry.ranges import Count, Fraction, Whole
+from blockwright.registry.reading import Remedy, checked
 from blockwright.training.configuration.run import GROUPS, Node
-from blockwright.training.configuration.values import Remedy, check_value
 
 Limit = Annotated[int, Ge(-1)]  # -1 for none
 Batches = Fraction | Whole | None  # a share of them, or a number
@@ -73,7 +73,7 @@ def check(trainer: Mapping[str, Any], train: bool) -> None:
             raise ConfigError(f"trainer.{key}", trainer[key], rule, f"Leave it out, and write {key}=NAME")
     for key, hint in typing.get_type_hints(Ranges, include_extras=True).items():
         if key in trainer:
-            check_value(f"trainer.{key}", trainer[key], hint)
+            checked(trainer[key], hint, f"trainer.{key}")
     _check_interval(trainer)
     _check_time(trainer)
     _check_devices(trainer.get("devices", "auto"))

@@ -8,12 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from blockwright.registry.errors import ConfigError, did_you_mean
+from blockwright.registry.errors import ConfigError
+from blockwright.registry.ranges import Count, Share
+from blockwright.registry.reading import Remedy
+from blockwright.registry.reading import read as read_settings
 
 Ints = npt.NDArray[np.int64]
 PATH = "data.lengths"
@@ -105,27 +108,23 @@ def read(value: Any, sequence_length: int, batch_size: int) -> Lengths | None:
     return found
 
 
+@dataclass(frozen=True)
+class _Written:
+    """A stage as written, with lengths as text."""
+
+    shares: Annotated[dict[str, Share], Remedy(EXAMPLE)]
+    batches: Annotated[Count, Remedy(EXAMPLE)] | None = None
+
+
 def _stage(path: str, value: Any, is_last: bool) -> Stage:
-    if not isinstance(value, Mapping) or "shares" not in value:
-        raise ConfigError(path, value, "a stage is a mapping with shares", EXAMPLE)
-    for key in value:
-        if key not in ("shares", "batches"):
-            rule = "a stage has no such key"
-            raise ConfigError(f"{path}.{key}", value[key], rule, did_you_mean(key, ("shares", "batches")))
-    shares, batches = value["shares"], value.get("batches")
-    if not isinstance(shares, Mapping) or not shares:
-        raise ConfigError(f"{path}.shares", shares, "maps lengths to shares of the tokens", EXAMPLE)
-    for length, share in shares.items():
-        if isinstance(length, bool) or not str(length).isdecimal() or int(length) < 2:
+    stage = read_settings(_Written, value, path)
+    for length in stage.shares:
+        if not length.isdecimal() or int(length) < 2:
             raise ConfigError(f"{path}.shares", length, "a length is a whole number of tokens, at least 2", EXAMPLE)
-        if isinstance(share, bool) or not isinstance(share, int | float) or not 0 < share <= 1:
-            raise ConfigError(f"{path}.shares.{length}", share, "a share is above 0 and at most 1", EXAMPLE)
-    if abs(sum(shares.values()) - 1) > 1e-6:
-        rule = f"the shares of a stage's tokens sum to {sum(shares.values()):g}, not to 1"
-        raise ConfigError(f"{path}.shares", dict(shares), rule, "Write e.g. {4096: 0.6, 512: 0.4}")
-    if batches is not None and (isinstance(batches, bool) or not isinstance(batches, int) or batches < 1):
-        raise ConfigError(f"{path}.batches", batches, "counts batches, at least 1", EXAMPLE)
-    if (batches is None) != is_last:
+    if abs(sum(stage.shares.values()) - 1) > 1e-6:
+        rule = f"the shares of a stage's tokens sum to {sum(stage.shares.values()):g}, not to 1"
+        raise ConfigError(f"{path}.shares", stage.shares, rule, "Write e.g. {4096: 0.6, 512: 0.4}")
+    if (stage.batches is None) != is_last:
         rule = "the last stage has no end" if is_last else "every stage but the last ends after so many batches"
-        raise ConfigError(f"{path}.batches", batches, rule, EXAMPLE)
-    return Stage({int(length): float(share) for length, share in shares.items()}, batches)
+        raise ConfigError(f"{path}.batches", stage.batches, rule, EXAMPLE)
+    return Stage({int(length): float(share) for length, share in stage.shares.items()}, stage.batches)

@@ -26,6 +26,7 @@ from blockwright.blocks.checkpoint.read import read_checkpoint
 from blockwright.blocks.model_config import read
 from blockwright.registry import ConfigError
 from blockwright.registry.ranges import Seed
+from blockwright.registry.reading import checked
 from blockwright.renamed import with_moved
 from blockwright.training.callbacks.predictions import Predictions
 from blockwright.training.callbacks.recording import Recording
@@ -34,7 +35,6 @@ from blockwright.training.configuration import parts, placeholders
 from blockwright.training.configuration.class_paths import to_class_paths, to_targets
 from blockwright.training.configuration.composing import compose_config
 from blockwright.training.configuration.run import OWN, Changed, Run
-from blockwright.training.configuration.values import check_value
 from blockwright.training.entry.execute import conclude, fit, leave_processes, measure, no_bar, quieten, restoring
 from blockwright.training.entry.preflight import prepare
 from blockwright.training.entry.start import check_resumed, refuse_random_weights
@@ -174,7 +174,7 @@ class ComposedCLI(LightningCLI):
     def _set_seed(self) -> None:
         seed = self._get(self.config, "seed_everything")
         if not isinstance(seed, bool) and seed is not None:
-            check_value("seed_everything", seed, Seed)
+            checked(seed, Seed, "seed_everything")
         super()._set_seed()
 
     def _parse_ckpt_path(self) -> None:

@@ -47,7 +47,7 @@ def main(arguments: Sequence[str]) -> None:
             raise ConfigError(option, value, "must be at least 1", "Leave it out")
     problems = read_problems(words.task)
     writer = Writer.open(words.model, dtype=words.dtype, device=words.device)
-    problems.check()
+    problems.judge()
     prompts, chat = problems.asked(writer.words, words.limit, format_of(Path(words.model)))
     try:
         check_lengths(writer.decoder, [max((p.ids for p in prompts), key=len)], problems.max_new_tokens)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,14 +13,16 @@ from blockwright.blocks.generation.sample import Sampling
 from blockwright.plugins.alignment.data.prompts import Prompt, before_answer
 from blockwright.plugins.alignment.rewards.base import Reward
 from blockwright.plugins.alignment.rollouts.lacking import refuse_lacking
-from blockwright.registry import BlockError, ConfigError, Node, Scope, did_you_mean
+from blockwright.registry import ConfigError, Node, Scope
 from blockwright.registry.enforcing import enforced
 from blockwright.registry.limits import read_text
-from blockwright.registry.ranges import Count, Fraction, NonNegative, Number
+from blockwright.registry.ranges import Count, Fraction, Number, Share
+from blockwright.registry.reading import Remedy
+from blockwright.registry.reading import read as read_settings
 from blockwright.training.configuration.instantiate import instantiate
 from blockwright.training.data.chat.base import Chat, encode
 from blockwright.training.data.conversations import ConversationCorpus, Conversations
-from blockwright.training.data.corpus import SPLITS
+from blockwright.training.data.corpus import Split
 from blockwright.training.data.tokenizers.base import Tokenizer
 
 EXAMPLE = "Write prompts: FILE.jsonl, reward: exact_match and samples: 8, a line each"
@@ -45,29 +46,27 @@ class Problems:
         temperature, top_k, top_p, min_p: of sampling
     """
 
-    reward: str | dict[str, Any]
+    reward: Annotated[str | dict[str, Any], Remedy(EXAMPLE)]
     prompts: str | list[str] | None = None
     corpus: dict[str, Any] | None = None
-    split: str = "test"
+    split: Split = "test"
     chat: str | dict[str, Any] | None = None
     samples: Count = 8
-    k: list[int] | None = None
+    k: list[Count] | None = None
     right: Number = 1.0
     max_new_tokens: Count = 256
     temperature: Annotated[float, Gt(0)] = 1.0
     top_k: Count | None = None
-    top_p: Fraction | None = None
-    min_p: NonNegative | None = None
+    top_p: Share | None = None
+    min_p: Fraction | None = None
 
     def __post_init__(self) -> None:
         if (self.prompts is None) == (self.corpus is None):
             rule = "a task has either prompts, which are files, or a corpus"
             raise ConfigError("task.prompts", self.prompts, rule, EXAMPLE)
-        if self.split not in SPLITS:
-            raise ConfigError("task.split", self.split, "is no split", f"Choose one of {', '.join(SPLITS)}")
         for k in self.attempts:
-            if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= self.samples:
-                rule = f"pass@k is estimated from {self.samples} samples, so k is a whole number from 1 to that"
+            if k > self.samples:
+                rule = f"pass@k is estimated from {self.samples} samples"
                 raise ConfigError("task.k", k, rule, "Raise samples, or lower k")
 
     @property
@@ -75,24 +74,8 @@ class Problems:
         return sorted({1, self.samples}) if self.k is None else self.k
 
     def sampling(self) -> Sampling:
-        """How completions are drawn.
-
-        Raises:
-            ConfigError: a value out of its range
-        """
-        try:
-            return Sampling(self.temperature, self.top_k, self.top_p, self.min_p)
-        except BlockError as error:
-            raise ConfigError(f"task.{error.parameter}", error.value, error.rule, error.remedy) from None
-
-    def check(self) -> None:
-        """Check the reward and the sampling.
-
-        Raises:
-            ConfigError: a value that is refused
-        """
-        self.judge()
-        self.sampling()
+        """How completions are drawn."""
+        return Sampling(self.temperature, self.top_k, self.top_p, self.min_p)
 
     def judge(self) -> Reward:
         """The reward."""
@@ -147,12 +130,4 @@ def read_problems(file: Path) -> Problems:
     if not file.is_file():
         raise ConfigError("--task", str(file), "there is no such file", EXAMPLE)
     values = registry.to_plain(read_text(file, "--task", EXAMPLE), "task")
-    known = [each.name for each in fields(Problems)]
-    if not isinstance(values, Mapping):
-        raise ConfigError("--task", str(file), "must be a mapping", EXAMPLE)
-    for key in values:
-        if key not in known:
-            raise ConfigError(f"task.{key}", values[key], "a task file has no such key", did_you_mean(str(key), known))
-    if "reward" not in values:
-        raise ConfigError("task.reward", None, "a task needs a reward, which judges the answers", EXAMPLE)
-    return Problems(**{str(key): value for key, value in values.items()})
+    return read_settings(Problems, values, "task")

@@ -123,9 +123,9 @@ def test_prompts_are_asked_as_the_run_was_trained_with_all_that_rewards_and_temp
 
 
 MISTAKES: list[tuple[dict[str, Any], list[str], str, str]] = [
-    ({"reward": None}, [], "task.reward", "needs a reward"),
+    ({"reward": None}, [], "task.reward", "reward: exact_match"),
     ({"reward": "exact"}, [], "task.reward", "no reward is registered"),
-    ({"k": [5]}, [], "task.k", "from 1 to that"),
+    ({"k": [5]}, [], "task.k", "Raise samples"),
     ({"samples": 0}, [], "task.samples", "at least 1"),
     ({"temperature": 0}, [], "task.temperature", "above 0"),
     ({"prompt": "x"}, [], "task.prompt", "no such key"),

@@ -15,7 +15,7 @@ from typing import Any
 from manifest_shape import KINDS, misshapen
 
 from blockwright.plugins.kubernetes.render import Manifest, inner_job
-from blockwright.plugins.kubernetes.syntax import ANNOTATIONS, DNS, EFFECTS, LABEL, LONGEST, SUFFIX, VARIABLE, amount
+from blockwright.plugins.kubernetes.syntax import ANNOTATIONS, DNS, LABEL, LONGEST, SUFFIX, VARIABLE, amount
 from blockwright.registry import ConfigError, did_you_mean
 
 STANDARD = ("cpu", "memory", "ephemeral-storage")
@@ -257,7 +257,7 @@ def _toleration(toleration: Mapping[str, Any], path: str) -> Problems:
     if operator != "Exists" and not toleration.get("key"):
         yield _missing(f"{path}.key", f"is required with operator {operator}")
     if toleration.get("effect"):
-        yield from _one_of(toleration["effect"], EFFECTS, f"{path}.effect")
+        yield from _one_of(toleration["effect"], ("NoSchedule", "PreferNoSchedule", "NoExecute"), f"{path}.effect")
 
 
 def _security(context: Mapping[str, Any], path: str) -> Problems:

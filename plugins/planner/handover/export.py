@@ -9,7 +9,6 @@ from pathlib import Path
 from blockwright.blocks.checkpoint.source import open_source
 from blockwright.blocks.compose import compose
 from blockwright.blocks.decoder import Decoder
-from blockwright.lab.match.request import whole
 from blockwright.lab.models import load
 from blockwright.plugins.hub.exporting import export_config, recognise
 from blockwright.plugins.hub.hf_export import export
@@ -18,13 +17,14 @@ from blockwright.plugins.planner.handover.automodel import AUTOMODEL
 from blockwright.plugins.planner.handover.engine import Engine
 from blockwright.plugins.planner.handover.megatron_bridge import MEGATRON_BRIDGE
 from blockwright.plugins.planner.handover.training import Settings, settings, training
-from blockwright.plugins.planner.hardware import coefficients, hardware
+from blockwright.plugins.planner.hardware import coefficients
 from blockwright.plugins.planner.layout import Job
 from blockwright.plugins.planner.measure import measure
-from blockwright.plugins.planner.request import chosen_sizes, require
-from blockwright.plugins.planner.search import CHOICES, ERROR, Candidate, search
+from blockwright.plugins.planner.request import Cluster
+from blockwright.plugins.planner.search import ERROR, Candidate, search
 from blockwright.registry import ConfigError
-from blockwright.registry.arguments import read_arguments
+from blockwright.registry.reading import keys, read, typed
+from blockwright.registry.words import sort_words
 
 ENGINES = {"megatron-bridge": MEGATRON_BRIDGE, "automodel": AUTOMODEL}
 
@@ -36,8 +36,8 @@ def hand_over(given: argparse.Namespace) -> None:
         ConfigError: the engine lacks the model, the schedule or the layout; nothing has been written
     """
     engine = ENGINES[given.to]
-    asked = read_arguments(given.settings, options=("gpus", "gpu", *CHOICES), flags=())
-    require(asked.options, "gpus", "gpu")
+    words = sort_words(given.settings, keys(Cluster))
+    cluster = read(Cluster, typed(Cluster, words.settings))
     has_weights = given.source.exists() and given.source.suffix not in (".yaml", ".yml")
     if not has_weights:
         _refuse_of_weights(given)
@@ -46,10 +46,10 @@ def hand_over(given: argparse.Namespace) -> None:
     if family.model_type == OWN.model_type:
         remedy = f"Change the composition; {engine.title} has {', '.join(engine.families)}"
         raise ConfigError("--to", given.to, f"no family of transformers describes this model: {why}", remedy)
-    sizes = engine.sizes(family.model_type, chosen_sizes(asked.options))
-    trained = settings(given.source, asked.overrides)
-    job = Job(whole("gpus", asked.options["gpus"], 1, "is a number of GPUs"), trained.batch, trained.length)
-    found = search(measure(decoder), job, hardware(asked.options["gpu"]), coefficients(), sizes, top=100)
+    sizes = engine.sizes(family.model_type, cluster.chosen)
+    trained = settings(given.source, words.overrides)
+    job = Job(cluster.gpus, trained.batch, trained.length)
+    found = search(measure(decoder), job, cluster.device, coefficients(), sizes, top=100)
     best = in_whole_rounds(found.best, job)
     given_over = training(decoder, trained, job, best[0].layout, given.out, has_weights)
     beside = {engine.file: engine.text(given_over, family.model_type)}

@@ -22,8 +22,10 @@ from blockwright.lab.ablation.__main__ import main, read
 from blockwright.lab.match import request
 from blockwright.lab.match.budgets import BUDGETS, measure
 from blockwright.lab.match.knobs import KNOBS
+from blockwright.lab.match.sizing import Match
 from blockwright.registry import REFUSED, ConfigError, plugins
 from blockwright.registry.command import run_command
+from blockwright.registry.reading import keys
 from blockwright.training.configuration.composing import compose_config
 from blockwright.training.entry.execute import execute
 from blockwright.training.entry.preflight import preflight
@@ -137,7 +139,7 @@ def test_names_that_yaml_takes_for_numbers_are_names(write: Callable[..., str]) 
 
 
 @pytest.mark.parametrize(
-    ("text", "told"), [("5", "must be a mapping"), ("baseline: [a]\narms: {a: x=1, b: y=1}", "an arm")]
+    ("text", "told"), [("5", "must be a mapping"), ("baseline: [a]\narms: {a: x=1, b: y=1}", "name of an arm")]
 )
 def test_file_that_says_something_else_is_refused(text: str, told: str, tmp_path: Path) -> None:
     (tmp_path / "mine.yaml").write_text(text)
@@ -445,30 +447,40 @@ def test_documented_commands_and_keys_are_read(tmp_path: Path) -> None:
     file = tmp_path / "mine.yaml"
     file.write_text(example[1])
     assert list(definition.read(str(file)).arms) == ["mha", "gqa", "wide"]
-    told = [*BUDGETS, *KNOBS, *definition.KNOWN, *definition.OF_BUDGET, *definition.OF_ARM]
+    told = [*BUDGETS, *KNOBS, *definition.KEYS, *keys(Match), *keys(definition.ArmSpec)]
     assert all(re.search(rf"\b{word}\b", page) for word in told)
 
 
 MISTAKES: dict[str, tuple[dict[str, Any], list[str], str, str]] = {
     "no arms": ({"arms": {}}, [], "arms = ", "needs two"),
     "one arm": ({"arms": {"one": None}}, [], "arms = one", "needs two"),
-    "no baseline": ({"baseline": ...}, [], "baseline = null", "Name one: one, two"),
+    "no baseline": ({"baseline": ...}, [], "baseline = null", "Known: one, two"),
     "baseline that is no arm": ({"baseline": "tow"}, [], "baseline = tow", "Did you mean 'two'"),
     "unknown key": ({"seed": 3}, [], "seed = 3", "Did you mean 'seeds'"),
     "unknown key of a budget": ({"budget": {"mach": "params"}}, [], "budget.mach = params", "Did you mean 'match'"),
-    "budget without a knob": ({"budget": {"match": "params"}}, [], "budget.by = null", "and the knob"),
-    "no such budget": ({"budget": {"match": "parms", "by": "d_ff"}}, [], "match = parms", "Did you mean 'params'"),
-    "no such knob": ({"budget": {"match": "params", "by": "d_f"}}, [], "by = d_f", "Did you mean 'd_ff'"),
-    "negative tol": ({"budget": {"match": "params", "by": "d_ff", "tol": -1}}, [], "tol = -1", "from 0 to below 1"),
+    "budget without a knob": ({"budget": {"match": "params"}}, [], "budget.by = null", "by=d_ff"),
+    "no such budget": (
+        {"budget": {"match": "parms", "by": "d_ff"}},
+        [],
+        "budget.match = parms",
+        "Did you mean 'params'",
+    ),
+    "no such knob": ({"budget": {"match": "params", "by": "d_f"}}, [], "budget.by = d_f", "Did you mean 'd_ff'"),
+    "negative tol": ({"budget": {"match": "params", "by": "d_ff", "tol": -1}}, [], "budget.tol = -1", "tol=0.005"),
     "no seeds": ({"seeds": 0}, [], "seeds = 0", "at least 1"),
-    "half a seed": ({"seeds": 1.5}, [], "seeds = 1.5", "is the number of seeds"),
+    "half a seed": ({"seeds": 1.5}, [], "seeds = 1.5", "seeds=3"),
     "a seed twice": ({"seeds": [1, 1]}, [], "seeds = [1, 1]", "each once"),
     "no tokens": ({"tokens": 0}, [], "tokens = 0", "at least 1"),
     "tokens of less than a step": ({"tokens": 63}, [], "tokens = 63", "less than one step (64 tokens"),
     "learning rate of zero": ({"lr": [0.0]}, [], "lr = [0.0]", "above 0"),
     "no workers": ({"workers": 0}, [], "workers = 0", "at least 1"),
     "no direction": ({"direction": "up"}, [], "direction = up", "minimize"),
-    "arm that is no list": ({"arms": {"one": None, "two": 3}}, [], "arms.two = 3", "list of overrides"),
+    "arm that is no list": (
+        {"arms": {"one": None, "two": 3}},
+        [],
+        "arms.two.overrides = 3",
+        "Write [model/attention=gqa",
+    ),
     "arm that is no block": (
         {"arms": {"one": None, "two": "model/attention=gqaa"}},
         [],
@@ -521,7 +533,7 @@ MISTAKES: dict[str, tuple[dict[str, Any], list[str], str, str]] = {
         {"arms": {"one": None, "two": {"overrides": "x=1", "target": 5}}},
         [],
         "arms.two.target = 5",
-        "beside budget",
+        "budget: {match, by}",
     ),
     "seed on the command line": ({}, ["seed=3"], "seed = 3", "seeds=[7]"),
     "key of the file on the command line": ({}, ["arms=x"], "arms = x", "in the ablation's file"),

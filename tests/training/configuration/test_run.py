@@ -10,8 +10,8 @@ import pytest
 from blockwright import registry
 from blockwright.registry import ConfigError
 from blockwright.registry.ranges import Seed
+from blockwright.registry.reading import checked
 from blockwright.training.configuration.run import HINTS, OLDER, Run
-from blockwright.training.configuration.values import check_value
 
 Checked = Callable[..., dict[str, Any]]
 
@@ -25,11 +25,11 @@ def refusal(checked: Checked, *overrides: str) -> ConfigError:
 @pytest.mark.parametrize("seed", [5_000_000_000, 2**32, -1, "abc", 1.0, True, None])
 def test_seed_is_one_that_every_generator_takes(seed: Any) -> None:
     with pytest.raises(ConfigError) as caught:
-        check_value("seeds", seed, Seed)
+        checked(seed, Seed, "seeds")
     assert (caught.value.path, caught.value.value) == ("seeds", seed)
     assert caught.value.rule == "must be an integer of at least 0 and at most 4294967295"
-    check_value("seeds", 0, Seed)
-    check_value("seeds", 2**32 - 1, Seed)
+    checked(0, Seed, "seeds")
+    checked(2**32 - 1, Seed, "seeds")
 
 
 @pytest.mark.parametrize(
@@ -76,7 +76,7 @@ def test_configuration_may_have_paths_of_its_own(checked: Checked) -> None:
 
 def test_refused_seed_is_answered_by_one_that_is_right() -> None:
     with pytest.raises(ConfigError) as caught:
-        check_value("seed_everything", -1, Seed)
+        checked(-1, Seed, "seed_everything")
     assert caught.value.remedy == "Write seed_everything=0"
 
 

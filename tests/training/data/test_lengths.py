@@ -71,7 +71,7 @@ def test_windows_of_one_length_do_not_overlap_within_their_epoch():
         ([{"shares": {7: 1.0}}], "data.lengths", "must divide the tokens of a batch"),
         ([{"shares": {1: 1.0}}], "data.lengths.0.shares", "at least 2"),
         ([{"shares": {8: -1}}], "data.lengths.0.shares.8", "above 0"),
-        ([{"share": {8: 1.0}}], "data.lengths.0", "mapping with shares"),
+        ([{"share": {8: 1.0}}], "data.lengths.0.share", "Did you mean .shares."),
         ([{"shares": {8: 1.0}, "steps": 3}], "data.lengths.0.steps", "no such key"),
         ([{"shares": {8: 1.0}, "batches": 3}], "data.lengths.0.batches", "last stage has no end"),
         ([{"shares": {8: 1.0}}, {"shares": {8: 1.0}}], "data.lengths.0.batches", "ends after"),
