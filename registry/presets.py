@@ -65,6 +65,11 @@ def names(kind: str | None = None) -> list[str]:
     return sorted(name for name in _known() if kind is None or _has(name, kind))
 
 
+def exists(name: str) -> bool:
+    """Whether there is a preset with this name: Hydra asks for each part of a configuration."""
+    return any((folder / f"{name}.yaml").is_file() for folder in _folders())
+
+
 def _has(name: str, kind: str) -> bool:
     try:
         return _read(name, ()).get(kind) is not None

@@ -1,0 +1,42 @@
+"""Hydra that reads each text of YAML, and parses each override, once a process.
+
+Tests compose a configuration a thousand times, nearly always of the same files and overrides: to read and parse them
+again is half of the time. What Hydra makes of them stays Hydra's.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import omegaconf.omegaconf as omegaconf
+from hydra._internal import defaults_list
+from hydra.core.override_parser.overrides_parser import OverridesParser
+
+
+def install() -> None:
+    """Replace three functions of Hydra and OmegaConf, for this process."""
+    read, parse, choices = omegaconf.yaml.load, OverridesParser.parse_rule, defaults_list._create_interpolation_map
+    texts: dict[str, Any] = {}
+    parsed: dict[tuple[str, str], Any] = {}
+
+    def read_once(file: Any, Loader: Any) -> Any:
+        text = file if isinstance(file, str) else file.read()
+        if text not in texts:
+            if text is not file:
+                file.seek(0)  # an error names the file
+            texts[text] = read(file, Loader=Loader)
+        return copy.deepcopy(texts[text])
+
+    def parse_once(self: OverridesParser, text: str, rule: str) -> Any:
+        if (text, rule) not in parsed:
+            parsed[text, rule] = parse(self, text, rule)
+        return copy.copy(parsed[text, rule])
+
+    def choices_if_needed(overrides: Any, defaults: Any, self_added: bool) -> Any:
+        """The choices that interpolations in a defaults list may name; made only for a list with one."""
+        return choices(overrides, defaults, self_added) if any(d.is_interpolation() for d in defaults) else None
+
+    omegaconf.yaml.load = read_once
+    OverridesParser.parse_rule = parse_once  # type: ignore[method-assign]
+    defaults_list._create_interpolation_map = choices_if_needed
