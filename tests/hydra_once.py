@@ -1,4 +1,4 @@
-"""Hydra that reads each text of YAML, and parses each override, once a process.
+"""Hydra that reads each text of YAML, and parses each override and interpolation, once a process.
 
 Tests compose a configuration a thousand times, nearly always of the same files and overrides: to read and parse them
 again is half of the time. What Hydra makes of them stays Hydra's.
@@ -7,20 +7,24 @@ again is half of the time. What Hydra makes of them stays Hydra's.
 from __future__ import annotations
 
 import copy
+import functools
 from typing import Any
 
-import omegaconf.omegaconf as omegaconf
+import yaml
 from hydra._internal import defaults_list
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import _utils, base, grammar_parser
 
 
 def install() -> None:
-    """Replace three functions of Hydra and OmegaConf, for this process."""
-    read, parse, choices = omegaconf.yaml.load, OverridesParser.parse_rule, defaults_list._create_interpolation_map
+    """Replace functions of Hydra and OmegaConf, for this process."""
+    read, parse, choices = yaml.load, OverridesParser.parse_rule, defaults_list._create_interpolation_map
     texts: dict[str, Any] = {}
     parsed: dict[tuple[str, str], Any] = {}
 
     def read_once(file: Any, Loader: Any) -> Any:
+        if Loader.__name__ != "OmegaConfLoader":
+            return read(file, Loader=Loader)
         text = file if isinstance(file, str) else file.read()
         if text not in texts:
             if text is not file:
@@ -37,6 +41,7 @@ def install() -> None:
         """The choices that interpolations in a defaults list may name; made only for a list with one."""
         return choices(overrides, defaults, self_added) if any(d.is_interpolation() for d in defaults) else None
 
-    omegaconf.yaml.load = read_once
+    yaml.load = read_once
     OverridesParser.parse_rule = parse_once  # type: ignore[method-assign]
     defaults_list._create_interpolation_map = choices_if_needed
+    _utils.parse = base.parse = functools.cache(grammar_parser.parse)  # type: ignore[attr-defined] # trees are only read
