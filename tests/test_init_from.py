@@ -21,6 +21,8 @@ from blockwright.training.configuration import parts
 from blockwright.training.configuration.composing import compose_config
 from blockwright.training.entry.preflight import preflight
 
+pytestmark = pytest.mark.xdist_group("init_from")  # its models are made once
+
 SURGERY = ["init_from=OUT", "model=pretrained", "surgery=default", "+model/attention=mha"]
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
