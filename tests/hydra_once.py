@@ -1,4 +1,4 @@
-"""Hydra that reads each text of YAML, and parses each override and interpolation, once a process.
+"""Hydra that reads each text of YAML, parses each override and interpolation, and composes a command, only once.
 
 Tests compose a configuration a thousand times, nearly always of the same files and overrides: to read and parse them
 again is half of the time. What Hydra makes of them stays Hydra's.
@@ -12,6 +12,7 @@ from typing import Any
 
 import yaml
 from hydra._internal import defaults_list
+from hydra._internal.hydra import Hydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import _utils, base, grammar_parser
 
@@ -41,6 +42,16 @@ def install() -> None:
         """The choices that interpolations in a defaults list may name; made only for a list with one."""
         return choices(overrides, defaults, self_added) if any(d.is_interpolation() for d in defaults) else None
 
+    compose_for_mode = Hydra.get_mode
+
+    def mode(self: Hydra, config_name: str | None, overrides: list[str]) -> Any:
+        """Hydra composes all of a command twice, first to read ``hydra.mode``, which few options set."""
+        setting = any(
+            word in override for override in overrides for word in ("hydra.mode", "hparams_search", "experiment")
+        )
+        return compose_for_mode(self, config_name, overrides) if setting else None
+
+    Hydra.get_mode = mode  # type: ignore[method-assign]
     yaml.load = read_once
     OverridesParser.parse_rule = parse_once  # type: ignore[method-assign]
     defaults_list._create_interpolation_map = choices_if_needed
