@@ -14,6 +14,7 @@ from importlib.util import module_from_spec, spec_from_loader
 from pathlib import Path
 from typing import Any
 
+import hydra_once
 import hypothesis
 import pytest
 import torch
@@ -33,6 +34,7 @@ MOE = {
 
 
 def pytest_configure() -> None:
+    hydra_once.install()
     torch.set_num_threads(1)  # as many workers as cores: more threads would only wait for each other
     gc.set_threshold(
         100_000, 10, 10

@@ -74,7 +74,7 @@ def _parts(path: str) -> list[str]:
 def maker(path: str) -> Callable[[], DictConfig] | None:
     """A function that makes the node of the option at a path; None where there is no such option."""
     match _parts(path):
-        case ["model", name] if name in presets.names():
+        case ["model", name] if presets.exists(name):
             return lambda: _model(name)
         case ["settings", "registered"]:
             return _settings
@@ -82,7 +82,7 @@ def maker(path: str) -> Callable[[], DictConfig] | None:
             return lambda: _typed(kind, name)
         case [root, kind, name] if kind in catalogue.kinds(root) and name in catalogue.names(kind):
             return lambda: _typed(kind, name)
-        case ["model", kind, "of", name] if kind in catalogue.kinds() and name in presets.names():
+        case ["model", kind, "of", name] if kind in catalogue.kinds() and presets.exists(name):
             node = presets.read(name).get(kind)
             return None if node is None else lambda: _part(kind, node)
     return None

@@ -65,6 +65,11 @@ def names(kind: str | None = None) -> list[str]:
     return sorted(name for name in _known() if kind is None or _has(name, kind))
 
 
+def exists(name: str) -> bool:
+    """Whether there is a preset with this name: Hydra asks for each part of a configuration."""
+    return bool(_named(name))
+
+
 def _has(name: str, kind: str) -> bool:
     try:
         return _read(name, ()).get(kind) is not None
@@ -82,7 +87,7 @@ def find(name: str, path: str = "model") -> Preset:
     Raises:
         ConfigError: there is none, or there are several
     """
-    found = _known().get(name)
+    found = _named(name)
     if not found:
         raise ConfigError(path, name, "there is no such preset", did_you_mean(name, _known()))
     if len(found) > 1:
@@ -148,25 +153,36 @@ def _parsed(text: str) -> dict[str, Any]:
     return current(model)
 
 
-def _known() -> dict[str, list[Preset]]:
-    found: dict[str, list[Preset]] = {}
-    for folder, owner in _folders().items():
-        for file in folder.glob("*.yaml"):
-            if file.stem in RESERVED:
-                rule = f"model={file.stem} is blockwright's own, so no preset can have this name"
-                raise ConfigError("model", str(file), rule, "Rename the file")
-            found.setdefault(file.stem, []).append(Preset(file.stem, file, owner))
-    return found
+def _known() -> set[str]:
+    """The names of all presets."""
+    return {file.stem for folder in _folders() for file in folder.glob("*.yaml")}
+
+
+def _named(name: str) -> list[Preset]:
+    """The presets with this name, of different owners.
+
+    Folders are listed, and no path is made of a name that is not in them: it may be of an untrusted file.
+    """
+    file = f"{name}.yaml"
+    return [Preset(name, folder / file, owner) for folder, owner in _folders().items() if file in os.listdir(folder)]
 
 
 def _folders() -> dict[Path, str]:
-    """Folder → owner, each once."""
+    """Folder → owner, each once.
+
+    Raises:
+        ConfigError: a folder that is named does not exist, or one has a preset with a reserved name
+    """
     found = {BUILTIN: "blockwright", **_of_plugins()}
     for name in filter(None, os.environ.get(VARIABLE, "").split(os.pathsep)):
         folder = Path(name).expanduser().resolve()
         if not folder.is_dir():
             raise ConfigError(VARIABLE, name, "there is no such folder", "Name folders that hold NAME.yaml files")
         found.setdefault(folder, "you")
+    for file in (folder / f"{name}.yaml" for folder in found for name in RESERVED):
+        if file.is_file():
+            rule = f"model={file.stem} is blockwright's own, so no preset can have this name"
+            raise ConfigError("model", str(file), rule, "Rename the file")
     return found
 
 

@@ -20,6 +20,8 @@ from blockwright.training.configuration.composing import compose_config
 from blockwright.training.entry.preflight import preflight
 from tests import built
 
+pytestmark = pytest.mark.xdist_group("init_from")  # its models are made once
+
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
 

@@ -352,35 +352,14 @@ PRESETS = {
 }
 
 DRIVER = """
-import contextlib, copy, gc, io, json, sys, time, traceback
-import omegaconf.omegaconf as omegaconf
+import contextlib, gc, io, json, sys, time, traceback
 from blockwright import train
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra._internal.hydra import Hydra
 from hydra.core.global_hydra import GlobalHydra
 from hydra.types import RunMode
+import hydra_once
 
-# Nearly all overrides and files are the same for every mistake.
-parse, read = OverridesParser.parse_override, omegaconf.yaml.load
-parsed, texts = {}, {}
-
-
-def parse_once(self, text):
-    if text not in parsed:
-        parsed[text] = parse(self, text)
-    return copy.copy(parsed[text])
-
-
-def read_once(file, Loader):
-    text = file if isinstance(file, str) else file.read()
-    if text not in texts:
-        if text is not file:
-            file.seek(0)  # an error names the file
-        texts[text] = read(file, Loader=Loader)
-    return copy.deepcopy(texts[text])
-
-
-OverridesParser.parse_override, omegaconf.yaml.load = parse_once, read_once
+hydra_once.install()
 
 # Hydra composes everything once more, beforehand, to see whether a file asks for a sweep: half of the time of this.
 Hydra.get_mode = lambda *_, **__: RunMode.MULTIRUN if "-m" in sys.argv else RunMode.RUN
@@ -463,7 +442,11 @@ def outcomes(
         [sys.executable, "-c", DRIVER],
         input=json.dumps(given),
         cwd=folder,
-        env={**environment, "PYTHONPATH": str(ROOT), "HYDRA_FULL_ERROR": "0"},  # which would have Hydra say it
+        env={
+            **environment,
+            "PYTHONPATH": str(ROOT / "tests"),
+            "HYDRA_FULL_ERROR": "0",
+        },  # which would have Hydra say it
         capture_output=True,
         text=True,
         timeout=300,

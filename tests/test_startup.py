@@ -25,8 +25,7 @@ COMMANDS = {
     "help": (["train.py", "--help"], 0),
     "catalogue": (["-m", "blockwright.registry"], 0),
     "refusal": (["train.py", "model.attention.n_heads=7"], 64),
-    "refusal by Hydra": (["train.py", "model.d_modle=64"], 64),
-    "refused swap": (["train.py", "model/attention=mlaa"], 64),
+    "refusal by Hydra": (["train.py", "model/attention=mlaa"], 64),
 }
 
 

@@ -33,8 +33,12 @@ LOADED = (
     "blockwright.training.entry.execute",
     "blockwright.lab.run_report",
     "blockwright.lab.sweep.__main__",
+    "blockwright.lab.sweep.search",
+    "hydra_plugins.blockwright_kubernetes.launcher",
+    "hydra_plugins.blockwright_optuna.sweeper",
+    "hydra_plugins.hydra_joblib_launcher.joblib_launcher",
+    "torch.utils.tensorboard",
 )
-LOADED += ("blockwright.lab.sweep.search",)
 
 
 class Running:
@@ -195,7 +199,16 @@ def _end(code: int) -> None:
     os._exit(code)
 
 
+def _prepare_hydra() -> None:
+    """Make Hydra remember what it reads and parses; its grammar is learnt at the first override."""
+    hydra_once = importlib.import_module("hydra_once")
+    hydra_once.install()
+    parser = importlib.import_module("hydra.core.override_parser.overrides_parser").OverridesParser.create()
+    parser.parse_overrides(["a/b=c", "a.b=1", "+a.b=[1,2.5,null]", "++a.b={c: d, e: /f/g.txt}", "~a", "a.b='c d'"])
+
+
 if __name__ == "__main__":
+    _prepare_hydra()
     sys.path[0] = str(ROOT)
     for name in LOADED:
         with suppress(ImportError):  # of an extra; a command that needs it says so itself

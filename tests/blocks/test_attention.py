@@ -53,33 +53,7 @@ def order(length: int = T) -> Tensor:
     return torch.arange(length)[None]
 
 
-# --- what every attention promises ------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(("name", "position"), EVERY)
-@torch.no_grad()
-def test_future_tokens_change_nothing(make: Callable[..., Attention], name: str, position: str) -> None:
-    attention, x = make(name, position), tokens()
-    y = attention(x, Pass(order()))
-    assert y.shape == x.shape and y.dtype == x.dtype
-    for t in (1, 31, 62):
-        other = x.clone()
-        other[:, t:] = 10 * torch.randn_like(other[:, t:])
-        changed = attention(other, Pass(order()))
-        torch.testing.assert_close(changed[:, :t], y[:, :t], rtol=0, atol=1e-12)
-        assert (changed[:, t:] - y[:, t:]).abs().amin() > 0
-
-
-@pytest.mark.parametrize(("name", "position"), EVERY)
-@torch.no_grad()
-def test_packed_documents_are_as_if_alone(make: Callable[..., Attention], name: str, position: str) -> None:
-    attention, x = make(name, position), tokens()
-    lengths = [20, 1, 42]
-    segments = torch.repeat_interleave(torch.tensor([7, 0, 3]), torch.tensor(lengths))[None].expand(B, T)
-    positions = torch.cat([order(n) for n in lengths], 1)
-    packed = attention(x, Pass(positions, segments=segments))
-    alone = torch.cat([attention(part, Pass(order(part.shape[1]))) for part in x.split(lengths, 1)], 1)
-    torch.testing.assert_close(packed, alone, rtol=0, atol=1e-12)
+# --- with each position, in double precision; the rest of the contract is checked by blocks/conformance ---------------
 
 
 @pytest.mark.parametrize(("name", "position"), EVERY)
@@ -93,15 +67,12 @@ def test_each_row_is_packed_in_its_own_way(make: Callable[..., Attention], name:
     torch.testing.assert_close(packed[1, 30:], attention(x[1:, 30:], Pass(order(T - 30)))[0], rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize(
-    "chunks", [[1] * T, [17, 1, 30, 15], [T], [40] + [1] * 23], ids=["1s", "odd", "whole", "decode"]
-)
 @pytest.mark.parametrize(("name", "position"), EVERY)
 @torch.no_grad()
 def test_pass_in_chunks_with_a_cache_equals_the_whole_pass(
-    make: Callable[..., Attention], name: str, position: str, chunks: list[int]
+    make: Callable[..., Attention], name: str, position: str
 ) -> None:
-    attention, x = make(name, position), tokens()
+    attention, x, chunks = make(name, position), tokens(), [17, 1, 1, 29, 15]
     cache = attention.new_cache(B, T + 2, x.dtype, x.device)
     parts = [
         attention(part, Pass(where, cache=cache))
@@ -109,28 +80,6 @@ def test_pass_in_chunks_with_a_cache_equals_the_whole_pass(
     ]
     torch.testing.assert_close(torch.cat(parts, 1), attention(x, Pass(order())), rtol=0, atol=1e-12)
     assert cache.length == T
-
-
-@pytest.mark.parametrize(("name", "position"), EVERY)
-def test_every_parameter_learns(make: Callable[..., Attention], name: str, position: str) -> None:
-    attention, x = make(name, position), tokens().requires_grad_()
-    attention(x, Pass(order())).square().mean().backward()
-    for parameter, p in [("x", x), *attention.named_parameters()]:
-        assert p.grad is not None and p.grad.isfinite().all(), parameter
-        if parameter == "key.bias" and position != "rope":
-            continue  # shifts all scores of a query alike, which softmax does not see
-        assert p.grad.norm() > 1e-6, parameter
-
-
-@pytest.mark.parametrize(("name", "position"), EVERY)
-@torch.no_grad()
-def test_half_precision_stays_near_single(make: Callable[..., Attention], name: str, position: str) -> None:
-    half = make(name, position, torch.bfloat16)
-    single = make(name, position, torch.bfloat16).float()  # the same rounded weights
-    x = tokens(torch.bfloat16)
-    y, expected = half(x, Pass(order())), single(x.float(), Pass(order()))
-    assert y.dtype == torch.bfloat16
-    assert (y.float() - expected).norm() < 2e-2 * expected.norm()
 
 
 @pytest.mark.parametrize(("name", "position"), EVERY)

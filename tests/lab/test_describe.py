@@ -26,6 +26,8 @@ from blockwright.lab.describe import figures, main
 from blockwright.lab.models import load
 from blockwright.registry import ConfigError, register
 
+pytestmark = pytest.mark.xdist_group("describe")  # its cards are made once
+
 ROOT = Path(__file__).resolve().parent.parent.parent
 
 # total, active, active − embedding, active − embedding − head, attention, routed experts: counted on transformers'

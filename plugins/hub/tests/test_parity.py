@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,23 +19,41 @@ from blockwright.blocks.checkpoint.source import load
 from blockwright.plugins.hub.exporting import export_folder
 from blockwright.plugins.hub.importing import import_folder
 
+# One worker of xdist takes all of a case: its model and its import are made once.
+EVERY = [pytest.param(name, marks=pytest.mark.xdist_group(f"parity {name}")) for name in CASES]
 
-@pytest.mark.parametrize("name", CASES)
+
+@pytest.fixture(scope="module")
+def both(
+    foreign: Callable[..., nn.Module], checkpoint: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str], tuple[nn.Module, Path]]:
+    """transformers' model of a case, and the folder that its import leaves, which tests only read."""
+
+    @functools.lru_cache(maxsize=2)
+    def make(name: str) -> tuple[nn.Module, Path]:
+        out = tmp_path_factory.mktemp("imported") / "out"
+        import_folder(checkpoint(name), out)
+        return foreign(name), out
+
+    return make
+
+
+@pytest.mark.parametrize("name", EVERY)
 @torch.no_grad()
 def test_imported_logits_equal_transformers_in_single_precision(
-    name: str, foreign: Callable[..., nn.Module], checkpoint: Callable[..., Path], tokens: Tensor, tmp_path: Path
+    name: str, both: Callable[[str], tuple[nn.Module, Path]], tokens: Tensor
 ) -> None:
-    import_folder(checkpoint(name), tmp_path / "out")
-    expected = foreign(name)(tokens).logits
+    theirs, out = both(name)
+    expected = theirs(tokens).logits
     assert expected.std() > 0.3
     # Torch's norm adds up in the order of transformers; the fused one does not, and is compared in double precision.
-    decoder = load(tmp_path / "out").choose_kernels({"rms_norm": "torch"})
+    decoder = load(out).choose_kernels({"rms_norm": "torch"})
     torch.testing.assert_close(decoder(tokens), expected, rtol=0, atol=1e-5)
-    exact = load(tmp_path / "out", dtype=torch.float64)(tokens).float()
+    exact = load(out, dtype=torch.float64)(tokens).float()
     torch.testing.assert_close(decoder.choose_kernels()(tokens), exact, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", EVERY)
 @torch.no_grad()
 def test_imported_logits_equal_transformers_in_double_precision(
     name: str,
@@ -50,14 +70,14 @@ def test_imported_logits_equal_transformers_in_double_precision(
     torch.testing.assert_close(decoder(tokens), theirs(tokens).logits, rtol=0, atol=1e-10)
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", EVERY)
 @torch.no_grad()
 def test_decoding_with_a_cache_equals_transformers_with_its_own(
-    name: str, foreign: Callable[..., nn.Module], checkpoint: Callable[..., Path], tokens: Tensor, tmp_path: Path
+    name: str, both: Callable[[str], tuple[nn.Module, Path]], tokens: Tensor
 ) -> None:
-    import_folder(checkpoint(name), tmp_path / "out")
-    decoder, theirs = load(tmp_path / "out"), foreign(name)
-    exact = load(tmp_path / "out", dtype=torch.float64)(tokens)  # which is theirs to 1e-10, as the test above shows
+    theirs, out = both(name)
+    decoder = load(out)
+    exact = load(out, dtype=torch.float64)(tokens)  # which is theirs to 1e-10, as the test above shows
     caches, cache = decoder.new_caches(2, 30), None
     for start, end in ((0, 11), *((t, t + 1) for t in range(11, 30))):
         found = theirs(tokens[:, start:end], cache=cache, use_cache=True)
@@ -69,12 +89,13 @@ def test_decoding_with_a_cache_equals_transformers_with_its_own(
         torch.testing.assert_close(ours, found.logits, rtol=0, atol=2 * bound, msg=f"token {start}")
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", EVERY)
 @torch.no_grad()
 def test_exported_folder_gives_transformers_the_same_logits(
-    name: str, foreign: Callable[..., nn.Module], checkpoint: Callable[..., Path], tokens: Tensor, tmp_path: Path
+    name: str, both: Callable[[str], tuple[nn.Module, Path]], tokens: Tensor, tmp_path: Path
 ) -> None:
-    import_folder(checkpoint(name), tmp_path / "out")
+    theirs, out = both(name)
+    shutil.copytree(out, tmp_path / "out")
     (tmp_path / "out" / "origin.json").unlink()  # by the composition alone
     export_folder(tmp_path / "out", tmp_path / "hf", max_bytes=50_000)
     again, report = transformers.AutoModelForCausalLM.from_pretrained(
@@ -83,15 +104,15 @@ def test_exported_folder_gives_transformers_the_same_logits(
     assert not any(report[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     for parameter in again.parameters():
         parameter.data = parameter.data.clone()  # products of memory that is not aligned may round otherwise
-    assert torch.equal(again.eval()(tokens).logits, foreign(name)(tokens).logits)
+    assert torch.equal(again.eval()(tokens).logits, theirs(tokens).logits)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", EVERY)
 def test_what_is_imported_and_exported_is_the_same_to_the_bit(
-    name: str, dtype: torch.dtype, checkpoint: Callable[..., Path], tmp_path: Path
+    name: str, checkpoint: Callable[..., Path], tmp_path: Path
 ) -> None:
-    source = checkpoint(name, dtype, max_shard_size="60KB")
+    """In bf16, of which fp32 would be a cast; the test above has fp32's logits to the bit."""
+    source = checkpoint(name, torch.bfloat16, max_shard_size="60KB")
     import_folder(source, tmp_path / "out", max_bytes=40_000)
     written, _ = export_folder(tmp_path / "out", tmp_path / "hf", max_bytes=50_000)
     before, after = everything(source), everything(tmp_path / "hf")

@@ -50,6 +50,7 @@ def test_pod_reports_what_its_run_came_to(train: Train, pod: Path, tmp_path: Pat
     )
     assert one.main([str(tmp_path / "sweep"), "3", "--", "seed=1"]) == 0
     assert said(pod) == {"status": "completed", "metrics": {"val/loss": 0.1 + 0.2}, "code": 0}
+    train("sys.exit(1)")
     assert one.main([str(tmp_path / "sweep"), "3", "--", "seed=1"]) == 0  # a pod that was lost after its end
     assert len((tmp_path / "sweep" / "3" / job.LOG).read_text().splitlines()) == 0
 

@@ -301,19 +301,19 @@ def assert_refused(name: str, code: Any, said: str, folder: Path) -> None:
 
 def main() -> None:
     """Run every mistake through ``train.main``, in one process."""
-    from test_mistakes import DRIVER
+    import test_mistakes
 
     with tempfile.TemporaryDirectory() as parent:
         folder = Path(parent) / "pictures"
         folder.mkdir()
         files(folder)
         ordered = sorted(MISTAKES, key=lambda name: not MISTAKES[name].early)
-        root = str(Path(__file__).resolve().parent.parent)
+        tests = str(Path(test_mistakes.__file__).parent)
         done = subprocess.run(
-            [sys.executable, "-c", DRIVER],
+            [sys.executable, "-c", test_mistakes.DRIVER],
             input=json.dumps({name: command(name, folder) for name in ordered}),
             cwd=parent,
-            env={**os.environ, "PYTHONPATH": root},
+            env={**os.environ, "PYTHONPATH": tests},
             capture_output=True,
             text=True,
         )

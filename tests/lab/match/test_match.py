@@ -26,6 +26,8 @@ from blockwright.registry.command import run_command
 from blockwright.training.configuration.composing import compose_config
 from blockwright.training.configuration.named_model import composition_of
 
+pytestmark = pytest.mark.xdist_group("match")  # its models are composed once
+
 ATTENTIONS = ("mha", "gqa", "mqa", "mla")
 LITE = ["model=deepseek_v2_lite", "data.sequence_length=4096"]
 

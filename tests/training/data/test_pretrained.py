@@ -11,7 +11,7 @@ from tokenizers import Tokenizer as Engine
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from blockwright.registry import ConfigError
-from blockwright.training.data.tokenizers import files
+from blockwright.training.data.tokenizers import companions, files
 from blockwright.training.data.tokenizers.pretrained import Pretrained
 from blockwright.training.data.tokenizers.rebuild import rebuild
 from tests import built
@@ -185,6 +185,13 @@ def test_damaged_settings_beside_it_are_refused(file: Path) -> None:
     with pytest.raises(ConfigError, match="cannot be read as JSON") as refused:
         Pretrained(str(file))
     assert "tokenizer_config.json" in refused.value.path
+
+
+@pytest.mark.parametrize("name", ["../chat_template.jinja", "run.sh", "additional_chat_templates/../a.jinja"])
+def test_file_of_a_checkpoint_that_no_tokenizer_has_is_refused(name: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        companions.check({name: "{}"}, "data.tokenizer")
+    assert (refused.value.path, refused.value.value) == ("data.tokenizer", name) and refused.value.remedy
 
 
 def test_cache_of_tokens_does_not_depend_on_a_template(file: Path) -> None:

@@ -24,6 +24,8 @@ from blockwright.training.optimizers.adamw import AdamW
 from blockwright.training.schedulers.constant import Constant
 from tests import built
 
+pytestmark = pytest.mark.xdist_group("every_hook")  # its runs are made once
+
 STEPS = 5
 Fit = Callable[..., "Last"]
 OUTSIDE = ("setup", "teardown", "on_fit_start", "on_fit_end", "on_save", "on_load", "on_exception", "on_sanity")
