@@ -9,7 +9,7 @@ from functools import cached_property
 
 import numpy as np
 
-from blockwright.training.data.mixture.permutation import Ints, draw, permuted
+from blockwright.training.data.mixture.permutation import Bits, Ints, draw, permuted
 from blockwright.training.data.mixture.shares import Schedule
 
 
@@ -79,7 +79,7 @@ class MixtureOrder:
         read = zip(self.schedule.names, self.schedule.counts(before), self.windows, strict=True)
         return {name: rows / windows for name, rows, windows in read}
 
-    def _draws(self, source: Ints, epoch: Ints) -> tuple[Ints, Ints]:
+    def _draws(self, source: Ints, epoch: Ints) -> tuple[Bits, Ints]:
         """The key of the permutation of each row's epoch, and the token of the source where that epoch begins."""
         pairs, which = np.unique(np.stack([source, epoch]), axis=1, return_inverse=True)
         draws = [_draw(self.seed, self.schedule.names[k], number) for k, number in pairs.T.tolist()]

@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import accumulate
+from itertools import accumulate, pairwise
 
 import numpy as np
 
@@ -49,7 +49,7 @@ class Stage:
     def roundings(self) -> tuple[int, ...]:
         """p·2^30 of the sources 1, 2, …"""
         sums = [*accumulate(self.weights[name] for name in self.names)]
-        return tuple((2 * ONE * below + here) // (2 * here) for below, here in zip(sums, sums[1:], strict=False))
+        return tuple((2 * ONE * below + here) // (2 * here) for below, here in pairwise(sums))
 
     def counts(self, rows: int) -> list[int]:
         """How many of the first rows of the stage each source has, in the order of ``names``."""

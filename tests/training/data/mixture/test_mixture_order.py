@@ -25,7 +25,7 @@ def windows(mixture: MixtureOrder, name: str, n_batches: int) -> list[int]:
     """First tokens of a source's windows, in the order of its rows in the schedule."""
     k, first = mixture.schedule.names.index(name), []
     for number in range(n_batches):
-        source, before = mixture.schedule.of(number)
+        source, _ = mixture.schedule.of(number)
         addresses = mixture.batch(number)
         own = addresses[(addresses >= mixture.bases[k]) & (addresses < mixture.bases[k] + mixture.n_tokens[k])]
         assert len(own) == (source == k).sum()
@@ -68,7 +68,7 @@ def test_batches_are_the_same_for_every_world_size_and_start(world_size):
     mixture = order()
     whole = [mixture.batch(number).tolist() for number in range(60)]
     for start in (0, 7, 19, 20, 21, 59):
-        ranks = [EpochBatches(mixture, rank, world_size, consumed=lambda: start) for rank in range(world_size)]
+        ranks = [EpochBatches(mixture, rank, world_size, start=start) for rank in range(world_size)]
         assert [[*chain(*parts)] for parts in zip(*ranks, strict=True)] == whole[start:]
 
 
