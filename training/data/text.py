@@ -251,9 +251,7 @@ def expand(pattern: str, where: str = "data.corpus.files") -> list[Path]:
     if path.is_file():
         return [path]
     if path.is_dir():
-        raise ConfigError(
-            where, pattern, "is a directory, but files are needed", f"Name them: '{pattern}/**/*.txt'"
-        )
+        raise ConfigError(where, pattern, "is a directory, but files are needed", f"Name them: '{pattern}/**/*.txt'")
     if path.exists():
         rule = "is no ordinary file, and a text is read more than once"
         raise ConfigError(where, pattern, rule, "Write what it holds to a file")
@@ -273,6 +271,4 @@ def expand(pattern: str, where: str = "data.corpus.files") -> list[Path]:
         names = [entry.name for entry in sorted(folder.iterdir()) if entry.is_dir()]
         looked_for = path.relative_to(folder).parts[0]
     near = difflib.get_close_matches(looked_for, names, n=5, cutoff=0.5) or names[:5]
-    raise ConfigError(
-        where, pattern, rule, did_you_mean(looked_for, near, f"{folder} is empty") + f" (in {folder})"
-    )
+    raise ConfigError(where, pattern, rule, did_you_mean(looked_for, near, f"{folder} is empty") + f" (in {folder})")

@@ -112,8 +112,16 @@ def _check_parts(plain: dict[str, Any]) -> None:
     """Check the data and the task, whose classes import Lightning."""
     data = parts.build("data", plain)
     data.check()
+    if plain["train"] and not plain["trainer"].get("fast_dev_run"):
+        data.check_run(_batches_of(plain["trainer"]))
     _check_fit(plain["model"], data)
     parts.check("task", plain)
+
+
+def _batches_of(trainer: Mapping[str, Any]) -> int | None:
+    """The micro-batches of a run; None if it has no number of steps."""
+    steps = trainer.get("max_steps") or -1
+    return None if steps < 0 else steps * (trainer.get("accumulate_grad_batches") or 1)
 
 
 def _resolved(cfg: DictConfig) -> dict[str, Any]:
