@@ -10,12 +10,19 @@ from difflib import SequenceMatcher
 import numpy as np
 
 from blockwright.registry.errors import ConfigError
+from blockwright.training.data.fingerprint import digest
 from blockwright.training.data.mixture.tokens import Tokens
-from blockwright.training.data.tokenizers.base import Tokenizer
+from blockwright.training.data.tokenizers.base import Tokenizer, vocabulary_of
 
 SAMPLES = 20
 LENGTH = 256  # tokens of a sample
 LEAST = 0.9  # a tokenizer that normalises text, by NFKC for instance, gives a little less than all
+
+
+def ids_digest(tokenizer: Tokenizer) -> str:
+    """Digest of what determines the ids of a text, and the end of a document; room in the vocabulary does not."""
+    state = vocabulary_of(tokenizer.to_json())
+    return digest({key: value for key, value in state.items() if key != "vocab_size"}, tokenizer.eos)
 
 
 def samples(tokens: Tokens, n: int = SAMPLES, length: int = LENGTH) -> list[list[int]]:

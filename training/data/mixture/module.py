@@ -96,8 +96,9 @@ class MixtureDataModule(RowDataModule):
         _refuse_shared(self._opened)
         for name, each in self._opened.items():
             for key, tokens in (("files", each.train), ("val", each.val)):
-                if tokens is not None:
+                if tokens is not None and not each.made_by_ours:
                     refuse_other(tokens, self.tokenizer, f"{PATH.format(name=name)}.{key}")
+                if tokens is not None:
                     self._refuse_short(name, tokens)
 
     def check_run(self, batches: int | None) -> None:

@@ -17,6 +17,7 @@ from typing import Any, get_args
 from blockwright.registry.errors import ConfigError, did_you_mean
 from blockwright.training.data import packing
 from blockwright.training.data.corpus import Corpus, Split
+from blockwright.training.data.mixture.agreement import ids_digest
 from blockwright.training.data.mixture.borders import After
 from blockwright.training.data.mixture.shards import DTYPES, Documents, Reading, Shard, open_shard
 from blockwright.training.data.mixture.tokens import Shards, Stretch, Tokens
@@ -49,11 +50,13 @@ class Opened:
         train: to train on
         val: to validate on; None for none
         files: key of the setting → files that it names
+        made_by_ours: whether fingerprints show that the tokenizer made them
     """
 
     train: Tokens
     val: Tokens | None = None
     files: Mapping[str, Sequence[Path]] = field(default_factory=dict)
+    made_by_ours: bool = False
 
 
 class Source(ABC):
@@ -134,12 +137,12 @@ class ShardFiles(Source):
         if self.val is not None:
             val = self._named(self.val, "val", place)
             named["val"] = [shard.path for shard in val]
-            return Opened(Shards(train), Shards(val), named)
-        whole = Shards(train)
+            return Opened(Shards(train), Shards(val), named, all(shard.tokenizer for shard in (*train, *val)))
+        whole, known = Shards(train), all(shard.tokenizer for shard in train)
         if self.val_tokens is None:
-            return Opened(whole, None, named)
+            return Opened(whole, None, named, known)
         cut = _cut_before(whole, self._held_out(whole, place))
-        return Opened(Stretch(whole, 0, cut), Stretch(whole, cut, whole.n_tokens), named)
+        return Opened(Stretch(whole, 0, cut), Stretch(whole, cut, whole.n_tokens), named, known)
 
     def _named(self, files: str | Sequence[str], key: str, place: Place) -> list[Shard]:
         path, tokenizer = f"{place.path}.{key}", place.tokenizer
@@ -150,7 +153,12 @@ class ShardFiles(Source):
         _warn_of_gaps(path, found)
         documents: Any = self.documents
         reading = Reading(path, tokenizer.eos, tokenizer.bos, self.dtype, documents)
-        return [open_shard(file, reading) for file in found]
+        shards, ours = [open_shard(file, reading) for file in found], ids_digest(tokenizer)
+        for shard in shards:
+            if shard.tokenizer not in (None, ours):
+                rule = f"was made by another tokenizer than this one ({tokenizer.kind}, {tokenizer.vocab_size:,} ids)"
+                raise ConfigError(path, str(shard.path), rule, "Use that one, or tokenise the text again")
+        return shards
 
     def _held_out(self, whole: Tokens, place: Place) -> int:
         n: Any = self.val_tokens
@@ -196,7 +204,7 @@ class CorpusSource(Source):
         train = tokens("train")
         if train is None:
             raise ConfigError(f"{place.path}.corpus", type(self.corpus).__name__, "has no text to train on", "Add some")
-        return Opened(train, tokens("val"))
+        return Opened(train, tokens("val"), made_by_ours=True)
 
 
 @contextmanager
