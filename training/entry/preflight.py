@@ -63,7 +63,7 @@ def check(cfg: DictConfig, compared: bool = False) -> dict[str, Any]:
     Raises:
         ConfigError: with the path, the value, the rule and the remedy
     """
-    plain = root.check(_resolved(cfg))
+    plain = root.check(resolved(cfg))
     packages.check(plain)
     for part in ("data", "task"):  # the model may take values from them
         refuse_missing(part, plain[part])
@@ -113,18 +113,30 @@ def _check_parts(plain: dict[str, Any]) -> None:
     data = parts.build("data", plain)
     data.check()
     if plain["train"] and not plain["trainer"].get("fast_dev_run"):
-        data.check_run(_batches_of(plain["trainer"]))
+        data.check_run(batches_of(plain["trainer"]))
     _check_fit(plain["model"], data)
     parts.check("task", plain)
 
 
-def _batches_of(trainer: Mapping[str, Any]) -> int | None:
-    """The micro-batches of a run; None if it has no number of steps."""
+def batches_of(trainer: Mapping[str, Any]) -> int | None:
+    """The micro-batches of a run.
+
+    Args:
+        trainer: the ``trainer`` node, as plain types
+
+    Returns:
+        their number; None if the run has no number of steps
+    """
     steps = trainer.get("max_steps") or -1
     return None if steps < 0 else steps * (trainer.get("accumulate_grad_batches") or 1)
 
 
-def _resolved(cfg: DictConfig) -> dict[str, Any]:
+def resolved(cfg: DictConfig) -> dict[str, Any]:
+    """A composed configuration as plain types.
+
+    Raises:
+        ConfigError: an interpolation has no value
+    """
     try:
         return with_moved(OmegaConf.to_container(cfg, resolve=True, enum_to_str=True))
     except OmegaConfBaseException as error:

@@ -19,6 +19,7 @@ from blockwright.training.data.fingerprint import digest
 from blockwright.training.data.mixture import stages as configured
 from blockwright.training.data.mixture.agreement import refuse_other
 from blockwright.training.data.mixture.order import MixtureOrder
+from blockwright.training.data.mixture.overview import overview, texts
 from blockwright.training.data.mixture.shares import MOST_ROWS, Schedule, Stage
 from blockwright.training.data.mixture.sources import Opened, Place, Source
 from blockwright.training.data.mixture.tokens import Line, Rings, Stretch, Tokens
@@ -264,6 +265,12 @@ class MixtureDataModule(RowDataModule):
         tokens = {f"data/{n}/tokens": float(rows * self.sequence_length) for n, rows in self._rows_before(batch)}
         epochs = {f"data/{n}/epochs": read for n, read in self.order.epochs(batch).items()}
         return {**tokens, **epochs, "data/stage": float(self.schedule.stage(max(batch - 1, 0)) + 1)}
+
+    def overview(self, batches: int | None) -> list[dict[str, str]]:
+        return overview(self._opened, self.order, batches, self.tokenizer)
+
+    def samples(self, n: int) -> list[tuple[str, str]]:
+        return texts(self._opened, self.tokenizer, n)
 
     def _rows_before(self, batch: int) -> list[tuple[str, int]]:
         return [*zip(self.schedule.names, self.schedule.counts(batch), strict=True)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 import lightning as L
@@ -61,6 +61,18 @@ class DataModule(Composable, L.LightningDataModule):
             batch: global batches that training has begun
         """
         return {}
+
+    def overview(self, batches: int | None) -> Sequence[Mapping[str, str]]:
+        """Rows of a table of what the data is made of, by column; needs ``setup``. Empty where there is no such table.
+
+        Args:
+            batches: micro-batches of the run; None if it has no number of steps
+        """
+        return ()
+
+    def samples(self, n: int) -> Sequence[tuple[str, str]]:
+        """The part of the data and the text of n samples of each part; needs ``setup``."""
+        return ()
 
     @property
     def positions(self) -> int:

@@ -1,0 +1,64 @@
+"""``blockwright data [OVERRIDE …]``: what the data of a run is made of, and samples of it, before the run.
+
+Overrides are those of blockwright train. A row for each source: tokens, shares by stage, epochs, bytes a token, and
+whether the tokenizer is the one that made it. Of shards only heads and samples are read; a corpus of text is tokenised
+into the cache, as the run would do. What the run would refuse is refused after the table.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.table import Table
+
+from blockwright.registry import ConfigError
+from blockwright.registry.command import Parser, run_command
+from blockwright.registry.printing import show
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command. A refusal prints one message and returns 64."""
+    return run_command(_run, arguments)
+
+
+def _run(arguments: Sequence[str]) -> None:
+    parser = Parser(prog="blockwright data", description=__doc__)
+    parser.add_argument("overrides", metavar="OVERRIDE", nargs="*", help="as of blockwright train: data=mixture …")
+    parser.add_argument("--samples", type=int, default=2, help="decoded stretches of each source (2)")
+    given = parser.parse_intermixed_args(arguments)
+    _show(_composed(given.overrides), given.samples)
+
+
+def _composed(overrides: Sequence[str]) -> dict[str, Any]:
+    from blockwright.training.configuration import placeholders
+    from blockwright.training.configuration.composing import compose_config  # Lightning, which --help does without
+    from blockwright.training.entry.preflight import resolved
+
+    return resolved(compose_config(overrides, output_dir=placeholders.ANY))
+
+
+def _show(plain: Mapping[str, Any], n_samples: int) -> None:
+    from blockwright.training.configuration import parts
+    from blockwright.training.entry.preflight import batches_of, refuse_missing
+
+    refuse_missing("data", plain["data"])
+    data = parts.build("data", plain)
+    data.prepare_data()
+    data.setup()
+    batches = batches_of(plain["trainer"])
+    rows = data.overview(batches)
+    if not rows:
+        raise ConfigError("data", plain["data"]["name"], "has no table of its sources", "data=mixture has one")
+    table = Table(*rows[0])
+    for row in rows:
+        table.add_row(*row.values())
+    show(table)
+    for name, text in data.samples(n_samples):
+        print(f"{name}: {text!r}")
+    data.check_run(batches)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
