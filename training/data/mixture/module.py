@@ -30,6 +30,7 @@ from blockwright.training.data.windows import Making
 from blockwright.training.figure import Figure
 
 PATH = "data.sources.{name}"
+VAL_SHARES = "data.val_shares"
 EVEN = "even"
 
 
@@ -79,7 +80,8 @@ class MixtureDataModule(RowDataModule):
         super().__init__(feeding)
         _refuse_names(sources)
         self.sources, self.stages = dict(sorted(sources.items())), configured.read(stages, sources)
-        self.most_epochs, self.val_shares = _most(most_epochs, sources), val_shares
+        self.most_epochs = _most(most_epochs, sources)
+        self.val_shares = None if val_shares == EVEN else configured.shares_of(val_shares, VAL_SHARES, sources)
         self.stands_for, self.digests, self.documents = stands_for, digests, documents
         self._opened: dict[str, Opened] = {}
         self._contents: dict[str, str] = {}
@@ -148,6 +150,13 @@ class MixtureDataModule(RowDataModule):
             remedy = f"Set data.sequence_length={max(tokens.n_tokens - 1, 2)} or less, or give it more"
             raise ConfigError("data.sequence_length", self.sequence_length, rule, remedy)
 
+    def _refuse_unmeasured(self) -> None:
+        for name in self.val_shares or ():
+            if self._opened[name].val is None:
+                rule = f"{name} has nothing to validate on, which val/loss would need"
+                remedy = f"Give it data.sources.{name}.val or val_tokens, or no share of val_shares"
+                raise ConfigError(f"{VAL_SHARES}.{name}", name, rule, remedy)
+
     # ---- tokens -------------------------------------------------------------------------------------------------
 
     def _place(self, name: str) -> Place:
@@ -181,6 +190,7 @@ class MixtureDataModule(RowDataModule):
         self._opened = {name: self.sources[name].open(self._place(name), each) for name, each in prepared}
         for name, each in self._opened.items():
             self._refuse_short(name, each.train)
+        self._refuse_unmeasured()
         self._forget_order()
         if self.trainer is not None and stage == "fit":
             self._check_trainer(self.trainer)
@@ -255,11 +265,8 @@ class MixtureDataModule(RowDataModule):
     @property
     def val_weights(self) -> Mapping[str, float]:
         measured = [name for name, each in self._opened.items() if each.val is not None]
-        if self.val_shares == EVEN:
-            return dict.fromkeys(measured, 1 / len(measured)) if measured else {}
-        shares = configured.shares_of(self.val_shares, "data.val_shares", measured)
-        total = sum(shares.values())
-        return {name: shares.get(name, 0) / total for name in measured}
+        shares = dict.fromkeys(measured, 1) if self.val_shares is None else self.val_shares
+        return {name: shares.get(name, 0) / sum(shares.values()) for name in measured}
 
     def figures_at(self, batch: int) -> Mapping[str, float]:
         tokens = {f"data/{n}/tokens": float(rows * self.sequence_length) for n, rows in self._rows_before(batch)}
@@ -358,6 +365,9 @@ def _most(value: Any, sources: Mapping[str, Source]) -> dict[str, float | None]:
     for name, most in value.items():
         if name not in sources:
             raise ConfigError(f"data.most_epochs.{name}", most, "there is no such source", did_you_mean(name, sources))
+        if most is not None and (isinstance(most, bool) or not isinstance(most, int | float) or not most > 0):
+            rule = "counts epochs of a source, above 0, or is null"
+            raise ConfigError(f"data.most_epochs.{name}", most, rule, "Write a number, or null for any")
     return {name: value.get(name, 4) for name in sources}
 
 

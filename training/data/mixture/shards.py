@@ -126,8 +126,8 @@ def open_shard(path: Path, reading: Reading) -> Shard:
         reading: how it is read
 
     Raises:
-        ConfigError: at ``reading.path``, for a file that is empty, truncated, of a format that is not read, or whose
-            ids or documents cannot be told apart
+        ConfigError: at ``reading.path``, for a file that is empty, truncated, of a format that is not read, or of
+            which the width of an id or the marks of documents are not known
     """
     layout = _layout(path, reading)
     n_tokens = _count(path, layout, reading)

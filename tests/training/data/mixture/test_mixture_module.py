@@ -314,6 +314,11 @@ WRONG: dict[str, tuple[str, dict[str, Any]]] = {
     "an end of the last": ("data.stages.0.batches", {"stages": [{**ONE, "batches": 3}]}),
     "half a batch": ("data.stages.0.batches", {"stages": [{**ONE, "batches": 1.5}, ONE]}),
     "epochs of an unknown source": ("data.most_epochs.wed", {"most_epochs": {"wed": 3}}),
+    "epochs that are none": ("data.most_epochs.web", {"most_epochs": {"web": "many"}}),
+    "an unknown measured source": ("data.val_shares.wed", {"val_shares": {"wed": 1}}),
+    "measured by size": ("data.val_shares", {"val_shares": "sizes"}),
+    "no source": ("data.sources", {"sources": {}, "stages": None}),
+    "a name with a slash": ("data.sources", {"sources": {"a/b": {"files": "a.bin"}}, "stages": None}),
     "a tokenizer to be fitted": ("data.tokenizer", {"tokenizer": Chars(64)}),
     "an unknown digest": ("data.digests", {"digests": "none"}),
 }
@@ -335,11 +340,14 @@ def test_a_wrong_setting_is_refused_before_anything_is_read(make, name):
         ({"most_epochs": 4}, 2000, "data.most_epochs"),
         ({"most_epochs": {"code": 0.1, "web": 100, "plays": 100}}, STEPS, "data.most_epochs"),
         ({"stands_for": 10}, STEPS, "data.stands_for"),
+        ({"val_shares": {"web": 1}, "sources": "code alone", "stages": None}, STEPS, "data.val_shares.web"),
         ({"sequence_length": 2000}, STEPS, "data.sequence_length"),
         ({"batch_size": 2**20}, 10**6, "trainer.max_steps"),
     ],
 )
-def test_a_run_that_the_sources_do_not_allow_is_refused(make, changes, steps, path):
+def test_a_run_that_the_sources_do_not_allow_is_refused(make, tmp_path, changes, steps, path):
+    if "sources" in changes:
+        changes = {**changes, "sources": {"web": {"files": str(tmp_path / "code.npy")}}}
     with pytest.raises(ConfigError) as refused:
         data = make(**changes)
         data.prepare_data()
