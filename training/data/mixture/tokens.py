@@ -28,7 +28,7 @@ class Tokens(ABC):
     def read(self, first: int, last: int) -> tuple[Ints, Flags]:
         """The ids of the tokens ``first`` to ``last`` − 1, and whether each begins a document.
 
-        Of the first one the latter is needed only if it is the first of all.
+        The first token of all begins one. Of the first that is read it need not be known otherwise: a window begins one.
         """
 
     @abstractmethod
@@ -104,7 +104,9 @@ class Stretch(Tokens):
         return self.last - self.first
 
     def read(self, first: int, last: int) -> tuple[Ints, Flags]:
-        return self.whole.read(self.first + first, self.first + last)
+        ids, begins = self.whole.read(self.first + first, self.first + last)
+        begins[:1] |= first == 0
+        return ids, begins
 
     def identity(self) -> Any:
         return [self.whole.identity(), self.first, self.last]
@@ -197,7 +199,6 @@ class Rings(Cutting):
         if (left := length - (last - first)) == 0:
             return ids, begins
         further = self._tokens[k].read(0, left)  # a ring is longer than a window
-        further[1][0] = True
         return np.concatenate([ids, further[0]]), np.concatenate([begins, further[1]])
 
     def place(self, at: int, column: int) -> tuple[str, str]:

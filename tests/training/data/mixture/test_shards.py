@@ -174,6 +174,13 @@ def test_windows_go_around_a_ring_of_several_shards(tmp_path):
             assert cut.begins[row, 1:].tolist() == expected[1:]
 
 
+def test_a_part_of_tokens_is_a_ring_of_its_own(tmp_path):
+    part = Stretch(Shards([open_shard(formats.npy(tmp_path / "a.npy", DOCS), READING)]), 10, 90)
+    cut = Rings({"web": part}, 257, PATH).cut([75], 20)
+    assert cut.ids[0].tolist() == [*flat(DOCS)[85:90], *flat(DOCS)[10:25]]
+    assert cut.begins[0, 5]
+
+
 def test_a_line_ends(tmp_path):
     tokens = Stretch(Shards([open_shard(formats.npy(tmp_path / "a.npy", DOCS), READING)]), 10, 30)
     cut = Line("web", tokens, 257, PATH).cut([15, -1], 8)
