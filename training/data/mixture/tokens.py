@@ -28,7 +28,7 @@ class Tokens(ABC):
     def read(self, first: int, last: int) -> tuple[Ints, Flags]:
         """The ids of the tokens ``first`` to ``last`` − 1, and whether each begins a document.
 
-        The first token of all begins one. Of the first that is read it need not be known otherwise: a window begins one.
+        The first token of all begins one. Of the first that is read it need not be known else: a window begins one.
         """
 
     @abstractmethod

@@ -156,6 +156,11 @@ def test_a_bad_file_is_refused_by_name(name, tmp_path):
     assert Path(refused.value.value).stem.startswith(file.stem.split(".")[0]) or "idx" in refused.value.value
 
 
+def test_another_byte_order_is_refused_whatever_the_ids_look_like(tmp_path):
+    with pytest.raises(ConfigError):
+        open_shard(big_endian(tmp_path / "a.npy"), Reading(PATH, EOS, documents="joined"))
+
+
 def test_windows_go_around_a_ring_of_several_shards(tmp_path):
     parts = [documents(9, seed) for seed in range(3)]
     opened = [open_shard(formats.npy(tmp_path / f"{i}.npy", docs), READING) for i, docs in enumerate(parts)]
