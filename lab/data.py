@@ -41,16 +41,17 @@ def _composed(overrides: Sequence[str]) -> dict[str, Any]:
 
 def _show(plain: Mapping[str, Any], n_samples: int) -> None:
     from blockwright.training.configuration import parts
+    from blockwright.training.data.modules.base import DataModule
     from blockwright.training.entry.preflight import batches_of, refuse_missing
 
     refuse_missing("data", plain["data"])
+    if parts.class_of("data", plain).overview is DataModule.overview:
+        raise ConfigError("data", plain["data"]["name"], "has no table of its sources", "data=mixture has one")
     data = parts.build("data", plain)
     data.prepare_data()
     data.setup()
     batches = batches_of(plain["trainer"])
     rows = data.overview(batches)
-    if not rows:
-        raise ConfigError("data", plain["data"]["name"], "has no table of its sources", "data=mixture has one")
     table = Table(*rows[0])
     for row in rows:
         table.add_row(*row.values())

@@ -63,7 +63,7 @@ class DataModule(Composable, L.LightningDataModule):
         return {}
 
     def overview(self, batches: int | None) -> Sequence[Mapping[str, str]]:
-        """Rows of a table of what the data is made of, by column; needs ``setup``. Empty where there is no such table.
+        """Rows of a table of what the data is made of, by column; needs ``setup``. Override it where there is one.
 
         Args:
             batches: micro-batches of the run; None if it has no number of steps
