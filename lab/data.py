@@ -41,8 +41,9 @@ def _composed(overrides: Sequence[str]) -> dict[str, Any]:
 
 def _show(plain: Mapping[str, Any], n_samples: int) -> None:
     from blockwright.training.configuration import parts
+    from blockwright.training.configuration.trainer_settings import batches_of
     from blockwright.training.data.modules.base import DataModule
-    from blockwright.training.entry.preflight import batches_of, refuse_missing
+    from blockwright.training.entry.preflight import refuse_missing
 
     refuse_missing("data", plain["data"])
     if parts.class_of("data", plain).overview is DataModule.overview:

@@ -113,22 +113,9 @@ def _check_parts(plain: dict[str, Any]) -> None:
     data = parts.build("data", plain)
     data.check()
     if plain["train"] and not plain["trainer"].get("fast_dev_run"):
-        data.check_run(batches_of(plain["trainer"]))
+        data.check_run(trainer_settings.batches_of(plain["trainer"]))
     _check_fit(plain["model"], data)
     parts.check("task", plain)
-
-
-def batches_of(trainer: Mapping[str, Any]) -> int | None:
-    """The micro-batches of a run.
-
-    Args:
-        trainer: the ``trainer`` node, as plain types
-
-    Returns:
-        their number; None if the run has no number of steps
-    """
-    steps = trainer.get("max_steps") or -1
-    return None if steps < 0 else steps * (trainer.get("accumulate_grad_batches") or 1)
 
 
 def resolved(cfg: DictConfig) -> dict[str, Any]:
