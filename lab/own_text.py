@@ -58,7 +58,7 @@ def own_text(run: Path, option: str, most: int | None = None) -> TextDataModule:
         raise ConfigError(option, str(run), "holds no tokenizer with its checkpoint", REMEDY)
     settings |= {"eval_windows": most, "cache_dir": str(_project() / "data" / "cache")}
     joined = settings.pop("documents", "apart")
-    data = TextDataModule(Batching(corpus, rebuild(state), **settings), joined)
+    data = TextDataModule(Batching(rebuild(state), corpus=corpus, **settings), joined)
     _check_fits(data, run)
     if max(data.batch_size, data.eval_batch_size) * data.sequence_length > MAX_BATCH_TOKENS:
         rule = f"makes batches of more than {MAX_BATCH_TOKENS:,} tokens of the folder's text"

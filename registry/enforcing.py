@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import inspect
 import typing
@@ -28,18 +29,20 @@ def enforced(refuse: Refuse | str) -> Callable[[T], T]:
     def enforce(cls: T) -> T:
         constructor = cls.__init__  # type: ignore[misc]
         if not hasattr(constructor, "_enforced"):
-            cls.__init__ = _enforcing(constructor, make)  # type: ignore[misc]
+            # The fields of a dataclass may be annotated in the module of another, which it derives from.
+            annotated = cls if dataclasses.is_dataclass(cls) else constructor
+            cls.__init__ = _enforcing(constructor, annotated, make)  # type: ignore[misc]
         return cls
 
     return enforce
 
 
-def _enforcing(constructor: Any, refuse: Refuse) -> Any:
+def _enforcing(constructor: Any, annotated: Any, refuse: Refuse) -> Any:
     signature = inspect.signature(constructor)
 
     @functools.cache
     def hints() -> dict[str, Any]:
-        found = typing.get_type_hints(constructor, include_extras=True)
+        found = typing.get_type_hints(annotated, include_extras=True)
         return {name: hint for name, hint in found.items() if any(numbers(hint))}
 
     @functools.wraps(constructor)

@@ -90,8 +90,9 @@ def of_task(task: Any) -> tuple[Figure, ...]:
 
 
 def of_run(trainer: Any) -> tuple[Figure, ...]:
-    """The figures of a trainer's task and callbacks."""
-    return (*of_task(trainer.lightning_module), *declared(*trainer.callbacks))
+    """The figures of a trainer's task, callbacks and data."""
+    data = getattr(trainer, "datamodule", None)
+    return (*of_task(trainer.lightning_module), *declared(*trainer.callbacks, data))
 
 
 def find(logged: str, figures: Iterable[Figure]) -> Figure | None:

@@ -75,6 +75,8 @@ OF_A_PATH = {
     "import": f"{LONG} OUT",
     "export": f"{LONG} OUT",
     "consolidate": f"{LONG} OUT",
+    "data": f"data=mixture data/tokenizer=bytes data.sources={{web:{{files:{LONG}}}}}",
+    "tokenise": f"{LONG} OUT --tokenizer bytes",
 }
 OF_NONE = {"match", "blocks", "check", "train"}  # the last one: tests/test_mistakes.py
 

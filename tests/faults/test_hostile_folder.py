@@ -56,6 +56,8 @@ FORMS: dict[str, list[str]] = {
         "FOLDER OUT --to automodel gpus=8 gpu=h100",
     ],
     "consolidate": ["FOLDER OUT.ckpt"],
+    "data": ["data=mixture data/tokenizer=bytes data.sources={web:{files:FOLDER/pickle.npy}}"],
+    "tokenise": ["FOLDER OUT --tokenizer bytes", "FOLDER/text.txt OUT --tokenizer FOLDER/tokenizer.json"],
     "blocks": [],
     "check": [],
 }  # fmt: skip

@@ -9,6 +9,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from blockwright import registry
 from blockwright.registry import ConfigError
 from blockwright.training.configuration import parts
 from blockwright.training.configuration.instantiate import find_target
@@ -110,10 +111,16 @@ def direction(
 
 
 def declaration(name: str, plain: Mapping[str, Any]) -> Figure | None:
-    """The declaration of a figure by the run's task or callbacks; None if there is none."""
+    """The declaration of a figure by the run's task, callbacks or data; None if there is none."""
     nodes = {f"callbacks.{key}": node for key, node in (plain["callbacks"] or {}).items() if isinstance(node, Mapping)}
     classes = [find_target(node["_target_"], path) for path, node in nodes.items() if "_target_" in node]
-    return find(name, (*of_task(parts.class_of("task", plain)), *declared(*classes)))
+    return find(name, (*of_task(parts.class_of("task", plain)), *declared(*classes, *_data_class(plain))))
+
+
+def _data_class(plain: Mapping[str, Any]) -> list[type]:
+    """The class of the run's data, whose settings may not be resolved yet; empty if there is none of its name."""
+    name = plain["data"].get("name") if isinstance(plain.get("data"), Mapping) else None
+    return [registry.lookup("data", name).cls] if name in registry.names("data") else []
 
 
 def _check_mode(path: str, node: Mapping[str, Any], plain: Mapping[str, Any]) -> None:

@@ -20,6 +20,7 @@ COPIED = "init_from"  # the start that copies all weights
 EXAMPLES = {
     "data.corpus": "For example: data=shakespeare, or data=text data.corpus.files='books/*.txt'",
     "data.tokenizer": "For example: data/tokenizer=bytes (or chars, or bpe)",
+    "data.sources": "For example: 'data.sources={web: {files: web/*.bin}, plays: {corpus: {_target_: CLASS}}}'",
     "data.transforms": "For example: +data.transforms.NAME._target_=MODULE.CLASS",
 }
 
@@ -134,9 +135,18 @@ def _made(value: Any, hint: Any, path: str) -> Any:
         raise ConfigError(path, value, f"maps names to nodes of a {contract.__name__}", example)
     chosen = {name: each for name, each in value.items() if each is not None}
     return {
-        name: each if isinstance(each, contract) else build_part(each, contract, f"{path}.{name}", example)
+        name: each
+        if isinstance(each, contract)
+        else build_part(_targeted(each, contract), contract, f"{path}.{name}", example)
         for name, each in chosen.items()
     }
+
+
+def _targeted(node: Any, contract: type) -> Any:
+    """A node that names no class, with the one that its contract chooses for such a node, if it chooses."""
+    choose = getattr(contract, "target", None)
+    names_none = isinstance(node, Mapping) and "_target_" not in node
+    return {"_target_": choose(node), **node} if choose is not None and names_none else node
 
 
 def _contract(hint: Any) -> tuple[type | None, bool]:

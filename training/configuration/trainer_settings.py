@@ -83,6 +83,19 @@ def check(trainer: Mapping[str, Any], train: bool) -> None:
             raise ConfigError(f"trainer.{key}", trainer[key], "trains nothing", "To measure only, write train=false")
 
 
+def batches_of(trainer: Mapping[str, Any]) -> int | None:
+    """The micro-batches of a run.
+
+    Args:
+        trainer: the ``trainer`` node, as plain types
+
+    Returns:
+        their number; None if the run has no number of steps
+    """
+    steps = trainer.get("max_steps") or -1
+    return None if steps < 0 else steps * (trainer.get("accumulate_grad_batches") or 1)
+
+
 def _is_number(value: Any) -> TypeGuard[int | float]:
     return isinstance(value, int | float) and not isinstance(value, bool)
 

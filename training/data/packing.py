@@ -40,6 +40,7 @@ INDEX, VOCABULARY = "index.json", "tokenizer.json"
 INLINE_STARTS = 2**16  # maximum number of document starts kept in the index itself, else in a separate file
 
 Ints = npt.NDArray[np.int64]
+Flags = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,6 +115,21 @@ def cut(stream: Stream, places: Ints, token_bytes: Ints, joined: bool = False) -
     real = places >= 0
     ids = np.where(real, stream.tokens[places], stream.eos).astype(np.int64)
     begins = np.zeros_like(real) if joined else _begins(stream.starts, places)
+    return shaped(ids, begins, real, token_bytes)
+
+
+def shaped(ids: Ints, begins: Flags, real: Flags, token_bytes: Ints) -> dict[str, Ints]:
+    """Windows as a batch.
+
+    Args:
+        ids: of the T inputs and one more token [B, T + 1]
+        begins: whether a document begins there; changed, for a window begins one too
+        real: whether there is a token, not padding
+        token_bytes: UTF-8 bytes of each id [V]
+
+    Returns:
+        as of ``cut``
+    """
     begins[:, 1:] |= real[:, :-1] & ~real[:, 1:]
     begins[:, 0] = True
     tokens, inputs_begin = ids[:, :-1], begins[:, :-1]
@@ -128,7 +144,7 @@ def cut(stream: Stream, places: Ints, token_bytes: Ints, joined: bool = False) -
     }
 
 
-def _begins(starts: Ints, places: Ints) -> npt.NDArray[np.bool_]:
+def _begins(starts: Ints, places: Ints) -> Flags:
     """Whether a document begins at each index."""
     nearest = np.searchsorted(starts, places).clip(max=len(starts) - 1)
     return starts[nearest] == places

@@ -219,12 +219,12 @@ class TextFiles(Corpus):
         ]
 
 
-def _refuse_everywhere(path: Path, pattern: str) -> None:
+def _refuse_everywhere(path: Path, pattern: str, where: str) -> None:
     """Refuse a pattern that looks through the whole disk, or where the kernel makes files up."""
     first = path.parts[1:2]
     if path.is_absolute() and glob.has_magic(str(path)) and (glob.has_magic(first[0]) or path.parts[:2] in KERNEL):
         rule = "looks through folders that hold no text of yours"
-        raise ConfigError("data.corpus.files", pattern, rule, "Name a folder: /data/books/**/*.txt")
+        raise ConfigError(where, pattern, rule, "Name a folder: /data/books/**/*.txt")
 
 
 def _matching(path: Path) -> Iterator[Path]:
@@ -237,23 +237,25 @@ def _matching(path: Path) -> Iterator[Path]:
     return (each for each in found if not any(part.startswith(".") for part in each.relative_to(fixed).parts))
 
 
-def expand(pattern: str) -> list[Path]:
+def expand(pattern: str, where: str = "data.corpus.files") -> list[Path]:
     """The files matching a path or glob.
 
+    Args:
+        pattern: the path or glob
+        where: path of the setting
+
     Raises:
-        ConfigError: at ``data.corpus.files``, for a directory, or a missing file, naming the nearest
+        ConfigError: at ``where``, for a directory, or a missing file, naming the nearest
     """
     path = Path(os.path.expanduser(pattern))
     if path.is_file():
         return [path]
     if path.is_dir():
-        raise ConfigError(
-            "data.corpus.files", pattern, "is a directory, but files are needed", f"Name them: '{pattern}/**/*.txt'"
-        )
+        raise ConfigError(where, pattern, "is a directory, but files are needed", f"Name them: '{pattern}/**/*.txt'")
     if path.exists():
         rule = "is no ordinary file, and a text is read more than once"
-        raise ConfigError("data.corpus.files", pattern, rule, "Write what it holds to a file")
-    _refuse_everywhere(path, pattern)
+        raise ConfigError(where, pattern, rule, "Write what it holds to a file")
+    _refuse_everywhere(path, pattern, where)
     files = [each for each in _matching(path) if each.is_file()]
     if files:
         return files
@@ -269,6 +271,4 @@ def expand(pattern: str) -> list[Path]:
         names = [entry.name for entry in sorted(folder.iterdir()) if entry.is_dir()]
         looked_for = path.relative_to(folder).parts[0]
     near = difflib.get_close_matches(looked_for, names, n=5, cutoff=0.5) or names[:5]
-    raise ConfigError(
-        "data.corpus.files", pattern, rule, did_you_mean(looked_for, near, f"{folder} is empty") + f" (in {folder})"
-    )
+    raise ConfigError(where, pattern, rule, did_you_mean(looked_for, near, f"{folder} is empty") + f" (in {folder})")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
@@ -34,27 +35,21 @@ class Making:
     seed: int = 0
 
 
-class Windows(Dataset[dict[str, Tensor]]):
-    """Batches cut from a stream.
+class WindowBatches(Dataset[dict[str, Tensor]]):
+    """Batches of windows. A subclass cuts them.
 
     Args:
-        stream: the tokens
         sequence_length: T, tokens of a window, unless a batch has its own length
         token_bytes: UTF-8 bytes of each id [V]
-        places: ``packing.ring`` for training, ``packing.line`` for evaluation
         making: how windows are made of the tokens
     """
 
-    def __init__(
-        self,
-        stream: Stream,
-        sequence_length: int,
-        token_bytes: Ints,
-        places: Callable[[Ints, int, int], Ints],
-        making: Making | None = None,
-    ) -> None:
-        self.stream, self.sequence_length, self.token_bytes, self.places = stream, sequence_length, token_bytes, places
-        self.making = making or Making()
+    def __init__(self, sequence_length: int, token_bytes: Ints, making: Making | None = None) -> None:
+        self.sequence_length, self.token_bytes, self.making = sequence_length, token_bytes, making or Making()
+
+    @abstractmethod
+    def _cut(self, offsets: list[int], length: int) -> dict[str, Array]:
+        """The windows of so many tokens that begin at these ones, as in ``packing.cut``."""
 
     def __getitems__(self, offsets: list[int]) -> dict[str, Tensor]:
         """The batch of the windows that begin at these tokens.
@@ -68,7 +63,7 @@ class Windows(Dataset[dict[str, Tensor]]):
             causal, and all rows share positions from 0; weights [B, T] fp32, only if some target has another than 1
         """
         length = offsets.length if isinstance(offsets, BatchRows) else self.sequence_length
-        batch: dict[str, Array] = cut(self.stream, self._places(offsets, length), self.token_bytes, self.making.joined)
+        batch = self._cut(offsets, length)
         if self.making.transforms and isinstance(offsets, BatchRows):
             self._transform(batch, offsets)
         if not batch["segments"].any():
@@ -76,12 +71,6 @@ class Windows(Dataset[dict[str, Tensor]]):
             if (batch["positions"] == np.arange(length)).all():
                 del batch["positions"]
         return {name: torch.from_numpy(array) for name, array in batch.items()}
-
-    def _places(self, offsets: list[int], length: int) -> Ints:
-        firsts, long = np.array(offsets, dtype=np.int64), self.making.long
-        if long is None or length < self.sequence_length:
-            return self.places(firsts, length + 1, self.stream.n_tokens)
-        return long.places(self.places(firsts, length + 1, long.n_tokens))
 
     def _transform(self, batch: dict[str, Array], rows: BatchRows) -> None:
         batch["weights"] = np.ones(batch["tokens"].shape, dtype=np.float32)
@@ -97,6 +86,36 @@ class Windows(Dataset[dict[str, Tensor]]):
 
     # Called by a loader whose items are lists, without a batch sampler.
     __getitem__ = __getitems__
+
+
+class Windows(WindowBatches):
+    """Batches cut from a stream.
+
+    Args:
+        stream: the tokens
+        sequence_length, token_bytes, making: as of ``WindowBatches``
+        places: ``packing.ring`` for training, ``packing.line`` for evaluation
+    """
+
+    def __init__(
+        self,
+        stream: Stream,
+        sequence_length: int,
+        token_bytes: Ints,
+        places: Callable[[Ints, int, int], Ints],
+        making: Making | None = None,
+    ) -> None:
+        super().__init__(sequence_length, token_bytes, making)
+        self.stream, self.places = stream, places
+
+    def _cut(self, offsets: list[int], length: int) -> dict[str, Array]:
+        return cut(self.stream, self._places(offsets, length), self.token_bytes, self.making.joined)
+
+    def _places(self, offsets: list[int], length: int) -> Ints:
+        firsts, long = np.array(offsets, dtype=np.int64), self.making.long
+        if long is None or length < self.sequence_length:
+            return self.places(firsts, length + 1, self.stream.n_tokens)
+        return long.places(self.places(firsts, length + 1, long.n_tokens))
 
 
 def as_is(batch: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -98,6 +98,8 @@ def _check_parts(run: Run) -> None:
     """Check the data and the task, whose classes import Lightning."""
     data = parts.build("data", run)
     data.check()
+    if run.train and not run.trainer.get("fast_dev_run"):
+        data.check_run(trainer_settings.batches_of(run.trainer))
     _check_fit(run.model, data)
     parts.check("task", run)
 

@@ -35,6 +35,7 @@ from blockwright.training.parallel.context import Context
 from blockwright.training.parallel.local import is_distributed, is_low
 from blockwright.training.parallel.ranks import DataRanks, balance_over, data_ranks
 from blockwright.training.tasks import making
+from blockwright.training.tasks.by_source import BySource
 from blockwright.training.tasks.counted import Counted
 from blockwright.training.tasks.frozen import freeze
 from blockwright.training.tasks.routing import RoutingLoads, balance_losses
@@ -112,6 +113,7 @@ class Task(Composable, KeepsDtype, L.LightningModule):
         self.step = StepMean()
         self.counted = Counted()
         self._measured_in_step: list[tuple[Tensor, Tensor, Tensor]] = []  # nats, tokens and bytes of micro-batches
+        self._by_source = BySource()
         self._groups: list[dict[str, Any]] = []  # settings of the optimizer's groups, as configured
 
     # --- defined by subclasses ------------------------------------------------------------------------------------
@@ -338,8 +340,8 @@ class Task(Composable, KeepsDtype, L.LightningModule):
     def on_test_epoch_start(self) -> None:
         self._begin("test")
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        self._measure("val", self.objective(batch, "val"), batch)
+    def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        self._measure("val", self.objective(batch, "val"), batch, dataloader_idx)
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         self._measure("test", self.objective(batch, "test"), batch)
@@ -352,10 +354,14 @@ class Task(Composable, KeepsDtype, L.LightningModule):
 
     def _begin(self, stage: str) -> None:
         self._loss(stage).reset()
+        data = self._data if stage == "val" else None
+        self._by_source.begin({} if data is None else data.val_weights, self.device)
         self.loads.reset(stage)
 
-    def _measure(self, stage: str, scored: Scored, batch: Batch) -> None:
-        self._loss(stage).update(*self._sums_of(scored, batch))
+    def _measure(self, stage: str, scored: Scored, batch: Batch, loader: int = 0) -> None:
+        sums = self._sums_of(scored, batch)
+        self._loss(stage).update(*sums)
+        self._by_source.add(loader, *sums)
         self.loads.add(stage, scored.routings)
 
     def _sums_of(self, scored: Scored, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
@@ -366,8 +372,8 @@ class Task(Composable, KeepsDtype, L.LightningModule):
         return total, scored.count, n_bytes
 
     def _conclude(self, stage: str) -> None:
-        for name, value in self._loss(stage).compute().items():
-            if name in names_in(stage, self.figures):
+        for name, value in {**self._loss(stage).compute(), **self._by_source.figures()}.items():
+            if "/" in name or name in names_in(stage, self.figures):
                 self.log(f"{stage}/{name}", value.float(), prog_bar=name == "loss")
         self.log_dict(self.loads.figures(stage))
 
@@ -383,6 +389,9 @@ class Task(Composable, KeepsDtype, L.LightningModule):
         for name, value in self.step.figures(self.ranks()).items():
             self.log(f"train/{name}", value, prog_bar=name in self.shown)
         self.log_dict(self.loads.figures("train"))
+        if (data := self._data) is not None:
+            begun = self.trainer.fit_loop.epoch_loop.batch_progress.total.ready
+            self.log_dict(dict(data.figures_at(begun)))
 
     # --- checkpoints ----------------------------------------------------------------------------------------------
 
@@ -424,6 +433,12 @@ class Task(Composable, KeepsDtype, L.LightningModule):
     def ranks(self) -> DataRanks:
         """The ranks that compute different tokens."""
         return DataRanks() if self._trainer is None else data_ranks(self._trainer)
+
+    @property
+    def _data(self) -> DataModule | None:
+        """The trainer's data module, if it is one of ours."""
+        data = getattr(self._trainer, "datamodule", None)
+        return data if isinstance(data, DataModule) else None
 
     def _loss(self, stage: str) -> TokenLoss:
         return cast(TokenLoss, self.losses[f"{stage}_loss"])

@@ -13,8 +13,8 @@ from blockwright.plugins.alignment.data.preferences import PairRendering
 from blockwright.registry import register
 from blockwright.registry.errors import ConfigError
 from blockwright.training.data.corpus import SPLITS, Split
+from blockwright.training.data.modules.batches import Batches
 from blockwright.training.data.modules.chat import ChatDataModule
-from blockwright.training.data.modules.corpus import Batches
 from blockwright.training.data.order import PADDING, LineBatches
 from blockwright.training.data.packing import Ints, Stream
 from blockwright.training.data.rows import Rows, best_fit
@@ -107,4 +107,4 @@ class PreferenceDataModule(ChatDataModule):
     def every(self, split: Split) -> Batches:
         """All pairs of a split in order; equally many batches on every process."""
         line = LineBatches(self.number(split) + 1, 1, self.eval_batch_size, None, *self._share())
-        return self._loader(split, self.sequence_length, batch_sampler=line)
+        return self._loader(self._dataset(split, self.sequence_length), batch_sampler=line)

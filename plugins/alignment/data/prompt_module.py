@@ -16,8 +16,9 @@ from blockwright.registry.ranges import Count
 from blockwright.training.data.chat.base import Chat
 from blockwright.training.data.conversations import ConversationCorpus
 from blockwright.training.data.corpus import SPLITS, Split
+from blockwright.training.data.modules.batches import Batches
 from blockwright.training.data.modules.chat import ChatDataModule
-from blockwright.training.data.modules.corpus import Batches, Batching
+from blockwright.training.data.modules.corpus import Batching
 from blockwright.training.data.order import PADDING, LineBatches
 from blockwright.training.data.rows import RowOrder
 
@@ -87,7 +88,7 @@ class PromptDataModule(ChatDataModule):
         sampler = RolloutBatches(
             self.order, self.updates, rank, world_size, self._epoch_length(), self._consumed_in_order
         )
-        return self._loader("train", self.sequence_length, batch_sampler=sampler)
+        return self._loader(self._train_rows(), batch_sampler=sampler)
 
     def _describe(self) -> str:
         sizes = ", ".join(f"{len(self._streams[split].starts):,} to {split}" for split in SPLITS)

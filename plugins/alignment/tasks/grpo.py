@@ -353,7 +353,7 @@ class Grpo(Task):
         super()._begin(stage)
         self.held_out = HeldOut(self.groups)
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+    def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         self.held_out.add(self.model, self.data, self.ranks(), batch["prompt"].tolist(), "val")
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:

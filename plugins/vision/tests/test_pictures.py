@@ -233,7 +233,7 @@ def record(content: Any, *images: Any, answer: str = "yes") -> dict[str, Any]:
 
 def module(folder: Path, records: list[dict[str, Any]], model: dict[str, Any], length: int = 96) -> PictureDataModule:
     corpus = PictureConversations(written(folder, records), 0.0, 0.0)
-    batching = Batching(corpus, Bytes(258), length, 1, cache_dir=str(folder / "cache"))
+    batching = Batching(Bytes(258), length, 1, corpus=corpus, cache_dir=str(folder / "cache"))
     made = PictureDataModule(batching, Plain(), model)
     made.prepare_data()
     made.setup("fit")

@@ -28,7 +28,7 @@ def made(tiny: Callable[..., Any], tmp_path: Path) -> Callable[..., PictureDataM
 
     def make(**how: Any) -> PictureDataModule:
         corpus = PictureConversations(files, 0.2, 0.0)
-        batching = Batching(corpus, Bytes(258), 128, 2, cache_dir=str(tmp_path / "cache"))
+        batching = Batching(Bytes(258), 128, 2, corpus=corpus, cache_dir=str(tmp_path / "cache"))
         found = PictureDataModule(batching, Plain(), model, **how)
         found.prepare_data()
         found.setup("fit")

@@ -64,7 +64,7 @@ from blockwright.training.data.text import TextFiles
 from blockwright.training.data.tokenizers.bytes import Bytes
 
 if __name__ == "__main__":
-    data = TextDataModule(Batching(TextFiles(sys.argv[1]), Bytes(), 16, 4, num_workers=2, cache_dir=sys.argv[2]))
+    data = TextDataModule(Batching(Bytes(), 16, 4, corpus=TextFiles(sys.argv[1]), num_workers=2, cache_dir=sys.argv[2]))
     data.prepare_data()
     data.setup("fit")
     batches = iter(data.train_dataloader())

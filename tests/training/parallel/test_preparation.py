@@ -52,7 +52,7 @@ class Nothing(L.LightningModule):
 
 
 def fit(corpus: TextFiles, cache: Path) -> TextDataModule:
-    data = TextDataModule(Batching(corpus, Chars(64), 8, 4, cache_dir=str(cache)))
+    data = TextDataModule(Batching(Chars(64), 8, 4, corpus=corpus, cache_dir=str(cache)))
     off = dict.fromkeys(("logger", "enable_progress_bar", "enable_model_summary", "enable_checkpointing"), False)
     trainer = L.Trainer(
         accelerator="cpu",

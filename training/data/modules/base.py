@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from typing import ClassVar
+
 import lightning as L
 
 from blockwright.registry import Composable, family
 from blockwright.training.data.tokenizers.base import Tokenizer
+from blockwright.training.figure import Figure
 
 
 @family("data", root="", context=("model",))
@@ -18,8 +22,10 @@ class DataModule(Composable, L.LightningDataModule):
     Attributes:
         tokenizer: of its texts; None for data without text
         eval_windows: at most so many rows are evaluated during training; None for all, as in the final figures
+        figures: what ``figures_at`` gives, and what is measured of each of several validation loaders, with units
     """
 
+    figures: ClassVar[tuple[Figure, ...]] = ()
     tokenizer: Tokenizer | None = None
     eval_windows: int | None = None
 
@@ -29,6 +35,44 @@ class DataModule(Composable, L.LightningDataModule):
         Raises:
             ConfigError: at ``data.<key>``
         """
+
+    def check_run(self, batches: int | None) -> None:  # by default a run of any length is possible
+        """Refuse, before a run and after ``check``, a training of another length than the data allows.
+
+        Args:
+            batches: micro-batches of the run; None if it has no number of steps
+
+        Raises:
+            ConfigError: at ``data.<key>`` or ``trainer.<key>``
+        """
+
+    @property
+    def val_weights(self) -> Mapping[str, float]:
+        """Name of each validation loader, if there are several, in order → its weight in ``val/loss``.
+
+        ``val/<name>/loss`` and ``val/<name>/bits_per_byte`` are logged too. Empty for one loader, which needs no name.
+        """
+        return {}
+
+    def figures_at(self, batch: int) -> Mapping[str, float]:
+        """Figures of the data itself after so many batches of training, by logged name. They are logged with the loss.
+
+        Args:
+            batch: global batches that training has begun
+        """
+        return {}
+
+    def overview(self, batches: int | None) -> Sequence[Mapping[str, str]]:
+        """Rows of a table of what the data is made of, by column; needs ``setup``. Override it where there is one.
+
+        Args:
+            batches: micro-batches of the run; None if it has no number of steps
+        """
+        return ()
+
+    def samples(self, n: int) -> Sequence[tuple[str, str]]:
+        """The part of the data and the text of n samples of each part; needs ``setup``."""
+        return ()
 
     @property
     def positions(self) -> int:

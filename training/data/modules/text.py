@@ -15,7 +15,8 @@ from blockwright.training.data import lengths as window_lengths
 from blockwright.training.data import packing
 from blockwright.training.data.corpus import SPLITS, Corpus, Split
 from blockwright.training.data.long_documents import LongDocuments
-from blockwright.training.data.modules.corpus import Batching, CorpusDataModule, Length
+from blockwright.training.data.modules.batches import Length
+from blockwright.training.data.modules.corpus import Batching, CorpusDataModule
 from blockwright.training.data.order import LineBatches, MixedOrder, Order
 from blockwright.training.data.tokenizers.base import Tokenizer
 from blockwright.training.data.transform import Transform

@@ -1,0 +1,260 @@
+"""What every data module of rows does: batches in an order that a resumed run continues, dealt to the processes.
+
+The position in the data is read from Lightning's own counter at the start of each epoch's batches, and never counted
+here; ``order.py`` then determines the batches. So the position is right for a checkpoint in the middle of an epoch, at
+its end, or after an exception, with any number of workers or processes.
+"""
+
+from __future__ import annotations
+
+import warnings
+from abc import abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+from annotated_types import Ge
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from blockwright.registry.enforcing import enforced
+from blockwright.registry.errors import ConfigError
+from blockwright.registry.ranges import Count, Seed, Whole
+from blockwright.training.data import ranks
+from blockwright.training.data.modules.base import DataModule
+from blockwright.training.data.order import EpochBatches, MixedOrder, Order
+from blockwright.training.data.tokenizers.base import Tokenizer, vocabulary_of
+from blockwright.training.data.windows import as_is
+from blockwright.training.data.workers import forkserver, stay
+
+Batches = DataLoader[dict[str, Tensor]]
+Length = Annotated[int, Ge(2)]  # of a row: a token, and one to predict
+
+
+@enforced("data")
+@dataclass(frozen=True)
+class Feeding:
+    """How rows of tokens are made into batches.
+
+    Args:
+        tokenizer: text to ids; fitted on the train split, once
+        sequence_length: tokens of a row, at least 2
+        batch_size: rows of a training batch over *all* processes, whose number divides it
+        eval_batch_size: the same for validation and test; null for batch_size
+        eval_windows: maximum number of rows evaluated per split, evenly spaced; null for all
+        num_workers: loader processes per rank; 0 reads in the training process, which is fast enough for text
+        seed: of the order of the batches
+        cache_dir: folder for tokenised corpora, created if needed; any number of runs may share it
+    """
+
+    tokenizer: Tokenizer
+    sequence_length: Length = 256
+    batch_size: Count = 16
+    eval_batch_size: Count | None = None
+    eval_windows: Count | None = None
+    num_workers: Whole = 0
+    seed: Seed = 0
+    cache_dir: str = "data/cache"
+
+
+class RowDataModule(DataModule):
+    """Batches of rows of tokens. A subclass has the rows, their order and what determines them.
+
+    Args:
+        feeding: how rows are made into batches
+    """
+
+    tokenizer: Tokenizer
+
+    def __init__(self, feeding: Feeding) -> None:
+        super().__init__()
+        self.tokenizer = feeding.tokenizer
+        self.sequence_length, self.batch_size = feeding.sequence_length, feeding.batch_size
+        self.eval_batch_size = feeding.eval_batch_size or feeding.batch_size
+        self.eval_windows, self.num_workers, self.seed = feeding.eval_windows, feeding.num_workers, feeding.seed
+        self.cache_dir = Path(feeding.cache_dir).expanduser()
+        self._batches = 0
+        self._read_fingerprint: str | None = None  # of the tokens, read by this process or another of the run
+        self._failure: Exception | None = None  # of prepare_data, until sent to all processes
+
+    # ---- defined by subclasses ----------------------------------------------------------------------------------
+
+    @property
+    @abstractmethod
+    def order(self) -> Order | MixedOrder:
+        """The order of the training rows; needs ``setup``."""
+
+    @abstractmethod
+    def _prepare(self) -> None:
+        """Check what the tokens are made of, and write them to the cache, if needed; set ``_read_fingerprint``."""
+
+    @abstractmethod
+    def _train_rows(self) -> Dataset[dict[str, Tensor]]:
+        """The rows of training."""
+
+    @abstractmethod
+    def _identity(self) -> dict[str, Any]:
+        """What determines the batches, except the tokenizer."""
+
+    def _further(self) -> list[tuple[str, Any, Any]]:
+        """Name, value and default of settings that older checkpoints do not have."""
+        return []
+
+    # ---- tokens -------------------------------------------------------------------------------------------------
+
+    def prepare_data(self) -> None:
+        """Prepare the tokens. Lightning calls this on one process per node.
+
+        Raises:
+            ConfigError: from what the tokens are made of, or at ``data.cache_dir``. With several processes ``setup``
+                raises it instead, on all of them, so that none waits for one that has ended
+        """
+        try:
+            self._prepare()
+        except Exception as error:
+            if not ranks.are_several():
+                raise
+            self._failure = error
+
+    def _listen(self) -> None:
+        """Receive the fingerprint of the tokens from this node's process that has prepared them, or its error."""
+        if self.trainer is None or not ranks.are_several():
+            return
+        error, self._failure = self._failure, None
+        failure = None if error is None else ranks.as_refusal(error)
+        try:
+            fingerprint = ranks.exchange(ranks.Word(self.trainer.node_rank, self._read_fingerprint, failure))
+        except ConfigError as refusal:
+            raise refusal from error
+        self._read_fingerprint = fingerprint
+
+    # ---- loaders ------------------------------------------------------------------------------------------------
+
+    def train_dataloader(self) -> Batches:
+        """The rest of the current epoch, then whole epochs, without end."""
+        sampler = EpochBatches(
+            self.order,
+            *self._share(),
+            epoch_length=self._epoch_length(),
+            consumed=self._consumed_in_order if self.trainer else None,
+            start=self._batches,
+        )
+        return self._loader(self._train_rows(), batch_sampler=sampler)
+
+    def _loader(self, rows: Dataset[dict[str, Tensor]], **sampling: Any) -> Batches:
+        return DataLoader(
+            rows,
+            num_workers=self.num_workers,
+            persistent_workers=self.num_workers > 0,
+            multiprocessing_context=forkserver() if self.num_workers else None,
+            worker_init_fn=stay,
+            pin_memory=self.trainer is not None and self.trainer.strategy.root_device.type == "cuda",
+            collate_fn=as_is,  # type: ignore[arg-type]
+            **sampling,
+        )
+
+    def _share(self) -> tuple[int, int]:
+        """(rank, number) of this process among those that read different data.
+
+        This is not the trainer's world size: processes that split one model by tensors read the same batch.
+        """
+        sharing = self.trainer.distributed_sampler_kwargs if self.trainer else None
+        return (sharing["rank"], sharing["num_replicas"]) if sharing else (0, 1)
+
+    def _begin(self, stage: str | None) -> None:
+        """Check that the processes can share the batches of a stage, None for all, and leave out wrong warnings."""
+        if stage in (None, "fit"):
+            self._check_sharing("batch_size", self.batch_size)
+        self._check_sharing("eval_batch_size", self.eval_batch_size)
+        # Two warnings that are wrong for these loaders: they do resume, and have little to do.
+        warnings.filterwarnings("ignore", message=".*your dataloader is not resumable")
+        warnings.filterwarnings("ignore", message=".*does not have many workers")
+
+    def _check_sharing(self, key: str, n_windows: int) -> None:
+        _, world_size = self._share()
+        if n_windows % world_size:
+            raise ConfigError(
+                f"data.{key}",
+                n_windows,
+                f"it counts windows over all processes, and {world_size} of them share the data evenly",
+                f"Set data.{key}={-(-n_windows // world_size) * world_size}",
+            )
+        if world_size > 1 and self.trainer and self.trainer._accelerator_connector.use_distributed_sampler:
+            raise ConfigError(
+                "trainer.use_distributed_sampler",
+                True,
+                "this data module divides its batches itself; Lightning's sampler would replace that",
+                "Set trainer.use_distributed_sampler=false",
+            )
+
+    # ---- resuming -----------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """Position in the data, and the tokenizer, in plain types."""
+        return {"batches": self._consumed(), "tokenizer": self.tokenizer.to_json(), **self._identity()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Compare a checkpoint's data with this; the position follows from Lightning's counter.
+
+        Another corpus, seed or size causes a warning: it may be intended, for example to continue with longer
+        sequences, but the batches differ from those of the uninterrupted run.
+
+        Args:
+            state_dict: from ``state_dict``
+
+        Raises:
+            ConfigError: at ``data.tokenizer``, if the checkpoint's ids mean other text than the ids here
+        """
+        theirs = {"kind": None, "vocab_size": None, **state_dict["tokenizer"]}
+        if vocabulary_of(theirs) != vocabulary_of(self.tokenizer.to_json()):
+            raise ConfigError(
+                "data.tokenizer",
+                f"{self.tokenizer.kind}, vocab_size {self.tokenizer.vocab_size}",
+                f"the checkpoint was trained with another vocabulary ({theirs['kind']}, {theirs['vocab_size']} ids, "
+                "perhaps fitted on another corpus), so its embeddings mean other tokens",
+                "Use the checkpoint's tokenizer and corpus, or start a new run without ckpt_path",
+            )
+        self._batches = state_dict["batches"]
+        if self.trainer is None or self.trainer.state.fn == TrainerFn.FITTING:
+            self._warn_of_other_batches(state_dict)
+
+    def _warn_of_other_batches(self, state_dict: Mapping[str, Any]) -> None:
+        if changed := self._changes(state_dict):
+            rank_zero_warn(
+                f"Resuming on other data than the checkpoint's ({'; '.join(changed)}): training continues from batch "
+                f"{state_dict['batches']}, but with other batches than the uninterrupted run.",
+            )
+
+    def _changes(self, state_dict: Mapping[str, Any]) -> list[str]:
+        """What determines the batches and was different in a checkpoint."""
+        usual = {name: default for name, _, default in self._further()}
+        theirs = {**usual, **state_dict}
+        return [
+            f"{name} was {theirs.get(name)}, is {value}"
+            for name, value in {**usual, **self._identity()}.items()
+            if theirs.get(name) != value
+        ]
+
+    def _consumed(self) -> int:
+        """Global batches that training has consumed, over all epochs."""
+        if self.trainer is None:
+            return self._batches
+        # "processed" is the only count that is always right: "ready" is ahead when a step raises, "completed" is
+        # behind when a checkpoint is written in on_train_batch_end, after the optimizer's step.
+        return self.trainer.fit_loop.epoch_loop.batch_progress.total.processed  # type: ignore[attr-defined]
+
+    def _consumed_in_order(self) -> int:
+        """``_consumed`` in the order of the batches: overfitting repeats the first batches."""
+        is_overfitting = self.trainer is not None and self.trainer.overfit_batches > 0  # type: ignore[attr-defined]
+        return self._consumed() % self._epoch_length() if is_overfitting else self._consumed()
+
+    def _epoch_length(self) -> int:
+        """Batches per epoch of the trainer, respecting ``limit_train_batches``."""
+        n_batches = self.order.n_batches
+        limit = self.trainer.limit_train_batches if self.trainer else None
+        if limit is None:
+            return n_batches
+        return max(1, min(n_batches, limit if isinstance(limit, int) else int(n_batches * limit)))
