@@ -142,6 +142,15 @@ def tiny() -> Callable[..., dict[str, Any]]:
     return make
 
 
+@pytest.fixture(scope="session")
+def kernel_pages(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The override of experiment=mixture that names a few pages, instead of those of a package of Debian."""
+    folder = tmp_path_factory.mktemp("kernel")
+    for i in range(40):
+        (folder / f"{i}.rst").write_text(f"Page {i}\n=======\n\n" + "A lock is held while the list is read. " * 20)
+    return f"data.sources.kernel.corpus.folder={folder}"
+
+
 def _temporary_blocks() -> Iterator[None]:
     """Whatever is registered meanwhile is gone afterwards."""
     registry.load()  # loads all of them

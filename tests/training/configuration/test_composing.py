@@ -44,8 +44,9 @@ def check(override: list[str], small: list[str], tmp_path: Path) -> dict[str, An
 
 
 @pytest.mark.parametrize("override", WHOLE)
-def test_named_list_of_overrides_composes_and_is_sound(override: str, tmp_path: Path) -> None:
-    plain = preflight(compose_config([override], output_dir=str(tmp_path)))  # as it stands: on Shakespeare
+def test_named_list_of_overrides_composes_and_is_sound(override: str, kernel_pages: str, tmp_path: Path) -> None:
+    folder = [kernel_pages] if override == "experiment=mixture" else []
+    plain = preflight(compose_config([override, *folder], output_dir=str(tmp_path)))  # as it stands: on Shakespeare
     parts.check("task", plain)
     check_target(plain["trainer"], "trainer", skip=OWN)
 
