@@ -95,7 +95,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def ladders(folder: Path, quick: list[str]) -> dict[str, list[str]]:
-    """Commands with the data and the task of the guest: a run, the same in two parts, and mistakes."""
+    """Commands with the data and the task of the plug-in: a run, the same in two parts, and mistakes."""
     chosen = ["experiment=ladders", *(o for o in quick if not o.startswith(("data", "logger"))), "logger=csv"]
     part, last = f"hydra.run.dir={folder}/parts", f"ckpt_path={folder}/parts/checkpoints/last.ckpt"
     half = ["trainer.max_steps=3", "trainer.val_check_interval=3", "scheduler=constant"]  # whatever the number of steps
