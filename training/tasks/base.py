@@ -376,6 +376,14 @@ class Task(Composable, KeepsDtype, L.LightningModule):
             if "/" in name or name in names_in(stage, self.figures):
                 self.log(f"{stage}/{name}", value.float(), prog_bar=name == "loss")
         self.log_dict(self.loads.figures(stage))
+        if stage == "val":
+            self._log_data()  # the last step need not be one at which training logs
+
+    def _log_data(self) -> None:
+        """Log the figures of the data itself until now."""
+        if (data := self._data) is not None:
+            begun = self.trainer.fit_loop.epoch_loop.batch_progress.total.ready
+            self.log_dict(dict(data.figures_at(begun)))
 
     def _log_training(self) -> None:
         """Log the means since the last time, and the further terms of this step's loss."""
@@ -389,9 +397,7 @@ class Task(Composable, KeepsDtype, L.LightningModule):
         for name, value in self.step.figures(self.ranks()).items():
             self.log(f"train/{name}", value, prog_bar=name in self.shown)
         self.log_dict(self.loads.figures("train"))
-        if (data := self._data) is not None:
-            begun = self.trainer.fit_loop.epoch_loop.batch_progress.total.ready
-            self.log_dict(dict(data.figures_at(begun)))
+        self._log_data()
 
     # --- checkpoints ----------------------------------------------------------------------------------------------
 

@@ -269,6 +269,8 @@ class MixtureDataModule(RowDataModule):
         return {name: shares.get(name, 0) / sum(shares.values()) for name in measured}
 
     def figures_at(self, batch: int) -> Mapping[str, float]:
+        if not self._n_batches:  # a model is measured only: there is no training whose length would cut the sources
+            return {}
         tokens = {f"data/{n}/tokens": float(rows * self.sequence_length) for n, rows in self._rows_before(batch)}
         epochs = {f"data/{n}/epochs": read for n, read in self.order.epochs(batch).items()}
         return {**tokens, **epochs, "data/stage": float(self.schedule.stage(max(batch - 1, 0)) + 1)}

@@ -55,7 +55,9 @@ class DataModule(Composable, L.LightningDataModule):
         return {}
 
     def figures_at(self, batch: int) -> Mapping[str, float]:
-        """Figures of the data itself after so many batches of training, by logged name. They are logged with the loss.
+        """Figures of the data itself after so many batches of training, by logged name.
+
+        They are logged with the loss of training and at each validation.
 
         Args:
             batch: global batches that training has begun
