@@ -299,9 +299,11 @@ class MixtureDataModule(RowDataModule):
 
     def state_dict(self) -> dict[str, Any]:
         """As of ``RowDataModule``, and what determines the batches until now."""
+        batch = self._consumed()
+        read = [name for name, rows in self._rows_before(batch) if rows]
         return {
             **super().state_dict(),
-            "mixture": {"prefix": self._prefix(self._consumed()), "sources": self._states()},
+            "mixture": {"prefix": self._prefix(batch), "read": read, "sources": self._states()},
         }
 
     def _prefix(self, batch: int) -> str:
@@ -325,10 +327,9 @@ class MixtureDataModule(RowDataModule):
             ConfigError: also at a source that has been read and is not there any more, or has other tokens
         """
         super().load_state_dict(state_dict)
-        theirs, ours = state_dict.get("mixture", {}).get("sources", {}), self._states()
-        read = {name for name, rows in self._rows_before(state_dict["batches"]) if rows}
-        for name, there in theirs.items():
-            if name in read and (changed := _difference(there, ours[name])):
+        theirs, ours = state_dict.get("mixture", {}), self._states()
+        for name in theirs.get("read", ()):
+            if changed := _difference(theirs["sources"][name], ours.get(name)):
                 remedy = "Name the same files; files to add are a source of their own, or begin a new run"
                 rule = f"has other tokens than when the checkpoint was written ({changed})"
                 raise ConfigError(PATH.format(name=name), name, rule, remedy)
@@ -339,8 +340,10 @@ class MixtureDataModule(RowDataModule):
         return [*super()._changes(state_dict), *([] if same else ["shares until here were others"])]
 
 
-def _difference(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
+def _difference(there: Mapping[str, Any], here: Mapping[str, Any] | None) -> str:
     """What differs between a source in a checkpoint and now; contents count only if both are known."""
+    if here is None:
+        return "no stage names it now"
     if there["n_tokens"] != here["n_tokens"]:
         return f"{there['n_tokens']:,}, now {here['n_tokens']:,}"
     if there["sizes"] != here["sizes"]:

@@ -248,6 +248,16 @@ def test_other_files_of_a_source_that_was_read_are_refused(make, monkeypatch, tm
     assert refused.value.path == "data.sources.web"
 
 
+def test_a_source_that_was_read_cannot_be_left_out(make, monkeypatch, sources):
+    state = make_state(make, monkeypatch, 10)
+    without = {name: node for name, node in sources.items() if name != "code"}
+    other = make(sources=without, stages=[{"shares": {"web": 0.5, "plays": 0.5}}])
+    batches(other)
+    with pytest.warns(UserWarning), pytest.raises(ConfigError) as refused:
+        other.load_state_dict(state)
+    assert refused.value.path == "data.sources.code"
+
+
 def test_a_source_that_was_not_read_yet_may_change(make, monkeypatch, sources):
     state = make_state(make, monkeypatch, 10)
     other = make(sources={**sources, "plays": {"corpus": Memory([some_text(300).upper()])}})
