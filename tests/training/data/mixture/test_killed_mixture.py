@@ -1,0 +1,159 @@
+"""A mixture that is killed in its second stage resumes with the batches, losses and weights of the run that was not.
+
+Whole programs, in one process, under DDP and under FSDP; what was written by two processes is resumed by one too.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from tests.training.data.mixture import formats
+from tests.training.data.mixture.formats import documents
+
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("killed_mixture")]
+
+ROOT = Path(__file__).resolve().parents[4]
+STEPS, SECOND_STAGE, KILLED = 9, 3, 6
+WAYS = {"one process": [], "ddp": ["trainer=[ddp,sim]"], "fsdp": ["trainer=[fsdp,sim]"]}
+
+CALLBACK = """
+import os
+import signal
+from pathlib import Path
+
+import lightning as L
+import numpy as np
+
+
+class Watch(L.Callback):
+    '''Writes down the batches of each process, and kills all processes at a step, unless one of them did before.'''
+
+    observes = "writes batches down"
+
+    def __init__(self, folder: str, killed_at: int):
+        self.folder, self.killed_at = Path(folder), killed_at
+
+    def on_train_batch_start(self, trainer, task, batch, batch_idx):
+        step = trainer.global_step
+        if step == self.killed_at and trainer.is_global_zero and not (self.folder / "killed").exists():
+            (self.folder / "killed").touch()
+            os.killpg(os.getpgrp(), signal.SIGKILL)
+        np.save(self.folder / f"{step}-{trainer.global_rank}.npy", batch["tokens"].numpy())
+"""
+
+
+class Story:
+    """A run in a folder, which can be killed and resumed."""
+
+    def __init__(self, folder: Path, call: Callable[..., Any]) -> None:
+        self.folder, self.call = folder, call
+        (folder / "seen").mkdir(parents=True)
+
+    def train(self, *overrides: str, killed_at: int = -1) -> int:
+        watch = json.dumps({"_target_": "watch.Watch", "folder": str(self.folder / "seen"), "killed_at": killed_at})
+        words = [f"hydra.run.dir={self.folder}/run", "auto_resume=true", f"+callbacks.watch={watch}".replace('"', "")]
+        return self.call([*words, *overrides])
+
+    def batches(self) -> list[list[list[int]]]:
+        """The rows of each step, of all ranks."""
+        files = [sorted((self.folder / "seen").glob(f"{step}-*.npy")) for step in range(STEPS)]
+        return [np.concatenate([np.load(file) for file in ranks]).tolist() for ranks in files]
+
+    def figures(self) -> dict[str, list[tuple[str, str]]]:
+        """Step and value, as they are written, of every figure but speeds and loads of the machine."""
+        with (self.folder / "run" / "csv" / "metrics.csv").open(newline="") as table:
+            rows = [*csv.DictReader(table)]
+        kept = [name for name in rows[0] if name.startswith(("train/loss", "val/", "data/"))]
+        return {name: [(row["step"], row[name]) for row in rows if row[name]] for name in kept}
+
+    def weights(self) -> dict[str, torch.Tensor]:
+        file = self.folder / "run" / "checkpoints" / "last.ckpt"
+        return torch.load(file, weights_only=True)["state_dict"]
+
+
+@pytest.fixture(scope="module")
+def story(
+    small: list[str], environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[], Story]:
+    folder = tmp_path_factory.mktemp("mixture")
+    (folder / "watch.py").write_text(CALLBACK)
+    for i, name in enumerate(("code", "web")):
+        formats.npy(folder / f"{name}.npy", documents(90, i))
+    sources = ",".join(f"{name}:{{files:{folder}/{name}.npy,val_tokens:300}}" for name in ("code", "web"))
+    stages = f"{{shares:{{web:0.75,code:0.25}},batches:{SECOND_STAGE}}},{{shares:{{web:0.25,code:0.75}}}}"
+    base = [each for each in small if not each.startswith(("data", "paths", "trainer.max", "callbacks.report"))]
+    base += ["data=mixture", "data/tokenizer=bytes", f"data.sources={{{sources}}}", f"data.stages=[{stages}]"]
+    base += ["data.sequence_length=32", "data.batch_size=4", "data.eval_windows=4", f"trainer.max_steps={STEPS}"]
+    base += ["logger=csv", "callbacks.report.sample_tokens=0", "callbacks.interruption.every_n_steps=1"]
+    base += [f"paths.data_dir={folder}/data", f"paths.log_dir={folder}/logs"]
+
+    def call(overrides: list[str]) -> int:
+        command = [sys.executable, str(ROOT / "train.py"), *base, *overrides]
+        paths = {**environment, "PYTHONPATH": f"{ROOT}:{folder}"}
+        done = subprocess.run(command, env=paths, capture_output=True, text=True, timeout=300, start_new_session=True)
+        print(done.stdout[-3000:], done.stderr[-3000:])
+        return done.returncode
+
+    return lambda: Story(tmp_path_factory.mktemp("story"), call)
+
+
+@pytest.fixture(scope="module")
+def stories(story: Callable[[], Story]) -> Callable[[str], tuple[Story, Story]]:
+    """For a way to train, the run that was not killed, and one that was; each made once."""
+    made: dict[str, tuple[Story, Story]] = {}
+
+    def make(way: str) -> tuple[Story, Story]:
+        if way not in made:
+            made[way] = whole, killed = story(), story()
+            assert whole.train(*WAYS[way]) == 0
+            assert killed.train(*WAYS[way], killed_at=KILLED) == -9
+        return made[way]
+
+    return make
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_mixture_killed_in_its_second_stage_is_the_run_that_was_not(stories, way, tmp_path):
+    whole, killed = stories(way)
+    resumed = copy_of(killed, tmp_path)
+    assert resumed.train(*WAYS[way]) == 0
+    assert resumed.batches() == whole.batches() and len(whole.batches()) == STEPS
+    assert resumed.figures() == whole.figures() and len(whole.figures()["train/loss"]) == STEPS
+    assert {"val/code/loss", "val/web/loss", "data/code/epochs", "data/stage"} <= {*whole.figures()}
+    ours, theirs = resumed.weights(), whole.weights()
+    assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+@pytest.mark.parametrize("way", ["ddp", "fsdp"])
+def test_two_processes_are_resumed_by_one(stories, way, tmp_path):
+    whole, killed = stories(way)
+    resumed = copy_of(killed, tmp_path)
+    assert resumed.train() == 0
+    assert resumed.batches() == whole.batches()
+    ours, theirs = resumed.figures(), whole.figures()
+    assert ours["data/code/tokens"] == theirs["data/code/tokens"] and ours["data/stage"] == theirs["data/stage"]
+    assert (
+        ours["train/loss"][: KILLED + 1] == theirs["train/loss"][: KILLED + 1]
+    )  # then gradients, summed in another order
+    for (step, loss), (there, expected) in zip(ours["train/loss"], theirs["train/loss"], strict=True):
+        assert step == there and float(loss) == pytest.approx(float(expected), rel=1e-5)
+
+
+def copy_of(story: Story, folder: Path) -> Story:
+    """What a killed run has left, to resume it more than once, without what one rank began."""
+    copied = Story(folder / "copy", story.call)
+    shutil.copytree(story.folder, copied.folder, dirs_exist_ok=True)
+    for file in (copied.folder / "seen").glob(f"{KILLED}-*.npy"):
+        file.unlink()
+    return copied
