@@ -37,12 +37,12 @@ def prepare(cfg: DictConfig, compared: bool = False) -> Run:
     Raises:
         ConfigError: with the path, the value, the rule and the remedy
     """
-    from blockwright.training.entry.room import check_room  # it imports DTensor, which takes a second
-
     run = preflight(cfg, compared)
     if (note := figures.left_out(run)) and not is_child():
         print(note, file=sys.stderr)
     refuse_untrained(run)
+    from blockwright.training.entry.room import check_room  # DTensor takes a second: after what is refused more often
+
     check_room(run)
     return run
 
