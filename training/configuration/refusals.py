@@ -93,7 +93,7 @@ def _unreadable(error: yaml.YAMLError) -> ConfigError:
 def _no_name(found: re.Match[str], text: str, overrides: Sequence[str]) -> ConfigError | None:
     for group, _, value in (override.partition("=") for override in overrides):
         if (known := _known(group)) and value not in known and not value.startswith("of/"):
-            none = f"; or ~{group} for none" if group in of_blocks() else ""
+            none = f"; or ~{group} for none" if group in of_blocks() and "/" in group else ""
             rule = "a group must be set to the name of one of its options"
             return ConfigError(group, value, rule, did_you_mean(value, known) + none)
     return None

@@ -16,7 +16,7 @@ from blockwright.registry import ConfigError
 from blockwright.training.compiling import check_compiler
 from blockwright.training.configuration import figures, packages, parts, trainer_settings
 from blockwright.training.configuration.instantiate import check_target, instantiate
-from blockwright.training.configuration.run import Run
+from blockwright.training.configuration.run import GROUPS, OWN, Run
 from blockwright.training.entry.parse import parse
 from blockwright.training.entry.ranks import is_child
 from blockwright.training.entry.start import check_sources, compare_start, outline_of, refuse_untrained
@@ -95,7 +95,9 @@ def _check_optimizer(run: Run) -> None:
 
 
 def _check_parts(run: Run) -> None:
-    """Check the data and the task, whose classes import Lightning."""
+    """Check the trainer, callbacks, loggers, the data and the task, whose classes import Lightning."""
+    for part in ("trainer", *GROUPS):
+        check_target(run[part], part, skip=OWN)
     data = parts.build("data", run)
     data.check()
     _check_fit(run.model, data)
