@@ -94,7 +94,9 @@ def read(config: Any) -> dict[str, Any]:
             known = did_you_mean(key, [*own, *kinds])
             raise ConfigError(f"model.{key}", value, "a model has no such key", known)
     given = {key: model[key] for key in own if key in model and model[key] != "???"}
-    complete = asdict(read_settings(ModelConfig, {**given, "mtp": given.get("mtp") or None}, "model"))
+    if given.get("mtp") == {}:
+        given["mtp"] = None
+    complete = asdict(read_settings(ModelConfig, given, "model"))
     if complete["mtp"] and not complete["mtp"]["depth"]:
         complete["mtp"] = None
     nodes = {kind: registry.as_written(kind, model[kind]) for kind in kinds if model.get(kind) is not None}

@@ -6,6 +6,7 @@ of a command line; the mapping of a YAML file is read as it is.
 
 from __future__ import annotations
 
+import difflib
 import types
 import typing
 from collections.abc import Mapping
@@ -78,7 +79,7 @@ def checked(value: Any, hint: Any, path: str) -> Any:
         return None
     if group := next((each for each in kinds if isinstance(each, type) and is_dataclass(each)), None):
         return read(group, value, path)
-    if typing.get_origin(plain) is dict and isinstance(value, Mapping):
+    if typing.get_origin(plain) in (dict, Mapping) and isinstance(value, Mapping):
         return {str(key): checked(each, typing.get_args(plain)[1], _join(path, key)) for key, each in value.items()}
     is_tuple = all(each is type(None) or typing.get_origin(each) is tuple for each in kinds)
     given = [value] if is_tuple and not isinstance(value, list | tuple) else value
@@ -133,9 +134,12 @@ def _remedy(path: str, value: Any, hint: Any) -> str:
         if text := _own_remedy(member):
             return text
         if typing.get_origin(kind) is Literal:
-            return did_you_mean(value, typing.get_args(kind))
+            choices = typing.get_args(kind)
+            near = difflib.get_close_matches(str(value), choices, n=1)
+            guess = f"Did you mean {near[0]!r}? " if near else ""
+            return f"{guess}Write {' or '.join(f'{path}={choice}' for choice in choices)}"
         if least := [bound.ge for bound in metadata if isinstance(bound, Ge)]:
-            return f"Write {path}={least[0]} or more"
+            return f"Write {path}={least[0]}"
         if kind is bool:
             return f"Write {path}=true or {path}=false"
     return f"Correct it, or leave out {path} for the default"

@@ -126,7 +126,9 @@ def conforms(value: Any, hint: Any) -> bool:
         return isinstance(value, hint)
     if (origin or hint) in (list, tuple, Sequence):
         return isinstance(value, Sequence) and not isinstance(value, str) and _items_conform(value, hint)
-    if (origin or hint) in (dict, Mapping):
+    if (origin or hint) is Mapping:
+        return isinstance(value, Mapping)  # a constructor names the item that is wrong
+    if (origin or hint) is dict:
         return isinstance(value, Mapping) and (not args or all(conforms(each, args[1]) for each in value.values()))
     return True  # a plug-in's own annotation: its constructor decides
 

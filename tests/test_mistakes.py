@@ -120,6 +120,10 @@ EARLY = {
     "pattern of no parameter": Mistake("task.frozen=[gatign]", "task.frozen", "matches no.*Did you mean 'gating'"),
     "pattern that is no list": Mistake("task.frozen=embedding", "task.frozen", r"a list.*task\.frozen=\[embedding\]"),
     "number for a list of patterns": Mistake("task.frozen=3", "task.frozen", "must be a list of patterns"),
+    "start of another name": Mistake("+adapter={name: init_from}", "adapter.name", "a setting of its own"),
+    "number for a callback": Mistake("callbacks.report=3", "callbacks.report", "must be a mapping"),
+    "switch for a head of several tokens": Mistake("model.mtp=false", "model.mtp", "must be a mapping"),
+    "switch for a number of steps": Mistake("trainer.max_steps=true", "trainer.max_steps", "must be an integer"),
     "multiplier below 0": Mistake(
         "optimizer.multipliers={attention: -1}", "optimizer.multipliers.attention", "above 0.*task.frozen"
     ),

@@ -188,7 +188,7 @@ def test_preset_of_the_plug_in_is_a_model_like_any_other(said: dict[str, Any]) -
     assert code == 0 and re.search(r"retentive_tiny .*blockwright-guest.*Retention in place of attention", text)
 
 
-def test_configurations_of_the_guest_are_options_like_any_other(said: dict[str, Any]) -> None:
+def test_configurations_of_the_plug_in_are_options_like_any_other(said: dict[str, Any]) -> None:
     code, text = said["experiment"]
     assert code == 0, text
     assert yaml.safe_load(text)["model"]["attention"]["name"] == "retention"
@@ -197,7 +197,7 @@ def test_configurations_of_the_guest_are_options_like_any_other(said: dict[str, 
     assert code == 64 and "Did you mean 'retentive'" in text
 
 
-def test_data_of_the_guest_train_its_task_and_resume(said: dict[str, Any], folder: Path) -> None:
+def test_data_of_the_plug_in_train_its_task_and_resume(said: dict[str, Any], folder: Path) -> None:
     results = {}
     for name, run in (("data", "whole"), ("data, half", None), ("data, resumed", "parts")):
         assert said[name][0] == 0, said[name][1]
@@ -218,7 +218,7 @@ def test_data_of_the_guest_train_its_task_and_resume(said: dict[str, Any], folde
         ("data, wrong type", "data.batches", ""),
     ],
 )
-def test_data_of_the_guest_are_typed_like_the_built_ins(
+def test_data_of_the_plug_in_are_typed_like_the_built_ins(
     said: dict[str, Any], name: str, path: str, remedy: str
 ) -> None:
     code, text = said[name]
@@ -226,7 +226,7 @@ def test_data_of_the_guest_are_typed_like_the_built_ins(
     assert f"error: {path} = " in text and remedy in text and "Traceback" not in text
 
 
-def test_command_of_the_guest_is_one_of_blockwright(
+def test_command_of_the_plug_in_is_one_of_blockwright(
     site: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.syspath_prepend(str(site))

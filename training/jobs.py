@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from hydra.utils import get_class
-
 MODULE = "blockwright.train"  # runs a job
 TRAIN = ("-m", MODULE)  # Python's arguments for it
 SWEEP = "plan.json"  # in a sweep's folder, which contains the jobs' folders
@@ -16,4 +14,6 @@ HOST = "BLOCKWRIGHT_HOST"  # environment variable of a job that does not run on 
 
 def host_of(launcher: Mapping[str, Any]) -> str | None:
     """The host that a launcher of Hydra hands its jobs to, by the node that configures it; None for this machine."""
+    from hydra.utils import get_class  # the list of blocks imports this module, and does without Hydra
+
     return getattr(get_class(launcher["_target_"]), "host", None)

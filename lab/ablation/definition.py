@@ -102,6 +102,8 @@ class Definition:
         for key, values in {"seeds": self.seeds, "lr": self.lr}.items():
             if values is not None and not _distinct(values):
                 raise BlockError(key, list(values), "must list at least one value, each once", f"Write {key}=[…]")
+        if self.tokens is not None and self.tokens % 1:
+            raise BlockError("tokens", self.tokens, "counts tokens", "Write e.g. tokens=2e6")
 
 
 KEYS = tuple(key for key in keys(Definition) if key != "name")
@@ -148,8 +150,9 @@ def _settings(written: Mapping[str, Any], changes: Mapping[str, str]) -> dict[st
     own = {key: text for key, text in changes.items() if key not in keys(Match)}
     match = typed(Match, {key: text for key, text in changes.items() if key not in own})
     settings = {**written, **typed(Definition, own)}
-    if match and isinstance(settings.get("budget", {}), Mapping):
-        settings["budget"] = {**settings.get("budget", {}), **match}
+    budget = {} if settings.get("budget") is None else settings["budget"]
+    if match and isinstance(budget, Mapping):
+        settings["budget"] = {**budget, **match}
     if isinstance(arms := settings.get("arms"), Mapping):
         settings["arms"] = {name: _written_out(arm, settings.get("budget")) for name, arm in arms.items()}
     if isinstance(count := settings.get("seeds"), int):

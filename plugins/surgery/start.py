@@ -98,8 +98,8 @@ class Surgery(Start):
         """
         named: list[Named] = []
         for node in self.transplants:
-            name = node["name"] if isinstance(node, Mapping) else node
-            named.append((name, build(node, "surgery.transplant")))
+            operator = build(node, "surgery.transplant")  # refuses a node without a name
+            named.append((node["name"] if isinstance(node, Mapping) else node, operator))
         return plan(old, new, named, self.growth)
 
     def check(self, model: Mapping[str, Any]) -> list[str]:

@@ -38,6 +38,8 @@ ELSEWHERE = {
     "registry/limits.py yaml.load": "the mechanism itself, a SafeLoader",
     "registry/folder.py json.loads": "the mechanism itself",
     "lab/ablation/definition.py yaml.safe_load": "a text that read_text has bounded, of a file that the user names",
+    "lab/evaluate.py read_text": "the source of installed packages",
+    "src/blockwright/completion.py read_text": "the source of installed packages",
     "registry/index.py read_text": "the source of installed packages",
     "src/blockwright/lazy.py read_text": "a file of this package",
     "src/blockwright/commands.py read_text": "a module of an installed package",

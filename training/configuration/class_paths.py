@@ -19,10 +19,16 @@ def to_class_paths(node: Any) -> Any:
 
 
 def to_targets(node: Any) -> Any:
-    """Plain values with ``_target_`` in place of ``class_path`` and ``init_args``, at every depth."""
+    """Plain values with ``_target_`` in place of ``class_path`` and ``init_args``, at every depth.
+
+    Keys beside these two are arguments too, so that none is dropped unseen.
+    """
     if isinstance(node, list | tuple):
         return [to_targets(inner) for inner in node]
     if not isinstance(node, Mapping):
         return node
     inner = {key: to_targets(below) for key, below in node.items()}
-    return {"_target_": inner["class_path"], **(inner.get("init_args") or {})} if "class_path" in inner else inner
+    if "class_path" not in inner:
+        return inner
+    target, arguments = inner.pop("class_path"), inner.pop("init_args", None) or {}
+    return {"_target_": target, **arguments, **inner}

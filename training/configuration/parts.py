@@ -94,6 +94,9 @@ def starts(plain: Mapping[str, Any]) -> list[Any]:
 
 def _start(name: str, plain: Mapping[str, Any]) -> Any:
     settings = plain[name] if isinstance(plain[name], Mapping) else {}
+    if "name" in settings:
+        rule = f"{name} is a setting of its own, not a choice among several"
+        raise ConfigError(f"{name}.name", settings["name"], rule, f"Leave out {name}.name")
     context = {key: plain[key] for key in registry.find_family("start").context if key in plain}
     return registry.build("start", Node({"name": name, **settings}, name), Scope({}, context))
 

@@ -57,7 +57,8 @@ def explain(error: BaseException, overrides: Sequence[str]) -> ConfigError:
 def _in_its_own_words(text: str, overrides: Sequence[str]) -> ConfigError:
     """Hydra's sentence, and what it advises."""
     lines = [line.strip() for line in text.splitlines() if line.strip() and not line.strip().startswith(NOISE)]
-    at_fault = next((o for o in overrides if o.partition("=")[0].lstrip("~+") in lines[0]), "")
+    named = [o for o in overrides if o.partition("=")[0].lstrip("~+") in lines[0]]
+    at_fault = max(named, key=lambda override: len(override.partition("=")[0]), default="")
     path, _, value = at_fault.lstrip("~+").partition("=")
     advice = [line for line in lines if line.startswith(ADVICE)]
     rule = ": ".join(line.rstrip(".:") for line in lines[:2] if line not in advice)
@@ -92,7 +93,7 @@ def _unreadable(error: yaml.YAMLError) -> ConfigError:
 def _no_name(found: re.Match[str], text: str, overrides: Sequence[str]) -> ConfigError | None:
     for group, _, value in (override.partition("=") for override in overrides):
         if (known := _known(group)) and value not in known and not value.startswith("of/"):
-            none = f"; or ~{group} for none" if group in of_blocks() else ""
+            none = f"; or ~{group} for none" if group in of_blocks() and "/" in group else ""
             rule = "a group must be set to the name of one of its options"
             return ConfigError(group, value, rule, did_you_mean(value, known) + none)
     return None

@@ -93,9 +93,6 @@ class Run(Mapping[str, Any]):
             settings["extras"] = {**EXTRAS, **settings["extras"]}
         settings |= {group: {} for group in GROUPS if group in settings and settings[group] is None}
         _check_mapping(settings, {**HINTS, **dict.fromkeys(starts, Node | None)})
-        for group in GROUPS:
-            for name, node in settings[group].items():
-                checked(node, Node | None, f"{group}.{name}")
         folders = {name: path for name, path in settings["paths"].items() if name in FOLDERS}
         _check_mapping(folders, FOLDERS, "paths.")
         run = cls.assemble(settings, secrets=secrets)

@@ -34,6 +34,7 @@ from blockwright.training.checkpoints.record import from_cli, record
 from blockwright.training.configuration import parts, placeholders
 from blockwright.training.configuration.class_paths import to_class_paths, to_targets
 from blockwright.training.configuration.composing import compose_config
+from blockwright.training.configuration.instantiate import check_target
 from blockwright.training.configuration.run import OWN, Changed, Run
 from blockwright.training.entry.execute import conclude, fit, leave_processes, measure, no_bar, quieten, restoring
 from blockwright.training.entry.preflight import prepare
@@ -186,6 +187,8 @@ class ComposedCLI(LightningCLI):
         if self.subcommand != "fit":
             refuse_random_weights(settings.get("ckpt_path"), given.init_from)
         model = read(given.model)
+        for part in ("optimizer", "scheduler"):
+            check_target(to_targets(given[part]), part)
         starts = parts.starts({**to_targets(given.as_dict()), "model": model})
         if settings.get("ckpt_path"):
             checkpoint = read_checkpoint(settings.ckpt_path, shapes_only=True)
@@ -264,6 +267,7 @@ def main(arguments: list[str]) -> None:
     given = {a.split("=")[0] for a in arguments}
     if not given & {"-c", "--config", "--compose", "-h", "--help"}:
         arguments = [arguments[0], "--compose", *arguments[1:]]
+    _refuse_values_inside(arguments)
     quieten(ignore=False)
     sys.argv = [sys.argv[0], *arguments]
     _declare_settings(make_task)
@@ -280,6 +284,18 @@ def main(arguments: list[str]) -> None:
         raise _unparsed(error, arguments) from None
     finally:
         leave_processes()
+
+
+def _refuse_values_inside(arguments: list[str]) -> None:
+    """Refuse an option inside a node that jsonargparse knows as a dictionary alone: it would read 0.01 as text."""
+    for argument in arguments:
+        option, _, value = argument.partition("=")
+        if inside := re.fullmatch(r"--(?:model|data)\.(\w+\.[\w.]+)", option):
+            path = inside[1].replace(".init_args", "")
+            rule = "is inside the composition, which --compose changes"
+            raise ConfigError(
+                option, value, rule, f"Write --compose {path}={value or '…'}, or change it in the file of --config"
+            )
 
 
 def _unparsed(error: ArgumentError, arguments: list[str]) -> ConfigError:

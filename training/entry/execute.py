@@ -21,7 +21,7 @@ from blockwright.training.callbacks.interruption import last_checkpoint
 from blockwright.training.callbacks.recording import Recording
 from blockwright.training.checkpoints.record import record
 from blockwright.training.configuration import parts
-from blockwright.training.configuration.instantiate import check_target, instantiate
+from blockwright.training.configuration.instantiate import instantiate
 from blockwright.training.configuration.run import OWN, Node, Run
 from blockwright.training.parallel.dry_run import dry_run
 from blockwright.training.parallel.imagined import imagine
@@ -44,8 +44,6 @@ def execute(run: Run, announce: Callable[[], None] = lambda: None) -> dict[str, 
         ConfigError: an argument of the trainer, a callback, a logger, the data or the task is wrong
         Interrupted: stopped by a signal, after saving
     """
-    for part in ("trainer", "callbacks", "logger"):
-        check_target(run[part], part, skip=OWN)
     quieten(run.extras["ignore_warnings"])
     node = {key: value for key, value in run.trainer.items() if key not in OWN}
     if run.trainer.get("world") or run.trainer.get("dry_run"):

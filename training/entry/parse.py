@@ -18,6 +18,8 @@ from omegaconf.errors import OmegaConfBaseException
 from blockwright.blocks.checkpoint.source import read_start
 from blockwright.blocks.compose import check as complete
 from blockwright.registry import ConfigError
+from blockwright.registry.ranges import Count, Whole
+from blockwright.registry.schema import conforms
 from blockwright.renamed import with_moved
 from blockwright.training.checkpoints.last_rate import LAST, last_rate
 from blockwright.training.checkpoints.places import settled
@@ -85,7 +87,7 @@ def _launched(trainer: Node) -> Node:
     A run with fewer steps than ``log_every_n_steps`` would have no curve and no speed.
     """
     every, steps = trainer.get("log_every_n_steps"), trainer.get("max_steps", -1)
-    short = isinstance(every, int | float) and isinstance(steps, int) and 0 < steps < every
+    short = conforms(every, Whole) and conforms(steps, Count) and steps < every
     return {**trainer, **launched(), **({"log_every_n_steps": steps} if short else {})}
 
 

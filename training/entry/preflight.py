@@ -16,7 +16,7 @@ from blockwright.registry import ConfigError
 from blockwright.training.compiling import check_compiler
 from blockwright.training.configuration import figures, packages, parts, trainer_settings
 from blockwright.training.configuration.instantiate import check_target, instantiate
-from blockwright.training.configuration.run import Run
+from blockwright.training.configuration.run import GROUPS, OWN, Run
 from blockwright.training.entry.parse import parse
 from blockwright.training.entry.ranks import is_child
 from blockwright.training.entry.start import check_sources, compare_start, outline_of, refuse_untrained
@@ -37,12 +37,12 @@ def prepare(cfg: DictConfig, compared: bool = False) -> Run:
     Raises:
         ConfigError: with the path, the value, the rule and the remedy
     """
-    from blockwright.training.entry.room import check_room  # it imports DTensor, which takes a second
-
     run = preflight(cfg, compared)
     if (note := figures.left_out(run)) and not is_child():
         print(note, file=sys.stderr)
     refuse_untrained(run)
+    from blockwright.training.entry.room import check_room  # DTensor takes a second: after what is refused more often
+
     check_room(run)
     return run
 
@@ -95,7 +95,9 @@ def _check_optimizer(run: Run) -> None:
 
 
 def _check_parts(run: Run) -> None:
-    """Check the data and the task, whose classes import Lightning."""
+    """Check the trainer, callbacks, loggers, the data and the task, whose classes import Lightning."""
+    for part in ("trainer", *GROUPS):
+        check_target(run[part], part, skip=OWN)
     data = parts.build("data", run)
     data.check()
     if run.train and not run.trainer.get("fast_dev_run"):

@@ -47,14 +47,14 @@ def test_loss_of_a_task_on_pairs_is_no_nats_a_token() -> None:
 
 
 def test_task_that_improves_answers_is_not_given_random_weights(checked: Checked) -> None:
-    plain = checked()
-    refuse_untrained(plain)
-    plain["task"] = {"name": "grpo", "reward": "exact_match"}
+    run = checked()
+    refuse_untrained(run)
+    run = replace(run, task={"name": "grpo", "reward": "exact_match"})
     with pytest.raises(ConfigError, match="random weights give none") as caught:
-        refuse_untrained(plain)
+        refuse_untrained(run)
     assert caught.value.path == "init_from"
     for start in ({"ckpt_path": "x.ckpt"}, {"init_from": "RUN"}, {"train": False}, {"trainer": {"dry_run": True}}):
-        refuse_untrained({**plain, **start})
+        refuse_untrained(replace(run, **start))
 
 
 def test_tasks_that_improve_answers_say_so() -> None:

@@ -111,7 +111,7 @@ def test_exported_folder_gives_transformers_the_same_logits(
 def test_what_is_imported_and_exported_is_the_same_to_the_bit(
     name: str, checkpoint: Callable[..., Path], tmp_path: Path
 ) -> None:
-    """In bf16, of which fp32 would be a cast; the test above has the same logits as fp32, bit-identical."""
+    """In bf16, of which fp32 would be a cast; the test above compares the logits of fp32 bitwise."""
     source = checkpoint(name, torch.bfloat16, max_shard_size="60KB")
     import_folder(source, tmp_path / "out", max_bytes=40_000)
     written, _ = export_folder(tmp_path / "out", tmp_path / "hf", max_bytes=50_000)

@@ -474,6 +474,7 @@ MISTAKES: dict[str, tuple[dict[str, Any], list[str], str, str]] = {
         "Did you mean 'params'",
     ),
     "no such knob": ({"budget": {"match": "params", "by": "d_f"}}, [], "budget.by = d_f", "Did you mean 'd_ff'"),
+    "part of a token": ({"tokens": 1000.5}, [], "tokens = 1000.5", "tokens=2e6"),
     "negative tol": ({"budget": {"match": "params", "by": "d_ff", "tol": -1}}, [], "budget.tol = -1", "tol=0.005"),
     "no seeds": ({"seeds": 0}, [], "seeds = 0", "at least 1"),
     "half a seed": ({"seeds": 1.5}, [], "seeds = 1.5", "seeds=3"),
@@ -584,6 +585,11 @@ def test_name_that_is_none_is_answered_with_those_there_are(capsys: pytest.Captu
 def test_train_py_says_who_runs_an_ablation() -> None:
     with pytest.raises(ConfigError, match=r"blockwright ablate balance_losses"):
         compose_config(["ablation=balance_losses"])
+
+
+def test_budget_of_the_command_line_replaces_none_of_the_file(write: Callable[..., str]) -> None:
+    match = definition.read(write(budget=None), {"match": "params", "by": "d_ff"}).budget
+    assert match is not None and (match.budget, match.by) == ("params", "d_ff")
 
 
 def test_a_name_given_twice_in_a_file_is_refused(tmp_path: Path) -> None:

@@ -69,9 +69,9 @@ def test_plan_that_a_hand_has_turned_round_is_refused(tmp_path: Path, written: A
     (tmp_path / plans.PLAN).write_text(
         json.dumps(json.loads((tmp_path / plans.PLAN).read_text()) | {"direction": written})
     )
-    with pytest.raises(ConfigError, match=r"contradicts val/reward|not minimize or maximize"):
+    with pytest.raises(ConfigError, match=r"contradicts val/reward|must be one of minimize, maximize"):
         read(tmp_path)
-    with pytest.raises(ConfigError, match=r"contradicts val/reward|not minimize or maximize"):
+    with pytest.raises(ConfigError, match=r"contradicts val/reward|must be one of minimize, maximize"):
         best_of(tmp_path, plans.read(tmp_path))
 
 

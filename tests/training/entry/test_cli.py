@@ -116,6 +116,27 @@ def test_argument_that_is_not_taken_is_one_message_and_no_usage(
     assert capsys.readouterr().err == ""
 
 
+@pytest.mark.parametrize(
+    ("option", "remedy"),
+    [
+        ("--model.optimizer.lr=0.01", "--compose optimizer.lr=0.01"),
+        ("--model.optimizer.init_args.lr=-3", "--compose optimizer.lr=-3"),
+        ("--data.data.batch_size=4", "--compose data.batch_size=4"),
+        ("--model.task.frozen=[a]", "--compose task.frozen=[a]"),
+    ],
+)
+def test_value_inside_the_composition_is_refused_and_not_dropped(option: str, remedy: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        cli.main(["fit", "--compose", "model.n_layers=1", option])
+    assert refused.value.path == option.partition("=")[0]
+    assert remedy in refused.value.remedy
+
+
+def test_keys_beside_a_class_path_are_arguments() -> None:
+    node = {"class_path": "a.B", "init_args": {"x": 1}, "y": 2}
+    assert to_targets(node) == {"_target_": "a.B", "x": 1, "y": 2}
+
+
 def test_refusal_is_found_within_other_errors() -> None:
     refusal = ConfigError("data.batch_size", 0, "rule", "remedy")
     try:
