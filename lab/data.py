@@ -29,7 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(arguments: Sequence[str]) -> None:
     parser = Parser(prog="blockwright data", description=__doc__)
     parser.add_argument("overrides", metavar="OVERRIDE", nargs="*", help="as of blockwright train: data=mixture …")
-    parser.add_argument("--samples", type=int, default=2, help="decoded stretches of each source (2)")
+    parser.add_argument("--samples", type=int, default=20, help="decoded stretches, of all sources together (20)")
     given = parser.parse_intermixed_args(arguments)
     _show(_run_of(given.overrides), given.samples)
 
@@ -58,7 +58,7 @@ def _show(run: Run, n_samples: int) -> None:
     for row in rows:
         table.add_row(*row.values())
     show(table)
-    for name, text in data.samples(n_samples):
+    for name, text in data.samples(-(-n_samples // len(rows)))[:n_samples]:
         print(f"{name}: {text!r}")
     data.check_run(batches)
 

@@ -135,6 +135,8 @@ def _remedy(path: str, value: Any, hint: Any) -> str:
             return text
         if typing.get_origin(kind) is Literal:
             choices = typing.get_args(kind)
+            if len(choices) > 3:
+                return did_you_mean(value, choices)
             near = difflib.get_close_matches(str(value), choices, n=1)
             guess = f"Did you mean {near[0]!r}? " if near else ""
             return f"{guess}Write {' or '.join(f'{path}={choice}' for choice in choices)}"

@@ -45,7 +45,6 @@ class BySource:
         for key in MEANS:
             each = [(weight, found.get(f"{name}/{key}")) for name, weight in self._weights.items() if weight]
             if each and all(value is not None for _, value in each):
-                found[key] = sum(
-                    (value * weight for weight, value in each if value is not None), torch.zeros(()).double()
-                )
+                zero = torch.zeros((), dtype=torch.float64)
+                found[key] = sum((value * weight for weight, value in each if value is not None), zero)
         return found | ({"perplexity": found["loss"].exp()} if "loss" in found else {})

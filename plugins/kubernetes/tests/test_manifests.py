@@ -335,7 +335,7 @@ WRONG: list[tuple[str, Any, str]] = [
     ("ttl_s", -1, "at least 0"),
     ("start_deadline_s", 0, "at least 1"),
     ("kind", "pod", "Known: auto, job, jobset, trainjob"),
-    ("on_stop", "kill", "Known: leave, stop"),
+    ("on_stop", "kill", "on_stop=leave or hydra.launcher.on_stop=stop"),
     ("namespace", "My_Team", "lower-case"),
     ("namespace", "a" * 64, "63 at most"),
     ("claim", "runs_1", "lower-case"),

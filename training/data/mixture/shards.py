@@ -15,7 +15,6 @@ nanoGPT ``.bin``, others   ids alone, ``dtype`` is needed               end in `
 
 from __future__ import annotations
 
-import json
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from typing import Literal
 import numpy as np
 
 from blockwright.registry.errors import ConfigError
+from blockwright.registry.folder import parse_json
 from blockwright.registry.limits import read_plain
 from blockwright.training.data.mixture.borders import After, At, Borders, Listed, Nowhere
 from blockwright.training.data.mixture.maps import mapped
@@ -202,7 +202,7 @@ def _own(path: Path, reading: Reading) -> Layout | None:
     if path.suffix != ".bin" or not index.is_file():
         return None
     try:
-        content = json.loads(read_plain(index, reading.path, "", MOST_INDEX_BYTES))
+        content = parse_json(read_plain(index, reading.path, "", MOST_INDEX_BYTES).decode(), str(index))
         entry = content["shards"][path.name]
         dtype, n_tokens, digest = str(content["dtype"]), int(entry["tokens"]), str(entry["sha256"])
         tokenizer = str(content["tokenizer"])

@@ -10,7 +10,6 @@ So each process encodes a file of its own, without threads of the library.
 from __future__ import annotations
 
 import hashlib
-import json
 import multiprocessing
 import os
 import signal
@@ -24,6 +23,8 @@ from typing import Any
 import numpy as np
 
 from blockwright.registry.errors import ConfigError
+from blockwright.registry.folder import read_json
+from blockwright.registry.reading import read
 from blockwright.training.data.fingerprint import digest
 from blockwright.training.data.mixture import readers
 from blockwright.training.data.mixture.agreement import ids_digest
@@ -151,15 +152,19 @@ class Job:
                     "OUT", str(self.folder), "has other files in it", "Name a new folder, or an empty one"
                 )
             write_json(known, self.identity())
-        there, here = json.loads(known.read_text()), self.identity()
-        if changed := [key for key in here if there.get(key) != here[key]]:
+        written, identity = read_json(self.folder, known.name), self.identity()
+        if changed := [key for key in identity if written.get(key) != identity[key]]:
             rule = f"was begun with other {', '.join(changed)}"
             raise ConfigError("OUT", str(self.folder), rule, "Repeat the first command, or name a new folder")
 
     def finished(self) -> dict[int, Written]:
         """The shards that are complete."""
-        records = {number: self.folder / f"{self.name(number)}.json" for number in range(len(self.files))}
-        return {n: Written(**json.loads(file.read_text())) for n, file in records.items() if file.exists()}
+        records = {number: f"{self.name(number)}.json" for number in range(len(self.files))}
+        return {
+            number: read(Written, read_json(self.folder, name), str(self.folder / name))
+            for number, name in records.items()
+            if (self.folder / name).exists()
+        }
 
     def run(self, processes: int) -> Iterator[tuple[int, Written]]:
         """Write the shards that are missing, in any order.
