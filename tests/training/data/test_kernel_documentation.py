@@ -56,7 +56,10 @@ def test_a_missing_package_is_refused_with_the_command_that_installs_it(tmp_path
     refused("/")
 
 
-@pytest.mark.parametrize("content", [gzip.compress(PAGES[0].encode())[:-9], b"no gzip", gzip.compress(b"\xff")])
+BROKEN = {"cut off": gzip.compress(PAGES[0].encode())[:-9], "no gzip": b"no gzip", "no text": gzip.compress(b"\xff")}
+
+
+@pytest.mark.parametrize("content", BROKEN.values(), ids=BROKEN)
 def test_a_broken_page_is_refused_by_name(folder, content):
     (folder / "mm" / "02.rst.gz").write_bytes(content)
     error = refused(str(folder), lambda corpus: [[*corpus.documents(split)] for split in SPLITS])
