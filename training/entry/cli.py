@@ -106,7 +106,7 @@ def make_data(data: dict, model: dict) -> L.LightningDataModule:
         data: its name and its settings
         model: composition of the run's model
     """
-    return parts.build("data", to_targets(locals()))
+    return parts.build("data", to_targets({"data": data, "model": model}))
 
 
 def _value_of(option: str, arguments: list[str]) -> str | None:
