@@ -271,4 +271,7 @@ def expand(pattern: str, where: str = "data.corpus.files") -> list[Path]:
         names = [entry.name for entry in sorted(folder.iterdir()) if entry.is_dir()]
         looked_for = path.relative_to(folder).parts[0]
     near = difflib.get_close_matches(looked_for, names, n=5, cutoff=0.5) or names[:5]
-    raise ConfigError(where, pattern, rule, did_you_mean(looked_for, near, f"{folder} is empty") + f" (in {folder})")
+    kind = "file" if folder == searched else "folder"
+    if not near:
+        raise ConfigError(where, pattern, rule, f"Name another path: {folder.resolve()} holds no {kind}")
+    raise ConfigError(where, pattern, rule, f"{did_you_mean(looked_for, near)} (in {folder})")

@@ -185,7 +185,7 @@ def test_a_pattern_without_a_match_is_refused_with_what_is_there(tmp_path):
     assert re.search(r"matches no file.*emma\.txt", refusal(f"{tmp_path}/*.text"))
     assert "matches no file" in refusal(f"{tmp_path}/*/deep/*.txt")
     (tmp_path / "bare").mkdir()
-    assert "bare is empty" in refusal(f"{tmp_path}/bare/*.txt")
+    assert "bare holds no file" in refusal(f"{tmp_path}/bare/*.txt")
 
 
 def test_a_directory_is_refused_with_the_pattern_to_write(tmp_path):
