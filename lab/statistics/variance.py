@@ -56,8 +56,7 @@ def paired(differences: Sequence[float]) -> Noise | None:
     n = len(differences)
     if n < 2:
         return None
-    mean = math.fsum(differences) / n
-    return Noise(math.sqrt(math.fsum((d - mean) ** 2 for d in differences) / (n - 1)), n - 1, "paired")
+    return Noise(math.sqrt(_squares(differences) / (n - 1)), n - 1, "paired")
 
 
 def pooled(table: Mapping[str, Mapping[int, float]]) -> Noise | None:
@@ -82,16 +81,17 @@ def pooled(table: Mapping[str, Mapping[int, float]]) -> Noise | None:
     if arms < 3 or count < 2:
         return None
     of_seed = [math.fsum(row[seed] for row in rows) / arms for seed in seeds]
-    squares = [_residual_squares([row[s] - m for s, m in zip(seeds, of_seed, strict=True)]) for row in rows]
+    squares = [_squares([row[s] - m for s, m in zip(seeds, of_seed, strict=True)]) for row in rows]
     if max(squares) > UNEQUAL * _median(squares):
         return None
     dof = (arms - 1) * (count - 1)
     return Noise(math.sqrt(2 * math.fsum(squares) / dof), dof, "pooled")
 
 
-def _residual_squares(values: Sequence[float]) -> float:
+def _squares(values: Sequence[float]) -> float:
+    """Σ (x − x̄)²; infinite for values beyond all measure."""
     mean = math.fsum(values) / len(values)
-    return math.fsum((value - mean) ** 2 for value in values)
+    return math.fsum((value - mean) * (value - mean) for value in values)
 
 
 def _median(values: Sequence[float]) -> float:
