@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from blockwright.lab.statistics.looks import SPENDING, Spend, nominal
 
 FOUR = (4, 8, 12, 16)
-COUNTS = [40_000, pytest.param(400_000, marks=pytest.mark.slow)]
+COUNTS = [40_000, pytest.param(200_000, marks=pytest.mark.slow)]
 
 
 class Stopped:
@@ -74,7 +74,7 @@ def test_one_look_spends_all() -> None:
 
 @pytest.mark.parametrize("looks", [(3, 5, 8, 12), FOUR, (5, 10, 15, 20), (3, 6, 12)])
 @pytest.mark.parametrize("spend", ["obrien_fleming", "pocock"])
-@pytest.mark.parametrize("count", [pytest.param(400_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [pytest.param(200_000, marks=pytest.mark.slow)])
 def test_size_of_all_looks_together(looks: Sequence[int], spend: Spend, count: int) -> None:
     assert 0.045 <= Stopped(looks, nominal(looks, spend), 0.0, count).different <= 0.055
 

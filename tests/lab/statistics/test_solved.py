@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import scipy.stats
+from numpy.typing import NDArray
 
 from blockwright.lab.statistics.solved import compare, share
 
@@ -33,27 +34,25 @@ def test_all_alike_is_no_difference() -> None:
     assert compare({}, outcomes(1, 2)) is None and compare(outcomes(1, 2), {}) is None
 
 
-@pytest.mark.parametrize(
-    "chance", [0.5, pytest.param(0.15, marks=pytest.mark.slow), pytest.param(0.8, marks=pytest.mark.slow)]
-)
-def test_level_is_kept_and_is_nearer_to_it_than_fishers(chance: float) -> None:
-    """Over all tables of 6 and 6 seeds, each with its exact probability."""
-    weights = scipy.stats.binom.pmf(range(7), 6, chance)
-    size = fisher = 0.0
-    for ours in range(7):
-        for theirs in range(7):
-            found = compare(outcomes(ours, 6), outcomes(theirs, 6))
-            assert found is not None
-            probability = float(weights[ours] * weights[theirs])
-            size += probability * (found.p < 0.05)
-            fisher += probability * (scipy.stats.fisher_exact([[ours, theirs], [6 - ours, 6 - theirs]]).pvalue < 0.05)
-    assert fisher <= size <= 0.05 + 1e-9
+@pytest.fixture(scope="module")
+def ps() -> NDArray[np.float64]:
+    """p of all tables of 6 and 6 seeds, by the seeds that solved the task."""
+    found = [[compare(outcomes(ours, 6), outcomes(theirs, 6)) for theirs in range(7)] for ours in range(7)]
+    return np.array([[each.p for each in row if each] for row in found])
 
 
-def test_six_seeds_see_a_task_that_one_arm_solves() -> None:
-    rng, seen = np.random.default_rng(0), 0
-    for _ in range(100):
-        found = compare(outcomes(int(rng.binomial(6, 0.95)), 6), outcomes(int(rng.binomial(6, 0.15)), 6))
-        assert found is not None
-        seen += found.p < 0.05
-    assert seen > 75
+def called(ps: NDArray[np.float64], ours: float, theirs: float) -> float:
+    """Share of sweeps whose arms solve the task with these chances that are called different; exact."""
+    weights = scipy.stats.binom.pmf(np.arange(7), 6, ours), scipy.stats.binom.pmf(np.arange(7), 6, theirs)
+    return float(weights[0] @ (ps < 0.05) @ weights[1])
+
+
+@pytest.mark.parametrize("chance", [0.15, 0.5, 0.8])
+def test_level_is_kept_and_is_nearer_to_it_than_fishers(ps: NDArray[np.float64], chance: float) -> None:
+    tables = [[[[ours, theirs], [6 - ours, 6 - theirs]] for theirs in range(7)] for ours in range(7)]
+    fisher = np.array([[scipy.stats.fisher_exact(table).pvalue for table in row] for row in tables])
+    assert called(fisher, chance, chance) <= called(ps, chance, chance) <= 0.05 + 1e-9
+
+
+def test_six_seeds_see_a_task_that_one_arm_solves(ps: NDArray[np.float64]) -> None:
+    assert called(ps, 0.95, 0.15) > 0.85 and called(ps, 0.9, 0.6) < 0.3

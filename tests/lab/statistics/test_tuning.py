@@ -110,7 +110,7 @@ def test_tuned_arms_that_are_equal_are_rarely_called_different(curvature: float)
      (0.2, 0.057, 0.064)],
 )  # fmt: skip
 def test_false_positives_of_tuned_arms(curvature: float, eight: float, sixteen: float) -> None:
-    pairs = tuned(lopsided(curvature), lopsided(curvature), 4000)
+    pairs = tuned(lopsided(curvature), lopsided(curvature), 2000)
     assert 0.05 <= false_positives(pairs) <= 0.062
     assert 0.05 <= false_positives(pairs, fresh=8) <= eight
     assert 0.05 <= false_positives(pairs, fresh=16) <= sixteen
@@ -125,13 +125,13 @@ def test_false_positives_of_tuned_arms(curvature: float, eight: float, sixteen: 
 def test_false_positives_of_arms_whose_curves_differ_in_shape(
     shape: Callable[[float], Loss], curvature: float, most: float
 ) -> None:
-    assert 0.05 <= false_positives(tuned(lopsided(curvature), shape(curvature), 3000), fresh=8) <= most
+    assert 0.05 <= false_positives(tuned(lopsided(curvature), shape(curvature), 1500), fresh=8) <= most
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("curvature", [0.03, 0.08])
 def test_best_values_far_from_the_first_tries(curvature: float) -> None:
-    pairs = tuned(lopsided(curvature), lopsided(curvature), 3000, within=3.0)
+    pairs = tuned(lopsided(curvature), lopsided(curvature), 1500, within=3.0)
     assert 0.05 <= false_positives(pairs) <= 0.062
     assert not any(fit(arm.tries).edge for pair in pairs for arm in pair)
 
