@@ -68,6 +68,16 @@ def test_report_has_the_same_document(tmp_path: Path, capsys: pytest.CaptureFixt
     assert (tmp_path / "report" / build.VERDICT).read_text() == capsys.readouterr().out
 
 
+def test_document_is_json_even_of_numbers_that_are_not(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    grid(tmp_path, {"mha": [1e300, -1e300, 2.0], "mla": [2.0, 1e200, 5e-324], "gqa": [2.0, 2.1, 2.2]})
+    run_command(main, [str(tmp_path), "--json"])
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(constant)
+
+    assert len(json.loads(capsys.readouterr().out, parse_constant=refuse)["verdicts"]) == 2
+
+
 def _search(folder: Path) -> None:
     grid(folder, {"mha": [2.0], "mla": [1.9]})
     plan = {"kind": "search", "name": "s", "metric": "val/loss", "direction": "minimize"}
