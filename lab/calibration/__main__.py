@@ -1,8 +1,8 @@
-"""``blockwright calibrate [--only NAME …]``: compare arms whose difference is known, and say whether it was seen.
+"""``blockwright calibrate [--only NAME …]``: compare arms whose difference is known, and check that it is seen.
 
-Eight known effects have to be found, and four absent ones not. The runs are small, a few minutes on two cores; those
-that are done are not run again, until the code, a package or the machine changes. The result is recorded in
-calibration.json of paths.log_dir, and every report names it.
+Eight known effects have to be found, and four absent ones not. The runs are small: some minutes on two cores. Those that
+are done are not run again, until the code, a package or the machine changes. The result is in calibration.json of
+paths.log_dir (paths.log_dir=DIR for another folder), and every report names it.
 """
 
 from __future__ import annotations
@@ -46,14 +46,14 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--json", action="store_true", help="the outcomes for programs")
     parser.add_argument("--again", action="store_true", help="forget the runs that are done")
     parser.add_argument("--workers", type=int, default=WORKERS, help="processes, of one thread each; default: 2")
-    parser.add_argument("overrides", nargs="*", metavar="paths.log_dir=DIR", help="where the result is recorded")
-    asked = parser.parse_args(arguments)
+    paths = [word for word in arguments if "=" in word and not word.startswith("-")]
+    asked = parser.parse_args([word for word in arguments if word not in paths])
     if asked.workers < 1:
         raise ConfigError("--workers", asked.workers, "is the number of parallel runs", "Write 1 or more")
     require("lab", "scipy", path="blockwright calibrate")
     known = [controls.read(name) for name in controls.known()]
     chosen = known if asked.only is None else [controls.read(name) for name in dict.fromkeys(asked.only)]
-    log_dir = Path(compose_config(asked.overrides).paths.log_dir)
+    log_dir = _log_dir(paths)
     record = calibrate(chosen, known, log_dir, asked.workers, asked.again)
     outcomes = [record.outcomes[each.name] for each in chosen]
     summary = Summary(outcomes)
@@ -94,6 +94,15 @@ def calibrate(
         record.write(log_dir)
         _progress(done, len(waiting))
     return record
+
+
+def _log_dir(overrides: Sequence[str]) -> Path:
+    """Where the result is recorded."""
+    for override in overrides:
+        if not override.startswith("paths."):
+            rule = "is no path, and the runs of controls have settings of their own"
+            raise ConfigError("command line", override, rule, "Leave it out, or write paths.log_dir=DIR")
+    return Path(compose_config(overrides).paths.log_dir)
 
 
 def _progress(done: int, of: int) -> None:

@@ -49,7 +49,7 @@ class Control:
     baseline: Overrides = ()
     arm: Overrides = ()
     least: NonNegative = 0.0
-    seeds: Seeds = (0, 1, 2, 3)
+    seeds: Seeds = (0, 1, 2, 3, 4, 5)
     other_seeds: Seeds | None = None
 
     def __post_init__(self) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import hashlib
 import importlib.metadata
+import json
 import math
 import os
 import platform
@@ -24,7 +25,6 @@ from blockwright.training.writing import write_json
 FILE = "calibration.json"
 PACKAGES = ("torch", "lightning", "numpy", "scipy")  # a loss depends on them
 NO_CODE = ("tests", "__pycache__", "docs")
-SEPARATOR = "  "  # of overrides in a key; Hydra's grammar has no two spaces outside of quotes
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Record:
         date: of the last run
         missing: controls that are not done
         outcomes: of the others, by name
-        runs: overrides, as ``key`` joins them → loss; null if it diverged
+        runs: overrides of a run, a list in JSON → its loss; null if it diverged
     """
 
     instrument: Instrument
@@ -59,6 +59,10 @@ class Record:
     missing: tuple[str, ...] = ()
     outcomes: dict[str, Outcome] = field(default_factory=dict)
     runs: dict[str, float | None] = field(default_factory=dict)
+
+    @property
+    def summary(self) -> Summary:
+        return Summary(list(self.outcomes.values()))
 
     def write(self, log_dir: Path) -> None:
         """Write it, replacing an older one.
@@ -77,7 +81,7 @@ class Record:
 
     def losses(self) -> dict[tuple[str, ...], float]:
         """Overrides of a run → its loss, infinite if it diverged."""
-        return {tuple(run.split(SEPARATOR)): math.inf if loss is None else loss for run, loss in self.runs.items()}
+        return {tuple(json.loads(run)): math.inf if loss is None else loss for run, loss in self.runs.items()}
 
 
 def read(log_dir: Path) -> Record | None:
@@ -87,9 +91,11 @@ def read(log_dir: Path) -> Record | None:
         log_dir: ``paths.log_dir``
     """
     try:
-        return read_settings(Record, read_json(log_dir, FILE))
-    except ConfigError:
+        record = read_settings(Record, read_json(log_dir, FILE))
+        record.losses()
+    except (ValueError, TypeError):  # a ConfigError, or a key that is no list
         return None
+    return record
 
 
 def updated(losses: Mapping[tuple[str, ...], float], controls: Sequence[Control]) -> Record:
@@ -105,7 +111,7 @@ def updated(losses: Mapping[tuple[str, ...], float], controls: Sequence[Control]
         f"{datetime.datetime.now().astimezone():%Y-%m-%d %H:%M %Z}",
         tuple(name for name, outcome in judged.items() if outcome is None),
         {name: outcome for name, outcome in judged.items() if outcome is not None},
-        {SEPARATOR.join(run): loss if math.isfinite(loss) else None for run, loss in losses.items()},
+        {json.dumps(run): loss if math.isfinite(loss) else None for run, loss in losses.items()},
     )
 
 
@@ -118,7 +124,7 @@ def line(log_dir: Path) -> str | None:
     record = read(log_dir)
     if record is None or record.missing or record.instrument.machine != instrument().machine:
         return None
-    sentence = Summary(list(record.outcomes.values())).sentence
+    sentence = record.summary.sentence
     if record.instrument == instrument():
         return sentence
     return f"{sentence} That was on {record.date}, before the code or a package changed."

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from blockwright.lab.calibration.record import line_above
 from blockwright.lab.report import charts, costs, tables, words
 from blockwright.lab.report.figure import Figure
 from blockwright.lab.report.findings import Findings
@@ -32,6 +33,7 @@ LABELS = {
     "unfinished": "not finished",
 }
 
+NOT_CALIBRATED = "The instrument was not calibrated on this machine (blockwright calibrate)."
 ORDER = ("better", "worse", "noise", "unknown", "unfinished", "lost", "baseline")
 
 
@@ -131,7 +133,7 @@ def best_trial(findings: Findings) -> str:
 
 
 def method(findings: Findings) -> str:
-    """The statistical method, in two sentences."""
+    """The statistical method, and whether known effects are found with it on this machine."""
     if findings.sweep.kind == "search" or not findings.others:
         return ""
     number = findings.comparisons
@@ -141,7 +143,8 @@ def method(findings: Findings) -> str:
         return "With one seed an arm has no interval: another seed might turn the order round. Run three or more."
     many = f", corrected for {number} comparisons at once (Holm)" if number > 1 else ""
     tuned = " Each arm is taken at its best learning rate." if any(len(f.rates) > 1 for f in findings.arms) else ""
-    return f"± is a 95 % interval; p is of a paired t-test over the same seeds{many}; noise is p ≥ 0.05.{tuned}"
+    told = f"± is a 95 % interval; p is of a paired t-test over the same seeds{many}; noise is p ≥ 0.05.{tuned}"
+    return f"{told} {line_above(findings.sweep.directory) or NOT_CALIBRATED}"
 
 
 # --- the three formats ------------------------------------------------------------------------------------------------
