@@ -1,7 +1,7 @@
 """``blockwright calibrate [--only NAME …]``: compare arms whose difference is known, and check that it is seen.
 
-Eight known effects have to be found, and four absent ones not. The runs are small: some minutes on two cores. Those that
-are done are not run again, until the code, a package or the machine changes. The result is in calibration.json of
+Eight known effects have to be found, and four absent ones not. The runs are small: some minutes on two cores. Those
+that are done are not run again, until the code, a package or the machine changes. The result is in calibration.json of
 paths.log_dir (paths.log_dir=DIR for another folder), and every report names it.
 """
 
