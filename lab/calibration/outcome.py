@@ -42,7 +42,7 @@ class Outcome:
 
     @property
     def is_different(self) -> bool:
-        """Whether the arms were told apart."""
+        """Whether a difference was seen."""
         return self.seen not in ("none", "identical")
 
     @property

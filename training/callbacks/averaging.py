@@ -10,16 +10,16 @@ import lightning as L
 from lightning.pytorch.callbacks import EMAWeightAveraging
 from lightning.pytorch.strategies import Strategy
 
-from blockwright.registry import ConfigError
 from blockwright.registry.enforcing import enforced
 from blockwright.registry.ranges import ProperFraction, Whole
+from blockwright.training.parallel.refusals import no_shards
 
 
 @enforced("callbacks.averaging")
 class Averaging(EMAWeightAveraging):
     """Validates, tests and ends with a moving average of the weights: w̄ ← β w̄ + (1 − β) w after each step.
 
-    The average has less noise than the last weights, so that arms are told apart with fewer seeds. Training itself is
+    The average has less noise than the last weights: a difference of arms is seen with fewer seeds. Training itself is
     unchanged. A checkpoint's weights are the averaged ones, and the current ones are stored next to them, so that a
     resumed run is bit-identical to one that was not stopped.
 
@@ -31,15 +31,15 @@ class Averaging(EMAWeightAveraging):
         from_step: optimizer steps that are left out of the average
     """
 
+    whole = True  # of the weights of the model, on each process
+
     def __init__(self, decay: ProperFraction = 0.9, from_step: Whole = 0) -> None:
         super().__init__(decay=decay, update_starting_at_step=from_step)
         self._swapped = False  # whether the module holds the average, as in a validation
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         if stage == "fit" and type(trainer.strategy).save_checkpoint is not Strategy.save_checkpoint:
-            rule = "needs all weights on each process, and this strategy shards them"
-            remedy = "Leave out callbacks.averaging, or write trainer=default or trainer=ddp"
-            raise ConfigError("callbacks.averaging", type(trainer.strategy).__name__, rule, remedy)
+            raise no_shards("callbacks.averaging", type(trainer.strategy).__name__)
         with warnings.catch_warnings():  # of models that are built by a hook, which may not be sharded
             warnings.filterwarnings("ignore", ".*WeightAveraging callback with a model that overrides.*")
             super().setup(trainer, pl_module, stage)

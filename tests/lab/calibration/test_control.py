@@ -112,3 +112,8 @@ def test_a_plugin_adds_controls_and_may_not_take_a_name(
     with pytest.raises(ConfigError) as refused:
         control.known()
     assert refused.value.value == "mine"
+
+
+def test_a_run_that_chooses_a_control_is_refused_with_the_command() -> None:
+    with pytest.raises(ConfigError, match=r"blockwright calibrate --only no_norm"):
+        compose_config(["control=no_norm"])

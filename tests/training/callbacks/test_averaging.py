@@ -16,6 +16,9 @@ from torch.utils.data import DataLoader
 
 from blockwright.registry import ConfigError
 from blockwright.training.callbacks.averaging import Averaging
+from blockwright.training.configuration.composing import compose_config
+from blockwright.training.entry.parse import parse_settings
+from blockwright.training.entry.preflight import check
 from blockwright.training.schedulers.constant import Constant
 from blockwright.training.tasks.causal_lm import CausalLM
 from blockwright.training.tasks.setup import Setup
@@ -119,6 +122,13 @@ def test_a_strategy_that_shards_the_model_is_refused() -> None:
     with pytest.raises(ConfigError) as refused:
         Averaging().setup(trainer, L.LightningModule(), "fit")
     assert refused.value.path == "callbacks.averaging"
+
+
+def test_it_is_refused_with_shards_before_a_process_starts() -> None:
+    run = parse_settings(compose_config(["trainer=[fsdp,sim]", "callbacks=averaging"], output_dir="."))
+    with pytest.raises(ConfigError) as refused:
+        check(run)
+    assert refused.value.path == "callbacks.averaging" and "trainer=ddp" in refused.value.remedy
 
 
 @pytest.mark.parametrize("changes", [{"decay": 1.0}, {"decay": 0.0}, {"from_step": -1}])
