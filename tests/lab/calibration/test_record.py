@@ -9,9 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sweep_folder import ablation
 
 from blockwright.lab.calibration import record
 from blockwright.lab.calibration.control import Control
+from blockwright.lab.report import build
+from blockwright.lab.report.findings import find
+from blockwright.lab.report.reading import read as read_sweep
 
 EFFECT = Control("effect", "a known one", "worse", arm=("b=2",), seeds=(0, 1, 2))
 ABSENT = Control("absent", "an absent one", "absent", arm=("c={a: 1,  b: 2}",), seeds=(0, 1))
@@ -51,6 +55,14 @@ def test_the_line_counts_what_was_found(tmp_path: Path, done: record.Record) -> 
     inner = tmp_path / "ablation" / "name" / "now"
     inner.mkdir(parents=True)
     assert record.line_above(inner) == record.line(tmp_path)
+
+
+def test_a_report_names_the_calibration_above_its_sweep_or_that_there_is_none(tmp_path: Path) -> None:
+    findings = find(read_sweep(ablation(tmp_path / "ablation")))
+    assert build.method(findings).endswith(build.NOT_CALIBRATED)
+    record.updated(losses(EFFECT, ABSENT), [EFFECT, ABSENT]).write(tmp_path)
+    assert build.method(findings).endswith(str(record.line(tmp_path)))
+    assert str(record.line(tmp_path)) in build.write(findings).read_text()
 
 
 @pytest.mark.parametrize(
