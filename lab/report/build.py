@@ -116,9 +116,17 @@ def headline(findings: Findings) -> list[dict[str, str]]:
         return [{"kind": "better", "label": "best", "text": best_trial(findings)}]
     sign, kinds = -1 if findings.sweep.maximize else 1, list(LABELS)
     decided = sorted(verdicts(findings), key=lambda v: (kinds.index(v.kind), sign * (v.difference or 0.0)))
-    items = [(str(v.kind), v.text) for v in decided]
+    items = [(str(v.kind), _without_label(v.text)) for v in decided]
     items += [("baseline", words.measured(findings.baseline, findings))] if findings.baseline.values else []
     return [{"kind": kind, "label": LABELS[kind], "text": text} for kind, text in items]
+
+
+def _without_label(text: str) -> str:
+    """A sentence without the words that its label says already."""
+    for label in ("No verdict: ", "Undecided: "):
+        if text.startswith(label):
+            return text[len(label) :]
+    return text
 
 
 def best_trial(findings: Findings) -> str:

@@ -42,9 +42,9 @@ def _variance(tested: list[Evidence]) -> str:
     if 0 < len(pooled) < len(spreads):
         of = f"{of}, or of the pair where an arm lacks seeds"
     bank = max((spread.bank for spread in spreads), default=0.0)
-    with_bank = f" and that of earlier sweeps ({bank:g} degrees of freedom)" if bank else ""
-    dof = sorted({round(spread.noise.dof) for spread in spreads})
-    return f"with the variance {of}{with_bank} ({' or '.join(map(str, dof))} degrees of freedom in all)"
+    dof = " or ".join(map(str, sorted({round(spread.noise.dof) for spread in spreads})))
+    with_bank, share = (" and over earlier sweeps", f", {bank:g} of them theirs") if bank else ("", "")
+    return f"with the variance {of}{with_bank} ({dof} degrees of freedom{share})"
 
 
 def _correction(findings: Findings) -> str:

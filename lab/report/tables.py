@@ -82,10 +82,11 @@ def arms(findings: Findings) -> Table:
         cells = [*(_used(f, path) for path in settings), *cells]
         rows.append(_row(f.name, *cells, cls="lost" if f.interval is None else ""))
     other = "the arm under against" if several else findings.baseline.name
+    level = ", at the level of the look" if sweep.design.looks else ""
     note = (
         f"± is the 95 % interval of the mean; difference: to {other}, over common seeds, with the noise of all arms "
-        f"together; p: after Holm's correction; tokens: how many times fewer tokens than {other} to the higher of the "
-        "two last losses of validations in training (below 1×: more tokens; –: unknown); active: parameters that a "
+        f"together{level}; p: after Holm's correction; tokens: how many times fewer tokens than {other} to the higher "
+        "of the two last losses of validations in training (below 1×: more tokens; –: unknown); active: parameters that a "
         "token passes; FLOPs: of training, a token; cache bytes: a token, in fp32. "
         f"{words.legend((metric, *also), sweep)}"
     )

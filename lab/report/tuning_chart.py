@@ -13,6 +13,7 @@ from blockwright.lab.report.words import plain
 
 STEPS = 24  # of a drawn parabola
 OCTAVES = 1.0  # drawn on either side of its vertex
+SHOWN = 3  # best tries of each arm that the axis has room for
 LEAST_ROOM = 0.01  # share of the loss; a flat curve is not magnified into noise
 
 
@@ -33,14 +34,16 @@ def tuning(findings: Findings, path: str) -> Figure | None:
     chart = Chart(f"tuning-{path.replace('.', '-')}", f"{metric} over {named}", 280, right=label_room(findings), top=30)
     values = [value for value, _ in every]
     x = Scale(min(values) / 1.15, max(values) * 1.15, chart.x0, chart.x1, log=True)
-    y = Scale(*padded([figure for _, figure in every], least=LEAST_ROOM), chart.y0, chart.y1)
+    near = [figure for found in points.values() for figure in _best(found, findings.sweep.maximize)]
+    y = Scale(*padded(near, least=LEAST_ROOM), chart.y0, chart.y1)
     chart.axes(x, y, named, metric, lambda v: f"{v:g}")
     for f in findings.arms:
         if f.name in tuned:
             _arm(chart, f.name, tuned[f.name], points[f.name], colour(f, findings), findings.sweep.maximize)
     end_labels(chart, [(f.name, colour(f, findings), points[f.name][-1]) for f in findings.arms if points.get(f.name)])
     caption = (
-        "Rings: tries. Line: the curve fitted to the best of them, over octaves. Filled: where the arm is compared."
+        "Rings: tries, the worst of which may be beyond the axis. Line: the curve through the best of them, over "
+        "octaves; thin where the best is the last one tried. Filled: where the arm is compared."
     )
     return Figure(chart, f"Tuning of the {named}", caption)
 
@@ -48,6 +51,11 @@ def tuning(findings: Findings, path: str) -> Figure | None:
 def _points(tuned: Tuned, maximize: bool) -> list[Point]:
     """(value, figure) of the tries that ended well."""
     return [(each.value, -each.loss if maximize else each.loss) for each in tuned.tries if math.isfinite(each.loss)]
+
+
+def _best(points: list[Point], maximize: bool) -> list[float]:
+    """The best figures of an arm; a curve that falls far would leave no room for the others."""
+    return sorted((figure for _, figure in points), reverse=maximize)[:SHOWN]
 
 
 def _arm(chart: Chart, name: str, tuned: Tuned, points: list[Point], cls: str, maximize: bool) -> None:
