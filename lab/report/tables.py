@@ -9,6 +9,7 @@ from blockwright.lab.report import words
 from blockwright.lab.report.findings import Finding, Findings
 from blockwright.lab.report.sweep import TUNE, Run
 from blockwright.lab.report.tuned import RATE
+from blockwright.lab.statistics.own_noise import own_noise
 
 BUDGETS = (("params", "parameters"), ("active_params", "active"), ("flops", "FLOPs"), ("cache_bytes", "cache bytes"))
 
@@ -86,8 +87,8 @@ def arms(findings: Findings) -> Table:
     note = (
         f"± is the 95 % interval of the mean; difference: to {other}, over common seeds, with the noise of all arms "
         f"together{level}; p: after Holm's correction; tokens: how many times fewer tokens than {other} to the higher "
-        "of the two last losses of validations in training (below 1×: more tokens; –: unknown); active: parameters that a "
-        "token passes; FLOPs: of training, a token; cache bytes: a token, in fp32. "
+        "of the two last losses of validations in training (below 1×: more tokens; –: unknown); active: parameters "
+        "that a token passes; FLOPs: of training, a token; cache bytes: a token, in fp32. "
         f"{words.legend((metric, *also), sweep)}"
     )
     if any(each.edge for f in findings.arms for each in f.tuned):
@@ -100,11 +101,20 @@ def differences(findings: Findings) -> Table | None:
     seeds = sorted({run.seed for f in findings.arms for run in f.runs})
     if not any(f.values for f in findings.arms):
         return None
-    columns = ("arm", *(f"seed {seed}" for seed in seeds))
-    rows = [_row(f.name, *(_seed_cell(f, seed, findings) for seed in seeds)) for f in findings.arms]
+    noise = own_noise({f.name: f.values for f in findings.arms})
+    columns = ("arm", *(f"seed {seed}" for seed in seeds), *(("noise",) if noise else ()))
+    rows = []
+    for f in findings.arms:
+        last = (words.plain(noise.get(f.name), 4),) if noise else ()
+        rows.append(_row(f.name, *(_seed_cell(f, seed, findings) for seed in seeds), *last))
     others = " or ".join(dict.fromkeys(f.against for f in findings.others)) or findings.baseline.name
     of = f" in {findings.sweep.unit}" if findings.sweep.unit else ""
     note = f"{findings.sweep.metric}{of}, in brackets its difference to that seed of {others}. Each leads to its run."
+    if noise:
+        note += (
+            " Noise: standard deviation of the arm over seeds, without what a seed does to all arms alike. Averaged "
+            "weights or a decay to zero lower it; with few seeds it is uncertain itself."
+        )
     return Table("Values by seed", columns, tuple(rows), frozenset(columns[1:]), note=note)
 
 

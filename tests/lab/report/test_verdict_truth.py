@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 from sweep_folder import planned
@@ -13,30 +12,29 @@ from sweep_folder import planned
 from blockwright.lab.report import evidence
 from blockwright.lab.report.findings import Findings, find
 from blockwright.lab.report.reading import read
-from blockwright.lab.report.sweep import Design, Sweep
+from blockwright.lab.report.sweep import Bank, Design, Sweep
 from blockwright.lab.report.verdict import verdicts
 from blockwright.lab.statistics import intervals, looks
+from blockwright.lab.statistics.looks import Spend
 
 pytestmark = pytest.mark.xdist_group("verdict_truth")  # its sweeps are slow to write
 
-SWEEPS = 200
+SWEEPS, MANY = 200, 2000
 ARMS = ("mha", "gqa", "mqa", "mla")
 
 
-def equal(folder: Path, seeds: int, sweeps: int, first: int = 0, **keys: Any) -> list[Sweep]:
-    """Sweeps of four arms that do not differ, written and read."""
-    made = []
-    for i in range(sweeps):
-        rng = random.Random(first + i)
-        order = [rng.gauss(0, 0.02) for _ in range(seeds)]
-        losses = {arm: [2 + of_seed + rng.gauss(0, 0.005) for of_seed in order] for arm in ARMS}
-        made.append(read(planned(folder / f"sweep{i}", losses, **keys)))
-    return made
+def losses_of(rng: random.Random, seeds: int) -> dict[str, list[float]]:
+    """Four arms that do not differ, under a data order that moves all arms of a seed."""
+    order = [rng.gauss(0, 0.02) for _ in range(seeds)]
+    return {arm: [2 + of_seed + rng.gauss(0, 0.005) for of_seed in order] for arm in ARMS}
 
 
 @pytest.fixture(scope="module")
 def sweeps(tmp_path_factory: pytest.TempPathFactory) -> list[Sweep]:
-    return equal(tmp_path_factory.mktemp("equal"), 4, SWEEPS, looks=[2, 3, 4], spend="pocock")
+    """Written to files, and read."""
+    folder, rng = tmp_path_factory.mktemp("equal"), random.Random(0)
+    keys = {"looks": [2, 3, 4], "spend": "pocock"}
+    return [read(planned(folder / f"sweep{i}", losses_of(rng, 4), **keys)) for i in range(SWEEPS)]
 
 
 def share_wrong(sweeps: list[Sweep]) -> float:
@@ -82,15 +80,29 @@ def test_looks_without_spending_would_call_them_different(sweeps: list[Sweep], m
         evidence.planned.cache_clear()
 
 
+def in_memory(sweep: Sweep, seeds: int, design: Design) -> list[Sweep]:
+    """Many more of that kind, without files."""
+    rng, made = random.Random(1), []
+    for _ in range(MANY):
+        arms = []
+        for arm, losses in zip(sweep.arms, losses_of(rng, seeds).values(), strict=True):
+            like = arm.runs[0]
+            results = [replace(like.result, metrics={"val/loss": loss}) for loss in losses]
+            runs = [replace(like, seed=seed, result=each) for seed, each in enumerate(results)]
+            arms.append(replace(arm, runs=tuple(runs)))
+        made.append(replace(sweep, arms=tuple(arms), design=design))
+    return made
+
+
 @pytest.mark.slow
+@pytest.mark.parametrize("bank", [None, Bank(0.005 * 2**0.5, 12)], ids=["alone", "bank"])
 @pytest.mark.parametrize("spend", ["pocock", "obrien_fleming"])
-@pytest.mark.parametrize("bank", [None, {"sd": 0.005 * 2**0.5, "dof": 12}], ids=["alone", "bank"])
-def test_size_of_growing_sweeps(spend: str, bank: dict[str, float] | None, tmp_path: Path) -> None:
-    keys = {"looks": [3, 6, 9, 12], "spend": spend, "bank": bank, "within": 0.01}
-    assert 0.02 <= share_different(equal(tmp_path, 12, 1500, first=10_000, **keys)) <= 0.065
+def test_size_of_growing_sweeps(spend: Spend, bank: Bank | None, sweeps: list[Sweep]) -> None:
+    design = Design(looks=(3, 6, 9, 12), spend=spend, bank=bank, within=0.01)
+    assert 0.02 <= share_different(in_memory(sweeps[0], 12, design)) <= 0.065
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seeds", [2, 3, 8])
-def test_size_of_fixed_sweeps(seeds: int, tmp_path: Path) -> None:
-    assert 0.02 <= share_different(equal(tmp_path, seeds, 1500, first=10_000)) <= 0.065
+def test_size_of_fixed_sweeps(seeds: int, sweeps: list[Sweep]) -> None:
+    assert 0.03 <= share_different(in_memory(sweeps[0], seeds, Design())) <= 0.06
