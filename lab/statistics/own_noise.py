@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-LEAST = 3  # arms and seeds, below which the noise of one arm cannot be told from that of the others
+LEAST = 3  # arms and seeds, below which the noise of one arm cannot be separated from that of the others
 
 
 def own_noise(table: Mapping[str, Mapping[int, float]]) -> dict[str, float]:
