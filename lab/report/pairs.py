@@ -28,8 +28,9 @@ def differences(findings: Findings) -> Figure | None:
     chart.add("text", "name mid", cut(other, 16), x=min(max(x(0), chart.x0 + 30), chart.x1 - 30), y=13)
     for i, finding in enumerate(shown):
         _difference_row(chart, finding, findings, x, chart.y1 + row * (i + 0.5))
+    level = "interval at the level of its look" if findings.sweep.design.looks else "95 % interval"
     caption = (
-        f"Rings: each seed, against the same seed of {named}. Dot and bar: their mean and its 95 % interval. "
+        f"Rings: each seed, against the same seed of {named}. Dot and bar: their mean and its {level}. "
         "A bar that crosses the line tells nothing from noise; one with an arrow continues beyond the axis."
     )
     return Figure(chart, "Paired differences", caption)

@@ -54,10 +54,6 @@ class Comparison:
     corrected: float | None = None
     noise: Noise | None = None
 
-    @property
-    def is_told_from_noise(self) -> bool:
-        return self.corrected is not None and self.corrected < 1 - LEVEL
-
 
 def interval(values: Sequence[float]) -> Interval:
     """Mean and interval of independent values with normal noise (Student's t); at least one value."""

@@ -56,7 +56,8 @@ def paired(differences: Sequence[float]) -> Noise | None:
     n = len(differences)
     if n < 2:
         return None
-    return Noise(math.sqrt(_squares(differences) / (n - 1)), n - 1, "paired")
+    mean = math.fsum(differences) / n
+    return Noise(math.hypot(*(d - mean for d in differences)) / math.sqrt(n - 1), n - 1, "paired")
 
 
 def pooled(table: Mapping[str, Mapping[int, float]]) -> Noise | None:
@@ -81,17 +82,17 @@ def pooled(table: Mapping[str, Mapping[int, float]]) -> Noise | None:
     if arms < 3 or count < 2:
         return None
     of_seed = [math.fsum(row[seed] for row in rows) / arms for seed in seeds]
-    squares = [_squares([row[s] - m for s, m in zip(seeds, of_seed, strict=True)]) for row in rows]
-    if max(squares) > UNEQUAL * _median(squares):
+    norms = [_residual_norm([row[s] - m for s, m in zip(seeds, of_seed, strict=True)]) for row in rows]
+    if max(norms) > math.sqrt(UNEQUAL) * _median(norms):
         return None
     dof = (arms - 1) * (count - 1)
-    return Noise(math.sqrt(2 * math.fsum(squares) / dof), dof, "pooled")
+    return Noise(math.hypot(*norms) * math.sqrt(2 / dof), dof, "pooled")
 
 
-def _squares(values: Sequence[float]) -> float:
-    """Σ (x − x̄)²; infinite for values beyond all measure."""
+def _residual_norm(values: Sequence[float]) -> float:
+    """√Σ r²; ``hypot`` does not overflow, whatever a diverging run has left."""
     mean = math.fsum(values) / len(values)
-    return math.fsum((value - mean) * (value - mean) for value in values)
+    return math.hypot(*(value - mean for value in values))
 
 
 def _median(values: Sequence[float]) -> float:
@@ -110,7 +111,7 @@ def with_bank(own: Noise, bank: Noise) -> Noise:
     """
     from scipy.special import fdtri
 
-    if own.sd**2 > float(fdtri(own.dof, bank.dof, DOUBTFUL)) * bank.sd**2:
+    if own.sd > math.sqrt(float(fdtri(own.dof, bank.dof, DOUBTFUL))) * bank.sd:
         return own
     dof = own.dof + bank.dof
-    return Noise(math.sqrt((own.dof * own.sd**2 + bank.dof * bank.sd**2) / dof), dof, "bank")
+    return Noise(math.hypot(math.sqrt(own.dof / dof) * own.sd, math.sqrt(bank.dof / dof) * bank.sd), dof, "bank")

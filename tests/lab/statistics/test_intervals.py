@@ -65,7 +65,6 @@ def test_only_seeds_that_both_have_are_compared() -> None:
 def test_one_seed_tells_nothing_of_noise() -> None:
     found = intervals.compare({0: 1.0}, {0: 2.0})
     assert found is not None and found.p is None and found.difference.half is None
-    assert not found.is_told_from_noise
 
 
 def test_the_same_to_the_last_digit_is_no_difference() -> None:
