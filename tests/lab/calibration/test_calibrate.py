@@ -85,8 +85,11 @@ def test_other_code_begins_again(two: Path, untrained: list[Run], monkeypatch: p
     assert len(untrained) == 16
 
 
-def test_some_controls_alone_make_no_calibration(two: Path, untrained: list[Run]) -> None:
+def test_some_controls_alone_make_no_calibration(
+    two: Path, untrained: list[Run], capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["--only", "absent", f"paths.log_dir={two}/logs"]) == 0
+    assert "Calibrated" not in capsys.readouterr().out
     assert len(untrained) == 4 and record.line(two / "logs") is None
     main([f"paths.log_dir={two}/logs"])
     assert len(untrained) == 8 and record.line(two / "logs") is not None
