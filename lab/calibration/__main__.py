@@ -57,11 +57,12 @@ def main(arguments: Sequence[str]) -> int:
     record = calibrate(chosen, known, log_dir, asked.workers, asked.again)
     outcomes = [record.outcomes[each.name] for each in chosen]
     summary = Summary(outcomes)
+    sentence = summary.sentence if asked.only is None else f"{summary.counts}: some controls are no calibration."
     if asked.json:
-        print(json.dumps(as_plain(record, summary), indent=1))
+        print(json.dumps(as_plain(record, summary, sentence), indent=1))
     else:
         show(table(outcomes))
-        print(summary.sentence)
+        print(sentence)
     return 0 if summary.passes else 1
 
 
@@ -129,11 +130,11 @@ def difference(outcome: Outcome) -> str:
     return f"{outcome.mean:+.4f}{half}"
 
 
-def as_plain(record: Record, summary: Summary) -> dict[str, object]:
+def as_plain(record: Record, summary: Summary, sentence: str) -> dict[str, object]:
     """The outcomes for programs."""
     return {
         "passes": summary.passes,
-        "sentence": summary.sentence,
+        "sentence": sentence,
         "date": record.date,
         **asdict(record.instrument),
         "controls": [{**asdict(each), "passes": each.passes} for each in summary.outcomes],

@@ -118,7 +118,7 @@ REFUSED = {
     "++model.variants={ }": ("model.variants", "change nothing", "model.variants=null"),
     "model.attention={}": ("model.attention", "change nothing", "|gated_delta|gqa|"),
     "callbacks.report={}": ("callbacks.report", "change nothing", "callbacks.report=null"),
-    "callbacks={}": ("callbacks", "change nothing", "Choose another: callbacks=<checkpoint|completions|default"),
+    "callbacks={}": ("callbacks", "change nothing", "Choose another: callbacks=<averaging|checkpoint|completions"),
     "optimizer=null": ("optimizer", "name of one of its options", "adamw"),
     "a=b=c": ("command line", "cannot be read", "quoted"),
     "~nothing": ("nothing", "'nothing' does not exist", "--help"),

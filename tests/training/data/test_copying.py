@@ -104,6 +104,7 @@ def test_what_cannot_be_copied_is_refused(changes, path):
     assert refused.value.path == path
 
 
+@pytest.mark.slow
 def test_a_model_of_two_layers_learns_to_copy_and_one_without_positions_does_not(tmp_path):
     """By the command, with its figures."""
     accuracies = []

@@ -55,7 +55,7 @@ CAUSAL_LM = Case({"z_loss": 1e-4})
 @pytest.fixture(scope="module")
 def cases() -> dict[str, Case]:
     """Every task of the core; those of a plug-in are in its tests."""
-    return {"causal_lm": CAUSAL_LM}
+    return {"causal_lm": CAUSAL_LM, "recall": CAUSAL_LM}
 
 
 class Saves(L.Callback):
@@ -247,8 +247,9 @@ def test_every_task_of_the_core_is_tried(cases: dict[str, Case]) -> None:
     assert sorted(cases) == built.names("task", "blockwright.training")
 
 
-def test_checkpoint_of_any_hook_is_that_of_its_step(fit: Fit, start: Path) -> None:
-    assert_step_is_saved(fit, "causal_lm", 2, start)
+@pytest.mark.parametrize("name", ["causal_lm", "recall"])
+def test_checkpoint_of_any_hook_is_that_of_its_step(fit: Fit, start: Path, name: str) -> None:
+    assert_step_is_saved(fit, name, 2, start)
 
 
 @pytest.mark.slow
