@@ -13,20 +13,17 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from annotated_types import Ge, Le
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
+from blockwright.lab.ablation.files import Files
 from blockwright.lab.match.sizing import Match
-from blockwright.registry import BlockError, ConfigError, did_you_mean, plugins
-from blockwright.registry.limits import read_text
+from blockwright.registry import BlockError, ConfigError, did_you_mean
 from blockwright.registry.ranges import Count, Positive, Seed
 from blockwright.registry.reading import Remedy, checked, keys, typed
 from blockwright.registry.reading import read as read_settings
 from blockwright.training.configuration.conf import CONF
 
-FOLDER, ENTRY_POINTS = CONF / "ablation", "blockwright.ablations"
+ENTRY_POINTS = "blockwright.ablations"
 MAX_ARMS, MAX_SEEDS = 1000, 1000
 Name = Annotated[Any, "the name of an arm: YAML reads 1 as a number and off as false"]
 Overrides = Annotated[
@@ -114,14 +111,22 @@ def _distinct(values: Sequence[Any]) -> bool:
     return bool(values) and len(set(map(str, values))) == len(values)
 
 
+FILES = Files("ablation", CONF / "ablation", ENTRY_POINTS, KEYS)
+
+
 def names() -> list[str]:
     """Names of the ablations in conf/ablation and of plug-ins."""
-    return sorted(known())
+    return FILES.names()
+
+
+def known() -> dict[str, list[Path]]:
+    """Name of a definition → the files of this name, here and in other packages."""
+    return FILES.known()
 
 
 def about(name: str) -> str:
     """The claim that an ablation tests, in one line."""
-    return str(_written(name).get("about", ""))
+    return FILES.about(name)
 
 
 def read(name: str, changes: Mapping[str, str] | None = None) -> Definition:
@@ -134,7 +139,21 @@ def read(name: str, changes: Mapping[str, str] | None = None) -> Definition:
     Raises:
         ConfigError: it does not exist, or is invalid
     """
-    definition = read_settings(Definition, {**_settings(_written(name), changes or {}), "name": Path(name).stem})
+    return defined(Path(name).stem, FILES.read(name), changes or {})
+
+
+def defined(name: str, written: Mapping[str, Any], changes: Mapping[str, str]) -> Definition:
+    """A definition from the contents of its file.
+
+    Args:
+        name: of the definition
+        written: keys of its file
+        changes: keys from the command line, which override the file's
+
+    Raises:
+        ConfigError: it is invalid
+    """
+    definition = read_settings(Definition, {**_settings(written, changes), "name": name})
     arms, usual = _arms(definition)
     baseline = str(usual if definition.baseline is None else definition.baseline)
     compared = {name: arm for name, arm in arms.items() if arm.compared}
@@ -169,48 +188,6 @@ def _written_out(arm: Any, budget: Any) -> Any:
     if match and isinstance(budget, Mapping):
         match = {**budget, **match}
     return {**{key: value for key, value in arm.items() if key not in match}, **({"match": match} if match else {})}
-
-
-# --- the file ---------------------------------------------------------------------------------------------------------
-
-
-def known() -> dict[str, list[Path]]:
-    """Name of a definition → the files of this name, here and in other packages."""
-    files: dict[str, list[Path]] = {}
-    for folder in (FOLDER, *plugins.folders(ENTRY_POINTS)):
-        for file in folder.glob("*.yaml"):
-            files.setdefault(file.stem, []).append(file)
-    return files
-
-
-def _written(name: str) -> dict[str, Any]:
-    if name.endswith((".yaml", ".yml")):
-        file = Path(name)
-    else:
-        found = known().get(name, [FOLDER / f"{name}.yaml"])
-        if len(found) > 1:
-            files = " and ".join(map(str, found))
-            raise ConfigError("NAME", name, f"several ablations have this name: {files}", "Name one by its path")
-        file = found[0]
-    if not file.is_file():
-        rule = "there is no such file" if file == Path(name) else "there is no such ablation"
-        raise ConfigError("NAME", name, rule, did_you_mean(name, names(), "Name a YAML file"))
-    try:
-        text = read_text(file, "NAME")
-        if not isinstance(plain := yaml.safe_load(text) or {}, dict):
-            raise ConfigError(str(file), plain, "must be a mapping", f"Its keys are: {', '.join(KEYS)}")
-        written = OmegaConf.to_container(OmegaConf.create(text), resolve=False)
-    except yaml.YAMLError as error:
-        mark, problem = getattr(error, "problem_mark", None), str(getattr(error, "problem", error))
-        where = f"{file}:{mark.line + 1}" if mark else str(file)
-        twice = "two arms cannot have one name" if "duplicate" in problem else "fix that line"
-        raise ConfigError(
-            where, "…", f"is not YAML ({problem})", f"Quote what holds braces or colons; {twice}"
-        ) from None
-    except OmegaConfBaseException as error:
-        raise ConfigError(str(file), "…", str(error).splitlines()[0], "Correct the file") from None
-    assert isinstance(written, dict)
-    return {str(key): value for key, value in written.items()}
 
 
 # --- arms -------------------------------------------------------------------------------------------------------------
