@@ -31,9 +31,9 @@ def write(directory: Path, plan: Mapping[str, Any]) -> None:
         directory: of the sweep; created if needed
         plan: ``kind``, ``name``, ``command``, ``metric``, ``direction``, ``workers``, and ``jobs`` (``job``,
             ``overrides``, and in an ablation ``arm``, ``seed``, ``lr``, ``stage``, ``tries``, the tuned settings by
-            path, and ``after``, the number of the job whose weights it starts from) unless it is a search. ``flags``,
-            optional, precede the overrides of each job. ``cwd``, the base of relative paths in overrides, defaults to
-            this process's
+            path, and ``after``, the number of the job whose weights it starts from, or with ``from_step`` whose
+            training it continues from that step) unless it is a search. ``flags``, optional, precede the overrides of
+            each job. ``cwd``, the base of relative paths in overrides, defaults to this process's
     """
     directory.mkdir(parents=True, exist_ok=True)
     write_json(directory / PLAN, {"cwd": os.getcwd(), **plan})
@@ -67,12 +67,13 @@ def job_command(plan: Mapping[str, Any], job: Mapping[str, Any], more: Sequence[
 
 
 def name_of(job: Mapping[str, Any]) -> str:
-    """The name of an ablation's job: arm, seed and what is tried, with its stage. Empty in a grid."""
+    """The name of a job of an arm: stage, arm, size and duration in a ladder, seed, what is tried. Empty in a grid."""
     if "arm" not in job:
         return ""
     tried = {"lr": job["lr"]} if job.get("lr") is not None else job.get("tries", {})
     settings = "".join(f" {path}={value:g}" for path, value in tried.items())
-    return " ".join(filter(None, (job.get("stage"), f"{job['arm']} seed={job.get('seed')}{settings}")))
+    rung = " ".join(job[key] for key in ("size", "duration") if key in job)
+    return " ".join(filter(None, (job.get("stage"), job["arm"], rung, f"seed={job.get('seed')}{settings}")))
 
 
 def grow(directory: Path, plan: Mapping[str, Any]) -> list[dict[str, Any]]:

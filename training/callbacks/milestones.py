@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -12,6 +11,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from blockwright.registry.enforcing import enforced
 from blockwright.registry.ranges import Count
 from blockwright.training.callbacks.interruption import last_checkpoint
+from blockwright.training.checkpoints.find import milestone
 from blockwright.training.checkpoints.saving import save
 
 
@@ -42,12 +42,8 @@ class Milestones(Checkpoint):
             self._keep(trainer)
 
     def _keep(self, trainer: L.Trainer) -> None:
+        if trainer.global_step not in self.steps or trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
         path = milestone(last_checkpoint(trainer).parent, trainer.global_step)
-        if trainer.global_step in self.steps and not trainer.fast_dev_run:  # type: ignore[attr-defined]
-            if not trainer.strategy.broadcast(path.exists()):
-                save(trainer, path)
-
-
-def milestone(checkpoints: Path, step: int) -> Path:
-    """The checkpoint of a step, in a run's folder of checkpoints."""
-    return checkpoints / f"step_{step}.ckpt"
+        if not trainer.strategy.broadcast(path.exists()):
+            save(trainer, path)

@@ -1,0 +1,6 @@
+"""stub"""
+
+from pathlib import Path
+
+
+def conclude(directory: Path) -> None: ...
