@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from dataclasses import dataclass
 from statistics import median
 
@@ -57,10 +58,13 @@ def _total(difference: float, spread: Spread, case: Case) -> int:
     """
     sd, level, many = spread.noise.sd, case.look.last_level, max(1, case.evidence.comparisons)
     total = power.seeds_to_see(difference, sd, spread.dof, many, level=level)
-    if case.sweep.design.within:
-        while equivalence.margin_seen(sd, total, dof=spread.dof(total)) > difference:
-            total += 1
-    return total
+    if not case.sweep.design.within:
+        return total
+    enough = range(total, power.MOST + 1)
+    at = bisect_left(enough, True, key=lambda n: equivalence.margin_seen(sd, n, dof=spread.dof(n)) <= difference)
+    if at == len(enough):
+        raise ValueError(f"a margin of {difference:g} at a noise of {sd:g} needs more than {power.MOST:,} seeds")
+    return enough[at]
 
 
 def _minutes(further: int, case: Case) -> float | None:
