@@ -11,25 +11,25 @@ from rich.text import Text
 
 from blockwright.lab.report import build, words
 from blockwright.lab.report.findings import Findings
+from blockwright.lab.report.method import method
 from blockwright.registry import printing
 
 STYLES = {
     "better": "bold green",
     "worse": "red",
     "baseline": "bold",
-    "noise": "dim",
-    "unknown": "yellow",
-    "unfinished": "yellow",
-    "lost": "red",
+    "same": "green",
+    "undecided": "yellow",
+    "none": "dim",
 }
 
 
-def show(findings: Findings, page: Path, file: IO[str] | None = None) -> None:
-    """Print the verdicts, and the path of the page.
+def show(findings: Findings, page: Path | None = None, file: IO[str] | None = None) -> None:
+    """Print the verdicts.
 
     Args:
         findings: of the sweep
-        page: of its report
+        page: of its report, whose path is printed; None if there is none
         file: to print to; None for standard output
     """
     console = printing.console(file)
@@ -41,9 +41,10 @@ def show(findings: Findings, page: Path, file: IO[str] | None = None) -> None:
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
-    for found in build.verdicts(findings):
-        table.add_row(Text(found["label"], style=STYLES[found["tone"]]), Text(found["text"]))
+    for found in build.headline(findings):
+        table.add_row(Text(found["label"], style=STYLES[found["kind"]]), Text(found["text"]))
     printing.show(table, file)
-    if method := build.method(findings):
-        console.print(Text(f"\n{method}\n", style="dim"))
-    console.print(str(page), soft_wrap=True)
+    if text := method(findings):
+        console.print(Text(f"\n{text}\n", style="dim"))
+    if page is not None:
+        console.print(str(page), soft_wrap=True)
