@@ -27,6 +27,7 @@ from blockwright.registry.words import read_words
 USAGE = """\
 blockwright ladder                                      list conf/ladder and those of plug-ins
 blockwright ladder NAME [KEY=VALUE …] [OVERRIDE …] [--plan-only]
+blockwright ladder DIR [--at FLOPS | --at PARAMETERS,TOKENS]   the report of a ladder, and its forecast of a size
 
 NAME       a file of conf/ladder or of a plug-in, or the path of one
 seeds      how many, or which: seeds=3, seeds=[1,2,3]
@@ -52,6 +53,7 @@ class Request:
     changes: dict[str, str]
     overrides: list[str]
     plan_only: bool
+    at: str | None
 
 
 def read(arguments: Sequence[str]) -> Request:
@@ -62,6 +64,7 @@ def read(arguments: Sequence[str]) -> Request:
     """
     parser = Parser(prog="blockwright ladder")
     parser.add_argument("--plan-only", action="store_true")
+    parser.add_argument("--at", metavar="SIZE")
     flags, words = read_words(parser, arguments, definition.OF_COMMAND_LINE, n_names=1)
     if not words.names:
         known = ", ".join(definition.FILES.names())
@@ -74,7 +77,13 @@ def read(arguments: Sequence[str]) -> Request:
             raise ConfigError(key, word.partition("=")[2], "can only be changed in the ladder's file", remedy)
         if key == "hparams_search" or key.startswith(("hydra.", "hydra/")):
             raise ConfigError(key, word.partition("=")[2], "is set by the ladder for each job", "Leave it out")
-    return Request(name, words.settings, words.overrides, flags.plan_only)
+    if Path(name).is_dir() and (words.settings or words.overrides or flags.plan_only):
+        raise ConfigError(
+            "DIR", name, "is the folder of a ladder, which is only reported", "Write --at SIZE, or nothing"
+        )
+    if flags.at is not None and not Path(name).is_dir():
+        raise ConfigError("--at", flags.at, f"asks a ladder that has run, and {name} is no folder", "Name its folder")
+    return Request(name, words.settings, words.overrides, flags.plan_only, flags.at)
 
 
 def rungs_table(plan: Plan) -> Table:
@@ -138,6 +147,9 @@ def main(arguments: Sequence[str]) -> int:
         _list()
         return 0
     asked = read(arguments)
+    if Path(asked.name).is_dir():
+        report.conclude(Path(asked.name), asked.at)
+        return 0
     if not asked.plan_only:
         require("lab", "jinja2", "scipy", path="blockwright.lab.ladder")
     plan = planning.make(definition.read(asked.name, asked.changes), asked.overrides)

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from blockwright.registry import ConfigError
 from blockwright.registry.ranges import Count, Positive, ProperFraction, Seed
 from blockwright.registry.reading import read as read_settings
 
@@ -107,9 +108,26 @@ def outline_of(plan: Mapping[str, Any]) -> Outline:
     """The outline in a plan.
 
     Raises:
-        ConfigError: it is missing or damaged
+        ConfigError: it is missing or damaged, or not all jobs are of it
     """
-    return read_settings(Outline, plan.get(KEY), KEY)
+    outline = read_settings(Outline, plan.get(KEY), KEY)
+    check_jobs(plan, outline)
+    return outline
+
+
+def check_jobs(plan: Mapping[str, Any], outline: Outline) -> None:
+    """Refuse jobs that this outline cannot have made.
+
+    Raises:
+        ConfigError: a job lacks something, or names no cell of the ladder
+    """
+    for job in plan["jobs"]:
+        of = outline.sizes.get(job.get("size", ""))
+        known = of is not None and job.get("arm") in of.arms and job.get("duration") in of.steps
+        tried = isinstance(job.get("tries"), dict) and (job.get("stage") != TUNE or len(job["tries"]) == 1)
+        if not known or not tried or not {"stage", "seed", "parameters", "tokens"} <= job.keys():
+            rule = f"job {job['job']} is of no arm, size and duration of the ladder"
+            raise ConfigError("plan.json", "…", rule, "Correct it, or start a new ladder in another folder")
 
 
 def schedule(steps: int, warmup: int, decay: int) -> list[str]:

@@ -243,7 +243,7 @@ class Fit:
 
     def estimate(self, mean: float, gradient: Array) -> Estimate:
         """A value with a standard error by the delta method."""
-        return Estimate(mean, math.sqrt(max(gradient @ self.covariance() @ gradient, 0.0)), self.dof)
+        return Estimate(mean, math.sqrt(max(float(gradient @ self.covariance() @ gradient), 0.0)), self.dof)
 
     def speed_up(self, arm: str) -> Estimate:
         """log s of an arm, at the best split of the compute: s = ρ_N ρ_D."""

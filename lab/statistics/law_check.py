@@ -15,7 +15,19 @@ from typing import Literal
 
 import numpy as np
 
-from blockwright.lab.statistics.law import Array, Estimate, Fit, Form, Rung, fit, minimise, predict, starts, whitening
+from blockwright.lab.statistics.law import (
+    Array,
+    Estimate,
+    Fit,
+    Form,
+    Rung,
+    fit,
+    ladder,
+    minimise,
+    predict,
+    starts,
+    whitening,
+)
 
 WRONG = 0.01  # p of the lack-of-fit test; at 5 % it would reject a true law in 8 to 13 % of ladders
 ILL_CONDITIONED = 1e4  # condition number of the scaled Jacobian; a ladder that fixes all parameters has 60 to 170
@@ -177,23 +189,24 @@ def left_out(rungs: Sequence[Rung], baseline: str, form: Form) -> Estimate | Non
     noise, away = cells(rungs), by_size[largest]
     if noise is None or not rest or unidentified(rest) or {r.arm for r in rest} != {r.arm for r in rungs}:
         return None
-    inside = np.array([rung.size != largest for rung in rungs])
-    return _forecast(rest, away, baseline, form, noise, inside)
-
-
-def _forecast(
-    rest: Sequence[Rung], away: Sequence[Rung], baseline: str, form: Form, noise: Cells, inside: Array
-) -> Estimate:
+    inside, outside = (np.flatnonzero([(rung.size != largest) == side for rung in rungs]) for side in (True, False))
     covariance = np.linalg.inv(noise.white.T @ noise.white)
     white = np.linalg.inv(np.linalg.cholesky(covariance[np.ix_(inside, inside)]))
-    own = fit(rest, baseline, form).ladder
+    expected, of_law = _mean_forecast(rest, away, white, baseline, form)
+    off = float(np.mean([rung.loss for rung in away])) - expected
+    of_rungs = float(covariance[np.ix_(outside, outside)].mean())
+    return Estimate(off, math.sqrt((of_law + of_rungs) * noise.variance), noise.dof)
+
+
+def _mean_forecast(
+    rest: Sequence[Rung], away: Sequence[Rung], white: Array, baseline: str, form: Form
+) -> tuple[float, float]:
+    """Mean loss of some rungs by the law of others, and its variance over that of a whitened residual."""
+    own = ladder(rest, baseline, form)
     law = minimise(own, white, starts(own))
     places = [np.concatenate(law.place(rung.parameters, rung.tokens)) for rung in away]
     gains = [law.gains(rung.arm) for rung in away]
     n, d = np.array(places).T
     expected, jacobian = predict(law.theta, n, d, *(np.array(rows) for rows in zip(*gains, strict=True)))
     slope = jacobian.mean(0)
-    of_law = slope @ (law.covariance() / law.variance) @ slope
-    of_rungs = covariance[np.ix_(~inside, ~inside)].mean()
-    off = float(np.mean([rung.loss for rung in away] - expected))
-    return Estimate(off, math.sqrt((of_law + of_rungs) * noise.variance), noise.dof)
+    return float(expected.mean()), float(slope @ (law.covariance() / law.variance) @ slope)
