@@ -24,7 +24,7 @@ import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,6 +36,7 @@ SHAPE = 5  # parameters of the law's shape: log E, log of the two terms at the m
 EXPONENTS = (0.02, 3.0)  # bounds of α and β
 FLOOR = (1e-3, 50.0)  # bounds of E in nats
 MOST_CORRELATED = 0.95  # the sum of both correlations of the noise; 1 would be a singular matrix
+FIRST, LAST = 15, 200  # evaluations from each start, and from the best of where these lead
 DRAWS, SEED = 4000, 0  # of the law's parameters, for an interval along a line
 FARTHEST = 12.0  # log of the largest speed-up along a line; beyond, the baseline does not get there
 
@@ -309,8 +310,12 @@ def minimise(own: Ladder, white: Array, begin: Sequence[Array]) -> Fit:
 
     bounds = np.full((2, own.number), [[-math.inf], [math.inf]])
     bounds[:, [0, 3, 4]] = np.log([FLOOR, EXPONENTS, EXPONENTS]).T
-    found = [least_squares(residual, start, slope, bounds, x_scale="jac", max_nfev=200) for start in begin]
-    best = min(found, key=lambda each: each.cost)
+
+    def descend(start: Array, evaluations: int) -> Any:
+        return least_squares(residual, start, slope, bounds, x_scale="jac", max_nfev=evaluations)
+
+    nearest = min((descend(start, FIRST) for start in begin), key=lambda each: each.cost)
+    best = descend(nearest.x, LAST)
     free = max(len(own.rungs) - own.number, 1)
     return Fit(own, best.x, slope(best.x), 2 * best.cost / free, 2 * best.cost)
 

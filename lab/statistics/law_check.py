@@ -35,7 +35,6 @@ TOO_WIDE = 4.0  # times the interval of s if both gain alike, above which size a
 SIZES = 3  # the fewest that fix the exponent of size; likewise of numbers of tokens
 APART = 1.05  # ratio of sizes, or of tokens, above which they are different
 DURATIONS = 2  # of each size, without which size and data rise together
-MISSED = 0.05  # p at which the largest rung is not where the smaller ones forecast it
 
 Why = Literal["size", "sizes", "durations", "tokens", "condition", "width"]
 

@@ -44,8 +44,8 @@ def test_a_true_law_is_read_whole() -> None:
 
 
 def test_an_exponent_of_its_own_is_a_wrong_law() -> None:
-    assert rejected(8, 1, exponent=0.40) >= 0.6
-    assert rejected(12, 1) <= 0.2
+    assert rejected(6, 1, exponent=0.40) >= 0.6
+    assert rejected(8, 1) <= 0.2
 
 
 def test_a_wrong_law_gives_no_forecast() -> None:
@@ -87,7 +87,7 @@ def test_two_numbers_of_tokens_fix_no_exponent() -> None:
 def test_one_duration_still_gives_one_speed_up() -> None:
     """Golden: coverage .97, sd .017; size and data apart: s ± e^18."""
     rng, errors, hits = np.random.default_rng(3), [], []
-    for _ in range(12):
+    for _ in range(6):
         rungs = ladder(rng, ((1, 1), BOTH), ratios=(20,))
         found = conclude(rungs, "plain").fit.speed_up("changed")
         errors.append(found.mean - math.log(1.1))
@@ -97,7 +97,7 @@ def test_one_duration_still_gives_one_speed_up() -> None:
 
 
 def test_a_wide_ladder_falls_back_to_one_gain() -> None:
-    found = concluded(gains=((1, 1), BOTH), sizes=[1e5, 1.05e5, 1.1e5], ratios=(10, 11), noise=0.02)
+    found = concluded(gains=((1, 1), BOTH), sizes=[1e5, 1.06e5, 1.13e5], ratios=(10, 11), noise=0.02)
     assert found.why_alike in ("condition", "width")
 
 
