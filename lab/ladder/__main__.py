@@ -72,7 +72,7 @@ def read(arguments: Sequence[str]) -> Request:
     name = words.names[0]
     for word in words.overrides:
         key = word.partition("=")[0].lstrip("+~")
-        if key in definition.KEYS:
+        if "/" not in key and key.partition(".")[0] in definition.KEYS:
             remedy = f"Copy {name.removesuffix('.yaml')}.yaml"
             raise ConfigError(key, word.partition("=")[2], "can only be changed in the ladder's file", remedy)
         if key == "hparams_search" or key.startswith(("hydra.", "hydra/")):

@@ -96,7 +96,7 @@ def _by_law(arm: str, findings: Findings, law: Conclusion) -> Verdict:
     equal = scaled(log_s, findings.flops(arm))
     ratio = findings.throughput(arm)
     clock = None if ratio is None else Speed.of(scaled(log_s, ratio))
-    kind: Kind = "undecided" if not equal.is_told_from_zero else "better" if equal.mean > 0 else "worse"
+    kind: Kind = "undecided" if not equal.excludes_zero else "better" if equal.mean > 0 else "worse"
     text = " ".join([_sentence(arm, log_s, equal, findings, law), *_remarks(arm, findings, law)])
     own = Verdict(arm, findings.baseline, kind, text, None, Speed.of(log_s), Speed.of(equal), clock)
     return Verdict(**{**vars(own), "if_alike": law.why_alike is not None})
@@ -111,7 +111,7 @@ def _sentence(arm: str, log_s: Estimate, equal: Estimate, findings: Findings, la
     against = findings.baseline
     if abs(math.log(findings.flops(arm))) > 0.01:
         s += f", at equal FLOPs {Speed.of(equal)}"
-    if not equal.is_told_from_zero:
+    if not equal.excludes_zero:
         seen = 100 * (math.exp(equal.half) - 1)
         return f"{s}: {arm} and {against} need the same compute, as far as {seen:.0f} % can be seen."
     share = 1 - math.exp(-equal.mean)
@@ -137,8 +137,8 @@ def _apart(arm: str, law: Conclusion) -> str:
     """Whether the gain is of size or of data."""
     if law.why_alike is None:
         size, data = law.fit.apart(arm)
-        if size.is_told_from_zero != data.is_told_from_zero:
-            what, gain = ("size", size) if size.is_told_from_zero else ("data", data)
+        if size.excludes_zero != data.excludes_zero:
+            what, gain = ("size", size) if size.excludes_zero else ("data", data)
             return f"The gain is of {what}: as {_number(_exp(gain.mean))} times as much of it."
     return "Size and data apart: not told."
 

@@ -92,7 +92,7 @@ class Estimate:
         return self.mean + self.half
 
     @property
-    def is_told_from_zero(self) -> bool:
+    def excludes_zero(self) -> bool:
         return abs(self.mean) > self.half
 
 
@@ -140,7 +140,7 @@ class Ladder:
         return len({(rung.size, rung.seed) for rung in self.rungs})
 
 
-def ladder(rungs: Sequence[Rung], baseline: str, form: Form) -> Ladder:
+def arranged(rungs: Sequence[Rung], baseline: str, form: Form) -> Ladder:
     """Rungs as arrays.
 
     Args:
@@ -228,8 +228,8 @@ class Fit:
     @property
     def residuals(self) -> Array:
         """Measured minus the law, in nats, a value for each rung."""
-        own = self.ladder
-        return own.losses - predict(self.theta, own.n, own.d, own.size_gain, own.data_gain)[0]
+        ladder = self.ladder
+        return ladder.losses - predict(self.theta, ladder.n, ladder.d, ladder.size_gain, ladder.data_gain)[0]
 
     def _scaled(self) -> tuple[Array, Array]:
         lengths = np.linalg.norm(self.jacobian, axis=0)
@@ -284,23 +284,23 @@ def fit(rungs: Sequence[Rung], baseline: str, form: Form = "apart") -> Fit:
         baseline: the arm whose ρ are 1
         form: ``apart``: ρ_N and ρ_D for each arm; ``alike``: one s
     """
-    own = ladder(rungs, baseline, form)
-    first = minimise(own, np.eye(len(rungs)), starts(own))
-    return minimise(own, whitening(own.rungs, first.residuals), [first.theta])
+    ladder = arranged(rungs, baseline, form)
+    first = minimise(ladder, np.eye(len(rungs)), starts(ladder))
+    return minimise(ladder, whitening(ladder.rungs, first.residuals), [first.theta])
 
 
-def minimise(own: Ladder, white: Array, begin: Sequence[Array]) -> Fit:
+def minimise(ladder: Ladder, white: Array, begin: Sequence[Array]) -> Fit:
     """The best of the local minima of the squared whitened residuals.
 
     Args:
-        own: the rungs
+        ladder: the rungs
         white: of ``whitening``
         begin: parameters to start from
     """
     from scipy.optimize import least_squares
 
-    target = white @ own.losses
-    place = own.n, own.d, own.size_gain, own.data_gain
+    target = white @ ladder.losses
+    place = ladder.n, ladder.d, ladder.size_gain, ladder.data_gain
 
     def residual(theta: Array) -> Array:
         return white @ predict(theta, *place)[0] - target
@@ -308,7 +308,7 @@ def minimise(own: Ladder, white: Array, begin: Sequence[Array]) -> Fit:
     def slope(theta: Array) -> Array:
         return white @ predict(theta, *place)[1]
 
-    bounds = np.full((2, own.number), [[-math.inf], [math.inf]])
+    bounds = np.full((2, ladder.number), [[-math.inf], [math.inf]])
     bounds[:, [0, 3, 4]] = np.log([FLOOR, EXPONENTS, EXPONENTS]).T
 
     def descend(start: Array, evaluations: int) -> Any:
@@ -316,13 +316,13 @@ def minimise(own: Ladder, white: Array, begin: Sequence[Array]) -> Fit:
 
     nearest = min((descend(start, FIRST) for start in begin), key=lambda each: each.cost)
     best = descend(nearest.x, LAST)
-    free = max(len(own.rungs) - own.number, 1)
-    return Fit(own, best.x, slope(best.x), 2 * best.cost / free, 2 * best.cost)
+    free = max(len(ladder.rungs) - ladder.number, 1)
+    return Fit(ladder, best.x, slope(best.x), 2 * best.cost / free, 2 * best.cost)
 
 
-def starts(own: Ladder) -> list[Array]:
+def starts(ladder: Ladder) -> list[Array]:
     """Twelve starts: E a share of the lowest loss, both exponents low or high, and no gains."""
-    lowest, mean, gains = own.losses.min(), own.losses.mean(), np.zeros(own.number - SHAPE)
+    lowest, mean, gains = ladder.losses.min(), ladder.losses.mean(), np.zeros(ladder.number - SHAPE)
     found = []
     for share, alpha, beta in itertools.product((0.4, 0.7, 0.9), (0.2, 0.5), (0.2, 0.5)):
         term = math.log(max(mean - share * lowest, 1e-3) / 2)

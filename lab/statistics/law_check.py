@@ -21,8 +21,8 @@ from blockwright.lab.statistics.law import (
     Fit,
     Form,
     Rung,
+    arranged,
     fit,
-    ladder,
     minimise,
     predict,
     starts,
@@ -62,7 +62,7 @@ class Conclusion:
 
     @property
     def misses_largest(self) -> bool:
-        return self.left_out is not None and self.left_out.is_told_from_zero
+        return self.left_out is not None and self.left_out.excludes_zero
 
     @property
     def forecasts(self) -> bool:
@@ -161,10 +161,10 @@ def lack_of_fit(found: Fit) -> float | None:
     """
     from scipy.stats import f
 
-    noise, own = cells(found.ladder.rungs), found.ladder
-    if noise is None or (free := noise.member.shape[1] - own.number) < 1:
+    noise, ladder = cells(found.ladder.rungs), found.ladder
+    if noise is None or (free := noise.member.shape[1] - ladder.number) < 1:
         return None
-    law = minimise(own, noise.white, [found.theta, *starts(own)])
+    law = minimise(ladder, noise.white, [found.theta, *starts(ladder)])
     ratio = (law.cost - noise.cost) / free / noise.variance
     return float(f.sf(max(ratio, 0.0), free, noise.dof))
 
@@ -201,8 +201,8 @@ def _mean_forecast(
     rest: Sequence[Rung], away: Sequence[Rung], white: Array, baseline: str, form: Form
 ) -> tuple[float, float]:
     """Mean loss of some rungs by the law of others, and its variance over that of a whitened residual."""
-    own = ladder(rest, baseline, form)
-    law = minimise(own, white, starts(own))
+    ladder = arranged(rest, baseline, form)
+    law = minimise(ladder, white, starts(ladder))
     places = [np.concatenate(law.place(rung.parameters, rung.tokens)) for rung in away]
     gains = [law.gains(rung.arm) for rung in away]
     n, d = np.array(places).T

@@ -43,7 +43,7 @@ def test_without_noise_it_is_exact() -> None:
 
 
 def test_the_jacobian_is_the_derivative() -> None:
-    own = law.ladder(ladder(np.random.default_rng(0), ((1, 1), BOTH)), "plain", "apart")
+    own = law.arranged(ladder(np.random.default_rng(0), ((1, 1), BOTH)), "plain", "apart")
     theta = np.array([0.1, -1.2, -1.0, -1.1, -0.9, 0.05, 0.08])
     place = own.n, own.d, own.size_gain, own.data_gain
     step = 1e-6 * np.eye(len(theta))
@@ -52,7 +52,7 @@ def test_the_jacobian_is_the_derivative() -> None:
 
 
 def test_every_start_leads_to_the_same_law() -> None:
-    own = law.ladder(ladder(np.random.default_rng(1), ((1, 1), BOTH)), "plain", "apart")
+    own = law.arranged(ladder(np.random.default_rng(1), ((1, 1), BOTH)), "plain", "apart")
     white = np.eye(len(own.rungs))
     costs = [law.minimise(own, white, [start]).cost for start in law.starts(own)]
     assert len(costs) == 12
@@ -188,7 +188,7 @@ def test_two_constants_give_another_speed_up() -> None:
 
 def plain_least_squares(rungs: list[Rung]) -> Estimate:
     """The fault of ignoring that arms of a seed are paired."""
-    own = law.ladder(rungs, "plain", "apart")
+    own = law.arranged(rungs, "plain", "apart")
     found = law.minimise(own, np.eye(len(rungs)), law.starts(own)[:4])
     wide = found.speed_up("changed")
     return Estimate(wide.mean, wide.se, len(rungs) - own.number)
@@ -196,7 +196,7 @@ def plain_least_squares(rungs: list[Rung]) -> Estimate:
 
 def resampled(rungs: list[Rung], rng: np.random.Generator, draws: int, unit: str) -> tuple[float, float]:
     """The fault of a percentile bootstrap, over seeds within sizes or over the points themselves."""
-    own = law.ladder(rungs, "plain", "apart")
+    own = law.arranged(rungs, "plain", "apart")
     start = law.minimise(own, np.eye(len(rungs)), law.starts(own)[:4])
     sizes = sorted({rung.size for rung in rungs})
     seeds = sorted({rung.seed for rung in rungs})
@@ -265,13 +265,13 @@ def test_the_table(
     errors = np.array([each.mean - truth for each in found])
     print(
         f"{form} {settings}: bias {errors.mean():+.4f} sd {errors.std():.4f} coverage {coverage(found, truth):.3f}"
-        f" half {np.median([e.half for e in found]):.4f} power {np.mean([e.is_told_from_zero for e in found]):.3f}"
+        f" half {np.median([e.half for e in found]):.4f} power {np.mean([e.excludes_zero for e in found]):.3f}"
     )
     assert abs(errors.mean()) < max(0.0025, 3 * sd / math.sqrt(300))
     assert errors.std() == pytest.approx(sd, rel=0.2)
     assert np.median([each.half for each in found]) == pytest.approx(half, rel=0.12)
     assert 0.925 <= coverage(found, truth) <= 0.99
-    assert np.mean([each.is_told_from_zero for each in found]) == pytest.approx(power, abs=0.05)
+    assert np.mean([each.excludes_zero for each in found]) == pytest.approx(power, abs=0.05)
 
 
 @pytest.mark.slow

@@ -32,7 +32,7 @@ def missed(number: int, seed: int, **settings: object) -> tuple[float, float]:
     off = [each for each in found if each is not None]
     assert len(off) == number
     rms = math.sqrt(np.mean([each.mean**2 for each in off]))
-    return float(np.mean([each.is_told_from_zero for each in off])), rms
+    return float(np.mean([each.excludes_zero for each in off])), rms
 
 
 def test_a_true_law_is_read_whole() -> None:
