@@ -24,7 +24,7 @@ ALIKE: Mapping[Why, tuple[str, str]] = {  # why size and data are not fitted apa
     "sizes": ("Two sizes fix no exponent", "Add a third size"),
     "tokens": ("Two numbers of tokens fix no exponent", "Add a third duration"),
     "condition": ("Its sizes and durations do not fix the shape of the law", "Spread the sizes and durations"),
-    "width": ("Size and data cannot be told apart by so few trainings", "Add seeds, or spread the sizes"),
+    "width": ("So few trainings do not separate size from data", "Add seeds, or spread the sizes"),
 }
 
 
