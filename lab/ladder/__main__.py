@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -110,6 +111,10 @@ def summary(plan: Plan) -> str:
         sizes = ", ".join(own.tuned_sizes)
         lines.append(f"first, {len(plan.jobs)} jobs tune {own.tune} at size {sizes}, and more where that asks for it")
     lines[0] += f", {plan.ladder.settings.workers} at a time"
+    if math.isinf(seen := planning.sees(own)):
+        lines.append("so few sizes and seeds give a speed-up no interval: add seeds")
+    else:
+        lines.append(f"it sees a speed-up of {100 * (seen - 1):.2g} % four times in five, at the noise usual for text")
     short = [f"{s}: {min(of.steps.values())}" for s, of in own.sizes.items() if min(of.steps.values()) < SHORTEST]
     if short:
         lines.append(
@@ -150,8 +155,7 @@ def main(arguments: Sequence[str]) -> int:
     if Path(asked.name).is_dir():
         report.conclude(Path(asked.name), asked.at)
         return 0
-    if not asked.plan_only:
-        require("lab", "jinja2", "scipy", path="blockwright.lab.ladder")
+    require("lab", "scipy", *(() if asked.plan_only else ("jinja2",)), path="blockwright.lab.ladder")
     plan = planning.make(definition.read(asked.name, asked.changes), asked.overrides)
     show(rungs_table(plan))
     print(summary(plan), flush=True)

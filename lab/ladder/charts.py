@@ -38,7 +38,8 @@ def losses(findings: Findings, over: str) -> Figure:
     """Mean losses, and the law's lines, over N with a line for each duration, or over D with one for each size."""
     by_size = over == "size"
     what = "parameters without embedding and head" if by_size else "tokens"
-    names = list(dict.fromkeys(rung.duration if by_size else rung.size for rung in findings.rungs))
+    sizes = findings.outline.sizes
+    names = list(sizes[findings.largest].steps if by_size else sizes)
     of = cells(findings)
     chart = Chart(f"loss-over-{over}", f"Loss over {what}", 320, right=_room(findings), top=30)
     points = [(_at(each[0], by_size), mean(each)) for each in of.values()]

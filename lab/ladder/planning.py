@@ -19,7 +19,8 @@ from blockwright.lab.ladder.definition import Ladder
 from blockwright.lab.ladder.design import COARSEST
 from blockwright.lab.ladder.outline import KEY, Cell, Job, Outline, Size, compared, schedule, tries
 from blockwright.lab.match.sizing import Sized, named
-from blockwright.lab.statistics.law_check import APART
+from blockwright.lab.statistics.law import Form, Rung, Usual, expected, t_quantile
+from blockwright.lab.statistics.law_check import APART, unidentified
 from blockwright.registry import ConfigError
 from blockwright.training.configuration.composing import compose_config
 from blockwright.training.configuration.named_model import composition_of
@@ -110,6 +111,28 @@ def first_jobs(outline: Outline) -> list[Job]:
             values = [start * COARSEST ** (k - middle) for k in range(outline.tries)]
             jobs += tries(outline, size, arm, values, len(jobs))
     return jobs
+
+
+def sees(outline: Outline) -> float:
+    """The speed-up that a ladder shows four times in five, as a factor; infinite with too few trainings.
+
+    By the law and the noise that small models of text usually have, if no training is lost.
+    """
+    from scipy.stats import t
+
+    rungs = [
+        Rung(arm, name, duration, seed, cell.parameters, steps * outline.tokens_per_step, 0.0)
+        for name, size in outline.sizes.items()
+        for arm, cell in size.arms.items()
+        for duration, steps in size.steps.items()
+        for seed in outline.seeds
+    ]
+    form: Form = "alike" if unidentified(rungs) else "apart"
+    dof = len(outline.sizes) * len(outline.seeds) - 3
+    if dof < 1:
+        return math.inf
+    quantiles = t_quantile(dof) + float(t.ppf(0.8, dof))
+    return math.exp(quantiles * expected(rungs, outline.baseline, form, Usual()))
 
 
 def _at(ladder: Ladder, size: str, overrides: Sequence[str]) -> ablation.Plan:

@@ -346,18 +346,66 @@ def whitening(rungs: Sequence[Rung], residuals: Array) -> Array:
     """
     variance = (residuals**2).mean()
     products = np.outer(residuals, residuals) / (variance or 1.0)
-    of_arms = _pairs(rungs, lambda rung: (rung.size, rung.duration, rung.seed))
-    of_durations = _pairs(rungs, lambda rung: (rung.size, rung.seed, rung.arm))
+    of_arms, of_durations = _shared(rungs)
     found = [float(np.clip(products[pair].mean(), 0, 0.9)) if pair.any() else 0.0 for pair in (of_arms, of_durations)]
     shrink = min(1.0, MOST_CORRELATED / sum(found)) if any(found) else 1.0
-    correlations = np.eye(len(rungs)) + shrink * (found[0] * of_arms + found[1] * of_durations)
-    return np.linalg.inv(np.linalg.cholesky(correlations))
+    return _uncorrelating(len(rungs), shrink * (found[0] * of_arms + found[1] * of_durations))
+
+
+def _uncorrelating(number: int, correlations: Array) -> Array:
+    return np.linalg.inv(np.linalg.cholesky(np.eye(number) + correlations))
+
+
+def _shared(rungs: Sequence[Rung]) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Which pairs of rungs are arms of one (size, duration, seed), and which are durations of one trunk."""
+    of_arms = _pairs(rungs, lambda rung: (rung.size, rung.duration, rung.seed))
+    return of_arms, _pairs(rungs, lambda rung: (rung.size, rung.seed, rung.arm))
 
 
 def _pairs(rungs: Sequence[Rung], key: Callable[[Rung], object]) -> NDArray[np.bool_]:
     """Which pairs of different rungs have the same key."""
     keys = [key(rung) for rung in rungs]
     return np.array([[i != j and a == b for j, b in enumerate(keys)] for i, a in enumerate(keys)])
+
+
+@dataclass(frozen=True)
+class Usual:
+    """A law and its noise as small models of text have them, to plan with.
+
+    Args:
+        floor: E, in nats
+        of_size, of_data: the terms at 1e6 parameters and at 4e6 tokens, in nats
+        exponent: α and β
+        noise: standard deviation of a training, in nats
+        pairing, trunk: shares of its variance that the arms of a seed, and the durations of a trunk, have in common
+    """
+
+    floor: float = 1.1
+    of_size: float = 0.2
+    of_data: float = 0.4
+    exponent: float = 0.35
+    noise: float = 0.007
+    pairing: float = 0.5
+    trunk: float = 0.2
+
+
+def expected(rungs: Sequence[Rung], baseline: str, form: Form, usual: Usual) -> float:
+    """The standard error of log s that a planned ladder will have, by the delta method.
+
+    Args:
+        rungs: planned; their losses do not matter
+        baseline, form: as of ``fit``
+        usual: the law that is assumed, with arms that are equal
+    """
+    ladder = arranged(rungs, baseline, form)
+    n, d = ladder.center[0] - math.log(1e6), ladder.center[1] - math.log(4e6)
+    terms = [math.log(usual.of_size) - usual.exponent * n, math.log(usual.of_data) - usual.exponent * d]
+    shape = [math.log(usual.floor), *terms, *[math.log(usual.exponent)] * 2]
+    theta = np.concatenate([shape, np.zeros(ladder.number - SHAPE)])
+    of_arms, of_durations = _shared(rungs)
+    white = _uncorrelating(len(rungs), usual.pairing * of_arms + usual.trunk * of_durations)
+    jacobian = white @ predict(theta, ladder.n, ladder.d, ladder.size_gain, ladder.data_gain)[1]
+    return Fit(ladder, theta, jacobian, usual.noise**2, 0.0).speed_up(ladder.arms[1]).se
 
 
 # --- speed-up ---------------------------------------------------------------------------------------------------------

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 from collections.abc import Callable
 from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
 
+import ladder_folder
 import pytest
 import yaml
 
@@ -95,6 +97,15 @@ def test_the_command_writes_a_plan_that_reads_back(
     (file,) = tmp_path.glob("ladder/mine/*/plan.json")
     plan = json.loads(file.read_text())
     assert outline_of(plan).seeds == (0, 1) and plan["kind"] == "ladder"
+
+
+def test_what_a_ladder_sees_shrinks_with_seeds_and_span() -> None:
+    few, more, wide = (
+        ladder_folder.outline({"a": (1, 1), "b": (1, 1)}, seeds=s, sizes=n) for s, n in ((2, 4), (6, 4), (2, 6))
+    )
+    assert 1.03 < planning.sees(more) < planning.sees(few) < 1.2
+    assert planning.sees(wide) < planning.sees(few)
+    assert planning.sees(ladder_folder.outline({"a": (1, 1), "b": (1, 1)}, seeds=1, sizes=3)) == math.inf
 
 
 def test_a_plug_in_offers_ladders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

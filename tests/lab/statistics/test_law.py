@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
-from ladders import ARMS, DOUBLED, FLOOR, ladder, loss
+from ladders import ARMS, DOUBLED, FLOOR, QUADRUPLED, ladder, loss
 
 from blockwright.lab.statistics import law
 from blockwright.lab.statistics.law import Estimate, Rung, fit
@@ -99,6 +100,25 @@ def test_pairs_of_size_and_seed_count_not_rungs() -> None:
     assert found.dof == 4 * 3 - 3
     few = fit(ladder(np.random.default_rng(5), ((1, 1), BOTH), sizes=DOUBLED[:3], seeds=1), "plain")
     assert few.dof == 0 and few.speed_up("changed").half == math.inf
+
+
+@pytest.mark.parametrize(  # golden, at the cost of the first row
+    ("settings", "apart", "alike"),
+    [
+        ({}, 0.0185, 0.0106),
+        ({"sizes": QUADRUPLED}, 0.0095, 0.0054),
+        ({"ratios": (5, 20)}, 0.0165, None),
+        ({"pairing": 0.8, "trunk": 0.1}, 0.0116, None),
+        ({"pairing": 0.0}, 0.0267, None),
+    ],
+)
+def test_what_a_planned_ladder_will_see(settings: dict[str, Any], apart: float, alike: float | None) -> None:
+    rungs, first = (ladder(np.random.default_rng(0), **each) for each in (settings, {}))
+    cost, usual_cost = (math.fsum(r.parameters * r.tokens for r in each) for each in (rungs, first))
+    usual = law.Usual(**{key: settings[key] for key in ("pairing", "trunk") if key in settings})
+    for form, golden in (("apart", apart), ("alike", alike)):
+        found = law.expected(rungs, "plain", form, usual) * math.sqrt(cost / usual_cost)  # type: ignore[arg-type]
+        assert golden is None or found == pytest.approx(golden, rel=0.015)
 
 
 # --- other lines ------------------------------------------------------------------------------------------------------
