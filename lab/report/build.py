@@ -13,8 +13,11 @@ from typing import Any
 from blockwright.lab.report import charts, costs, tables, words
 from blockwright.lab.report.figure import Figure
 from blockwright.lab.report.findings import Findings
+from blockwright.lab.report.method import method
 from blockwright.lab.report.svg import CSS, standalone
 from blockwright.lab.report.tables import Cell, Table
+from blockwright.lab.report.tuned import RATE
+from blockwright.lab.report.verdict import verdicts
 from blockwright.registry import ConfigError
 from blockwright.registry.extras import require
 from blockwright.registry.folder import own_folder
@@ -23,16 +26,13 @@ from blockwright.training.writing import write_text
 HERE = Path(__file__).parent
 KINDS = {"ablation": "Ablation", "grid": "Sweep", "search": "Search"}
 LABELS = {
-    "baseline": "baseline",
     "better": "better",
     "worse": "worse",
-    "noise": "no difference",
-    "unknown": "one seed",
-    "lost": "lost",
-    "unfinished": "not finished",
-}
-
-ORDER = ("better", "worse", "noise", "unknown", "unfinished", "lost", "baseline")
+    "same": "the same",
+    "undecided": "undecided",
+    "none": "no verdict",
+    "baseline": "baseline",
+}  # in the order of the headline
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ def arrange(findings: Findings) -> list[Section]:
             Section("seeds", "Seeds and paired differences", drawn["differences"], _some(tables.differences(findings))),
             Section("curves", "How the loss fell", drawn["curves"], []),
             Section("trade", "What it costs", drawn["trade"], [], same_costs(findings)),
-            Section("rates", "Learning rates", drawn["rates"], _some(tables.rates(findings))),
+            Section("tuning", "How the arms were tuned", drawn["tuning"], _some(tables.tuning(findings))),
             Section("match", "What was matched", [], _some(tables.matches(findings))),
             *(Section(name, each.title, each.of(findings), []) for name, each in charts.offered().items()),
             Section("experts", "Load of the experts", drawn["experts"], []),
@@ -106,17 +106,15 @@ def _some(table: Table | None) -> list[Table]:
     return [] if table is None else [table]
 
 
-def verdicts(findings: Findings) -> list[dict[str, str]]:
-    """The headline: the arms that differ first, then the others; of a search, its best trial."""
+def headline(findings: Findings) -> list[dict[str, str]]:
+    """The verdicts, decided ones first, and the baseline; of a search, its best trial."""
     if findings.sweep.kind == "search":
-        return [{"tone": "better", "label": "best", "text": best_trial(findings)}]
-    sign = -1 if findings.sweep.maximize else 1
-    items = [(words.tone(f, findings), words.verdict(f, findings), f.comparison) for f in findings.arms]
-    items.sort(key=lambda found: (ORDER.index(found[0]), sign * found[2].difference.mean if found[2] else 0.0))
-    return [
-        {"tone": tone, "label": LABELS[tone] if found or tone != "unknown" else "not compared", "text": text}
-        for tone, text, found in items
-    ]
+        return [{"kind": "better", "label": "best", "text": best_trial(findings)}]
+    sign, kinds = -1 if findings.sweep.maximize else 1, list(LABELS)
+    decided = sorted(verdicts(findings), key=lambda v: (kinds.index(v.kind), sign * (v.difference or 0.0)))
+    items = [(str(v.kind), v.text) for v in decided]
+    items += [("baseline", words.measured(findings.baseline, findings))] if findings.baseline.values else []
+    return [{"kind": kind, "label": LABELS[kind], "text": text} for kind, text in items]
 
 
 def best_trial(findings: Findings) -> str:
@@ -128,20 +126,6 @@ def best_trial(findings: Findings) -> str:
         f"Trial {run.job} of {len(findings.sweep.runs)} is the best: {metric} {words.plain(value)} with "
         f"{findings.arm_of(run)}. The best of many trials looks better than it is: run it again with other seeds."
     )
-
-
-def method(findings: Findings) -> str:
-    """The statistical method, in two sentences."""
-    if findings.sweep.kind == "search" or not findings.others:
-        return ""
-    number = findings.comparisons
-    if not any(f.comparison for f in findings.others):
-        return ""  # no seed in common: the verdicts say so
-    if not number:
-        return "With one seed an arm has no interval: another seed might turn the order round. Run three or more."
-    many = f", corrected for {number} comparisons at once (Holm)" if number > 1 else ""
-    tuned = " Each arm is taken at its best learning rate." if any(len(f.rates) > 1 for f in findings.arms) else ""
-    return f"± is a 95 % interval; p is of a paired t-test over the same seeds{many}; noise is p ≥ 0.05.{tuned}"
 
 
 # --- the three formats ------------------------------------------------------------------------------------------------
@@ -165,7 +149,7 @@ def page(findings: Findings, sections: list[Section]) -> str:
         better="more is better" if sweep.maximize else "less is better",
         state=words.state(findings),
         search=sweep.kind == "search",
-        verdicts=verdicts(findings),
+        headline=headline(findings),
         method=method(findings),
         sections=shown,
         command=sweep.command,
@@ -184,7 +168,7 @@ def markdown(findings: Findings, sections: list[Section]) -> str:
     parts = [f"# {_escaped(findings.sweep.title)}"]
     if state := words.state(findings):
         parts.append(f"> {_escaped(state)}")
-    parts.append("\n".join(f"* **{v['label']}**: {_escaped(v['text'])}" for v in verdicts(findings)))
+    parts.append("\n".join(f"* **{v['label']}**: {_escaped(v['text'])}" for v in headline(findings)))
     parts += [method(findings)] if method(findings) else []
     for section in sections:
         parts.append(f"## {section.heading}")
@@ -209,7 +193,7 @@ def _escaped(text: str) -> str:
 def rows(findings: Findings) -> str:
     """All figures as CSV, a line per run."""
     names = sorted({name for run in findings.sweep.runs for name in run.result.metrics})
-    head = ["job", "arm", "seed", "lr", "status", "reason", *(key for key, _ in tables.BUDGETS), "fit_seconds"]
+    head = ["job", "arm", "stage", "seed", "lr", "status", "reason", *(key for key, _ in tables.BUDGETS), "fit_seconds"]
     file = io.StringIO()
     writer = csv.writer(file)
     writer.writerow([*head, *names, "folder", "overrides"])
@@ -222,8 +206,9 @@ def rows(findings: Findings) -> str:
         items = [
             run.job,
             findings.arm_of(run),
+            run.stage,
             run.seed,
-            run.lr,
+            run.tries.get(RATE, run.lr),
             run.result.status,
             reason,
             *figures,

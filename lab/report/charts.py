@@ -10,8 +10,9 @@ from blockwright.lab.report.costs import COSTS, trade
 from blockwright.lab.report.experts import experts
 from blockwright.lab.report.figure import Figure
 from blockwright.lab.report.findings import Finding, Findings
-from blockwright.lab.report.learning import curves, gaps, rates, search
+from blockwright.lab.report.learning import curves, gaps, search
 from blockwright.lab.report.pairs import differences
+from blockwright.lab.report.tuning_chart import paths, tuning
 
 ENTRY_POINTS = "blockwright.charts"
 
@@ -24,7 +25,7 @@ def draw(findings: Findings) -> dict[str, list[Figure]]:
         "differences": _some([differences(findings)]),
         "curves": _some([curves(findings, "tokens"), curves(findings, "flops"), gaps(findings)]),
         "trade": _some([trade(findings, cost) for cost in COSTS]),
-        "rates": _some([rates(findings)]),
+        "tuning": _some([tuning(findings, path) for path in paths(findings)]),
         "experts": _some([experts(i, finding) for i, finding in enumerate(findings.arms)]),
     }
 

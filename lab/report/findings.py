@@ -1,15 +1,18 @@
-"""Findings of a sweep: each arm at its best learning rate, against the baseline, with lost runs."""
+"""Findings of a sweep: each arm as tuned, against the baseline, with the evidence of its seeds and its lost runs."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-from blockwright.lab.report.sweep import Arm, Run, Sweep
+from blockwright.lab.report import tuned
+from blockwright.lab.report.evidence import Evidence, Side, weigh
+from blockwright.lab.report.sweep import COMPARE, TUNE, Arm, Run, Sweep
+from blockwright.lab.report.tuned import RATE, Tuned
 from blockwright.lab.statistics import intervals, speed
 from blockwright.lab.statistics.intervals import Comparison, Interval
-from blockwright.training.result import UNFINISHED
+from blockwright.lab.statistics.tuning import Try
 
 
 @dataclass(frozen=True)
@@ -32,13 +35,13 @@ class Finding:
     Args:
         arm: the arm
         is_baseline: whether the others are compared with it
-        runs: those at its best learning rate, or all
-        rates: by learning rate, ascending; a single one if not swept
-        lr: the best one
+        against: name of the arm that it is compared with
+        runs: those that are compared: of a listed rate, at the best one
+        lr: the best of the listed rates, or the tuned one
+        tuned: the settings that were tuned, listed rates included
         values: seed → final figure, lost seeds left out
         interval: of these; None if all are lost
-        against: name of the arm that it is compared with
-        comparison: with that arm; None for the baseline itself, or without a common seed
+        evidence: of its seeds against that arm; None for the baseline, and of a search
         speed_up: in tokens, over the common seeds; None without curves
         figures: params, active_params, flops, cache_bytes: of its runs, else of the plan
         also: further figures of the sweep that its runs have logged → their interval over seeds
@@ -48,11 +51,11 @@ class Finding:
     is_baseline: bool
     against: str
     runs: tuple[Run, ...]
-    rates: tuple[Rate, ...]
     lr: float | None
+    tuned: tuple[Tuned, ...]
     values: Mapping[int, float]
     interval: Interval | None
-    comparison: Comparison | None
+    evidence: Evidence | None
     speed_up: Interval | None
     figures: Mapping[str, float]
     also: Mapping[str, Interval]
@@ -62,14 +65,19 @@ class Finding:
         return self.arm.name
 
     @property
+    def comparison(self) -> Comparison | None:
+        """With the other arm; None for the baseline itself, or without a common seed."""
+        return self.evidence.comparison if self.evidence else None
+
+    @property
     def lost(self) -> list[Run]:
-        """Runs at this learning rate without a final figure."""
+        """Compared runs without a final figure."""
         return [run for run in self.runs if run.seed not in self.values]
 
     @property
-    def lr_is_at_the_edge(self) -> bool:
-        """Whether the best learning rate is the smallest or largest tried, so that a better one may lie beyond."""
-        return len(self.rates) > 1 and self.lr in (self.rates[0].lr, self.rates[-1].lr)
+    def tries(self) -> int:
+        """Number of values tried."""
+        return sum(len(each.tries) for each in self.tuned)
 
 
 @dataclass(frozen=True)
@@ -93,12 +101,21 @@ class Findings:
 
     @property
     def unfinished(self) -> list[Run]:
-        return [run for run in self.lost if run.result.status == UNFINISHED]
+        return [run for run in self.lost if run.is_pending]
 
     @property
     def comparisons(self) -> int:
         """Number of simultaneous tests, for their correction."""
-        return sum(f.comparison is not None and f.comparison.p is not None for f in self.arms)
+        return max((f.evidence.comparisons for f in self.arms if f.evidence), default=0)
+
+    @property
+    def sd_of_run(self) -> float | None:
+        """Noise of one run against another of the same seed; None if it is not known."""
+        known = [f.evidence.spread.noise.sd for f in self.arms if f.evidence and f.evidence.spread]
+        return known[0] / math.sqrt(2) if known and known[0] else None
+
+    def named(self, name: str) -> Finding:
+        return next(f for f in self.arms if f.name == name)
 
     def arm_of(self, run: Run) -> str:
         return next(f.name for f in self.arms if run in f.arm.runs)
@@ -111,35 +128,85 @@ def why_lost(run: Run, metric: str) -> str:
     """Why a run has no final figure, in one sentence."""
     if run.result.status != "completed":
         return f"{run.result.status}: {run.result.reason}" if run.result.reason else run.result.status
-    found = run.result.metrics.get(metric)
-    return f"logged no {metric}" if found is None else f"diverged: its {metric} is {found}"
+    value = run.result.metrics.get(metric)
+    return f"logged no {metric}" if value is None else f"diverged: its {metric} is {value}"
 
 
 def find(sweep: Sweep) -> Findings:
     """Evaluate a sweep."""
-    tuned = [_tuned(arm, sweep) for arm in sweep.arms]
+    chosen = [_chosen(arm, sweep) for arm in sweep.arms]
     names = [arm.name for arm in sweep.arms]
     others = [names.index(arm.against) if arm.against in names else sweep.baseline for arm in sweep.arms]
-    found = [
-        _finding(arm, rates, rate, sweep.arms[other], tuned[other][1], sweep, is_baseline=i == sweep.baseline)
-        for i, (arm, (rates, rate), other) in enumerate(zip(sweep.arms, tuned, others, strict=True))
-    ]
-    if sweep.kind == "search":  # trials depend on earlier ones, so they are not independent
-        return Findings(sweep, tuple(replace(f, comparison=None) for f in found))
-    corrected = intervals.holm([f.comparison.p if f.comparison else None for f in found])
-    return Findings(sweep, tuple(_corrected(f, p) for f, p in zip(found, corrected, strict=True)))
+    evidence: dict[str, Evidence] = {}
+    if sweep.kind != "search":  # trials depend on earlier ones, so they are not independent
+        sides = [
+            _side(names[i], "" if i == sweep.baseline else names[others[i]], chosen[i], sweep)
+            for i in range(len(names))
+        ]
+        evidence = weigh(sides, sweep.design)
+    return Findings(
+        sweep,
+        tuple(
+            _finding(arm, chosen[i], names[others[i]], chosen[others[i]], evidence.get(arm.name), sweep)
+            for i, arm in enumerate(sweep.arms)
+        ),
+    )
 
 
-def _corrected(finding: Finding, p: float | None) -> Finding:
-    return replace(finding, comparison=finding.comparison and replace(finding.comparison, corrected=p))
+@dataclass(frozen=True)
+class _Chosen:
+    """The runs of an arm that are compared, and the tuning that chose them."""
+
+    runs: tuple[Run, ...]
+    lr: float | None
+    tuned: tuple[Tuned, ...]
+
+    def values(self, metric: str) -> dict[int, float]:
+        return {run.seed: value for run in self.runs if (value := run.result.value(metric)) is not None}
 
 
-def _tuned(arm: Arm, sweep: Sweep) -> tuple[tuple[Rate, ...], Rate]:
-    """All learning rates of an arm, and the best: of those that lost the fewest seeds, the one with the best mean."""
-    rates = tuple(_rate(lr, runs, sweep.metric) for lr, runs in _by_rate(arm.runs).items()) or (Rate(None, {}, 0),)
-    sign = -1 if sweep.maximize else 1
-    best = min(rates, key=lambda r: (-len(r.values), math.inf if r.mean is None else sign * r.mean))
-    return rates, best
+def _chosen(arm: Arm, sweep: Sweep) -> _Chosen:
+    """Of listed rates: those that lost the fewest seeds, and of these the one with the best mean."""
+    listed = {lr: (runs, _rate(lr, runs, sweep.metric)) for lr, runs in _by_rate(arm.of(COMPARE)).items()}
+    if not listed:
+        return _Chosen((), None, tuned.from_tries(arm.of(TUNE), {}, sweep.metric, sweep.maximize))
+    best, _ = min(listed.values(), key=lambda each: _order(each[1], sweep.maximize))
+    lr = best[0].lr
+    if len(listed) == 1:
+        tries = tuned.from_tries(arm.of(TUNE), best[0].tries, sweep.metric, sweep.maximize)
+        return _Chosen(tuple(best), best[0].tries.get(RATE, lr), tries)
+    pending = sum(run.is_pending for run in arm.of(COMPARE))
+    by_list = _tuned_by_list([rate for _, rate in listed.values()], lr, pending, sweep.maximize)
+    return _Chosen(tuple(best), lr, (by_list,))
+
+
+def _order(rate: Rate, maximize: bool) -> tuple[int, float]:
+    return -len(rate.values), tuned.loss_of(rate.mean, maximize)
+
+
+def _tuned_by_list(rates: Sequence[Rate], used: float | None, pending: int, maximize: bool) -> Tuned:
+    """Rates that were listed: one that lost seeds which the best has not is worse than all others."""
+    whole = max(len(rate.values) for rate in rates)
+    losses = {r.lr: tuned.loss_of(r.mean if len(r.values) == whole else None, maximize) for r in rates}
+    return Tuned(RATE, tuple(Try(lr, loss) for lr, loss in losses.items() if lr), used, pending)
+
+
+def _side(name: str, against: str, chosen: _Chosen, sweep: Sweep) -> Side:
+    seeds = tuple(dict.fromkeys(run.seed for run in chosen.runs))
+    ended = {run.seed for run in chosen.runs if not run.is_pending}
+    return Side(name, against, seeds, chosen.values(sweep.metric), {*seeds} - ended, _outcomes(chosen.runs, sweep))
+
+
+def _outcomes(runs: Sequence[Run], sweep: Sweep) -> dict[int, bool]:
+    """Seed → whether it solved the task; a run that diverged has not."""
+    if (wanted := sweep.design.solved) is None:
+        return {}
+    figure = sweep.figures.get(wanted.metric)
+    sign = -1 if figure is not None and figure.better == "less" else 1
+    values = {
+        run.seed: run.result.value(wanted.metric) for run in runs if run.result.status in ("completed", "diverged")
+    }
+    return {seed: value is not None and sign * value >= sign * wanted.at for seed, value in values.items()}
 
 
 def _rate(lr: float | None, runs: Sequence[Run], metric: str) -> Rate:
@@ -155,23 +222,22 @@ def _by_rate(runs: Sequence[Run]) -> dict[float | None, list[Run]]:
 
 
 def _finding(
-    arm: Arm, rates: tuple[Rate, ...], rate: Rate, other: Arm, baseline: Rate, sweep: Sweep, *, is_baseline: bool
+    arm: Arm, chosen: _Chosen, against: str, other: _Chosen, evidence: Evidence | None, sweep: Sweep
 ) -> Finding:
-    runs = tuple(run for run in arm.runs if run.lr == rate.lr)
-    theirs = [run for run in other.runs if run.lr == baseline.lr]
+    values, is_baseline = chosen.values(sweep.metric), arm is sweep.arms[sweep.baseline]
     return Finding(
         arm,
         is_baseline,
-        other.name,
-        runs,
-        rates,
-        rate.lr,
-        rate.values,
-        intervals.interval(list(rate.values.values())) if rate.values else None,
-        None if is_baseline else intervals.compare(rate.values, baseline.values),
-        None if is_baseline else _speed_up(runs, theirs, sweep.metric),
-        _figures(runs, arm),
-        _also(runs, sweep.also),
+        against,
+        chosen.runs,
+        chosen.lr,
+        chosen.tuned,
+        values,
+        intervals.interval(list(values.values())) if values else None,
+        evidence,
+        None if is_baseline else _speed_up(chosen.runs, other.runs, sweep.metric),
+        _figures(chosen.runs, arm),
+        _also(chosen.runs, sweep.also),
     )
 
 

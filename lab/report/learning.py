@@ -1,4 +1,4 @@
-"""Loss curves: over tokens, over FLOPs, against the baseline, over learning rates, over trials."""
+"""Loss curves: over tokens, over FLOPs, against the baseline, over trials."""
 
 from __future__ import annotations
 
@@ -100,33 +100,6 @@ def _mean(lines: Sequence[Points]) -> Points:
     maps = [dict(line) for line in lines]
     shared = sorted(set.intersection(*(set(m) for m in maps)))
     return [(at, math.fsum(m[at] for m in maps) / len(maps)) for at in shared]
-
-
-def rates(findings: Findings) -> Figure | None:
-    """Mean over seeds at each learning rate, if several were tried."""
-    tuned = [f for f in findings.arms if len(f.rates) > 1]
-    points: dict[str, Points] = {
-        f.name: [(r.lr, r.mean) for r in f.rates if r.lr and r.mean is not None] for f in tuned
-    }
-    every = [p for found in points.values() for p in found]
-    if len({lr for lr, _ in every}) < 2:
-        return None
-    chart = Chart(
-        "learning-rates", f"{findings.sweep.metric} over the learning rate", 280, right=label_room(findings), top=30
-    )
-    lrs = [lr for lr, _ in every]
-    x = Scale(min(lrs) / 1.15, max(lrs) * 1.15, chart.x0, chart.x1, log=True)
-    y = Scale(*padded([mean for _, mean in every]), chart.y0, chart.y1)
-    chart.axes(x, y, "learning rate", findings.sweep.metric, lambda v: f"{v:g}")
-    for f in tuned:
-        at = colour(f, findings)
-        chart.curve(points[f.name], f"curve {at}", f.name)
-        for lr, mean in points[f.name]:
-            kind, radius = ("dot", 5.0) if lr == f.lr else ("ring", RING)
-            chart.mark(f"{kind} {at}", (lr, mean), radius, f"{f.name}, lr {lr}: {plain(mean)}")
-    end_labels(chart, [(f.name, colour(f, findings), points[f.name][-1]) for f in tuned if points[f.name]])
-    caption = "Filled: the best learning rate of each arm, at which it is compared."
-    return Figure(chart, "Learning rates", caption)
 
 
 def search(findings: Findings) -> Figure | None:

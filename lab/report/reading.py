@@ -12,12 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from blockwright.lab.report import arms
-from blockwright.lab.report.sweep import Run, Sweep
+from blockwright.lab.report.sweep import COMPARE, Design, Run, Sweep
 from blockwright.lab.sweep.damage import damage_of
 from blockwright.lab.sweep.direction import described, maximizes
 from blockwright.lab.sweep.plan import overrides_of
 from blockwright.registry import ConfigError, did_you_mean
 from blockwright.registry.folder import read_json, read_yaml
+from blockwright.registry.reading import keys
+from blockwright.registry.reading import read as read_settings
 from blockwright.training.figure import Figure
 from blockwright.training.result import RESULTS, UNFINISHED, Result
 
@@ -63,7 +65,21 @@ def read(
         arms.baseline_of(plan, sides, baseline),
         tuple(plan.get("also", ())),
         figures,
+        design_of(plan),
     )
+
+
+def design_of(plan: Mapping[str, Any]) -> Design:
+    """How a plan was made to decide.
+
+    Raises:
+        ConfigError: one of its values is none that a plan can have
+    """
+    settings = {
+        "see": _within(plan, "definition", "see"),
+        **{key: plan.get(key) for key in keys(Design) if key in plan},
+    }
+    return read_settings(Design, {key: value for key, value in settings.items() if value is not None}, PLAN)
 
 
 WHERE = "Name the folder of a sweep or of `blockwright ablate`: logs/*/multiruns/… or logs/ablation/*/…"
@@ -146,9 +162,10 @@ def _runs(directory: Path, plan: Mapping[str, Any]) -> list[Run]:
 def _run(number: int, folder: Path | None, job: Mapping[str, Any]) -> Run:
     overrides = tuple(job.get("overrides") or (overrides_of(folder) if folder else ()))
     seed = _seed(overrides) if job.get("seed") is None else int(job["seed"])
-    if folder is None:
-        return Run(number, None, overrides, seed, job.get("lr"), Result(UNFINISHED, reason="has not begun"))
-    return Run(number, folder, overrides, seed, job.get("lr"), Result.read(folder), _curves(folder))
+    result = Result(UNFINISHED, reason="has not begun") if folder is None else Result.read(folder)
+    curves = {} if folder is None else _curves(folder)
+    stage, tries = job.get("stage") or COMPARE, job.get("tries") or {}
+    return Run(number, folder, overrides, seed, job.get("lr"), result, curves, stage, tries)
 
 
 def _seed(overrides: Sequence[str]) -> int:

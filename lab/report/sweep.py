@@ -7,9 +7,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from blockwright.lab.statistics.looks import Spend
+from blockwright.registry import BlockError
+from blockwright.registry.ranges import Count, NonNegative, Number, Positive
 from blockwright.training.figure import Figure
-from blockwright.training.result import Result
+from blockwright.training.result import UNFINISHED, Result
 
+TUNE, COMPARE = "tune", "compare"  # stages of a plan
 LONGEST_TITLE = 60  # letters of the values in a title
 
 
@@ -25,6 +29,8 @@ class Run:
         lr: its learning rate, if the plan sweeps it
         result: how it ended, and its figures
         curves: contents of ``curves.json``
+        stage: of the plan: ``tune``, or ``compare``, whose runs alone are compared
+        tries: tuned setting, by its path → the value of this run
     """
 
     job: int
@@ -34,6 +40,13 @@ class Run:
     lr: float | None
     result: Result
     curves: Mapping[str, Any] = field(default_factory=dict)
+    stage: str = COMPARE
+    tries: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def is_pending(self) -> bool:
+        """Whether it has not ended."""
+        return self.result.status == UNFINISHED
 
     @property
     def figures(self) -> dict[str, float]:
@@ -59,7 +72,7 @@ class Arm:
     Args:
         name: of the arm
         overrides: that define it
-        runs: its jobs: seeds, and learning rates where those are swept
+        runs: its jobs of all stages: seeds, and learning rates where those are swept
         figures: from the plan; empty without one
         match: from the plan: how it was matched to the baseline
         against: from the plan: name of the arm that it is compared with; None for the baseline
@@ -72,11 +85,61 @@ class Arm:
     match: Mapping[str, Any] | None = None
     against: str | None = None
 
+    def of(self, stage: str) -> tuple[Run, ...]:
+        """Its runs of one stage."""
+        return tuple(run for run in self.runs if run.stage == stage)
+
+
+@dataclass(frozen=True)
+class Bank:
+    """Noise of earlier sweeps of the same shape: σ of a paired difference, its degrees of freedom, its source."""
+
+    sd: Positive
+    dof: Positive
+    source: str = ""
+
+
+@dataclass(frozen=True)
+class Solved:
+    """What counts as solved: a figure at least ``at``, or at most where less is better."""
+
+    metric: str
+    at: Number
+
+
+@dataclass(frozen=True)
+class Design:
+    """How a sweep was planned to decide. The defaults are those of a sweep that was not: each seed once, no margin.
+
+    Args:
+        within: δ in the unit of the metric: arms that differ by less are called the same
+        see: difference that the sweep was planned to see
+        looks: numbers of compared seeds at which it is looked, ascending; empty: once, at all seeds
+        spend: how the looks share the probability of a false difference
+        bank: noise of earlier sweeps
+        solved: where the share of seeds that solved a task is compared, instead of the mean
+        seconds_a_job: wall time of a job; None: as measured
+        workers: jobs at a time
+    """
+
+    within: Positive | None = None
+    see: Positive | None = None
+    looks: tuple[Count, ...] = ()
+    spend: Spend = "obrien_fleming"
+    bank: Bank | None = None
+    solved: Solved | None = None
+    seconds_a_job: NonNegative | None = None
+    workers: Count = 1
+
+    def __post_init__(self) -> None:
+        if list(self.looks) != sorted(set(self.looks)):
+            raise BlockError("looks", list(self.looks), "must rise", "Write looks: [4, 8, 12, 16]")
+
 
 @dataclass(frozen=True)
 class Sweep:
     """A sweep; ``arms[baseline]`` is the baseline, ``also`` are further figures to show, ``figures`` the units and
-    directions that its runs give, by name."""
+    directions that its runs give, by name, ``design`` how it was planned to decide."""
 
     directory: Path
     kind: str
@@ -88,6 +151,7 @@ class Sweep:
     baseline: int
     also: tuple[str, ...] = ()
     figures: Mapping[str, Figure] = field(default_factory=dict)
+    design: Design = field(default_factory=Design)
 
     @property
     def title(self) -> str:

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 
 from blockwright.lab.report import words
 from blockwright.lab.report.findings import Finding, Findings
-from blockwright.lab.report.sweep import Run
+from blockwright.lab.report.sweep import TUNE, Run
+from blockwright.lab.report.tuned import RATE
 
 BUDGETS = (("params", "parameters"), ("active_params", "active"), ("flops", "FLOPs"), ("cache_bytes", "cache bytes"))
 
@@ -64,9 +65,8 @@ def arms(findings: Findings) -> Table:
     sweep, shown = findings.sweep, [words.headed(name, findings.sweep) for name in (metric, *also)]
     columns = ("arm", "seeds: runs", shown[0], *(("against",) if several else ()), "difference", "p", *shown[1:])
     columns = (*columns, "tokens", *(label for _, label in BUDGETS))
-    tuned = any(len(f.rates) > 1 for f in findings.arms)
-    if tuned:
-        columns = ("arm", "learning rate", *columns[1:])
+    settings = list(dict.fromkeys(each.path for f in findings.arms for each in f.tuned))
+    columns = ("arm", *(_named(path) for path in settings), *columns[1:])
     rows = []
     for f in findings.arms:
         cells: list[str | Sequence[Part]] = [
@@ -79,22 +79,18 @@ def arms(findings: Findings) -> Table:
             words.ratio(f.speed_up),
             *(words.short(f.figures.get(key)) for key, _ in BUDGETS),
         ]
-        if tuned:
-            edge = " (edge)" if f.lr_is_at_the_edge else ""
-            cells = ["–" if f.lr is None else f"{f.lr:g}{edge}", *cells]
+        cells = [*(_used(f, path) for path in settings), *cells]
         rows.append(_row(f.name, *cells, cls="lost" if f.interval is None else ""))
     other = "the arm under against" if several else findings.baseline.name
     note = (
-        f"± is the 95 % interval of the mean; difference: to {other}, over common seeds; p: after "
-        f"Holm's correction; tokens: how many times fewer tokens than {other} to the higher of the "
+        f"± is the 95 % interval of the mean; difference: to {other}, over common seeds, with the noise of all arms "
+        f"together; p: after Holm's correction; tokens: how many times fewer tokens than {other} to the higher of the "
         "two last losses of validations in training (below 1×: more tokens; –: unknown); active: parameters that a "
         "token passes; FLOPs: of training, a token; cache bytes: a token, in fp32. "
         f"{words.legend((metric, *also), sweep)}"
     )
-    if tuned:
-        note += (
-            " Each arm is compared at its best learning rate by the mean over seeds; edge: no rate beyond it was tried."
-        )
+    if any(each.edge for f in findings.arms for each in f.tuned):
+        note += " Edge: no value beyond it was tried, so a better one may be there."
     return Table("Arms", columns, tuple(rows), frozenset(columns[1:]), note=note)
 
 
@@ -146,20 +142,39 @@ def matches(findings: Findings) -> Table | None:
     return Table("Matching", columns, tuple(rows), frozenset(label for _, label in BUDGETS), note=note)
 
 
-def rates(findings: Findings) -> Table | None:
-    """The mean over seeds at each learning rate, if several were tried."""
-    tried = sorted({r.lr for f in findings.arms for r in f.rates if r.lr is not None})
-    if len(tried) < 2:
+def _named(path: str) -> str:
+    return "rate" if path == RATE else path.rpartition("model.")[2]
+
+
+def _used(finding: Finding, path: str) -> str:
+    """The value of a tuned setting at which an arm is compared."""
+    for each in finding.tuned:
+        if each.path == path and each.used is not None:
+            return f"{each.used:.3g}{' (edge)' if each.edge else ''}"
+    return "–"
+
+
+def tuning(findings: Findings) -> Table | None:
+    """How each setting of each arm was tuned."""
+    every = [(f, each) for f in findings.arms for each in f.tuned]
+    if not every:
         return None
-    columns = ("arm", *(f"{lr:g}" for lr in tried), "best")
+    columns = ("arm", "setting", "tries", "from", "to", "best", "compared at", "tuned to within")
     rows = []
-    for f in findings.arms:
-        of = {rate.lr: rate for rate in f.rates}
-        means = [words.plain(of[lr].mean) if lr in of else "" for lr in tried]
-        best = "–" if f.lr is None else f"{f.lr:g}" + (" (edge: try further)" if f.lr_is_at_the_edge else "")
-        rows.append(_row(f.name, *means, best))
-    title = words.headed(findings.sweep.metric, findings.sweep)
-    return Table(f"Mean {title} at each learning rate", columns, tuple(rows), frozenset(columns[1:]))
+    for f, each in every:
+        values = [one.value for one in each.tries]
+        ends = [f"{end:.3g}" for end in (min(values), max(values))] if values else ["–", "–"]
+        fit, excess = each.fit(), each.excess(findings.sd_of_run)
+        best = f"{each.edge} tried" if each.edge else f"{fit.vertex:.3g}" if fit else "–"
+        used = "–" if each.used is None else f"{each.used:.3g}"
+        within = "–" if excess is None else words.plain(excess, words.decimals(excess))
+        rows.append(_row(f.name, each.name, str(len(each.tries)), *ends, best, used, within))
+    of = f", in {findings.sweep.unit}" if findings.sweep.unit else ""
+    note = (
+        "Best: the vertex of the curve through the tries around the best one, over octaves. Tuned to within: the "
+        f"expected loss above that at the best value{of}, from the noise of the tries."
+    )
+    return Table("Tuning", columns, tuple(rows), frozenset(columns[2:]), note=note)
 
 
 def _change(value: object) -> str:
@@ -169,9 +184,11 @@ def _change(value: object) -> str:
 def runs(findings: Findings) -> Table:
     """All runs with their folders."""
     metric = findings.sweep.metric
-    tuned = any(run.lr is not None for run in findings.sweep.runs)
+    tuned = any(_rate_of(run) is not None for run in findings.sweep.runs)
+    staged = any(run.stage == TUNE for run in findings.sweep.runs)
     named = words.headed(metric, findings.sweep)
-    columns = ("run", "arm", "seed", *(("learning rate",) if tuned else ()), "status", named, "seconds", "overrides")
+    more = (*(("stage",) if staged else ()), "seed", *(("learning rate",) if tuned else ()))
+    columns = ("run", "arm", *more, "status", named, "seconds", "overrides")
     given = [set(run.overrides) for run in findings.sweep.runs]
     shared = set.intersection(*given) if len(given) > 1 else set()
     rows = []
@@ -180,14 +197,20 @@ def runs(findings: Findings) -> Table:
         diverged = result.status == "completed" and value is None and metric in result.metrics
         state = "diverged" if diverged else result.status
         seconds = "–" if result.fit_seconds is None else f"{result.fit_seconds:,.0f}"
-        rate = (f"{run.lr:g}" if run.lr is not None else "–",) if tuned else ()
+        lr = _rate_of(run)
+        rate = ("–" if lr is None else f"{lr:.3g}",) if tuned else ()
+        stage = (run.stage,) if staged else ()
         own = " ".join(o for o in run.overrides if o not in shared)
-        cells = (findings.arm_of(run), str(run.seed), *rate, state, words.plain(value), seconds, own)
+        cells = (findings.arm_of(run), *stage, str(run.seed), *rate, state, words.plain(value), seconds, own)
         rows.append(_row(link(run, str(run.job)), *cells, cls="lost" if value is None else ""))
     numeric = frozenset(("seed", "learning rate", named, "seconds"))
     alike = [o for o in findings.sweep.runs[0].overrides if o in shared]
     note = f"And all of them: {' '.join(alike)}" if alike else ""
     return Table("All runs", columns, tuple(rows), numeric, note=note)
+
+
+def _rate_of(run: Run) -> float | None:
+    return run.tries.get(RATE, run.lr)
 
 
 def lost(findings: Findings) -> Table | None:

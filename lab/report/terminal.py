@@ -11,16 +11,16 @@ from rich.text import Text
 
 from blockwright.lab.report import build, words
 from blockwright.lab.report.findings import Findings
+from blockwright.lab.report.method import method
 from blockwright.registry import printing
 
 STYLES = {
     "better": "bold green",
     "worse": "red",
     "baseline": "bold",
-    "noise": "dim",
-    "unknown": "yellow",
-    "unfinished": "yellow",
-    "lost": "red",
+    "same": "green",
+    "undecided": "yellow",
+    "none": "dim",
 }
 
 
@@ -41,9 +41,9 @@ def show(findings: Findings, page: Path, file: IO[str] | None = None) -> None:
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
-    for found in build.verdicts(findings):
-        table.add_row(Text(found["label"], style=STYLES[found["tone"]]), Text(found["text"]))
+    for found in build.headline(findings):
+        table.add_row(Text(found["label"], style=STYLES[found["kind"]]), Text(found["text"]))
     printing.show(table, file)
-    if method := build.method(findings):
-        console.print(Text(f"\n{method}\n", style="dim"))
+    if text := method(findings):
+        console.print(Text(f"\n{text}\n", style="dim"))
     console.print(str(page), soft_wrap=True)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from blockwright.lab.report.findings import Finding, Findings
 from blockwright.lab.report.sweep import Sweep
-from blockwright.lab.statistics.intervals import LEVEL, Comparison, Interval
+from blockwright.lab.statistics.intervals import Interval
 from blockwright.training.result import UNFINISHED
 
 ARROWS = {"less": "↓", "more": "↑", None: ""}
@@ -102,82 +102,11 @@ def seeds(n: int) -> str:
     return f"{n} seed{'s' * (n != 1)}"
 
 
-def tone(finding: Finding, findings: Findings) -> str:
-    """baseline, better, worse, noise, unknown (one seed), unfinished or lost."""
-    if finding.interval is None:
-        return "unfinished" if any(run.result.status == UNFINISHED for run in finding.runs) else "lost"
-    if finding.is_baseline:
-        return "baseline"
-    if finding.comparison is None or finding.comparison.p is None:
-        return "unknown"
-    if not finding.comparison.is_told_from_noise:
-        return "noise"
-    return "better" if _is_better(finding.comparison, findings) else "worse"
-
-
-def _is_better(comparison: Comparison, findings: Findings) -> bool:
-    return (comparison.difference.mean > 0) == findings.sweep.maximize
-
-
-def verdict(finding: Finding, findings: Findings) -> str:
-    """The verdict on an arm, with its lost runs, in one or two sentences."""
-    sentence = _verdict(finding, findings)
-    lost = finding.lost
-    if finding.interval is None or not lost:
-        return sentence
-    states = Counter(run.result.status if run.result.status != "completed" else "diverged" for run in lost)
-    listed = " and ".join(f"{count} {status}" for status, count in states.items())
-    return f"{sentence} Of its {seeds(len(finding.runs))}, {listed}."
-
-
-def _verdict(finding: Finding, findings: Findings) -> str:
-    name, other = finding.name, finding.against
-    how = tone(finding, findings)
-    if how == "lost":
-        return f"{name} is lost: {_loss(finding, findings)}."
-    if how == "unfinished":
-        return f"{name} has no result yet."
-    found = around(finding.interval)
-    measure = f"{findings.sweep.metric} {found} {findings.sweep.unit}".rstrip()
-    if how == "baseline" and not findings.others:
-        return f"{name}: {measure} ({seeds(len(finding.values))})."
-    if how == "baseline":
-        return f"{name} is the baseline: {measure} ({seeds(len(finding.values))})."
-    if finding.comparison is None:
-        return f"{name} has {measure}, and no seed in common with a finished {other} to compare."
-    return _comparison(finding.comparison, name, other, how, findings)
-
-
-def _comparison(comparison: Comparison, name: str, other: str, how: str, findings: Findings) -> str:
-    of, difference = findings.sweep.unit, comparison.difference
-    amount = f"{plain(abs(difference.mean), decimals(difference.half))}"
-    if how == "unknown":
-        direction = "lower" if difference.mean < 0 else "higher"
-        text = f"{amount} {of}".rstrip()
-        return f"One seed: cannot say whether {name} differs from {other} ({text} {direction} this once)."
-    n = seeds(difference.n)
-    if how == "noise":
-        found = f"{around(difference, sign=True)} {of}".rstrip()
-        text = f"{name} against {other}: no difference that {n} can tell from noise ({found}"
-        if (
-            comparison.p is not None and comparison.p < 1 - LEVEL
-        ):  # its interval excludes 0: explain why that is not enough
-            number = findings.comparisons
-            return (
-                f"{text}; alone {probability(comparison.p)}, among {number} comparisons {bare(comparison.corrected)})."
-            )
-        return f"{text}, {probability(comparison.corrected)})."
-    spread = f"{amount} ± {plain(difference.half, decimals(difference.half))} {of}".rstrip()
-    return f"{name} is {how} than {other} by {spread} ({n}, {probability(comparison.corrected)})."
-
-
-def _loss(finding: Finding, findings: Findings) -> str:
-    if not finding.runs:
-        return "it has no runs"
-    reasons = Counter(findings.why_lost(run).splitlines()[0] for run in finding.runs)
-    (reason, count), several = reasons.most_common(1)[0], len(finding.runs) > 1
-    of = f"{count} of {len(finding.runs)} runs " if several else ""
-    return f"{of}{reason}".rstrip(".")
+def measured(finding: Finding, findings: Findings) -> str:
+    """The figure of an arm over its seeds, in one sentence: of the baseline, or the only arm."""
+    figure = f"{findings.sweep.metric} {around(finding.interval)} {findings.sweep.unit}".rstrip()
+    role = " is the baseline" if findings.others else ""
+    return f"{finding.name}{role}: {figure} ({seeds(len(finding.values))})."
 
 
 def state(findings: Findings) -> str:
@@ -197,6 +126,6 @@ def state(findings: Findings) -> str:
         listed = ", ".join(f"{count} {status}" for status, count in gone.items())
         parts.append(
             f"{sum(gone.values())} of {total} runs are lost ({listed}). Comparisons are over the seeds that both arms "
-            "have; an arm that loses its bad seeds looks better than it is."
+            "have."
         )
     return " ".join(parts)

@@ -57,7 +57,7 @@ def paired(differences: Sequence[float]) -> Noise | None:
     if n < 2:
         return None
     mean = math.fsum(differences) / n
-    return Noise(math.sqrt(math.fsum((d - mean) ** 2 for d in differences) / (n - 1)), n - 1, "paired")
+    return Noise(math.hypot(*(d - mean for d in differences)) / math.sqrt(n - 1), n - 1, "paired")
 
 
 def pooled(table: Mapping[str, Mapping[int, float]]) -> Noise | None:

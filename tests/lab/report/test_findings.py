@@ -12,6 +12,7 @@ import pytest
 from blockwright.lab.report import words
 from blockwright.lab.report.findings import Findings, find, pareto
 from blockwright.lab.report.sweep import Arm, Run, Sweep
+from blockwright.lab.report.verdict import verdict
 from blockwright.training.figure import Figure
 from blockwright.training.result import Result
 
@@ -67,7 +68,7 @@ def test_interval_holds_the_truth_as_often_as_it_says(seeds: int) -> None:
 def test_what_is_the_same_is_called_noise(arms: int, seeds: int) -> None:
     rng = random.Random(arms)
     found = [simulated(rng, [0.0] * arms, seeds) for _ in range(SWEEPS)]
-    quiet = sum(all(words.tone(f, of) == "noise" for f in of.others) for of in found)
+    quiet = sum(not any(f.evidence.is_different for f in of.others if f.evidence) for of in found)
     assert quiet / SWEEPS >= 0.94
 
 
@@ -82,14 +83,14 @@ def test_four_arms_without_a_correction_would_cry_wolf() -> None:
 def test_what_differs_by_more_than_noise_is_found() -> None:
     rng = random.Random(0)
     found = [simulated(rng, [0.0, -0.1, 0.1, 0.0], 3) for _ in range(200)]
-    for arm, tone in ((1, "better"), (2, "worse")):
-        assert sum(words.tone(of.arms[arm], of) == tone for of in found) > 180
+    for arm, kind in ((1, "better"), (2, "worse")):
+        assert sum(verdict(of.arms[arm], of).kind == kind for of in found) > 180
 
 
 def test_learning_rates_chosen_on_the_same_seeds_do_not_cry_wolf() -> None:
     rng = random.Random(1)
     found = [simulated(rng, [0.0, 0.0], 3, rates=(0.001, 0.003, 0.01)) for _ in range(SWEEPS)]
-    assert sum(words.tone(of.arms[1], of) == "noise" for of in found) / SWEEPS >= 0.94
+    assert sum(verdict(of.arms[1], of).is_decided for of in found) / SWEEPS <= 0.06
 
 
 # --- learning rates ---------------------------------------------------------------------------------------------------
@@ -102,7 +103,8 @@ def test_each_arm_is_compared_at_its_best_rate() -> None:
     assert [f.lr for f in found.arms] == [0.1, 0.3]
     assert found.arms[1].comparison is not None
     assert found.arms[1].comparison.by_seed == pytest.approx({0: -0.1, 1: -0.3})
-    assert [rate.lr for rate in found.arms[1].rates] == [0.1, 0.3] and found.arms[1].lr_is_at_the_edge
+    (tuned,) = found.arms[1].tuned
+    assert [each.value for each in tuned.tries] == [0.1, 0.3] and tuned.edge == "largest" and tuned.used == 0.3
     turned = find(sweep_of({"base": base, "arm": arm}, maximize=True))
     assert [f.lr for f in turned.arms] == [0.3, 0.1]
 
@@ -124,31 +126,6 @@ def test_front_holds_what_nothing_beats() -> None:
 
 
 # --- words ------------------------------------------------------------------------------------------------------------
-
-
-def said(values: Mapping[str, Sequence[float]], maximize: bool = False) -> str:
-    found = find(
-        sweep_of({k: {(None, seed): v for seed, v in enumerate(of)} for k, of in values.items()}, maximize=maximize)
-    )
-    return words.verdict(found.arms[1], found)
-
-
-def test_verdicts_in_words() -> None:
-    base = [2.0, 2.1, 2.2]
-    better = said({"mha": base, "mla": [1.95, 2.051, 2.149]})
-    assert better == "mla is better than mha by 0.0500 ± 0.0025 nats (3 seeds, p < 0.001)."
-    assert said({"mha": base, "mla": [1.95, 2.051, 2.149]}, maximize=True).startswith("mla is worse than mha by 0.05")
-    noise = said({"mha": base, "mla": [2.05, 2.0, 2.25]})
-    assert noise.startswith("mla against mha: no difference that 3 seeds can tell from noise (0.00 ± 0.22")
-    assert said({"mha": [2.0], "mla": [1.9]}).startswith("One seed: cannot say whether mla differs from mha (0.1000")
-
-
-def test_interval_that_leaves_out_nothing_but_fails_among_many_says_so() -> None:
-    base = [2.0, 2.1, 2.2]
-    many = {"mha": base, "a": [1.95, 2.06, 2.14], **{f"b{i}": [2.05, 2.0, 2.25] for i in range(8)}}
-    verdict = said(many)
-    assert "no difference that 3 seeds can tell from noise (−0.050 ± 0.025 nats; alone p = 0.013" in verdict
-    assert "among 9 comparisons 0.12" in verdict
 
 
 @pytest.mark.parametrize(

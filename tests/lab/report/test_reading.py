@@ -12,7 +12,9 @@ from sweep_folder import ablation, completed, described, grid, write_job
 
 from blockwright.lab.report import build, words
 from blockwright.lab.report.findings import find
+from blockwright.lab.report.method import method
 from blockwright.lab.report.reading import read
+from blockwright.lab.report.verdict import verdict
 
 
 @pytest.fixture(scope="module")
@@ -35,10 +37,11 @@ def test_lost_runs_have_their_reasons(planned: Path) -> None:
     assert told.keys() == {5, 12, 13, 14}
     assert told[5] == "diverged: diverged at step 57: its loss is nan" and "ConfigError" in told[12]
     broken = findings.arms[4]
-    assert broken.interval is None and words.verdict(broken, findings).startswith("broken <b>& is lost: 3 of 3 runs")
+    assert broken.interval is None
+    assert verdict(broken, findings).text.startswith("No verdict: broken <b>& is lost: 3 of 3 runs")
     gqa = findings.arms[1]
     assert gqa.comparison is not None and gqa.comparison.by_seed.keys() == {0, 1}
-    assert words.verdict(gqa, findings).endswith("Of its 3 seeds, 1 diverged.")
+    assert verdict(gqa, findings).why == "lost_seeds" and "(1 diverged)" in verdict(gqa, findings).text
 
 
 def test_figures_are_those_of_the_runs_and_else_of_the_plan(planned: Path) -> None:
@@ -77,7 +80,9 @@ def test_keys_that_end_alike_are_written_out(tmp_path: Path) -> None:
 def test_sweep_of_seeds_alone_is_one_arm(tmp_path: Path) -> None:
     findings = find(read(grid(tmp_path, {"mha": [2.0, 2.1, 2.2]})))
     assert [f.name for f in findings.arms] == ["as configured"] and not findings.others
-    assert words.verdict(findings.baseline, findings) == "as configured: val/loss 2.10 ± 0.25 nats per token (3 seeds)."
+    assert (
+        words.measured(findings.baseline, findings) == "as configured: val/loss 2.10 ± 0.25 nats per token (3 seeds)."
+    )
 
 
 def test_plan_without_arms_is_read_by_its_overrides(tmp_path: Path) -> None:
@@ -90,7 +95,7 @@ def test_plan_without_arms_is_read_by_its_overrides(tmp_path: Path) -> None:
     assert [f.name for f in findings.arms] == ["mha", "mla", "gqa"]
     waiting = findings.arms[2]
     assert waiting.runs[0].folder is None and findings.why_lost(waiting.runs[0]) == "unfinished: has not begun"
-    assert words.verdict(waiting, findings) == "gqa has no result yet."
+    assert verdict(waiting, findings).text == "No verdict: gqa has no result yet."
     assert words.state(findings).startswith("Not finished: 1 of 3 runs have no result yet.")
 
 
@@ -126,7 +131,7 @@ def test_baseline_that_is_lost_is_said_to_be(tmp_path: Path) -> None:
     grid(tmp_path, {"mha": [None], "mla": [1.9], "gqa": [2.0]})
     findings = find(read(tmp_path))
     assert words.state(findings).startswith("The baseline mha has no figure, so nothing is compared")
-    assert "no seed in common with a finished mha" in words.verdict(findings.arms[1], findings)
+    assert verdict(findings.arms[1], findings).text == "No verdict: mha has no result yet."
 
 
 def test_speed_up_is_over_common_seeds(planned: Path) -> None:
@@ -168,18 +173,18 @@ def test_another_metric_has_its_own_direction(metric: str, better: str, tmp_path
         results = {**completed(2.0), "metrics": {metric: figure}, "figures": described([metric])}
         write_job(tmp_path, i, [f"model/attention={arm}", f"seed={i % 3}"], results)
     findings = find(read(tmp_path, metric=metric))
-    assert words.tone(findings.arms[1], findings) == ("better" if better == "mla" else "worse")
+    assert verdict(findings.arms[1], findings).kind == ("better" if better == "mla" else "worse")
 
 
 def test_arm_without_a_seed_in_common_is_not_called_one_seed(tmp_path: Path) -> None:
-    findings = find(read(grid(tmp_path, {"mha": [math.nan] * 3, "mla": [1.9, 1.8, 1.7]})))
-    assert [v["label"] for v in build.verdicts(findings)] == ["not compared", "lost"]
-    assert build.method(findings) == ""
+    findings = find(read(grid(tmp_path, {"mha": [math.nan, 2.0], "mla": [1.9, math.nan]})))
+    assert verdict(findings.arms[1], findings).why == "no_common_seed"
+    assert method(findings) == ""
 
 
 def test_losses_beyond_all_measure_are_reported(tmp_path: Path) -> None:
     findings = find(read(grid(tmp_path, {"mha": [1e200, 2.1], "mla": [1.9, 1.95]})))
-    assert "5e+199 ±" in words.verdict(findings.arms[0], findings)
+    assert "5e+199 ±" in words.measured(findings.arms[0], findings)
     build.write(findings)
 
 

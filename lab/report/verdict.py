@@ -1,0 +1,102 @@
+"""The verdict on each arm of a sweep: better, worse, the same, undecided, or none and why.
+
+A script obeys ``kind``, ``why`` and ``needs_seeds``; ``text`` says the same in one or two sentences.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from blockwright.lab.report import sentences
+from blockwright.lab.report.case import Case, sees
+from blockwright.lab.report.findings import Finding, Findings
+from blockwright.lab.report.need import need
+from blockwright.lab.report.obstacle import Why, flattery, obstacle
+
+Kind = Literal["better", "worse", "same", "undecided", "none"]
+DECIDED, UNDECIDED, WITHOUT = 0, 3, 4  # exit codes; 1, 2, 64, 70 and 75 have other meanings
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The verdict on one arm.
+
+    Args:
+        arm, against: names of the arm and of the one that it is compared with
+        kind: ``none`` if the sweep cannot say anything, because of ``why``
+        text: in words
+        why: of ``none``; else None
+        difference: mean of arm − against over the seeds, in the unit of the metric; of solved tasks, of the shares
+        interval: of the difference, at the level of the look: 95 % of a fixed number of seeds
+        p: after Holm's correction
+        seeds: that were compared
+        sees: smallest difference that the sweep shows four times in five
+        needs_seeds: further seeds for a verdict, about; None if decided, or not known
+        minutes: that they take, for all arms
+    """
+
+    arm: str
+    against: str
+    kind: Kind
+    text: str
+    why: Why | None = None
+    difference: float | None = None
+    interval: tuple[float, float] | None = None
+    p: float | None = None
+    seeds: int = 0
+    sees: float | None = None
+    needs_seeds: int | None = None
+    minutes: float | None = None
+
+    @property
+    def is_decided(self) -> bool:
+        return self.kind in ("better", "worse", "same")
+
+
+def verdicts(findings: Findings) -> list[Verdict]:
+    """The verdicts on all arms but the baseline, in the plan's order; none on the trials of a search."""
+    return [verdict(arm, findings) for arm in findings.others] if findings.sweep.kind != "search" else []
+
+
+def exit_code(every: Sequence[Verdict]) -> int:
+    """0: all are decided; 3: some are undecided; 4: on some there is no verdict."""
+    kinds = {each.kind for each in every}
+    return WITHOUT if "none" in kinds else UNDECIDED if "undecided" in kinds else DECIDED
+
+
+def verdict(arm: Finding, findings: Findings) -> Verdict:
+    """The verdict on an arm that is compared with another."""
+    other = findings.named(arm.against)
+    against = obstacle(arm, other, findings)
+    evidence = arm.evidence
+    if against or evidence is None or evidence.look is None or evidence.comparison is None:
+        why, text = (against.why, against.text) if against else (None, "nothing is compared")
+        return Verdict(arm.name, other.name, "none", f"No verdict: {text}.", why)
+    arms = sum(bool(each.runs) for each in findings.arms)
+    return _at_look(Case(arm, other, findings.sweep, evidence, evidence.look, evidence.comparison, arms))
+
+
+def _at_look(case: Case) -> Verdict:
+    kind: Kind = case.kind
+    more = need(case) if case.kind == "undecided" else None
+    says = {"same": sentences.same, "better": sentences.different, "worse": sentences.different}
+    text = says[kind](case) if kind in says else sentences.undecided(case, more)
+    text, why = f"{text}{sentences.without(case)}", None
+    if against := flattery(case, case.kind):
+        kind, why, text, more = "none", against.why, f"No verdict: {against.text}.", None
+    return Verdict(
+        case.arm.name,
+        case.other.name,
+        kind,
+        text,
+        why,
+        case.difference,
+        case.interval,
+        case.comparison.corrected,
+        case.comparison.difference.n,
+        sees(case.evidence),
+        more.seeds if more else None,
+        more.minutes if more else None,
+    )
