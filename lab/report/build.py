@@ -1,4 +1,4 @@
-"""Write DIR/report/ of a sweep: index.html, which works offline, report.md, runs.csv, the charts."""
+"""Write DIR/report/ of a sweep: index.html, which works offline, report.md, verdict.json, runs.csv, the charts."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from blockwright.lab.report import charts, costs, tables, words
+from blockwright.lab.report.document import written
 from blockwright.lab.report.figure import Figure
 from blockwright.lab.report.findings import Findings
 from blockwright.lab.report.method import method
@@ -24,6 +25,7 @@ from blockwright.registry.folder import own_folder
 from blockwright.training.writing import write_text
 
 HERE = Path(__file__).parent
+VERDICT = "verdict.json"
 KINDS = {"ablation": "Ablation", "grid": "Sweep", "search": "Search"}
 LABELS = {
     "better": "better",
@@ -61,6 +63,8 @@ def write(findings: Findings) -> Path:
     sections = arrange(findings)
     files = {f.file: standalone(f.chart) for section in sections for f in section.figures}
     files |= {"runs.csv": rows(findings), "report.md": markdown(findings, sections)}
+    if findings.sweep.kind != "search":
+        files[VERDICT] = f"{written(findings)}\n"
     files["index.html"] = page(findings, sections)
     try:
         folder.mkdir(exist_ok=True)

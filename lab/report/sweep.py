@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from annotated_types import Ge, Le
 
 from blockwright.lab.statistics.looks import Spend
 from blockwright.registry import BlockError
@@ -14,6 +16,7 @@ from blockwright.training.figure import Figure
 from blockwright.training.result import UNFINISHED, Result
 
 TUNE, COMPARE = "tune", "compare"  # stages of a plan
+MOST_LOOKS, MOST_DOF = 50, 100_000
 LONGEST_TITLE = 60  # letters of the values in a title
 
 
@@ -95,7 +98,7 @@ class Bank:
     """Noise of earlier sweeps of the same shape: σ of a paired difference, its degrees of freedom, its source."""
 
     sd: Positive
-    dof: Positive
+    dof: Annotated[float, Ge(1), Le(MOST_DOF)]
     source: str = ""
 
 
@@ -132,8 +135,9 @@ class Design:
     workers: Count = 1
 
     def __post_init__(self) -> None:
-        if list(self.looks) != sorted(set(self.looks)):
-            raise BlockError("looks", list(self.looks), "must rise", "Write looks: [4, 8, 12, 16]")
+        if list(self.looks) != sorted(set(self.looks)) or len(self.looks) > MOST_LOOKS:
+            rule = f"must rise, and be {MOST_LOOKS} or fewer"
+            raise BlockError("looks", list(self.looks), rule, "Write looks: [4, 8, 12, 16]")
 
 
 @dataclass(frozen=True)

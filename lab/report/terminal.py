@@ -24,12 +24,12 @@ STYLES = {
 }
 
 
-def show(findings: Findings, page: Path, file: IO[str] | None = None) -> None:
-    """Print the verdicts, and the path of the page.
+def show(findings: Findings, page: Path | None = None, file: IO[str] | None = None) -> None:
+    """Print the verdicts.
 
     Args:
         findings: of the sweep
-        page: of its report
+        page: of its report, whose path is printed; None if there is none
         file: to print to; None for standard output
     """
     console = printing.console(file)
@@ -46,4 +46,5 @@ def show(findings: Findings, page: Path, file: IO[str] | None = None) -> None:
     printing.show(table, file)
     if text := method(findings):
         console.print(Text(f"\n{text}\n", style="dim"))
-    console.print(str(page), soft_wrap=True)
+    if page is not None:
+        console.print(str(page), soft_wrap=True)

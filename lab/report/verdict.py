@@ -14,6 +14,7 @@ from blockwright.lab.report.case import Case, sees
 from blockwright.lab.report.findings import Finding, Findings
 from blockwright.lab.report.need import need
 from blockwright.lab.report.obstacle import Why, flattery, obstacle
+from blockwright.lab.statistics.variance import Noise
 
 Kind = Literal["better", "worse", "same", "undecided", "none"]
 DECIDED, UNDECIDED, WITHOUT = 0, 3, 4  # exit codes; 1, 2, 64, 70 and 75 have other meanings
@@ -35,6 +36,7 @@ class Verdict:
         sees: smallest difference that the sweep shows four times in five
         needs_seeds: further seeds for a verdict, about; None if decided, or not known
         minutes: that they take, for all arms
+        noise: σ of a paired difference, its degrees of freedom and where it is from
     """
 
     arm: str
@@ -49,6 +51,7 @@ class Verdict:
     sees: float | None = None
     needs_seeds: int | None = None
     minutes: float | None = None
+    noise: Noise | None = None
 
     @property
     def is_decided(self) -> bool:
@@ -99,4 +102,5 @@ def _at_look(case: Case) -> Verdict:
         sees(case.evidence),
         more.seeds if more else None,
         more.minutes if more else None,
+        case.comparison.noise,
     )

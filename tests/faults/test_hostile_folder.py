@@ -46,6 +46,7 @@ FORMS: dict[str, list[str]] = {
     "sweep": [f"{action} FOLDER" for action in ("status", "status --json", "stop")],
     "kubernetes": [f"{action} FOLDER" for action in ("status", "logs", "stop")],
     "report": ["FOLDER", "FOLDER --metric val/loss"],
+    "verdict": ["FOLDER", "FOLDER --json"],
     "surgery": ["FOLDER model/attention=mla --ledger", "FOLDER model/attention=mla"],
     "generate": ["FOLDER --prompt It --max-new-tokens 2 --device cpu"],
     "cache-loss": ["FOLDER --windows 1", "FOLDER --windows 1 --text FOLDER/huge.txt --text FOLDER/pipe"],

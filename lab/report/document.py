@@ -1,0 +1,51 @@
+"""``verdict.json``: the verdicts of a sweep for a script. docs/how-to/report.md lists its keys."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import asdict
+from typing import Any
+
+from blockwright.lab.report.findings import Findings
+from blockwright.lab.report.method import method
+from blockwright.lab.report.verdict import exit_code, verdicts
+
+SCHEMA = "blockwright.verdict/1"  # another number, if a key is removed or changes its meaning; keys may be added
+
+
+def document(findings: Findings) -> dict[str, Any]:
+    """The verdicts, how they were reached, and the exit code of ``blockwright verdict``.
+
+    Args:
+        findings: of a sweep that is no search
+    """
+    sweep, every = findings.sweep, verdicts(findings)
+    design = sweep.design
+    return {
+        "schema": SCHEMA,
+        "sweep": sweep.name,
+        "metric": sweep.metric,
+        "unit": sweep.unit,
+        "better": "more" if sweep.maximize else "less",
+        "baseline": findings.baseline.name,
+        "within": design.within,
+        "looks": {"seeds": list(design.looks), "spend": design.spend} if design.looks else None,
+        "comparisons": findings.comparisons,
+        "method": method(findings),
+        "verdicts": [asdict(each) for each in every],
+        "exit_code": exit_code(every),
+    }
+
+
+def written(findings: Findings) -> str:
+    """The document as JSON, which has no infinite numbers: they are null."""
+    return json.dumps(_plain(document(findings)), indent=1, ensure_ascii=False, allow_nan=False)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
