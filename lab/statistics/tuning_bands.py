@@ -8,6 +8,7 @@ The bands hold for values drawn at random. Of a grid an octave apart they are a 
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -41,10 +42,12 @@ def bands(losses: Sequence[float], least: float = 0.0) -> Bands | None:
     import numpy as np
     from opda.nonparametric import EmpiricalDistribution
 
-    finite = [loss if math.isfinite(loss) else math.inf for loss in losses]
+    final = [loss if math.isfinite(loss) else math.inf for loss in losses]
     tries = np.arange(1, len(losses) + 1)
-    of_shares = EmpiricalDistribution.confidence_bands(
-        finite, CONFIDENCE, a=least, generator=np.random.default_rng(0), method="ld_equal_tailed", n_jobs=1
-    )
+    with warnings.catch_warnings():  # of equal losses, as of diverged runs: the bands are then wider than need be
+        warnings.simplefilter("ignore", RuntimeWarning)
+        of_shares = EmpiricalDistribution.confidence_bands(
+            final, CONFIDENCE, a=least, generator=np.random.default_rng(0), method="ld_equal_tailed", n_jobs=1
+        )
     below, middle, above = (tuple(map(float, each.quantile_tuning_curve(tries, minimize=True))) for each in of_shares)
     return Bands(middle, above, below)  # the lower band of the shares is the upper one of the losses
