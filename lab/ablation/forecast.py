@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 from blockwright.lab.ablation import provision
+from blockwright.lab.ablation.bank import Entry
 from blockwright.lab.ablation.planning import Plan
 from blockwright.lab.ablation.seeds import FEWEST, affordable, last_level
 from blockwright.lab.report.sweep import TUNE
@@ -62,9 +63,16 @@ def seen(plan: Plan) -> str:
         measured = f"see=… pairs=3 measures it first, with 6 runs of {scheme.baseline}"
         return f"What this sweep sees is not known: nor is the noise of this shape, length and rate ({measured})."
     precision = provision.precision(len(scheme.compared), noise, scheme.bank)
-    rate = f", at a {'tuned ' if noise.tuned else ''}rate of {noise.lr:g}" if noise.lr else ""
-    source = f"σ {noise.sd:.2g} from {noise.origin}{rate}"
+    source = f"σ {noise.sd:.2g} from {noise.origin}{_rate(noise, bool(scheme.tune))}"
     if precision is None or count is None or precision.dof(count) <= 0:
         return f"One seed sees nothing, whatever the noise ({source})." if count == 1 else f"Noise: {source}."
     level = last_level(scheme.looks, scheme.spend) if scheme.looks else 0.05
     return f"This sweep sees {precision.sees(count, level):.2g}{plan.unit} four times in five ({source})."
+
+
+def _rate(noise: Entry, tuned: bool) -> str:
+    """The rate at which noise was measured: pairs of runs have less in common at higher ones."""
+    if noise.lr is None:
+        return ""
+    doubt = ", and more if these are tuned to higher ones" if tuned and not noise.tuned else ""
+    return f", at a {'tuned ' if noise.tuned else ''}rate of {noise.lr:g}{doubt}"
