@@ -14,7 +14,7 @@ from blockwright.lab.report import charts, costs, tables, words
 from blockwright.lab.report.document import written
 from blockwright.lab.report.figure import Figure
 from blockwright.lab.report.findings import Findings
-from blockwright.lab.report.method import method
+from blockwright.lab.report.method import basis
 from blockwright.lab.report.svg import CSS, standalone
 from blockwright.lab.report.tables import Cell, Table
 from blockwright.lab.report.tuned import RATE
@@ -154,7 +154,7 @@ def page(findings: Findings, sections: list[Section]) -> str:
         state=words.state(findings),
         search=sweep.kind == "search",
         headline=headline(findings),
-        method=method(findings),
+        method=basis(findings),
         sections=shown,
         command=sweep.command,
         directory=str(sweep.directory),
@@ -173,7 +173,7 @@ def markdown(findings: Findings, sections: list[Section]) -> str:
     if state := words.state(findings):
         parts.append(f"> {_escaped(state)}")
     parts.append("\n".join(f"* **{v['label']}**: {_escaped(v['text'])}" for v in headline(findings)))
-    parts += [method(findings)] if method(findings) else []
+    parts += list(filter(None, [basis(findings)]))
     for section in sections:
         parts.append(f"## {section.heading}")
         parts += [f"![{_escaped(f.heading)}]({f.file})\n\n{_escaped(f.caption)}" for f in section.figures]

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from blockwright.lab.report import build, words
 from blockwright.lab.report.findings import Findings
-from blockwright.lab.report.method import method
+from blockwright.lab.report.method import basis
 from blockwright.registry import printing
 
 STYLES = {
@@ -44,7 +44,7 @@ def show(findings: Findings, page: Path | None = None, file: IO[str] | None = No
     for found in build.headline(findings):
         table.add_row(Text(found["label"], style=STYLES[found["kind"]]), Text(found["text"]))
     printing.show(table, file)
-    if text := method(findings):
+    if text := basis(findings):
         console.print(Text(f"\n{text}\n", style="dim"))
     if page is not None:
         console.print(str(page), soft_wrap=True)

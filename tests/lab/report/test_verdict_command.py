@@ -24,7 +24,8 @@ NUMBER = (int, float)
 KEYS: dict[str, Any] = {
     "schema": str, "sweep": str, "metric": str, "unit": str, "better": str, "baseline": str,
     "within": (*NUMBER, type(None)),
-    "looks": (dict, type(None)), "comparisons": int, "method": str, "verdicts": list, "exit_code": int,
+    "looks": (dict, type(None)), "comparisons": int, "method": str, "calibration": (str, type(None)),
+    "verdicts": list, "exit_code": int,
 }  # fmt: skip
 OF_AN_ARM: dict[str, Any] = {
     "arm": str, "against": str, "kind": str, "text": str, "why": (str, type(None)), "difference": (*NUMBER, type(None)),
