@@ -44,6 +44,10 @@ CASES = {
     "while a checkpoint is written": Case(
         ("callbacks.interruption.every_n_steps=2",), at=2, step=3, when="save_checkpoint"
     ),
+    "averaged weights": Case(("callbacks=averaging",)),
+    "averaged weights in the middle of a validation": Case(
+        ("callbacks=averaging", "data.eval_batch_size=2"), at=5, step=5, when="validation_batch_start"
+    ),
     "balancing bias": Case((BIAS, "model.gating.bias_step=0.05", "trainer.accumulate_grad_batches=2"), at=4, step=3),
 }
 
@@ -273,6 +277,8 @@ def test_resumed_run_is_the_run_that_never_stopped(
     assert ours["state_dict"].keys() == theirs["state_dict"].keys()
     for key, value in theirs["state_dict"].items():
         assert torch.equal(ours["state_dict"][key], value), key
+    for key, value in theirs.get("current_model_state", {}).items():
+        assert torch.equal(ours["current_model_state"][key], value), key
     assert ours["global_step"] == theirs["global_step"]
 
 

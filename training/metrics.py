@@ -78,6 +78,27 @@ class TokenLoss(Sums):
         return figures
 
 
+class Accuracy(Sums):
+    """The share of predictions that are right, over everything added."""
+
+    figures: ClassVar[tuple[Figure, ...]] = (Figure("accuracy", "of the scored tokens", "more"),)
+    right: Tensor
+    of: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        for name in ("right", "of"):
+            self.add_sum(name)
+
+    def update(self, right: Tensor) -> None:
+        """Add predictions: whether each is right, [n]."""
+        self.right += self._wide(right.sum())
+        self.of += right.numel()
+
+    def compute(self) -> Tensor:
+        return self.right / self.of
+
+
 class ExpertLoad(Sums):
     """Load balance of one layer's experts.
 

@@ -130,7 +130,7 @@ def read(name: str, changes: Mapping[str, str] | None = None) -> Ladder:
     for this, other in (("durations", "tokens"), ("tokens", "durations")):
         if this in own and other not in own:
             settings.pop(other, None)
-    of_arms = {key: value for key, value in written.items() if key in OF_ABLATION}
+    of_arms = {**{key: value for key, value in written.items() if key in OF_ABLATION}, "tune": None}
     arms = ablation.defined(Path(name).stem, of_arms, {k: text for k, text in changes.items() if k not in OWN})
     _refuse_starts(arms)
     ladder = read_settings(Settings, settings)

@@ -228,10 +228,9 @@ def _steps(ladder: Ladder, parameters: float, tokens_per_step: int, size: str) -
 def _outline(ladder: Ladder, sizes: dict[str, Size], tokens_per_step: int) -> Outline:
     tune = ladder.settings.tune
     path, number = next(iter(tune.items())) if tune else (None, 1)
-    s, arms = ladder.settings, ladder.arms
-    return Outline(
-        arms.baseline, sizes, tokens_per_step, s.decay, s.warmup, arms.seeds, path, number, ladder.tuned_sizes
-    )
+    s, arms, tuned = ladder.settings, ladder.arms, ladder.tuned_sizes
+    seeds = arms.seeds or (0,)
+    return Outline(arms.baseline, sizes, tokens_per_step, s.decay, s.warmup, seeds, path, number, tuned)
 
 
 def _check_lengths(outline: Outline, size: str) -> None:

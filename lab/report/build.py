@@ -15,7 +15,7 @@ from blockwright.lab.report import charts, costs, tables, words
 from blockwright.lab.report.document import written
 from blockwright.lab.report.figure import Figure
 from blockwright.lab.report.findings import Findings
-from blockwright.lab.report.method import method
+from blockwright.lab.report.method import basis
 from blockwright.lab.report.svg import CSS, standalone
 from blockwright.lab.report.tables import Cell, Table
 from blockwright.lab.report.tuned import RATE
@@ -190,7 +190,7 @@ def head_of(findings: Findings) -> Head:
         better="more is better" if sweep.maximize else "less is better",
         state=words.state(findings),
         headline=headline(findings),
-        method=method(findings),
+        method=basis(findings),
         command=sweep.command,
         directory=str(sweep.directory),
         search=sweep.kind == "search",

@@ -63,6 +63,11 @@ class Case:
         return self.evidence.spread.noise.sd if self.evidence.spread else 0.0
 
     @property
+    def comparisons(self) -> int:
+        """Number of simultaneous tests, its own included."""
+        return max(1, self.evidence.comparisons)
+
+    @property
     def unit(self) -> str:
         return f" {self.sweep.unit}".rstrip()
 

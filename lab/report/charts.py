@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 
+from blockwright.lab.report.bands_chart import bands
 from blockwright.lab.report.costs import COSTS, trade
 from blockwright.lab.report.experts import experts
 from blockwright.lab.report.figure import Figure
@@ -25,7 +26,7 @@ def draw(findings: Findings) -> dict[str, list[Figure]]:
         "differences": _some([differences(findings)]),
         "curves": _some([curves(findings, "tokens"), curves(findings, "flops"), gaps(findings)]),
         "trade": _some([trade(findings, cost) for cost in COSTS]),
-        "tuning": _some([tuning(findings, path) for path in paths(findings)]),
+        "tuning": _some([chart(findings, path) for path in paths(findings) for chart in (tuning, bands)]),
         "experts": _some([experts(i, finding) for i, finding in enumerate(findings.arms)]),
     }
 

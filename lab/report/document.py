@@ -8,7 +8,7 @@ from dataclasses import asdict
 from typing import Any
 
 from blockwright.lab.report.findings import Findings
-from blockwright.lab.report.method import method
+from blockwright.lab.report.method import calibration, method
 from blockwright.lab.report.verdict import exit_code, verdicts
 
 SCHEMA = "blockwright.verdict/1"  # another number, if a key is removed or changes its meaning; keys may be added
@@ -33,6 +33,7 @@ def document(findings: Findings) -> dict[str, Any]:
         "looks": {"seeds": list(design.looks), "spend": design.spend} if design.looks else None,
         "comparisons": findings.comparisons,
         "method": method(findings),
+        "calibration": calibration(findings),
         "verdicts": [asdict(each) for each in every],
         "exit_code": exit_code(every),
     }

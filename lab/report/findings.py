@@ -108,12 +108,6 @@ class Findings:
         """Number of simultaneous tests, for their correction."""
         return max((f.evidence.comparisons for f in self.arms if f.evidence), default=0)
 
-    @property
-    def sd_of_run(self) -> float | None:
-        """Noise of one run against another of the same seed; None if it is not known."""
-        known = [f.evidence.spread.noise.sd for f in self.arms if f.evidence and f.evidence.spread]
-        return known[0] / math.sqrt(2) if known and known[0] else None
-
     def named(self, name: str) -> Finding:
         return next(f for f in self.arms if f.name == name)
 

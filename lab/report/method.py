@@ -2,10 +2,24 @@
 
 from __future__ import annotations
 
+from blockwright.lab.calibration.record import line_above
 from blockwright.lab.report.case import sees
 from blockwright.lab.report.evidence import Evidence
 from blockwright.lab.report.findings import Findings
 from blockwright.lab.report.sentences import SPENDS, small
+
+NOT_CALIBRATED = "The instrument was not calibrated on this machine (blockwright calibrate)."
+
+
+def basis(findings: Findings) -> str:
+    """The method, and whether known effects are found with it on this machine; empty where nothing is tested."""
+    text = method(findings)
+    return text and f"{text} {calibration(findings) or NOT_CALIBRATED}"
+
+
+def calibration(findings: Findings) -> str | None:
+    """The sentence on the last calibration of this machine; None if there was none."""
+    return line_above(findings.sweep.directory)
 
 
 def method(findings: Findings) -> str:

@@ -7,7 +7,7 @@ from bisect import bisect_left
 from dataclasses import dataclass
 from statistics import median
 
-from blockwright.lab.report.case import Case, sees
+from blockwright.lab.report.case import Case
 from blockwright.lab.report.evidence import Spread
 from blockwright.lab.statistics import equivalence, power
 
@@ -30,40 +30,40 @@ class Need:
 def need(case: Case) -> Need | None:
     """For the margin, or the difference that the sweep was planned to see, or else the one that was seen.
 
-    A tiny one would need a thousand seeds, so that half of what the sweep sees is the least. Where enough seeds have
-    ended already, the truth lies between the difference and none: then for half of it.
+    A tiny one would need a thousand seeds, so that half of what these seeds can see is the least. So it is where they
+    can see more than what is asked for: the truth lies between that and none.
 
     Returns:
-        None without noise or difference, or if 100,000 seeds are not enough
+        None without noise, or if 100,000 seeds are not enough
     """
-    spread, design = case.evidence.spread, case.sweep.design
-    difference = design.within or design.see or max(abs(case.difference), (sees(case.evidence) or 0) / 2)
-    if spread is None or not case.sd or not difference:
+    spread, design, n = case.evidence.spread, case.sweep.design, case.comparison.difference.n
+    if spread is None or not case.sd:
         return None
+    half = power.detectable(case.sd, n, spread.dof(n), case.comparisons, level=case.look.last_level) / 2
+    difference = design.within or design.see or max(abs(case.difference), half)
+    difference = difference if difference < 2 * half else half
     try:
-        while (total := _total(difference, spread, case)) <= case.comparison.difference.n:
-            difference /= 2
+        total = _total(difference, spread, case)
     except ValueError:
         return None
     total = min((look for look in design.looks if look >= total), default=total)
-    further = total - case.comparison.difference.n
+    further = max(total - n, 1)
     return Need(difference, further, _minutes(further, case))
 
 
 def _total(difference: float, spread: Spread, case: Case) -> int:
-    """Seeds that show a difference; and if it is the margin, that there is none as large.
+    """Seeds that show a difference; and if there is a margin, that there is none as large.
 
     Raises:
         ValueError: more than 100,000
     """
-    sd, level, many = spread.noise.sd, case.look.last_level, max(1, case.evidence.comparisons)
-    total = power.seeds_to_see(difference, sd, spread.dof, many, level=level)
+    total = power.seeds_to_see(difference, case.sd, spread.dof, case.comparisons, level=case.look.last_level)
     if not case.sweep.design.within:
         return total
-    enough = range(total, power.MOST + 1)
-    at = bisect_left(enough, True, key=lambda n: equivalence.margin_seen(sd, n, dof=spread.dof(n)) <= difference)
+    enough = range(max(total, 2), power.MOST + 1)
+    at = bisect_left(enough, True, key=lambda n: equivalence.margin_seen(case.sd, n, dof=spread.dof(n)) <= difference)
     if at == len(enough):
-        raise ValueError(f"a margin of {difference:g} at a noise of {sd:g} needs more than {power.MOST:,} seeds")
+        raise ValueError(f"a margin of {difference:g} at a noise of {case.sd:g} needs more than {power.MOST:,} seeds")
     return enough[at]
 
 

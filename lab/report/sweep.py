@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
-from annotated_types import Gt, Le
+from annotated_types import Ge, Le
 
 from blockwright.lab.statistics.looks import Spend
 from blockwright.registry import BlockError
@@ -98,7 +98,7 @@ class Bank:
     """Noise of earlier sweeps of the same shape: σ of a paired difference, its degrees of freedom, its source."""
 
     sd: Positive
-    dof: Annotated[float, Gt(0), Le(MOST_DOF)]
+    dof: Annotated[float, Ge(1), Le(MOST_DOF)]
     source: str = ""
 
 

@@ -164,7 +164,7 @@ def tuning(findings: Findings) -> Table | None:
     for f, each in every:
         values = [one.value for one in each.tries]
         ends = [f"{end:.3g}" for end in (min(values), max(values))] if values else ["–", "–"]
-        fit, excess = each.fit(), each.excess(findings.sd_of_run)
+        fit, excess = each.fit, each.excess
         best = f"{each.edge} tried" if each.edge else f"{fit.vertex:.3g}" if fit else "–"
         used = "–" if each.used is None else f"{each.used:.3g}"
         within = "–" if excess is None else words.plain(excess, words.decimals(excess))

@@ -33,14 +33,10 @@ class Tuned:
     def name(self) -> str:
         return "rate" if self.path == RATE else self.path
 
-    def fit(self, sd_of_run: float | None = None) -> Fit | None:
-        """The curve through the best tries; None for fewer than three that have ended well.
-
-        Args:
-            sd_of_run: noise of a try; None: from the residuals
-        """
-        known = [each for each in self.tries if not each.diverged]
-        return tuning.fit(self.tries, sd_of_run) if len(known) > 2 else None
+    @property
+    def fit(self) -> Fit | None:
+        """The curve through the best tries; None for fewer than three that have ended well."""
+        return tuning.fit(self.tries) if sum(not each.diverged for each in self.tries) > 2 else None
 
     @property
     def edge(self) -> str:
@@ -49,9 +45,10 @@ class Tuned:
             return ""
         return {"low": "smallest", "high": "largest", None: ""}[tuning.fit(self.tries).edge]
 
-    def excess(self, sd_of_run: float | None = None) -> float | None:
+    @property
+    def excess(self) -> float | None:
         """Expected loss above that at the best value: from the noise of the tries, and of a value off the vertex."""
-        fit = self.fit(sd_of_run)
+        fit = self.fit
         if fit is None or self.used is None or self.edge:
             return None
         return fit.regret + fit.curvature * math.log2(self.used / fit.vertex) ** 2

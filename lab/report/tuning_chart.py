@@ -53,7 +53,7 @@ def _points(tuned: Tuned, maximize: bool) -> list[Point]:
 def _arm(chart: Chart, name: str, tuned: Tuned, points: list[Point], cls: str, maximize: bool) -> None:
     for value, figure in points:
         chart.mark(f"ring {cls}", (value, figure), RING, f"{name}, {value:.3g}: {plain(figure)}")
-    fit = tuned.fit()
+    fit = tuned.fit
     if fit is None or tuned.edge:
         chart.curve(points, f"curve seed {cls}", name)
         return

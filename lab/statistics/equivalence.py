@@ -23,9 +23,9 @@ def same_within(mean: float, se: float, dof: float, margin: float, level: float 
         margin: δ, in the unit of ``mean``
         level: of each one-sided test
     """
-    from scipy.stats import t
+    from scipy.special import stdtrit
 
-    return abs(mean) + float(t.isf(level, dof)) * se < margin
+    return abs(mean) + float(stdtrit(dof, 1 - level)) * se < margin
 
 
 def margin_seen(sd: float, n: int, power: float = 0.8, dof: float | None = None, level: float = LEVEL) -> float:
@@ -42,14 +42,14 @@ def margin_seen(sd: float, n: int, power: float = 0.8, dof: float | None = None,
     """
     import numpy as np
     from scipy.optimize import brentq
-    from scipy.stats import norm, t
+    from scipy.special import ndtr, stdtrit
 
     dof = n - 1 if dof is None else dof
     if dof <= 0:
         return math.inf
-    wide = float(t.isf(level, dof)) * estimates(dof)  # half the interval, in units of σ/√n
+    wide = float(stdtrit(dof, 1 - level)) * estimates(dof)  # half the interval, in units of σ/√n
 
     def excess(margin: float) -> float:
-        return float(np.maximum(2 * norm.cdf(margin - wide) - 1, 0).mean()) - power
+        return float(np.maximum(2 * ndtr(margin - wide) - 1, 0).mean()) - power
 
     return sd / math.sqrt(n) * float(brentq(excess, 0, float(wide.max()) + 10))

@@ -24,9 +24,9 @@ Spend = Literal["obrien_fleming", "pocock"]
 
 def _obrien_fleming(share: float, level: float) -> float:
     """2 (1 − Φ(z / √t)): nearly nothing early, so that the last look is nearly that of a fixed number of seeds."""
-    from scipy.stats import norm
+    from scipy.special import ndtr, ndtri
 
-    return 2 * float(norm.sf(norm.isf(level / 2) / math.sqrt(share)))
+    return 2 * float(ndtr(ndtri(level / 2) / math.sqrt(share)))
 
 
 def _pocock(share: float, level: float) -> float:
@@ -76,7 +76,7 @@ class _Path:
     def stop(self, share: float) -> float:
         """Stop this share of all paths, and return the nominal p at which they stop."""
         from scipy.optimize import brentq
-        from scipy.stats import norm
+        from scipy.special import ndtr
 
         root = math.sqrt(self.n)
         if share <= 0:  # too little to count with
@@ -84,15 +84,15 @@ class _Path:
         else:
             z = float(brentq(lambda z: math.log(max(self._beyond(z * root), 1e-300) / share), 0, 40))
         self._keep(z * root)
-        return 2 * float(norm.sf(z))
+        return 2 * float(ndtr(-z))
 
     def _beyond(self, boundary: float) -> float:
-        from scipy.stats import norm
+        from scipy.special import ndtr
 
         if self.nodes is None:
-            return 2 * float(norm.sf(boundary / self.added))
+            return 2 * float(ndtr(-boundary / self.added))
         up, down = (boundary - self.nodes) / self.added, (boundary + self.nodes) / self.added
-        return float(self.mass @ (norm.sf(up) + norm.sf(down)))
+        return float(self.mass @ (ndtr(-up) + ndtr(-down)))
 
     def _keep(self, boundary: float) -> None:
         """The density of paths between ± ``boundary``, at new nodes."""

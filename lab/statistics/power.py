@@ -36,11 +36,10 @@ def chance(
         level: of the test, two-sided
     """
     import numpy as np
-    from scipy.special import ndtr
-    from scipy.stats import t
+    from scipy.special import ndtr, stdtrit
 
     dof = n - 1 if dof is None else dof
-    critical = float(t.isf(level / comparisons / 2, dof)) * estimates(dof)
+    critical = float(stdtrit(dof, 1 - level / comparisons / 2)) * estimates(dof)
     shift = abs(difference) / sd * math.sqrt(n)
     return float(np.mean(ndtr(shift - critical) + ndtr(-shift - critical)))
 

@@ -38,17 +38,17 @@ class Noise:
 
     def half(self, n: int, level: float) -> float:
         """Half the width of the interval of the mean of ``n`` differences at this confidence (Student's t)."""
-        from scipy.stats import t
+        from scipy.special import stdtrit
 
-        return float(t.ppf((1 + level) / 2, self.dof)) * self.error(n)
+        return float(stdtrit(self.dof, (1 + level) / 2)) * self.error(n)
 
     def p(self, mean: float, n: int) -> float:
         """Two-sided p of the test that the differences have mean 0, after ``mean`` of ``n`` was seen."""
-        from scipy.stats import t
+        from scipy.special import stdtr
 
         if mean == 0:
             return 1.0
-        return 2 * float(t.sf(abs(mean) / self.error(n), self.dof)) if self.sd else 0.0
+        return 2 * float(stdtr(self.dof, -abs(mean) / self.error(n))) if self.sd else 0.0
 
 
 def paired(differences: Sequence[float]) -> Noise | None:
@@ -65,8 +65,9 @@ def pooled(table: Mapping[str, Mapping[int, float]]) -> Noise | None:
 
         v = Σ r² / ((A − 1)(S − 1)),    sd = √(2 v),    dof = (A − 1)(S − 1)
 
-    This assumes that all arms are equally noisy. If the baseline alone is twice as noisy as all others, 7 to 9 % of
-    sweeps instead of 5 % call something different that is not; the guard limits what is worse.
+    This assumes that all arms are equally noisy. If the baseline alone is twice as noisy as the others, 8 % of sweeps
+    of equal arms instead of 5 % call a difference; if four times, up to 10 %, and 17 % without the guard. Of three arms
+    the guard sees nothing: there the largest is at most 4 × the median.
 
     Args:
         table: arm → seed → value; arms without a value are left out, and so are seeds that an arm lacks
@@ -81,16 +82,17 @@ def pooled(table: Mapping[str, Mapping[int, float]]) -> Noise | None:
     if arms < 3 or count < 2:
         return None
     of_seed = [math.fsum(row[seed] for row in rows) / arms for seed in seeds]
-    squares = [_residual_squares([row[s] - m for s, m in zip(seeds, of_seed, strict=True)]) for row in rows]
-    if max(squares) > UNEQUAL * _median(squares):
+    norms = [_residual_norm([row[s] - m for s, m in zip(seeds, of_seed, strict=True)]) for row in rows]
+    if max(norms) > math.sqrt(UNEQUAL) * _median(norms):
         return None
     dof = (arms - 1) * (count - 1)
-    return Noise(math.sqrt(2 * math.fsum(squares) / dof), dof, "pooled")
+    return Noise(math.hypot(*norms) * math.sqrt(2 / dof), dof, "pooled")
 
 
-def _residual_squares(values: Sequence[float]) -> float:
+def _residual_norm(values: Sequence[float]) -> float:
+    """√Σ r²; ``hypot`` does not overflow, whatever a diverging run has left."""
     mean = math.fsum(values) / len(values)
-    return math.fsum((value - mean) ** 2 for value in values)
+    return math.hypot(*(value - mean for value in values))
 
 
 def _median(values: Sequence[float]) -> float:
@@ -104,11 +106,12 @@ def with_bank(own: Noise, bank: Noise) -> Noise:
         v = (d s² + d₀ s₀²) / (d + d₀)
 
     The guard: ``own`` if s²/s₀² is above the 90 % point of F(d, d₀), since a bank of quieter sweeps makes differences
-    out of noise.
+    out of noise. With 3 seeds and d₀ = 12, sweeps twice as noisy call equal arms different in 13 %, and in 23 % without
+    the guard. It costs power: to see 2 sd, .81 instead of .90; the 3 seeds alone have .47.
     """
-    from scipy.stats import f
+    from scipy.special import fdtri
 
-    if own.sd**2 > float(f.ppf(DOUBTFUL, own.dof, bank.dof)) * bank.sd**2:
+    if own.sd > math.sqrt(float(fdtri(own.dof, bank.dof, DOUBTFUL))) * bank.sd:
         return own
     dof = own.dof + bank.dof
-    return Noise(math.sqrt((own.dof * own.sd**2 + bank.dof * bank.sd**2) / dof), dof, "bank")
+    return Noise(math.hypot(math.sqrt(own.dof / dof) * own.sd, math.sqrt(bank.dof / dof) * bank.sd), dof, "bank")

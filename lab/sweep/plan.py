@@ -19,7 +19,7 @@ from blockwright.training.jobs import SWEEP
 from blockwright.training.writing import write_json
 
 PLAN = SWEEP
-KINDS = ("ablation", "grid", "search")  # and those that have a design
+KINDS = ("grid", "search")  # and those that have a design
 NEEDED = ("kind", "metric", "direction")
 RESUMED = "BLOCKWRIGHT_RESUMED_SWEEP"  # environment variable of a resumed search: its folder
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from blockwright.lab.sweep import designs
 from blockwright.lab.sweep import plan as plans
 from blockwright.lab.sweep.job import LOG, command, conclude
 from blockwright.lab.sweep.locks import take_sweep
@@ -58,6 +59,8 @@ def run_plan(directory: Path, workers: int | None = None, jobs: Collection[int] 
                 plan = plans.read(directory)
                 check_can_run(directory, plan, workers)
                 _run_stage(directory, plan, workers, lock, jobs, signals)
+        if jobs is None and not signals:
+            designs.end(directory, plan)
         code = exit_code(summarise(directory))
     finally:
         os.close(lock)

@@ -65,6 +65,7 @@ OF_A_PATH = {
     "describe": f"model={LONG}",
     "plan": f"model={LONG} gpus=1 gpu=h100",
     "ablate": LONG,
+    "calibrate": f"paths.log_dir={LONG}",
     "sweep": f"status {LONG}",
     "kubernetes": f"status {LONG}",
     "report": LONG,

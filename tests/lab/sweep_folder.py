@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import math
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+Losses = Mapping[str, Sequence[float | str | None]]  # by arm and seed: None has not ended, a word is a state
+RATES = (0.0125, 0.025, 0.05, 0.1, 0.2)  # that are tried
 COST = {"mha": (512, 1.00), "gqa": (256, 0.97), "mla": (144, 1.02), "moe": (512, 1.10)}
 
 
@@ -139,3 +141,44 @@ def grid(sweep: Path, losses: dict[str, Sequence[float | None]], key: str = "mod
             write_job(sweep, number, overrides, results, falling(loss or 2.0, rng))
             number += 1
     return sweep
+
+
+def planned(sweep: Path, losses: Losses, tried: Mapping[str, Sequence[float]] | None = None, **keys: Any) -> Path:
+    """An ablation: arm → final loss by seed, of which None has not ended and a word is a state.
+
+    Args:
+        sweep: its folder, which is made
+        losses: the first arm is the baseline
+        tried: arm → losses at ``RATES`` in the stage ``tune``; None where it was not tuned
+        keys: of the plan
+    """
+    jobs: list[dict[str, Any]] = []
+    for arm in losses:
+        for rate, loss in zip(RATES, (tried or {}).get(arm, ()), strict=False):
+            _add(jobs, sweep, arm, 90, loss, stage="tune", tries={"optimizer.lr": rate})
+    for arm, of_seeds in losses.items():
+        at = {"stage": "compare", "tries": {"optimizer.lr": 0.06}} if tried else {}
+        for seed, each in enumerate(of_seeds):
+            _add(jobs, sweep, arm, seed, each, **at)
+    arms = [{"name": name, "overrides": [f"arm={name}"], "baseline": i == 0} for i, name in enumerate(losses)]
+    plan = {"kind": "ablation", "name": "x", "command": "", "metric": "val/loss", "direction": "minimize"}
+    (sweep / "plan.json").write_text(json.dumps({**plan, "jobs": jobs, "arms": arms, "workers": 2, **keys}))
+    return sweep
+
+
+def _add(jobs: list[dict[str, Any]], sweep: Path, arm: str, seed: int, ended: float | str | None, **more: Any) -> None:
+    job = {"job": len(jobs), "overrides": [f"arm={arm}", f"seed={seed}"], "arm": arm, "seed": seed, "lr": None, **more}
+    results = None
+    if isinstance(ended, str):
+        results = {"status": ended, "reason": "so it is", "metrics": {}}
+    elif ended is not None:
+        results = completed(ended, fit_seconds=120)
+    write_job(sweep, len(jobs), job["overrides"], results)
+    jobs.append(job)
+
+
+def noisy(effects: Mapping[str, float], seeds: int, sd: float = 0.005, seed: int = 1) -> dict[str, list[float]]:
+    """Arms with these effects and noise, and a data order that moves all arms of a seed."""
+    rng = random.Random(seed)
+    order = [rng.gauss(0, 0.05) for _ in range(seeds)]
+    return {name: [2 + effect + at + rng.gauss(0, sd) for at in order] for name, effect in effects.items()}

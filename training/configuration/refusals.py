@@ -27,6 +27,7 @@ from blockwright.training.configuration.run import GROUPS
 
 REFUSALS = (HydraException, OmegaConfBaseException, yaml.YAMLError)  # raised by composing for a user's mistake
 HELP = "See: blockwright train --help"
+OF_MANY = {"ablation": "ablate", "control": "calibrate --only"}  # groups of comparisons → the command that runs one
 NO_NAME = "Config group override must be a string"  # begins the sentence of a ValueError
 NOISE = ("full_key:", "object_type=", "To append to your")
 ADVICE = ("Either ", "Or ")
@@ -122,9 +123,9 @@ def _no_option(found: re.Match[str], text: str, overrides: Sequence[str]) -> Con
 def _no_group(found: re.Match[str], text: str, overrides: Sequence[str]) -> ConfigError:
     group = found[1]
     value = _value(group, overrides)
-    if group == "ablation":
+    if group in OF_MANY:
         rule = "is a comparison of many runs, not part of one"
-        return ConfigError(group, value, rule, f"Write: blockwright ablate {value}")
+        return ConfigError(group, value, rule, f"Write: blockwright {OF_MANY[group]} {value}")
     if group == "preset":
         return ConfigError(group, value, "is the folder of presets; choose a model by name", f"Write model={value}")
     rule = "the composition selects nothing for this group, so there is nothing to replace"

@@ -15,13 +15,15 @@ from blockwright.blocks.kernels.choice import check as check_kernels
 from blockwright.registry import ConfigError
 from blockwright.training.compiling import check_compiler
 from blockwright.training.configuration import figures, packages, parts, trainer_settings
-from blockwright.training.configuration.instantiate import check_target, instantiate
+from blockwright.training.configuration.instantiate import check_target, find_target, instantiate
 from blockwright.training.configuration.run import GROUPS, OWN, Run
 from blockwright.training.entry.parse import parse
 from blockwright.training.entry.ranks import is_child
 from blockwright.training.entry.start import check_sources, compare_start, outline_of, refuse_untrained
 from blockwright.training.optimizers.base import weights
 from blockwright.training.parallel.refusals import check as check_ranks
+from blockwright.training.parallel.refusals import no_shards
+from blockwright.training.parallel.sizes import STRATEGY
 
 if TYPE_CHECKING:
     from blockwright.training.data.modules.base import DataModule
@@ -98,12 +100,23 @@ def _check_parts(run: Run) -> None:
     """Check the trainer, callbacks, loggers, the data and the task, whose classes import Lightning."""
     for part in ("trainer", *GROUPS):
         check_target(run[part], part, skip=OWN)
+    _check_sharded(run)
     data = parts.build("data", run)
     data.check()
     if run.train and not run.trainer.get("fast_dev_run"):
         data.check_run(trainer_settings.batches_of(run.trainer))
     _check_fit(run.model, data)
     parts.check("task", run)
+
+
+def _check_sharded(run: Run) -> None:
+    """Refuse a callback whose class needs all weights on each process (``whole``), where ranks share them."""
+    strategy = run.trainer.get("strategy")
+    if not isinstance(strategy, Mapping) or strategy.get("_target_") != STRATEGY:
+        return
+    for name, node in run.callbacks.items():
+        if node and getattr(find_target(node["_target_"], f"callbacks.{name}"), "whole", False):
+            raise no_shards(f"callbacks.{name}", node["_target_"])
 
 
 def _check_fit(model: Mapping[str, Any], data: DataModule) -> None:

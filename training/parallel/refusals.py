@@ -89,6 +89,15 @@ def check_groups(chosen: Sequence[Chosen], sizes: Sizes) -> None:
         _check_groups(chosen, sizes.expert)
 
 
+def no_shards(path: str, value: Any) -> ConfigError:
+    """The error for a part of a run that needs all weights on each process, where ranks share them."""
+    rule, remedy = (
+        "needs all weights on each process, and this strategy shards them",
+        "Leave it out, or write trainer=ddp",
+    )
+    return ConfigError(path, value, rule, remedy)
+
+
 def check_world(trainer: Mapping[str, Any]) -> None:
     """Check trainer.world: only with trainer.dry_run and a sharding strategy.
 

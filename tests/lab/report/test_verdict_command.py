@@ -22,8 +22,10 @@ LOSSES = {0: {"mha": [2.0, 2.1, 2.2], "mla": BETTER}, 3: {"mha": [2.0, 2.1, 2.2]
 LOSSES[4] = {"mha": [2.0, 2.1, 2.2], "mla": BETTER, "gqa": OPEN, "mqa": ONE}
 NUMBER = (int, float)
 KEYS: dict[str, Any] = {
-    "schema": str, "sweep": str, "metric": str, "unit": str, "better": str, "baseline": str, "within": (*NUMBER, type(None)),
-    "looks": (dict, type(None)), "comparisons": int, "method": str, "verdicts": list, "exit_code": int,
+    "schema": str, "sweep": str, "metric": str, "unit": str, "better": str, "baseline": str,
+    "within": (*NUMBER, type(None)),
+    "looks": (dict, type(None)), "comparisons": int, "method": str, "calibration": (str, type(None)),
+    "verdicts": list, "exit_code": int,
 }  # fmt: skip
 OF_AN_ARM: dict[str, Any] = {
     "arm": str, "against": str, "kind": str, "text": str, "why": (str, type(None)), "difference": (*NUMBER, type(None)),

@@ -6,10 +6,12 @@ import math
 import random
 import warnings
 
+import numpy as np
 import pytest
 import scipy.stats
 
 from blockwright.lab.statistics import intervals
+from blockwright.lab.statistics.variance import Noise
 
 
 @pytest.mark.parametrize("n", [2, 3, 5, 30])
@@ -78,3 +80,37 @@ def test_interval_of_ratios_is_of_their_logarithms() -> None:
     assert found.mean == pytest.approx(1) and found.low is not None and found.high is not None
     assert found.low * found.high == pytest.approx(1) and found.low > 0
     assert intervals.ratio_interval([1.5]).low is None
+
+
+def test_noise_of_a_sweep_replaces_that_of_the_pair() -> None:
+    arm, baseline = {0: 2.0, 1: 2.3, 2: 2.1}, {0: 2.1, 1: 2.1, 2: 2.3}
+    own, noise = intervals.compare(arm, baseline), Noise(0.02, 6, "pooled")
+    pooled = intervals.compare(arm, baseline, noise)
+    assert own is not None and pooled is not None and own.noise is not None
+    assert (own.noise.source, own.noise.dof, pooled.noise) == ("paired", 2, noise)
+    assert pooled.difference.mean == own.difference.mean and pooled.by_seed == own.by_seed
+    # t with 6 degrees of freedom is 2.446912 at 97.5 %.
+    assert pooled.difference.half == pytest.approx(2.446912 * 0.02 / math.sqrt(3), rel=1e-6)
+    t = pooled.difference.mean / (0.02 / math.sqrt(3))
+    assert pooled.p == pytest.approx(2 * scipy.stats.t.sf(abs(t), 6))
+
+
+def test_one_seed_with_the_noise_of_a_bank_tells_something() -> None:
+    found = intervals.compare({0: 1.0}, {0: 2.0}, Noise(0.1, 20, "bank"))
+    assert found is not None and found.p is not None and found.p < 0.001 and found.difference.half is not None
+
+
+@pytest.mark.parametrize("seeds", [2, 3, 8])
+def test_interval_of_normal_values_holds_their_mean(seeds: int) -> None:
+    values = np.random.default_rng(seeds).normal(1.0, 0.1, (10_000, seeds)).tolist()
+    ends = [intervals.interval(each) for each in values]
+    held = sum(each.low is not None and each.high is not None and each.low <= 1.0 <= each.high for each in ends)
+    assert held / 10_000 == pytest.approx(0.95, abs=0.009)
+
+
+def test_percentiles_of_a_bootstrap_over_three_seeds_would_not() -> None:
+    rng = np.random.default_rng(0)
+    values = rng.normal(1.0, 0.1, (2000, 3))
+    means = values[:, rng.integers(0, 3, (400, 3))].mean(2)
+    low, high = np.percentile(means, [2.5, 97.5], axis=1)
+    assert float(((low <= 1.0) & (high >= 1.0)).mean()) < 0.85

@@ -66,7 +66,7 @@ class Offered(EntryPoint):
 
 
 def points(group: str) -> list[EntryPoint]:
-    return [Offered(name, "unused", group) for name in DESIGNS]
+    return [Offered(name, "unused", group) for name in DESIGNS if group == designs.ENTRY_POINTS]
 
 
 @pytest.fixture

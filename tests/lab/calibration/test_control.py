@@ -1,0 +1,119 @@
+"""Controls: what a file says, that all of conf/control can run, and what is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib.metadata import EntryPoint
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from blockwright.lab.calibration import control
+from blockwright.lab.calibration.control import Control
+from blockwright.registry import ConfigError, plugins
+from blockwright.training.configuration.composing import compose_config
+
+OURS = [file.stem for file in sorted(control.FOLDER.glob("*.yaml"))]
+MINIMAL = {"about": "a known effect", "expect": "worse", "arm": ["model/position=none"]}
+
+
+@pytest.fixture
+def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
+    """The name of the only control there is, with these keys."""
+    monkeypatch.setattr(control, "FOLDER", tmp_path)
+
+    def make(**keys: Any) -> str:
+        settings = {k: v for k, v in {**MINIMAL, **keys}.items() if v is not ...}
+        (tmp_path / "mine.yaml").write_text(yaml.safe_dump(settings, sort_keys=False))
+        return "mine"
+
+    return make
+
+
+def test_there_are_eight_effects_and_four_absent_ones() -> None:
+    read = [control.read(name) for name in OURS]
+    assert sum(each.is_effect for each in read) == 8 and len(read) == 12
+    assert all(each.least > 0 for each in read if each.is_effect)
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_arms_of_a_control_compose_and_differ_in_what_it_is_about_alone(name: str) -> None:
+    of = control.read(name)
+    (baseline, arm), *_ = of.pairs()
+    ours, theirs = (compose_config(each) for each in (baseline, arm))
+    assert ours != theirs
+    assert all(ours[part] == theirs[part] for part in ("data", "scheduler", "trainer", "task", "callbacks")) or (
+        of.other_seeds and ours.model == theirs.model
+    )
+
+
+def test_runs_are_paired_by_seed_unless_the_arm_has_its_own(write: Callable[..., str]) -> None:
+    alike = control.read(write(base=["a=1"], baseline=["b=2"], seeds=[3, 5]))
+    assert list(alike.pairs()) == [
+        (("a=1", "b=2", f"seed={seed}"), ("a=1", "model/position=none", f"seed={seed}")) for seed in (3, 5)
+    ]
+    apart = control.read(write(arm=..., seeds=[3, 5], other_seeds=[7, 9]))
+    assert list(apart.pairs()) == [(("seed=3",), ("seed=7",)), (("seed=5",), ("seed=9",))]
+
+
+@pytest.mark.parametrize(
+    ("keys", "path"),
+    [
+        ({"expect": "different"}, "control.mine.expect"),
+        ({"expect": ...}, "control.mine.expect"),
+        ({"about": ...}, "control.mine.about"),
+        ({"arms": {"one": []}}, "control.mine.arms"),
+        ({"least": -1.0}, "control.mine.least"),
+        ({"expect": "absent", "least": 0.1}, "control.mine.least"),
+        ({"seeds": [1]}, "control.mine.seeds"),
+        ({"seeds": [1, 1]}, "control.mine.seeds"),
+        ({"expect": "identical", "seeds": []}, "control.mine.seeds"),
+        ({"seeds": [1, -1]}, "control.mine.seeds"),
+        ({"other_seeds": [1, 2, 3]}, "control.mine.other_seeds"),
+        ({"arm": {"a": 1}}, "control.mine.arm"),
+    ],
+)
+def test_a_control_that_says_nothing_is_refused(write: Callable[..., str], keys: dict[str, Any], path: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        control.read(write(**keys))
+    assert refused.value.path == path
+
+
+def test_a_file_that_is_no_mapping_and_a_name_that_is_none_are_refused(
+    tmp_path: Path, write: Callable[..., str]
+) -> None:
+    write()
+    (tmp_path / "mine.yaml").write_text("[1, 2")
+    with pytest.raises(ConfigError):
+        control.read("mine")
+    (tmp_path / "mine.yaml").write_text("- 1")
+    with pytest.raises(ConfigError):
+        control.read("mine")
+    with pytest.raises(ConfigError) as refused:
+        control.read("mime")
+    assert "mine" in refused.value.remedy
+
+
+def test_a_plugin_adds_controls_and_may_not_take_a_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write: Callable[..., str]
+) -> None:
+    write()
+    theirs = tmp_path / "theirs_of_a_test"
+    theirs.mkdir()
+    (theirs / "more.yaml").write_text(yaml.safe_dump(MINIMAL))
+    point = EntryPoint("x", "theirs_of_a_test", control.ENTRY_POINTS)
+    monkeypatch.setattr(plugins, "entry_points", lambda group: [point] if group == control.ENTRY_POINTS else [])
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert list(control.known()) == ["mine", "more"]
+    assert isinstance(control.read("more"), Control)
+    (theirs / "mine.yaml").write_text(yaml.safe_dump(MINIMAL))
+    with pytest.raises(ConfigError) as refused:
+        control.known()
+    assert refused.value.value == "mine"
+
+
+def test_a_run_that_chooses_a_control_is_refused_with_the_command() -> None:
+    with pytest.raises(ConfigError, match=r"blockwright calibrate --only no_norm"):
+        compose_config(["control=no_norm"])

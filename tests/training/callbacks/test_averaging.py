@@ -1,0 +1,138 @@
+"""Averaged weights: what they are, what is measured and kept with them, and what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+from lightning.pytorch.strategies import FSDPStrategy
+from many_ranks import DENSE, Descent
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from blockwright.registry import ConfigError
+from blockwright.training.callbacks.averaging import Averaging
+from blockwright.training.configuration.composing import compose_config
+from blockwright.training.entry.parse import parse_settings
+from blockwright.training.entry.preflight import check
+from blockwright.training.schedulers.constant import Constant
+from blockwright.training.tasks.causal_lm import CausalLM
+from blockwright.training.tasks.setup import Setup
+
+BATCH = {
+    "tokens": torch.arange(24).view(2, 12) % 11,
+    "targets": torch.arange(1, 25).view(2, 12) % 11,
+    "n_bytes": torch.tensor([12, 12]),
+}
+
+
+class Watch(L.Callback):
+    """The weights after each step, and those that each validation has."""
+
+    def __init__(self) -> None:
+        self.after: list[dict[str, Tensor]] = []
+        self.validated: list[dict[str, Tensor]] = []
+
+    def on_train_batch_end(self, trainer: Any, task: Any, *_: Any) -> None:
+        self.after.append(weights(task))
+
+    def on_validation_batch_start(self, trainer: Any, task: Any, *_: Any) -> None:
+        self.validated.append(weights(task))
+
+
+def weights(task: CausalLM) -> dict[str, Tensor]:
+    return {name: p.detach().clone() for name, p in task.model.named_parameters()}
+
+
+def fit(folder: Path, *callbacks: L.Callback, steps: int = 5) -> tuple[L.Trainer, CausalLM, Watch]:
+    watch = Watch()
+    task = CausalLM(Setup(model=DENSE, optimizer=Descent(), scheduler=Constant(), seed=0))
+    trainer = L.Trainer(
+        default_root_dir=str(folder),
+        max_steps=steps,
+        accelerator="cpu",
+        devices=1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        val_check_interval=3,
+        check_val_every_n_epoch=None,
+        num_sanity_val_steps=0,
+        callbacks=[*callbacks, watch],
+    )
+    loaders = [DataLoader([BATCH] * n, batch_size=None) for n in (steps, 1)]  # type: ignore[arg-type]
+    trainer.fit(task, *loaders)
+    return trainer, task, watch
+
+
+def averaged(after: list[dict[str, Tensor]], decay: float) -> dict[str, Tensor]:
+    """The formula, written out."""
+    mean = after[0]
+    for now in after[1:]:
+        mean = {name: decay * mean[name] + (1 - decay) * now[name] for name in mean}
+    return mean
+
+
+def alike(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
+    return all(torch.allclose(a[name], b[name], rtol=1e-5, atol=1e-7) for name in b)
+
+
+def test_validation_and_the_end_have_the_average_and_training_is_unchanged(tmp_path: Path) -> None:
+    _, task, watch = fit(tmp_path, Averaging(decay=0.7))
+    _, plain, usual = fit(tmp_path)
+    assert all(alike(a, b) for a, b in zip(watch.after, usual.after, strict=True))
+    assert alike(watch.validated[0], averaged(watch.after[:3], 0.7)) and not alike(watch.validated[0], watch.after[2])
+    assert alike(weights(task), averaged(watch.after, 0.7)) and not alike(weights(task), weights(plain))
+
+
+def test_steps_before_the_first_are_left_out(tmp_path: Path) -> None:
+    _, task, watch = fit(tmp_path, Averaging(decay=0.7, from_step=2))
+    assert alike(weights(task), averaged(watch.after[2:], 0.7))
+
+
+class Save(L.Callback):
+    """Saves amid the validation, and after training."""
+
+    def on_validation_batch_start(self, trainer: Any, *_: Any) -> None:
+        trainer.save_checkpoint(Path(trainer.default_root_dir) / "amid.ckpt")
+
+    def on_train_end(self, trainer: Any, *_: Any) -> None:
+        trainer.save_checkpoint(Path(trainer.default_root_dir) / "end.ckpt")
+
+
+def stored(folder: Path, name: str, key: str) -> dict[str, Tensor]:
+    state = torch.load(folder / name, weights_only=True)[key]
+    return {key.removeprefix("decoder."): value for key, value in state.items() if key.startswith("decoder.")}
+
+
+@pytest.mark.parametrize(("name", "steps"), [("amid.ckpt", 3), ("end.ckpt", 5)])
+def test_a_checkpoint_tells_the_average_from_the_current_weights(tmp_path: Path, name: str, steps: int) -> None:
+    _, _, watch = fit(tmp_path, Averaging(decay=0.7), Save())
+    assert alike(stored(tmp_path, name, "state_dict"), averaged(watch.after[:steps], 0.7))
+    assert alike(stored(tmp_path, name, "current_model_state"), watch.after[steps - 1])
+
+
+def test_a_strategy_that_shards_the_model_is_refused() -> None:
+    trainer: Any = SimpleNamespace(strategy=FSDPStrategy())
+    with pytest.raises(ConfigError) as refused:
+        Averaging().setup(trainer, L.LightningModule(), "fit")
+    assert refused.value.path == "callbacks.averaging"
+
+
+def test_it_is_refused_with_shards_before_a_process_starts() -> None:
+    run = parse_settings(compose_config(["trainer=[fsdp,sim]", "callbacks=averaging"], output_dir="."))
+    with pytest.raises(ConfigError) as refused:
+        check(run)
+    assert refused.value.path == "callbacks.averaging" and "trainer=ddp" in refused.value.remedy
+
+
+@pytest.mark.parametrize("changes", [{"decay": 1.0}, {"decay": 0.0}, {"from_step": -1}])
+def test_what_averages_nothing_is_refused(changes: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError) as refused:
+        Averaging(**changes)
+    assert refused.value.path == f"callbacks.averaging.{next(iter(changes))}"
