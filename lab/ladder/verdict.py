@@ -126,7 +126,7 @@ def _remarks(arm: str, findings: Findings, law: Conclusion) -> list[str]:
     if law.misses_largest:
         assert law.left_out is not None
         remarks.append(f"The largest size is off the law of the others by {_off(law.left_out)}: no forecast.")
-    elif law.fit.is_at_bound:
+    elif law.fit.is_at_bound and law.why_alike in (None, "width"):
         remarks.append("The ladder does not show the loss that no size and data go below: no forecast.")
     if gone := [each for each in findings.lost if not each.is_unfinished and f" {arm} " in f" {each.name} "]:
         remarks.append(f"{len(gone)} of its trainings are lost.")
@@ -149,9 +149,10 @@ def _untuned(arm: str, findings: Findings) -> str:
         found = findings.tuned.get((size, arm))
         if found is None or all(each.diverged for each in found.tries):
             return f"no value of {findings.outline.tune} trained {arm} at size {size}"
-        if found.fit.edge is not None:
-            end = "smallest" if found.fit.edge == "low" else "largest"
-            return f"the best {findings.outline.tune} of {arm} at size {size} is the {end} tried"
+        values = [each.value for each in found.tries if not each.diverged]
+        for end, value in (("smallest", min(values)), ("largest", max(values))):  # the vertex, or the best try
+            if math.isclose(found.fit.vertex, value) or found.fit.edge == {"smallest": "low", "largest": "high"}[end]:
+                return f"the best {findings.outline.tune} of {arm} at size {size} is the {end} tried"
     return ""
 
 
