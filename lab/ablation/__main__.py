@@ -12,7 +12,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from blockwright.lab.ablation import definition, planning
+from blockwright.lab.ablation import definition, forecast, planning
 from blockwright.lab.ablation.planning import Plan
 from blockwright.lab.card import scaled
 from blockwright.lab.match.table import arms_table
@@ -23,6 +23,7 @@ from blockwright.lab.sweep import plan as plans
 from blockwright.lab.sweep.runner import resume_command, run_plan
 from blockwright.registry import ConfigError
 from blockwright.registry.command import Parser, run_command
+from blockwright.registry.extras import require
 from blockwright.registry.printing import show
 from blockwright.registry.words import read_words
 
@@ -31,7 +32,10 @@ blockwright ablate                                      list conf/ablation and t
 blockwright ablate NAME [KEY=VALUE …] [OVERRIDE …] [--plan-only]
 
 NAME       a file of conf/ablation or of a plug-in, or the path of one
-seeds      how many, or which: seeds=3, seeds=[1,2,3]
+seeds      how many, or which: seeds=3, seeds=[1,2,3]; or see=0.01, a difference that is to be seen, with pairs=3
+           where the noise is not known; or hours=1; or until=verdict, with looks=[4,8,12,16], spend=pocock, hours=1
+tune       tries of the learning rate for each arm: tune=5; tune={optimizer.lr: 5, model.init.std: 3}; tune=null
+within     difference below which arms count as the same
 tokens     that each job trains on; becomes trainer.max_steps
 workers    jobs at a time, each with its share of the cores
 match, by, tol, baseline, lr, metric, direction    instead of the definition's
@@ -76,8 +80,8 @@ def read(arguments: Sequence[str]) -> Request:
 
 
 def plan_table(plan: Plan) -> Table:
-    """The planned arms, with what was matched, their jobs and tokens."""
-    jobs = {one.arm.name: sum(job["arm"] == one.arm.name for job in plan.jobs) for one in plan.arms}
+    """The planned arms, with what was matched, their jobs and tokens, as far as they are known."""
+    jobs = {one.arm.name: forecast.jobs_of(plan, one.arm.name) for one in plan.arms}
     unknown = "by epochs" if plan.tokens_per_step else "not counted"
     tokens = [scaled(jobs[name] * of) if of is not None else unknown for name, of in plan.tokens.items()]
     more = {"jobs": [str(jobs[one.arm.name]) for one in plan.arms], "tokens": tokens}
@@ -109,7 +113,9 @@ def main(arguments: Sequence[str]) -> int:
         _list()
         return 0
     asked = read(arguments)
-    if not asked.plan_only:
+    if asked.plan_only:
+        require("lab", "scipy", path="blockwright.lab.ablation")
+    else:
         build.need_packages()
     plan = planning.make(definition.read(asked.name, asked.changes), asked.overrides)
     d = plan.definition
@@ -117,7 +123,8 @@ def main(arguments: Sequence[str]) -> int:
     each = f" of {plan.tokens_per_step:,} tokens each" if plan.tokens_per_step else ""
     steps = f"{plan.steps:,} steps{each}" if plan.steps > 0 else "steps by epochs"
     steps += "" if len(set(plan.tokens.values())) == 1 else " in the baseline, but different in some arms"
-    print(f"{len(plan.jobs)} jobs, {steps}, {d.workers} at a time; compared by {d.metric}", flush=True)
+    print(f"{forecast.jobs(plan)}; {steps}, {d.workers} at a time; compared by {d.metric}")
+    print(forecast.seen(plan), flush=True)
     directory = Path(plan.log_dir) / "ablation" / d.name / f"{datetime.now():%Y-%m-%d_%H-%M-%S_%f}"
     try:
         plans.write(directory, plan.as_plain(["blockwright", "ablate", *arguments]))

@@ -13,21 +13,25 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from annotated_types import Ge, Le
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
+from blockwright.lab.ablation import choices
+from blockwright.lab.ablation.files import Files
 from blockwright.lab.match.sizing import Match
-from blockwright.registry import BlockError, ConfigError, did_you_mean, plugins
-from blockwright.registry.limits import read_text
+from blockwright.lab.report.sweep import Solved
+from blockwright.lab.statistics.looks import Spend
+from blockwright.registry import BlockError, ConfigError, did_you_mean
 from blockwright.registry.ranges import Count, Positive, Seed
 from blockwright.registry.reading import Remedy, checked, keys, typed
 from blockwright.registry.reading import read as read_settings
 from blockwright.training.configuration.conf import CONF
 
-FOLDER, ENTRY_POINTS = CONF / "ablation", "blockwright.ablations"
+ENTRY_POINTS = "blockwright.ablations"
 MAX_ARMS, MAX_SEEDS = 1000, 1000
+RATE = "optimizer.lr"
+TRIES = 5  # of the rate, where a definition says nothing of it
+LOOKS = (4, 8, 12, 16)
+Tries = Annotated[int, Ge(3), Le(25), "a parabola needs three"]
 Name = Annotated[Any, "the name of an arm: YAML reads 1 as a number and off as false"]
 Overrides = Annotated[
     tuple[str, ...],
@@ -72,9 +76,19 @@ class Definition:
         leave_one_out: name → overrides: an arm with all, and one without each
         staircase: name → overrides: an arm with none, and one for each further change
         budget: what arms are matched in; None: nothing
-        seeds: one job per seed, arm and learning rate
+        seeds: one job per seed, arm and learning rate; None: as many as ``see``, ``hours`` or ``looks`` need
         tokens: training tokens per job; None: by trainer.max_steps
-        lr: peak learning rates to try for every arm; None: the composed one
+        lr: peak learning rates to compare each arm at; None: the composed one, or the tuned one
+        tune: path of a setting → values tried for each arm, in octaves around the composed one, one setting after
+            another; None: nothing is tuned. A file that has neither ``tune`` nor ``lr`` tunes the rate by five tries
+        see: difference in the metric's unit that is seen four times in five; chooses the seeds
+        pairs: pairs of runs of the baseline that measure the noise for ``see`` first, where it is not known
+        hours: wall time; chooses the seeds, or ends ``until``
+        until: ``verdict``: seeds are added at ``looks`` until every arm has one
+        looks: numbers of seeds at which verdicts are looked for
+        spend: function that spends the level over the looks
+        within: margin δ, in the metric's unit, within which two arms count as the same
+        solved: compare the shares of seeds whose figure is at least ``at``, instead of means
         metric: the compared figure
         direction: of a figure that no arm's task or callback declares; None: it follows
         workers: parallel jobs
@@ -90,9 +104,18 @@ class Definition:
     leave_one_out: dict[str, Overrides] = field(default_factory=dict)
     staircase: dict[str, Overrides] = field(default_factory=dict)
     budget: Match | None = None
-    seeds: Annotated[tuple[Seed, ...], Remedy("Write seeds=3 or seeds=[0,1,2]")] = (0,)
+    seeds: Annotated[tuple[Seed, ...] | None, Remedy("Write seeds=3 or seeds=[0,1,2]")] = None
     tokens: Annotated[float, Ge(1), Remedy("Write e.g. tokens=2e6")] | None = None
     lr: Annotated[tuple[Positive, ...] | None, Remedy("Write lr=[0.005,0.01]")] = None
+    tune: Annotated[dict[str, Tries] | None, Remedy("Write tune: 5, or {optimizer.lr: 5, model.init.std: 3}")] = None
+    see: Annotated[Positive | None, Remedy("Write see=0.01")] = None
+    pairs: Annotated[Annotated[int, Ge(2), Le(50)] | None, Remedy("Write pairs=3")] = None
+    hours: Annotated[Positive | None, Remedy("Write hours=1")] = None
+    until: Literal["verdict"] | None = None
+    looks: Annotated[tuple[Annotated[int, Ge(2), Le(MAX_SEEDS)], ...] | None, Remedy("Write looks=[4,8,12,16]")] = None
+    spend: Spend = "obrien_fleming"
+    within: Annotated[Positive | None, Remedy("Write within=0.01")] = None
+    solved: Solved | None = None
     metric: str = "val/loss"
     direction: Literal["minimize", "maximize"] | None = None
     workers: Count = 1
@@ -102,26 +125,48 @@ class Definition:
         for key, values in {"seeds": self.seeds, "lr": self.lr}.items():
             if values is not None and not _distinct(values):
                 raise BlockError(key, list(values), "must list at least one value, each once", f"Write {key}=[…]")
+        if self.looks is not None and (list(self.looks) != sorted(set(self.looks)) or not self.looks):
+            raise BlockError("looks", list(self.looks), "must be numbers of seeds that rise", "Write looks=[4,8,12,16]")
         if self.tokens is not None and self.tokens % 1:
             raise BlockError("tokens", self.tokens, "counts tokens", "Write e.g. tokens=2e6")
 
 
 KEYS = tuple(key for key in keys(Definition) if key != "name")
-OF_COMMAND_LINE = ("seeds", "tokens", "workers", "lr", "metric", "direction", "baseline", *keys(Match))
+BUDGET = ("seeds", "see", "pairs", "hours", "until", "looks", "spend")
+OF_COMMAND_LINE = (
+    *BUDGET,
+    "lr",
+    "tune",
+    "within",
+    "tokens",
+    "workers",
+    "metric",
+    "direction",
+    "baseline",
+    *keys(Match),
+)
 
 
 def _distinct(values: Sequence[Any]) -> bool:
     return bool(values) and len(set(map(str, values))) == len(values)
 
 
+FILES = Files("ablation", CONF / "ablation", ENTRY_POINTS, KEYS)
+
+
 def names() -> list[str]:
     """Names of the ablations in conf/ablation and of plug-ins."""
-    return sorted(known())
+    return FILES.names()
+
+
+def known() -> dict[str, list[Path]]:
+    """Name of a definition → the files of this name, here and in other packages."""
+    return FILES.known()
 
 
 def about(name: str) -> str:
     """The claim that an ablation tests, in one line."""
-    return str(_written(name).get("about", ""))
+    return FILES.about(name)
 
 
 def read(name: str, changes: Mapping[str, str] | None = None) -> Definition:
@@ -134,7 +179,21 @@ def read(name: str, changes: Mapping[str, str] | None = None) -> Definition:
     Raises:
         ConfigError: it does not exist, or is invalid
     """
-    definition = read_settings(Definition, {**_settings(_written(name), changes or {}), "name": Path(name).stem})
+    return defined(Path(name).stem, FILES.read(name), changes or {})
+
+
+def defined(name: str, written: Mapping[str, Any], changes: Mapping[str, str]) -> Definition:
+    """A definition from the contents of its file.
+
+    Args:
+        name: of the definition
+        written: keys of its file
+        changes: keys from the command line, which override the file's
+
+    Raises:
+        ConfigError: it is invalid
+    """
+    definition = read_settings(Definition, {**_settings(written, changes), "name": name})
     arms, usual = _arms(definition)
     baseline = str(usual if definition.baseline is None else definition.baseline)
     compared = {name: arm for name, arm in arms.items() if arm.compared}
@@ -142,19 +201,42 @@ def read(name: str, changes: Mapping[str, str] | None = None) -> Definition:
         rule, remedy = "must be the name of an arm that is compared", did_you_mean(definition.baseline or "", compared)
         raise ConfigError("baseline", definition.baseline, rule, remedy)
     tokens = None if definition.tokens is None else int(definition.tokens)
-    return replace(definition, baseline=baseline, arms=arms, tokens=tokens)
+    tune = definition.tune and {path: definition.tune[path] for path in sorted(definition.tune, key=RATE.__ne__)}
+    found = replace(definition, baseline=baseline, arms=arms, tokens=tokens, tune=tune or None)
+    _refuse_tuned_starts(found)
+    if found.pairs and arms[baseline].init_from is not None:
+        rule = f"are of a baseline that starts from random weights, but {baseline} starts from another arm"
+        raise ConfigError("pairs", found.pairs, rule, "Write seeds=N instead of see and pairs")
+    if found.until and not found.see and not found.looks:
+        return replace(found, looks=LOOKS)
+    return replace(found, seeds=(0,)) if not any((found.seeds, found.see, found.hours, found.until)) else found
+
+
+def _refuse_tuned_starts(definition: Definition) -> None:
+    for name, arm in definition.arms.items() if definition.tune else ():
+        if arm.init_from is not None or not arm.compared:
+            how = "only gives others their weights" if arm.init_from is None else f"starts from arm {arm.init_from}"
+            rule = f"tunes arms that start from random weights, but arm {name} {how}"
+            raise ConfigError("tune", definition.tune, rule, "Write tune: null, and each arm's rate in its overrides")
 
 
 def _settings(written: Mapping[str, Any], changes: Mapping[str, str]) -> dict[str, Any]:
     """The settings of a definition: those of its file, changed by the command line, with short forms written out."""
     own = {key: text for key, text in changes.items() if key not in keys(Match)}
     match = typed(Match, {key: text for key, text in changes.items() if key not in own})
-    settings = {**written, **typed(Definition, own)}
+    settings = choices.replaced(written, typed(Definition, own))
     budget = {} if settings.get("budget") is None else settings["budget"]
     if match and isinstance(budget, Mapping):
         settings["budget"] = {**budget, **match}
     if isinstance(arms := settings.get("arms"), Mapping):
         settings["arms"] = {name: _written_out(arm, settings.get("budget")) for name, arm in arms.items()}
+    if "tune" not in settings and settings.get("lr") is None:
+        settings["tune"] = TRIES
+    choices.refuse_contradictions(settings)
+    if isinstance(tries := settings.get("tune"), int):
+        settings["tune"] = {RATE: checked(tries, Annotated[Tries, Remedy("Write tune=5, or tune=null")], "tune")}
+    elif isinstance(tries, Mapping):
+        settings["tune"] = {str(path): checked(each, Tries, f"tune.{path}") for path, each in tries.items()}
     if isinstance(count := settings.get("seeds"), int):
         limits = Annotated[int, Ge(1), Le(MAX_SEEDS), Remedy("Write seeds=3; to name one seed, seeds=[1234]")]
         settings["seeds"] = list(range(checked(count, limits, "seeds")))
@@ -169,48 +251,6 @@ def _written_out(arm: Any, budget: Any) -> Any:
     if match and isinstance(budget, Mapping):
         match = {**budget, **match}
     return {**{key: value for key, value in arm.items() if key not in match}, **({"match": match} if match else {})}
-
-
-# --- the file ---------------------------------------------------------------------------------------------------------
-
-
-def known() -> dict[str, list[Path]]:
-    """Name of a definition → the files of this name, here and in other packages."""
-    files: dict[str, list[Path]] = {}
-    for folder in (FOLDER, *plugins.folders(ENTRY_POINTS)):
-        for file in folder.glob("*.yaml"):
-            files.setdefault(file.stem, []).append(file)
-    return files
-
-
-def _written(name: str) -> dict[str, Any]:
-    if name.endswith((".yaml", ".yml")):
-        file = Path(name)
-    else:
-        found = known().get(name, [FOLDER / f"{name}.yaml"])
-        if len(found) > 1:
-            files = " and ".join(map(str, found))
-            raise ConfigError("NAME", name, f"several ablations have this name: {files}", "Name one by its path")
-        file = found[0]
-    if not file.is_file():
-        rule = "there is no such file" if file == Path(name) else "there is no such ablation"
-        raise ConfigError("NAME", name, rule, did_you_mean(name, names(), "Name a YAML file"))
-    try:
-        text = read_text(file, "NAME")
-        if not isinstance(plain := yaml.safe_load(text) or {}, dict):
-            raise ConfigError(str(file), plain, "must be a mapping", f"Its keys are: {', '.join(KEYS)}")
-        written = OmegaConf.to_container(OmegaConf.create(text), resolve=False)
-    except yaml.YAMLError as error:
-        mark, problem = getattr(error, "problem_mark", None), str(getattr(error, "problem", error))
-        where = f"{file}:{mark.line + 1}" if mark else str(file)
-        twice = "two arms cannot have one name" if "duplicate" in problem else "fix that line"
-        raise ConfigError(
-            where, "…", f"is not YAML ({problem})", f"Quote what holds braces or colons; {twice}"
-        ) from None
-    except OmegaConfBaseException as error:
-        raise ConfigError(str(file), "…", str(error).splitlines()[0], "Correct the file") from None
-    assert isinstance(written, dict)
-    return {str(key): value for key, value in written.items()}
 
 
 # --- arms -------------------------------------------------------------------------------------------------------------

@@ -5,9 +5,13 @@ from __future__ import annotations
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
+from blockwright.lab.ablation import bank, design, provision
+from blockwright.lab.ablation.bank import Entry, Shape
 from blockwright.lab.ablation.definition import Definition
+from blockwright.lab.ablation.scheme import Recipe, Scheme
 from blockwright.lab.match.sizing import Arm, Sized, arm_of, named, size
 from blockwright.registry import ConfigError
 from blockwright.registry.quoting import quoted
@@ -27,22 +31,30 @@ class Plan:
     Args:
         definition: where it comes from
         arms: after matching
-        jobs: as in plan.json
+        scheme: of the jobs to come
+        jobs: the first ones, as in plan.json
+        shape: on which the noise depends
+        noise: of earlier ablations of nearly this shape; None if there is none
         steps: optimizer steps per job of the baseline; -1 if epochs are counted
         tokens_per_step: tokens per optimizer step of the baseline, over all processes
         tokens: arm → training tokens per job; None if epochs are counted
         log_dir: parent of the runs' folders
         direction: in which the metric is better, ``minimize`` or ``maximize``
+        unit: of the metric, after a space; empty if it is not declared
     """
 
     definition: Definition
     arms: list[Sized]
+    scheme: Scheme
     jobs: list[dict[str, Any]]
+    shape: Shape
+    noise: Entry | None
     steps: int
     tokens_per_step: int
     tokens: dict[str, int | None]
     log_dir: str
     direction: str
+    unit: str = ""
 
     def as_plain(self, command: Sequence[str]) -> dict[str, Any]:
         """In the format of plan.json.
@@ -57,9 +69,10 @@ class Plan:
             "command": shlex.join(command),
             "metric": d.metric,
             "direction": self.direction,
-            "workers": d.workers,
             "jobs": self.jobs,
             "also": list(d.also),
+            **asdict(self.scheme),
+            "shape": asdict(self.shape),
             "arms": [
                 {**sized.as_plain(sized.arm.name == d.baseline), "against": d.arms[sized.arm.name].against}
                 for sized in self.arms
@@ -90,7 +103,6 @@ def make(definition: Definition, overrides: Sequence[str] = ()) -> Plan:
     targets = {name: spec.target for name, spec in definition.arms.items() if spec.target is not None}
     ways = {name: spec.match for name, spec in definition.arms.items() if spec.match is not None}
     sized = size(arms, definition.baseline, definition.budget, targets, ways)
-    jobs = _jobs(definition, sized)
     final = {
         one.arm.name: _composed(one.arm.name, one.overrides)[1] if one.changed else composed[one.arm.name][1]
         for one in sized
@@ -98,29 +110,59 @@ def make(definition: Definition, overrides: Sequence[str] = ()) -> Plan:
     starts = {name: spec.init_from for name, spec in definition.arms.items()}
     _refuse_alike(final, starts)
     _compare_starts(final, starts)
-    for lr, rate in _rates(definition):
-        if lr is not None:  # an optimizer may take no lr, or not this one
-            _composed(sized[0].arm.name, [*sized[0].overrides, *rate])
     direction = _direction(definition, final)
     base, tokens = final[definition.baseline], {name: _tokens(plain) for name, plain in final.items()}
-    steps_of_base = base["trainer"].get("max_steps", -1)
-    return Plan(definition, sized, jobs, steps_of_base, _tokens_per_step(base), tokens, log_dir, direction)
+    steps_of_base, per_step = base["trainer"].get("max_steps", -1), _tokens_per_step(base)
+    params = next(one.figures.params for one in sized if one.arm.name == definition.baseline)
+    shape = _shape(definition.metric, base, params, tokens[definition.baseline], per_step)
+    entries = bank.known(Path(log_dir))
+    scheme = provision.make(definition, _recipes(definition, sized, final), shape, entries)
+    noise = provision.noise_of(definition, shape, entries)
+    jobs = design.first(scheme)
+    for job in jobs if definition.lr or definition.tune else ():  # an optimizer may take no lr, or not this one
+        if job["arm"] == definition.baseline:
+            _composed(definition.baseline, job["overrides"])
+    unit = getattr(figures.declaration(definition.metric, base), "unit", "")
+    of_base = (steps_of_base, per_step, tokens, log_dir, direction, unit and f" {unit}")
+    return Plan(definition, sized, scheme, jobs, shape, noise, *of_base)
 
 
-def _jobs(definition: Definition, sized: Sequence[Sized]) -> list[dict[str, Any]]:
-    """A job per arm, learning rate and seed; ``after`` is the job whose weights it starts from."""
-    jobs: list[dict[str, Any]] = []
-    numbers: dict[tuple[str, float | None, int], int] = {}
+def _recipes(definition: Definition, sized: Sequence[Sized], final: Mapping[str, Run]) -> dict[str, Recipe]:
+    """What the jobs of each arm have in common."""
+    recipes = {}
     for one in sized:
         name = one.arm.name
-        start = definition.arms[name].init_from
-        for lr, rate in _rates(definition):
-            for seed in definition.seeds:
-                overrides = [*one.overrides, f"seed={seed}", *rate]
-                numbers[name, lr, seed] = len(jobs)
-                job = {"job": len(jobs), "overrides": overrides, "arm": name, "seed": seed, "lr": lr}
-                jobs.append(job if start is None else {**job, "after": numbers[start, lr, seed]})
-    return jobs
+        spec = definition.arms[name]
+        values = {path: _number(name, final[name], path) for path in definition.tune or ()}
+        recipes[name] = Recipe(tuple(one.overrides), spec.init_from, values, spec.compared)
+    return recipes
+
+
+def _number(arm: str, run: Run, path: str) -> float:
+    """The composed value of a tuned setting of an arm."""
+    value: Any = run
+    for key in path.split("."):
+        value = value.get(key) if isinstance(value, Mapping) else None
+    if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
+        rule = f"is tuned in octaves around its composed value, a number above 0, but arm {arm} has {value!r} there"
+        raise ConfigError(f"tune.{path}", arm, rule, "Write the path of a number, or tune: null")
+    return float(value)
+
+
+def _shape(metric: str, base: Run, params: float, tokens: int | None, per_step: int) -> Shape:
+    """The shape of the baseline."""
+    optimizer = base.optimizer
+    lr = optimizer.get("lr")
+    return Shape(
+        metric,
+        params,
+        base.model.get("d_model"),
+        base.model.get("n_layers"),
+        tokens or None,
+        per_step or None,
+        str(optimizer.get("_target_")).rpartition(".")[2],
+        lr if isinstance(lr, float) and lr > 0 else None,
+    )
 
 
 def _composed(name: str, overrides: Sequence[str]) -> tuple[Arm, Run]:
@@ -154,22 +196,22 @@ def _refuse_alike(final: Mapping[str, Run], starts: Mapping[str, str | None]) ->
 def _direction(definition: Definition, final: Mapping[str, Run]) -> str:
     """The direction of the metric, which all arms must measure, and mean the same by."""
     figures.refuse_misspelt("metric", definition.metric)
+    if definition.solved is not None:
+        figures.refuse_misspelt("solved.metric", definition.solved.metric)
     found: dict[str, str] = {}
     for name, plain in final.items():
         if definition.arms[name].compared:
             with named(name):
                 figures.refuse_unmeasured("metric", definition.metric, plain)
+                if definition.solved is not None:
+                    figures.refuse_unmeasured("solved.metric", definition.solved.metric, plain)
+                    figures.direction(plain, path="solved.metric", name=definition.solved.metric)
                 asked = ("direction", definition.direction)
                 found[name] = figures.direction(plain, asked, path="metric", name=definition.metric)
     if len(set(found.values())) > 1:
         rule = f"has more than one meaning: {', '.join(f'{name} is to {way} it' for name, way in found.items())}"
         raise ConfigError("metric", definition.metric, rule, "Compare arms by a figure that they share")
     return next(iter(found.values()))
-
-
-def _rates(definition: Definition) -> list[tuple[float | None, list[str]]]:
-    """Learning rates with the overrides that set them."""
-    return [(None, [])] if definition.lr is None else [(lr, [f"optimizer.lr={lr!r}"]) for lr in definition.lr]
 
 
 def _lengths(definition: Definition, overrides: Sequence[str]) -> tuple[list[str], int, str]:

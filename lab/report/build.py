@@ -6,6 +6,7 @@ import csv
 import datetime
 import io
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,35 @@ class Section:
     lead: str = ""
 
 
+@dataclass(frozen=True)
+class Head:
+    """The top of a report, and what its foot names.
+
+    Args:
+        title, kind, name: of what is reported
+        metric: with its unit
+        better: which way
+        state: what is missing; else empty
+        headline: verdicts: ``kind``, which is also their class, ``label`` and ``text``
+        method: how they were reached
+        command: that made it
+        directory: where it is
+        search: whether it is a search, which has no verdicts
+    """
+
+    title: str
+    kind: str
+    name: str
+    metric: str
+    better: str
+    state: str
+    headline: list[dict[str, str]]
+    method: str
+    command: str
+    directory: str
+    search: bool = False
+
+
 def need_packages() -> None:
     """Refuse a command whose report could not be written.
 
@@ -59,13 +89,27 @@ def need_packages() -> None:
 
 def write(findings: Findings) -> Path:
     """Write the report, replacing an older one."""
-    folder = own_folder(findings.sweep.directory, "report")
-    sections = arrange(findings)
-    files = {f.file: standalone(f.chart) for section in sections for f in section.figures}
-    files |= {"runs.csv": rows(findings), "report.md": markdown(findings, sections)}
+    head, sections = head_of(findings), arrange(findings)
+    files = {"runs.csv": rows(findings)}
     if findings.sweep.kind != "search":
         files[VERDICT] = f"{written(findings)}\n"
-    files["index.html"] = page(findings, sections)
+    return save(findings.sweep.directory, head, sections, files)
+
+
+def save(directory: Path, head: Head, sections: list[Section], further: Mapping[str, str]) -> Path:
+    """Write a report into a folder, replacing an older one.
+
+    Args:
+        directory: in which report/ is made
+        head, sections: of its page
+        further: name → text of its other files
+
+    Raises:
+        ConfigError: it cannot be written
+    """
+    folder = own_folder(directory, "report")
+    files = {f.file: standalone(f.chart) for section in sections for f in section.figures}
+    files |= {**further, "report.md": markdown(head, sections), "index.html": page(head, sections)}
     try:
         folder.mkdir(exist_ok=True)
         for old in folder.glob("*.svg"):
@@ -143,29 +187,36 @@ def best_trial(findings: Findings) -> str:
 # --- the three formats ------------------------------------------------------------------------------------------------
 
 
-def page(findings: Findings, sections: list[Section]) -> str:
-    """The self-contained HTML page."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-    from markupsafe import Markup
-
+def head_of(findings: Findings) -> Head:
+    """The top of a sweep's report."""
     sweep = findings.sweep
-    environment = Environment(
-        loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    shown = [{**vars(s), "figures": [_figure(f, Markup(f.chart.inline())) for f in s.figures]} for s in sections]
-    return environment.get_template("page.html.j2").render(
+    return Head(
         title=sweep.title,
         kind=KINDS.get(sweep.kind, sweep.kind),
         name=sweep.name,
         metric=f"{sweep.metric}, {sweep.unit}" if sweep.unit else sweep.metric,
         better="more is better" if sweep.maximize else "less is better",
         state=words.state(findings),
-        search=sweep.kind == "search",
         headline=headline(findings),
         method=basis(findings),
-        sections=shown,
         command=sweep.command,
         directory=str(sweep.directory),
+        search=sweep.kind == "search",
+    )
+
+
+def page(head: Head, sections: list[Section]) -> str:
+    """The self-contained HTML page."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+    from markupsafe import Markup
+
+    environment = Environment(
+        loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    shown = [{**vars(s), "figures": [_figure(f, Markup(f.chart.inline())) for f in s.figures]} for s in sections]
+    return environment.get_template("page.html.j2").render(
+        **vars(head),
+        sections=shown,
         date=datetime.datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
         css=Markup(CSS.read_text() + (HERE / "page.css").read_text()),
     )
@@ -175,13 +226,12 @@ def _figure(figure: Figure, svg: Any) -> dict[str, Any]:
     return {"heading": figure.heading, "caption": figure.caption, "file": figure.file, "svg": svg}
 
 
-def markdown(findings: Findings, sections: list[Section]) -> str:
+def markdown(head: Head, sections: list[Section]) -> str:
     """The report as Markdown, with the charts as files beside it."""
-    parts = [f"# {_escaped(findings.sweep.title)}"]
-    if state := words.state(findings):
-        parts.append(f"> {_escaped(state)}")
-    parts.append("\n".join(f"* **{v['label']}**: {_escaped(v['text'])}" for v in headline(findings)))
-    parts += list(filter(None, [basis(findings)]))
+    parts = [f"# {_escaped(head.title)}"]
+    parts += [f"> {_escaped(head.state)}"] if head.state else []
+    parts.append("\n".join(f"* **{v['label']}**: {_escaped(v['text'])}" for v in head.headline))
+    parts += [head.method] if head.method else []
     for section in sections:
         parts.append(f"## {section.heading}")
         parts += [f"![{_escaped(f.heading)}]({f.file})\n\n{_escaped(f.caption)}" for f in section.figures]

@@ -40,13 +40,14 @@ def document(findings: Findings) -> dict[str, Any]:
 
 
 def written(findings: Findings) -> str:
-    """The document as JSON, which has no infinite numbers: they are null."""
-    return json.dumps(_plain(document(findings)), indent=1, ensure_ascii=False, allow_nan=False)
+    """The document as JSON."""
+    return json.dumps(plain(document(findings)), indent=1, ensure_ascii=False, allow_nan=False)
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """A value for JSON, which has no infinite numbers: they are null."""
     if isinstance(value, dict):
-        return {key: _plain(each) for key, each in value.items()}
+        return {key: plain(each) for key, each in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(each) for each in value]
+        return [plain(each) for each in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -15,7 +15,7 @@ from blockwright.lab.report import arms
 from blockwright.lab.report.sweep import COMPARE, Design, Run, Sweep
 from blockwright.lab.sweep.damage import damage_of
 from blockwright.lab.sweep.direction import described, maximizes
-from blockwright.lab.sweep.plan import overrides_of
+from blockwright.lab.sweep.plan import KINDS, overrides_of
 from blockwright.registry import ConfigError, did_you_mean
 from blockwright.registry.folder import read_json, read_yaml
 from blockwright.registry.reading import keys
@@ -43,6 +43,9 @@ def read(
     """
     _check_folder(directory)
     plan = _plan(directory)
+    if (kind := plan.get("kind", KINDS[0])) not in KINDS:
+        remedy = f"Write blockwright {kind} {directory}"
+        raise ConfigError("DIR", str(directory), f"holds a {kind}, which has a report of its own", remedy)
     runs = _runs(directory, plan)
     if not runs:
         rule = "holds no jobs (folders 0, 1, 2 …)" if any(directory.iterdir()) else "is empty"

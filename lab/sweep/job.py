@@ -19,7 +19,7 @@ from blockwright.registry import ConfigError
 from blockwright.registry.folder import read_json
 from blockwright.registry.quoting import quoted
 from blockwright.training import jobs
-from blockwright.training.checkpoints.find import newest
+from blockwright.training.checkpoints.find import milestone, newest
 from blockwright.training.configuration.run import FOLDER
 from blockwright.training.result import RESULTS, Result, record_failure
 from blockwright.training.stops import DIVERGED, PREEMPTED, SIGNALS
@@ -36,9 +36,14 @@ def command(sweep: Path, plan: Mapping[str, Any], job: Mapping[str, Any]) -> tup
     """The command that runs a job of a plan, and the checkpoint that it resumes from, if any."""
     folder = sweep / str(job["job"])
     more = [f"hydra.run.dir={quoted(folder)}", "auto_resume=false"]  # may be set in a file
+    checkpoint = newest(folder)
     if job.get("after") is not None:
-        more.append(f"init_from={quoted(sweep / str(job['after']))}")
-    if (checkpoint := newest(folder)) is not None:
+        start = sweep / str(job["after"])
+        if "from_step" not in job:
+            more.append(f"init_from={quoted(start)}")
+        elif checkpoint is None:
+            checkpoint = milestone(start / FOLDER, job["from_step"])
+    if checkpoint is not None:
         more.append(f"ckpt_path={quoted(checkpoint)}")
     return [sys.executable, *jobs.TRAIN, *plans.job_command(plan, job, more)], checkpoint
 

@@ -11,6 +11,11 @@ from blockwright.blocks.checkpoint import manifest
 LAST, PREVIOUS = "last.ckpt", "last.previous.ckpt"
 
 
+def milestone(checkpoints: Path, step: int) -> Path:
+    """The checkpoint of a chosen step, in a run's folder of checkpoints."""
+    return checkpoints / f"step_{step}.ckpt"
+
+
 def newest(runs: Path) -> Path | None:
     """The newest undamaged ``last.ckpt``, or its predecessor, among the runs below a folder.
 

@@ -18,7 +18,7 @@ import yaml
 from warm import Warm
 
 from blockwright.lab.ablation import __main__ as command
-from blockwright.lab.ablation import definition, planning
+from blockwright.lab.ablation import definition, forecast, planning
 from blockwright.lab.ablation.__main__ import main, read
 from blockwright.lab.match import request
 from blockwright.lab.match.budgets import BUDGETS, measure
@@ -34,7 +34,8 @@ from blockwright.training.entry.preflight import preflight
 pytestmark = pytest.mark.xdist_group("ablation")  # its fixture runs a whole program, once
 
 ROOT = Path(__file__).resolve().parents[3]
-MINIMAL = {"about": "a claim", "baseline": "one", "arms": {"one": None, "two": "model/attention=gqa"}}
+ARMS = {"one": None, "two": "model/attention=gqa"}
+MINIMAL = {"about": "a claim", "baseline": "one", "tune": None, "arms": ARMS}
 
 
 @pytest.fixture
@@ -332,8 +333,8 @@ def test_every_definition_says_its_claim_and_its_arms_are_matched_as_they_stand(
     assert text.startswith("# ") and "arXiv" in text and 20 < len(definition.about(name)) <= 100
     plan = as_it_stands(name)
     size = plan.arms[0].figures.params
-    tokens = [plan.tokens[job["arm"]] or 0 for job in plan.jobs]
-    assert sum(tokens) * max(size, 4e5) < 18e6 * 3e6  # three quarters of an hour on two cores
+    tokens = [forecast.jobs_of(plan, arm) * (of or 0) for arm, of in plan.tokens.items()]
+    assert sum(tokens) * max(size, 4e5) < 20e6 * 3e6  # an hour on two cores
     budget = plan.definition.budget
     other_models = name == "swap_and_keep"  # on purpose: what a trained model is made into
     for sized in (each for each in plan.arms if budget or not (other_models or "mla" in each.arm.name)):
@@ -389,7 +390,7 @@ def test_one_seed_may_be_named(write: Callable[..., str]) -> None:
 
 def test_deepseek_v2s_four_attentions_are_at_equal_parameters(as_it_stands: Callable[[str], planning.Plan]) -> None:
     plan = as_it_stands("deepseek_v2_attention")
-    assert [sized.arm.name for sized in plan.arms] == ["mha", "gqa", "mqa", "mla"] and len(plan.jobs) == 12
+    assert [sized.arm.name for sized in plan.arms] == ["mha", "gqa", "mqa", "mla"] and len(plan.jobs) == 20  # tries
     assert max(abs(sized.residual["params"] or 0) for sized in plan.arms) <= 0.005
     cache = [sized.residual["cache_bytes"] for sized in plan.arms]
     assert cache == [0.0, -0.75, -0.875, -0.71875]
@@ -435,7 +436,11 @@ def test_plan_only_shows_and_writes_and_starts_nothing(
     file = write(seeds=3)
     code, out, _ = answer(capsys, file, *shrunk, f"paths.log_dir={tmp_path}/logs", "--plan-only")
     assert code == 0
-    assert "one (baseline)" in out and "6 jobs, 2 steps of 64 tokens each" in out and "nothing was started" in out
+    assert (
+        "one (baseline)" in out
+        and "6 jobs compare 2 arms × 3 seeds; 2 steps of 64 tokens each" in out
+        and "nothing was started" in out
+    )
     (folder,) = (tmp_path / "logs" / "ablation" / "mine").iterdir()
     assert [f.name for f in folder.iterdir()] == ["plan.json"]
 
@@ -460,6 +465,66 @@ def test_documented_commands_and_keys_are_read(tmp_path: Path) -> None:
 
 
 MISTAKES: dict[str, tuple[dict[str, Any], list[str], str, str]] = {
+    # of tuning
+    "one try": ({"tune": 1}, [], "tune = 1", "at least 3"),
+    "a hundred tries": ({}, ["tune=100"], "tune = 100", "at most 25"),
+    "tune that is no number": ({"tune": "much"}, [], "tune = much", "Write tune: 5"),
+    "tries of a setting that are none": ({"tune": {"optimizer.lr": 2}}, [], "tune.optimizer.lr = 2", "at least 3"),
+    "tuned setting that is not there": (
+        {"tune": {"optimizer.lrr": 5}},
+        [],
+        "tune.optimizer.lrr = one",
+        "path of a number",
+    ),
+    "tuned setting that is no number": (
+        {"tune": {"model.attention.name": 5}},
+        [],
+        "tune.model.attention.name",
+        "number",
+    ),
+    "tuned rate and a list of them": ({"tune": 5, "lr": [0.1]}, [], "tune = 5", "Leave out lr or tune"),
+    "tuned arm that starts from another": (
+        {"tune": 5, "arms": {"one": None, "two": {"overrides": "model.gating.top_k=1", "init_from": "one"}}},
+        [],
+        "tune = ",
+        "tune: null",
+    ),
+    # of seeds
+    "seeds and a difference": ({"seeds": 3, "see": 0.01}, [], "see = 0.01", "Leave out seeds or see"),
+    "seeds and hours": ({"seeds": 3, "hours": 1}, [], "hours = 1", "Leave out seeds or hours"),
+    "seeds and until": ({"seeds": 3, "until": "verdict"}, [], "until = verdict", "Leave out seeds or until"),
+    "a difference and hours": ({}, ["see=0.01", "hours=1"], "hours = 1", "Leave out see or hours"),
+    "a difference and looks": (
+        {"see": 0.01, "until": "verdict", "looks": [4, 8]},
+        [],
+        "looks = ",
+        "Leave out see or looks",
+    ),
+    "difference of nothing": ({}, ["see=0"], "see = 0", "above 0"),
+    "difference whose noise is not known": ({}, ["see=0.01"], "see = 0.01", "pairs=3"),
+    "one pair": ({}, ["see=0.01", "pairs=1"], "pairs = 1", "at least 2"),
+    "pairs without a difference": ({}, ["pairs=3"], "pairs = 3", "see: 0.01"),
+    "no time": ({}, ["hours=0"], "hours = 0", "above 0"),
+    "time that is no number": ({}, ["hours=soon"], "hours = soon", "Write hours=1"),
+    "until what there is not": ({}, ["until=better"], "until = better", "verdict"),
+    "looks without until": ({}, ["looks=[4,8]"], "looks = ", "until: verdict"),
+    "looks that fall": ({}, ["until=verdict", "looks=[8,4]"], "looks = ", "rise"),
+    "look at one seed": ({}, ["until=verdict", "looks=[1,4]"], "looks = ", "looks=[4,8,12,16]"),
+    "look at too many": ({}, ["until=verdict", "looks=[4,4000]"], "looks = ", "at most 1000"),
+    "spending that is none": ({}, ["until=verdict", "spend=all"], "spend = all", "pocock"),
+    "until of several rates": ({"lr": [0.1, 0.2]}, ["until=verdict"], "until = verdict", "Leave out lr"),
+    "hours of several rates": ({"lr": [0.1, 0.2]}, ["hours=1"], "hours = 1", "Leave out lr"),
+    # of what is the same, and solved
+    "no margin": ({}, ["within=0"], "within = 0", "above 0"),
+    "negative margin": ({"within": -0.01}, [], "within = -0.01", "Write within=0.01"),
+    "solved without a threshold": ({"solved": {"metric": "val/loss"}}, [], "solved.at = null", "required"),
+    "solved by what is not measured": (
+        {"solved": {"metric": "val/los", "at": 1}},
+        [],
+        "solved.metric = val/los",
+        "val/loss",
+    ),
+    "solved on the command line": ({}, ["solved=1"], "solved = 1", "in the ablation's file"),
     "no arms": ({"arms": {}}, [], "arms = ", "needs two"),
     "one arm": ({"arms": {"one": None}}, [], "arms = one", "needs two"),
     "no baseline": ({"baseline": ...}, [], "baseline = null", "Known: one, two"),

@@ -1,0 +1,53 @@
+"""Settings of an ablation that say the same in different ways: how many seeds, and which rate."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from blockwright.registry import ConfigError
+
+SEQUENTIAL = ("until", "looks", "hours")
+REPLACES = {  # key of the command line → keys of the file that it takes the place of
+    "lr": ("tune",),
+    "tune": ("lr",),
+    "seeds": ("see", "pairs", *SEQUENTIAL),
+    "see": ("seeds", *SEQUENTIAL),
+    **dict.fromkeys(SEQUENTIAL, ("seeds", "see", "pairs")),
+}
+CONTRADICT = (("lr", "tune"), ("seeds", "see"), ("seeds", "until"), ("seeds", "hours"), ("see", "looks"))
+
+
+def replaced(written: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a file, changed by those of the command line."""
+    gone = {key for change in changes for key in REPLACES.get(change, ())} - changes.keys()
+    return {**{key: value for key, value in written.items() if key not in gone}, **changes}
+
+
+def refuse_contradictions(settings: Mapping[str, Any]) -> None:
+    """Refuse two settings that say the same, and one that says nothing without another.
+
+    Raises:
+        ConfigError: at the second of the two
+    """
+    chosen = {key: value for key, value in settings.items() if value is not None}
+    for path, rule, remedy in _faults(chosen):
+        raise ConfigError(path, chosen[path], rule, remedy)
+
+
+def _faults(chosen: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
+    """Path, rule and remedy of each."""
+    pairs = [*CONTRADICT, *([] if "until" in chosen else [("see", "hours")])]
+    for one, other in pairs:
+        if one in chosen and other in chosen:
+            what = "which rate" if one == "lr" else "how many seeds"
+            yield other, f"says {what}, and so does {one}", f"Leave out {one} or {other}"
+    for key, needed in {"looks": "until", "pairs": "see"}.items():
+        if key in chosen and needed not in chosen:
+            example = {"until": "until: verdict", "see": "see: 0.01"}[needed]
+            yield key, f"has no use without {needed}", f"Write {example} too, or leave out {key}"
+    if isinstance(rates := chosen.get("lr"), list | tuple) and len(rates) > 1:
+        for key in ("see", "until", "hours"):
+            if key in chosen:
+                rule = "chooses the seeds of one rate an arm, but lr lists several"
+                yield key, rule, f"Leave out lr, so that each arm is tuned, or {key}"

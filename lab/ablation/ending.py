@@ -1,0 +1,65 @@
+"""What an ablation leaves to later ones: its noise, in the bank of its log folder."""
+
+from __future__ import annotations
+
+import datetime
+import math
+from collections.abc import Mapping
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from blockwright.lab.ablation import bank
+from blockwright.lab.ablation.bank import Entry
+from blockwright.lab.report import reading
+from blockwright.lab.report.findings import Findings, find
+from blockwright.lab.statistics import variance
+from blockwright.lab.statistics.variance import Noise
+from blockwright.registry import ConfigError
+from blockwright.training.result import Result
+
+PACKAGES = ("blockwright", "torch", "lightning")
+
+
+def record(directory: Path, plan: Mapping[str, Any], results: Mapping[int, Result]) -> None:
+    """Append the noise of an ablation that has ended to the bank, once; nothing if it shows none.
+
+    Args:
+        directory: ``ablation/NAME/TIME`` of a log folder; of another place nothing is recorded
+        plan: contents of its plan.json
+        results: number → result of each job
+    """
+    if "shape" not in plan or directory.parent.parent.name != "ablation":
+        return
+    try:
+        findings = find(reading.read(directory))
+    except ConfigError:  # no job has a figure
+        return
+    noise = noise_of(findings)
+    if noise is None or not noise.sd:
+        return
+    shape = {**asdict(bank.shape_of(plan)), "lr": findings.baseline.lr or plan["shape"].get("lr")}
+    took = [result.wall_seconds for result in results.values() if result.wall_seconds and not result.lost]
+    entry = Entry(
+        **shape,
+        sd=noise.sd,
+        dof=noise.dof,
+        tuned=bool(plan.get("tune")),
+        seconds=round(math.fsum(took) / len(took), 1) if took else None,
+        workers=plan.get("workers", 1),
+        versions={name: version(name) for name in PACKAGES},
+        date=f"{datetime.date.today():%Y-%m-%d}",
+        name=str(plan.get("name", "")),
+        source=str(directory),
+    )
+    bank.append(directory.parents[2], entry)
+
+
+def noise_of(findings: Findings) -> Noise | None:
+    """Of a paired difference: pooled over the arms, else of the only pair. None where arms differ in their noise."""
+    table = {arm.name: arm.values for arm in findings.arms if len(arm.values) > 1}
+    if len(table) != 2:
+        return variance.pooled(table)
+    one, other = table.values()
+    return variance.paired([one[seed] - other[seed] for seed in sorted(one.keys() & other.keys())])

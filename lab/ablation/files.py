@@ -1,0 +1,90 @@
+"""Definitions in YAML files: of a folder of conf, and of the packages that plug-ins offer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from blockwright.registry import ConfigError, did_you_mean, plugins
+from blockwright.registry.limits import read_text
+
+
+@dataclass(frozen=True)
+class Files:
+    """The definitions of one kind.
+
+    Args:
+        kind: what a file defines, such as an ablation
+        folder: of conf
+        entry_points: group of packages with further files
+        keys: of a file
+    """
+
+    kind: str
+    folder: Path
+    entry_points: str
+    keys: tuple[str, ...]
+
+    def names(self) -> list[str]:
+        """Names of all definitions."""
+        return sorted(self.known())
+
+    def known(self) -> dict[str, list[Path]]:
+        """Name of a definition → the files of this name, here and in other packages."""
+        files: dict[str, list[Path]] = {}
+        for folder in (self.folder, *plugins.folders(self.entry_points)):
+            for file in folder.glob("*.yaml"):
+                files.setdefault(file.stem, []).append(file)
+        return files
+
+    def about(self, name: str) -> str:
+        """What a definition is for, in one line."""
+        return str(self.read(name).get("about", ""))
+
+    def read(self, name: str) -> dict[str, Any]:
+        """The contents of a file.
+
+        Args:
+            name: of a definition, or a path
+
+        Raises:
+            ConfigError: it does not exist, or is not a mapping in YAML
+        """
+        file = self._file(name)
+        try:
+            text = read_text(file, "NAME")
+            if not isinstance(plain := yaml.safe_load(text) or {}, dict):
+                raise ConfigError(str(file), plain, "must be a mapping", f"Its keys are: {', '.join(self.keys)}")
+            written = OmegaConf.to_container(OmegaConf.create(text), resolve=False)
+        except yaml.YAMLError as error:
+            mark, problem = getattr(error, "problem_mark", None), str(getattr(error, "problem", error))
+            where = f"{file}:{mark.line + 1}" if mark else str(file)
+            twice = "two arms cannot have one name" if "duplicate" in problem else "fix that line"
+            raise ConfigError(
+                where, "…", f"is not YAML ({problem})", f"Quote what holds braces or colons; {twice}"
+            ) from None
+        except OmegaConfBaseException as error:
+            raise ConfigError(str(file), "…", str(error).splitlines()[0], "Correct the file") from None
+        assert isinstance(written, dict)
+        return {str(key): value for key, value in written.items()}
+
+    def _file(self, name: str) -> Path:
+        if name.endswith((".yaml", ".yml")):
+            file = Path(name)
+        else:
+            found = self.known().get(name, [self.folder / f"{name}.yaml"])
+            if len(found) > 1:
+                files = " and ".join(map(str, found))
+                raise ConfigError("NAME", name, f"several {self.kind}s have this name: {files}", "Name one by its path")
+            file = found[0]
+        if not file.is_file():
+            what = "file" if file == Path(name) else self.kind
+            raise ConfigError(
+                "NAME", name, f"there is no such {what}", did_you_mean(name, self.names(), "Name a YAML file")
+            )
+        return file

@@ -1,0 +1,100 @@
+"""Give an ablation its seeds and looks: as many as its definition says, or as its noise asks for."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+from blockwright.lab.ablation import bank
+from blockwright.lab.ablation.bank import Entry, Shape
+from blockwright.lab.ablation.definition import MAX_SEEDS, Definition
+from blockwright.lab.ablation.scheme import Recipe, Scheme
+from blockwright.lab.ablation.seeds import Precision, quarters
+from blockwright.lab.report.sweep import Bank
+from blockwright.registry import ConfigError
+
+
+def make(definition: Definition, recipes: Mapping[str, Recipe], shape: Shape, entries: Sequence[Entry]) -> Scheme:
+    """The scheme of an ablation.
+
+    Args:
+        definition: of the ablation
+        recipes: of its arms
+        shape: of the baseline
+        entries: of the bank of noise
+
+    Raises:
+        ConfigError: ``see`` needs noise that is not known, or more seeds than an ablation may have
+    """
+    d = definition
+    noise = noise_of(d, shape, entries)
+    for_verdicts, seeds, looks = _for_verdicts(d, noise), d.seeds, d.looks
+    if d.see is not None and d.pairs is None:
+        arms = sum(recipe.compared for recipe in recipes.values())
+        count = needed(d, d.see, precision(arms, noise, for_verdicts))
+        seeds, looks = (None, quarters(count)) if d.until else (tuple(range(count)), None)
+    return Scheme(
+        dict(recipes),
+        str(d.baseline),
+        d.tune,
+        _sd_of_run(d.metric, noise, entries),
+        d.lr,
+        seeds,
+        d.see,
+        d.pairs,
+        d.hours,
+        d.until,
+        looks,
+        d.spend,
+        d.within,
+        d.solved,
+        for_verdicts,
+        seeds_planned=looks[-1] if looks else len(seeds) if seeds else None,
+        seconds_a_job=bank.seconds_a_job(shape, entries, d.workers),
+        workers=d.workers,
+    )
+
+
+def noise_of(definition: Definition, shape: Shape, entries: Sequence[Entry]) -> Entry | None:
+    """The noise of earlier ablations of nearly this shape; None if there is none."""
+    tries = (definition.tune or {}).get("optimizer.lr", 0)
+    return bank.nearest(shape, entries, tries // 2)
+
+
+def precision(arms: int, noise: Entry | None, for_verdicts: Bank | None) -> Precision | None:
+    """What the noise lets a sweep of so many compared arms see; None if it is not known."""
+    return None if noise is None else Precision(noise.sd, arms, noise.dof if for_verdicts else 0.0)
+
+
+def needed(definition: Definition, difference: float, precision: Precision | None) -> int:
+    """Seeds that see a difference.
+
+    Raises:
+        ConfigError: the noise is not known, or they are too many
+    """
+    if precision is None:
+        rule = (
+            f"chooses the seeds by the noise of {definition.metric}, which is not known of this shape, length and rate"
+        )
+        raise ConfigError("see", difference, rule, "Write pairs=3 too, which measures it first, or seeds=8")
+    try:
+        count = precision.needed(difference)
+    except ValueError:
+        count = MAX_SEEDS + 1
+    if count > MAX_SEEDS:
+        rule = f"needs more than {MAX_SEEDS:,} seeds at a noise of {precision.sd:.2g}"
+        raise ConfigError("see", difference, rule, f"{MAX_SEEDS:,} seeds see {precision.sees(MAX_SEEDS):.2g}")
+    return count
+
+
+def _for_verdicts(definition: Definition, noise: Entry | None) -> Bank | None:
+    """The noise that verdicts may use beside their own: of the same rate, so that of tuned arms if these are tuned."""
+    if noise is None or bool(definition.tune) != noise.tuned:
+        return None
+    return Bank(noise.sd, noise.dof, noise.origin)
+
+
+def _sd_of_run(metric: str, noise: Entry | None, entries: Sequence[Entry]) -> float:
+    """Of the shape, else the smallest that is known: an arm is rather tuned once too often."""
+    known = [noise.sd] if noise else [entry.sd for entry in entries if entry.metric == metric]
+    return min(known, default=0.0) / math.sqrt(2)

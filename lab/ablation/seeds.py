@@ -1,0 +1,63 @@
+"""How many seeds an ablation needs, and what it sees with them: power, planned before anything is run."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from blockwright.lab.statistics import looks, power
+from blockwright.lab.statistics.looks import Spend
+
+LEVEL = 0.05  # of a fixed number of seeds, two-sided
+FEWEST = 2  # seeds of a comparison
+
+
+@dataclass(frozen=True)
+class Precision:
+    """What the noise of a paired difference lets a sweep see.
+
+    Args:
+        sd: σ of a paired difference
+        arms: that are compared, the baseline included
+        bank: degrees of freedom of earlier sweeps, which add to the sweep's own
+    """
+
+    sd: float
+    arms: int
+    bank: float = 0.0
+
+    def dof(self, seeds: int) -> float:
+        """(A − 1)(n − 1) pooled over three arms or more, else n − 1; and the bank's."""
+        own = (self.arms - 1) * (seeds - 1) if seeds > 1 else 0
+        return own + self.bank
+
+    def sees(self, seeds: int, level: float = LEVEL) -> float:
+        """The difference that four in five such sweeps show, Holm's worst step."""
+        return power.detectable(self.sd, seeds, self.dof(seeds), self.arms - 1, level=level)
+
+    def needed(self, difference: float) -> int:
+        """Seeds that see a difference; at least two.
+
+        Raises:
+            ValueError: there is no such number below 100,000
+        """
+        return max(FEWEST, power.seeds_to_see(difference, self.sd, self._dof(), self.arms - 1))
+
+    def _dof(self) -> Callable[[int], float]:
+        return lambda seeds: self.dof(seeds) if seeds >= FEWEST else 0.0
+
+
+def last_level(seeds: Sequence[int], spend: Spend) -> float:
+    """Two-sided p that the last of several looks leaves; of a single look 5 %."""
+    return looks.nominal(seeds, spend)[-1] if len(seeds) > 1 else LEVEL
+
+
+def quarters(most: int) -> tuple[int, ...]:
+    """Four looks, evenly spaced, the last at ``most`` seeds; fewer where a look had less than two."""
+    return tuple(sorted({max(FEWEST, math.ceil(most * part / 4)) for part in (1, 2, 3, 4)}))
+
+
+def affordable(seconds: float, seconds_a_job: float, arms: int, workers: int) -> int:
+    """Seeds of all arms that fit into a time."""
+    return max(0, math.floor(seconds * workers / (seconds_a_job * arms) + 1e-9)) if seconds_a_job > 0 else 0

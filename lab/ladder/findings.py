@@ -1,0 +1,148 @@
+"""What a ladder has found: its rungs, its law, and how its arms were tuned."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from blockwright.lab.ladder.design import Place, Tuned, tried_of, tuned_of
+from blockwright.lab.ladder.outline import COMPARE, Job, Outline, outline_of
+from blockwright.lab.statistics.intervals import Comparison, compare
+from blockwright.lab.statistics.law import Estimate, Rung
+from blockwright.lab.statistics.law_check import Conclusion, conclude
+from blockwright.lab.sweep import plan as plans
+from blockwright.registry import ConfigError
+from blockwright.training.result import UNFINISHED, Result
+
+SPEED = "speed/tokens_per_second"
+
+
+@dataclass(frozen=True)
+class Lost:
+    """A compared job without a figure."""
+
+    job: int
+    name: str
+    reason: str
+    is_unfinished: bool
+
+
+@dataclass(frozen=True)
+class Findings:
+    """The findings of a ladder.
+
+    Args:
+        directory: of the ladder
+        plan: contents of its plan.json
+        outline: of its jobs
+        rungs: the ends of its trainings
+        law: that they follow, and what may be said by it; None if they are too few to fit one
+        tuned: size and arm → its tuning
+        speeds: arm → tokens per second of its trunks at the largest size, mean over seeds
+        lost: compared jobs without a figure
+    """
+
+    directory: Path
+    plan: Mapping[str, Any]
+    outline: Outline
+    rungs: tuple[Rung, ...]
+    law: Conclusion | None
+    tuned: Mapping[Place, Tuned]
+    speeds: Mapping[str, float]
+    lost: tuple[Lost, ...]
+
+    @property
+    def baseline(self) -> str:
+        return self.outline.baseline
+
+    @property
+    def arms(self) -> list[str]:
+        """The baseline first."""
+        every = next(iter(self.outline.sizes.values())).arms
+        return [self.baseline, *(arm for arm in every if arm != self.baseline)]
+
+    @property
+    def largest(self) -> str:
+        return list(self.outline.sizes)[-1]
+
+    def flops(self, arm: str) -> float:
+        """Training FLOPs per token of the baseline over those of an arm, at the largest size."""
+        cells = self.outline.sizes[self.largest].arms
+        return cells[self.baseline].flops / cells[arm].flops
+
+    def throughput(self, arm: str) -> float | None:
+        """Measured tokens per second of an arm over those of the baseline, at the largest size."""
+        ours, theirs = self.speeds.get(arm), self.speeds.get(self.baseline)
+        return ours / theirs if ours and theirs else None
+
+    def differences(self, arm: str) -> dict[tuple[str, str], Comparison]:
+        """Size and duration → the arm against the baseline, paired over seeds."""
+        losses: dict[tuple[str, str, str], dict[int, float]] = defaultdict(dict)
+        for rung in self.rungs:
+            losses[rung.arm, rung.size, rung.duration][rung.seed] = rung.loss
+        found = {}
+        for size, of in self.outline.sizes.items():
+            for duration in of.steps:
+                compared = compare(losses[arm, size, duration], losses[self.baseline, size, duration])
+                if compared is not None:
+                    found[size, duration] = compared
+        return found
+
+
+def scaled(log_s: Estimate, factor: float) -> Estimate:
+    """log s, of which s is multiplied by a number that is known."""
+    return Estimate(log_s.mean + math.log(factor), log_s.se, log_s.dof)
+
+
+def find(directory: Path) -> Findings:
+    """Evaluate a ladder.
+
+    Raises:
+        ConfigError: not a ladder's folder, or no compared job has a figure
+    """
+    directory = directory.resolve()
+    plan = plans.read(directory)
+    if plan["kind"] != "ladder":
+        remedy = f"Write blockwright report {directory}"
+        raise ConfigError("DIR", str(directory), f"is of kind {plan['kind']}, not a ladder", remedy)
+    outline = outline_of(plan)
+    results = {job["job"]: Result.read(directory / str(job["job"])) for job in plan["jobs"]}
+    jobs = [job for job in plan["jobs"] if job.get("stage") == COMPARE]
+    losses = {job["job"]: results[job["job"]].value(plan["metric"]) for job in jobs}
+    rungs = tuple(_rung(job, loss) for job in jobs if (loss := losses[job["job"]]) is not None)
+    if outline.baseline not in {rung.arm for rung in rungs}:
+        rule = f"has no figure of the baseline {outline.baseline} yet"
+        raise ConfigError("DIR", str(directory), rule, f"Resume it: blockwright sweep resume {directory}")
+    lost = tuple(_lost(job, results[job["job"]]) for job in jobs if losses[job["job"]] is None)
+    tuned = tuned_of(outline, tried_of(plan, results)) if outline.tune else {}
+    speeds = _speeds(outline, [job for job in jobs if "after" not in job], results)
+    return Findings(directory, plan, outline, rungs, _law(rungs, outline), tuned, speeds, lost)
+
+
+def _law(rungs: Sequence[Rung], outline: Outline) -> Conclusion | None:
+    """None without seeds, sizes and durations enough for an interval."""
+    trunks = {(rung.size, rung.seed) for rung in rungs}
+    arms = {rung.arm for rung in rungs}
+    few = len(trunks) < 4 or len(rungs) <= 5 + 2 * (len(arms) - 1) or len(arms) < 2
+    return None if few else conclude(rungs, outline.baseline)
+
+
+def _rung(job: Job, loss: float) -> Rung:
+    return Rung(job["arm"], job["size"], job["duration"], job["seed"], job["parameters"], job["tokens"], loss)
+
+
+def _lost(job: Job, result: Result) -> Lost:
+    return Lost(job["job"], plans.name_of(job), result.reason or result.status, result.status == UNFINISHED)
+
+
+def _speeds(outline: Outline, trunks: Sequence[Job], results: Mapping[int, Result]) -> dict[str, float]:
+    found: dict[str, list[float]] = defaultdict(list)
+    for job in trunks:
+        speed = results[job["job"]].metrics.get(SPEED)
+        if job["size"] == list(outline.sizes)[-1] and speed is not None and math.isfinite(speed):
+            found[job["arm"]].append(speed)
+    return {arm: math.fsum(each) / len(each) for arm, each in found.items()}

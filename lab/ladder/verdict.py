@@ -1,0 +1,217 @@
+"""The verdict of a ladder on each arm: what it is worth in compute, or why the ladder cannot say."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from blockwright.lab.ladder.findings import Findings, scaled
+from blockwright.lab.report.words import decimals, plain, signed
+from blockwright.lab.statistics.law import Estimate
+from blockwright.lab.statistics.law_check import Conclusion, Why
+
+SCHEMA = "blockwright.ladder/1"  # another number, if a key is removed or changes its meaning; keys may be added
+Kind = Literal["better", "worse", "undecided", "none"]
+Reason = Literal["untuned", "law", "few", "lost"]
+ALIKE: Mapping[Why, tuple[str, str]] = {  # why size and data are not fitted apart, and what to add
+    "size": ("There is one size", "Add two sizes"),
+    "durations": (
+        "Every size has one duration, so size and data rise together",
+        "Add a decay at a quarter of the tokens",
+    ),
+    "sizes": ("Two sizes fix no exponent", "Add a third size"),
+    "tokens": ("Two numbers of tokens fix no exponent", "Add a third duration"),
+    "condition": ("Its sizes and durations do not fix the shape of the law", "Spread the sizes and durations"),
+    "width": ("So few trainings do not separate size from data", "Add seeds, or spread the sizes"),
+}
+
+
+@dataclass(frozen=True)
+class Speed:
+    """A speed-up s, and its 95 % interval."""
+
+    s: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, log_s: Estimate) -> Speed:
+        return cls(*map(_exp, (log_s.mean, log_s.low, log_s.high)))
+
+    def __str__(self) -> str:
+        return f"{_number(self.s)} ({_number(self.low)} to {_number(self.high)})"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The verdict on one arm.
+
+    Args:
+        arm, against: names of the arm and of the baseline
+        kind: ``none`` if the ladder cannot say anything, because of ``why``
+        text: in words
+        why: of ``none``; else None
+        speed_up: s = ρ_N ρ_D: how many times the parameters × tokens the baseline needs, at the best split
+        at_equal_flops: the same in training FLOPs, which differ per parameter and token
+        by_clock: the same in time, at the measured throughput; None if unknown
+        if_alike: whether that holds only if size and data gain alike
+    """
+
+    arm: str
+    against: str
+    kind: Kind
+    text: str
+    why: Reason | None = None
+    speed_up: Speed | None = None
+    at_equal_flops: Speed | None = None
+    by_clock: Speed | None = None
+    if_alike: bool = False
+
+
+def verdicts(findings: Findings) -> list[Verdict]:
+    """Of every arm but the baseline."""
+    return [verdict(arm, findings) for arm in findings.arms[1:]]
+
+
+def verdict(arm: str, findings: Findings) -> Verdict:
+    """Of one arm."""
+    against, law = findings.baseline, findings.law
+    if untuned := _untuned(arm, findings) or _untuned(against, findings):
+        return Verdict(arm, against, "none", f"{arm}: no verdict: {untuned}.", "untuned")
+    if not any(rung.arm == arm for rung in findings.rungs):
+        return Verdict(arm, against, "none", f"{arm} has no result.", "lost")
+    if law is None:
+        text = f"{arm}: no law through so few trainings. {_rungs(arm, findings)}"
+        return Verdict(arm, against, "none", text, "few")
+    if law.is_wrong:
+        text = f"{arm}: one law does not fit these arms ({_misfit(law)}): no speed-up. {_rungs(arm, findings)}"
+        return Verdict(arm, against, "none", text, "law")
+    return _by_law(arm, findings, law)
+
+
+def _by_law(arm: str, findings: Findings, law: Conclusion) -> Verdict:
+    log_s = law.fit.speed_up(arm)
+    equal = scaled(log_s, findings.flops(arm))
+    ratio = findings.throughput(arm)
+    clock = None if ratio is None else Speed.of(scaled(log_s, ratio))
+    kind: Kind = "undecided" if not equal.excludes_zero else "better" if equal.mean > 0 else "worse"
+    text = " ".join([_sentence(arm, log_s, equal, findings, law), *_remarks(arm, findings, law)])
+    own = Verdict(arm, findings.baseline, kind, text, None, Speed.of(log_s), Speed.of(equal), clock)
+    return Verdict(**{**vars(own), "if_alike": law.why_alike is not None})
+
+
+def _sentence(arm: str, log_s: Estimate, equal: Estimate, findings: Findings, law: Conclusion) -> str:
+    """s, and what it means at equal training FLOPs."""
+    s, why = f"s = {Speed.of(log_s)}", law.why_alike
+    if why is not None and why != "width":
+        lacks, remedy = ALIKE[why]
+        return f"{lacks}: {arm} has {s} only if both gain alike; no forecast. {remedy}."
+    against = findings.baseline
+    if abs(math.log(findings.flops(arm))) > 0.01:
+        s += f", at equal FLOPs {Speed.of(equal)}"
+    if not equal.excludes_zero:
+        seen = 100 * (math.exp(equal.half) - 1)
+        return f"{s}: {arm} and {against} need the same compute, as far as {seen:.0f} % can be seen."
+    share = 1 - math.exp(-equal.mean)
+    amount = f"{100 * abs(share):.2g} % {'less' if share > 0 else 'more'}"
+    return f"{s}: {arm} needs {amount} compute than {against} at the best split."
+
+
+def _remarks(arm: str, findings: Findings, law: Conclusion) -> list[str]:
+    remarks = []
+    if law.why_alike in (None, "width"):
+        remarks.append(_apart(arm, law))
+    if law.misses_largest:
+        assert law.left_out is not None
+        remarks.append(f"The largest size is off the law of the others by {_off(law.left_out)}: no forecast.")
+    elif law.fit.is_at_bound and law.why_alike in (None, "width"):
+        remarks.append("The ladder does not show the loss that no size and data go below: no forecast.")
+    if gone := [each for each in findings.lost if not each.is_unfinished and f" {arm} " in f" {each.name} "]:
+        remarks.append(f"{len(gone)} of its trainings are lost.")
+    return remarks
+
+
+def _apart(arm: str, law: Conclusion) -> str:
+    """Whether the gain is of size or of data."""
+    if law.why_alike is None:
+        size, data = law.fit.apart(arm)
+        if size.excludes_zero != data.excludes_zero:
+            what, gain = ("size", size) if size.excludes_zero else ("data", data)
+            return f"The gain is of {what}: as {_number(_exp(gain.mean))} times as much of it."
+    return "Size and data apart: not told."
+
+
+def _untuned(arm: str, findings: Findings) -> str:
+    """Why an arm is not tuned, as a clause; empty if it is."""
+    for size in findings.outline.tuned_sizes:
+        found = findings.tuned.get((size, arm))
+        if found is None or all(each.diverged for each in found.tries):
+            return f"no value of {findings.outline.tune} trained {arm} at size {size}"
+        values = [each.value for each in found.tries if not each.diverged]
+        for end, value in (("smallest", min(values)), ("largest", max(values))):  # the vertex, or the best try
+            if math.isclose(found.fit.vertex, value) or found.fit.edge == {"smallest": "low", "largest": "high"}[end]:
+                return f"the best {findings.outline.tune} of {arm} at size {size} is the {end} tried"
+    return ""
+
+
+def _misfit(law: Conclusion) -> str:
+    p = "p < 0.0001" if (law.lack_of_fit or 0) < 1e-4 else f"p = {law.lack_of_fit:.2g}"
+    return p if law.left_out is None else f"{p}; the largest size is off by {_off(law.left_out)}"
+
+
+def _off(left_out: Estimate) -> str:
+    times = abs(left_out.mean) / left_out.se if left_out.se else math.inf
+    return f"{plain(abs(left_out.mean), 3)}, {times:.1f} × what is expected"
+
+
+def _rungs(arm: str, findings: Findings) -> str:
+    """The differences at the longest duration of each size."""
+    found = findings.differences(arm)
+    parts = []
+    for size, of in findings.outline.sizes.items():
+        compared = found.get((size, of.trunk))
+        if compared is not None:
+            half = compared.difference.half
+            around = "" if half is None else f" ± {plain(half, decimals(half))}"
+            parts.append(f"{size}: {signed(compared.difference.mean, decimals(half))}{around}")
+    return f"Differences a size: {', '.join(parts)}." if parts else ""
+
+
+def _exp(value: float) -> float:
+    return math.exp(value) if value < 700 else math.inf
+
+
+def _number(value: float) -> str:
+    return f"{value:.2f}" if value < 100 else f"{value:.2g}" if value < 1e6 else "∞"
+
+
+def document(findings: Findings) -> dict[str, Any]:
+    """The verdicts and the law for a script, as in report/verdict.json."""
+    law = findings.law
+    return {
+        "schema": SCHEMA,
+        "ladder": findings.plan.get("name"),
+        "metric": findings.plan["metric"],
+        "baseline": findings.baseline,
+        "law": None if law is None else _law(law),
+        "verdicts": [asdict(each) for each in verdicts(findings)],
+    }
+
+
+def _law(law: Conclusion) -> dict[str, Any]:
+    alpha, beta = law.fit.exponents
+    off = law.left_out
+    return {
+        "form": law.fit.ladder.form,
+        "why_alike": law.why_alike,
+        "floor": law.fit.floor,
+        "alpha": alpha,
+        "beta": beta,
+        "condition": law.fit.condition,
+        "lack_of_fit_p": law.lack_of_fit,
+        "left_out": None if off is None else {"off": off.mean, "standard_error": off.se},
+        "is_wrong": law.is_wrong,
+        "forecasts": law.forecasts,
+    }

@@ -1,0 +1,162 @@
+"""The bank of noise: which entry counts as near, what an ablation adds to it, and what a plan makes of it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sweep_folder import noisy, planned
+
+from blockwright.lab.ablation import bank, provision
+from blockwright.lab.ablation.bank import Entry, Shape
+from blockwright.lab.ablation.definition import Definition
+from blockwright.lab.ablation.ending import record
+from blockwright.lab.ablation.scheme import Recipe
+from blockwright.lab.ablation.seeds import Precision, affordable, last_level, quarters
+from blockwright.registry import ConfigError
+from blockwright.training.result import Result
+
+SHAPE = Shape("val/loss", 3e6, 192, 4, 614400, 2048, "Muon", 0.01)
+ENTRY = Entry(**asdict(SHAPE), sd=0.007, dof=6, name="attention", date="2026-11-25", source="a")
+RECIPES = {name: Recipe((), values={"optimizer.lr": 0.01}) for name in ("mha", "gqa", "mqa", "mla")}
+
+
+@pytest.mark.parametrize(
+    ("change", "is_near"),
+    [
+        ({}, True),
+        ({"params": 5.9e6}, True),
+        ({"params": 6.1e6}, False),
+        ({"tokens": 307200}, True),
+        ({"tokens": 1.3e6}, False),
+        ({"tokens_per_step": 1024}, True),
+        ({"lr": 0.02}, True),
+        ({"lr": 0.021}, False),
+        ({"lr": 0.004}, False),
+        ({"metric": "test/loss"}, False),
+        ({"optimizer": "AdamW"}, False),
+        ({"tokens": None}, False),
+        ({"d_model": 256, "n_layers": 2}, True),
+    ],
+    ids=str,
+)
+def test_noise_is_carried_over_within_a_factor_of_two(change: dict[str, Any], is_near: bool) -> None:
+    assert (bank.nearest(replace(SHAPE, **change), [ENTRY]) is ENTRY) == is_near
+
+
+def test_nearest_entry_counts_and_the_rate_that_was_tuned_where_it_will_be() -> None:
+    far, near = replace(ENTRY, params=5e6), replace(ENTRY, params=3.3e6)
+    tuned = replace(ENTRY, lr=0.03, tuned=True)
+    assert bank.nearest(SHAPE, [far, near, tuned]) is near
+    assert bank.nearest(SHAPE, [far, near, tuned], tuned=2) is tuned
+    assert bank.nearest(SHAPE, [replace(tuned, lr=0.05)], tuned=2) is None  # beyond the tries
+    assert bank.nearest(SHAPE, [replace(near, lr=0.03)], tuned=2) is None  # of a rate that was not tuned
+
+
+def test_shipped_bank_has_the_recorded_ablations() -> None:
+    shipped = bank.read(bank.SHIPPED)
+    assert len(shipped) == 5 and {entry.metric for entry in shipped} == {"val/loss"}
+    assert all(0.005 < entry.sd < 0.02 and entry.seconds is None for entry in shipped)
+    results = Path(__file__).resolve().parents[3]
+    assert all((results / entry.source / "plan.json").is_file() for entry in shipped)
+
+
+def test_ablation_that_has_ended_adds_its_noise_once(tmp_path: Path) -> None:
+    folder = tmp_path / "ablation" / "attention" / "now"
+    folder.mkdir(parents=True)
+    planned(folder, noisy({"mha": 0, "gqa": 0.01, "mla": 0.02}, 20, sd=0.004))
+    plan = json.loads((folder / "plan.json").read_text()) | {"shape": asdict(SHAPE), "workers": 2}
+    (folder / "plan.json").write_text(json.dumps(plan))
+    results = {i: Result("completed", wall_seconds=30.0) for i in range(3)}
+    for _ in range(2):
+        record(folder, plan, results)
+    (entry,) = bank.read(tmp_path)
+    assert entry.sd == pytest.approx(0.004 * 2**0.5, rel=0.35) and entry.dof == 38
+    assert (entry.seconds, entry.workers, entry.lr, entry.tuned) == (30.0, 2, 0.01, False)
+    assert bank.seconds_a_job(replace(SHAPE, tokens=307200), [entry], 2) == 15.0
+    assert bank.seconds_a_job(SHAPE, [entry], 1) is None
+    assert bank.nearest(SHAPE, bank.known(tmp_path)) == entry
+
+
+def test_ablation_elsewhere_adds_nothing(tmp_path: Path) -> None:
+    plan = {"shape": asdict(SHAPE), "jobs": []}
+    record(tmp_path / "a" / "b" / "c", plan, {})
+    assert not [*tmp_path.iterdir()]
+
+
+@pytest.mark.parametrize(
+    "line", ["{", "5", '{"sd": -1}', '{"metric": 3}', '{"metric": "a", "unknown": 1}', "[[[[" * 50]
+)
+def test_damaged_line_is_named(line: str, tmp_path: Path) -> None:
+    (tmp_path / bank.FILE).write_text(f"{json.dumps({'metric': 'm', 'sd': 1.0, 'dof': 2})}\n{line}\n")
+    with pytest.raises(ConfigError, match="is no entry of a bank") as caught:
+        bank.read(tmp_path)
+    assert caught.value.path == f"{tmp_path / bank.FILE}:2" and "Remove" in caught.value.remedy
+
+
+# --- seeds by power ---------------------------------------------------------------------------------------------------
+
+
+def test_sweep_sees_what_the_page_of_the_method_says() -> None:
+    """σ .007, four arms: nats seen four times in five, by Holm's worst step, pooled, and with a bank of 20."""
+    assert Precision(0.007, 4).sees(3) == pytest.approx(0.0174, rel=0.02)
+    assert Precision(0.007, 4, 20).sees(3) == pytest.approx(0.0138, rel=0.02)
+    assert Precision(0.007, 4).sees(8) == pytest.approx(0.0086, rel=0.02)
+    assert Precision(0.007, 4, 20).sees(8) == pytest.approx(0.0083, rel=0.02)
+    assert Precision(0.007, 2).sees(17) == pytest.approx(0.0051, rel=0.02)
+
+
+def test_needed_seeds_are_the_fewest_that_see_it() -> None:
+    precision = Precision(0.007, 4)
+    count = precision.needed(0.01)
+    assert precision.sees(count) <= 0.01 < precision.sees(count - 1)
+
+
+def test_looks_at_quarters() -> None:
+    assert quarters(16) == (4, 8, 12, 16) and quarters(5) == (2, 3, 4, 5) and quarters(2) == (2,)
+    assert last_level((4, 8, 12, 16), "obrien_fleming") == pytest.approx(0.0374, rel=0.01)
+    assert last_level((8,), "pocock") == 0.05
+
+
+@pytest.mark.parametrize(("seconds", "seeds"), [(3600, 8), (440, 1), (400, 0), (-5, 0)])
+def test_affordable_seeds(seconds: float, seeds: int) -> None:
+    assert affordable(seconds, 209, 4, 2) == seeds
+
+
+def make(entries: list[Entry], **keys: Any) -> Any:
+    return provision.make(Definition("x", baseline="mha", **keys), RECIPES, SHAPE, entries)
+
+
+def test_difference_that_is_to_be_seen_becomes_seeds() -> None:
+    few, many = make([ENTRY], see=0.03), make([ENTRY], see=0.01)
+    assert few.seeds == (0, 1) and many.seeds == tuple(range(6)) and many.seeds_planned == 6
+    looked = make([ENTRY], see=0.01, until="verdict")
+    assert looked.seeds is None and looked.looks == (2, 3, 5, 6) and looked.seeds_planned == 6
+
+
+def test_difference_is_refused_where_the_noise_is_not_known_or_too_large() -> None:
+    with pytest.raises(ConfigError, match="not known") as unknown:
+        make([], see=0.01)
+    assert "pairs=3" in unknown.value.remedy and make([], see=0.01, pairs=3).seeds is None
+    with pytest.raises(ConfigError, match="more than 1,000 seeds"):
+        make([ENTRY], see=1e-9)
+    with pytest.raises(ConfigError, match="more than 1,000 seeds"):
+        make([ENTRY], see=3e-4)
+
+
+def test_verdicts_use_the_bank_where_rates_were_chosen_alike() -> None:
+    tune = {"optimizer.lr": 5}
+    tuned = replace(ENTRY, tuned=True)
+    assert make([ENTRY], seeds=(0,)).bank.sd == 0.007 and make([tuned], seeds=(0,), tune=tune).bank.sd == 0.007
+    assert make([ENTRY], seeds=(0,), tune=tune).bank is None and make([tuned], seeds=(0,)).bank is None
+    assert make([], seeds=(0,)).bank is None
+
+
+def test_arms_are_tuned_by_the_noise_of_a_run() -> None:
+    loud = replace(ENTRY, params=5e7, sd=0.1)
+    assert make([ENTRY, loud], seeds=(0,)).sd_of_run == pytest.approx(0.007 / 2**0.5)
+    assert make([loud, replace(loud, sd=0.05)], seeds=(0,)).sd_of_run == pytest.approx(0.05 / 2**0.5)
+    assert make([], seeds=(0,)).sd_of_run == 0

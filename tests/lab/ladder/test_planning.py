@@ -1,0 +1,201 @@
+"""Ladders as planned: sizes, matched arms, durations; and what is refused before a file is written."""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+from collections.abc import Callable
+from importlib.metadata import EntryPoint
+from pathlib import Path
+from typing import Any
+
+import ladder_folder
+import pytest
+import yaml
+
+from blockwright.lab.ablation import planning as ablation
+from blockwright.lab.ladder import definition, planning
+from blockwright.lab.ladder.__main__ import main
+from blockwright.lab.ladder.outline import outline_of
+from blockwright.registry import REFUSED, ConfigError, plugins
+from blockwright.registry.command import run_command
+from blockwright.training.configuration.composing import compose_config
+
+SMALL = [
+    "model=tiny", "model.n_layers=1", "model/ffn=swiglu", "model.layout.ffn=ffn*", "model/attention=mha",
+    "model.attention.n_heads=2", "data=sorting", "test=false", "callbacks.report.sample_tokens=0", "logger=none",
+]  # fmt: skip
+MINE: dict[str, Any] = {
+    "about": "a claim",
+    "base": SMALL,
+    "baseline": "plain",
+    "arms": {"plain": [], "gelu": "model/ffn=gelu"},
+    "budget": {"match": "params", "by": "d_ff", "tol": 0.05},
+    "sizes": {"d_model": [16, 32]},
+    "tokens": [16000, 48000],
+    "tune": None,
+}
+
+
+@functools.cache
+def composed(overrides: tuple[str, ...], output_dir: str | None) -> Any:
+    return compose_config(overrides, output_dir=output_dir)
+
+
+@pytest.fixture(autouse=True)
+def compose_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """To compose takes longest: what plans have in common is composed for all of them."""
+    for module in (ablation, planning):
+        monkeypatch.setattr(module, "compose_config", lambda o, output_dir=None: composed(tuple(o), output_dir))
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Callable[..., str]:
+    """The path of a definition with these keys; one that is … is left out."""
+
+    def make(**keys: Any) -> str:
+        file = tmp_path / "mine.yaml"
+        written = {k: v for k, v in {**MINE, **keys}.items() if v is not ...}
+        file.write_text(yaml.safe_dump(written, sort_keys=False))
+        return str(file)
+
+    return make
+
+
+def test_arms_are_matched_at_every_size_and_tokens_are_the_same(write: Callable[..., str]) -> None:
+    plan = planning.make(definition.read(write()))
+    assert list(plan.outline.sizes) == ["16", "32"]
+    for name, size in plan.outline.sizes.items():
+        plain, gelu = size.arms["plain"], size.arms["gelu"]
+        assert gelu.parameters == pytest.approx(plain.parameters, rel=0.05)
+        assert f"model.d_model={name}" in plain.overrides
+        assert size.steps == {"16000 tokens": 14, "48000 tokens": 42}
+    assert plan.outline.tokens_per_step == 1152
+    assert len(plan.jobs) == 2 * 2 * 2 and not any("trainer.max_steps=1000" in job["overrides"] for job in plan.jobs)
+
+
+def test_durations_are_tokens_per_parameter_of_the_baseline(write: Callable[..., str]) -> None:
+    plan = planning.make(definition.read(write(tokens=...), {"durations": "[10,20]"}))
+    for size in plan.outline.sizes.values():
+        steps = [round(ratio * size.arms["plain"].parameters / 1152) for ratio in (10, 20)]
+        assert list(size.steps.values()) == steps
+
+
+def test_the_composed_rate_is_the_middle_of_the_tries(write: Callable[..., str]) -> None:
+    plan = planning.make(definition.read(write(tune={"optimizer.lr": 3}, tune_sizes=1)))
+    assert [job["tries"]["optimizer.lr"] for job in plan.jobs[:3]] == pytest.approx([0.005, 0.01, 0.02])
+    assert {job["size"] for job in plan.jobs} == {"16"}
+
+
+def test_the_command_writes_a_plan_that_reads_back(
+    write: Callable[..., str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([write(), "seeds=2", f"paths.log_dir={tmp_path}", "--plan-only"]) == 0
+    out = capsys.readouterr().out
+    assert "16 jobs of 2 seeds" in out and "sweep resume" in out
+    (file,) = tmp_path.glob("ladder/mine/*/plan.json")
+    plan = json.loads(file.read_text())
+    assert outline_of(plan).seeds == (0, 1) and plan["kind"] == "ladder"
+
+
+def test_what_a_ladder_sees_shrinks_with_seeds_and_span() -> None:
+    few, more, wide = (
+        ladder_folder.outline({"a": (1, 1), "b": (1, 1)}, seeds=s, sizes=n) for s, n in ((2, 4), (6, 4), (2, 6))
+    )
+    assert 1.03 < planning.sees(more) < planning.sees(few) < 1.2
+    assert planning.sees(wide) < planning.sees(few)
+    assert planning.sees(ladder_folder.outline({"a": (1, 1), "b": (1, 1)}, seeds=1, sizes=3)) == math.inf
+
+
+def test_a_plug_in_offers_ladders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "offered_ladders"
+    folder.mkdir()
+    (folder / "theirs.yaml").write_text(yaml.safe_dump(MINE))
+    monkeypatch.syspath_prepend(tmp_path)
+    points = [EntryPoint("x", folder.name, definition.ENTRY_POINTS)]
+    monkeypatch.setattr(plugins, "entry_points", lambda group: points if group == definition.ENTRY_POINTS else [])
+    assert "theirs" in definition.FILES.names() and definition.read("theirs").arms.about == "a claim"
+
+
+def test_shipped_ladders_are_read() -> None:
+    for name in definition.FILES.names():
+        ladder = definition.read(name)
+        assert len(ladder.sizes) >= 3 and ladder.arms.about and len(ladder.lengths) >= 2
+
+
+MISTAKES = [  # keys of the file, words of the command line, path and part of the remedy
+    ({"durations": [20], "tokens": ...}, [], "durations", "[5,20]"),
+    ({"tokens": [48000]}, [], "tokens", "[12000,48000]"),
+    ({"tokens": [48000, 16000]}, [], "tokens", "16000"),
+    ({"tokens": ...}, [], "durations", "tokens per parameter"),
+    ({"durations": [5, 10]}, [], "durations", "durations"),
+    ({"sizes": {"d_model": [16]}}, [], "sizes", "d_model"),
+    ({"sizes": {}}, [], "sizes", "d_model"),
+    ({"sizes": {"d_model": [16, 32], "n_layers": [1, 2, 3]}}, [], "sizes", "as many"),
+    ({"sizes": {"d_model": [16, 16]}}, [], "sizes", "second"),
+    ({"sizes": ...}, [], "sizes", "d_model"),
+    ({"baseline": "plane"}, [], "baseline", "plain"),
+    ({}, ["baseline=gelo"], "baseline", "gelu"),
+    ({"arms": {"plain": []}}, [], "arms", "arms"),
+    (
+        {"arms": {"plain": [], "gelu": {"overrides": "model/ffn=gelu", "init_from": "plain"}}},
+        [],
+        "arms.gelu",
+        "ablation",
+    ),
+    ({"lr": [0.1, 0.2]}, [], "lr", "tune"),
+    ({"tune": {"optimizer.lr": 1}}, [], "tune", "optimizer.lr: 5"),
+    ({"tune": {"optimizer.lr": 5, "model.init.std": 5}}, [], "tune", "optimizer.lr"),
+    ({}, ["decay=1.5"], "decay", ""),
+    ({}, ["seeds=0"], "seeds", "seeds"),
+    ({}, ["scheduler=constant"], "scheduler", "Leave it out"),
+    ({}, ["trainer.max_steps=7"], "trainer.max_steps", "durations"),
+    ({}, ["seed=7"], "seed", "seeds"),
+    ({}, ["sizes.d_model=8"], "sizes.d_model", "Copy"),
+    ({}, ["--at", "1e9"], "--at", "folder"),
+]
+
+
+@pytest.mark.parametrize(("keys", "words", "path", "remedy"), MISTAKES)
+def test_a_mistake_is_one_message(
+    write: Callable[..., str], tmp_path: Path, keys: dict[str, Any], words: list[str], path: str, remedy: str
+) -> None:
+    with pytest.raises(ConfigError) as refused:
+        main([write(**keys), f"paths.log_dir={tmp_path}", "--plan-only", *words])
+    assert refused.value.path == path and remedy in refused.value.remedy
+    assert not (tmp_path / "ladder").exists()
+
+
+COMPOSED = [  # those that are seen when arms are composed
+    ({"tokens": [100, 48000]}, [], "tokens", "or more"),
+    ({"tokens": [2000, 2100, 48000]}, [], "durations", "farther apart"),
+    ({"tokens": [1200, 480000]}, [], "durations", "warmup"),
+    ({"sizes": {"d_model": [32, 16]}}, [], "sizes", "larger"),
+    ({"budget": {"match": "params", "by": "n_layers", "tol": 0.0001}}, [], "size 16: arm gelu: tol", "tol="),
+    ({"arms": {"plain": [], "gelu": "model/ffn=geluu"}}, [], "size 16: arm gelu: model/ffn", "gelu"),
+    ({"arms": {"plain": [], "wide": "data.batch_size=7"}}, [], "data.batch_size × data.sequence_length", "same"),
+    ({"tune": {"optimizer.name": 3}}, [], "tune", "tune=null"),
+    ({"metric": "val/los"}, [], "size 16: metric", "val/loss"),
+]
+
+
+@pytest.mark.parametrize(("keys", "words", "path", "remedy"), COMPOSED)
+def test_a_mistake_in_what_is_composed(
+    write: Callable[..., str], tmp_path: Path, keys: dict[str, Any], words: list[str], path: str, remedy: str
+) -> None:
+    with pytest.raises(ConfigError) as refused:
+        main([write(**keys), f"paths.log_dir={tmp_path}", "--plan-only", *words])
+    assert refused.value.path == path and remedy in refused.value.remedy
+    assert not (tmp_path / "ladder").exists()
+
+
+def test_no_ladder_of_this_name(capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments in (["atention"], ["--plan-only"]):
+        assert run_command(main, arguments) == REFUSED
+        assert "attention" in capsys.readouterr().err
+
+
+def test_help_and_list(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0 and "durations" in capsys.readouterr().out
+    assert main([]) == 0 and "attention" in capsys.readouterr().out

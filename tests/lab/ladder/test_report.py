@@ -1,0 +1,150 @@
+"""The report of a ladder: verdicts, page, JSON, forecast, for laws that are true, wrong, or cannot be identified."""
+
+from __future__ import annotations
+
+import csv
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import ladder_folder
+import pytest
+
+from blockwright.lab.ladder.__main__ import main
+from blockwright.lab.ladder.design import Tuned
+from blockwright.lab.ladder.findings import Findings, find
+from blockwright.lab.ladder.verdict import verdict, verdicts
+from blockwright.lab.report.__main__ import main as report
+from blockwright.lab.statistics.tuning import Fit, Try
+from blockwright.registry import ConfigError
+
+GAINS = {"mha": (1.0, 1.0), "mla": (1.05, 1.1), "same": (1.0, 1.0)}
+
+
+@pytest.fixture(scope="module")
+def ladder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return ladder_folder.write(tmp_path_factory.mktemp("ladder") / "1", GAINS)
+
+
+@pytest.fixture(scope="module")
+def findings(ladder: Path) -> Findings:
+    return find(ladder)
+
+
+def test_a_gain_and_none_are_told_apart(findings: Findings) -> None:
+    faster, same = verdicts(findings)
+    assert (faster.arm, faster.kind, same.kind) == ("mla", "better", "undecided")
+    assert faster.speed_up is not None and faster.speed_up.low < 1.155 < faster.speed_up.high
+    assert not faster.if_alike
+    assert "best split" in faster.text and "can be seen" in same.text
+
+
+def test_flops_and_throughput_change_what_a_gain_is_worth(findings: Findings) -> None:
+    sizes = dict(findings.outline.sizes)
+    largest = sizes[findings.largest]
+    dear = replace(largest.arms["mla"], flops=2 * largest.arms["mla"].flops)
+    sizes[findings.largest] = replace(largest, arms={**largest.arms, "mla": dear})
+    found = replace(findings, outline=replace(findings.outline, sizes=sizes), speeds={"mha": 1000.0, "mla": 1500.0})
+    ours = verdict("mla", found)
+    assert ours.speed_up and ours.at_equal_flops and ours.by_clock
+    assert ours.at_equal_flops.s == pytest.approx(ours.speed_up.s / 2)
+    assert ours.by_clock.s == pytest.approx(ours.speed_up.s * 1.5)
+    assert ours.kind == "worse", "it is judged at equal FLOPs"
+
+
+def test_the_files(ladder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(ladder)]) == 0
+    out = capsys.readouterr().out
+    assert "mla needs" in out
+    folder = ladder / "report"
+    document = json.loads((folder / "verdict.json").read_text())
+    assert document["law"]["form"] == "apart" and not document["law"]["is_wrong"]
+    assert {each["arm"]: each["kind"] for each in document["verdicts"]} == {"mla": "better", "same": "undecided"}
+    rows = list(csv.DictReader((folder / "runs.csv").open()))
+    assert len(rows) == 3 * 4 * 3 * 3 and set(rows[0]) >= {"arm", "size", "duration", "seed", "loss"}
+    page, text = (folder / "index.html").read_text(), (folder / "report.md").read_text()
+    for chart in ("speed-ups", "loss-over-size", "loss-over-data", "residuals"):
+        assert (folder / f"{chart}.svg").exists() and f"{chart}.svg" in text and f'id="{chart}-t"' in page
+    assert "http" not in page.replace("http://www.w3.org", "")
+
+
+def test_a_forecast_of_a_planned_size(ladder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(ladder), "--at", "4e6,8e7"]) == 0
+    assert "4M parameters, 80M tokens: mha 1." in capsys.readouterr().out
+    assert main([str(ladder), "--at", "1e15"]) == 0
+    assert "parameters" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("at", ["x", "1,2,3", "-5", "0,1e9", "inf"])
+def test_no_such_size(ladder: Path, at: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        main([str(ladder), f"--at={at}"])
+    assert refused.value.path == "--at" and "1e9" in refused.value.remedy
+
+
+def test_one_law_that_does_not_fit(tmp_path: Path) -> None:
+    found = find(ladder_folder.write(tmp_path / "1", GAINS, exponent=0.45))
+    wrong = verdict("mla", found)
+    assert (wrong.kind, wrong.why, wrong.speed_up) == ("none", "law", None)
+    assert "no speed-up" in wrong.text and "d3" in wrong.text
+
+
+@pytest.mark.parametrize(
+    ("shape", "why", "remedy"),
+    [({"ratios": (20,)}, "durations", "quarter of the tokens"), ({"sizes": 2}, "sizes", "third size")],
+)
+def test_what_a_ladder_cannot_identify(tmp_path: Path, shape: dict[str, Any], why: str, remedy: str) -> None:
+    found = find(ladder_folder.write(tmp_path / "1", GAINS, **shape))
+    assert found.law is not None and found.law.why_alike == why
+    ours = verdict("mla", found)
+    assert ours.if_alike and remedy in ours.text and "no forecast" in ours.text
+
+
+def test_too_few_trainings(tmp_path: Path) -> None:
+    found = find(ladder_folder.write(tmp_path / "1", GAINS, sizes=2, seeds=1, ratios=(5, 10)))
+    assert found.law is None
+    assert {each.why for each in verdicts(found)} == {"few"}
+
+
+def test_an_arm_that_is_not_tuned(findings: Findings) -> None:
+    tuned = Tuned((Try(0.01, 2.0), Try(0.02, 1.9), Try(0.04, 1.8)), Fit(0.04, 0.1, 0.0, "high"), True)
+    outline = replace(findings.outline, tune="optimizer.lr", tuned_sizes=("d0",))
+    good = replace(tuned, fit=Fit(0.02, 0.1, 0.0, None))
+    found = replace(findings, outline=outline, tuned={("d0", "mha"): good, ("d0", "mla"): tuned, ("d0", "same"): good})
+    untuned, fine = verdicts(found)
+    assert (untuned.kind, untuned.why) == ("none", "untuned") and "largest tried" in untuned.text
+    assert fine.kind == "undecided"
+
+
+def test_a_lost_training(tmp_path: Path) -> None:
+    found = find(ladder_folder.write(tmp_path / "1", GAINS, lost=4))
+    assert len(found.lost) == 1 and len(found.rungs) == 3 * 4 * 3 * 3 - 1
+    assert found.law is not None
+
+
+def test_other_commands_name_this_one(ladder: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as refused:
+        report([str(ladder)])
+    assert f"blockwright ladder {ladder}" in refused.value.remedy
+    with pytest.raises(ConfigError):
+        main([str(tmp_path)])
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda plan: plan.pop("ladder"),
+        lambda plan: plan["ladder"].update(decay=2),
+        lambda plan: plan["ladder"]["sizes"]["d0"]["arms"].pop("mla"),
+        lambda plan: plan["jobs"][0].update(size="elsewhere"),
+        lambda plan: plan["jobs"][0].pop("tokens"),
+        lambda plan: plan["jobs"][0].update(tokens="many"),
+    ],
+)
+def test_a_damaged_plan_is_one_message(ladder: Path, tmp_path: Path, damage: Any) -> None:
+    plan = json.loads((ladder / "plan.json").read_text())
+    damage(plan)
+    (tmp_path / "plan.json").write_text(json.dumps(plan))
+    with pytest.raises(ConfigError):
+        find(tmp_path)

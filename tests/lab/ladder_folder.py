@@ -1,0 +1,69 @@
+"""Folders of ladders as their jobs leave them, with losses of a law that is known."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ladders import EXPONENT, loss
+
+from blockwright.lab.ladder.outline import Cell, Outline, Size, compared
+from blockwright.lab.sweep import plan as plans
+
+Gains = Mapping[str, tuple[float, float]]
+
+
+def outline(gains: Gains, sizes: int = 4, seeds: int = 3, ratios: tuple[int, ...] = (5, 10, 20)) -> Outline:
+    """An outline without tuning; the first arm is the baseline."""
+    of = {}
+    for i in range(sizes):
+        parameters = 1e5 * 2**i
+        steps = {f"{ratio} tokens per parameter": round(parameters * ratio / 1000) for ratio in ratios}
+        of[f"d{i}"] = Size(steps, {arm: Cell((f"arm={arm}",), parameters, 6 * parameters) for arm in gains})
+    return Outline(next(iter(gains)), of, 1000, 0.2, 0.02, tuple(range(seeds)))
+
+
+def write(
+    directory: Path,
+    gains: Gains,
+    noise: float = 0.005,
+    exponent: float = EXPONENT,
+    lost: int | None = None,
+    **shape: Any,
+) -> Path:
+    """A ladder that has ended.
+
+    Args:
+        directory: of the ladder
+        gains: arm → ρ_N and ρ_D
+        noise: sd of a training
+        exponent: β of the second arm
+        lost: number of a job that failed
+        shape: of ``outline``
+    """
+    own = outline(gains, **shape)
+    jobs = compared(own, {}, 0)
+    plan = {"kind": "ladder", "name": "mine", "command": "blockwright ladder mine", "metric": "val/loss", "workers": 1}
+    arms = [{"name": arm, "overrides": [], "baseline": arm == own.baseline} for arm in gains]
+    plans.write(directory, {**plan, "direction": "minimize", "jobs": jobs, "arms": arms, "ladder": own.as_plain()})
+    rng, shared = np.random.default_rng(1), {}
+    for job in jobs:
+        pair = shared.setdefault((job["size"], job["duration"], job["seed"]), rng.standard_normal())
+        trunk = shared.setdefault((job["size"], job["arm"], job["seed"]), rng.standard_normal())
+        of_size, of_data = gains[job["arm"]]
+        beta = exponent if job["arm"] == list(gains)[1] else EXPONENT
+        value = loss(of_size * job["parameters"], of_data * job["tokens"], beta)
+        value += noise * float(0.5**0.5 * pair + 0.2**0.5 * trunk + 0.3**0.5 * rng.standard_normal())
+        finish(directory, job["job"], value, "failed" if job["job"] == lost else "completed")
+    return directory
+
+
+def finish(directory: Path, job: int, value: float, status: str = "completed") -> None:
+    """The result of a job."""
+    folder = directory / str(job)
+    folder.mkdir(exist_ok=True)
+    metrics = {"val/loss": value, "speed/tokens_per_second": 2000.0}
+    (folder / "results.json").write_text(json.dumps({"status": status, "reason": "", "metrics": metrics}))

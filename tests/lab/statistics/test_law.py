@@ -1,0 +1,304 @@
+"""The pooled law on ladders whose truth is known: bias, spread, coverage, power; and what the planted faults do."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from ladders import ARMS, DOUBLED, FLOOR, QUADRUPLED, ladder, loss
+
+from blockwright.lab.statistics import law
+from blockwright.lab.statistics.law import Estimate, Rung, fit
+
+FASTER = math.log(1.1)
+BOTH = (1.1**0.5, 1.1**0.5)
+
+
+def estimates(
+    form: law.Form, number: int, seed: int = 0, baseline: str = "plain", **settings: object
+) -> dict[str, list[Estimate]]:
+    """Arm → log s in each of many ladders."""
+    rng = np.random.default_rng(seed)
+    found: dict[str, list[Estimate]] = {}
+    for _ in range(number):
+        fitted = fit(ladder(rng, **settings), baseline, form)  # type: ignore[arg-type]
+        for arm in fitted.ladder.arms[1:]:
+            found.setdefault(arm, []).append(fitted.speed_up(arm))
+    return found
+
+
+def coverage(found: Sequence[Estimate], truth: float) -> float:
+    return float(np.mean([abs(each.mean - truth) <= each.half for each in found]))
+
+
+def test_without_noise_it_is_exact() -> None:
+    found = fit(ladder(np.random.default_rng(0), ((1, 1), (1.2, 0.9)), noise=0.0), "plain")
+    assert found.floor == pytest.approx(FLOOR, abs=1e-5)
+    assert found.exponents == pytest.approx((0.35, 0.35), abs=1e-4)
+    assert [math.exp(each.mean) for each in found.apart("changed")] == pytest.approx([1.2, 0.9], abs=1e-4)
+    assert found.loss("changed", 3e6, 6e7).mean == pytest.approx(loss(3.6e6, 5.4e7), abs=1e-5)
+
+
+def test_the_jacobian_is_the_derivative() -> None:
+    own = law.arranged(ladder(np.random.default_rng(0), ((1, 1), BOTH)), "plain", "apart")
+    theta = np.array([0.1, -1.2, -1.0, -1.1, -0.9, 0.05, 0.08])
+    place = own.n, own.d, own.size_gain, own.data_gain
+    step = 1e-6 * np.eye(len(theta))
+    differences = [(law.predict(theta + h, *place)[0] - law.predict(theta - h, *place)[0]) / 2e-6 for h in step]
+    np.testing.assert_allclose(law.predict(theta, *place)[1], np.column_stack(differences), atol=1e-8)
+
+
+def test_every_start_leads_to_the_same_law() -> None:
+    own = law.arranged(ladder(np.random.default_rng(1), ((1, 1), BOTH)), "plain", "apart")
+    white = np.eye(len(own.rungs))
+    costs = [law.minimise(own, white, [start]).cost for start in law.starts(own)]
+    assert len(costs) == 12
+    assert sorted(costs)[6] == pytest.approx(min(costs), rel=1e-4), "half of the starts at least reach the minimum"
+
+
+def test_coverage_and_bias() -> None:
+    found = estimates("apart", 60, gains=((1, 1), BOTH))["changed"]
+    errors = [each.mean - FASTER for each in found]
+    assert abs(np.mean(errors)) < 3 * 0.020 / math.sqrt(60)
+    assert 0.013 < np.std(errors) < 0.027, "golden: .020"
+    assert np.median([each.half for each in found]) == pytest.approx(0.044, abs=0.005)
+    assert coverage(found, FASTER) >= 0.9
+
+
+def test_one_gain_for_both_is_twice_as_sharp_and_wrong_if_they_gain_apart() -> None:
+    alike = estimates("alike", 40, gains=((1, 1), BOTH))["changed"]
+    assert np.median([each.half for each in alike]) == pytest.approx(0.023, abs=0.004)
+    assert coverage(alike, FASTER) >= 0.85
+    only_data = estimates("alike", 40, gains=((1, 1), (1, 1.1)))["changed"]
+    assert np.mean([each.mean for each in only_data]) - FASTER == pytest.approx(0.020, abs=0.008)
+    assert coverage(only_data, FASTER) < 0.8
+
+
+def test_the_order_and_the_name_of_arms_change_nothing() -> None:
+    rungs = ladder(np.random.default_rng(3), ((1, 1), BOTH, (1, 1.2)))
+    found = fit(rungs, "plain")
+    turned = fit(rungs[::-1], "plain")
+    renamed = fit([replace(rung, arm=rung.arm.upper()) for rung in rungs], "PLAIN")
+    for arm in ("changed", "third"):
+        assert turned.speed_up(arm).mean == pytest.approx(found.speed_up(arm).mean, abs=1e-6)
+        assert renamed.speed_up(arm.upper()).half == pytest.approx(found.speed_up(arm).half, abs=1e-6)
+
+
+def test_another_baseline_turns_the_speed_up_round() -> None:
+    rungs = ladder(np.random.default_rng(4), ((1, 1), BOTH))
+    ours, theirs = fit(rungs, "plain").speed_up("changed"), fit(rungs, "changed").speed_up("plain")
+    assert ours.mean == pytest.approx(-theirs.mean, abs=1e-4)
+    assert ours.half == pytest.approx(theirs.half, rel=1e-2)
+
+
+def test_pairs_of_size_and_seed_count_not_rungs() -> None:
+    found = fit(ladder(np.random.default_rng(5), ((1, 1), BOTH)), "plain")
+    assert found.dof == 4 * 3 - 3
+    few = fit(ladder(np.random.default_rng(5), ((1, 1), BOTH), sizes=DOUBLED[:3], seeds=1), "plain")
+    assert few.dof == 0 and few.speed_up("changed").half == math.inf
+
+
+@pytest.mark.parametrize(  # golden, at the cost of the first row
+    ("settings", "apart", "alike"),
+    [
+        ({}, 0.0185, 0.0106),
+        ({"sizes": QUADRUPLED}, 0.0095, 0.0054),
+        ({"ratios": (5, 20)}, 0.0165, None),
+        ({"pairing": 0.8, "trunk": 0.1}, 0.0116, None),
+        ({"pairing": 0.0}, 0.0267, None),
+    ],
+)
+def test_what_a_planned_ladder_will_see(settings: dict[str, Any], apart: float, alike: float | None) -> None:
+    rungs, first = (ladder(np.random.default_rng(0), **each) for each in (settings, {}))
+    cost, usual_cost = (math.fsum(r.parameters * r.tokens for r in each) for each in (rungs, first))
+    usual = law.Usual(**{key: settings[key] for key in ("pairing", "trunk") if key in settings})
+    for form, golden in (("apart", apart), ("alike", alike)):
+        found = law.expected(rungs, "plain", form, usual) * math.sqrt(cost / usual_cost)  # type: ignore[arg-type]
+        assert golden is None or found == pytest.approx(golden, rel=0.015)
+
+
+# --- other lines ------------------------------------------------------------------------------------------------------
+
+
+def test_at_the_best_split_the_speed_up_is_the_product_at_every_budget() -> None:
+    found = fit(ladder(np.random.default_rng(0), ((1, 1), (1.3, 0.95)), noise=0.0), "plain")
+    product = math.exp(found.speed_up("changed").mean)
+    for flops in (1e12, 1e14, 1e17):
+        parameters, tokens = law.best_split(found, flops)
+        assert 6 * parameters * tokens == pytest.approx(flops)
+        around = [found.loss("plain", parameters * f, tokens / f).mean for f in (0.8, 1.0, 1.25)]
+        assert around[1] == min(around), "the best split"
+        faster = found.loss("plain", *law.best_split(found, flops * product)).mean
+        gains = [math.exp(each.mean) for each in found.apart("changed")]
+        ours = found.loss(
+            "changed", *(x / g for x, g in zip(law.best_split(found, flops * product), gains, strict=True))
+        )
+        assert ours.mean == pytest.approx(faster, abs=1e-9)
+
+
+@pytest.mark.parametrize("line", ["data", "ratio", "size"])
+def test_along_a_line_the_baseline_reaches_the_arm(line: str) -> None:
+    found = fit(ladder(np.random.default_rng(6), ((1, 1), (1.05, 1.1))), "plain")
+    at = law.speed_up_along(found, "changed", 4e5, 4e6, line)  # type: ignore[arg-type]
+    x, y = law.LINES[line]
+    reached = found.loss("plain", 4e5 * at.mean**x, 4e6 * at.mean**y).mean
+    assert reached == pytest.approx(found.loss("changed", 4e5, 4e6).mean, abs=1e-9)
+    assert at.low < at.mean < at.high
+
+
+def test_a_size_that_no_data_makes_up_for_has_no_speed_up_by_data() -> None:
+    found = fit(ladder(np.random.default_rng(0), ((1, 1), (4.0, 1.0)), noise=0.001), "plain")
+    assert law.speed_up_along(found, "changed", 1e5, 1e9, "data").mean == math.inf
+
+
+def test_along_a_line_the_interval_covers() -> None:
+    rng, hits = np.random.default_rng(7), []
+    for _ in range(30):
+        found = fit(ladder(rng, ((1, 1), BOTH)), "plain")
+        at = law.speed_up_along(found, "changed", 8e5, 8e6, "ratio")
+        goal = loss(BOTH[0] * 8e5, BOTH[1] * 8e6)
+        truth = next(c for c in np.arange(1.0, 1.3, 1e-4) if loss(8e5 * c**0.5, 8e6 * c**0.5) <= goal)
+        hits.append(at.low <= truth <= at.high)
+    assert np.mean(hits) >= 0.85
+
+
+# --- Marin's worked examples ------------------------------------------------------------------------------------------
+
+MARIN = {"floor": 1.6, "exponent": 0.0941}  # issue 8096; experiments/grug/moe/agent.md
+
+
+def test_marins_worked_example() -> None:
+    budget, baseline, variant = 3.82e17, 3.5422, 3.52
+    coefficient = (baseline - MARIN["floor"]) * budget ** MARIN["exponent"]
+    assert coefficient == pytest.approx(87.7, abs=0.05)
+    needed = (coefficient / (variant - MARIN["floor"])) ** (1 / MARIN["exponent"])
+    faster = law.pinned_speed_up(baseline, variant, **MARIN)
+    assert faster == pytest.approx(needed / budget, rel=1e-9), "the budget cancels"
+    assert faster * 410_000 / 433_986 == pytest.approx(needed / 433_986 / (budget / 410_000))
+
+
+@pytest.mark.parametrize(  # issue 5596: baseline, variant, by loss alone, tokens/s of the variant, in wall-clock
+    ("baseline", "variant", "by_loss", "throughput", "by_time"),
+    [(3.8104, 3.7542, 1.31, 1.010, 1.33), (3.4339, 3.3988, 1.23, 1.025, 1.26), (3.1605, 3.1357, 1.19, 1.026, 1.22)],
+)
+def test_marins_published_speed_ups(
+    baseline: float, variant: float, by_loss: float, throughput: float, by_time: float
+) -> None:
+    faster = law.pinned_speed_up(baseline, variant, **MARIN)
+    assert faster == pytest.approx(by_loss, abs=0.006)
+    assert faster * throughput == pytest.approx(by_time, abs=0.006)
+
+
+def test_two_constants_give_another_speed_up() -> None:
+    """Three points fix no floor: issue 5619 has fits with L∞ 1.6 and 0.578, both with R² of about 1."""
+    pinned = law.pinned_speed_up(3.1605, 3.1357, floor=1.6, exponent=0.0912)
+    free = law.pinned_speed_up(3.1605, 3.1357, floor=0.578, exponent=0.0584)
+    assert abs(pinned - free) < 0.015, "at the measured rungs they agree"
+    law_of = {1.6: (81.68, 0.0912), 0.578: (32.63, 0.0584)}
+    at = {floor: floor + a * 1e23**-alpha for floor, (a, alpha) in law_of.items()}
+    assert at[1.6] - at[0.578] > 0.1, "far beyond they do not"
+
+
+# --- planted faults ---------------------------------------------------------------------------------------------------
+
+
+def plain_least_squares(rungs: list[Rung]) -> Estimate:
+    """The fault of ignoring that arms of a seed are paired."""
+    own = law.arranged(rungs, "plain", "apart")
+    found = law.minimise(own, np.eye(len(rungs)), law.starts(own)[:4])
+    wide = found.speed_up("changed")
+    return Estimate(wide.mean, wide.se, len(rungs) - own.number)
+
+
+def resampled(rungs: list[Rung], rng: np.random.Generator, draws: int, unit: str) -> tuple[float, float]:
+    """The fault of a percentile bootstrap, over seeds within sizes or over the points themselves."""
+    own = law.arranged(rungs, "plain", "apart")
+    start = law.minimise(own, np.eye(len(rungs)), law.starts(own)[:4])
+    sizes = sorted({rung.size for rung in rungs})
+    seeds = sorted({rung.seed for rung in rungs})
+    found = []
+    for _ in range(draws):
+        if unit == "seed":
+            weights = np.zeros(len(rungs))
+            for size in sizes:
+                for seed in rng.choice(seeds, len(seeds)):
+                    weights += [rung.size == size and rung.seed == seed for rung in rungs]
+        else:
+            weights = np.bincount(rng.integers(0, len(rungs), len(rungs)), minlength=len(rungs)).astype(float)
+        found.append(law.minimise(own, np.diag(np.sqrt(weights)), [start.theta]).speed_up("changed").mean)
+    low, high = np.percentile(found, [2.5, 97.5])
+    return float(low), float(high)
+
+
+def test_ignoring_the_pairing_is_seen() -> None:
+    """Its intervals are a fifth too wide: it covers all, and misses what the law sees."""
+    rng = np.random.default_rng(8)
+    drawn = [ladder(rng, ((1, 1), BOTH)) for _ in range(25)]
+    faulty = np.median([plain_least_squares(rungs).half for rungs in drawn])
+    right = np.median([fit(rungs, "plain").speed_up("changed").half for rungs in drawn])
+    assert faulty > 1.1 * right
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("unit", "most"), [("seed", 0.90), ("point", 0.93)])
+def test_percentiles_are_seen(unit: str, most: float) -> None:
+    """Golden .84 for seeds within sizes; of points, the arms' pairing and the trunks are lost."""
+    rng, hits = np.random.default_rng(9), []
+    for _ in range(150):
+        rungs = ladder(rng, ((1, 1), BOTH), trunk=0.45, pairing=0.1 if unit == "point" else 0.5)
+        low, high = resampled(rungs, rng, 60, unit)
+        hits.append(low <= FASTER <= high)
+    assert np.mean(hits) < most
+
+
+# --- the whole table of the page --------------------------------------------------------------------------------------
+
+TABLE = [  # form, settings, true log s, sd, half-width, power
+    ("apart", {"gains": ((1, 1), BOTH), "noise": 0.003}, FASTER, 0.009, 0.019, 1.00),
+    ("apart", {"gains": ((1, 1), BOTH)}, FASTER, 0.020, 0.044, 0.99),
+    ("apart", {}, 0.0, 0.018, 0.043, 0.02),
+    ("apart", {"gains": ((1, 1), BOTH), "noise": 0.010}, FASTER, 0.029, 0.062, 0.86),
+    ("alike", {"gains": ((1, 1), BOTH)}, FASTER, 0.011, 0.023, 1.00),
+    ("alike", {"gains": ((1, 1), BOTH), "noise": 0.010}, FASTER, 0.017, 0.032, 1.00),
+    ("apart", {"gains": ((1, 1), (1, 1.1))}, FASTER, 0.020, 0.043, 0.99),
+    (
+        "apart",
+        {"gains": ((1, 1), BOTH), "sizes": [1e5 * 2**i for i in range(6)], "seeds": 2},
+        FASTER,
+        0.022,
+        0.051,
+        0.97,
+    ),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("form", "settings", "truth", "sd", "half", "power"), TABLE)
+def test_the_table(
+    form: law.Form, settings: dict[str, object], truth: float, sd: float, half: float, power: float
+) -> None:
+    found = estimates(form, 300, seed=10, **settings)["changed"]
+    errors = np.array([each.mean - truth for each in found])
+    print(
+        f"{form} {settings}: bias {errors.mean():+.4f} sd {errors.std():.4f} coverage {coverage(found, truth):.3f}"
+        f" half {np.median([e.half for e in found]):.4f} power {np.mean([e.excludes_zero for e in found]):.3f}"
+    )
+    assert abs(errors.mean()) < max(0.0025, 3 * sd / math.sqrt(300))
+    assert errors.std() == pytest.approx(sd, rel=0.2)
+    assert np.median([each.half for each in found]) == pytest.approx(half, rel=0.12)
+    assert 0.925 <= coverage(found, truth) <= 0.99
+    assert np.mean([each.excludes_zero for each in found]) == pytest.approx(power, abs=0.05)
+
+
+@pytest.mark.slow
+def test_the_table_of_four_arms() -> None:
+    truths = {"changed": 0.0, "third": FASTER, "fourth": FASTER}
+    found = estimates("apart", 150, seed=11, gains=((1, 1), (1, 1), BOTH, (1, 1.1)))
+    assert set(found) == set(ARMS[1:])
+    for arm, truth in truths.items():
+        assert abs(np.mean([each.mean - truth for each in found[arm]])) < 0.005
+        assert coverage(found[arm], truth) >= 0.94
