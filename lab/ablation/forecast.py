@@ -61,7 +61,7 @@ def seen(plan: Plan) -> str:
         return f"Shares of seeds whose {scheme.solved.metric} reaches {scheme.solved.at:g} are compared."
     if noise is None:
         measured = f"see=… pairs=3 measures it first, with 6 runs of {scheme.baseline}"
-        return f"What this sweep sees is not known: nor is the noise of this shape, length and rate ({measured})."
+        return f"The noise of this shape, length and rate is not known, so neither is what this sweep sees: {measured}."
     precision = provision.precision(len(scheme.compared), noise, scheme.bank)
     source = f"σ {noise.sd:.2g} from {noise.origin}{_rate(noise, bool(scheme.tune))}"
     if precision is None or count is None or precision.dof(count) <= 0:

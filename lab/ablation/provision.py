@@ -74,7 +74,7 @@ def needed(definition: Definition, difference: float, precision: Precision | Non
     """
     if precision is None:
         rule = (
-            f"chooses the seeds by the noise of {definition.metric}, which is not known of this shape, length and rate"
+            f"chooses the seeds by the noise of {definition.metric}, which is not known for this shape, length and rate"
         )
         raise ConfigError("see", difference, rule, "Write pairs=3 too, which measures it first, or seeds=8")
     try:

@@ -39,7 +39,7 @@ class Scheme:
         recipes: arm → what its jobs have in common; empty in a plan that lists all of its jobs
         baseline: name of the arm that the others are compared with
         tune: path of a setting → number of tries to begin with
-        sd_of_run: noise of a run, with which an arm counts as tuned; 0 if nothing is known of it
+        sd_of_run: noise of a run, with which an arm counts as tuned; 0 if it is not known
         rates: peak learning rates that each arm is compared at; None: one
         seeds: of the compared jobs; None if they follow from the results
         see, pairs, hours, until, looks, spend, within, solved: as in the definition

@@ -17,6 +17,9 @@ from warm import Warm
 
 from blockwright.lab.ablation import design
 from blockwright.lab.ablation.scheme import Recipe, Scheme
+from blockwright.lab.report.findings import find
+from blockwright.lab.report.reading import read
+from blockwright.lab.report.verdict import verdicts
 from blockwright.lab.sweep import locks
 from blockwright.lab.sweep import plan as plans
 from blockwright.lab.sweep.__main__ import main as sweep_command
@@ -304,3 +307,20 @@ def test_plan_that_says_what_no_plan_can_is_refused(wrong: dict[str, Any], tmp_p
     end(tmp_path, parabola)
     with pytest.raises(ConfigError):
         plans.grow(tmp_path, {**plans.read(tmp_path), **wrong})
+
+
+@pytest.mark.slow
+def test_equal_arms_are_rarely_called_different(tmp_path: Path) -> None:
+    """200 ablations of two arms with one best loss, tuned and looked at four times: at most 7 % false verdicts."""
+    scheme = replace(SCHEME, seeds=None, until="verdict", looks=(4, 8, 12, 16), sd_of_run=0.005)
+    draw, false = random.Random(36), 0
+    for number in range(200):
+        best = {arm: 0.01 * 2 ** draw.uniform(-1, 1) for arm in BEST}
+
+        def loss(arm: str, tries: Mapping[str, float], seed: int, best: Any = best, number: int = number) -> float:
+            noise = random.Random(f"{number} {arm} {seed} {tries}").gauss(0, 0.005)
+            return 2 + 0.03 * math.log2(tries[RATE] / best[arm]) ** 2 + noise
+
+        play(scheme, folder := tmp_path / str(number), loss)
+        false += any(verdict.kind in ("better", "worse") for verdict in verdicts(find(read(folder))))
+    assert false <= 14
