@@ -18,7 +18,8 @@ RESULTS = "results.json"  # in the folder of a run
 UNFINISHED = "unfinished"
 UNREADABLE = "unreadable"
 LOST = ("failed", "diverged")
-NUMBERS = ("parameters", "active_parameters", "steps", "save_seconds", "fit_seconds", "code", "retried_as")
+SECONDS = ("save_seconds", "fit_seconds", "wall_seconds")
+NUMBERS = ("parameters", "active_parameters", "steps", *SECONDS, "code", "retried_as")
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,7 @@ class Result:
         steps: of the optimizer
         save_seconds: of the slowest checkpoint
         fit_seconds: of training
+        wall_seconds: of the process, its start included, as the sweep measured its last attempt
         metrics: logged name → final value, NaN and infinity included
         figures: logged name → its unit and direction
         code: exit code of a pod
@@ -44,6 +46,7 @@ class Result:
     steps: float | None = None
     save_seconds: float | None = None
     fit_seconds: float | None = None
+    wall_seconds: float | None = None
     metrics: Mapping[str, float] = field(default_factory=dict)
     figures: Mapping[str, Figure] = field(default_factory=dict)
     code: float | None = None

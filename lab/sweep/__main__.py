@@ -147,6 +147,9 @@ def show(sweep: Path, plan: Mapping[str, Any], as_json: bool) -> None:
         return
     if rows:
         print_table(table_of(rows, f"{plan['kind']} {plan.get('name', '')}: {sweep}", best))
+    for stage in filter(None, dict.fromkeys(row["stage"] for row in rows)):
+        ended = [row["status"] in ("completed", "pruned", *LOST) for row in rows if row["stage"] == stage]
+        print(f"stage {stage}: {sum(ended)} of {len(ended)} jobs have ended")
     line = ", ".join(f"{number} {status}" for status, number in counts.items()) or "no job has begun"
     print(f"{'running' if running else 'not running'}: {line}")
     if best is not None:

@@ -21,6 +21,15 @@ PLAN: dict[str, Any] = {
     "workers": Whole,
     "n_trials": Whole | None,
     "study": dict,
+    "tune": dict[str, Whole] | None,
+    "within": NonNegative | None,
+    "looks": list[Whole] | None,
+    "spend": str | None,
+    "until": str | None,
+    "bank": dict[str, NonNegative | str] | None,
+    "solved": dict[str, Number | str] | None,
+    "seeds_planned": Whole | None,
+    "seconds_a_job": NonNegative | None,
 }
 MATCH = {"budget": str, "by": str, "tol": Number, "changed": dict, "residual": Figures}
 ENTRIES: dict[str, dict[str, Any]] = {
@@ -31,6 +40,8 @@ ENTRIES: dict[str, dict[str, Any]] = {
         "seed": Whole | None,
         "lr": NonNegative | None,
         "after": Whole | None,
+        "stage": str,
+        "tries": dict[str, Number],
     },
     "arms": {
         "name": str,

@@ -1,6 +1,7 @@
 """``plan.json``: the plan of a sweep, written before the first job, so that it can be resumed.
 
-A grid or an ablation lists its jobs. A search, which does not know them in advance, lists its parameters.
+A grid or an ablation lists its jobs. A search, which does not know them in advance, lists its parameters. A plan whose
+kind has a design (designs.py) grows: further jobs follow from the results of those listed.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from blockwright.lab.sweep import hosts
+from blockwright.lab.sweep import designs, hosts
 from blockwright.lab.sweep.damage import damage_of
 from blockwright.registry import ConfigError
 from blockwright.registry.folder import read_json, read_yaml
@@ -18,7 +19,7 @@ from blockwright.training.jobs import SWEEP
 from blockwright.training.writing import write_json
 
 PLAN = SWEEP
-KINDS = ("ablation", "grid", "search")
+KINDS = ("ablation", "grid", "search")  # and those that have a design
 NEEDED = ("kind", "metric", "direction")
 RESUMED = "BLOCKWRIGHT_RESUMED_SWEEP"  # environment variable of a resumed search: its folder
 
@@ -29,10 +30,10 @@ def write(directory: Path, plan: Mapping[str, Any]) -> None:
     Args:
         directory: of the sweep; created if needed
         plan: ``kind``, ``name``, ``command``, ``metric``, ``direction``, ``workers``, and ``jobs`` (``job``,
-            ``overrides``, and in an ablation ``arm``, ``seed``, ``lr``, and ``after``, the number of the job whose
-            weights it starts from) unless it is a search. ``flags``, optional,
-            precede the overrides of each job. ``cwd``, the base of relative paths in overrides, defaults to this
-            process's
+            ``overrides``, and in an ablation ``arm``, ``seed``, ``lr``, ``stage``, ``tries``, the tuned settings by
+            path, and ``after``, the number of the job whose weights it starts from) unless it is a search. ``flags``,
+            optional, precede the overrides of each job. ``cwd``, the base of relative paths in overrides, defaults to
+            this process's
     """
     directory.mkdir(parents=True, exist_ok=True)
     write_json(directory / PLAN, {"cwd": os.getcwd(), **plan})
@@ -52,7 +53,7 @@ def read(directory: Path) -> dict[str, Any]:
         raise ConfigError("DIR", str(directory), f"holds no {PLAN}, so no sweep was started here", remedy)
     plan = read_json(directory, PLAN)
     missing = [key for key in NEEDED if key not in plan] if isinstance(plan, dict) else NEEDED
-    if missing or plan["kind"] not in KINDS or (plan["kind"] != "search" and "jobs" not in plan):
+    if missing or plan["kind"] not in (*KINDS, *designs.kinds()) or (plan["kind"] != "search" and "jobs" not in plan):
         rule = f"is not a sweep's plan (needs {', '.join(NEEDED)}, and jobs unless it is a search)"
         raise ConfigError(str(file), "…", rule, "Start a new sweep in another folder")
     if wrong := damage_of(plan):
@@ -66,11 +67,29 @@ def job_command(plan: Mapping[str, Any], job: Mapping[str, Any], more: Sequence[
 
 
 def name_of(job: Mapping[str, Any]) -> str:
-    """The name of an ablation's job: arm, seed and, if swept, learning rate. Empty in a grid."""
+    """The name of an ablation's job: arm, seed and what is tried, with its stage. Empty in a grid."""
     if "arm" not in job:
         return ""
-    rate = "" if job.get("lr") is None else f" lr={job['lr']:g}"
-    return f"{job['arm']} seed={job.get('seed')}{rate}"
+    tried = {"lr": job["lr"]} if job.get("lr") is not None else job.get("tries", {})
+    settings = "".join(f" {path}={value:g}" for path, value in tried.items())
+    return " ".join(filter(None, (job.get("stage"), f"{job['arm']} seed={job.get('seed')}{settings}")))
+
+
+def grow(directory: Path, plan: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Append the jobs that follow to a plan on disk, all or none of them.
+
+    Returns:
+        these jobs; none if the sweep has ended, or has jobs that have not
+
+    Raises:
+        ConfigError: the design gives jobs that no plan can have
+    """
+    if further := designs.following(directory, plan):
+        grown = {**plan, "jobs": [*plan["jobs"], *further]}
+        if wrong := damage_of(grown):
+            raise ConfigError("kind", plan["kind"], f"has a design whose jobs are wrong: {wrong}", "Correct the design")
+        write(directory, grown)
+    return further
 
 
 def is_resumed(sweep: Path) -> bool:

@@ -1,4 +1,4 @@
-"""Run the unfinished jobs of a plan, each in a process of its own, several at a time."""
+"""Run the unfinished jobs of a plan, which may grow, each in a process of its own, several at a time."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import subprocess
 import time
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ LAUNCHED = ("RANK", "LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MAS
 
 
 def run_plan(directory: Path, workers: int | None = None, jobs: Collection[int] | None = None) -> int:
-    """Run the unfinished jobs of a grid or an ablation, and print the table of all.
+    """Run the unfinished jobs of a plan, then those that follow from their results, and print the table of all.
 
     A job with a good checkpoint resumes from it. One that starts from the weights of another (``after``) waits for it,
     and fails if that one has. One that fails or diverges becomes a row with its reason, and the
@@ -35,7 +35,7 @@ def run_plan(directory: Path, workers: int | None = None, jobs: Collection[int] 
     Args:
         directory: of the sweep, with its ``plan.json``
         workers: parallel jobs; None: as in the plan, else 1
-        jobs: numbers of the jobs to run if unfinished; None: all
+        jobs: numbers of the jobs to run if unfinished, and no others; None: all, and those that follow
 
     Returns:
         0 when all have ended; 1 if every one has failed or diverged; 75 when stopped by a signal
@@ -52,11 +52,12 @@ def run_plan(directory: Path, workers: int | None = None, jobs: Collection[int] 
     check_can_run(directory, plan, workers)
     lock = take_sweep(directory)
     try:
-        waiting = [j for j in plan["jobs"] if jobs is None or j["job"] in jobs]
-        waiting = [j for j in waiting if not Result.read(directory / str(j["job"])).ended]
-        with _noted() as signals, Display(directory, plan, workers) as display:
-            display.say(f"{directory}: {len(waiting)} of {len(plan['jobs'])} jobs to run, {workers} at a time")
-            _Runner(directory, plan, workers, lock, display).run(waiting, signals)
+        with _noted() as signals:
+            _run_stage(directory, plan, workers, lock, jobs, signals)
+            while jobs is None and not signals and plans.grow(directory, plan):
+                plan = plans.read(directory)
+                check_can_run(directory, plan, workers)
+                _run_stage(directory, plan, workers, lock, jobs, signals)
         code = exit_code(summarise(directory))
     finally:
         os.close(lock)
@@ -65,6 +66,22 @@ def run_plan(directory: Path, workers: int | None = None, jobs: Collection[int] 
         print(f"stopped by {name}. Resume with: {resume_command(directory)}", flush=True)
         return PREEMPTED
     return code
+
+
+def _run_stage(
+    directory: Path,
+    plan: Mapping[str, Any],
+    workers: int,
+    lock: int,
+    jobs: Collection[int] | None,
+    signals: list[int],
+) -> None:
+    """Run the jobs of a plan that have not ended."""
+    waiting = [j for j in plan["jobs"] if jobs is None or j["job"] in jobs]
+    waiting = [j for j in waiting if not Result.read(directory / str(j["job"])).ended]
+    with Display(directory, plan, workers) as display:
+        display.say(f"{directory}: {len(waiting)} of {len(plan['jobs'])} jobs to run, {workers} at a time")
+        _Runner(directory, plan, workers, lock, display).run(waiting, signals)
 
 
 def check_can_run(directory: Path, plan: Mapping[str, Any], workers: int) -> None:
@@ -189,6 +206,7 @@ class _Runner:
             self.display.say(f"job {number} stopped; it can be resumed")
             return
         conclude(folder, code, one.log_start)
+        replace(Result.read(folder), wall_seconds=round(time.monotonic() - one.since, 1)).write(folder)
         self.display.ended(number)
 
 

@@ -21,7 +21,7 @@ FIGURES = ("val/loss", "val/bits_per_byte", "test/loss", "speed/tokens_per_secon
 
 
 def rows_of(sweep: Path, states: Mapping[int, Mapping[str, str]] | None = None) -> list[dict[str, Any]]:
-    """A row per job, planned or started: number, name in an ablation, status, own overrides, figures, reason.
+    """A row per job, planned or started: number, stage and name in an ablation, status, own overrides, figures, reason.
 
     Args:
         sweep: its folder
@@ -41,7 +41,8 @@ def rows_of(sweep: Path, states: Mapping[int, Mapping[str, str]] | None = None) 
     for job, overrides in given.items():
         if not (result := Result.read(sweep / str(job))).ended:
             result = _at_work(sweep / str(job), live) if states is None else Result.of(states.get(job, LEFT))
-        row: dict[str, Any] = {"job": job, "name": name_of(jobs.get(job, {})), "status": result.status}
+        one = jobs.get(job, {})
+        row: dict[str, Any] = {"job": job, "stage": one.get("stage", ""), "name": name_of(one), "status": result.status}
         row["overrides"] = " ".join(o for o in overrides if o not in common)
         row |= {"parameters": result.parameters, "active_parameters": result.active_parameters}
         row |= {name: result.metrics.get(name) for name in (*FIGURES, plan.get("metric", FIGURES[0]))}

@@ -6,12 +6,12 @@ import json
 import math
 import os
 import signal
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from stand_in import STAND_IN, calls, make_plan, statuses, until
 from warm import Running, Warm
 
 from blockwright.lab.report.__main__ import main as report
@@ -26,45 +26,6 @@ from blockwright.training.result import RESULTS, Result
 from blockwright.training.writing import write_json
 
 ROOT = Path(__file__).resolve().parents[3]
-STAND_IN = """
-import json, os, signal, sys, time
-from pathlib import Path
-
-given = dict(a.lstrip("+").split("=", 1) for a in sys.argv[1:] if "=" in a)
-folder = Path(given["hydra.run.dir"].strip("'"))
-with open(folder / "calls", "a") as file:
-    environment = {k: os.environ.get(k) for k in ("OMP_NUM_THREADS", "RANK")}
-    print(json.dumps({"argv": sys.argv[1:], "cwd": os.getcwd(), "at": time.time(), **environment}), file=file)
-do = given["do"]
-signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))
-print("hello", flush=True)
-if do == "wait" and "ckpt_path" not in given and not (folder.parent / "go").exists():
-    (folder / "waits").touch()
-    while not (folder.parent / "go").exists():
-        time.sleep(0.02)
-if do == "refuse":
-    print("error: model.x = 7\\n  rule:   must divide y (64)\\n  remedy: Write 8", file=sys.stderr)
-    sys.exit(64)
-if do == "diverge":
-    print("error: diverged at step 2: its loss is nan", file=sys.stderr)
-    sys.exit(70)
-if do == "crash":
-    raise RuntimeError("it broke\\nin two lines")
-if do == "kill":
-    os.kill(os.getpid(), signal.SIGKILL)
-if do == "silent":
-    sys.exit(3)
-if do != "bare":
-    results = {"status": "completed", "metrics": {"val/loss": float(given["loss"])}}
-    (folder / "results.json").write_text(json.dumps(results))
-"""
-
-
-def make_plan(sweep: Path, *jobs: str, **more: Any) -> Path:
-    listed = [{"job": i, "overrides": ["seed=1", *job.split()]} for i, job in enumerate(jobs)]
-    plan = {"kind": "grid", "name": "x", "command": "c", "metric": "val/loss", "direction": "minimize", "workers": 2}
-    plans.write(sweep, {**plan, "jobs": listed, **more})
-    return sweep
 
 
 @pytest.fixture
@@ -91,21 +52,6 @@ sys.exit(runner.run_plan(Path({str(sweep)!r})))
         return warm.start("-c", code, cwd=ROOT, env=environment)
 
     return start
-
-
-def until(condition: Callable[[], Any]) -> None:
-    end = time.monotonic() + 30
-    while not condition():
-        assert time.monotonic() < end, "it never came"
-        time.sleep(0.02)
-
-
-def calls(job: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (job / "calls").read_text().splitlines()]
-
-
-def statuses(sweep: Path) -> list[str]:
-    return [row["status"] for row in rows_of(sweep)]
 
 
 def test_each_job_ends_as_it_ends_and_the_others_continue(stand_in: Path, tmp_path: Path) -> None:
