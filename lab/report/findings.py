@@ -6,9 +6,9 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from blockwright.lab.report import statistics
-from blockwright.lab.report.statistics import Comparison, Interval
 from blockwright.lab.report.sweep import Arm, Run, Sweep
+from blockwright.lab.statistics import intervals, speed
+from blockwright.lab.statistics.intervals import Comparison, Interval
 from blockwright.training.result import UNFINISHED
 
 
@@ -126,7 +126,7 @@ def find(sweep: Sweep) -> Findings:
     ]
     if sweep.kind == "search":  # trials depend on earlier ones, so they are not independent
         return Findings(sweep, tuple(replace(f, comparison=None) for f in found))
-    corrected = statistics.holm([f.comparison.p if f.comparison else None for f in found])
+    corrected = intervals.holm([f.comparison.p if f.comparison else None for f in found])
     return Findings(sweep, tuple(_corrected(f, p) for f, p in zip(found, corrected, strict=True)))
 
 
@@ -167,8 +167,8 @@ def _finding(
         rates,
         rate.lr,
         rate.values,
-        statistics.interval(list(rate.values.values())) if rate.values else None,
-        None if is_baseline else statistics.compare(rate.values, baseline.values),
+        intervals.interval(list(rate.values.values())) if rate.values else None,
+        None if is_baseline else intervals.compare(rate.values, baseline.values),
         None if is_baseline else _speed_up(runs, theirs, sweep.metric),
         _figures(runs, arm),
         _also(runs, sweep.also),
@@ -178,9 +178,9 @@ def _finding(
 def _speed_up(runs: Sequence[Run], theirs: Sequence[Run], metric: str) -> Interval | None:
     done = {run.seed: run for run in theirs if run.result.value(metric) is not None}
     pairs = [(run, done[run.seed]) for run in runs if run.seed in done and run.result.value(metric) is not None]
-    ratios = [statistics.speed_up(a.loss_over_tokens(), b.loss_over_tokens()) for a, b in pairs]
+    ratios = [speed.speed_up(a.loss_over_tokens(), b.loss_over_tokens()) for a, b in pairs]
     known = [ratio for ratio in ratios if ratio is not None]
-    return statistics.ratio_interval(known) if known else None
+    return intervals.ratio_interval(known) if known else None
 
 
 def _figures(runs: Sequence[Run], arm: Arm) -> dict[str, float]:
@@ -194,7 +194,7 @@ def _figures(runs: Sequence[Run], arm: Arm) -> dict[str, float]:
 def _also(runs: Sequence[Run], names: Sequence[str]) -> dict[str, Interval]:
     """Further figures of the runs."""
     known = {name: [value for run in runs if (value := run.result.value(name)) is not None] for name in names}
-    return {name: statistics.interval(values) for name, values in known.items() if values}
+    return {name: intervals.interval(values) for name, values in known.items() if values}
 
 
 def pareto(points: Sequence[tuple[float, float]], maximize: bool = False) -> list[int]:

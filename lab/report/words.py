@@ -7,8 +7,8 @@ from collections import Counter
 from collections.abc import Sequence
 
 from blockwright.lab.report.findings import Finding, Findings
-from blockwright.lab.report.statistics import LEVEL, Comparison, Interval
 from blockwright.lab.report.sweep import Sweep
+from blockwright.lab.statistics.intervals import LEVEL, Comparison, Interval
 from blockwright.training.result import UNFINISHED
 
 ARROWS = {"less": "↓", "more": "↑", None: ""}

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from blockwright.lab.report.statistics import interval
+from blockwright.lab.statistics.intervals import interval
 from blockwright.lab.wilson import wilson
 from blockwright.registry.folder import read_json
 

@@ -1,17 +1,15 @@
-"""What several seeds can tell: held against scipy, and against sweeps whose truth is known."""
+"""Findings of sweeps whose truth is known, and their words."""
 
 from __future__ import annotations
 
 import math
 import random
-import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
-import scipy.stats
 
-from blockwright.lab.report import statistics, words
+from blockwright.lab.report import words
 from blockwright.lab.report.findings import Findings, find, pareto
 from blockwright.lab.report.sweep import Arm, Run, Sweep
 from blockwright.training.figure import Figure
@@ -48,70 +46,6 @@ def simulated(
             }
         )
     )
-
-
-# --- against scipy ----------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("n", [2, 3, 5, 30])
-def test_interval_is_students(n: int) -> None:
-    rng = random.Random(n)
-    values = [rng.gauss(3, 0.1) for _ in range(n)]
-    found = statistics.interval(values)
-    expected = scipy.stats.t.interval(0.95, n - 1, loc=sum(values) / n, scale=scipy.stats.sem(values))
-    assert (found.low, found.high) == pytest.approx(expected, rel=1e-9)
-    assert found.half == pytest.approx((expected[1] - expected[0]) / 2) and found.n == n
-
-
-@pytest.mark.parametrize("n", [2, 3, 8])
-def test_p_is_of_the_paired_t_test(n: int) -> None:
-    rng = random.Random(n)
-    arm, baseline = ({seed: rng.gauss(2, 0.1) for seed in range(n)} for _ in range(2))
-    found = statistics.compare(arm, baseline)
-    assert found is not None
-    expected = scipy.stats.ttest_rel(list(arm.values()), list(baseline.values()))
-    assert found.p == pytest.approx(expected.pvalue, rel=1e-9)
-    assert (found.difference.low, found.difference.high) == pytest.approx(tuple(expected.confidence_interval()))
-
-
-def test_interval_and_p_by_hand() -> None:
-    # t with 2 degrees of freedom is 4.302653 at 97.5 %, and its distribution is 1/2 + t/(2·sqrt(2 + t²)).
-    found = statistics.interval([1.0, 2.0, 3.0])
-    assert found.mean == 2.0 and found.half == pytest.approx(4.30265272974946 / math.sqrt(3), rel=1e-9)
-    t = 2 * math.sqrt(3)
-    assert statistics.paired_p([1.0, 2.0, 3.0]) == pytest.approx(1 - t / math.sqrt(2 + t * t), rel=1e-9)
-
-
-def test_differences_that_are_alike_but_for_rounding_warn_of_nothing() -> None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        assert statistics.paired_p([0.1 + 0.2, 0.3, 0.3]) == pytest.approx(0.0, abs=1e-30)
-
-
-def test_holm_by_hand() -> None:
-    # 0.01 · 3, then max(0.03, 0.02 · 2), then max(0.04, 0.03 · 1); what was not tested counts for nothing.
-    assert statistics.holm([0.03, None, 0.01, 0.02]) == pytest.approx([0.04, None, 0.03, 0.04], nan_ok=True)
-    assert statistics.holm([0.8, 0.9]) == [1.0, 1.0]
-    assert statistics.holm([None]) == [None] and statistics.holm([]) == []
-
-
-def test_only_seeds_that_both_have_are_compared() -> None:
-    found = statistics.compare({0: 2.0, 1: 2.5, 7: 9.0}, {1: 2.25, 0: 2.5, 5: 1.0})
-    assert found is not None and found.by_seed == {0: -0.5, 1: 0.25}
-    assert statistics.compare({0: 1.0}, {1: 1.0}) is None
-
-
-def test_one_seed_tells_nothing_of_noise() -> None:
-    found = statistics.compare({0: 1.0}, {0: 2.0})
-    assert found is not None and found.p is None and found.difference.half is None
-    assert not found.is_told_from_noise
-
-
-def test_the_same_to_the_last_digit_is_no_difference() -> None:
-    same = statistics.compare({0: 1.0, 1: 2.0}, {0: 1.0, 1: 2.0})
-    assert same is not None and same.p == 1.0
-    always = statistics.compare({0: 1.0, 1: 2.0}, {0: 1.5, 1: 2.5})
-    assert always is not None and always.p == 0.0  # no noise at all
 
 
 # --- against the truth ------------------------------------------------------------------------------------------------
@@ -180,33 +114,7 @@ def test_rate_that_loses_a_seed_is_not_the_best() -> None:
     assert found.arms[1].lr == 0.1 and len(found.lost) == 1
 
 
-# --- speed ------------------------------------------------------------------------------------------------------------
-
-
-def power_law(tokens: Sequence[float], faster: float = 1.0) -> list[tuple[float, float]]:
-    return [(t, 2 + 30 * (t * faster) ** -0.5) for t in tokens]
-
-
-@pytest.mark.parametrize("faster", [2.0, 1.25, 1.0, 0.5])
-def test_speed_up_is_how_many_times_fewer_tokens(faster: float) -> None:
-    tokens = [1000.0 * i for i in range(1, 101)]
-    assert statistics.speed_up(power_law(tokens, faster), power_law(tokens)) == pytest.approx(faster, rel=0.005)
-
-
-def test_loss_is_reached_between_two_measurements() -> None:
-    curve = [(10.0, 4.0), (20.0, math.nan), (30.0, 2.0), (40.0, 3.0)]
-    assert statistics.first_reached(curve, 3.0) == 20.0
-    assert statistics.first_reached(curve, 4.5) is None  # some time before
-    assert statistics.first_reached(curve, 1.0) is None
-    assert statistics.speed_up([(40.0, 3.9)], curve) is None and statistics.speed_up([(40.0, 1.0)], curve) is None
-    assert statistics.speed_up([], curve) is None and statistics.speed_up([(1.0, math.nan)], curve) is None
-
-
-def test_interval_of_ratios_is_of_their_logarithms() -> None:
-    found = statistics.ratio_interval([2.0, 0.5])
-    assert found.mean == pytest.approx(1) and found.low is not None and found.high is not None
-    assert found.low * found.high == pytest.approx(1) and found.low > 0
-    assert statistics.ratio_interval([1.5]).low is None
+# --- the front --------------------------------------------------------------------------------------------------------
 
 
 def test_front_holds_what_nothing_beats() -> None:

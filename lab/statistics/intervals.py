@@ -1,0 +1,115 @@
+"""Statistics over seeds: intervals, paired differences, and the correction for many comparisons.
+
+Pure functions of numbers. Left out: tests without the assumption of normal noise (they have no power at three seeds),
+and variance that seeds do not show: of the held-out text, and of learning rates that were not tried.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from blockwright.lab.statistics.variance import Noise, paired
+
+LEVEL = 0.95  # confidence level of every interval
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean with its confidence interval at ``LEVEL``.
+
+    Args:
+        mean: of the values; the geometric one of ratios
+        low, high: ends of the interval; None for a single value
+        n: number of values
+    """
+
+    mean: float
+    low: float | None
+    high: float | None
+    n: int
+
+    @property
+    def half(self) -> float | None:
+        """Half its width; for means and differences, whose intervals are symmetric."""
+        return None if self.low is None or self.high is None else (self.high - self.low) / 2
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """An arm against the baseline, over the seeds that both have.
+
+    Args:
+        difference: arm − baseline
+        by_seed: seed → arm − baseline
+        p: of the t-test that the difference is 0; None if undefined
+        corrected: p after Holm's correction over all comparisons of the sweep
+        noise: that interval and p are from; None for one seed
+    """
+
+    difference: Interval
+    by_seed: Mapping[int, float]
+    p: float | None
+    corrected: float | None = None
+    noise: Noise | None = None
+
+    @property
+    def is_told_from_noise(self) -> bool:
+        return self.corrected is not None and self.corrected < 1 - LEVEL
+
+
+def interval(values: Sequence[float]) -> Interval:
+    """Mean and interval of independent values with normal noise (Student's t); at least one value."""
+    return _around(math.fsum(values) / len(values), len(values), paired(values))
+
+
+def _around(mean: float, n: int, noise: Noise | None) -> Interval:
+    if noise is None:
+        return Interval(mean, None, None, n)
+    half = noise.half(n, LEVEL)
+    return Interval(mean, mean - half, mean + half, n)
+
+
+def ratio_interval(ratios: Sequence[float]) -> Interval:
+    """``interval`` for positive ratios, assuming normal noise in their logarithms."""
+    of_logarithms = interval([math.log(ratio) for ratio in ratios])
+    low, high = (None if end is None else math.exp(end) for end in (of_logarithms.low, of_logarithms.high))
+    return Interval(math.exp(of_logarithms.mean), low, high, of_logarithms.n)
+
+
+def compare(arm: Mapping[int, float], baseline: Mapping[int, float], noise: Noise | None = None) -> Comparison | None:
+    """Paired over seeds, so that common effects of a seed (its data order) cancel. None without a common seed.
+
+    Args:
+        arm, baseline: seed → value
+        noise: of a paired difference, for interval and p; None: that of these pairs
+    """
+    by_seed = {seed: arm[seed] - baseline[seed] for seed in sorted(arm.keys() & baseline.keys())}
+    if not by_seed:
+        return None
+    n, mean = len(by_seed), math.fsum(by_seed.values()) / len(by_seed)
+    noise = noise or paired(list(by_seed.values()))
+    p = None if noise is None else noise.p(mean, n)
+    return Comparison(_around(mean, n, noise), by_seed, p, noise=noise)
+
+
+def paired_p(differences: Sequence[float]) -> float | None:
+    """Two-sided p of a t-test for mean 0; None for one difference."""
+    noise = paired(differences)
+    return None if noise is None else noise.p(math.fsum(differences) / len(differences), len(differences))
+
+
+def holm(ps: Sequence[float | None]) -> list[float | None]:
+    """Holm's correction for multiple comparisons: bounds the family-wise error rate by 1 − LEVEL.
+
+    Args:
+        ps: uncorrected; None for no test, which is not counted
+    """
+    tested = sorted((p, i) for i, p in enumerate(ps) if p is not None)
+    corrected: list[float | None] = [None] * len(ps)
+    largest = 0.0
+    for rank, (p, i) in enumerate(tested):
+        largest = max(largest, min(1.0, p * (len(tested) - rank)))
+        corrected[i] = largest
+    return corrected

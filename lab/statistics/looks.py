@@ -1,0 +1,109 @@
+"""Looks at a growing sweep: the nominal p of each, such that all looks together call noise a difference at ``level``.
+
+Lan and DeMets 1983, doi 10.1093/biomet/70.3.659: a spending function α(t) of the share t of seeds seen so far says how
+much of the level is spent by then. Looking at 4, 8, 12 and 16 seeds without spending has size .14 instead of .05.
+
+The boundaries are of normal theory. Student's t with few seeds adds a tenth to the size, so that ``level`` is .045 for
+a size of .05.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    import numpy as np
+
+LEVEL = 0.045
+NODES = 256  # of the integral over the sum of the values seen so far
+
+Spend = Literal["obrien_fleming", "pocock"]
+
+
+def _obrien_fleming(share: float, level: float) -> float:
+    """2 (1 − Φ(z / √t)): nearly nothing early, so that the last look is nearly that of a fixed number of seeds."""
+    from scipy.special import ndtr, ndtri
+
+    return 2 * float(ndtr(ndtri(level / 2) / math.sqrt(share)))
+
+
+def _pocock(share: float, level: float) -> float:
+    """α ln(1 + (e − 1) t): about alike at every look, so that large differences stop early."""
+    return level * math.log(1 + (math.e - 1) * share)
+
+
+SPENDING: dict[str, Callable[[float, float], float]] = {"obrien_fleming": _obrien_fleming, "pocock": _pocock}
+
+
+def nominal(seeds: Sequence[int], spend: Spend, level: float = LEVEL) -> tuple[float, ...]:
+    """Two-sided p below which each look calls a difference.
+
+    For equivalence by two one-sided tests at the looks, halve ``nominal(seeds, spend, 2 * level)``.
+
+    Args:
+        seeds: numbers of seeds at which it is looked, rising; the last is the most that are run
+        spend: spending function
+        level: of all looks together
+    """
+    spent = [SPENDING[spend](n / seeds[-1], level) for n in seeds]
+    path = _Path(seeds[0])
+    ps, before = [], 0.0
+    for i, (n, total) in enumerate(zip(seeds, spent, strict=True)):
+        if i:
+            path.advance(n)
+        ps.append(path.stop(total - before))
+        before = total
+    return tuple(ps)
+
+
+class _Path:
+    """The sum of n independent standard normal values, among paths that no look has stopped.
+
+    Armitage, McPherson and Rowe 1969, doi 10.2307/2343787: the density at the nodes of a Gauss–Legendre rule between
+    the boundaries of the look before, convolved with the normal density of what is added.
+    """
+
+    def __init__(self, n: int) -> None:
+        self.n, self.added = n, math.sqrt(n)
+        self.nodes: np.ndarray[Any, Any] | None = None  # None before the first look, where the sum starts at 0
+        self.mass: Any = None
+
+    def advance(self, n: int) -> None:
+        self.added, self.n = math.sqrt(n - self.n), n
+
+    def stop(self, share: float) -> float:
+        """Stop this share of all paths, and return the nominal p at which they stop."""
+        from scipy.optimize import brentq
+        from scipy.special import ndtr
+
+        root = math.sqrt(self.n)
+        if share <= 0:  # too little to count with
+            z = 40.0
+        else:
+            z = float(brentq(lambda z: math.log(max(self._beyond(z * root), 1e-300) / share), 0, 40))
+        self._keep(z * root)
+        return 2 * float(ndtr(-z))
+
+    def _beyond(self, boundary: float) -> float:
+        from scipy.special import ndtr
+
+        if self.nodes is None:
+            return 2 * float(ndtr(-boundary / self.added))
+        up, down = (boundary - self.nodes) / self.added, (boundary + self.nodes) / self.added
+        return float(self.mass @ (ndtr(-up) + ndtr(-down)))
+
+    def _keep(self, boundary: float) -> None:
+        """The density of paths between ± ``boundary``, at new nodes."""
+        import numpy as np
+        from scipy.stats import norm
+
+        at, weights = np.polynomial.legendre.leggauss(NODES)
+        limit = min(boundary, 9 * math.sqrt(self.n))
+        nodes = at * limit
+        if self.nodes is None:
+            density = norm.pdf(nodes / self.added) / self.added
+        else:
+            density = norm.pdf((nodes[:, None] - self.nodes) / self.added) / self.added @ self.mass
+        self.nodes, self.mass = nodes, density * weights * limit

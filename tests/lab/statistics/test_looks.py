@@ -1,0 +1,130 @@
+"""Looks at growing sweeps: what all of them together call a difference, and after how many seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+import scipy.stats
+from numpy.typing import NDArray
+
+from blockwright.lab.statistics.looks import SPENDING, Spend, nominal
+
+FOUR = (4, 8, 12, 16)
+COUNTS = [40_000, pytest.param(400_000, marks=pytest.mark.slow)]
+
+
+class Stopped:
+    """Simulated sweeps with paired differences of sd 1 around ``effect``, at the looks.
+
+    different, same: shares of sweeps that end so; seeds: mean number run; error: mean of estimate − truth
+    """
+
+    def __init__(
+        self, looks: Sequence[int], ps: Sequence[float], effect: float, count: int,
+        margin: float = 0.0, sides: Sequence[float] = (),
+    ) -> None:  # fmt: skip
+        values = np.random.default_rng(2).standard_normal((count, looks[-1])) + effect
+        verdict, at, estimate = np.zeros(count, int), np.full(count, looks[-1]), values.mean(1)
+        for i, n in enumerate(looks):
+            mean: NDArray[Any] = values[:, :n].mean(1)
+            error = values[:, :n].std(1, ddof=1) / np.sqrt(n)
+            different = (verdict == 0) & (2 * scipy.special.stdtr(n - 1, -abs(mean) / error) < ps[i])
+            verdict[different] = 1
+            same = np.zeros(count, bool)
+            if margin:
+                same = (verdict == 0) & (abs(mean) + scipy.stats.t.isf(sides[i], n - 1) * error < margin)
+                verdict[same] = 2
+            at[different | same], estimate[different | same] = n, mean[different | same]
+        self.different, self.same = float((verdict == 1).mean()), float((verdict == 2).mean())
+        self.seeds, self.error = float(at.mean()), float(estimate.mean()) - effect
+
+
+@pytest.mark.parametrize(
+    ("seeds", "spend", "ps"),
+    [
+        ((3, 5, 8, 12), "obrien_fleming", (0.00006, 0.0020, 0.0134, 0.0400)),
+        ((3, 5, 8, 12), "pocock", (0.0161, 0.0131, 0.0159, 0.0187)),
+        (FOUR, "obrien_fleming", (0.00006, 0.0047, 0.0189, 0.0374)),
+        (FOUR, "pocock", (0.0161, 0.0162, 0.0163, 0.0166)),
+    ],
+)
+def test_nominal_ps_are_those_of_400_000_simulated_paths(
+    seeds: Sequence[int], spend: Spend, ps: Sequence[float]
+) -> None:
+    assert nominal(seeds, spend) == pytest.approx(ps, abs=0.0004, rel=0.02)
+
+
+@pytest.mark.parametrize("spend", ["obrien_fleming", "pocock"])
+def test_paths_spend_exactly_the_level(spend: Spend) -> None:
+    ps, rng = nominal(FOUR, spend), np.random.default_rng(7)
+    sums = np.cumsum(rng.standard_normal((400_000, 4)) * 2, axis=1)
+    beyond = abs(sums) / np.sqrt(FOUR) > scipy.stats.norm.isf(np.array(ps) / 2)
+    for look in range(4):
+        spent = beyond[:, : look + 1].any(1).mean()
+        assert spent == pytest.approx(SPENDING[spend](FOUR[look] / 16, 0.045), abs=0.0013)
+
+
+def test_one_look_spends_all() -> None:
+    assert nominal([8], "obrien_fleming", 0.05) == pytest.approx((0.05,))
+    assert nominal([8], "pocock", 0.05) == pytest.approx((0.05,))
+
+
+@pytest.mark.parametrize("looks", [(3, 5, 8, 12), FOUR, (5, 10, 15, 20), (3, 6, 12)])
+@pytest.mark.parametrize("spend", ["obrien_fleming", "pocock"])
+@pytest.mark.parametrize("count", [pytest.param(400_000, marks=pytest.mark.slow)])
+def test_size_of_all_looks_together(looks: Sequence[int], spend: Spend, count: int) -> None:
+    assert 0.045 <= Stopped(looks, nominal(looks, spend), 0.0, count).different <= 0.055
+
+
+@pytest.mark.parametrize("spend", ["obrien_fleming", "pocock"])
+def test_size_at_four_looks(spend: Spend) -> None:
+    assert 0.045 <= Stopped(FOUR, nominal(FOUR, spend), 0.0, 40_000).different <= 0.055
+
+
+def test_looks_without_spending_cry_wolf() -> None:
+    assert 0.13 < Stopped(FOUR, [0.05] * 4, 0.0, 40_000).different < 0.15
+
+
+@pytest.mark.parametrize("count", COUNTS)
+@pytest.mark.parametrize(
+    ("spend", "effect", "seeds", "power"),
+    [
+        ("obrien_fleming", 0.0, 15.9, None),
+        ("obrien_fleming", 1.0, 12.1, 0.95),
+        ("obrien_fleming", 1.5, 9.7, None),
+        ("obrien_fleming", 2.0, 8.4, None),
+        ("pocock", 0.0, 15.6, None),
+        ("pocock", 1.0, 10.6, 0.91),
+        ("pocock", 1.5, 7.7, None),
+        ("pocock", 2.0, 6.3, None),
+    ],
+)
+def test_large_differences_stop_early(
+    spend: Spend, effect: float, seeds: float, power: float | None, count: int
+) -> None:
+    stopped = Stopped(FOUR, nominal(FOUR, spend), effect, count)
+    assert stopped.seeds == pytest.approx(seeds, abs=0.2)
+    assert power is None or stopped.different == pytest.approx(power, abs=0.012)
+
+
+def test_estimates_of_early_stops_are_too_large() -> None:
+    for spend in ("obrien_fleming", "pocock"):
+        assert 0.03 < Stopped(FOUR, nominal(FOUR, spend), 1.0, 40_000).error < 0.10
+
+
+@pytest.mark.parametrize("count", COUNTS)
+@pytest.mark.parametrize(
+    ("margin", "effect", "same", "different", "seeds"),
+    [(1.0, 0.0, 0.89, 0.05, 11.1), (1.0, 1.0, 0.04, 0.90, None), (1.5, 0.0, 0.97, None, 7.5)],
+)
+def test_looks_for_difference_and_for_equivalence(
+    margin: float, effect: float, same: float, different: float | None, seeds: float | None, count: int
+) -> None:
+    sides = [p / 2 for p in nominal(FOUR, "pocock", 0.10)]
+    stopped = Stopped(FOUR, nominal(FOUR, "pocock", 0.05), effect, count, margin, sides)
+    assert stopped.same == pytest.approx(same, abs=0.012)
+    assert different is None or stopped.different == pytest.approx(different, abs=0.012)
+    assert seeds is None or stopped.seeds == pytest.approx(seeds, abs=0.2)
