@@ -1,9 +1,9 @@
 """The coordinate check: how sizes of activations, and of their changes by training, grow with the width of a decoder.
 
-Yang et al. 2022, arXiv 2203.03466, appendix D.1. A decoder is trained for a few steps on one batch at several widths. For
-each kind of activation the slope of log mean |a|, and of log mean |change of a|, against log width is fitted. Under rules
-of maximal update the slopes of changes are 0, but for noise; under standard parametrisation they are positive, and the
-best rate falls with the width.
+Yang et al. 2022, arXiv 2203.03466, appendix D.1. A decoder is trained for a few steps on one batch at several widths.
+For each kind of activation the slope of log mean |a|, and of log mean |change of a|, against log width is fitted. Under
+rules of maximal update the slopes of changes are 0, but for noise; under standard parametrisation they are positive, and
+the best rate falls with the width.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from blockwright.blocks.base import Block
 from blockwright.blocks.decoder import Decoder, Layer
 
 LOGITS = "logits"
-SUCCESSORS = 4  # of a token in the text: enough to learn in a few steps, too many to learn by heart
+SUCCESSORS = 4  # of a token in the text: enough to learn in a few steps, too many to overfit
 
 
 class Size(NamedTuple):
@@ -85,7 +85,7 @@ def kind_of(name: str) -> str:
 
 @torch.no_grad()
 def activations(decoder: Decoder, tokens: Tensor) -> dict[str, Tensor]:
-    """Name of a module → what it returns for tokens [B,T]: linear layers, embeddings, blocks, layers, and the logits."""
+    """Name of a linear layer, embedding, block or layer → what it returns for tokens [B,T]; and the logits."""
     with _recorded(decoder) as found:
         found[LOGITS] = decoder(tokens).float()
     return found

@@ -8,8 +8,8 @@ the growth of a weight's input and output side, it follows for a linear map W::
     ‖W‖₂ ~ √(out/in)     initial deviation × min(1, √(m_out/m_in)) / √m_in
     ‖ΔW‖₂ ~ √(out/in)    rate × √(m_out/m_in) · s(base) / s(W),  with s the spectral norm of a step at rate 1
 
-A step of Adam has s = √(in·out), all entries being ±1 and aligned with the input: rate × 1/m_in. The gradient of a weight
-falls as 1/m_out, and ε with it. Rows of tables and vectors are not summed over: their factors are 1, except that
+A step of Adam has s = √(in·out), all entries being ±1 and aligned with the input: rate × 1/m_in. The gradient of a
+weight falls as 1/m_out, and ε with it. Rows of tables and vectors are not summed over: their factors are 1, except that
 
 * an embedding whose output is multiplied by √d_model starts and moves by 1/√m_out;
 * a head tied to it sums over its rows, which must not shrink: the gain of the norm before it does, by 1/m in all;
@@ -66,7 +66,8 @@ class Grown:
 def sides(weight: Weight) -> tuple[int, int]:
     """The sizes (in, out) of what a weight reads and writes.
 
-    A linear map is stored (out, in), a stack of them (…, out, in), a filter (out, in a group, places), a table (rows, out).
+    A linear map is stored (out, in), a stack of them (…, out, in), a filter (out, in a group, places) and a table
+    (rows, out).
     """
     shape = weight.parameter.shape
     if weight.kind == "vector":

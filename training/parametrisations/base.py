@@ -1,4 +1,4 @@
-"""The contract of ``parametrisation``: how initial values and rates of single weights follow from the size of a model."""
+"""The contract of ``parametrisation``: how initial values and rates of weights follow from the size of a model."""
 
 from __future__ import annotations
 

@@ -22,9 +22,9 @@ class Width(Parametrisation):
     """Rules of maximal update: a rate that is best at the base's width is nearly best at others.
 
     Yang et al. 2021 (μP), arXiv 2011.14522 and 2203.03466; the factors are in blocks/widths.py. At the base's own size
-    all are 1, so the rate, ``model.init.std`` and λ are those of the base. They follow from shapes at two sizes, so that
-    expert stacks, latents and blocks of plug-ins need no annotation; unlike the package ``mup``, no module is replaced,
-    and a checkpoint stores plain weights.
+    all are 1, so the rate, ``model.init.std`` and λ are those of the base. They follow from shapes at two sizes, so
+    that expert stacks, latents and blocks of plug-ins need no annotation; unlike the package ``mup``, no module is
+    replaced, and a checkpoint stores plain weights.
 
     Args:
         base: what is smaller in the model that settings were tuned at, as overrides of the model: ``{d_model: 64}``,

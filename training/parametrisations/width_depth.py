@@ -16,8 +16,8 @@ class WidthDepth(Width):
     """Rules of width, and each branch of the residual stream divided by the growth of the depth.
 
     CompleteP (Dey et al. 2025), arXiv 2505.01618, with α = 1: x ← x + f(x) / m_L, with m_L the layers for each layer of
-    the base. The division is a factor 1/m_L on the values and steps of the weights that write into the stream, which for
-    Adam and Muon is the same function at every step; inside a branch gradients fall as 1/m_L, and ε with them.
+    the base. The division is a factor 1/m_L on the values and steps of the weights that write into the stream, which
+    for Adam and Muon is the same function at every step; inside a branch gradients fall as 1/m_L, and ε with them.
 
     Args:
         base: as of ``width``, and ``n_layers``: ``{d_model: 64, n_layers: 2}``
