@@ -2,8 +2,8 @@
 
 Yang et al. 2022, arXiv 2203.03466, appendix D.1. A decoder is trained for a few steps on one batch at several widths.
 For each kind of activation the slope of log mean |a|, and of log mean |change of a|, against log width is fitted. Under
-rules of maximal update the slopes of changes are 0, but for noise; under standard parametrisation they are positive, and
-the best rate falls with the width.
+rules of maximal update the slopes of changes are 0, but for noise; under standard parametrisation they are positive,
+and the best rate falls with the width.
 """
 
 from __future__ import annotations
