@@ -18,8 +18,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from blockwright.blocks.attention.base import Attention
 from blockwright.blocks.base import Block
 from blockwright.blocks.decoder import Decoder, Layer
+from blockwright.blocks.kernels.largest_score import LargestScores
 
 LOGITS = "logits"
 SUCCESSORS = 4  # of a token in the text: enough to learn in a few steps, too many to overfit
@@ -83,12 +85,16 @@ def kind_of(name: str) -> str:
     return re.sub(r"^(layers|mtp)\.\d+", r"\1.*", name)
 
 
-@torch.no_grad()
 def activations(decoder: Decoder, tokens: Tensor) -> dict[str, Tensor]:
-    """Name of a linear layer, embedding, block or layer → what it returns for tokens [B,T]; and the logits."""
+    """Name of a linear layer, embedding, block or layer → what it returns for tokens [B,T]; the largest attention score
+    of each head, and the logits."""
+    attentions = {name: m for name, m in decoder.named_modules() if isinstance(m, Attention) and m.score_rows()}
+    scores = {f"{name}.scores": LargestScores(attention) for name, attention in attentions.items()}
     with _recorded(decoder) as found:
-        found[LOGITS] = decoder(tokens).float()
-    return found
+        logits = decoder(tokens).detach().float()  # with a graph: scores are noted in such passes only
+    decoder.choose_kernels()
+    noted = {name: largest.take() for name, largest in scores.items()}
+    return {**found, **{name: each for name, each in noted.items() if each is not None}, LOGITS: logits}
 
 
 @contextmanager

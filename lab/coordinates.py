@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from blockwright.training.configuration.run import Run
 
 TOLERANCE = 0.1  # of the slope of changes under rules; seen are up to 0.08
+OF_SCORES = 0.25  # above which largest scores grow: they are extremes, so their slopes scatter by 0.2
 ROWS, LENGTH = 4, 32  # of the batch
 USAGE = """\
 blockwright coordinates [OVERRIDE …] [widths=64,128,256] [steps=4] [seeds=4] [grow={…}] [--json]
@@ -36,8 +37,9 @@ OVERRIDE   as blockwright train takes it: parametrisation=width optimizer=adamw 
 
 A row for each kind of activation: the slope of log |a| against log width at the start, and of log |change| after the
 steps; 0 means that widths train alike. Under a parametrisation other than standard, exit code 1 if a change's slope is
-beyond ±0.1. Outputs that shrink by design are left out there: an embedding that is multiplied by the root of d_model,
-the norm before a tied head, queries of heads that become wider.
+beyond ±0.1, or that of largest scores above 0.25. Left out there are outputs that shrink by design (an embedding that
+is multiplied by the root of d_model, the norm before a tied head, queries of heads that become wider) and routed
+experts, whose change is mostly which of them a token goes to: the ffn around them is judged.
 """
 
 
@@ -73,13 +75,18 @@ def _run(arguments: Sequence[str]) -> int:
 
     rules = has_rules(words.overrides)
     found = check(words.overrides, settings, rules)
-    off = {kind for kind, slope in found.items() if rules and abs(slope.change) > TOLERANCE}
+    off = {kind for kind, slope in found.items() if rules and is_beyond(kind, slope.change)}
     if flags.json:
         rows = {kind: slope._asdict() for kind, slope in found.items()}
         print(json.dumps({"widths": settings.widths, "rules": rules, "slopes": rows, "beyond": sorted(off)}, indent=1))
     else:
         show(_table(found, off))
     return 1 if off else 0
+
+
+def is_beyond(kind: str, change: float) -> bool:
+    """Whether the slope of a change is more than noise under rules."""
+    return change > OF_SCORES if kind.endswith(".scores") else abs(change) > TOLERANCE
 
 
 def check(overrides: Sequence[str], settings: Settings, rules: bool) -> dict[str, Slope]:
@@ -95,6 +102,7 @@ def check(overrides: Sequence[str], settings: Settings, rules: bool) -> dict[str
     """
     from blockwright.blocks.compose import compose
     from blockwright.blocks.coordinates import kind_of, slopes
+    from blockwright.blocks.experts.base import Experts
     from blockwright.blocks.widths import multiplied
     from blockwright.lab.widths import Family
 
@@ -105,8 +113,10 @@ def check(overrides: Sequence[str], settings: Settings, rules: bool) -> dict[str
     jobs = [(width, seed) for width in widths for seed in range(settings.seeds)]
     measured = [_measured(runs[width], seed, settings.steps) for width, seed in jobs]
     found = slopes([width for width, _ in jobs], measured)
-    moved = multiplied(*(compose(runs[width].model, device="meta") for width in (widths[0], widths[-1])))
-    for kind in map(kind_of, moved if rules else ()):
+    base, widest = (compose(runs[width].model, device="meta") for width in (widths[0], widths[-1]))
+    moved = multiplied(base, widest)
+    routed = [name for name, module in base.named_modules() if isinstance(module, Experts)]
+    for kind in map(kind_of, [*moved, *routed] if rules else ()):
         found.pop(kind, None)
     return found
 
@@ -136,7 +146,7 @@ def _measured(run: Run, seed: int, steps: int) -> Mapping[str, Size]:
 def _table(found: Mapping[str, Slope], off: set[str]) -> Table:
     table = Table("activation", "size at the start", "change by training", "")
     for kind, slope in found.items():
-        mark = f"beyond {TOLERANCE:g}" if kind in off else ""
+        mark = "beyond" if kind in off else ""
         table.add_row(kind, f"{slope.initial:+.2f}", f"{slope.change:+.2f}", mark)
     return table
 

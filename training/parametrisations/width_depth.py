@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from blockwright.blocks.decoder import Decoder
+from blockwright.blocks.residual.base import Residual
 from blockwright.blocks.scale import Scale, multiplier
 from blockwright.blocks.widths import branches
 from blockwright.registry import ConfigError, register
@@ -55,9 +56,11 @@ class WidthDepth(Width):
 def _check(decoder: Decoder, outputs: set[str]) -> None:
     """Refuse a layer with a branch that its output weights do not scale."""
     for index, layer in enumerate(decoder.layers):
-        if not layer.residual.adds_branches:
-            rule = f"{type(layer.residual).__name__} normalises or mixes what a branch adds, so no weight scales it"
-            raise ConfigError("model.residual", type(layer.residual).__name__, rule, "Write model/residual=prenorm")
+        residual = layer.residual
+        assert isinstance(residual, Residual)
+        if not residual.adds_branches:
+            rule = f"{type(residual).__name__} normalises or mixes what a branch adds, so no weight scales it"
+            raise ConfigError("model.residual", type(residual).__name__, rule, "Write model/residual=prenorm")
         for part in ("attention", "ffn"):
             block = getattr(layer, part)
             inside = f"layers.{index}.{part}."

@@ -50,7 +50,9 @@ def test_matrices_get_1_over_width_of_adam_and_start_at_its_root() -> None:
 
 
 @pytest.mark.parametrize(
-    ("recipe", "rate"), [(Muon(), M**-0.5), (Muon(adjust_lr_fn="original", adamw_lr=1e-3), 1.0)], ids=["rms", "original"]
+    ("recipe", "rate"),
+    [(Muon(), M**-0.5), (Muon(adjust_lr_fn="original", adamw_lr=1e-3), 1.0)],
+    ids=["rms", "original"],
 )
 def test_steps_of_muon_are_scaled_by_their_spectral_norm(recipe: Muon, rate: float) -> None:
     found = factors(Width(BASE, dense()), recipe)
