@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from annotated_types import Ge, Le
 
@@ -16,7 +16,6 @@ from blockwright.lab.sweep import plan as plans
 from blockwright.lab.sweep.runner import run_plan
 from blockwright.lab.transfer import answer, design
 from blockwright.lab.transfer.design import BASE, RATE, RULES, STANDARD, TUNE
-from blockwright.lab.widths import Family, has_rules
 from blockwright.registry import ConfigError
 from blockwright.registry.command import Parser, run_command
 from blockwright.registry.extras import require
@@ -25,11 +24,9 @@ from blockwright.registry.ranges import Count
 from blockwright.registry.reading import keys, typed
 from blockwright.registry.reading import read as read_settings
 from blockwright.registry.words import read_words
-from blockwright.training.configuration import placeholders
-from blockwright.training.configuration.composing import compose_config
-from blockwright.training.configuration.run import Run
-from blockwright.training.entry.parse import parse_settings
-from blockwright.training.entry.preflight import check
+
+if TYPE_CHECKING:
+    from blockwright.training.configuration.run import Run
 
 USAGE = """\
 blockwright transfer base=64 to=256 [grow={…}] [tries=5] [seeds=3] [workers=1] [OVERRIDE …] [--plan-only]
@@ -104,6 +101,8 @@ def _planned(settings: Settings, overrides: Sequence[str], command: Sequence[str
     """
     if settings.to <= settings.base:
         raise ConfigError("to", settings.to, f"must be wider than base ({settings.base})", "Write e.g. base=64 to=256")
+    from blockwright.lab.widths import Family, has_rules
+
     family = Family(settings.base, settings.grow)
     rules = list(overrides) if has_rules(overrides) else [*overrides, "parametrisation=width"]
     plain = [o for o in overrides if not o.lstrip("+").startswith("parametrisation")]
@@ -137,6 +136,11 @@ def _planned(settings: Settings, overrides: Sequence[str], command: Sequence[str
 
 
 def _checked(overrides: Sequence[str]) -> Run:
+    from blockwright.training.configuration import placeholders
+    from blockwright.training.configuration.composing import compose_config
+    from blockwright.training.entry.parse import parse_settings
+    from blockwright.training.entry.preflight import check  # Lightning, which --help does without
+
     run = parse_settings(compose_config(overrides, output_dir=placeholders.ANY))
     check(run)
     return run
