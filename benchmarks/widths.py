@@ -79,7 +79,7 @@ def train(width: int, rules: bool, recipe: OptimizerRecipe, seed: int) -> float:
         torch.nn.utils.clip_grad_norm_(decoder.parameters(), 1.0)
         optimizer.step()
     text = split("val")
-    starts = np.linspace(0, len(text) // LENGTH - 2, 64).astype(int) * LENGTH
+    starts = np.linspace(0, (len(text) - 1) // LENGTH - 1, 64).astype(int) * LENGTH
     held_out = torch.from_numpy(np.stack([text[s : s + LENGTH + 1] for s in starts]).astype(np.int64))
     with torch.no_grad():
         loss = loss_of(decoder, held_out).item()
