@@ -10,7 +10,7 @@ from torch import nn
 
 from blockwright import registry
 from blockwright.blocks.decoder import LAYER_PARTS, Decoder, Layer
-from blockwright.blocks.initialise import initialise
+from blockwright.blocks.initialise import UNSCALED, initialise
 from blockwright.blocks.input import Input, is_input
 from blockwright.blocks.linear import Linear
 from blockwright.blocks.model_config import read
@@ -26,6 +26,7 @@ from blockwright.blocks.refusals import (
     too_many_changes,
     written_at,
 )
+from blockwright.blocks.scale import Scale
 from blockwright.registry import ConfigError, Node, Scope, presets
 from blockwright.registry.build import add_one
 from blockwright.registry.layout import patched, plan
@@ -77,7 +78,9 @@ def preset(name: str, changes: Mapping[str, Any] | None = None) -> dict[str, Any
     return patched(presets.read(name), changes or {})
 
 
-def compose(config: Any, *, device: torch.device | str = "cpu", seed: int = 0) -> Decoder:
+def compose(
+    config: Any, *, device: torch.device | str = "cpu", seed: int = 0, scales: Mapping[str, Scale] = UNSCALED
+) -> Decoder:
     """Build a decoder from a configuration.
 
     The configuration is checked before any memory is allocated, built on the meta device, then materialised and
@@ -87,6 +90,7 @@ def compose(config: Any, *, device: torch.device | str = "cpu", seed: int = 0) -
         config: YAML text, a mapping or an OmegaConf node; only registered names build anything
         device: where the weights go; ``meta`` leaves them unallocated
         seed: of the initial weights
+        scales: name of a weight → factors of a parametrisation on its initial values
 
     Raises:
         ConfigError: with the configuration path, the value, the rule and the remedy
@@ -98,7 +102,7 @@ def compose(config: Any, *, device: torch.device | str = "cpu", seed: int = 0) -
         return decoder
     check_room(decoder, torch.device(device))
     decoder.to_empty(device=device)
-    initialise(decoder, **model["init"], n_layers=model["n_layers"], seed=seed)
+    initialise(decoder, **model["init"], n_layers=model["n_layers"], seed=seed, scales=scales)
     return decoder
 
 

@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
+from types import MappingProxyType
 from typing import NamedTuple
 
 import torch
@@ -21,6 +22,9 @@ from torch import Tensor, nn
 
 from blockwright.blocks.base import Block
 from blockwright.blocks.lora import initial_std
+from blockwright.blocks.scale import ONE, Scale
+
+UNSCALED: Mapping[str, Scale] = MappingProxyType({})
 
 
 class Draw(NamedTuple):
@@ -32,7 +36,16 @@ class Draw(NamedTuple):
 
 
 @torch.no_grad()
-def initialise(model: nn.Module, *, std: float, depth_scaled: bool, n_layers: int, seed: int, prefix: str = "") -> None:
+def initialise(
+    model: nn.Module,
+    *,
+    std: float,
+    depth_scaled: bool,
+    n_layers: int,
+    seed: int,
+    prefix: str = "",
+    scales: Mapping[str, Scale] = UNSCALED,
+) -> None:
     """Initialise every parameter and buffer of ``model``, except those still on the meta device.
 
     Args:
@@ -42,11 +55,13 @@ def initialise(model: nn.Module, *, std: float, depth_scaled: bool, n_layers: in
         n_layers: depth of the decoder
         seed: of the run
         prefix: of the names in ``model`` where it is a part of a decoder: ``layers.3.``
+        scales: name in the decoder → factors of its parametrisation, of which ``init`` multiplies what the rule gives
     """
     for name, parameter in model.named_parameters():
         if parameter.ndim < 2:
-            parameter.fill_(0.0 if name.endswith("bias") else 1.0)
-    for draw in draws(model, std=std, depth_scaled=depth_scaled, n_layers=n_layers, seed=seed, prefix=prefix):
+            parameter.fill_(0.0 if name.endswith("bias") else scales.get(prefix + name, ONE).init)
+    where = {"n_layers": n_layers, "seed": seed, "prefix": prefix, "scales": scales}
+    for draw in draws(model, std=std, depth_scaled=depth_scaled, **where):  # type: ignore[arg-type]
         if not draw.parameter.is_meta:
             _draw(*draw)
     for buffer in model.buffers():
@@ -59,7 +74,14 @@ def initialise(model: nn.Module, *, std: float, depth_scaled: bool, n_layers: in
 
 
 def draws(
-    model: nn.Module, *, std: float, depth_scaled: bool, n_layers: int, seed: int, prefix: str = ""
+    model: nn.Module,
+    *,
+    std: float,
+    depth_scaled: bool,
+    n_layers: int,
+    seed: int,
+    prefix: str = "",
+    scales: Mapping[str, Scale] = UNSCALED,
 ) -> Iterator[Draw]:
     """The draws of the rule; arguments as in ``initialise``."""
     outputs = {f"{name}.{output}".lstrip(".") for name, block in _blocks(model) for output in block.residual_outputs}
@@ -67,7 +89,9 @@ def draws(
         if parameter.ndim >= 2:
             shrink = math.sqrt(2 * n_layers) if depth_scaled and name in outputs else 1.0
             own = initial_std(name, parameter)
-            yield Draw(parameter, std / shrink if own is None else own, stable_seed(seed, prefix + name))
+            deviation = std / shrink if own is None else own
+            factor = scales.get(prefix + name, ONE).init
+            yield Draw(parameter, deviation * factor, stable_seed(seed, prefix + name))
 
 
 @torch.no_grad()

@@ -44,7 +44,7 @@ def is_group(path: str) -> bool:
         case ["settings"]:
             return True
         case [root] if root:
-            return bool(catalogue.kinds(root))
+            return bool(catalogue.kinds(root)) or root in catalogue.kinds(catalogue.ROOT)
         case [root, kind]:
             return kind in catalogue.kinds(root)
     return False

@@ -13,7 +13,15 @@ from typing import Any, Literal
 
 from blockwright import registry
 from blockwright.blocks.base import Block
-from blockwright.blocks.conformance import behaviour, children, construction, default_dtype, hyperparameters, routing
+from blockwright.blocks.conformance import (
+    behaviour,
+    children,
+    construction,
+    default_dtype,
+    hyperparameters,
+    routing,
+    widths,
+)
 from blockwright.blocks.conformance.alternatives import switched_on
 from blockwright.blocks.conformance.setting import Setting
 from blockwright.blocks.conformance.verdict import ExemptError, PromiseError
@@ -44,6 +52,7 @@ CHECKS: dict[str, Callable[[Setting], None]] = {
     "flops": construction.flops,
     "compile": construction.compiling,
     "parallel plan": construction.parallel_plan,
+    "width rules": widths.width_rules,
     "routing": routing.routing_contract,
     "balance": routing.balance_gradients,
     "padding": routing.padding,

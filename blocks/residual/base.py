@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -22,9 +22,12 @@ class Residual(Block):
 
     Class attributes:
         streams: M, which is the same in all layers of a model; None for [B,T,D], 0 if it grows with the depth
+        adds_branches: whether x ← x + mixer(norm(x)) for each mixer, so that a factor on what a mixer writes is one on
+            its branch; rules of depth need it
     """
 
     streams: int | None = None
+    adds_branches: ClassVar[bool] = False
 
     @classmethod
     def child_context(cls, child: str, known: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -18,6 +18,8 @@ class Parallel(Residual):
         attention_norm: the one norm, before both mixers
     """
 
+    adds_branches = True
+
     def __init__(self, attention_norm: Norm) -> None:
         super().__init__()
         self.attention_norm = attention_norm

@@ -18,6 +18,8 @@ class PreNorm(Residual):
         ffn_norm: norm before the feed-forward block
     """
 
+    adds_branches = True
+
     def __init__(self, attention_norm: Norm, ffn_norm: Norm) -> None:
         super().__init__()
         self.attention_norm = attention_norm

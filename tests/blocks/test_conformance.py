@@ -344,6 +344,20 @@ class LearnedAlpha(ExpertBalance):
         return {"factor": "replicate"}
 
 
+class Summing(Plain):
+    """Adds w · x: a map to one number, whose weight is stored as a vector, and which the rules do not see."""
+
+    def __init__(self, d_model: int) -> None:
+        super().__init__(d_model)
+        self.sums = nn.Parameter(torch.empty(d_model))
+
+    def forward(self, x: Tensor, given: Pass | None = None) -> tuple[Tensor, None]:
+        return self.project(x) + (x @ self.sums)[..., None] / 16, None
+
+    def parallel_plan(self) -> Any:
+        return {**super().parallel_plan(), "sums": "replicate"}
+
+
 BROKEN: list[tuple[str, type, str]] = [
     ("ffn", Narrow, "shape and dtype"),
     ("attention", Peeking, "causality"),
@@ -371,6 +385,7 @@ BROKEN: list[tuple[str, type, str]] = [
     ("ffn", Branching, "compile"),
     ("ffn", Unplanned, "parallel plan"),
     ("ffn", Overplanned, "parallel plan"),
+    ("ffn", Summing, "width rules"),
     ("gating", Doubling, "routing"),
     ("balance", LearnedAlpha, "balance"),
     ("gating", PaddingCounted, "padding"),

@@ -18,10 +18,11 @@ from many_ranks import spawn
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from blockwright.blocks.weights import weights
 from blockwright.registry.errors import ConfigError
 from blockwright.training.optimizers import stacked_muon
 from blockwright.training.optimizers.adamw import AdamW
-from blockwright.training.optimizers.base import OptimizerRecipe, weights
+from blockwright.training.optimizers.base import OptimizerRecipe
 from blockwright.training.optimizers.combined import CombinedOptimizer
 from blockwright.training.optimizers.muon import Muon
 from blockwright.training.optimizers.stacked_muon import StackedMuon, orthogonalize

@@ -20,7 +20,7 @@ from blockwright.blocks.model_config import reread
 from blockwright.renamed import with_moved
 from blockwright.training.checkpoints.observing import why_left_out
 from blockwright.training.configuration.class_paths import to_targets
-from blockwright.training.configuration.run import Run
+from blockwright.training.configuration.run import STANDARD, Run
 
 KEY = "configuration"  # of a checkpoint
 _RUNS = "names or describes the run"
@@ -86,6 +86,8 @@ def record(run: Mapping[str, Any]) -> dict[str, Any]:
     given = _without_folder(listed, (run.get("paths") or {}).get("output_dir"))
     for part in ("data", "task"):  # an interpolation of a setting at the root, which is recorded there
         given[part] = {k: v for k, v in (given.get(part) or {}).items() if k not in given or given[k] != v}
+    if given.get("parametrisation") == STANDARD:
+        del given["parametrisation"]  # as in the records of versions that had no other
     given["trainer"] = _trainer(given.get("trainer") or {})
     given["callbacks"] = _by_class(_changing((given.get("callbacks") or {}).values(), "callbacks"))
     return _kept(given)

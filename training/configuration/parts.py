@@ -15,6 +15,7 @@ from blockwright import registry
 from blockwright.registry import INHERIT, ConfigError, Node, Scope
 from blockwright.renamed import NAMED
 from blockwright.training.configuration.instantiate import build_part, instantiate
+from blockwright.training.configuration.run import STANDARD
 
 COPIED = "init_from"  # the start that copies all weights
 EXAMPLES = {
@@ -63,11 +64,23 @@ def build(kind: str, plain: Mapping[str, Any]) -> Any:
     entry, _ = registry.resolve(kind, Node(written, kind))
     hints = {name: p.hint for name, p in entry.schema.parameters.items() if not p.child}
     made = {k: _made(v, hints[k], f"{kind}.{k}") if k in hints else v for k, v in dict(written).items()}
-    known = {"starts": starts(plain), **plain} if kind == "task" else plain
+    known = {**plain, "starts": starts(plain), "parametrisation": parametrisation(plain)} if kind == "task" else plain
     context = {key: known[key] for key in registry.find_family(kind).context if key in known}
     context = {key: instantiate(value, key) if _is_target(value) else value for key, value in context.items()}
     node = Node(made, kind)
     return registry.build(kind, node, Scope(_scope(kind, node), context))
+
+
+def parametrisation(plain: Mapping[str, Any]) -> Any:
+    """The parametrisation that a configuration chooses.
+
+    Args:
+        plain: a configuration, its model complete
+
+    Raises:
+        ConfigError: at its setting
+    """
+    return build("parametrisation", {"parametrisation": STANDARD, **plain})
 
 
 def starts(plain: Mapping[str, Any]) -> list[Any]:

@@ -71,6 +71,7 @@ class Run(Mapping[str, Any]):
     task: Node
     optimizer: Node
     scheduler: Node
+    parametrisation: Annotated[Node | str, Remedy("Write parametrisation=standard, or another name of one")]
     trainer: Node
     callbacks: Mapping[str, Node | None]  # a null one is switched off
     logger: Mapping[str, Node | None]
@@ -153,9 +154,11 @@ class Run(Mapping[str, Any]):
 
 NO_SETTINGS = ("starts", "secrets", "is_patched")
 HINTS = {k: v for k, v in typing.get_type_hints(Run, include_extras=True).items() if k not in NO_SETTINGS}
+STANDARD = {"name": "standard"}  # the parametrisation of configurations without one
 OLDER: dict[str, Any] = {  # settings that older configurations lack
     "resume": {"changed": "show"},
     "direction": None,
+    "parametrisation": STANDARD,
 }
 EXTRAS = {"print_config": True, "ignore_warnings": False, "enforce_tags": False}  # for a file with some of them
 

@@ -35,7 +35,7 @@ from blockwright.training.configuration import parts, placeholders
 from blockwright.training.configuration.class_paths import to_class_paths, to_targets
 from blockwright.training.configuration.composing import compose_config
 from blockwright.training.configuration.instantiate import check_target
-from blockwright.training.configuration.run import OWN, Changed, Run
+from blockwright.training.configuration.run import OWN, STANDARD, Changed, Run
 from blockwright.training.entry.execute import conclude, fit, leave_processes, measure, no_bar, quieten, restoring
 from blockwright.training.entry.preflight import prepare
 from blockwright.training.entry.start import check_resumed, refuse_random_weights
@@ -74,6 +74,7 @@ def make_task(**settings: Any) -> L.LightningModule:
         model: composition
         optimizer: class and arguments
         scheduler: class and arguments
+        parametrisation: its name and its settings
         seed: of the initial weights and all random draws of training
         init_from: a run's folder, a checkpoint or an imported folder to take the initial weights from
     """
@@ -87,7 +88,8 @@ def _settings_of_task() -> dict[str, tuple[Any, Any]]:
     """
     needed = dict.fromkeys(("task", "model", "optimizer", "scheduler"), (dict, Parameter.empty))
     starts = dict.fromkeys(registry.settings(), (dict | None, None))
-    return {**needed, "seed": (Seed, 0), **starts, "init_from": (str | None, None)}
+    more = {"parametrisation": (dict, STANDARD), "seed": (Seed, 0)}
+    return {**needed, **more, **starts, "init_from": (str | None, None)}
 
 
 def _declare_settings(function: Any) -> None:

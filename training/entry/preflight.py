@@ -19,8 +19,8 @@ from blockwright.training.configuration.instantiate import check_target, find_ta
 from blockwright.training.configuration.run import GROUPS, OWN, Run
 from blockwright.training.entry.parse import parse
 from blockwright.training.entry.ranks import is_child
-from blockwright.training.entry.start import check_sources, compare_start, outline_of, refuse_untrained
-from blockwright.training.optimizers.base import weights
+from blockwright.training.entry.start import check_sources, compare_start, outline_of, recipe_of, refuse_untrained
+from blockwright.training.optimizers.base import trained
 from blockwright.training.parallel.refusals import check as check_ranks
 from blockwright.training.parallel.refusals import no_shards
 from blockwright.training.parallel.sizes import STRATEGY
@@ -40,8 +40,9 @@ def prepare(cfg: DictConfig, compared: bool = False) -> Run:
         ConfigError: with the path, the value, the rule and the remedy
     """
     run = preflight(cfg, compared)
-    if (note := figures.left_out(run)) and not is_child():
-        print(note, file=sys.stderr)
+    if not is_child():
+        for note in (figures.left_out(run), *parts.parametrisation(run).notes()):
+            print(note, end="\n" if note else "", file=sys.stderr)
     refuse_untrained(run)
     from blockwright.training.entry.room import check_room  # DTensor takes a second: after what is refused more often
 
@@ -85,9 +86,14 @@ def _check_trainer(run: Run) -> None:
 
 def _check_optimizer(run: Run) -> None:
     check_target(run.optimizer, "optimizer")
-    recipe = instantiate(run.optimizer, "optimizer")
-    if run.task.get("frozen") not in (None, []) or any(recipe.patterns().values()) or parts.starts(run):
-        recipe.check(weights(outline_of(run)))  # patterns match some parameter, on the meta device
+    recipe = recipe_of(run)
+    if (
+        run.task.get("frozen") not in (None, [])
+        or any(recipe.patterns().values())
+        or recipe.scales
+        or parts.starts(run)
+    ):
+        recipe.check(trained(outline_of(run)))  # patterns match some parameter, on the meta device
     check_target(run.scheduler, "scheduler")
     schedule = instantiate(run.scheduler, "scheduler")
     steps = run.trainer.get("max_steps", -1)

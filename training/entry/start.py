@@ -19,6 +19,7 @@ from blockwright.training.configuration import parts
 from blockwright.training.configuration.instantiate import instantiate
 from blockwright.training.configuration.run import Run
 from blockwright.training.data.tokenizers.start import check_start
+from blockwright.training.optimizers.base import OptimizerRecipe
 from blockwright.training.tasks.outline import outline
 
 
@@ -47,7 +48,7 @@ def check_resumed(run: Run) -> None:
     checkpoint, trained = read_checkpoint(path, shapes_only=True), outline_of(run)
     check_fits(checkpoint, trained, path)
     if run.train:
-        check_optimizer(checkpoint, instantiate(run.optimizer, "optimizer"), trained, path)
+        check_optimizer(checkpoint, recipe_of(run), trained, path)
     check_changes(path, past_of(checkpoint), record(run.shown), run)
 
 
@@ -77,6 +78,12 @@ def compare_start(run: Run) -> None:
 def _print(lines: Iterable[str]) -> None:
     for line in lines:
         say(line)
+
+
+def recipe_of(plain: Mapping[str, Any]) -> OptimizerRecipe:
+    """The recipe of the optimizer, with the factors of the parametrisation."""
+    recipe: OptimizerRecipe = instantiate(plain["optimizer"], "optimizer")
+    return recipe.scaled(parts.parametrisation(plain).scales(recipe))
 
 
 def outline_of(plain: Mapping[str, Any]) -> Decoder:

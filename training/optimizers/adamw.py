@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+from blockwright.blocks.scale import Scale
 from blockwright.registry.ranges import BelowOne, NonNegative, Positive
 from blockwright.registry.readable import readable
 from blockwright.training.optimizers.base import (
     Multipliers,
     OptimizerRecipe,
-    Weight,
     factors_of,
     multiplied,
-    weights,
+    trained,
 )
 
 if TYPE_CHECKING:
     from torch import nn
     from torch.optim import Optimizer
+
+    from blockwright.blocks.weights import Weight
 
 FUSED_DEVICES = ("cpu", "cuda", "mps", "xpu")  # meta, where costs are measured, has no such kernel
 
@@ -64,9 +66,15 @@ class AdamW(OptimizerRecipe):
         return {"optimizer.multipliers": list(self.multipliers)}
 
     def build(self, module: nn.Module) -> Optimizer:
-        found = weights(module)
+        found = trained(module)
         self.check(found)
-        return torch_adamw(found, self.lr, self.betas, self.weight_decay, self.eps, self.fused, self.multipliers)
+        settings = (self.lr, self.betas, self.weight_decay, self.eps, self.fused, self.multipliers, self.scales)
+        return torch_adamw(found, *settings)
+
+    def step_norm(self, weight: Weight) -> float:
+        from blockwright.blocks.widths import adam_step
+
+        return adam_step(weight)
 
 
 def torch_adamw(
@@ -77,13 +85,14 @@ def torch_adamw(
     eps: float,
     fused: bool | None,
     multipliers: Multipliers = MappingProxyType({}),
+    scales: Mapping[str, Scale] = MappingProxyType({}),
     prefix: str = "",
 ) -> Optimizer:
     """torch's AdamW over `found`, with group names prefixed by `prefix`; other arguments as in `AdamW`."""
     from blockwright.training.optimizers.local_adamw import LocalAdamW
 
     parameters = [weight.parameter for weight in found]
-    groups = multiplied(_decay_groups(found, weight_decay, prefix), found, lr, multipliers)
+    groups = multiplied(_decay_groups(found, weight_decay, prefix), found, lr, multipliers, scales, eps)
     optimizer = LocalAdamW(groups, lr=lr, betas=betas, eps=eps, fused=_fused(parameters, fused))
     # A fused step offers to undo the scaling of mixed precision itself. Lightning then refuses to clip, since it would
     # clip scaled gradients, even in bf16-mixed without scaling. Without the offer the scaler unscales first.

@@ -6,11 +6,13 @@ A recipe is configuration: plain values, checked on construction, before there i
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Self
 
+from blockwright.blocks.scale import ONE, Scale
 from blockwright.registry.enforcing import enforced
 from blockwright.registry.errors import ConfigError
 from blockwright.registry.ranges import Positive
@@ -21,15 +23,21 @@ if TYPE_CHECKING:
     from torch import nn
     from torch.optim import Optimizer
 
+    from blockwright.blocks.weights import Weight
+
 Multipliers = Mapping[str, Positive]  # pattern of parameter names (training/patterns.py) → factor on the learning rate
-Kind = Literal["matrix", "filter", "table", "vector"]
 
 
 class OptimizerRecipe(ABC):
     """How to build the optimizer of a model. A subclass takes plain values, so YAML and the command line can build one.
 
     A number outside its annotated range is refused with a ConfigError (registry/ranges.py).
+
+    Attributes:
+        scales: name of a weight → factors on its rate, decay and ε, of the run's parametrisation; not among them: 1
     """
+
+    scales: Mapping[str, Scale] = MappingProxyType({})
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
@@ -39,12 +47,29 @@ class OptimizerRecipe(ABC):
     def build(self, module: nn.Module) -> Optimizer:
         """An optimizer with every trainable parameter of `module` exactly once."""
 
+    def scaled(self, scales: Mapping[str, Scale]) -> Self:
+        """The same recipe with factors for single weights."""
+        other = copy.copy(self)
+        other.scales = dict(scales)
+        return other
+
+    def step_norm(self, weight: Weight) -> float:
+        """Spectral norm of a step of a matrix, filter or stack at a learning rate of 1, up to a constant.
+
+        A parametrisation by width asks how it grows with the shape.
+
+        Raises:
+            ConfigError: the recipe does not say, which is the default
+        """
+        rule = f"{type(self).__name__} does not say how large its steps are, and rates follow from that"
+        raise ConfigError("optimizer", type(self).__name__, rule, "Define step_norm, or write optimizer=adamw or muon")
+
     def patterns(self) -> dict[str, list[str]]:
         """Path of a setting → its patterns of parameter names, each of which has to match a trained weight."""
         return {}
 
     def check(self, found: Sequence[Weight]) -> None:
-        """Refuse a pattern that matches none of a model's weights.
+        """Refuse a pattern that matches none of a model's weights, and a weight without factors, if others have some.
 
         Raises:
             ConfigError
@@ -52,84 +77,33 @@ class OptimizerRecipe(ABC):
         names = [name for weight in found for name in weight.names]
         for path, patterns in self.patterns().items():
             matching(names, patterns, path, of="trained parameter")
+        added = [weight.names[0] for weight in found if weight.names[0] not in self.scales] if self.scales else []
+        if added:
+            rule = f"has no factors for {added[0]}, which the base does not have: a start adds it"
+            raise ConfigError(
+                "parametrisation", "width", rule, "Write parametrisation=standard, or leave the start out"
+            )
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in vars(self).items())})"
 
 
-@dataclass(frozen=True)
-class Weight:
-    """One trainable parameter.
+def trained(module: nn.Module) -> list[Weight]:
+    """The weights of a model to train.
 
-    Args:
-        names: all its qualified names; several if modules share it (a tied head)
-        parameter: the tensor
-        kind: `matrix`, of a linear map or a stack of them `(E, a, b)`; `filter`, of a convolution;
-            `table`, indexed by row, not multiplied (token embeddings, learned positions);
-            `vector`, everything else: norm weights, biases, scalars
+    Raises:
+        ConfigError: there is none
     """
+    from blockwright.blocks.weights import weights
 
-    names: tuple[str, ...]
-    parameter: nn.Parameter
-    kind: Kind
-
-    @property
-    def decays(self) -> bool:
-        """Whether weight decay applies to it: to what multiplies activations, where smaller means smoother.
-
-        Decay of a norm weight or bias pulls activations towards zero instead, and a decayed row of a table shrinks in
-        every step in which its token does not occur.
-        """
-        return self.kind in ("matrix", "filter")
-
-
-def weights(module: nn.Module) -> list[Weight]:
-    """Every trainable parameter of `module`, each once, in the order of registration.
-
-    A parameter shared by an embedding and a head counts as the embedding's, because of the rows of rare tokens.
-    """
-    found: dict[nn.Parameter, list[tuple[str, Kind]]] = {}
-    for name, owner, parameter in _places(module):
-        if parameter.requires_grad:
-            found.setdefault(parameter, []).append((name, _kind(name, owner, parameter)))
-    if not found:
+    if not (found := weights(module)):
         raise ConfigError(
             "optimizer",
             type(module).__name__,
             "a model to train needs at least one parameter that requires a gradient",
             "Unfreeze a part of the model, or validate it instead of training it",
         )
-    return [
-        Weight(tuple(name for name, _ in places), parameter, _strictest(kind for _, kind in places))
-        for parameter, places in found.items()
-    ]
-
-
-def _places(module: nn.Module) -> Iterator[tuple[str, nn.Module, nn.Parameter]]:
-    """(qualified name, owning module, parameter), once for every registration of a parameter."""
-    for path, owner in module.named_modules(remove_duplicate=False):
-        for leaf, parameter in owner.named_parameters(prefix=path, recurse=False, remove_duplicate=False):
-            yield leaf, owner, parameter
-
-
-def _kind(name: str, owner: nn.Module, parameter: nn.Parameter) -> Kind:
-    from torch import nn
-    from torch.nn.modules.conv import _ConvNd
-
-    *path, leaf = name.split(".")
-    # A position block has rows per position or per distance; only a Linear inside it is a map.
-    if isinstance(owner, nn.Embedding | nn.EmbeddingBag) or ("position" in path and not isinstance(owner, nn.Linear)):
-        return "table"
-    # Dimensions alone would classify the biases of E experts, (E, F), and norms per head, (N, H), as maps.
-    if parameter.ndim < 2 or "bias" in leaf or type(owner).__name__.lower().endswith("norm"):
-        return "vector"
-    return "filter" if isinstance(owner, _ConvNd) else "matrix"
-
-
-def _strictest(kinds: Iterator[Kind]) -> Kind:
-    """Of several kinds of one shared parameter, the most restrictive."""
-    order: tuple[Kind, ...] = ("table", "vector", "filter", "matrix")
-    return min(kinds, key=order.index)
+    return found
 
 
 def factors_of(multipliers: Multipliers | None) -> dict[str, float]:
@@ -149,25 +123,40 @@ def factors_of(multipliers: Multipliers | None) -> dict[str, float]:
 
 
 def multiplied(
-    groups: Sequence[dict[str, Any]], found: Sequence[Weight], lr: float, multipliers: Multipliers
+    groups: Sequence[dict[str, Any]],
+    found: Sequence[Weight],
+    lr: float,
+    multipliers: Multipliers,
+    scales: Mapping[str, Scale] = MappingProxyType({}),
+    eps: float | None = None,
 ) -> list[dict[str, Any]]:
-    """Split parameter groups by the multiplier of the learning rate; unchanged without multipliers.
+    """Split parameter groups by the factors of their weights; unchanged without any.
 
     Args:
         groups: each with `params` and `name`
         found: the weights in them
-        lr: peak learning rate of a multiplier of 1
+        lr: peak learning rate of a factor of 1
         multipliers: the last matching pattern applies
+        scales: name of a weight → further factors
+        eps: Adam's ε; None for an optimizer without
     """
-    if not multipliers:
+    if not multipliers and not scales:
         return list(groups)
-    factors = {weight.parameter: _factor(weight, multipliers) for weight in found}
+    factors = {w.parameter: (_factor(w, multipliers), scales.get(w.names[0], ONE)) for w in found}
     return [
-        {**group, "params": params, "lr": lr * factor, "name": group["name"] + (f"_x{factor:g}" if factor != 1 else "")}
+        _group({**group, "params": params}, lr, eps, *factor)
         for group in groups
         for factor in sorted({factors[p] for p in group["params"]}, reverse=True)
         if (params := [p for p in group["params"] if factors[p] == factor])
     ]
+
+
+def _group(group: dict[str, Any], lr: float, eps: float | None, factor: float, scale: Scale) -> dict[str, Any]:
+    """A group with its factors: lr·λ stays as it is under those of a parametrisation."""
+    whole = factor * scale.rate
+    name = group["name"] + (f"_x{whole:g}" if whole != 1 else "") + (f"_eps{scale.eps:g}" if scale.eps != 1 else "")
+    decay = {"weight_decay": group["weight_decay"] / scale.rate} if "weight_decay" in group else {}
+    return {**group, **decay, "lr": lr * whole, "name": name, **({} if eps is None else {"eps": eps * scale.eps})}
 
 
 def _factor(weight: Weight, multipliers: Multipliers) -> float:

@@ -14,16 +14,17 @@ from blockwright.training.optimizers.adamw import torch_adamw
 from blockwright.training.optimizers.base import (
     Multipliers,
     OptimizerRecipe,
-    Weight,
     factors_of,
     multiplied,
-    weights,
+    trained,
 )
 from blockwright.training.patterns import matches
 
 if TYPE_CHECKING:
     from torch import nn
     from torch.optim import Optimizer
+
+    from blockwright.blocks.weights import Weight
 
 
 USUAL = ("embedding", "head", "gating")  # not every model has all of them
@@ -102,16 +103,17 @@ class Muon(OptimizerRecipe):
         from blockwright.training.optimizers.combined import CombinedOptimizer
         from blockwright.training.optimizers.stacked_muon import StackedMuon
 
-        found = weights(module)
+        found = trained(module)
         self.check(found)
         hidden = [weight for weight in found if self.orthogonalizes(weight)]
         rest = [weight for weight in found if not self.orthogonalizes(weight)]
         parts: list[Optimizer] = []
         if hidden:
-            group = {"params": [weight.parameter for weight in hidden], "name": "muon"}
+            parameters = [weight.parameter for weight in hidden]
+            group = {"params": parameters, "name": "muon", "weight_decay": self.weight_decay}
             parts.append(
                 StackedMuon(
-                    multiplied([group], hidden, self.lr, self.multipliers),
+                    multiplied([group], hidden, self.lr, self.multipliers, self.scales),
                     lr=self.lr,
                     weight_decay=self.weight_decay,
                     momentum=self.momentum,
@@ -121,14 +123,20 @@ class Muon(OptimizerRecipe):
                 )
             )
         if rest:
-            settings = (self.adamw_lr, self.betas, self.weight_decay, self.eps, self.fused, self.multipliers)
-            parts.append(torch_adamw(rest, *settings, prefix="adamw_"))
+            settings = (self.adamw_lr, self.betas, self.weight_decay, self.eps, self.fused)
+            parts.append(torch_adamw(rest, *settings, self.multipliers, self.scales, prefix="adamw_"))
         return CombinedOptimizer(parts)
 
     def orthogonalizes(self, weight: Weight) -> bool:
         """Whether Muon takes this weight."""
         is_map = weight.kind == "matrix" and min(weight.parameter.shape[-2:]) > 1
         return is_map and not any(matches(name, p) for name in weight.names for p in self.adamw_names)
+
+    def step_norm(self, weight: Weight) -> float:
+        from blockwright.blocks.widths import adam_step
+        from blockwright.training.optimizers.stacked_muon import lr_scale
+
+        return lr_scale(weight.parameter.shape, self.adjust_lr_fn) if self.orthogonalizes(weight) else adam_step(weight)
 
 
 def _one_of(name: str, value: str, choices: Sequence[str]) -> str:

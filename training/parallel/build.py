@@ -27,7 +27,8 @@ from torch.distributed.tensor import Shard
 from blockwright.blocks.compose import assemble, check
 from blockwright.blocks.decoder import Decoder
 from blockwright.blocks.gating.base import Gating
-from blockwright.blocks.initialise import draws, initialise, suited
+from blockwright.blocks.initialise import UNSCALED, draws, initialise, suited
+from blockwright.blocks.scale import Scale
 from blockwright.blocks.skipping import draw_part
 from blockwright.training.parallel.exchange.all_to_all import AllToAll
 from blockwright.training.parallel.exchange.base import Exchange
@@ -85,6 +86,7 @@ def build(
     fill: Fill | None = None,
     shapes_only: bool = False,
     attach: Callable[[Decoder], None] = lambda decoder: None,
+    scales: Mapping[str, Scale] = UNSCALED,
 ) -> Decoder:
     """Build the decoder of a composition, with its weights distributed over the ranks.
 
@@ -96,12 +98,13 @@ def build(
         fill: called for each part after the rule, to load given weights
         shapes_only: leave every part on the meta device, split and sharded as usual
         attach: adds parameters, on the meta device
+        scales: name of a weight → factors of the run's parametrisation on its initial values
     """
     model = check(model)
     with torch.device("meta"):
         decoder = assemble(model)
         attach(decoder)
-    rule = {**model["init"], "n_layers": model["n_layers"], "seed": seed}
+    rule = {**model["init"], "n_layers": model["n_layers"], "seed": seed, "scales": scales}
 
     def materialise(part: nn.Module, prefix: str) -> None:
         """Everything but what each rank draws after splitting."""

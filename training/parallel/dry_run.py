@@ -138,7 +138,7 @@ def dry_run(run: Run, trainer_node: Mapping[str, Any]) -> dict[str, float]:
         meshes = getattr(trainer.strategy, "meshes", None)
         sizes = meshes.sizes if meshes is not None else Sizes()
         ranks = data_ranks(trainer)
-        _show(rows, sizes, model, task.recipe, ranks.number // ranks.together)
+        _show(rows, sizes, model, task.configured.recipe, ranks.number // ranks.together)
     return {f"dry_run/{name}_bytes": float(value) for name, value in meter.bytes.items()}
 
 

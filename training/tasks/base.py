@@ -99,7 +99,7 @@ class Task(Composable, KeepsDtype, L.LightningModule):
             raise ConfigError("trainer.compile", True, rule, "Write trainer.compile=false")
         self.model_config = read(setup.model)
         self.configured = replace(setup, model=self.model_config)
-        self.recipe, self.schedule, self.seed = setup.optimizer, setup.scheduler, setup.seed
+        self.schedule, self.seed = setup.scheduler, setup.seed
         # Plain types only: a checkpoint must load under weights_only=True and rebuild its model without YAML.
         recorded = {key: value for start in setup.starts for key, value in start.record().items()}
         self.save_hyperparameters({**recorded, "model": self.model_config, "seed": setup.seed})
@@ -327,7 +327,7 @@ class Task(Composable, KeepsDtype, L.LightningModule):
         steps = self.trainer.estimated_stepping_batches
         steps = int(steps) if math.isfinite(steps) else -1  # no end, which some schedules support
         self.schedule.check(steps)
-        optimizer = self.recipe.build(self.model)
+        optimizer = self.configured.recipe.build(self.model)
         self._groups = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
         scheduler = LambdaLR(optimizer, lambda step: self.schedule.factor(step, steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}

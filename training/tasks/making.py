@@ -23,7 +23,7 @@ def whole(setup: Setup, reads: bool, data: Any) -> Decoder:
         reads: whether it takes the weights to start from; a checkpoint follows otherwise
         data: the data module, whose training text a start may read; None for none
     """
-    decoder = compose(setup.model, seed=setup.seed)
+    decoder = compose(setup.model, seed=setup.seed, scales=setup.recipe.scales)
     for start in setup.starts:
         _attach(start, decoder, setup.seed)
         if reads:
@@ -61,4 +61,5 @@ def sharded(setup: Setup, reads: bool, sharding: Any) -> Decoder:
             start.fill_part(part, prefix)
 
     filler = fill if reads and setup.starts else None
-    return build(setup.model, setup.seed, sharding, setup.activation_checkpointing, filler, attach=attach)
+    settings = (setup.model, setup.seed, sharding, setup.activation_checkpointing, filler)
+    return build(*settings, attach=attach, scales=setup.recipe.scales)

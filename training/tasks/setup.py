@@ -12,11 +12,13 @@ from blockwright.registry.ranges import Seed
 from blockwright.training.optimizers.base import OptimizerRecipe
 from blockwright.training.parallel.recompute import Recompute
 from blockwright.training.parallel.recompute import check as check_recompute
+from blockwright.training.parametrisations.base import Parametrisation
+from blockwright.training.parametrisations.standard import Standard
 from blockwright.training.schedulers.base import Schedule
 from blockwright.training.starts.base import Start
 
 # Of the run, from the root of its configuration; the other fields of ``Setup`` are settings of ``task``.
-CONTEXT = ("model", "optimizer", "scheduler", "seed", "starts")
+CONTEXT = ("model", "optimizer", "scheduler", "parametrisation", "seed", "starts")
 
 
 @enforced("task")
@@ -28,6 +30,7 @@ class Setup:
         model: composition of the decoder, as plain types (the ``model`` node)
         optimizer: recipe of the optimizer
         scheduler: factor on the learning rate over the steps
+        parametrisation: factors on initial values and rates of single weights
         seed: of the initial weights and all random draws of training
         starts: where weights come from, in the order in which they fill the decoder; none for random ones. A resumed
             run takes those of its checkpoint. With ``trainer.ckpt_path = FILE`` before ``fit`` it reads no start; with
@@ -48,6 +51,7 @@ class Setup:
     scheduler: Schedule
     seed: Seed = 0
     starts: Sequence[Start] = ()
+    parametrisation: Parametrisation = field(default_factory=Standard)
     activation_checkpointing: Recompute = "none"
     kernels: Mapping[str, str] = field(default_factory=lambda: dict.fromkeys(choice.KERNELS, choice.AUTO))
     compile: bool = False
@@ -56,6 +60,11 @@ class Setup:
     def __post_init__(self) -> None:
         check_recompute(self.activation_checkpointing)
         choice.check(self.kernels, "task.kernels")
+
+    @property
+    def recipe(self) -> OptimizerRecipe:
+        """The recipe of the optimizer, with the factors of the parametrisation."""
+        return self.optimizer.scaled(self.parametrisation.scales(self.optimizer))
 
     @property
     def trained(self) -> str | None:

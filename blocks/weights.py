@@ -1,0 +1,77 @@
+"""The trainable weights of a model, and what kind of weight each is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import nn
+from torch.nn.modules.conv import _ConvNd
+
+Kind = Literal["matrix", "filter", "table", "vector"]
+
+
+@dataclass(frozen=True)
+class Weight:
+    """One trainable parameter.
+
+    Args:
+        names: all its qualified names; several if modules share it (a tied head)
+        parameter: the tensor
+        kind: `matrix`, of a linear map or a stack of them `(E, a, b)`; `filter`, of a convolution;
+            `table`, indexed by row, not multiplied (token embeddings, learned positions);
+            `vector`, everything else: norm weights, biases, scalars
+    """
+
+    names: tuple[str, ...]
+    parameter: nn.Parameter
+    kind: Kind
+
+    @property
+    def decays(self) -> bool:
+        """Whether weight decay applies to it: to what multiplies activations, where smaller means smoother.
+
+        Decay of a norm weight or bias pulls activations towards zero instead, and a decayed row of a table shrinks in
+        every step in which its token does not occur.
+        """
+        return self.kind in ("matrix", "filter")
+
+
+def weights(module: nn.Module) -> list[Weight]:
+    """Every trainable parameter of `module`, each once, in the order of registration.
+
+    A parameter shared by an embedding and a head counts as the embedding's, because of the rows of rare tokens.
+    """
+    found: dict[nn.Parameter, list[tuple[str, Kind]]] = {}
+    for name, owner, parameter in _places(module):
+        if parameter.requires_grad:
+            found.setdefault(parameter, []).append((name, _kind(name, owner, parameter)))
+    return [
+        Weight(tuple(name for name, _ in places), parameter, _strictest(kind for _, kind in places))
+        for parameter, places in found.items()
+    ]
+
+
+def _places(module: nn.Module) -> Iterator[tuple[str, nn.Module, nn.Parameter]]:
+    """(qualified name, owning module, parameter), once for every registration of a parameter."""
+    for path, owner in module.named_modules(remove_duplicate=False):
+        for leaf, parameter in owner.named_parameters(prefix=path, recurse=False, remove_duplicate=False):
+            yield leaf, owner, parameter
+
+
+def _kind(name: str, owner: nn.Module, parameter: nn.Parameter) -> Kind:
+    *path, leaf = name.split(".")
+    # A position block has rows per position or per distance; only a Linear inside it is a map.
+    if isinstance(owner, nn.Embedding | nn.EmbeddingBag) or ("position" in path and not isinstance(owner, nn.Linear)):
+        return "table"
+    # Dimensions alone would classify the biases of E experts, (E, F), and norms per head, (N, H), as maps.
+    if parameter.ndim < 2 or "bias" in leaf or type(owner).__name__.lower().endswith("norm"):
+        return "vector"
+    return "filter" if isinstance(owner, _ConvNd) else "matrix"
+
+
+def _strictest(kinds: Iterator[Kind]) -> Kind:
+    """Of several kinds of one shared parameter, the most restrictive."""
+    order: tuple[Kind, ...] = ("table", "vector", "filter", "matrix")
+    return min(kinds, key=order.index)

@@ -1,0 +1,76 @@
+"""The jobs of a transfer: the rate is tuned at two widths, then compared on fresh seeds at the larger one.
+
+Three arms are tuned: the small model, the large one under rules of width, and the large one in standard
+parametrisation. Then the large model is trained with the best rate of the small one, and with its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from blockwright.lab.statistics.tuning import Fit, Try, fit, further, next_tries
+from blockwright.training.result import Result
+
+BASE, RULES, STANDARD = "base", "rules", "standard"  # arms that are tuned
+TRANSFERRED = "transferred"  # the arm under rules at the rate of the base
+TUNE, COMPARE = "tune", "compare"  # stages
+RATE = "optimizer.lr"
+SD_OF_RUN = 0.007  # nats between seeds of small models (docs/how-to/ablate.md), for how finely to tune
+ROUNDS = 3  # of two further tries for each arm, at most
+
+
+def more(directory: Path, plan: Mapping[str, Any], results: Mapping[int, Result]) -> list[dict[str, Any]]:
+    """Further tries while an arm needs them, then the comparison; see ``lab.sweep.designs.Design``."""
+    if any(job["stage"] == COMPARE for job in plan["jobs"]):
+        return []
+    tried = tries(plan, results)
+    seed = plan["jobs"][0]["seed"]
+    if _rounds(plan, tried) < ROUNDS and any(next_tries(each, SD_OF_RUN) for each in tried.values()):
+        jobs = [job(plan, arm, arm, TUNE, seed, rate) for arm, each in tried.items() for rate in further(each)]
+    else:
+        rates = {arm: fit(each).vertex for arm, each in tried.items()}
+        arms = {TRANSFERRED: (RULES, rates[BASE]), RULES: (RULES, rates[RULES]), STANDARD: (STANDARD, rates[STANDARD])}
+        fresh = range(seed + 1, seed + 1 + plan["seeds_planned"])
+        jobs = [job(plan, name, of, COMPARE, each, rate) for name, (of, rate) in arms.items() for each in fresh]
+    first = len(plan["jobs"])
+    return [{"job": first + i, **each} for i, each in enumerate(jobs)]
+
+
+def job(plan: Mapping[str, Any], name: str, of: str, stage: str, seed: int, rate: float) -> dict[str, Any]:
+    """One training.
+
+    Args:
+        plan: whose ``arms`` have the overrides
+        name: of the arm that the job is of
+        of: the arm whose overrides it has
+        stage: ``tune`` or ``compare``
+        seed: of the run
+        rate: peak learning rate
+    """
+    overrides = next(arm["overrides"] for arm in plan["arms"] if arm["name"] == of)
+    settings = [*overrides, f"seed={seed}", f"{RATE}={rate!r}"]
+    return {"overrides": settings, "arm": name, "seed": seed, "stage": stage, "tries": {RATE: rate}}
+
+
+def tries(plan: Mapping[str, Any], results: Mapping[int, Result]) -> dict[str, list[Try]]:
+    """Arm → the rates that were tried, with their losses; a run without one counts as diverged."""
+    sign = 1.0 if plan["direction"] == "minimize" else -1.0
+    found: dict[str, list[Try]] = {}
+    for each in plan["jobs"]:
+        if each["stage"] == TUNE:
+            value = results[each["job"]].value(plan["metric"])
+            loss = float("inf") if value is None else sign * value
+            found.setdefault(each["arm"], []).append(Try(each["tries"][RATE], loss))
+    return found
+
+
+def _rounds(plan: Mapping[str, Any], tried: Mapping[str, Sequence[Try]]) -> int:
+    """How many further rounds there were."""
+    return (len(tried[BASE]) - plan["tune"][RATE]) // 2
+
+
+def fits(plan: Mapping[str, Any], results: Mapping[int, Result]) -> dict[str, Fit]:
+    """Arm → its best rate."""
+    return {arm: fit(each) for arm, each in tries(plan, results).items()}

@@ -1,0 +1,145 @@
+"""``blockwright transfer``: its plan grows from tries to a comparison, and its answer is that of known curves."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from blockwright.lab.sweep import plan as plans
+from blockwright.lab.sweep.designs import kinds
+from blockwright.lab.transfer import answer, design
+from blockwright.lab.transfer.__main__ import main
+from blockwright.lab.transfer.design import BASE, COMPARE, RATE, RULES, STANDARD, TRANSFERRED, TUNE
+from blockwright.registry.folder import read_json
+from blockwright.training.result import Result
+
+MODEL = ["data=sorting", "model.n_layers=1", "logger.tensorboard=null", "trainer.max_steps=3", "optimizer.lr=0.01"]
+BEST = {BASE: 0.008, RULES: 0.010, STANDARD: 0.002}  # the arms' best rates
+FLOOR = {BASE: 2.4, RULES: 2.2, STANDARD: 2.25}
+CURVATURE = 0.05  # nats per octave²
+
+
+def planned(tmp_path: Path, *words: str) -> Path:
+    command = ["base=16", "to=32", "seeds=2", *MODEL, f"paths.log_dir={tmp_path}", *words, "--plan-only"]
+    assert main(command) == 0
+    (directory,) = (tmp_path / "transfer").iterdir()
+    return directory
+
+
+def loss(job: dict[str, Any]) -> float:
+    arm = RULES if job["arm"] == TRANSFERRED else job["arm"]
+    return FLOOR[arm] + CURVATURE * math.log2(job["tries"][RATE] / BEST[arm]) ** 2 + 0.001 * job["seed"]
+
+
+def run(directory: Path) -> list[int]:
+    """Let jobs end with the losses of the curves, until none follow; returns how many each round had."""
+    rounds = []
+    done: set[int] = set()
+    while True:
+        plan = plans.read(directory)
+        new = [job for job in plan["jobs"] if job["job"] not in done]
+        for job in new:
+            result = Result("completed", metrics={"val/loss": loss(job)})
+            result.write(directory / str(job["job"]))
+            done.add(job["job"])
+        rounds.append(len(new))
+        if not plans.grow(directory, plan):
+            return rounds
+
+
+def test_the_plan_tunes_three_models_at_equal_tries(tmp_path: Path) -> None:
+    plan = plans.read(planned(tmp_path))
+    assert "transfer" in kinds()
+    rates = {arm: [j["tries"][RATE] for j in plan["jobs"] if j["arm"] == arm] for arm in BEST}
+    assert set(map(tuple, rates.values())) == {(0.0025, 0.005, 0.01, 0.02, 0.04)}
+    overrides = {arm["name"]: " ".join(arm["overrides"]) for arm in plan["arms"]}
+    assert "parametrisation" not in overrides[BASE] + overrides[STANDARD]
+    assert "++model.d_model=16" in overrides[BASE] and "++model.d_model=32" in overrides[STANDARD]
+    assert "++parametrisation.base={d_model: 16}" in overrides[RULES]
+
+
+def test_tries_grow_where_a_model_needs_them_then_it_is_compared(tmp_path: Path) -> None:
+    directory = planned(tmp_path)
+    rounds = run(directory)
+    assert rounds[0] == 15 and rounds[-1] == 6 and len(rounds) > 2  # the best rate of standard is beyond the grid
+    plan = plans.read(directory)
+    found = answer.read(directory, plan)
+    for arm, best in BEST.items():
+        assert found["rates"][arm]["best"] == pytest.approx(best, rel=0.02)
+        assert found["rates"][arm]["edge"] is None
+    moved = math.log2(BEST[RULES] / BEST[BASE])
+    assert found["octaves"][RULES] == pytest.approx(moved, abs=0.05)
+    assert found["excess"]["mean"] == pytest.approx(CURVATURE * moved**2, abs=1e-3)
+    assert found["standard"]["mean"] == pytest.approx(0.05 - CURVATURE * moved**2, abs=1e-3)
+    compared = [job for job in plan["jobs"] if job["stage"] == COMPARE]
+    assert {job["arm"] for job in compared} == {TRANSFERRED, RULES, STANDARD}
+    tuned = {job["seed"] for job in plan["jobs"] if job["stage"] == TUNE}
+    assert not tuned & {job["seed"] for job in compared}  # fresh seeds
+
+
+def test_a_plan_that_was_killed_grows_by_the_same_jobs(tmp_path: Path) -> None:
+    directory = planned(tmp_path)
+    run(directory)
+    whole = plans.read(directory)
+    for cut in range(15, len(whole["jobs"])):
+        part = {**whole, "jobs": whole["jobs"][:cut]}
+        results = {job["job"]: Result.read(directory / str(job["job"])) for job in part["jobs"]}
+        if cut in (15, 21, len(whole["jobs"]) - 6):  # ends of rounds
+            assert design.more(directory, part, results) == whole["jobs"][cut : cut + 6]
+
+
+def test_an_ended_transfer_prints_its_table_and_writes_its_answer(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    directory = planned(tmp_path)
+    run(directory)
+    assert main([str(directory)]) == 0
+    printed = capsys.readouterr().out
+    assert "rules, 32, transferred" in printed and "costs +0.0" in printed
+    assert read_json(directory, answer.FILE)["widths"] == [16, 32]
+    json.dumps(read_json(directory, answer.FILE), allow_nan=False)
+
+
+def test_a_best_rate_at_the_end_of_what_was_tried_is_no_verdict(tmp_path: Path) -> None:
+    directory = planned(tmp_path)
+    plan = plans.read(directory)
+    for job in plan["jobs"]:
+        Result("completed", metrics={"val/loss": -math.log2(job["tries"][RATE])}).write(directory / str(job["job"]))
+    found = answer.read(directory, plan)
+    assert found["rates"][BASE]["edge"] == "high"
+    assert any("No verdict" in line and "largest" in line for line in answer.lines(found))
+
+
+def test_runs_that_diverged_count_as_worst(tmp_path: Path) -> None:
+    directory = planned(tmp_path)
+    plan = plans.read(directory)
+    for job in plan["jobs"]:
+        status = "diverged" if job["tries"][RATE] > 0.01 else "completed"
+        Result(status, metrics={"val/loss": loss(job)}).write(directory / str(job["job"]))
+    results = {job["job"]: Result.read(directory / str(job["job"])) for job in plan["jobs"]}
+    assert all(each.vertex < 0.0101 for each in design.fits(plan, results).values())
+
+
+@pytest.mark.parametrize(
+    ("words", "path"),
+    [
+        (["to=32"], "base"),
+        (["base=32", "to=32"], "to"),
+        (["base=16", "to=32", "tries=2"], "tries"),
+        (["base=16", "to=24", "grow={ffn: {shared: {d_ff: 3}}}"], "grow.ffn.shared.d_ff"),
+        (["base=16", "to=32", "model=nothing"], "model"),
+        (["nowhere"], "DIR"),
+        (["nowhere", "seeds=3"], "command line"),
+    ],
+)
+def test_mistakes_are_refused_before_a_plan_is_written(
+    words: list[str], path: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    more = [] if "nowhere" in words else [*MODEL, f"paths.log_dir={tmp_path}"]
+    assert main([*words, *more]) == 64
+    assert capsys.readouterr().err.startswith(f"error: {path} ")
+    assert not list(tmp_path.iterdir())
