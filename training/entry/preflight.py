@@ -41,8 +41,8 @@ def prepare(cfg: DictConfig, compared: bool = False) -> Run:
     """
     run = preflight(cfg, compared)
     if not is_child():
-        for note in (figures.left_out(run), *parts.parametrisation(run).notes()):
-            print(note, end="\n" if note else "", file=sys.stderr)
+        for note in filter(None, (figures.left_out(run), *parts.parametrisation(run).notes())):
+            print(note, file=sys.stderr)
     refuse_untrained(run)
     from blockwright.training.entry.room import check_room  # DTensor takes a second: after what is refused more often
 
