@@ -16,9 +16,7 @@ from blockwright.lab.ablation import definition, forecast, planning
 from blockwright.lab.ablation.planning import Plan
 from blockwright.lab.card import scaled
 from blockwright.lab.match.table import arms_table
-from blockwright.lab.report import build, terminal
-from blockwright.lab.report.findings import find
-from blockwright.lab.report.reading import read as read_sweep
+from blockwright.lab.report import build
 from blockwright.lab.sweep import plan as plans
 from blockwright.lab.sweep.runner import resume_command, run_plan
 from blockwright.registry import ConfigError
@@ -134,11 +132,7 @@ def main(arguments: Sequence[str]) -> int:
     if asked.plan_only:
         print(f"{directory / plans.PLAN}: nothing was started. Run it: {resume_command(directory)}", flush=True)
         return 0
-    code = run_plan(directory)
-    if not code:
-        findings = find(read_sweep(directory))
-        terminal.show(findings, build.write(findings))
-    return code
+    return run_plan(directory)
 
 
 if __name__ == "__main__":

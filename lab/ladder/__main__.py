@@ -168,10 +168,7 @@ def main(arguments: Sequence[str]) -> int:
     if asked.plan_only:
         print(f"{directory / plans.PLAN}: nothing was started. Run it: {resume_command(directory)}", flush=True)
         return 0
-    code = run_plan(directory)
-    if not code:
-        report.conclude(directory)
-    return code
+    return run_plan(directory)
 
 
 if __name__ == "__main__":

@@ -14,12 +14,11 @@ from annotated_types import Ge, Le
 
 from blockwright.lab.sweep import plan as plans
 from blockwright.lab.sweep.runner import run_plan
-from blockwright.lab.transfer import answer, design
+from blockwright.lab.transfer import design
 from blockwright.lab.transfer.design import BASE, RATE, RULES, STANDARD, TUNE
 from blockwright.registry import ConfigError
 from blockwright.registry.command import Parser, run_command
 from blockwright.registry.extras import require
-from blockwright.registry.printing import show
 from blockwright.registry.ranges import Count
 from blockwright.registry.reading import keys, typed
 from blockwright.registry.reading import read as read_settings
@@ -85,12 +84,7 @@ def _run(arguments: Sequence[str]) -> int:
     if flags.plan_only:
         print(f"{directory / plans.PLAN}: nothing was started. Run it: blockwright transfer {directory}")
         return 0
-    code = run_plan(directory)
-    if not code:
-        found = answer.read(directory, plans.read(directory))
-        show(answer.table(found))
-        print(*answer.lines(found), answer.write(directory, found), sep="\n")
-    return code
+    return run_plan(directory)
 
 
 def _planned(settings: Settings, overrides: Sequence[str], command: Sequence[str]) -> Path:
