@@ -14,10 +14,10 @@ from blockwright.lab.ablation import bank, provision
 from blockwright.lab.ablation.bank import Entry, Shape
 from blockwright.lab.ablation.definition import Definition
 from blockwright.lab.ablation.ending import conclude, record
-from blockwright.lab.report.findings import find
-from blockwright.lab.report.reading import read
 from blockwright.lab.ablation.scheme import Recipe
 from blockwright.lab.ablation.seeds import Precision, affordable, last_level, quarters
+from blockwright.lab.report.findings import find
+from blockwright.lab.report.reading import read
 from blockwright.registry import ConfigError
 from blockwright.training.result import Result
 
