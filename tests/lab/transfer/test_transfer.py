@@ -133,13 +133,17 @@ def test_runs_that_diverged_count_as_worst(tmp_path: Path) -> None:
         (["base=16", "to=24", "grow={ffn: {shared: {d_ff: 3}}}"], "grow.ffn.shared.d_ff"),
         (["base=16", "to=32", "model=nothing"], "model"),
         (["nowhere"], "DIR"),
-        (["nowhere", "seeds=3"], "command line"),
+        (["nowhere", "seeds=3"], "DIR"),
+        ([".", "seeds=3"], "command line"),
+        (["base=16", "to=32", "model.d_model=64"], "model.d_model"),
+        (["base=16", "to=32", "hydra.run.dir=x"], "hydra.run.dir"),
+        (["base=16", "to=32", "paths.log_dir=/dev/null/x"], "paths.log_dir"),
     ],
 )
 def test_mistakes_are_refused_before_a_plan_is_written(
     words: list[str], path: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    more = [] if "nowhere" in words else [*MODEL, f"paths.log_dir={tmp_path}"]
-    assert main([*words, *more]) == 64
+    more = [*MODEL, f"paths.log_dir={tmp_path}"] if "=" in words[0] else []
+    assert main([*more, *words]) == 64
     assert capsys.readouterr().err.startswith(f"error: {path} ")
     assert not list(tmp_path.iterdir())
