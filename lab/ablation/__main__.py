@@ -5,8 +5,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
-from pathlib import Path
 
 from rich import box
 from rich.table import Table
@@ -16,9 +14,7 @@ from blockwright.lab.ablation import definition, forecast, planning
 from blockwright.lab.ablation.planning import Plan
 from blockwright.lab.card import scaled
 from blockwright.lab.match.table import arms_table
-from blockwright.lab.report import build, terminal
-from blockwright.lab.report.findings import find
-from blockwright.lab.report.reading import read as read_sweep
+from blockwright.lab.report import build
 from blockwright.lab.sweep import plan as plans
 from blockwright.lab.sweep.runner import resume_command, run_plan
 from blockwright.registry import ConfigError
@@ -125,20 +121,11 @@ def main(arguments: Sequence[str]) -> int:
     steps += "" if len(set(plan.tokens.values())) == 1 else " in the baseline, but different in some arms"
     print(f"{forecast.jobs(plan)}; {steps}, {d.workers} at a time; compared by {d.metric}")
     print(forecast.seen(plan), flush=True)
-    directory = Path(plan.log_dir) / "ablation" / d.name / f"{datetime.now():%Y-%m-%d_%H-%M-%S_%f}"
-    try:
-        plans.write(directory, plan.as_plain(["blockwright", "ablate", *arguments]))
-    except OSError as error:
-        rule = f"cannot be written ({error.strerror or error})"
-        raise ConfigError("paths.log_dir", str(directory), rule, "Write paths.log_dir=FOLDER, one with room") from None
+    directory = plans.begin(plan.log_dir, "ablation", d.name, plan.as_plain(["blockwright", "ablate", *arguments]))
     if asked.plan_only:
         print(f"{directory / plans.PLAN}: nothing was started. Run it: {resume_command(directory)}", flush=True)
         return 0
-    code = run_plan(directory)
-    if not code:
-        findings = find(read_sweep(directory))
-        terminal.show(findings, build.write(findings))
-    return code
+    return run_plan(directory)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -165,16 +164,17 @@ def append(log_dir: Path, entry: Entry) -> None:
     """Add an entry at the end, unless its source has one.
 
     Raises:
-        OSError: the file cannot be written
+        ConfigError: a line of the file is no entry, or it cannot be written
     """
     if any(each.source == entry.source for each in read(log_dir)):
         return
     line = json.dumps({key: value for key, value in asdict(entry).items() if value not in (None, {}, "")}) + "\n"
-    descriptor = os.open(log_dir / FILE, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
     try:
-        os.write(descriptor, line.encode())  # at once, so that two ablations that end together keep their lines apart
-    finally:
-        os.close(descriptor)
+        with (log_dir / FILE).open("ab", buffering=0) as file:
+            file.write(line.encode())  # at once, so that two ablations that end together keep their lines apart
+    except OSError as error:
+        rule = f"cannot be written ({error.strerror or error}), so later ablations do not know this noise"
+        raise ConfigError(str(log_dir / FILE), "…", rule, "Make room, or the folder writable, and resume") from None
 
 
 def shape_of(plan: Mapping[str, Any]) -> Shape:

@@ -7,7 +7,7 @@ from typing import Any
 
 from blockwright.registry import ConfigError
 
-SEQUENTIAL = ("until", "looks", "hours")
+SEQUENTIAL = ("until", "looks", "spend", "hours")
 REPLACES = {  # key of the command line → keys of the file that it takes the place of
     "lr": ("tune",),
     "tune": ("lr",),
@@ -42,7 +42,7 @@ def _faults(chosen: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
         if one in chosen and other in chosen:
             what = "which rate" if one == "lr" else "how many seeds"
             yield other, f"says {what}, and so does {one}", f"Leave out {one} or {other}"
-    for key, needed in {"looks": "until", "pairs": "see"}.items():
+    for key, needed in {"looks": "until", "spend": "until", "pairs": "see"}.items():
         if key in chosen and needed not in chosen:
             example = {"until": "until: verdict", "see": "see: 0.01"}[needed]
             yield key, f"has no use without {needed}", f"Write {example} too, or leave out {key}"

@@ -235,6 +235,8 @@ def _settings(written: Mapping[str, Any], changes: Mapping[str, str]) -> dict[st
     choices.refuse_contradictions(settings)
     if isinstance(tries := settings.get("tune"), int):
         settings["tune"] = {RATE: checked(tries, Annotated[Tries, Remedy("Write tune=5, or tune=null")], "tune")}
+    elif tries == {}:
+        raise ConfigError("tune", tries, "names no setting", "Write tune=5, or tune=null")
     elif isinstance(tries, Mapping):
         settings["tune"] = {str(path): checked(each, Tries, f"tune.{path}") for path, each in tries.items()}
     if isinstance(count := settings.get("seeds"), int):

@@ -1,4 +1,4 @@
-"""What an ablation leaves to later ones: its noise, in the bank of its log folder."""
+"""The end of an ablation: its report, and its noise, which it leaves to later ones in the bank of its log folder."""
 
 from __future__ import annotations
 
@@ -12,29 +12,37 @@ from typing import Any
 
 from blockwright.lab.ablation import bank
 from blockwright.lab.ablation.bank import Entry
-from blockwright.lab.report import reading
+from blockwright.lab.report import build, reading, terminal
 from blockwright.lab.report.findings import Findings, find
 from blockwright.lab.statistics import variance
 from blockwright.lab.statistics.variance import Noise
-from blockwright.registry import ConfigError
 from blockwright.training.result import Result
 
 PACKAGES = ("blockwright", "torch", "lightning")
 
 
-def record(directory: Path, plan: Mapping[str, Any], results: Mapping[int, Result]) -> None:
+def need_packages() -> None:
+    """Of ``lab.sweep.endings.Ending``."""
+    build.need_packages()
+
+
+def conclude(directory: Path, plan: Mapping[str, Any], results: Mapping[int, Result]) -> None:
+    """Print the verdicts of an ablation, write its report and record its noise; of ``lab.sweep.endings.Ending``."""
+    findings = find(reading.read(directory))
+    terminal.show(findings, build.write(findings))
+    record(findings, plan, results)
+
+
+def record(findings: Findings, plan: Mapping[str, Any], results: Mapping[int, Result]) -> None:
     """Append the noise of an ablation that has ended to the bank, once; nothing if it shows none.
 
     Args:
-        directory: ``ablation/NAME/TIME`` of a log folder; of another place nothing is recorded
+        findings: of the folder ``ablation/NAME/TIME`` of a log folder; of another place nothing is recorded
         plan: contents of its plan.json
         results: number → result of each job
     """
+    directory = findings.sweep.directory
     if "shape" not in plan or directory.parent.parent.name != "ablation":
-        return
-    try:
-        findings = find(reading.read(directory))
-    except ConfigError:  # no job has a figure
         return
     noise = noise_of(findings)
     if noise is None or not noise.sd:

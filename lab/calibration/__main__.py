@@ -103,7 +103,10 @@ def _log_dir(overrides: Sequence[str]) -> Path:
         if not override.startswith("paths."):
             rule = "is no path, and the runs of controls have settings of their own"
             raise ConfigError("command line", override, rule, "Leave it out, or write paths.log_dir=DIR")
-    return Path(compose_config(overrides).paths.log_dir)
+    log_dir = compose_config(overrides).paths.log_dir
+    if not isinstance(log_dir, str):
+        raise ConfigError("paths.log_dir", log_dir, "must name a folder", "Write paths.log_dir=FOLDER")
+    return Path(log_dir)
 
 
 def _progress(done: int, of: int) -> None:

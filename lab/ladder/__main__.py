@@ -6,7 +6,6 @@ import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 
 from rich import box
@@ -34,7 +33,7 @@ NAME       a file of conf/ladder or of a plug-in, or the path of one
 seeds      how many, or which: seeds=3, seeds=[1,2,3]
 durations  tokens per parameter of each size: durations=[5,10,20]; or tokens=[1e6,2e6], the same for all sizes
 decay      share of a duration in which the rate falls to 0; warmup: of the longest, in which it rises
-tune       the setting to tune, and the number of values to try first: tune={optimizer.lr:5}; null for none
+tune       the setting to tune, and the number of values to try first: tune='{optimizer.lr: 5}'; null for none
 tune_sizes number of sizes at which arms are tuned, smallest first; larger ones take values from these
 workers    jobs at a time, each with its share of the cores
 match, by, tol, baseline, metric    instead of the definition's
@@ -159,19 +158,12 @@ def main(arguments: Sequence[str]) -> int:
     plan = planning.make(definition.read(asked.name, asked.changes), asked.overrides)
     show(rungs_table(plan))
     print(summary(plan), flush=True)
-    directory = Path(plan.log_dir) / "ladder" / plan.ladder.arms.name / f"{datetime.now():%Y-%m-%d_%H-%M-%S_%f}"
-    try:
-        plans.write(directory, plan.as_plain(["blockwright", "ladder", *arguments]))
-    except OSError as error:
-        rule = f"cannot be written ({error.strerror or error})"
-        raise ConfigError("paths.log_dir", str(directory), rule, "Write paths.log_dir=FOLDER, one with room") from None
+    command = ["blockwright", "ladder", *arguments]
+    directory = plans.begin(plan.log_dir, "ladder", plan.ladder.arms.name, plan.as_plain(command))
     if asked.plan_only:
         print(f"{directory / plans.PLAN}: nothing was started. Run it: {resume_command(directory)}", flush=True)
         return 0
-    code = run_plan(directory)
-    if not code:
-        report.conclude(directory)
-    return code
+    return run_plan(directory)
 
 
 if __name__ == "__main__":

@@ -134,7 +134,11 @@ def read(name: str, changes: Mapping[str, str] | None = None) -> Ladder:
     arms = ablation.defined(Path(name).stem, of_arms, {k: text for k, text in changes.items() if k not in OWN})
     _refuse_starts(arms)
     ladder = read_settings(Settings, settings)
-    return Ladder(arms, _sizes(ladder.sizes), ladder)
+    sizes = _sizes(ladder.sizes)
+    if (ladder.tune_sizes or 0) > len(sizes):
+        rule, remedy = f"is more than the {len(sizes)} sizes", f"Write tune_sizes={len(sizes)} to tune at each"
+        raise ConfigError("tune_sizes", ladder.tune_sizes, rule, remedy)
+    return Ladder(arms, sizes, ladder)
 
 
 def _refuse_starts(arms: ablation.Definition) -> None:

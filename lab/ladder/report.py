@@ -76,7 +76,12 @@ def _planned(findings: Findings, at: str | None) -> Planned:
         raise ConfigError("--at", at, rule, "Write --at 1e18, or --at 1e9,20e9")
     if findings.law is None:
         raise ConfigError("--at", at, "needs a law, and this ladder has none", "Leave it out")
-    return Planned(*best_split(findings.law.fit, numbers[0])) if len(numbers) == 1 else Planned(*numbers)
+    if len(numbers) == 2:
+        return Planned(*numbers)
+    if not findings.law.forecasts:
+        rule = f"asks how to split FLOPs, which this law does not say. {forecast_lead(findings)}"
+        raise ConfigError("--at", at, rule.rstrip("."), "Leave it out")
+    return Planned(*best_split(findings.law.fit, numbers[0]))
 
 
 def head_of(findings: Findings) -> Head:

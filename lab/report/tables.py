@@ -142,7 +142,7 @@ def matches(findings: Findings) -> Table | None:
         residual = match.get("residual") or {}
         changed = "; ".join(f"{k} {_change(v)}" for k, v in (match.get("changed") or {}).items())
         differences = [words.percent(residual.get(key)) if match else "–" for key, _ in BUDGETS]
-        within = f"{match['budget']} within {100 * match['tol']:g} %" if match.get("tol") is not None else ""
+        within = f"{match['budget']} within {100 * match['tol']:g} %" if {"budget", "tol"} <= match.keys() else ""
         rows.append(
             _row(
                 f.name, within or str(match.get("budget", "–")), str(match.get("by", "–")), changed or "–", *differences

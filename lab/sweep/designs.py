@@ -2,8 +2,7 @@
 
 The kind of a plan names its design, a function of the entry-point group ``blockwright.designs``:
 ``(directory, plan, results) -> further jobs``. The sweep ends when it returns none. It reads nothing that changes by
-itself, such as a clock: a sweep that was killed continues to the same jobs. What is then recorded of a sweep, a package
-offers in the group ``blockwright.endings``: ``(directory, plan, results) -> None``, which may be called again.
+itself, such as a clock: a sweep that was killed continues to the same jobs.
 """
 
 from __future__ import annotations
@@ -16,7 +15,6 @@ from typing import Any, Protocol
 from blockwright.training.result import Result
 
 ENTRY_POINTS = "blockwright.designs"
-ENDINGS = "blockwright.endings"
 
 
 class Design(Protocol):
@@ -42,21 +40,8 @@ def kinds() -> list[str]:
 
 def following(directory: Path, plan: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The jobs that follow those of a plan; none before all of them have ended, or for a plan without a design."""
-    results = _results(directory, plan)
+    results = {job["job"]: Result.read(directory / str(job["job"])) for job in plan["jobs"]}
     if not all(result.ended for result in results.values()):
         return []
     designs = [point for point in entry_points(group=ENTRY_POINTS) if point.name == plan["kind"]]
     return [job for point in designs for job in point.load()(directory, plan, results)]
-
-
-def end(directory: Path, plan: Mapping[str, Any]) -> None:
-    """Record what there is to record of a sweep, if all of its jobs have ended."""
-    results = _results(directory, plan)
-    if all(result.ended for result in results.values()):
-        for point in entry_points(group=ENDINGS):
-            if point.name == plan["kind"]:
-                point.load()(directory, plan, results)
-
-
-def _results(directory: Path, plan: Mapping[str, Any]) -> dict[int, Result]:
-    return {job["job"]: Result.read(directory / str(job["job"])) for job in plan["jobs"]}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,29 @@ def write(directory: Path, plan: Mapping[str, Any]) -> None:
     """
     directory.mkdir(parents=True, exist_ok=True)
     write_json(directory / PLAN, {"cwd": os.getcwd(), **plan})
+
+
+def begin(log_dir: str, kind: str, name: str, plan: Mapping[str, Any]) -> Path:
+    """Write the plan of a new sweep into a folder of its own.
+
+    Args:
+        log_dir: ``paths.log_dir``
+        kind, name: folders in it
+        plan: as of ``write``
+
+    Returns:
+        the folder, ``log_dir/kind/name/TIME``
+
+    Raises:
+        ConfigError: it cannot be written
+    """
+    directory = Path(log_dir) / kind / name / f"{datetime.now():%Y-%m-%d_%H-%M-%S_%f}"
+    try:
+        write(directory, plan)
+    except OSError as error:
+        rule = f"cannot be written ({error.strerror or error})"
+        raise ConfigError("paths.log_dir", str(directory), rule, "Write paths.log_dir=FOLDER, one with room") from None
+    return directory
 
 
 def read(directory: Path) -> dict[str, Any]:

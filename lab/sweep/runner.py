@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from blockwright.lab.sweep import designs
+from blockwright.lab.sweep import endings
 from blockwright.lab.sweep import plan as plans
 from blockwright.lab.sweep.job import LOG, command, conclude
 from blockwright.lab.sweep.locks import take_sweep
@@ -27,7 +27,7 @@ LAUNCHED = ("RANK", "LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MAS
 
 
 def run_plan(directory: Path, workers: int | None = None, jobs: Collection[int] | None = None) -> int:
-    """Run the unfinished jobs of a plan, then those that follow from their results, and print the table of all.
+    """Run the unfinished jobs of a plan, then those that follow from their results; print the table, and conclude.
 
     A job with a good checkpoint resumes from it. One that starts from the weights of another (``after``) waits for it,
     and fails if that one has. One that fails or diverges becomes a row with its reason, and the
@@ -42,7 +42,7 @@ def run_plan(directory: Path, workers: int | None = None, jobs: Collection[int] 
         0 when all have ended; 1 if every one has failed or diverged; 75 when stopped by a signal
 
     Raises:
-        ConfigError: no sweep, a search, a running sweep, or no such job
+        ConfigError: no sweep, a search, a running sweep, no such job, or nothing to report in the end
     """
     directory = directory.resolve()
     plan = plans.read(directory)
@@ -59,8 +59,6 @@ def run_plan(directory: Path, workers: int | None = None, jobs: Collection[int] 
                 plan = plans.read(directory)
                 check_can_run(directory, plan, workers)
                 _run_stage(directory, plan, workers, lock, jobs, signals)
-        if jobs is None and not signals:
-            designs.end(directory, plan)
         code = exit_code(summarise(directory))
     finally:
         os.close(lock)
@@ -68,6 +66,8 @@ def run_plan(directory: Path, workers: int | None = None, jobs: Collection[int] 
         name = signal.Signals(signals[0]).name
         print(f"stopped by {name}. Resume with: {resume_command(directory)}", flush=True)
         return PREEMPTED
+    if jobs is None and not code:
+        endings.conclude(directory, plan)
     return code
 
 
@@ -91,7 +91,8 @@ def check_can_run(directory: Path, plan: Mapping[str, Any], workers: int) -> Non
     """Check before anything changes.
 
     Raises:
-        ConfigError: no workers, the sweep's working directory is missing, or a file is in place of a job's folder
+        ConfigError: no workers, the sweep's working directory is missing, a file is in place of a job's folder, or a
+            package is missing that reports the sweep
     """
     if workers < 1:
         raise ConfigError("workers", workers, "is the number of parallel jobs", "Write 1 or more")
@@ -101,6 +102,8 @@ def check_can_run(directory: Path, plan: Mapping[str, Any], workers: int) -> Non
     for job in plan.get("jobs") or []:
         if (folder := directory / str(job["job"])).exists() and not folder.is_dir():
             raise ConfigError("DIR", str(folder), "is a file in place of a job's folder", "Move it away")
+    for ending in endings.of(plan):
+        ending.need_packages()
 
 
 def resume_command(directory: Path) -> str:

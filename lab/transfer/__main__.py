@@ -6,7 +6,6 @@ import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,12 +13,11 @@ from annotated_types import Ge, Le
 
 from blockwright.lab.sweep import plan as plans
 from blockwright.lab.sweep.runner import run_plan
-from blockwright.lab.transfer import answer, design
+from blockwright.lab.transfer import design
 from blockwright.lab.transfer.design import BASE, RATE, RULES, STANDARD, TUNE
 from blockwright.registry import ConfigError
 from blockwright.registry.command import Parser, run_command
 from blockwright.registry.extras import require
-from blockwright.registry.printing import show
 from blockwright.registry.ranges import Count
 from blockwright.registry.reading import keys, typed
 from blockwright.registry.reading import read as read_settings
@@ -73,6 +71,10 @@ def _run(arguments: Sequence[str]) -> int:
     require("lab", "scipy", path="blockwright.lab.transfer")
     if words.names:
         directory = Path(words.names[0])
+        if not directory.is_dir():
+            raise ConfigError(
+                "DIR", str(directory), "there is no such folder", "Name that of a transfer, or write base=64 to=256"
+            )
         if words.settings or words.overrides:
             given = " ".join([*words.settings, *words.overrides])
             raise ConfigError("command line", given, "is in the plan of the folder", "Leave it out")
@@ -85,12 +87,7 @@ def _run(arguments: Sequence[str]) -> int:
     if flags.plan_only:
         print(f"{directory / plans.PLAN}: nothing was started. Run it: blockwright transfer {directory}")
         return 0
-    code = run_plan(directory)
-    if not code:
-        found = answer.read(directory, plans.read(directory))
-        show(answer.table(found))
-        print(*answer.lines(found), answer.write(directory, found), sep="\n")
-    return code
+    return run_plan(directory)
 
 
 def _planned(settings: Settings, overrides: Sequence[str], command: Sequence[str]) -> Path:
@@ -101,6 +98,7 @@ def _planned(settings: Settings, overrides: Sequence[str], command: Sequence[str
     """
     if settings.to <= settings.base:
         raise ConfigError("to", settings.to, f"must be wider than base ({settings.base})", "Write e.g. base=64 to=256")
+    _refuse_set(overrides)
     from blockwright.lab.widths import Family, has_rules
 
     family = Family(settings.base, settings.grow)
@@ -130,9 +128,16 @@ def _planned(settings: Settings, overrides: Sequence[str], command: Sequence[str
     rates = [rate * 2.0 ** (i - settings.tries // 2) for i in range(settings.tries)]
     jobs = [design.job(plan, arm, arm, TUNE, runs[BASE].seed, each) for arm in arms for each in rates]
     plan["jobs"] = [{"job": i, **each} for i, each in enumerate(jobs)]
-    directory = Path(runs[BASE].paths["log_dir"]) / "transfer" / f"{datetime.now():%Y-%m-%d_%H-%M-%S_%f}"
-    plans.write(directory, plan)
-    return directory
+    return plans.begin(runs[BASE].paths["log_dir"], "transfer", "", plan)
+
+
+def _refuse_set(overrides: Sequence[str]) -> None:
+    for override in overrides:
+        key, _, value = override.lstrip("+~").partition("=")
+        if key == "model.d_model":
+            raise ConfigError(key, value, "is set by base and to", "Leave it out")
+        if key == "hparams_search" or key.startswith(("hydra.", "hydra/")):
+            raise ConfigError(key, value, "is set by the transfer for each job", "Leave it out")
 
 
 def _checked(overrides: Sequence[str]) -> Run:

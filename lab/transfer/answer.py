@@ -10,7 +10,7 @@ from typing import Any
 from rich.table import Table
 
 from blockwright.lab.statistics.intervals import Comparison, compare, interval
-from blockwright.lab.transfer.design import BASE, COMPARE, RULES, STANDARD, TRANSFERRED, fits, tries
+from blockwright.lab.transfer.design import BASE, COMPARE, RULES, STANDARD, TRANSFERRED, check, fits, tries
 from blockwright.training.result import Result
 from blockwright.training.writing import write_json
 
@@ -25,7 +25,11 @@ def read(directory: Path, plan: Mapping[str, Any]) -> dict[str, Any]:
         → how far its best rate is from the base's; ``loss``: arm → mean, interval and number of seeds; ``excess``: loss
         of the transferred rate over the tuned one; ``standard``: loss of tuned standard parametrisation over the
         transferred rate; both with intervals, paired over seeds; null without a common seed
+
+    Raises:
+        ConfigError: the plan is damaged
     """
+    check(plan)
     results = {job["job"]: Result.read(directory / str(job["job"])) for job in plan["jobs"]}
     best, tried = fits(plan, results), tries(plan, results)
     losses: dict[str, dict[int, float]] = {TRANSFERRED: {}, RULES: {}, STANDARD: {}}

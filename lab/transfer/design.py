@@ -7,10 +7,15 @@ parametrisation. Then the large model is trained with the best rate of the small
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from blockwright.lab.statistics.tuning import Fit, Try, fit, further, next_tries
+from blockwright.registry import ConfigError
+from blockwright.registry.ranges import Count
+from blockwright.registry.reading import keys
+from blockwright.registry.reading import read as read_settings
 from blockwright.training.result import Result
 
 BASE, RULES, STANDARD = "base", "rules", "standard"  # arms that are tuned
@@ -21,8 +26,24 @@ SD_OF_RUN = 0.007  # nats between seeds of small models (docs/how-to/ablate.md),
 ROUNDS = 3  # of two further tries for each arm, at most
 
 
+@dataclass(frozen=True)
+class Outline:
+    """What a plan.json of a transfer has beside its arms and jobs.
+
+    Args:
+        widths: d_model of the smaller and of the larger model
+        tune: number of the first rates
+        seeds_planned: fresh seeds of the comparison
+    """
+
+    widths: tuple[Count, Count]
+    tune: dict[str, Count]
+    seeds_planned: Count
+
+
 def more(directory: Path, plan: Mapping[str, Any], results: Mapping[int, Result]) -> list[dict[str, Any]]:
     """Further tries while an arm needs them, then the comparison; see ``lab.sweep.designs.Design``."""
+    check(plan)
     if any(job["stage"] == COMPARE for job in plan["jobs"]):
         return []
     tried = tries(plan, results)
@@ -36,6 +57,27 @@ def more(directory: Path, plan: Mapping[str, Any], results: Mapping[int, Result]
         jobs = [job(plan, name, of, COMPARE, each, rate) for name, (of, rate) in arms.items() for each in fresh]
     first = len(plan["jobs"])
     return [{"job": first + i, **each} for i, each in enumerate(jobs)]
+
+
+def check(plan: Mapping[str, Any]) -> None:
+    """Refuse a plan that ``blockwright transfer`` cannot have made.
+
+    Raises:
+        ConfigError: it is damaged
+    """
+    outline = read_settings(Outline, {key: plan[key] for key in keys(Outline) if key in plan}, "plan.json")
+    tried = {job.get("arm") for job in plan["jobs"] if job.get("stage") == TUNE}
+    named = {arm["name"] for arm in plan.get("arms", [])}
+    if RATE not in outline.tune or not {BASE, RULES, STANDARD} <= tried & named:
+        raise _damaged("lacks an arm of the transfer, or its tries")
+    for each in plan["jobs"]:
+        of = {TUNE: (BASE, RULES, STANDARD), COMPARE: (TRANSFERRED, RULES, STANDARD)}.get(each.get("stage"), ())
+        if each.get("arm") not in of or each.get("seed") is None or not each.get("tries", {}).get(RATE, 0) > 0:
+            raise _damaged(f"job {each['job']} is of no arm, seed and rate of the transfer")
+
+
+def _damaged(rule: str) -> ConfigError:
+    return ConfigError("plan.json", "…", rule, "Correct it, or start a new transfer in another folder")
 
 
 def job(plan: Mapping[str, Any], name: str, of: str, stage: str, seed: int, rate: float) -> dict[str, Any]:

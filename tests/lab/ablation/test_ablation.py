@@ -508,6 +508,8 @@ MISTAKES: dict[str, tuple[dict[str, Any], list[str], str, str]] = {
     "time that is no number": ({}, ["hours=soon"], "hours = soon", "Write hours=1"),
     "until what there is not": ({}, ["until=better"], "until = better", "verdict"),
     "looks without until": ({}, ["looks=[4,8]"], "looks = ", "until: verdict"),
+    "spending without until": ({}, ["spend=pocock"], "spend = ", "until: verdict"),
+    "tuning of nothing": ({}, ["tune={}"], "tune = ", "tune=null"),
     "looks that fall": ({}, ["until=verdict", "looks=[8,4]"], "looks = ", "rise"),
     "look at one seed": ({}, ["until=verdict", "looks=[1,4]"], "looks = ", "looks=[4,8,12,16]"),
     "look at too many": ({}, ["until=verdict", "looks=[4,4000]"], "looks = ", "at most 1000"),

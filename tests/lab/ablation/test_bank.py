@@ -13,9 +13,11 @@ from sweep_folder import noisy, planned
 from blockwright.lab.ablation import bank, provision
 from blockwright.lab.ablation.bank import Entry, Shape
 from blockwright.lab.ablation.definition import Definition
-from blockwright.lab.ablation.ending import record
+from blockwright.lab.ablation.ending import conclude, record
 from blockwright.lab.ablation.scheme import Recipe
 from blockwright.lab.ablation.seeds import Precision, affordable, last_level, quarters
+from blockwright.lab.report.findings import find
+from blockwright.lab.report.reading import read
 from blockwright.registry import ConfigError
 from blockwright.training.result import Result
 
@@ -72,7 +74,8 @@ def test_ablation_that_has_ended_adds_its_noise_once(tmp_path: Path) -> None:
     (folder / "plan.json").write_text(json.dumps(plan))
     results = {i: Result("completed", wall_seconds=30.0) for i in range(3)}
     for _ in range(2):
-        record(folder, plan, results)
+        conclude(folder, plan, results)
+    assert (folder / "report" / "index.html").is_file()
     (entry,) = bank.read(tmp_path)
     assert entry.sd == pytest.approx(0.004 * 2**0.5, rel=0.35) and entry.dof == 38
     assert (entry.seconds, entry.workers, entry.lr, entry.tuned) == (30.0, 2, 0.01, False)
@@ -82,9 +85,20 @@ def test_ablation_that_has_ended_adds_its_noise_once(tmp_path: Path) -> None:
 
 
 def test_ablation_elsewhere_adds_nothing(tmp_path: Path) -> None:
-    plan = {"shape": asdict(SHAPE), "jobs": []}
-    record(tmp_path / "a" / "b" / "c", plan, {})
-    assert not [*tmp_path.iterdir()]
+    (folder := tmp_path / "a" / "b" / "c").mkdir(parents=True)
+    planned(folder, noisy({"mha": 0, "gqa": 0.01, "mla": 0.02}, 20, sd=0.004))
+    record(find(read(folder)), {"shape": asdict(SHAPE)}, {})
+    assert not [*tmp_path.rglob(bank.FILE)]
+
+
+def test_bank_that_cannot_be_written_costs_no_report(tmp_path: Path) -> None:
+    folder = tmp_path / "ablation" / "attention" / "now"
+    folder.mkdir(parents=True)
+    planned(folder, noisy({"mha": 0, "gqa": 0.01, "mla": 0.02}, 20, sd=0.004))
+    (tmp_path / bank.FILE).mkdir()
+    with pytest.raises(ConfigError, match="cannot be written"):
+        conclude(folder, {"shape": asdict(SHAPE)}, {})
+    assert (folder / "report" / "index.html").is_file()
 
 
 @pytest.mark.parametrize(

@@ -123,12 +123,13 @@ def test_a_killed_calibration_resumes_where_it_was(two: Path, untrained: list[Ru
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--only", "efect"], ["--workers", "0"], ["optimizer.lr=1"], ["--only"], ["--ever"]]
+    "arguments",
+    [["--only", "efect"], ["paths.log_dir=1"], ["--workers", "0"], ["optimizer.lr=1"], ["--only"], ["--ever"]],
 )
 def test_a_mistake_is_refused_before_anything_is_written(
     two: Path, untrained: list[Run], arguments: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run_command(main, [*arguments, f"paths.log_dir={two}/logs"]) == REFUSED
+    assert run_command(main, [f"paths.log_dir={two}/logs", *arguments]) == REFUSED
     said = capsys.readouterr().err
     assert "remedy" in said and "Traceback" not in said
     assert not untrained and not (two / "logs").exists()

@@ -149,6 +149,7 @@ MISTAKES = [  # keys of the file, words of the command line, path and part of th
     ({"tune": {"optimizer.lr": 5, "model.init.std": 5}}, [], "tune", "optimizer.lr"),
     ({}, ["decay=1.5"], "decay", ""),
     ({}, ["seeds=0"], "seeds", "seeds"),
+    ({}, ["tune_sizes=9"], "tune_sizes", "tune_sizes="),
     ({}, ["scheduler=constant"], "scheduler", "Leave it out"),
     ({}, ["trainer.max_steps=7"], "trainer.max_steps", "durations"),
     ({}, ["seed=7"], "seed", "seeds"),

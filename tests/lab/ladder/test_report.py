@@ -83,6 +83,19 @@ def test_no_such_size(ladder: Path, at: str) -> None:
     assert refused.value.path == "--at" and "1e9" in refused.value.remedy
 
 
+def test_a_law_that_does_not_fit_splits_no_flops(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    ladder = ladder_folder.write(tmp_path / "1", GAINS, exponent=0.45)
+    with pytest.raises(ConfigError, match="No forecast") as refused:
+        main([str(ladder), "--at=1e15"])
+    assert refused.value.path == "--at" and not (ladder / "report").exists()
+    assert main([str(ladder), "--at", "4e6,8e7"]) == 0 and "No forecast" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("at", ["1e308", "1e-300", "1e308,1e308", "1e-300,1e-300"])
+def test_a_size_beyond_any_is_forecast_without_a_fault(ladder: Path, at: str) -> None:
+    assert main([str(ladder), f"--at={at}"]) == 0
+
+
 def test_one_law_that_does_not_fit(tmp_path: Path) -> None:
     found = find(ladder_folder.write(tmp_path / "1", GAINS, exponent=0.45))
     wrong = verdict("mla", found)

@@ -13,7 +13,7 @@ import pytest
 from stand_in import STAND_IN, calls, make_plan, statuses, until
 from warm import Running, Warm
 
-from blockwright.lab.sweep import designs, locks, runner
+from blockwright.lab.sweep import designs, endings, locks, runner
 from blockwright.lab.sweep import plan as plans
 from blockwright.lab.sweep.__main__ import main
 from blockwright.registry import ConfigError
@@ -39,22 +39,38 @@ def repeating(directory: Path, plan: Mapping[str, Any], results: Mapping[int, Re
 DESIGNS = {"halving": halving, "repeating": repeating}
 
 
+class Counting:
+    """An ending that writes how many jobs have ended, a line each time."""
+
+    def need_packages(self) -> None:
+        if Path("lacking").exists():
+            raise ConfigError("lab", None, "is missing", "Install it")
+
+    def conclude(self, directory: Path, plan: Mapping[str, Any], results: Mapping[int, Result]) -> None:
+        with (directory / "ended").open("a") as file:
+            print(len(plan["jobs"]), sum(result.ended for result in results.values()), file=file)
+
+
+ENDINGS = {"halving": Counting()}
+
+
 @pytest.fixture
 def offered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """Code that offers the designs of this file, in this process and in those that run it."""
     monkeypatch.setattr(designs, "entry_points", points)
+    monkeypatch.setattr(endings, "entry_points", points)
     (file := tmp_path / "stand_in.py").write_text(STAND_IN)
     monkeypatch.setattr("blockwright.training.jobs.TRAIN", (str(file),))
     return f"""
 import importlib.util, sys
-from blockwright.lab.sweep import designs
+from blockwright.lab.sweep import designs, endings
 from blockwright.training import jobs
 jobs.TRAIN = ({str(file)!r},)
 sys.path[:0] = [{str(ROOT / "tests" / "lab")!r}, {str(ROOT / "tests")!r}]
 spec = importlib.util.spec_from_file_location("growing", {__file__!r})
 module = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(module)
-designs.entry_points = module.points
+designs.entry_points = endings.entry_points = module.points
 """
 
 
@@ -62,11 +78,12 @@ class Offered(EntryPoint):
     """An entry point whose object is in this file, which no name imports."""
 
     def load(self) -> Any:
-        return DESIGNS[self.name]
+        return ENDINGS[self.name] if self.group == endings.ENTRY_POINTS else DESIGNS[self.name]
 
 
 def points(group: str) -> list[EntryPoint]:
-    return [Offered(name, "unused", group) for name in DESIGNS if group == designs.ENTRY_POINTS]
+    offered = {designs.ENTRY_POINTS: DESIGNS, endings.ENTRY_POINTS: ENDINGS}.get(group, {})
+    return [Offered(name, "unused", group) for name in offered]
 
 
 @pytest.fixture
@@ -96,6 +113,7 @@ def test_plan_grows_until_its_design_has_no_more(offered: str, tmp_path: Path) -
     assert losses(sweep) == WHOLE and statuses(sweep) == ["completed"] * 6
     assert all(len(calls(sweep / str(n))) == 1 for n in range(6))
     assert all((Result.read(sweep / str(n)).wall_seconds or 0) > 0 for n in range(6))
+    assert (sweep / "ended").read_text() == "6 6\n"
     assert runner.run_plan(sweep) == 0 and losses(sweep) == WHOLE  # it has ended
 
 
@@ -113,6 +131,7 @@ def test_sweep_killed_in_a_grown_job_resumes_to_the_same_jobs(
     until(lambda: not locks.is_taken(sweep))
     assert main(["resume", str(sweep)]) == 0
     assert losses(sweep) == WHOLE and statuses(sweep) == ["completed"] * 6
+    assert (sweep / "ended").read_text() == "6 6\n"
 
 
 @pytest.mark.parametrize("done", [0, 1, 2])
@@ -130,7 +149,24 @@ def test_stopped_sweep_does_not_grow(started: Callable[[Path], Running], tmp_pat
     until(lambda: (sweep / "1" / "waits").exists())
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=30)
-    assert process.returncode == 75 and len(losses(sweep)) == 2
+    assert process.returncode == 75 and len(losses(sweep)) == 2 and not (sweep / "ended").exists()
+
+
+def test_sweep_whose_every_job_is_lost_is_not_concluded(offered: str, tmp_path: Path) -> None:
+    sweep = make_plan(tmp_path / "sweep", "do=crash", kind="halving")
+    assert runner.run_plan(sweep) == 1 and not (sweep / "ended").exists()
+
+
+@pytest.mark.parametrize("action", ["resume", "retry"])
+def test_sweep_that_could_not_be_concluded_is_refused_before_its_jobs(
+    action: str, offered: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sweep = growing(tmp_path / "sweep")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "lacking").touch()
+    with pytest.raises(ConfigError, match="Install it"):
+        main([action, str(sweep)])
+    assert not (sweep / "0").exists()
 
 
 def test_failed_jobs_have_ended_and_retried_ones_alone_do_not_grow_it(offered: str, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -114,6 +115,39 @@ def test_a_best_rate_at_the_end_of_what_was_tried_is_no_verdict(tmp_path: Path) 
     assert any("No verdict" in line and "largest" in line for line in answer.lines(found))
 
 
+def _without(key: str) -> Callable[[dict[str, Any]], None]:
+    return lambda plan: plan.pop(key)
+
+
+def _in_job(key: str, value: Any) -> Callable[[dict[str, Any]], None]:
+    return lambda plan: plan["jobs"][-1].update({key: value})
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        _without("widths"),
+        _without("tune"),
+        _without("arms"),
+        lambda plan: plan.update(widths=[16]),
+        lambda plan: plan.update(tune={"optimizer.b1": 5}),
+        _in_job("arm", "nobody"),
+        _in_job("stage", "nowhere"),
+        _in_job("seed", None),
+        _in_job("tries", {}),
+        _in_job("tries", {RATE: -1.0}),
+        lambda plan: plan.update(jobs=plan["jobs"][:5]),
+    ],
+)
+def test_a_damaged_plan_is_refused(damage: Callable[[dict[str, Any]], None], tmp_path: Path) -> None:
+    directory = planned(tmp_path)
+    run(directory)
+    plan = plans.read(directory)
+    damage(plan)
+    plans.write(directory, plan)
+    assert main([str(directory)]) == 64 and not (directory / answer.FILE).exists()
+
+
 def test_runs_that_diverged_count_as_worst(tmp_path: Path) -> None:
     directory = planned(tmp_path)
     plan = plans.read(directory)
@@ -133,13 +167,17 @@ def test_runs_that_diverged_count_as_worst(tmp_path: Path) -> None:
         (["base=16", "to=24", "grow={ffn: {shared: {d_ff: 3}}}"], "grow.ffn.shared.d_ff"),
         (["base=16", "to=32", "model=nothing"], "model"),
         (["nowhere"], "DIR"),
-        (["nowhere", "seeds=3"], "command line"),
+        (["nowhere", "seeds=3"], "DIR"),
+        ([".", "seeds=3"], "command line"),
+        (["base=16", "to=32", "model.d_model=64"], "model.d_model"),
+        (["base=16", "to=32", "hydra.run.dir=x"], "hydra.run.dir"),
+        (["base=16", "to=32", "paths.log_dir=/dev/null/x"], "paths.log_dir"),
     ],
 )
 def test_mistakes_are_refused_before_a_plan_is_written(
     words: list[str], path: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    more = [] if "nowhere" in words else [*MODEL, f"paths.log_dir={tmp_path}"]
-    assert main([*words, *more]) == 64
+    more = [*MODEL, f"paths.log_dir={tmp_path}"] if "=" in words[0] else []
+    assert main([*more, *words]) == 64
     assert capsys.readouterr().err.startswith(f"error: {path} ")
     assert not list(tmp_path.iterdir())
