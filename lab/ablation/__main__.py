@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 from rich import box
 from rich.table import Table
@@ -19,6 +20,7 @@ from blockwright.lab.match.table import arms_table
 from blockwright.lab.report import build, terminal
 from blockwright.lab.report.findings import find
 from blockwright.lab.report.reading import read as read_sweep
+from blockwright.lab.sweep import launcher
 from blockwright.lab.sweep import plan as plans
 from blockwright.lab.sweep.runner import resume_command, run_plan
 from blockwright.registry import ConfigError
@@ -38,6 +40,7 @@ tune       tries of the learning rate for each arm: tune=5; tune={optimizer.lr: 
 within     difference below which arms count as the same
 tokens     that each job trains on; becomes trainer.max_steps
 workers    jobs at a time, each with its share of the cores
+launcher   of Hydra, that runs the jobs instead: joblib, kubernetes, …; its options are hydra.launcher.KEY=VALUE
 match, by, tol, baseline, lr, metric, direction    instead of the definition's
 OVERRIDE   any other KEY=VALUE is for all arms, as blockwright train takes it: data=text optimizer.lr=0.02
 
@@ -54,6 +57,7 @@ class Request:
     changes: dict[str, str]
     overrides: list[str]
     plan_only: bool
+    launcher: dict[str, Any]
 
 
 def read(arguments: Sequence[str]) -> Request:
@@ -64,7 +68,8 @@ def read(arguments: Sequence[str]) -> Request:
     """
     parser = Parser(prog="blockwright ablate")
     parser.add_argument("--plan-only", action="store_true")
-    flags, words = read_words(parser, arguments, definition.OF_COMMAND_LINE, n_names=1)
+    flags, words = read_words(parser, arguments, (*definition.OF_COMMAND_LINE, launcher.KEY), n_names=1)
+    words, of_launcher = launcher.take(words)
     if not words.names:
         raise ConfigError("NAME", None, "must name an ablation", f"Known: {', '.join(definition.names())}")
     name = words.names[0]
@@ -76,7 +81,7 @@ def read(arguments: Sequence[str]) -> Request:
         if key in ("seed", "hparams_search") or key.startswith(("hydra.", "hydra/")):
             remedy = "Write seeds=[7] for a seed of your own" if key == "seed" else "Leave it out"
             raise ConfigError(key, word.partition("=")[2], "is set by the ablation for each job", remedy)
-    return Request(name, words.settings, words.overrides, flags.plan_only)
+    return Request(name, words.settings, words.overrides, flags.plan_only, of_launcher)
 
 
 def plan_table(plan: Plan) -> Table:
@@ -127,7 +132,8 @@ def main(arguments: Sequence[str]) -> int:
     print(forecast.seen(plan), flush=True)
     directory = Path(plan.log_dir) / "ablation" / d.name / f"{datetime.now():%Y-%m-%d_%H-%M-%S_%f}"
     try:
-        plans.write(directory, plan.as_plain(["blockwright", "ablate", *arguments]))
+        command = ["blockwright", "ablate", *arguments]
+        plans.write(directory, {**plan.as_plain(command), **asked.launcher})
     except OSError as error:
         rule = f"cannot be written ({error.strerror or error})"
         raise ConfigError("paths.log_dir", str(directory), rule, "Write paths.log_dir=FOLDER, one with room") from None

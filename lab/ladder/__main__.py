@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 from rich import box
 from rich.table import Table
@@ -17,6 +18,7 @@ from blockwright.lab.card import scaled
 from blockwright.lab.ladder import definition, planning, report
 from blockwright.lab.ladder.outline import Outline
 from blockwright.lab.ladder.planning import Plan
+from blockwright.lab.sweep import launcher
 from blockwright.lab.sweep import plan as plans
 from blockwright.lab.sweep.runner import resume_command, run_plan
 from blockwright.registry import ConfigError
@@ -37,6 +39,7 @@ decay      share of a duration in which the rate falls to 0; warmup: of the long
 tune       the setting to tune, and the number of values to try first: tune={optimizer.lr:5}; null for none
 tune_sizes number of sizes at which arms are tuned, smallest first; larger ones take values from these
 workers    jobs at a time, each with its share of the cores
+launcher   of Hydra, that runs the jobs instead: joblib, kubernetes, …; its options are hydra.launcher.KEY=VALUE
 match, by, tol, baseline, metric    instead of the definition's
 OVERRIDE   any other KEY=VALUE is for all arms, as blockwright train takes it: data=text data.batch_size=8
 
@@ -54,6 +57,7 @@ class Request:
     changes: dict[str, str]
     overrides: list[str]
     plan_only: bool
+    launcher: dict[str, Any]
     at: str | None
 
 
@@ -66,7 +70,8 @@ def read(arguments: Sequence[str]) -> Request:
     parser = Parser(prog="blockwright ladder")
     parser.add_argument("--plan-only", action="store_true")
     parser.add_argument("--at", metavar="SIZE")
-    flags, words = read_words(parser, arguments, definition.OF_COMMAND_LINE, n_names=1)
+    flags, words = read_words(parser, arguments, (*definition.OF_COMMAND_LINE, launcher.KEY), n_names=1)
+    words, of_launcher = launcher.take(words)
     if not words.names:
         known = ", ".join(definition.FILES.names())
         raise ConfigError("NAME", None, "must name a ladder", f"Known: {known}")
@@ -84,7 +89,7 @@ def read(arguments: Sequence[str]) -> Request:
         )
     if flags.at is not None and not Path(name).is_dir():
         raise ConfigError("--at", flags.at, f"asks a ladder that has run, and {name} is no folder", "Name its folder")
-    return Request(name, words.settings, words.overrides, flags.plan_only, flags.at)
+    return Request(name, words.settings, words.overrides, flags.plan_only, of_launcher, flags.at)
 
 
 def rungs_table(plan: Plan) -> Table:
@@ -161,7 +166,8 @@ def main(arguments: Sequence[str]) -> int:
     print(summary(plan), flush=True)
     directory = Path(plan.log_dir) / "ladder" / plan.ladder.arms.name / f"{datetime.now():%Y-%m-%d_%H-%M-%S_%f}"
     try:
-        plans.write(directory, plan.as_plain(["blockwright", "ladder", *arguments]))
+        command = ["blockwright", "ladder", *arguments]
+        plans.write(directory, {**plan.as_plain(command), **asked.launcher})
     except OSError as error:
         rule = f"cannot be written ({error.strerror or error})"
         raise ConfigError("paths.log_dir", str(directory), rule, "Write paths.log_dir=FOLDER, one with room") from None
