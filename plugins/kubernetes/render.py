@@ -79,7 +79,7 @@ def render(
     if options.queue and options.priority:
         queued["kueue.x-k8s.io/priority-class"] = options.priority
     metadata = {"name": name, "labels": {**labels, **queued}}
-    command = [*ENTRY, folder, str(number), *start, "--", *overrides]
+    command = [*ENTRY, *start, folder, str(number), "--", *overrides]
     if kind == "trainjob":
         return [_trainjob(options, metadata, labels, command)]
     head = f"{name}-node-0-0.{name}" if kind == "jobset" else f"{name}-0.{name}"
