@@ -303,7 +303,10 @@ def test_growing_ablation_on_joblib_is_that_of_processes(
         (sweep,) = logs.glob("ablation/mine/*")
         if name == "joblib":
             assert len(plans.read(sweep)["jobs"]) == 4
-            os.kill((locks.holder(sweep) or 0) if signum == signal.SIGKILL else process.pid, signum)
+            if signum == signal.SIGKILL:
+                os.killpg(locks.holder(sweep) or 0, signum)  # of the multirun and its workers
+            else:
+                process.send_signal(signum)
             process.communicate()
             assert process.returncode == (128 + signum if signum == signal.SIGKILL else 75)
             until(lambda sweep=sweep: not any(map(locks.is_taken, [sweep, *sweep.iterdir()])), 60)  # type: ignore[misc]
