@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from rich import box
 from rich.table import Table
@@ -15,6 +16,7 @@ from blockwright.lab.ablation.planning import Plan
 from blockwright.lab.card import scaled
 from blockwright.lab.match.table import arms_table
 from blockwright.lab.report import build
+from blockwright.lab.sweep import launcher
 from blockwright.lab.sweep import plan as plans
 from blockwright.lab.sweep.runner import resume_command, run_plan
 from blockwright.registry import ConfigError
@@ -34,6 +36,7 @@ tune       tries of the learning rate for each arm: tune=5; tune={optimizer.lr: 
 within     difference below which arms count as the same
 tokens     that each job trains on; becomes trainer.max_steps
 workers    jobs at a time, each with its share of the cores
+launcher   of Hydra, that runs the jobs instead: joblib, kubernetes, …; its options are hydra.launcher.KEY=VALUE
 match, by, tol, baseline, lr, metric, direction    instead of the definition's
 OVERRIDE   any other KEY=VALUE is for all arms, as blockwright train takes it: data=text optimizer.lr=0.02
 
@@ -50,6 +53,7 @@ class Request:
     changes: dict[str, str]
     overrides: list[str]
     plan_only: bool
+    launcher: dict[str, Any]
 
 
 def read(arguments: Sequence[str]) -> Request:
@@ -60,7 +64,8 @@ def read(arguments: Sequence[str]) -> Request:
     """
     parser = Parser(prog="blockwright ablate")
     parser.add_argument("--plan-only", action="store_true")
-    flags, words = read_words(parser, arguments, definition.OF_COMMAND_LINE, n_names=1)
+    flags, words = read_words(parser, arguments, (*definition.OF_COMMAND_LINE, launcher.KEY), n_names=1)
+    words, of_launcher = launcher.take(words)
     if not words.names:
         raise ConfigError("NAME", None, "must name an ablation", f"Known: {', '.join(definition.names())}")
     name = words.names[0]
@@ -72,7 +77,7 @@ def read(arguments: Sequence[str]) -> Request:
         if key in ("seed", "hparams_search") or key.startswith(("hydra.", "hydra/")):
             remedy = "Write seeds=[7] for a seed of your own" if key == "seed" else "Leave it out"
             raise ConfigError(key, word.partition("=")[2], "is set by the ablation for each job", remedy)
-    return Request(name, words.settings, words.overrides, flags.plan_only)
+    return Request(name, words.settings, words.overrides, flags.plan_only, of_launcher)
 
 
 def plan_table(plan: Plan) -> Table:
@@ -121,7 +126,8 @@ def main(arguments: Sequence[str]) -> int:
     steps += "" if len(set(plan.tokens.values())) == 1 else " in the baseline, but different in some arms"
     print(f"{forecast.jobs(plan)}; {steps}, {d.workers} at a time; compared by {d.metric}")
     print(forecast.seen(plan), flush=True)
-    directory = plans.begin(plan.log_dir, "ablation", d.name, plan.as_plain(["blockwright", "ablate", *arguments]))
+    written = plan.as_plain(["blockwright", "ablate", *arguments]) | asked.launcher
+    directory = plans.begin(plan.log_dir, "ablation", d.name, written)
     if asked.plan_only:
         print(f"{directory / plans.PLAN}: nothing was started. Run it: {resume_command(directory)}", flush=True)
         return 0

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from rich import box
 from rich.table import Table
@@ -16,6 +17,7 @@ from blockwright.lab.card import scaled
 from blockwright.lab.ladder import definition, planning, report
 from blockwright.lab.ladder.outline import Outline
 from blockwright.lab.ladder.planning import Plan
+from blockwright.lab.sweep import launcher
 from blockwright.lab.sweep import plan as plans
 from blockwright.lab.sweep.runner import resume_command, run_plan
 from blockwright.registry import ConfigError
@@ -36,6 +38,7 @@ decay      share of a duration in which the rate falls to 0; warmup: of the long
 tune       the setting to tune, and the number of values to try first: tune='{optimizer.lr: 5}'; null for none
 tune_sizes number of sizes at which arms are tuned, smallest first; larger ones take values from these
 workers    jobs at a time, each with its share of the cores
+launcher   of Hydra, that runs the jobs instead: joblib, kubernetes, …; its options are hydra.launcher.KEY=VALUE
 match, by, tol, baseline, metric    instead of the definition's
 OVERRIDE   any other KEY=VALUE is for all arms, as blockwright train takes it: data=text data.batch_size=8
 
@@ -53,6 +56,7 @@ class Request:
     changes: dict[str, str]
     overrides: list[str]
     plan_only: bool
+    launcher: dict[str, Any]
     at: str | None
 
 
@@ -65,7 +69,8 @@ def read(arguments: Sequence[str]) -> Request:
     parser = Parser(prog="blockwright ladder")
     parser.add_argument("--plan-only", action="store_true")
     parser.add_argument("--at", metavar="SIZE")
-    flags, words = read_words(parser, arguments, definition.OF_COMMAND_LINE, n_names=1)
+    flags, words = read_words(parser, arguments, (*definition.OF_COMMAND_LINE, launcher.KEY), n_names=1)
+    words, of_launcher = launcher.take(words)
     if not words.names:
         known = ", ".join(definition.FILES.names())
         raise ConfigError("NAME", None, "must name a ladder", f"Known: {known}")
@@ -83,7 +88,7 @@ def read(arguments: Sequence[str]) -> Request:
         )
     if flags.at is not None and not Path(name).is_dir():
         raise ConfigError("--at", flags.at, f"asks a ladder that has run, and {name} is no folder", "Name its folder")
-    return Request(name, words.settings, words.overrides, flags.plan_only, flags.at)
+    return Request(name, words.settings, words.overrides, flags.plan_only, of_launcher, flags.at)
 
 
 def rungs_table(plan: Plan) -> Table:
@@ -158,8 +163,8 @@ def main(arguments: Sequence[str]) -> int:
     plan = planning.make(definition.read(asked.name, asked.changes), asked.overrides)
     show(rungs_table(plan))
     print(summary(plan), flush=True)
-    command = ["blockwright", "ladder", *arguments]
-    directory = plans.begin(plan.log_dir, "ladder", plan.ladder.arms.name, plan.as_plain(command))
+    written = plan.as_plain(["blockwright", "ladder", *arguments]) | asked.launcher
+    directory = plans.begin(plan.log_dir, "ladder", plan.ladder.arms.name, written)
     if asked.plan_only:
         print(f"{directory / plans.PLAN}: nothing was started. Run it: {resume_command(directory)}", flush=True)
         return 0

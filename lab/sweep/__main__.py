@@ -16,7 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from blockwright.lab.sweep import hosts, locks
+from blockwright.lab.sweep import hosts, launcher, locks
 from blockwright.lab.sweep import plan as plans
 from blockwright.lab.sweep.callback import SWEEPER
 from blockwright.lab.sweep.job import run_job, set_aside
@@ -73,16 +73,12 @@ def main(arguments: Sequence[str]) -> int:
     os.close(locks.take_sweep(sweep))  # refuses a running sweep before anything changes
     if plan["kind"] == "search":
         return go_on_with_search(sweep, plan, given.action == "retry", _numbers(given.jobs), given.workers)
-    if hosts.is_hosted(plan):
-        if given.workers is not None:
-            rule = "is of processes on this machine, which runs no job of this sweep"
-            raise ConfigError(
-                "--workers", given.workers, rule, "Leave it out: a sweep keeps its hydra.launcher.parallel"
-            )
-        return resume_on_host(sweep, plan, given.action == "retry", _numbers(given.jobs))
-    if given.action == "resume":
-        return run_plan(sweep, given.workers)
-    chosen = make_way(sweep, _numbers(given.jobs))
+    if given.workers is not None and (launcher.KEY in plan or hosts.is_hosted(plan)):
+        rule = "is of processes of this command, which starts no job of this sweep"
+        raise ConfigError("--workers", given.workers, rule, "Leave it out: a sweep keeps the options of its launcher")
+    chosen = make_way(sweep, plan, _numbers(given.jobs)) if given.action == "retry" else []
+    if hosts.is_hosted(plan) and launcher.KEY not in plan:
+        return _again(sweep, plan, [])
     return run_plan(sweep, given.workers, jobs=chosen if given.jobs else None)
 
 
@@ -94,8 +90,10 @@ def _split(arguments: Sequence[str]) -> tuple[Sequence[str], Sequence[str] | Non
     return arguments[:at], arguments[at + 1 :]
 
 
-def make_way(sweep: Path, jobs: Sequence[int] | None) -> list[int]:
-    """Choose the jobs to retry, and set their results aside."""
+def make_way(sweep: Path, plan: Mapping[str, Any], jobs: Sequence[int] | None) -> list[int]:
+    """Choose the jobs to retry, set their results aside, and delete them from their host, if they have one."""
+    if (hosted := hosts.jobs_of(sweep, plan)) is not None:
+        hosted.collect()
     chosen = to_retry(rows_of(sweep), jobs)
     for job in chosen:
         result = Result.read(sweep / str(job))
@@ -103,6 +101,8 @@ def make_way(sweep: Path, jobs: Sequence[int] | None) -> list[int]:
         if result.status == "diverged":
             again = "it restarts from scratch, since from its checkpoint it would diverge again"
             print(f"job {job} diverged: {again}{kept}")
+    if hosted is not None:
+        hosted.stop(chosen)
     return chosen
 
 
@@ -120,14 +120,6 @@ def stop(sweep: Path, plan: Mapping[str, Any]) -> int:
     for process in holders:
         os.kill(process, signal.SIGTERM)  # type: ignore[arg-type]
     return 0
-
-
-def resume_on_host(sweep: Path, plan: dict[str, Any], retry: bool, jobs: Sequence[int] | None) -> int:
-    """Replace this process by the multirun, which finds its jobs on their host."""
-    if retry and (hosted := hosts.jobs_of(sweep, plan)) is not None:
-        hosted.collect()
-        hosted.stop(make_way(sweep, jobs))
-    return _again(sweep, plan, [])
 
 
 def show(sweep: Path, plan: Mapping[str, Any], as_json: bool) -> None:

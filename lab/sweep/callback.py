@@ -35,6 +35,7 @@ from blockwright.training.stops import SIGNALS, Interrupted, refuse
 
 PATIENCE_S = 120  # time for jobs to finish their step and save
 SUBDIR = "${hydra.job.num}"
+PLAN_SWEEPER = "hydra_plugins.blockwright_plan.sweeper.PlanSweeper"
 SWEEPER = "hydra_plugins.blockwright_optuna.sweeper.ResumableOptunaSweeper"
 
 
@@ -113,6 +114,10 @@ def begin(sweep: Path, config: DictConfig, arguments: list[str]) -> None:
     argv = [*flags, *given["hydra"], *given["task"]]
     if plans.is_resumed(sweep) or plans.is_repeated(sweep, argv):
         return
+    if sweeper.get("_target_") == PLAN_SWEEPER:
+        rule = "runs the jobs of a plan, and this command has none"
+        remedy = "Leave it out; a command that makes a plan takes launcher=NAME: blockwright ablate, ladder, transfer"
+        raise ConfigError("hydra/sweeper", "plan", rule, remedy)
     if OmegaConf.to_container(config.hydra.sweep, resolve=False)["subdir"] != SUBDIR:  # type: ignore[index,call-overload]
         rule = "job N of a sweep is in folder N, where its table and resuming look for it"
         raise ConfigError("hydra.sweep.subdir", config.hydra.sweep.subdir, rule, "Leave it out")

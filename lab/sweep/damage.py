@@ -16,7 +16,7 @@ Figures = dict[str, Number | None]
 PLAN: dict[str, Any] = {
     **dict.fromkeys(("kind", "command", "metric", "cwd"), str),
     "direction": Literal["minimize", "maximize"],
-    **dict.fromkeys(("argv", "flags", "also"), list[str]),
+    **dict.fromkeys(("argv", "flags", "launcher", "also"), list[str]),
     "name": str | Number,
     "workers": Whole,
     "n_trials": Whole | None,

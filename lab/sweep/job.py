@@ -8,7 +8,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any
@@ -30,13 +31,19 @@ PREVIOUS = "results.previous.json"  # of a job's previous attempt
 ATTEMPTS = "attempts.json"  # in a job's folder: successive attempts from the same checkpoint
 IDLE = 3  # such attempts after which a stop counts as a failure
 TAIL = 3  # log lines in a reason
+READY, WAITS, LOST = "ready", "waits", "lost"
 
 
 def command(sweep: Path, plan: Mapping[str, Any], job: Mapping[str, Any]) -> tuple[list[str], Path | None]:
     """The command that runs a job of a plan, and the checkpoint that it resumes from, if any."""
-    folder = sweep / str(job["job"])
-    more = [f"hydra.run.dir={quoted(folder)}", "auto_resume=false"]  # may be set in a file
-    checkpoint = newest(folder)
+    start, checkpoint = origin(sweep, job)
+    more = [f"hydra.run.dir={quoted(sweep / str(job['job']))}", *start]
+    return [sys.executable, *jobs.TRAIN, *plans.job_command(plan, job, more)], checkpoint
+
+
+def origin(sweep: Path, job: Mapping[str, Any]) -> tuple[list[str], Path | None]:
+    """The overrides that give a job its start, and the checkpoint that it resumes from, if any."""
+    more, checkpoint = ["auto_resume=false"], newest(sweep / str(job["job"]))  # auto_resume may be set in a file
     if job.get("after") is not None:
         start = sweep / str(job["after"])
         if "from_step" not in job:
@@ -45,7 +52,23 @@ def command(sweep: Path, plan: Mapping[str, Any], job: Mapping[str, Any]) -> tup
             checkpoint = milestone(start / FOLDER, job["from_step"])
     if checkpoint is not None:
         more.append(f"ckpt_path={quoted(checkpoint)}")
-    return [sys.executable, *jobs.TRAIN, *plans.job_command(plan, job, more)], checkpoint
+    return more, checkpoint
+
+
+def state_of(sweep: Path, job: Mapping[str, Any]) -> str:
+    """Whether a job that has not run is ``READY``, ``WAITS`` for the job whose weights it starts from, or is ``LOST``.
+
+    One whose start has failed is lost.
+    """
+    if job.get("after") is None:
+        return READY
+    start = Result.read(sweep / str(job["after"]))
+    return READY if start.status == "completed" else LOST if start.ended else WAITS
+
+
+def fail_after(sweep: Path, job: Mapping[str, Any]) -> None:
+    """Record a lost job."""
+    record_failure(sweep / str(job["job"]), f"job {job['after']}, whose weights it starts from, has failed")
 
 
 def conclude(folder: Path, code: int, start: int, final: bool = True) -> None:
@@ -71,15 +94,19 @@ class Attempt:
         sweep: its folder
         number: of the job
         overrides: of the job; None for those in the sweep's plan
+        start: ``after`` and ``from_step`` of a job with overrides, as in a plan
 
     Raises:
         ConfigError: no such job
     """
 
-    def __init__(self, sweep: Path, number: int, overrides: Sequence[str] | None = None) -> None:
+    def __init__(
+        self, sweep: Path, number: int, overrides: Sequence[str] | None = None, start: Mapping[str, int] | None = None
+    ) -> None:
         self.sweep, self.number = sweep.resolve(), number
         self.folder = self.sweep / str(number)
         self.plan, self.job = _planned(self.sweep, number, overrides)
+        self.job |= start or {}
         self.cwd = self.plan.get("cwd") if overrides is None else None
         self.tries = self.start = 0
 
@@ -233,14 +260,22 @@ def _run(arguments: Sequence[str], cwd: str | None, log: Path | None, environmen
         cwd=cwd,
         env=environment,
     )
-    before = {s: signal.signal(s, lambda signum, _: process.send_signal(signum)) for s in SIGNALS}
     assert process.stdout is not None
     copying = threading.Thread(target=_copy, args=(process.stdout, file), daemon=True)
-    copying.start()
-    try:
-        return process.wait()
-    finally:
+    with forwarding(process):
+        copying.start()
+        code = process.wait()
         copying.join(timeout=5)  # a grandchild may hold the pipe
+    return code
+
+
+@contextmanager
+def forwarding(process: subprocess.Popen[bytes]) -> Iterator[None]:
+    """Forward the signals that ask this process to stop to another one."""
+    before = {s: signal.signal(s, lambda signum, _: process.send_signal(signum)) for s in SIGNALS}
+    try:
+        yield
+    finally:
         for signum, handler in before.items():
             signal.signal(signum, handler)
 

@@ -22,7 +22,7 @@ from blockwright.training.writing import write_json
 PLAN = SWEEP
 KINDS = ("grid", "search")  # and those that have a design
 NEEDED = ("kind", "metric", "direction")
-RESUMED = "BLOCKWRIGHT_RESUMED_SWEEP"  # environment variable of a resumed search: its folder
+RESUMED = "BLOCKWRIGHT_RESUMED_SWEEP"  # environment variable of a multirun that runs a plan: its folder
 
 
 def write(directory: Path, plan: Mapping[str, Any]) -> None:
@@ -34,7 +34,8 @@ def write(directory: Path, plan: Mapping[str, Any]) -> None:
             ``overrides``, and in an ablation ``arm``, ``seed``, ``lr``, ``stage``, ``tries``, the tuned settings by
             path, and ``after``, the number of the job whose weights it starts from, or with ``from_step`` whose
             training it continues from that step) unless it is a search. ``flags``, optional, precede the overrides of
-            each job. ``cwd``, the base of relative paths in overrides, defaults to this process's
+            each job. ``launcher``, optional, are the overrides that choose the launcher of Hydra which runs the jobs.
+            ``cwd``, the base of relative paths in overrides, defaults to this process's
     """
     directory.mkdir(parents=True, exist_ok=True)
     write_json(directory / PLAN, {"cwd": os.getcwd(), **plan})
@@ -118,7 +119,7 @@ def grow(directory: Path, plan: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def is_resumed(sweep: Path) -> bool:
-    """Whether this process resumes the search in a folder."""
+    """Whether this process runs the plan in a folder, and writes none."""
     return os.environ.get(RESUMED) == str(sweep.resolve())
 
 

@@ -44,12 +44,12 @@ def count(sweep: Path, plan: Mapping[str, Any]) -> Count:
     """Count all jobs of a sweep."""
     ended = [(p, r) for p in sweep.iterdir() if p.name.isdigit() and (r := Result.read(p)).ended]
     failed = sum(result.lost for _, result in ended)
-    took = [seconds for job, _ in ended if (seconds := _seconds(job)) is not None]
+    took = [seconds for job, _ in ended if (seconds := seconds_of(job)) is not None]
     total = len(plan["jobs"]) if "jobs" in plan else plan.get("n_trials")
     return Count(len(ended) - failed, failed, total, sum(took) / len(took) if took else None)
 
 
-def _seconds(job: Path) -> float | None:
+def seconds_of(job: Path) -> float | None:
     """Time between the start of a job's last attempt and its results."""
     try:
         begun = (job / ".hydra" / "overrides.yaml").stat().st_mtime

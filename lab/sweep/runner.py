@@ -1,4 +1,4 @@
-"""Run the unfinished jobs of a plan, which may grow, each in a process of its own, several at a time."""
+"""Run the unfinished jobs of a plan, which may grow: on its launcher, else each in a process of its own."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from blockwright.lab.sweep import endings
+from blockwright.lab.sweep import endings, launcher
 from blockwright.lab.sweep import plan as plans
-from blockwright.lab.sweep.job import LOG, command, conclude
+from blockwright.lab.sweep.job import LOG, READY, WAITS, command, conclude, fail_after, state_of
 from blockwright.lab.sweep.locks import take_sweep
 from blockwright.lab.sweep.progress import Display
 from blockwright.lab.sweep.table import exit_code, summarise
 from blockwright.registry import REFUSED, ConfigError
-from blockwright.training.result import Result, record_failure
+from blockwright.training.result import Result
 from blockwright.training.stops import DIVERGED, PREEMPTED, SIGNALS
 
 LAUNCHED = ("RANK", "LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
@@ -35,7 +35,7 @@ def run_plan(directory: Path, workers: int | None = None, jobs: Collection[int] 
 
     Args:
         directory: of the sweep, with its ``plan.json``
-        workers: parallel jobs; None: as in the plan, else 1
+        workers: parallel processes; None: as in the plan, else 1. Of no effect on a launcher
         jobs: numbers of the jobs to run if unfinished, and no others; None: all, and those that follow
 
     Returns:
@@ -51,6 +51,14 @@ def run_plan(directory: Path, workers: int | None = None, jobs: Collection[int] 
         raise ConfigError("DIR", str(directory), rule, remedy)
     workers = plan.get("workers") or 1 if workers is None else workers
     check_can_run(directory, plan, workers)
+    code = launcher.run(directory, plan, jobs) if launcher.KEY in plan else _run_here(directory, plan, workers, jobs)
+    if jobs is None and not code:
+        endings.conclude(directory, plans.read(directory))
+    return code
+
+
+def _run_here(directory: Path, plan: Mapping[str, Any], workers: int, jobs: Collection[int] | None) -> int:
+    """Run a plan in processes of this one; returns the exit code."""
     lock = take_sweep(directory)
     try:
         with _noted() as signals:
@@ -66,8 +74,6 @@ def run_plan(directory: Path, workers: int | None = None, jobs: Collection[int] 
         name = signal.Signals(signals[0]).name
         print(f"stopped by {name}. Resume with: {resume_command(directory)}", flush=True)
         return PREEMPTED
-    if jobs is None and not code:
-        endings.conclude(directory, plan)
     return code
 
 
@@ -159,18 +165,16 @@ class _Runner:
     def _next(self, waiting: list[dict[str, Any]]) -> dict[str, Any] | None:
         """Take the first job that can start off the list; None if all others wait for jobs that run."""
         for job in list(waiting):
-            start = job.get("after")
-            result = None if start is None else Result.read(self.directory / str(start))
-            ended = result is not None and result.ended
-            if not ended and start in [j["job"] for j in waiting] + [r.job["job"] for r in self.running]:
+            start, state = job.get("after"), state_of(self.directory, job)
+            if state == WAITS and start in [j["job"] for j in waiting] + [r.job["job"] for r in self.running]:
                 continue
             waiting.remove(job)
-            if result is None or result.status == "completed":
+            if state == READY:
                 return job
-            if not ended:
+            if state == WAITS:
                 self.display.say(f"job {job['job']} is left: job {start}, whose weights it starts from, has not run")
                 continue
-            record_failure(self.directory / str(job["job"]), f"job {start}, whose weights it starts from, has failed")
+            fail_after(self.directory, job)
             self.display.ended(job["job"])
         return None
 

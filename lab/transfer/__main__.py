@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from annotated_types import Ge, Le
 
+from blockwright.lab.sweep import launcher
 from blockwright.lab.sweep import plan as plans
 from blockwright.lab.sweep.runner import run_plan
 from blockwright.lab.transfer import design
@@ -35,6 +36,7 @@ grow       sizes of the smaller model that grow with d_model: grow='{attention: 
 tries      rates of each model on one seed, an octave apart, around optimizer.lr; more follow where they are needed
 seeds      fresh ones, on which the larger model is trained at the transferred rate, at its own, and without rules
 workers    jobs at a time
+launcher   of Hydra, that runs the jobs instead: joblib, kubernetes, …; its options are hydra.launcher.KEY=VALUE
 OVERRIDE   as blockwright train takes it: optimizer=adamw optimizer.lr=0.01 trainer.max_steps=70; the rules are those
            of parametrisation=width unless another is chosen
 DIR        of a transfer that was stopped: it is resumed; of one that has ended: its table
@@ -67,7 +69,8 @@ def _run(arguments: Sequence[str]) -> int:
         return 0
     parser = Parser(prog="blockwright transfer")
     parser.add_argument("--plan-only", action="store_true")
-    flags, words = read_words(parser, arguments, keys(Settings), n_names=1)
+    flags, words = read_words(parser, arguments, (*keys(Settings), launcher.KEY), n_names=1)
+    words, of_launcher = launcher.take(words)
     require("lab", "scipy", path="blockwright.lab.transfer")
     if words.names:
         directory = Path(words.names[0])
@@ -80,7 +83,8 @@ def _run(arguments: Sequence[str]) -> int:
             raise ConfigError("command line", given, "is in the plan of the folder", "Leave it out")
     else:
         settings = read_settings(Settings, typed(Settings, words.settings))
-        directory = _planned(settings, words.overrides, ["blockwright", "transfer", *arguments])
+        command = ["blockwright", "transfer", *arguments]
+        directory = _planned(settings, words.overrides, {"command": shlex.join(command), **of_launcher})
     plan = plans.read(directory)
     if plan["kind"] != "transfer":
         raise ConfigError("DIR", str(directory), f"is a sweep of kind {plan['kind']}", "Name one of a transfer")
@@ -90,8 +94,13 @@ def _run(arguments: Sequence[str]) -> int:
     return run_plan(directory)
 
 
-def _planned(settings: Settings, overrides: Sequence[str], command: Sequence[str]) -> Path:
+def _planned(settings: Settings, overrides: Sequence[str], more: Mapping[str, Any]) -> Path:
     """Check every arm, and write the plan.
+
+    Args:
+        settings: of the command
+        overrides: for all arms
+        more: the command and its launcher, for the plan
 
     Raises:
         ConfigError: a width cannot be composed, or is no larger than the base
@@ -114,9 +123,9 @@ def _planned(settings: Settings, overrides: Sequence[str], command: Sequence[str
     if not isinstance(rate, float | int):
         raise ConfigError(RATE, rate, "is the rate that is tuned", "Write optimizer.lr=0.01")
     plan: dict[str, Any] = {
+        **more,
         "kind": "transfer",
         "name": f"{settings.base} to {settings.to}",
-        "command": shlex.join(command),
         "metric": "val/loss",
         "direction": "minimize",
         "workers": settings.workers,

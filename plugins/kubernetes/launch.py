@@ -6,6 +6,7 @@ The task runs in pods, not here: what Hydra gets back is made of what they leave
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import signal
 import sys
@@ -20,6 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from blockwright.blocks.checkpoint.folder import check_out, whole
 from blockwright.lab.sweep import plan as plans
+from blockwright.lab.sweep.job import origin
 from blockwright.lab.sweep.progress import Display
 from blockwright.plugins.kubernetes.cluster import Cluster
 from blockwright.plugins.kubernetes.host import NAME, check_identity
@@ -42,6 +44,7 @@ from blockwright.training.stops import SIGNALS, Interrupted
 from blockwright.training.writing import write_text
 
 LEAST_GRACE_S = 60
+FOLDER = "hydra.sweep.subdir="  # override that numbers a job by its plan (lab/sweep/rounds.py)
 SHAPES = ("trainer", "experiment", "debug")  # groups that may change a job's world
 IN_PODS = ("extras.print_config=false",)  # else a killed pod's last words would be the configuration
 
@@ -84,7 +87,7 @@ class Launch:
         check_options(self.options)
         if self.options.render is not None:
             check_out(Path(self.options.render))
-        given = {first + i: [o for o in one if not o.startswith("ckpt_path=")] for i, one in enumerate(job_overrides)}
+        given = dict(self._of_pods(first + i, one) for i, one in enumerate(job_overrides))
         read = read_from_environment(self.config.hydra.launcher)
         for overrides in given.values():
             check_overrides(overrides, read)
@@ -96,6 +99,23 @@ class Launch:
         with Display(self.sweep, plan, self.options.parallel) as display:
             self._run(plan, given, more, display)
         return [self._returned(plan, number, overrides) for number, overrides in given.items()]
+
+    def _of_pods(self, number: int, overrides: Sequence[str]) -> tuple[int, list[str]]:
+        """The number of a job in its plan, and its overrides without those that name files of this machine."""
+        number = next((int(o.removeprefix(FOLDER)) for o in overrides if o.startswith(FOLDER)), number)
+        start = origin(self.sweep, self._planned.get(number, {"job": number}))[0]
+        return number, [o for o in overrides if o not in start and not o.startswith((FOLDER, "ckpt_path="))]
+
+    @functools.cached_property
+    def _planned(self) -> dict[int, Mapping[str, Any]]:
+        """The jobs of the plan by number; it lists none of a search."""
+        return {job["job"]: job for job in plans.read(self.sweep).get("jobs", [])}
+
+    def _start(self, number: int) -> list[str]:
+        """The options of a pod for the job that its own starts from, which it finds on the claim."""
+        options = {"--after": "after", "--from-step": "from_step"}
+        job = self._planned.get(number, {})
+        return [word for option, key in options.items() if key in job for word in (option, str(job[key]))]
 
     def _run(
         self, plan: Mapping[str, Any], given: Mapping[int, list[str]], more: Sequence[str], display: Display
@@ -154,7 +174,10 @@ class Launch:
     ) -> dict[int, list[Manifest]]:
         flags = plans.read(self.sweep).get("flags", [])
         task, folder = str(self.config.task_name), self._folder(name)
-        made = {n: render(options, task, name, n, folder, [*flags, *o, *IN_PODS, *more]) for n, o in given.items()}
+        made = {
+            n: render(options, task, name, n, folder, [*flags, *o, *IN_PODS, *more], self._start(n))
+            for n, o in given.items()
+        }
         check_names(options, (objects[0]["metadata"]["name"] for objects in made.values()))
         return made
 

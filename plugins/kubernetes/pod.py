@@ -11,7 +11,7 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -36,17 +36,20 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("folder", metavar="FOLDER", type=Path, help="of the sweep")
     parser.add_argument("number", metavar="N", type=int, help="of the job")
     parser.add_argument("overrides", metavar="OVERRIDE", nargs="*", help="of the job, after --")
+    parser.add_argument("--after", type=int, metavar="N", help="number of the job whose weights it starts from")
+    parser.add_argument("--from-step", type=int, metavar="STEP", help="of that job, from which it continues")
     given = parser.parse_args(arguments)
-    return run(given.folder, given.number, given.overrides)
+    start = {key: value for key in ("after", "from_step") if (value := getattr(given, key)) is not None}
+    return run(given.folder, given.number, given.overrides, start)
 
 
-def run(sweep: Path, number: int, overrides: Sequence[str]) -> int:
+def run(sweep: Path, number: int, overrides: Sequence[str], start: Mapping[str, int] | None = None) -> int:
     """Run a job; arguments and exit code as of ``Attempt``.
 
     Raises:
         ConfigError: a folder that cannot hold checkpoints, or the first pod's name stays unknown
     """
-    attempt, node = Attempt(sweep, number, overrides), int(os.environ.get(INDEX, 0))
+    attempt, node = Attempt(sweep, number, overrides, start), int(os.environ.get(INDEX, 0))
     if attempt.is_done():  # a pod that was lost after its run had ended
         return _reported(Result.read(attempt.folder), 0) if node == 0 else 0
     if node == 0:

@@ -50,7 +50,13 @@ def name_of(task: str, sweep: str, number: int) -> str:
 
 
 def render(
-    options: Options, task: str, sweep: str, number: int, folder: str, overrides: Sequence[str]
+    options: Options,
+    task: str,
+    sweep: str,
+    number: int,
+    folder: str,
+    overrides: Sequence[str],
+    start: Sequence[str] = (),
 ) -> list[Manifest]:
     """The objects of one job, in the order in which they are created: the job, and what it owns.
 
@@ -61,6 +67,7 @@ def render(
         number: of the job in its sweep
         folder: of the sweep, on the claim
         overrides: of the job
+        start: options of the pod's command that give the job it starts from
 
     Returns:
         manifests
@@ -72,7 +79,7 @@ def render(
     if options.queue and options.priority:
         queued["kueue.x-k8s.io/priority-class"] = options.priority
     metadata = {"name": name, "labels": {**labels, **queued}}
-    command = [*ENTRY, folder, str(number), "--", *overrides]
+    command = [*ENTRY, *start, folder, str(number), "--", *overrides]
     if kind == "trainjob":
         return [_trainjob(options, metadata, labels, command)]
     head = f"{name}-node-0-0.{name}" if kind == "jobset" else f"{name}-0.{name}"

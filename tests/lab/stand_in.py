@@ -52,8 +52,8 @@ def make_plan(sweep: Path, *jobs: str, **more: Any) -> Path:
     return sweep
 
 
-def until(condition: Callable[[], Any]) -> None:
-    end = time.monotonic() + 30
+def until(condition: Callable[[], Any], seconds: float = 30) -> None:
+    end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "it never came"
         time.sleep(0.02)

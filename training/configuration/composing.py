@@ -21,13 +21,22 @@ def compose_config(overrides: Sequence[str], *, output_dir: str | None = None) -
         ConfigError: the overrides cannot be composed
     """
     extra = [f"paths.output_dir={output_dir}"] if output_dir else []
-    try:
-        found = composed([*extra, *overrides])
-    except REFUSALS as error:
-        raise explain(error, overrides) from None
-    except ValueError as error:
-        if is_no_name(error):
-            raise explain(error, overrides) from None
-        raise
+    found = _composed([*extra, *overrides], overrides, with_hydra=False)
     refuse_empty(found, overrides)
     return found
+
+
+def compose_with_hydra(overrides: Sequence[str]) -> DictConfig:
+    """The same with Hydra's own configuration, in ``hydra``; raises as ``compose_config``."""
+    return _composed(overrides, overrides, with_hydra=True)
+
+
+def _composed(overrides: Sequence[str], known: Sequence[str], with_hydra: bool) -> DictConfig:
+    try:
+        return composed(overrides, with_hydra)
+    except REFUSALS as error:
+        raise explain(error, known) from None
+    except ValueError as error:
+        if is_no_name(error):
+            raise explain(error, known) from None
+        raise

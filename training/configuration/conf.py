@@ -19,14 +19,14 @@ if TYPE_CHECKING:
 CONF = Path(__file__).resolve().parents[2] / "conf"
 
 
-def composed(overrides: Sequence[str]) -> DictConfig:
-    """Compose the configuration with overrides; raises Hydra's exceptions."""
+def composed(overrides: Sequence[str], with_hydra: bool = False) -> DictConfig:
+    """Compose the configuration with overrides, and Hydra's own if it is wanted; raises Hydra's exceptions."""
     from hydra import compose, initialize_config_dir  # completion does without
     from hydra.core.global_hydra import GlobalHydra
 
     GlobalHydra.instance().clear()
     with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
-        return compose("config", overrides=list(overrides))
+        return compose("config", overrides=list(overrides), return_hydra_config=with_hydra)
 
 
 def folders() -> list[Path]:

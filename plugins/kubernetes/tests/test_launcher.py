@@ -182,6 +182,39 @@ def test_status_stop_resume_and_retry_ask_the_cluster(start: Start, cluster: Scr
     assert json.loads(sweep("status", "--json"))["jobs"][2]["status"] == "completed"
 
 
+@pytest.mark.slow
+def test_plan_of_jobs_that_start_from_others_runs_in_rounds(
+    start: Start, cluster: ScriptedCluster, small: list[str], tmp_path: Path
+) -> None:
+    """As a comparison with launcher=kubernetes runs it: pods get the numbers of the jobs that they start from."""
+    done = [{"code": 0, "message": message(results(0), 0)}]
+    with cluster.open() as state:
+        state["outcomes"] = {"0": done, "1": done, "2": [{"code": 64, "message": message(Result("failed"), 64)}]}
+    sweep, chosen = tmp_path / "sweep", ["hydra/launcher=kubernetes", f"hydra.launcher.image={IMAGE}"]
+    starts: list[dict[str, int]] = [{}, {"after": 0, "from_step": 8}, {}, {"after": 2}, {"after": 1}]
+    jobs = [{"job": n, "overrides": [*small, f"seed={n}"], **each} for n, each in enumerate(starts)]
+    plan = {"kind": "grid", "name": "mine", "metric": "val/loss", "direction": "minimize", "workers": 8, "jobs": jobs}
+    plans.write(
+        sweep, {**plan, "launcher": chosen, "cluster": {"sweep": "abcdefgh", "context": None}, "cwd": str(tmp_path)}
+    )
+    process = start(command=("-m", "blockwright.lab.sweep", "resume", str(sweep)))
+    said, _ = process.communicate()
+    assert process.returncode == 0, said
+    state = json.loads(cluster.file.read_text())
+    made = [name.rpartition("-")[2] for name in state["made"]]
+    assert sorted(made[:2]) == ["0", "2"] and made[2:] == ["1", "4"]
+    assert [row["status"] for row in rows_of(sweep)] == ["completed", "completed", "failed", "failed", "completed"]
+    pods = [o for o in state["objects"].values() if o["kind"] == "Pod"]
+    commands = {}
+    for pod in pods:
+        words = pod["spec"]["containers"][0]["command"]
+        commands[int(pod["metadata"]["labels"]["blockwright.dev/job"])] = words[3 : words.index("--")]
+        assert not any(str(sweep) in word for word in words)  # a folder of this machine
+    folder = "/runs/mine-abcdefgh"
+    assert commands[0] == [folder, "0"] and commands[4] == ["--after", "1", folder, "4"]
+    assert commands[1] == ["--after", "0", "--from-step", "8", folder, "1"]
+
+
 def _composed(*overrides: str) -> dict[str, Any]:
     return OmegaConf.to_container(compose_config(list(overrides)).trainer, resolve=False)  # type: ignore[return-value]
 
@@ -232,6 +265,24 @@ def launched(kubectl: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sma
 
     with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
         yield call
+
+
+def test_pod_gets_the_number_of_its_job_and_of_the_one_it_starts_from(
+    launched: Launched, cluster: ScriptedCluster, small: list[str], tmp_path: Path
+) -> None:
+    """As the rounds of a plan give it (lab/sweep/rounds.py), without files of this machine."""
+    sweep = tmp_path / "sweep"
+    plan = {"kind": "grid", "metric": "val/loss", "direction": "minimize"}
+    jobs = [{"job": 3, "overrides": small, "after": 1, "from_step": 8}]
+    plans.write(sweep, {**plan, "cluster": {"sweep": "abcdefgh", "context": None, "namespace": None}, "jobs": jobs})
+    own = [f"ckpt_path={sweep}/1/checkpoints/step_8.ckpt", "auto_resume=false", "hydra.sweep.subdir=3"]
+    launched(jobs=(own,))
+    state = json.loads(cluster.file.read_text())
+    assert [name.rpartition("-")[2] for name in state["made"]] == ["3"] and Result.read(sweep / "3").ended
+    pod = next(o for o in state["objects"].values() if o["kind"] == "Pod")
+    command = pod["spec"]["containers"][0]["command"]
+    assert command[3:9] == ["--after", "1", "--from-step", "8", "/runs/train-abcdefgh", "3"]
+    assert not any(str(sweep) in word or "subdir" in word for word in command)
 
 
 def test_pruning_is_refused_as_pods_do_not_see_the_study(launched: Launched, cluster: ScriptedCluster) -> None:

@@ -55,6 +55,14 @@ def test_pod_reports_what_its_run_came_to(train: Train, pod: Path, tmp_path: Pat
     assert len((tmp_path / "sweep" / "3" / job.LOG).read_text().splitlines()) == 0
 
 
+def test_pod_starts_from_the_job_that_its_own_follows(train: Train, pod: Path, tmp_path: Path) -> None:
+    train("(folder / 'argv').write_text(' '.join(arguments))")
+    assert one.main(["--after", "0", str(tmp_path), "1", "--", "seed=1"]) == 0
+    assert f"init_from={tmp_path}/0" in (tmp_path / "1" / "argv").read_text().split()
+    assert one.main(["--after", "0", "--from-step", "8", str(tmp_path), "2", "--", "seed=1"]) == 0
+    assert f"ckpt_path={tmp_path}/0/checkpoints/step_8.ckpt" in (tmp_path / "2" / "argv").read_text().split()
+
+
 def test_refusal_is_final_and_its_reason_is_said(train: Train, pod: Path, tmp_path: Path) -> None:
     train("print('error: a.b = 1\\n  rule:   must not\\n  remedy: Write 2', file=sys.stderr); sys.exit(64)")
     assert one.run(tmp_path, 0, ["a.b=1"]) == 64

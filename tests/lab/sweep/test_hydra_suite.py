@@ -18,7 +18,11 @@ from blockwright.registry import ConfigError
 
 pytestmark = pytest.mark.xdist_group("hydra_suite")
 GENERAL = {"BasicLauncher": "basic", "JoblibLauncher": "joblib", "BasicSweeper": "basic"}
-OURS = {"KubernetesLauncher": "hydra/launcher=kubernetes", "ResumableOptunaSweeper": "hydra/sweeper=optuna"}
+OURS = {
+    "KubernetesLauncher": "hydra/launcher=kubernetes",
+    "ResumableOptunaSweeper": "hydra/sweeper=optuna",
+    "PlanSweeper": "hydra/sweeper=plan",
+}
 INSTALLED = {kind.__name__ for base in (Launcher, Sweeper) for kind in Plugins.instance().discover(base)}
 TESTERS = {"LauncherForTesting", "SweeperForTesting"}
 

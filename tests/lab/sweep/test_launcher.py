@@ -1,0 +1,319 @@
+"""Plans on launchers of Hydra: the words that choose one, the rounds, and what kill, stop and failure leave."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from hydra.core.plugins import Plugins
+from hydra.core.utils import JobReturn, JobStatus
+from omegaconf import OmegaConf
+from stand_in import make_plan, statuses, until
+from warm import Running, Warm
+
+from blockwright.lab.ablation import __main__ as ablate
+from blockwright.lab.ladder import __main__ as ladder
+from blockwright.lab.sweep import callback, designs, launcher, locks, runner
+from blockwright.lab.sweep import plan as plans
+from blockwright.lab.sweep.__main__ import main
+from blockwright.lab.sweep.rounds import Rounds
+from blockwright.registry import REFUSED, ConfigError
+from blockwright.registry.command import run_command
+from blockwright.registry.words import sort_words
+from blockwright.training.result import Result, record_failure
+
+JOBLIB = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
+
+
+class Launcher:
+    """Runs jobs at once, and remembers what it was given."""
+
+    def __init__(self, sweep: Path) -> None:
+        self.sweep = sweep
+        self.launched: list[dict[int, list[str]]] = []
+
+    def launch(self, job_overrides: Sequence[list[str]], initial_job_idx: int) -> list[JobReturn]:
+        given = {int(one[-1].removeprefix("hydra.sweep.subdir=")): one[:-1] for one in job_overrides}
+        self.launched.append(given)
+        return [self._run(number, dict(o.split("=", 1) for o in one)) for number, one in given.items()]
+
+    def _run(self, number: int, given: Mapping[str, str]) -> JobReturn:
+        folder = self.sweep / str(number)
+        (folder / ".hydra").mkdir(parents=True, exist_ok=True)
+        (folder / ".hydra" / "overrides.yaml").touch()
+        returned = JobReturn(overrides=[], status=JobStatus.COMPLETED)
+        returned.return_value = 0.0
+        if given["do"] == "ok":
+            Result("completed", metrics={"val/loss": float(given["loss"])}).write(folder)
+        elif given["do"] == "fail":
+            record_failure(folder, "it broke")
+        elif given["do"] == "error":
+            returned.status, returned.return_value = JobStatus.FAILED, RuntimeError("outside the run")
+        return returned
+
+
+def composing(config: Any, overrides: list[str]) -> Any:
+    if "do=misspelt" in overrides:
+        raise ValueError("there is no such key")
+
+
+@pytest.fixture
+def rounds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Rounds:
+    """Those of the folder ``sweep``, on the launcher above."""
+    sweep = tmp_path / "sweep"
+    monkeypatch.setattr(Plugins.instance(), "instantiate_launcher", lambda **_: Launcher(sweep))
+    config = OmegaConf.create({"hydra": {"sweep": {"dir": str(sweep)}}})
+    context: Any = SimpleNamespace(config_loader=SimpleNamespace(load_sweep_config=composing))
+    return Rounds(config, context, lambda _: None)
+
+
+def numbers(rounds: Rounds) -> list[list[int]]:
+    return [list(each) for each in rounds.launcher.launched]
+
+
+def planned(sweep: Path, *jobs: str, after: Mapping[int, int] | None = None, **more: Any) -> None:
+    make_plan(sweep, *jobs, **more)
+    plan = plans.read(sweep)
+    for number, start in (after or {}).items():
+        plan["jobs"][number]["after"] = start
+    plans.write(sweep, plan)
+
+
+def test_jobs_that_start_from_others_are_in_later_rounds(rounds: Rounds) -> None:
+    planned(rounds.sweep, *["do=ok loss=1"] * 5, after={1: 0, 2: 4, 3: 2})
+    rounds.run()
+    assert numbers(rounds) == [[0, 4], [1, 2], [3]]
+    assert f"init_from={rounds.sweep}/4" in rounds.launcher.launched[1][2]
+    assert "auto_resume=false" in rounds.launcher.launched[0][0]
+    assert statuses(rounds.sweep) == ["completed"] * 5
+
+
+def test_failing_jobs_are_rows_and_so_are_those_that_start_from_them(rounds: Rounds) -> None:
+    jobs = ["do=fail", "do=ok loss=1", "do=ok loss=1", "do=error", "do=misspelt", "do=ok loss=2"]
+    planned(rounds.sweep, *jobs, after={1: 0, 2: 1})
+    rounds.run()
+    assert numbers(rounds) == [[0, 3, 5]]  # one that cannot be composed would end the launcher
+    assert statuses(rounds.sweep) == [*["failed"] * 5, "completed"]
+    reasons = [Result.read(rounds.sweep / str(n)).reason for n in range(5)]
+    assert reasons[1].startswith("job 0, whose weights") and reasons[2].startswith("job 1, whose weights")
+    assert reasons[3] == "RuntimeError: outside the run" and reasons[4] == "ValueError: there is no such key"
+
+
+def test_only_what_has_not_ended_runs_from_its_own_checkpoint(rounds: Rounds) -> None:
+    from blockwright.training.checkpoints.atomic import write_file
+
+    planned(rounds.sweep, *["do=ok loss=1"] * 4)
+    Result("completed", metrics={"val/loss": 3.0}).write(rounds.sweep / "0")
+    record_failure(rounds.sweep / "2", "it broke")
+    write_file({"a": 1}, rounds.sweep / "3" / "checkpoints" / "last.ckpt")
+    rounds.run()
+    (given,) = rounds.launcher.launched
+    assert list(given) == [1, 3] and f"ckpt_path={rounds.sweep}/3/checkpoints/last.ckpt" in given[3]
+    assert not any(o.startswith("ckpt_path") for o in given[1])
+
+
+def test_chosen_jobs_alone_run_and_time_is_recorded(rounds: Rounds, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("blockwright.lab.sweep.plan.grow", lambda *_: pytest.fail("it grew"))
+    planned(rounds.sweep, *["do=ok loss=1"] * 3, after={2: 0})
+    rounds.run([1, 2])
+    assert numbers(rounds) == [[1]] and statuses(rounds.sweep) == ["unfinished", "completed", "unfinished"]
+    assert Result.read(rounds.sweep / "1").wall_seconds is not None
+
+
+def test_plan_grows_on_a_launcher(rounds: Rounds, monkeypatch: pytest.MonkeyPatch) -> None:
+    def halved(directory: Path, plan: Mapping[str, Any]) -> list[dict[str, Any]]:
+        values = [Result.read(directory / str(job["job"])).value("val/loss") or 9.0 for job in plan["jobs"]]
+        more = {"job": len(values), "overrides": ["do=ok", f"loss={min(values) / 2}"]}
+        return [] if min(values) <= 1 else [more]
+
+    monkeypatch.setattr(designs, "following", halved)
+    planned(rounds.sweep, "do=ok loss=4", "do=fail")
+    rounds.run()
+    assert numbers(rounds) == [[0, 1], [2], [3]]
+    assert [job["overrides"][-1] for job in plans.read(rounds.sweep)["jobs"]][2:] == ["loss=2.0", "loss=1.0"]
+
+
+# --- the words of commands
+
+
+def taken(*given: str) -> tuple[Any, dict[str, Any]]:
+    return launcher.take(sort_words(given, ("launcher", "workers", "seeds")))
+
+
+def test_plan_keeps_the_launcher_and_how_many_jobs_it_runs() -> None:
+    words, plan = taken("seeds=3", "launcher=joblib", "hydra.launcher.n_jobs=2", "data=text")
+    assert plan == {"launcher": JOBLIB} and words.overrides == ["data=text"]
+    assert words.settings == {"seeds": "3", "workers": "2"}
+    assert taken("seeds=3", "workers=2")[1] == {}
+    hosted = taken("launcher=kubernetes", "hydra.launcher.parallel=3", "hydra.launcher.namespace=a")
+    assert hosted[0].settings["workers"] == "3" and hosted[1]["cluster"]["namespace"] == "a"
+
+
+MISTAKES = {
+    "no such launcher": (["launcher=jobbib"], "launcher", "joblib"),
+    "a list of them": (["launcher=basic,joblib"], "launcher", "basic"),
+    "no name": (["launcher="], "launcher", "joblib"),
+    "options of none": (["hydra.launcher.n_jobs=2"], "hydra.launcher.n_jobs", "launcher="),
+    "no such option": (["launcher=joblib", "hydra.launcher.n_job=2"], "hydra.launcher.n_job", ""),
+    "no jobs": (["launcher=joblib", "hydra.launcher.n_jobs=0"], "hydra.launcher.n_jobs", "1 or more"),
+    "no number": (["launcher=joblib", "hydra.launcher.n_jobs=x"], "hydra.launcher.n_jobs", "integer"),
+    "a class": (["launcher=joblib", "hydra.launcher._target_=os.system"], "hydra.launcher._target_", "Leave"),
+    "workers": (["launcher=joblib", "workers=2"], "workers", "n_jobs"),
+}
+
+
+@pytest.mark.parametrize("case", MISTAKES)
+def test_mistake_is_refused_before_anything_is_written(
+    case: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given, path, remedy = MISTAKES[case]
+    for command, name in ((ablate, "balance_losses"), (ladder, "attention")):
+        assert run_command(command.main, [name, *given, f"paths.log_dir={tmp_path}"]) == REFUSED
+        error = capsys.readouterr().err
+        assert error.startswith(f"error: {path} =") and remedy in error.partition("remedy:")[2]
+    assert not list(tmp_path.iterdir())
+
+
+def test_sweeper_of_plans_is_refused_without_one(tmp_path: Path) -> None:
+    config = OmegaConf.create(
+        {"hydra": {"sweeper": {"_target_": callback.PLAN_SWEEPER}, "overrides": {"hydra": [], "task": []}}}
+    )
+    with pytest.raises(ConfigError, match="launcher=NAME"):
+        callback.begin(tmp_path, config, [])
+    assert not list(tmp_path.iterdir())
+
+
+def test_workers_of_a_sweep_on_a_launcher_are_refused(tmp_path: Path) -> None:
+    planned(tmp_path / "sweep", "do=ok loss=1", launcher=JOBLIB)
+    with pytest.raises(ConfigError, match="--workers"):
+        main(["resume", str(tmp_path / "sweep"), "--workers", "2"])
+
+
+# --- real launchers
+
+STAND_IN = """
+import json, os, signal, sys, time
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))
+given = {"argv": sys.argv[1:], "cwd": os.getcwd(), "resumed": os.environ.get("BLOCKWRIGHT_RESUMED_SWEEP")}
+with open("calls", "w") as file:
+    print(json.dumps(given), file=file)
+while os.path.exists("slow"):
+    time.sleep(0.02)
+sys.exit(int(os.environ.get("CODE", "0")))
+"""
+
+
+@pytest.mark.parametrize("code", [0, 1, 64, 75])
+def test_multirun_gets_the_plan_and_its_exit_code_counts(
+    code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (file := tmp_path / "stand_in.py").write_text(STAND_IN)
+    monkeypatch.setattr("blockwright.training.jobs.TRAIN", (str(file),))
+    monkeypatch.setenv("CODE", str(code))
+    sweep, began = tmp_path / "sweep", tmp_path / "began"
+    began.mkdir()
+    planned(sweep, "do=ok loss=1", launcher=JOBLIB, flags=["--config-dir", "x"], cwd=str(began))
+    assert runner.run_plan(sweep, jobs=[0, 3]) == code
+    call = json.loads((began / "calls").read_text())
+    assert call["cwd"] == str(began) and call["resumed"] == str(sweep)
+    assert call["argv"][:5] == ["--config-dir", "x", "hydra/sweeper=plan", *JOBLIB]
+    assert {"hydra.sweeper.jobs=[0,3]", f"hydra.sweep.dir={sweep}", "hydra.mode=MULTIRUN"} <= set(call["argv"])
+
+
+Start = Callable[..., Running]
+
+
+@pytest.fixture
+def start(warm: Warm, environment: dict[str, str], small: list[str], tmp_path: Path) -> Start:
+    """Runs a plan of small jobs as ``launcher.run`` does, forked from a process that has the imports."""
+    quick = ["callbacks.report.sample_tokens=0", "logger=none", "callbacks.throughput=null"]
+
+    def call(sweep: Path, jobs: Sequence[Mapping[str, Any]] = (), name: str = "basic") -> Running:
+        chosen = [f"hydra/launcher={name}"]
+        if jobs:
+            listed = [{**job, "job": i, "overrides": [*small, *quick, *job["overrides"]]} for i, job in enumerate(jobs)]
+            plan = {"kind": "grid", "name": "x", "metric": "val/loss", "direction": "minimize", "workers": 1}
+            plans.write(sweep, {**plan, "launcher": chosen, "jobs": listed})
+        own = ["hydra/sweeper=plan", *chosen, f"hydra.sweep.dir={sweep}", "hydra.mode=MULTIRUN"]
+        variables = {**environment, plans.RESUMED: str(sweep)}
+        return warm.start("-m", "blockwright.train", *own, cwd=tmp_path, env=variables)
+
+    return call
+
+
+def test_real_jobs_are_resumed_after_a_kill_in_their_own_folders(start: Start, tmp_path: Path) -> None:
+    from blockwright.training.checkpoints.find import newest
+
+    long = ["trainer.max_steps=40", "callbacks.interruption.every_n_steps=5"]
+    jobs = [
+        {"overrides": ["model.attention.n_heads=7"]},  # does not divide the width
+        {"overrides": ["optimizer.lr=0.001"]},
+        {"overrides": [*long, "seed=1"]},
+        {"overrides": [], "after": 2},
+        {"overrides": ["model.no_such=1"]},
+    ]
+    sweep = tmp_path / "sweep"
+    process = start(sweep, jobs)
+    until(lambda: newest(sweep / "2") is not None, 100)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert statuses(sweep)[:3] == ["failed", "completed", "unfinished"]
+    assert locks.holder(sweep) is None
+    before = Result.read(sweep / "1")
+    process = start(sweep)
+    said, error = process.communicate()
+    assert process.returncode == 0, error[-3000:]
+    assert statuses(sweep) == ["failed", "completed", "completed", "completed", "failed"]
+    assert Result.read(sweep / "1") == before and (before.wall_seconds is None or before.wall_seconds > 0)
+    assert "training from step 0 of 40" not in said and "Traceback" not in error
+    assert "must divide" in Result.read(sweep / "0").reason
+    assert f"init_from={sweep}/2" in plans.overrides_of(sweep / "3")
+
+
+TINY = [
+    "model=tiny", "model.n_layers=1", "model.d_model=16", "model/ffn=swiglu", "model.layout.ffn=ffn*",
+    "model/attention=mha", "model.attention.n_heads=2", "data=sorting", "test=false", "logger=none",
+    "callbacks.report.sample_tokens=0", "trainer.max_steps=40", "trainer.val_check_interval=10",
+]  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGTERM])
+def test_growing_ablation_on_joblib_is_that_of_processes(
+    signum: int, tmp_path: Path, environment: dict[str, str], warm: Warm
+) -> None:
+    """The command itself, killed or stopped on the way: the same jobs, with the same losses."""
+    written = {"base": TINY, "baseline": "a", "arms": {"a": [], "b": "model/ffn=gelu"}, "see": 5, "pairs": 2}
+    (file := tmp_path / "mine.yaml").write_text(json.dumps({**written, "tune": None}))
+    ended = {}
+    for name, words in {"joblib": ["launcher=joblib", JOBLIB[1]], "processes": ["workers=2"]}.items():
+        logs = tmp_path / name
+        given = ["ablate", str(file), *words, f"paths.log_dir={logs}"]
+        process = warm.start("-m", "blockwright", *given, cwd=tmp_path, env=environment)
+        if name == "joblib":
+            until(lambda logs=logs: [*logs.glob("ablation/mine/*/*/results.json")], 200)  # type: ignore[misc]
+        else:
+            process.communicate()
+        (sweep,) = logs.glob("ablation/mine/*")
+        if name == "joblib":
+            assert len(plans.read(sweep)["jobs"]) == 4
+            if signum == signal.SIGKILL:
+                os.killpg(locks.holder(sweep) or 0, signum)  # of the multirun and its workers
+            else:
+                process.send_signal(signum)
+            process.communicate()
+            assert process.returncode == (128 + signum if signum == signal.SIGKILL else 75)
+            until(lambda sweep=sweep: not any(map(locks.is_taken, [sweep, *sweep.iterdir()])), 60)  # type: ignore[misc]
+            assert main(["resume", str(sweep)]) == 0
+        plan = plans.read(sweep)
+        results = {job["job"]: Result.read(sweep / str(job["job"])) for job in plan["jobs"]}
+        assert any(result.wall_seconds for result in results.values())
+        ended[name] = [(plans.name_of(job), results[job["job"]].value("val/loss")) for job in plan["jobs"]]
+        assert len(plan["jobs"]) > 4 and None not in dict(ended[name]).values()
+    assert ended["joblib"] == ended["processes"]
