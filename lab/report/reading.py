@@ -15,7 +15,7 @@ from blockwright.lab.report import arms
 from blockwright.lab.report.sweep import COMPARE, Design, Run, Sweep
 from blockwright.lab.sweep.damage import damage_of
 from blockwright.lab.sweep.direction import described, maximizes
-from blockwright.lab.sweep.plan import KINDS, overrides_of
+from blockwright.lab.sweep.plan import overrides_of
 from blockwright.registry import ConfigError, did_you_mean
 from blockwright.registry.folder import read_json, read_yaml
 from blockwright.registry.reading import keys
@@ -24,6 +24,8 @@ from blockwright.training.figure import Figure
 from blockwright.training.result import RESULTS, UNFINISHED, Result
 
 PLAN = "plan.json"
+GRID = "grid"
+KINDS = (GRID, "search", "ablation")  # that have this report
 
 
 def read(
@@ -43,7 +45,7 @@ def read(
     """
     _check_folder(directory)
     plan = _plan(directory)
-    if (kind := plan.get("kind", KINDS[0])) not in KINDS:
+    if (kind := plan.get("kind", GRID)) not in KINDS:
         remedy = f"Write blockwright {kind} {directory}"
         raise ConfigError("DIR", str(directory), f"holds a {kind}, which has a report of its own", remedy)
     runs = _runs(directory, plan)
@@ -123,13 +125,13 @@ def _described(directory: Path, runs: Sequence[Run]) -> dict[str, Figure]:
 def _aim(directory: Path, plan: Mapping[str, Any]) -> tuple[str, tuple[str, str | None], str]:
     """The sweep's metric, where its direction is written with what is, and the kind of sweep."""
     if "metric" in plan:
-        return plan["metric"], (f"direction of {directory / PLAN}", plan.get("direction")), plan.get("kind", "grid")
+        return plan["metric"], (f"direction of {directory / PLAN}", plan.get("direction")), plan.get("kind", GRID)
     try:
         written = read_yaml(directory, "multirun.yaml")
     except ConfigError:  # none, or an incomplete file
         written = None
     metric, sweeper = _within(written, "optimized_metric"), _within(written, "hydra", "sweeper")
-    kind, way = "search" if "optuna" in str(_within(sweeper, "_target_")) else "grid", _within(sweeper, "direction")
+    kind, way = "search" if "optuna" in str(_within(sweeper, "_target_")) else GRID, _within(sweeper, "direction")
     said = f"direction of {directory / 'multirun.yaml'}", None if way is None else str(way)
     return str(metric or "val/loss"), said, plan.get("kind", kind)
 
