@@ -11,12 +11,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from blockwright.lab.sweep.tuning import COMPARE, TUNE
 from blockwright.registry import ConfigError
 from blockwright.registry.ranges import Count, Positive, ProperFraction, Seed
 from blockwright.registry.reading import read as read_settings
 
 KEY = "ladder"  # of the outline in plan.json
-TUNE, COMPARE = "tune", "compare"
 MILESTONES = "blockwright.training.callbacks.milestones.Milestones"  # not imported: it needs torch
 Job = dict[str, Any]
 

@@ -78,7 +78,7 @@ class Spread:
     bank: float = 0.0
 
     def dof(self, seeds: int) -> float:
-        return (self.arms - 1) * (seeds - 1) + self.bank
+        return variance.dof_of(self.arms, seeds) + self.bank
 
 
 @dataclass(frozen=True)

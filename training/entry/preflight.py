@@ -41,8 +41,8 @@ def prepare(cfg: DictConfig, compared: bool = False) -> Run:
     """
     run = preflight(cfg, compared)
     if not is_child():
-        for note in (figures.left_out(run), *parts.parametrisation(run).notes()):
-            print(note, end="\n" if note else "", file=sys.stderr)
+        for note in filter(None, (figures.left_out(run), *parts.parametrisation(run).notes())):
+            print(note, file=sys.stderr)
     refuse_untrained(run)
     from blockwright.training.entry.room import check_room  # DTensor takes a second: after what is refused more often
 
@@ -87,12 +87,8 @@ def _check_trainer(run: Run) -> None:
 def _check_optimizer(run: Run) -> None:
     check_target(run.optimizer, "optimizer")
     recipe = recipe_of(run)
-    if (
-        run.task.get("frozen") not in (None, [])
-        or any(recipe.patterns().values())
-        or recipe.scales
-        or parts.starts(run)
-    ):
+    is_frozen = run.task.get("frozen") not in (None, [])
+    if is_frozen or any(recipe.patterns().values()) or recipe.scales or parts.starts(run):
         recipe.check(trained(outline_of(run)))  # patterns match some parameter, on the meta device
     check_target(run.scheduler, "scheduler")
     schedule = instantiate(run.scheduler, "scheduler")
