@@ -49,23 +49,27 @@ def losses(findings: Findings, over: str) -> Figure:
     chart.axes(x, y, what, f"{findings.plan['metric']}, nats", short)
     ends = []
     for arm in findings.arms:
-        cls = colour(arm, findings)
         for name in names:
-            own = [each for (a, s, d), each in of.items() if a == arm and name == (d if by_size else s)]
-            if not own:
-                continue
-            chart.curve(_line(findings, arm, own, by_size), f"curve {cls}", f"the law: {arm}, {name}")
-            for each in own:
-                at = _at(each[0], by_size), mean(each)
-                chart.mark(f"dot {cls}", at, MEAN, f"{arm}, {each[0].size}, {each[0].duration}: {plain(at[1])}")
-            last = max(own, key=lambda each: _at(each[0], by_size))
-            if name == names[-1]:
-                ends.append((arm, cls, (_at(last[0], by_size), mean(last))))
+            row = [each for (a, s, d), each in of.items() if a == arm and name == (d if by_size else s)]
+            if row:
+                end = _row(chart, findings, arm, name, row, by_size)
+                ends += [(arm, colour(arm, findings), end)] if name == names[-1] else []
     end_labels(chart, ends)
     lines = "duration" if by_size else "size"
     law = "Lines: the law" if findings.law else "Lines join the rungs of an arm"
     caption = f"Dots: means over seeds, a row for each {lines}. {law}."
     return Figure(chart, f"Loss over {'size' if by_size else 'data'}", caption)
+
+
+def _row(chart: Chart, findings: Findings, arm: str, name: str, row: Sequence[Sequence[Rung]], by_size: bool) -> Point:
+    """Draw an arm at one duration or size: its line, and a dot for each rung. Returns the last dot."""
+    cls = colour(arm, findings)
+    chart.curve(_line(findings, arm, row, by_size), f"curve {cls}", f"the law: {arm}, {name}")
+    for each in row:
+        at = _at(each[0], by_size), mean(each)
+        chart.mark(f"dot {cls}", at, MEAN, f"{arm}, {each[0].size}, {each[0].duration}: {plain(at[1])}")
+    last = max(row, key=lambda each: _at(each[0], by_size))
+    return _at(last[0], by_size), mean(last)
 
 
 def _at(rung: Rung, by_size: bool) -> float:
