@@ -78,10 +78,10 @@ def tuned_of(outline: Outline, tried: Mapping[Place, list[Try]]) -> dict[Place, 
 
 
 def values(outline: Outline, tuned: Mapping[Place, Tuned]) -> dict[Place, float]:
-    """Size and arm → value: where an arm was tuned, its vertex; at larger sizes, on the line through the tuned ones.
+    """Size and arm → value: the vertex where an arm was tuned; at larger sizes, the line through the tuned ones.
 
     The line is of log value over log N: the best rate falls with the width by half an octave to an octave a doubling
-    under standard parametrisation, so the value of the smaller sizes as it is would be too large.
+    under standard parametrisation, so the value of a smaller size would be too large.
     """
     found = {}
     for size, of in outline.sizes.items():

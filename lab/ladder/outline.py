@@ -100,7 +100,7 @@ class Outline:
 
     @property
     def tuning_seed(self) -> int:
-        """None of the compared: a seed that chose a value flatters it."""
+        """A seed that is not compared: one that chose a value flatters it."""
         return max(self.seeds) + 1
 
 
@@ -131,7 +131,7 @@ def check_jobs(plan: Mapping[str, Any], outline: Outline) -> None:
 
 
 def schedule(steps: int, warmup: int, decay: int) -> list[str]:
-    """Overrides of warm-up, plateau and decay to 0. They save no best checkpoint, which nothing reads."""
+    """Overrides of warm-up, plateau and decay to 0, without a best checkpoint, which nothing reads."""
     how = ["scheduler=warmup_stable_decay", f"scheduler.warmup={warmup}", f"scheduler.decay={decay}"]
     return [*how, f"trainer.max_steps={steps}", "callbacks.checkpoint=null"]
 
