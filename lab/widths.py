@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Any
 
 from blockwright.registry import ConfigError
 from blockwright.registry.ranges import Count
-from blockwright.registry.reading import Remedy
 from blockwright.training.configuration.composing import compose_config
-
-STANDARD = "standard"
-Grow = Annotated[dict[str, Any], Remedy("Write grow='{attention: {n_heads: 4}}': sizes at the smallest width")]
+from blockwright.training.configuration.run import STANDARD
 
 
 @dataclass(frozen=True)
@@ -75,4 +72,4 @@ def _written(sizes: Mapping[str, Any]) -> str:
 def has_rules(overrides: Sequence[str]) -> bool:
     """Whether overrides choose a parametrisation other than the standard one."""
     node = compose_config(overrides).parametrisation
-    return (node if isinstance(node, str) else node.name) != STANDARD
+    return (node if isinstance(node, str) else node.name) != STANDARD["name"]

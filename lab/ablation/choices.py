@@ -1,4 +1,4 @@
-"""Settings of an ablation that say the same in different ways: how many seeds, and which rate."""
+"""Settings of an ablation that contradict or replace each other: those of the seeds, and those of the rate."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def replaced(written: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str
 
 
 def refuse_contradictions(settings: Mapping[str, Any]) -> None:
-    """Refuse two settings that say the same, and one that says nothing without another.
+    """Refuse two settings that choose the same, and one that has no effect without another.
 
     Raises:
         ConfigError: at the second of the two

@@ -16,10 +16,11 @@ from typing import Annotated, Any, Literal
 from annotated_types import Ge, Le
 
 from blockwright.lab.ablation import choices
-from blockwright.lab.ablation.files import Files
+from blockwright.lab.definitions import Files
 from blockwright.lab.match.sizing import Match
 from blockwright.lab.report.sweep import Solved
 from blockwright.lab.statistics.looks import Spend
+from blockwright.lab.sweep.tuning import RATE
 from blockwright.registry import BlockError, ConfigError, did_you_mean
 from blockwright.registry.ranges import Count, Positive, Seed
 from blockwright.registry.reading import Remedy, checked, keys, typed
@@ -28,7 +29,6 @@ from blockwright.training.configuration.conf import CONF
 
 ENTRY_POINTS = "blockwright.ablations"
 MAX_ARMS, MAX_SEEDS = 1000, 1000
-RATE = "optimizer.lr"
 TRIES = 5  # of the rate, where a definition says nothing of it
 LOOKS = (4, 8, 12, 16)
 Tries = Annotated[int, Ge(3), Le(25), "a parabola needs three"]
@@ -132,19 +132,9 @@ class Definition:
 
 
 KEYS = tuple(key for key in keys(Definition) if key != "name")
-BUDGET = ("seeds", "see", "pairs", "hours", "until", "looks", "spend")
-OF_COMMAND_LINE = (
-    *BUDGET,
-    "lr",
-    "tune",
-    "within",
-    "tokens",
-    "workers",
-    "metric",
-    "direction",
-    "baseline",
-    *keys(Match),
-)
+SEEDS = ("seeds", "see", "pairs", "hours", "until", "looks", "spend")  # that choose how many
+OTHERS = ("lr", "tune", "within", "tokens", "workers", "metric", "direction", "baseline")
+OF_COMMAND_LINE = (*SEEDS, *OTHERS, *keys(Match))
 
 
 def _distinct(values: Sequence[Any]) -> bool:
@@ -157,11 +147,6 @@ FILES = Files("ablation", CONF / "ablation", ENTRY_POINTS, KEYS)
 def names() -> list[str]:
     """Names of the ablations in conf/ablation and of plug-ins."""
     return FILES.names()
-
-
-def known() -> dict[str, list[Path]]:
-    """Name of a definition → the files of this name, here and in other packages."""
-    return FILES.known()
 
 
 def about(name: str) -> str:

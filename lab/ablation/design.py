@@ -15,15 +15,14 @@ from typing import Any
 
 from blockwright.lab.ablation import amount
 from blockwright.lab.ablation.scheme import Scheme
-from blockwright.lab.report.sweep import COMPARE, TUNE
-from blockwright.lab.report.tuned import RATE, loss_of
 from blockwright.lab.statistics import tuning
 from blockwright.lab.statistics.tuning import Try
+from blockwright.lab.sweep.tuning import COMPARE, RATE, TUNE, loss_of, next_round, octaves
 from blockwright.training.result import Result
 
 Job = dict[str, Any]
 TUNING_SEED = 10_000  # beyond those that are compared
-ROUNDS = 3  # of further tries, after which the best of an arm may still be at an edge
+ROUNDS = 3  # of further tries
 DIGITS = 3  # of a chosen value
 
 
@@ -99,18 +98,13 @@ def _tries(state: State) -> list[Job]:
     path = next((path for path in tune if path not in tuned), None)
     if path is None:
         return []
-    octaves = [i - tune[path] // 2 for i in range(tune[path])]
     recipes = state.scheme.recipes.items()
-    return _tried(state, path, {arm: [recipe.values[path] * 2.0**i for i in octaves] for arm, recipe in recipes})
+    return _tried(state, path, {arm: octaves(recipe.values[path], tune[path]) for arm, recipe in recipes})
 
 
 def _round(state: State, path: str, first: int) -> dict[str, list[float]]:
-    """Two more values for every arm, so that all are tuned alike; none if no arm needs them, or rounds are over."""
     tried = {arm: state.tries(arm, path) for arm in state.scheme.recipes}
-    rounds = max((len(tries) - first) // 2 for tries in tried.values())
-    if rounds >= ROUNDS or not any(tuning.next_tries(tries, state.scheme.sd_of_run) for tries in tried.values()):
-        return {}
-    return {arm: tuning.further(tries) for arm, tries in tried.items()}
+    return next_round(tried, first, ROUNDS, state.scheme.sd_of_run)
 
 
 def _tried(state: State, path: str, values: Mapping[str, Sequence[float]]) -> list[Job]:

@@ -8,8 +8,8 @@ from blockwright.lab.ablation import provision
 from blockwright.lab.ablation.bank import Entry
 from blockwright.lab.ablation.planning import Plan
 from blockwright.lab.ablation.seeds import FEWEST, affordable, last_level
-from blockwright.lab.report.sweep import TUNE
 from blockwright.lab.sweep.progress import duration
+from blockwright.lab.sweep.tuning import TUNE
 
 
 def jobs(plan: Plan) -> str:

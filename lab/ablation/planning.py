@@ -13,6 +13,7 @@ from blockwright.lab.ablation.bank import Entry, Shape
 from blockwright.lab.ablation.definition import Definition
 from blockwright.lab.ablation.scheme import Recipe, Scheme
 from blockwright.lab.match.sizing import Arm, Sized, arm_of, named, size
+from blockwright.lab.sweep.tuning import composed_value
 from blockwright.registry import ConfigError
 from blockwright.registry.quoting import quoted
 from blockwright.training.configuration import figures, parts
@@ -93,12 +94,7 @@ def make(definition: Definition, overrides: Sequence[str] = ()) -> Plan:
         ConfigError: an arm cannot be composed, built or matched, or would not be accepted by blockwright train
     """
     steps, tokens_per_step, log_dir = _lengths(definition, overrides)
-    common = [f"task_name={quoted(definition.name)}", *definition.base]
-    composed = {}
-    for name, spec in definition.arms.items():
-        composed[name] = _composed(name, [*common, *steps, *overrides, *spec.overrides])
-        if steps and (own := _tokens_per_step(composed[name][1])) != tokens_per_step:  # another batch size
-            composed[name] = _composed(name, [*common, *_steps(definition, own, name), *overrides, *spec.overrides])
+    composed = _composed_arms(definition, overrides, steps, tokens_per_step)
     arms = [arm for arm, _ in composed.values()]
     targets = {name: spec.target for name, spec in definition.arms.items() if spec.target is not None}
     ways = {name: spec.match for name, spec in definition.arms.items() if spec.match is not None}
@@ -133,20 +129,9 @@ def _recipes(definition: Definition, sized: Sequence[Sized], final: Mapping[str,
     for one in sized:
         name = one.arm.name
         spec = definition.arms[name]
-        values = {path: _number(name, final[name], path) for path in definition.tune or ()}
+        values = {path: composed_value(final[name], path, name) for path in definition.tune or ()}
         recipes[name] = Recipe(tuple(one.overrides), spec.init_from, values, spec.compared)
     return recipes
-
-
-def _number(arm: str, run: Run, path: str) -> float:
-    """The composed value of a tuned setting of an arm."""
-    value: Any = run
-    for key in path.split("."):
-        value = value.get(key) if isinstance(value, Mapping) else None
-    if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
-        rule = f"is tuned in octaves around its composed value, a number above 0, but arm {arm} has {value!r} there"
-        raise ConfigError(f"tune.{path}", arm, rule, "Write the path of a number, or tune: null")
-    return float(value)
 
 
 def _shape(metric: str, base: Run, params: float, tokens: int | None, per_step: int) -> Shape:
@@ -163,6 +148,20 @@ def _shape(metric: str, base: Run, params: float, tokens: int | None, per_step: 
         str(optimizer.get("_target_")).rpartition(".")[2],
         lr if isinstance(lr, float) and lr > 0 else None,
     )
+
+
+def _composed_arms(
+    definition: Definition, overrides: Sequence[str], steps: list[str], tokens_per_step: int
+) -> dict[str, tuple[Arm, Run]]:
+    """Every arm before it is matched; one of another batch size with its own number of steps."""
+    common = [f"task_name={quoted(definition.name)}", *definition.base]
+    composed = {}
+    for name, spec in definition.arms.items():
+        composed[name] = _composed(name, [*common, *steps, *overrides, *spec.overrides])
+        if steps and (per_step := _tokens_per_step(composed[name][1])) != tokens_per_step:
+            steps_of_arm = _steps(definition, per_step, name)
+            composed[name] = _composed(name, [*common, *steps_of_arm, *overrides, *spec.overrides])
+    return composed
 
 
 def _composed(name: str, overrides: Sequence[str]) -> tuple[Arm, Run]:

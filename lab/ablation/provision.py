@@ -11,6 +11,7 @@ from blockwright.lab.ablation.definition import MAX_SEEDS, Definition
 from blockwright.lab.ablation.scheme import Recipe, Scheme
 from blockwright.lab.ablation.seeds import Precision, quarters
 from blockwright.lab.report.sweep import Bank
+from blockwright.lab.sweep.tuning import RATE
 from blockwright.registry import ConfigError
 
 
@@ -57,7 +58,7 @@ def make(definition: Definition, recipes: Mapping[str, Recipe], shape: Shape, en
 
 def noise_of(definition: Definition, shape: Shape, entries: Sequence[Entry]) -> Entry | None:
     """The noise of earlier ablations of nearly this shape; None if there is none."""
-    tries = (definition.tune or {}).get("optimizer.lr", 0)
+    tries = (definition.tune or {}).get(RATE, 0)
     return bank.nearest(shape, entries, tries // 2)
 
 

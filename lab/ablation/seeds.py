@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from blockwright.lab.statistics import looks, power
 from blockwright.lab.statistics.looks import Spend
+from blockwright.lab.statistics.variance import dof_of
 
 LEVEL = 0.05  # of a fixed number of seeds, two-sided
 FEWEST = 2  # seeds of a comparison
@@ -28,9 +29,8 @@ class Precision:
     bank: float = 0.0
 
     def dof(self, seeds: int) -> float:
-        """(A − 1)(n − 1) pooled over three arms or more, else n − 1; and the bank's."""
-        own = (self.arms - 1) * (seeds - 1) if seeds > 1 else 0
-        return own + self.bank
+        """Of the sweep's own variance, and the bank's."""
+        return dof_of(self.arms, seeds) + self.bank
 
     def sees(self, seeds: int, level: float = LEVEL) -> float:
         """The difference that four in five such sweeps show, Holm's worst step."""
@@ -42,10 +42,7 @@ class Precision:
         Raises:
             ValueError: there is no such number below 100,000
         """
-        return max(FEWEST, power.seeds_to_see(difference, self.sd, self._dof(), self.arms - 1))
-
-    def _dof(self) -> Callable[[int], float]:
-        return lambda seeds: self.dof(seeds) if seeds >= FEWEST else 0.0
+        return max(FEWEST, power.seeds_to_see(difference, self.sd, self.dof, self.arms - 1))
 
 
 def last_level(seeds: Sequence[int], spend: Spend) -> float:

@@ -42,7 +42,9 @@ def main(arguments: Sequence[str]) -> int:
         ConfigError: no such control, an invalid one, a missing extra, or a folder that cannot be written
     """
     parser = Parser(prog="blockwright calibrate", description=__doc__)
-    parser.add_argument("--only", nargs="+", metavar="NAME", help=f"these controls: {', '.join(controls.known())}")
+    parser.add_argument(
+        "--only", nargs="+", metavar="NAME", help=f"these controls: {', '.join(controls.FILES.names())}"
+    )
     parser.add_argument("--json", action="store_true", help="the outcomes for programs")
     parser.add_argument("--again", action="store_true", help="forget the runs that are done")
     parser.add_argument("--workers", type=int, default=WORKERS, help="processes, of one thread each; default: 2")
@@ -51,7 +53,7 @@ def main(arguments: Sequence[str]) -> int:
     if asked.workers < 1:
         raise ConfigError("--workers", asked.workers, "is the number of parallel runs", "Write 1 or more")
     require("lab", "scipy", path="blockwright calibrate")
-    known = [controls.read(name) for name in controls.known()]
+    known = [controls.read(name) for name in controls.FILES.names()]
     chosen = known if asked.only is None else [controls.read(name) for name in dict.fromkeys(asked.only)]
     log_dir = _log_dir(paths)
     record = calibrate(chosen, known, log_dir, asked.workers, asked.again)

@@ -8,18 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Literal
 
 from blockwright.lab.ablation.definition import Overrides
-from blockwright.registry import BlockError, ConfigError, did_you_mean, plugins
-from blockwright.registry.folder import read_yaml
+from blockwright.lab.definitions import Files
+from blockwright.registry import BlockError
 from blockwright.registry.ranges import NonNegative, Seed
-from blockwright.registry.reading import Remedy
+from blockwright.registry.reading import Remedy, keys
 from blockwright.registry.reading import read as read_settings
 from blockwright.training.configuration.conf import CONF
 
-FOLDER, ENTRY_POINTS = CONF / "control", "blockwright.controls"
+ENTRY_POINTS = "blockwright.controls"
 METRIC = "val/loss"
 Expect = Literal["worse", "better", "absent", "identical"]
 Seeds = Annotated[tuple[Seed, ...], Remedy("Write seeds: [0, 1, 2, 3]")]
@@ -74,32 +73,13 @@ class Control:
             yield (*self.base, *self.baseline, f"seed={seed}"), (*self.base, *self.arm, f"seed={other}")
 
 
-def known() -> dict[str, Path]:
-    """Name → file of every control, here and in other packages, those of this project first.
-
-    Raises:
-        ConfigError: two have the same name
-    """
-    files: dict[str, Path] = {}
-    for folder in (FOLDER, *plugins.folders(ENTRY_POINTS)):
-        for file in sorted(folder.glob("*.yaml")):
-            if file.stem in files:
-                rule = f"is the name of two controls: {files[file.stem]} and {file}"
-                raise ConfigError("control", file.stem, rule, "Rename one, or uninstall its package")
-            files[file.stem] = file
-    return files
+FILES = Files("control", CONF / "control", ENTRY_POINTS, tuple(key for key in keys(Control) if key != "name"), "--only")
 
 
 def read(name: str) -> Control:
     """Read a control by its name.
 
     Raises:
-        ConfigError: there is none, or it is invalid
+        ConfigError: there is none, two have the name, or it is invalid
     """
-    files = known()
-    if name not in files:
-        raise ConfigError("--only", name, "there is no such control", did_you_mean(name, files))
-    settings = read_yaml(files[name].parent, files[name].name)
-    if isinstance(settings, dict):
-        settings = {**settings, "name": name}
-    return read_settings(Control, settings, f"control.{name}")
+    return read_settings(Control, {**FILES.read(name), "name": name}, f"control.{name}")

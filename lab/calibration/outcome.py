@@ -85,7 +85,7 @@ def _seen(differences: Any, p: float | None) -> str:
 
 @dataclass(frozen=True)
 class Summary:
-    """How many effects were found, and which controls failed.
+    """Which effects were seen, and which controls failed.
 
     Args:
         outcomes: of all controls that were run

@@ -18,7 +18,7 @@ import blockwright
 from blockwright.lab.calibration.control import Control
 from blockwright.lab.calibration.outcome import Outcome, Summary, judge
 from blockwright.registry import ConfigError
-from blockwright.registry.folder import read_json
+from blockwright.registry.folder import parse_json, read_json
 from blockwright.registry.reading import read as read_settings
 from blockwright.training.writing import write_json
 
@@ -81,7 +81,7 @@ class Record:
 
     def losses(self) -> dict[tuple[str, ...], float]:
         """Overrides of a run → its loss, infinite if it diverged."""
-        return {tuple(json.loads(run)): math.inf if loss is None else loss for run, loss in self.runs.items()}
+        return {tuple(parse_json(run, FILE)): math.inf if loss is None else loss for run, loss in self.runs.items()}
 
 
 def read(log_dir: Path) -> Record | None:

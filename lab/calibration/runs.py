@@ -1,6 +1,6 @@
 """Run trainings one after another in a few processes: starting a process for each would take longer than a run.
 
-Each goes through the same doors as ``blockwright train``: composed, parsed, checked and executed.
+Each is composed, parsed, checked and executed as ``blockwright train`` does it.
 """
 
 from __future__ import annotations

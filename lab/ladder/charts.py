@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from blockwright.lab.ladder.findings import Findings
 from blockwright.lab.ladder.verdict import Speed, Verdict
-from blockwright.lab.report.figure import COLOURS, ENDS, LETTER, Figure, end_labels
+from blockwright.lab.report.figure import ENDS, LETTER, Figure, colour_of, end_labels, room_of
 from blockwright.lab.report.scale import Scale, padded
 from blockwright.lab.report.svg import Chart, Point, cut
 from blockwright.lab.report.words import plain, short, signed
@@ -20,7 +20,7 @@ Cells = dict[tuple[str, str, str], list[Rung]]  # (arm, size, duration) → its 
 
 def colour(arm: str, findings: Findings) -> str:
     """Class of an arm's colour: the baseline is drawn in ink."""
-    return f"s{min(findings.arms.index(arm), COLOURS + 1)}"
+    return colour_of(findings.arms.index(arm))
 
 
 def cells(findings: Findings) -> Cells:
@@ -41,7 +41,7 @@ def losses(findings: Findings, over: str) -> Figure:
     sizes = findings.outline.sizes
     names = list(sizes[findings.largest].steps if by_size else sizes)
     of = cells(findings)
-    chart = Chart(f"loss-over-{over}", f"Loss over {what}", 320, right=_room(findings), top=30)
+    chart = Chart(f"loss-over-{over}", f"Loss over {what}", 320, right=room_of(findings.arms), top=30)
     points = [(_at(each[0], by_size), mean(each)) for each in of.values()]
     low, high = min(x for x, _ in points), max(x for x, _ in points)
     x = Scale(low / 1.15, high * 1.15, chart.x0, chart.x1, log=True)
@@ -49,23 +49,27 @@ def losses(findings: Findings, over: str) -> Figure:
     chart.axes(x, y, what, f"{findings.plan['metric']}, nats", short)
     ends = []
     for arm in findings.arms:
-        cls = colour(arm, findings)
         for name in names:
-            own = [each for (a, s, d), each in of.items() if a == arm and name == (d if by_size else s)]
-            if not own:
-                continue
-            chart.curve(_line(findings, arm, own, by_size), f"curve {cls}", f"the law: {arm}, {name}")
-            for each in own:
-                at = _at(each[0], by_size), mean(each)
-                chart.mark(f"dot {cls}", at, MEAN, f"{arm}, {each[0].size}, {each[0].duration}: {plain(at[1])}")
-            last = max(own, key=lambda each: _at(each[0], by_size))
-            if name == names[-1]:
-                ends.append((arm, cls, (_at(last[0], by_size), mean(last))))
+            row = [each for (a, s, d), each in of.items() if a == arm and name == (d if by_size else s)]
+            if row:
+                end = _row(chart, findings, arm, name, row, by_size)
+                ends += [(arm, colour(arm, findings), end)] if name == names[-1] else []
     end_labels(chart, ends)
     lines = "duration" if by_size else "size"
     law = "Lines: the law" if findings.law else "Lines join the rungs of an arm"
     caption = f"Dots: means over seeds, a row for each {lines}. {law}."
     return Figure(chart, f"Loss over {'size' if by_size else 'data'}", caption)
+
+
+def _row(chart: Chart, findings: Findings, arm: str, name: str, row: Sequence[Sequence[Rung]], by_size: bool) -> Point:
+    """Draw an arm at one duration or size: its line, and a dot for each rung. Returns the last dot."""
+    cls = colour(arm, findings)
+    chart.curve(_line(findings, arm, row, by_size), f"curve {cls}", f"the law: {arm}, {name}")
+    for each in row:
+        at = _at(each[0], by_size), mean(each)
+        chart.mark(f"dot {cls}", at, MEAN, f"{arm}, {each[0].size}, {each[0].duration}: {plain(at[1])}")
+    last = max(row, key=lambda each: _at(each[0], by_size))
+    return _at(last[0], by_size), mean(last)
 
 
 def _at(rung: Rung, by_size: bool) -> float:
@@ -153,7 +157,3 @@ def reach_of(x: Scale) -> float:
 def _reach(speed: Speed) -> list[float]:
     """An interval far beyond its own value is cut, so that the rest stays visible."""
     return [max(speed.low, speed.s / 2), speed.s, min(speed.high, 2 * speed.s)]
-
-
-def _room(findings: Findings) -> float:
-    return 26 + LETTER * max(len(cut(arm, ENDS)) for arm in findings.arms)

@@ -14,8 +14,9 @@ from annotated_types import Ge
 
 from blockwright.lab.ablation import definition as ablation
 from blockwright.lab.ablation.definition import Overrides
-from blockwright.lab.ablation.files import Files
+from blockwright.lab.definitions import Files
 from blockwright.lab.match.sizing import Match
+from blockwright.lab.sweep.tuning import RATE
 from blockwright.registry import BlockError, ConfigError
 from blockwright.registry.ranges import Count, Positive, ProperFraction
 from blockwright.registry.reading import Remedy, keys, typed
@@ -25,7 +26,6 @@ from blockwright.training.configuration.conf import CONF
 ENTRY_POINTS = "blockwright.ladders"
 FEWEST = 2  # sizes, and durations of each: a law through fewer is none
 OF_ABLATION = ("about", "base", "baseline", "arms", "grid", "leave_one_out", "staircase", "budget", "seeds", "metric")
-RATE = "optimizer.lr"
 Tokens = Annotated[float, Ge(1)]
 
 

@@ -9,14 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from blockwright.lab.ladder.outline import COMPARE, TUNE, Job, Outline, compared, outline_of, tries
+from blockwright.lab.ladder.outline import Job, Outline, compared, outline_of, tries
 from blockwright.lab.statistics import tuning
 from blockwright.lab.statistics.tuning import Fit, Try
+from blockwright.lab.sweep.tuning import COMPARE, SD_OF_RUN, TUNE, loss_of, next_round
 from blockwright.training.result import Result
 
-COARSEST = 2.0  # ratio of the first values: an octave
 ROUNDS = 4  # of further tries at a size, after which an arm counts as not tuned
-NOISE = 0.007  # nats, standard deviation of a run of these lengths; decides only whether finer values are tried
 Place = tuple[str, str]  # size and arm
 
 
@@ -40,13 +39,10 @@ def more(directory: Path, plan: Mapping[str, Any], results: Mapping[int, Result]
 
 
 def _further(outline: Outline, size: str, of: Mapping[str, list[Try]], first: int) -> list[Job]:
-    """Two more tries for every arm of a size, if one of them needs them: arms are alike in tries."""
-    rounds = (max(map(len, of.values())) - outline.tries) // 2
-    if rounds >= ROUNDS or not any(tuning.next_tries(each, NOISE) for each in of.values()):
-        return []
+    """The next round of a size."""
     jobs: list[Job] = []
-    for arm, each in of.items():
-        jobs += tries(outline, size, arm, tuning.further(each), first + len(jobs))
+    for arm, further in next_round(of, outline.tries, ROUNDS, SD_OF_RUN).items():
+        jobs += tries(outline, size, arm, further, first + len(jobs))
     return jobs
 
 
@@ -55,9 +51,9 @@ def tried_of(plan: Mapping[str, Any], results: Mapping[int, Result]) -> dict[Pla
     found: dict[Place, list[Try]] = defaultdict(list)
     for job in plan["jobs"]:
         if job.get("stage") == TUNE:
-            loss = results[job["job"]].value(plan["metric"])
             (value,) = job["tries"].values()
-            found[job["size"], job["arm"]].append(Try(float(value), math.inf if loss is None else loss))
+            loss = loss_of(results[job["job"]].value(plan["metric"]))
+            found[job["size"], job["arm"]].append(Try(float(value), loss))
     return dict(found)
 
 
@@ -68,28 +64,24 @@ class Tuned:
     Args:
         tries: all of them
         fit: of them
-        needs: whether further tries were asked for when the rounds had ended
     """
 
     tries: tuple[Try, ...]
     fit: Fit
-    needs: bool
 
 
 def tuned_of(outline: Outline, tried: Mapping[Place, list[Try]]) -> dict[Place, Tuned]:
     """Size and arm → its tuning."""
     return {
-        place: Tuned(tuple(each), tuning.fit(each), bool(tuning.next_tries(each, NOISE)))
-        for place, each in tried.items()
-        if place[0] in outline.tuned_sizes
+        place: Tuned(tuple(each), tuning.fit(each)) for place, each in tried.items() if place[0] in outline.tuned_sizes
     }
 
 
 def values(outline: Outline, tuned: Mapping[Place, Tuned]) -> dict[Place, float]:
-    """Size and arm → value: where an arm was tuned, its vertex; at larger sizes, on the line through the tuned ones.
+    """Size and arm → value: the vertex where an arm was tuned; at larger sizes, the line through the tuned ones.
 
     The line is of log value over log N: the best rate falls with the width by half an octave to an octave a doubling
-    under standard parametrisation, so the value of the smaller sizes as it is would be too large.
+    under standard parametrisation, so the value of a smaller size would be too large.
     """
     found = {}
     for size, of in outline.sizes.items():

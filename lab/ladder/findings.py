@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from blockwright.lab.ladder.design import Place, Tuned, tried_of, tuned_of
-from blockwright.lab.ladder.outline import COMPARE, Job, Outline, outline_of
+from blockwright.lab.ladder.outline import Job, Outline, outline_of
 from blockwright.lab.statistics.intervals import Comparison, compare
-from blockwright.lab.statistics.law import Estimate, Rung
+from blockwright.lab.statistics.law import Rung
 from blockwright.lab.statistics.law_check import Conclusion, conclude
+from blockwright.lab.statistics.law_fit import Estimate
 from blockwright.lab.sweep import plan as plans
+from blockwright.lab.sweep.tuning import COMPARE
 from blockwright.registry import ConfigError
 from blockwright.training.result import UNFINISHED, Result
 
@@ -26,6 +28,7 @@ class Lost:
     """A compared job without a figure."""
 
     job: int
+    arm: str
     name: str
     reason: str
     is_unfinished: bool
@@ -136,7 +139,8 @@ def _rung(job: Job, loss: float) -> Rung:
 
 
 def _lost(job: Job, result: Result) -> Lost:
-    return Lost(job["job"], plans.name_of(job), result.reason or result.status, result.status == UNFINISHED)
+    reason = result.reason or result.status
+    return Lost(job["job"], job["arm"], plans.name_of(job), reason, result.status == UNFINISHED)
 
 
 def _speeds(outline: Outline, trunks: Sequence[Job], results: Mapping[int, Result]) -> dict[str, float]:

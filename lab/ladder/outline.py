@@ -11,12 +11,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from blockwright.lab.sweep.tuning import COMPARE, TUNE
 from blockwright.registry import ConfigError
 from blockwright.registry.ranges import Count, Positive, ProperFraction, Seed
 from blockwright.registry.reading import read as read_settings
 
 KEY = "ladder"  # of the outline in plan.json
-TUNE, COMPARE = "tune", "compare"
 MILESTONES = "blockwright.training.callbacks.milestones.Milestones"  # not imported: it needs torch
 Job = dict[str, Any]
 
@@ -100,7 +100,7 @@ class Outline:
 
     @property
     def tuning_seed(self) -> int:
-        """None of the compared: a seed that chose a value flatters it."""
+        """A seed that is not compared: one that chose a value flatters it."""
         return max(self.seeds) + 1
 
 
@@ -131,7 +131,7 @@ def check_jobs(plan: Mapping[str, Any], outline: Outline) -> None:
 
 
 def schedule(steps: int, warmup: int, decay: int) -> list[str]:
-    """Overrides of warm-up, plateau and decay to 0. They save no best checkpoint, which nothing reads."""
+    """Overrides of warm-up, plateau and decay to 0, without a best checkpoint, which nothing reads."""
     how = ["scheduler=warmup_stable_decay", f"scheduler.warmup={warmup}", f"scheduler.decay={decay}"]
     return [*how, f"trainer.max_steps={steps}", "callbacks.checkpoint=null"]
 

@@ -9,18 +9,18 @@ from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
-
 from blockwright import registry
 from blockwright.blocks.compose import check, compose
 from blockwright.blocks.cost import count_parameters
 from blockwright.lab.ablation import planning as ablation
 from blockwright.lab.ladder.definition import Ladder
-from blockwright.lab.ladder.design import COARSEST
 from blockwright.lab.ladder.outline import KEY, Cell, Job, Outline, Size, compared, schedule, tries
 from blockwright.lab.match.sizing import Sized, named
-from blockwright.lab.statistics.law import Form, Rung, Usual, expected, t_quantile
+from blockwright.lab.statistics.law import Form, Rung
 from blockwright.lab.statistics.law_check import APART, unidentified
+from blockwright.lab.statistics.law_fit import t_quantile
+from blockwright.lab.statistics.law_plan import Usual, expected
+from blockwright.lab.sweep.tuning import composed_value, octaves
 from blockwright.registry import ConfigError
 from blockwright.training.configuration.composing import compose_config
 from blockwright.training.configuration.named_model import composition_of
@@ -107,9 +107,7 @@ def first_jobs(outline: Outline) -> list[Job]:
     jobs: list[Job] = []
     for size in outline.tuned_sizes:
         for arm, cell in outline.sizes[size].arms.items():
-            middle, start = (outline.tries - 1) // 2, cell.start or 1.0
-            values = [start * COARSEST ** (k - middle) for k in range(outline.tries)]
-            jobs += tries(outline, size, arm, values, len(jobs))
+            jobs += tries(outline, size, arm, octaves(cell.start or 1.0, outline.tries), len(jobs))
     return jobs
 
 
@@ -174,17 +172,9 @@ def _start(ladder: Ladder, sized: Sized) -> float | None:
     """The composed value of the tuned setting, in the middle of the tries."""
     if ladder.settings.tune is None:
         return None
-    path = next(iter(ladder.settings.tune))
     with named(sized.arm.name):
-        found = _select(compose_config(sized.overrides), path)
-    if isinstance(found, bool) or not isinstance(found, int | float) or not 0 < found < math.inf:
-        rule = f"is {found!r} in arm {sized.arm.name}: its values are tried by octaves, so it must be a positive number"
-        raise ConfigError("tune", path, rule, "Name another setting, or write tune=null")
-    return float(found)
-
-
-def _select(config: DictConfig, path: str) -> Any:
-    return OmegaConf.select(config, path, default=None)
+        config = compose_config(sized.overrides)
+    return composed_value(config, next(iter(ladder.settings.tune)), sized.arm.name)
 
 
 def _tokens_per_step(plans: Mapping[str, ablation.Plan]) -> int:

@@ -8,9 +8,10 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from blockwright.lab.ladder.findings import Findings, scaled
-from blockwright.lab.report.words import decimals, plain, signed
-from blockwright.lab.statistics.law import Estimate
+from blockwright.lab.report.words import around, plain
 from blockwright.lab.statistics.law_check import Conclusion, Why
+from blockwright.lab.statistics.law_fit import Estimate
+from blockwright.lab.statistics.tuning import ENDS, Edge
 
 SCHEMA = "blockwright.ladder/1"  # another number, if a key is removed or changes its meaning; keys may be added
 Kind = Literal["better", "worse", "undecided", "none"]
@@ -98,8 +99,8 @@ def _by_law(arm: str, findings: Findings, law: Conclusion) -> Verdict:
     clock = None if ratio is None else Speed.of(scaled(log_s, ratio))
     kind: Kind = "undecided" if not equal.excludes_zero else "better" if equal.mean > 0 else "worse"
     text = " ".join([_sentence(arm, log_s, equal, findings, law), *_remarks(arm, findings, law)])
-    own = Verdict(arm, findings.baseline, kind, text, None, Speed.of(log_s), Speed.of(equal), clock)
-    return Verdict(**{**vars(own), "if_alike": law.why_alike is not None})
+    speeds = (Speed.of(log_s), Speed.of(equal), clock)
+    return Verdict(arm, findings.baseline, kind, text, None, *speeds, if_alike=law.why_alike is not None)
 
 
 def _sentence(arm: str, log_s: Estimate, equal: Estimate, findings: Findings, law: Conclusion) -> str:
@@ -128,7 +129,7 @@ def _remarks(arm: str, findings: Findings, law: Conclusion) -> list[str]:
         remarks.append(f"The largest size is off the law of the others by {_off(law.left_out)}: no forecast.")
     elif law.fit.is_at_bound and law.why_alike in (None, "width"):
         remarks.append("The ladder does not show the loss that no size and data go below: no forecast.")
-    if gone := [each for each in findings.lost if not each.is_unfinished and f" {arm} " in f" {each.name} "]:
+    if gone := [each for each in findings.lost if not each.is_unfinished and each.arm == arm]:
         remarks.append(f"{len(gone)} of its trainings are lost.")
     return remarks
 
@@ -140,7 +141,7 @@ def _apart(arm: str, law: Conclusion) -> str:
         if size.excludes_zero != data.excludes_zero:
             what, gain = ("size", size) if size.excludes_zero else ("data", data)
             return f"The gain is of {what}: as {_number(_exp(gain.mean))} times as much of it."
-    return "Size and data apart: not told."
+    return "Size and data are not told apart."
 
 
 def _untuned(arm: str, findings: Findings) -> str:
@@ -150,9 +151,10 @@ def _untuned(arm: str, findings: Findings) -> str:
         if found is None or all(each.diverged for each in found.tries):
             return f"no value of {findings.outline.tune} trained {arm} at size {size}"
         values = [each.value for each in found.tries if not each.diverged]
-        for end, value in (("smallest", min(values)), ("largest", max(values))):  # the vertex, or the best try
-            if math.isclose(found.fit.vertex, value) or found.fit.edge == {"smallest": "low", "largest": "high"}[end]:
-                return f"the best {findings.outline.tune} of {arm} at size {size} is the {end} tried"
+        ends: dict[Edge, float] = {"low": min(values), "high": max(values)}
+        for edge, value in ends.items():  # the vertex, or the best try
+            if found.fit.edge == edge or math.isclose(found.fit.vertex, value):
+                return f"the best {findings.outline.tune} of {arm} at size {size} is the {ENDS[edge]} tried"
     return ""
 
 
@@ -173,9 +175,7 @@ def _rungs(arm: str, findings: Findings) -> str:
     for size, of in findings.outline.sizes.items():
         compared = found.get((size, of.trunk))
         if compared is not None:
-            half = compared.difference.half
-            around = "" if half is None else f" ± {plain(half, decimals(half))}"
-            parts.append(f"{size}: {signed(compared.difference.mean, decimals(half))}{around}")
+            parts.append(f"{size}: {around(compared.difference, sign=True)}")
     return f"Differences a size: {', '.join(parts)}." if parts else ""
 
 

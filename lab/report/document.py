@@ -39,15 +39,14 @@ def document(findings: Findings) -> dict[str, Any]:
     }
 
 
-def written(findings: Findings) -> str:
-    """The document as JSON."""
-    return json.dumps(plain(document(findings)), indent=1, ensure_ascii=False, allow_nan=False)
+def as_json(document: dict[str, Any]) -> str:
+    """The text of a document, of this or of another report; JSON has no infinite numbers, which become null."""
+    return json.dumps(_finite(document), indent=1, ensure_ascii=False, allow_nan=False)
 
 
-def plain(value: Any) -> Any:
-    """A value for JSON, which has no infinite numbers: they are null."""
+def _finite(value: Any) -> Any:
     if isinstance(value, dict):
-        return {key: plain(each) for key, each in value.items()}
+        return {key: _finite(each) for key, each in value.items()}
     if isinstance(value, list | tuple):
-        return [plain(each) for each in value]
+        return [_finite(each) for each in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

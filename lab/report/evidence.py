@@ -1,7 +1,7 @@
 """What the seeds of a sweep say of each arm, at the looks that were planned: differences, their noise, corrected p.
 
-A sweep that grows is looked at after 4, 8, 12 … seeds. The first look that decides an arm is its verdict; what lies
-between two looks is not looked at, since each further look would make a difference out of noise more often. A sweep of
+A sweep that grows is looked at after 4, 8, 12 … seeds. The first look that decides an arm is its verdict. Seeds between
+two looks are not judged, since each further look would call noise a difference more often. A sweep of
 a fixed number of seeds has one look, at all of them.
 """
 
@@ -78,7 +78,7 @@ class Spread:
     bank: float = 0.0
 
     def dof(self, seeds: int) -> float:
-        return (self.arms - 1) * (seeds - 1) + self.bank
+        return variance.dof_of(self.arms, seeds) + self.bank
 
 
 @dataclass(frozen=True)

@@ -28,15 +28,22 @@ class Figure:
 
 def colour(finding: Finding, findings: Findings) -> str:
     """Class of an arm's colour: the baseline is drawn in ink."""
-    if finding.is_baseline:
-        return "s0"
-    at = [f.name for f in findings.others].index(finding.name)
-    return f"s{at + 1 if at < COLOURS else COLOURS + 1}"
+    return "s0" if finding.is_baseline else colour_of(1 + [f.name for f in findings.others].index(finding.name))
+
+
+def colour_of(place: int) -> str:
+    """Class of the colour of an arm by its place, the baseline's being 0."""
+    return f"s{min(place, COLOURS + 1)}"
 
 
 def label_room(findings: Findings) -> float:
     """Right margin for the arms' names."""
-    return 26 + LETTER * max(len(cut(f.name, ENDS)) for f in findings.arms)
+    return room_of([f.name for f in findings.arms])
+
+
+def room_of(names: Sequence[str]) -> float:
+    """Right margin for names."""
+    return 26 + LETTER * max(len(cut(name, ENDS)) for name in names)
 
 
 def end_labels(chart: Chart, ends: Sequence[tuple[str, str, Point]]) -> None:

@@ -8,11 +8,12 @@ from dataclasses import dataclass
 
 from blockwright.lab.report import tuned
 from blockwright.lab.report.evidence import Evidence, Side, weigh
-from blockwright.lab.report.sweep import COMPARE, TUNE, Arm, Run, Sweep
-from blockwright.lab.report.tuned import RATE, Tuned
+from blockwright.lab.report.sweep import Arm, Run, Sweep
+from blockwright.lab.report.tuned import Tuned
 from blockwright.lab.statistics import intervals, speed
 from blockwright.lab.statistics.intervals import Comparison, Interval
 from blockwright.lab.statistics.tuning import Try
+from blockwright.lab.sweep.tuning import COMPARE, RATE, TUNE, loss_of
 
 
 @dataclass(frozen=True)
@@ -175,13 +176,13 @@ def _chosen(arm: Arm, sweep: Sweep) -> _Chosen:
 
 
 def _order(rate: Rate, maximize: bool) -> tuple[int, float]:
-    return -len(rate.values), tuned.loss_of(rate.mean, maximize)
+    return -len(rate.values), loss_of(rate.mean, maximize)
 
 
 def _tuned_by_list(rates: Sequence[Rate], used: float | None, pending: int, maximize: bool) -> Tuned:
     """Rates that were listed: one that lost seeds which the best has not is worse than all others."""
     whole = max(len(rate.values) for rate in rates)
-    losses = {r.lr: tuned.loss_of(r.mean if len(r.values) == whole else None, maximize) for r in rates}
+    losses = {r.lr: loss_of(r.mean if len(r.values) == whole else None, maximize) for r in rates}
     return Tuned(RATE, tuple(Try(lr, loss) for lr, loss in losses.items() if lr), used, pending)
 
 

@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from blockwright.lab.report import arms
-from blockwright.lab.report.sweep import COMPARE, Design, Run, Sweep
+from blockwright.lab.report.sweep import Design, Run, Sweep
 from blockwright.lab.sweep.damage import damage_of
 from blockwright.lab.sweep.direction import described, maximizes
 from blockwright.lab.sweep.plan import overrides_of
+from blockwright.lab.sweep.tuning import COMPARE
 from blockwright.registry import ConfigError, did_you_mean
 from blockwright.registry.folder import read_json, read_yaml
 from blockwright.registry.reading import keys

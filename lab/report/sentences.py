@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from blockwright.lab.report.case import Case, sees, states
 from blockwright.lab.report.need import Need
-from blockwright.lab.report.sweep import TUNE
-from blockwright.lab.report.tuned import RATE
 from blockwright.lab.report.words import decimals, plain, probability, seeds, signed
 from blockwright.lab.statistics.looks import Spend
 from blockwright.lab.statistics.stopping import overestimate
+from blockwright.lab.sweep.tuning import RATE, TUNE
 
 SPENDS: dict[Spend, str] = {"obrien_fleming": "O'Brien–Fleming", "pocock": "Pocock"}
 LEAST_EXCESS = 0.005  # σ

@@ -10,12 +10,12 @@ from typing import Annotated, Any
 from annotated_types import Ge, Le
 
 from blockwright.lab.statistics.looks import Spend
+from blockwright.lab.sweep.tuning import COMPARE
 from blockwright.registry import BlockError
 from blockwright.registry.ranges import Count, NonNegative, Number, Positive
 from blockwright.training.figure import Figure
 from blockwright.training.result import UNFINISHED, Result
 
-TUNE, COMPARE = "tune", "compare"  # stages of a plan
 MOST_LOOKS, MOST_DOF = 50, 100_000
 LONGEST_TITLE = 60  # letters of the values in a title
 

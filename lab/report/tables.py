@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 
 from blockwright.lab.report import words
 from blockwright.lab.report.findings import Finding, Findings
-from blockwright.lab.report.sweep import TUNE, Run
-from blockwright.lab.report.tuned import RATE
-from blockwright.lab.statistics.own_noise import own_noise
+from blockwright.lab.report.sweep import Run
+from blockwright.lab.statistics import variance
+from blockwright.lab.sweep.tuning import RATE, TUNE
 
 BUDGETS = (("params", "parameters"), ("active_params", "active"), ("flops", "FLOPs"), ("cache_bytes", "cache bytes"))
 
@@ -53,7 +53,8 @@ def link(run: Run, text: str) -> Part:
     return Part(text, f"../{run.folder.name}/" if run.folder is not None else "")
 
 
-def _row(*cells: str | Part | Sequence[Part], cls: str = "") -> Row:
+def row(*cells: str | Part | Sequence[Part], cls: str = "") -> Row:
+    """A row; each cell is a text, a part or several."""
     made = [(Part(c),) if isinstance(c, str) else (c,) if isinstance(c, Part) else tuple(c) for c in cells]
     return Row(tuple(made), cls)
 
@@ -81,7 +82,7 @@ def arms(findings: Findings) -> Table:
             *(words.short(f.figures.get(key)) for key, _ in BUDGETS),
         ]
         cells = [*(_used(f, path) for path in settings), *cells]
-        rows.append(_row(f.name, *cells, cls="lost" if f.interval is None else ""))
+        rows.append(row(f.name, *cells, cls="lost" if f.interval is None else ""))
     other = "the arm under against" if several else findings.baseline.name
     level = ", at the level of the look" if sweep.design.looks else ""
     note = (
@@ -101,12 +102,12 @@ def differences(findings: Findings) -> Table | None:
     seeds = sorted({run.seed for f in findings.arms for run in f.runs})
     if not any(f.values for f in findings.arms):
         return None
-    noise = own_noise({f.name: f.values for f in findings.arms})
+    noise = variance.of_each_arm({f.name: f.values for f in findings.arms})
     columns = ("arm", *(f"seed {seed}" for seed in seeds), *(("noise",) if noise else ()))
     rows = []
     for f in findings.arms:
         last = (words.plain(noise.get(f.name), 4),) if noise else ()
-        rows.append(_row(f.name, *(_seed_cell(f, seed, findings) for seed in seeds), *last))
+        rows.append(row(f.name, *(_seed_cell(f, seed, findings) for seed in seeds), *last))
     others = " or ".join(dict.fromkeys(f.against for f in findings.others)) or findings.baseline.name
     of = f" in {findings.sweep.unit}" if findings.sweep.unit else ""
     note = f"{findings.sweep.metric}{of}, in brackets its difference to that seed of {others}. Each leads to its run."
@@ -144,7 +145,7 @@ def matches(findings: Findings) -> Table | None:
         differences = [words.percent(residual.get(key)) if match else "–" for key, _ in BUDGETS]
         within = f"{match['budget']} within {100 * match['tol']:g} %" if {"budget", "tol"} <= match.keys() else ""
         rows.append(
-            _row(
+            row(
                 f.name, within or str(match.get("budget", "–")), str(match.get("by", "–")), changed or "–", *differences
             )
         )
@@ -179,7 +180,7 @@ def tuning(findings: Findings) -> Table | None:
         best = f"{each.edge} tried" if each.edge else f"{fit.vertex:.3g}" if fit else "–"
         used = "–" if each.used is None else f"{each.used:.3g}"
         within = "–" if excess is None else words.plain(excess, words.decimals(excess))
-        rows.append(_row(f.name, each.name, str(len(each.tries)), *ends, best, used, within))
+        rows.append(row(f.name, each.name, str(len(each.tries)), *ends, best, used, within))
     of = f", in {findings.sweep.unit}" if findings.sweep.unit else ""
     note = (
         "Best: the vertex of the curve through the tries around the best one, over octaves. Tuned to within: the "
@@ -213,7 +214,7 @@ def runs(findings: Findings) -> Table:
         stage = (run.stage,) if staged else ()
         own = " ".join(o for o in run.overrides if o not in shared)
         cells = (findings.arm_of(run), *stage, str(run.seed), *rate, state, words.plain(value), seconds, own)
-        rows.append(_row(link(run, str(run.job)), *cells, cls="lost" if value is None else ""))
+        rows.append(row(link(run, str(run.job)), *cells, cls="lost" if value is None else ""))
     numeric = frozenset(("seed", "learning rate", named, "seconds"))
     alike = [o for o in findings.sweep.runs[0].overrides if o in shared]
     note = f"And all of them: {' '.join(alike)}" if alike else ""
@@ -229,7 +230,7 @@ def lost(findings: Findings) -> Table | None:
     if not findings.lost:
         return None
     rows = [
-        _row(link(run, str(run.job)), findings.arm_of(run), str(run.seed), findings.why_lost(run))
+        row(link(run, str(run.job)), findings.arm_of(run), str(run.seed), findings.why_lost(run))
         for run in findings.lost
     ]
     return Table("Lost", ("run", "arm", "seed", "reason"), tuple(rows), frozenset(("seed",)), frozenset(("reason",)))
@@ -240,7 +241,7 @@ def trials(findings: Findings) -> Table:
     metric, sign = findings.sweep.metric, -1 if findings.sweep.maximize else 1
     done = [(v, run) for run in findings.sweep.runs if (v := run.result.value(metric)) is not None]
     done.sort(key=lambda pair: (sign * pair[0], pair[1].job))
-    rows = [_row(link(run, str(run.job)), words.plain(v), findings.arm_of(run)) for v, run in done[:20]]
+    rows = [row(link(run, str(run.job)), words.plain(v), findings.arm_of(run)) for v, run in done[:20]]
     title, named = "Best trials" if len(done) > 20 else "Trials, best first", words.headed(metric, findings.sweep)
     return Table(
         title, ("trial", named, "what differs"), tuple(rows), frozenset((named,)), frozenset(("what differs",))

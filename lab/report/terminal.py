@@ -10,8 +10,8 @@ from rich.table import Table
 from rich.text import Text
 
 from blockwright.lab.report import build
-from blockwright.lab.report.build import Head
 from blockwright.lab.report.findings import Findings
+from blockwright.lab.report.page import Head
 from blockwright.registry import printing
 
 STYLES = {

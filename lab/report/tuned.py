@@ -8,9 +8,8 @@ from dataclasses import dataclass
 
 from blockwright.lab.report.sweep import Run
 from blockwright.lab.statistics import tuning
-from blockwright.lab.statistics.tuning import Fit, Try
-
-RATE = "optimizer.lr"
+from blockwright.lab.statistics.tuning import ENDS, Fit, Try
+from blockwright.lab.sweep.tuning import RATE, loss_of
 
 
 @dataclass(frozen=True)
@@ -41,9 +40,8 @@ class Tuned:
     @property
     def edge(self) -> str:
         """``largest`` or ``smallest`` if the best value is the last one tried, so that a better one may lie beyond."""
-        if len(self.tries) < 2:
-            return ""
-        return {"low": "smallest", "high": "largest", None: ""}[tuning.fit(self.tries).edge]
+        edge = tuning.fit(self.tries).edge if len(self.tries) > 1 else None
+        return ENDS[edge] if edge else ""
 
     @property
     def excess(self) -> float | None:
@@ -76,8 +74,3 @@ def from_tries(runs: Sequence[Run], used: Mapping[str, float], metric: str, maxi
 def _tries(runs: Sequence[Run], path: str, metric: str, maximize: bool) -> tuple[Try, ...]:
     ended = sorted((run for run in runs if not run.is_pending), key=lambda run: run.tries[path])
     return tuple(Try(run.tries[path], loss_of(run.result.value(metric), maximize)) for run in ended)
-
-
-def loss_of(value: float | None, maximize: bool) -> float:
-    """A figure as a loss: less is better, and nothing is worse than none."""
-    return math.inf if value is None else -value if maximize else value

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 
 from blockwright.lab.report import terminal
-from blockwright.lab.report.document import written
+from blockwright.lab.report.document import as_json, document
 from blockwright.lab.report.request import findings_of, parser
 from blockwright.lab.report.verdict import exit_code, verdicts
 from blockwright.registry import ConfigError
@@ -41,7 +41,7 @@ def main(arguments: Sequence[str]) -> int:
         remedy = "Sweep over what is to be compared: blockwright train -m model/attention=mha,gqa seed=0,1,2"
         raise ConfigError("DIR", str(of.directory), "has one arm, so that nothing is compared", remedy)
     if of.json:
-        print(written(findings))
+        print(as_json(document(findings)))
     else:
         terminal.show(findings)
     return exit_code(verdicts(findings))

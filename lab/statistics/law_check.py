@@ -15,19 +15,8 @@ from typing import Literal
 
 import numpy as np
 
-from blockwright.lab.statistics.law import (
-    Array,
-    Estimate,
-    Fit,
-    Form,
-    Rung,
-    arranged,
-    fit,
-    minimise,
-    predict,
-    starts,
-    whitening,
-)
+from blockwright.lab.statistics.law import Array, Form, Rung, arranged, predict
+from blockwright.lab.statistics.law_fit import Estimate, Fit, fit, minimise, starts, whitening
 
 WRONG = 0.01  # p of the lack-of-fit test; at 5 % it would reject a true law in 8 to 13 % of ladders
 ILL_CONDITIONED = 1e4  # condition number of the scaled Jacobian; a ladder that fixes all parameters has 60 to 170

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-LEVEL = 0.95
+from blockwright.lab.statistics.intervals import LEVEL
 
 
 @dataclass(frozen=True)

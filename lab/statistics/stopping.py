@@ -1,4 +1,4 @@
-"""How much too large an estimate is that stopped a growing sweep early."""
+"""The excess of an estimate at which a growing sweep has stopped early."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def overestimate(seeds: Sequence[int], spend: Spend, effect: float) -> float:
     Args:
         seeds: of the looks
         spend: spending function
-        effect: true difference, in σ; the estimate itself, for want of a better one
+        effect: true difference, in σ; the estimate stands in for it
     """
     return _overestimate(tuple(seeds), spend, round(abs(effect), 3))
 

@@ -22,6 +22,7 @@ WINDOW = 6.0  # spacings beside the best try, within which the curve is fitted: 
 WIDEST = 2.5  # octaves, of that window
 
 Edge = Literal["low", "high"]
+ENDS: dict[Edge, str] = {"low": "smallest", "high": "largest"}  # of the tries, in words
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from statistics import median
 from typing import Literal
 
 UNEQUAL = 4.0  # largest residual variance of an arm / the median, above which arms are not pooled
@@ -76,28 +77,59 @@ def pooled(table: Mapping[str, Mapping[int, float]]) -> Noise | None:
         None if the guard refuses (the largest residual variance of an arm is above 4 × the median), or for fewer than
         three arms or two common seeds, where nothing is gained.
     """
-    rows = [row for row in table.values() if row]
-    seeds = sorted(set.intersection(*(set(row) for row in rows))) if rows else []
-    arms, count = len(rows), len(seeds)
-    if arms < 3 or count < 2:
+    norms, count = _residual_norms(table)
+    arms = len(norms)
+    if arms < 3 or count < 2 or max(norms.values()) > math.sqrt(UNEQUAL) * median(norms.values()):
         return None
-    of_seed = [math.fsum(row[seed] for row in rows) / arms for seed in seeds]
-    norms = [_residual_norm([row[s] - m for s, m in zip(seeds, of_seed, strict=True)]) for row in rows]
-    if max(norms) > math.sqrt(UNEQUAL) * _median(norms):
-        return None
-    dof = (arms - 1) * (count - 1)
-    return Noise(math.hypot(*norms) * math.sqrt(2 / dof), dof, "pooled")
+    dof = dof_of(arms, count)
+    return Noise(math.hypot(*norms.values()) * math.sqrt(2 / dof), dof, "pooled")
 
 
-def _residual_norm(values: Sequence[float]) -> float:
-    """√Σ r²; ``hypot`` does not overflow, whatever a diverging run has left."""
-    mean = math.fsum(values) / len(values)
-    return math.hypot(*(value - mean for value in values))
+def of_each_arm(table: Mapping[str, Mapping[int, float]]) -> dict[str, float]:
+    """Standard deviation of each arm over seeds, without what a seed does to all arms alike.
+
+    It shows the gain of an option against noise. Grubbs 1948, doi 10.1214/aoms/1177730261: with residuals r of the
+    table of A arms and S common seeds,
+
+        q_a = Σ r² / (S − 1),    v_a = A / (A − 2) (q_a − Σ q / (A (A − 1)))
+
+    Args:
+        table: as of ``pooled``
+
+    Returns:
+        arm → σ, 0 where the estimate is below it; empty for fewer than three arms or seeds
+    """
+    norms, count = _residual_norms(table)
+    arms = len(norms)
+    if arms < 3 or count < 3:
+        return {}
+    roots = {name: norm / math.sqrt(count - 1) for name, norm in norms.items()}
+    total = math.hypot(*roots.values()) / math.sqrt(arms * (arms - 1))
+    scale = math.sqrt(arms / (arms - 2))  # of q − total as (√q − √total)(√q + √total), which does not overflow
+    return {name: scale * math.sqrt(max(q - total, 0.0)) * math.sqrt(q + total) for name, q in roots.items()}
 
 
-def _median(values: Sequence[float]) -> float:
-    ordered, middle = sorted(values), len(values) // 2
-    return ordered[middle] if len(values) % 2 else (ordered[middle - 1] + ordered[middle]) / 2
+def _residual_norms(table: Mapping[str, Mapping[int, float]]) -> tuple[dict[str, float], int]:
+    """Arm → √Σ r² after the means of arms and of seeds are removed, and the number of common seeds.
+
+    ``hypot`` does not overflow, whatever a diverging run has left.
+    """
+    rows = {name: row for name, row in table.items() if row}
+    seeds = sorted(set.intersection(*(set(row) for row in rows.values()))) if rows else []
+    if not seeds:
+        return dict.fromkeys(rows, 0.0), 0
+    of_seed = [math.fsum(row[seed] for row in rows.values()) / len(rows) for seed in seeds]
+    norms = {}
+    for name, row in rows.items():
+        residuals = [row[seed] - mean for seed, mean in zip(seeds, of_seed, strict=True)]
+        of_arm = math.fsum(residuals) / len(seeds)
+        norms[name] = math.hypot(*(residual - of_arm for residual in residuals))
+    return norms, len(seeds)
+
+
+def dof_of(arms: int, seeds: int) -> int:
+    """(A − 1)(S − 1), the degrees of freedom of a variance pooled over arms; of two arms, that of their pairs."""
+    return (arms - 1) * max(seeds - 1, 0)
 
 
 def with_bank(own: Noise, bank: Noise) -> Noise:

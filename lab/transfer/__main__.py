@@ -14,8 +14,9 @@ from annotated_types import Ge, Le
 from blockwright.lab.sweep import launcher
 from blockwright.lab.sweep import plan as plans
 from blockwright.lab.sweep.runner import run_plan
+from blockwright.lab.sweep.tuning import RATE, TUNE, octaves
 from blockwright.lab.transfer import design
-from blockwright.lab.transfer.design import BASE, RATE, RULES, STANDARD, TUNE
+from blockwright.lab.transfer.design import BASE, RULES, STANDARD
 from blockwright.registry import ConfigError
 from blockwright.registry.command import Parser, run_command
 from blockwright.registry.extras import require
@@ -134,7 +135,7 @@ def _planned(settings: Settings, overrides: Sequence[str], more: Mapping[str, An
         "seeds_planned": settings.seeds,
         "arms": [{"name": name, "overrides": each} for name, each in arms.items()],
     }
-    rates = [rate * 2.0 ** (i - settings.tries // 2) for i in range(settings.tries)]
+    rates = octaves(rate, settings.tries)
     jobs = [design.job(plan, arm, arm, TUNE, runs[BASE].seed, each) for arm in arms for each in rates]
     plan["jobs"] = [{"job": i, **each} for i, each in enumerate(jobs)]
     return plans.begin(runs[BASE].paths["log_dir"], "transfer", "", plan)

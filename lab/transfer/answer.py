@@ -10,7 +10,9 @@ from typing import Any
 from rich.table import Table
 
 from blockwright.lab.statistics.intervals import Comparison, compare, interval
-from blockwright.lab.transfer.design import BASE, COMPARE, RULES, STANDARD, TRANSFERRED, check, fits, tries
+from blockwright.lab.statistics.tuning import ENDS
+from blockwright.lab.sweep.tuning import COMPARE
+from blockwright.lab.transfer.design import BASE, RULES, STANDARD, TRANSFERRED, check, fits, tries
 from blockwright.training.result import Result
 from blockwright.training.writing import write_json
 
@@ -78,7 +80,7 @@ def table(answer: Mapping[str, Any]) -> Table:
     names = {BASE: f"base, {small}", RULES: f"rules, {large}", STANDARD: f"standard, {large}"}
     for arm, name in names.items():
         of = answer["rates"][arm]
-        edge = {"low": " (smallest tried)", "high": " (largest tried)", None: ""}[of["edge"]]
+        edge = f" ({ENDS[of['edge']]} tried)" if of["edge"] else ""
         moved = f"{answer['octaves'][arm]:+.2f}" if arm in answer["octaves"] else ""
         shown.add_row(name, f"{of['best']:.3g}{edge}", moved, _shown(answer["loss"].get(arm)))
     transferred = (f"rules, {large}, transferred", f"{answer['rates'][BASE]['best']:.3g}", "+0.00")
@@ -89,7 +91,7 @@ def table(answer: Mapping[str, Any]) -> Table:
 def lines(answer: Mapping[str, Any]) -> list[str]:
     """What the table means, in words."""
     said = [
-        f"No verdict: the best rate of {arm} is the {'smallest' if each['edge'] == 'low' else 'largest'} tried."
+        f"No verdict: the best rate of {arm} is the {ENDS[each['edge']]} tried."
         for arm, each in answer["rates"].items()
         if each["edge"]
     ]

@@ -6,12 +6,13 @@ parametrisation. Then the large model is trained with the best rate of the small
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from blockwright.lab.statistics.tuning import Fit, Try, fit, further, next_tries
+from blockwright.lab.statistics.tuning import Fit, Try, fit
+from blockwright.lab.sweep.tuning import COMPARE, RATE, SD_OF_RUN, TUNE, loss_of, next_round
 from blockwright.registry import ConfigError
 from blockwright.registry.ranges import Count
 from blockwright.registry.reading import keys
@@ -20,9 +21,6 @@ from blockwright.training.result import Result
 
 BASE, RULES, STANDARD = "base", "rules", "standard"  # arms that are tuned
 TRANSFERRED = "transferred"  # the arm under rules at the rate of the base
-TUNE, COMPARE = "tune", "compare"  # stages
-RATE = "optimizer.lr"
-SD_OF_RUN = 0.007  # nats between seeds of small models (docs/how-to/ablate.md), for how finely to tune
 ROUNDS = 3  # of two further tries for each arm, at most
 
 
@@ -48,9 +46,9 @@ def more(directory: Path, plan: Mapping[str, Any], results: Mapping[int, Result]
         return []
     tried = tries(plan, results)
     seed = plan["jobs"][0]["seed"]
-    if _rounds(plan, tried) < ROUNDS and any(next_tries(each, SD_OF_RUN) for each in tried.values()):
-        jobs = [job(plan, arm, arm, TUNE, seed, rate) for arm, each in tried.items() for rate in further(each)]
-    else:
+    further = next_round(tried, plan["tune"][RATE], ROUNDS, SD_OF_RUN)
+    jobs = [job(plan, arm, arm, TUNE, seed, rate) for arm, each in further.items() for rate in each]
+    if not jobs:
         rates = {arm: fit(each).vertex for arm, each in tried.items()}
         arms = {TRANSFERRED: (RULES, rates[BASE]), RULES: (RULES, rates[RULES]), STANDARD: (STANDARD, rates[STANDARD])}
         fresh = range(seed + 1, seed + 1 + plan["seeds_planned"])
@@ -85,8 +83,8 @@ def job(plan: Mapping[str, Any], name: str, of: str, stage: str, seed: int, rate
 
     Args:
         plan: whose ``arms`` have the overrides
-        name: of the arm that the job is of
-        of: the arm whose overrides it has
+        name: arm of the job
+        of: arm whose overrides it has
         stage: ``tune`` or ``compare``
         seed: of the run
         rate: peak learning rate
@@ -98,19 +96,12 @@ def job(plan: Mapping[str, Any], name: str, of: str, stage: str, seed: int, rate
 
 def tries(plan: Mapping[str, Any], results: Mapping[int, Result]) -> dict[str, list[Try]]:
     """Arm → the rates that were tried, with their losses; a run without one counts as diverged."""
-    sign = 1.0 if plan["direction"] == "minimize" else -1.0
     found: dict[str, list[Try]] = {}
     for each in plan["jobs"]:
         if each["stage"] == TUNE:
-            value = results[each["job"]].value(plan["metric"])
-            loss = float("inf") if value is None else sign * value
+            loss = loss_of(results[each["job"]].value(plan["metric"]), plan["direction"] == "maximize")
             found.setdefault(each["arm"], []).append(Try(each["tries"][RATE], loss))
     return found
-
-
-def _rounds(plan: Mapping[str, Any], tried: Mapping[str, Sequence[Try]]) -> int:
-    """How many further rounds there were."""
-    return (len(tried[BASE]) - plan["tune"][RATE]) // 2
 
 
 def fits(plan: Mapping[str, Any], results: Mapping[int, Result]) -> dict[str, Fit]:

@@ -1,4 +1,4 @@
-"""Averaged weights: an exponential moving average, which is measured, kept and given on instead of the last weights."""
+"""Averaged weights: an exponential moving average that is validated, tested and kept instead of the last weights."""
 
 from __future__ import annotations
 

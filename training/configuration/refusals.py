@@ -27,7 +27,8 @@ from blockwright.training.configuration.run import GROUPS
 
 REFUSALS = (HydraException, OmegaConfBaseException, yaml.YAMLError)  # raised by composing for a user's mistake
 HELP = "See: blockwright train --help"
-OF_MANY = {"ablation": "ablate", "control": "calibrate --only"}  # groups of comparisons → the command that runs one
+# Groups of comparisons → the command that runs one.
+OF_MANY = {"ablation": "ablate", "ladder": "ladder", "control": "calibrate --only"}
 NO_NAME = "Config group override must be a string"  # begins the sentence of a ValueError
 NOISE = ("full_key:", "object_type=", "To append to your")
 ADVICE = ("Either ", "Or ")

@@ -1,4 +1,4 @@
-"""Rows to copy: a random string again and again, which no text and no file is needed for."""
+"""Rows to copy: a random string again and again. They need no text and no file."""
 
 from __future__ import annotations
 

@@ -87,12 +87,8 @@ def _check_trainer(run: Run) -> None:
 def _check_optimizer(run: Run) -> None:
     check_target(run.optimizer, "optimizer")
     recipe = recipe_of(run)
-    if (
-        run.task.get("frozen") not in (None, [])
-        or any(recipe.patterns().values())
-        or recipe.scales
-        or parts.starts(run)
-    ):
+    is_frozen = run.task.get("frozen") not in (None, [])
+    if is_frozen or any(recipe.patterns().values()) or recipe.scales or parts.starts(run):
         recipe.check(trained(outline_of(run)))  # patterns match some parameter, on the meta device
     check_target(run.scheduler, "scheduler")
     schedule = instantiate(run.scheduler, "scheduler")

@@ -79,9 +79,9 @@ class OptimizerRecipe(ABC):
             matching(names, patterns, path, of="trained parameter")
         added = [weight.names[0] for weight in found if weight.names[0] not in self.scales] if self.scales else []
         if added:
-            rule = f"has no factors for {added[0]}, which the base does not have: a start adds it"
+            rule = "is a weight that a start adds; the base does not have it, so it has no factors"
             raise ConfigError(
-                "parametrisation", "width", rule, "Write parametrisation=standard, or leave the start out"
+                "parametrisation", added[0], rule, "Write parametrisation=standard, or leave the start out"
             )
 
     def __repr__(self) -> str:

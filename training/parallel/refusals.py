@@ -91,11 +91,8 @@ def check_groups(chosen: Sequence[Chosen], sizes: Sizes) -> None:
 
 def no_shards(path: str, value: Any) -> ConfigError:
     """The error for a part of a run that needs all weights on each process, where ranks share them."""
-    rule, remedy = (
-        "needs all weights on each process, and this strategy shards them",
-        "Leave it out, or write trainer=ddp",
-    )
-    return ConfigError(path, value, rule, remedy)
+    rule = "needs all weights on each process, and this strategy shards them"
+    return ConfigError(path, value, rule, "Leave it out, or write trainer=ddp")
 
 
 def check_world(trainer: Mapping[str, Any]) -> None:

@@ -15,7 +15,7 @@ class Parametrisation(Composable):
 
     Registered as ``@register("parametrisation", NAME)`` it is the option ``parametrisation=NAME`` at the root of a
     configuration; its constructor is its schema, as a block's is. It may also take ``model``, the complete composition
-    of the run. A run asks it once for its decoder, and once for its optimizer; both take the factors by name.
+    of the run. The decoder and the optimizer of a run take its factors by the names of weights.
     """
 
     def __init__(self) -> None:

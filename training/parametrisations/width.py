@@ -71,7 +71,7 @@ class Width(Parametrisation):
         try:
             return scales(*self.decoders, recipe.step_norm)
         except NotScaledError as error:
-            raise ConfigError("parametrisation", "width", str(error), error.remedy) from None
+            raise ConfigError("parametrisation", type(self).__name__, str(error), error.remedy) from None
 
     def notes(self) -> list[str]:
         base, decoder = self.decoders
@@ -84,7 +84,7 @@ class Width(Parametrisation):
 
 
 def _kept(base: Decoder, decoder: Decoder) -> Iterator[str]:
-    """Sides of matrices that are as in the base, but those that are as many as there are tokens in the vocabulary."""
+    """Sides of matrices that have the size of the base; the vocabulary's, of embedding and head, are left out."""
     for name, weight in grown(base, decoder).items():
         if weight.weight.kind == "matrix" and name.partition(".")[0] not in ("embedding", "head"):
             for side, growth in (("in", weight.inputs), ("out", weight.outputs)):

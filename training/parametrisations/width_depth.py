@@ -64,6 +64,6 @@ def _check(decoder: Decoder, outputs: set[str]) -> None:
         for part in ("attention", "ffn"):
             block = getattr(layer, part)
             inside = f"layers.{index}.{part}."
-            if any(True for _ in block.parameters()) and not any(name.startswith(inside) for name in outputs):
+            if next(block.parameters(), None) is not None and not any(name.startswith(inside) for name in outputs):
                 rule = f"{type(block).__name__} names no residual_outputs, the weights that write into the stream"
                 raise ConfigError(f"model.{part}", type(block).__name__, rule, "Write parametrisation=width")

@@ -328,7 +328,7 @@ def as_it_stands(kernel_pages: str) -> Callable[[str], planning.Plan]:
 def test_every_definition_says_its_claim_and_its_arms_are_matched_as_they_stand(
     name: str, as_it_stands: Callable[[str], planning.Plan]
 ) -> None:
-    (file,) = definition.known()[name]
+    (file,) = definition.FILES.known()[name]
     text = file.read_text()
     assert text.startswith("# ") and "arXiv" in text and 20 < len(definition.about(name)) <= 100
     plan = as_it_stands(name)

@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -58,8 +59,8 @@ def two(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for each in (EFFECT, ABSENT):
         settings = {"about": each.about, "expect": each.expect, "arm": list(each.arm), "seeds": list(each.seeds)}
         (tmp_path / f"{each.name}.yaml").write_text(yaml.safe_dump(settings))
-    monkeypatch.setattr(control, "FOLDER", tmp_path)
-    monkeypatch.setattr(control, "ENTRY_POINTS", "blockwright.no_controls")
+    files = replace(control.FILES, folder=tmp_path, entry_points="blockwright.no_controls")
+    monkeypatch.setattr(control, "FILES", files)
     return tmp_path
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
@@ -15,14 +16,14 @@ from blockwright.lab.calibration.control import Control
 from blockwright.registry import ConfigError, plugins
 from blockwright.training.configuration.composing import compose_config
 
-OURS = [file.stem for file in sorted(control.FOLDER.glob("*.yaml"))]
+OURS = [file.stem for file in sorted(control.FILES.folder.glob("*.yaml"))]
 MINIMAL = {"about": "a known effect", "expect": "worse", "arm": ["model/position=none"]}
 
 
 @pytest.fixture
 def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
     """The name of the only control there is, with these keys."""
-    monkeypatch.setattr(control, "FOLDER", tmp_path)
+    monkeypatch.setattr(control, "FILES", replace(control.FILES, folder=tmp_path))
 
     def make(**keys: Any) -> str:
         settings = {k: v for k, v in {**MINIMAL, **keys}.items() if v is not ...}
@@ -106,11 +107,11 @@ def test_a_plugin_adds_controls_and_may_not_take_a_name(
     point = EntryPoint("x", "theirs_of_a_test", control.ENTRY_POINTS)
     monkeypatch.setattr(plugins, "entry_points", lambda group: [point] if group == control.ENTRY_POINTS else [])
     monkeypatch.syspath_prepend(str(tmp_path))
-    assert list(control.known()) == ["mine", "more"]
+    assert control.FILES.names() == ["mine", "more"]
     assert isinstance(control.read("more"), Control)
     (theirs / "mine.yaml").write_text(yaml.safe_dump(MINIMAL))
     with pytest.raises(ConfigError) as refused:
-        control.known()
+        control.read("mine")
     assert refused.value.value == "mine"
 
 

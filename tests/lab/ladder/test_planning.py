@@ -176,7 +176,7 @@ COMPOSED = [  # those that are seen when arms are composed
     ({"budget": {"match": "params", "by": "n_layers", "tol": 0.0001}}, [], "size 16: arm gelu: tol", "tol="),
     ({"arms": {"plain": [], "gelu": "model/ffn=geluu"}}, [], "size 16: arm gelu: model/ffn", "gelu"),
     ({"arms": {"plain": [], "wide": "data.batch_size=7"}}, [], "data.batch_size × data.sequence_length", "same"),
-    ({"tune": {"optimizer.name": 3}}, [], "tune", "tune=null"),
+    ({"tune": {"optimizer.name": 3}}, [], "tune.optimizer.name", "tune=null"),
     ({"metric": "val/los"}, [], "size 16: metric", "val/loss"),
 ]
 

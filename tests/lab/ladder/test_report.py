@@ -121,7 +121,7 @@ def test_too_few_trainings(tmp_path: Path) -> None:
 
 
 def test_an_arm_that_is_not_tuned(findings: Findings) -> None:
-    tuned = Tuned((Try(0.01, 2.0), Try(0.02, 1.9), Try(0.04, 1.8)), Fit(0.04, 0.1, 0.0, "high"), True)
+    tuned = Tuned((Try(0.01, 2.0), Try(0.02, 1.9), Try(0.04, 1.8)), Fit(0.04, 0.1, 0.0, "high"))
     outline = replace(findings.outline, tune="optimizer.lr", tuned_sizes=("d0",))
     good = replace(tuned, fit=Fit(0.02, 0.1, 0.0, None))
     found = replace(findings, outline=outline, tuned={("d0", "mha"): good, ("d0", "mla"): tuned, ("d0", "same"): good})

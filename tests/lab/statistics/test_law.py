@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 from ladders import ARMS, DOUBLED, FLOOR, QUADRUPLED, ladder, loss
 
-from blockwright.lab.statistics import law
-from blockwright.lab.statistics.law import Estimate, Rung, fit
+from blockwright.lab.statistics import law, law_fit, law_plan, law_speed
+from blockwright.lab.statistics.law import Rung
+from blockwright.lab.statistics.law_fit import Estimate, fit
 
 FASTER = math.log(1.1)
 BOTH = (1.1**0.5, 1.1**0.5)
@@ -55,7 +56,7 @@ def test_the_jacobian_is_the_derivative() -> None:
 def test_every_start_leads_to_the_same_law() -> None:
     own = law.arranged(ladder(np.random.default_rng(1), ((1, 1), BOTH)), "plain", "apart")
     white = np.eye(len(own.rungs))
-    costs = [law.minimise(own, white, [start]).cost for start in law.starts(own)]
+    costs = [law_fit.minimise(own, white, [start]).cost for start in law_fit.starts(own)]
     assert len(costs) == 12
     assert sorted(costs)[6] == pytest.approx(min(costs), rel=1e-4), "half of the starts at least reach the minimum"
 
@@ -115,9 +116,9 @@ def test_pairs_of_size_and_seed_count_not_rungs() -> None:
 def test_what_a_planned_ladder_will_see(settings: dict[str, Any], apart: float, alike: float | None) -> None:
     rungs, first = (ladder(np.random.default_rng(0), **each) for each in (settings, {}))
     cost, usual_cost = (math.fsum(r.parameters * r.tokens for r in each) for each in (rungs, first))
-    usual = law.Usual(**{key: settings[key] for key in ("pairing", "trunk") if key in settings})
+    usual = law_plan.Usual(**{key: settings[key] for key in ("pairing", "trunk") if key in settings})
     for form, golden in (("apart", apart), ("alike", alike)):
-        found = law.expected(rungs, "plain", form, usual) * math.sqrt(cost / usual_cost)  # type: ignore[arg-type]
+        found = law_plan.expected(rungs, "plain", form, usual) * math.sqrt(cost / usual_cost)  # type: ignore[arg-type]
         assert golden is None or found == pytest.approx(golden, rel=0.015)
 
 
@@ -128,14 +129,14 @@ def test_at_the_best_split_the_speed_up_is_the_product_at_every_budget() -> None
     found = fit(ladder(np.random.default_rng(0), ((1, 1), (1.3, 0.95)), noise=0.0), "plain")
     product = math.exp(found.speed_up("changed").mean)
     for flops in (1e12, 1e14, 1e17):
-        parameters, tokens = law.best_split(found, flops)
+        parameters, tokens = law_speed.best_split(found, flops)
         assert 6 * parameters * tokens == pytest.approx(flops)
         around = [found.loss("plain", parameters * f, tokens / f).mean for f in (0.8, 1.0, 1.25)]
         assert around[1] == min(around), "the best split"
-        faster = found.loss("plain", *law.best_split(found, flops * product)).mean
+        faster = found.loss("plain", *law_speed.best_split(found, flops * product)).mean
         gains = [math.exp(each.mean) for each in found.apart("changed")]
         ours = found.loss(
-            "changed", *(x / g for x, g in zip(law.best_split(found, flops * product), gains, strict=True))
+            "changed", *(x / g for x, g in zip(law_speed.best_split(found, flops * product), gains, strict=True))
         )
         assert ours.mean == pytest.approx(faster, abs=1e-9)
 
@@ -143,8 +144,8 @@ def test_at_the_best_split_the_speed_up_is_the_product_at_every_budget() -> None
 @pytest.mark.parametrize("line", ["data", "ratio", "size"])
 def test_along_a_line_the_baseline_reaches_the_arm(line: str) -> None:
     found = fit(ladder(np.random.default_rng(6), ((1, 1), (1.05, 1.1))), "plain")
-    at = law.speed_up_along(found, "changed", 4e5, 4e6, line)  # type: ignore[arg-type]
-    x, y = law.LINES[line]
+    at = law_speed.speed_up_along(found, "changed", 4e5, 4e6, line)  # type: ignore[arg-type]
+    x, y = law_speed.LINES[line]
     reached = found.loss("plain", 4e5 * at.mean**x, 4e6 * at.mean**y).mean
     assert reached == pytest.approx(found.loss("changed", 4e5, 4e6).mean, abs=1e-9)
     assert at.low < at.mean < at.high
@@ -152,14 +153,14 @@ def test_along_a_line_the_baseline_reaches_the_arm(line: str) -> None:
 
 def test_a_size_that_no_data_makes_up_for_has_no_speed_up_by_data() -> None:
     found = fit(ladder(np.random.default_rng(0), ((1, 1), (4.0, 1.0)), noise=0.001), "plain")
-    assert law.speed_up_along(found, "changed", 1e5, 1e9, "data").mean == math.inf
+    assert law_speed.speed_up_along(found, "changed", 1e5, 1e9, "data").mean == math.inf
 
 
 def test_along_a_line_the_interval_covers() -> None:
     rng, hits = np.random.default_rng(7), []
     for _ in range(30):
         found = fit(ladder(rng, ((1, 1), BOTH)), "plain")
-        at = law.speed_up_along(found, "changed", 8e5, 8e6, "ratio")
+        at = law_speed.speed_up_along(found, "changed", 8e5, 8e6, "ratio")
         goal = loss(BOTH[0] * 8e5, BOTH[1] * 8e6)
         truth = next(c for c in np.arange(1.0, 1.3, 1e-4) if loss(8e5 * c**0.5, 8e6 * c**0.5) <= goal)
         hits.append(at.low <= truth <= at.high)
@@ -176,7 +177,7 @@ def test_marins_worked_example() -> None:
     coefficient = (baseline - MARIN["floor"]) * budget ** MARIN["exponent"]
     assert coefficient == pytest.approx(87.7, abs=0.05)
     needed = (coefficient / (variant - MARIN["floor"])) ** (1 / MARIN["exponent"])
-    faster = law.pinned_speed_up(baseline, variant, **MARIN)
+    faster = law_speed.pinned_speed_up(baseline, variant, **MARIN)
     assert faster == pytest.approx(needed / budget, rel=1e-9), "the budget cancels"
     assert faster * 410_000 / 433_986 == pytest.approx(needed / 433_986 / (budget / 410_000))
 
@@ -188,15 +189,15 @@ def test_marins_worked_example() -> None:
 def test_marins_published_speed_ups(
     baseline: float, variant: float, by_loss: float, throughput: float, by_time: float
 ) -> None:
-    faster = law.pinned_speed_up(baseline, variant, **MARIN)
+    faster = law_speed.pinned_speed_up(baseline, variant, **MARIN)
     assert faster == pytest.approx(by_loss, abs=0.006)
     assert faster * throughput == pytest.approx(by_time, abs=0.006)
 
 
 def test_two_constants_give_another_speed_up() -> None:
     """Three points fix no floor: issue 5619 has fits with L∞ 1.6 and 0.578, both with R² of about 1."""
-    pinned = law.pinned_speed_up(3.1605, 3.1357, floor=1.6, exponent=0.0912)
-    free = law.pinned_speed_up(3.1605, 3.1357, floor=0.578, exponent=0.0584)
+    pinned = law_speed.pinned_speed_up(3.1605, 3.1357, floor=1.6, exponent=0.0912)
+    free = law_speed.pinned_speed_up(3.1605, 3.1357, floor=0.578, exponent=0.0584)
     assert abs(pinned - free) < 0.015, "at the measured rungs they agree"
     law_of = {1.6: (81.68, 0.0912), 0.578: (32.63, 0.0584)}
     at = {floor: floor + a * 1e23**-alpha for floor, (a, alpha) in law_of.items()}
@@ -209,7 +210,7 @@ def test_two_constants_give_another_speed_up() -> None:
 def plain_least_squares(rungs: list[Rung]) -> Estimate:
     """The fault of ignoring that arms of a seed are paired."""
     own = law.arranged(rungs, "plain", "apart")
-    found = law.minimise(own, np.eye(len(rungs)), law.starts(own)[:4])
+    found = law_fit.minimise(own, np.eye(len(rungs)), law_fit.starts(own)[:4])
     wide = found.speed_up("changed")
     return Estimate(wide.mean, wide.se, len(rungs) - own.number)
 
@@ -217,7 +218,7 @@ def plain_least_squares(rungs: list[Rung]) -> Estimate:
 def resampled(rungs: list[Rung], rng: np.random.Generator, draws: int, unit: str) -> tuple[float, float]:
     """The fault of a percentile bootstrap, over seeds within sizes or over the points themselves."""
     own = law.arranged(rungs, "plain", "apart")
-    start = law.minimise(own, np.eye(len(rungs)), law.starts(own)[:4])
+    start = law_fit.minimise(own, np.eye(len(rungs)), law_fit.starts(own)[:4])
     sizes = sorted({rung.size for rung in rungs})
     seeds = sorted({rung.seed for rung in rungs})
     found = []
@@ -229,7 +230,7 @@ def resampled(rungs: list[Rung], rng: np.random.Generator, draws: int, unit: str
                     weights += [rung.size == size and rung.seed == seed for rung in rungs]
         else:
             weights = np.bincount(rng.integers(0, len(rungs), len(rungs)), minlength=len(rungs)).astype(float)
-        found.append(law.minimise(own, np.diag(np.sqrt(weights)), [start.theta]).speed_up("changed").mean)
+        found.append(law_fit.minimise(own, np.diag(np.sqrt(weights)), [start.theta]).speed_up("changed").mean)
     low, high = np.percentile(found, [2.5, 97.5])
     return float(low), float(high)
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from ladders import DOUBLED, QUADRUPLED, ladder, loss
 
-from blockwright.lab.statistics.law import fit
 from blockwright.lab.statistics.law_check import Conclusion, conclude, lack_of_fit, left_out, unidentified
+from blockwright.lab.statistics.law_fit import fit
 
 BOTH = (1.1**0.5, 1.1**0.5)
 

@@ -12,9 +12,10 @@ import pytest
 
 from blockwright.lab.sweep import plan as plans
 from blockwright.lab.sweep.designs import kinds
+from blockwright.lab.sweep.tuning import COMPARE, RATE, TUNE
 from blockwright.lab.transfer import answer, design
 from blockwright.lab.transfer.__main__ import main
-from blockwright.lab.transfer.design import BASE, COMPARE, RATE, RULES, STANDARD, TRANSFERRED, TUNE
+from blockwright.lab.transfer.design import BASE, RULES, STANDARD, TRANSFERRED
 from blockwright.registry.folder import read_json
 from blockwright.training.result import Result
 

@@ -20,7 +20,7 @@ LETTERS = "".join(map(chr, range(ord("!"), ord("~") + 1)))  # 94 characters of o
 
 @register("data", "copying")
 class CopyingDataModule(RowDataModule):
-    """Rows of a random string again and again, of which what was seen is scored (training/data/copying.py).
+    """Rows of a random string again and again; its repetitions are scored (training/data/copying.py).
 
     With ``shortest`` = ``longest`` a model may copy from a fixed distance, which one layer learns; with a range it has
     to find the earlier occurrence, which takes two (Olsson et al. 2022, arXiv 2209.11895). A model that knows nothing

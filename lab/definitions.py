@@ -23,12 +23,14 @@ class Files:
         folder: of conf
         entry_points: group of packages with further files
         keys: of a file
+        argument: of the command line that names a definition
     """
 
     kind: str
     folder: Path
     entry_points: str
     keys: tuple[str, ...]
+    argument: str = "NAME"
 
     def names(self) -> list[str]:
         """Names of all definitions."""
@@ -57,7 +59,7 @@ class Files:
         """
         file = self._file(name)
         try:
-            text = read_text(file, "NAME")
+            text = read_text(file, self.argument)
             if not isinstance(plain := yaml.safe_load(text) or {}, dict):
                 raise ConfigError(str(file), plain, "must be a mapping", f"Its keys are: {', '.join(self.keys)}")
             written = OmegaConf.to_container(OmegaConf.create(text), resolve=False)
@@ -65,9 +67,8 @@ class Files:
             mark, problem = getattr(error, "problem_mark", None), str(getattr(error, "problem", error))
             where = f"{file}:{mark.line + 1}" if mark else str(file)
             twice = "two arms cannot have one name" if "duplicate" in problem else "fix that line"
-            raise ConfigError(
-                where, "…", f"is not YAML ({problem})", f"Quote what holds braces or colons; {twice}"
-            ) from None
+            remedy = f"Quote what holds braces or colons; {twice}"
+            raise ConfigError(where, "…", f"is not YAML ({problem})", remedy) from None
         except OmegaConfBaseException as error:
             raise ConfigError(str(file), "…", str(error).splitlines()[0], "Correct the file") from None
         assert isinstance(written, dict)
@@ -80,11 +81,12 @@ class Files:
             found = self.known().get(name, [self.folder / f"{name}.yaml"])
             if len(found) > 1:
                 files = " and ".join(map(str, found))
-                raise ConfigError("NAME", name, f"several {self.kind}s have this name: {files}", "Name one by its path")
+                raise ConfigError(
+                    self.argument, name, f"several {self.kind}s have this name: {files}", "Name one by its path"
+                )
             file = found[0]
         if not file.is_file():
             what = "file" if file == Path(name) else self.kind
-            raise ConfigError(
-                "NAME", name, f"there is no such {what}", did_you_mean(name, self.names(), "Name a YAML file")
-            )
+            remedy = did_you_mean(name, self.names(), "Name a YAML file")
+            raise ConfigError(self.argument, name, f"there is no such {what}", remedy)
         return file

@@ -1,0 +1,52 @@
+"""What a planned ladder will see, before any of it is run."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from blockwright.lab.statistics.law import SHAPE, Form, Rung, arranged, predict
+from blockwright.lab.statistics.law_fit import Fit, shared, uncorrelating
+
+
+@dataclass(frozen=True)
+class Usual:
+    """A law and its noise as small models of text have them, to plan with.
+
+    Args:
+        floor: E, in nats
+        of_size, of_data: the terms at 1e6 parameters and at 4e6 tokens, in nats
+        exponent: α and β
+        noise: standard deviation of a training, in nats
+        pairing, trunk: shares of its variance that the arms of a seed, and the durations of a trunk, have in common
+    """
+
+    floor: float = 1.1
+    of_size: float = 0.2
+    of_data: float = 0.4
+    exponent: float = 0.35
+    noise: float = 0.007
+    pairing: float = 0.5
+    trunk: float = 0.2
+
+
+def expected(rungs: Sequence[Rung], baseline: str, form: Form, usual: Usual) -> float:
+    """The standard error of log s that a planned ladder will have, by the delta method.
+
+    Args:
+        rungs: planned; their losses do not matter
+        baseline, form: as of ``fit``
+        usual: the law that is assumed, with arms that are equal
+    """
+    ladder = arranged(rungs, baseline, form)
+    n, d = ladder.center[0] - math.log(1e6), ladder.center[1] - math.log(4e6)
+    terms = [math.log(usual.of_size) - usual.exponent * n, math.log(usual.of_data) - usual.exponent * d]
+    shape = [math.log(usual.floor), *terms, *[math.log(usual.exponent)] * 2]
+    theta = np.concatenate([shape, np.zeros(ladder.number - SHAPE)])
+    of_arms, of_durations = shared(rungs)
+    white = uncorrelating(len(rungs), usual.pairing * of_arms + usual.trunk * of_durations)
+    jacobian = white @ predict(theta, ladder.n, ladder.d, ladder.size_gain, ladder.data_gain)[1]
+    return Fit(ladder, theta, jacobian, usual.noise**2, 0.0).speed_up(ladder.arms[1]).se

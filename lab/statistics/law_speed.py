@@ -1,0 +1,98 @@
+"""Speed-ups and splits of the compute by a fitted law."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from blockwright.lab.statistics.intervals import LEVEL
+from blockwright.lab.statistics.law import SHAPE, Array
+from blockwright.lab.statistics.law_fit import Fit
+
+Line = Literal["data", "ratio", "size"]
+LINES: dict[Line, tuple[float, float]] = {"data": (0.0, 1.0), "ratio": (0.5, 0.5), "size": (1.0, 0.0)}
+DRAWS, SEED = 4000, 0  # of the law's parameters, for an interval along a line
+FARTHEST = 12.0  # log of the largest speed-up along a line; beyond, the baseline does not get there
+
+
+@dataclass(frozen=True)
+class Range:
+    """An estimate and its interval at ``LEVEL``; infinite where the baseline never reaches the arm's loss."""
+
+    mean: float
+    low: float
+    high: float
+
+
+def speed_up_along(fit: Fit, arm: str, parameters: float, tokens: float, line: Line) -> Range:
+    """How many times the compute the baseline needs for the loss of an arm, if it is spent along a line.
+
+    Solves L_baseline(c^x N, c^y D) = L_arm(N, D) for c, for each draw of the law's parameters.
+
+    Args:
+        fit: of both
+        arm: that is at (N, D)
+        parameters, tokens: N and D
+        line: ``data``: the same size, more tokens; ``ratio``: the same tokens per parameter; ``size``: the same tokens
+    """
+    draws = np.vstack([fit.theta, _draws(fit)])
+    n, d = fit.place(parameters, tokens)
+    goal = _losses(draws, n + draws[:, SHAPE:] @ fit.gains(arm)[0], d + draws[:, SHAPE:] @ fit.gains(arm)[1])
+    x, y = LINES[line]
+    low, high = np.full(len(draws), -FARTHEST), np.full(len(draws), FARTHEST)
+    for _ in range(50):
+        middle = (low + high) / 2
+        is_worse = _losses(draws, n + x * middle, d + y * middle) > goal
+        low, high = np.where(is_worse, middle, low), np.where(is_worse, high, middle)
+    found = np.where(high >= FARTHEST, math.inf, np.exp((low + high) / 2))
+    ends = [(1 - LEVEL) / 2, (1 + LEVEL) / 2]
+    low_end, high_end = np.quantile(found[1:], ends, method="nearest") if fit.dof >= 1 else (0.0, math.inf)
+    return Range(float(found[0]), float(low_end), float(high_end))
+
+
+def _draws(fit: Fit) -> Array:
+    """Parameters from a multivariate t distribution about the fitted ones, with a fixed seed."""
+    chance = np.random.default_rng(SEED)
+    normal = chance.multivariate_normal(np.zeros(len(fit.theta)), fit.covariance(), DRAWS, method="svd")
+    dof = max(fit.dof, 1)
+    spread = np.sqrt(dof / chance.chisquare(dof, DRAWS))
+    return fit.theta + normal * spread[:, None]
+
+
+def _losses(theta: Array, n: Array, d: Array) -> Array:
+    """The law for many parameter vectors, at a place each."""
+    floor, alpha, beta = np.exp(np.clip(theta[:, [0, 3, 4]], -20, 20)).T
+    powers = np.clip([theta[:, 1] - alpha * n, theta[:, 2] - beta * d], -50, 50)
+    return floor + np.exp(powers[0]) + np.exp(powers[1])
+
+
+def best_split(fit: Fit, flops: float) -> tuple[float, float]:
+    """N and D of the baseline with the lowest loss at 6ND training FLOPs.
+
+    Where dL/dlog N = dL/dlog D, that is α A N^−α = β B D^−β with log N + log D fixed.
+
+    Args:
+        fit: of the law
+        flops: 6ND
+    """
+    a, b, (alpha, beta) = fit.theta[1], fit.theta[2], fit.exponents
+    total = math.log(flops / 6) - sum(fit.ladder.center)
+    n = (a - b + math.log(alpha / beta) + beta * total) / (alpha + beta)
+    return math.exp(n + fit.ladder.center[0]), math.exp(total - n + fit.ladder.center[1])
+
+
+def pinned_speed_up(worse: float, better: float, floor: float, exponent: float) -> float:
+    """s of the law L(C) = L∞ + A C^−α with both constants pinned: ((L_worse − L∞) / (L_better − L∞))^(1/α).
+
+    The identity by which Marin's experiments are read (github.com/marin-community/marin, issue 8096): A cancels, and
+    the budget with it. It has no interval, and is as right as its constants.
+
+    Args:
+        worse, better: losses in nats at one budget
+        floor: L∞ in nats, below both losses
+        exponent: α
+    """
+    return float(((worse - floor) / (better - floor)) ** (1 / exponent))
