@@ -66,7 +66,7 @@ class Result:
     def value(self, metric: str) -> float | None:
         """The finite final value of a metric; None without one, or if the run did not complete."""
         value = self.metrics.get(metric) if self.status == "completed" else None
-        return value if value is not None and math.isfinite(value) else None
+        return float(value) if value is not None and math.isfinite(value) else None
 
     @classmethod
     def read(cls, folder: Path) -> Result:

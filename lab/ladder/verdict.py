@@ -113,9 +113,9 @@ def _sentence(arm: str, log_s: Estimate, equal: Estimate, findings: Findings, la
     if abs(math.log(findings.flops(arm))) > 0.01:
         s += f", at equal FLOPs {Speed.of(equal)}"
     if not equal.excludes_zero:
-        seen = 100 * (math.exp(equal.half) - 1)
+        seen = 100 * (_exp(equal.half) - 1)
         return f"{s}: {arm} and {against} need the same compute, as far as {seen:.0f} % can be seen."
-    share = 1 - math.exp(-equal.mean)
+    share = 1 - _exp(-equal.mean)
     amount = f"{100 * abs(share):.2g} % {'less' if share > 0 else 'more'}"
     return f"{s}: {arm} needs {amount} compute than {against} at the best split."
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from annotated_types import Ge, Le
+from annotated_types import Ge, Gt, Le
 
 from blockwright.lab.sweep import hosts
 from blockwright.registry.ranges import NonNegative, Number
 from blockwright.registry.schema import conforms, fault
 
 Whole = Annotated[int, Ge(-(2**53)), Le(2**53)]  # up to which a float is exact, and names of folders are short
+Tried = Annotated[float, Gt(0), Le(1e30)]  # its octaves are drawn
 Figures = dict[str, Number | None]
 PLAN: dict[str, Any] = {
     **dict.fromkeys(("kind", "command", "metric", "cwd"), str),
@@ -38,7 +39,7 @@ ENTRIES: dict[str, dict[str, Any]] = {
         "overrides": list[str],
         "arm": str,
         "seed": Whole | None,
-        "lr": NonNegative | None,
+        "lr": Tried | None,
         "after": Whole | None,
         "from_step": Whole,
         "size": str,
@@ -46,7 +47,7 @@ ENTRIES: dict[str, dict[str, Any]] = {
         "parameters": NonNegative,
         "tokens": Whole,
         "stage": str,
-        "tries": dict[str, Number],
+        "tries": dict[str, Tried],
     },
     "arms": {
         "name": str,
