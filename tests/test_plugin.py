@@ -94,9 +94,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("plugin")
 
 
-def ladders(folder: Path, quick: list[str]) -> dict[str, list[str]]:
+def zigzags(folder: Path, quick: list[str]) -> dict[str, list[str]]:
     """Commands with the data and the task of the plug-in: a run, the same in two parts, and mistakes."""
-    chosen = ["experiment=ladders", *(o for o in quick if not o.startswith(("data", "logger"))), "logger=csv"]
+    chosen = ["experiment=zigzags", *(o for o in quick if not o.startswith(("data", "logger"))), "logger=csv"]
     part, last = f"hydra.run.dir={folder}/parts", f"ckpt_path={folder}/parts/checkpoints/last.ckpt"
     half = ["trainer.max_steps=3", "trainer.val_check_interval=3", "scheduler=constant"]  # whatever the number of steps
     return {
@@ -128,7 +128,7 @@ def said(small: list[str], warm: Warm, site: Path, environment: dict[str, str], 
         "wrong type": [*quick, *chosen, "model.attention.first_decay=slow", f"hydra.run.dir={folder}/x"],
         "unknown parameter": [*quick, *chosen, "+model.position.widow=3", f"hydra.run.dir={folder}/x"],
         "its own rule": [*quick, *chosen, "model.gating.noise=-1", f"hydra.run.dir={folder}/x"],
-        **ladders(folder, quick),
+        **zigzags(folder, quick),
         "sweep": ["-m", *quick, *sweep, "model/attention=glob(*,exclude=*_*)"],
     }
     return run(warm, commands, site, environment, folder)
@@ -333,7 +333,7 @@ def test_plug_in_proves_its_blocks_by_the_kit_in_its_own_tests(
 
 
 def test_nothing_here_names_the_plug_in() -> None:
-    names = r"blockwright_guest|\bretention\b|retentive|noisy_topk|\bxpos\b|\bladders\b"
+    names = r"blockwright_guest|\bretention\b|retentive|noisy_topk|\bxpos\b|\bzigzags\b"
     for package in ("registry", "blocks", "training", "lab", "plugins", "conf"):
         for file in (ROOT / package).rglob("*"):
             if file.suffix in (".py", ".yaml"):

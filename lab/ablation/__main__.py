@@ -36,7 +36,7 @@ tune       tries of the learning rate for each arm: tune=5; tune={optimizer.lr: 
 within     difference below which arms count as the same
 tokens     that each job trains on; becomes trainer.max_steps
 workers    jobs at a time, each with its share of the cores
-launcher   of Hydra, that runs the jobs instead: joblib, kubernetes, …; its options are hydra.launcher.KEY=VALUE
+launcher   of Hydra, that runs the jobs instead: joblib, …; its options are hydra.launcher.KEY=VALUE
 match, by, tol, baseline, lr, metric, direction    instead of the definition's
 OVERRIDE   any other KEY=VALUE is for all arms, as blockwright train takes it: data=text optimizer.lr=0.02
 

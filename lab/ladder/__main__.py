@@ -38,7 +38,7 @@ decay      share of a duration in which the rate falls to 0; warmup: of the long
 tune       the setting to tune, and the number of values to try first: tune='{optimizer.lr: 5}'; null for none
 tune_sizes number of sizes at which arms are tuned, smallest first; larger ones take values from these
 workers    jobs at a time, each with its share of the cores
-launcher   of Hydra, that runs the jobs instead: joblib, kubernetes, …; its options are hydra.launcher.KEY=VALUE
+launcher   of Hydra, that runs the jobs instead: joblib, …; its options are hydra.launcher.KEY=VALUE
 match, by, tol, baseline, metric    instead of the definition's
 OVERRIDE   any other KEY=VALUE is for all arms, as blockwright train takes it: data=text data.batch_size=8
 

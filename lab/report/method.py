@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from blockwright.lab.calibration.record import line_above
 from blockwright.lab.report.case import sees
 from blockwright.lab.report.evidence import Evidence
 from blockwright.lab.report.findings import Findings
@@ -19,6 +18,8 @@ def basis(findings: Findings) -> str:
 
 def calibration(findings: Findings) -> str | None:
     """The sentence on the last calibration of this machine; None if there was none."""
+    from blockwright.lab.calibration.record import line_above  # it imports what trains
+
     return line_above(findings.sweep.directory)
 
 

@@ -37,7 +37,7 @@ grow       sizes of the smaller model that grow with d_model: grow='{attention: 
 tries      rates of each model on one seed, an octave apart, around optimizer.lr; more follow where they are needed
 seeds      fresh ones, on which the larger model is trained at the transferred rate, at its own, and without rules
 workers    jobs at a time
-launcher   of Hydra, that runs the jobs instead: joblib, kubernetes, …; its options are hydra.launcher.KEY=VALUE
+launcher   of Hydra, that runs the jobs instead: joblib, …; its options are hydra.launcher.KEY=VALUE
 OVERRIDE   as blockwright train takes it: optimizer=adamw optimizer.lr=0.01 trainer.max_steps=70; the rules are those
            of parametrisation=width unless another is chosen
 DIR        of a transfer that was stopped: it is resumed; of one that has ended: its table

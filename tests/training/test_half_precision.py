@@ -54,7 +54,8 @@ CALLBACKS = sorted({file.stem for file in (CONF / "callbacks").glob("*.yaml")} -
 @pytest.fixture(scope="module")
 def cases() -> Cases:
     """Task → its data and callbacks."""
-    return {"causal_lm": [*TEXT, f"callbacks=[default,{','.join(CALLBACKS)}]", "callbacks.qk_clip.threshold=0.5"]}
+    with_all = [*TEXT, f"callbacks=[default,{','.join(CALLBACKS)}]", "callbacks.qk_clip.threshold=0.5"]
+    return {"causal_lm": with_all, "recall": ["data=copying", "data.held_out=4"]}
 
 
 @pytest.fixture(scope="module")

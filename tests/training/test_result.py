@@ -16,7 +16,7 @@ LOSS = Figure("loss", "nats per token", "less", ("val",))
 
 
 def test_result_comes_back_as_it_was_written(tmp_path: Path) -> None:
-    result = Result("completed", 10, 8, 3, 0.5, 1.5, {"val/loss": math.inf}, {"val/loss": LOSS})
+    result = Result("completed", 10, 8, 3, 0.5, 1.5, 2.5, {"val/loss": math.inf}, {"val/loss": LOSS})
     result.write(tmp_path / "run")
     assert Result.read(tmp_path / "run") == result
 

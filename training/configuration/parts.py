@@ -64,7 +64,9 @@ def build(kind: str, plain: Mapping[str, Any]) -> Any:
     entry, _ = registry.resolve(kind, Node(written, kind))
     hints = {name: p.hint for name, p in entry.schema.parameters.items() if not p.child}
     made = {k: _made(v, hints[k], f"{kind}.{k}") if k in hints else v for k, v in dict(written).items()}
-    known = {**plain, "starts": starts(plain), "parametrisation": parametrisation(plain)} if kind == "task" else plain
+    known = plain
+    if kind == "task":
+        known = {"starts": starts(plain), **plain, "parametrisation": parametrisation(plain)}
     context = {key: known[key] for key in registry.find_family(kind).context if key in known}
     context = {key: instantiate(value, key) if _is_target(value) else value for key, value in context.items()}
     node = Node(made, kind)

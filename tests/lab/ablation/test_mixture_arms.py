@@ -27,7 +27,15 @@ def words(small: list[str], tmp_path: Path) -> list[str]:
     base = ["data=mixture", "data/tokenizer=bytes", f"data.sources={{{sources}}}"]
     late = "data.stages=[{shares:{code:0.2,web:0.8},batches:3},{shares:{code:0.8,web:0.2}}]"
     arms = {"even": "data.stages=[{shares:{code:0.5,web:0.5}}]", "late": late}
-    definition = {"about": "code late", "base": base, "baseline": "even", "arms": arms, "also": ALSO, "seeds": 2}
+    definition = {
+        "about": "code late",
+        "base": base,
+        "baseline": "even",
+        "arms": arms,
+        "also": ALSO,
+        "seeds": 2,
+        "tune": None,
+    }
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump(definition))
     quick = [each for each in small if not each.startswith(("data", "trainer", "callbacks.report"))]
     quick += ["data.sequence_length=32", "data.batch_size=2", "data.eval_windows=4", "callbacks.report.sample_tokens=0"]

@@ -132,7 +132,7 @@ def _in_job(key: str, value: Any) -> Callable[[dict[str, Any]], None]:
         _without("arms"),
         lambda plan: plan.update(widths=[16]),
         lambda plan: plan.update(tune={"optimizer.b1": 5}),
-        _in_job("arm", "nobody"),
+        _in_job("arm", "other"),
         _in_job("stage", "nowhere"),
         _in_job("seed", None),
         _in_job("tries", {}),

@@ -47,7 +47,7 @@ class Case(NamedTuple):
 @pytest.fixture(scope="module")
 def cases() -> dict[str, Case]:
     """Every task of the core; those of a plug-in are in its tests."""
-    return {"causal_lm": Case("chat", Sorting, {})}
+    return {task: Case("chat", Sorting, {}) for task in ("causal_lm", "recall")}
 
 
 def test_every_task_of_the_core_is_tested(cases: dict[str, Case]) -> None:

@@ -14,7 +14,7 @@ from blockwright import ConfigError, DataModule, register
 Count = Annotated[int, Ge(1)]
 
 
-@register("data", "ladders")
+@register("data", "zigzags")
 class Ladders(DataModule):
     """Row r of batch b: ids ``start + step · t mod vocabulary``, start and step drawn by (seed, b).
 
