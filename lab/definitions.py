@@ -9,6 +9,9 @@ from typing import Any
 import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from rich import box
+from rich.table import Table
+from rich.text import Text
 
 from blockwright.registry import ConfigError, did_you_mean, plugins
 from blockwright.registry.limits import read_text
@@ -47,6 +50,15 @@ class Files:
     def about(self, name: str) -> str:
         """What a definition is for, in one line."""
         return str(self.read(name).get("about", ""))
+
+    def table(self, command: str) -> Table:
+        """All definitions, as a command without arguments lists them."""
+        table = Table(box=box.SIMPLE_HEAD, highlight=False)
+        table.add_column(command, no_wrap=True)
+        table.add_column("what it compares")
+        for name in self.names():
+            table.add_row(Text(name), Text(self.about(name)))
+        return table
 
     def read(self, name: str) -> dict[str, Any]:
         """The contents of a file.

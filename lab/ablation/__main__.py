@@ -7,9 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rich import box
 from rich.table import Table
-from rich.text import Text
 
 from blockwright.lab.ablation import definition, forecast, planning
 from blockwright.lab.ablation.planning import Plan
@@ -89,15 +87,6 @@ def plan_table(plan: Plan) -> Table:
     return arms_table(plan.arms, plan.definition.baseline, plan.arms[0].arm.context, more)
 
 
-def _list() -> None:
-    table = Table(box=box.SIMPLE_HEAD, highlight=False)
-    table.add_column("blockwright ablate", no_wrap=True)
-    table.add_column("what it compares")
-    for name in definition.names():
-        table.add_row(Text(name), Text(definition.about(name)))
-    show(table)
-
-
 def main(arguments: Sequence[str]) -> int:
     """Run the command.
 
@@ -111,7 +100,7 @@ def main(arguments: Sequence[str]) -> int:
         print(USAGE, end="")
         return 0
     if not arguments:
-        _list()
+        show(definition.FILES.table("blockwright ablate"))
         return 0
     asked = read(arguments)
     if asked.plan_only:

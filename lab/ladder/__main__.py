@@ -131,15 +131,6 @@ def _compared(outline: Outline) -> int:
     return len(outline.seeds) * sum(len(of.arms) * len(of.steps) for of in outline.sizes.values())
 
 
-def _list() -> None:
-    table = Table(box=box.SIMPLE_HEAD, highlight=False)
-    table.add_column("blockwright ladder", no_wrap=True)
-    table.add_column("what it compares")
-    for name in definition.FILES.names():
-        table.add_row(Text(name), Text(definition.FILES.about(name)))
-    show(table)
-
-
 def main(arguments: Sequence[str]) -> int:
     """Run the command.
 
@@ -153,7 +144,7 @@ def main(arguments: Sequence[str]) -> int:
         print(USAGE, end="")
         return 0
     if not arguments:
-        _list()
+        show(definition.FILES.table("blockwright ladder"))
         return 0
     asked = read(arguments)
     if Path(asked.name).is_dir():
