@@ -81,7 +81,7 @@ def _filled(layer: Any, context: int, device: Any, dtype: Any) -> Any:
     """A cache of a random context; of means of windows, which only the layer can make, it reads one."""
     import torch
 
-    from blockwright.blocks.cache import Cache
+    from blockwright.blocks.cache.base import Cache
     from blockwright.blocks.forward_pass import Pass
 
     cache = layer.new_cache(1, 2 * context + 100 * PROMPT, dtype, device)

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from blockwright.blocks.attention.base import Attention, empty_cache
 from blockwright.blocks.base import Block
-from blockwright.blocks.cache import Cache
+from blockwright.blocks.cache.base import Cache
 from blockwright.blocks.carry import Carry
 from blockwright.blocks.ffn.base import FFN
 from blockwright.blocks.forward_pass import Losses, Pass
@@ -355,9 +355,7 @@ class Decoder(nn.Module):
         if padding is not None:
             for cache in caches:
                 if not isinstance(cache, Cache):
-                    rule = (
-                        f"{type(cache).__name__} is not a blockwright.blocks.cache.Cache, and does not support padding"
-                    )
+                    rule = f"{type(cache).__name__} is not a blockwright Cache, and does not support padding"
                     raise BlockError("padding", padding.tolist(), rule, "Give rows of one length")
                 cache.padding = padding
         return caches

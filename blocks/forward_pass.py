@@ -11,7 +11,7 @@ from blockwright.blocks.carry import Carry
 from blockwright.blocks.kernels.documents import is_real
 
 if TYPE_CHECKING:
-    from blockwright.blocks.cache import Cache
+    from blockwright.blocks.cache.base import Cache
     from blockwright.blocks.position.base import Position
     from blockwright.blocks.share import Share
 

@@ -8,7 +8,7 @@ from torch import Tensor
 from benchmarks.contender import Contender
 from benchmarks.models.base import Model, random_like
 from benchmarks.shapes import Shape, composition
-from blockwright.blocks.cache import Cache
+from blockwright.blocks.cache.base import Cache
 from blockwright.blocks.compose import compose
 
 

@@ -15,7 +15,7 @@ from blockwright.blocks.attention.latents import Bias, by_heads, bytes_of_a_head
 from blockwright.blocks.attention.mistakes import expanded, refuse_call, refuse_other_shapes
 from blockwright.blocks.attention.remembered import Held, Layout, layout, parts, side_by_side
 from blockwright.blocks.attention.selecting import remembered, selected
-from blockwright.blocks.cache import Cache
+from blockwright.blocks.cache.base import Cache
 from blockwright.blocks.forward_pass import Pass
 from blockwright.blocks.kernels import few_keys, latent_attention
 from blockwright.blocks.kernels.few_rows import by_mkl, reads_fast

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from blockwright.blocks.attention.score_rows import ScoreRows
 from blockwright.blocks.base import Block
-from blockwright.blocks.cache import Cache
+from blockwright.blocks.cache.base import Cache
 from blockwright.blocks.forward_pass import Pass
 from blockwright.registry import BlockError, family
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from blockwright.blocks.attention.sources import Near, Source
-from blockwright.blocks.cache import Cache
+from blockwright.blocks.cache.base import Cache
 from blockwright.blocks.compressor.base import Entries
 from blockwright.blocks.compressor.cache import WindowedCache
 from blockwright.blocks.forward_pass import Pass

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from blockwright.blocks.cache import Cache
+from blockwright.blocks.cache.base import Cache
 from blockwright.blocks.forward_pass import Pass
 from blockwright.blocks.kernels.choice import Kernels
 from blockwright.blocks.kernels.long_attention import Bias, Read, attention_in_parts, suits

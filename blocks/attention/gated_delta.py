@@ -8,7 +8,7 @@ from torch import Tensor
 from blockwright.blocks.attention.base import even_heads
 from blockwright.blocks.attention.recurrent import Parts, Recurrent
 from blockwright.blocks.base import Placement
-from blockwright.blocks.cache import State
+from blockwright.blocks.cache.state import State
 from blockwright.blocks.convolution import CausalConv
 from blockwright.blocks.decay.base import Decay
 from blockwright.blocks.linear import Linear

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from blockwright.blocks.attention.base import even_heads
 from blockwright.blocks.attention.recurrent import Parts, Recurrent
 from blockwright.blocks.base import Placement
-from blockwright.blocks.cache import State
+from blockwright.blocks.cache.state import State
 from blockwright.blocks.linear import Linear
 from blockwright.blocks.norm.base import Norm
 from blockwright.blocks.output_gate.base import OutputGate

@@ -5,7 +5,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from blockwright.blocks.attention.recurrent import Parts, Recurrent
-from blockwright.blocks.cache import State
+from blockwright.blocks.cache.state import State
 from blockwright.registry import register
 
 

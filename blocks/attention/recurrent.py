@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from blockwright.blocks.attention.base import Attention
-from blockwright.blocks.cache import State
+from blockwright.blocks.cache.state import State
 from blockwright.blocks.convolution import CausalConv
 from blockwright.blocks.forward_pass import Pass
 

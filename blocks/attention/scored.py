@@ -11,7 +11,8 @@ from blockwright.blocks.attention.base import Attention
 from blockwright.blocks.attention.beside import Beside
 from blockwright.blocks.attention.mistakes import refuse_result
 from blockwright.blocks.attention.remembered import FOUND, Held, Layout, Memory, find
-from blockwright.blocks.cache import Cache, Ring
+from blockwright.blocks.cache.base import Cache
+from blockwright.blocks.cache.ring import Ring
 from blockwright.blocks.forward_pass import Pass
 from blockwright.blocks.position.base import Position
 from blockwright.blocks.scores.base import Scores

@@ -12,7 +12,7 @@ from blockwright.blocks.attention.beside import Beside, windowed
 from blockwright.blocks.attention.remembered import Memory
 from blockwright.blocks.attention.scored import Scored
 from blockwright.blocks.base import Placement
-from blockwright.blocks.cache import Cache
+from blockwright.blocks.cache.base import Cache
 from blockwright.blocks.compressor.base import Compressor
 from blockwright.blocks.compressor.cache import WindowedCache
 from blockwright.blocks.forward_pass import Pass

@@ -8,7 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from blockwright.blocks.cache import Cache, Ring
+from blockwright.blocks.cache.base import Cache
+from blockwright.blocks.cache.ring import Ring
 from blockwright.blocks.compressor.pool import Ends
 from blockwright.registry import BlockError
 

@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterator, Sequence
 import torch
 from torch import Tensor
 
-from blockwright.blocks.cache import Cache
+from blockwright.blocks.cache.base import Cache
 from blockwright.blocks.decoder import Decoder
 from blockwright.blocks.generation.sample import Sampling, sample
 from blockwright.blocks.input import Media
@@ -58,7 +58,7 @@ class Continuations:
         for tokens in Continuations(decoder, [[5, 3], [7]], 20, stop_tokens={0}):
             ...  # [17, 4], then [2, None], …
 
-    Rows of unequal length are padded on the left (see blocks/cache.py), and give what each gives alone. Each row has
+    Rows of unequal length are padded on the left (see blocks/cache), and give what each gives alone. Each row has
     its own random generator, so its draws do not depend on the others. Ended rows are computed until the last one ends.
 
     Args:

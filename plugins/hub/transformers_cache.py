@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache
 
-from blockwright.blocks.cache import Cache as BlockCache
+from blockwright.blocks.cache.base import Cache as BlockCache
 from blockwright.blocks.decoder import Decoder
 from blockwright.registry import BlockError
 
@@ -17,7 +17,7 @@ AHEAD = 256  # tokens of room for each growth of a cache whose final length is u
 
 
 class BlockwrightCache(Cache):
-    """The caches of all layers (blocks/cache.py) behind transformers' interface, made at the first forward pass.
+    """The caches of all layers (blocks/cache) behind transformers' interface, made at the first forward pass.
 
     Args:
         decoder: whose caches they are

@@ -35,7 +35,7 @@ from blockwright.blocks.conformance.kernel_parity import kernel_cases as kernel_
 from blockwright.blocks.attention.base import Attention as Attention
 from blockwright.blocks.attention.scored import Scored as ScoredAttention
 from blockwright.blocks.balance.base import Balance as Balance
-from blockwright.blocks.cache import Cache as Cache
+from blockwright.blocks.cache.base import Cache as Cache
 from blockwright.blocks.dropping.base import Dropping as Dropping
 from blockwright.blocks.experts.base import Experts as Experts
 from blockwright.blocks.ffn.base import FFN as FFN

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from blockwright import registry
 from blockwright.blocks.attention.base import Attention, even_heads
-from blockwright.blocks.cache import Cache
+from blockwright.blocks.cache.base import Cache
 from blockwright.blocks.forward_pass import Pass
 from blockwright.registry import BlockError, ConfigError
 

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from blockwright.blocks.cache import Cache, Ring
+from blockwright.blocks.cache.base import Cache
+from blockwright.blocks.cache.ring import Ring
 from blockwright.registry import BlockError
 
 CPU = torch.device("cpu")

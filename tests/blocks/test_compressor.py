@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from blockwright.blocks.attention import beside
-from blockwright.blocks.cache import Cache
+from blockwright.blocks.cache.base import Cache
 from blockwright.blocks.compose import compose
 from blockwright.blocks.compressor.pool import Pool, ends_of
 from blockwright.blocks.decoder import Decoder

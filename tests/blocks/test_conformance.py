@@ -18,7 +18,7 @@ from blockwright.blocks.attention.base import Attention
 from blockwright.blocks.attention.gqa import GQA
 from blockwright.blocks.attention.score_rows import ScoreRows
 from blockwright.blocks.balance.expert import ExpertBalance
-from blockwright.blocks.cache import Cache
+from blockwright.blocks.cache.base import Cache
 from blockwright.blocks.conformance import Case, PromiseError, cases
 from blockwright.blocks.conformance.__main__ import main
 from blockwright.blocks.conformance.cases import CHECKS

@@ -22,7 +22,8 @@ from torch.distributed import ProcessGroup
 
 from blockwright.blocks.attention.base import Attention
 from blockwright.blocks.attention.scored import Scored
-from blockwright.blocks.cache import Cache, Ring
+from blockwright.blocks.cache.base import Cache
+from blockwright.blocks.cache.ring import Ring
 from blockwright.blocks.carry import joined, split
 from blockwright.blocks.forward_pass import Pass
 from blockwright.blocks.kernels.documents import is_real

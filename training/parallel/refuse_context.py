@@ -9,7 +9,8 @@ import torch
 
 from blockwright import registry
 from blockwright.blocks.attention.base import Attention
-from blockwright.blocks.cache import Cache, State
+from blockwright.blocks.cache.base import Cache
+from blockwright.blocks.cache.state import State
 from blockwright.blocks.compose import compose
 from blockwright.blocks.cost import alike
 from blockwright.blocks.decoder import Decoder
@@ -102,7 +103,7 @@ def check_attentions(decoder: Decoder) -> None:
         attention: Any = decoder.layers[first].attention
         fault = _unfit(attention, decoder.config["d_model"])
         if fault:
-            rule = f"{fault}, and {PATH} gathers keys by the cache (blocks/cache.py)"
+            rule = f"{fault}, and {PATH} gathers keys by the cache (blocks/cache)"
             raise ConfigError(f"model.attention (layer {first})", type(attention).__name__, rule, WITHOUT)
 
 
@@ -113,7 +114,7 @@ def _unfit(attention: Attention, d_model: int) -> str:
     except NotImplementedError:
         return "keeps no cache"
     if not isinstance(cache, Cache):
-        return f"keeps a {type(cache).__name__} in place of a blockwright.blocks.cache.Cache"
+        return f"keeps a {type(cache).__name__} in place of a blockwright.blocks.cache.base.Cache"
     if isinstance(cache, State):
         return "passes a state from token to token"
     try:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from blockwright.blocks.attention.base import Attention
-from blockwright.blocks.cache import Cache
+from blockwright.blocks.cache.base import Cache
 from blockwright.blocks.forward_pass import Pass
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from blockwright.blocks.cache import Cache
+from blockwright.blocks.cache.base import Cache
 from blockwright.blocks.compose import compose
 from blockwright.blocks.ffn.swiglu import SwiGLU
 from blockwright.blocks.forward_pass import Pass

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from blockwright.blocks.cache import Cache
+from blockwright.blocks.cache.base import Cache
 from blockwright.blocks.kernels import one_query
 from blockwright.blocks.kernels.attention import causal_attention_reference
 from blockwright.blocks.kernels.scoring import Scoring

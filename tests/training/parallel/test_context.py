@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from blockwright.blocks.attention.base import Attention, even_heads
 from blockwright.blocks.attention.biases import score_bias
-from blockwright.blocks.cache import Cache
+from blockwright.blocks.cache.base import Cache
 from blockwright.blocks.compose import compose
 from blockwright.blocks.decoder import Decoder
 from blockwright.blocks.forward_pass import Pass

@@ -3,7 +3,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from blockwright.blocks.cache import Cache
+from blockwright.blocks.cache.base import Cache
 from blockwright.blocks.decoder import Decoder
 from blockwright.blocks.generation.generate import check_lengths, read
 from blockwright.blocks.generation.sample import draw, narrow
@@ -61,8 +61,8 @@ class _Rows:
     def _take(self, rows: Tensor, logits: Tensor) -> Tensor:
         for cache in self.caches:
             if not isinstance(cache, Cache):
-                rule = f"{type(cache).__name__} is not a blockwright.blocks.cache.Cache, whose rows can be copied"
-                raise BlockError("engine", "native", rule, "Derive it from blockwright.blocks.cache.Cache")
+                rule = f"{type(cache).__name__} is not a blockwright.blocks.cache.base.Cache, whose rows can be copied"
+                raise BlockError("engine", "native", rule, "Derive it from blockwright.blocks.cache.base.Cache")
             cache.take(rows)
         return logits[rows]
 
