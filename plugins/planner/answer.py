@@ -11,6 +11,7 @@ import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
+from typing import Any
 
 from blockwright.blocks.decoder import Decoder
 from blockwright.lab.describe import usual_context
@@ -109,7 +110,8 @@ def command(request: Request, candidate: Candidate, job: Job) -> str:
 def _generation(request: Request, decoder: Decoder, length: int) -> None:
     settings, device = request.settings, request.settings.device
     bits = {"weight_bits": settings.weight_bits, "cache_bits": settings.cache_bits}
-    found: Generation = generation(decoder, device, coefficients(), gpus=settings.gpus, context=length, **bits)
+    at: dict[str, Any] = {"gpus": settings.gpus, "context": length, **bits}
+    found: Generation = generation(decoder, device, coefficients(), **at)
     if request.as_json:
         print(json.dumps({**asdict(found), "tokens_per_second": found.tokens_per_second, **bits}, indent=1))
     else:

@@ -14,12 +14,15 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from blockwright.blocks.attention.base import empty_cache
-from blockwright.blocks.cost import alike, count_parameters
+from blockwright.blocks.cost import alike, cache_bytes, count_parameters
 from blockwright.blocks.decoder import Decoder
+from blockwright.blocks.kernels.quantise import BITS
 from blockwright.lab.card import in_bytes
 from blockwright.plugins.planner.hardware import Coefficients, Hardware
 from blockwright.plugins.planner.memory import USABLE
 from blockwright.registry import ConfigError
+
+EXACT = {64: torch.float64, 32: torch.float32, 16: torch.bfloat16}  # bits → dtype of exact caches
 
 
 @dataclass(frozen=True)
@@ -41,7 +44,13 @@ class Generation:
 
     @property
     def seconds(self) -> float:
+        """Of a step: products and attention each wait for the slower of reading and computing."""
         return max(self.products.values()) + max(self.attention.values())
+
+    @property
+    def least_seconds(self) -> float:
+        """The roofline of a step: all reading and all computing overlap."""
+        return max(self.products[cause] + self.attention[cause] for cause in self.products)
 
     @property
     def tokens_per_second(self) -> float:
@@ -57,21 +66,23 @@ def generation(
     context: int = 4096,
     weight_bits: float = 16,
     cache_bits: float = 16,
+    batch: int | None = None,
 ) -> Generation:
-    """The throughput at the largest batch.
+    """The throughput of a batch.
 
     Args:
         decoder: on the meta device
         context: tokens in each cache, on average
-        weight_bits, cache_bits: of a number; states of recurrent mixers are never quantised
+        weight_bits, cache_bits: of a number; see ``bytes_of_one`` for what a cache stores besides
+        batch: sequences; None: as many as the memory holds
 
     Raises:
-        ConfigError: the weights and one cache do not fit, or there are no caches
+        ConfigError: the weights and one cache do not fit, or there are no caches and no ``batch``
     """
     counted = count_parameters(decoder)
     weights = (counted.total - counted.families["mtp"]) * weight_bits / 8
-    cache = _cache_bytes(decoder, context, cache_bits)
-    batch = _most(USABLE * gpus * hardware.memory, weights, cache, gpus)
+    cache = bytes_of_one(decoder, context, weight_bits, cache_bits)
+    batch = batch or _most(USABLE * gpus * hardware.memory, weights, cache, gpus)
     short, long = (_flops(decoder, n) for n in (1, context))
     peak, faster = gpus * hardware.bf16 * hardware.sustained * fitted.dense, fitted.fp8 if weight_bits <= 8 else 1.0
     read = gpus * hardware.hbm
@@ -94,12 +105,24 @@ def _most(room: float, weights: float, cache: float, gpus: int) -> int:
     return batch
 
 
-def _cache_bytes(decoder: Decoder, context: int, bits: float) -> float:
+def bytes_of_one(decoder: Decoder, context: int, weight_bits: float, cache_bits: float) -> float:
+    """Bytes of the caches of one sequence, as they are made here: quantised ones (8, 6 or 4 bits) have scales too, and
+    states of recurrent mixers keep the dtype of the weights. At other bits every number takes as many, without scales.
+
+    Args:
+        decoder: on the meta device
+        context: tokens in each cache
+        weight_bits, cache_bits: of a number
+    """
+    if cache_bits in EXACT:
+        return cache_bytes(decoder, context, EXACT[int(cache_bits)])
+    if cache_bits in BITS:
+        return cache_bytes(decoder, context, EXACT.get(int(weight_bits), torch.bfloat16), int(cache_bits))
     total, of_one = 0.0, (1, context, torch.bfloat16, torch.device("meta"), None)
     for group in alike(decoder.layers):
         attention: Any = decoder.layers[group[0]].attention
         cache = empty_cache(attention, *of_one)
-        total += len(group) * cache.nbytes * (bits / 16 if getattr(cache, "quantises", True) else 1)
+        total += len(group) * cache.nbytes * (cache_bits / 16 if getattr(cache, "quantises", True) else 1)
     return total
 
 

@@ -7,7 +7,7 @@ import torch
 
 from blockwright.blocks.compose import compose, preset
 from blockwright.blocks.cost import cache_bytes
-from blockwright.plugins.planner.generation import generation
+from blockwright.plugins.planner.generation import Generation, bytes_of_one, generation
 from blockwright.plugins.planner.hardware import coefficients, hardware
 
 
@@ -26,3 +26,31 @@ def test_states_do_not_shrink_with_the_numbers_of_caches() -> None:
     grown = cache_bytes(decoder, 512, torch.bfloat16) - cache_bytes(decoder, 256, torch.bfloat16)
     shrunk = whole.caches / whole.batch - quarter.caches / quarter.batch
     assert grown > 0 and shrunk == pytest.approx(2 * grown * 12 / 16, rel=0.05)
+
+
+@pytest.mark.parametrize("bits", [8, 6, 4])
+@pytest.mark.parametrize("name", ["kimi_linear_48b_a3b", "deepseek_v2_lite", "llama3_1_8b"])
+def test_quantised_caches_are_counted_with_their_scales(name: str, bits: int) -> None:
+    decoder = compose(preset(name), device="meta")
+    planned = bytes_of_one(decoder, 512, weight_bits=16, cache_bits=bits)
+    assert planned == sum(cache.nbytes for cache in decoder.to(torch.bfloat16).new_caches(1, 512, bits))
+    assert planned > bytes_of_one(decoder, 512, weight_bits=16, cache_bits=bits + 1e-9)  # whose numbers have none
+
+
+@pytest.mark.parametrize("width", [16, 32])
+def test_exact_caches_are_those_of_their_dtype(width: int) -> None:
+    decoder = compose(preset("kimi_linear_48b_a3b"), device="meta").to({16: torch.bfloat16, 32: torch.float32}[width])
+    planned = bytes_of_one(decoder, 512, weight_bits=width, cache_bits=width)
+    assert planned == sum(cache.nbytes for cache in decoder.new_caches(1, 512))
+
+
+def test_a_batch_that_is_chosen_is_the_one_that_is_planned() -> None:
+    decoder = compose(preset("deepseek_v2_lite"), device="meta")
+    full, single = (generation(decoder, hardware("h800"), coefficients(), batch=batch) for batch in (None, 1))
+    assert full.batch > single.batch == 1 and single.caches == full.caches / full.batch
+    assert single.seconds < full.seconds and single.tokens_per_second < full.tokens_per_second
+
+
+def test_a_step_takes_no_less_than_the_roofline() -> None:
+    step = Generation(8, 1.0, 1.0, {"reads": 3.0, "computes": 1.0}, {"reads": 1.0, "computes": 2.0})
+    assert step.least_seconds == 4.0 and step.seconds == 5.0
