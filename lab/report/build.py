@@ -109,7 +109,7 @@ def head_of(findings: Findings) -> Head:
         method=basis(findings),
         command=sweep.command,
         directory=str(sweep.directory),
-        search=sweep.kind == "search",
+        verdicts=sweep.kind != "search",
     )
 
 

@@ -51,7 +51,7 @@ class Head:
         method: how they were reached
         command: that made it
         directory: where it is
-        search: whether it is a search, which has no verdicts
+        verdicts: whether it has verdicts, which verdict.json holds too
     """
 
     title: str
@@ -64,7 +64,7 @@ class Head:
     method: str
     command: str
     directory: str
-    search: bool = False
+    verdicts: bool = True
 
 
 def some(table: Table | None) -> list[Table]:
