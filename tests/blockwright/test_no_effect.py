@@ -64,6 +64,7 @@ LONG = "a" * 5000  # more than any file system takes as a name
 OF_A_PATH = {
     "describe": f"model={LONG}",
     "plan": f"model={LONG} gpus=1 gpu=h100",
+    "throughput": f"model=file model.file={LONG} memory=1MB",
     "ablate": LONG,
     "coordinates": f"paths.log_dir={LONG} model=file model.file={LONG}",
     "ladder": LONG,

@@ -42,6 +42,7 @@ FORMS: dict[str, list[str]] = {
     "describe": ["model=FOLDER", "model=FOLDER/model.yaml", "model=file model.file=FOLDER/model.yaml"],
     "plan": ["model=file model.file=FOLDER/model.yaml gpus=8 gpu=h100"],
     "match": ["model=file model.file=FOLDER/model.yaml"],
+    "throughput": ["model=file model.file=FOLDER/model.yaml memory=1MB context=16 repeats=1"],
     "ablate": ["FOLDER/ablation.yaml --plan-only"],
     "ladder": ["FOLDER/ablation.yaml --plan-only", "FOLDER"],
     "transfer": ["FOLDER", "model=file model.file=FOLDER/model.yaml base=16 to=32"],
