@@ -34,12 +34,24 @@ def answer(arguments: Sequence[str]) -> None:
     device = _device(request.settings)
     arms = read_arms(request, getattr(torch, request.settings.dtype), device)
     folder = _new_folder(request.log_dir)
-    results = measure(request, arms, device)
+    try:
+        results = measure(request, arms, device)
+    except BaseException as error:
+        folder.rmdir()  # nothing is in it
+        if not _is_out_of_memory(error):
+            raise
+        rule = f"and weights leave too little of the memory of {device.type} for what a step computes"
+        raise ConfigError("memory", request.settings.memory, rule, "Lower it, or write rows=N") from None
     page = report.write(folder, results)
     if request.as_json:
         print(json.dumps(results.as_plain(), indent=1))
     else:
         report.show(results, page)
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    """Whether a device has no more memory; of a CPU torch raises a RuntimeError."""
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 def measure(request: Request, arms: Sequence[Arm], device: torch.device) -> Results:

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from blockwright.lab.report.figure import Figure, colour_of, end_labels, room_of
 from blockwright.lab.report.scale import Scale
 from blockwright.lab.report.svg import Chart
-from blockwright.lab.report.words import short
 from blockwright.plugins.equal_memory.arm import precision
 from blockwright.plugins.equal_memory.clock import unit
 from blockwright.plugins.equal_memory.results import HEADINGS, Change, Results, Spread
@@ -17,6 +16,16 @@ from blockwright.plugins.equal_memory.tables import number
 DOT = 3.5  # pixels of a mark's radius
 ROOM = 1.2  # factor between the outermost values and the ends of an axis
 CAPTION = "Dots: medians of the rounds; bars: the least and the most. Dashed: as planned."
+
+
+@dataclass(frozen=True)
+class Contexts(Scale):
+    """A scale whose ticks are the contexts that were measured."""
+
+    marks: tuple[int, ...] = ()
+
+    def ticks(self, most: int) -> list[float]:
+        return sorted(self.marks)
 
 
 @dataclass(frozen=True)
@@ -94,9 +103,9 @@ def _draw(chart: Chart, lines: Sequence[Line], results: Results, above: str, eve
     """Draw axes and lines; ``even``, if any, is a value with a line of its own."""
     contexts = results.request.settings.context
     values = [value for line in lines for value in line.values] + ([] if even is None else [even])
-    x = Scale(min(contexts) / ROOM, max(contexts) * ROOM, chart.x0, chart.x1, log=True)
+    x = Contexts(min(contexts) / ROOM, max(contexts) * ROOM, chart.x0, chart.x1, log=True, marks=contexts)
     y = Scale(min(values) / ROOM, max(values) * ROOM, chart.y0, chart.y1, log=True)
-    chart.axes(x, y, "tokens of context", above, short, number)
+    chart.axes(x, y, "tokens of context", above, lambda tokens: f"{tokens:,.0f}", number)
     if even is not None:
         chart.curve([(x.low, even), (x.high, even)], "zero")
     arms = [results.request.baseline, *(arm for arm in results.request.arms if arm != results.request.baseline)]

@@ -15,6 +15,7 @@ from blockwright.plugins.equal_memory.clock import Seconds, timed
 from blockwright.plugins.equal_memory.request import Settings
 
 SEED = 0  # of prompts and first tokens
+CHUNK = 1024  # tokens of a prompt in one pass, so that a selector's scores of a long one fit
 
 
 def allocated(caches: Sequence[Cache]) -> int:
@@ -45,7 +46,7 @@ class FullBatch:
         self.device = decoder.output_weight.device
         self.draws = torch.Generator().manual_seed(SEED)
         self._one = decoder.new_caches(1, cell.context, cell.bits)
-        prefill(decoder, self._tokens(1, cell.context - self.steps - 1), self._one)
+        prefill(decoder, self._tokens(1, cell.context - self.steps - 1), self._one, CHUNK)
         self.row_bytes = allocated(self._one)
         limits = [settings.budget // self.row_bytes] if self.row_bytes else []
         self.rows = min(limits if settings.rows is None else [*limits, settings.rows])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import pytest
@@ -113,3 +114,16 @@ def test_a_turn_fills_its_caches_and_leaves_the_prompt_as_it_was() -> None:
     for cache, old in zip(full._one, before, strict=True):
         for name, held in cache.buffers.items():
             assert torch.equal(held, old[name])
+
+
+def test_seconds_are_those_of_one_step() -> None:
+    full = batch("gqa", None, rows=1)
+
+    def busy(tokens: torch.Tensor, caches: object) -> torch.Tensor:
+        end = time.process_time() + 0.01
+        while time.process_time() < end:
+            pass
+        return tokens
+
+    full._step = busy  # type: ignore[method-assign]
+    assert full.turn()[0].processor == pytest.approx(0.01, rel=0.5)

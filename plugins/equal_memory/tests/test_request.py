@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
+import torch
 
+from blockwright.plugins.equal_memory import answer as answers
 from blockwright.plugins.equal_memory.__main__ import main
 from blockwright.plugins.equal_memory.request import Settings, read_request
 from blockwright.registry import ConfigError
@@ -85,6 +89,32 @@ def test_mistakes_are_refused_before_anything_is_written(
         main(arguments)
     assert refused.value.path == path and remedy in refused.value.remedy
     assert [each.name for each in tmp_path.iterdir()] == ["file"]
+
+
+OUT_OF_MEMORY = [
+    torch.OutOfMemoryError("CUDA out of memory"),
+    RuntimeError("DefaultCPUAllocator: can't allocate memory"),
+]
+
+
+@pytest.mark.parametrize("error", [*OUT_OF_MEMORY, KeyboardInterrupt(), RuntimeError("a defect")])
+def test_a_measurement_that_ends_early_leaves_no_folder(
+    error: BaseException, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(answers, "read_arms", lambda *_: [])
+    monkeypatch.setattr(answers, "measure", Mock(side_effect=error))
+    with pytest.raises(ConfigError if error in OUT_OF_MEMORY else type(error)) as raised:
+        main([*FEW, f"paths.log_dir={tmp_path}"])
+    assert not list((tmp_path / "throughput").iterdir())
+    if error in OUT_OF_MEMORY:
+        assert raised.value.path == "memory" and "rows=N" in raised.value.remedy  # type: ignore[attr-defined]
+
+
+def test_examples_of_the_page_are_command_lines() -> None:
+    page = (Path(answers.__file__).parent / "README.md").read_text().replace("\\\n", " ")
+    examples = [shlex.split(line, comments=True)[2:] for line in page.splitlines() if line.startswith("blockwright t")]
+    requests = [read_request(example) for example in examples]
+    assert len(requests) == 4 and all(len(request.arms) > 1 for request in requests)
 
 
 def test_a_refusal_is_one_message_with_exit_code_64(capsys: pytest.CaptureFixture[str]) -> None:
