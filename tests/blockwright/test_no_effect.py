@@ -75,6 +75,7 @@ OF_A_PATH = {
     "report": LONG,
     "surgery": LONG,
     "generate": f"{LONG} --prompt a",
+    "serve": f"{LONG} --port 0",
     "cache-loss": LONG,
     "evaluate": f"{LONG} --suite needle --lengths 16",
     "import": f"{LONG} OUT",

@@ -53,6 +53,7 @@ FORMS: dict[str, list[str]] = {
     "verdict": ["FOLDER", "FOLDER --json"],
     "surgery": ["FOLDER model/attention=mla --ledger", "FOLDER model/attention=mla"],
     "generate": ["FOLDER --prompt It --max-new-tokens 2 --device cpu"],
+    "serve": ["FOLDER --port 0 --device cpu", "FOLDER --port 0 --chat jinja"],
     "cache-loss": ["FOLDER --windows 1", "FOLDER --windows 1 --text FOLDER/huge.txt --text FOLDER/pipe"],
     "evaluate": ["FOLDER --suite needle --lengths 32 --samples 1", "FOLDER --task FOLDER/model.yaml"],
     "import": ["FOLDER OUT", "FOLDER/model.gguf OUT"],
