@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from blockwright.blocks.kernels.quantise import BITS
-from blockwright.lab.writer import DTYPES
 from blockwright.registry import ConfigError
 from blockwright.registry.command import Parser, run_command
 from blockwright.registry.extras import require
@@ -34,7 +33,7 @@ def _parser() -> Parser:
     parser.add_argument("--room", type=int, metavar="TOKENS", help="of a prompt and its text; default 2048, or fewer")
     parser.add_argument("--queue", type=int, default=QUEUE, metavar="N", help=f"texts that may wait; default {QUEUE}")
     parser.add_argument("--bits", type=int, choices=BITS, help="quantise the caches; default: exact")
-    parser.add_argument("--dtype", default="float32", help=", ".join(DTYPES))
+    parser.add_argument("--dtype", default="float32", help="float32, bfloat16, float16 or float64")
     parser.add_argument("--device", help="cpu, cuda:0, …; default: a GPU where there is one")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen at; default: this machine alone")
     parser.add_argument("--port", type=int, default=PORT, help=f"0 for any that is free; default {PORT}")

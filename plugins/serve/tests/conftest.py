@@ -27,8 +27,10 @@ def echo(decoder: Decoder) -> Iterator[Callable[..., Running]]:
     """Starts a server whose texts are their prompts."""
     started: list[Running] = []
 
-    def start(queue: int = 256, key: str | None = None, buffer: int | None = None, **options: Any) -> Running:
-        started.append(Running(Echo(**options), decoder, queue, key, buffer))
+    def start(
+        queue: int = 256, key: str | None = None, buffer: int | None = None, grace: float = 5, **options: Any
+    ) -> Running:
+        started.append(Running(Echo(**options), decoder, queue, key, buffer, grace))
         return started[-1]
 
     yield start

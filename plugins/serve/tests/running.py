@@ -120,10 +120,17 @@ class Running:
         queue: texts that may wait
         key: that requests must show
         buffer: bytes that the kernel keeps for a client that does not read; None for the usual
+        grace: seconds for requests to end
     """
 
     def __init__(
-        self, batch: Any, decoder: Decoder, queue: int = 256, key: str | None = None, buffer: int | None = None
+        self,
+        batch: Any,
+        decoder: Decoder,
+        queue: int = 256,
+        key: str | None = None,
+        buffer: int | None = None,
+        grace: float = 5,
     ) -> None:
         words = Bytes()
         self.batch, self.decoder = batch, decoder
@@ -133,7 +140,7 @@ class Running:
         if buffer is not None:
             self._listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, buffer)
         self.port = self._listening.getsockname()[1]
-        self.server = Server(application(self.engine, self.served, key), self.engine, grace=5)
+        self.server = Server(application(self.engine, self.served, key), self.engine, grace)
         self._thread = threading.Thread(target=self.server.run, args=([self._listening],), daemon=True)
         self._thread.start()
         self.until(lambda: self.server.started)

@@ -123,6 +123,21 @@ def test_a_reader_that_stalls_is_cut(echo: Callable[..., Running], monkeypatch: 
         assert silent.recv(1) == b""  # closed: it has sent nothing
 
 
+@pytest.mark.parametrize("stream", [True, False])
+def test_requests_that_outlast_the_grace_end_with_an_error(echo: Callable[..., Running], stream: bool) -> None:
+    server = echo(pause=0.02, room=700, grace=0.2)
+    connection = server.send("/v1/completions", {**LONG, "stream": stream})
+    server.until(lambda: server.engine.running == 1)
+    server.server.should_exit = True
+    text = b""
+    while part := connection.recv(65536):
+        text += part
+    assert text.startswith(b"HTTP/1.1 200" if stream else b"HTTP/1.1 503")
+    assert b"shutting_down" in text and b"[DONE]" not in text
+    server.until(lambda: not server.batch.busy)
+    connection.close()
+
+
 @pytest.mark.parametrize("head", ["Content-Length: 1000000000", "Transfer-Encoding: chunked"])
 def test_a_body_of_a_gigabyte_is_refused_while_it_comes(echo: Callable[..., Running], head: str) -> None:
     server = echo()
