@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from blockwright.lab.attachment import refuse_marks
 from blockwright.lab.chat_text import ChatText, format_of
 from blockwright.lab.writer import Writer
 from blockwright.plugins.serve.refusal import RefusedError, refused, shown
@@ -38,8 +39,9 @@ class Served:
         """The ids of a prompt.
 
         Raises:
-            RefusedError: there are none, or the text is no Unicode
+            RefusedError: there are none, the text is no Unicode, or it has marks of files, which requests cannot bring
         """
+        self._refuse_marks([text], param)
         try:
             return self.writer.encode(text, self.bos)
         except ConfigError as error:
@@ -62,15 +64,23 @@ class Served:
         """The text of a conversation whose next turn is the model's, for ``encode_chat``.
 
         Raises:
-            RefusedError: the model has no chat format, or it refuses the conversation
+            RefusedError: the model has no chat format, or it refuses the conversation, or marks of files in it
         """
         if self.chat is None:
             rule = "This model has no chat format. Use /v1/completions, or start the server with --chat FORMAT"
             raise RefusedError(400, rule, "messages", "no_chat_format")
+        self._refuse_marks([message["content"] for message in messages], "messages")
         try:
             return self.chat.render([dict(message) for message in messages])
         except ConfigError as error:
             raise refused(error, "messages") from None
+
+    def _refuse_marks(self, texts: Sequence[str], param: str) -> None:
+        try:
+            refuse_marks(self.writer.decoder, texts)
+        except ConfigError:
+            rule = f"{param} has the mark of a file, such as a picture, and this server reads text alone"
+            raise RefusedError(400, rule, param, "invalid_value") from None
 
     def encode_chat(self, text: str) -> list[int]:
         """The ids of a conversation that ``render`` wrote.

@@ -15,8 +15,9 @@ from blockwright.plugins.serve.refusal import RefusedError
 
 
 async def read(engine: Engine, jobs: list[Job], unread: int | None = None) -> list[News]:
-    with engine.run(jobs, unread) as listener:
-        return [news async for some in listener for news in some]
+    async with asyncio.timeout(30):
+        with engine.run(jobs, unread) as listener:
+            return [news async for some in listener for news in some]
 
 
 @pytest.mark.parametrize("several", [1, 2, 7])

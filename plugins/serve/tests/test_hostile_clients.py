@@ -120,6 +120,7 @@ def test_a_reader_that_stalls_is_cut(echo: Callable[..., Running], monkeypatch: 
             stalled.recv(100)
             server.until(lambda: not server.server.server_state.connections)
     with socket.create_connection(("127.0.0.1", server.port)) as silent:
+        silent.settimeout(20)
         assert silent.recv(1) == b""  # closed: it has sent nothing
 
 

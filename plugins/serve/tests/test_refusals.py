@@ -169,3 +169,15 @@ def test_a_failed_model_is_said_everywhere(echo: Callable[..., Running], caplog:
     code, answer = server.ask("/v1/completions", {"model": "tiny", "prompt": "abc"})
     assert code == 503 and answer["error"]["code"] == "model_failed"
     assert server.engine.waiting == server.engine.running == 0 and "broken" in caplog.text
+
+
+def test_marks_of_pictures_are_refused_where_the_model_reads_some(
+    echo: Callable[..., Running], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = echo()
+    body = {"model": "tiny", "prompt": "a <image>"}
+    assert server.ask("/v1/completions", body)[0] == 200  # of a model without, it is a word
+    monkeypatch.setattr(type(server.decoder), "inputs", {"images": None})
+    check(server, "/v1/completions", body, "prompt")
+    talk = [{"role": "user", "content": "<image>"}]
+    check(server, "/v1/chat/completions", {"model": "tiny", "messages": talk}, "messages")
