@@ -75,12 +75,12 @@ OF_A_PATH = {
     "report": LONG,
     "surgery": LONG,
     "generate": f"{LONG} --prompt a",
-    "serve": f"{LONG} --port 0",
     "cache-loss": LONG,
     "evaluate": f"{LONG} --suite needle --lengths 16",
     "import": f"{LONG} OUT",
     "export": f"{LONG} OUT",
     "consolidate": f"{LONG} OUT",
+    "serve": f"{LONG} --port 0",
     "data": f"data=mixture data/tokenizer=bytes data.sources={{web:{{files:{LONG}}}}}",
     "tokenise": f"{LONG} OUT --tokenizer bytes",
 }
