@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 
 import torch
 from torch import Tensor
 
-from blockwright.blocks.cache.base import Cache
+from blockwright.blocks.cache.base import Cache, Mark
 
 
 class Ring(Cache):
@@ -20,6 +20,7 @@ class Ring(Cache):
     overwrites = True
     fills = False
     _answered: int | None = 0  # number of tokens last returned, in time order; None: buffers as stored
+    _after: list[dict[str, Tensor]] | None = None  # of the last mark, to be filled
 
     def append(self, *new: Tensor, multiple: int = 1) -> tuple[Tensor, ...]:
         """Store T more tokens.
@@ -33,6 +34,8 @@ class Ring(Cache):
             those the first of them sees, S ≤ T + length − 1
         """
         n_new = new[0].shape[1]
+        if self._after is not None:
+            self._after += self._noted(new)
         start, self.length = self.length, self.length + n_new
         if n_new == 1:
             self._answered = None
@@ -49,6 +52,44 @@ class Ring(Cache):
             seen.append(torch.cat((store.read(before), store.rounded(values)), 1))
             store.write(kept, values[:, -len(kept) :])
         return tuple(seen)
+
+    def _noted(self, new: Sequence[Tensor]) -> list[dict[str, Tensor]]:
+        """What each of some new tokens leaves in the buffers."""
+        stores = zip(self.stores.items(), new, strict=True)
+        left = {name + suffix: t for (name, store), values in stores for suffix, t in store.coded(values).items()}
+        return [{name: t[:, i] for name, t in left.items()} for i in range(new[0].shape[1])]
+
+    def _put(self, row: int, other: Cache, source: int, n: int) -> None:
+        last = range(-min(n, self.room), 0)
+        slots, theirs = [(self.length + i) % self.room for i in last], [(other.length + i) % other.room for i in last]
+        for held, values in zip(self.buffers.values(), other.buffers.values(), strict=True):
+            held[row, slots] = values[source, theirs]
+
+    def _shift(self, by: int) -> None:
+        for held in self.buffers.values():
+            held.copy_(held.roll(by, 1))
+
+    def mark(self, ahead: int | None = None) -> Mark:
+        n = self.room if ahead is None else min(ahead, self.room)
+        slots = [(self.length + i) % self.room for i in range(n)]
+        held = {name: values[:, slots] for name, values in self.buffers.items()}
+        self._after = None if ahead is None else []
+        return Mark(self.length, ahead, held, [] if self._after is None else self._after)
+
+    def _restore(self, mark: Mark, kept: Sequence[int]) -> None:
+        self._after = None
+        del mark.after[max(kept) :]
+        for name, values in self.buffers.items():
+            slots = [(mark.length + i) % self.room for i in range(mark.held[name].shape[1])]
+            values[:, slots] = mark.held[name]
+        for i, token in enumerate(mark.after):
+            rows = slice(None) if len(kept) == 1 else [row for row, n in enumerate(kept) if n > i]
+            for name, values in token.items():
+                self.buffers[name][rows, (mark.length + i) % self.room] = values[rows]
+
+    def _delay(self, rows: list[int], by: int) -> None:
+        for held in self.buffers.values():
+            held[rows] = held[rows].roll(by, 1)
 
     def alike(self) -> Hashable | None:
         return (self.length, self.room, self._answered) if self._hides_as(Ring) else None

@@ -81,6 +81,7 @@ OF_A_PATH = {
     "import": f"{LONG} OUT",
     "export": f"{LONG} OUT",
     "consolidate": f"{LONG} OUT",
+    "serve": f"{LONG} --port 0",
     "data": f"data=mixture data/tokenizer=bytes data.sources={{web:{{files:{LONG}}}}}",
     "tokenise": f"{LONG} OUT --tokenizer bytes",
 }

@@ -62,6 +62,7 @@ FORMS: dict[str, list[str]] = {
         "FOLDER OUT --to automodel gpus=8 gpu=h100",
     ],
     "consolidate": ["FOLDER OUT.ckpt"],
+    "serve": ["FOLDER --port 0 --device cpu", "FOLDER --port 0 --chat jinja"],
     "data": ["data=mixture data/tokenizer=bytes data.sources={web:{files:FOLDER/pickle.npy}}"],
     "tokenise": ["FOLDER OUT --tokenizer bytes", "FOLDER/text.txt OUT --tokenizer FOLDER/tokenizer.json"],
     "blocks": [],

@@ -41,6 +41,7 @@ ELSEWHERE = {
     "lab/evaluate.py read_text": "the source of installed packages",
     "src/blockwright/completion.py read_text": "the source of installed packages",
     "registry/index.py read_text": "the source of installed packages",
+    "plugins/serve/app.py read_text": "a file of this package",
     "src/blockwright/lazy.py read_text": "a file of this package",
     "src/blockwright/commands.py read_text": "a module of an installed package",
     "training/configuration/conf.py read_text": "the configuration of this project",

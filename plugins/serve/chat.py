@@ -1,0 +1,92 @@
+"""OpenAI's protocol of chats: the model answers in a conversation."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+from annotated_types import Ge, Le
+
+from blockwright.plugins.serve.choice import UNNAMED, Token
+from blockwright.plugins.serve.fields import Fields
+from blockwright.plugins.serve.order import Order, read_order
+from blockwright.plugins.serve.protocol import Json, Protocol
+from blockwright.plugins.serve.served import Served
+from blockwright.registry.ranges import Count
+
+ROLES = ("system", "developer", "user", "assistant")
+Likeliest = Annotated[int, Ge(0), Le(20)]
+# Fields of a message that clients send back with an earlier answer.
+WITHOUT_EFFECT: dict[str, tuple[Any, ...]] = {"tool_calls": ([],), "annotations": ([],)}
+
+
+class Chat(Protocol):
+    """``messages`` → ``message``."""
+
+    path, prefix = "/v1/chat/completions", "chatcmpl"
+    kind, chunk_kind = "chat.completion", "chat.completion.chunk"
+
+    async def read(self, fields: Fields, served: Served) -> Order:
+        messages = [_message(each, i) for i, each in enumerate(fields.need("messages", list))]
+        if not messages:
+            raise fields.refuse("messages", [], "a conversation has at least one message")
+        new_tokens = _new_tokens(fields)
+        wanted, likeliest = fields.take("logprobs", bool, False), fields.take("top_logprobs", Likeliest)
+        if likeliest is not None and not wanted:
+            raise fields.refuse("top_logprobs", likeliest, "has no effect without logprobs = true")
+        text = served.render(messages)  # in this thread, where a template is limited in time
+        ids = await asyncio.to_thread(served.encode_chat, text)
+        return read_order(fields, served, [ids], new_tokens, (likeliest or 0) if wanted else None, chat=True)
+
+    def text(self, text: str) -> Json:
+        return {"message": {"role": "assistant", "content": text, "refusal": None}}
+
+    def opening(self) -> Sequence[Json]:
+        return ({"delta": {"role": "assistant", "content": "", "refusal": None}},)
+
+    def delta(self, text: str) -> Json:
+        return {"delta": {"content": text} if text else {}}
+
+    def likelihoods(self, tokens: Sequence[Token]) -> Json:
+        content = [
+            {**_likelihood(token.text, token.logprob), "top_logprobs": [_likelihood(*each) for each in token.likeliest]}
+            for token in tokens
+        ]
+        return {"content": content, "refusal": None}
+
+
+def _likelihood(text: str, logprob: float) -> Json:
+    """A token alone; the bytes of one that is no whole characters are not known."""
+    return {"token": text, "logprob": logprob, "bytes": None if text.startswith(UNNAMED) else list(text.encode())}
+
+
+def _new_tokens(fields: Fields) -> int | None:
+    """``max_completion_tokens``, or ``max_tokens``, its former name."""
+    new, former = fields.take("max_completion_tokens", Count), fields.take("max_tokens", Count)
+    if new is not None and former not in (None, new):
+        raise fields.refuse("max_tokens", former, f"contradicts max_completion_tokens = {new}. Leave it out")
+    return former if new is None else new
+
+
+def _message(value: Any, index: int) -> Json:
+    """A message with its role and text. A developer's is a system message, the former name."""
+    fields = Fields(value if isinstance(value, dict) else {}, f"messages.{index}.")
+    if not isinstance(value, dict):
+        raise Fields({}).refuse(f"messages.{index}", value, "must be an object with a role and content")
+    role = fields.need("role", str)
+    if role not in ROLES:
+        raise fields.refuse("role", role, f"must be one of {', '.join(ROLES)}")
+    content = fields.need("content", str | list)
+    fields.finish(WITHOUT_EFFECT)
+    text = content if isinstance(content, str) else "".join(_part(each, index) for each in content)
+    return {"role": "system" if role == "developer" else role, "content": text}
+
+
+def _part(value: Any, index: int) -> str:
+    fields = Fields(value if isinstance(value, dict) else {}, f"messages.{index}.content.")
+    if (kind := fields.take("type", str)) != "text":
+        raise fields.refuse("type", kind, "only text is supported", "unsupported_parameter")
+    text = fields.need("text", str)
+    fields.finish({})
+    return text

@@ -1,0 +1,128 @@
+"""The model that is served: its decoder, tokenizer and chat format."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from blockwright.lab.attachment import refuse_marks
+from blockwright.lab.chat_text import ChatText, format_of
+from blockwright.lab.writer import Writer
+from blockwright.plugins.serve.refusal import RefusedError, refused, shown
+from blockwright.registry import ConfigError
+
+
+@dataclass(frozen=True)
+class Served:
+    """A model under a name.
+
+    Args:
+        name: by which requests name it
+        writer: the model and its tokenizer
+        room: tokens of a prompt and its continuation at most
+        chat: the format of conversations; None for a model without one
+        bos: whether to begin prompts with the token that begins a document; conversations begin as their format says
+        created: when it was loaded, in seconds since 1970
+    """
+
+    name: str
+    writer: Writer
+    room: int
+    chat: ChatText | None = None
+    bos: bool = False
+    created: int = field(default_factory=lambda: int(time.time()))
+
+    def encode(self, text: str, param: str) -> list[int]:
+        """The ids of a prompt.
+
+        Raises:
+            RefusedError: there are none, the text is no Unicode, or it has marks of files, which requests cannot bring
+        """
+        self._refuse_marks([text], param)
+        try:
+            return self.writer.encode(text, self.bos)
+        except ConfigError as error:
+            raise RefusedError(400, f"{param} {error.rule}", param, "invalid_value") from None
+
+    def check_ids(self, ids: Sequence[int], param: str) -> list[int]:
+        """The ids of a prompt that a request gives as such.
+
+        Raises:
+            RefusedError: one is not of the vocabulary
+        """
+        known = self.writer.decoder.config["vocab_size"]
+        for i in ids:
+            if not 0 <= i < known:
+                rule = f"{param} = {shown(i)}: ids are from 0 to {known - 1}"
+                raise RefusedError(400, rule, param, "invalid_value")
+        return list(ids)
+
+    def render(self, messages: Sequence[Mapping[str, Any]]) -> str:
+        """The text of a conversation whose next turn is the model's, for ``encode_chat``.
+
+        Raises:
+            RefusedError: the model has no chat format, or it refuses the conversation, or marks of files in it
+        """
+        if self.chat is None:
+            rule = "This model has no chat format. Use /v1/completions, or start the server with --chat FORMAT"
+            raise RefusedError(400, rule, "messages", "no_chat_format")
+        self._refuse_marks([message["content"] for message in messages], "messages")
+        try:
+            return self.chat.render([dict(message) for message in messages])
+        except ConfigError as error:
+            raise refused(error, "messages") from None
+
+    def _refuse_marks(self, texts: Sequence[str], param: str) -> None:
+        try:
+            refuse_marks(self.writer.decoder, texts)
+        except ConfigError:
+            rule = f"{param} has the mark of a file, such as a picture, and this server reads text alone"
+            raise RefusedError(400, rule, param, "invalid_value") from None
+
+    def encode_chat(self, text: str) -> list[int]:
+        """The ids of a conversation that ``render`` wrote.
+
+        Raises:
+            RefusedError: it is empty or no Unicode, or the tokenizer is not the model's
+        """
+        assert self.chat is not None
+        try:
+            ids = self.check_ids(self.chat.encode(text), "messages")
+        except UnicodeEncodeError:
+            raise RefusedError(400, "messages are no Unicode", "messages", "invalid_value") from None
+        if not ids:
+            rule = "messages are empty, but a model continues at least one token"
+            raise RefusedError(400, rule, "messages", "invalid_value")
+        return ids
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of ids, as far as it is text."""
+        return self.writer.words.decode(list(ids))
+
+    def ends(self, stops: Sequence[str], chat: bool) -> frozenset[int]:
+        """Tokens that end a text, or an answer; special tokens among the stop strings too."""
+        ends = self.writer.words.stop_tokens(stops)
+        return ends | self.chat.chat.ends(self.writer.words) if chat and self.chat is not None else ends
+
+
+def chat_of(model: str, writer: Writer, name: str | None) -> ChatText | None:
+    """The chat format of a model.
+
+    Args:
+        model: a run's folder, a checkpoint or an imported folder
+        writer: its tokenizer is the format's
+        name: of a registered format; None for the one that the model was trained with
+
+    Raises:
+        ConfigError: there is no such format, or the tokenizer lacks its special tokens
+    """
+    chosen = name or format_of(Path(model))
+    if chosen is None:
+        return None
+    try:
+        return ChatText(chosen, writer.words)
+    except ConfigError as error:
+        raise ConfigError("--chat", chosen, error.rule, error.remedy) from None

@@ -1,0 +1,129 @@
+"""The server: uvicorn over a socket, which ends with its clients served, and cuts those that do not read."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import socket
+from contextlib import closing
+
+import uvicorn
+from starlette.types import ASGIApp
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from blockwright.plugins.serve.engine import Engine
+from blockwright.registry import ConfigError
+
+STALLED = 30.0  # seconds for which a client may read nothing of what waits for it, or send nothing at first
+BACKSTOP = 5.0  # seconds for requests to end once their jobs have been ended
+
+
+class Connection(H11Protocol):
+    """A connection that ends if its client reads nothing: what waits for it takes memory."""
+
+    _stalled: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Wait for a request, and not for ever."""
+        super().connection_made(transport)
+        self.timeout_keep_alive_task = self.loop.call_later(STALLED, self.timeout_keep_alive_handler)
+
+    def pause_writing(self) -> None:
+        """The client is behind by as much as is kept for it."""
+        super().pause_writing()
+        self._stalled = self.loop.call_later(STALLED, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        """The client has caught up."""
+        super().resume_writing()
+        self._forget()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The client is gone."""
+        super().connection_lost(exc)
+        self._forget()
+
+    def _forget(self) -> None:
+        if self._stalled is not None:
+            self._stalled.cancel()
+
+
+class Server(uvicorn.Server):
+    """Serves until SIGTERM or Ctrl-C; then no request is accepted, and those at work may end.
+
+    Args:
+        app: the application
+        engine: runs its jobs
+        grace: seconds for requests to end; then their jobs are ended
+    """
+
+    def __init__(self, app: ASGIApp, engine: Engine, grace: float) -> None:
+        config = uvicorn.Config(
+            app,
+            http=Connection,
+            loop="asyncio",
+            ws="none",
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            timeout_graceful_shutdown=int(grace + BACKSTOP),
+        )
+        super().__init__(config)
+        self.engine, self.grace = engine, grace
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Wait for the requests at work."""
+        asyncio.get_running_loop().call_later(self.grace, self.engine.end)
+        await super().shutdown(sockets)
+
+    def run_until_signal(self, listening: socket.socket) -> None:
+        """Serve in the main thread. SIGTERM then is no error: uvicorn raises it again once all has ended."""
+        before = signal.signal(signal.SIGTERM, lambda *_: None)
+        try:
+            self.run([listening])
+        finally:
+            signal.signal(signal.SIGTERM, before)
+            self.engine.close()
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A socket that waits for connections.
+
+    Args:
+        host: name or address
+        port: 0 for any that is free
+
+    Raises:
+        ConfigError: there is no such address on this machine, or the port is in use
+    """
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    except (OSError, UnicodeError):
+        raise ConfigError("--host", host, "is no address", "Write 127.0.0.1, or 0.0.0.0 for all networks") from None
+    listening = socket.socket(family, kind, protocol)
+    try:
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.bind(address)
+        listening.listen(2048)
+    except OSError as error:
+        listening.close()
+        raise _refused(host, port, error) from None
+    return listening
+
+
+def check_free(host: str, port: int) -> None:
+    """Refuse a port that is in use, before minutes of work; no connection is accepted meanwhile.
+
+    Raises:
+        ConfigError
+    """
+    with closing(listen(host, port)):
+        pass
+
+
+def _refused(host: str, port: int, error: OSError) -> ConfigError:
+    reason = (error.strerror or str(error)).lower()
+    if isinstance(error, PermissionError):
+        return ConfigError("--port", port, f"cannot be used ({reason})", "Choose one above 1023")
+    return ConfigError("--port", port, f"cannot be used at {host} ({reason})", "Choose another, or 0 for any free one")

@@ -1,0 +1,112 @@
+"""Load a model, make its batch, and serve it."""
+
+from __future__ import annotations
+
+import argparse
+import ipaddress
+import logging
+import socket
+import sys
+from pathlib import Path
+
+import torch
+
+from blockwright.blocks.decoder import Decoder
+from blockwright.blocks.generation.batch import Batch
+from blockwright.blocks.kernels.machine import keep_freed_memory, set_float32_matmul
+from blockwright.lab.card import in_bytes
+from blockwright.lab.writer import Writer, begin
+from blockwright.plugins.serve.app import application
+from blockwright.plugins.serve.engine import Engine
+from blockwright.plugins.serve.served import Served, chat_of
+from blockwright.plugins.serve.server import Server, check_free, listen
+from blockwright.registry import BlockError, ConfigError
+
+ROWS, ROOM = 8, 2048
+
+
+def serve(options: argparse.Namespace, key: str | None) -> None:
+    """Serve until a signal.
+
+    Args:
+        options: of the command
+        key: that requests must show; None for none
+
+    Raises:
+        ConfigError: the model, the address or a size is impossible
+    """
+    check_free(options.host, options.port)
+    keep_freed_memory()
+    writer = Writer.open(options.model, dtype=options.dtype, device=options.device)
+    set_float32_matmul("auto", writer.decoder.output_weight.device.type)
+    if options.bos:
+        begin(writer.words, "--bos", "Leave --bos out")
+    chat = chat_of(options.model, writer, options.chat)
+    batch = batch_of(writer.decoder, options)
+    name = options.name or Path(options.model).resolve().stem
+    served = Served(name, writer, batch.room, chat, options.bos)
+    logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(asctime)s %(message)s")
+    logging.getLogger("blockwright.serve").setLevel(logging.INFO)
+    with listen(options.host, options.port) as listening:
+        engine = Engine(batch, options.queue)
+        print(_start(served, batch, listening, options), flush=True)
+        if key is None and not _loopback(listening):
+            print("warning: any machine that reaches this address can use the model: set a key", file=sys.stderr)
+        Server(application(engine, served, key), engine, options.grace).run_until_signal(listening)
+
+
+def batch_of(decoder: Decoder, options: argparse.Namespace) -> Batch:
+    """The batch of a server.
+
+    Raises:
+        ConfigError: a size is impossible, or the model's blocks cannot join rows
+    """
+    room = _room(decoder, options.room)
+    try:
+        rows = _rows(decoder, room, options)
+        return Batch(decoder, rows, room, bits=options.bits)
+    except BlockError as error:
+        raise ConfigError("MODEL", options.model, f"{error.parameter}: {error.rule}", error.remedy) from None
+    except (RuntimeError, MemoryError) as error:
+        if isinstance(error, RuntimeError) and "alloc" not in str(error) and "memory" not in str(error):
+            raise
+        raise ConfigError("--rows", options.rows, "their caches do not fit into memory", "Write fewer") from None
+
+
+def _room(decoder: Decoder, wanted: int | None) -> int:
+    limit = decoder.position.limit
+    if wanted is None:
+        return min(ROOM, limit or ROOM, decoder.config["max_positions"])
+    if limit is not None and wanted > limit:
+        raise ConfigError("--room", wanted, f"the model has positions for {limit}", f"Write {limit} or fewer")
+    return wanted
+
+
+def _rows(decoder: Decoder, room: int, options: argparse.Namespace) -> int:
+    """Of ``--memory``: as many as fit, and one more in which prompts are read."""
+    if options.memory is None:
+        return options.rows or ROWS
+    with torch.inference_mode():
+        row = sum(cache.nbytes for cache in decoder.new_caches(1, room, options.bits))
+    if options.memory < 2 * row:
+        rule = f"a row of {room:,} tokens takes {row:,} bytes, and the one that reads prompts as many"
+        raise ConfigError("--memory", options.memory, rule, f"Write at least {2 * row}, or less --room")
+    return options.memory // row - 1
+
+
+def _start(served: Served, batch: Batch, listening: socket.socket, options: argparse.Namespace) -> str:
+    host, port = listening.getsockname()[:2]
+    host = f"[{host}]" if ":" in host else host
+    values = f"{options.bits} bits" if options.bits else options.dtype
+    chat = "no chat format: /v1/chat/completions is refused"
+    if served.chat is not None:
+        chat = f"chat format {served.chat.chat.node()['name']}"
+    return (
+        f"{served.name}: {batch.rows} rows of {batch.room:,} tokens, {options.queue} texts may wait; {chat}\n"
+        f"caches: {in_bytes(batch.nbytes)} ({values})\n"
+        f"http://{host}:{port}/v1"
+    )
+
+
+def _loopback(listening: socket.socket) -> bool:
+    return ipaddress.ip_address(listening.getsockname()[0].partition("%")[0]).is_loopback

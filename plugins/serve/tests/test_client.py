@@ -1,0 +1,251 @@
+"""What the real ``openai`` client gets: texts, streams, usage, stops, copies, chats, errors."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import openai
+import pytest
+import torch
+from running import Running, alone
+
+from blockwright.training.data.tokenizers.bytes import Bytes
+
+pytestmark = pytest.mark.xdist_group("serve")  # one server for all
+
+ASKED: dict[str, Any] = {"model": "tiny", "prompt": "Hello", "max_tokens": 20, "seed": 3, "temperature": 0.8}
+
+
+@pytest.fixture(scope="module")
+def client(server: Running) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=server.url, api_key="any", max_retries=0, timeout=60) as made:
+        yield made
+
+
+def test_the_model_is_listed_and_can_be_looked_up(client: openai.OpenAI) -> None:
+    assert [model.id for model in client.models.list()] == ["tiny"]
+    assert client.models.retrieve("tiny").owned_by == "blockwright"
+    with pytest.raises(openai.NotFoundError):
+        client.models.retrieve("other")
+
+
+def test_a_completion_is_the_text_that_the_prompt_gives_alone(client: openai.OpenAI, server: Running) -> None:
+    answer = client.completions.create(**ASKED)
+    assert answer.choices[0].text == alone(server.decoder, "Hello", 20, 3, 0.8)
+    assert answer.object == "text_completion" and answer.model == "tiny" and answer.choices[0].finish_reason == "length"
+    usage = answer.usage
+    assert usage and (usage.prompt_tokens, usage.completion_tokens, usage.total_tokens) == (5, 20, 25)
+
+
+def test_every_copy_of_every_prompt_has_a_seed_of_its_own(client: openai.OpenAI, server: Running) -> None:
+    answer = client.completions.create(**{**ASKED, "prompt": ["Hello", "other prompt"], "n": 2})
+    alones = [alone(server.decoder, p, 20, s, 0.8) for p in ("Hello", "other prompt") for s in (3, 4)]
+    assert [choice.text for choice in answer.choices] == alones and len(set(alones)) == 4
+    assert [choice.index for choice in answer.choices] == [0, 1, 2, 3]
+    assert answer.usage and answer.usage.prompt_tokens == len("Hello") + len("other prompt")  # each read once
+
+
+def test_ids_are_prompts_too(client: openai.OpenAI) -> None:
+    text = client.completions.create(**ASKED).choices[0].text
+    ids = list(b"Hello")
+    for prompt in (ids, [ids, ids]):
+        assert client.completions.create(**{**ASKED, "prompt": prompt}).choices[0].text == text
+
+
+def test_without_a_seed_texts_differ(client: openai.OpenAI) -> None:
+    texts = {client.completions.create(model="tiny", prompt="Hello", max_tokens=30).choices[0].text for _ in range(3)}
+    assert len(texts) == 3
+
+
+def test_a_stream_gives_the_same_text_and_its_usage_last(client: openai.OpenAI, server: Running) -> None:
+    chunks = list(client.completions.create(**ASKED, stream=True, stream_options={"include_usage": True}))
+    assert "".join(c.choices[0].text for c in chunks if c.choices) == alone(server.decoder, "Hello", 20, 3, 0.8)
+    reasons = [c.choices[0].finish_reason for c in chunks if c.choices]
+    assert reasons[-1] == "length" and set(reasons[:-1]) == {None} and len(chunks) > 5
+    assert chunks[-1].choices == [] and chunks[-1].usage and chunks[-1].usage.completion_tokens == 20
+    assert all(c.usage is None for c in chunks[:-1]) and len({c.id for c in chunks}) == 1
+
+
+def test_a_stream_without_usage_has_none(client: openai.OpenAI) -> None:
+    chunks = list(client.completions.create(**ASKED, stream=True))
+    assert all(chunk.choices and chunk.usage is None for chunk in chunks)
+
+
+def test_a_stop_string_ends_a_text_and_is_no_part_of_it(client: openai.OpenAI, server: Running) -> None:
+    whole = alone(server.decoder, "Hello", 60, 3, 0.8)
+    stop = whole[12:14]
+    asked = {**ASKED, "max_tokens": 60, "stop": ["never", stop]}
+    choice = client.completions.create(**asked).choices[0]
+    assert choice.text == whole[: whole.index(stop)] and choice.finish_reason == "stop"
+    assert "".join(c.choices[0].text for c in client.completions.create(**asked, stream=True)) == choice.text
+
+
+def test_greedy_texts_do_not_depend_on_the_seed(client: openai.OpenAI, server: Running) -> None:
+    texts = {client.completions.create(**{**ASKED, "temperature": 0, "seed": s}).choices[0].text for s in (1, 2)}
+    assert texts == {alone(server.decoder, "Hello", 20, 0, 0)}
+
+
+def test_sampling_beyond_openais(client: openai.OpenAI) -> None:
+    greedy = client.completions.create(**{**ASKED, "temperature": 0}).choices[0].text
+    assert client.completions.create(**ASKED, extra_body={"top_k": 1}).choices[0].text == greedy
+    penalised = client.completions.create(**{**ASKED, "temperature": 0}, extra_body={"repetition_penalty": 5.0})
+    assert penalised.choices[0].text != greedy
+
+
+def reference(server: Running, prompt: str, ids: list[int]) -> torch.Tensor:
+    """Log-probabilities [T,V] of the tokens that follow a prompt, in one pass."""
+    tokens = torch.tensor([[*prompt.encode(), *ids]])
+    with torch.inference_mode():
+        return server.decoder(tokens)[0, len(prompt) - 1 : -1].log_softmax(-1)
+
+
+def ids_of(names: list[str]) -> list[int]:
+    return [int(name[9:]) if name.startswith("token_id:") else name.encode()[0] for name in names]
+
+
+def test_likelihoods_of_a_completion_are_those_of_one_pass(client: openai.OpenAI, server: Running) -> None:
+    choice = client.completions.create(**ASKED, logprobs=3).choices[0]
+    found = choice.logprobs
+    assert found and found.tokens and found.token_logprobs and found.top_logprobs and found.text_offset
+    ids = ids_of(found.tokens)
+    expected = reference(server, "Hello", ids)
+    assert Bytes().decode(ids) == choice.text and len(ids) == 20
+    torch.testing.assert_close(torch.tensor(found.token_logprobs), expected[range(20), ids], atol=1e-4, rtol=0)
+    for likeliest, row in zip(found.top_logprobs, expected, strict=True):
+        assert ids_of(list(likeliest)) == row.topk(3).indices.tolist()
+    for token, offset in zip(found.tokens, found.text_offset, strict=True):
+        assert token.startswith("token_id:") or choice.text[offset] == token
+    assert found.text_offset == sorted(found.text_offset)
+
+
+def test_likelihoods_of_a_chat_come_with_a_stream_too(client: openai.OpenAI, server: Running) -> None:
+    asked: dict[str, Any] = {"model": "tiny", "messages": TALK, "max_tokens": 12, "seed": 1, "logprobs": True}
+    whole = client.chat.completions.create(**asked, top_logprobs=2).choices[0].logprobs
+    assert whole and whole.content
+    expected = reference(server, "Be kind. Hi", ids_of([each.token for each in whole.content]))
+    for each, row in zip(whole.content, expected, strict=True):
+        assert [likely.logprob for likely in each.top_logprobs] == pytest.approx(row.topk(2).values.tolist(), abs=1e-4)
+        assert each.bytes == (None if each.token.startswith("token_id:") else list(each.token.encode()))
+    pieces = [
+        chunk.choices[0].logprobs for chunk in client.chat.completions.create(**asked, top_logprobs=2, stream=True)
+    ]
+    assert [each for piece in pieces if piece for each in piece.content or ()] == whole.content
+    without = client.chat.completions.create(**asked).choices[0].logprobs
+    assert without and without.content and all(each.top_logprobs == [] for each in without.content)
+
+
+TALK: list[Any] = [{"role": "system", "content": "Be kind. "}, {"role": "user", "content": "Hi"}]
+
+
+def test_a_chat_is_the_text_of_its_messages(client: openai.OpenAI, server: Running) -> None:
+    answer = client.chat.completions.create(model="tiny", messages=TALK, max_completion_tokens=12, seed=1)
+    assert answer.choices[0].message.content == alone(server.decoder, "Be kind. Hi", 12, 1)
+    assert answer.choices[0].message.role == "assistant" and answer.object == "chat.completion"
+    parts = [{"role": "developer", "content": [{"type": "text", "text": "Be "}, {"type": "text", "text": "kind. "}]}]
+    again = client.chat.completions.create(model="tiny", messages=[*parts, TALK[1]], max_tokens=12, seed=1)
+    assert again.choices[0].message.content == answer.choices[0].message.content
+
+
+def test_an_answer_can_be_sent_back(client: openai.OpenAI) -> None:
+    answer = client.chat.completions.create(model="tiny", messages=TALK, max_tokens=3, seed=1)
+    history = [*TALK, answer.choices[0].message.model_dump(), {"role": "user", "content": "And?"}]
+    assert client.chat.completions.create(model="tiny", messages=history, max_tokens=3).choices
+
+
+def test_a_chat_has_room_for_what_is_left(client: openai.OpenAI) -> None:
+    answer = client.chat.completions.create(model="tiny", messages=TALK, extra_body={"ignore_eos": True})
+    assert answer.usage and answer.usage.total_tokens == 200 and answer.choices[0].finish_reason == "length"
+
+
+def test_the_clients_own_helper_for_streams(client: openai.OpenAI) -> None:
+    whole = client.chat.completions.create(model="tiny", messages=TALK, max_tokens=12, seed=1)
+    with client.chat.completions.stream(model="tiny", messages=TALK, max_tokens=12, seed=1) as stream:
+        kinds = {event.type for event in stream}
+    choice = stream.current_completion_snapshot.choices[0]
+    assert choice.message.content == whole.choices[0].message.content and "content.delta" in kinds
+    assert choice.finish_reason == whole.choices[0].finish_reason
+
+
+def test_two_streams_in_one_request(client: openai.OpenAI) -> None:
+    whole = client.chat.completions.create(model="tiny", messages=TALK, max_tokens=12, seed=1, n=2)
+    texts = ["", ""]
+    for chunk in client.chat.completions.create(model="tiny", messages=TALK, max_tokens=12, seed=1, n=2, stream=True):
+        texts[chunk.choices[0].index] += chunk.choices[0].delta.content or ""
+    assert texts == [choice.message.content for choice in whole.choices]
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "param", "code"),
+    [
+        ({"model": "x"}, openai.NotFoundError, "model", "model_not_found"),
+        ({"temperature": -1}, openai.BadRequestError, "temperature", "invalid_value"),
+        ({"prompt": "a" * 700}, openai.BadRequestError, "prompt", "context_length_exceeded"),
+        ({"max_tokens": 700}, openai.BadRequestError, "max_tokens", "context_length_exceeded"),
+        ({"extra_body": {"foo": 1}}, openai.BadRequestError, "foo", "unsupported_parameter"),
+        ({"frequency_penalty": 0.5}, openai.BadRequestError, "frequency_penalty", "unsupported_parameter"),
+        ({"prompt": ""}, openai.BadRequestError, "prompt", "invalid_value"),
+        ({"max_tokens": 0}, openai.BadRequestError, "max_tokens", "invalid_value"),
+        ({"prompt": [[5, 100000]]}, openai.BadRequestError, "prompt", "invalid_value"),
+        ({"n": 300}, openai.BadRequestError, "n", "invalid_value"),
+    ],
+)
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_mistake_raises_the_clients_error_with_the_field(
+    client: openai.OpenAI,
+    change: dict[str, Any],
+    error: type[openai.APIStatusError],
+    param: str,
+    code: str,
+    stream: bool,
+) -> None:
+    with pytest.raises(error) as raised:
+        client.completions.create(**{**ASKED, **change}, stream=stream)
+    assert (raised.value.param, raised.value.code) == (param, code)
+
+
+def test_concurrent_streams_each_get_the_text_that_they_get_alone(server: Running) -> None:
+    async def one(client: openai.AsyncOpenAI, i: int) -> str:
+        stream = await client.completions.create(
+            model="tiny", prompt="p" * (i % 7 + 1), max_tokens=12 + i % 5, seed=i, temperature=0.8, stream=True
+        )
+        return "".join([chunk.choices[0].text async for chunk in stream])
+
+    async def many() -> list[str]:
+        async with openai.AsyncOpenAI(base_url=server.url, api_key="any", max_retries=0) as client:
+            return await asyncio.gather(*(one(client, i) for i in range(16)))
+
+    assert asyncio.run(many()) == [alone(server.decoder, "p" * (i % 7 + 1), 12 + i % 5, i, 0.8) for i in range(16)]
+
+
+def test_a_key_is_needed_where_there_is_one(echo: Callable[..., Running]) -> None:
+    server = echo(key="secret")
+    for key in ("other", "secre", "secrets"):
+        with pytest.raises(openai.AuthenticationError), openai.OpenAI(base_url=server.url, api_key=key) as client:
+            client.models.list()
+    with openai.OpenAI(base_url=server.url, api_key="secret") as client:
+        assert client.completions.create(model="tiny", prompt="abc").choices[0].text == "abc"
+    assert server.ask("/health") == (200, "ok\n") and server.ask("/")[0] == 200
+    assert server.ask("/metrics")[0] == server.ask("/v1/nothing")[0] == 401
+
+
+def test_the_client_tries_again_when_the_queue_is_full(echo: Callable[..., Running]) -> None:
+    server = echo(rows=1, queue=1)
+    server.batch.open.clear()
+    first = [server.send("/v1/completions", {"model": "tiny", "prompt": "abc"}) for _ in range(2)]
+    server.until(lambda: server.engine.waiting == 2)
+    with openai.OpenAI(base_url=server.url, api_key="any", max_retries=0) as client:
+        with pytest.raises(openai.RateLimitError) as raised:
+            client.completions.create(model="tiny", prompt="abc")
+        assert int(raised.value.response.headers["retry-after"]) >= 1 and raised.value.code == "rate_limit_exceeded"
+        with pytest.raises(openai.BadRequestError) as never:
+            client.completions.create(model="tiny", prompt="abc", n=3)
+        assert never.value.param == "n"
+    threading.Timer(0.3, server.batch.open.set).start()
+    with openai.OpenAI(base_url=server.url, api_key="any", max_retries=3) as client:
+        assert client.completions.create(model="tiny", prompt="abc").choices[0].text == "abc"
+    for connection in first:
+        assert connection.recv(100).startswith(b"HTTP/1.1 200")
+        connection.close()
