@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from blockwright.lab.statistics.law import Array, Rung
 
 STEPS, TOLERANCE = 50, 1e-6  # of the variances
-LEAST_OWN = 0.05  # share of a rung's variance that it has in common with no other; with none V would be singular
+LEAST_OWN = 1e-3  # share of a rung's variance that it has in common with no other; with none V would be singular
 LEAST = 1e-30  # nats², of rungs without noise
 
 
