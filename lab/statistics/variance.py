@@ -67,8 +67,8 @@ class Noise:
         return math.hypot(self.sd / math.sqrt(n), math.sqrt(self.left.variance))
 
     def dof_of_error(self, n: int) -> float:
-        """Degrees of freedom of ``error``."""
-        return satterthwaite(Left(self.sd**2 / n, self.dof), self.left) if self.left.variance else self.dof
+        """Degrees of freedom of ``error``: at most those of the noise, so that what tuning leaves lessens no p."""
+        return min(self.dof, satterthwaite(Left(self.sd**2 / n, self.dof), self.left))
 
     def half(self, n: int, level: float) -> float:
         """Half the width of the interval of the mean of ``n`` differences at this confidence (Student's t)."""
