@@ -163,14 +163,14 @@ def wrong(losses: Mapping[Key, float], how: str, seeds: int, number: int = ABLAT
 def main(arguments: Sequence[str]) -> None:
     """Train the bank, or draw from it."""
     if list(arguments) == ["train"]:
-        return train(1)
+        train(1)
+        return
     losses = bank()
     print(f"{len(losses)} runs, {ABLATIONS} ablations of {len(ARMS)} arms each")
     for how in DRAWS:
         for seeds in SEEDS:
             share = wrong(losses, how, seeds)
             print(f"arms that {how}, {seeds} seeds: {share.wrong} of {share.of} see a difference ({share.value:.1%})")
-    return None
 
 
 if __name__ == "__main__":
