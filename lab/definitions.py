@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Container, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -102,3 +103,25 @@ class Files:
             remedy = did_you_mean(name, self.names(), "Name a YAML file")
             raise ConfigError(self.argument, name, f"there is no such {what}", remedy)
         return file
+
+
+def refuse_overrides(overrides: Iterable[str], kind: str, name: str, keys: Container[str]) -> None:
+    """Refuse overrides of what a definition says, or of what its jobs are given.
+
+    Args:
+        overrides: for all arms, from the command line
+        kind: of the definition, in a word
+        name: of the definition, or its path
+        keys: of its file
+
+    Raises:
+        ConfigError: for the first of them
+    """
+    for override in overrides:
+        key, _, value = override.lstrip("+~").partition("=")
+        if "/" not in key and key.partition(".")[0] in keys:
+            remedy = f"Copy {name.removesuffix('.yaml')}.yaml"
+            raise ConfigError(key, value, f"can only be changed in the file of the {kind}", remedy)
+        if key in ("seed", "hparams_search") or key.startswith(("hydra.", "hydra/")):
+            remedy = "Write seeds=[7] for a seed of your own" if key == "seed" else "Leave it out"
+            raise ConfigError(key, value, f"is set by the {kind} for each job", remedy)

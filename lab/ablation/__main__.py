@@ -12,6 +12,7 @@ from rich.table import Table
 from blockwright.lab.ablation import definition, forecast, planning
 from blockwright.lab.ablation.planning import Plan
 from blockwright.lab.card import scaled
+from blockwright.lab.definitions import refuse_overrides
 from blockwright.lab.match.table import arms_table
 from blockwright.lab.report import build
 from blockwright.lab.sweep import launcher
@@ -67,14 +68,7 @@ def read(arguments: Sequence[str]) -> Request:
     if not words.names:
         raise ConfigError("NAME", None, "must name an ablation", f"Known: {', '.join(definition.names())}")
     name = words.names[0]
-    for word in words.overrides:
-        key = word.partition("=")[0].lstrip("+~")
-        if "." not in key and "/" not in key and key in definition.KEYS:
-            remedy = f"Copy {name.removesuffix('.yaml')}.yaml"
-            raise ConfigError(key, word.partition("=")[2], "can only be changed in the ablation's file", remedy)
-        if key in ("seed", "hparams_search") or key.startswith(("hydra.", "hydra/")):
-            remedy = "Write seeds=[7] for a seed of your own" if key == "seed" else "Leave it out"
-            raise ConfigError(key, word.partition("=")[2], "is set by the ablation for each job", remedy)
+    refuse_overrides(words.overrides, "ablation", name, definition.KEYS)
     return Request(name, words.settings, words.overrides, flags.plan_only, of_launcher)
 
 

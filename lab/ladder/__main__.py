@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from blockwright.lab.card import scaled
+from blockwright.lab.definitions import refuse_overrides
 from blockwright.lab.ladder import definition, planning, report
 from blockwright.lab.ladder.outline import Outline
 from blockwright.lab.ladder.planning import Plan
@@ -75,13 +76,7 @@ def read(arguments: Sequence[str]) -> Request:
         known = ", ".join(definition.FILES.names())
         raise ConfigError("NAME", None, "must name a ladder", f"Known: {known}")
     name = words.names[0]
-    for word in words.overrides:
-        key = word.partition("=")[0].lstrip("+~")
-        if "/" not in key and key.partition(".")[0] in definition.KEYS:
-            remedy = f"Copy {name.removesuffix('.yaml')}.yaml"
-            raise ConfigError(key, word.partition("=")[2], "can only be changed in the ladder's file", remedy)
-        if key == "hparams_search" or key.startswith(("hydra.", "hydra/")):
-            raise ConfigError(key, word.partition("=")[2], "is set by the ladder for each job", "Leave it out")
+    refuse_overrides(words.overrides, "ladder", name, definition.KEYS)
     if Path(name).is_dir() and (words.settings or words.overrides or flags.plan_only):
         raise ConfigError(
             "DIR", name, "is the folder of a ladder, which is only reported", "Write --at SIZE, or nothing"

@@ -18,7 +18,6 @@ from blockwright.lab.ladder.outline import KEY, Cell, Job, Outline, Size, compar
 from blockwright.lab.match.sizing import Sized, named
 from blockwright.lab.statistics.law import Form, Rung
 from blockwright.lab.statistics.law_check import APART, unidentified
-from blockwright.lab.statistics.law_fit import t_quantile
 from blockwright.lab.statistics.law_plan import Usual, expected
 from blockwright.lab.sweep.tuning import composed_value, octaves
 from blockwright.registry import ConfigError
@@ -126,11 +125,8 @@ def sees(outline: Outline) -> float:
         for seed in outline.seeds
     ]
     form: Form = "alike" if unidentified(rungs) else "apart"
-    dof = len(outline.sizes) * len(outline.seeds) - 3
-    if dof < 1:
-        return math.inf
-    quantiles = t_quantile(dof) + float(t.ppf(0.8, dof))
-    return math.exp(quantiles * expected(rungs, outline.baseline, form, Usual()))
+    log_s = expected(rungs, outline.baseline, form, Usual())
+    return math.exp(log_s.half + float(t.ppf(0.8, log_s.dof)) * log_s.se) if log_s.dof >= 1 else math.inf
 
 
 def _at(ladder: Ladder, size: str, overrides: Sequence[str]) -> ablation.Plan:

@@ -84,8 +84,10 @@ def sees(evidence: Evidence) -> float | None:
     spread, look = evidence.spread, evidence.look
     if spread is None or look is None or not spread.noise.sd:
         return None
-    comparisons = max(1, evidence.comparisons)
-    return power.detectable(spread.noise.sd, look.most, spread.dof(look.most), comparisons, level=look.last_level)
+    comparisons, most = max(1, evidence.comparisons), look.most
+    return power.detectable(
+        spread.noise.sd, most, spread.dof(most), comparisons, level=look.last_level, floor=spread.floor
+    )
 
 
 def states(lost: Sequence[Run]) -> str:

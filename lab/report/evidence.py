@@ -7,6 +7,7 @@ a fixed number of seeds has one look, at all of them.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -16,7 +17,8 @@ from blockwright.lab.statistics import equivalence, intervals, looks, solved, va
 from blockwright.lab.statistics.intervals import LEVEL, Comparison, Interval
 from blockwright.lab.statistics.looks import Spend
 from blockwright.lab.statistics.solved import Solved
-from blockwright.lab.statistics.variance import Noise
+from blockwright.lab.statistics.tuning import Fit
+from blockwright.lab.statistics.variance import Left, Noise
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,7 @@ class Side:
         values: seed → final figure, of those that have one
         pending: seeds that have not ended
         outcomes: seed → whether it solved the task; empty where that is not asked
+        fits: of the settings that were tuned, at whose vertices its runs are
     """
 
     name: str
@@ -61,6 +64,11 @@ class Side:
     values: Mapping[int, float]
     pending: Set[int]
     outcomes: Mapping[int, bool]
+    fits: tuple[Fit, ...] = ()
+
+    def left(self, sd_of_run: float) -> Left:
+        """What its tuning leaves."""
+        return sum((fit.left(sd_of_run) for fit in self.fits), Left())
 
 
 @dataclass(frozen=True)
@@ -77,8 +85,18 @@ class Spread:
     arms: int = 2
     bank: float = 0.0
 
+    def ahead(self, seeds: int) -> Noise:
+        """As so many seeds will know it."""
+        return replace(self.noise, dof=variance.dof_of(self.arms, seeds) + self.bank)
+
+    @property
+    def floor(self) -> float:
+        """Standard error of a difference that seeds do not lessen."""
+        return math.sqrt(self.noise.left.variance)
+
     def dof(self, seeds: int) -> float:
-        return variance.dof_of(self.arms, seeds) + self.bank
+        """Degrees of freedom of the standard error of so many seeds."""
+        return self.ahead(seeds).dof_of_error(seeds)
 
 
 @dataclass(frozen=True)
@@ -179,7 +197,7 @@ def _compared(pair: Pair, look: Look, sides: Sequence[Side], design: Design, tes
     if design.solved is not None:
         return _compared_shares(pair, look, seeds, tested)
     plain = pair.compare(seeds)
-    spread = _spread(plain, seeds, sides, design) if plain else None
+    spread = _spread(pair, plain, seeds, sides, design) if plain else None
     found = pair.compare(seeds, spread.noise) if spread else plain
     return Evidence(found and _at_level(found, look), pair.seeds, tested, look, spread)
 
@@ -204,14 +222,23 @@ def _compared_shares(pair: Pair, look: Look, seeds: Sequence[int], tested: int) 
     return Evidence(Comparison(mean, found.by_seed, p), pair.seeds, tested, look, solved=shares)
 
 
-def _spread(plain: Comparison, seeds: Sequence[int], sides: Sequence[Side], design: Design) -> Spread | None:
-    """The noise of a paired difference: pooled over the arms that have all seeds, else of the pair, with the bank."""
+def _spread(
+    pair: Pair, plain: Comparison, seeds: Sequence[int], sides: Sequence[Side], design: Design
+) -> Spread | None:
+    """The noise of a paired difference, with what the tuning of both arms leaves."""
     if plain.noise is None:
         return None
+    spread = _of_seeds(plain, plain.noise, seeds, sides, design)
+    of_run = spread.noise.sd / math.sqrt(2)
+    return replace(spread, noise=replace(spread.noise, left=pair.arm.left(of_run) + pair.other.left(of_run)))
+
+
+def _of_seeds(plain: Comparison, own: Noise, seeds: Sequence[int], sides: Sequence[Side], design: Design) -> Spread:
+    """The noise of seeds: pooled over the arms that have all of them, else of the pair, with the bank."""
     shared = [seed for seed in seeds if seed in plain.by_seed]
     table = {side.name: {s: side.values[s] for s in shared} for side in sides if side.values.keys() >= {*shared}}
     pooled = variance.pooled(table)
-    spread = Spread(plain.noise) if pooled is None else Spread(pooled, len(table))
+    spread = Spread(own) if pooled is None else Spread(pooled, len(table))
     if design.bank is None or not spread.noise.sd:
         return spread
     noise = variance.with_bank(spread.noise, Noise(design.bank.sd, design.bank.dof, "bank"))
@@ -258,5 +285,5 @@ def _is_same(comparison: Comparison, look: Look, design: Design) -> bool:
     mean, noise = comparison.difference, comparison.noise
     margin = design.within
     return margin is not None and equivalence.same_within(
-        mean.mean, noise.error(mean.n), noise.dof, margin, look.margin_level
+        mean.mean, noise.error(mean.n), noise.dof_of_error(mean.n), margin, look.margin_level
     )

@@ -12,7 +12,7 @@ from blockwright.lab.report.sweep import Arm, Run, Sweep
 from blockwright.lab.report.tuned import Tuned
 from blockwright.lab.statistics import intervals, speed
 from blockwright.lab.statistics.intervals import Comparison, Interval
-from blockwright.lab.statistics.tuning import Try
+from blockwright.lab.statistics.tuning import Fit, Try
 from blockwright.lab.sweep.tuning import COMPARE, RATE, TUNE, loss_of
 
 
@@ -155,6 +155,12 @@ class _Chosen:
     runs: tuple[Run, ...]
     lr: float | None
     tuned: tuple[Tuned, ...]
+    listed: bool = False
+
+    @property
+    def fits(self) -> tuple[Fit, ...]:
+        """Of settings tuned by runs of their own: the best of a list is compared by the runs that chose it."""
+        return () if self.listed else tuple(fit for each in self.tuned if (fit := each.fit) is not None)
 
     def values(self, metric: str) -> dict[int, float]:
         return {run.seed: value for run in self.runs if (value := run.result.value(metric)) is not None}
@@ -172,7 +178,7 @@ def _chosen(arm: Arm, sweep: Sweep) -> _Chosen:
         return _Chosen(tuple(best), best[0].tries.get(RATE, lr), tries)
     pending = sum(run.is_pending for run in arm.of(COMPARE))
     by_list = _tuned_by_list([rate for _, rate in listed.values()], lr, pending, sweep.maximize)
-    return _Chosen(tuple(best), lr, (by_list,))
+    return _Chosen(tuple(best), lr, (by_list,), listed=True)
 
 
 def _order(rate: Rate, maximize: bool) -> tuple[int, float]:
@@ -189,7 +195,8 @@ def _tuned_by_list(rates: Sequence[Rate], used: float | None, pending: int, maxi
 def _side(name: str, against: str, chosen: _Chosen, sweep: Sweep) -> Side:
     seeds = tuple(dict.fromkeys(run.seed for run in chosen.runs))
     ended = {run.seed for run in chosen.runs if not run.is_pending}
-    return Side(name, against, seeds, chosen.values(sweep.metric), {*seeds} - ended, _outcomes(chosen.runs, sweep))
+    values, outcomes = chosen.values(sweep.metric), _outcomes(chosen.runs, sweep)
+    return Side(name, against, seeds, values, {*seeds} - ended, outcomes, chosen.fits)
 
 
 def _outcomes(runs: Sequence[Run], sweep: Sweep) -> dict[int, bool]:

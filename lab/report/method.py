@@ -45,7 +45,9 @@ def _variance(tested: list[Evidence]) -> str:
     bank = max((spread.bank for spread in spreads), default=0.0)
     dof = " or ".join(map(str, sorted({round(spread.noise.dof) for spread in spreads})))
     with_bank, share = (" and over earlier sweeps", f", {bank:g} of them theirs") if bank else ("", "")
-    return f"with the variance {of}{with_bank} ({dof} degrees of freedom{share})"
+    floor = max((spread.floor for spread in spreads), default=0.0)
+    tuning = f" and of what tuning leaves (± {small(floor)})" if floor else ""
+    return f"with the variance {of}{with_bank} ({dof} degrees of freedom{share}){tuning}"
 
 
 def _correction(findings: Findings) -> str:

@@ -34,12 +34,13 @@ def need(case: Case) -> Need | None:
     can see more than what is asked for: the truth lies between that and none.
 
     Returns:
-        None without noise, or if 100,000 seeds are not enough
+        None without noise, or if 100,000 seeds are not enough, as where tuning leaves more than the difference
     """
     spread, design, n = case.evidence.spread, case.sweep.design, case.comparison.difference.n
     if spread is None or not case.sd:
         return None
-    half = power.detectable(case.sd, n, spread.dof(n), case.comparisons, level=case.look.last_level) / 2
+    level, floor = case.look.last_level, spread.floor
+    half = power.detectable(case.sd, n, spread.dof(n), case.comparisons, level=level, floor=floor) / 2
     difference = design.within or design.see or max(abs(case.difference), half)
     difference = difference if difference < 2 * half else half
     try:
@@ -57,11 +58,16 @@ def _total(difference: float, spread: Spread, case: Case) -> int:
     Raises:
         ValueError: more than 100,000
     """
-    total = power.seeds_to_see(difference, case.sd, spread.dof, case.comparisons, level=case.look.last_level)
+    level, floor = case.look.last_level, spread.floor
+    total = power.seeds_to_see(difference, case.sd, spread.dof, case.comparisons, level=level, floor=floor)
     if not case.sweep.design.within:
         return total
     enough = range(max(total, 2), power.MOST + 1)
-    at = bisect_left(enough, True, key=lambda n: equivalence.margin_seen(case.sd, n, dof=spread.dof(n)) <= difference)
+
+    def shows(n: int) -> bool:
+        return equivalence.margin_seen(case.sd, n, dof=spread.dof(n), floor=floor) <= difference
+
+    at = bisect_left(enough, True, key=shows)
     if at == len(enough):
         raise ValueError(f"a margin of {difference:g} at a noise of {case.sd:g} needs more than {power.MOST:,} seeds")
     return enough[at]

@@ -28,7 +28,9 @@ def same_within(mean: float, se: float, dof: float, margin: float, level: float 
     return abs(mean) + float(stdtrit(dof, 1 - level)) * se < margin
 
 
-def margin_seen(sd: float, n: int, power: float = 0.8, dof: float | None = None, level: float = LEVEL) -> float:
+def margin_seen(
+    sd: float, n: int, power: float = 0.8, dof: float | None = None, level: float = LEVEL, floor: float = 0.0
+) -> float:
     """The smallest margin within which this share of sweeps shows two arms to be the same that are exactly the same.
 
         P = E[max(0, 2 Φ(δ √n / σ − t c) − 1)],    c = s / σ the root of χ²(dof) / dof
@@ -39,6 +41,7 @@ def margin_seen(sd: float, n: int, power: float = 0.8, dof: float | None = None,
         power: share of sweeps
         dof: degrees of freedom of the estimate of ``sd``; None: n − 1
         level: of each one-sided test
+        floor: standard error that seeds do not lessen; ``dof`` is then of the whole error
     """
     import numpy as np
     from scipy.optimize import brentq
@@ -52,4 +55,4 @@ def margin_seen(sd: float, n: int, power: float = 0.8, dof: float | None = None,
     def excess(margin: float) -> float:
         return float(np.maximum(2 * ndtr(margin - wide) - 1, 0).mean()) - power
 
-    return sd / math.sqrt(n) * float(brentq(excess, 0, float(wide.max()) + 10))
+    return math.hypot(sd / math.sqrt(n), floor) * float(brentq(excess, 0, float(wide.max()) + 10))

@@ -9,10 +9,11 @@ those of Volkova et al. (2026, arXiv:2602.07712) for optimizers, because a law f
 An arm has the loss at (N, D) that the baseline has at (ρ_N N, ρ_D D). So at the best split of the compute 6ND into size
 and data the arm is faster by s = ρ_N ρ_D, whatever the budget. Lines other than the best split: law_speed.py.
 
-The fit (law_fit.py) is by least squares from 12 starts, then again with the correlations of the residuals: between the
-arms of a seed, which see the same data, and between the durations of a training, which are decays of one trunk. A
-robust loss is not needed, since a diverged training is a lost one. Intervals are Student's, with as many values as
-there are pairs of size and seed; in simulations they cover .94 to .98 at 95 % (tests/lab/statistics/test_law.py).
+The fit (law_fit.py) is by least squares from 12 starts, then again with what the residuals share (law_noise.py): the
+arms of a seed, which see the same data, and the durations of a training, which are decays of one trunk. A robust loss
+is not needed, since a diverged training is a lost one. Intervals are Student's, with the degrees of freedom that each
+estimate has; in simulations they cover .93 to .97 at 95 % (tests/lab/statistics/test_law.py). As many degrees as there
+are pairs of size and seed, which is a third of what s has, made them cover .98.
 
 Left out, since they cover less: a bootstrap over three seeds (.84), and one over the points of a curve, which are not
 independent.

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from blockwright.lab.statistics.intervals import LEVEL
 from blockwright.lab.statistics.law import SHAPE, Array, Form, Ladder, Rung, arranged, gains_of, predict
+from blockwright.lab.statistics.law_noise import RungNoise, independent, noise_of
 
 EXPONENTS = (0.02, 3.0)  # bounds of α and β
 FLOOR = (1e-3, 50.0)  # bounds of E in nats
-MOST_CORRELATED = 0.95  # the sum of both correlations of the noise; 1 would be a singular matrix
+FEWEST = 4  # pairs of size and seed, with fewer of which there is no interval
 FIRST, LAST = 15, 200  # evaluations from each start, and from the best of where these lead
 
 
@@ -32,7 +32,7 @@ class Estimate:
 
     mean: float
     se: float
-    dof: int
+    dof: float
 
     @property
     def half(self) -> float:
@@ -52,7 +52,7 @@ class Estimate:
         return abs(self.mean) > self.half
 
 
-def t_quantile(dof: int) -> float:
+def t_quantile(dof: float) -> float:
     """The two-sided quantile of Student's t at ``LEVEL``."""
     from scipy.stats import t
 
@@ -66,21 +66,16 @@ class Fit:
     Args:
         ladder: what it was fitted to
         theta: its parameters, as of ``predict``
+        noise: by which its residuals are whitened
         jacobian: whitened, at ``theta``
-        variance: of a whitened residual
         cost: sum of the squared whitened residuals
     """
 
     ladder: Ladder
     theta: Array
+    noise: RungNoise
     jacobian: Array
-    variance: float
     cost: float
-
-    @property
-    def dof(self) -> int:
-        """Of the intervals."""
-        return self.ladder.trunks - 3
 
     @property
     def floor(self) -> float:
@@ -114,15 +109,25 @@ class Fit:
         lengths[lengths == 0] = 1.0
         return self.jacobian / lengths, lengths
 
+    def _inverse(self) -> Array:
+        """[parameters, rungs], the pseudo-inverse of the whitened Jacobian."""
+        scaled, lengths = self._scaled()
+        return np.asarray(np.linalg.pinv(scaled, rcond=1e-9) / lengths[:, None])
+
     def covariance(self) -> Array:
         """Of the parameters."""
-        scaled, lengths = self._scaled()
-        root = np.linalg.pinv(scaled, rcond=1e-9) / lengths[:, None]
-        return root @ root.T * self.variance
+        root = self._inverse()
+        return root @ root.T
+
+    def weights(self, gradient: Array) -> Array:
+        """By which the losses of the rungs enter gradient · θ."""
+        return gradient @ self._inverse() @ self.noise.whitening
 
     def estimate(self, mean: float, gradient: Array) -> Estimate:
         """A value with a standard error by the delta method."""
-        return Estimate(mean, math.sqrt(max(float(gradient @ self.covariance() @ gradient), 0.0)), self.dof)
+        variance, dof = self.noise.of(self.weights(gradient))
+        se = math.sqrt(variance) if variance >= 0 else math.inf  # NaN of a place beyond any
+        return Estimate(mean, se, dof if self.ladder.trunks >= FEWEST else 0.0)
 
     def speed_up(self, arm: str) -> Estimate:
         """log s of an arm, at the best split of the compute: s = ρ_N ρ_D."""
@@ -163,20 +168,21 @@ def fit(rungs: Sequence[Rung], baseline: str, form: Form = "apart") -> Fit:
         form: ``apart``: ρ_N and ρ_D for each arm; ``alike``: one s
     """
     ladder = arranged(rungs, baseline, form)
-    first = minimise(ladder, np.eye(len(rungs)), starts(ladder))
-    return minimise(ladder, whitening(ladder.rungs, first.residuals), [first.theta])
+    first = minimise(ladder, independent(len(rungs)), starts(ladder))
+    return minimise(ladder, noise_of(rungs, first.jacobian, first.residuals), [first.theta])
 
 
-def minimise(ladder: Ladder, white: Array, begin: Sequence[Array]) -> Fit:
+def minimise(ladder: Ladder, noise: RungNoise, begin: Sequence[Array]) -> Fit:
     """The best of the local minima of the squared whitened residuals.
 
     Args:
         ladder: the rungs
-        white: of ``whitening``
+        noise: theirs
         begin: parameters to start from
     """
     from scipy.optimize import least_squares
 
+    white = noise.whitening
     target = white @ ladder.losses
     place = ladder.n, ladder.d, ladder.size_gain, ladder.data_gain
 
@@ -194,8 +200,7 @@ def minimise(ladder: Ladder, white: Array, begin: Sequence[Array]) -> Fit:
 
     nearest = min((descend(start, FIRST) for start in begin), key=lambda each: each.cost)
     best = descend(nearest.x, LAST)
-    free = max(len(ladder.rungs) - ladder.number, 1)
-    return Fit(ladder, best.x, slope(best.x), 2 * best.cost / free, 2 * best.cost)
+    return Fit(ladder, best.x, noise, slope(best.x), 2 * best.cost)
 
 
 def starts(ladder: Ladder) -> list[Array]:
@@ -207,38 +212,3 @@ def starts(ladder: Ladder) -> list[Array]:
         shape = [math.log(share * lowest), term, term, math.log(alpha), math.log(beta)]
         found.append(np.concatenate([shape, gains]))
     return found
-
-
-def whitening(rungs: Sequence[Rung], residuals: Array) -> Array:
-    """The matrix that makes residuals uncorrelated: the inverse of the Cholesky factor of their correlations.
-
-    Two correlations are estimated by moments: between the arms of a (size, duration, seed), and between the durations
-    of a (size, seed, arm).
-
-    Args:
-        rungs: in the order of the residuals
-        residuals: in nats
-    """
-    variance = (residuals**2).mean()
-    products = np.outer(residuals, residuals) / (variance or 1.0)
-    of_arms, of_durations = shared(rungs)
-    found = [float(np.clip(products[pair].mean(), 0, 0.9)) if pair.any() else 0.0 for pair in (of_arms, of_durations)]
-    shrink = min(1.0, MOST_CORRELATED / sum(found)) if any(found) else 1.0
-    return uncorrelating(len(rungs), shrink * (found[0] * of_arms + found[1] * of_durations))
-
-
-def uncorrelating(number: int, correlations: Array) -> Array:
-    """The inverse of the Cholesky factor of 1 + ``correlations``."""
-    return np.linalg.inv(np.linalg.cholesky(np.eye(number) + correlations))
-
-
-def shared(rungs: Sequence[Rung]) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """Which pairs of rungs are arms of one (size, duration, seed), and which are durations of one trunk."""
-    of_arms = _pairs(rungs, lambda rung: (rung.size, rung.duration, rung.seed))
-    return of_arms, _pairs(rungs, lambda rung: (rung.size, rung.seed, rung.arm))
-
-
-def _pairs(rungs: Sequence[Rung], key: Callable[[Rung], object]) -> NDArray[np.bool_]:
-    """Which pairs of different rungs have the same key."""
-    keys = [key(rung) for rung in rungs]
-    return np.array([[i != j and a == b for j, b in enumerate(keys)] for i, a in enumerate(keys)])

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from blockwright.lab.statistics.law import SHAPE, Form, Rung, arranged, predict
-from blockwright.lab.statistics.law_fit import Fit, shared, uncorrelating
+from blockwright.lab.statistics.law_fit import Estimate, Fit
+from blockwright.lab.statistics.law_noise import estimated, shares
 
 
 @dataclass(frozen=True)
@@ -33,20 +34,20 @@ class Usual:
     trunk: float = 0.2
 
 
-def expected(rungs: Sequence[Rung], baseline: str, form: Form, usual: Usual) -> float:
-    """The standard error of log s that a planned ladder will have, by the delta method.
+def expected(rungs: Sequence[Rung], baseline: str, form: Form, usual: Usual) -> Estimate:
+    """log s of two equal arms, 0, with the standard error that a planned ladder will have, by the delta method.
 
     Args:
         rungs: planned; their losses do not matter
         baseline, form: as of ``fit``
-        usual: the law that is assumed, with arms that are equal
+        usual: the law that is assumed
     """
     ladder = arranged(rungs, baseline, form)
     n, d = ladder.center[0] - math.log(1e6), ladder.center[1] - math.log(4e6)
     terms = [math.log(usual.of_size) - usual.exponent * n, math.log(usual.of_data) - usual.exponent * d]
     shape = [math.log(usual.floor), *terms, *[math.log(usual.exponent)] * 2]
     theta = np.concatenate([shape, np.zeros(ladder.number - SHAPE)])
-    of_arms, of_durations = shared(rungs)
-    white = uncorrelating(len(rungs), usual.pairing * of_arms + usual.trunk * of_durations)
-    jacobian = white @ predict(theta, ladder.n, ladder.d, ladder.size_gain, ladder.data_gain)[1]
-    return Fit(ladder, theta, jacobian, usual.noise**2, 0.0).speed_up(ladder.arms[1]).se
+    jacobian = predict(theta, ladder.n, ladder.d, ladder.size_gain, ladder.data_gain)[1]
+    parts = np.array([1 - usual.pairing - usual.trunk, usual.pairing, usual.trunk])
+    noise = estimated(shares(rungs), usual.noise**2 * parts, jacobian)
+    return Fit(ladder, theta, noise, noise.whitening @ jacobian, 0.0).speed_up(ladder.arms[1])

@@ -38,7 +38,8 @@ def speed_up_along(fit: Fit, arm: str, parameters: float, tokens: float, line: L
         parameters, tokens: N and D
         line: ``data``: the same size, more tokens; ``ratio``: the same tokens per parameter; ``size``: the same tokens
     """
-    draws = np.vstack([fit.theta, _draws(fit)])
+    dof = fit.speed_up(arm).dof
+    draws = np.vstack([fit.theta, _draws(fit, max(dof, 1.0))])
     n, d = fit.place(parameters, tokens)
     goal = _losses(draws, n + draws[:, SHAPE:] @ fit.gains(arm)[0], d + draws[:, SHAPE:] @ fit.gains(arm)[1])
     x, y = LINES[line]
@@ -49,15 +50,14 @@ def speed_up_along(fit: Fit, arm: str, parameters: float, tokens: float, line: L
         low, high = np.where(is_worse, middle, low), np.where(is_worse, high, middle)
     found = np.where(high >= FARTHEST, math.inf, np.exp((low + high) / 2))
     ends = [(1 - LEVEL) / 2, (1 + LEVEL) / 2]
-    low_end, high_end = np.quantile(found[1:], ends, method="nearest") if fit.dof >= 1 else (0.0, math.inf)
+    low_end, high_end = np.quantile(found[1:], ends, method="nearest") if dof >= 1 else (0.0, math.inf)
     return Range(float(found[0]), float(low_end), float(high_end))
 
 
-def _draws(fit: Fit) -> Array:
+def _draws(fit: Fit, dof: float) -> Array:
     """Parameters from a multivariate t distribution about the fitted ones, with a fixed seed."""
     chance = np.random.default_rng(SEED)
     normal = chance.multivariate_normal(np.zeros(len(fit.theta)), fit.covariance(), DRAWS, method="svd")
-    dof = max(fit.dof, 1)
     spread = np.sqrt(dof / chance.chisquare(dof, DRAWS))
     return fit.theta + normal * spread[:, None]
 

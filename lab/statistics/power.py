@@ -19,7 +19,13 @@ STEPS = 4000  # of the integral over the estimated noise
 
 
 def chance(
-    difference: float, sd: float, n: int, dof: float | None = None, comparisons: int = 1, level: float = 0.05
+    difference: float,
+    sd: float,
+    n: int,
+    dof: float | None = None,
+    comparisons: int = 1,
+    level: float = 0.05,
+    floor: float = 0.0,
 ) -> float:
     """Share of sweeps that see this difference.
 
@@ -34,13 +40,14 @@ def chance(
         dof: degrees of freedom of the estimate of ``sd``; None: n − 1, of the paired t-test
         comparisons: of the sweep, for Holm's correction
         level: of the test, two-sided
+        floor: standard error that seeds do not lessen, in the unit of ``sd``; ``dof`` is then of the whole error
     """
     import numpy as np
     from scipy.special import ndtr, stdtrit
 
     dof = n - 1 if dof is None else dof
     critical = float(stdtrit(dof, 1 - level / comparisons / 2)) * estimates(dof)
-    shift = abs(difference) / sd * math.sqrt(n)
+    shift = abs(difference) / math.hypot(sd / math.sqrt(n), floor)
     return float(np.mean(ndtr(shift - critical) + ndtr(-shift - critical)))
 
 
@@ -56,7 +63,13 @@ def estimates(dof: float) -> np.ndarray[Any, Any]:
 
 
 def detectable(
-    sd: float, n: int, dof: float | None = None, comparisons: int = 1, power: float = 0.8, level: float = 0.05
+    sd: float,
+    n: int,
+    dof: float | None = None,
+    comparisons: int = 1,
+    power: float = 0.8,
+    level: float = 0.05,
+    floor: float = 0.0,
 ) -> float:
     """The smallest difference that this share of sweeps sees; arguments as of ``chance``.
 
@@ -66,10 +79,10 @@ def detectable(
 
     if (n - 1 if dof is None else dof) <= 0:
         return math.inf
-    most = 1.0
-    while chance(most, 1.0, n, dof, comparisons, level) < power:
+    floor, most = floor / sd, 1.0
+    while chance(most, 1.0, n, dof, comparisons, level, floor) < power:
         most *= 2
-    return sd * float(brentq(lambda d: chance(d, 1.0, n, dof, comparisons, level) - power, 0, most))
+    return sd * float(brentq(lambda d: chance(d, 1.0, n, dof, comparisons, level, floor) - power, 0, most))
 
 
 def own_dof(n: int) -> float:
@@ -84,6 +97,7 @@ def seeds_to_see(
     comparisons: int = 1,
     power: float = 0.8,
     level: float = 0.05,
+    floor: float = 0.0,
 ) -> int:
     """The fewest seeds with which this share of sweeps sees the difference; arguments as of ``chance``.
 
@@ -96,7 +110,7 @@ def seeds_to_see(
     """
 
     def sees(n: int) -> bool:
-        return dof(n) > 0 and chance(difference, sd, n, dof(n), comparisons, level) >= power
+        return dof(n) > 0 and chance(difference, sd, n, dof(n), comparisons, level, floor) >= power
 
     enough = 1
     while not sees(enough):

@@ -16,6 +16,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from blockwright.lab.statistics.variance import Left
+
 COARSE = 0.75  # zoom where half a spacing costs more than this many standard deviations of a run
 FINEST = 0.25  # octaves between two tries; closer ones show noise alone
 WINDOW = 6.0  # spacings beside the best try, within which the curve is fitted: wider is biased, narrower noisy
@@ -56,12 +58,40 @@ class Fit:
         regret: expected excess loss at the vertex over the best value, in nats; infinite where fewer than three tries
             show it
         edge: the end of the tries at which the best try is, so that a better value may lie beyond; else None
+        shake: Var(x̂) over the variance of a run, by the delta method; infinite where the curve is not convex
+        spread: of the losses that the curve is through, in nats
+        dof: tries less parameters of the curve
     """
 
     vertex: float
     curvature: float
     regret: float
     edge: Edge | None
+    shake: float = math.inf
+    spread: float = math.inf
+    dof: int = 0
+
+    def left(self, sd_of_run: float) -> Left:
+        """The variance that tuning leaves in the loss of an arm at its vertex: fresh seeds do not lessen it.
+
+        The excess loss c (x̂ − x*)² has mean R, ``regret``, of which noise makes S = c Var(x̂) and a curve of another
+        shape makes the rest. So it is c times a noncentral χ² of one degree of freedom, whose variance is
+
+            Var = 2 S (2 R − S)
+
+        and at most that of a rectangle as wide as the spread of the tries, spread² / 12.
+
+        Args:
+            sd_of_run: σ of the tries; the standard deviation of a paired difference / √2
+        """
+        widest = self.spread**2 / 12
+        if not math.isfinite(widest):
+            return Left()
+        if not math.isfinite(self.shake):
+            return Left(widest, max(self.dof, 1))
+        of_noise = self.curvature * self.shake * sd_of_run**2
+        regret = max(self.regret, of_noise) if self.dof else of_noise
+        return Left(min(2 * of_noise * (2 * regret - of_noise), widest), max(self.dof, 1))
 
 
 def fit(tries: Sequence[Try]) -> Fit:
@@ -74,7 +104,13 @@ def fit(tries: Sequence[Try]) -> Fit:
     if len(near) < 3:
         return Fit(_best(tries).value, math.inf, math.inf, _edge(tries))
     curve = _Curve(near)
-    return Fit(2**curve.vertex, curve.curvature, _regret(near, curve), _edge(tries))
+    rest = _edge(tries), curve.shake, _spread(near), len(near) - curve.degree - 1
+    return Fit(2**curve.vertex, curve.curvature, _regret(near, curve), *rest)
+
+
+def _spread(near: Sequence[Try]) -> float:
+    losses = [each.loss for each in near]
+    return max(losses) - min(losses)
 
 
 def _regret(near: Sequence[Try], curve: _Curve) -> float:
@@ -83,7 +119,7 @@ def _regret(near: Sequence[Try], curve: _Curve) -> float:
     So it holds the noise of the tries and what the polynomial misses of the curve. At most the spread of the tries,
     which is also the answer where the curve is not convex, or where no try can be left out.
     """
-    spread = max(each.loss for each in near) - min(each.loss for each in near)
+    spread = _spread(near)
     if curve.curvature == 0 or len(near) < 4:
         return spread
     others = [_Curve([*near[:i], *near[i + 1 :]], curve.degree).vertex for i in range(len(near))]
@@ -179,7 +215,7 @@ class _Curve:
         self.degree = degree or (2 if len(tries) < 6 else 3)
         xs = [each.octave for each in tries]
         self.middle = math.fsum(xs) / len(xs)
-        design = np.vander([x - self.middle for x in xs], self.degree + 1)
+        design = self._design = np.vander([x - self.middle for x in xs], self.degree + 1)
         weights = np.linalg.lstsq(design, np.array([each.loss for each in tries]), rcond=None)[0]
         self.cubic, self.square, self.slope, _ = (0.0,) * (3 - self.degree) + tuple(float(w) for w in weights)
         low, high = min(xs) - self.middle, max(xs) - self.middle
@@ -203,6 +239,17 @@ class _Curve:
     @property
     def vertex(self) -> float:
         return self.middle + self.least
+
+    @property
+    def shake(self) -> float:
+        """Var(x̂) over the variance of a try: x̂ is where p′ = 0, so that dx̂/dw_j = −j x̂^(j−1) / p″."""
+        import numpy as np
+
+        if not self.curvature:
+            return math.inf
+        powers = np.arange(self.degree, -1, -1)
+        slope = powers * float(self.least) ** np.maximum(powers - 1, 0) / (2 * self.curvature)
+        return float(np.sum((slope @ np.linalg.pinv(self._design)) ** 2))
 
     @property
     def curvature(self) -> float:

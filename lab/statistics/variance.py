@@ -20,6 +20,33 @@ Source = Literal["paired", "pooled", "bank"]
 
 
 @dataclass(frozen=True)
+class Left:
+    """Variance of a loss, or of a difference of two, that seeds do not lessen: of what tuning leaves.
+
+    Args:
+        variance: in the squared unit of the values
+        dof: degrees of freedom of its estimate
+    """
+
+    variance: float = 0.0
+    dof: float = math.inf
+
+    def __add__(self, other: Left) -> Left:
+        """Of independent ones; degrees of freedom by Welch and Satterthwaite."""
+        return Left(self.variance + other.variance, satterthwaite(self, other))
+
+
+def satterthwaite(*parts: Left) -> float:
+    """(Σ v)² / Σ v²/ν, degrees of freedom of a sum of variances (Welch 1947, doi 10.1093/biomet/34.1-2.28)."""
+    total = math.fsum(each.variance for each in parts)
+    if not total:
+        return math.inf
+    if any(each.dof <= 0 for each in parts):  # of one seed
+        return 0.0
+    return 1 / max(math.fsum((each.variance / total) ** 2 / each.dof for each in parts), 1e-300)
+
+
+@dataclass(frozen=True)
 class Noise:
     """Standard deviation of a paired difference of two arms, one value a seed.
 
@@ -27,21 +54,27 @@ class Noise:
         sd: estimate, in the unit of the values
         dof: degrees of freedom of the estimate
         source: paired: of the differences themselves; pooled: of all arms; bank: with earlier sweeps
+        left: what the tuning of both arms leaves in their difference
     """
 
     sd: float
     dof: float
     source: Source
+    left: Left = Left()
 
     def error(self, n: int) -> float:
-        """Standard error of the mean of ``n`` paired differences."""
-        return self.sd / math.sqrt(n)
+        """Standard error of the mean of ``n`` paired differences, with what tuning leaves."""
+        return math.hypot(self.sd / math.sqrt(n), math.sqrt(self.left.variance))
+
+    def dof_of_error(self, n: int) -> float:
+        """Degrees of freedom of ``error``: at most those of the noise, so that what tuning leaves lessens no p."""
+        return min(self.dof, satterthwaite(Left(self.sd**2 / n, self.dof), self.left))
 
     def half(self, n: int, level: float) -> float:
         """Half the width of the interval of the mean of ``n`` differences at this confidence (Student's t)."""
         from scipy.special import stdtrit
 
-        return float(stdtrit(self.dof, (1 + level) / 2)) * self.error(n)
+        return float(stdtrit(self.dof_of_error(n), (1 + level) / 2)) * self.error(n)
 
     def p(self, mean: float, n: int) -> float:
         """Two-sided p of the test that the differences have mean 0, after ``mean`` of ``n`` was seen."""
@@ -49,7 +82,8 @@ class Noise:
 
         if mean == 0:
             return 1.0
-        return 2 * float(stdtr(self.dof, -abs(mean) / self.error(n))) if self.sd else 0.0
+        error = self.error(n)
+        return 2 * float(stdtr(self.dof_of_error(n), -abs(mean) / error)) if error else 0.0
 
 
 def paired(differences: Sequence[float]) -> Noise | None:

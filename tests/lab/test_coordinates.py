@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -65,6 +69,28 @@ def test_rules_keep_changes_of_a_dense_model(optimizer: list[str]) -> None:
 )
 def test_rules_keep_changes_of_every_architecture(model: list[str], grow: dict[str, Any], optimizer: list[str]) -> None:
     assert not beyond(changes([*model, *optimizer, RULES], grow, widths=[64, 128, 256, 512], seeds=4))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("std", "is_beyond"), [(0.02, True), (0.08, False)])
+def test_the_ffn_behind_normalised_heads_keeps_its_change_unless_training_swamps_the_initial_values(
+    std: float, is_beyond: bool
+) -> None:
+    script = "import blockwright_guest.retention, sys; from blockwright.lab.coordinates import main; sys.exit(main())"
+    model = [*DENSE[:2], "model/attention=retention", *DENSE[3:], *ADAMW, RULES, f"model.init.std={std}"]
+    command = [
+        sys.executable,
+        "-c",
+        script,
+        *model,
+        "grow={attention: {n_heads: 4}, ffn: {d_ff: 256}}",
+        "seeds=8",
+        "--json",
+    ]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1] / "plugin")}
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
+    assert ended.returncode in (0, 1), ended.stderr
+    assert ("layers.*.ffn" in json.loads(ended.stdout)["beyond"]) == is_beyond
 
 
 def test_a_map_without_its_factor_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:

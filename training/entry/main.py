@@ -25,6 +25,7 @@ from blockwright.training.entry.ranks import leave_no_folder
 from blockwright.training.parallel.lost_peer import is_lost_peer
 from blockwright.training.stops import DIVERGED, PREEMPTED, Diverged, Interrupted, Pruned, refuse, stoppable
 
+NO_STRING = re.compile(r"|null|~|true|false|[-+]?(\d[\d_]*\.?\d*|\.\d+)(e[-+]?\d+)?", re.IGNORECASE)
 SUBCOMMANDS = ("fit", "validate", "test", "predict")
 
 
@@ -43,6 +44,7 @@ def main() -> None:
                 cli.main(arguments)
             else:
                 check_options(arguments)
+                check_folders(arguments)
                 leave_no_folder()
                 include_config_dir(arguments)
                 hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")(hydra_job)()
@@ -83,6 +85,19 @@ def check_options(arguments: list[str]) -> None:
     parser = get_args_parser()
     parser.error = fail  # type: ignore[method-assign]
     parser.parse_args(arguments)
+
+
+def check_folders(arguments: list[str]) -> None:
+    """Refuse a folder whose name YAML takes for a number or the like, before Hydra makes it.
+
+    Raises:
+        ConfigError: one of ``paths`` is no string
+    """
+    for argument in arguments:
+        key, _, value = argument.partition("=")
+        if key.startswith("paths.") and NO_STRING.fullmatch(value):
+            remedy = f"Write {key}=./{value}" if value not in ("", "null", "~") else f"Write {key}=FOLDER"
+            raise ConfigError(key, value, "must be the name of a folder, and is read as no string", remedy)
 
 
 def refusal_of(error: Exception, arguments: list[str]) -> ConfigError | None:

@@ -187,6 +187,24 @@ def test_tuned_arms_are_said_to_be(tmp_path: Path) -> None:
     assert tuned.used == 0.06 and len(tuned.tries) == 5
 
 
+def test_what_tuning_leaves_is_in_interval_p_and_what_is_seen(tmp_path: Path) -> None:
+    losses = noisy({"mha": 0, "gqa": 0.01, "mla": 0.0}, 8)
+    tried = {arm: [2.31, 2.06, 2.0, 2.09, 2.25] for arm in losses}
+    untuned, tuned = of(planned(tmp_path / "a", losses)), of(planned(tmp_path / "b", losses, tried))
+    assert untuned.interval and tuned.interval and untuned.p and tuned.p and untuned.sees and tuned.sees
+    assert tuned.difference == untuned.difference and tuned.p > untuned.p
+    assert tuned.interval[0] < untuned.interval[0] and tuned.interval[1] > untuned.interval[1]
+    assert tuned.sees > untuned.sees
+    assert tuned.noise and untuned.noise and tuned.noise.left.variance > 0 == untuned.noise.left.variance
+
+
+def test_an_arm_that_seeds_cannot_decide_needs_none(tmp_path: Path) -> None:
+    losses = noisy({"mha": 0, "gqa": 0.0, "mla": 0.0}, 4)
+    tried = {arm: [2.0, 2.5, 1.9, 2.5, 2.0] for arm in losses}
+    found = of(planned(tmp_path, losses, tried, within=0.001))
+    assert found.kind == "undecided" and found.needs_seeds is None
+
+
 def test_diverged_try_is_no_edge(tmp_path: Path) -> None:
     tried: dict[str, list[Any]] = {arm: [2.3, 2.1, 2.0, 2.1, "diverged"] for arm in ("mha", "gqa")}
     assert of(planned(tmp_path, noisy({"mha": 0, "gqa": 0.1}, 4), tried)).kind == "worse"

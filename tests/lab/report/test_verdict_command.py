@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import shlex
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -42,6 +45,14 @@ def test_exit_code_says_whether_all_is_decided(code: int, tmp_path: Path, capsys
     assert "mla is better than mha by 0." in said and "mha is the baseline" in said
     assert ("undecided gqa − mha is between" in said) == (code > 0) and ("no verdict one seed" in said) == (code == 4)
     assert not (tmp_path / "report").exists()
+
+
+@pytest.mark.parametrize("code", LOSSES)
+def test_shell_sees_the_exit_code(code: int, tmp_path: Path) -> None:
+    grid(tmp_path, LOSSES[code])
+    script = f"{shlex.quote(sys.executable)} -m blockwright.lab.report.verdict_command . > said; echo $?"
+    ended = subprocess.run(["sh", "-c", script], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert ended.stdout == f"{code}\n" and "mla is better than mha" in (tmp_path / "said").read_text()
 
 
 @pytest.mark.parametrize("code", LOSSES)

@@ -55,6 +55,15 @@ def test_chance_is_the_share_of_simulated_sweeps() -> None:
     assert chance(0.012, SD, 5, comparisons=3) == pytest.approx(seen, abs=0.014)
 
 
+def test_a_floor_is_seen_through_by_no_number_of_seeds() -> None:
+    wider = math.hypot(SD / 4, 0.002) * 4
+    assert chance(0.01, SD, 16, floor=0.002) == pytest.approx(chance(0.01, wider, 16))
+    assert detectable(SD, 16, floor=0.002) == pytest.approx(detectable(wider, 16))
+    assert seeds_to_see(0.01, SD, floor=0.002) > seeds_to_see(0.01, SD)
+    with pytest.raises(ValueError, match="seeds"):
+        seeds_to_see(0.003, SD, floor=0.002)
+
+
 def test_seeds_are_the_fewest_that_see() -> None:
     for difference in (0.0051, 0.012, 0.0228):
         n = seeds_to_see(difference, SD)

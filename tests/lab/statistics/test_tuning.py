@@ -12,6 +12,7 @@ from scipy.interpolate import CubicSpline
 from blockwright.lab.statistics import tuning
 from blockwright.lab.statistics.power import chance
 from blockwright.lab.statistics.tuning import Try, fit, further, next_tries
+from blockwright.lab.statistics.variance import Noise
 
 SD = 0.007  # nats, of a paired difference
 OF_RUN = SD / math.sqrt(2)
@@ -154,6 +155,54 @@ def test_regret_is_about_what_the_vertex_costs(curvature: float) -> None:
     arms = [arm for pair in tuned(lopsided(curvature), lopsided(curvature), 150) for arm in pair]
     true = np.mean([arm.excess(fit(arm.tries).vertex) for arm in arms])
     assert 0.7 < np.mean([fit(arm.tries).regret for arm in arms]) / true < 3.5
+
+
+def called_different(pairs: Sequence[tuple[Arm, Arm]], fresh: int, effect: float = 0.0) -> float:
+    """Share that is called different if what tuning leaves is in the standard error; the noise is as estimated."""
+    rng, seen = np.random.default_rng(3), []
+    for pair in pairs:
+        fits, mean = [fit(arm.tries) for arm in pair], effect + at_vertices(*pair)
+        estimates = SD * np.sqrt(rng.chisquare(fresh - 1, 20) / (fresh - 1))
+        for drawn, sd in zip(rng.normal(mean, SD / math.sqrt(fresh), 20).tolist(), estimates.tolist(), strict=True):
+            left = fits[0].left(sd / math.sqrt(2)) + fits[1].left(sd / math.sqrt(2))
+            seen.append(Noise(sd, fresh - 1, "paired", left).p(drawn, fresh) < 0.05)
+    return float(np.mean(seen))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("curvature", "power"), [(0.015, 0.81), (0.03, 0.88), (0.08, 0.92)])
+def test_what_tuning_leaves_is_in_the_verdict(curvature: float, power: float) -> None:
+    pairs = tuned(lopsided(curvature), lopsided(curvature), 500)
+    for fresh in (3, 8, 16):
+        assert 0.035 <= called_different(pairs, fresh) <= 0.062, f"{fresh} seeds"
+    assert called_different(pairs, 16, effect=0.007) > power  # .95 if the best values were known
+
+
+def test_many_seeds_without_what_tuning_leaves_would_cry_wolf() -> None:
+    pairs = tuned(lopsided(0.015), lopsided(0.015), 150)
+    assert false_positives(pairs, fresh=16) > 0.065
+    assert called_different(pairs, 16) <= 0.06
+
+
+@pytest.mark.parametrize("curvature", [0.015, 0.08])
+def test_variance_that_is_left_is_about_that_of_the_excess(curvature: float) -> None:
+    arms = [arm for pair in tuned(lopsided(curvature), lopsided(curvature), 150) for arm in pair]
+    left = np.mean([fit(arm.tries).left(OF_RUN).variance for arm in arms])
+    assert 1 < left / np.var([arm.excess(fit(arm.tries).vertex) for arm in arms]) < 4
+
+
+def test_a_parabola_is_left_what_noise_shakes_of_its_vertex() -> None:
+    """c x̂² of a normal x̂ with Var(x̂) = σ² / (Σ x² (2 c)²): twice the square of its mean."""
+    fitted = fit(tries_of(parabola(0.05), *range(-2, 3)))
+    assert fitted.left(0.01).variance == pytest.approx(2 * (0.05 * 0.01**2 / (10 * 0.1**2)) ** 2)
+    assert fitted.left(0.01).dof == 2 and fitted.left(0.0).variance == 0
+
+
+def test_what_is_left_is_at_most_what_the_tries_differ_by() -> None:
+    assert fit(tries_of(parabola(0.001), *range(-2, 3))).left(10.0).variance == pytest.approx(0.004**2 / 12)
+    flat = [Try(2.0**x, loss) for x, loss in enumerate((2.0, 2.003, 1.999, 2.004, 2.0))]
+    assert fit(flat).left(0.001).variance <= 0.005**2 / 12
+    assert fit([Try(1.0, 2.0), Try(2.0, 2.1)]).left(0.01).variance == 0  # not known
 
 
 def tries_of(loss: Loss, *octaves: float) -> list[Try]:

@@ -11,7 +11,7 @@ import scipy.stats
 
 from blockwright.lab.statistics import variance
 from blockwright.lab.statistics.intervals import compare, holm
-from blockwright.lab.statistics.variance import Noise, paired, pooled, with_bank
+from blockwright.lab.statistics.variance import Left, Noise, paired, pooled, with_bank
 
 SHARED = 0.6  # part of a run's variance that all arms of a seed share
 OWN = math.sqrt(2 * (1 - SHARED))  # sd of a paired difference of such runs
@@ -124,6 +124,22 @@ def test_noise_of_a_pair_is_that_of_the_paired_t_test() -> None:
     assert noise.p(0.3, 4) == pytest.approx(expected.pvalue, rel=1e-9)
     low, high = expected.confidence_interval(0.95)
     assert noise.half(4, 0.95) == pytest.approx((high - low) / 2) and paired([1.0]) is None
+
+
+def test_degrees_of_freedom_of_two_variances_are_welchs() -> None:
+    one, two = [0.1, 0.5, 0.2, 0.9], [3.0, 3.1, 2.8, 3.3, 2.9, 3.4]
+    parts = [Left(float(np.var(each, ddof=1)) / len(each), len(each) - 1) for each in (one, two)]
+    assert (parts[0] + parts[1]).dof == pytest.approx(scipy.stats.ttest_ind(one, two, equal_var=False).df)
+    assert (Left() + Left()).dof == math.inf and (Left() + parts[0]).dof == pytest.approx(3)
+
+
+def test_what_tuning_leaves_is_there_at_any_number_of_seeds() -> None:
+    plain, noise = Noise(0.01, 20, "pooled"), Noise(0.01, 20, "pooled", Left(1e-6, 4))
+    assert noise.error(4) == pytest.approx(math.sqrt(0.01**2 / 4 + 1e-6))
+    assert noise.error(10**8) == pytest.approx(0.001, rel=1e-3) and noise.dof_of_error(10**8) == pytest.approx(
+        4, rel=0.01
+    )
+    assert noise.p(0.01, 9) > plain.p(0.01, 9) and noise.half(9, 0.95) > plain.half(9, 0.95)
 
 
 # --- the bank ---------------------------------------------------------------------------------------------------------

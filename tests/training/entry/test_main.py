@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from blockwright.registry import ConfigError
-from blockwright.training.entry.main import check_options, refusal_of
+from blockwright.registry import REFUSED, ConfigError
+from blockwright.training.entry.main import check_folders, check_options, refusal_of
 
 
 @pytest.mark.parametrize(
@@ -43,3 +46,21 @@ def test_other_errors_keep_their_traceback() -> None:
     assert refusal_of(FileNotFoundError(2, "No such file or directory", "x"), []) is None
     assert refusal_of(PermissionError("no file"), []) is None
     assert refusal_of(KeyError("x"), []) is None
+
+
+@pytest.mark.parametrize("value", ["1", "-2.5", "1e3", "null", "true", ""])
+def test_folder_whose_name_is_no_string_is_refused_before_it_is_made(value: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        check_folders(["model=tiny", f"paths.log_dir={value}"])
+    assert caught.value.path == "paths.log_dir" and "paths.log_dir=" in caught.value.remedy
+
+
+def test_other_names_of_folders_pass() -> None:
+    check_folders(["paths.log_dir=./1", "paths.log_dir='1'", "paths.data_dir=1a", "seed=1", "paths.log_dir=2026-11-29"])
+
+
+def test_command_leaves_no_folder_behind(tmp_path: Path) -> None:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "blockwright.train", "paths.log_dir=1"]
+    ended = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
+    assert ended.returncode == REFUSED and "paths.log_dir = 1" in ended.stderr and not any(tmp_path.iterdir())
