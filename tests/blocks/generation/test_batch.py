@@ -259,6 +259,20 @@ def test_in_lower_precision_the_first_other_token_is_a_near_tie(dtype: torch.dty
     test()
 
 
+@pytest.mark.parametrize("sampling", WHOLE_VOCABULARY, ids=str)
+def test_a_token_that_is_no_near_tie_is_seen(sampling: Sampling) -> None:
+    decoder, job = model("mla", torch.float32), Job([3, 9], 6, sampling, seed=7)
+    finished(Batch(decoder, 1, ROOM), job)
+    right = list(job.tokens)
+    for at in range(len(right)):
+        before = [*job.prompt, *right[:at]]
+        with torch.inference_mode():
+            scores = perturbed(decoder(torch.tensor([before]))[:, -1], job, at, before)[0]
+        assert scores.argmax() == right[at]
+        job.tokens = [*right[:at], int(scores.argmin()), *right[at + 1 :]]
+        assert gap(decoder, job, right, None) > 100 * NEAR[torch.float32]
+
+
 # --- what it costs ----------------------------------------------------------------------------------------------------
 
 
