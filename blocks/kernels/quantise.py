@@ -3,12 +3,56 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 BITS = (8, 6, 4)
 GROUP = 64  # maximum numbers per scale: 16 bits of scale add a quarter of a bit per number
+
+
+class Codes(NamedTuple):
+    """Numbers of tokens as they are stored: K heads of H each, which are not dequantised.
+
+    codes: [B,S,code_bytes] uint8
+    scales: [B,S,groups] bf16
+    bits: per number
+    sizes: of the groups of a token; no group reaches over two heads
+    n_heads: K
+    width: numbers of each head that are meant, from its first on: H, or fewer where they end with a group
+    """
+
+    codes: Tensor
+    scales: Tensor
+    bits: int
+    sizes: tuple[int, ...]
+    n_heads: int
+    width: int
+
+    @property
+    def head(self) -> int:
+        """H, numbers of a head."""
+        return sum(self.sizes) // self.n_heads
+
+    @property
+    def groups(self) -> tuple[int, ...]:
+        """Sizes of the groups that make up the ``width`` of a head."""
+        own, ends = self.sizes[: len(self.sizes) // self.n_heads], 0
+        for n, size in enumerate(own):
+            if ends == self.width:
+                return own[:n]
+            ends += size
+        return own
+
+    def some(self, tokens: slice) -> Codes:
+        """Those of some tokens; views."""
+        return self._replace(codes=self.codes[:, tokens], scales=self.scales[:, tokens])
+
+    def numbers(self, dtype: torch.dtype) -> Tensor:
+        """[B,S,K,width], dequantised."""
+        every = dequantise(self.codes, self.scales, self.bits, self.sizes, dtype)
+        return every.unflatten(-1, (self.n_heads, -1))[..., : self.width]
 
 
 def group_sizes(parts: Sequence[int], most: int = GROUP) -> list[int]:
