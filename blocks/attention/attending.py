@@ -1,5 +1,4 @@
-"""How a scored attention is computed: whole, part by part, over latents, on codes or on few keys, whichever is cheaper.
-"""
+"""How a scored attention is computed, whichever is cheapest: whole, in parts, over latents, on codes, on few keys."""
 
 from __future__ import annotations
 

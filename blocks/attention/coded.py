@@ -25,7 +25,9 @@ def reads_codes(block: Scored, cache: Cache, q: Tensor, n_new: int) -> bool:
     is remembered is keys and values as they are, or latents, of all of which every query sees those before it."""
     if not cache.gives_codes(n_new) or q.shape[1] > FEW or torch.is_grad_enabled() or torch.compiler.is_compiling():
         return False
-    if block.selector is not None or block.scores is not None or cache.segments() is not None:
+    if block.kernels.coded_attention == "whole" or cache.segments() is not None:  # nothing reads codes on this device
+        return False
+    if block.selector is not None or block.scores is not None:
         return False
     return block.up() is not None or block.remembers_heads()
 

@@ -1,9 +1,9 @@
 """Attention of few queries to a quantised cache, whose codes are read as they are: decoding.
 
-Reading the keys and values dominates, and codes are two to eight times fewer bytes. A cache that is dequantised first is
+Reading the keys and values dominates, and codes are a fraction of their bytes. A cache that is dequantised first is
 written and read again as floats, which costs more than it saves. Here a part of the tokens at a time becomes floats, in
-the processor's own caches, and is multiplied at once: scores = q·kᵀ of every part, a softmax of all, then the weighted
-sums of the values of every part. All of it is computed in fp32. The reference is attention to dequantised tokens.
+the processor's own caches, and is multiplied at once: the scores of every part, a softmax of all, then the weighted
+sums of the values of every part, in fp32. The reference is attention to dequantised keys and values.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import groupby
 from typing import NamedTuple
 
 import torch
@@ -87,19 +88,32 @@ def quantise(x: Tensor, bits: int, sizes: Sequence[int]) -> tuple[Tensor, Tensor
         codes [...,code_bytes] uint8, scales [...,groups] bf16
     """
     top = 2 ** (bits - 1) - 1
-    groups = x.float().split(list(sizes), -1)
-    scales = (torch.stack([group.abs().amax(-1) for group in groups], -1) / top).to(torch.bfloat16)
-    divisors = scales.float().clamp(min=torch.finfo(torch.float32).tiny)[..., None].unbind(-2)
-    rounded = torch.cat([group / by for group, by in zip(groups, divisors, strict=True)], -1).round_()
+    groups = _groups(x.float(), sizes)
+    scales = (torch.cat([group.abs().amax(-1) for group in groups], -1) / top).to(torch.bfloat16)
+    divisors = _of_groups(scales.float().clamp(min=torch.finfo(torch.float32).tiny), groups)
+    rounded = torch.cat([(group / by).flatten(-2) for group, by in zip(groups, divisors, strict=True)], -1).round_()
     return pack((rounded.clamp_(-top, top) + (top + 1)).to(torch.uint8), bits), scales
 
 
 def dequantise(codes: Tensor, scales: Tensor, bits: int, sizes: Sequence[int], dtype: torch.dtype) -> Tensor:
     """The inverse of ``quantise``, up to rounding: [...,W] in ``dtype``."""
     x = unpack(codes, bits, sum(sizes)).to(dtype).sub_(2 ** (bits - 1))
-    for group, scale in zip(x.split(list(sizes), -1), scales.to(dtype)[..., None].unbind(-2), strict=True):
+    groups = _groups(x, sizes)
+    for group, scale in zip(groups, _of_groups(scales.to(dtype), groups), strict=True):
         group.mul_(scale)
     return x
+
+
+def _groups(x: Tensor, sizes: Sequence[int]) -> list[Tensor]:
+    """Views [...,n,size] of x [...,W], one of each run of groups of one size."""
+    runs = [(size, len(list(run))) for size, run in groupby(sizes)]
+    parts = x.split([size * n for size, n in runs], -1)
+    return [part.unflatten(-1, (n, size)) for part, (size, n) in zip(parts, runs, strict=True)]
+
+
+def _of_groups(scales: Tensor, groups: Sequence[Tensor]) -> list[Tensor]:
+    """[...,groups] → [...,n,1], as ``_groups``."""
+    return [part[..., None] for part in scales.split([group.shape[-2] for group in groups], -1)]
 
 
 def pack(codes: Tensor, bits: int) -> Tensor:
@@ -114,7 +128,8 @@ def pack(codes: Tensor, bits: int) -> Tensor:
         low, high = _runs(codes, 2)
         return low | high << 4
     *three, fourth = _runs(codes, 4)
-    return torch.cat([part | (fourth >> 2 * i & 3) << 6 for i, part in enumerate(three)], -1)
+    shifts = torch.tensor([[0], [2], [4]], dtype=torch.uint8, device=codes.device)
+    return (torch.stack(three, -2) | (fourth[..., None, :] >> shifts & 3) << 6).flatten(-2)
 
 
 def unpack(packed: Tensor, bits: int, width: int) -> Tensor:
@@ -131,4 +146,5 @@ def unpack(packed: Tensor, bits: int, width: int) -> Tensor:
 def _runs(codes: Tensor, n: int) -> tuple[Tensor, ...]:
     """Codes [...,W] → n tensors [...,⌈W/n⌉], zero-padded at the end."""
     run = -(-codes.shape[-1] // n)
-    return torch.nn.functional.pad(codes, (0, n * run - codes.shape[-1])).split(run, -1)
+    missing = n * run - codes.shape[-1]
+    return (torch.nn.functional.pad(codes, (0, missing)) if missing else codes).split(run, -1)

@@ -26,6 +26,7 @@ ENTRY_POINTS = "blockwright.kernels"
 OWN = [
     "attention",
     "coded_attention",
+    "coded_gpu",
     "coded_products",
     "cross_entropy",
     "elementwise",

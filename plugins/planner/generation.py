@@ -14,12 +14,13 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from blockwright.blocks.attention.base import empty_cache
-from blockwright.blocks.cost import alike, count_parameters
+from blockwright.blocks.cost import alike, cache_bytes, count_parameters
 from blockwright.blocks.decoder import Decoder
+from blockwright.blocks.kernels.quantise import BITS
 from blockwright.lab.card import in_bytes
 from blockwright.plugins.planner.hardware import Coefficients, Hardware
 from blockwright.plugins.planner.memory import USABLE
-from blockwright.registry import ConfigError
+from blockwright.registry import BlockError, ConfigError
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,8 @@ def generation(
     Args:
         decoder: on the meta device
         context: tokens in each cache, on average
-        weight_bits, cache_bits: of a number; states of recurrent mixers are never quantised
+        weight_bits, cache_bits: of a number, a cache's scales of 8, 6 and 4 bits apart; states of recurrent mixers
+            are never quantised
 
     Raises:
         ConfigError: the weights and one cache do not fit, or there are no caches
@@ -95,6 +97,16 @@ def _most(room: float, weights: float, cache: float, gpus: int) -> int:
 
 
 def _cache_bytes(decoder: Decoder, context: int, bits: float) -> float:
+    """Of one sequence: as our caches of so many bits are, scales included; of other bits, the numbers alone.
+
+    Raises:
+        ConfigError: an attention has no cache of so many bits
+    """
+    if bits in BITS:
+        try:
+            return cache_bytes(decoder, context, torch.bfloat16, int(bits))
+        except BlockError as error:
+            raise ConfigError("cache.bits", bits, error.rule, "Leave cache.bits out") from None
     total, of_one = 0.0, (1, context, torch.bfloat16, torch.device("meta"), None)
     for group in alike(decoder.layers):
         attention: Any = decoder.layers[group[0]].attention
