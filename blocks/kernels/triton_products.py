@@ -18,7 +18,7 @@ PROGRAMS = 1024  # that keep a large GPU busy
 
 
 @triton.jit
-def _numbers(
+def _numbers(  # type: ignore[no-untyped-def] # Triton's types
     codes,
     scales,
     group_of,
@@ -57,7 +57,7 @@ def _numbers(
 
 
 @triton.jit
-def _scores(
+def _scores(  # type: ignore[no-untyped-def] # Triton's types
     q,
     codes,
     scales,
@@ -95,7 +95,7 @@ def _scores(
 
 
 @triton.jit
-def _averages(
+def _averages(  # type: ignore[no-untyped-def] # Triton's types
     w,
     codes,
     scales,
