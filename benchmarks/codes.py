@@ -78,7 +78,7 @@ class Layers:
 def _decoder(attention: str, length: int, dtype: Any) -> Any:
     from blockwright.blocks.compose import compose
 
-    around = {"vocab_size": 8, "d_model": WIDTH, "n_layers": 1, "max_positions": length}
+    around: dict[str, Any] = {"vocab_size": 8, "d_model": WIDTH, "n_layers": 1, "max_positions": length}
     around |= {"ffn": {"name": "swiglu", "d_ff": 8}, "norm": "rmsnorm", "residual": "prenorm", "position": "rope"}
     return compose({**around, "attention": ATTENTIONS[attention]}, seed=0).to(dtype).eval()
 

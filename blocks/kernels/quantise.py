@@ -125,11 +125,10 @@ def pack(codes: Tensor, bits: int) -> Tensor:
     if bits == 8:
         return codes
     if bits == 4:
-        low, high = _runs(codes, 2)
+        low, high = _runs(codes, 2).unbind(-2)
         return low | high << 4
-    *three, fourth = _runs(codes, 4)
-    shifts = torch.tensor([[0], [2], [4]], dtype=torch.uint8, device=codes.device)
-    return (torch.stack(three, -2) | (fourth[..., None, :] >> shifts & 3) << 6).flatten(-2)
+    runs, shifts = _runs(codes, 4), torch.arange(0, 6, 2, dtype=torch.uint8, device=codes.device)[:, None]
+    return (runs[..., :3, :] | (runs[..., 3:, :] >> shifts & 3) << 6).flatten(-2)
 
 
 def unpack(packed: Tensor, bits: int, width: int) -> Tensor:
@@ -143,8 +142,7 @@ def unpack(packed: Tensor, bits: int, width: int) -> Tensor:
     return torch.cat((packed & 63, fourth), -1)[..., :width]
 
 
-def _runs(codes: Tensor, n: int) -> tuple[Tensor, ...]:
-    """Codes [...,W] → n tensors [...,⌈W/n⌉], zero-padded at the end."""
-    run = -(-codes.shape[-1] // n)
-    missing = n * run - codes.shape[-1]
-    return (torch.nn.functional.pad(codes, (0, missing)) if missing else codes).split(run, -1)
+def _runs(codes: Tensor, n: int) -> Tensor:
+    """Codes [...,W] → [...,n,⌈W/n⌉], zero-padded at the end."""
+    missing = -codes.shape[-1] % n
+    return (torch.nn.functional.pad(codes, (0, missing)) if missing else codes).unflatten(-1, (n, -1))

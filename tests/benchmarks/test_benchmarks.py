@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks import decode, kernels, long_prompt, mixers, race, scaling, selectors, train_step, vision_step
+from benchmarks import codes, decode, kernels, long_prompt, mixers, race, scaling, selectors, train_step, vision_step
 from benchmarks.scaling import flat_error, line_error
 
 ROOT = Path(race.__file__).resolve().parent.parent
@@ -173,6 +173,14 @@ def test_gathered_keys_are_timed_against_all_scores_and_no_selector(run: Callabl
     assert cells == {(name, work) for name in selectors.ATTENTIONS for work in ("token", "prompt")}
     assert all(row[f"{way}, ms"] > 0 for row in rows for way in selectors.WAYS)
     assert len(document["ratios"]) == len(rows) == 6
+
+
+def test_codes_are_timed_against_exact_and_dequantised_caches(run: Callable[..., dict[str, Any]]) -> None:
+    document = run(codes.main)
+    rows = _table(document, "A step of attention · fp32")
+    assert {row["attention"] for row in rows} == set(codes.ATTENTIONS)
+    assert all(row[f"{way}, ms"] > 0 for row in rows for way in codes.WAYS)
+    assert len(document["ratios"]) == 5 * len(rows)
 
 
 def test_growth_is_measured(run: Callable[..., dict[str, Any]]) -> None:
