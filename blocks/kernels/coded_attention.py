@@ -59,7 +59,8 @@ def coded_attention(q: Tensor, keys: Codes, values: Codes, scoring: Scoring) -> 
     scale, bias = scoring.scale, dense(scoring.bias)
     k, S = keys.numbers(q.dtype), keys.codes.shape[1]
     if values.codes is keys.codes and scoring._replace(bias=None).plain:
-        return latent_attention(q, k[:, :, 0], S, values.width, scale, bias)
+        with by_mkl() if reads_fast(q) else nullcontext():
+            return latent_attention(q, k[:, :, 0], S, values.width, scale, bias)
     v = k[..., : values.width] if values.codes is keys.codes else values.numbers(q.dtype)
     return causal_attention(q, k, v, scoring)
 
@@ -70,7 +71,12 @@ def coded_attention_reference(q: Tensor, keys: Codes, values: Codes, scoring: Sc
     return causal_attention_reference(q, keys.numbers(q.dtype), values.numbers(q.dtype), scoring)
 
 
-@kernel("coded_attention", "parts", devices=("cpu",), takes=suits, order=20)
+def suits_parts(q: Tensor, keys: Codes, values: Codes, scoring: Scoring) -> bool:
+    """Whether it ``suits``, and parts win: of latents, which are keys and values, they would be made floats twice."""
+    return values.codes is not keys.codes and suits(q, keys, values, scoring)
+
+
+@kernel("coded_attention", "parts", devices=("cpu",), takes=suits_parts, order=20)
 def attend_in_parts(q: Tensor, keys: Codes, values: Codes, scoring: Scoring) -> Tensor:
     """The same by torch's operators, with some tokens' floats at a time."""
     return attend_by(Products(_scores, _averages), q, keys, values, scoring)

@@ -179,8 +179,9 @@ def test_codes_are_timed_against_exact_and_dequantised_caches(run: Callable[...,
     document = run(codes.main)
     rows = _table(document, "A step of attention · fp32")
     assert {row["attention"] for row in rows} == set(codes.ATTENTIONS)
-    assert all(row[f"{way}, ms"] > 0 for row in rows for way in codes.WAYS)
-    assert len(document["ratios"]) == 5 * len(rows)
+    missing = {(row["attention"], way) for row in rows for way in codes.WAYS if not row[f"{way}, ms"]}
+    assert missing == {("mla", "6 bits by torch")}  # which it does not take
+    assert len(document["ratios"]) == 5 * len(rows) - 1
 
 
 def test_growth_is_measured(run: Callable[..., dict[str, Any]]) -> None:
