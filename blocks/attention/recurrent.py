@@ -38,9 +38,12 @@ class Recurrent(Attention):
         held = given.cache if isinstance(given.cache, State) else None
         if held is None:
             return self.mix(x, given.segments, None)[0]
-        y, parts = self.mix(held.without_padding(x), None, held)
-        held.advance(x.shape[1], parts)
-        return y
+        each = []
+        for part in x.split(1, 1) if held.after is not None else (x,):  # the state after each token may be returned to
+            y, parts = self.mix(held.without_padding(part), None, held)
+            held.advance(part.shape[1], parts)
+            each.append(y)
+        return torch.cat(each, 1) if len(each) > 1 else each[0]
 
     def new_cache(
         self, batch: int, length: int, dtype: torch.dtype, device: torch.device, bits: int | None = None

@@ -2,14 +2,16 @@
 
 ``Cache`` keeps every token, ``Ring`` the last ones, ``State`` what a recurrent mixer makes of them. In a batch of rows
 of unequal length the shorter are padded on the left, so that all rows grow together and kernels see one length;
-``padding`` counts each row's padding tokens. Not supported: rows that join, pages shared between sequences.
+``padding`` counts each row's padding tokens, and is the only thing that differs by row. A row of n tokens therefore
+joins a batch of length L where its tokens are copied to [L − n, L) (``put``): positions, scores and kernels need no
+change. Not supported: pages shared between sequences.
 """
 
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
 from math import prod
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,7 +20,22 @@ from blockwright.blocks.cache.stores import Exact, Quantised
 from blockwright.blocks.kernels.quantise import Codes
 from blockwright.registry import BlockError
 
-Mark = tuple[int, dict[str, Tensor]]
+
+class Mark(NamedTuple):
+    """What a cache needs to return to the state it has.
+
+    length: tokens stored
+    ahead: tokens that follow at most; None: any number, none of which is to be kept
+    held: what these may overwrite, by name
+    after: what each of them leaves, by name, in a cache that overwrites
+    parts: marks of the caches that a cache consists of
+    """
+
+    length: int
+    ahead: int | None
+    held: dict[str, Tensor]
+    after: list[dict[str, Tensor]]
+    parts: tuple[Mark, ...] = ()
 
 
 class Cache:
@@ -80,8 +97,8 @@ class Cache:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of memory held, filled or not."""
-        return sum(b.nbytes for b in self.buffers.values())
+        """Bytes of memory held, filled or not, of all rows, in use or not."""
+        return sum(b.untyped_storage().nbytes() for b in self.buffers.values())
 
     def append(self, *new: Tensor, multiple: int = 1) -> tuple[Tensor, ...]:
         """Store T more tokens.
@@ -123,7 +140,7 @@ class Cache:
         return self._coded(slice(0, self.length))
 
     def _coded(self, tokens: slice) -> tuple[Codes, ...]:
-        return tuple(store.coded(tokens) for store in self.stores.values() if isinstance(store, Quantised))
+        return tuple(store.stored(tokens) for store in self.stores.values() if isinstance(store, Quantised))
 
     def read(self, tokens: slice) -> tuple[Tensor, ...]:
         """[B,n,…] for each slot, of some tokens; views of exact values."""
@@ -142,15 +159,104 @@ class Cache:
             values[:, : held[name].shape[1]] = held[name]
         self.length, self.padding = smaller.length, smaller.padding
 
-    def mark(self) -> Mark:
-        """What ``rewind`` needs to forget every later token, as speculative decoding does."""
-        return self.length, {name: b.clone() for name, b in self.buffers.items()} if self.overwrites else {}
+    def use(self, rows: int) -> None:
+        """Compute with the first ``rows`` rows only. The others keep their memory, and hold nothing."""
+        for store in self.stores.values():
+            store.use(rows)
 
-    def rewind(self, mark: Mark) -> None:
-        """Return to the state at a ``mark``, which stays valid."""
-        self.length, held = mark
-        for name, values in held.items():
-            self.buffers[name].copy_(values)
+    def put(self, row: int, other: Cache, source: int = 0) -> None:
+        """Make a row that of another cache of the same attention, made with the same room: its tokens become the last
+        ones before ``length``, in the numbers or codes that they have.
+
+        ``padding`` is the caller's: that of the row becomes ``length`` minus its own tokens.
+
+        Args:
+            row: index of the row, in use
+            other: the cache to copy from
+            source: index of the row in it
+
+        Raises:
+            BlockError: the cache is of another class, or the row longer than this cache
+        """
+        n = other.length - (0 if other.padding is None else int(other.padding[source]))
+        if type(other) is not type(self):
+            rule = f"a row of {type(self).__name__} is copied from a cache of the same class"
+            raise BlockError("cache", type(other).__name__, rule, "Make it by the same new_cache, of the same length")
+        if n > self.length:
+            rule = f"is longer than the {self.length} tokens of the rows that it joins"
+            raise BlockError("length", n, rule, f"Shift them by {n - self.length} first")
+        self._put(row, other, source, n)
+
+    def _put(self, row: int, other: Cache, source: int, n: int) -> None:
+        own = slice(other.length - n, other.length)
+        for held, theirs in zip(self.buffers.values(), other.buffers.values(), strict=True):
+            held[row, self.length - n : self.length] = theirs[source, own]
+
+    def move(self, source: int, target: int) -> None:
+        """Copy a row onto another of the same cache."""
+        for held in self.buffers.values():
+            held[target, : self.length] = held[source, : self.length]
+
+    def shift(self, by: int) -> None:
+        """Put ``by`` tokens of padding before every row; negative: drop so many, which every row has.
+
+        ``padding`` is the caller's: it becomes ``by`` more.
+
+        Raises:
+            BlockError: there is no room for them, or rows have fewer tokens
+        """
+        if self.length + by < 0 or (self.fills and self.length + by > self.room):
+            rule = f"rows of {self.length} tokens, with room for {self.room}, cannot be shifted so far"
+            raise BlockError("by", by, rule, "Make a longer cache, or shift by less")
+        self._shift(by)
+        self.length += by
+
+    def _shift(self, by: int) -> None:
+        first = max(0, -by)
+        for held in self.buffers.values():
+            held[:, first + by : self.length + by] = held[:, first : self.length].clone()
+
+    def mark(self, ahead: int | None = None) -> Mark:
+        """What ``rewind`` needs to forget later tokens, as speculative decoding does.
+
+        Args:
+            ahead: tokens that follow at most before ``rewind``, which may keep the first of them; a cache that
+                overwrites then copies no more than they replace. None: any number, none of which is kept
+        """
+        return Mark(self.length, ahead, {}, [])
+
+    def rewind(self, mark: Mark, keep: int | Tensor = 0) -> None:
+        """Return to the state at a ``mark``, and the first ``keep`` of the tokens since.
+
+        The mark stays valid, until rows are moved: by ``put``, ``move``, ``shift``, or by a ``keep`` of each row.
+
+        Args:
+            mark: what ``mark`` returned
+            keep: tokens to keep; [B] for each row, on any device. A row that keeps fewer than others then moves to the
+                right by the difference: ``padding``, which is the caller's, becomes as much more
+
+        Raises:
+            BlockError: more tokens are to be kept than the mark was made for, or have followed
+        """
+        kept = keep.tolist() if isinstance(keep, Tensor) else [keep]
+        most, since = max(kept), self.length - mark.length
+        known = len(mark.after) if self.overwrites else since
+        if most > known or (self.overwrites and mark.ahead is not None and since > mark.ahead):
+            rule = f"{known} of the {since} tokens since the mark, which expects {mark.ahead}, can be kept"
+            raise BlockError("keep", most, rule, "Mark with the number of tokens ahead")
+        self._restore(mark, kept)
+        self.length = mark.length + most
+        for by in {most - n for n in kept} - {0}:
+            self._delay([row for row, n in enumerate(kept) if most - n == by], by)
+
+    def _restore(self, mark: Mark, kept: Sequence[int]) -> None:
+        """Restore what the tokens after the first ``kept`` of each row have overwritten; one number is for all rows.
+        Nothing here."""
+
+    def _delay(self, rows: list[int], by: int) -> None:
+        """Move the tokens of rows to the right, within ``length``: their last ``by`` are no longer theirs."""
+        for held in self.buffers.values():
+            held[rows, by : self.length] = held[rows, : self.length - by]
 
     def indices(self, device: torch.device) -> Tensor:
         """[S]: indices in their rows of the tokens that ``append`` returned last, padding included."""

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from blockwright.blocks.cache.base import Cache
+from blockwright.blocks.cache.base import Cache, Mark
 
 
 class State(Cache):
@@ -20,11 +20,15 @@ class State(Cache):
         length: ignored
         parts: name → shape for one row and dtype
         device: of the tensors, which start as zeros
+
+    Attributes:
+        after: since a ``mark`` of tokens ahead, the tensors after each token, to be filled by ``advance``; else None
     """
 
     overwrites = True
     quantises = False
     fills = False
+    after: list[dict[str, Tensor]] | None = None
 
     def __init__(
         self, batch: int, length: int, parts: Mapping[str, tuple[Sequence[int], torch.dtype]], device: torch.device
@@ -33,6 +37,7 @@ class State(Cache):
         self.held = {
             name: torch.zeros(batch, *shape, dtype=dtype, device=device) for name, (shape, dtype) in parts.items()
         }
+        self._whole = self.held
 
     @property
     def buffers(self) -> dict[str, Tensor]:
@@ -40,7 +45,38 @@ class State(Cache):
 
     def take(self, rows: Tensor) -> None:
         super().take(rows)
-        self.held = {name: values[rows] for name, values in self.held.items()}
+        self.held = self._whole = {name: values[rows] for name, values in self.held.items()}
+
+    def use(self, rows: int) -> None:
+        self.held = {name: values[:rows] for name, values in self._whole.items()}
+
+    def _put(self, row: int, other: Cache, source: int, n: int) -> None:
+        for held, theirs in zip(self.buffers.values(), other.buffers.values(), strict=True):
+            held[row] = theirs[source]
+
+    def move(self, source: int, target: int) -> None:
+        for held in self.buffers.values():
+            held[target] = held[source]
+
+    def _shift(self, by: int) -> None:
+        """Nothing: a state keeps no positions."""
+
+    def mark(self, ahead: int | None = None) -> Mark:
+        self.after = None if ahead is None else []
+        held = {name: values.clone() for name, values in self.held.items()}
+        return Mark(self.length, ahead, held, [] if self.after is None else self.after)
+
+    def _restore(self, mark: Mark, kept: Sequence[int]) -> None:
+        self.after = None
+        del mark.after[max(kept) :]
+        states = [mark.held, *mark.after]
+        for n in set(kept):
+            rows = slice(None) if len(kept) == 1 else [row for row, own in enumerate(kept) if own == n]
+            for name, values in self.held.items():
+                values[rows] = states[n][name][rows]
+
+    def _delay(self, rows: list[int], by: int) -> None:
+        """As ``_shift``."""
 
     def without_padding(self, x: Tensor) -> Tensor:
         """The next T tokens x [B,T,…] with zeros in place of padding."""
@@ -50,7 +86,9 @@ class State(Cache):
         return x * tokens.view(*tokens.shape, *[1] * (x.ndim - 2)).to(x.dtype)
 
     def advance(self, n_new: int, parts: Mapping[str, Tensor]) -> None:
-        """Replace the parts by those after ``n_new`` more tokens."""
+        """Replace the parts by those after ``n_new`` more tokens; of one, where ``after`` notes each."""
         self.length += n_new
         for name, values in parts.items():
             self.held[name].copy_(values)
+        if self.after is not None:
+            self.after.append({name: values.clone() for name, values in self.held.items()})

@@ -23,15 +23,19 @@ class Exact:
     def __init__(self, batch: int, length: int, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> None:
         lying = torch.zeros(batch, *shape[:-1], length, *shape[-1:], dtype=dtype, device=device)
         self.at = len(shape) or 1  # of the tokens, as they lie
-        self.numbers = lying.movedim(self.at, 1)
+        self.numbers = self.whole = lying.movedim(self.at, 1)
 
     def tensors(self) -> dict[str, Tensor]:
         """The tensors held, by name suffix."""
         return {"": self.numbers}
 
+    def use(self, rows: int) -> None:
+        """Compute with the first rows of the allocation."""
+        self.numbers = self.whole[:rows]
+
     def take(self, rows: Tensor) -> None:
         """Keep the rows of these indices, which may occur several times."""
-        self.numbers = self.numbers.movedim(1, self.at)[rows].movedim(self.at, 1)
+        self.numbers = self.whole = self.numbers.movedim(1, self.at)[rows].movedim(self.at, 1)
 
     def write(self, where: Where, values: Tensor) -> None:
         """Store values [B,T,*shape] at T indices."""
@@ -44,6 +48,10 @@ class Exact:
     def rounded(self, values: Tensor) -> Tensor:
         """What ``read`` would return for values just written."""
         return values.to(self.numbers.dtype)
+
+    def coded(self, values: Tensor) -> dict[str, Tensor]:
+        """What ``tensors`` hold of values just written."""
+        return {"": self.rounded(values)}
 
 
 class Quantised:
@@ -73,14 +81,19 @@ class Quantised:
         held = code_bytes(prod(shape), bits)
         self.codes = torch.zeros(batch, length, held, dtype=torch.uint8, device=device)
         self.scales = torch.zeros(batch, length, len(self.sizes), dtype=torch.bfloat16, device=device)
+        self.wholes = self.codes, self.scales
 
     def tensors(self) -> dict[str, Tensor]:
         """The tensors held, by name suffix."""
         return {".codes": self.codes, ".scales": self.scales}
 
+    def use(self, rows: int) -> None:
+        """As ``Exact.use``."""
+        self.codes, self.scales = (whole[:rows] for whole in self.wholes)
+
     def take(self, rows: Tensor) -> None:
         """As ``Exact.take``."""
-        self.codes, self.scales = self.codes[rows], self.scales[rows]
+        self.codes, self.scales = self.wholes = self.codes[rows], self.scales[rows]
 
     def write(self, where: Where, values: Tensor) -> None:
         """Store values [B,T,*shape] at T indices."""
@@ -90,7 +103,7 @@ class Quantised:
         """Values [B,S,*shape] at S indices; only these are dequantised."""
         return self._numbers(self.codes[:, where], self.scales[:, where])
 
-    def coded(self, where: Where) -> Codes:
+    def stored(self, where: Where) -> Codes:
         """What ``read`` dequantises: views for a slice."""
         n_heads, width = prod(self.shape[:-1]), self.shape[-1]
         return Codes(self.codes[:, where], self.scales[:, where], self.bits, tuple(self.sizes), n_heads, width)
@@ -98,6 +111,10 @@ class Quantised:
     def rounded(self, values: Tensor) -> Tensor:
         """What ``read`` would return for values just written."""
         return self._numbers(*quantise(values.flatten(2), self.bits, self.sizes))
+
+    def coded(self, values: Tensor) -> dict[str, Tensor]:
+        """As ``Exact.coded``."""
+        return dict(zip(self.tensors(), quantise(values.flatten(2), self.bits, self.sizes), strict=True))
 
     def _numbers(self, codes: Tensor, scales: Tensor) -> Tensor:
         return dequantise(codes, scales, self.bits, self.sizes, self.dtype).unflatten(2, self.shape)

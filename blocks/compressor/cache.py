@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from blockwright.blocks.cache.base import Cache
+from blockwright.blocks.cache.base import Cache, Mark
 from blockwright.blocks.cache.ring import Ring
 from blockwright.blocks.compressor.pool import Ends
 from blockwright.registry import BlockError
@@ -66,6 +66,7 @@ class WindowedCache(Cache):
         self.means = {
             name: torch.zeros(batch, held_means, held.width, dtype=dtype, device=device) for name, held in means.items()
         }
+        self._all_means = self.means
 
     @property
     def length(self) -> int:
@@ -84,7 +85,37 @@ class WindowedCache(Cache):
         super().take(rows)
         self.recent.take(rows)
         self.open.take(rows)
-        self.means = {name: values[rows] for name, values in self.means.items()}
+        self.means = self._all_means = {name: values[rows] for name, values in self.means.items()}
+
+    def use(self, rows: int) -> None:
+        self.recent.use(rows)
+        self.open.use(rows)
+        self.means = {name: values[:rows] for name, values in self._all_means.items()}
+
+    def _put(self, row: int, other: Cache, source: int, n: int) -> None:
+        assert isinstance(other, WindowedCache)
+        self.recent._put(row, other.recent, source, n)
+        self.open._put(row, other.open, source, n)
+        for held, theirs in zip(self.means.values(), other.means.values(), strict=True):
+            closed = n // self.every  # of windows counted from the start of the document, not of the row
+            held[row, :closed] = theirs[source, :closed]
+
+    def _shift(self, by: int) -> None:
+        self.recent._shift(by)
+        self.open._shift(by)
+
+    def mark(self, ahead: int | None = None) -> Mark:
+        """As in ``Cache``. The means of the windows that are closed are never overwritten, and no token sees others."""
+        recent, opened = self.recent.mark(ahead), self.open.mark(ahead)
+        return Mark(self.length, ahead, {}, recent.after, (recent, opened))
+
+    def _restore(self, mark: Mark, kept: Sequence[int]) -> None:
+        for ring, of_ring in zip((self.recent, self.open), mark.parts, strict=True):
+            ring._restore(of_ring, kept)
+
+    def _delay(self, rows: list[int], by: int) -> None:
+        self.recent._delay(rows, by)
+        self.open._delay(rows, by)
 
     def remember(self, k: Tensor) -> tuple[Tensor, Tensor]:
         """Store keys [B,T,1,H] of new tokens; returns the keys that these may see, and the indices of these in their

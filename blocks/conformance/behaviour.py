@@ -95,13 +95,13 @@ def quantised_caches(setting: Setting) -> None:
     exact = states(decoder, ids)
     for bits in BITS:
         whole = _in_chunks(decoder, ids, [12], bits)
-        apart = _median_off(_in_chunks(decoder, ids, [1] * 12, bits), whole)
+        apart = median_off(_in_chunks(decoder, ids, [1] * 12, bits), whole)
         must(apart <= BOUND, f"tokens one by one at {bits} bits are off by {apart:.2e} of a token's norm")
-        off = _median_off(whole, exact)
+        off = median_off(whole, exact)
         must(bits != 8 or off <= BF16_BOUND, f"8 bits are off by {off:.1%} of a token's norm")
 
 
-def _median_off(found: Tensor, right: Tensor) -> float:
+def median_off(found: Tensor, right: Tensor) -> float:
     """Distance between states [B,T,D] relative to their norm, for the median token."""
     return ((found - right).norm(dim=-1) / right.norm(dim=-1)).median().item()
 

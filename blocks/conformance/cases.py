@@ -20,6 +20,7 @@ from blockwright.blocks.conformance import (
     default_dtype,
     hyperparameters,
     routing,
+    rows,
     widths,
 )
 from blockwright.blocks.conformance.alternatives import switched_on
@@ -38,6 +39,8 @@ CHECKS: dict[str, Callable[[Setting], None]] = {
     "stepping": behaviour.stepping,
     "ragged rows": behaviour.ragged_rows,
     "quantised caches": behaviour.quantised_caches,
+    "joining rows": rows.joining_rows,
+    "drafts": rows.drafts,
     "nothing written": behaviour.writes_nothing,
     "gradients": behaviour.gradients,
     "precision": behaviour.precision,
@@ -59,7 +62,17 @@ CHECKS: dict[str, Callable[[Setting], None]] = {
 }
 # Blocks with ``causal = False`` may break these; they are run all the same.
 OF_CAUSAL_BLOCKS = ("causality", "stepping", "ragged rows", "packing", "batch invariance", "padding invariance")
-OF_TOKENS = (*OF_CAUSAL_BLOCKS, "quantised caches", "memory", "score rows", "routing", "balance", "padding")
+OF_TOKENS = (
+    *OF_CAUSAL_BLOCKS,
+    "quantised caches",
+    "joining rows",
+    "drafts",
+    "memory",
+    "score rows",
+    "routing",
+    "balance",
+    "padding",
+)
 
 
 @dataclass(frozen=True)

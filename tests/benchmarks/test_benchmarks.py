@@ -13,7 +13,19 @@ from typing import Any
 
 import pytest
 
-from benchmarks import codes, decode, kernels, long_prompt, mixers, race, scaling, selectors, train_step, vision_step
+from benchmarks import (
+    codes,
+    decode,
+    kernels,
+    long_prompt,
+    mixers,
+    race,
+    running_batch,
+    scaling,
+    selectors,
+    train_step,
+    vision_step,
+)
 from benchmarks.scaling import flat_error, line_error
 
 ROOT = Path(race.__file__).resolve().parent.parent
@@ -198,6 +210,17 @@ def test_errors_from_a_line_and_from_a_level() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.slow
+def test_running_batch_compares_all_ways_on_equal_models(run: Callable[..., dict[str, Any]]) -> None:
+    document = run(running_batch.main)
+    ways = [*running_batch.OURS, *running_batch.THEIRS]
+    rows = [dict(zip(document["tables"][0]["columns"], row, strict=True)) for row in document["tables"][0]["rows"]]
+    assert [row["way"] for row in rows] == ways
+    assert all(row["tokens/s"] > 0 and row["other texts"] == 0 for row in rows)
+    about = document["raw"]["about"]
+    assert about["parameters"][0] == about["parameters"][1]  # an equal Llama
+
+
 @pytest.mark.parametrize("name", ["train_step", "decode", "kernels", "scaling", "startup", "trainer_overhead", "peers"])
 def test_command_runs_in_processes(name: str, tmp_path: Path) -> None:
     command = [sys.executable, "-m", f"benchmarks.{name}", "--quick", "--threads", "1", "--out", str(tmp_path)]

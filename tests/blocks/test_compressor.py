@@ -255,3 +255,31 @@ def test_sizes_that_do_not_fit_are_refused(
     with pytest.raises(ConfigError) as caught:
         compose(tiny(attention={"name": "shared_kv", "n_heads": 4, **node}))
     assert caught.value.path == path and caught.value.remedy
+
+
+@compressed
+@torch.no_grad()
+def test_a_row_joins_and_a_draft_is_forgotten_by_row(
+    model: Callable[..., Decoder], compressor: dict[str, Any] | None
+) -> None:
+    decoder, tokens = model(compressor), ids(31)
+    want = [decoder.hidden(tokens[i : i + 1])[0] for i in range(2)]
+    batch, own = decoder.new_caches(3, 40), decoder.new_caches(1, 40)
+    padding = torch.tensor([0, 8])
+    decoder.hidden(tokens[:1, :25], caches=own)
+    other = decoder.new_caches(1, 40)
+    decoder.hidden(tokens[1:, :17], caches=other)
+    for cache, first, second in zip(batch, own, other, strict=True):
+        cache.use(2)
+        cache.length, cache.padding = 25, padding
+        cache.put(0, first)
+        cache.put(1, second)
+    marks = [cache.mark(3) for cache in batch]
+    draft = torch.cat((tokens[:1, 25:28], torch.cat((tokens[1:, 17:18], tokens[1:, :2]), 1)))  # row 1: one is right
+    decoder.hidden(draft, caches=batch)
+    for cache, mark in zip(batch, marks, strict=True):
+        cache.rewind(mark, torch.tensor([3, 1]))
+        cache.padding = padding + torch.tensor([0, 2])
+    found = decoder.hidden(torch.cat((tokens[:1, 28:31], tokens[1:, 18:21])), caches=batch)[0]
+    torch.testing.assert_close(found[0], want[0][0, 28:31], rtol=0, atol=1e-10)
+    torch.testing.assert_close(found[1], want[1][0, 18:21], rtol=0, atol=1e-10)
