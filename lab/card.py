@@ -81,6 +81,7 @@ MACHINE: Sections = (
         ("kernels, here", "kernels.device", _text),
         ("  attention", "kernels.attention", _text),
         ("  latent attention", "kernels.latent_attention", _text),
+        ("  attention on codes", "kernels.coded_attention", _text),
         ("  recurrence", "kernels.recurrence", _text),
         ("  encoder attention", "kernels.encoder_attention", _text),
         ("  experts", "kernels.experts", _text),

@@ -1,4 +1,4 @@
-"""How a scored attention is computed: whole, part by part, over latents, or on few keys, whichever is cheaper."""
+"""How a scored attention is computed, whichever is cheapest: whole, in parts, over latents, on codes, on few keys."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from blockwright.blocks.attention.beside import Beside, attend_beside
 from blockwright.blocks.attention.biases import attend_in_parts, reads_in_parts, score_terms
+from blockwright.blocks.attention.coded import attend_to_codes, reads_codes
 from blockwright.blocks.attention.latents import Bias, by_heads, bytes_of_a_head, queries_of_latents, widths
 from blockwright.blocks.attention.mistakes import expanded, refuse_call, refuse_other_shapes
 from blockwright.blocks.attention.remembered import Held, Layout, layout, parts, side_by_side
@@ -64,6 +65,8 @@ def _to_cache(
 ) -> Tensor:
     """Attention of the last T tokens to a cache, after all new ones are appended to it."""
     T, n_new, slots = q.shape[1], new[0].shape[1], len(shape.shapes)
+    if reads_codes(block, cache, q, n_new):
+        return attend_to_codes(block, given, q, cache, new, shape)
     S = cache.length + n_new
     all_seen = block.selector is None or block.selector.takes_all(S)
     up = None if cache.spread or block.scores is not None or block.window is not None else block.up()

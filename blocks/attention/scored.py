@@ -76,6 +76,11 @@ class Scored(Attention):
         and a head with matrix [K; V] has the key [K c; r] and the value V c; n = H − R. None where it is not so."""
         return None
 
+    def remembers_heads(self) -> bool:
+        """Whether two names are remembered, whose one part each is the keys and the values as they are."""
+        layout = self.remembered()
+        return type(self).expand is Scored.expand and len(layout.shapes) == 2 and not layout.widths()
+
     def attend(
         self,
         x: Tensor,

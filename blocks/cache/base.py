@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from blockwright.blocks.cache.stores import Exact, Quantised
+from blockwright.blocks.kernels.quantise import Codes
 from blockwright.registry import BlockError
 
 
@@ -124,6 +125,22 @@ class Cache:
         self.length = end
         for store, values in zip(self.stores.values(), new, strict=True):
             store.write(slice(start, end), values)
+
+    def gives_codes(self, n_new: int) -> bool:
+        """Whether ``append_codes`` takes so many tokens: all slots are quantised, and stored in the usual way."""
+        return not self.spread and self._stores_as(Cache)
+
+    def _stores_as(self, usual: type[Cache]) -> bool:
+        quantised = all(isinstance(store, Quantised) for store in self.stores.values())
+        return quantised and all(getattr(type(self), n) is getattr(usual, n) for n in ("append", "store", "read"))
+
+    def append_codes(self, *new: Tensor) -> tuple[Codes, ...]:
+        """``append`` that returns what is stored as it is, for kernels that read codes, where it ``gives_codes``."""
+        self.store(*new)
+        return self._coded(slice(0, self.length))
+
+    def _coded(self, tokens: slice) -> tuple[Codes, ...]:
+        return tuple(store.stored(tokens) for store in self.stores.values() if isinstance(store, Quantised))
 
     def read(self, tokens: slice) -> tuple[Tensor, ...]:
         """[B,n,…] for each slot, of some tokens; views of exact values."""

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from blockwright.blocks.cache.base import Cache, Mark
+from blockwright.blocks.kernels.quantise import Codes
 
 
 class Ring(Cache):
@@ -34,15 +35,11 @@ class Ring(Cache):
             those the first of them sees, S ≤ T + length − 1
         """
         n_new = new[0].shape[1]
+        if n_new == 1:
+            return self.read(self._push(*new))
         if self._after is not None:
             self._after += self._noted(new)
         start, self.length = self.length, self.length + n_new
-        if n_new == 1:
-            self._answered = None
-            slot = start % self.room
-            for store, values in zip(self.stores.values(), new, strict=True):
-                store.write(slice(slot, slot + 1), values)
-            return tuple(store.read(slice(0, min(self.length, self.room))) for store in self.stores.values())
         n_before = min(start, self.room - 1)  # what the first of the new tokens sees
         self._answered = n_before + n_new
         before = torch.arange(start - n_before, start, device=new[0].device) % self.room
@@ -52,6 +49,22 @@ class Ring(Cache):
             seen.append(torch.cat((store.read(before), store.rounded(values)), 1))
             store.write(kept, values[:, -len(kept) :])
         return tuple(seen)
+
+    def gives_codes(self, n_new: int) -> bool:
+        return n_new == 1 and not self.spread and self._stores_as(Ring)
+
+    def append_codes(self, *new: Tensor) -> tuple[Codes, ...]:
+        return self._coded(self._push(*new))
+
+    def _push(self, *new: Tensor) -> slice:
+        """Store one token → the slots that it sees."""
+        if self._after is not None:
+            self._after += self._noted(new)
+        self._answered, slot = None, self.length % self.room
+        self.length += 1
+        for store, values in zip(self.stores.values(), new, strict=True):
+            store.write(slice(slot, slot + 1), values)
+        return slice(0, min(self.length, self.room))
 
     def _noted(self, new: Sequence[Tensor]) -> list[dict[str, Tensor]]:
         """What each of some new tokens leaves in the buffers."""

@@ -8,7 +8,7 @@ from math import prod
 import torch
 from torch import Tensor
 
-from blockwright.blocks.kernels.quantise import BITS, code_bytes, dequantise, group_sizes, quantise
+from blockwright.blocks.kernels.quantise import BITS, Codes, code_bytes, dequantise, group_sizes, quantise
 from blockwright.registry import BlockError
 
 Where = slice | Tensor  # indices along the length
@@ -102,6 +102,11 @@ class Quantised:
     def read(self, where: Where) -> Tensor:
         """Values [B,S,*shape] at S indices; only these are dequantised."""
         return self._numbers(self.codes[:, where], self.scales[:, where])
+
+    def stored(self, where: Where) -> Codes:
+        """What ``read`` dequantises: views for a slice."""
+        n_heads, width = prod(self.shape[:-1]), self.shape[-1]
+        return Codes(self.codes[:, where], self.scales[:, where], self.bits, tuple(self.sizes), n_heads, width)
 
     def rounded(self, values: Tensor) -> Tensor:
         """What ``read`` would return for values just written."""

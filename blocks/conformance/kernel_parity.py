@@ -22,6 +22,7 @@ from torch.nn import functional as F
 from blockwright.blocks.conformance.cases import Outcome, PromiseError
 from blockwright.blocks.kernels import (
     attention,
+    coded_attention,
     cross_entropy,
     elementwise,
     encoder_attention,
@@ -30,6 +31,7 @@ from blockwright.blocks.kernels import (
     rotary,
 )
 from blockwright.blocks.kernels.experts import Choices
+from blockwright.blocks.kernels.quantise import BITS, Codes, group_sizes, quantise
 from blockwright.blocks.kernels.scoring import Scoring, Slopes
 from blockwright.blocks.kernels.seam import KERNELS, capability_of, implementations
 
@@ -194,6 +196,24 @@ def _latent_attention(draw: Draw) -> Iterator[tuple[str, Given]]:
     yield "width of DeepSeek-V3", (draw(1, 1, 3, 576).detach(), draw(1, 128, 576), 99, 512, 0.1, None)
 
 
+def _coded_attention(draw: Draw) -> Iterator[tuple[str, Given]]:
+    def codes(bits: int, S: int, parts: list[int], n_heads: int) -> Codes:
+        sizes = group_sizes(parts)
+        stored = quantise(draw(2, S + 3, sum(parts)).detach(), bits, sizes)  # of a cache that is not full
+        return Codes(*stored, bits, tuple(sizes), n_heads, sum(parts) // n_heads).some(slice(0, S))
+
+    for bits in BITS:
+        for n_heads, N, H, S, T in ((2, 8, 64, 37, 1), (3, 6, 10, 145, 2), (4, 4, 100, 19, 5)):
+            given = draw(2, T, N, H).detach(), *(codes(bits, S, [H] * n_heads, n_heads) for _ in range(2))
+            yield f"{bits} bits, {N} on {n_heads} heads of {H}, {T} of {S} tokens", (*given, Scoring(0.3))
+        latents = codes(bits, 77, [80, 17], 1)
+        q, bias = draw(2, 3, 5, 97).detach(), draw(2, 1, 3, 77).detach()
+        yield f"{bits} bits, latents, bias", (q, latents, latents._replace(width=80), Scoring(0.3, bias))
+        sinks = Scoring(0.3, sinks=draw(8).detach(), softcap=2.0)
+        heads = [codes(bits, 21, [33] * 4, 4) for _ in range(2)]
+        yield f"{bits} bits, sinks and soft cap", (draw(2, 1, 8, 33).detach(), *heads, sinks)
+
+
 def _experts(draw: Draw) -> Iterator[tuple[str, Given]]:
     generator = torch.Generator().manual_seed(1)
     chosen = torch.rand(21, 5, generator=generator, dtype=torch.float32).topk(2, -1).indices
@@ -256,6 +276,7 @@ def _swiglu_experts_reference(x: Tensor, choices: Choices, gate_up: Tensor, down
 _CALLS: dict[str, Callable[[Draw], Iterator[tuple[str, Given]]]] = {
     "attention": _attention,
     "latent_attention": _latent_attention,
+    "coded_attention": _coded_attention,
     "recurrence": _recurrence,
     "encoder_attention": _encoder_attention,
     "experts": _experts,
@@ -267,6 +288,7 @@ _CALLS: dict[str, Callable[[Draw], Iterator[tuple[str, Given]]]] = {
 _REFERENCES: dict[str, Callable[..., Any]] = {
     "attention": attention.causal_attention_reference,
     "latent_attention": latent_attention.latent_attention_reference,
+    "coded_attention": coded_attention.coded_attention_reference,
     "recurrence": recurrence.recurrence_reference,
     "encoder_attention": encoder_attention.encoder_attention_reference,
     "experts": _swiglu_experts_reference,

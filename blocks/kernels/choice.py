@@ -16,6 +16,7 @@ from torch import Tensor
 
 from blockwright.blocks.kernels.cross_entropy import linear_cross_entropy
 from blockwright.blocks.kernels.experts import Choices
+from blockwright.blocks.kernels.quantise import Codes
 from blockwright.blocks.kernels.scoring import Scoring
 from blockwright.blocks.kernels.seam import KERNELS, Implementation, capability_of, chain, implementations
 from blockwright.registry import ConfigError, did_you_mean
@@ -30,6 +31,7 @@ class Kernels:
     Args:
         attention: scaled-dot-product attention
         latent_attention: attention over latents that are not expanded
+        coded_attention: attention to a quantised cache whose codes are read as they are
         recurrence: linear recurrences with decay, plain or with the delta rule
         encoder_attention: attention of all positions on all, in an encoder
         experts: the routed SwiGLU networks
@@ -42,6 +44,7 @@ class Kernels:
 
     attention: str = AUTO
     latent_attention: str = AUTO
+    coded_attention: str = AUTO
     recurrence: str = AUTO
     encoder_attention: str = AUTO
     experts: str = AUTO
@@ -60,6 +63,10 @@ class Kernels:
     ) -> Tensor:
         """``blockwright.blocks.kernels.latent_attention.latent_attention``."""
         return self._compute("latent_attention", q, memory, n_keys, latent, scale, bias)
+
+    def attend_codes(self, q: Tensor, keys: Codes, values: Codes, scoring: Scoring) -> Tensor:
+        """``blockwright.blocks.kernels.coded_attention.coded_attention``."""
+        return self._compute("coded_attention", q, keys, values, scoring)
 
     def recur(
         self,

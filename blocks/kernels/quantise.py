@@ -3,12 +3,57 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import groupby
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 BITS = (8, 6, 4)
 GROUP = 64  # maximum numbers per scale: 16 bits of scale add a quarter of a bit per number
+
+
+class Codes(NamedTuple):
+    """Numbers of tokens as they are stored: K heads of H each, which are not dequantised.
+
+    codes: [B,S,code_bytes] uint8
+    scales: [B,S,groups] bf16
+    bits: per number
+    sizes: of the groups of a token; no group reaches over two heads
+    n_heads: K
+    width: numbers of each head that are meant, from its first on: H, or fewer where they end with a group
+    """
+
+    codes: Tensor
+    scales: Tensor
+    bits: int
+    sizes: tuple[int, ...]
+    n_heads: int
+    width: int
+
+    @property
+    def head(self) -> int:
+        """H, numbers of a head."""
+        return sum(self.sizes) // self.n_heads
+
+    @property
+    def groups(self) -> tuple[int, ...]:
+        """Sizes of the groups that make up the ``width`` of a head."""
+        own, ends = self.sizes[: len(self.sizes) // self.n_heads], 0
+        for n, size in enumerate(own):
+            if ends == self.width:
+                return own[:n]
+            ends += size
+        return own
+
+    def some(self, tokens: slice) -> Codes:
+        """Those of some tokens; views."""
+        return self._replace(codes=self.codes[:, tokens], scales=self.scales[:, tokens])
+
+    def numbers(self, dtype: torch.dtype) -> Tensor:
+        """[B,S,K,width], dequantised."""
+        every = dequantise(self.codes, self.scales, self.bits, self.sizes, dtype)
+        return every.unflatten(-1, (self.n_heads, -1))[..., : self.width]
 
 
 def group_sizes(parts: Sequence[int], most: int = GROUP) -> list[int]:
@@ -43,19 +88,32 @@ def quantise(x: Tensor, bits: int, sizes: Sequence[int]) -> tuple[Tensor, Tensor
         codes [...,code_bytes] uint8, scales [...,groups] bf16
     """
     top = 2 ** (bits - 1) - 1
-    groups = x.float().split(list(sizes), -1)
-    scales = (torch.stack([group.abs().amax(-1) for group in groups], -1) / top).to(torch.bfloat16)
-    divisors = scales.float().clamp(min=torch.finfo(torch.float32).tiny)[..., None].unbind(-2)
-    rounded = torch.cat([group / by for group, by in zip(groups, divisors, strict=True)], -1).round_()
+    groups = _groups(x.float(), sizes)
+    scales = (torch.cat([group.abs().amax(-1) for group in groups], -1) / top).to(torch.bfloat16)
+    divisors = _of_groups(scales.float().clamp(min=torch.finfo(torch.float32).tiny), groups)
+    rounded = torch.cat([(group / by).flatten(-2) for group, by in zip(groups, divisors, strict=True)], -1).round_()
     return pack((rounded.clamp_(-top, top) + (top + 1)).to(torch.uint8), bits), scales
 
 
 def dequantise(codes: Tensor, scales: Tensor, bits: int, sizes: Sequence[int], dtype: torch.dtype) -> Tensor:
     """The inverse of ``quantise``, up to rounding: [...,W] in ``dtype``."""
     x = unpack(codes, bits, sum(sizes)).to(dtype).sub_(2 ** (bits - 1))
-    for group, scale in zip(x.split(list(sizes), -1), scales.to(dtype)[..., None].unbind(-2), strict=True):
+    groups = _groups(x, sizes)
+    for group, scale in zip(groups, _of_groups(scales.to(dtype), groups), strict=True):
         group.mul_(scale)
     return x
+
+
+def _groups(x: Tensor, sizes: Sequence[int]) -> list[Tensor]:
+    """Views [...,n,size] of x [...,W], one of each run of groups of one size."""
+    runs = [(size, len(list(run))) for size, run in groupby(sizes)]
+    parts = x.split([size * n for size, n in runs], -1)
+    return [part.unflatten(-1, (n, size)) for part, (size, n) in zip(parts, runs, strict=True)]
+
+
+def _of_groups(scales: Tensor, groups: Sequence[Tensor]) -> list[Tensor]:
+    """[...,groups] → [...,n,1], as ``_groups``."""
+    return [part[..., None] for part in scales.split([group.shape[-2] for group in groups], -1)]
 
 
 def pack(codes: Tensor, bits: int) -> Tensor:
@@ -67,10 +125,10 @@ def pack(codes: Tensor, bits: int) -> Tensor:
     if bits == 8:
         return codes
     if bits == 4:
-        low, high = _runs(codes, 2)
+        low, high = _runs(codes, 2).unbind(-2)
         return low | high << 4
-    *three, fourth = _runs(codes, 4)
-    return torch.cat([part | (fourth >> 2 * i & 3) << 6 for i, part in enumerate(three)], -1)
+    runs, shifts = _runs(codes, 4), torch.arange(0, 6, 2, dtype=torch.uint8, device=codes.device)[:, None]
+    return (runs[..., :3, :] | (runs[..., 3:, :] >> shifts & 3) << 6).flatten(-2)
 
 
 def unpack(packed: Tensor, bits: int, width: int) -> Tensor:
@@ -84,7 +142,7 @@ def unpack(packed: Tensor, bits: int, width: int) -> Tensor:
     return torch.cat((packed & 63, fourth), -1)[..., :width]
 
 
-def _runs(codes: Tensor, n: int) -> tuple[Tensor, ...]:
-    """Codes [...,W] → n tensors [...,⌈W/n⌉], zero-padded at the end."""
-    run = -(-codes.shape[-1] // n)
-    return torch.nn.functional.pad(codes, (0, n * run - codes.shape[-1])).split(run, -1)
+def _runs(codes: Tensor, n: int) -> Tensor:
+    """Codes [...,W] → [...,n,⌈W/n⌉], zero-padded at the end."""
+    missing = -codes.shape[-1] % n
+    return (torch.nn.functional.pad(codes, (0, missing)) if missing else codes).unflatten(-1, (n, -1))

@@ -25,6 +25,9 @@ from blockwright.registry import RegistrationError, did_you_mean
 ENTRY_POINTS = "blockwright.kernels"
 OWN = [
     "attention",
+    "coded_attention",
+    "coded_gpu",
+    "coded_products",
     "cross_entropy",
     "elementwise",
     "encoder_attention",
@@ -41,6 +44,7 @@ OWN = [
 KERNELS = (
     "attention",
     "latent_attention",
+    "coded_attention",
     "recurrence",
     "encoder_attention",
     "experts",

@@ -20,7 +20,7 @@ from blockwright.blocks.kernels.quantise import BITS
 from blockwright.lab.card import in_bytes
 from blockwright.plugins.planner.hardware import Coefficients, Hardware
 from blockwright.plugins.planner.memory import USABLE
-from blockwright.registry import ConfigError
+from blockwright.registry import BlockError, ConfigError
 
 EXACT = {64: torch.float64, 32: torch.float32, 16: torch.bfloat16}  # bits → dtype of exact caches
 
@@ -113,11 +113,17 @@ def bytes_of_one(decoder: Decoder, context: int, weight_bits: float, cache_bits:
         decoder: on the meta device
         context: tokens in each cache
         weight_bits, cache_bits: of a number
+
+    Raises:
+        ConfigError: an attention has no cache of so many bits
     """
     if cache_bits in EXACT:
         return cache_bytes(decoder, context, EXACT[int(cache_bits)])
     if cache_bits in BITS:
-        return cache_bytes(decoder, context, EXACT.get(int(weight_bits), torch.bfloat16), int(cache_bits))
+        try:
+            return cache_bytes(decoder, context, EXACT.get(int(weight_bits), torch.bfloat16), int(cache_bits))
+        except BlockError as error:
+            raise ConfigError("cache.bits", cache_bits, error.rule, "Leave cache.bits out") from None
     total, of_one = 0.0, (1, context, torch.bfloat16, torch.device("meta"), None)
     for group in alike(decoder.layers):
         attention: Any = decoder.layers[group[0]].attention

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from benchmarks import (
+    codes,
     decode,
     kernels,
     long_prompt,
@@ -184,6 +185,15 @@ def test_gathered_keys_are_timed_against_all_scores_and_no_selector(run: Callabl
     assert cells == {(name, work) for name in selectors.ATTENTIONS for work in ("token", "prompt")}
     assert all(row[f"{way}, ms"] > 0 for row in rows for way in selectors.WAYS)
     assert len(document["ratios"]) == len(rows) == 6
+
+
+def test_codes_are_timed_against_exact_and_dequantised_caches(run: Callable[..., dict[str, Any]]) -> None:
+    document = run(codes.main)
+    rows = _table(document, "A step of attention · fp32")
+    assert {row["attention"] for row in rows} == set(codes.ATTENTIONS)
+    missing = {(row["attention"], way) for row in rows for way in codes.WAYS if not row[f"{way}, ms"]}
+    assert missing == {("mla", "6 bits by torch")}  # which it does not take
+    assert len(document["ratios"]) == 5 * len(rows) - 1
 
 
 def test_growth_is_measured(run: Callable[..., dict[str, Any]]) -> None:

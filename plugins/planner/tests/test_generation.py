@@ -5,10 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 
+from blockwright.blocks.cache.base import Cache
 from blockwright.blocks.compose import compose, preset
 from blockwright.blocks.cost import cache_bytes
+from blockwright.blocks.kernels.quantise import BITS
 from blockwright.plugins.planner.generation import Generation, bytes_of_one, generation
 from blockwright.plugins.planner.hardware import coefficients, hardware
+from blockwright.registry import ConfigError
 
 
 @pytest.mark.parametrize("name", ["kimi_linear_48b_a3b", "llama3_1_8b"])
@@ -16,6 +19,27 @@ def test_caches_take_the_bytes_that_they_take(name: str) -> None:
     decoder = compose(preset(name), device="meta")
     found = generation(decoder, hardware("h800"), coefficients(), context=512)
     assert found.caches / found.batch == cache_bytes(decoder, 512, torch.bfloat16)
+
+
+@pytest.mark.parametrize("bits", BITS)
+def test_quantised_caches_have_scales(bits: int) -> None:
+    """As many sequences fit as caches are made of."""
+    decoder = compose(preset("tiny", {"vocab_size": 256}), device="meta")
+    found = generation(decoder, hardware("h800"), coefficients(), gpus=1, context=512, cache_bits=bits)
+    made = sum(cache.nbytes for cache in decoder.new_caches(1, 512, bits))
+    assert found.caches / found.batch == made
+
+
+def test_bits_that_an_attention_does_not_take_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    decoder = compose(preset("tiny", {"vocab_size": 256}), device="meta")
+
+    def exact_only(batch: int, length: int, dtype: torch.dtype, device: torch.device) -> Cache:
+        return Cache(batch, length, {"k": (8,)}, dtype, device)
+
+    monkeypatch.setattr(type(decoder.layers[0].attention), "new_cache", staticmethod(exact_only))
+    with pytest.raises(ConfigError, match="exact caches only") as refused:
+        generation(decoder, hardware("h800"), coefficients(), gpus=1, context=512, cache_bits=6)
+    assert refused.value.path == "cache.bits"
 
 
 def test_states_do_not_shrink_with_the_numbers_of_caches() -> None:

@@ -70,11 +70,14 @@ def test_what_is_asked_depends_on_the_device_its_capability_and_what_is_installe
     assert order("experts", "cuda", HOPPER) == ["grouped", "loop"] and order("experts", "cuda", AMPERE) == ["loop"]
     assert order("experts", "cpu", (0, 0)) == ["segments"]
     assert order("latent_attention", "cuda", HOPPER) == ["absorbed"]
+    assert order("coded_attention", "cpu", (0, 0)) == ["compiled", "parts", "whole"]
+    assert order("coded_attention", "meta", (0, 0)) == ["whole"]
     assert order("attention", "cuda", HOPPER, "fa4") == ["flex", "cudnn", "sdpa"]  # not installed
     monkeypatch.setattr(seam.importlib.util, "find_spec", lambda name: object())
     chain.cache_clear()
     assert order("attention", "cuda", HOPPER, "fa4") == ["fa4", "flex", "cudnn", "sdpa"]
     assert order("attention", "cuda", AMPERE, "fa4") == ["flex", "sdpa"]
+    assert order("coded_attention", "cuda", HOPPER) == ["triton", "whole"]
     assert order("latent_attention", "cuda", HOPPER, "flash_mla") == ["flash_mla", "absorbed"]
     assert order("recurrence", "cuda", AMPERE, "fla") == ["fla", "torch"] and order("recurrence", "cuda", HOPPER) == [
         "torch"

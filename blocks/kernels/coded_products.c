@@ -1,0 +1,211 @@
+/* Products of rows of floats with numbers that are stored as codes: blocks/kernels/coded_products.py compiles this.
+ *
+ * A tile of tokens is decoded into the nearest cache, head by head, and used by all rows of the head. Vectors are those
+ * of GCC and Clang: they become whatever the processor has.
+ */
+#include <stdint.h>
+#include <string.h>
+
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
+
+#define LANES 16
+#define TILE 16 /* tokens; a multiple of four */
+#define LINE 64 /* bytes of a line of the processor's caches */
+#define at(p) (*(lanes *)(p)) /* LANES floats, anywhere */
+#define INLINE static inline __attribute__((always_inline))
+
+typedef float lanes __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
+typedef float eight __attribute__((vector_size(32), aligned(4), may_alias));
+typedef float four __attribute__((vector_size(16), aligned(4), may_alias));
+typedef uint8_t bytes __attribute__((vector_size(LANES), aligned(1), may_alias));
+
+/* Codes [rows,tokens,·] and scales [rows,tokens,·] (bf16): of a token n_heads · head numbers, packed as by
+ * blocks/kernels/quantise.py, of which the first `width` of each head are used, in groups of these sizes. */
+struct coded {
+    const uint8_t *codes;
+    const uint16_t *scales;
+    const int64_t *sizes;
+    int64_t rows, tokens;
+    int64_t code_row, code_token, scale_row, scale_token; /* strides */
+    int64_t bits, n_heads, head, width, used, groups;     /* groups of a head, and those that are used */
+};
+
+INLINE float of_bf16(uint16_t x) {
+    uint32_t bits = (uint32_t)x << 16;
+    float value;
+    memcpy(&value, &bits, 4);
+    return value;
+}
+
+INLINE int64_t round_up(int64_t width) { return (width + LANES - 1) / LANES * LANES; }
+
+INLINE bytes load(const uint8_t *p) { return *(const bytes *)p; }
+
+/* Compilers do not find the instruction for it in a loop. */
+INLINE lanes widened(bytes b) {
+#if defined(__AVX512F__)
+    return (lanes)_mm512_cvtepi32_ps(_mm512_cvtepu8_epi32((__m128i)b));
+#elif defined(__AVX2__)
+    __m128i low = (__m128i)b, high = _mm_srli_si128(low, 8);
+    __m256 halves[2] = {_mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(low)), _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(high))};
+    return *(lanes *)halves;
+#else
+    lanes wide;
+    for (int i = 0; i < LANES; i++) wide[i] = (float)b[i];
+    return wide;
+#endif
+}
+
+/* n numbers of a token from the `from`th on. The first numbers are in the low bits of the bytes, the last in the high
+ * bits, at 6 bits in those of three bytes. */
+INLINE void decode(const uint8_t *c, int bits, int64_t all, int64_t from, int64_t n, float scale, float *out) {
+    const uint8_t mask = (uint8_t)((1 << bits) - 1);
+    const float zero = -(float)(1 << (bits - 1)) * scale;
+    const int64_t run = bits == 8 ? all : bits == 6 ? (all + 3) / 4 : (all + 1) / 2;
+    const int64_t lows = bits == 6 ? 3 * run : run, left = from < lows ? lows - from : 0;
+    const int64_t low = n < left ? n : left;
+    int64_t i = 0;
+    c += from;
+    for (; i + LANES <= low; i += LANES) at(out + i) = widened(load(c + i) & mask) * scale + zero;
+    for (; i < low; i++) out[i] = (float)(c[i] & mask) * scale + zero;
+    c -= lows;
+    if (bits == 4) {
+        for (; i + LANES <= n; i += LANES) at(out + i) = widened(load(c + i) >> 4) * scale + zero;
+        for (; i < n; i++) out[i] = (float)(c[i] >> 4) * scale + zero;
+    }
+    if (bits == 6) {
+        const uint8_t *d = c + run, *e = d + run;
+        for (; i + LANES <= n; i += LANES) {
+            bytes high = load(c + i) >> 6 | (load(d + i) >> 4 & 12) | (load(e + i) >> 2 & 48);
+            at(out + i) = widened(high) * scale + zero;
+        }
+        for (; i < n; i++) out[i] = (float)(c[i] >> 6 | (d[i] >> 4 & 12) | (e[i] >> 2 & 48)) * scale + zero;
+    }
+}
+
+/* A head's numbers of n tokens, [n,padded]; what is beyond its width stays as it is. */
+INLINE void decode_tile(const struct coded *k, int bits, int64_t row, int64_t head, int64_t token, int64_t n,
+                        int64_t padded, float *out) {
+    const uint8_t *codes = k->codes + row * k->code_row + token * k->code_token;
+    const uint16_t *scales = k->scales + row * k->scale_row + token * k->scale_token + head * k->groups;
+    for (int64_t t = 0; t < n; t++, codes += k->code_token, scales += k->scale_token, out += padded)
+        for (int64_t g = 0, at = 0; g < k->used; at += k->sizes[g++])
+            decode(codes, bits, k->n_heads * k->head, head * k->head + at, k->sizes[g], of_bf16(scales[g]), out + at);
+}
+
+/* Asks memory for the tile after the next: heads are read in turn, which the processor does not foresee. */
+INLINE void fetch(const struct coded *k, int64_t row, int64_t token) {
+    const uint8_t *codes = k->codes + row * k->code_row + (token + 2 * TILE) * k->code_token;
+    for (int64_t i = 0; i < TILE * k->code_token; i += LINE) __builtin_prefetch(codes + i);
+}
+
+INLINE float sum(lanes a) {
+    eight b = ((eight *)&a)[0] + ((eight *)&a)[1];
+    four c = ((four *)&b)[0] + ((four *)&b)[1];
+    return (c[0] + c[1]) + (c[2] + c[3]);
+}
+
+/* Products of a row with four tokens. */
+INLINE void dots(const float *q, int64_t padded, const float *x, float *out) {
+    lanes a = {0}, b = {0}, c = {0}, d = {0};
+    for (int64_t j = 0; j < padded; j += LANES) {
+        const lanes own = at(q + j);
+        a += own * at(x + j);
+        b += own * at(x + padded + j);
+        c += own * at(x + 2 * padded + j);
+        d += own * at(x + 3 * padded + j);
+    }
+    out[0] = sum(a), out[1] = sum(b), out[2] = sum(c), out[3] = sum(d);
+}
+
+INLINE void scores(const struct coded *k, int bits, int64_t row, int64_t first, int64_t n, const float *q, int64_t m,
+                   float *out) {
+    const int64_t padded = round_up(k->width);
+    float x[TILE * padded], found[TILE];
+    memset(x, 0, sizeof x);
+    fetch(k, row, first);
+    for (int64_t head = 0; head < k->n_heads; head++) {
+        decode_tile(k, bits, row, head, first, n, padded, x);
+        for (int64_t i = 0; i < m; i++) {
+            const int64_t own = (row * k->n_heads + head) * m + i;
+            for (int64_t t = 0; t < n; t += 4) dots(q + own * padded, padded, x + t * padded, found + t);
+            memcpy(out + own * k->tokens + first, found, n * sizeof(float));
+        }
+    }
+}
+
+/* Adds to a row of y what it weighs n tokens with, four vectors at a time. */
+INLINE void add(const float *w, int64_t padded, const float *x, int64_t n, float *y) {
+    int64_t j = 0;
+    for (; j + 4 * LANES <= padded; j += 4 * LANES) {
+        lanes a = {0}, b = {0}, c = {0}, d = {0};
+        for (int64_t t = 0; t < n; t++) {
+            const float *own = x + t * padded + j;
+            a += w[t] * at(own);
+            b += w[t] * at(own + LANES);
+            c += w[t] * at(own + 2 * LANES);
+            d += w[t] * at(own + 3 * LANES);
+        }
+        at(y + j) += a, at(y + j + LANES) += b, at(y + j + 2 * LANES) += c, at(y + j + 3 * LANES) += d;
+    }
+    for (; j < padded; j += LANES) {
+        lanes a = {0};
+        for (int64_t t = 0; t < n; t++) a += w[t] * at(x + t * padded + j);
+        at(y + j) += a;
+    }
+}
+
+INLINE void average(const struct coded *k, int bits, int64_t row, int64_t first, int64_t n, const float *w, int64_t m,
+                    float *y) {
+    const int64_t padded = round_up(k->width);
+    float x[TILE * padded];
+    memset(x, 0, sizeof x);
+    fetch(k, row, first);
+    for (int64_t head = 0; head < k->n_heads; head++) {
+        decode_tile(k, bits, row, head, first, n, padded, x);
+        for (int64_t i = 0; i < m; i++) {
+            const int64_t own = (row * k->n_heads + head) * m + i;
+            add(w + own * k->tokens + first, padded, x, n, y + own * padded);
+        }
+    }
+}
+
+INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+
+/* q [rows,n_heads,m,padded] → out [rows,n_heads,m,tokens] */
+INLINE void all_scores(const struct coded *k, int bits, const float *q, int64_t m, float *out, int threads) {
+    const int64_t tiles = (k->tokens + TILE - 1) / TILE;
+#pragma omp parallel for schedule(static) num_threads(threads)
+    for (int64_t at = 0; at < k->rows * tiles; at++) {
+        const int64_t first = at % tiles * TILE;
+        scores(k, bits, at / tiles, first, least(TILE, k->tokens - first), q, m, out);
+    }
+}
+
+/* w [rows,n_heads,m,tokens] → y [parts,rows,n_heads,m,padded], zero at first: the sums over a part of the tokens. */
+INLINE void all_averages(const struct coded *k, int bits, const float *w, int64_t m, float *y, int64_t parts,
+                         int threads) {
+    const int64_t padded = round_up(k->width), size = k->rows * k->n_heads * m * padded;
+    const int64_t tiles = (k->tokens + TILE - 1) / TILE, together = (tiles + parts - 1) / parts * TILE;
+#pragma omp parallel for schedule(static) num_threads(threads)
+    for (int64_t at = 0; at < k->rows * parts; at++) {
+        const int64_t part = at % parts, end = least(k->tokens, (part + 1) * together);
+        for (int64_t first = part * together; first < end; first += TILE)
+            average(k, bits, at / parts, first, least(TILE, end - first), w, m, y + part * size);
+    }
+}
+
+/* Code for each number of bits, which is a constant in it. */
+void coded_scores(const struct coded *k, const float *q, int64_t m, float *out, int threads) {
+    if (k->bits == 8) all_scores(k, 8, q, m, out, threads);
+    if (k->bits == 6) all_scores(k, 6, q, m, out, threads);
+    if (k->bits == 4) all_scores(k, 4, q, m, out, threads);
+}
+
+void coded_averages(const struct coded *k, const float *w, int64_t m, float *y, int64_t parts, int threads) {
+    if (k->bits == 8) all_averages(k, 8, w, m, y, parts, threads);
+    if (k->bits == 6) all_averages(k, 6, w, m, y, parts, threads);
+    if (k->bits == 4) all_averages(k, 4, w, m, y, parts, threads);
+}

@@ -1,0 +1,186 @@
+"""Products of rows with the codes of a cache on a GPU, in Triton. Imported where they are computed."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from blockwright.blocks.kernels.quantise import Codes
+
+TOKENS = tl.constexpr(32)  # of a block
+WIDTH = tl.constexpr(64)  # numbers of a head at a time
+LEAST = 16  # rows of a matrix unit
+PROGRAMS = 1024  # that keep a large GPU busy
+
+
+@triton.jit
+def _numbers(  # type: ignore[no-untyped-def] # Triton's types
+    codes,
+    scales,
+    group_of,
+    tokens,
+    numbers,
+    head,
+    here,
+    size,
+    code_token,
+    scale_token,
+    groups,
+    n_heads,
+    BITS: tl.constexpr,
+):
+    """[tokens,numbers] of a head, dequantised; 0 where not here."""
+    at = head * size + numbers
+    rows = codes + tokens[:, None] * code_token
+    if BITS == 8:
+        code = tl.load(rows + at[None], mask=here, other=128).to(tl.int32)
+    elif BITS == 4:
+        run = (n_heads * size + 1) // 2
+        both = tl.load(rows + (at % run)[None], mask=here, other=136).to(tl.int32)
+        code = tl.where((at < run)[None], both & 15, both >> 4)
+    else:
+        run = (n_heads * size + 3) // 4
+        last = (at >= 3 * run)[None]
+        low = tl.load(rows + at[None], mask=here & ~last, other=32).to(tl.int32) & 63
+        high = rows + (at - 3 * run)[None]
+        a = tl.load(high, mask=here & last, other=0).to(tl.int32) >> 6
+        b = tl.load(high + run, mask=here & last, other=0).to(tl.int32) >> 6
+        c = tl.load(high + 2 * run, mask=here & last, other=0).to(tl.int32) >> 6
+        code = tl.where(last, a | b << 2 | c << 4, low)
+    group = head * groups + tl.load(group_of + numbers, mask=numbers < size, other=0)
+    scale = tl.load(scales + tokens[:, None] * scale_token + group[None], mask=here, other=0.0).to(tl.float32)
+    return (code - (1 << (BITS - 1))).to(tl.float32) * scale
+
+
+@triton.jit
+def _scores(  # type: ignore[no-untyped-def] # Triton's types
+    q,
+    codes,
+    scales,
+    group_of,
+    out,
+    m,
+    S,
+    size,
+    width,
+    code_row,
+    code_token,
+    scale_row,
+    scale_token,
+    groups,
+    n_heads,
+    BITS: tl.constexpr,
+    ROWS: tl.constexpr,
+):
+    """q [B,K,m,width] → out [B,K,m,S]: a block of tokens, of one head of a row of the batch."""
+    own, row, head = tl.program_id(0).to(tl.int64), tl.program_id(0) // n_heads, tl.program_id(0) % n_heads
+    tokens, rows = tl.program_id(1) * TOKENS + tl.arange(0, TOKENS), tl.arange(0, ROWS)
+    codes, scales = codes + row.to(tl.int64) * code_row, scales + row.to(tl.int64) * scale_row
+    found = tl.zeros((ROWS, TOKENS), tl.float32)
+    for first in range(0, width, WIDTH):
+        numbers = first + tl.arange(0, WIDTH)
+        here = (tokens < S)[:, None] & (numbers < width)[None]
+        k = _numbers(
+            codes, scales, group_of, tokens, numbers, head, here, size, code_token, scale_token, groups, n_heads, BITS
+        )
+        mask = (rows < m)[:, None] & (numbers < width)[None]
+        part = tl.load(q + (own * m + rows)[:, None] * width + numbers[None], mask=mask, other=0.0)
+        found = tl.dot(part, tl.trans(k), found, input_precision="tf32x3")
+    mask = (rows < m)[:, None] & (tokens < S)[None]
+    tl.store(out + (own * m + rows)[:, None] * S + tokens[None], found, mask=mask)
+
+
+@triton.jit
+def _averages(  # type: ignore[no-untyped-def] # Triton's types
+    w,
+    codes,
+    scales,
+    group_of,
+    out,
+    m,
+    S,
+    size,
+    width,
+    code_row,
+    code_token,
+    scale_row,
+    scale_token,
+    groups,
+    n_heads,
+    together,
+    BITS: tl.constexpr,
+    ROWS: tl.constexpr,
+):
+    """w [B,K,m,S] → out [parts,B,K,m,width]: some numbers of a head, summed over the ``together`` tokens of a part."""
+    own, row, head = tl.program_id(0).to(tl.int64), tl.program_id(0) // n_heads, tl.program_id(0) % n_heads
+    numbers, rows = tl.program_id(1) * WIDTH + tl.arange(0, WIDTH), tl.arange(0, ROWS)
+    codes, scales = codes + row.to(tl.int64) * code_row, scales + row.to(tl.int64) * scale_row
+    start = tl.program_id(2) * together
+    found = tl.zeros((ROWS, WIDTH), tl.float32)
+    for first in range(start, min(start + together, S), TOKENS):
+        tokens = first + tl.arange(0, TOKENS)
+        here = (tokens < S)[:, None] & (numbers < width)[None]
+        v = _numbers(
+            codes, scales, group_of, tokens, numbers, head, here, size, code_token, scale_token, groups, n_heads, BITS
+        )
+        mask = (rows < m)[:, None] & (tokens < S)[None]
+        weights = tl.load(w + (own * m + rows)[:, None] * S + tokens[None], mask=mask, other=0.0)
+        found = tl.dot(weights, v, found, input_precision="tf32x3")
+    mask = (rows < m)[:, None] & (numbers < width)[None]
+    at = (tl.program_id(2) * tl.num_programs(0) + own) * m + rows
+    tl.store(out + at[:, None] * width + numbers[None], found, mask=mask)
+
+
+def scores(q: Tensor, keys: Codes) -> Tensor:
+    """q [B,K,m,H] and keys → [B,K,m,S]."""
+    B, K, m, _ = q.shape
+    S = keys.codes.shape[1]
+    found = q.new_empty(B, K, m, S)
+    _scores[B * K, -(-S // TOKENS.value)](q.contiguous(), *_given(keys, found, m), BITS=keys.bits, ROWS=_rows(m))
+    return found
+
+
+def averages(weights: Tensor, values: Codes) -> Tensor:
+    """Weights [B,K,m,S] and values → [B,K,m,width]."""
+    B, K, m, S = weights.shape
+    columns, blocks = -(-values.width // WIDTH.value), -(-S // TOKENS.value)
+    parts = min(blocks, max(1, PROGRAMS // (B * K * columns)))
+    together = -(-blocks // parts) * TOKENS.value
+    found = weights.new_empty(parts, B, K, m, values.width)
+    given = _given(values, found, m)
+    _averages[B * K, columns, parts](weights.contiguous(), *given, together, BITS=values.bits, ROWS=_rows(m))
+    return found.sum(0)
+
+
+def _given(of: Codes, out: Tensor, m: int) -> tuple[Tensor | int, ...]:
+    """What both kernels take after the rows."""
+    own = of.sizes[: len(of.sizes) // of.n_heads]
+    strides = (t.stride(dim) for t in (of.codes, of.scales) for dim in (0, 1))
+    return (
+        of.codes,
+        of.scales,
+        _group_of(own, out.device),
+        out,
+        m,
+        of.codes.shape[1],
+        of.head,
+        of.width,
+        *strides,
+        len(own),
+        of.n_heads,
+    )
+
+
+@cache
+def _group_of(sizes: tuple[int, ...], device: torch.device) -> Tensor:
+    """The group of each number of a head."""
+    groups = [group for group, size in enumerate(sizes) for _ in range(size)]
+    return torch.tensor(groups, dtype=torch.int32, device=device)
+
+
+def _rows(m: int) -> int:
+    return max(LEAST, triton.next_power_of_2(m))
