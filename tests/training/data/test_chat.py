@@ -149,6 +149,7 @@ def refused(template: str, talk: list[Any] | None = None) -> ConfigError:
     built = registry.build("chat", Node("jinja", "data.chat"), Scope({}, {}))
     with pytest.raises(ConfigError) as refusal:
         built.prepare(tokenizer)
+        built.check_scores()
         built.render(talk or TALK)
     return refusal.value
 
@@ -161,6 +162,24 @@ def test_templates_that_cannot_be_used_are_refused() -> None:
     assert "refuses a conversation" in refused(marked + "{{ nothing.there }}").rule
     with pytest.raises(ConfigError, match="has no chat template beside it"):
         registry.build("chat", Node("jinja", "data.chat"), Scope({}, {})).prepare(Bytes())
+
+
+UNMARKED = """{% if messages[0].role != 'system' %}<|im_start|>system
+Give an answer.<|im_end|>
+{% endif %}{% for m in messages %}<|im_start|>{{ m.role }}
+{{ m.content }}<|im_end|>
+{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant
+{% endif %}"""
+
+
+def test_template_without_marks_serves_where_nothing_is_scored() -> None:
+    tokenizer = WithWords()
+    tokenizer.companions = {"chat_template.jinja": UNMARKED}
+    built = registry.build("chat", Node("jinja", "data.chat"), Scope({}, {}))
+    built.prepare(tokenizer)
+    talk = written(built.open([USER]))
+    assert talk == "<|im_start|>system\nGive an answer.<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
+    assert built.ends(tokenizer) == tokenizer.ends | {tokenizer.special_words["<|im_end|>"]}
 
 
 @pytest.mark.parametrize(

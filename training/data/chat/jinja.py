@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 OPEN, CLOSE, HIDDEN = "\ue000", "\ue001", "\ue002"  # private-use characters, which no real text holds
 SECONDS = 10.0  # to render a conversation
+ANSWER = "An example of an answer"
 REMEDY = "Name a file with {% generation %} around the answers: data.chat.template=FILE; or use data/chat=chatml"
 
 
@@ -27,7 +28,7 @@ class Jinja(Chat):
     """The Jinja template of an imported tokenizer, or of a file.
 
     What is scored lies between ``{% generation %}`` and ``{% endgeneration %}``, as in transformers; few published
-    templates have these marks, and without them a template is refused. Templates run in Jinja's sandbox, with
+    templates have these marks, and without them training refuses a template. Templates run in Jinja's sandbox, with
     ``messages``, ``bos_token``, ``eos_token``, ``add_generation_prompt``, ``tools`` (null without any),
     ``raise_exception`` and ``tojson``, for at most 10 seconds a conversation. Unlike transformers, the words of special
     tokens in messages and tools are encoded as ordinary text, and ``strftime_now`` is missing: a text would depend on
@@ -51,14 +52,16 @@ class Jinja(Chat):
     def prepare(self, tokenizer: Tokenizer) -> None:
         require("lab", "jinja2", path="data.chat", value="jinja")
         self._text = read_text(Path(self.file), "data.chat.template", REMEDY) if self.file else _of(tokenizer)
-        if not re.search(r"\{%-?\s*generation\s*-?%\}", self._text):
-            rule = "the template marks no answers with {% generation %}, so no token would be scored"
-            raise ConfigError("data.chat.template", self.file, rule, REMEDY)
         inverse = {i: word for word, i in tokenizer.special_words.items()}
         named = {"bos_token": tokenizer.bos, "eos_token": tokenizer.eos}
         self._words = {name: inverse.get(i, "") if i is not None else "" for name, i in named.items()}
         self._special = [word for word in sorted(tokenizer.special_words, key=len, reverse=True) if word]
         self._template = _compiled(self._text, self.file)
+
+    def check_scores(self) -> None:
+        if not re.search(r"\{%-?\s*generation\s*-?%\}", self._text):
+            rule = "the template marks no answers with {% generation %}, so no token would be scored"
+            raise ConfigError("data.chat.template", self.file, rule, REMEDY)
 
     def turn(self, message: Message) -> list[Piece]:
         raise NotImplementedError("a template renders whole conversations")
@@ -73,10 +76,11 @@ class Jinja(Chat):
         return self._pieces(messages, tools, add_generation_prompt=True)
 
     def ends(self, tokenizer: Tokenizer) -> frozenset[int]:
-        """Those of the tokenizer, and the special token at the end of a marked answer."""
-        talk = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "!"}]
-        marked = [piece for piece in self.render(talk) if piece.scored]
-        own = {encode_special(piece.text, tokenizer) for piece in marked[-1:] if piece.special}
+        """Those of the tokenizer, and the special token after the content of an answer."""
+        talk = [{"role": "user", "content": "?"}, {"role": "assistant", "content": ANSWER}]
+        pieces = self.render(talk)
+        after = max((n for n, piece in enumerate(pieces, 1) if ANSWER in piece.text), default=len(pieces))
+        own = {encode_special(piece.text, tokenizer) for piece in pieces[after : after + 1] if piece.special}
         return tokenizer.ends | {i for i in own if i is not None}
 
     def template(self) -> str | None:
