@@ -106,10 +106,9 @@ def test_stop_token_ends_a_continuation(make: Callable[..., Decoder]) -> None:
     assert list(memory.continued(text, 5, Sampling(0))) == fresh(decoder, text, 5)
 
 
+@pytest.mark.parametrize("at", [1, 2], ids=["prompt", "answer"])
 @pytest.mark.parametrize("attention", ["gqa", "mla", "gated_delta"])
-def test_interrupted_reading_is_forgotten(
-    make: Callable[..., Decoder], attention: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_interrupted_reading_is_forgotten(make: Callable[..., Decoder], attention: str, at: int) -> None:
     decoder = make(attention=attention)
     memory, text = Memory(decoder, ROOM), [5, 3, 8]
     answer = list(memory.continued(text, 4, Sampling(0)))
@@ -118,14 +117,14 @@ def test_interrupted_reading_is_forgotten(
 
     def interrupted(*_: Any) -> None:
         calls.append(1)
-        if len(calls) == 2:
+        if len(calls) == at:
             raise KeyboardInterrupt
 
     hook = layer.register_forward_pre_hook(interrupted)  # the first layer has stored the token already
     with pytest.raises(KeyboardInterrupt):
         list(memory.continued(text, 4, Sampling(0)))
     hook.remove()
-    assert len(calls) == 2
+    assert len(calls) == at
     assert list(memory.continued(text, 4, Sampling(0))) == fresh(decoder, text, 4)
 
 
