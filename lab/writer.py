@@ -4,7 +4,7 @@
     writer = Writer.open("logs/train/runs/RUN")
     print(writer.write("ROMEO:", 200, temperature=0.8)[0])
 
-Not supported: chat templates, a server, several devices.
+Conversations: lab/chat. Not supported: several devices.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from blockwright.blocks.checkpoint.source import Source, build, check_there, open_source
+from blockwright.blocks.checkpoint.source import Source, build, open_source
 from blockwright.blocks.decoder import Decoder
 from blockwright.blocks.generation.generate import Continuations
 from blockwright.blocks.generation.sample import Sampling
@@ -65,13 +65,16 @@ class Writer:
         self.decoder, self.words = decoder, words
 
     @classmethod
-    def open(cls, path: str | Path, *, dtype: str = "float32", device: str | None = None) -> Writer:
-        """Load a model.
+    def open(
+        cls, path: str | Path, *, dtype: str = "float32", device: str | None = None, word: str = "MODEL"
+    ) -> Writer:
+        """Load a model with its tokenizer; ``blockwright.load`` loads the same model without one.
 
         Args:
-            path: a run's folder, a *.ckpt, or the OUT of blockwright import
+            path: as in ``blockwright.load``
             dtype: of the computation
             device: of the computation; None for a GPU if there is one
+            word: of the command, by which the path is named
 
         Raises:
             ConfigError: there is no model, no tokenizer, or no such dtype or device
@@ -80,8 +83,7 @@ class Writer:
             raise ConfigError("dtype", dtype, "is not supported", did_you_mean(dtype, DTYPES))
         where = usable_device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         folder = Path(path)
-        check_there(folder, "MODEL")  # before blocks are loaded
-        source = open_source(folder, "MODEL")
+        source = open_source(folder, word)
         words = tokenizer_of(source, folder)
         return cls(build(source, dtype=getattr(torch, dtype), device=where), words)
 

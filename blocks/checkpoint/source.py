@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from blockwright.registry import ConfigError
 from blockwright.registry.folder import read_text
 
 COMPOSITION = "model.yaml"
+MANY = 1000  # files of a folder
 REMEDY = "Name a run's folder (logs/train/runs/…), a *.ckpt, or the OUT of blockwright import"
 
 
@@ -36,6 +38,7 @@ class Source:
         tokenizer: state of its tokenizer as plain data; None if it has none or has files
         folder: where tokenizer files may be; None for a run
         origin: origin of the imported model that it is or started from; see blocks/checkpoint/origin.py
+        read_from: which weights these are, for people: the file, its step, whether they are an average
     """
 
     model: dict[str, Any]
@@ -43,6 +46,7 @@ class Source:
     tokenizer: dict[str, Any] | None = None
     folder: Path | None = None
     origin: dict[str, Any] = field(default_factory=dict)
+    read_from: str = ""
 
 
 @contextmanager
@@ -97,7 +101,21 @@ def _trained(file: Path) -> Source:
     model = check(checkpoint["hyper_parameters"]["model"])
     _check_shapes(model, shapes_of(checkpoint), file)
     came_from = origin.check(checkpoint.get("origin", {}), str(file))
-    return Source(model, weights_of(checkpoint), tokenizer_state(checkpoint), origin=came_from)
+    chosen = _described(file, checkpoint)
+    return Source(model, weights_of(checkpoint), tokenizer_state(checkpoint), origin=came_from, read_from=chosen)
+
+
+def _described(file: Path, checkpoint: Mapping[str, Any]) -> str:
+    """Which weights a checkpoint holds, and which others are next to it: a run keeps its last and its best."""
+    parts, step = [str(file)], checkpoint.get("global_step")
+    if isinstance(step, int):
+        parts.append(f"step {step:,}")
+    if "current_model_state" in checkpoint:  # of callbacks=averaging
+        parts.append("a moving average of the weights")
+    beside = (other.name for other in islice(file.parent.glob("*.ckpt"), MANY) if other.name != file.name)
+    if others := sorted(name for name in beside if "previous" not in name):
+        parts.append(f"next to {' and '.join(others[:3])}")
+    return ", ".join(parts)
 
 
 def tokenizer_state(checkpoint: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -110,7 +128,7 @@ def _imported(folder: Path) -> Source:
     model = read_composition(folder)
     _check_shapes(model, _shapes(shards), folder)
     tensors = dict(shards.read(shards.entries))
-    return Source(model, tensors, None, folder, origin.read(folder))
+    return Source(model, tensors, None, folder, origin.read(folder), str(folder))
 
 
 def checkpoint_of(start: Path) -> Path | None:
@@ -212,8 +230,11 @@ def _state(checkpoint: Path, written: int) -> dict[str, Tensor]:
 def load(path: str | Path, *, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> Decoder:
     """A decoder in evaluation mode, with its weights, from a run, a checkpoint or an imported folder.
 
+    ``decoder.read_from`` says which weights they are.
+
     Args:
-        path: a run's folder, for its last checkpoint; a checkpoint; or the OUT of ``blockwright import``
+        path: a run's folder, for its last checkpoint; a checkpoint, such as ``RUN/checkpoints/best.ckpt``; or the OUT
+            of ``blockwright import``
         dtype, device: of the weights
 
     Raises:
@@ -226,6 +247,7 @@ def build(source: Source, *, dtype: torch.dtype, device: torch.device | str) -> 
     """Build the decoder of a source, in evaluation mode."""
     decoder = compose(source.model, device="meta").to_empty(device="cpu").to(dtype)
     decoder.load_state_dict(dict(source.tensors))
+    decoder.read_from = source.read_from
     return decoder.to(device).eval()
 
 

@@ -129,20 +129,31 @@ class Jinja(Chat):
         return content
 
 
+def has_template(tokenizer: Tokenizer) -> bool:
+    """Whether there is a template beside a tokenizer."""
+    return _beside(tokenizer) is not None
+
+
 def _of(tokenizer: Tokenizer) -> str:
     """The template beside a tokenizer.
 
     Raises:
         ConfigError: there is none
     """
-    files = getattr(tokenizer, "companions", {})
-    text: Any = files.get("chat_template.jinja") or companions.values(files, companions.SETTINGS).get("chat_template")
-    if isinstance(text, list):  # several by name
-        text = next((each.get("template") for each in text if each.get("name") == "default"), None)
-    if not isinstance(text, str):
+    text = _beside(tokenizer)
+    if text is None:
         rule = f"the {tokenizer.kind} tokenizer has no chat template beside it"
         raise ConfigError("data.chat", "jinja", rule, REMEDY)
     return text
+
+
+def _beside(tokenizer: Tokenizer) -> str | None:
+    files = getattr(tokenizer, "companions", {})
+    text: Any = files.get("chat_template.jinja") or companions.values(files, companions.SETTINGS).get("chat_template")
+    if isinstance(text, list):  # several by name
+        named = [each for each in text if isinstance(each, Mapping)]
+        text = next((each.get("template") for each in named if each.get("name") == "default"), None)
+    return text if isinstance(text, str) else None
 
 
 def _compiled(text: str, file: str | None) -> Template:
