@@ -18,6 +18,7 @@ import torch
 from blockwright.blocks.checkpoint.source import Source, build, open_source
 from blockwright.blocks.decoder import Decoder
 from blockwright.blocks.generation.generate import Continuations
+from blockwright.blocks.generation.memory import Memory
 from blockwright.blocks.generation.sample import Sampling
 from blockwright.blocks.generation.text_stream import TextStream
 from blockwright.blocks.input import Media
@@ -143,7 +144,7 @@ class Writer:
         rows: Continuations,
         ended: Callable[[int, str, int], None] | None,
     ) -> Iterator[tuple[int, str]]:
-        texts = [TextStream(self._decode, request.stops) for _ in ids]
+        texts = [TextStream(self.decode, request.stops) for _ in ids]
         counts, open_rows = [0] * len(ids), set(range(len(ids)))
 
         def close(row: int, why: str) -> Iterator[tuple[int, str]]:
@@ -191,8 +192,24 @@ class Writer:
         except BlockError as error:
             raise at_its_option(error) from None
         except NotImplementedError:
-            rule = "an attention of this model has no new_cache, but generation needs a cache"
-            raise ConfigError("MODEL", self.decoder.config["attention"], rule, "Give the block a new_cache") from None
+            raise self._no_cache() from None
+
+    def memory(self, room: int, bits: int | None = None) -> Memory:
+        """Caches of a text that is continued again and again.
+
+        Raises:
+            ConfigError: the model has none, or no positions for ``room`` tokens
+        """
+        try:
+            return Memory(self.decoder, room, bits)
+        except BlockError as error:
+            raise at_its_option(error) from None
+        except NotImplementedError:
+            raise self._no_cache() from None
+
+    def _no_cache(self) -> ConfigError:
+        rule = "an attention of this model has no new_cache, but generation needs a cache"
+        return ConfigError("MODEL", self.decoder.config["attention"], rule, "Give the block a new_cache")
 
     def encode(self, prompt: str, bos: bool = False, option: str = "--prompt") -> list[int]:
         """The ids of a prompt, which ``option`` gave.
@@ -210,13 +227,22 @@ class Writer:
         if not ids:
             remedy = "Write some text, or begin a document: --bos"
             raise ConfigError(option, prompt, "is empty, but a model continues at least one token", remedy)
+        self.check_known(ids, option, prompt)
+        return ids
+
+    def check_known(self, ids: Sequence[int], option: str, text: str) -> None:
+        """Refuse ids of a text that the model has no embedding of.
+
+        Raises:
+            ConfigError: at ``option``
+        """
         known = self.decoder.config["vocab_size"]
         if max(ids) >= known:
             rule = f"the tokenizer gives id {max(ids)}, but the model has {known}: they do not belong together"
-            raise ConfigError(option, prompt, rule, "Put the tokenizer.json of the model into its folder")
-        return ids
+            raise ConfigError(option, text, rule, "Put the tokenizer.json of the model into its folder")
 
-    def _decode(self, ids: Sequence[int]) -> str:
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of ids."""
         return self.words.decode(list(ids))
 
 

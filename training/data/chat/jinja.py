@@ -149,7 +149,8 @@ def _of(tokenizer: Tokenizer) -> str:
 
 def _beside(tokenizer: Tokenizer) -> str | None:
     files = getattr(tokenizer, "companions", {})
-    text: Any = files.get("chat_template.jinja") or companions.values(files, companions.SETTINGS).get("chat_template")
+    older = (companions.values(files, name).get("chat_template") for name in (companions.SETTINGS, "chat_template.json"))
+    text: Any = files.get("chat_template.jinja") or next(filter(None, older), None)
     if isinstance(text, list):  # several by name
         named = [each for each in text if isinstance(each, Mapping)]
         text = next((each.get("template") for each in named if each.get("name") == "default"), None)
