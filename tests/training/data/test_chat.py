@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import resource
 from collections.abc import Mapping
 from typing import Any
 
@@ -274,6 +276,29 @@ def test_template_without_an_end_is_stopped(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr("blockwright.training.data.chat.jinja.SECONDS", 0.2)
     loops = "{% for i in range(99999) %}" * 3 + "{% endfor %}" * 3
     assert "took longer than 0.2 seconds" in refused("{% generation %}{% endgeneration %}" + loops).rule
+
+
+@pytest.mark.parametrize(
+    "bomb",
+    [
+        "{{ 'a' * 10**11 }}",
+        "{{ 'a'.center(10**11) }}",
+        "{{ '%100000000000s' % 1 }}",
+        "{{ 'a'.ljust(10**11) }}",
+        "{% set n = namespace(s='a') %}{% for i in range(60) %}{% set n.s = n.s ~ n.s %}{% endfor %}{{ n.s }}",
+        "{% set s = 'a' * 50000 %}{% for i in range(90000) %}{{ s }}{% endfor %}",
+        "{{ [0] * 10**11 }}",
+        "{{ 10 ** (10 ** 10) }}",
+    ],
+)
+def test_template_that_would_fill_memory_is_stopped(bomb: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("blockwright.training.data.chat.jinja.SECONDS", 1.0)
+    limits = resource.getrlimit(resource.RLIMIT_AS)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    rule = refused("{% generation %}{% endgeneration %}" + bomb).rule
+    assert re.match("is no Jinja template|the template refuses a conversation", rule)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 1.2 * 2**20  # KiB
+    assert resource.getrlimit(resource.RLIMIT_AS) == limits
 
 
 def test_adjacent_texts_are_encoded_as_one() -> None:

@@ -12,6 +12,7 @@ from blockwright.registry.limits import read_text
 from blockwright.training.data.chat.base import Chat, Message, Piece, Tools, answered, encode_special
 from blockwright.training.data.tokenizers import companions
 from blockwright.training.data.tokenizers.base import Tokenizer
+from blockwright.training.memory_limit import memory_limit
 from blockwright.training.time_limit import Overdue, time_limit
 
 if TYPE_CHECKING:
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 OPEN, CLOSE, HIDDEN = "\ue000", "\ue001", "\ue002"  # private-use characters, which no real text holds
 SECONDS = 10.0  # to render a conversation
+MEMORY = 2**30  # bytes, for the same
 ANSWER = "An example of an answer"
 REMEDY = "Name a file with {% generation %} around the answers: data.chat.template=FILE; or use data/chat=chatml"
 
@@ -30,7 +32,7 @@ class Jinja(Chat):
     What is scored lies between ``{% generation %}`` and ``{% endgeneration %}``, as in transformers; few published
     templates have these marks, and without them training refuses a template. Templates run in Jinja's sandbox, with
     ``messages``, ``bos_token``, ``eos_token``, ``add_generation_prompt``, ``tools`` (null without any),
-    ``raise_exception`` and ``tojson``, for at most 10 seconds a conversation. Unlike transformers, the words of special
+    ``raise_exception`` and ``tojson``, for at most 10 seconds and in 1 GiB of memory a conversation. Unlike transformers, the words of special
     tokens in messages and tools are encoded as ordinary text, and ``strftime_now`` is missing: a text would depend on
     the day.
 
@@ -95,10 +97,10 @@ class Jinja(Chat):
         known = [_with_older_names(message) for message in messages]
         shown = {"messages": self._hide(known), "tools": self._hide(list(tools)) or None}
         try:
-            with time_limit(SECONDS):
+            with time_limit(SECONDS), memory_limit(MEMORY):
                 text = self._template.render(**shown, add_generation_prompt=add_generation_prompt, **self._words)
         except (Exception, Overdue) as error:  # templates raise their own complaints, and anything else
-            rule = f"the template refuses a conversation ({' '.join(str(error).split())[:200]})"
+            rule = f"the template refuses a conversation ({_reason(error)})"
             raise ConfigError("data.chat", "jinja", rule, "Fix the conversation, or the template") from None
         answers = iter([answered(message) for message in messages if message["role"] == "assistant"])
         pieces: list[Piece] = []
@@ -158,18 +160,22 @@ def _beside(tokenizer: Tokenizer) -> str | None:
 
 
 def _compiled(text: str, file: str | None) -> Template:
-    import jinja2
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
     extensions = [_marks(), "jinja2.ext.loopcontrols"]
     environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=extensions)
     environment.globals["raise_exception"] = _refuse
     environment.filters["tojson"] = _json  # Jinja's own escapes for HTML
-    try:
-        return environment.from_string(text)
-    except jinja2.TemplateError as error:
-        rule = f"is no Jinja template ({' '.join(str(error).split())[:200]})"
+    try:  # Jinja computes constant expressions when it compiles
+        with time_limit(SECONDS), memory_limit(MEMORY):
+            return environment.from_string(text)
+    except (Exception, Overdue) as error:  # Jinja's own, and those of Python's compiler
+        rule = f"is no Jinja template ({_reason(error)})"
         raise ConfigError("data.chat.template", file, rule, REMEDY) from None
+
+
+def _reason(error: BaseException) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 def _with_older_names(message: Message) -> Message:
