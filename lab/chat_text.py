@@ -1,7 +1,8 @@
 """Conversations as text for programs that know only text: special tokens stand between marks that users cannot write.
 
-Which format a model speaks: ``own_format``. lm-evaluation-harness joins rendered conversations, prefixes and answers as strings, and has them encoded later. A
-special token that were its mere word there could not be distinguished from the same word in a question.
+Which format a model speaks: ``own_format``. lm-evaluation-harness joins rendered conversations, prefixes and answers as
+strings, and has them encoded later. A special token that were its mere word there could not be distinguished from the
+same word in a question.
 """
 
 from __future__ import annotations

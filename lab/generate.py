@@ -78,7 +78,14 @@ def document(writer: Writer, model: str, prompts: Sequence[str], request: Reques
         found[row]["text"] += piece
     sampling = {name: getattr(request.sampling, name) for name in Sampling.__dataclass_fields__}
     weights = writer.decoder.read_from
-    return {"model": model, "weights": weights, "seed": request.seed, "bits": request.bits, **sampling, "completions": found}
+    return {
+        "model": model,
+        "weights": weights,
+        "seed": request.seed,
+        "bits": request.bits,
+        **sampling,
+        "completions": found,
+    }
 
 
 def show(writer: Writer, prompts: Sequence[str], request: Request) -> list[str]:

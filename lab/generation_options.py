@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from argparse import Namespace
 
+from blockwright.blocks.checkpoint.source import DTYPES
 from blockwright.blocks.generation.sample import Sampling
 from blockwright.blocks.kernels.quantise import BITS
-from blockwright.lab.writer import DTYPES, at_its_option
+from blockwright.lab.writer import at_its_option
 from blockwright.registry import BlockError, ConfigError
 from blockwright.registry.command import Parser
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from blockwright.blocks.checkpoint.source import Source, build, open_source
+from blockwright.blocks.checkpoint.source import Source, build, open_source, usable_device, usable_dtype
 from blockwright.blocks.decoder import Decoder
 from blockwright.blocks.generation.generate import Continuations
 from blockwright.blocks.generation.memory import Memory
@@ -23,12 +23,10 @@ from blockwright.blocks.generation.sample import Sampling
 from blockwright.blocks.generation.text_stream import TextStream
 from blockwright.blocks.input import Media
 from blockwright.lab.attachment import Attachment, refuse_marks
-from blockwright.registry import BlockError, ConfigError, did_you_mean
+from blockwright.registry import BlockError, ConfigError
 from blockwright.training.data.tokenizers.base import Tokenizer
 from blockwright.training.data.tokenizers.pretrained import Pretrained
 from blockwright.training.data.tokenizers.rebuild import rebuild
-
-DTYPES = ("float32", "bfloat16", "float16", "float64")
 
 
 @dataclass(frozen=True)
@@ -80,13 +78,12 @@ class Writer:
         Raises:
             ConfigError: there is no model, no tokenizer, or no such dtype or device
         """
-        if dtype not in DTYPES:
-            raise ConfigError("dtype", dtype, "is not supported", did_you_mean(dtype, DTYPES))
+        wanted = usable_dtype(dtype)
         where = usable_device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         folder = Path(path)
         source = open_source(folder, word)
         words = tokenizer_of(source, folder)
-        return cls(build(source, dtype=getattr(torch, dtype), device=where), words)
+        return cls(build(source, dtype=wanted, device=where), words)
 
     def write(
         self,
@@ -244,18 +241,6 @@ class Writer:
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ids."""
         return self.words.decode(list(ids))
-
-
-def usable_device(name: str) -> torch.device:
-    """The device of that name.
-
-    Raises:
-        ConfigError: torch has none
-    """
-    try:
-        return torch.empty(0, device=name, dtype=torch.float32).device
-    except (RuntimeError, AssertionError):
-        raise ConfigError("device", name, "torch has no such device here", "Write cpu, or cuda:0 on a GPU") from None
 
 
 def tokenizer_of(source: Source, folder: Path) -> Tokenizer:

@@ -1,11 +1,16 @@
-"""Open a model of ours: a run's folder, a training checkpoint, or an imported folder."""
+"""Open a model: a run's folder, a training checkpoint, an imported folder, or what a package reads.
+
+A package reads models of other programs by an entry point of the group ``blockwright.models``: a function of a path
+that gives a ``Source``, or None for what it does not read.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
+from importlib.metadata import entry_points
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -20,10 +25,12 @@ from blockwright.blocks.checkpoint.shards import Shards
 from blockwright.blocks.checkpoint.weights import shapes_of, weights_of
 from blockwright.blocks.compose import check, compose
 from blockwright.blocks.decoder import Decoder
-from blockwright.registry import ConfigError
+from blockwright.registry import ConfigError, did_you_mean
 from blockwright.registry.folder import read_text
 
 COMPOSITION = "model.yaml"
+DTYPES = ("float32", "bfloat16", "float16", "float64")
+ENTRY_POINTS = "blockwright.models"
 MANY = 1000  # files of a folder
 REMEDY = "Name a run's folder (logs/train/runs/…), a *.ckpt, or the OUT of blockwright import"
 
@@ -90,10 +97,20 @@ def _opened(path: Path) -> Source:
     last = path / "checkpoints" / "last.ckpt"
     if is_folder(path):
         return _trained(path)
+    if (not path.is_dir() and path.suffix != ".ckpt") or (path.is_dir() and not last.exists()):
+        for reader in _readers():
+            if (source := reader(path)) is not None:
+                return source
     if path.is_dir() and not last.exists():
         rule = f"holds neither {COMPOSITION} nor checkpoints/last.ckpt"
         raise ConfigError("RUN", str(path), rule, REMEDY)
     return _trained(last if path.is_dir() else path)
+
+
+@lru_cache(maxsize=1)
+def _readers() -> list[Callable[[Path], Source | None]]:
+    """Of models of other programs, by installed packages."""
+    return [point.load() for point in sorted(entry_points(group=ENTRY_POINTS), key=lambda point: point.name)]
 
 
 def _trained(file: Path) -> Source:
@@ -227,20 +244,46 @@ def _state(checkpoint: Path, written: int) -> dict[str, Tensor]:
     return weights_of(read_checkpoint(checkpoint))
 
 
-def load(path: str | Path, *, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> Decoder:
-    """A decoder in evaluation mode, with its weights, from a run, a checkpoint or an imported folder.
+def load(path: str | Path, *, dtype: torch.dtype | str = torch.float32, device: torch.device | str = "cpu") -> Decoder:
+    """A decoder in evaluation mode, with its weights, from every path that ``blockwright generate`` takes.
 
     ``decoder.read_from`` says which weights they are.
 
     Args:
-        path: a run's folder, for its last checkpoint; a checkpoint, such as ``RUN/checkpoints/best.ckpt``; or the OUT
-            of ``blockwright import``
+        path: a run's folder, for its last checkpoint; a checkpoint, such as ``RUN/checkpoints/best.ckpt``; the OUT of
+            ``blockwright import``; or what an installed package reads: a Hugging Face folder, a ``*.gguf``
         dtype, device: of the weights
 
     Raises:
-        ConfigError: as for ``open_source``, or the weights do not fit
+        ConfigError: as for ``open_source``; or the weights do not fit, or there is no such dtype or device
     """
-    return build(open_source(Path(path)), dtype=dtype, device=device)
+    wanted, where = usable_dtype(dtype), usable_device(device)
+    return build(open_source(Path(path)), dtype=wanted, device=where)
+
+
+def usable_dtype(dtype: torch.dtype | str) -> torch.dtype:
+    """A dtype of weights, or that of a name.
+
+    Raises:
+        ConfigError: it is not among ``DTYPES``
+    """
+    name = str(dtype).removeprefix("torch.")
+    if name not in DTYPES:
+        raise ConfigError("dtype", name, "is not supported", did_you_mean(name, DTYPES))
+    return getattr(torch, name)
+
+
+def usable_device(device: torch.device | str) -> torch.device:
+    """A device, or that of a name.
+
+    Raises:
+        ConfigError: torch has none
+    """
+    try:
+        return torch.empty(0, device=device, dtype=torch.float32).device
+    except (RuntimeError, AssertionError):
+        rule = "torch has no such device here"
+        raise ConfigError("device", str(device), rule, "Write cpu, or cuda:0 on a GPU") from None
 
 
 def build(source: Source, *, dtype: torch.dtype, device: torch.device | str) -> Decoder:

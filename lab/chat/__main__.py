@@ -31,8 +31,12 @@ def _parser() -> Parser:
     parser = Parser(prog="blockwright chat", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("model", metavar="MODEL", help="a run's folder, a *.ckpt, or the OUT of blockwright import")
-    parser.add_argument("--system", metavar="TEXT", help="the system message; default: that of the format, if it has one")
-    parser.add_argument("--format", metavar="NAME", help="a chat format: blockwright blocks chat; default: the model's own")
+    parser.add_argument(
+        "--system", metavar="TEXT", help="the system message; default: that of the format, if it has one"
+    )
+    parser.add_argument(
+        "--format", metavar="NAME", help="a chat format: blockwright blocks chat; default: the model's own"
+    )
     parser.add_argument(
         "--context",
         type=int,

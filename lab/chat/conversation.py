@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from blockwright.blocks.generation.memory import Memory
 from blockwright.blocks.generation.sample import Sampling
 from blockwright.blocks.generation.text_stream import TextStream
 from blockwright.blocks.input import Media
@@ -77,7 +76,8 @@ class Conversation:
     def __init__(self, writer: Writer, chat: ChatText, manner: Manner, system: str | None = None) -> None:
         self.writer, self.chat, self.manner = writer, chat, manner
         self.turns: list[Turn] = []
-        self.left_out, self.ended = 0, None
+        self.left_out = 0
+        self.ended: str | None = None
         self.room = _room(writer, manner.room)
         self._memory = writer.memory(self.room, manner.bits)
         self._answers = 0
@@ -140,8 +140,14 @@ class Conversation:
     def _answer(self, turns: list[Turn]) -> Iterator[str]:
         left_out, ids, media = self._fitting(turns)
         longest = min(self.manner.new_tokens, self.room - len(ids))
-        settings = {"seed": self.manner.seed + self._answers, "stop_tokens": self._stop_tokens, "media": media}
-        tokens = self._memory.continued(ids, longest, self.manner.sampling, **settings)
+        tokens = self._memory.continued(
+            ids,
+            longest,
+            self.manner.sampling,
+            seed=self.manner.seed + self._answers,
+            stop_tokens=self._stop_tokens,
+            media=media,
+        )
         self.turns, self.left_out, self.ended = turns, left_out, None
         self._answers += 1
         return self._pieces(tokens, longest)
@@ -155,7 +161,8 @@ class Conversation:
                 yield piece
 
         try:
-            for n, token in enumerate(tokens, 1):
+            for token in tokens:
+                n += 1
                 yield from put(stream.push(token))
                 if stream.ended:
                     break
@@ -177,7 +184,9 @@ class Conversation:
             if len(ids) <= self.room // 2:
                 break
         if len(ids) >= self.room:
-            rule = f"the message is {len(ids)} tokens with its format, and there is room for {self.room} with the answer"
+            rule = (
+                f"the message is {len(ids)} tokens with its format, and there is room for {self.room} with the answer"
+            )
             raise ConfigError("message", f"{turns[-1].content[:60]}…", rule, "Shorten it, or raise --context")
         return first, ids, media
 

@@ -118,7 +118,9 @@ class Talk:
         return False
 
     def _help(self, rest: str) -> bool:
-        shown = [f"/{kind.word + ' FILE':<15} show the model a file with the next message" for kind in self._kinds.values()]
+        shown = [
+            f"/{kind.word + ' FILE':<15} show the model a file with the next message" for kind in self._kinds.values()
+        ]
         self._note("\n".join([*shown, HELP]))
         return True
 

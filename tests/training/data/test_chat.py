@@ -180,7 +180,9 @@ def test_template_without_marks_serves_where_nothing_is_scored() -> None:
     built = registry.build("chat", Node("jinja", "data.chat"), Scope({}, {}))
     built.prepare(tokenizer)
     talk = written(built.open([USER]))
-    assert talk == "<|im_start|>system\nGive an answer.<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
+    assert (
+        talk == "<|im_start|>system\nGive an answer.<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
+    )
     assert built.ends(tokenizer) == tokenizer.ends | {tokenizer.special_words["<|im_end|>"]}
 
 
@@ -288,6 +290,7 @@ def test_template_without_an_end_is_stopped(monkeypatch: pytest.MonkeyPatch) -> 
         "{% set n = namespace(s='a') %}{% for i in range(60) %}{% set n.s = n.s ~ n.s %}{% endfor %}{{ n.s }}",
         "{% set s = 'a' * 50000 %}{% for i in range(90000) %}{{ s }}{% endfor %}",
         "{{ [0] * 10**11 }}",
+        "{% for i in range(90000) %}{{ 'a' * 500 }}{% endfor %}",
         "{{ 10 ** (10 ** 10) }}",
     ],
 )

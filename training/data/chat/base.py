@@ -62,7 +62,7 @@ class Chat(Composable):
         for word in self.words():
             encode_special(word, tokenizer)
 
-    def check_scores(self) -> None:  # noqa: B027 # by default answers are scored
+    def check_scores(self) -> None:  # by default answers are scored
         """Refuse a format that would score no token; called before training alone.
 
         Raises:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 OPEN, CLOSE, HIDDEN = "\ue000", "\ue001", "\ue002"  # private-use characters, which no real text holds
 SECONDS = 10.0  # to render a conversation
 MEMORY = 2**30  # bytes, for the same
+LONGEST = 2**25  # characters of a rendered conversation
 ANSWER = "An example of an answer"
 REMEDY = "Name a file with {% generation %} around the answers: data.chat.template=FILE; or use data/chat=chatml"
 
@@ -32,9 +33,9 @@ class Jinja(Chat):
     What is scored lies between ``{% generation %}`` and ``{% endgeneration %}``, as in transformers; few published
     templates have these marks, and without them training refuses a template. Templates run in Jinja's sandbox, with
     ``messages``, ``bos_token``, ``eos_token``, ``add_generation_prompt``, ``tools`` (null without any),
-    ``raise_exception`` and ``tojson``, for at most 10 seconds and in 1 GiB of memory a conversation. Unlike transformers, the words of special
-    tokens in messages and tools are encoded as ordinary text, and ``strftime_now`` is missing: a text would depend on
-    the day.
+    ``raise_exception`` and ``tojson``, for at most 10 seconds and in 1 GiB of memory a conversation. Unlike
+    transformers, the words of special tokens in messages and tools are encoded as ordinary text, and ``strftime_now``
+    is missing: a text would depend on the day.
 
     Args:
         template: file of the template; null for the one beside the tokenizer
@@ -99,6 +100,8 @@ class Jinja(Chat):
         try:
             with time_limit(SECONDS), memory_limit(MEMORY):
                 text = self._template.render(**shown, add_generation_prompt=add_generation_prompt, **self._words)
+            if len(text) > LONGEST:
+                raise ValueError(f"it writes {len(text):,} characters, more than {LONGEST:,}")
         except (Exception, Overdue) as error:  # templates raise their own complaints, and anything else
             rule = f"the template refuses a conversation ({_reason(error)})"
             raise ConfigError("data.chat", "jinja", rule, "Fix the conversation, or the template") from None
@@ -151,7 +154,9 @@ def _of(tokenizer: Tokenizer) -> str:
 
 def _beside(tokenizer: Tokenizer) -> str | None:
     files = getattr(tokenizer, "companions", {})
-    older = (companions.values(files, name).get("chat_template") for name in (companions.SETTINGS, "chat_template.json"))
+    older = (
+        companions.values(files, name).get("chat_template") for name in (companions.SETTINGS, "chat_template.json")
+    )
     text: Any = files.get("chat_template.jinja") or next(filter(None, older), None)
     if isinstance(text, list):  # several by name
         named = [each for each in text if isinstance(each, Mapping)]
