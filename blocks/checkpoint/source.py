@@ -94,17 +94,29 @@ def _opened(path: Path) -> Source:
     check_there(path, "RUN")
     if (path / COMPOSITION).is_file():
         return _imported(path)
-    last = path / "checkpoints" / "last.ckpt"
     if is_folder(path):
         return _trained(path)
-    if (not path.is_dir() and path.suffix != ".ckpt") or (path.is_dir() and not last.exists()):
-        for reader in _readers():
-            if (source := reader(path)) is not None:
-                return source
-    if path.is_dir() and not last.exists():
+    last = path / "checkpoints" / "last.ckpt"
+    ours = last.exists() if path.is_dir() else path.suffix == ".ckpt"
+    if not ours and (source := _of_other_programs(path)) is not None:
+        return source
+    if path.is_dir() and not ours:
         rule = f"holds neither {COMPOSITION} nor checkpoints/last.ckpt"
         raise ConfigError("RUN", str(path), rule, REMEDY)
     return _trained(last if path.is_dir() else path)
+
+
+def _of_other_programs(path: Path) -> Source | None:
+    for reader in _readers():
+        try:
+            source = reader(path)
+        except ConfigError as error:
+            part = error.path.removeprefix(str(path)).lstrip("/: ")
+            rule = f"{part}: {error.rule}" if part else error.rule
+            raise ConfigError("RUN", str(path), rule, error.remedy) from None
+        if source is not None:
+            return source
+    return None
 
 
 @lru_cache(maxsize=1)
