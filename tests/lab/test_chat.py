@@ -180,6 +180,26 @@ def test_full_context_leaves_out_the_oldest_exchanges_and_keeps_the_system_messa
     assert talk.left_out > 0 and [t.content for t in talk.turns] == texts
 
 
+def test_room_for_the_next_answer_is_kept(writer: Writer) -> None:
+    """The prompt of two exchanges would fit, but leave its answer five tokens of the sixteen that it may take."""
+    first = answered(writer, prompt_of("a"), 16)
+    room = len(ids_of(prompt_of("a", first, "b"))) + 5
+    talk = Conversation(writer, ChatText("jinja", writer.words), Manner(16, Sampling(0), room=room))
+    list(talk.say("a"))
+    assert "".join(talk.say("b")) == answered(writer, prompt_of("b"), 16) and talk.left_out == 2
+
+
+def test_token_that_the_template_ends_answers_with_ends_them(
+    save: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = "{% for m in messages %}{{ m.role }}: {{ m.content }}<|im_start|>{% endfor %}"
+    writer = Writer.open(save(other), device="cpu")
+    drawn = iter([72, 105, chat_folder.START, 72])
+    monkeypatch.setattr("blockwright.blocks.generation.memory.sample", lambda logits, *_: torch.tensor([next(drawn)]))
+    talk = Conversation(writer, ChatText("jinja", writer.words), MANNER)
+    assert len("".join(talk.say("Hi"))) == 2 and talk.ended == "end"
+
+
 def test_answer_in_a_small_rest_of_the_context_is_cut(writer: Writer) -> None:
     room = len(ids_of(prompt_of("x" * 150))) + 3
     talk = Conversation(writer, ChatText("jinja", writer.words), Manner(99, Sampling(0), room=room))
