@@ -82,7 +82,12 @@ class Decoder(nn.Module):
         head: [V,D] output projection; None ties it to the embedding
         mtp: multi-token prediction depths, used by ``mtp_nll`` only
         inputs: kind → what embeds content of that kind at the places of a token; none for a model of text
+
+    Attributes:
+        read_from: which weights it was loaded with, for people; None for those of a composition
     """
+
+    read_from: str | None = None
 
     def __init__(
         self,

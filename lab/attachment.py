@@ -7,7 +7,7 @@ from argparse import Namespace
 from collections.abc import Callable, Sequence
 from functools import cache
 from importlib.metadata import entry_points
-from typing import Self
+from typing import ClassVar, Self
 
 from blockwright.blocks.decoder import Decoder
 from blockwright.blocks.input import Media
@@ -21,8 +21,15 @@ class Attachment(ABC):
     """Files of one kind, each with a mark in the prompts that it stands for.
 
     A package offers a class for a kind of input by an entry point of the group ``blockwright.attachments``, whose name
-    is the kind. ``blockwright generate`` then has its options.
+    is the kind. ``blockwright generate`` then has its options, and ``blockwright chat`` the command ``/WORD FILE``.
+
+    Class attributes:
+        word: for one such file, as people name it
+        mark: stands for a file in a text
     """
+
+    word: ClassVar[str]
+    mark: ClassVar[str]
 
     @staticmethod
     @abstractmethod
@@ -37,6 +44,11 @@ class Attachment(ABC):
         Raises:
             ConfigError: at an option, for a value that cannot be right whatever the model
         """
+
+    @classmethod
+    @abstractmethod
+    def of_files(cls, files: Sequence[str]) -> Self:
+        """Some files, in the order of their marks."""
 
     @staticmethod
     @abstractmethod
@@ -72,6 +84,11 @@ def attachments() -> dict[str, type[Attachment]]:
     return {point.name: point.load() for point in sorted(entry_points(group=ENTRY_POINTS), key=lambda p: p.name)}
 
 
+def readable(decoder: Decoder) -> dict[str, type[Attachment]]:
+    """Kind of input of a model → the class of its files."""
+    return {kind: each for kind, each in attachments().items() if kind in decoder.inputs}
+
+
 def attached(options: Namespace) -> Attachment | None:
     """The files of a command line; None without.
 
@@ -91,6 +108,5 @@ def refuse_marks(decoder: Decoder, prompts: Sequence[str]) -> None:
     Raises:
         ConfigError
     """
-    for kind in decoder.inputs:
-        if kind in attachments():
-            attachments()[kind].refuse_marks(prompts)
+    for each in readable(decoder).values():
+        each.refuse_marks(prompts)

@@ -1,37 +1,44 @@
 """Conversations as text for programs that know only text: special tokens stand between marks that users cannot write.
 
-lm-evaluation-harness joins rendered conversations, prefixes and answers as strings, and has them encoded later. A
-special token that were its mere word there could not be distinguished from the same word in a question.
+Which format a model speaks: ``own_format``. lm-evaluation-harness joins rendered conversations, prefixes and answers as
+strings, and has them encoded later. A special token that were its mere word there could not be distinguished from the
+same word in a question.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 from blockwright import registry
 from blockwright.blocks.checkpoint.source import read_start
-from blockwright.registry import Node, Scope
-from blockwright.training.data.chat.base import Chat, Piece, encode
+from blockwright.registry import ConfigError, Node, Scope
+from blockwright.training.data.chat.base import BOS, EOS, Chat, Piece, encode
+from blockwright.training.data.chat.jinja import has_template
 from blockwright.training.data.tokenizers.base import Tokenizer
 
 MARK = "\ue003"  # a private-use character, removed from texts
+_ASK, _ANSWER = {"role": "user", "content": "Why?"}, {"role": "assistant", "content": "Because."}
+TALKS = ([_ASK], [{"role": "system", "content": "Be brief."}, _ASK], [_ASK, _ANSWER, _ASK])  # to compare formats by
 
 
 class ChatText:
     """A chat format with a model's tokenizer.
 
     Args:
-        name: a registered format: ``chatml``, ``jinja``, …; or a node with its settings
+        name: a registered format: ``chatml``, ``jinja`` for the template beside the tokenizer, …; or a node with its
+            settings
         words: the tokenizer
+        path: of the name, for messages
 
     Raises:
         ConfigError: there is no such format, or the tokenizer lacks its special tokens
     """
 
-    def __init__(self, name: str | dict[str, Any], words: Tokenizer) -> None:
-        self.chat: Chat = registry.build("chat", Node(name, "model_args.chat"), Scope({}, {}))
+    def __init__(self, name: str | dict[str, Any], words: Tokenizer, path: str = "model_args.chat") -> None:
+        self.chat: Chat = registry.build("chat", Node(name, path), Scope({}, {}))
         self.chat.prepare(words)
         self.words = words
 
@@ -42,6 +49,12 @@ class ChatText:
         parts = [f"{MARK}{p.text}{MARK}" if p.special else p.text.replace(MARK, "") for p in pieces]
         return "".join([*parts, MARK * 2 if opened else ""])  # what follows is encoded apart, as in training
 
+    def spelt(self, messages: Sequence[dict[str, Any]]) -> str:
+        """``render`` for people, and for comparison: special tokens as their words."""
+        words = {number: word for word, number in self.words.special_words.items()}
+        names = {BOS: words.get(self.words.bos, ""), EOS: words.get(self.words.eos, "")}  # type: ignore[arg-type]
+        return "".join(names.get(p.text, p.text) if p.special else p.text for p in self.chat.open(messages))
+
     def encode(self, text: str) -> list[int]:
         """Ids of a text that ``render`` began; one without marks is ordinary text."""
         pieces = [Piece(part, special=i % 2 == 1) for i, part in enumerate(text.split(MARK))]
@@ -49,7 +62,42 @@ class ChatText:
         return encode(apart, self.words)[0].tolist()
 
 
+def own_format(model: Path, words: Tokenizer) -> str | dict[str, Any] | None:
+    """The format that a model speaks: that of the conversations it was trained on, else the template beside its
+    tokenizer; None for a model without either.
+
+    Args:
+        model: a run's folder, a checkpoint or an imported folder
+        words: its tokenizer
+    """
+    published = "jinja" if has_template(words) else None
+    trained = format_of(model)
+    if isinstance(trained, dict) and trained.get("name") == "jinja" and published:
+        return published  # the checkpoint has the text of the file that the training named
+    return trained or published
+
+
 def format_of(start: Path) -> str | dict[str, Any] | None:
     """The format of the conversations that a run was trained on; None for other models."""
-    data = (read_start(start).get("configuration") or {}).get("data") or {}
+    try:
+        data = (read_start(start).get("configuration") or {}).get("data") or {}
+    except ConfigError:  # a model of another program, which has no such record
+        return None
     return data.get("chat") if isinstance(data, dict) else None
+
+
+def difference(trained: ChatText, words: Tokenizer) -> str | None:
+    """Where the published template writes another text than the format of a training; None if nowhere.
+
+    What a model is exported with is the template beside its tokenizer, which other programs then use.
+    """
+    try:
+        published = ChatText("jinja", words)
+        for talk in TALKS:
+            ours, theirs = (form.spelt(talk) for form in (trained, published))
+            if ours != theirs:
+                n = next(i for i, pair in enumerate(zip_longest(ours, theirs)) if len({*pair}) > 1)
+                return f"after {ours[max(n - 20, 0) : n]!r} it writes {theirs[n : n + 40]!r}, not {ours[n : n + 40]!r}"
+    except ConfigError as error:
+        return f"it cannot be read: {error.rule}"
+    return None

@@ -13,10 +13,10 @@ from typing import Any
 
 from blockwright.blocks.generation.sample import Sampling
 from blockwright.blocks.kernels.machine import keep_freed_memory, set_float32_matmul
-from blockwright.blocks.kernels.quantise import BITS
 from blockwright.lab.attachment import attached, attachments
-from blockwright.lab.writer import DTYPES, Request, Writer, at_its_option
-from blockwright.registry import BlockError, ConfigError
+from blockwright.lab.generation_options import add_options, checked_sampling
+from blockwright.lab.writer import Request, Writer
+from blockwright.registry import ConfigError
 from blockwright.registry.command import Parser, run_command
 
 
@@ -29,22 +29,8 @@ def _parser() -> Parser:
     parser.add_argument("--prompt", action="append", default=[], help="text to continue; again for several at once")
     for attachment in attachments().values():
         attachment.add_options(parser)
-    parser.add_argument("--max-new-tokens", type=int, default=200, metavar="N", help="default 200")
-    parser.add_argument("--temperature", type=float, default=0.8, help="0 takes the likeliest; default 0.8")
-    parser.add_argument("--top-k", type=int, metavar="K", help="among the K likeliest only")
-    parser.add_argument("--top-p", type=float, metavar="P", help="smallest set of tokens whose probability sums to P")
-    parser.add_argument(
-        "--min-p", type=float, metavar="P", help="among those at least P times as likely as the likeliest"
-    )
-    parser.add_argument("--repetition-penalty", type=float, default=1.0, metavar="R", help="above 1 repeats less")
-    parser.add_argument("--stop", action="append", default=[], metavar="TEXT", help="ends a text; again for several")
-    parser.add_argument(
-        "--seed", type=int, default=0, help="of the draws, at a temperature above 0; prompt i draws from seed + i"
-    )
-    parser.add_argument("--bits", type=int, choices=BITS, help="quantise the cache; default: exact")
     parser.add_argument("--bos", action="store_true", help="begin prompts with the token that begins a document")
-    parser.add_argument("--dtype", default="float32", help=", ".join(DTYPES))
-    parser.add_argument("--device", help="cpu, cuda:0, …; default: a GPU where there is one")
+    add_options(parser, 200, "prompt i draws from seed + i")
     parser.add_argument("--json", action="store_true", help="print one document when all texts have ended")
     return parser
 
@@ -58,27 +44,9 @@ def read(arguments: Sequence[str]) -> tuple[argparse.Namespace, Request]:
     words = _parser().parse_args(arguments)
     if not words.prompt and not words.bos:
         raise ConfigError("--prompt", None, "is required", 'Write --prompt "…", or --bos for none')
-    try:
-        sampling = Sampling(words.temperature, words.top_k, words.top_p, words.min_p, words.repetition_penalty)
-    except BlockError as error:
-        raise at_its_option(error) from None
-    if words.max_new_tokens < 1:
-        raise ConfigError("--max-new-tokens", words.max_new_tokens, "must be at least 1", "Write 1 or more")
-    if "" in words.stop:
-        raise ConfigError("--stop", "", "an empty text ends nothing", "Leave it out, or write the text")
-    if not 0 <= words.seed < 2**63:
-        raise ConfigError("--seed", words.seed, "must be a whole number from 0 to 2^63", "Write e.g. --seed 0")
+    sampling = checked_sampling(words)
     files = attached(words)
-    _refuse_without_effect(words)
     return words, Request(words.max_new_tokens, sampling, tuple(words.stop), words.seed, words.bits, words.bos, files)
-
-
-def _refuse_without_effect(words: argparse.Namespace) -> None:
-    """The likeliest token is among any that these keep. A seed has no effect either, and does no harm in a script."""
-    for name in ("top_k", "top_p", "min_p"):
-        if words.temperature == 0 and (given := getattr(words, name)) is not None:
-            rule = "has no effect at temperature 0, which takes the likeliest token"
-            raise ConfigError(f"--{name.replace('_', '-')}", given, rule, "Leave it out, or raise --temperature")
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -92,6 +60,7 @@ def main(arguments: Sequence[str]) -> None:
     keep_freed_memory()
     writer = Writer.open(words.model, dtype=words.dtype, device=words.device)
     set_float32_matmul("auto", writer.decoder.output_weight.device.type)
+    print(f"weights: {writer.decoder.read_from}", file=sys.stderr)
     if words.json:
         found = document(writer, words.model, prompts, request)
         print(json.dumps(found, indent=1, ensure_ascii=False))
@@ -108,7 +77,15 @@ def document(writer: Writer, model: str, prompts: Sequence[str], request: Reques
     for row, piece in writer.stream(prompts, request, lambda i, why, n: found[i].update(tokens=n, ended=why)):
         found[row]["text"] += piece
     sampling = {name: getattr(request.sampling, name) for name in Sampling.__dataclass_fields__}
-    return {"model": model, "seed": request.seed, "bits": request.bits, **sampling, "completions": found}
+    weights = writer.decoder.read_from
+    return {
+        "model": model,
+        "weights": weights,
+        "seed": request.seed,
+        "bits": request.bits,
+        **sampling,
+        "completions": found,
+    }
 
 
 def show(writer: Writer, prompts: Sequence[str], request: Request) -> list[str]:

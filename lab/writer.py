@@ -4,7 +4,7 @@
     writer = Writer.open("logs/train/runs/RUN")
     print(writer.write("ROMEO:", 200, temperature=0.8)[0])
 
-Not supported: chat templates, a server, several devices.
+Conversations: lab/chat. Not supported: several devices.
 """
 
 from __future__ import annotations
@@ -15,19 +15,18 @@ from pathlib import Path
 
 import torch
 
-from blockwright.blocks.checkpoint.source import Source, build, check_there, open_source
+from blockwright.blocks.checkpoint.source import Source, build, open_source, usable_device, usable_dtype
 from blockwright.blocks.decoder import Decoder
 from blockwright.blocks.generation.generate import Continuations
+from blockwright.blocks.generation.memory import Memory
 from blockwright.blocks.generation.sample import Sampling
 from blockwright.blocks.generation.text_stream import TextStream
 from blockwright.blocks.input import Media
 from blockwright.lab.attachment import Attachment, refuse_marks
-from blockwright.registry import BlockError, ConfigError, did_you_mean
+from blockwright.registry import BlockError, ConfigError
 from blockwright.training.data.tokenizers.base import Tokenizer
 from blockwright.training.data.tokenizers.pretrained import Pretrained
 from blockwright.training.data.tokenizers.rebuild import rebuild
-
-DTYPES = ("float32", "bfloat16", "float16", "float64")
 
 
 @dataclass(frozen=True)
@@ -65,25 +64,26 @@ class Writer:
         self.decoder, self.words = decoder, words
 
     @classmethod
-    def open(cls, path: str | Path, *, dtype: str = "float32", device: str | None = None) -> Writer:
-        """Load a model.
+    def open(
+        cls, path: str | Path, *, dtype: str = "float32", device: str | None = None, word: str = "MODEL"
+    ) -> Writer:
+        """Load a model with its tokenizer; ``blockwright.load`` loads the same model without one.
 
         Args:
-            path: a run's folder, a *.ckpt, or the OUT of blockwright import
+            path: as in ``blockwright.load``
             dtype: of the computation
             device: of the computation; None for a GPU if there is one
+            word: of the command, by which the path is named
 
         Raises:
             ConfigError: there is no model, no tokenizer, or no such dtype or device
         """
-        if dtype not in DTYPES:
-            raise ConfigError("dtype", dtype, "is not supported", did_you_mean(dtype, DTYPES))
+        wanted = usable_dtype(dtype)
         where = usable_device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         folder = Path(path)
-        check_there(folder, "MODEL")  # before blocks are loaded
-        source = open_source(folder, "MODEL")
+        source = open_source(folder, word)
         words = tokenizer_of(source, folder)
-        return cls(build(source, dtype=getattr(torch, dtype), device=where), words)
+        return cls(build(source, dtype=wanted, device=where), words)
 
     def write(
         self,
@@ -141,7 +141,7 @@ class Writer:
         rows: Continuations,
         ended: Callable[[int, str, int], None] | None,
     ) -> Iterator[tuple[int, str]]:
-        texts = [TextStream(self._decode, request.stops) for _ in ids]
+        texts = [TextStream(self.decode, request.stops) for _ in ids]
         counts, open_rows = [0] * len(ids), set(range(len(ids)))
 
         def close(row: int, why: str) -> Iterator[tuple[int, str]]:
@@ -189,8 +189,24 @@ class Writer:
         except BlockError as error:
             raise at_its_option(error) from None
         except NotImplementedError:
-            rule = "an attention of this model has no new_cache, but generation needs a cache"
-            raise ConfigError("MODEL", self.decoder.config["attention"], rule, "Give the block a new_cache") from None
+            raise self._no_cache() from None
+
+    def memory(self, room: int, bits: int | None = None) -> Memory:
+        """Caches of a text that is continued again and again.
+
+        Raises:
+            ConfigError: the model has none, or no positions for ``room`` tokens
+        """
+        try:
+            return Memory(self.decoder, room, bits)
+        except BlockError as error:
+            raise at_its_option(error) from None
+        except NotImplementedError:
+            raise self._no_cache() from None
+
+    def _no_cache(self) -> ConfigError:
+        rule = "an attention of this model has no new_cache, but generation needs a cache"
+        return ConfigError("MODEL", self.decoder.config["attention"], rule, "Give the block a new_cache")
 
     def encode(self, prompt: str, bos: bool = False, option: str = "--prompt") -> list[int]:
         """The ids of a prompt, which ``option`` gave.
@@ -208,26 +224,23 @@ class Writer:
         if not ids:
             remedy = "Write some text, or begin a document: --bos"
             raise ConfigError(option, prompt, "is empty, but a model continues at least one token", remedy)
+        self.check_known(ids, option, prompt)
+        return ids
+
+    def check_known(self, ids: Sequence[int], option: str, text: str) -> None:
+        """Refuse ids of a text that the model has no embedding of.
+
+        Raises:
+            ConfigError: at ``option``
+        """
         known = self.decoder.config["vocab_size"]
         if max(ids) >= known:
             rule = f"the tokenizer gives id {max(ids)}, but the model has {known}: they do not belong together"
-            raise ConfigError(option, prompt, rule, "Put the tokenizer.json of the model into its folder")
-        return ids
+            raise ConfigError(option, text, rule, "Put the tokenizer.json of the model into its folder")
 
-    def _decode(self, ids: Sequence[int]) -> str:
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of ids."""
         return self.words.decode(list(ids))
-
-
-def usable_device(name: str) -> torch.device:
-    """The device of that name.
-
-    Raises:
-        ConfigError: torch has none
-    """
-    try:
-        return torch.empty(0, device=name, dtype=torch.float32).device
-    except (RuntimeError, AssertionError):
-        raise ConfigError("device", name, "torch has no such device here", "Write cpu, or cuda:0 on a GPU") from None
 
 
 def tokenizer_of(source: Source, folder: Path) -> Tokenizer:

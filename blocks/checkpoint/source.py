@@ -1,11 +1,17 @@
-"""Open a model of ours: a run's folder, a training checkpoint, or an imported folder."""
+"""Open a model: a run's folder, a training checkpoint, an imported folder, or what a package reads.
+
+A package reads models of other programs by an entry point of the group ``blockwright.models``: a function of a path
+that gives a ``Source``, or None for what it does not read.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
+from importlib.metadata import entry_points
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +25,13 @@ from blockwright.blocks.checkpoint.shards import Shards
 from blockwright.blocks.checkpoint.weights import shapes_of, weights_of
 from blockwright.blocks.compose import check, compose
 from blockwright.blocks.decoder import Decoder
-from blockwright.registry import ConfigError
+from blockwright.registry import ConfigError, did_you_mean
 from blockwright.registry.folder import read_text
 
 COMPOSITION = "model.yaml"
+DTYPES = ("float32", "bfloat16", "float16", "float64")
+ENTRY_POINTS = "blockwright.models"
+MANY = 1000  # files of a folder
 REMEDY = "Name a run's folder (logs/train/runs/…), a *.ckpt, or the OUT of blockwright import"
 
 
@@ -36,6 +45,7 @@ class Source:
         tokenizer: state of its tokenizer as plain data; None if it has none or has files
         folder: where tokenizer files may be; None for a run
         origin: origin of the imported model that it is or started from; see blocks/checkpoint/origin.py
+        read_from: which weights these are, for people: the file, its step, whether they are an average
     """
 
     model: dict[str, Any]
@@ -43,6 +53,7 @@ class Source:
     tokenizer: dict[str, Any] | None = None
     folder: Path | None = None
     origin: dict[str, Any] = field(default_factory=dict)
+    read_from: str = ""
 
 
 @contextmanager
@@ -83,13 +94,35 @@ def _opened(path: Path) -> Source:
     check_there(path, "RUN")
     if (path / COMPOSITION).is_file():
         return _imported(path)
-    last = path / "checkpoints" / "last.ckpt"
     if is_folder(path):
         return _trained(path)
-    if path.is_dir() and not last.exists():
+    last = path / "checkpoints" / "last.ckpt"
+    ours = last.exists() if path.is_dir() else path.suffix == ".ckpt"
+    if not ours and (source := _of_other_programs(path)) is not None:
+        return source
+    if path.is_dir() and not ours:
         rule = f"holds neither {COMPOSITION} nor checkpoints/last.ckpt"
         raise ConfigError("RUN", str(path), rule, REMEDY)
     return _trained(last if path.is_dir() else path)
+
+
+def _of_other_programs(path: Path) -> Source | None:
+    for reader in _readers():
+        try:
+            source = reader(path)
+        except ConfigError as error:
+            part = error.path.removeprefix(str(path)).lstrip("/: ")
+            rule = f"{part}: {error.rule}" if part else error.rule
+            raise ConfigError("RUN", str(path), rule, error.remedy) from None
+        if source is not None:
+            return source
+    return None
+
+
+@lru_cache(maxsize=1)
+def _readers() -> list[Callable[[Path], Source | None]]:
+    """Of models of other programs, by installed packages."""
+    return [point.load() for point in sorted(entry_points(group=ENTRY_POINTS), key=lambda point: point.name)]
 
 
 def _trained(file: Path) -> Source:
@@ -97,7 +130,21 @@ def _trained(file: Path) -> Source:
     model = check(checkpoint["hyper_parameters"]["model"])
     _check_shapes(model, shapes_of(checkpoint), file)
     came_from = origin.check(checkpoint.get("origin", {}), str(file))
-    return Source(model, weights_of(checkpoint), tokenizer_state(checkpoint), origin=came_from)
+    chosen = _described(file, checkpoint)
+    return Source(model, weights_of(checkpoint), tokenizer_state(checkpoint), origin=came_from, read_from=chosen)
+
+
+def _described(file: Path, checkpoint: Mapping[str, Any]) -> str:
+    """Which weights a checkpoint holds, and which others are next to it: a run keeps its last and its best."""
+    parts, step = [str(file)], checkpoint.get("global_step")
+    if isinstance(step, int):
+        parts.append(f"step {step:,}")
+    if "current_model_state" in checkpoint:  # of callbacks=averaging
+        parts.append("a moving average of the weights")
+    beside = (other.name for other in islice(file.parent.glob("*.ckpt"), MANY) if other.name != file.name)
+    if others := sorted(name for name in beside if "previous" not in name):
+        parts.append(f"next to {' and '.join(others[:3])}")
+    return ", ".join(parts)
 
 
 def tokenizer_state(checkpoint: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -110,7 +157,7 @@ def _imported(folder: Path) -> Source:
     model = read_composition(folder)
     _check_shapes(model, _shapes(shards), folder)
     tensors = dict(shards.read(shards.entries))
-    return Source(model, tensors, None, folder, origin.read(folder))
+    return Source(model, tensors, None, folder, origin.read(folder), str(folder))
 
 
 def checkpoint_of(start: Path) -> Path | None:
@@ -209,23 +256,53 @@ def _state(checkpoint: Path, written: int) -> dict[str, Tensor]:
     return weights_of(read_checkpoint(checkpoint))
 
 
-def load(path: str | Path, *, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> Decoder:
-    """A decoder in evaluation mode, with its weights, from a run, a checkpoint or an imported folder.
+def load(path: str | Path, *, dtype: torch.dtype | str = torch.float32, device: torch.device | str = "cpu") -> Decoder:
+    """A decoder in evaluation mode, with its weights, from every path that ``blockwright generate`` takes.
+
+    ``decoder.read_from`` says which weights they are.
 
     Args:
-        path: a run's folder, for its last checkpoint; a checkpoint; or the OUT of ``blockwright import``
+        path: a run's folder, for its last checkpoint; a checkpoint, such as ``RUN/checkpoints/best.ckpt``; the OUT of
+            ``blockwright import``; or what an installed package reads: a Hugging Face folder, a ``*.gguf``
         dtype, device: of the weights
 
     Raises:
-        ConfigError: as for ``open_source``, or the weights do not fit
+        ConfigError: as for ``open_source``; or the weights do not fit, or there is no such dtype or device
     """
-    return build(open_source(Path(path)), dtype=dtype, device=device)
+    wanted, where = usable_dtype(dtype), usable_device(device)
+    return build(open_source(Path(path)), dtype=wanted, device=where)
+
+
+def usable_dtype(dtype: torch.dtype | str) -> torch.dtype:
+    """A dtype of weights, or that of a name.
+
+    Raises:
+        ConfigError: it is not among ``DTYPES``
+    """
+    name = str(dtype).removeprefix("torch.")
+    if name not in DTYPES:
+        raise ConfigError("dtype", name, "is not supported", did_you_mean(name, DTYPES))
+    return getattr(torch, name)
+
+
+def usable_device(device: torch.device | str) -> torch.device:
+    """A device, or that of a name.
+
+    Raises:
+        ConfigError: torch has none
+    """
+    try:
+        return torch.empty(0, device=device, dtype=torch.float32).device
+    except (RuntimeError, AssertionError):
+        rule = "torch has no such device here"
+        raise ConfigError("device", str(device), rule, "Write cpu, or cuda:0 on a GPU") from None
 
 
 def build(source: Source, *, dtype: torch.dtype, device: torch.device | str) -> Decoder:
     """Build the decoder of a source, in evaluation mode."""
     decoder = compose(source.model, device="meta").to_empty(device="cpu").to(dtype)
     decoder.load_state_dict(dict(source.tensors))
+    decoder.read_from = source.read_from
     return decoder.to(device).eval()
 
 

@@ -6,7 +6,8 @@ then read one after the other, each tensor into its place, so peak memory is the
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,40 @@ def import_folder(
     Raises:
         ConfigError: the checkpoint or a folder is unusable; nothing has been written
     """
+    found = read_folder(source, dtype=dtype, mtp=mtp, ignored=ignored)
+    files = companions.read(source)
+    with whole(out) as folder:
+        outgoing = {name: ready(tensor) for name, tensor in found.tensors().items()}
+        write_shards(folder, outgoing, max_bytes)
+        head = f"# Imported from a checkpoint of {found.model_type}.\n"
+        (folder / "model.yaml").write_text(head + yaml.safe_dump(read(found.model), sort_keys=False))
+        origin.write(found.origin, folder)
+        companions.write(files, folder)
+        copy_files((*VOCABULARIES, "README.md"), source, folder)
+    return found.model_type
+
+
+@dataclass(frozen=True)
+class Found:
+    """A checkpoint whose headers fit a composition.
+
+    Args:
+        model_type: of its family
+        model: the composition
+        origin: see blocks/checkpoint/origin.py
+        tensors: reads our tensors
+    """
+
+    model_type: str
+    model: dict[str, Any]
+    origin: dict[str, Any]
+    tensors: Callable[[], dict[str, Tensor]]
+
+
+def read_folder(
+    source: Path, *, dtype: torch.dtype | None = None, mtp: bool = False, ignored: Collection[str] = ()
+) -> Found:
+    """Check a checkpoint by its headers; arguments and errors as in ``import_folder``."""
     values = read_json(source / "config.json")
     family = find(values)
     block = block_size(values)  # before the headers: of other tools they hold dtypes that would be refused first
@@ -70,7 +105,7 @@ def import_folder(
     if mtp and not model.get("mtp"):
         rule = f"this checkpoint of {family.model_type} has no heads of multi-token prediction that are read here"
         raise ConfigError("--mtp", True, rule, "Leave it out")
-    files, licences = companions.read(source), origin.licences(source)
+    licences = origin.licences(source)
     with torch.device("meta"):
         decoder = compose(model, device="meta")
     ours = decoder.state_dict()
@@ -80,16 +115,7 @@ def import_folder(
     idle, skipped = {key: IDLE[key] for key in values if key in IDLE}, {key: values[key] for key in ignored}
     came_from = {"model_type": family.model_type, "config": values, "idle": idle, "ignored": skipped}
     came_from = origin.check({**came_from, "licences": licences}, str(source))
-    with whole(out) as folder:
-        tensors = fill(found, shards, ours, dtypes)
-        outgoing = {name: ready(tensor) for name, tensor in tensors.items()}
-        write_shards(folder, outgoing, max_bytes)
-        head = f"# Imported from a checkpoint of {family.model_type}.\n"
-        (folder / "model.yaml").write_text(head + yaml.safe_dump(read(model), sort_keys=False))
-        origin.write(came_from, folder)
-        companions.write(files, folder)
-        copy_files((*VOCABULARIES, "README.md"), source, folder)
-    return family.model_type
+    return Found(family.model_type, model, came_from, lambda: fill(found, shards, ours, dtypes))
 
 
 def find(values: Mapping[str, Any]) -> Family:

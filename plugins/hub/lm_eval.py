@@ -1,7 +1,8 @@
 """``blockwright evaluate --model_args path=RUN --tasks TASKS``: lm-evaluation-harness (extra ``lm_eval``).
 
 ``path`` is a run's folder, a checkpoint, or an imported folder; the other options are the harness's own. With
-``--apply_chat_template`` questions are written in the format of the run's conversations, or in that named by
+``--apply_chat_template`` questions are written in the format of the run's conversations, else in the template beside
+the tokenizer, or in that named by
 ``--apply_chat_template NAME`` or ``chat=NAME``; an answer then ends at the format's end too. Not supported: several
 processes, and generation of several requests at once.
 """
@@ -19,13 +20,13 @@ from typing import Annotated, Any
 import torch
 from torch import Tensor
 
-from blockwright.blocks.checkpoint.source import build, check_there, open_source
+from blockwright.blocks.checkpoint.source import check_there
 from blockwright.blocks.generation.generate import Continuations
 from blockwright.blocks.generation.sample import Sampling
 from blockwright.blocks.generation.text_stream import TextStream
 from blockwright.blocks.position.boundaries import alike
-from blockwright.lab.chat_text import ChatText, format_of
-from blockwright.lab.writer import DTYPES, begin, tokenizer_of
+from blockwright.lab.chat_text import ChatText, own_format
+from blockwright.lab.writer import Writer, begin
 from blockwright.registry import REFUSED, ConfigError, did_you_mean
 from blockwright.registry.reading import Remedy, checked, read
 
@@ -69,7 +70,7 @@ class Blockwright(TemplateLM):
         device: of the computation; the harness passes cuda:0 by default, replaced by the CPU without a GPU
         add_bos_token: whether to prepend the token that begins a document to every context
         seed: of the sampling
-        chat: format of conversations, for ``--apply_chat_template``; None for that of the run
+        chat: format of conversations, for ``--apply_chat_template``; None for that of the model
     """
 
     def __init__(
@@ -93,22 +94,15 @@ class Blockwright(TemplateLM):
             "max_length": 1 if max_length is None else max_length,
         }
         self.batch_size = {name: _count(name, value, 1) for name, value in counts.items()}["batch_size"]
-        folder = Path(str(path))
-        source = open_source(folder, PATH)
-        self.words = tokenizer_of(source, folder)
-        if dtype not in DTYPES:
-            raise ConfigError("dtype", dtype, "is not supported", did_you_mean(dtype, DTYPES))
         usable = device if device and (torch.cuda.is_available() or not device.startswith("cuda")) else "cpu"
-        try:
-            self._device = torch.device(usable)
-        except RuntimeError:
-            raise ConfigError("device", device, "is not a device of torch", "Write cpu or cuda:0") from None
-        self.decoder = build(source, dtype=getattr(torch, dtype), device=self._device)
+        writer = Writer.open(str(path), dtype=dtype, device=usable, word=PATH)
+        self.words, self.decoder = writer.words, writer.decoder
+        self._device = self.decoder.output_weight.device
         self.max_length = max_length or self.decoder.config["max_positions"]
         self.max_gen_toks, self.seed = max_gen_toks, seed
         self._prefix = self.words.eos if self.words.bos is None else self.words.bos
         asked = "model_args.add_bos_token"
-        self._format = chat or format_of(folder)
+        self._format = chat or own_format(Path(str(path)), self.words)
         self._chat: ChatText | None = None
         self._in_front = [begin(self.words, asked, "Leave add_bos_token out")] if add_bos_token else []
 
@@ -157,7 +151,7 @@ class Blockwright(TemplateLM):
     def _chosen(self, name: str | None = None) -> ChatText:
         if self._chat is None or name:
             if name is None and self._format is None:
-                rule = "the model was not trained on conversations, so their format must be named"
+                rule = "the model has no format of conversations, so it must be named"
                 raise ConfigError(
                     "model_args.chat", None, rule, "Write --apply_chat_template chatml, or another format"
                 )

@@ -6,7 +6,7 @@ from argparse import Namespace
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, ClassVar, Self
 
 import numpy as np
 import torch
@@ -35,6 +35,9 @@ class ImageFiles(Attachment):
         boxes: PNG to write: the first picture with the boxes that the first continuation names; None for none
     """
 
+    word: ClassVar[str] = "image"
+    mark: ClassVar[str] = WORD
+
     files: tuple[str, ...]
     boxes: str | None = None
 
@@ -50,6 +53,10 @@ class ImageFiles(Attachment):
         if options.boxes is not None:
             _check_boxes(options.boxes, options.image)
         return cls(tuple(options.image), options.boxes) if options.image else None
+
+    @classmethod
+    def of_files(cls, files: Sequence[str]) -> Self:
+        return cls(tuple(files))
 
     @staticmethod
     def refuse_marks(prompts: Sequence[str]) -> None:

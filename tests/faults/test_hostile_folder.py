@@ -54,6 +54,7 @@ FORMS: dict[str, list[str]] = {
     "verdict": ["FOLDER", "FOLDER --json"],
     "surgery": ["FOLDER model/attention=mla --ledger", "FOLDER model/attention=mla"],
     "generate": ["FOLDER --prompt It --max-new-tokens 2 --device cpu"],
+    "chat": [f"{folder} --max-new-tokens 2 --device cpu" for folder in ("FOLDER", "FOLDER --format plain")],
     "cache-loss": ["FOLDER --windows 1", "FOLDER --windows 1 --text FOLDER/huge.txt --text FOLDER/pipe"],
     "evaluate": ["FOLDER --suite needle --lengths 32 --samples 1", "FOLDER --task FOLDER/model.yaml"],
     "import": ["FOLDER OUT", "FOLDER/model.gguf OUT"],
@@ -218,6 +219,7 @@ def dump_yaml(file: Path, values: Any) -> None:
 def guarded(hostile: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """The environment has a secret, and afterwards no payload has run, and no file has the secret."""
     monkeypatch.setenv(VARIABLE, SECRET)
+    monkeypatch.setattr("sys.stdin", io.StringIO("It\n"))
     monkeypatch.setenv("PROJECT_ROOT", str(hostile.parent / "project"))
     monkeypatch.chdir(hostile.parent)
     before = set(hostile.parent.iterdir())

@@ -55,6 +55,7 @@ ELSEWHERE = {
     "training/data/shakespeare.py read_text": "files of an installed package",
     "blocks/refusals.py read_text": "a file of the kernel",
     "blocks/kernels/machine.py read_text": "a file of the kernel",
+    "training/memory_limit.py read_text": "a file of the kernel",
     "training/claims.py read_text": "a lock that this process has opened, and a file of the kernel",
     "training/data/mixture/module.py json.loads": "what a process of this run has prepared",
     "training/data/mixture/readers.py json.loads": "a record of the user's text, which is tokenised",

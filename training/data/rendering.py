@@ -44,6 +44,7 @@ class Rendering(Tokenizer):
         self.vocab_size, self.eos = 2 * tokenizer.vocab_size, 2 * tokenizer.eos
         self.counts: Counter[str] = Counter()
         chat.prepare(tokenizer)
+        chat.check_scores()
 
     @property
     def fitted(self) -> bool:

@@ -10,10 +10,11 @@ from pathlib import Path
 from rich import box
 from rich.table import Table
 
+from blockwright.blocks.checkpoint.source import DTYPES
 from blockwright.blocks.generation.generate import check_lengths
 from blockwright.blocks.kernels.machine import keep_freed_memory
 from blockwright.lab.chat_text import format_of
-from blockwright.lab.writer import DTYPES, Writer
+from blockwright.lab.writer import Writer
 from blockwright.plugins.alignment.solving.measure import Share, Solved, solve
 from blockwright.plugins.alignment.solving.problems import read_problems
 from blockwright.registry import BlockError, ConfigError

@@ -13,12 +13,20 @@ from rich import box
 from rich.table import Table
 
 from blockwright import registry
-from blockwright.blocks.checkpoint.source import Source, build, checkpoint_of, open_source
+from blockwright.blocks.checkpoint.source import (
+    DTYPES,
+    Source,
+    build,
+    checkpoint_of,
+    open_source,
+    usable_device,
+    usable_dtype,
+)
 from blockwright.blocks.compose import check
 from blockwright.blocks.kernels.machine import keep_freed_memory, set_float32_matmul
 from blockwright.lab.own_text import own_text
 from blockwright.lab.text_file import read_text_file
-from blockwright.lab.writer import DTYPES, tokenizer_of, usable_device
+from blockwright.lab.writer import tokenizer_of
 from blockwright.plugins.long_context.reading import results
 from blockwright.plugins.long_context.reading.base import find
 from blockwright.plugins.long_context.reading.chart import written
@@ -26,7 +34,7 @@ from blockwright.plugins.long_context.reading.measure import DEPTHS, Grid, read
 from blockwright.plugins.long_context.reading.position_loss import PositionLoss, position_loss
 from blockwright.plugins.long_context.reading.reading import Reading
 from blockwright.plugins.long_context.reading.wording import WORDINGS, wording_of
-from blockwright.registry import ConfigError, did_you_mean
+from blockwright.registry import ConfigError
 from blockwright.registry.command import Parser
 from blockwright.registry.folder import own_folder
 from blockwright.registry.printing import show
@@ -96,8 +104,7 @@ def main(arguments: Sequence[str]) -> None:
         raise ConfigError("--window", words.window, "must be at least 1 token", "Leave it out")
     if words.out and Path(words.out).exists() and not Path(words.out).is_dir():
         raise ConfigError("--out", words.out, "is a file, and a folder is written", "Name a folder")
-    if words.dtype not in DTYPES:
-        raise ConfigError("--dtype", words.dtype, "is not supported", did_you_mean(words.dtype, DTYPES))
+    dtype = usable_dtype(words.dtype)
     depths = results.check_depths(_numbers("--depths", words.depths, float), "--depths")
     folder = Path(words.model)
     source = _positioned(open_source(folder, "MODEL"), words.position, words.model)
@@ -113,7 +120,7 @@ def main(arguments: Sequence[str]) -> None:
     results.try_prompts(tests, grid, text, wording, "--lengths")
     keep_freed_memory()
     device = usable_device(words.device)
-    decoder = build(source, dtype=_dtype(words.dtype), device=device)
+    decoder = build(source, dtype=dtype, device=device)
     set_float32_matmul("auto", decoder.output_weight.device.type)
     tell = (lambda line: None) if words.json else (lambda line: print(line, flush=True))
     readings = [read(decoder, test, text, wording, grid, tell) for test in tests]
@@ -140,12 +147,6 @@ def _positioned(source: Source, node: str | None, name: str) -> Source:
     model = check({**source.model, "position": {"name": position} if isinstance(position, str) else position})
     check_swaps(source.model, model, name, allowed=True)
     return replace(source, model=model)
-
-
-def _dtype(name: str) -> Any:
-    import torch
-
-    return getattr(torch, name)
 
 
 def grid_table(reading: Reading) -> Table:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,11 @@ import pytest
 from PIL import Image
 
 from blockwright.blocks.compose import compose
+from blockwright.blocks.generation.generate import Continuations
+from blockwright.blocks.generation.sample import Sampling
+from blockwright.lab.chat.conversation import Conversation, Manner
+from blockwright.lab.chat.talk import Talk
+from blockwright.lab.chat_text import ChatText
 from blockwright.lab.writer import Request, Writer
 from blockwright.plugins.vision.attachment import ImageFiles, drawn
 from blockwright.plugins.vision.data.boxes import boxes, overlap
@@ -116,3 +123,69 @@ def test_marks_and_pictures_that_disagree_are_refused(
     with pytest.raises(ConfigError) as caught:
         writer.stream([prompt], Request(attached=attached))
     assert caught.value.path == path
+
+
+# --- conversations ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def talk(tiny: Callable[..., Any]) -> Talk:
+    model = tiny(vocab_size=258, max_positions=512, init={"std": 0.3, "depth_scaled": False}, **SIGHT)
+    writer = Writer(compose(model, seed=3).eval().double(), Bytes(258))
+    conversation = Conversation(writer, ChatText("plain", writer.words), Manner(6, Sampling(0)))
+    return Talk(conversation, io.StringIO(), io.StringIO(), terminal=False)
+
+
+def test_pictures_of_all_turns_are_seen_in_each(talk: Talk, files: tuple[str, ...]) -> None:
+    writer, places = talk.conversation.writer, [257] * 4
+    prompt: list[int] = []
+    for n, (file, text) in enumerate(zip(files, ("what?", "and?"), strict=True), 1):
+        talk.take(f"/image {file}")
+        talk.take(text)
+        prompt += [*places, *text.encode()]
+        media = ImageFiles(files[:n]).encode(writer.decoder, ["<image>" * n], writer.encode)[1]
+        rows = Continuations(writer.decoder, [prompt], 6, Sampling(0), stop_tokens={256}, media=media)
+        expected = writer.words.decode([row[0] for row in rows if row[0] is not None])
+        assert talk.conversation.turns[-1].content == expected
+        prompt += [*expected.encode(), 256]
+    assert [turn.content for turn in talk.conversation.turns[::2]] == ["<image>what?", "<image>and?"]
+
+
+def test_a_later_picture_does_not_meet_the_caches_of_an_earlier_one(talk: Talk, files: tuple[str, ...]) -> None:
+    answers = []
+    for file in files:
+        talk.take(f"/image {file}")
+        talk.take("what?")
+        answers.append(talk.conversation.turns[-1].content)
+        talk.take("/clear")
+    assert answers[0] != answers[1]
+
+
+def test_conversation_with_pictures_is_saved_with_their_files(
+    talk: Talk, files: tuple[str, ...], tmp_path: Path
+) -> None:
+    talk.take(f"/image {files[0]}")
+    talk.take("what is <image>?")
+    talk.take(f"/save {tmp_path / 'talk.jsonl'}")
+    record = json.loads((tmp_path / "talk.jsonl").read_text())
+    assert record["images"] == [files[0]] and record["messages"][0]["content"] == "what is <image>?"
+
+
+@pytest.mark.parametrize(
+    ("lines", "path"),
+    [
+        (["<image> what?"], "message"),
+        (["/image {0}", "<image> and <image>?"], "message"),
+        (["/image gone.png"], "FILE"),
+        (["/image"], "FILE"),
+        (["/image {2}", "what?"], "--image"),
+    ],
+)
+def test_pictures_that_cannot_be_shown_are_refused(
+    lines: list[str], path: str, talk: Talk, files: tuple[str, ...], tmp_path: Path
+) -> None:
+    (tmp_path / "no.png").write_text("no picture")
+    with pytest.raises(ConfigError) as refusal:
+        for line in lines:
+            talk.take(line.format(*files, tmp_path / "no.png"))
+    assert refusal.value.path == path and not talk.conversation.turns

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import resource
 from collections.abc import Mapping
 from typing import Any
 
@@ -149,6 +151,7 @@ def refused(template: str, talk: list[Any] | None = None) -> ConfigError:
     built = registry.build("chat", Node("jinja", "data.chat"), Scope({}, {}))
     with pytest.raises(ConfigError) as refusal:
         built.prepare(tokenizer)
+        built.check_scores()
         built.render(talk or TALK)
     return refusal.value
 
@@ -161,6 +164,26 @@ def test_templates_that_cannot_be_used_are_refused() -> None:
     assert "refuses a conversation" in refused(marked + "{{ nothing.there }}").rule
     with pytest.raises(ConfigError, match="has no chat template beside it"):
         registry.build("chat", Node("jinja", "data.chat"), Scope({}, {})).prepare(Bytes())
+
+
+UNMARKED = """{% if messages[0].role != 'system' %}<|im_start|>system
+Give an answer.<|im_end|>
+{% endif %}{% for m in messages %}<|im_start|>{{ m.role }}
+{{ m.content }}<|im_end|>
+{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant
+{% endif %}"""
+
+
+def test_template_without_marks_serves_where_nothing_is_scored() -> None:
+    tokenizer = WithWords()
+    tokenizer.companions = {"chat_template.jinja": UNMARKED}
+    built = registry.build("chat", Node("jinja", "data.chat"), Scope({}, {}))
+    built.prepare(tokenizer)
+    talk = written(built.open([USER]))
+    assert (
+        talk == "<|im_start|>system\nGive an answer.<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
+    )
+    assert built.ends(tokenizer) == tokenizer.ends | {tokenizer.special_words["<|im_end|>"]}
 
 
 @pytest.mark.parametrize(
@@ -255,6 +278,30 @@ def test_template_without_an_end_is_stopped(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr("blockwright.training.data.chat.jinja.SECONDS", 0.2)
     loops = "{% for i in range(99999) %}" * 3 + "{% endfor %}" * 3
     assert "took longer than 0.2 seconds" in refused("{% generation %}{% endgeneration %}" + loops).rule
+
+
+@pytest.mark.parametrize(
+    "bomb",
+    [
+        "{{ 'a' * 10**11 }}",
+        "{{ 'a'.center(10**11) }}",
+        "{{ '%100000000000s' % 1 }}",
+        "{{ 'a'.ljust(10**11) }}",
+        "{% set n = namespace(s='a') %}{% for i in range(60) %}{% set n.s = n.s ~ n.s %}{% endfor %}{{ n.s }}",
+        "{% set s = 'a' * 50000 %}{% for i in range(90000) %}{{ s }}{% endfor %}",
+        "{{ [0] * 10**11 }}",
+        "{% for i in range(90000) %}{{ 'a' * 500 }}{% endfor %}",
+        "{{ 10 ** (10 ** 10) }}",
+    ],
+)
+def test_template_that_would_fill_memory_is_stopped(bomb: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("blockwright.training.data.chat.jinja.SECONDS", 1.0)
+    limits = resource.getrlimit(resource.RLIMIT_AS)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    rule = refused("{% generation %}{% endgeneration %}" + bomb).rule
+    assert re.match("is no Jinja template|the template refuses a conversation", rule)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 1.2 * 2**20  # KiB
+    assert resource.getrlimit(resource.RLIMIT_AS) == limits
 
 
 def test_adjacent_texts_are_encoded_as_one() -> None:

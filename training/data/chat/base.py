@@ -62,6 +62,13 @@ class Chat(Composable):
         for word in self.words():
             encode_special(word, tokenizer)
 
+    def check_scores(self) -> None:  # by default answers are scored
+        """Refuse a format that would score no token; called before training alone.
+
+        Raises:
+            ConfigError: at ``data.chat``
+        """
+
     def words(self) -> Iterable[str]:
         """The special tokens of the format."""
         return ()

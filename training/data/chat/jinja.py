@@ -12,6 +12,7 @@ from blockwright.registry.limits import read_text
 from blockwright.training.data.chat.base import Chat, Message, Piece, Tools, answered, encode_special
 from blockwright.training.data.tokenizers import companions
 from blockwright.training.data.tokenizers.base import Tokenizer
+from blockwright.training.memory_limit import memory_limit
 from blockwright.training.time_limit import Overdue, time_limit
 
 if TYPE_CHECKING:
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
 
 OPEN, CLOSE, HIDDEN = "\ue000", "\ue001", "\ue002"  # private-use characters, which no real text holds
 SECONDS = 10.0  # to render a conversation
+MEMORY = 2**30  # bytes, for the same
+LONGEST = 2**25  # characters of a rendered conversation
+ANSWER = "An example of an answer"
 REMEDY = "Name a file with {% generation %} around the answers: data.chat.template=FILE; or use data/chat=chatml"
 
 
@@ -27,11 +31,11 @@ class Jinja(Chat):
     """The Jinja template of an imported tokenizer, or of a file.
 
     What is scored lies between ``{% generation %}`` and ``{% endgeneration %}``, as in transformers; few published
-    templates have these marks, and without them a template is refused. Templates run in Jinja's sandbox, with
+    templates have these marks, and without them training refuses a template. Templates run in Jinja's sandbox, with
     ``messages``, ``bos_token``, ``eos_token``, ``add_generation_prompt``, ``tools`` (null without any),
-    ``raise_exception`` and ``tojson``, for at most 10 seconds a conversation. Unlike transformers, the words of special
-    tokens in messages and tools are encoded as ordinary text, and ``strftime_now`` is missing: a text would depend on
-    the day.
+    ``raise_exception`` and ``tojson``, for at most 10 seconds and in 1 GiB of memory a conversation. Unlike
+    transformers, the words of special tokens in messages and tools are encoded as ordinary text, and ``strftime_now``
+    is missing: a text would depend on the day.
 
     Args:
         template: file of the template; null for the one beside the tokenizer
@@ -51,14 +55,16 @@ class Jinja(Chat):
     def prepare(self, tokenizer: Tokenizer) -> None:
         require("lab", "jinja2", path="data.chat", value="jinja")
         self._text = read_text(Path(self.file), "data.chat.template", REMEDY) if self.file else _of(tokenizer)
-        if not re.search(r"\{%-?\s*generation\s*-?%\}", self._text):
-            rule = "the template marks no answers with {% generation %}, so no token would be scored"
-            raise ConfigError("data.chat.template", self.file, rule, REMEDY)
         inverse = {i: word for word, i in tokenizer.special_words.items()}
         named = {"bos_token": tokenizer.bos, "eos_token": tokenizer.eos}
         self._words = {name: inverse.get(i, "") if i is not None else "" for name, i in named.items()}
         self._special = [word for word in sorted(tokenizer.special_words, key=len, reverse=True) if word]
         self._template = _compiled(self._text, self.file)
+
+    def check_scores(self) -> None:
+        if not re.search(r"\{%-?\s*generation\s*-?%\}", self._text):
+            rule = "the template marks no answers with {% generation %}, so no token would be scored"
+            raise ConfigError("data.chat.template", self.file, rule, REMEDY)
 
     def turn(self, message: Message) -> list[Piece]:
         raise NotImplementedError("a template renders whole conversations")
@@ -73,10 +79,11 @@ class Jinja(Chat):
         return self._pieces(messages, tools, add_generation_prompt=True)
 
     def ends(self, tokenizer: Tokenizer) -> frozenset[int]:
-        """Those of the tokenizer, and the special token at the end of a marked answer."""
-        talk = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "!"}]
-        marked = [piece for piece in self.render(talk) if piece.scored]
-        own = {encode_special(piece.text, tokenizer) for piece in marked[-1:] if piece.special}
+        """Those of the tokenizer, and the special token after the content of an answer."""
+        talk = [{"role": "user", "content": "?"}, {"role": "assistant", "content": ANSWER}]
+        pieces = self.render(talk)
+        after = max((n for n, piece in enumerate(pieces, 1) if ANSWER in piece.text), default=len(pieces))
+        own = {encode_special(piece.text, tokenizer) for piece in pieces[after : after + 1] if piece.special}
         return tokenizer.ends | {i for i in own if i is not None}
 
     def template(self) -> str | None:
@@ -91,10 +98,12 @@ class Jinja(Chat):
         known = [_with_older_names(message) for message in messages]
         shown = {"messages": self._hide(known), "tools": self._hide(list(tools)) or None}
         try:
-            with time_limit(SECONDS):
+            with time_limit(SECONDS), memory_limit(MEMORY):
                 text = self._template.render(**shown, add_generation_prompt=add_generation_prompt, **self._words)
+            if len(text) > LONGEST:
+                raise ValueError(f"it writes {len(text):,} characters, more than {LONGEST:,}")
         except (Exception, Overdue) as error:  # templates raise their own complaints, and anything else
-            rule = f"the template refuses a conversation ({' '.join(str(error).split())[:200]})"
+            rule = f"the template refuses a conversation ({_reason(error)})"
             raise ConfigError("data.chat", "jinja", rule, "Fix the conversation, or the template") from None
         answers = iter([answered(message) for message in messages if message["role"] == "assistant"])
         pieces: list[Piece] = []
@@ -125,35 +134,53 @@ class Jinja(Chat):
         return content
 
 
+def has_template(tokenizer: Tokenizer) -> bool:
+    """Whether there is a template beside a tokenizer."""
+    return _beside(tokenizer) is not None
+
+
 def _of(tokenizer: Tokenizer) -> str:
     """The template beside a tokenizer.
 
     Raises:
         ConfigError: there is none
     """
-    files = getattr(tokenizer, "companions", {})
-    text: Any = files.get("chat_template.jinja") or companions.values(files, companions.SETTINGS).get("chat_template")
-    if isinstance(text, list):  # several by name
-        text = next((each.get("template") for each in text if each.get("name") == "default"), None)
-    if not isinstance(text, str):
+    text = _beside(tokenizer)
+    if text is None:
         rule = f"the {tokenizer.kind} tokenizer has no chat template beside it"
         raise ConfigError("data.chat", "jinja", rule, REMEDY)
     return text
 
 
+def _beside(tokenizer: Tokenizer) -> str | None:
+    files = getattr(tokenizer, "companions", {})
+    older = (
+        companions.values(files, name).get("chat_template") for name in (companions.SETTINGS, "chat_template.json")
+    )
+    text: Any = files.get("chat_template.jinja") or next(filter(None, older), None)
+    if isinstance(text, list):  # several by name
+        named = [each for each in text if isinstance(each, Mapping)]
+        text = next((each.get("template") for each in named if each.get("name") == "default"), None)
+    return text if isinstance(text, str) else None
+
+
 def _compiled(text: str, file: str | None) -> Template:
-    import jinja2
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
     extensions = [_marks(), "jinja2.ext.loopcontrols"]
     environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=extensions)
     environment.globals["raise_exception"] = _refuse
     environment.filters["tojson"] = _json  # Jinja's own escapes for HTML
-    try:
-        return environment.from_string(text)
-    except jinja2.TemplateError as error:
-        rule = f"is no Jinja template ({' '.join(str(error).split())[:200]})"
+    try:  # Jinja computes constant expressions when it compiles
+        with time_limit(SECONDS), memory_limit(MEMORY):
+            return environment.from_string(text)
+    except (Exception, Overdue) as error:  # Jinja's own, and those of Python's compiler
+        rule = f"is no Jinja template ({_reason(error)})"
         raise ConfigError("data.chat.template", file, rule, REMEDY) from None
+
+
+def _reason(error: BaseException) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 def _with_older_names(message: Message) -> Message:
