@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from blockwright.lab.attachment import refuse_marks
-from blockwright.lab.chat_text import ChatText, format_of
+from blockwright.lab.chat_text import ChatText, own_format
 from blockwright.lab.writer import Writer
 from blockwright.plugins.serve.refusal import RefusedError, refused, shown
 from blockwright.registry import ConfigError
@@ -114,12 +114,13 @@ def chat_of(model: str, writer: Writer, name: str | None) -> ChatText | None:
     Args:
         model: a run's folder, a checkpoint or an imported folder
         writer: its tokenizer is the format's
-        name: of a registered format; None for the one that the model was trained with
+        name: of a registered format; None for the one that the model was trained with, or the template beside its
+            tokenizer
 
     Raises:
         ConfigError: there is no such format, or the tokenizer lacks its special tokens
     """
-    chosen = name or format_of(Path(model))
+    chosen = name or own_format(Path(model), writer.words)
     if chosen is None:
         return None
     try:
