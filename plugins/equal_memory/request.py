@@ -10,8 +10,8 @@ from typing import Annotated, Literal
 
 from annotated_types import Ge, Le
 
+from blockwright.blocks.checkpoint.source import DTYPES
 from blockwright.lab.match.request import swept
-from blockwright.lab.writer import DTYPES
 from blockwright.registry import BlockError, ConfigError, did_you_mean
 from blockwright.registry.command import Parser
 from blockwright.registry.ranges import Count
