@@ -25,6 +25,7 @@ class Block(nn.Module, Composable):
             initialisation shrinks exactly these
         causal: whether a token's output is independent of later tokens; False for gates that choose over the whole
             batch
+        independent: whether in evaluation a row's output depends on that row alone
         counted_as: the line of a cost card that its parameters belong to; None: that of the block around it
         empty: whether it leaves its slot empty: its output is 0, and no gradient comes through it
         conformance_settings: parameter values for its conformance checks, small, and such that every parameter has an
@@ -36,6 +37,7 @@ class Block(nn.Module, Composable):
 
     residual_outputs: ClassVar[tuple[str, ...]] = ()
     causal: ClassVar[bool] = True
+    independent: ClassVar[bool] = True
     counted_as: ClassVar[str | None] = None
     empty: ClassVar[bool] = False
     conformance_settings: ClassVar[Mapping[str, Any]] = {}

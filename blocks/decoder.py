@@ -180,6 +180,17 @@ class Decoder(nn.Module):
             x = self._input(kind).place(x, tokens, content)
         return x
 
+    def check_places(self, tokens: Sequence[int], media: Media | None) -> None:
+        """Refuse a text whose media ``look_up`` would refuse, before anything is computed.
+
+        Raises:
+            BlockError: as there
+        """
+        for kind, content in (media or {}).items():
+            block = self._input(kind)
+            if (places := tokens.count(block.token)) != (needed := block.count(content)):
+                raise block.misplaced(places, needed, content)
+
     def _input(self, kind: str) -> Input:
         if (block := self.inputs.get(kind)) is None:
             raise BlockError(

@@ -29,6 +29,7 @@ class ExpertChoice(LinearGating):
     """
 
     causal: ClassVar[bool] = False
+    independent: ClassVar[bool] = False
 
     def __init__(self, d_model: int, n_experts: int, top_k: Count = 2, balance: list[Balance] | None = None) -> None:
         super().__init__(d_model, n_experts, top_k, balance)

@@ -1,7 +1,7 @@
 """Continue prompts: prefill the caches, then decode token by token.
 
 ``generate`` is the simple case, prompts of equal length in a tensor. ``Continuations`` takes prompts of any length and
-yields tokens as they are sampled. Not supported: rows that join later, speculative decoding.
+yields tokens as they are sampled. Requests that come and go are for ``Batch`` (blocks/generation/batch.py).
 """
 
 from __future__ import annotations
@@ -72,6 +72,7 @@ class Continuations:
         chunk: prompt tokens per forward pass: smaller chunks of long prompts take less memory. None for 8192, fewer
             where padding is masked or a selector chooses
         media: what all prompts hold beside text, in order; each has its places in a prompt
+        room: tokens that the caches have room for, which some rotations depend on; None: those that are needed
 
     Raises:
         BlockError: a prompt is empty, or longer than the model's positions
@@ -89,6 +90,7 @@ class Continuations:
         bits: int | None = None,
         chunk: int | None = None,
         media: Media | None = None,
+        room: int | None = None,
     ) -> None:
         check_lengths(decoder, prompts, new_tokens)
         device = decoder.embedding.weight.device
@@ -108,7 +110,7 @@ class Continuations:
             torch.tensor([longest - len(row) for row in prompts], device=device, dtype=torch.int64) if unequal else None
         )
         # The last token is returned and never read.
-        self._caches = decoder.new_caches(len(prompts), max(longest + new_tokens - 1, 1), bits, padding)
+        self._caches = decoder.new_caches(len(prompts), room or max(longest + new_tokens - 1, 1), bits, padding)
 
     def _tokens_of(self, prompts: Sequence[Sequence[int]]) -> Tensor:
         """[B,V] whether a token occurs in the row."""

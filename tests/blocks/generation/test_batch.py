@@ -1,0 +1,509 @@
+"""A running batch: whatever comes and goes, each job's tokens are those of a run of its own."""
+
+from __future__ import annotations
+
+import functools
+import gc
+import random
+import weakref
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from blockwright import registry
+from blockwright.blocks.attention.base import Attention
+from blockwright.blocks.compose import compose
+from blockwright.blocks.decoder import Decoder
+from blockwright.blocks.generation.batch import Batch, Job
+from blockwright.blocks.generation.generate import Continuations
+from blockwright.blocks.generation.sample import Sampling, narrow
+from blockwright.registry import BlockError
+
+V, ROOM = 61, 40
+BASE: dict[str, Any] = {
+    "vocab_size": V,
+    "d_model": 32,
+    "n_layers": 2,
+    "max_positions": 64,
+    "init": {"std": 0.2, "depth_scaled": False},
+    "attention": {"name": "gqa"},
+    "position": {"name": "rope"},
+    "ffn": {"name": "swiglu", "d_ff": 24},
+    "norm": {"name": "rmsnorm"},
+    "residual": {"name": "prenorm"},
+}
+GQA_OF_4 = {"name": "gqa", "n_heads": 4, "n_kv_heads": 2}
+SELECTORS: dict[str, dict[str, Any]] = {
+    "block": {"name": "block", "block_size": 3, "top_k": 2},
+    "dsa": {"name": "dsa", "n_heads": 2, "head_dim": 8, "top_k": 5},
+    "pooled": {"name": "pooled", "n_heads": 2, "head_dim": 8, "block_size": 3, "top_k": 2},
+}
+LONGROPE = {"name": "longrope", "original_positions": 16, "factor": 4.0}
+CSA = {"name": "csa", "every": 3, "n_heads": 2, "head_dim": 8, "top_k": 2}
+MODELS: dict[str, dict[str, Any]] = {
+    **{name: {"attention": {"name": name}} for name in registry.names("attention") if name != "none"},
+    **{f"mla, {name}": {"attention": {"name": "mla", "selector": node}} for name, node in SELECTORS.items()},
+    **{f"gqa, {name}": {"attention": {**GQA_OF_4, "selector": node}} for name, node in SELECTORS.items()},
+    **{
+        name: {"position": {"name": name}}
+        for name in ("alibi", "learned", "sinusoidal", "log_temperature", "none", "yarn")
+    },
+    "longrope": {"position": LONGROPE},
+    **{name: {"attention": {**GQA_OF_4, "scores": name}} for name in registry.names("scores")},
+    "window of 5": {"attention": {"name": "sliding_window", "n_heads": 4, "n_kv_heads": 2, "window": 5}},
+    "csa": {"attention": {"name": "shared_kv", "n_heads": 4, "window": 6, "compressor": CSA}},
+    "hca": {"attention": {"name": "shared_kv", "n_heads": 4, "window": 6, "compressor": {"name": "hca", "every": 4}}},
+    "value_residual": {"attention": {**GQA_OF_4, "values": "value_residual"}},
+    "attention_residual": {"residual": "attention_residual"},
+    "experts": {
+        "ffn": {"name": "moe", "n_experts": 6},
+        "gating": {"name": "softmax_topk", "top_k": 2},
+        "experts": {"name": "swiglu", "d_ff": 16},
+    },
+    "sinkhorn": {
+        "ffn": {"name": "moe", "n_experts": 6},
+        "gating": {"name": "sinkhorn"},
+        "experts": {"name": "swiglu", "d_ff": 16},
+    },
+    "hybrid": {
+        "n_layers": 3,
+        "attention": {"name": "mla"},
+        "variants": {
+            "attention": {
+                "state": {"name": "gated_delta"},
+                "window": {"name": "sliding_window", "n_heads": 4, "n_kv_heads": 2, "window": 5},
+            }
+        },
+        "layout": {"attention": "state window attention"},
+    },
+}
+SAMPLINGS = [
+    Sampling(0.0),
+    Sampling(1.0),
+    Sampling(0.0, repetition_penalty=1.4),
+    Sampling(0.8, top_p=0.9),
+    Sampling(1.0, top_k=5, repetition_penalty=1.3),
+    Sampling(1.3, min_p=0.05),
+]
+
+
+@functools.cache
+def model(name: str, dtype: torch.dtype = torch.float64) -> Decoder:
+    return compose({**BASE, **MODELS[name]}, seed=1).eval().to(dtype)
+
+
+class Schedule(NamedTuple):
+    """What comes when.
+
+    jobs: what each is made of
+    arrivals: the step before which each is added
+    cancelled: (step, job) pairs
+    """
+
+    jobs: list[dict[str, Any]]
+    arrivals: list[int]
+    cancelled: list[tuple[int, int]]
+    rows: int
+    chunk: int | None
+    bits: int | None
+
+
+def jobs(samplings: list[Sampling]) -> st.SearchStrategy[dict[str, Any]]:
+    token = st.integers(0, V - 1)
+    return st.fixed_dictionaries(
+        {
+            "prompt": st.lists(token, min_size=1, max_size=26),
+            "new_tokens": st.integers(1, 14),
+            "sampling": st.sampled_from(samplings),
+            "seed": st.integers(0, 2**40),
+            "stop_tokens": st.frozensets(token, max_size=4),
+        }
+    )
+
+
+@st.composite
+def schedules(draw: st.DrawFn, samplings: list[Sampling] = SAMPLINGS) -> Schedule:
+    made = draw(st.lists(jobs(samplings), min_size=2, max_size=8))
+    steps = st.integers(0, 12)
+    return Schedule(
+        made,
+        sorted(draw(steps) for _ in made),
+        draw(st.lists(st.tuples(steps, st.integers(0, len(made) - 1)), max_size=2)),
+        draw(st.integers(1, 4)),
+        draw(st.sampled_from([None, 1, 3, 16])),
+        draw(st.sampled_from([None, None, 8, 6, 4])),
+    )
+
+
+def run(decoder: Decoder, schedule: Schedule) -> list[Job]:
+    """The jobs, ended; what the batch promises of its rows is checked at every step."""
+    batch = Batch(decoder, schedule.rows, ROOM, bits=schedule.bits, chunk=schedule.chunk)
+    made = [Job(**job) for job in schedule.jobs]
+    news: dict[Job, list[int | None]] = {job: [] for job in made}
+    before, step = batch.nbytes, 0
+    while step <= max(schedule.arrivals) or batch.busy:
+        for job, arrival in zip(made, schedule.arrivals, strict=True):
+            if arrival == step:
+                batch.add(job)
+        for at, index in schedule.cancelled:
+            if at == step and schedule.arrivals[index] <= step:
+                batch.cancel(made[index])
+        for job, token in batch.step():
+            news[job].append(token)
+        assert batch.nbytes == before and len(batch.running) <= schedule.rows
+        assert all(len(held) == len(batch.running) for c in batch._caches for held in c.buffers.values())
+        assert all(job.ended is None for job in batch.running)
+        step += 1
+    joined = sum(bool(job.tokens) for job in made)
+    assert batch.shifts <= 2 * joined  # one for each that joins, and one for each that leaves
+    for job in made:
+        assert news[job] == [*job.tokens, *[None] * (job.ended != "cancelled")]
+    return made
+
+
+def alone(decoder: Decoder, job: Job, bits: int | None) -> list[int]:
+    made = Continuations(
+        decoder,
+        [job.prompt],
+        job.new_tokens,
+        job.sampling,
+        seed=job.seed,
+        stop_tokens=job.stop_tokens,
+        bits=bits,
+        room=ROOM,
+    )
+    return [token for (token,) in made if token is not None]
+
+
+def assert_ended_as(job: Job, right: list[int]) -> None:
+    if job.ended == "cancelled":
+        assert job.tokens == right[: len(job.tokens)]
+        return
+    assert job.tokens == right
+    assert job.ended == ("length" if len(right) == job.new_tokens else "end")
+
+
+@given(st.sampled_from(list(MODELS)), schedules())
+@settings(max_examples=40)
+def test_tokens_are_those_of_each_job_alone(name: str, schedule: Schedule) -> None:
+    decoder = model(name)
+    for job in run(decoder, schedule):
+        assert_ended_as(job, alone(decoder, job, schedule.bits))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MODELS)
+def test_tokens_of_every_model_are_those_of_each_job_alone(name: str) -> None:
+    @given(schedules())
+    @settings(max_examples=60)
+    def test(schedule: Schedule) -> None:
+        decoder = model(name)
+        for job in run(decoder, schedule):
+            assert_ended_as(job, alone(decoder, job, schedule.bits))
+
+    test()
+
+
+# --- lower precision: another token only where two are nearly tied ----------------------------------------------------
+
+NEAR = {torch.float32: 1e-4, torch.bfloat16: 2e-2}
+WHOLE_VOCABULARY = [Sampling(0.0), Sampling(1.0), Sampling(0.0, repetition_penalty=1.4), Sampling(1.3)]
+
+
+@torch.inference_mode()
+def gap(decoder: Decoder, job: Job, right: list[int], bits: int | None) -> float:
+    """By how much two tokens differ in what is compared to draw them, relative to the logits, at the first place where
+    a job has another one than it has alone; 0 where it has none."""
+    at = next((i for i, (a, b) in enumerate(zip(job.tokens, right, strict=False)) if a != b), None)
+    if at is None:
+        assert len(job.tokens) == len(right)
+        return 0.0
+    before = [*job.prompt, *right[:at]]
+    caches = decoder.new_caches(1, ROOM, bits)
+    logits = decoder.logits(decoder.hidden(torch.tensor([before]), caches=caches)[0][:, -1]).float()
+    scores = perturbed(logits, job, at, before)[0]
+    return float((scores[job.tokens[at]] - scores[right[at]]).abs() / logits.abs().max().clamp(min=1))
+
+
+def perturbed(logits: Tensor, job: Job, at: int, before: list[int]) -> Tensor:
+    """[1,V]: what is largest at the token drawn: log p_i − log e_i with the exponentials of the job's generator."""
+    penalty = job.sampling.repetition_penalty
+    seen = torch.zeros_like(logits, dtype=torch.bool)
+    seen[0, before] = True
+    logits = torch.where(seen, torch.where(logits > 0, logits / penalty, logits * penalty), logits)
+    if job.sampling.temperature == 0:
+        return logits
+    generator, waits = torch.Generator().manual_seed(job.seed), torch.empty_like(logits)
+    for _ in range(at + 1):
+        waits[0].exponential_(generator=generator)
+    return narrow(logits, job.sampling) - waits.log()
+
+
+@pytest.mark.parametrize("dtype", NEAR, ids=str)
+def test_in_lower_precision_the_first_other_token_is_a_near_tie(dtype: torch.dtype) -> None:
+    @given(st.sampled_from(list(MODELS)), schedules(WHOLE_VOCABULARY))
+    @settings(max_examples=15)
+    def test(name: str, schedule: Schedule) -> None:
+        decoder = model(name, dtype)
+        for job in run(decoder, schedule):
+            right = alone(decoder, job, schedule.bits)
+            right = right[: len(job.tokens)] if job.ended == "cancelled" else right
+            assert gap(decoder, job, right, schedule.bits) < NEAR[dtype]
+
+    test()
+
+
+# --- what it costs ----------------------------------------------------------------------------------------------------
+
+
+class Written(TorchDispatchMode):
+    """Counts the numbers that are written to some tensors."""
+
+    def __init__(self, tensors: list[Tensor]) -> None:
+        super().__init__()
+        self.count, self.watched = 0, {t.untyped_storage()._cdata for t in tensors}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.overloadpacket._qualified_op_name in ("aten::copy_", "aten::index_put_"):
+            values = args[1] if "copy" in func.__name__ else args[2]
+            self.count += values.numel() * (args[0].untyped_storage()._cdata in self.watched)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("name", ["mla", "window of 5", "gated_delta", "hca"])
+def test_joining_writes_the_tokens_of_one_row_and_leaving_at_most_one_row(name: str) -> None:
+    decoder, n = model(name), 9
+    batch = Batch(decoder, 3, ROOM)
+    first, second = (batch.add(Job([1] * length, 15)) for length in (20, 12))
+    batch.step()
+    held = [t for cache in batch._caches for t in cache.buffers.values()]
+    row = sum(t[0].numel() for t in held)
+    written = Written(held)
+    for cache in batch._caches:
+        cache.put = counting(cache.put, written)  # type: ignore[method-assign]
+        cache.move = counting(cache.move, written)  # type: ignore[method-assign]
+    new = batch.add(Job([1] * n, 15))
+    batch.step()
+    assert batch.running == [first, second, new]
+    tokens = {"mla": n, "window of 5": 5}
+    if name in tokens:
+        assert written.count == tokens[name] * sum(t[0, 0].numel() for t in held)
+    assert 0 < written.count <= row
+    written.count = 0
+    batch.cancel(first)
+    assert 0 < written.count <= row and batch.running == [new, second]
+    written.count = 0
+    batch.cancel(second)
+    assert written.count == 0  # it was the last row
+
+
+def counting(call: Callable[..., Any], written: Written) -> Callable[..., Any]:
+    def counted(*args: Any) -> None:
+        with written:
+            call(*args)
+
+    return counted
+
+
+def serve(n: int) -> None:
+    """Serve n jobs, of which some are cancelled, and check that nothing of them is left."""
+    batch, draw = Batch(model("hybrid", torch.float32), 8, ROOM), random.Random(0)
+    before, places = batch.nbytes, {t.data_ptr() for c in batch._caches for t in c.buffers.values()}
+    alive: list[weakref.ref[Job]] = []
+    for _ in range(n):
+        alive.append(weakref.ref(job := Job([draw.randrange(V) for _ in range(draw.randint(1, 12))], 2)))
+        batch.add(job)
+        if draw.random() < 0.3:
+            batch.cancel(job if draw.random() < 0.5 else draw.choice([*batch.running, job]))
+        if len(batch._waiting) > 8:
+            batch.step()
+    while batch.busy:
+        batch.step()
+    del job
+    gc.collect()
+    assert not any(ref() for ref in alive)
+    assert batch.nbytes == before and places == {t.data_ptr() for c in batch._caches for t in c.buffers.values()}
+    assert batch.running == [] and batch.shifts <= 2 * n
+
+
+def test_nothing_is_left_of_300_jobs() -> None:
+    serve(300)
+
+
+@pytest.mark.slow
+def test_nothing_is_left_of_10_000_jobs() -> None:
+    serve(10_000)
+
+
+# --- single properties ------------------------------------------------------------------------------------------------
+
+
+def finished(batch: Batch, *jobs: Job) -> Batch:
+    for job in jobs:
+        batch.add(job)
+    while batch.busy:
+        batch.step()
+    return batch
+
+
+def test_a_long_prompt_is_read_in_chunks_between_the_tokens_of_others() -> None:
+    batch = Batch(model("mla"), 2, ROOM, chunk=4)
+    running = batch.add(Job([5, 3], 12))
+    batch.step()
+    late = batch.add(Job([7] * 14, 3))
+    progress = []
+    while not late.tokens:
+        batch.step()
+        progress.append(len(running.tokens))
+    assert progress == [3, 4, 5, 6]  # 14 tokens in four chunks
+
+
+def test_short_prompts_are_read_in_one_step_as_far_as_a_chunk_and_the_rows_go() -> None:
+    batch = Batch(model("mla"), 3, ROOM, chunk=8)
+    made = [batch.add(Job([4, 4, 4], 5)) for _ in range(5)]
+    batch.step()
+    assert [len(job.tokens) for job in made] == [2, 2, 0, 0, 0]
+    batch.step()
+    assert len(batch.running) == 3
+
+
+def test_jobs_wait_in_order_and_end_with_news_of_why() -> None:
+    batch, ended = Batch(model("mla"), 1, ROOM), []
+    first = batch.add(Job([3], 4))
+    second = batch.add(Job([9], 2, stop_tokens=frozenset(range(V))))
+    third = batch.add(Job([9], 1))
+    assert batch.busy
+    while batch.busy:
+        ended += [job for job, token in batch.step() if token is None]
+    assert ended == [first, second, third]
+    assert [job.ended for job in ended] == ["length", "end", "length"] and second.tokens == []
+
+
+def test_a_job_is_cancelled_wherever_it_is() -> None:
+    batch = Batch(model("mla"), 2, ROOM, chunk=4)
+    running, reading, waiting, other = (batch.add(Job([1] * n, 20)) for n in (2, 12, 3, 3))
+    batch.step()
+    assert batch.running == [running] and batch._reading is not None
+    for job in (waiting, reading, running, running):
+        batch.cancel(job)
+        assert job.ended == "cancelled"
+    news = [pair for _ in range(30) for pair in batch.step()]
+    assert {job for job, _ in news} == {other} and not batch.busy
+    assert other.tokens == alone(model("mla"), other, None)
+    batch.cancel(other)
+    assert other.ended == "length"
+
+
+def test_cancelling_works_outside_of_inference_mode_and_steps_leave_no_gradient() -> None:
+    decoder = model("gated_delta")
+    batch = Batch(decoder, 2, ROOM)
+    kept, gone = batch.add(Job([1, 2], 6)), batch.add(Job([3], 6))
+    batch.step()
+    assert not torch.is_inference_mode_enabled()
+    batch.cancel(kept)
+    finished(batch)
+    assert gone.tokens == alone(decoder, gone, None)
+    assert all(p.grad is None for p in decoder.parameters())
+
+
+def test_likelihoods_are_of_the_model_and_not_of_the_sampling() -> None:
+    decoder = model("mla")
+    narrowed = Sampling(0.5, top_k=3, repetition_penalty=1.5)
+    job, other, none = Job([4, 8], 6, narrowed, logprobs=4), Job([4], 6, logprobs=0), Job([4], 6)
+    finished(Batch(decoder, 3, ROOM), job, other, none)
+    with torch.no_grad():
+        logp = decoder(torch.tensor([[*job.prompt, *job.tokens]]))[0].log_softmax(-1)[1:-1]
+    for token, noted, right in zip(job.tokens, job.likelihoods, logp, strict=True):
+        best = right.topk(4)
+        assert noted.drawn == pytest.approx(right[token].item(), abs=1e-5)
+        assert [i for i, _ in noted.likeliest] == best.indices.tolist()
+        assert [p for _, p in noted.likeliest] == pytest.approx(best.values.tolist(), abs=1e-5)
+    assert len(other.likelihoods) == 6 and all(noted.likeliest == [] for noted in other.likelihoods)
+    assert none.likelihoods == []
+    stopped = Job([4], 6, stop_tokens=frozenset(range(V)), logprobs=1)
+    finished(Batch(decoder, 1, ROOM), stopped)
+    assert stopped.likelihoods == []  # one for each token of the answer
+
+
+def test_room_is_shared_by_jobs_that_follow_each_other_for_longer_than_it() -> None:
+    decoder = model("mla")
+    batch = Batch(decoder, 2, ROOM)
+    made = [Job([i], 1 + ROOM - 1 - i) for i in range(8)]
+    finished(batch, *made)
+    assert batch.steps > 3 * ROOM and 0 < batch.shifts <= 2 * len(made)
+    for job in made:
+        assert_ended_as(job, alone(decoder, job, None))
+
+
+# --- refusals ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("job", "named"),
+    [
+        (Job([], 3), "prompt"),
+        (Job([1, V], 3), "prompt"),
+        (Job([-1], 3), "prompt"),
+        (Job([1], 0), "new_tokens"),
+        (Job([1] * ROOM, 2), "new_tokens"),
+        (Job([1] * (ROOM + 1), 1), "new_tokens"),
+        (Job([1], 3, logprobs=-1), "logprobs"),
+        (Job([1], 3, logprobs=V + 1), "logprobs"),
+        (Job([1], 3, seed=2**63), "seed"),
+        (Job([1], 3, media={"image": None}), "image"),
+    ],
+    ids=str,
+)
+def test_a_job_that_can_never_run_is_refused_and_changes_nothing(job: Job, named: str) -> None:
+    batch = Batch(model("mla"), 2, ROOM)
+    running = batch.add(Job([1], 5))
+    batch.step()
+    with pytest.raises(BlockError) as refusal:
+        batch.add(job)
+    assert refusal.value.parameter == named and refusal.value.remedy
+    finished(batch)
+    assert running.tokens == alone(model("mla"), running, None)
+
+
+def test_the_longest_job_that_fits_is_admitted() -> None:
+    job = Job([1] * ROOM, 1)
+    finished(Batch(model("mla"), 1, ROOM), job)
+    assert len(job.tokens) == 1
+
+
+@pytest.mark.parametrize(("rows", "room", "chunk"), [(0, 4, 4), (1, 0, 4), (1, 4, 0)])
+def test_an_empty_batch_is_refused(rows: int, room: int, chunk: int) -> None:
+    with pytest.raises(BlockError, match="at least 1"):
+        Batch(model("mla"), rows, room, chunk=chunk)
+
+
+def test_a_gate_that_chooses_over_the_batch_is_refused_by_name() -> None:
+    decoder = compose({**BASE, **MODELS["experts"], "gating": {"name": "expert_choice"}})
+    with pytest.raises(BlockError, match="ExpertChoice") as refusal:
+        Batch(decoder, 2, ROOM)
+    assert refusal.value.parameter == "layers.0.ffn.gating"
+
+
+class Alien:
+    """A cache of another library: no ``Cache``."""
+
+    length, padding, room = 0, None, 8
+
+
+@pytest.mark.parametrize("cache", [Alien, None], ids=["another class", "none"])
+def test_caches_that_rows_cannot_join_are_refused_by_name(cache: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def new_cache(self: Attention, *args: Any, **kwargs: Any) -> Any:
+        if cache is None:
+            raise NotImplementedError
+        return cache()
+
+    decoder = compose({**BASE, "attention": {"name": "gqa"}})
+    monkeypatch.setattr(type(decoder.layers[0].attention), "new_cache", new_cache)
+    with pytest.raises(BlockError, match="Alien" if cache else "no cache"):
+        Batch(decoder, 2, ROOM)
