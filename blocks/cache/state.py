@@ -101,7 +101,9 @@ class State(Cache):
             parts: name → what is held after the last token, [B,…]; or after each, [B,T,…]
         """
         self.length += n_new
-        each = {name: values if values.ndim > self.held[name].ndim else values[:, None] for name, values in parts.items()}
+        each = {
+            name: values if values.ndim > self.held[name].ndim else values[:, None] for name, values in parts.items()
+        }
         for name, values in each.items():
             self.held[name].copy_(values[:, -1])
         if self.after is not None:
