@@ -80,7 +80,7 @@ class Decoder(nn.Module):
         layers: in order of depth
         norm: after the last layer
         head: [V,D] output projection; None ties it to the embedding
-        mtp: multi-token prediction depths, used by ``mtp_nll`` only
+        mtp: multi-token prediction depths, used by ``mtp_nll`` and ``draft`` only
         inputs: kind → what embeds content of that kind at the places of a token; none for a model of text
     """
 
@@ -360,13 +360,14 @@ class Decoder(nn.Module):
         limit = self.position.limit
         of_tokens = positions + k + 1 if limit is None else (positions + k + 1).clamp(max=limit - 1)
         given = Pass(positions, cache=cache, tokens=tokens, made={})
-        return self.mtp[k](self.embed(tokens, of_tokens), states, given)[0]  # type: ignore[no-any-return]
+        states, _ = self.mtp[k](self.embed(tokens, of_tokens), states, given)
+        return states
 
     def new_draft_caches(self, batch: int, length: int, bits: int | None = None) -> list[Cache]:
         """An empty cache for each depth of multi-token prediction; arguments as of ``new_caches``."""
         like = self.embedding.weight
         made = (batch, length, like.dtype, like.device, bits)
-        return [empty_cache(depth.layer.attention, *made) for depth in self.mtp]  # type: ignore[union-attr,arg-type]
+        return [empty_cache(depth.layer.attention, *made) for depth in self.mtp]  # type: ignore[union-attr, arg-type]
 
     def new_caches(
         self, batch: int, length: int, bits: int | None = None, padding: Tensor | None = None

@@ -11,10 +11,12 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from blockwright.blocks.generation.acceptance import Acceptance
 from blockwright.blocks.generation.sample import Sampling
 from blockwright.blocks.kernels.machine import keep_freed_memory, set_float32_matmul
 from blockwright.blocks.kernels.quantise import BITS
 from blockwright.lab.attachment import attached, attachments
+from blockwright.lab.drafter import drafter
 from blockwright.lab.writer import DTYPES, Request, Writer, at_its_option
 from blockwright.registry import BlockError, ConfigError
 from blockwright.registry.command import Parser, run_command
@@ -41,6 +43,10 @@ def _parser() -> Parser:
     parser.add_argument(
         "--seed", type=int, default=0, help="of the draws, at a temperature above 0; prompt i draws from seed + i"
     )
+    parser.add_argument(
+        "--drafts", metavar="KIND", help="check several tokens a pass: mtp, lookup, or a smaller model's folder"
+    )
+    parser.add_argument("--draft-tokens", type=int, metavar="N", help="drafted a pass; default: depths of mtp, else 4")
     parser.add_argument("--bits", type=int, choices=BITS, help="quantise the cache; default: exact")
     parser.add_argument("--bos", action="store_true", help="begin prompts with the token that begins a document")
     parser.add_argument("--dtype", default="float32", help=", ".join(DTYPES))
@@ -68,6 +74,8 @@ def read(arguments: Sequence[str]) -> tuple[argparse.Namespace, Request]:
         raise ConfigError("--stop", "", "an empty text ends nothing", "Leave it out, or write the text")
     if not 0 <= words.seed < 2**63:
         raise ConfigError("--seed", words.seed, "must be a whole number from 0 to 2^63", "Write e.g. --seed 0")
+    if words.draft_tokens is not None and words.drafts is None:
+        raise ConfigError("--draft-tokens", words.draft_tokens, "has no effect without --drafts", "Add --drafts mtp")
     files = attached(words)
     _refuse_without_effect(words)
     return words, Request(words.max_new_tokens, sampling, tuple(words.stop), words.seed, words.bits, words.bos, files)
@@ -92,23 +100,36 @@ def main(arguments: Sequence[str]) -> None:
     keep_freed_memory()
     writer = Writer.open(words.model, dtype=words.dtype, device=words.device)
     set_float32_matmul("auto", writer.decoder.output_weight.device.type)
+    if words.drafts is not None:
+        writer.drafts = drafter(writer, words.drafts, words.draft_tokens)
     if words.json:
         found = document(writer, words.model, prompts, request)
         print(json.dumps(found, indent=1, ensure_ascii=False))
         first = found["completions"][0]["text"]
     else:
         first = show(writer, prompts, request)[0].removeprefix(prompts[0])
+        if writer.drafts is not None:
+            of, passes = writer.acceptance.share, writer.acceptance.tokens_a_pass
+            print(f"drafts: {of:.1%} accepted, {passes:.2f} tokens a pass", file=sys.stderr)
     if request.attached is not None:
         request.attached.finish(first)
 
 
 def document(writer: Writer, model: str, prompts: Sequence[str], request: Request) -> dict[str, Any]:
-    """The ``--json`` document: the request, and for each prompt its ``text``, ``tokens`` and why it ``ended``."""
+    """The ``--json`` document: the request, what became of drafts, and for each prompt its ``text``, ``tokens`` and why
+    it ``ended``."""
     found: list[dict[str, Any]] = [{"prompt": prompt, "text": ""} for prompt in prompts]
     for row, piece in writer.stream(prompts, request, lambda i, why, n: found[i].update(tokens=n, ended=why)):
         found[row]["text"] += piece
+    drafts = {} if writer.drafts is None else {"drafts": drafts_of(writer.acceptance)}
     sampling = {name: getattr(request.sampling, name) for name in Sampling.__dataclass_fields__}
-    return {"model": model, "seed": request.seed, "bits": request.bits, **sampling, "completions": found}
+    return {"model": model, "seed": request.seed, "bits": request.bits, **sampling, **drafts, "completions": found}
+
+
+def drafts_of(acceptance: Acceptance) -> dict[str, float]:
+    """The counts of a generation with drafts, and its figures: the share accepted, and tokens a pass."""
+    figures = {"accepted_share": acceptance.share, "tokens_a_pass": acceptance.tokens_a_pass}
+    return {"passes": acceptance.passes, "drafted": acceptance.drafted, "accepted": acceptance.accepted, **figures}
 
 
 def show(writer: Writer, prompts: Sequence[str], request: Request) -> list[str]:

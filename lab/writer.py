@@ -17,8 +17,11 @@ import torch
 
 from blockwright.blocks.checkpoint.source import Source, build, check_there, open_source
 from blockwright.blocks.decoder import Decoder
+from blockwright.blocks.generation.acceptance import Acceptance
+from blockwright.blocks.generation.drafts.base import Drafter
 from blockwright.blocks.generation.generate import Continuations
 from blockwright.blocks.generation.sample import Sampling
+from blockwright.blocks.generation.speculation import Speculation
 from blockwright.blocks.generation.text_stream import TextStream
 from blockwright.blocks.input import Media
 from blockwright.lab.attachment import Attachment, refuse_marks
@@ -59,19 +62,29 @@ class Writer:
     Args:
         decoder: in evaluation mode
         words: its tokenizer
+
+    Attributes:
+        drafts: where drafts of the next tokens come from, which make generation faster and change no token; None, the
+            default, for none
+        acceptance: of the drafts of the last generation
     """
 
     def __init__(self, decoder: Decoder, words: Tokenizer) -> None:
         self.decoder, self.words = decoder, words
+        self.drafts: Drafter | None = None
+        self.acceptance = Acceptance()
 
     @classmethod
-    def open(cls, path: str | Path, *, dtype: str = "float32", device: str | None = None) -> Writer:
+    def open(
+        cls, path: str | Path, *, dtype: str = "float32", device: str | None = None, option: str = "MODEL"
+    ) -> Writer:
         """Load a model.
 
         Args:
             path: a run's folder, a *.ckpt, or the OUT of blockwright import
             dtype: of the computation
             device: of the computation; None for a GPU if there is one
+            option: which gave the path, for messages
 
         Raises:
             ConfigError: there is no model, no tokenizer, or no such dtype or device
@@ -80,8 +93,8 @@ class Writer:
             raise ConfigError("dtype", dtype, "is not supported", did_you_mean(dtype, DTYPES))
         where = usable_device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         folder = Path(path)
-        check_there(folder, "MODEL")  # before blocks are loaded
-        source = open_source(folder, "MODEL")
+        check_there(folder, option)  # before blocks are loaded
+        source = open_source(folder, option)
         words = tokenizer_of(source, folder)
         return cls(build(source, dtype=getattr(torch, dtype), device=where), words)
 
@@ -138,7 +151,7 @@ class Writer:
         self,
         ids: Sequence[Sequence[int]],
         request: Request,
-        rows: Continuations,
+        rows: Continuations | Speculation,
         ended: Callable[[int, str, int], None] | None,
     ) -> Iterator[tuple[int, str]]:
         texts = [TextStream(self._decode, request.stops) for _ in ids]
@@ -174,18 +187,16 @@ class Writer:
         front = [begin(self.words, "--bos", "Leave --bos out")] if request.bos else []
         return [[*front, *row] for row in ids], media
 
-    def _continued(self, ids: Sequence[Sequence[int]], request: Request, media: Media) -> Continuations:
+    def _continued(self, ids: Sequence[Sequence[int]], request: Request, media: Media) -> Continuations | Speculation:
+        given = (self.decoder, ids, request.new_tokens, request.sampling)
+        stops = self.words.stop_tokens(request.stops)
         try:
-            return Continuations(
-                self.decoder,
-                ids,
-                request.new_tokens,
-                request.sampling,
-                seed=request.seed,
-                stop_tokens=self.words.stop_tokens(request.stops),
-                bits=request.bits,
-                media=media,
-            )
+            if self.drafts is None:
+                return Continuations(*given, seed=request.seed, stop_tokens=stops, bits=request.bits, media=media)
+            refuse_media(media)
+            rows = Speculation(*given, drafts=self.drafts, seed=request.seed, stop_tokens=stops, bits=request.bits)
+            self.acceptance = rows.acceptance
+            return rows
         except BlockError as error:
             raise at_its_option(error) from None
         except NotImplementedError:
@@ -216,6 +227,17 @@ class Writer:
 
     def _decode(self, ids: Sequence[int]) -> str:
         return self.words.decode(list(ids))
+
+
+def refuse_media(media: Media) -> None:
+    """Refuse prompts that are more than text, where drafts are made.
+
+    Raises:
+        BlockError
+    """
+    if media:
+        rule = f"drafts are of text, and the prompts have {', '.join(media)}"
+        raise BlockError("drafts", None, rule, "Leave --drafts out")
 
 
 def usable_device(name: str) -> torch.device:

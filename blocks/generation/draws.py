@@ -50,7 +50,7 @@ def draw_each(draws: Sequence[Draws], logits: Tensor) -> list[int]:
     tokens = [0] * len(draws)
     for sampling, members in groups.items():
         some = logits if len(groups) == 1 else logits[members]
-        seen = [row for i in members if (row := draws[i].seen) is not None]
+        seen = [own for i in members if (own := draws[i].seen) is not None]
         drawn = sample(some, sampling, [draws[i].generator for i in members], torch.stack(seen) if seen else None)
         for i, token in zip(members, drawn.tolist(), strict=True):
             tokens[i] = token
