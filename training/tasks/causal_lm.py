@@ -32,7 +32,11 @@ class CausalLM(Task):
             PaLM. Not applied to multi-token prediction
     """
 
-    figures: ClassVar[tuple[Figure, ...]] = (*OF_TEXT, Figure("logit_z", "of the loss", "less", TRAIN))
+    figures: ClassVar[tuple[Figure, ...]] = (
+        *OF_TEXT,
+        Figure("logit_z", "of the loss", "less", TRAIN),
+        Figure("acceptance_{depth}", "of drafts", "more", EVERY),
+    )
     reads = ("tokens", "targets", "n_bytes")
     splits = True
 
