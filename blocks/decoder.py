@@ -389,7 +389,7 @@ class Decoder(nn.Module):
         if padding is not None:
             for cache in caches:
                 if not isinstance(cache, Cache):
-                    rule = f"{type(cache).__name__} is not a blockwright Cache, and does not support padding"
+                    rule = f"{type(cache).__name__} is no Cache of blocks/cache, and does not support padding"
                     raise BlockError("padding", padding.tolist(), rule, "Give rows of one length")
                 cache.padding = padding
         return caches
