@@ -31,7 +31,7 @@ class CausalConv(nn.Module):
             self.bias.uniform_(-bound, bound)
 
     def forward(self, u: Tensor, segments: Tensor | None = None, tail: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """u [B,T,W] → the same shape, and the last taps − 1 inputs [B,taps−1,W].
+        """u [B,T,W] → the same shape, and the inputs with the taps − 1 before them, [B,taps−1+T,W].
 
         Args:
             segments: [B,T] document ids; the inputs before u are of none
@@ -47,4 +47,4 @@ class CausalConv(nn.Module):
                 same = segments[:, lag:] == segments[:, :-lag]
                 earlier = earlier * torch.cat((same.new_ones(len(same), lag), same), 1)[..., None]
             y = torch.addcmul(y, earlier, self.weight[:, past - lag])
-        return y, inputs[:, T:]
+        return y, inputs

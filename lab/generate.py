@@ -11,9 +11,11 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from blockwright.blocks.generation.acceptance import Acceptance
 from blockwright.blocks.generation.sample import Sampling
 from blockwright.blocks.kernels.machine import keep_freed_memory, set_float32_matmul
 from blockwright.lab.attachment import attached, attachments
+from blockwright.lab.drafter import drafter
 from blockwright.lab.generation_options import add_options, checked_sampling
 from blockwright.lab.writer import Request, Writer
 from blockwright.registry import ConfigError
@@ -29,6 +31,10 @@ def _parser() -> Parser:
     parser.add_argument("--prompt", action="append", default=[], help="text to continue; again for several at once")
     for attachment in attachments().values():
         attachment.add_options(parser)
+    parser.add_argument(
+        "--drafts", metavar="KIND", help="check several tokens a pass: mtp, lookup, or a smaller model's folder"
+    )
+    parser.add_argument("--draft-tokens", type=int, metavar="N", help="drafted a pass; default: depths of mtp, else 4")
     parser.add_argument("--bos", action="store_true", help="begin prompts with the token that begins a document")
     add_options(parser, 200, "prompt i draws from seed + i")
     parser.add_argument("--json", action="store_true", help="print one document when all texts have ended")
@@ -45,6 +51,8 @@ def read(arguments: Sequence[str]) -> tuple[argparse.Namespace, Request]:
     if not words.prompt and not words.bos:
         raise ConfigError("--prompt", None, "is required", 'Write --prompt "…", or --bos for none')
     sampling = checked_sampling(words)
+    if words.draft_tokens is not None and words.drafts is None:
+        raise ConfigError("--draft-tokens", words.draft_tokens, "has no effect without --drafts", "Add --drafts mtp")
     files = attached(words)
     return words, Request(words.max_new_tokens, sampling, tuple(words.stop), words.seed, words.bits, words.bos, files)
 
@@ -61,21 +69,28 @@ def main(arguments: Sequence[str]) -> None:
     writer = Writer.open(words.model, dtype=words.dtype, device=words.device)
     set_float32_matmul("auto", writer.decoder.output_weight.device.type)
     print(f"weights: {writer.decoder.read_from}", file=sys.stderr)
+    if words.drafts is not None:
+        writer.drafts = drafter(writer, words.drafts, words.draft_tokens)
     if words.json:
         found = document(writer, words.model, prompts, request)
         print(json.dumps(found, indent=1, ensure_ascii=False))
         first = found["completions"][0]["text"]
     else:
         first = show(writer, prompts, request)[0].removeprefix(prompts[0])
+        if writer.drafts is not None:
+            of, passes = writer.acceptance.share, writer.acceptance.tokens_a_pass
+            print(f"drafts: {of:.1%} accepted, {passes:.2f} tokens a pass", file=sys.stderr)
     if request.attached is not None:
         request.attached.finish(first)
 
 
 def document(writer: Writer, model: str, prompts: Sequence[str], request: Request) -> dict[str, Any]:
-    """The ``--json`` document: the request, and for each prompt its ``text``, ``tokens`` and why it ``ended``."""
+    """The ``--json`` document: the request, what became of drafts, and for each prompt its ``text``, ``tokens`` and why
+    it ``ended``."""
     found: list[dict[str, Any]] = [{"prompt": prompt, "text": ""} for prompt in prompts]
     for row, piece in writer.stream(prompts, request, lambda i, why, n: found[i].update(tokens=n, ended=why)):
         found[row]["text"] += piece
+    drafts = {} if writer.drafts is None else {"drafts": drafts_of(writer.acceptance)}
     sampling = {name: getattr(request.sampling, name) for name in Sampling.__dataclass_fields__}
     weights = writer.decoder.read_from
     return {
@@ -84,8 +99,15 @@ def document(writer: Writer, model: str, prompts: Sequence[str], request: Reques
         "seed": request.seed,
         "bits": request.bits,
         **sampling,
+        **drafts,
         "completions": found,
     }
+
+
+def drafts_of(acceptance: Acceptance) -> dict[str, float]:
+    """The counts of a generation with drafts, and its figures: the share accepted, and tokens a pass."""
+    figures = {"accepted_share": acceptance.share, "tokens_a_pass": acceptance.tokens_a_pass}
+    return {"passes": acceptance.passes, "drafted": acceptance.drafted, "accepted": acceptance.accepted, **figures}
 
 
 def show(writer: Writer, prompts: Sequence[str], request: Request) -> list[str]:

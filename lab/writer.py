@@ -17,9 +17,12 @@ import torch
 
 from blockwright.blocks.checkpoint.source import Source, build, open_source, usable_device, usable_dtype
 from blockwright.blocks.decoder import Decoder
+from blockwright.blocks.generation.acceptance import Acceptance
+from blockwright.blocks.generation.drafts.base import Drafter
 from blockwright.blocks.generation.generate import Continuations
 from blockwright.blocks.generation.memory import Memory
 from blockwright.blocks.generation.sample import Sampling
+from blockwright.blocks.generation.speculation import Speculation
 from blockwright.blocks.generation.text_stream import TextStream
 from blockwright.blocks.input import Media
 from blockwright.lab.attachment import Attachment, refuse_marks
@@ -58,10 +61,17 @@ class Writer:
     Args:
         decoder: in evaluation mode
         words: its tokenizer
+
+    Attributes:
+        drafts: where drafts of the next tokens come from, which make generation faster and change no token; None, the
+            default, for none
+        acceptance: of the drafts of the last generation
     """
 
     def __init__(self, decoder: Decoder, words: Tokenizer) -> None:
         self.decoder, self.words = decoder, words
+        self.drafts: Drafter | None = None
+        self.acceptance = Acceptance()
 
     @classmethod
     def open(
@@ -138,7 +148,7 @@ class Writer:
         self,
         ids: Sequence[Sequence[int]],
         request: Request,
-        rows: Continuations,
+        rows: Continuations | Speculation,
         ended: Callable[[int, str, int], None] | None,
     ) -> Iterator[tuple[int, str]]:
         texts = [TextStream(self.decode, request.stops) for _ in ids]
@@ -174,18 +184,16 @@ class Writer:
         front = [begin(self.words, "--bos", "Leave --bos out")] if request.bos else []
         return [[*front, *row] for row in ids], media
 
-    def _continued(self, ids: Sequence[Sequence[int]], request: Request, media: Media) -> Continuations:
+    def _continued(self, ids: Sequence[Sequence[int]], request: Request, media: Media) -> Continuations | Speculation:
+        given = (self.decoder, ids, request.new_tokens, request.sampling)
+        stops = self.words.stop_tokens(request.stops)
         try:
-            return Continuations(
-                self.decoder,
-                ids,
-                request.new_tokens,
-                request.sampling,
-                seed=request.seed,
-                stop_tokens=self.words.stop_tokens(request.stops),
-                bits=request.bits,
-                media=media,
-            )
+            if self.drafts is None:
+                return Continuations(*given, seed=request.seed, stop_tokens=stops, bits=request.bits, media=media)
+            refuse_media(media)
+            rows = Speculation(*given, drafts=self.drafts, seed=request.seed, stop_tokens=stops, bits=request.bits)
+            self.acceptance = rows.acceptance
+            return rows
         except BlockError as error:
             raise at_its_option(error) from None
         except NotImplementedError:
@@ -241,6 +249,17 @@ class Writer:
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ids."""
         return self.words.decode(list(ids))
+
+
+def refuse_media(media: Media) -> None:
+    """Refuse prompts that are more than text, where drafts are made.
+
+    Raises:
+        BlockError
+    """
+    if media:
+        rule = f"drafts are of text, and the prompts have {', '.join(media)}"
+        raise BlockError("drafts", None, rule, "Leave --drafts out")
 
 
 def tokenizer_of(source: Source, folder: Path) -> Tokenizer:

@@ -160,7 +160,7 @@ def test_plug_in_is_in_the_help(said: dict[str, Any]) -> None:
 def test_kernel_of_the_plug_in_is_in_the_cost_card_and_among_the_names(said: dict[str, Any]) -> None:
     code, text = said["card"]
     assert code in (0, None), text
-    assert re.search(r"attention +band, else blocked, else one_query, else sdpa", text), text
+    assert re.search(r"attention +band, else blocked, else few_queries, else sdpa", text), text
     code, text = said["unknown kernel"]
     assert code == 64 and "(auto, fa3, fa4, " in text and "Did you mean 'band'" in text
 

@@ -89,10 +89,10 @@ class GatedDelta(Recurrent):
         q, k = (_unit(t.unflatten(-1, (-1, self.head_dim))).repeat_interleave(self.shared_by, 2) for t in (q, k))
         beta = at_least_fp32(self.strength(x)).sigmoid() * self.reach
         given = q * self.head_dim**-0.5, k, v.unflatten(-1, (-1, self.v_head_dim)), self.decay(x), beta
-        y, state = self.kernels.recur(*given, None if held is None else held.held["state"], segments)
+        y, state = self.recurred(*given, segments, held)
         y = self.norm(y)
         y = y if self.output_gate is None else self.output_gate(x, y)
-        return self.output(y.flatten(-2)), {**q_tail, **k_tail, **v_tail, "state": state}
+        return self.output(y.flatten(-2)), {**q_tail, **k_tail, **v_tail, **state}
 
     def memory(self) -> dict[str, tuple[int, ...]]:
         return {"state": (self.value.out_features // self.v_head_dim, self.head_dim, self.v_head_dim)}

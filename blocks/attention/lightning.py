@@ -66,11 +66,10 @@ class Lightning(Recurrent):
         )
         rates = torch.tensor(self.rates, dtype=torch.promote_types(x.dtype, torch.float32)).to(x.device)
         decay = -rates[:, None].expand(*v.shape[:3], 1)
-        state = None if held is None else held.held["state"]
-        y, state = self.kernels.recur(q, k, v, decay, None, state, segments)
+        y, state = self.recurred(q, k, v, decay, None, segments, held)
         y = self.norm(y.flatten(-2)).view_as(y)
         y = y if self.output_gate is None else self.output_gate(x, y)
-        return self.output(y.flatten(-2)), {"state": state}
+        return self.output(y.flatten(-2)), state
 
     def memory(self) -> dict[str, tuple[int, ...]]:
         return {"state": (len(self.rates), self.head_dim, self.head_dim)}

@@ -83,10 +83,9 @@ class Mamba2(Recurrent):
         k, q = (t.unflatten(-1, (-1, self.state_dim)).repeat_interleave(self.shared_by, 2) for t in (k, q))
         steps = F.softplus(at_least_fp32(self.time(x)) + self.time_bias).clamp(min=self.least_step)[..., None]
         decay = -at_least_fp32(self.log_rate).exp()[:, None] * steps
-        state = None if held is None else held.held["state"]
-        y, state = self.kernels.recur(q, k, at_least_fp32(v) * steps, decay, None, state, segments)
+        y, state = self.recurred(q, k, at_least_fp32(v) * steps, decay, None, segments, held)
         y = self._normalised((y + self.skip[:, None] * v).flatten(-2) * F.silu(at_least_fp32(self.gate(x))))
-        return self.output(y.to(x.dtype)), {**v_tail, **k_tail, **q_tail, "state": state}
+        return self.output(y.to(x.dtype)), {**v_tail, **k_tail, **q_tail, **state}
 
     def _normalised(self, y: Tensor) -> Tensor:
         groups = y.unflatten(-1, (-1, self.shared_by * self.head_dim))

@@ -19,14 +19,17 @@ class Recurrent(Attention):
     """A mixer that remembers a state of fixed size: the shared base of ``gated_delta``, ``mamba2`` and others.
 
     A subclass has ``mix``, and ``memory`` for what is remembered beside the tails of its convolutions, which are the
-    submodules named ``NAME_conv``.
+    submodules named ``NAME_conv``. By ``convolved`` and ``recurred`` it is remembered after each token where a cache
+    notes each: a draft may be wrong from any token on. Only the recurrence is then computed token by token. A mixer
+    with other memory that gives the last alone is repeated for each token.
     """
 
     def mix(self, x: Tensor, segments: Tensor | None, held: State | None) -> tuple[Tensor, Parts]:
         """x [B,T,D], zero where it is padding → [B,T,D], and what is remembered after it, by name.
 
         Args:
-            held: what is remembered from before x; None for nothing
+            held: what is remembered from before x; None for nothing. Where it notes each token, what is remembered
+                after each, [B,T,…] in place of [B,…]
         """
         raise NotImplementedError
 
@@ -38,12 +41,11 @@ class Recurrent(Attention):
         held = given.cache if isinstance(given.cache, State) else None
         if held is None:
             return self.mix(x, given.segments, None)[0]
-        each = []
-        for part in x.split(1, 1) if held.after is not None else (x,):  # the state after each token may be returned to
-            y, parts = self.mix(held.without_padding(part), None, held)
-            held.advance(part.shape[1], parts)
-            each.append(y)
-        return torch.cat(each, 1) if len(each) > 1 else each[0]
+        y, parts = self.mix(held.without_padding(x), None, held)
+        if held.takes(parts, x.shape[1]):
+            held.advance(x.shape[1], parts)
+            return y
+        return torch.cat([self.forward(token, given) for token in x.split(1, 1)], 1)
 
     def new_cache(
         self, batch: int, length: int, dtype: torch.dtype, device: torch.device, bits: int | None = None
@@ -57,9 +59,44 @@ class Recurrent(Attention):
 
     def convolved(self, name: str, x: Tensor, segments: Tensor | None, held: State | None) -> tuple[Tensor, Parts]:
         """silu(conv(W x)) of a projection [B,T,·], and the inputs that its convolution needs next, by name."""
-        u = self.get_submodule(name)(x)
-        y, tail = self._convolutions()[name](u, segments, None if held is None else held.held[name])
-        return F.silu(y), {name: tail}
+        y, parts = self.shifted(name, self.get_submodule(name)(x), segments, held)
+        return F.silu(y), parts
+
+    def shifted(self, name: str, u: Tensor, segments: Tensor | None, held: State | None) -> tuple[Tensor, Parts]:
+        """conv(u) of inputs [B,T,·], and those that the convolution needs next, by name."""
+        y, inputs = self._convolutions()[name](u, segments, None if held is None else held.held[name])
+        T, past = u.shape[1], inputs.shape[1] - u.shape[1]
+        if held is None or not held.notes_each:
+            return y, {name: inputs[:, T:]}
+        return y, {name: torch.stack([inputs[:, t : t + past] for t in range(1, T + 1)], 1)}
+
+    def recurred(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        decay: Tensor,
+        beta: Tensor | None,
+        segments: Tensor | None,
+        held: State | None,
+    ) -> tuple[Tensor, Parts]:
+        """The recurrence over T tokens from the ``state`` that is held, and this state after them.
+
+        Args:
+            q, k, v, decay, beta, segments: as of ``blocks/kernels/recurrence.py``
+        """
+        state = None if held is None else held.held["state"]
+        if held is None or not held.notes_each:
+            y, state = self.kernels.recur(q, k, v, decay, beta, state, segments)
+            return y, {"state": state}
+        outputs, states = [], []
+        for t in range(v.shape[1]):
+            token = slice(t, t + 1)
+            strength = None if beta is None else beta[:, token]
+            y, state = self.kernels.recur(q[:, token], k[:, token], v[:, token], decay[:, token], strength, state)
+            outputs.append(y)
+            states.append(state)
+        return torch.cat(outputs, 1), {"state": torch.stack(states, 1)}
 
     def reset_parameters(self) -> None:
         for conv in self._convolutions().values():

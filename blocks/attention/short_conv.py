@@ -36,8 +36,8 @@ class ShortConv(Recurrent):
     def mix(self, x: Tensor, segments: Tensor | None, held: State | None) -> tuple[Tensor, Parts]:
         u = self.input(x) * self.value(x)
         u = u if held is None else held.without_padding(u)  # of a bias
-        y, tail = self.value_conv(u, segments, None if held is None else held.held["value"])
-        return self.output(self.gate(x) * y), {"value": tail}
+        y, tail = self.shifted("value", u, segments, held)
+        return self.output(self.gate(x) * y), tail
 
     def parallel_plan(self) -> dict[str, Placement]:
         column = (name for name, _ in self.named_parameters() if not name.startswith("output"))

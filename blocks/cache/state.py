@@ -85,10 +85,27 @@ class State(Cache):
         tokens = torch.arange(self.length, self.length + x.shape[1], device=x.device) >= self.padding[:, None]
         return x * tokens.view(*tokens.shape, *[1] * (x.ndim - 2)).to(x.dtype)
 
+    @property
+    def notes_each(self) -> bool:
+        """Whether the tensors after each token are needed, for ``rewind`` to keep the first ones."""
+        return self.after is not None
+
+    def takes(self, parts: Mapping[str, Tensor], n_new: int) -> bool:
+        """Whether parts after ``n_new`` tokens hold all that is noted."""
+        return not self.notes_each or n_new == 1 or all(t.ndim > self.held[n].ndim for n, t in parts.items())
+
     def advance(self, n_new: int, parts: Mapping[str, Tensor]) -> None:
-        """Replace the parts by those after ``n_new`` more tokens; of one, where ``after`` notes each."""
+        """Replace the parts by those after ``n_new`` more tokens.
+
+        Args:
+            parts: name → what is held after the last token, [B,…]; or after each, [B,T,…]
+        """
         self.length += n_new
-        for name, values in parts.items():
-            self.held[name].copy_(values)
+        each = {
+            name: values if values.ndim > self.held[name].ndim else values[:, None] for name, values in parts.items()
+        }
+        for name, values in each.items():
+            self.held[name].copy_(values[:, -1])
         if self.after is not None:
-            self.after.append({name: values.clone() for name, values in self.held.items()})
+            for t in range(n_new):
+                self.after.append({n: values[:, t].to(self.held[n].dtype, copy=True) for n, values in each.items()})

@@ -19,8 +19,11 @@ from torch import Tensor
 from blockwright.blocks.base import Block
 from blockwright.blocks.cache.base import Cache
 from blockwright.blocks.decoder import Decoder
+from blockwright.blocks.generation.acceptance import Acceptance
+from blockwright.blocks.generation.drafts.base import Checked, Drafter, Drafts, as_padding, next_positions
+from blockwright.blocks.generation.draws import Draws, draw_each
 from blockwright.blocks.generation.generate import check_lengths
-from blockwright.blocks.generation.sample import Sampling, sample
+from blockwright.blocks.generation.sample import Sampling
 from blockwright.blocks.input import Media
 from blockwright.registry import BlockError
 
@@ -74,33 +77,52 @@ News = tuple[Job, int | None]
 
 
 class _Row:
-    """A job with what its draws need, and its padding once it has a row of the batch."""
+    """A job with its draws, the drafts of its next tokens, and its padding once it has a row of the batch."""
 
     def __init__(self, job: Job, device: torch.device, vocabulary: int) -> None:
         self.job, self.padding = job, 0
-        self.generator = torch.Generator(device).manual_seed(job.seed)
-        self.seen: Tensor | None = None
-        if job.sampling.repetition_penalty != 1:
-            self.seen = torch.zeros(vocabulary, dtype=torch.bool, device=device)
-            self.seen[list(job.prompt)] = True
+        self.draws = Draws.of(job.sampling, job.seed, job.prompt, vocabulary, device)
+        self.drafts: list[int] = []
+
+    @property
+    def text(self) -> list[int]:
+        return [*self.job.prompt, *self.job.tokens]
+
+    @property
+    def left(self) -> int:
+        """Tokens that the job may still add."""
+        return 0 if self.job.ended else self.job.new_tokens - len(self.job.tokens)
+
+    def agrees(self, i: int) -> bool:
+        """Whether the job runs, and its last token is draft i."""
+        return self.job.ended is None and self.drafts[i : i + 1] == self.job.tokens[-1:]
 
 
 class _Reading:
     """A row whose prompt is being read, in caches of one row that are emptied first."""
 
-    def __init__(self, row: _Row, decoder: Decoder, caches: Sequence[Cache]) -> None:
-        self.row, self.decoder, self.caches, self.at = row, decoder, caches, 0
+    def __init__(self, row: _Row, decoder: Decoder, caches: Sequence[Cache], drafts: Drafts) -> None:
+        self.row, self.decoder, self.caches, self.drafts, self.at = row, decoder, caches, drafts, 0
         self.tokens = torch.tensor([row.job.prompt], dtype=torch.int64, device=decoder.embedding.weight.device)
         self.embedded = decoder.look_up(self.tokens, row.job.media) if row.job.media else None
+        drafts.begin(self.tokens[:, :1])
 
-    def read(self, n: int) -> tuple[int, Tensor | None]:
-        """Read at most n tokens: how many it was, and after the last one the logits [1,V]."""
+    @property
+    def done(self) -> bool:
+        return self.at == self.tokens.shape[1]
+
+    def read(self, n: int) -> Tensor:
+        """Read at most n tokens: their states, or where drafts need no others that of the last alone, [1,T,D]."""
         part = slice(self.at, self.at + n)
         tokens, embedded = self.tokens[:, part], None if self.embedded is None else self.embedded[:, part]
-        hidden = self.decoder.last_hidden(tokens, self.caches, embedded)
+        if self.drafts.reads_states:
+            hidden, _ = self.decoder.hidden(tokens, caches=self.caches, embedded=embedded)
+        else:
+            hidden = self.decoder.last_hidden(tokens, self.caches, embedded)
         self.at += tokens.shape[1]
-        done = self.at == self.tokens.shape[1]
-        return tokens.shape[1], self.decoder.logits(hidden[:, -1]).float() if done else None
+        if not self.done:
+            self.drafts.read(hidden, self.tokens[:, part.start + 1 : self.at + 1])
+        return hidden
 
 
 class Batch:
@@ -125,17 +147,27 @@ class Batch:
         room: of each row, in tokens that are read: a prompt and its continuation but for the last token
         bits: of the caches, 8, 6 or 4; None for exact ones
         chunk: prompt tokens that are read between two tokens of the running jobs; None for 512
+        drafts: where drafts of the next tokens come from, which a step checks; they change no token. None for none
 
     Attributes:
         steps: passes over the running jobs so far
         shifts: of all rows so far
+        acceptance: of drafts so far
 
     Raises:
-        BlockError: a block computes rows that depend on each other, or an attention has caches that rows cannot join
+        BlockError: a block computes rows that depend on each other, an attention has caches that rows cannot join, or
+            the drafts do not suit the model
     """
 
     def __init__(
-        self, decoder: Decoder, rows: int, room: int, *, bits: int | None = None, chunk: int | None = None
+        self,
+        decoder: Decoder,
+        rows: int,
+        room: int,
+        *,
+        bits: int | None = None,
+        chunk: int | None = None,
+        drafts: Drafter | None = None,
     ) -> None:
         for name, value in (("rows", rows), ("room", room), ("chunk", CHUNK if chunk is None else chunk)):
             if value < 1:
@@ -144,12 +176,18 @@ class Batch:
         self.decoder, self.rows, self.room, self.chunk = decoder, rows, room, chunk or CHUNK
         self.device = decoder.embedding.weight.device
         self.steps = self.shifts = 0
+        self.acceptance = Acceptance()
         self._waiting: deque[_Row] = deque()
         self._reading: _Reading | None = None
         self._running: list[_Row] = []
         with torch.inference_mode():  # what is made in it can be changed in it alone
-            self._caches, self._own = (joinable_caches(decoder, n, room, bits) for n in (rows, 1))
+            drafter = drafts or Drafter()
+            self._of_model, own = (joinable_caches(decoder, n, room, bits, drafter.tokens) for n in (rows, 1))
+            self._drafts, self._own_drafts = (drafter.new(decoder, n, room, bits) for n in (rows, 1))
+            self._caches, self._own = [*self._of_model, *self._drafts.caches], [*own, *self._own_drafts.caches]
+            self._own_drafts.align([0], self.device)
             self._empty = [cache.mark() for cache in self._own]
+        self._drafted_at_most = drafter.tokens
         self._align()
 
     @property
@@ -211,7 +249,8 @@ class Batch:
 
     @torch.inference_mode()
     def step(self) -> list[News]:
-        """Read ``chunk`` tokens of prompts where rows are free, then decode a token of every running job.
+        """Read ``chunk`` tokens of prompts where rows are free, then decode a token of every running job, and those
+        after it that were drafted right.
 
         Returns:
             each new token with its job, in order; None in place of a token once a job has ended
@@ -221,12 +260,14 @@ class Batch:
     def _read(self) -> list[News]:
         news, left = list[News](), self.chunk
         while left and (reading := self._next()):
-            n, logits = reading.read(left)
-            left -= n
-            if logits is not None:
+            before = reading.at
+            hidden = reading.read(left)
+            left -= (n := reading.at - before)
+            if reading.done:
                 self._reading = None
-                news += self._draw([reading.row], logits)
+                news += self._draw([reading.row], self.decoder.logits(hidden[:, -1]).float())
                 if reading.row.job.ended is None:
+                    self._draft(self._own_drafts, [reading.row], hidden, [n])
                     self._join(reading.row)
         return news
 
@@ -235,19 +276,54 @@ class Batch:
         if self._reading is None and self._waiting and len(self._running) < self.rows:
             for cache, empty in zip(self._own, self._empty, strict=True):
                 cache.rewind(empty)
-            self._reading = _Reading(self._waiting.popleft(), self.decoder, self._own)
+            caches = self._own[: len(self._of_model)]
+            self._reading = _Reading(self._waiting.popleft(), self.decoder, caches, self._own_drafts)
         return self._reading
 
     def _decode(self) -> list[News]:
         self.steps += 1
-        self._drop_padding()
-        last = torch.tensor([[row.job.tokens[-1]] for row in self._running], device=self.device)
-        hidden = self.decoder.last_hidden(last, self._caches)
-        news = self._draw(self._running, self.decoder.logits(hidden[:, -1]).float())
-        for i in reversed(range(len(self._running))):
-            if self._running[i].job.ended:
+        rows, n = self._running, 1 + max(len(row.drafts) for row in self._running)
+        self._drop_padding(n)
+        tokens = torch.tensor([_padded([row.job.tokens[-1], *row.drafts], n) for row in rows], device=self.device)
+        marks = [cache.mark(n) for cache in self._of_model] if n > 1 else []
+        positions = next_positions(self.decoder, n, self._of_model[0])
+        hidden, _ = self.decoder.hidden(tokens, positions, caches=self._of_model)
+        news, kept = self._check(self.decoder.logits(hidden).float())
+        for cache, mark in zip(self._of_model, marks, strict=False):
+            cache.rewind(mark, torch.tensor(kept))
+        self._draft(self._drafts, rows, hidden, kept)
+        for row, own in zip(rows, kept, strict=True):
+            row.padding += max(kept) - own
+        for i in reversed(range(len(rows))):
+            if rows[i].job.ended:
                 self._leave(i)
+        self._align()
         return news
+
+    def _check(self, logits: Tensor) -> tuple[list[News], list[int]]:
+        """Draw tokens of each row from logits [B,n,V] as long as its drafts are these tokens; how many it was."""
+        news, kept = list[News](), [0] * len(self._running)
+        rows = list(range(len(self._running)))
+        for i in range(logits.shape[1]):
+            news += self._draw([self._running[row] for row in rows], logits[rows, i])
+            for row in rows:
+                kept[row] += 1
+            rows = [row for row in rows if self._running[row].agrees(i)]
+            if not rows:
+                break
+        self.acceptance.count(kept, [len(row.drafts) for row in self._running])
+        return news, kept
+
+    def _draft(self, drafts: Drafts, rows: Sequence[_Row], hidden: Tensor, kept: Sequence[int]) -> None:
+        """Draft the next tokens of rows, after the first ``kept`` of the states [B,T,D]."""
+        if not self._drafted_at_most or not any(row.left for row in rows):
+            return
+        texts, most = [row.text for row in rows], max(kept)
+        later = [_padded(text[-own:], most) for text, own in zip(texts, kept, strict=True)]
+        checked = Checked(hidden[:, :most], torch.tensor(later, device=self.device), kept, texts)
+        proposed = drafts.propose(checked, [row.draws.copy() for row in rows], max(row.left for row in rows) - 1)
+        for row, own in zip(rows, proposed, strict=True):
+            row.drafts = own[: max(row.left - 1, 0)]
 
     # --- rows ---------------------------------------------------------------------------------------------------------
 
@@ -259,8 +335,8 @@ class Batch:
         """Give a row to a job whose prompt has been read."""
         n = self._own[0].length
         if not self._running:  # the batch begins where the newcomer ends
-            for cache in self._caches:
-                cache.length = n
+            for cache, own in zip(self._caches, self._own, strict=True):
+                cache.length = own.length
         elif n > self._length:
             self._shift(n - self._length)
         row.padding = self._length - n
@@ -277,11 +353,11 @@ class Batch:
             self._running[index] = last
         self._align()
 
-    def _drop_padding(self) -> None:
-        """Make room at the end where there is none, or where much of the rows is padding that all have: at most once
-        for a row that left, as the row of fewest padding then has none."""
+    def _drop_padding(self, n: int) -> None:
+        """Make room for n tokens at the end where there is none, or where much of the rows is padding that all have: at
+        most once for a row that left, as the row of fewest padding then has none."""
         common = min(row.padding for row in self._running)
-        if common and (self._length == self.room or common > max(SPARE, self._length // 4)):
+        if common and (self._length + n > self.room + self._drafted_at_most or common > max(SPARE, self._length // 4)):
             self._shift(-common)
             self._align()
 
@@ -295,39 +371,31 @@ class Batch:
     def _align(self) -> None:
         """Give the caches the rows in use and their padding."""
         of_rows = [row.padding for row in self._running]
-        padding = torch.tensor(of_rows, dtype=torch.int64, device=self.device) if any(of_rows) else None
-        for cache in self._caches:
+        padding = as_padding(of_rows, self.device)
+        for cache in self._of_model:
             cache.use(len(of_rows))
             cache.padding = padding
+        self._drafts.align(of_rows, self.device)
 
     # --- draws --------------------------------------------------------------------------------------------------------
 
     def _draw(self, rows: Sequence[_Row], logits: Tensor) -> list[News]:
-        """Draw a token for each row from logits [B,V]: together for those of equal sampling."""
-        groups: dict[Sampling, list[int]] = {}
-        for i, row in enumerate(rows):
-            groups.setdefault(row.job.sampling, []).append(i)
-        tokens = [0] * len(rows)
-        for sampling, members in groups.items():
-            some = logits if len(groups) == 1 else logits[members]
-            seen = [row.seen for i in members if (row := rows[i]).seen is not None]
-            generators = [rows[i].generator for i in members]
-            drawn = sample(some, sampling, generators, torch.stack(seen) if seen else None).tolist()
-            for i, token in zip(members, drawn, strict=True):
-                tokens[i] = token
+        """Draw a token for each row from logits [B,V]."""
+        tokens = draw_each([row.draws for row in rows], logits)
         _note_likelihoods([row.job for row in rows], tokens, logits)
-        return [news for row, token in zip(rows, tokens, strict=True) for news in _received(row, token)]
+        return [news for row, token in zip(rows, tokens, strict=True) for news in _received(row.job, token)]
 
 
-def _received(row: _Row, token: int) -> list[News]:
+def _padded(tokens: list[int], n: int) -> list[int]:
+    return [*tokens, *[0] * (n - len(tokens))]
+
+
+def _received(job: Job, token: int) -> list[News]:
     """Add a drawn token to a job: the news of it."""
-    job = row.job
     if token in job.stop_tokens:
         job.ended = "end"
         return [(job, None)]
     job.tokens.append(token)
-    if row.seen is not None:
-        row.seen[token] = True
     if len(job.tokens) < job.new_tokens:
         return [(job, token)]
     job.ended = "length"
@@ -358,14 +426,17 @@ def refuse_dependent_rows(decoder: Decoder) -> None:
             raise BlockError(name, type(block).__name__, rule, "Choose another block, or generate rows one by one")
 
 
-def joinable_caches(decoder: Decoder, rows: int, room: int, bits: int | None) -> list[Cache]:
+def joinable_caches(decoder: Decoder, rows: int, room: int, bits: int | None, ahead: int = 0) -> list[Cache]:
     """``Decoder.new_caches`` of rows that may join and leave.
+
+    Args:
+        ahead: further room, for tokens that are never kept
 
     Raises:
         BlockError: an attention keeps no cache, or one of a class that is no ``Cache``
     """
     try:
-        caches = decoder.new_caches(rows, room, bits)
+        caches = decoder.new_caches(rows, room + ahead, bits)
     except NotImplementedError:
         rule = "an attention of this model keeps no cache, which rows could join"
         raise BlockError("attention", None, rule, "Choose another attention, or give it new_cache") from None
@@ -374,4 +445,6 @@ def joinable_caches(decoder: Decoder, rows: int, room: int, bits: int | None) ->
             rule = f"{type(layer.attention).__name__} keeps a {type(cache).__name__}, which rows cannot join"
             remedy = "Derive it from blockwright.blocks.cache.base.Cache, or generate rows one by one"
             raise BlockError(f"layers.{i}.attention", type(cache).__name__, rule, remedy)
+        if ahead:
+            cache.declared = room
     return caches

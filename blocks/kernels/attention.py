@@ -10,7 +10,7 @@ from torch.backends.cuda import SDPAParams
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from blockwright.blocks.kernels import one_query
+from blockwright.blocks.kernels import few_queries
 from blockwright.blocks.kernels.blocked_attention import blocked_attention, suits
 from blockwright.blocks.kernels.scoring import Scoring, dense
 from blockwright.blocks.kernels.seam import kernel
@@ -79,7 +79,7 @@ def cudnn_attention(q: Tensor, k: Tensor, v: Tensor, scoring: Scoring) -> Tensor
     return y.transpose(1, 2)
 
 
-kernel("attention", "one_query", devices=("cpu",), takes=one_query.suits, order=11)(one_query.one_query)
+kernel("attention", "few_queries", devices=("cpu",), takes=few_queries.suits, order=11)(few_queries.few_queries)
 kernel("attention", "blocked", devices=("cpu",), takes=suits, order=10)(blocked_attention)
 
 

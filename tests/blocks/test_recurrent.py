@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from blockwright.blocks.attention.recurrent import Recurrent
+from blockwright.blocks.cache.state import State
 from blockwright.blocks.compose import compose
 from blockwright.blocks.forward_pass import Pass
 from blockwright.blocks.generation.generate import Continuations
@@ -195,3 +197,64 @@ def test_under_autocast_the_recurrence_stays_in_fp32(tiny: Callable[..., dict[st
     assert all(p.grad is not None and p.grad.isfinite().all() for p in decoder.parameters())
     whole = decoder.nll(decoder.hidden(ids)[0], ids)
     assert loss.item() == pytest.approx(whole.item(), rel=0.02)
+
+
+# --- drafts -----------------------------------------------------------------------------------------------------------
+
+
+class Averaging(Recurrent):
+    """A plug-in's mixer: the mean of all tokens, whose state is given after the last token alone."""
+
+    def memory(self) -> dict[str, tuple[int, ...]]:
+        return {"sum": (48,), "count": (1,)}
+
+    def mix(self, x: Tensor, segments: Tensor | None, held: State | None) -> tuple[Tensor, dict[str, Tensor]]:
+        total, count = x.cumsum(1), torch.ones_like(x[..., :1]).cumsum(1)
+        if held is not None:
+            total, count = total + held.held["sum"][:, None], count + held.held["count"][:, None]
+        return total / count, {"sum": total[:, -1], "count": count[:, -1]}
+
+
+@pytest.mark.parametrize("name", ["gated_delta", "kda", "mamba2", "lightning", "short_conv", "none", "averaging"])
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.float64, 1e-13), (torch.float32, 2e-6), (torch.bfloat16, 0.05)])
+@torch.inference_mode()
+def test_first_tokens_of_a_pass_are_kept_as_if_the_others_had_not_been_read(
+    tiny: Callable[..., Any], name: str, dtype: torch.dtype, bound: float
+) -> None:
+    torch.manual_seed(0)
+    block = Averaging() if name == "averaging" else compose(tiny(attention={"name": name}), seed=3).layers[1].attention
+    block, x = block.to(dtype).eval(), torch.randn(3, 11, 48).to(dtype)
+    padding = torch.tensor([0, 4, 2])
+
+    def read(n: int, cache: State) -> Tensor:
+        tokens = x[:, cache.length : cache.length + n]
+        return block(tokens, Pass(torch.arange(n)[None], cache=cache))
+
+    for kept in (0, 1, 2, 3, torch.tensor([3, 0, 1])):
+        cache = block.new_cache(3, 20, dtype, x.device)
+        cache.padding = padding
+        read(5, cache)
+        mark = cache.mark(3)
+        found = read(3, cache)
+        cache.rewind(mark, kept)
+        for row in range(3):
+            alone = block.new_cache(3, 20, dtype, x.device)
+            alone.padding = padding
+            read(5, alone)
+            right = [read(1, alone) for _ in range(kept if isinstance(kept, int) else int(kept[row]))]
+            if right:
+                y = torch.cat(right, 1)[row]
+                torch.testing.assert_close(found[row, : len(y)], y, rtol=0, atol=bound)
+            for part, values in alone.buffers.items():
+                torch.testing.assert_close(cache.buffers[part][row], values[row], rtol=0, atol=bound)
+
+
+def test_projections_are_computed_once_for_all_tokens_of_a_pass(make_block: Make) -> None:
+    block = make_block("attention", {"name": "gated_delta", "n_heads": 6, "head_dim": 5}, d_model=D)
+    calls = []
+    block.query.register_forward_hook(lambda *call: calls.append(call[1][0].shape[1]))
+    cache = block.new_cache(1, 9, torch.float64, torch.device("cpu"))
+    cache.mark(3)
+    with torch.no_grad():
+        block(torch.randn(1, 3, D, dtype=torch.float64), Pass(torch.arange(3)[None], cache=cache))
+    assert calls == [3]

@@ -211,3 +211,52 @@ def test_page_says_what_the_command_takes() -> None:
     page = (ROOT / "docs/how-to/generate.md").read_text()
     flags = {flag for action in command._parser()._actions for flag in action.option_strings if flag.startswith("--")}
     assert not [flag for flag in flags - {"--help"} if flag not in page]
+
+
+# --- drafts -----------------------------------------------------------------------------------------------------------
+
+
+def printed(capsys: pytest.CaptureFixture[str], *words: str) -> dict[str, Any]:
+    main([*words, "--prompt", "ab", "--prompt", "abcabc", "--max-new-tokens", "12", "--json"])
+    found: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return found
+
+
+def test_drafts_of_every_kind_leave_texts_as_they_are_and_are_counted(
+    save: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, small = str(save(mtp={"depth": 2})), str(save(n_layers=1))
+    plain = printed(capsys, model)
+    assert "drafts" not in plain
+    for kind, tokens in (("mtp", []), ("mtp", ["--draft-tokens", "1"]), ("lookup", []), (small, [])):
+        found = printed(capsys, model, "--drafts", kind, *tokens)
+        drafts = found.pop("drafts")
+        assert found == plain
+        assert drafts["tokens_a_pass"] == 1 + drafts["accepted"] / drafts["passes"]
+        assert 0 <= drafts["accepted"] <= drafts["drafted"] and (drafts["drafted"] > 0 or kind == "lookup")
+
+
+def test_share_of_accepted_drafts_goes_to_stderr_beside_plain_text(
+    save: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = str(save(mtp={"depth": 1}))
+    main([model, "--prompt", "ab", "--max-new-tokens", "5"])
+    plain = capsys.readouterr()
+    main([model, "--prompt", "ab", "--max-new-tokens", "5", "--drafts", "mtp"])
+    drafted = capsys.readouterr()
+    assert drafted.out == plain.out and "tokens a pass" in drafted.err and not plain.err
+
+
+@pytest.mark.parametrize(
+    ("words", "option"),
+    [
+        (["--drafts", "mtp"], "--drafts"),  # the model has none
+        (["--drafts", "nowhere"], "--drafts"),
+        (["--drafts", "lookup", "--draft-tokens", "0"], "--draft-tokens"),
+        (["--draft-tokens", "2"], "--draft-tokens"),
+    ],
+)
+def test_drafts_that_cannot_be_are_refused(run: Path, words: list[str], option: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        main([str(run), "--prompt", "ab", *words])
+    assert error.value.path == option and error.value.remedy

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from blockwright.blocks.decoder import Decoder
 from blockwright.blocks.gating.base import Routing
+from blockwright.blocks.kernels.cross_entropy import IGNORED
+from blockwright.blocks.mtp import later_targets
 from blockwright.blocks.share import Share
 from blockwright.registry import register
 from blockwright.registry.ranges import NonNegative
-from blockwright.training.figure import OF_TEXT, TRAIN, Figure
+from blockwright.training.figure import MEASURED, OF_TEXT, TRAIN, Figure
+from blockwright.training.metrics import Accuracy
 from blockwright.training.tasks.base import Batch, Task
 from blockwright.training.tasks.next_token import count_each_depth, count_scored
 from blockwright.training.tasks.scored import Scored
 from blockwright.training.tasks.setup import Setup
+
+TOGETHER = 1024  # tokens whose logits are in memory at a time
 
 
 @register("task", "causal_lm")
@@ -26,19 +32,29 @@ class CausalLM(Task):
     that it scores, plus balance losses. Where a batch has ``weights`` of its targets (data.transforms), the first mean,
     its logged loss and its bits per byte are weighted by them; multi-token prediction is not.
 
+    ``acceptance_K`` is the share of tokens for which the likeliest token of depth K of multi-token prediction is that
+    of the model itself: of greedy drafts that follow right ones, those that generation would accept. It is measured on
+    the text itself, without decoding; not where the tokens of a sequence are spread over ranks.
+
     Args:
         setup: the model and how it is trained
         z_loss: weight of the mean of log² Z, Z the sum of the exponentials of a token's logits; 0 for none. 1e-4 in
             PaLM. Not applied to multi-token prediction
     """
 
-    figures: ClassVar[tuple[Figure, ...]] = (*OF_TEXT, Figure("logit_z", "of the loss", "less", TRAIN))
+    figures: ClassVar[tuple[Figure, ...]] = (
+        *OF_TEXT,
+        Figure("logit_z", "of the loss", "less", TRAIN),
+        Figure("acceptance_{depth}", "of drafts", "more"),
+    )
     reads = ("tokens", "targets", "n_bytes")
     splits = True
 
     def __init__(self, setup: Setup, z_loss: NonNegative = 0.0) -> None:
         super().__init__(setup)
         self.z_loss = z_loss
+        depths = (self.model_config["mtp"] or {"depth": 0})["depth"]
+        self.agreement = nn.ModuleDict({f"{stage}_{k}": Accuracy() for stage in MEASURED for k in range(1, depths + 1)})
 
     def objective(self, batch: Batch, stage: str) -> Scored:
         decoder, segments, train = self.model, batch.get("segments"), stage == "train"
@@ -54,6 +70,8 @@ class CausalLM(Task):
         if train and len(decoder.mtp):
             terms["mtp"], further = self._predict_further(batch, hidden, share)
             routings = [*routings, *further]
+        if not train and share is None:
+            self._compare_drafts(batch, hidden, stage)
         figures = {"logit_z": self.step.mean(z_loss * z, "total")} if z_loss else {}
         logged = total.detach() - z_loss * z
         return Scored(total, count_scored(targets, weights), logged, terms, figures, routings)
@@ -69,3 +87,37 @@ class CausalLM(Task):
         depths, routings = self.model.mtp_nll(hidden, *given, share=share)
         means = [self.step.mean(nll, f"mtp{k}") for k, (nll, _) in enumerate(depths, start=1)]
         return self.model_config["mtp"]["loss_weight"] * torch.stack(means).mean(), routings
+
+    @torch.no_grad()
+    def _compare_drafts(self, batch: Batch, hidden: Tensor, stage: str) -> None:
+        """Count the tokens for which each depth's likeliest is the model's own, given its states [B,T,D]."""
+        decoder, segments = self.model, batch.get("segments")
+        if not len(decoder.mtp):
+            return
+        own = _likeliest(decoder, hidden)
+        further = decoder.mtp_states(hidden, batch["tokens"], batch.get("positions"), segments)
+        for k, (states, _) in enumerate(further, start=1):
+            scored = later_targets(batch["targets"], segments, k) != IGNORED
+            agree = _likeliest(decoder, states) == own[:, k:]
+            cast(Accuracy, self.agreement[f"{stage}_{k}"]).update(agree[scored])
+
+    def _begin(self, stage: str) -> None:
+        super()._begin(stage)
+        for metric in self._agreements(stage).values():
+            metric.reset()
+
+    def _conclude(self, stage: str) -> None:
+        super()._conclude(stage)
+        for k, metric in self._agreements(stage).items():
+            if metric.of:
+                self.log(f"{stage}/acceptance_{k}", metric.compute().float())
+
+    def _agreements(self, stage: str) -> dict[str, Accuracy]:
+        named = ((name.rpartition("_"), metric) for name, metric in self.agreement.items())
+        return {k: cast(Accuracy, metric) for (of, _, k), metric in named if of == stage}
+
+
+def _likeliest(decoder: Decoder, states: Tensor) -> Tensor:
+    """The likeliest next token of states [B,T,D], [B,T]; not the logits of all at once, which are large."""
+    parts = states.flatten(0, 1).split(TOGETHER)
+    return torch.cat([decoder.logits(part).argmax(-1) for part in parts]).view(states.shape[:2])

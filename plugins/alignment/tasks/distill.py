@@ -60,6 +60,7 @@ class Distill(CausalLM):
     figures: ClassVar[tuple[Figure, ...]] = (
         *(replace(figure, groups=MEASURED) for figure in OF_TEXT),
         Figure("loss", "of the stage", "less", TRAIN),
+        Figure("acceptance_{depth}", "of drafts", "more"),
     )
     splits = False
 

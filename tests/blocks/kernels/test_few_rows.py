@@ -28,7 +28,9 @@ def drawn(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> Ten
 
 @pytest.mark.parametrize("precision", ["highest", "medium"])
 @pytest.mark.parametrize("with_bias", [False, True])
-@pytest.mark.parametrize("shape", [(1, 1, 37), (37,), (2, 2, 37), (FEW, 37), (FEW + 1, 37), (0, 37)])
+@pytest.mark.parametrize(
+    "shape", [(1, 1, 37), (37,), (2, 37), (1, 3, 37), (2, 2, 37), (FEW, 37), (FEW + 1, 37), (0, 37)]
+)
 @pytest.mark.parametrize("n", [PARTS, 5 * PARTS, 5 * PARTS + 1])
 @torch.no_grad()
 def test_few_rows_are_torchs(n: int, shape: tuple[int, ...], with_bias: bool, precision: str) -> None:

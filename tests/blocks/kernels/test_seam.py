@@ -63,7 +63,7 @@ def test_own_implementations_are_held_to_it_and_a_wrong_one_is_found(restored: N
 def test_what_is_asked_depends_on_the_device_its_capability_and_what_is_installed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    assert order("attention", "cpu", (0, 0)) == ["blocked", "one_query", "sdpa"]
+    assert order("attention", "cpu", (0, 0)) == ["blocked", "few_queries", "sdpa"]
     assert order("attention", "cuda", AMPERE) == ["flex", "sdpa"]
     assert order("attention", "cuda", HOPPER) == ["flex", "cudnn", "sdpa"]
     assert order("attention", "meta", (0, 0)) == ["sdpa"]
@@ -94,7 +94,7 @@ def test_first_that_takes_the_call_computes_and_the_card_shows_the_order(restore
         return causal_attention_reference(q, k, v, scoring)
 
     chosen = choose(torch.device("cpu"))
-    assert names(chosen)["attention"] == "short, else blocked, else one_query, else sdpa"
+    assert names(chosen)["attention"] == "short, else blocked, else few_queries, else sdpa"
     for kernels in (chosen, Kernels(), pickle.loads(pickle.dumps(chosen))):
         ran.clear()
         for length in (7, 9, 130):

@@ -409,3 +409,35 @@ def test_prediction_is_the_likeliest_next_token(make_task: Callable[..., CausalL
     task.configure_model()
     with torch.no_grad():
         assert torch.equal(task.predict_step(given, 0), task.decoder(given["tokens"]).argmax(-1))  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["one document", "packed"])
+@torch.no_grad()
+def test_acceptance_of_each_depth_is_its_agreement_with_the_model(
+    make_task: Callable[..., CausalLM], tmp_path: Path, packed: bool
+) -> None:
+    task, batches = make_task(mtp={"depth": 2}), [batch(seed, packed=packed) for seed in (1, 2)]
+    trainer = L.Trainer(
+        default_root_dir=tmp_path,
+        accelerator="cpu",
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    (found,) = trainer.validate(task, DataLoader(batches, batch_size=None), verbose=False)
+    right, of = [0, 0], [0, 0]
+    for given in batches:
+        tokens, segments = given["tokens"], given.get("segments")
+        hidden, _ = task.model.hidden(tokens, given["positions"], segments)
+        own = task.model.logits(hidden).argmax(-1)
+        for k, (states, _) in enumerate(task.model.mtp_states(hidden, tokens, given["positions"], segments), start=1):
+            drafts = task.model.logits(states).argmax(-1)
+            for row in range(len(tokens)):
+                for i in range(tokens.shape[1] - k):
+                    same = segments is None or segments[row, i] == segments[row, i + k]
+                    if same and given["targets"][row, i + k] != -100:
+                        of[k - 1] += 1
+                        right[k - 1] += int(drafts[row, i] == own[row, i + k])
+    assert 0 < sum(right) < sum(of)
+    for k in (1, 2):
+        assert found[f"val/acceptance_{k}"] == pytest.approx(right[k - 1] / of[k - 1], rel=1e-6)

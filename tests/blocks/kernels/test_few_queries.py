@@ -7,47 +7,49 @@ import torch
 from torch import Tensor
 
 from blockwright.blocks.cache.base import Cache
-from blockwright.blocks.kernels import one_query
+from blockwright.blocks.kernels import few_queries
 from blockwright.blocks.kernels.attention import causal_attention_reference
 from blockwright.blocks.kernels.scoring import Scoring
 
 
-def given(B: int, S: int, dtype: torch.dtype, K: int = 2, V: int = 24) -> tuple[Tensor, Tensor, Tensor]:
-    """A query of 6 heads, and S of the 19 tokens that a cache has room for."""
+def given(B: int, S: int, dtype: torch.dtype, K: int = 2, V: int = 24, T: int = 1) -> tuple[Tensor, Tensor, Tensor]:
+    """T queries of 6 heads, and S of the 19 tokens that a cache has room for."""
     draws = torch.Generator().manual_seed(S)
     cache = Cache(B, 19, {"k": (K, 16), "v": (K, V)}, dtype, torch.device("cpu"))
     new = (torch.randn(B, S, K, width, generator=draws, dtype=dtype) for width in (16, V))
-    return torch.randn(B, 1, 6, 16, generator=draws, dtype=dtype), *cache.append(*new)
+    return torch.randn(B, T, 6, 16, generator=draws, dtype=dtype), *cache.append(*new)
 
 
 @pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 2e-6), (torch.float64, 1e-14)], ids=str)
 @pytest.mark.parametrize("K", [1, 2, 6])
-@pytest.mark.parametrize(("B", "S"), [(1, 1), (1, 13), (3, 19), (3, 7)])
+@pytest.mark.parametrize(("B", "T", "S"), [(1, 1, 1), (1, 1, 13), (3, 1, 19), (3, 2, 7), (1, 3, 13), (3, 5, 5)])
 @pytest.mark.parametrize("biased", [None, "rows", "heads"])
 def test_result_is_that_of_the_reference(
-    B: int, S: int, K: int, biased: str | None, dtype: torch.dtype, bound: float
+    B: int, T: int, S: int, K: int, biased: str | None, dtype: torch.dtype, bound: float
 ) -> None:
-    q, k, v = given(B, S, dtype, K)
-    shape = {"rows": (B, 1, 1, S), "heads": (1, 6, 1, S)}.get(biased or "")
-    bias = None if shape is None else torch.randn(shape, dtype=dtype).where(torch.arange(S) % 3 != 1, float("-inf"))
-    found = one_query.one_query(q, k, v, Scoring(0.3, bias))
+    q, k, v = given(B, S, dtype, K, T=T)
+    shape = {"rows": (B, 1, T, S), "heads": (1, 6, T, S)}.get(biased or "")
+    hidden = (torch.arange(S) % 3 == 1) & (torch.arange(S) < S - T)  # each query sees itself
+    bias = None if shape is None else torch.randn(shape, dtype=dtype).masked_fill(hidden, float("-inf"))
+    found = few_queries.few_queries(q, k, v, Scoring(0.3, bias))
     torch.testing.assert_close(found, causal_attention_reference(q, k, v, Scoring(0.3, bias)), rtol=0, atol=bound)
 
 
 @torch.no_grad()
-def test_it_takes_one_query_of_a_cache_and_nothing_else() -> None:
+def test_it_takes_few_queries_of_a_cache_and_nothing_else() -> None:
     q, k, v = given(3, 13, torch.float32)
-    assert one_query.suits(q, k, v, Scoring(0.3)) and one_query.suits(q, k, v, Scoring(0.3, window=13))
+    assert few_queries.suits(q, k, v, Scoring(0.3)) and few_queries.suits(q, k, v, Scoring(0.3, window=13))
     refused: list[dict[str, Any]] = [
         {"window": 12},
         {"segments": torch.zeros(3, 13)},
         {"sinks": torch.zeros(6)},
         {"softcap": 2.0},
     ]
-    assert not any(one_query.suits(q, k, v, Scoring(0.3, **more)) for more in refused)
-    assert not one_query.suits(q.expand(-1, 2, -1, -1), k, v, Scoring(0.3))
-    assert not one_query.suits(q, k.contiguous(), v, Scoring(0.3))  # tokens are not side by side
-    assert not one_query.suits(q.double(), k.double(), v.double(), Scoring(0.3))
+    assert not any(few_queries.suits(q, k, v, Scoring(0.3, **more)) for more in refused)
+    assert few_queries.suits(q.expand(-1, 8, -1, -1), k, v, Scoring(0.3))
+    assert not few_queries.suits(q.expand(-1, 9, -1, -1), k, v, Scoring(0.3))
+    assert not few_queries.suits(q, k.contiguous(), v, Scoring(0.3))  # tokens are not side by side
+    assert not few_queries.suits(q.double(), k.double(), v.double(), Scoring(0.3))
 
 
 def test_heads_of_a_cache_stay_side_by_side_when_rows_are_taken() -> None:

@@ -1,0 +1,88 @@
+"""Drafts by the model's own multi-token prediction."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from blockwright.blocks.cache.state import State
+from blockwright.blocks.decoder import Decoder
+from blockwright.blocks.generation.drafts.base import Checked, Drafter, Drafts, next_positions
+from blockwright.blocks.generation.draws import Draws, draw_each
+from blockwright.registry import BlockError
+
+
+class MultiToken(Drafter):
+    """Drafts by the depths of multi-token prediction: the first drafts the next token but one, and so on.
+
+    Args:
+        depths: to be used; None for all that the model has
+
+    Raises:
+        BlockError: the model has fewer
+    """
+
+    def __init__(self, decoder: Decoder, depths: int | None = None) -> None:
+        known = len(decoder.mtp)
+        if not known:
+            rule = "drafts are of multi-token prediction, which this model has not"
+            raise BlockError("drafts", "mtp", rule, "Train with 'model.mtp={depth:1}', or use another kind of drafts")
+        if depths is not None and not 1 <= depths <= known:
+            rule = f"is 1 to {known}, the depths of the model's multi-token prediction"
+            raise BlockError("draft_tokens", depths, rule, f"Write {known}, or leave it out")
+        self.tokens = depths or known
+
+    def new(self, decoder: Decoder, rows: int, room: int, bits: int | None) -> Drafts:
+        return MultiTokenDrafts(decoder, self.tokens, rows, room, bits)
+
+
+class MultiTokenDrafts(Drafts):
+    """Depth k at index s of its cache pairs token s + 1 with the state of depth k − 1 at index s − 1; depth 1 with the
+    model's own at index s. So all caches are as long as the model's, and depth k has k − 1 more tokens of padding.
+
+    One pass of a depth reads the tokens that were checked, which it keeps, and the drafts of the depths before it,
+    which it does not keep: they may be wrong.
+    """
+
+    reads_states = True
+
+    def __init__(self, decoder: Decoder, depths: int, rows: int, room: int, bits: int | None) -> None:
+        self.decoder = decoder
+        self.depths = decoder.new_draft_caches(rows, room + 2 * depths, bits)[:depths]
+        like = decoder.embedding.weight
+        width = {"state": ((like.shape[1],), like.dtype)}
+        self.before = [State(rows, 0, width, like.device) for _ in self.depths[1:]]  # the last state that is kept
+        self.caches = [*self.depths, *self.before]
+        self.lags = [*range(depths), *[0] * (depths - 1)]
+
+    def read(self, hidden: Tensor, tokens: Tensor) -> None:
+        self._follow(Checked(hidden, tokens, [tokens.shape[1]] * len(tokens), []), None, 0)
+
+    def propose(self, checked: Checked, draws: Sequence[Draws], most: int) -> list[list[int]]:
+        return self._follow(checked, draws, most)
+
+    def _follow(self, checked: Checked, draws: Sequence[Draws] | None, most: int) -> list[list[int]]:
+        states, tokens, last = checked.hidden, checked.tokens, checked.last
+        rows, drafts = torch.arange(len(last), device=last.device), list[list[int]]()
+        for k, cache in enumerate(self.depths):
+            n = tokens.shape[1]
+            mark = cache.mark(n)
+            states = self.decoder.draft(k, states[:, :n], tokens, next_positions(self.decoder, n, cache), cache)
+            cache.rewind(mark, last + 1)
+            if draws is not None and k < most:
+                drafts.append(draw_each(draws, self.decoder.logits(states[rows, last + k]).float()))
+                tokens = F.pad(tokens, (0, 1))
+                tokens[rows, last + k + 1] = tokens.new_tensor(drafts[-1])
+            if k < len(self.before):
+                states = torch.cat((self._replace(k, states[rows, last]), states), 1)
+        return [list(row) for row in zip(*drafts, strict=True)] if drafts else [[] for _ in rows]
+
+    def _replace(self, k: int, states: Tensor) -> Tensor:
+        """Hold the last states [B,D] of a depth in place of earlier ones, which are returned, [B,1,D]."""
+        held, self.before[k].length = self.before[k].held["state"], self.depths[k].length
+        earlier = held.clone()
+        held.copy_(states)
+        return earlier[:, None]
