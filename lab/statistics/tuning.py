@@ -84,12 +84,12 @@ class Fit:
         Args:
             sd_of_run: σ of the tries; the standard deviation of a paired difference / √2
         """
-        widest = self.spread**2 / 12
+        widest = self.spread * self.spread / 12  # infinite, where a power would raise
         if not math.isfinite(widest):
             return Left()
         if not math.isfinite(self.shake):
             return Left(widest, max(self.dof, 1))
-        of_noise = self.curvature * self.shake * sd_of_run**2
+        of_noise = min(self.curvature * self.shake * sd_of_run * sd_of_run, self.spread)
         regret = max(self.regret, of_noise) if self.dof else of_noise
         return Left(min(2 * of_noise * (2 * regret - of_noise), widest), max(self.dof, 1))
 

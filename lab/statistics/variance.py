@@ -68,7 +68,10 @@ class Noise:
 
     def dof_of_error(self, n: int) -> float:
         """Degrees of freedom of ``error``: at most those of the noise, so that what tuning leaves lessens no p."""
-        return min(self.dof, satterthwaite(Left(self.sd**2 / n, self.dof), self.left))
+        if self.dof <= 0 or not self.left.variance:
+            return self.dof
+        share = (self.sd / math.sqrt(n) / self.error(n)) ** 2  # squares of shares do not overflow
+        return min(self.dof, satterthwaite(Left(share, self.dof), Left(1 - share, self.left.dof)))
 
     def half(self, n: int, level: float) -> float:
         """Half the width of the interval of the mean of ``n`` differences at this confidence (Student's t)."""
