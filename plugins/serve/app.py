@@ -107,6 +107,8 @@ class Routes:
             "rows": ("gauge", "Texts that can be computed at once", batch.rows),
             "cache_bytes": ("gauge", "Memory of all caches", batch.nbytes),
             "steps_total": ("counter", "Steps of the batch", batch.steps),
+            "drafted_tokens_total": ("counter", "Tokens that were drafted", batch.acceptance.drafted),
+            "accepted_tokens_total": ("counter", "Drafts that were the tokens drawn", batch.acceptance.accepted),
         }
         return PlainTextResponse(self.metrics.text(state), media_type=CONTENT_TYPE)
 

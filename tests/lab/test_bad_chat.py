@@ -100,6 +100,7 @@ OF_A_CHAT = {
     "few_ids": "do not belong together",
     "learned --context 100000": "has positions for",
     "good --context 3": "at least 16",
+    "good --context 1000000000000": "memory of cpu",
     "good --context many": "many",
     "good --bits 5": "5",
     "good --temperature -1": "temperature",

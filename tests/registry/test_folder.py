@@ -53,7 +53,6 @@ ELSEWHERE = {
     "lab/catalogue.py read_text": "a page and the configuration of this project",
     "lab/catalogue.py yaml.safe_load": "the configuration of this project",
     "training/data/shakespeare.py read_text": "files of an installed package",
-    "blocks/refusals.py read_text": "a file of the kernel",
     "blocks/kernels/machine.py read_text": "a file of the kernel",
     "training/memory_limit.py read_text": "a file of the kernel",
     "training/claims.py read_text": "a lock that this process has opened, and a file of the kernel",
