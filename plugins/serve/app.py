@@ -26,6 +26,7 @@ from blockwright.plugins.serve.observing import Observed
 from blockwright.plugins.serve.protocol import Json, Protocol
 from blockwright.plugins.serve.refusal import RefusedError, shown
 from blockwright.plugins.serve.served import Served
+from blockwright.plugins.serve.waiting import until_gone
 
 PROTOCOLS: tuple[Protocol, ...] = (Completions(), Chat())
 PAGE = Path(__file__).parent / "page.html"
@@ -135,7 +136,7 @@ class Routes:
         async def answer(request: Request) -> ASGIApp:
             fields = Fields(await read_object(request, most_bytes(self.served.room)))
             self._check_name(fields.need("model", str))
-            order = await protocol.read(fields, self.served)
+            order = await until_gone(request.receive, protocol.read(fields, self.served))
             kind = Streamed if order.stream else Whole
             return kind(self.engine, self.served, protocol, order, request.state.account)
 
