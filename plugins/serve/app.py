@@ -85,7 +85,9 @@ class Routes:
             *(Route(protocol.path, self._answering(protocol), methods=["POST"]) for protocol in PROTOCOLS),
         ]
         handlers = {RefusedError: self._refusal, HTTPException: _missing, Exception: _failure}
-        return Starlette(routes=routes, exception_handlers=handlers)  # type: ignore[arg-type]
+        app = Starlette(routes=routes, exception_handlers=handlers)  # type: ignore[arg-type]
+        app.router.redirect_slashes = False  # to an address that the client names
+        return app
 
     async def page(self, request: Request) -> Response:
         """A page to try the model."""

@@ -47,6 +47,7 @@ def serve(options: argparse.Namespace, key: str | None) -> None:
     served = Served(name, writer, batch.room, chat, options.bos)
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(asctime)s %(message)s")
     logging.getLogger("blockwright.serve").setLevel(logging.INFO)
+    logging.getLogger("uvicorn").setLevel(logging.ERROR)  # not a line for whatever a client sends that is no HTTP
     with listen(options.host, options.port) as listening:
         engine = Engine(batch, options.queue)
         print(_start(served, batch, listening, options), flush=True)
