@@ -60,6 +60,7 @@ ELSEWHERE = {
     "training/data/mixture/readers.py json.loads": "a record of the user's text, which is tokenised",
     "training/data/mixture/readers.py read_text": "the user's text, which is tokenised",
     "training/data/kernel_documentation.py read_bytes": "files of an installed package",
+    "training/data/chat/template_process.py json.loads": "an answer of limited length, and values that a request gave",
     "training/data/packing.py read_text": "the project's own cache",
     "training/data/packing.py json.loads": "the project's own cache",
     "training/data/conversations.py json.loads": "a record of the user's data, in training",

@@ -49,7 +49,7 @@ class TemplateProcess:
                 self._end()
                 raise TemplateError(str(error) or "its process has ended") from None
         if (text := answer.get("text")) is None:
-            raise TemplateError(answer["refused"])
+            raise TemplateError(str(answer.get("refused")))
         return str(text)
 
     def _started(self) -> Connection:
@@ -72,11 +72,16 @@ class TemplateProcess:
         self._process = self._connection = None
 
 
-def _received(connection: Connection, seconds: float) -> dict[str, str]:
+def _received(connection: Connection, seconds: float) -> dict[str, Any]:
     """An answer: it is JSON, since what a template made of its process must do nothing here."""
     if not connection.poll(seconds):
         raise TemplateError(f"took longer than {seconds:g} seconds")
-    answer: dict[str, str] = json.loads(connection.recv_bytes(ANSWER))
+    try:
+        answer = json.loads(connection.recv_bytes(ANSWER))
+    except (ValueError, RecursionError):
+        answer = None
+    if not isinstance(answer, dict):
+        raise TemplateError("its process has answered something else")
     return answer
 
 
