@@ -49,7 +49,8 @@ class Settings:
         for key in ("bits", "context"):
             values = getattr(self, key)
             if not values:
-                raise BlockError(key, [], "names no value", "Leave it out, or name one")
+                example = {"bits": "null,6", "context": "1024"}[key]
+                raise BlockError(key, [], "names no value", f"Write e.g. {key}={example}, or leave it out")
             if len(set(values)) < len(values):
                 raise BlockError(key, list(values), "names each value once", f"Write {key}={_shown(values)}")
         least = self.steps + 2  # a token of the prompt, and the step before those that are timed
