@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from blockwright.blocks.attention.base import Attention, empty_cache
 from blockwright.blocks.base import Block
 from blockwright.blocks.cache.base import Cache
+from blockwright.blocks.cache.fit import caches_that_fit
 from blockwright.blocks.carry import Carry
 from blockwright.blocks.ffn.base import FFN
 from blockwright.blocks.forward_pass import Losses, Pass
@@ -370,9 +371,7 @@ class Decoder(nn.Module):
 
     def new_draft_caches(self, batch: int, length: int, bits: int | None = None) -> list[Cache]:
         """An empty cache for each depth of multi-token prediction; arguments as of ``new_caches``."""
-        like = self.embedding.weight
-        made = (batch, length, like.dtype, like.device, bits)
-        return [empty_cache(depth.layer.attention, *made) for depth in self.mtp]  # type: ignore[union-attr, arg-type]
+        return self._caches([depth.layer.attention for depth in self.mtp], batch, length, bits)  # type: ignore[union-attr, misc]
 
     def new_caches(
         self, batch: int, length: int, bits: int | None = None, padding: Tensor | None = None
@@ -385,12 +384,11 @@ class Decoder(nn.Module):
                 on the left, give what each gives alone
 
         Raises:
-            BlockError: unknown ``bits``, or a plug-in's attention has caches without bits or padding
+            BlockError: unknown ``bits``, or a plug-in's attention has caches without bits or padding, or the caches
+                take more memory than there is
             NotImplementedError: an attention of this decoder has no ``new_cache``
         """
-        like = self.embedding.weight
-        made = (batch, length, like.dtype, like.device, bits)
-        caches = [empty_cache(layer.attention, *made) for layer in self.layers]  # type: ignore[arg-type]
+        caches = self._caches([layer.attention for layer in self.layers], batch, length, bits)  # type: ignore[misc]
         if padding is not None:
             for cache in caches:
                 if not isinstance(cache, Cache):
@@ -398,6 +396,14 @@ class Decoder(nn.Module):
                     raise BlockError("padding", padding.tolist(), rule, "Give rows of one length")
                 cache.padding = padding
         return caches
+
+    def _caches(self, attentions: Sequence[Attention], batch: int, length: int, bits: int | None) -> list[Cache]:
+        like = self.embedding.weight
+
+        def make(device: torch.device) -> list[Cache]:
+            return [empty_cache(attention, batch, length, like.dtype, device, bits) for attention in attentions]
+
+        return caches_that_fit(make, batch, length, like.device)
 
 
 def _whole(sequences: Tensor) -> Tensor:

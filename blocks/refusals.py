@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import math
-import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,6 +11,7 @@ from torch import nn
 from blockwright import registry
 from blockwright.blocks.decoder import LAYER_PARTS, Decoder, Layer
 from blockwright.blocks.gating.base import Gating
+from blockwright.blocks.kernels.machine import device_memory
 from blockwright.blocks.selector.base import Selector
 from blockwright.registry import ConfigError, Node
 from blockwright.registry.layout import patched
@@ -80,23 +78,11 @@ def _check_size(parameters: int) -> None:
 
 def check_room(decoder: Decoder, device: torch.device) -> None:
     """Refuse, before anything is allocated, weights that this machine cannot hold."""
-    needed, there = sum(t.nbytes for t in decoder.state_dict().values()), room(device)
+    needed, there = sum(t.nbytes for t in decoder.state_dict().values()), device_memory(device)
     if needed > there:
         rule = f"needs {needed / 1e9:.3g} GB for its weights alone, and {device.type} here has {there / 1e9:.3g} GB"
         remedy = "Choose a smaller model, or device='meta' to look at it without its weights"
         raise ConfigError("model", f"{size(decoder):.3g} parameters", rule, remedy)
-
-
-def room(device: torch.device) -> float:
-    """Total memory of a device in bytes; inf if unknown."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[1]
-    if device.type != "cpu" or not hasattr(os, "sysconf"):
-        return math.inf
-    limit = Path("/sys/fs/cgroup/memory.max")  # a container's limit, if lower
-    text = limit.read_text().strip() if limit.is_file() else ""
-    whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return min(whole, int(text)) if text.isdigit() else whole
 
 
 def _refuse_other_streams(model: Mapping[str, Any], nodes: Nodes, layers: Layers) -> None:

@@ -33,14 +33,25 @@ class ChatText:
         words: the tokenizer
         path: of the name, for messages
 
+    Attributes:
+        ends: tokens that end an answer
+
     Raises:
-        ConfigError: there is no such format, or the tokenizer lacks its special tokens
+        ConfigError: there is no such format, the tokenizer lacks its special tokens, or its template refuses an answer
     """
 
     def __init__(self, name: str | dict[str, Any], words: Tokenizer, path: str = "model_args.chat") -> None:
-        self.chat: Chat = registry.build("chat", Node(name, path), Scope({}, {}))
-        self.chat.prepare(words)
         self.words = words
+        try:
+            self.chat: Chat = registry.build("chat", Node(name, path), Scope({}, {}))
+        except ConfigError as error:
+            raise ConfigError(error.path.removesuffix(".name"), error.value, error.rule, error.remedy) from None
+        try:
+            self.chat.prepare(words)
+            self.ends = self.chat.ends(words)
+        except ConfigError as error:
+            remedy = "Choose another format, or a tokenizer and a template that suit it"
+            raise ConfigError(path, self.chat.node()["name"], error.rule, remedy) from None
 
     def render(self, messages: Sequence[dict[str, Any]], opened: bool = True) -> str:
         """Text of a conversation whose next turn is the model's; not ``opened``: whose last message it continues."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from argparse import Namespace
 from collections.abc import Callable
 
 from blockwright.blocks.generation.drafts.base import Drafter
@@ -10,8 +11,27 @@ from blockwright.blocks.generation.drafts.model import SmallerModel
 from blockwright.blocks.generation.drafts.mtp import MultiToken
 from blockwright.lab.writer import Writer, at_its_option
 from blockwright.registry import BlockError, ConfigError
+from blockwright.registry.command import Parser
 
 TOKENS = 4  # drafted a pass, unless multi-token prediction has its own number
+
+
+def add_options(parser: Parser) -> None:
+    """Add the options of commands that can draft."""
+    parser.add_argument(
+        "--drafts", metavar="KIND", help="check several tokens a pass: mtp, lookup, or a smaller model's folder"
+    )
+    parser.add_argument("--draft-tokens", type=int, metavar="N", help="drafted a pass; default: depths of mtp, else 4")
+
+
+def check_options(words: Namespace) -> None:
+    """Refuse a number of drafts where there are none.
+
+    Raises:
+        ConfigError
+    """
+    if words.draft_tokens is not None and words.drafts is None:
+        raise ConfigError("--draft-tokens", words.draft_tokens, "has no effect without --drafts", "Add --drafts mtp")
 
 
 def drafter(writer: Writer, name: str, tokens: int | None = None) -> Drafter:

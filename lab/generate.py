@@ -14,8 +14,8 @@ from typing import Any
 from blockwright.blocks.generation.acceptance import Acceptance
 from blockwright.blocks.generation.sample import Sampling
 from blockwright.blocks.kernels.machine import keep_freed_memory, set_float32_matmul
+from blockwright.lab import drafter
 from blockwright.lab.attachment import attached, attachments
-from blockwright.lab.drafter import drafter
 from blockwright.lab.generation_options import add_options, checked_sampling
 from blockwright.lab.writer import Request, Writer
 from blockwright.registry import ConfigError
@@ -31,10 +31,7 @@ def _parser() -> Parser:
     parser.add_argument("--prompt", action="append", default=[], help="text to continue; again for several at once")
     for attachment in attachments().values():
         attachment.add_options(parser)
-    parser.add_argument(
-        "--drafts", metavar="KIND", help="check several tokens a pass: mtp, lookup, or a smaller model's folder"
-    )
-    parser.add_argument("--draft-tokens", type=int, metavar="N", help="drafted a pass; default: depths of mtp, else 4")
+    drafter.add_options(parser)
     parser.add_argument("--bos", action="store_true", help="begin prompts with the token that begins a document")
     add_options(parser, 200, "prompt i draws from seed + i")
     parser.add_argument("--json", action="store_true", help="print one document when all texts have ended")
@@ -51,8 +48,7 @@ def read(arguments: Sequence[str]) -> tuple[argparse.Namespace, Request]:
     if not words.prompt and not words.bos:
         raise ConfigError("--prompt", None, "is required", 'Write --prompt "…", or --bos for none')
     sampling = checked_sampling(words)
-    if words.draft_tokens is not None and words.drafts is None:
-        raise ConfigError("--draft-tokens", words.draft_tokens, "has no effect without --drafts", "Add --drafts mtp")
+    drafter.check_options(words)
     files = attached(words)
     return words, Request(words.max_new_tokens, sampling, tuple(words.stop), words.seed, words.bits, words.bos, files)
 
@@ -70,7 +66,7 @@ def main(arguments: Sequence[str]) -> None:
     set_float32_matmul("auto", writer.decoder.output_weight.device.type)
     print(f"weights: {writer.decoder.read_from}", file=sys.stderr)
     if words.drafts is not None:
-        writer.drafts = drafter(writer, words.drafts, words.draft_tokens)
+        writer.drafts = drafter.drafter(writer, words.drafts, words.draft_tokens)
     if words.json:
         found = document(writer, words.model, prompts, request)
         print(json.dumps(found, indent=1, ensure_ascii=False))

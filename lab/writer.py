@@ -208,7 +208,7 @@ class Writer:
         try:
             return Memory(self.decoder, room, bits)
         except BlockError as error:
-            raise at_its_option(error) from None
+            raise ConfigError("--context", room, error.rule, error.remedy) from None
         except NotImplementedError:
             raise self._no_cache() from None
 
@@ -288,7 +288,7 @@ def begin(words: Tokenizer, option: str, remedy: str) -> int:
 
 
 def at_its_option(error: BlockError) -> ConfigError:
-    names = {"new_tokens": "max-new-tokens"}
+    names = {"new_tokens": "max-new-tokens", "caches": "max-new-tokens"}
     option = names.get(error.parameter, error.parameter.replace("_", "-"))
     remedy = error.remedy.replace(f"{error.parameter}=", f"--{option} ")
     return ConfigError(f"--{option}", error.value, error.rule, remedy)

@@ -153,10 +153,11 @@ class Batch:
         steps: passes over the running jobs so far
         shifts: of all rows so far
         acceptance: of drafts so far
+        drafted_at_most: tokens of a row in a pass; 0 without drafts
 
     Raises:
         BlockError: a block computes rows that depend on each other, an attention has caches that rows cannot join, or
-            the drafts do not suit the model
+            the drafts do not suit the model, or the caches take more memory than there is
     """
 
     def __init__(
@@ -187,7 +188,7 @@ class Batch:
             self._caches, self._own = [*self._of_model, *self._drafts.caches], [*own, *self._own_drafts.caches]
             self._own_drafts.align([0], self.device)
             self._empty = [cache.mark() for cache in self._own]
-        self._drafted_at_most = drafter.tokens
+        self.drafted_at_most = drafter.tokens
         self._align()
 
     @property
@@ -316,7 +317,7 @@ class Batch:
 
     def _draft(self, drafts: Drafts, rows: Sequence[_Row], hidden: Tensor, kept: Sequence[int]) -> None:
         """Draft the next tokens of rows, after the first ``kept`` of the states [B,T,D]."""
-        if not self._drafted_at_most or not any(row.left for row in rows):
+        if not self.drafted_at_most or not any(row.left for row in rows):
             return
         texts, most = [row.text for row in rows], max(kept)
         later = [_padded(text[-own:], most) for text, own in zip(texts, kept, strict=True)]
@@ -357,7 +358,7 @@ class Batch:
         """Make room for n tokens at the end where there is none, or where much of the rows is padding that all have: at
         most once for a row that left, as the row of fewest padding then has none."""
         common = min(row.padding for row in self._running)
-        if common and (self._length + n > self.room + self._drafted_at_most or common > max(SPARE, self._length // 4)):
+        if common and (self._length + n > self.room + self.drafted_at_most or common > max(SPARE, self._length // 4)):
             self._shift(-common)
             self._align()
 

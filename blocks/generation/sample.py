@@ -13,6 +13,9 @@ from blockwright.registry import BlockError
 from blockwright.registry.enforcing import enforced
 from blockwright.registry.ranges import Count, Fraction, NonNegative, Positive, Share
 
+# Beyond these, a temperature or a penalty does in fp32 what it does at the bound, and both together never overflow.
+LEAST, MOST = 1e-12, 1e12
+
 
 @enforced(BlockError)
 @dataclass(frozen=True)
@@ -65,14 +68,18 @@ def sample(
         [B]
     """
     if sampling.repetition_penalty != 1 and seen is not None:
-        penalty = sampling.repetition_penalty
+        penalty = _bounded(sampling.repetition_penalty)
         logits = torch.where(seen, torch.where(logits > 0, logits / penalty, logits * penalty), logits)
     return draw(narrow(logits, sampling), sampling, generators)
 
 
 def narrow(logits: Tensor, sampling: Sampling) -> Tensor:
     """Logits [B,V] whose softmax is sampled from, −∞ for every excluded token; unchanged at temperature 0."""
-    return candidates(logits / sampling.temperature, sampling) if sampling.temperature else logits
+    return candidates(logits / _bounded(sampling.temperature), sampling) if sampling.temperature else logits
+
+
+def _bounded(factor: float) -> float:
+    return min(max(factor, LEAST), MOST)
 
 
 def draw(narrowed: Tensor, sampling: Sampling, generators: Sequence[torch.Generator]) -> Tensor:
@@ -98,6 +105,7 @@ def candidates(logits: Tensor, sampling: Sampling) -> Tensor:
         ordered, order = logits.sort(-1, descending=True)
         probabilities = ordered.softmax(-1)
         enough = probabilities.cumsum(-1) - probabilities >= sampling.top_p  # the tokens before it suffice
+        enough[:, 0] = False  # also where top_p is 0 in the dtype of the logits
         logits = logits.masked_fill(enough.scatter(-1, order, enough), -math.inf)
     if sampling.min_p is not None:
         least = logits.amax(-1, keepdim=True) + math.log(max(sampling.min_p, 1e-300))

@@ -1,4 +1,4 @@
-"""Two process settings that determine the speed of a CPU, without loss of accuracy.
+"""The memory of a device, and two process settings that determine the speed of a CPU, without loss of accuracy.
 
 **The library of fp32 matrix products.** PyTorch uses MKL, which takes a slow path on AMD processors. With
 ``torch.set_float32_matmul_precision("medium")`` it uses oneDNN instead, up to twice as fast there. The setting also
@@ -15,6 +15,8 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import math
+import os
 from pathlib import Path
 from typing import Literal
 
@@ -82,3 +84,15 @@ def keep_freed_memory() -> bool:
         return False
     # No mmapped blocks, which are unmapped when freed; and never shrink the heap.
     return all(mallopt(setting, value) == 1 for setting, value in ((_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, _MOST)))
+
+
+def device_memory(device: torch.device) -> float:
+    """Total memory of a device in bytes; inf if unknown."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[1]
+    if device.type != "cpu" or not hasattr(os, "sysconf"):
+        return math.inf
+    limit = Path("/sys/fs/cgroup/memory.max")  # a container's limit, if lower
+    text = limit.read_text().strip() if limit.is_file() else ""
+    whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return min(whole, int(text)) if text.isdigit() else whole

@@ -82,7 +82,7 @@ class Conversation:
         self._memory = writer.memory(self.room, manner.bits)
         self._answers = 0
         stops = writer.words.stop_tokens(manner.stops)
-        self._stop_tokens = stops | chat.chat.ends(writer.words)
+        self._stop_tokens = stops | chat.ends
         self.system: str | None = None
         self.instruct(system)
 

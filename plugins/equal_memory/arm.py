@@ -12,7 +12,7 @@ from blockwright.blocks.cache.base import Cache
 from blockwright.blocks.compose import compose
 from blockwright.blocks.cost import cache_bytes
 from blockwright.blocks.decoder import Decoder
-from blockwright.blocks.refusals import room
+from blockwright.blocks.kernels.machine import device_memory
 from blockwright.lab.card import in_bytes
 from blockwright.lab.match.sizing import named, read_arm
 from blockwright.plugins.equal_memory.request import Bits, Request
@@ -91,7 +91,7 @@ def cells_of(request: Request, context: int) -> list[Cell]:
 
 def _check(arm: Arm, request: Request, device: torch.device) -> None:
     settings, most = request.settings, arm.decoder.config["max_positions"]
-    needed, available = arm.weights + settings.budget, room(device)
+    needed, available = arm.weights + settings.budget, device_memory(device)
     if needed > available:
         rule = f"with weights of {in_bytes(arm.weights)} is more than {device.type} has ({in_bytes(available)})"
         raise ConfigError("memory", settings.memory, rule, "Lower it, or choose a smaller model")

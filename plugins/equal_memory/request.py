@@ -48,7 +48,10 @@ class Settings:
             raise BlockError("dtype", self.dtype, "is not supported", did_you_mean(self.dtype, DTYPES))
         for key in ("bits", "context"):
             values = getattr(self, key)
-            if not values or len(set(values)) < len(values):
+            if not values:
+                example = {"bits": "null,6", "context": "1024"}[key]
+                raise BlockError(key, [], "names no value", f"Write e.g. {key}={example}, or leave it out")
+            if len(set(values)) < len(values):
                 raise BlockError(key, list(values), "names each value once", f"Write {key}={_shown(values)}")
         least = self.steps + 2  # a token of the prompt, and the step before those that are timed
         if min(self.context) < least:

@@ -216,7 +216,7 @@ class Blockwright(TemplateLM):
         room = min(most, self.max_length - len(tokens))
         short.prompts += len(tokens) < len(whole)
         short.answers += room < most
-        ends = self.words.stop_tokens(until) | (self._chat.chat.ends(self.words) if self._chat else frozenset())
+        ends = self.words.stop_tokens(until) | (self._chat.ends if self._chat else frozenset())
         rows = Continuations(self.decoder, [tokens], room, sampling, seed=self.seed, stop_tokens=ends)
         text, pieces = TextStream(self.words.decode, until), []
         for (token,) in rows:

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from blockwright.blocks.kernels.quantise import BITS
+from blockwright.lab import drafter
 from blockwright.registry import ConfigError
 from blockwright.registry.command import Parser, run_command
 from blockwright.registry.extras import require
@@ -33,6 +34,7 @@ def _parser() -> Parser:
     parser.add_argument("--room", type=int, metavar="TOKENS", help="of a prompt and its text; default 2048, or fewer")
     parser.add_argument("--queue", type=int, default=QUEUE, metavar="N", help=f"texts that may wait; default {QUEUE}")
     parser.add_argument("--bits", type=int, choices=BITS, help="quantise the caches; default: exact")
+    drafter.add_options(parser)
     parser.add_argument("--dtype", default="float32", help="float32, bfloat16, float16 or float64")
     parser.add_argument("--device", help="cpu, cuda:0, …; default: a GPU where there is one")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen at; default: this machine alone")
@@ -55,10 +57,15 @@ def read(arguments: Sequence[str]) -> argparse.Namespace:
     if options.rows is not None and options.memory is not None:
         rule = "gives the number of rows, and so does --rows"
         raise ConfigError("--memory", options.memory, rule, "Leave one of them out")
+    drafter.check_options(options)
     for name, least in {"rows": 1, "memory": 1, "room": 2, "queue": 0, "port": 0, "grace": 0}.items():
         value = getattr(options, name)
         if value is not None and not value >= least:
             raise ConfigError(f"--{name}", value, f"must be at least {least}", f"Write {least} or more")
+    if options.name is not None and not (options.name and options.name.isprintable()):
+        raise ConfigError(
+            "--name", ascii(options.name), "is no name: visible characters in a line", "Write e.g. --name mine"
+        )
     if options.port > 65535:
         raise ConfigError("--port", options.port, "must be at most 65535", "Write e.g. --port 8000")
     if options.grace > 86400:

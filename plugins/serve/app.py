@@ -26,6 +26,7 @@ from blockwright.plugins.serve.observing import Observed
 from blockwright.plugins.serve.protocol import Json, Protocol
 from blockwright.plugins.serve.refusal import RefusedError, shown
 from blockwright.plugins.serve.served import Served
+from blockwright.plugins.serve.waiting import until_gone
 
 PROTOCOLS: tuple[Protocol, ...] = (Completions(), Chat())
 PAGE = Path(__file__).parent / "page.html"
@@ -84,7 +85,9 @@ class Routes:
             *(Route(protocol.path, self._answering(protocol), methods=["POST"]) for protocol in PROTOCOLS),
         ]
         handlers = {RefusedError: self._refusal, HTTPException: _missing, Exception: _failure}
-        return Starlette(routes=routes, exception_handlers=handlers)  # type: ignore[arg-type]
+        app = Starlette(routes=routes, exception_handlers=handlers)  # type: ignore[arg-type]
+        app.router.redirect_slashes = False  # to an address that the client names
+        return app
 
     async def page(self, request: Request) -> Response:
         """A page to try the model."""
@@ -107,6 +110,8 @@ class Routes:
             "rows": ("gauge", "Texts that can be computed at once", batch.rows),
             "cache_bytes": ("gauge", "Memory of all caches", batch.nbytes),
             "steps_total": ("counter", "Steps of the batch", batch.steps),
+            "drafted_tokens_total": ("counter", "Tokens that were drafted", batch.acceptance.drafted),
+            "accepted_tokens_total": ("counter", "Drafts that were the tokens drawn", batch.acceptance.accepted),
         }
         return PlainTextResponse(self.metrics.text(state), media_type=CONTENT_TYPE)
 
@@ -133,7 +138,7 @@ class Routes:
         async def answer(request: Request) -> ASGIApp:
             fields = Fields(await read_object(request, most_bytes(self.served.room)))
             self._check_name(fields.need("model", str))
-            order = await protocol.read(fields, self.served)
+            order = await until_gone(request.receive, protocol.read(fields, self.served))
             kind = Streamed if order.stream else Whole
             return kind(self.engine, self.served, protocol, order, request.state.account)
 

@@ -35,7 +35,7 @@ class Chat(Protocol):
         wanted, likeliest = fields.take("logprobs", bool, False), fields.take("top_logprobs", Likeliest)
         if likeliest is not None and not wanted:
             raise fields.refuse("top_logprobs", likeliest, "has no effect without logprobs = true")
-        text = served.render(messages)  # in this thread, where a template is limited in time
+        text = await asyncio.get_running_loop().run_in_executor(served.renderer, served.render, messages)
         ids = await asyncio.to_thread(served.encode_chat, text)
         return read_order(fields, served, [ids], new_tokens, (likeliest or 0) if wanted else None, chat=True)
 

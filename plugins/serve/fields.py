@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from blockwright.plugins.serve.refusal import RefusedError, shown
+from blockwright.plugins.serve.refusal import RefusedError, shown, shown_name
 from blockwright.registry.schema import conforms, fault
 
 ABOUT_THE_SENDER = frozenset({"user", "metadata", "safety_identifier", "prompt_cache_key"})
@@ -79,4 +79,4 @@ class Fields:
         """
         for name, value in self.left.items():
             if value is not None and name not in ABOUT_THE_SENDER and value not in neutral.get(name, ()):
-                raise self.refuse(name[:100], value, "is not supported by this server", "unsupported_parameter")
+                raise self.refuse(shown_name(name), value, "is not supported by this server", "unsupported_parameter")

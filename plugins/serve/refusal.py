@@ -39,6 +39,11 @@ def shown(value: Any) -> str:
     return text if len(text) <= LONGEST else f"{text[:LONGEST]}…"
 
 
+def shown_name(name: str) -> str:
+    """A client's name of a field, as ``shown``: half a character could not be sent."""
+    return name[:LONGEST].encode("ascii", "backslashreplace").decode()
+
+
 def refused(error: ConfigError | BlockError, param: str) -> RefusedError:
     """The refusal of a request that this project's own checks refuse."""
     return RefusedError(400, f"{param} = {shown(error.value)}: {error.rule}. {error.remedy}", param, "invalid_value")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ class Served:
         chat: the format of conversations; None for a model without one
         bos: whether to begin prompts with the token that begins a document; conversations begin as their format says
         created: when it was loaded, in seconds since 1970
+        renderer: renders conversations one by one: those that wait for a slow template take no thread
     """
 
     name: str
@@ -34,6 +36,7 @@ class Served:
     chat: ChatText | None = None
     bos: bool = False
     created: int = field(default_factory=lambda: int(time.time()))
+    renderer: Executor = field(default_factory=lambda: ThreadPoolExecutor(1, "rendering"))
 
     def encode(self, text: str, param: str) -> list[int]:
         """The ids of a prompt.
@@ -105,7 +108,7 @@ class Served:
     def ends(self, stops: Sequence[str], chat: bool) -> frozenset[int]:
         """Tokens that end a text, or an answer; special tokens among the stop strings too."""
         ends = self.writer.words.stop_tokens(stops)
-        return ends | self.chat.chat.ends(self.writer.words) if chat and self.chat is not None else ends
+        return ends | self.chat.ends if chat and self.chat is not None else ends
 
 
 def chat_of(model: str, writer: Writer, name: str | None) -> ChatText | None:
@@ -123,7 +126,6 @@ def chat_of(model: str, writer: Writer, name: str | None) -> ChatText | None:
     chosen = name or own_format(Path(model), writer.words)
     if chosen is None:
         return None
-    try:
-        return ChatText(chosen, writer.words)
-    except ConfigError as error:
-        raise ConfigError("--chat", chosen, error.rule, error.remedy) from None
+    form = ChatText(chosen, writer.words, "--chat")
+    form.chat.isolate()  # the loop, and the thread that decodes, work while a template renders
+    return form

@@ -18,34 +18,62 @@ STALLED = 30.0  # seconds for which a client may read nothing of what waits for 
 BACKSTOP = 5.0  # seconds for requests to end once their jobs have been ended
 
 
-class Connection(H11Protocol):
-    """A connection that ends if its client reads nothing: what waits for it takes memory."""
+class Deadline:
+    """Ends a connection ``STALLED`` seconds after its start, unless it is stopped before.
 
-    _stalled: asyncio.TimerHandle | None = None
+    Args:
+        transport: of the connection
+    """
+
+    def __init__(self, transport: asyncio.Transport) -> None:
+        self._transport = transport
+        self._timer: asyncio.TimerHandle | None = None
+
+    def start(self) -> None:
+        """Start it; nothing if it runs."""
+        if self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(STALLED, self._transport.abort)
+
+    def stop(self) -> None:
+        """Stop it; nothing if it does not run."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+
+class Connection(H11Protocol):
+    """A connection that ends if its client reads nothing, since what waits for it takes memory, or if the head of a
+    request does not arrive in time."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Wait for a request, and not for ever."""
         super().connection_made(transport)
-        self.timeout_keep_alive_task = self.loop.call_later(STALLED, self.timeout_keep_alive_handler)
+        self._unread, self._head = Deadline(transport), Deadline(transport)
+        self._head.start()
+
+    def data_received(self, data: bytes) -> None:
+        """A part of a request: bodies have a limit of their own."""
+        super().data_received(data)
+        if self.cycle is not None and not self.cycle.response_complete:
+            self._head.stop()
+        else:
+            self._head.start()
 
     def pause_writing(self) -> None:
         """The client is behind by as much as is kept for it."""
         super().pause_writing()
-        self._stalled = self.loop.call_later(STALLED, self.transport.abort)
+        self._unread.start()
 
     def resume_writing(self) -> None:
         """The client has caught up."""
         super().resume_writing()
-        self._forget()
+        self._unread.stop()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The client is gone."""
         super().connection_lost(exc)
-        self._forget()
-
-    def _forget(self) -> None:
-        if self._stalled is not None:
-            self._stalled.cancel()
+        self._unread.stop()
+        self._head.stop()
 
 
 class Server(uvicorn.Server):

@@ -9,12 +9,12 @@ import socket
 import sys
 from pathlib import Path
 
-import torch
-
 from blockwright.blocks.decoder import Decoder
 from blockwright.blocks.generation.batch import Batch
+from blockwright.blocks.generation.drafts.base import Drafter
 from blockwright.blocks.kernels.machine import keep_freed_memory, set_float32_matmul
 from blockwright.lab.card import in_bytes
+from blockwright.lab.drafter import drafter
 from blockwright.lab.writer import Writer, begin
 from blockwright.plugins.serve.app import application
 from blockwright.plugins.serve.engine import Engine
@@ -42,11 +42,12 @@ def serve(options: argparse.Namespace, key: str | None) -> None:
     if options.bos:
         begin(writer.words, "--bos", "Leave --bos out")
     chat = chat_of(options.model, writer, options.chat)
-    batch = batch_of(writer.decoder, options)
+    batch = batch_of(writer, options)
     name = options.name or Path(options.model).resolve().stem
     served = Served(name, writer, batch.room, chat, options.bos)
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(asctime)s %(message)s")
     logging.getLogger("blockwright.serve").setLevel(logging.INFO)
+    logging.getLogger("uvicorn").setLevel(logging.ERROR)  # not a line for whatever a client sends that is no HTTP
     with listen(options.host, options.port) as listening:
         engine = Engine(batch, options.queue)
         print(_start(served, batch, listening, options), flush=True)
@@ -55,22 +56,32 @@ def serve(options: argparse.Namespace, key: str | None) -> None:
         Server(application(engine, served, key), engine, options.grace).run_until_signal(listening)
 
 
-def batch_of(decoder: Decoder, options: argparse.Namespace) -> Batch:
+def batch_of(writer: Writer, options: argparse.Namespace) -> Batch:
     """The batch of a server.
 
     Raises:
-        ConfigError: a size is impossible, or the model's blocks cannot join rows
+        ConfigError: a size is impossible, the model's blocks cannot join rows, or the drafts do not suit it
     """
-    room = _room(decoder, options.room)
+    room = _room(writer.decoder, options.room)
+    drafts = None if options.drafts is None else drafter(writer, options.drafts, options.draft_tokens)
     try:
-        rows = _rows(decoder, room, options)
-        return Batch(decoder, rows, room, bits=options.bits)
+        return Batch(
+            writer.decoder, _rows(writer.decoder, room, drafts, options), room, bits=options.bits, drafts=drafts
+        )
     except BlockError as error:
-        raise ConfigError("MODEL", options.model, f"{error.parameter}: {error.rule}", error.remedy) from None
-    except (RuntimeError, MemoryError) as error:
-        if isinstance(error, RuntimeError) and "alloc" not in str(error) and "memory" not in str(error):
-            raise
-        raise ConfigError("--rows", options.rows, "their caches do not fit into memory", "Write fewer") from None
+        raise _at_its_option(error, room, options) from None
+
+
+def _at_its_option(error: BlockError, room: int, options: argparse.Namespace) -> ConfigError:
+    match error.parameter:
+        case "caches":
+            chosen = {"--memory": options.memory, "--rows": options.rows, "--room": room}
+            option = next(name for name, value in chosen.items() if value is not None)
+            return ConfigError(option, chosen[option], error.rule, "Lower --rows, --memory, --room or --bits")
+        case "drafts":
+            return ConfigError("--drafts", options.drafts, error.rule, f"{error.remedy}, by --room; or leave it out")
+        case _:
+            return ConfigError("MODEL", options.model, f"{error.parameter}: {error.rule}", error.remedy)
 
 
 def _room(decoder: Decoder, wanted: int | None) -> int:
@@ -82,12 +93,11 @@ def _room(decoder: Decoder, wanted: int | None) -> int:
     return wanted
 
 
-def _rows(decoder: Decoder, room: int, options: argparse.Namespace) -> int:
+def _rows(decoder: Decoder, room: int, drafts: Drafter | None, options: argparse.Namespace) -> int:
     """Of ``--memory``: as many as fit, and one more in which prompts are read."""
     if options.memory is None:
         return options.rows or ROWS
-    with torch.inference_mode():
-        row = sum(cache.nbytes for cache in decoder.new_caches(1, room, options.bits))
+    row = Batch(decoder, 1, room, bits=options.bits, drafts=drafts).nbytes // 2
     if options.memory < 2 * row:
         rule = f"a row of {room:,} tokens takes {row:,} bytes, and the one that reads prompts as many"
         raise ConfigError("--memory", options.memory, rule, f"Write at least {2 * row}, or less --room")
@@ -101,9 +111,10 @@ def _start(served: Served, batch: Batch, listening: socket.socket, options: argp
     chat = "no chat format: /v1/chat/completions is refused"
     if served.chat is not None:
         chat = f"chat format {served.chat.chat.node()['name']}"
+    drafts = "" if options.drafts is None else f"; drafts: {options.drafts}, at most {batch.drafted_at_most} a pass"
     return (
         f"{served.name}: {batch.rows} rows of {batch.room:,} tokens, {options.queue} texts may wait; {chat}\n"
-        f"caches: {in_bytes(batch.nbytes)} ({values})\n"
+        f"caches: {in_bytes(batch.nbytes)} ({values}){drafts}\n"
         f"http://{host}:{port}/v1"
     )
 

@@ -100,6 +100,7 @@ OF_A_CHAT = {
     "few_ids": "do not belong together",
     "learned --context 100000": "has positions for",
     "good --context 3": "at least 16",
+    "good --context 1000000000000": "memory of cpu",
     "good --context many": "many",
     "good --bits 5": "5",
     "good --temperature -1": "temperature",
@@ -146,7 +147,7 @@ def chat(words: list[str], lines: bytes, monkeypatch: pytest.MonkeyPatch) -> int
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(lines), encoding="utf-8"))
     monkeypatch.setattr(command, "set_float32_matmul", lambda *choice: None)
     monkeypatch.setattr(command, "keep_freed_memory", lambda: None)
-    monkeypatch.setattr("blockwright.training.data.chat.jinja.SECONDS", 0.3)
+    monkeypatch.setattr("blockwright.training.data.chat.template.SECONDS", 0.3)
     return run_command(run, ["chat", *words])
 
 

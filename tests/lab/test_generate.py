@@ -193,6 +193,14 @@ def test_more_than_learned_positions_is_refused_with_what_fits(save: Callable[..
         main([str(run), "--prompt", "x" * 10, "--max-new-tokens", "1"])
 
 
+@pytest.mark.parametrize("n", [10**12, 10**26])
+@pytest.mark.parametrize("words", [[], ["--drafts", "lookup"], ["--bits", "6"]])
+def test_more_tokens_than_memory_holds_are_refused(save: Callable[..., Path], n: int, words: list[str]) -> None:
+    with pytest.raises(ConfigError, match="memory of cpu") as refused:
+        main([str(save()), "--prompt", "xy", "--max-new-tokens", str(n), *words])
+    assert refused.value.path == "--max-new-tokens"
+
+
 def test_attention_without_a_cache_is_refused(writer: Writer, monkeypatch: pytest.MonkeyPatch) -> None:
     from blockwright.blocks.attention.base import Attention
 
@@ -244,7 +252,7 @@ def test_share_of_accepted_drafts_goes_to_stderr_beside_plain_text(
     plain = capsys.readouterr()
     main([model, "--prompt", "ab", "--max-new-tokens", "5", "--drafts", "mtp"])
     drafted = capsys.readouterr()
-    assert drafted.out == plain.out and "tokens a pass" in drafted.err and "a pass" not in plain.err
+    assert drafted.out == plain.out and "tokens a pass" in drafted.err and "drafts" not in plain.err
 
 
 @pytest.mark.parametrize(
@@ -253,6 +261,7 @@ def test_share_of_accepted_drafts_goes_to_stderr_beside_plain_text(
         (["--drafts", "mtp"], "--drafts"),  # the model has none
         (["--drafts", "nowhere"], "--drafts"),
         (["--drafts", "lookup", "--draft-tokens", "0"], "--draft-tokens"),
+        (["--drafts", "lookup", "--draft-tokens", "1000000000"], "--draft-tokens"),
         (["--draft-tokens", "2"], "--draft-tokens"),
     ],
 )

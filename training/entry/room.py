@@ -8,7 +8,8 @@ from typing import Any
 import torch
 
 from blockwright.blocks.decoder import Decoder
-from blockwright.blocks.refusals import room, size
+from blockwright.blocks.kernels.machine import device_memory
+from blockwright.blocks.refusals import size
 from blockwright.registry import ConfigError
 from blockwright.training.configuration.instantiate import instantiate
 from blockwright.training.configuration.run import Run
@@ -44,7 +45,7 @@ def check_room(run: Run) -> None:
     if sizes is None:
         return
     on_cpu = trainer.get("accelerator") == "cpu" or not torch.cuda.is_available()
-    there = room(torch.device("cpu" if on_cpu else "cuda"))
+    there = device_memory(torch.device("cpu" if on_cpu else "cuda"))
     beside = world // trainer.get("num_nodes", 1) if on_cpu else 1  # processes that share it
     model = outline_of(run)
     if 4 * size(model) * beside < SURE * there:

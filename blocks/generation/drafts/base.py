@@ -17,6 +17,9 @@ from torch import Tensor
 from blockwright.blocks.cache.base import Cache
 from blockwright.blocks.decoder import Decoder
 from blockwright.blocks.generation.draws import Draws
+from blockwright.registry import BlockError
+
+MOST = 64  # drafts of a pass: every row has memory for as many tokens more, and few are ever right
 
 
 class Checked(NamedTuple):
@@ -97,6 +100,16 @@ class Drafter:
             BlockError: they do not suit the model
         """
         return Drafts()
+
+
+def check_tokens(tokens: int) -> None:
+    """Check a number of drafts.
+
+    Raises:
+        BlockError
+    """
+    if not 1 <= tokens <= MOST:
+        raise BlockError("draft_tokens", tokens, f"must be 1 to {MOST}", "Write e.g. 4, or leave it out")
 
 
 def as_padding(of_rows: Sequence[int], device: torch.device) -> Tensor | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from blockwright.blocks.decoder import Decoder
-from blockwright.blocks.generation.drafts.base import Checked, Drafter, Drafts
+from blockwright.blocks.generation.drafts.base import Checked, Drafter, Drafts, check_tokens
 from blockwright.blocks.generation.draws import Draws
 from blockwright.registry import BlockError
 
@@ -21,12 +21,11 @@ class Lookup(Drafter):
         longest, shortest: number of last tokens that have to occur earlier; the longest that do are used
 
     Raises:
-        BlockError: there are none
+        BlockError: ``tokens`` is out of range
     """
 
     def __init__(self, tokens: int = 4, longest: int = 8, shortest: int = 3) -> None:
-        if tokens < 1:
-            raise BlockError("draft_tokens", tokens, "must be at least 1", "Write 1 or more")
+        check_tokens(tokens)
         if not 1 <= shortest <= longest:
             raise BlockError("shortest", shortest, f"must be 1 to longest ({longest})", "Write 1 or more")
         self.tokens, self.longest, self.shortest = tokens, longest, shortest

@@ -10,7 +10,7 @@ from torch import Tensor
 from blockwright.blocks.cache.base import Mark
 from blockwright.blocks.decoder import Decoder
 from blockwright.blocks.generation.batch import joinable_caches, refuse_dependent_rows
-from blockwright.blocks.generation.drafts.base import Checked, Drafter, Drafts, next_positions
+from blockwright.blocks.generation.drafts.base import Checked, Drafter, Drafts, check_tokens, next_positions
 from blockwright.blocks.generation.draws import Draws, draw_each
 from blockwright.registry import BlockError
 
@@ -23,12 +23,11 @@ class SmallerModel(Drafter):
         tokens: drafted a pass
 
     Raises:
-        BlockError: there are none, or a row of the model depends on the others
+        BlockError: ``tokens`` is out of range, or a row of the model depends on the others
     """
 
     def __init__(self, small: Decoder, tokens: int = 4) -> None:
-        if tokens < 1:
-            raise BlockError("draft_tokens", tokens, "must be at least 1", "Write 1 or more")
+        check_tokens(tokens)
         refuse_dependent_rows(small)
         self.small, self.tokens = small, tokens
 

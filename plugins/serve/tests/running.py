@@ -14,7 +14,9 @@ from typing import Any
 
 from blockwright.blocks.compose import compose
 from blockwright.blocks.decoder import Decoder
+from blockwright.blocks.generation.acceptance import Acceptance
 from blockwright.blocks.generation.batch import Batch, Job
+from blockwright.blocks.generation.drafts.base import Drafter
 from blockwright.blocks.generation.generate import Continuations
 from blockwright.blocks.generation.sample import Sampling
 from blockwright.blocks.generation.text_stream import TextStream
@@ -67,6 +69,7 @@ class Echo:
         self.waiting: deque[Job] = deque()
         self.running: list[Job] = []
         self.steps, self.nbytes = 0, 1000
+        self.acceptance = Acceptance()
         self.open = threading.Event()  # steps wait while it is not set
         self.open.set()
         self.fault: Exception | None = None
@@ -205,6 +208,6 @@ def running(batch: Any, decoder: Decoder, **options: Any) -> Iterator[Running]:
         server.close()
 
 
-def real(rows: int = 4, room: int = ROOM) -> Batch:
+def real(rows: int = 4, room: int = ROOM, drafts: Drafter | None = None) -> Batch:
     """A batch of the tiny model."""
-    return Batch(tiny(room), rows, room)
+    return Batch(tiny(room), rows, room, drafts=drafts)

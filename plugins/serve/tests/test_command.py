@@ -118,6 +118,17 @@ def test_memory_gives_as_many_rows_as_fit(folder: Path, started: list[Server]) -
     assert batch.room == 64 and 1_000_000 - row < batch.nbytes <= 1_000_000
 
 
+def test_memory_counts_the_caches_of_drafts(
+    folder: Path, started: list[Server], capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = ["serve", str(folder), "--memory", "1000000", "--port", "0", "--room", "64"]
+    assert run_command(run, [*line, "--drafts", str(folder), "--draft-tokens", "2"]) == 0
+    batch = batch_of(started)
+    row = batch.nbytes // (batch.rows + 1)
+    assert batch.drafted_at_most == 2 and 1_000_000 - row < batch.nbytes <= 1_000_000
+    assert f"drafts: {folder}, at most 2 a pass" in capsys.readouterr().out
+
+
 def test_a_room_is_that_of_the_model_or_less(folder: Path, started: list[Server]) -> None:
     assert run_command(run, ["serve", str(folder), "--port", "0"]) == 0
     batch = batch_of(started)
@@ -178,7 +189,18 @@ MISTAKES = {
     "RUN --rows 2 --memory 100": "--memory",
     "RUN --memory 0": "--memory",
     "FOLDER --memory 100": "--memory",
+    "FOLDER --rows 1000000000": "--rows",
+    "FOLDER --rows 10000000000000000000000": "--rows",
+    "FOLDER --memory 99999999999999999999999": "--memory",
     "RUN --room 1": "--room",
+    "FOLDER --drafts mtp": "--drafts",
+    "FOLDER --drafts nowhere": "--drafts",
+    "FOLDER --drafts SMALL": "--drafts",
+    "FOLDER --drafts lookup --draft-tokens 0": "--draft-tokens",
+    "FOLDER --drafts lookup --draft-tokens 65": "--draft-tokens",
+    "RUN --draft-tokens 2": "--draft-tokens",
+    "RUN --name NEWLINE": "--name",
+    "RUN --name EMPTY": "--name",
     "RUN --queue -1": "--queue",
     "RUN --bits 5": "command line",
     "RUN --port 70000": "--port",
@@ -206,18 +228,23 @@ MISTAKES = {
 def test_a_mistake_is_one_message_and_nothing_is_bound(
     line: str,
     folder: Path,
+    save: Callable[..., Path],
     tmp_path: Path,
     started: list[Server],
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    if "SMALL" in line:  # positions for fewer tokens
+        Path("SMALL").symlink_to(save({**tiny(room=100).config, "position": {"name": "learned"}}))
     Path("EMPTY").write_text("\n")
     Path("TWO").write_text("a b")
     with socket.socket() as used:
         used.bind(("127.0.0.1", 0))
         used.listen()
         words = line.replace("FOLDER", str(folder)).replace("USED", str(used.getsockname()[1])).split()
+        if "--name" in words:
+            words[-1] = {"NEWLINE": "a\nb", "EMPTY": ""}[words[-1]]
         assert run_command(run, ["serve", *words, *([] if "--port" in line else ["--port", "0"])]) == 64
     said = capsys.readouterr()
     assert said.err.startswith(f"error: {MISTAKES[line]} = ") and said.err.count("\n") == 3 and "  remedy: " in said.err

@@ -124,6 +124,35 @@ def test_a_reader_that_stalls_is_cut(echo: Callable[..., Running], monkeypatch: 
         assert silent.recv(1) == b""  # closed: it has sent nothing
 
 
+@pytest.mark.parametrize("first", [b"", b"GET /health HTTP/1.1\r\nHost: a\r\n\r\n"])
+def test_a_head_that_comes_in_drops_is_given_up(
+    echo: Callable[..., Running], monkeypatch: pytest.MonkeyPatch, first: bytes
+) -> None:
+    monkeypatch.setattr(serving, "STALLED", 0.5)
+    server = echo()
+    with socket.create_connection(("127.0.0.1", server.port)) as slow:
+        slow.sendall(first)
+        end = time.monotonic() + 10
+        try:
+            while time.monotonic() < end:
+                slow.sendall(b"A")
+                time.sleep(0.05)
+        except OSError:  # closed
+            pass
+        assert time.monotonic() < end - 5
+    server.until(lambda: not server.server.server_state.connections)
+
+
+def test_a_long_answer_outlasts_the_time_of_a_head(
+    echo: Callable[..., Running], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(serving, "STALLED", 0.2)
+    server = echo(pause=0.02)
+    asked = {"model": "tiny", "prompt": "a" * 40, "max_tokens": 40}
+    for stream in (True, False):
+        assert server.ask("/v1/completions", {**asked, "stream": stream})[0] == 200
+
+
 @pytest.mark.parametrize("stream", [True, False])
 def test_requests_that_outlast_the_grace_end_with_an_error(echo: Callable[..., Running], stream: bool) -> None:
     server = echo(pause=0.02, room=700, grace=0.2)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from running import Echo, Running, running, tiny
+from running import Echo, Running, real, running, tiny
 
 pytestmark = pytest.mark.xdist_group("serve")
 
@@ -62,6 +62,8 @@ FIELDS: dict[str, tuple[dict[str, Any], str]] = {
     "the best of several": ({"best_of": 3}, "best_of"),
     "a suffix": ({"suffix": "b"}, "suffix"),
     "a presence penalty": ({"presence_penalty": 0.1}, "presence_penalty"),
+    "half a character as a field": ({"\ud800": 1}, "\\ud800"),
+    "prompts beyond the most": ({"prompt": ["a"] * 2049}, "prompt"),
     "a field of another server": ({"guided_json": {}}, "guided_json"),
 }
 CHATS: dict[str, tuple[dict[str, Any], str]] = {
@@ -141,7 +143,14 @@ def test_a_model_without_chat_format_says_so(echo: Callable[..., Running]) -> No
 
 
 @pytest.mark.parametrize(
-    ("path", "status"), [("/v1/nothing", 404), ("/v1/completions/x", 404), ("/%0d%0aa", 404), ("/v1/models/other", 404)]
+    ("path", "status"),
+    [
+        ("/v1/nothing", 404),
+        ("/v1/completions/x", 404),
+        ("/v1/completions/", 404),
+        ("/%0d%0aa", 404),
+        ("/v1/models/other", 404),
+    ],
 )
 def test_what_is_not_served_is_404_in_json(server: Running, path: str, status: int) -> None:
     code, answer = server.ask(path)
@@ -154,6 +163,17 @@ def test_other_methods_and_types_are_refused(server: Running) -> None:
     for headers in ({"Content_Type": "text/plain"}, {"Content_Encoding": "gzip"}):
         code, answer = server.ask("/v1/completions", {"model": "tiny", "prompt": "a"}, **headers)
         assert code == 415 and "error" in answer
+
+
+@pytest.mark.parametrize("name", ["temperature", "repetition_penalty", "top_p"])
+def test_numbers_at_the_edge_of_their_type_fail_no_model(name: str) -> None:
+    batch = real()
+    with running(batch, batch.decoder) as server:
+        for value in (5e-324, 1e-300, 1.0, *(() if name == "top_p" else (1e39, 1e308))):
+            body = {"model": "tiny", "prompt": "ab", "max_tokens": 5, "ignore_eos": True, name: value}
+            status, answer = server.ask("/v1/completions", body)
+            assert status == 200 and answer["usage"]["completion_tokens"] == 5
+        assert server.ask("/health")[0] == 200
 
 
 def test_a_failed_model_is_said_everywhere(echo: Callable[..., Running], caplog: pytest.LogCaptureFixture) -> None:

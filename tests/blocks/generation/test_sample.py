@@ -106,6 +106,23 @@ def test_fields_out_of_range_are_refused_by_name(name: str, value: float) -> Non
     assert caught.value.parameter == name and caught.value.remedy
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("small", [5e-324, 1e-45, 1e-30])
+def test_numbers_at_the_edge_of_their_type_do_what_small_and_large_ones_do(small: float, dtype: torch.dtype) -> None:
+    logits, generators = LOGITS.to(dtype)[None], [torch.Generator().manual_seed(0)]
+    for sampling in (Sampling(small), Sampling(top_p=small), Sampling(small, top_p=small, min_p=1.0)):
+        assert sample(logits, sampling, generators).item() == 3
+    seen = torch.tensor([[False, True, True, True]])
+    assert (
+        sample(logits, Sampling(small, repetition_penalty=1 / small if small > 1e-300 else 1e308), generators, seen)
+        == 0
+    )
+    assert sample(logits, Sampling(small, repetition_penalty=small), generators, seen) == 3
+    torch.testing.assert_close(
+        frequencies(Sampling(1 / max(small, 1e-308))), torch.full((4,), 0.25), rtol=0, atol=0.025
+    )
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_logits_that_are_not_finite_draw_no_token(value: float) -> None:
     logits = torch.zeros(2, 5)

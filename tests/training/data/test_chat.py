@@ -275,7 +275,7 @@ def test_format_without_a_form_for_tools_refuses_them(name: str) -> None:
 
 
 def test_template_without_an_end_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("blockwright.training.data.chat.jinja.SECONDS", 0.2)
+    monkeypatch.setattr("blockwright.training.data.chat.template.SECONDS", 0.2)
     loops = "{% for i in range(99999) %}" * 3 + "{% endfor %}" * 3
     assert "took longer than 0.2 seconds" in refused("{% generation %}{% endgeneration %}" + loops).rule
 
@@ -295,7 +295,7 @@ def test_template_without_an_end_is_stopped(monkeypatch: pytest.MonkeyPatch) -> 
     ],
 )
 def test_template_that_would_fill_memory_is_stopped(bomb: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("blockwright.training.data.chat.jinja.SECONDS", 1.0)
+    monkeypatch.setattr("blockwright.training.data.chat.template.SECONDS", 1.0)
     limits = resource.getrlimit(resource.RLIMIT_AS)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     rule = refused("{% generation %}{% endgeneration %}" + bomb).rule

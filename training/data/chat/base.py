@@ -62,6 +62,10 @@ class Chat(Composable):
         for word in self.words():
             encode_special(word, tokenizer)
 
+    def isolate(self) -> None:  # by default nothing of others runs
+        """Run what others wrote, such as a template, in a process of its own from now on: its limits then hit no other
+        thread of this one."""
+
     def check_scores(self) -> None:  # by default answers are scored
         """Refuse a format that would score no token; called before training alone.
 

@@ -1,27 +1,19 @@
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 from blockwright.registry import ConfigError, register
 from blockwright.registry.extras import require
 from blockwright.registry.limits import read_text
 from blockwright.training.data.chat.base import Chat, Message, Piece, Tools, answered, encode_special
+from blockwright.training.data.chat.template import CLOSE, HIDDEN, OPEN, Template, TemplateError
+from blockwright.training.data.chat.template_process import TemplateProcess
 from blockwright.training.data.tokenizers import companions
 from blockwright.training.data.tokenizers.base import Tokenizer
-from blockwright.training.memory_limit import memory_limit
-from blockwright.training.time_limit import Overdue, time_limit
 
-if TYPE_CHECKING:
-    from jinja2 import Template
-
-OPEN, CLOSE, HIDDEN = "\ue000", "\ue001", "\ue002"  # private-use characters, which no real text holds
-SECONDS = 10.0  # to render a conversation
-MEMORY = 2**30  # bytes, for the same
-LONGEST = 2**25  # characters of a rendered conversation
 ANSWER = "An example of an answer"
 REMEDY = "Name a file with {% generation %} around the answers: data.chat.template=FILE; or use data/chat=chatml"
 
@@ -46,7 +38,7 @@ class Jinja(Chat):
 
     def __init__(self, template: str | None = None) -> None:
         self.file = template
-        self._template: Template | None = None
+        self._template: Template | TemplateProcess | None = None
         self._text, self._words, self._special = "", dict[str, str](), list[str]()
 
     def settings(self) -> dict[str, Any]:
@@ -59,7 +51,14 @@ class Jinja(Chat):
         named = {"bos_token": tokenizer.bos, "eos_token": tokenizer.eos}
         self._words = {name: inverse.get(i, "") if i is not None else "" for name, i in named.items()}
         self._special = [word for word in sorted(tokenizer.special_words, key=len, reverse=True) if word]
-        self._template = _compiled(self._text, self.file)
+        try:
+            self._template = Template(self._text)
+        except TemplateError as error:
+            rule = f"is no Jinja template ({error})"
+            raise ConfigError("data.chat.template", self.file, rule, REMEDY) from None
+
+    def isolate(self) -> None:
+        self._template = TemplateProcess(self._text)
 
     def check_scores(self) -> None:
         if not re.search(r"\{%-?\s*generation\s*-?%\}", self._text):
@@ -96,14 +95,11 @@ class Jinja(Chat):
         """Render, then find the template's own special tokens; those in messages are hidden from it meanwhile."""
         assert self._template is not None, "prepare has not run"
         known = [_with_older_names(message) for message in messages]
-        shown = {"messages": self._hide(known), "tools": self._hide(list(tools)) or None}
+        values = {"messages": self._hide(known), "tools": self._hide(list(tools)) or None, **self._words}
         try:
-            with time_limit(SECONDS), memory_limit(MEMORY):
-                text = self._template.render(**shown, add_generation_prompt=add_generation_prompt, **self._words)
-            if len(text) > LONGEST:
-                raise ValueError(f"it writes {len(text):,} characters, more than {LONGEST:,}")
-        except (Exception, Overdue) as error:  # templates raise their own complaints, and anything else
-            rule = f"the template refuses a conversation ({_reason(error)})"
+            text = self._template.render({**values, "add_generation_prompt": add_generation_prompt})
+        except TemplateError as error:
+            rule = f"the template refuses a conversation ({error})"
             raise ConfigError("data.chat", "jinja", rule, "Fix the conversation, or the template") from None
         answers = iter([answered(message) for message in messages if message["role"] == "assistant"])
         pieces: list[Piece] = []
@@ -164,63 +160,7 @@ def _beside(tokenizer: Tokenizer) -> str | None:
     return text if isinstance(text, str) else None
 
 
-def _compiled(text: str, file: str | None) -> Template:
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-    extensions = [_marks(), "jinja2.ext.loopcontrols"]
-    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=extensions)
-    environment.globals["raise_exception"] = _refuse
-    environment.filters["tojson"] = _json  # Jinja's own escapes for HTML
-    try:  # Jinja computes constant expressions when it compiles
-        with time_limit(SECONDS), memory_limit(MEMORY):
-            return environment.from_string(text)
-    except (Exception, Overdue) as error:  # Jinja's own, and those of Python's compiler
-        rule = f"is no Jinja template ({_reason(error)})"
-        raise ConfigError("data.chat.template", file, rule, REMEDY) from None
-
-
-def _reason(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__
-
-
 def _with_older_names(message: Message) -> Message:
     """A message whose reasoning is also under the name that templates of gpt-oss read, as in transformers."""
     thoughts = message.get("reasoning_content")
     return message if thoughts is None else {**message, "thinking": thoughts}
-
-
-def _refuse(message: str) -> None:
-    raise ValueError(message)
-
-
-def _json(
-    value: Any,
-    ensure_ascii: bool = False,
-    indent: int | str | None = None,
-    separators: tuple[str, str] | None = None,
-    sort_keys: bool = False,
-) -> str:
-    """The filter ``tojson`` with the arguments that it has in transformers, in their order."""
-    text = json.dumps(value, ensure_ascii=False, indent=indent, separators=separators, sort_keys=sort_keys)
-    if not ensure_ascii:
-        return text
-    return re.sub(f"[^\0-~{HIDDEN}]", lambda found: json.dumps(found[0])[1:-1], text)  # what hides a word is removed
-
-
-def _marks() -> type:
-    """A Jinja extension for ``{% generation %}``, made when Jinja is there."""
-    from jinja2 import nodes
-    from jinja2.ext import Extension
-
-    class Marks(Extension):
-        tags = {"generation"}  # noqa: RUF012
-
-        def parse(self, parser: Any) -> Any:
-            line = next(parser.stream).lineno
-            body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-            return nodes.CallBlock(self.call_method("_mark"), [], [], body).set_lineno(line)
-
-        def _mark(self, caller: Callable[[], str]) -> str:
-            return f"{OPEN}{caller()}{CLOSE}"
-
-    return Marks
