@@ -33,6 +33,7 @@ class Completions(Protocol):
         prompts = [value] if isinstance(value, str) or (value and isinstance(value[0], int)) else value
         if not prompts:
             raise fields.refuse("prompt", value, "must hold a text, or ids of tokens")
+        served.check_texts(len(prompts), "prompt")
         ids = [await _ids(prompt, fields, served) for prompt in prompts]
         return read_order(fields, served, ids, new_tokens, likeliest, chat=False)
 

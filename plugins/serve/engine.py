@@ -74,6 +74,7 @@ class Engine:
         queue_length: jobs that may wait for a row
 
     Attributes:
+        places: jobs that can run or wait at once
         failed: what has ended the thread; None while it works
     """
 
@@ -111,9 +112,6 @@ class Engine:
         """
         if self.failed is not None:
             raise _failure(503)
-        if len(jobs) > self.places:
-            rule = f"The request asks for {len(jobs)} texts, and {self.places} can run or wait at once"
-            raise RefusedError(400, rule, "n", "too_many_texts")
         if len(self._jobs) + len(jobs) > self.places:
             raise RefusedError(429, "Too many requests wait. Try again later", code="rate_limit_exceeded")
         self._loop = asyncio.get_running_loop()

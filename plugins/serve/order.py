@@ -71,6 +71,7 @@ def read_order(
     stops = _stops(fields)
     ends = frozenset() if fields.take("ignore_eos", bool, False) else served.ends(stops, chat)
     copies = fields.take("n", Copies, 1)
+    served.check_texts(len(prompts) * copies, "n")
     first = fields.take("seed", Seed, secrets.randbits(62))
     stream = fields.take("stream", bool, False)
     usage = _usage(fields, stream)

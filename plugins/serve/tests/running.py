@@ -135,7 +135,7 @@ class Running:
         words = Bytes()
         self.batch, self.decoder = batch, decoder
         self.engine = Engine(batch, queue)
-        self.served = Served("tiny", Writer(decoder, words), batch.room, ChatText("plain", words))
+        self.served = Served("tiny", Writer(decoder, words), batch.room, self.engine.places, ChatText("plain", words))
         self._listening = listen("127.0.0.1", 0)
         if buffer is not None:
             self._listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, buffer)
