@@ -112,7 +112,7 @@ class _Reading:
         return self.at == self.tokens.shape[1]
 
     def read(self, n: int) -> Tensor:
-        """Read at most n tokens: their states, or where drafts need no others that of the last alone, [1,T,D]."""
+        """Read at most n tokens, whose last state is returned, [1,1,D]. Drafts follow all of which the next is known."""
         part = slice(self.at, self.at + n)
         tokens, embedded = self.tokens[:, part], None if self.embedded is None else self.embedded[:, part]
         if self.drafts.reads_states:
@@ -120,9 +120,10 @@ class _Reading:
         else:
             hidden = self.decoder.last_hidden(tokens, self.caches, embedded)
         self.at += tokens.shape[1]
-        if not self.done:
-            self.drafts.read(hidden, self.tokens[:, part.start + 1 : self.at + 1])
-        return hidden
+        following = self.tokens[:, part.start + 1 : self.at + 1]
+        if known := following.shape[1]:
+            self.drafts.read(hidden[:, :known], following)
+        return hidden[:, -1:]
 
 
 class Batch:
@@ -262,12 +263,12 @@ class Batch:
         while left and (reading := self._next()):
             before = reading.at
             hidden = reading.read(left)
-            left -= (n := reading.at - before)
+            left -= reading.at - before
             if reading.done:
                 self._reading = None
                 news += self._draw([reading.row], self.decoder.logits(hidden[:, -1]).float())
                 if reading.row.job.ended is None:
-                    self._draft(self._own_drafts, [reading.row], hidden, [n])
+                    self._draft(self._own_drafts, [reading.row], hidden, [1])
                     self._join(reading.row)
         return news
 

@@ -59,30 +59,35 @@ class MultiTokenDrafts(Drafts):
         self.lags = [*range(depths), *[0] * (depths - 1)]
 
     def read(self, hidden: Tensor, tokens: Tensor) -> None:
-        self._follow(Checked(hidden, tokens, [tokens.shape[1]] * len(tokens), []), None, 0)
+        last = torch.full((len(tokens),), tokens.shape[1] - 1, device=tokens.device)
+        for k in range(len(self.depths)):
+            hidden = self._delayed(k, self._states(k, hidden, tokens), last)
 
     def propose(self, checked: Checked, draws: Sequence[Draws], most: int) -> list[list[int]]:
-        return self._follow(checked, draws, most)
-
-    def _follow(self, checked: Checked, draws: Sequence[Draws] | None, most: int) -> list[list[int]]:
         states, tokens, last = checked.hidden, checked.tokens, checked.last
         rows, drafts = torch.arange(len(last), device=last.device), list[list[int]]()
         for k, cache in enumerate(self.depths):
-            n = tokens.shape[1]
-            mark = cache.mark(n)
-            states = self.decoder.draft(k, states[:, :n], tokens, next_positions(self.decoder, n, cache), cache)
+            mark = cache.mark(tokens.shape[1])
+            states = self._states(k, states, tokens)
             cache.rewind(mark, last + 1)
-            if draws is not None and k < most:
+            if k < most:
                 drafts.append(draw_each(draws, self.decoder.logits(states[rows, last + k]).float()))
                 tokens = F.pad(tokens, (0, 1))
                 tokens[rows, last + k + 1] = tokens.new_tensor(drafts[-1])
-            if k < len(self.before):
-                states = torch.cat((self._replace(k, states[rows, last]), states), 1)
+            states = self._delayed(k, states, last)
         return [list(row) for row in zip(*drafts, strict=True)] if drafts else [[] for _ in rows]
 
-    def _replace(self, k: int, states: Tensor) -> Tensor:
-        """Hold the last states [B,D] of a depth in place of earlier ones, which are returned, [B,1,D]."""
+    def _states(self, k: int, states: Tensor, tokens: Tensor) -> Tensor:
+        """The states of a depth for T tokens [B,T], from those before it, [B,≥T,D]."""
+        cache, n = self.depths[k], tokens.shape[1]
+        return self.decoder.draft(k, states[:, :n], tokens, next_positions(self.decoder, n, cache), cache)
+
+    def _delayed(self, k: int, states: Tensor, last: Tensor) -> Tensor:
+        """The states of a depth behind the one before them, as the next depth pairs them with tokens. Those at ``last``
+        [B] are before the next ones."""
+        if k == len(self.before):
+            return states
         held, self.before[k].length = self.before[k].held["state"], self.depths[k].length
         earlier = held.clone()
-        held.copy_(states)
-        return earlier[:, None]
+        held.copy_(states[torch.arange(len(last), device=last.device), last])
+        return torch.cat((earlier[:, None], states), 1)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from blockwright import registry
+from blockwright.blocks.cache.state import State
 from blockwright.blocks.compose import compose
 from blockwright.blocks.decoder import Decoder
 from blockwright.blocks.generation.acceptance import Acceptance
@@ -151,6 +152,20 @@ def test_jobs_that_come_and_go_have_the_tokens_of_a_run_without_drafts(kind: str
     for job in jobs:
         alone = by_row(Continuations(decoder, [job.prompt], job.new_tokens, job.sampling, seed=job.seed), 1)[0]
         assert job.tokens == (alone[: len(job.tokens)] if job.ended == "cancelled" else alone)
+
+
+@pytest.mark.parametrize("kind", ["mtp", "smaller model"])
+def test_reading_a_prompt_notes_the_states_of_no_more_tokens_than_are_checked(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoder, noted = model("gated_delta"), list[int]()
+    drafter = KINDS[kind](decoder)
+    batch, mark = Batch(decoder, 2, 60, drafts=drafter), State.mark
+    monkeypatch.setattr(State, "mark", lambda cache, ahead=None: noted.append(ahead) or mark(cache, ahead))
+    job = batch.add(Job([3] * 50, 5))
+    while batch.busy:
+        batch.step()
+    assert len(job.tokens) == 5 and 1 in noted and max(noted) <= 1 + 2 * drafter.tokens
 
 
 def test_a_model_that_drafts_for_itself_is_always_right() -> None:
