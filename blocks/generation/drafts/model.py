@@ -49,7 +49,7 @@ class SmallerModelDrafts(Drafts):
 
     def __init__(self, small: Decoder, tokens: int, rows: int, room: int, bits: int | None) -> None:
         self.small, self.tokens = small, tokens
-        self.caches = joinable_caches(small, rows, room + 1 + 2 * tokens, bits)
+        self.caches = joinable_caches(small, rows, room, bits, 1 + 2 * tokens)
         self.lags = [0] * len(self.caches)
         self.padding: Sequence[int] = ()
 

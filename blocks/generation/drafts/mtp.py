@@ -52,6 +52,8 @@ class MultiTokenDrafts(Drafts):
     def __init__(self, decoder: Decoder, depths: int, rows: int, room: int, bits: int | None) -> None:
         self.decoder = decoder
         self.depths = decoder.new_draft_caches(rows, room + 2 * depths, bits)[:depths]
+        for cache in self.depths:
+            cache.declared = room
         like = decoder.embedding.weight
         width = {"state": ((like.shape[1],), like.dtype)}
         self.before = [State(rows, 0, width, like.device) for _ in self.depths[1:]]  # the last state that is kept
