@@ -13,7 +13,8 @@ import threading
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 
-from blockwright.blocks.generation.batch import Batch, Job
+from blockwright.blocks.generation.batch import Batch
+from blockwright.blocks.generation.job import Job
 from blockwright.plugins.serve.refusal import RefusedError, refused
 from blockwright.registry import BlockError
 

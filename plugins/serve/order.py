@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 from annotated_types import Ge, Le
 
-from blockwright.blocks.generation.batch import Job
+from blockwright.blocks.generation.job import Job
 from blockwright.blocks.generation.sample import Sampling
 from blockwright.plugins.serve.fields import Fields
 from blockwright.plugins.serve.refusal import RefusedError, refused

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from blockwright.blocks.cache.base import Mark
 from blockwright.blocks.decoder import Decoder
-from blockwright.blocks.generation.batch import joinable_caches, refuse_dependent_rows
 from blockwright.blocks.generation.drafts.base import Checked, Drafter, Drafts, next_positions
 from blockwright.blocks.generation.draws import Draws, draw_each
+from blockwright.blocks.generation.joining import joinable_caches, refuse_dependent_rows
 from blockwright.registry import BlockError
 
 

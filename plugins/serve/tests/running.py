@@ -14,8 +14,9 @@ from typing import Any
 
 from blockwright.blocks.compose import compose
 from blockwright.blocks.decoder import Decoder
-from blockwright.blocks.generation.batch import Batch, Job
+from blockwright.blocks.generation.batch import Batch
 from blockwright.blocks.generation.generate import Continuations
+from blockwright.blocks.generation.job import Job
 from blockwright.blocks.generation.sample import Sampling
 from blockwright.blocks.generation.text_stream import TextStream
 from blockwright.lab.chat_text import ChatText

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 import pytest
 from running import Echo
 
-from blockwright.blocks.generation.batch import Job
+from blockwright.blocks.generation.job import Job
 from blockwright.plugins.serve.engine import AHEAD, Engine, News
 from blockwright.plugins.serve.refusal import RefusedError
 

@@ -16,13 +16,14 @@ from blockwright.blocks.cache.state import State
 from blockwright.blocks.compose import compose
 from blockwright.blocks.decoder import Decoder
 from blockwright.blocks.generation.acceptance import Acceptance
-from blockwright.blocks.generation.batch import Batch, Job
+from blockwright.blocks.generation.batch import Batch
 from blockwright.blocks.generation.drafts.base import Checked, Drafter
 from blockwright.blocks.generation.drafts.lookup import Lookup, continuation
 from blockwright.blocks.generation.drafts.model import SmallerModel
 from blockwright.blocks.generation.drafts.mtp import MultiToken
 from blockwright.blocks.generation.draws import Draws, draw_each
 from blockwright.blocks.generation.generate import Continuations
+from blockwright.blocks.generation.job import Job
 from blockwright.blocks.generation.sample import Sampling, narrow
 from blockwright.blocks.generation.speculation import Speculation
 from blockwright.registry import BlockError
