@@ -80,7 +80,7 @@ class Decoder(nn.Module):
         layers: in order of depth
         norm: after the last layer
         head: [V,D] output projection; None ties it to the embedding
-        mtp: multi-token prediction depths, used by ``mtp_nll`` and ``draft`` only
+        mtp: multi-token prediction depths, used by ``mtp_nll`` and drafts only
         inputs: kind → what embeds content of that kind at the places of a token; none for a model of text
 
     Attributes:
@@ -350,29 +350,6 @@ class Decoder(nn.Module):
             given = Pass(positions[:, :-k], inner, tokens=later, share=share)
             hidden, routing = depth(embedded, hidden[:, : later.shape[1]], given)
             yield hidden, routing
-
-    def draft(self, k: int, states: Tensor, tokens: Tensor, positions: Tensor, cache: Cache) -> Tensor:
-        """States [B,T,D] of a depth of multi-token prediction, from which ``logits`` predicts the token after next and
-        so on, as ``mtp_states`` in parts.
-
-        Args:
-            k: of the depth, from 0
-            states: [B,T,D] of the model, for k = 0; else of the depth before
-            tokens: [B,T], k + 1 tokens after each of them
-            positions: [B|1,T] of the tokens that the states are of
-            cache: of ``new_draft_caches``, with the pairs before these, which are appended
-        """
-        limit = self.position.limit
-        of_tokens = positions + k + 1 if limit is None else (positions + k + 1).clamp(max=limit - 1)
-        given = Pass(positions, cache=cache, tokens=tokens, made={})
-        states, _ = self.mtp[k](self.embed(tokens, of_tokens), states, given)
-        return states
-
-    def new_draft_caches(self, batch: int, length: int, bits: int | None = None) -> list[Cache]:
-        """An empty cache for each depth of multi-token prediction; arguments as of ``new_caches``."""
-        like = self.embedding.weight
-        made = (batch, length, like.dtype, like.device, bits)
-        return [empty_cache(depth.layer.attention, *made) for depth in self.mtp]  # type: ignore[union-attr, arg-type]
 
     def new_caches(
         self, batch: int, length: int, bits: int | None = None, padding: Tensor | None = None

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from torch import nn
+
+from blockwright.blocks.attention.base import Attention, empty_cache
 from blockwright.blocks.base import Block
 from blockwright.blocks.cache.base import Cache
 from blockwright.blocks.decoder import Decoder
@@ -29,16 +32,32 @@ def joinable_caches(decoder: Decoder, rows: int, room: int, bits: int | None, ah
     Raises:
         BlockError: an attention keeps no cache, or one of a class that is no ``Cache``
     """
+    layers = {f"layers.{i}": layer for i, layer in enumerate(decoder.layers)}
+    return [_joinable(name, layer, decoder, rows, room, bits, ahead) for name, layer in layers.items()]
+
+
+def joinable_caches_of_depths(
+    decoder: Decoder, depths: int, rows: int, room: int, bits: int | None, ahead: int = 0
+) -> list[Cache]:
+    """As ``joinable_caches``, of the first depths of multi-token prediction."""
+    layers = {f"mtp.{k}.layer": decoder.get_submodule(f"mtp.{k}.layer") for k in range(depths)}
+    return [_joinable(name, layer, decoder, rows, room, bits, ahead) for name, layer in layers.items()]
+
+
+def _joinable(
+    name: str, layer: nn.Module, decoder: Decoder, rows: int, room: int, bits: int | None, ahead: int
+) -> Cache:
+    like, attention, place = decoder.embedding.weight, layer.attention, f"{name}.attention"
+    assert isinstance(attention, Attention)
     try:
-        caches = decoder.new_caches(rows, room + ahead, bits)
+        cache = empty_cache(attention, rows, room + ahead, like.dtype, like.device, bits)
     except NotImplementedError:
         rule = "an attention of this model keeps no cache, which rows could join"
-        raise BlockError("attention", None, rule, "Choose another attention, or give it new_cache") from None
-    for i, (layer, cache) in enumerate(zip(decoder.layers, caches, strict=True)):
-        if not isinstance(cache, Cache):
-            rule = f"{type(layer.attention).__name__} keeps a {type(cache).__name__}, which rows cannot join"
-            remedy = "Derive it from blockwright.blocks.cache.base.Cache, or generate rows one by one"
-            raise BlockError(f"layers.{i}.attention", type(cache).__name__, rule, remedy)
-        if ahead:
-            cache.declared = room
-    return caches
+        raise BlockError(place, None, rule, "Choose another attention, or give it new_cache") from None
+    if not isinstance(cache, Cache):
+        rule = f"{type(attention).__name__} keeps a {type(cache).__name__}, which rows cannot join"
+        remedy = "Derive it from blockwright.blocks.cache.base.Cache, or generate rows one by one"
+        raise BlockError(place, type(cache).__name__, rule, remedy)
+    if ahead:
+        cache.declared = room
+    return cache

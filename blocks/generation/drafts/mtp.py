@@ -10,8 +10,10 @@ from torch.nn import functional as F
 
 from blockwright.blocks.cache.state import State
 from blockwright.blocks.decoder import Decoder
+from blockwright.blocks.forward_pass import Pass
 from blockwright.blocks.generation.drafts.base import Checked, Drafter, Drafts, next_positions
 from blockwright.blocks.generation.draws import Draws, draw_each
+from blockwright.blocks.generation.joining import joinable_caches_of_depths
 from blockwright.registry import BlockError
 
 
@@ -51,9 +53,7 @@ class MultiTokenDrafts(Drafts):
 
     def __init__(self, decoder: Decoder, depths: int, rows: int, room: int, bits: int | None) -> None:
         self.decoder = decoder
-        self.depths = decoder.new_draft_caches(rows, room + 2 * depths, bits)[:depths]
-        for cache in self.depths:
-            cache.declared = room
+        self.depths = joinable_caches_of_depths(decoder, depths, rows, room, bits, 2 * depths)
         like = decoder.embedding.weight
         width = {"state": ((like.shape[1],), like.dtype)}
         self.before = [State(rows, 0, width, like.device) for _ in self.depths[1:]]  # the last state that is kept
@@ -80,9 +80,13 @@ class MultiTokenDrafts(Drafts):
         return [list(row) for row in zip(*drafts, strict=True)] if drafts else [[] for _ in rows]
 
     def _states(self, k: int, states: Tensor, tokens: Tensor) -> Tensor:
-        """The states of a depth for T tokens [B,T], from those before it, [B,≥T,D]."""
-        cache, n = self.depths[k], tokens.shape[1]
-        return self.decoder.draft(k, states[:, :n], tokens, next_positions(self.decoder, n, cache), cache)
+        """The states of a depth, which ``MTP.forward`` makes of those before it [B,≥T,D], and the tokens [B,T] that are
+        k + 1 after each of these."""
+        decoder, cache, n = self.decoder, self.depths[k], tokens.shape[1]
+        positions, limit = next_positions(decoder, n, cache), decoder.position.limit
+        of_tokens = positions + k + 1 if limit is None else (positions + k + 1).clamp(max=limit - 1)
+        given = Pass(positions, cache=cache, tokens=tokens, made={})
+        return decoder.mtp[k](decoder.embed(tokens, of_tokens), states[:, :n], given)[0]
 
     def _delayed(self, k: int, states: Tensor, last: Tensor) -> Tensor:
         """The states of a depth behind the one before them, as the next depth pairs them with tokens. Those at ``last``
