@@ -110,7 +110,8 @@ def static(decoder: Any, given: Sequence[Request], rows: int) -> list[list[int]]
 
 
 def running(decoder: Any, given: Sequence[Request]) -> list[list[int]]:
-    from blockwright.blocks.generation.batch import Batch, Job
+    from blockwright.blocks.generation.batch import Batch
+    from blockwright.blocks.generation.job import Job
     from blockwright.blocks.generation.sample import Sampling
 
     batch = Batch(decoder, ROWS, ROOM)

@@ -81,7 +81,7 @@ class Decoder(nn.Module):
         layers: in order of depth
         norm: after the last layer
         head: [V,D] output projection; None ties it to the embedding
-        mtp: multi-token prediction depths, used by ``mtp_nll`` and ``draft`` only
+        mtp: multi-token prediction depths, used by ``mtp_nll`` and drafts only
         inputs: kind → what embeds content of that kind at the places of a token; none for a model of text
 
     Attributes:
@@ -352,27 +352,6 @@ class Decoder(nn.Module):
             hidden, routing = depth(embedded, hidden[:, : later.shape[1]], given)
             yield hidden, routing
 
-    def draft(self, k: int, states: Tensor, tokens: Tensor, positions: Tensor, cache: Cache) -> Tensor:
-        """States [B,T,D] of a depth of multi-token prediction, from which ``logits`` predicts the token after next and
-        so on, as ``mtp_states`` in parts.
-
-        Args:
-            k: of the depth, from 0
-            states: [B,T,D] of the model, for k = 0; else of the depth before
-            tokens: [B,T], k + 1 tokens after each of them
-            positions: [B|1,T] of the tokens that the states are of
-            cache: of ``new_draft_caches``, with the pairs before these, which are appended
-        """
-        limit = self.position.limit
-        of_tokens = positions + k + 1 if limit is None else (positions + k + 1).clamp(max=limit - 1)
-        given = Pass(positions, cache=cache, tokens=tokens, made={})
-        states, _ = self.mtp[k](self.embed(tokens, of_tokens), states, given)
-        return states
-
-    def new_draft_caches(self, batch: int, length: int, bits: int | None = None) -> list[Cache]:
-        """An empty cache for each depth of multi-token prediction; arguments as of ``new_caches``."""
-        return self._caches([depth.layer.attention for depth in self.mtp], batch, length, bits)  # type: ignore[union-attr, misc]
-
     def new_caches(
         self, batch: int, length: int, bits: int | None = None, padding: Tensor | None = None
     ) -> list[Cache]:
@@ -388,7 +367,13 @@ class Decoder(nn.Module):
                 take more memory than there is
             NotImplementedError: an attention of this decoder has no ``new_cache``
         """
-        caches = self._caches([layer.attention for layer in self.layers], batch, length, bits)  # type: ignore[misc]
+        like = self.embedding.weight
+
+        def make(device: torch.device) -> list[Cache]:
+            made = (batch, length, like.dtype, device, bits)
+            return [empty_cache(layer.attention, *made) for layer in self.layers]  # type: ignore[arg-type]
+
+        caches = caches_that_fit(make, batch, length, like.device)
         if padding is not None:
             for cache in caches:
                 if not isinstance(cache, Cache):
@@ -396,14 +381,6 @@ class Decoder(nn.Module):
                     raise BlockError("padding", padding.tolist(), rule, "Give rows of one length")
                 cache.padding = padding
         return caches
-
-    def _caches(self, attentions: Sequence[Attention], batch: int, length: int, bits: int | None) -> list[Cache]:
-        like = self.embedding.weight
-
-        def make(device: torch.device) -> list[Cache]:
-            return [empty_cache(attention, batch, length, like.dtype, device, bits) for attention in attentions]
-
-        return caches_that_fit(make, batch, length, like.device)
 
 
 def _whole(sequences: Tensor) -> Tensor:

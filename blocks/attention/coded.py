@@ -21,9 +21,10 @@ if TYPE_CHECKING:
 
 
 def reads_codes(block: Scored, cache: Cache, q: Tensor, n_new: int) -> bool:
-    """Whether queries [B,T,N,H], the last of so many new tokens, attend to the codes of a cache: they are few, and what
-    is remembered is keys and values as they are, or latents, of all of which every query sees those before it."""
-    if not cache.gives_codes(n_new) or q.shape[1] > FEW or torch.is_grad_enabled() or torch.compiler.is_compiling():
+    """Whether queries [B,T,N,H], the last of so many new tokens, attend to the codes of a cache: all of these are few,
+    and what is remembered is keys and values as they are, or latents, of all of which every query sees those before it.
+    Of the last token of a long prompt, too, the cache is read in parts."""
+    if not cache.gives_codes(n_new) or n_new > FEW or torch.is_grad_enabled() or torch.compiler.is_compiling():
         return False
     if block.kernels.coded_attention == "whole" or cache.segments() is not None:  # nothing reads codes on this device
         return False

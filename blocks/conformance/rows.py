@@ -12,8 +12,10 @@ from blockwright.blocks.conformance.behaviour import BOUND, STEP_BOUND, median_o
 from blockwright.blocks.conformance.setting import MODEL, Setting, tokens
 from blockwright.blocks.conformance.verdict import ExemptError, must, must_agree
 from blockwright.blocks.decoder import Decoder
-from blockwright.blocks.generation.batch import Batch, Job, joinable_caches, refuse_dependent_rows
+from blockwright.blocks.generation.batch import Batch
 from blockwright.blocks.generation.generate import Continuations
+from blockwright.blocks.generation.job import Job
+from blockwright.blocks.generation.joining import joinable_caches, refuse_dependent_rows
 from blockwright.blocks.generation.sample import Sampling
 from blockwright.blocks.kernels.quantise import BITS
 from blockwright.registry import BlockError

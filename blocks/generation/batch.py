@@ -9,120 +9,23 @@ room is used up, all rows are shifted. None of this depends on what a cache hold
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from blockwright.blocks.base import Block
-from blockwright.blocks.cache.base import Cache
 from blockwright.blocks.decoder import Decoder
 from blockwright.blocks.generation.acceptance import Acceptance
 from blockwright.blocks.generation.drafts.base import Checked, Drafter, Drafts, as_padding, next_positions
-from blockwright.blocks.generation.draws import Draws, draw_each
+from blockwright.blocks.generation.draws import draw_each
 from blockwright.blocks.generation.generate import check_lengths
-from blockwright.blocks.generation.sample import Sampling
-from blockwright.blocks.input import Media
+from blockwright.blocks.generation.job import Job, News, note_likelihoods
+from blockwright.blocks.generation.joining import joinable_caches, refuse_dependent_rows
+from blockwright.blocks.generation.reading import Reading, Row
 from blockwright.registry import BlockError
 
 CHUNK = 512  # prompt tokens between two tokens of the running jobs
 SPARE = 16  # padding common to all rows that is not worth a shift
-
-
-class Likelihood(NamedTuple):
-    """How likely a token was.
-
-    drawn: log-probability of the token
-    likeliest: the likeliest tokens and their log-probabilities, in falling order
-    """
-
-    drawn: float
-    likeliest: list[tuple[int, float]]
-
-
-@dataclass(eq=False)
-class Job:
-    """A request, and its answer so far.
-
-    Args:
-        prompt: token ids
-        new_tokens: how many to add at most
-        sampling: sampling parameters
-        seed: of its draws
-        stop_tokens: tokens that end it; not part of the answer
-        logprobs: number of the likeliest tokens to note at each step, beside the drawn one; None: nothing is noted
-        media: what the prompt holds beside text, in order
-
-    Attributes:
-        tokens: added so far
-        likelihoods: of each of them, by the softmax of the logits as they are, before the sampling changes them
-        ended: why it ended, by a stop token, its length or ``Batch.cancel``; None before
-    """
-
-    prompt: Sequence[int]
-    new_tokens: int = 200
-    sampling: Sampling = field(default_factory=Sampling)
-    seed: int = 0
-    stop_tokens: Collection[int] = frozenset()
-    logprobs: int | None = None
-    media: Media | None = None
-    tokens: list[int] = field(default_factory=list, init=False)
-    likelihoods: list[Likelihood] = field(default_factory=list, init=False)
-    ended: Literal["end", "length", "cancelled"] | None = field(default=None, init=False)
-
-
-News = tuple[Job, int | None]
-
-
-class _Row:
-    """A job with its draws, the drafts of its next tokens, and its padding once it has a row of the batch."""
-
-    def __init__(self, job: Job, device: torch.device, vocabulary: int) -> None:
-        self.job, self.padding = job, 0
-        self.draws = Draws.of(job.sampling, job.seed, job.prompt, vocabulary, device)
-        self.drafts: list[int] = []
-
-    @property
-    def text(self) -> list[int]:
-        return [*self.job.prompt, *self.job.tokens]
-
-    @property
-    def left(self) -> int:
-        """Tokens that the job may still add."""
-        return 0 if self.job.ended else self.job.new_tokens - len(self.job.tokens)
-
-    def agrees(self, i: int) -> bool:
-        """Whether the job runs, and its last token is draft i."""
-        return self.job.ended is None and self.drafts[i : i + 1] == self.job.tokens[-1:]
-
-
-class _Reading:
-    """A row whose prompt is being read, in caches of one row that are emptied first."""
-
-    def __init__(self, row: _Row, decoder: Decoder, caches: Sequence[Cache], drafts: Drafts) -> None:
-        self.row, self.decoder, self.caches, self.drafts, self.at = row, decoder, caches, drafts, 0
-        self.tokens = torch.tensor([row.job.prompt], dtype=torch.int64, device=decoder.embedding.weight.device)
-        self.embedded = decoder.look_up(self.tokens, row.job.media) if row.job.media else None
-        drafts.begin(self.tokens[:, :1])
-
-    @property
-    def done(self) -> bool:
-        return self.at == self.tokens.shape[1]
-
-    def read(self, n: int) -> Tensor:
-        """Read at most n tokens: their states, or where drafts need no others that of the last alone, [1,T,D]."""
-        part = slice(self.at, self.at + n)
-        tokens, embedded = self.tokens[:, part], None if self.embedded is None else self.embedded[:, part]
-        if self.drafts.reads_states:
-            hidden, _ = self.decoder.hidden(tokens, caches=self.caches, embedded=embedded)
-        else:
-            hidden = self.decoder.last_hidden(tokens, self.caches, embedded)
-        self.at += tokens.shape[1]
-        if not self.done:
-            self.drafts.read(hidden, self.tokens[:, part.start + 1 : self.at + 1])
-        return hidden
 
 
 class Batch:
@@ -178,9 +81,9 @@ class Batch:
         self.device = decoder.embedding.weight.device
         self.steps = self.shifts = 0
         self.acceptance = Acceptance()
-        self._waiting: deque[_Row] = deque()
-        self._reading: _Reading | None = None
-        self._running: list[_Row] = []
+        self._waiting: deque[Row] = deque()
+        self._reading: Reading | None = None
+        self._running: list[Row] = []
         with torch.inference_mode():  # what is made in it can be changed in it alone
             drafter = drafts or Drafter()
             self._of_model, own = (joinable_caches(decoder, n, room, bits, drafter.tokens) for n in (rows, 1))
@@ -213,7 +116,7 @@ class Batch:
             BlockError: it can never run: it has no prompt, or unknown tokens, or needs more room or positions
         """
         self._refuse(job)
-        self._waiting.append(_Row(job, self.device, len(self.decoder.output_weight)))
+        self._waiting.append(Row(job, self.device, len(self.decoder.output_weight)))
         return job
 
     def _refuse(self, job: Job) -> None:
@@ -263,22 +166,22 @@ class Batch:
         while left and (reading := self._next()):
             before = reading.at
             hidden = reading.read(left)
-            left -= (n := reading.at - before)
+            left -= reading.at - before
             if reading.done:
                 self._reading = None
                 news += self._draw([reading.row], self.decoder.logits(hidden[:, -1]).float())
                 if reading.row.job.ended is None:
-                    self._draft(self._own_drafts, [reading.row], hidden, [n])
+                    self._draft(self._own_drafts, [reading.row], hidden, [1])
                     self._join(reading.row)
         return news
 
-    def _next(self) -> _Reading | None:
+    def _next(self) -> Reading | None:
         """The prompt that is being read, or the next one if a row is free."""
         if self._reading is None and self._waiting and len(self._running) < self.rows:
             for cache, empty in zip(self._own, self._empty, strict=True):
                 cache.rewind(empty)
             caches = self._own[: len(self._of_model)]
-            self._reading = _Reading(self._waiting.popleft(), self.decoder, caches, self._own_drafts)
+            self._reading = Reading(self._waiting.popleft(), self.decoder, caches, self._own_drafts)
         return self._reading
 
     def _decode(self) -> list[News]:
@@ -315,7 +218,7 @@ class Batch:
         self.acceptance.count(kept, [len(row.drafts) for row in self._running])
         return news, kept
 
-    def _draft(self, drafts: Drafts, rows: Sequence[_Row], hidden: Tensor, kept: Sequence[int]) -> None:
+    def _draft(self, drafts: Drafts, rows: Sequence[Row], hidden: Tensor, kept: Sequence[int]) -> None:
         """Draft the next tokens of rows, after the first ``kept`` of the states [B,T,D]."""
         if not self.drafted_at_most or not any(row.left for row in rows):
             return
@@ -332,7 +235,7 @@ class Batch:
     def _length(self) -> int:
         return self._caches[0].length
 
-    def _join(self, row: _Row) -> None:
+    def _join(self, row: Row) -> None:
         """Give a row to a job whose prompt has been read."""
         n = self._own[0].length
         if not self._running:  # the batch begins where the newcomer ends
@@ -380,72 +283,12 @@ class Batch:
 
     # --- draws --------------------------------------------------------------------------------------------------------
 
-    def _draw(self, rows: Sequence[_Row], logits: Tensor) -> list[News]:
+    def _draw(self, rows: Sequence[Row], logits: Tensor) -> list[News]:
         """Draw a token for each row from logits [B,V]."""
         tokens = draw_each([row.draws for row in rows], logits)
-        _note_likelihoods([row.job for row in rows], tokens, logits)
-        return [news for row, token in zip(rows, tokens, strict=True) for news in _received(row.job, token)]
+        note_likelihoods([row.job for row in rows], tokens, logits)
+        return [news for row, token in zip(rows, tokens, strict=True) for news in row.job.receive(token)]
 
 
 def _padded(tokens: list[int], n: int) -> list[int]:
     return [*tokens, *[0] * (n - len(tokens))]
-
-
-def _received(job: Job, token: int) -> list[News]:
-    """Add a drawn token to a job: the news of it."""
-    if token in job.stop_tokens:
-        job.ended = "end"
-        return [(job, None)]
-    job.tokens.append(token)
-    if len(job.tokens) < job.new_tokens:
-        return [(job, token)]
-    job.ended = "length"
-    return [(job, token), (job, None)]
-
-
-def _note_likelihoods(jobs: Sequence[Job], tokens: Sequence[int], logits: Tensor) -> None:
-    """Note how likely the drawn tokens are by logits [B,V], for the jobs that want it."""
-    wanted = [i for i, job in enumerate(jobs) if job.logprobs is not None and tokens[i] not in job.stop_tokens]
-    if not wanted:
-        return
-    logp = logits[wanted].log_softmax(-1)
-    best = logp.topk(max(jobs[i].logprobs or 0 for i in wanted))
-    drawn = logp.gather(1, torch.tensor([[tokens[i]] for i in wanted], device=logp.device))[:, 0].tolist()
-    for i, own, ids, values in zip(wanted, drawn, best.indices.tolist(), best.values.tolist(), strict=True):
-        jobs[i].likelihoods.append(Likelihood(own, list(zip(ids, values, strict=True))[: jobs[i].logprobs]))
-
-
-def refuse_dependent_rows(decoder: Decoder) -> None:
-    """Refuse a decoder in which a row changes what another gets.
-
-    Raises:
-        BlockError
-    """
-    for name, block in decoder.named_modules():
-        if isinstance(block, Block) and not block.independent:
-            rule = "what a row gets depends on the other rows, so requests that come and go would change each other"
-            raise BlockError(name, type(block).__name__, rule, "Choose another block, or generate rows one by one")
-
-
-def joinable_caches(decoder: Decoder, rows: int, room: int, bits: int | None, ahead: int = 0) -> list[Cache]:
-    """``Decoder.new_caches`` of rows that may join and leave.
-
-    Args:
-        ahead: further room, for tokens that are never kept
-
-    Raises:
-        BlockError: an attention keeps no cache, or one of a class that is no ``Cache``
-    """
-    try:
-        caches = decoder.new_caches(rows, room + ahead, bits)
-    except NotImplementedError:
-        rule = "an attention of this model keeps no cache, which rows could join"
-        raise BlockError("attention", None, rule, "Choose another attention, or give it new_cache") from None
-    for i, (layer, cache) in enumerate(zip(decoder.layers, caches, strict=True)):
-        if not isinstance(cache, Cache):
-            rule = f"{type(layer.attention).__name__} keeps a {type(cache).__name__}, which rows cannot join"
-            remedy = "Derive it from blockwright.blocks.cache.base.Cache, or generate rows one by one"
-            raise BlockError(f"layers.{i}.attention", type(cache).__name__, rule, remedy)
-        if ahead:
-            cache.declared = room
-    return caches

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from blockwright.blocks.cache.base import Cache
 from blockwright.blocks.decoder import Decoder
-from blockwright.blocks.generation.sample import Sampling, sample
+from blockwright.blocks.generation.draws import Draws, draw_each
+from blockwright.blocks.generation.sample import Sampling
 from blockwright.blocks.input import Media
 from blockwright.blocks.selector.base import Selector
 from blockwright.registry import BlockError
@@ -100,24 +101,15 @@ class Continuations:
         self.stop_tokens, self.left = frozenset(stop_tokens), new_tokens
         self.ended = [False] * len(prompts)
         self._pending, self._media = torch.tensor(padded, device=device, dtype=torch.int64), media
-        self._generators = [torch.Generator(device).manual_seed(seed + i) for i in range(len(prompts))]
-        self._seen = self._tokens_of(prompts) if self.sampling.repetition_penalty != 1 else None
+        vocabulary = len(decoder.output_weight)
+        self._draws = [Draws.of(self.sampling, seed + i, row, vocabulary, device) for i, row in enumerate(prompts)]
         unequal = any(len(row) != longest for row in prompts)
-        masked = unequal or any(isinstance(part, Selector) for part in decoder.modules())
-        most = SCORES // (len(prompts) * longest) if masked else CHUNK
-        self.chunk = chunk or max(64, min(CHUNK, most))
+        self.chunk = chunk or usual_chunk(decoder, len(prompts) * longest, unequal)
         padding = (
             torch.tensor([longest - len(row) for row in prompts], device=device, dtype=torch.int64) if unequal else None
         )
         # The last token is returned and never read.
         self._caches = decoder.new_caches(len(prompts), room or max(longest + new_tokens - 1, 1), bits, padding)
-
-    def _tokens_of(self, prompts: Sequence[Sequence[int]]) -> Tensor:
-        """[B,V] whether a token occurs in the row."""
-        seen = torch.zeros(len(prompts), len(self.decoder.output_weight), dtype=torch.bool, device=self._pending.device)
-        for row, tokens in zip(seen, prompts, strict=True):
-            row[list(tokens)] = True
-        return seen
 
     def __iter__(self) -> Iterator[list[int | None]]:
         return self
@@ -129,11 +121,8 @@ class Continuations:
         self.left -= 1
         logits = prefill(self.decoder, self._pending, self._caches, self.chunk, self._media)
         self._media = None
-        drawn = sample(logits, self.sampling, self._generators, self._seen)
-        if self._seen is not None:
-            self._seen.scatter_(1, drawn[:, None], True)
-        self._pending = drawn[:, None]
-        tokens = drawn.tolist()
+        tokens = draw_each(self._draws, logits)
+        self._pending = torch.tensor(tokens, device=logits.device)[:, None]
         self.ended = [over or token in self.stop_tokens for over, token in zip(self.ended, tokens, strict=True)]
         if all(self.ended):
             raise StopIteration
@@ -181,6 +170,19 @@ def _parts(decoder: Decoder, tokens: Tensor, chunk: int, media: Media | None) ->
     """Some tokens of a prompt at a time, and their embeddings where there are media."""
     embedded = decoder.look_up(tokens, media).split(chunk, 1) if media else [None]
     return zip(tokens.split(chunk, 1), itertools.cycle(embedded))
+
+
+def usual_chunk(decoder: Decoder, n_tokens: int, padded: bool = False) -> int:
+    """Prompt tokens per forward pass: fewer for long prompts where padding is masked or a selector chooses.
+
+    Args:
+        decoder: the model
+        n_tokens: of all rows, once the prompts are read
+        padded: whether rows have padding
+    """
+    if padded or any(isinstance(part, Selector) for part in decoder.modules()):
+        return max(64, min(CHUNK, SCORES // n_tokens))
+    return CHUNK
 
 
 def check_lengths(decoder: Decoder, prompts: Sequence[Sequence[int]], new_tokens: int) -> None:

@@ -14,10 +14,10 @@ from torch import Tensor
 
 from blockwright.blocks.cache.base import Mark
 from blockwright.blocks.decoder import Decoder
-from blockwright.blocks.generation.generate import CHUNK, SCORES, check_lengths, prefill
-from blockwright.blocks.generation.sample import Sampling, sample
+from blockwright.blocks.generation.draws import Draws, draw_each
+from blockwright.blocks.generation.generate import check_lengths, prefill, usual_chunk
+from blockwright.blocks.generation.sample import Sampling
 from blockwright.blocks.input import Media
-from blockwright.blocks.selector.base import Selector
 from blockwright.registry import BlockError
 
 
@@ -72,8 +72,7 @@ class Memory:
         self._start = Place((), [cache.mark() for cache in self._caches], None)
         self._prompt = self._start
         self._held: list[int] | None = []  # tokens that the caches hold; None where that is unknown
-        chooses = any(isinstance(part, Selector) for part in decoder.modules())
-        self._chunk = max(64, min(CHUNK, SCORES // room)) if chooses else CHUNK
+        self._chunk = usual_chunk(decoder, room)
 
     def continued(
         self,
@@ -99,31 +98,20 @@ class Memory:
         if len(prompt) + new_tokens > self.room:
             rule = f"the prompt and new tokens are {len(prompt) + new_tokens}, and the caches hold {self.room}"
             raise BlockError("new_tokens", new_tokens, rule, "Shorten the prompt, or make more room")
-        return self._tokens(prompt, new_tokens, sampling or Sampling(), seed, frozenset(stop_tokens), media)
+        vocabulary, device = len(self.decoder.output_weight), self.decoder.embedding.weight.device
+        draws = Draws.of(sampling or Sampling(), seed, prompt, vocabulary, device)
+        return self._tokens(prompt, new_tokens, draws, frozenset(stop_tokens), media)
 
     def _tokens(
-        self,
-        prompt: Sequence[int],
-        new_tokens: int,
-        sampling: Sampling,
-        seed: int,
-        stop_tokens: frozenset[int],
-        media: Media | None,
+        self, prompt: Sequence[int], new_tokens: int, draws: Draws, stop_tokens: frozenset[int], media: Media | None
     ) -> Iterator[int]:
-        device = self.decoder.embedding.weight.device
-        generators, seen = [torch.Generator(device).manual_seed(seed)], None
-        if sampling.repetition_penalty != 1:
-            seen = torch.zeros(1, len(self.decoder.output_weight), dtype=torch.bool, device=device)
-            seen[0, list(prompt)] = True
         logits = self._read_prompt(prompt, media)
         for left in reversed(range(new_tokens)):
             with torch.inference_mode():
-                token = int(sample(logits, sampling, generators, seen))
+                (token,) = draw_each([draws], logits)
             if token in stop_tokens:
                 return
             yield token
-            if seen is not None:
-                seen[0, token] = True
             if left:
                 logits = self._read([token])
 

@@ -5,16 +5,20 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
+from annotated_types import Ge, Le
 from torch import Tensor
 
 from blockwright.registry import BlockError
 from blockwright.registry.enforcing import enforced
-from blockwright.registry.ranges import Count, Fraction, NonNegative, Positive, Share
+from blockwright.registry.ranges import Count, Fraction, Share
 
-# Beyond these, a temperature or a penalty does in fp32 what it does at the bound, and both together never overflow.
-LEAST, MOST = 1e-12, 1e12
+# Beyond these, logits of fp32 become infinite, and numbers no floats.
+Temperature = Annotated[float, Ge(0), Le(1e9)]
+Penalty = Annotated[float, Ge(1e-9), Le(1e9)]
+COLDEST = 1e-20  # divides no logit to infinity, and leaves the likeliest token alone
 
 
 @enforced(BlockError)
@@ -38,11 +42,11 @@ class Sampling:
         BlockError: a field is out of its range
     """
 
-    temperature: NonNegative = 1.0
+    temperature: Temperature = 1.0
     top_k: Count | None = None
     top_p: Share | None = None
     min_p: Fraction | None = None
-    repetition_penalty: Positive = 1.0
+    repetition_penalty: Penalty = 1.0
 
     @property
     def narrows(self) -> bool:
@@ -68,18 +72,16 @@ def sample(
         [B]
     """
     if sampling.repetition_penalty != 1 and seen is not None:
-        penalty = _bounded(sampling.repetition_penalty)
+        penalty = sampling.repetition_penalty
         logits = torch.where(seen, torch.where(logits > 0, logits / penalty, logits * penalty), logits)
     return draw(narrow(logits, sampling), sampling, generators)
 
 
 def narrow(logits: Tensor, sampling: Sampling) -> Tensor:
     """Logits [B,V] whose softmax is sampled from, −∞ for every excluded token; unchanged at temperature 0."""
-    return candidates(logits / _bounded(sampling.temperature), sampling) if sampling.temperature else logits
-
-
-def _bounded(factor: float) -> float:
-    return min(max(factor, LEAST), MOST)
+    if sampling.temperature == 0:
+        return logits
+    return candidates(logits / max(sampling.temperature, COLDEST), sampling)
 
 
 def draw(narrowed: Tensor, sampling: Sampling, generators: Sequence[torch.Generator]) -> Tensor:
@@ -105,7 +107,7 @@ def candidates(logits: Tensor, sampling: Sampling) -> Tensor:
         ordered, order = logits.sort(-1, descending=True)
         probabilities = ordered.softmax(-1)
         enough = probabilities.cumsum(-1) - probabilities >= sampling.top_p  # the tokens before it suffice
-        enough[:, 0] = False  # also where top_p is 0 in the dtype of the logits
+        enough[:, 0] = False  # also where top_p is 0 in fp32
         logits = logits.masked_fill(enough.scatter(-1, order, enough), -math.inf)
     if sampling.min_p is not None:
         least = logits.amax(-1, keepdim=True) + math.log(max(sampling.min_p, 1e-300))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from blockwright.blocks.generation.batch import Job
+from blockwright.blocks.generation.job import Job
 from blockwright.blocks.generation.text_stream import BROKEN, TextStream
 
 UNNAMED = "token_id:"  # as vLLM writes it

@@ -15,7 +15,7 @@ from blockwright.plugins.serve.protocol import Json, Protocol
 from blockwright.plugins.serve.served import Served
 from blockwright.registry.ranges import Count
 
-NEW_TOKENS, MOST_PROMPTS = 16, 2048  # OpenAI's default, and its limit
+NEW_TOKENS = 16  # OpenAI's default
 Likeliest = Annotated[int, Ge(0), Le(20)]
 Prompt = str | list[str] | list[int] | list[list[int]]
 
@@ -33,8 +33,7 @@ class Completions(Protocol):
         prompts = [value] if isinstance(value, str) or (value and isinstance(value[0], int)) else value
         if not prompts:
             raise fields.refuse("prompt", value, "must hold a text, or ids of tokens")
-        if len(prompts) > MOST_PROMPTS:
-            raise fields.refuse("prompt", len(prompts), f"a request has at most {MOST_PROMPTS} prompts")
+        served.check_texts(len(prompts), "prompt")
         ids = [await _ids(prompt, fields, served) for prompt in prompts]
         return read_order(fields, served, ids, new_tokens, likeliest, chat=False)
 

@@ -13,7 +13,8 @@ import threading
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 
-from blockwright.blocks.generation.batch import Batch, Job
+from blockwright.blocks.generation.batch import Batch
+from blockwright.blocks.generation.job import Job
 from blockwright.plugins.serve.refusal import RefusedError, refused
 from blockwright.registry import BlockError
 
@@ -74,6 +75,7 @@ class Engine:
         queue_length: jobs that may wait for a row
 
     Attributes:
+        places: jobs that can run or wait at once
         failed: what has ended the thread; None while it works
     """
 
@@ -111,9 +113,6 @@ class Engine:
         """
         if self.failed is not None:
             raise _failure(503)
-        if len(jobs) > self.places:
-            rule = f"The request asks for {len(jobs)} texts, and {self.places} can run or wait at once"
-            raise RefusedError(400, rule, "n", "too_many_texts")
         if len(self._jobs) + len(jobs) > self.places:
             raise RefusedError(429, "Too many requests wait. Try again later", code="rate_limit_exceeded")
         self._loop = asyncio.get_running_loop()

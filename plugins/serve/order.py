@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 from annotated_types import Ge, Le
 
-from blockwright.blocks.generation.batch import Job
+from blockwright.blocks.generation.job import Job
 from blockwright.blocks.generation.sample import Sampling
 from blockwright.plugins.serve.fields import Fields
 from blockwright.plugins.serve.refusal import RefusedError, refused
@@ -71,6 +71,7 @@ def read_order(
     stops = _stops(fields)
     ends = frozenset() if fields.take("ignore_eos", bool, False) else served.ends(stops, chat)
     copies = fields.take("n", Copies, 1)
+    served.check_texts(len(prompts) * copies, "n")
     first = fields.take("seed", Seed, secrets.randbits(62))
     stream = fields.take("stream", bool, False)
     usage = _usage(fields, stream)

@@ -24,6 +24,7 @@ class Served:
         name: by which requests name it
         writer: the model and its tokenizer
         room: tokens of a prompt and its continuation at most
+        texts: that a request may order at most
         chat: the format of conversations; None for a model without one
         bos: whether to begin prompts with the token that begins a document; conversations begin as their format says
         created: when it was loaded, in seconds since 1970
@@ -33,6 +34,7 @@ class Served:
     name: str
     writer: Writer
     room: int
+    texts: int
     chat: ChatText | None = None
     bos: bool = False
     created: int = field(default_factory=lambda: int(time.time()))
@@ -62,6 +64,16 @@ class Served:
                 rule = f"{param} = {shown(i)}: ids are from 0 to {known - 1}"
                 raise RefusedError(400, rule, param, "invalid_value")
         return list(ids)
+
+    def check_texts(self, n: int, param: str) -> None:
+        """Refuse a number of texts that can never run or wait at once, before any memory is taken for them.
+
+        Raises:
+            RefusedError: at ``param``
+        """
+        if n > self.texts:
+            rule = f"The request asks for {n} texts, and {self.texts} can run or wait at once"
+            raise RefusedError(400, rule, param, "too_many_texts")
 
     def render(self, messages: Sequence[Mapping[str, Any]]) -> str:
         """The text of a conversation whose next turn is the model's, for ``encode_chat``.

@@ -44,7 +44,7 @@ def serve(options: argparse.Namespace, key: str | None) -> None:
     chat = chat_of(options.model, writer, options.chat)
     batch = batch_of(writer, options)
     name = options.name or Path(options.model).resolve().stem
-    served = Served(name, writer, batch.room, chat, options.bos)
+    served = Served(name, writer, batch.room, batch.rows + options.queue, chat, options.bos)
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(asctime)s %(message)s")
     logging.getLogger("blockwright.serve").setLevel(logging.INFO)
     logging.getLogger("uvicorn").setLevel(logging.ERROR)  # not a line for whatever a client sends that is no HTTP

@@ -61,7 +61,8 @@ def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., dict[s
         results = made if isinstance(made, list) else [made]
         documents = [json.loads((tmp_path / f"{result.benchmark}.json").read_text()) for result in results]
         whole = {key: [part for d in documents for part in d[key]] for key in ("tables", "ratios")}
-        return {**whole, "names": [d["benchmark"] for d in documents]}
+        raw = {name: values for d in documents for name, values in d["raw"].items()}
+        return {**whole, "raw": raw, "names": [d["benchmark"] for d in documents]}
 
     return call
 
@@ -209,7 +210,6 @@ def test_errors_from_a_line_and_from_a_level() -> None:
     assert flat_error([0.8, 1.2]) == pytest.approx(0.2)
 
 
-@pytest.mark.slow
 @pytest.mark.slow
 def test_running_batch_compares_all_ways_on_equal_models(run: Callable[..., dict[str, Any]]) -> None:
     document = run(running_batch.main)

@@ -9,6 +9,7 @@ import pytest
 
 from blockwright.blocks.cache import fit
 from blockwright.blocks.compose import compose
+from blockwright.blocks.generation.joining import joinable_caches_of_depths
 from blockwright.registry import BlockError
 
 ATTENTIONS = ("gqa", "mla", "sliding_window", "gated_delta")
@@ -34,6 +35,7 @@ def test_sizes_that_no_number_of_64_bits_holds_are_refused(
     tiny: Callable[..., dict[str, Any]], rows: int, length: int
 ) -> None:
     decoder = compose(tiny(mtp={"depth": 1}))
-    for make in (decoder.new_caches, decoder.new_draft_caches):
-        with pytest.raises(BlockError, match="memory of cpu"):
-            make(rows, length)
+    with pytest.raises(BlockError, match="memory of cpu"):
+        decoder.new_caches(rows, length)
+    with pytest.raises(BlockError, match="memory of cpu"):
+        joinable_caches_of_depths(decoder, 1, rows, length, None)

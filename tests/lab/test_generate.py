@@ -155,7 +155,7 @@ def test_json_is_one_document(run: Path, writer: Writer, capsys: pytest.CaptureF
         (["RUN", "--prompt", "x", "--top-k", "0"], "--top-k", "at least 1"),
         (["RUN", "--prompt", "x", "--min-p", "-1"], "--min-p", "at most 1"),
         (["RUN", "--prompt", "x", "--temperature", "nan"], "--temperature", "finite"),
-        (["RUN", "--prompt", "x", "--repetition-penalty", "0"], "--repetition-penalty", "above 0"),
+        (["RUN", "--prompt", "x", "--repetition-penalty", "0"], "--repetition-penalty", "at least 1e-09"),
         (["RUN", "--prompt", "x", "--max-new-tokens", "0"], "--max-new-tokens", "1 or more"),
         (["RUN", "--prompt", "x", "--max-new-tokens", "many"], "command line", "invalid int"),
         (["RUN", "--prompt", "x", "--seed", "-1"], "--seed", "whole number"),

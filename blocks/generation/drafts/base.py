@@ -61,7 +61,12 @@ class Drafts:
         """Begin rows with their first tokens [B,1]."""
 
     def read(self, hidden: Tensor, tokens: Tensor) -> None:
-        """Follow a part of prompts: states [B,T,D], and the token after each, [B,T]."""
+        """Follow a part of prompts, all of which counts.
+
+        Args:
+            hidden: [B,T,D] states of tokens, where the drafts read states
+            tokens: [B,T] the token after each of them
+        """
 
     def propose(self, checked: Checked, draws: Sequence[Draws], most: int) -> list[list[int]]:
         """Follow what has been checked, and draft ``most`` tokens of each row at most.

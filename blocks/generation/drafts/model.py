@@ -9,9 +9,9 @@ from torch import Tensor
 
 from blockwright.blocks.cache.base import Mark
 from blockwright.blocks.decoder import Decoder
-from blockwright.blocks.generation.batch import joinable_caches, refuse_dependent_rows
 from blockwright.blocks.generation.drafts.base import Checked, Drafter, Drafts, check_tokens, next_positions
 from blockwright.blocks.generation.draws import Draws, draw_each
+from blockwright.blocks.generation.joining import joinable_caches, refuse_dependent_rows
 from blockwright.registry import BlockError
 
 
@@ -48,7 +48,7 @@ class SmallerModelDrafts(Drafts):
 
     def __init__(self, small: Decoder, tokens: int, rows: int, room: int, bits: int | None) -> None:
         self.small, self.tokens = small, tokens
-        self.caches = joinable_caches(small, rows, room + 1 + 2 * tokens, bits)
+        self.caches = joinable_caches(small, rows, room, bits, 1 + 2 * tokens)
         self.lags = [0] * len(self.caches)
         self.padding: Sequence[int] = ()
 

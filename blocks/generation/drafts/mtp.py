@@ -10,8 +10,10 @@ from torch.nn import functional as F
 
 from blockwright.blocks.cache.state import State
 from blockwright.blocks.decoder import Decoder
+from blockwright.blocks.forward_pass import Pass
 from blockwright.blocks.generation.drafts.base import Checked, Drafter, Drafts, next_positions
 from blockwright.blocks.generation.draws import Draws, draw_each
+from blockwright.blocks.generation.joining import joinable_caches_of_depths
 from blockwright.registry import BlockError
 
 
@@ -51,7 +53,7 @@ class MultiTokenDrafts(Drafts):
 
     def __init__(self, decoder: Decoder, depths: int, rows: int, room: int, bits: int | None) -> None:
         self.decoder = decoder
-        self.depths = decoder.new_draft_caches(rows, room + 2 * depths, bits)[:depths]
+        self.depths = joinable_caches_of_depths(decoder, depths, rows, room, bits, 2 * depths)
         like = decoder.embedding.weight
         width = {"state": ((like.shape[1],), like.dtype)}
         self.before = [State(rows, 0, width, like.device) for _ in self.depths[1:]]  # the last state that is kept
@@ -59,30 +61,39 @@ class MultiTokenDrafts(Drafts):
         self.lags = [*range(depths), *[0] * (depths - 1)]
 
     def read(self, hidden: Tensor, tokens: Tensor) -> None:
-        self._follow(Checked(hidden, tokens, [tokens.shape[1]] * len(tokens), []), None, 0)
+        last = torch.full((len(tokens),), tokens.shape[1] - 1, device=tokens.device)
+        for k in range(len(self.depths)):
+            hidden = self._delayed(k, self._states(k, hidden, tokens), last)
 
     def propose(self, checked: Checked, draws: Sequence[Draws], most: int) -> list[list[int]]:
-        return self._follow(checked, draws, most)
-
-    def _follow(self, checked: Checked, draws: Sequence[Draws] | None, most: int) -> list[list[int]]:
         states, tokens, last = checked.hidden, checked.tokens, checked.last
         rows, drafts = torch.arange(len(last), device=last.device), list[list[int]]()
         for k, cache in enumerate(self.depths):
-            n = tokens.shape[1]
-            mark = cache.mark(n)
-            states = self.decoder.draft(k, states[:, :n], tokens, next_positions(self.decoder, n, cache), cache)
+            mark = cache.mark(tokens.shape[1])
+            states = self._states(k, states, tokens)
             cache.rewind(mark, last + 1)
-            if draws is not None and k < most:
+            if k < most:
                 drafts.append(draw_each(draws, self.decoder.logits(states[rows, last + k]).float()))
                 tokens = F.pad(tokens, (0, 1))
                 tokens[rows, last + k + 1] = tokens.new_tensor(drafts[-1])
-            if k < len(self.before):
-                states = torch.cat((self._replace(k, states[rows, last]), states), 1)
+            states = self._delayed(k, states, last)
         return [list(row) for row in zip(*drafts, strict=True)] if drafts else [[] for _ in rows]
 
-    def _replace(self, k: int, states: Tensor) -> Tensor:
-        """Hold the last states [B,D] of a depth in place of earlier ones, which are returned, [B,1,D]."""
+    def _states(self, k: int, states: Tensor, tokens: Tensor) -> Tensor:
+        """The states of a depth, which ``MTP.forward`` makes of those before it [B,≥T,D], and the tokens [B,T] that are
+        k + 1 after each of these."""
+        decoder, cache, n = self.decoder, self.depths[k], tokens.shape[1]
+        positions, limit = next_positions(decoder, n, cache), decoder.position.limit
+        of_tokens = positions + k + 1 if limit is None else (positions + k + 1).clamp(max=limit - 1)
+        given = Pass(positions, cache=cache, tokens=tokens, made={})
+        return decoder.mtp[k](decoder.embed(tokens, of_tokens), states[:, :n], given)[0]
+
+    def _delayed(self, k: int, states: Tensor, last: Tensor) -> Tensor:
+        """The states of a depth behind the one before them, as the next depth pairs them with tokens. Those at ``last``
+        [B] are before the next ones."""
+        if k == len(self.before):
+            return states
         held, self.before[k].length = self.before[k].held["state"], self.depths[k].length
         earlier = held.clone()
-        held.copy_(states)
-        return earlier[:, None]
+        held.copy_(states[torch.arange(len(last), device=last.device), last])
+        return torch.cat((earlier[:, None], states), 1)

@@ -15,9 +15,10 @@ from typing import Any
 from blockwright.blocks.compose import compose
 from blockwright.blocks.decoder import Decoder
 from blockwright.blocks.generation.acceptance import Acceptance
-from blockwright.blocks.generation.batch import Batch, Job
+from blockwright.blocks.generation.batch import Batch
 from blockwright.blocks.generation.drafts.base import Drafter
 from blockwright.blocks.generation.generate import Continuations
+from blockwright.blocks.generation.job import Job
 from blockwright.blocks.generation.sample import Sampling
 from blockwright.blocks.generation.text_stream import TextStream
 from blockwright.lab.chat_text import ChatText
@@ -138,7 +139,7 @@ class Running:
         words = Bytes()
         self.batch, self.decoder = batch, decoder
         self.engine = Engine(batch, queue)
-        self.served = Served("tiny", Writer(decoder, words), batch.room, ChatText("plain", words))
+        self.served = Served("tiny", Writer(decoder, words), batch.room, self.engine.places, ChatText("plain", words))
         self._listening = listen("127.0.0.1", 0)
         if buffer is not None:
             self._listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, buffer)

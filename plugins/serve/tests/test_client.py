@@ -249,3 +249,10 @@ def test_the_client_tries_again_when_the_queue_is_full(echo: Callable[..., Runni
     for connection in first:
         assert connection.recv(100).startswith(b"HTTP/1.1 200")
         connection.close()
+
+
+@pytest.mark.parametrize("coldest", [{"temperature": 1e-40}, {"top_p": 1e-320}, {"repetition_penalty": 1e-9}], ids=str)
+def test_no_number_of_a_request_ends_the_model_for_others(server: Running, coldest: dict[str, float]) -> None:
+    status, answer = server.ask("/v1/completions", {**ASKED, **coldest})
+    assert status == 200 and answer["usage"]["completion_tokens"] > 0
+    assert server.ask("/health") == (200, "ok\n")

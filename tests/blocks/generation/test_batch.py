@@ -20,8 +20,9 @@ from blockwright import registry
 from blockwright.blocks.attention.base import Attention
 from blockwright.blocks.compose import compose
 from blockwright.blocks.decoder import Decoder
-from blockwright.blocks.generation.batch import Batch, Job
+from blockwright.blocks.generation.batch import Batch
 from blockwright.blocks.generation.generate import Continuations
+from blockwright.blocks.generation.job import Job
 from blockwright.blocks.generation.sample import Sampling, narrow
 from blockwright.registry import BlockError
 

@@ -12,7 +12,7 @@ import torch
 from blockwright import registry
 from blockwright.blocks.compose import compose
 from blockwright.blocks.decoder import Decoder
-from blockwright.blocks.generation import memory as module
+from blockwright.blocks.generation import generate as module
 from blockwright.blocks.generation.generate import Continuations
 from blockwright.blocks.generation.memory import Memory
 from blockwright.blocks.generation.sample import Sampling

@@ -50,6 +50,7 @@ def test_temperature_zero_takes_the_likeliest_whatever_else_is_said() -> None:
         ({"top_p": 0.9}, {0, 1, 3}),
         ({"top_p": 1.0}, {0, 1, 2, 3}),
         ({"top_p": 1e-9}, {3}),
+        ({"top_p": 1e-320}, {3}),  # 0 in fp32
         ({"min_p": 0.0}, {0, 1, 2, 3}),
         ({"min_p": 0.1}, {0, 1, 3}),
         ({"min_p": 0.2}, {0, 3}),
@@ -78,6 +79,15 @@ def test_repetition_penalty_lowers_what_was_seen_and_nothing_else() -> None:
     assert sample(logits, greedy, [torch.Generator()], torch.zeros_like(seen)).tolist() == [3]
 
 
+@pytest.mark.parametrize("fields", [{"temperature": t} for t in (5e-324, 1e-40, 1e-38, 1e-20, 1e9)], ids=str)
+def test_numbers_at_their_limits_draw_a_token(fields: dict[str, float]) -> None:
+    logits, seen = torch.tensor([[-80.0, 90.0, 89.0]]), torch.ones(1, 3, dtype=torch.bool)
+    for penalty in (1e-9, 1.0, 1e9):
+        sampling = Sampling(**fields, repetition_penalty=penalty)
+        token = sample(logits, sampling, [torch.Generator().manual_seed(0)], seen)
+        assert fields["temperature"] > 1 or penalty > 1 or token.tolist() == [1]
+
+
 def test_a_row_draws_the_same_beside_others() -> None:
     logits = torch.randn(5, 50, generator=torch.Generator().manual_seed(1))
     together = sample(logits, Sampling(), [torch.Generator().manual_seed(i) for i in range(5)])
@@ -91,12 +101,15 @@ def test_a_row_draws_the_same_beside_others() -> None:
         ("temperature", -1.0),
         ("temperature", math.inf),
         ("temperature", math.nan),
+        ("temperature", 10**400),
         ("top_k", 0),
         ("top_p", 0.0),
         ("top_p", 1.5),
         ("min_p", -0.1),
         ("min_p", 1.1),
         ("repetition_penalty", 0.0),
+        ("repetition_penalty", 1e-40),
+        ("repetition_penalty", 10**400),
         ("repetition_penalty", math.inf),
     ],
 )

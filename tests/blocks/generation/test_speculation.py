@@ -12,16 +12,18 @@ import torch
 from torch import Tensor
 
 from blockwright import registry
+from blockwright.blocks.cache.state import State
 from blockwright.blocks.compose import compose
 from blockwright.blocks.decoder import Decoder
 from blockwright.blocks.generation.acceptance import Acceptance
-from blockwright.blocks.generation.batch import Batch, Job
+from blockwright.blocks.generation.batch import Batch
 from blockwright.blocks.generation.drafts.base import Checked, Drafter
 from blockwright.blocks.generation.drafts.lookup import Lookup, continuation
 from blockwright.blocks.generation.drafts.model import SmallerModel
 from blockwright.blocks.generation.drafts.mtp import MultiToken
 from blockwright.blocks.generation.draws import Draws, draw_each
 from blockwright.blocks.generation.generate import Continuations
+from blockwright.blocks.generation.job import Job
 from blockwright.blocks.generation.sample import Sampling, narrow
 from blockwright.blocks.generation.speculation import Speculation
 from blockwright.registry import BlockError
@@ -49,6 +51,7 @@ MODELS: dict[str, dict[str, Any]] = {
     "window of 5": {"attention": WINDOW},
     "csa": {"attention": {"name": "shared_kv", "n_heads": 4, "window": 6, "compressor": CSA}},
     "learned": {"position": {"name": "learned"}},
+    "longrope": {"position": {"name": "longrope", "original_positions": 22, "factor": 4.0}},
     "hybrid": {
         "n_layers": 3,
         "attention": {"name": "mla"},
@@ -97,10 +100,12 @@ def check(decoder: Decoder, kind: str, n: int, sampling: Sampling, new: int, bit
     """Tokens of rows with drafts are those of each row alone without."""
     texts, stops = prompts(n), {0} if n > 1 else set()
     given: dict[str, Any] = {"stop_tokens": stops, "bits": bits}
-    alone = [by_row(Continuations(decoder, [p], new, sampling, seed=5 + i, **given), 1)[0] for i, p in enumerate(texts)]
-    rows = Speculation(decoder, texts, new, sampling, seed=5, drafts=KINDS[kind](decoder), **given)
-    assert by_row(rows, n) == alone
-    return rows.acceptance
+    room = max(map(len, texts)) + new - 1
+    rows = [Continuations(decoder, [p], new, sampling, seed=5 + i, room=room, **given) for i, p in enumerate(texts)]
+    alone = [by_row(row, 1)[0] for row in rows]
+    drafted = Speculation(decoder, texts, new, sampling, seed=5, drafts=KINDS[kind](decoder), **given)
+    assert by_row(drafted, n) == alone
+    return drafted.acceptance
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -153,9 +158,24 @@ def test_jobs_that_come_and_go_have_the_tokens_of_a_run_without_drafts(kind: str
         assert job.tokens == (alone[: len(job.tokens)] if job.ended == "cancelled" else alone)
 
 
-def test_a_model_that_drafts_for_itself_is_always_right() -> None:
-    decoder = model("gqa")
-    rows = Speculation(decoder, [[3, 1, 4]], 21, Sampling(1.0), drafts=SmallerModel(decoder, 4))
+@pytest.mark.parametrize("kind", ["mtp", "smaller model"])
+def test_reading_a_prompt_notes_the_states_of_no_more_tokens_than_are_checked(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoder, noted = model("gated_delta"), list[int]()
+    drafter = KINDS[kind](decoder)
+    batch, mark = Batch(decoder, 2, 60, drafts=drafter), State.mark
+    monkeypatch.setattr(State, "mark", lambda cache, ahead=None: noted.append(ahead) or mark(cache, ahead))
+    job = batch.add(Job([3] * 50, 5))
+    while batch.busy:
+        batch.step()
+    assert len(job.tokens) == 5 and 1 in noted and max(noted) <= 1 + 2 * drafter.tokens
+
+
+@pytest.mark.parametrize("name", ["gqa", "longrope"])  # whose rotations depend on the room, not on what drafts add
+def test_a_model_that_drafts_for_itself_is_always_right(name: str) -> None:
+    decoder = model(name)
+    rows = Speculation(decoder, [[3, 1]], 21, Sampling(1.0), drafts=SmallerModel(decoder, 4))
     by_row(rows, 1)
     assert rows.acceptance == Acceptance(passes=4, drafted=16, accepted=16)
     assert rows.acceptance.share == 1.0 and rows.acceptance.tokens_a_pass == 5.0
