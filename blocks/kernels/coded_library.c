@@ -1,26 +1,21 @@
 /* Tokens to codes, and products of rows of floats with what is stored as codes: coded_library.py compiles this.
  *
- * A tile of tokens is decoded into the nearest cache, head by head, and used by all rows of the head. Vectors are those
- * of GCC and Clang: they become whatever the processor has.
+ * A tile of tokens is decoded into the nearest cache, head by head, and used by all rows of the head.
  */
 #include <float.h>
 #include <math.h>
 #include <stdint.h>
 #include <string.h>
 
+#include "lanes.h"
+
 #if defined(__AVX2__)
 #include <immintrin.h>
 #endif
 
-#define LANES 16
 #define TILE 16 /* tokens; a multiple of four */
 #define LINE 64 /* bytes of a line of the processor's caches */
-#define at(p) (*(lanes *)(p)) /* LANES floats, anywhere */
-#define INLINE static inline __attribute__((always_inline))
 
-typedef float lanes __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
-typedef float eight __attribute__((vector_size(32), aligned(4), may_alias));
-typedef float four __attribute__((vector_size(16), aligned(4), may_alias));
 typedef uint8_t bytes __attribute__((vector_size(LANES), aligned(1), may_alias));
 
 /* Codes [rows,tokens,·] and scales [rows,tokens,·] (bf16): of a token n_heads · head numbers, packed as by
@@ -111,12 +106,6 @@ INLINE void decode_tile(const struct coded *k, int bits, int64_t row, int64_t he
 INLINE void fetch(const struct coded *k, int64_t row, int64_t token) {
     const uint8_t *codes = k->codes + row * k->code_row + (token + 2 * TILE) * k->code_token;
     for (int64_t i = 0; i < TILE * k->code_token; i += LINE) __builtin_prefetch(codes + i);
-}
-
-INLINE float sum(lanes a) {
-    eight b = ((eight *)&a)[0] + ((eight *)&a)[1];
-    four c = ((four *)&b)[0] + ((four *)&b)[1];
-    return (c[0] + c[1]) + (c[2] + c[3]);
 }
 
 /* Products of a row with four tokens. */

@@ -1,29 +1,21 @@
-"""A small library in C for quantised caches, which a compiler on this machine makes for its processor.
+"""The library in C for quantised caches (coded_library.c): tokens to codes, and products with codes.
 
 torch has no operator that multiplies codes: by its operators, bytes become floats in memory before they are multiplied,
-and tokens become codes in two dozen steps. The library (coded_library.c) keeps a tile of tokens in registers and the
-nearest cache. It is compiled at the first use, in less than a second, into a folder that is removed once it is loaded.
+and tokens become codes in two dozen steps. The library keeps a tile of tokens in registers and the nearest cache.
 """
 
 from __future__ import annotations
 
 import ctypes
-import os
-import shutil
-import subprocess
-import tempfile
 from functools import cache
-from pathlib import Path
 
 import torch
 
+from blockwright.blocks.kernels.c_library import loaded
 from blockwright.blocks.kernels.quantise import Codes
 
-COMPILERS = ("gcc", "clang", "cc")
-SOURCE = Path(__file__).with_suffix(".c")
-LANES = 16  # a row's floats are padded to a multiple, as coded_library.c declares
+LANES = 16  # a row's floats are padded to a multiple, as lanes.h declares
 WIDEST = 4096  # numbers of a head, of which a tile of tokens is on the stack
-SECONDS = 60
 
 
 class _Coded(ctypes.Structure):
@@ -43,10 +35,9 @@ class Library:
     store(codes, x, threads): x becomes these codes
     """
 
-    def __init__(self, path: str) -> None:
-        loaded = ctypes.CDLL(path, mode=os.RTLD_NOW)
+    def __init__(self, made: ctypes.CDLL) -> None:
         codes, floats, count, threads = ctypes.POINTER(_Coded), ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
-        self.scores, self.averages, self.store = loaded.coded_scores, loaded.coded_averages, loaded.coded_store
+        self.scores, self.averages, self.store = made.coded_scores, made.coded_averages, made.coded_store
         self.scores.argtypes = (codes, floats, count, floats, threads)
         self.averages.argtypes = (codes, floats, count, floats, count, threads)
         self.store.argtypes = (codes, floats, threads)
@@ -54,32 +45,9 @@ class Library:
 
 @cache
 def library() -> Library | None:
-    """The compiled library; None where there is no compiler, or none that takes the source."""
-    named = (os.environ.get("CC"), *COMPILERS)
-    compiler = next((path for name in named if name and (path := shutil.which(name))), None)
-    if compiler is None or not SOURCE.is_file():
-        return None
-    for threads in (["-fopenmp"], []):  # by the OpenMP that torch has loaded, if it is the compiler's
-        try:
-            return _built(compiler, threads)
-        except (OSError, subprocess.SubprocessError):
-            continue
-    return None
-
-
-def _built(compiler: str, options: list[str]) -> Library:
-    """Compile and load the library.
-
-    Raises:
-        OSError, subprocess.SubprocessError: it cannot be
-    """
-    with tempfile.TemporaryDirectory(prefix="blockwright-") as folder:
-        compiled, linked = Path(folder) / "coded.o", Path(folder) / "coded.so"
-        # Linked without an OpenMP: a second one would compete with torch's for the processors.
-        first = [compiler, "-c", "-O3", "-march=native", "-fPIC", "-w", *options, "-o", str(compiled), str(SOURCE)]
-        for command in (first, [compiler, "-shared", "-o", str(linked), str(compiled)]):
-            subprocess.run(command, check=True, capture_output=True, stdin=subprocess.DEVNULL, timeout=SECONDS)
-        return Library(str(linked))
+    """The compiled library; None where it cannot be."""
+    found = loaded("coded_library")
+    return None if found is None else Library(found)
 
 
 def in_reach(of: Codes) -> bool:
