@@ -55,10 +55,15 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 def suits_compiled(x: Tensor, weight: Tensor) -> bool:
     """Whether ``compiled`` takes rows and a matrix, and all threads would compute."""
     n, k = weight.shape
-    if x.numel() > FEW_COMPILED * k or k < LEAST or n % TOGETHER or k % LANES:
+    if x.numel() > FEW_COMPILED * k or x.shape[-1] != k or k < LEAST or n % TOGETHER or k % LANES:
         return False
-    seen = torch._C._len_torch_dispatch_stack() or type(x) is not Tensor  # by what counts or traces operators
-    return not seen and _is_whole(weight) and _has_library(torch.get_num_threads())
+    whole = type(x) is Tensor and _is_whole(weight) and weight.is_cpu
+    return whole and not _watched() and _has_library(torch.get_num_threads())
+
+
+def _watched() -> bool:
+    """Whether something counts or traces torch's operators."""
+    return bool(torch._C._len_torch_dispatch_stack()) or torch.jit.is_tracing()
 
 
 @cache

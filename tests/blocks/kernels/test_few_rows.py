@@ -107,9 +107,11 @@ def test_matrices_of_real_models_are_read_in_c(monkeypatch: pytest.MonkeyPatch) 
         (drawn(1, LEAST), drawn(33, LEAST)),
         (drawn(1, LEAST), drawn(LEAST, 32).t()),
         (drawn(1, LEAST), drawn(32, LEAST, dtype=torch.float64)),
+        (drawn(1, LEAST), drawn(32, LEAST).to("meta")),
+        (drawn(1, 2 * LEAST), drawn(32, LEAST)),
         (nn.Parameter(drawn(1, LEAST)), drawn(32, LEAST)),
     ],
-    ids=["many rows", "narrow", "no even columns", "no even rows", "transposed", "fp64", "no plain tensor"],
+    ids=["many rows", "narrow", "odd columns", "odd rows", "transposed", "fp64", "meta", "other width", "parameter"],
 )
 @torch.no_grad()
 def test_whatever_else_is_not_read_in_c(x: Tensor, weight: Tensor) -> None:
@@ -117,11 +119,15 @@ def test_whatever_else_is_not_read_in_c(x: Tensor, weight: Tensor) -> None:
 
 
 @needs_compiler
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
 @torch.no_grad()
-def test_operators_that_are_counted_are_torchs() -> None:
+def test_operators_that_are_counted_or_traced_are_torchs() -> None:
     with FlopCounterMode(display=False) as counter:
         linear(drawn(1, LEAST), drawn(32, LEAST))
     assert counter.get_total_flops() == 2 * 32 * LEAST
+    weight, x = drawn(32, LEAST), drawn(2, LEAST, seed=3)
+    traced = torch.jit.trace(lambda x: linear(x, weight), drawn(2, LEAST), check_trace=False)
+    torch.testing.assert_close(traced(x), F.linear(x, weight), rtol=1e-5, atol=1e-4)
 
 
 @torch.no_grad()
