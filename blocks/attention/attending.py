@@ -18,7 +18,7 @@ from blockwright.blocks.attention.remembered import Held, Layout, layout, parts,
 from blockwright.blocks.attention.selecting import remembered, selected
 from blockwright.blocks.cache.base import Cache
 from blockwright.blocks.forward_pass import Pass
-from blockwright.blocks.kernels import few_keys, latent_attention
+from blockwright.blocks.kernels import few_keys, few_queries, latent_attention
 from blockwright.blocks.kernels.few_rows import by_mkl, reads_fast
 from blockwright.blocks.kernels.latent_attention import absorbs, key_multiple, out_of_latents
 from blockwright.blocks.kernels.scoring import Scoring, dense
@@ -89,7 +89,7 @@ def _to_cache(
         return y
     if absorbed is None:
         return _whole(block, q, shape.apart(stored), bias, segments)
-    with by_mkl() if T == 1 and reads_fast(q) else nullcontext():
+    with by_mkl() if T <= few_queries.FEW and reads_fast(q) else nullcontext():
         q, value_up = queries_of_latents(q, absorbed, shape)
         y = block.kernels.attend_latents(q, longer[0], S, absorbed.shape[-1], block.scale, dense(bias))
         return out_of_latents(y, value_up)

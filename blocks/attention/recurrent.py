@@ -68,7 +68,7 @@ class Recurrent(Attention):
         T, past = u.shape[1], inputs.shape[1] - u.shape[1]
         if held is None or not held.notes_each:
             return y, {name: inputs[:, T:]}
-        return y, {name: torch.stack([inputs[:, t : t + past] for t in range(1, T + 1)], 1)}
+        return y, {name: inputs[:, 1:].unfold(1, past, 1).transpose(2, 3)}
 
     def recurred(
         self,

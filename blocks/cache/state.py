@@ -107,5 +107,5 @@ class State(Cache):
         for name, values in each.items():
             self.held[name].copy_(values[:, -1])
         if self.after is not None:
-            for t in range(n_new):
-                self.after.append({n: values[:, t].to(self.held[n].dtype, copy=True) for n, values in each.items()})
+            noted = {n: values.to(self.held[n].dtype, copy=values.ndim == parts[n].ndim) for n, values in each.items()}
+            self.after += [{n: values[:, t] for n, values in noted.items()} for t in range(n_new)]

@@ -8,6 +8,7 @@ from math import prod
 import torch
 from torch import Tensor
 
+from blockwright.blocks.kernels import coded_tokens
 from blockwright.blocks.kernels.quantise import BITS, Codes, code_bytes, dequantise, group_sizes, quantise
 from blockwright.registry import BlockError
 
@@ -77,7 +78,7 @@ class Quantised:
         if bits not in BITS:
             rule = "a quantised cache has 8, 6 or 4 bits per number"
             raise BlockError("bits", bits, rule, "Choose one, or leave it out for an exact cache")
-        self.shape, self.dtype, self.bits, self.sizes = tuple(shape), dtype, bits, group_sizes(parts)
+        self.shape, self.dtype, self.bits, self.sizes = tuple(shape), dtype, bits, tuple(group_sizes(parts))
         held = code_bytes(prod(shape), bits)
         self.codes = torch.zeros(batch, length, held, dtype=torch.uint8, device=device)
         self.scales = torch.zeros(batch, length, len(self.sizes), dtype=torch.bfloat16, device=device)
@@ -97,7 +98,10 @@ class Quantised:
 
     def write(self, where: Where, values: Tensor) -> None:
         """Store values [B,T,*shape] at T indices."""
-        self.codes[:, where], self.scales[:, where] = quantise(values.flatten(2), self.bits, self.sizes)
+        if isinstance(where, slice):
+            coded_tokens.store(values.flatten(2), self.stored(where))
+        else:
+            self.codes[:, where], self.scales[:, where] = quantise(values.flatten(2), self.bits, self.sizes)
 
     def read(self, where: Where) -> Tensor:
         """Values [B,S,*shape] at S indices; only these are dequantised."""
@@ -106,7 +110,7 @@ class Quantised:
     def stored(self, where: Where) -> Codes:
         """What ``read`` dequantises: views for a slice."""
         n_heads, width = prod(self.shape[:-1]), self.shape[-1]
-        return Codes(self.codes[:, where], self.scales[:, where], self.bits, tuple(self.sizes), n_heads, width)
+        return Codes(self.codes[:, where], self.scales[:, where], self.bits, self.sizes, n_heads, width)
 
     def rounded(self, values: Tensor) -> Tensor:
         """What ``read`` would return for values just written."""

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from blockwright.blocks.kernels import coded_attention, coded_products, seam
+from blockwright.blocks.kernels import c_library, coded_attention, coded_library, coded_products, seam
 from blockwright.blocks.kernels.choice import choose
 from blockwright.blocks.kernels.coded_attention import FEW, coded_attention_reference
 from blockwright.blocks.kernels.quantise import BITS, Codes, group_sizes, quantise
@@ -103,9 +103,11 @@ def test_what_cannot_be_computed_falls_through_to_dequantised_tokens() -> None:
 @pytest.fixture
 def forgotten() -> Any:
     """The library is looked for again, and afterwards once more."""
-    coded_products.library.cache_clear()
+    for each in (c_library.loaded, coded_library.library):
+        each.cache_clear()
     yield
-    coded_products.library.cache_clear()
+    for each in (c_library.loaded, coded_library.library):
+        each.cache_clear()
 
 
 @pytest.mark.parametrize("trouble", ["no compiler", "one that fails", "one that hangs", "a library that does not load"])
@@ -120,9 +122,9 @@ def test_without_a_compiler_the_same_is_computed_by_parts(
         Path(command[command.index("-o") + 1]).write_bytes(b"no library")
 
     if trouble == "no compiler":
-        monkeypatch.setattr(coded_products.shutil, "which", lambda name: None)
-    monkeypatch.setattr(coded_products.subprocess, "run", runs)
-    assert coded_products.library() is None
+        monkeypatch.setattr(c_library.shutil, "which", lambda name: None)
+    monkeypatch.setattr(c_library.subprocess, "run", runs)
+    assert coded_library.library() is None
     q, keys, values = drawn(1, 1, 4, 16), stored(1, 21, 2, 16, 4), stored(1, 21, 2, 16, 4)
     with torch.no_grad():
         assert not coded_products.suits(q, keys, values, Scoring(0.3))
@@ -134,8 +136,8 @@ def test_compiling_leaves_nothing_behind_and_its_mode_is_that_of_the_process(
     forgotten: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Code compiled for speed at any price would round tiny numbers to 0 in the whole process."""
-    monkeypatch.setattr(coded_products.tempfile, "tempdir", str(tmp_path))
-    if coded_products.library() is None:
+    monkeypatch.setattr(c_library.tempfile, "tempdir", str(tmp_path))
+    if coded_library.library() is None:
         pytest.skip("no C compiler here")
     assert not list(tmp_path.iterdir())
     assert torch.full((1,), 1e-40).mul(1.0).item() > 0

@@ -5,14 +5,27 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
 
-from blockwright.blocks.kernels import few_rows
-from blockwright.blocks.kernels.few_rows import FEW, PARTS, few, linear
+from blockwright.blocks.kernels import c_library, few_rows
+from blockwright.blocks.kernels.few_rows import (
+    FEW,
+    FEW_COMPILED,
+    LANES,
+    LEAST,
+    PARTS,
+    TOGETHER,
+    compiled,
+    few,
+    linear,
+    suits_compiled,
+)
 from blockwright.blocks.linear import Linear
 
 
@@ -45,6 +58,85 @@ def test_few_rows_are_torchs(n: int, shape: tuple[int, ...], with_bias: bool, pr
     exact = F.linear(x.double(), weight.double(), None if bias is None else bias.double())
     assert got.shape == exact.shape and got.is_contiguous()
     torch.testing.assert_close(got.double(), exact, rtol=1e-5, atol=1e-5)
+
+
+needs_compiler = pytest.mark.skipif(c_library.loaded("few_rows") is None, reason="no C compiler here")
+
+
+@needs_compiler
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize(("n", "k"), [(TOGETHER, LANES), (7 * TOGETHER, 3 * LANES), (33 * TOGETHER, LEAST + LANES)])
+@torch.no_grad()
+def test_rows_in_c_are_torchs_and_those_of_each_alone(n: int, k: int, threads: int) -> None:
+    weight, before = drawn(n, k, seed=1), torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        for rows in range(1, FEW_COMPILED + 2):
+            x = drawn(k, rows).t()  # not side by side in memory
+            got = compiled(x, weight)
+            torch.testing.assert_close(got.double(), x.double() @ weight.double().t(), rtol=1e-5, atol=1e-5)
+            assert torch.equal(got, torch.cat([compiled(row, weight) for row in x.split(1)]))
+    finally:
+        torch.set_num_threads(before)
+
+
+@needs_compiler
+@torch.no_grad()
+def test_matrices_of_real_models_are_read_in_c(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[tuple[int, ...]] = []
+
+    def noted(x: Tensor, weight: Tensor) -> Tensor:
+        calls.append(tuple(x.shape))
+        return compiled(x, weight)
+
+    monkeypatch.setattr(few_rows, "compiled", noted)
+    weight, bias = drawn(3 * TOGETHER, LEAST, seed=1), drawn(3 * TOGETHER, seed=2)
+    for shape in ((1, 1, LEAST), (2, 3, LEAST), (FEW_COMPILED, LEAST)):
+        x = drawn(*shape)
+        torch.testing.assert_close(linear(x, weight, bias), F.linear(x, weight, bias), rtol=1e-5, atol=1e-4)
+    assert calls == [(1, 1, LEAST), (2, 3, LEAST), (FEW_COMPILED, LEAST)]
+
+
+@needs_compiler
+@pytest.mark.parametrize(
+    ("x", "weight"),
+    [
+        (drawn(FEW_COMPILED + 1, LEAST), drawn(32, LEAST)),
+        (drawn(1, LEAST - LANES), drawn(32, LEAST - LANES)),
+        (drawn(1, LEAST + 1), drawn(32, LEAST + 1)),
+        (drawn(1, LEAST), drawn(33, LEAST)),
+        (drawn(1, LEAST), drawn(LEAST, 32).t()),
+        (drawn(1, LEAST), drawn(32, LEAST, dtype=torch.float64)),
+        (drawn(1, LEAST), drawn(32, LEAST).to("meta")),
+        (drawn(1, 2 * LEAST), drawn(32, LEAST)),
+        (nn.Parameter(drawn(1, LEAST)), drawn(32, LEAST)),
+    ],
+    ids=["many rows", "narrow", "odd columns", "odd rows", "transposed", "fp64", "meta", "other width", "parameter"],
+)
+@torch.no_grad()
+def test_whatever_else_is_not_read_in_c(x: Tensor, weight: Tensor) -> None:
+    assert suits_compiled(drawn(1, LEAST), drawn(32, LEAST)) and not suits_compiled(x, weight)
+
+
+@needs_compiler
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+@torch.no_grad()
+def test_operators_that_are_counted_or_traced_are_torchs() -> None:
+    with FlopCounterMode(display=False) as counter:
+        linear(drawn(1, LEAST), drawn(32, LEAST))
+    assert counter.get_total_flops() == 2 * 32 * LEAST
+    weight, x = drawn(32, LEAST), drawn(2, LEAST, seed=3)
+    traced = torch.jit.trace(lambda x: linear(x, weight), drawn(2, LEAST), check_trace=False)
+    torch.testing.assert_close(traced(x), F.linear(x, weight), rtol=1e-5, atol=1e-4)
+
+
+@torch.no_grad()
+def test_a_library_of_one_thread_leaves_several_to_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    library = SimpleNamespace(few_rows_in_parallel=lambda: 0)
+    monkeypatch.setattr(few_rows, "loaded", lambda name: library)
+    few_rows._has_library.cache_clear()
+    assert few_rows._has_library(1) and not few_rows._has_library(2)
+    few_rows._has_library.cache_clear()
 
 
 PROGRAM = """

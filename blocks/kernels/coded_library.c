@@ -1,31 +1,28 @@
-/* Products of rows of floats with numbers that are stored as codes: blocks/kernels/coded_products.py compiles this.
+/* Tokens to codes, and products of rows of floats with what is stored as codes: coded_library.py compiles this.
  *
- * A tile of tokens is decoded into the nearest cache, head by head, and used by all rows of the head. Vectors are those
- * of GCC and Clang: they become whatever the processor has.
+ * A tile of tokens is decoded into the nearest cache, head by head, and used by all rows of the head.
  */
+#include <float.h>
+#include <math.h>
 #include <stdint.h>
 #include <string.h>
+
+#include "lanes.h"
 
 #if defined(__AVX2__)
 #include <immintrin.h>
 #endif
 
-#define LANES 16
 #define TILE 16 /* tokens; a multiple of four */
 #define LINE 64 /* bytes of a line of the processor's caches */
-#define at(p) (*(lanes *)(p)) /* LANES floats, anywhere */
-#define INLINE static inline __attribute__((always_inline))
 
-typedef float lanes __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
-typedef float eight __attribute__((vector_size(32), aligned(4), may_alias));
-typedef float four __attribute__((vector_size(16), aligned(4), may_alias));
 typedef uint8_t bytes __attribute__((vector_size(LANES), aligned(1), may_alias));
 
 /* Codes [rows,tokens,·] and scales [rows,tokens,·] (bf16): of a token n_heads · head numbers, packed as by
  * blocks/kernels/quantise.py, of which the first `width` of each head are used, in groups of these sizes. */
 struct coded {
-    const uint8_t *codes;
-    const uint16_t *scales;
+    uint8_t *codes;
+    uint16_t *scales;
     const int64_t *sizes;
     int64_t rows, tokens;
     int64_t code_row, code_token, scale_row, scale_token; /* strides */
@@ -37,6 +34,13 @@ INLINE float of_bf16(uint16_t x) {
     float value;
     memcpy(&value, &bits, 4);
     return value;
+}
+
+/* Rounded to the nearest, of two to the even one. */
+INLINE uint16_t to_bf16(float x) {
+    uint32_t bits;
+    memcpy(&bits, &x, 4);
+    return isnan(x) ? 0x7fc0 : (uint16_t)((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
 }
 
 INLINE int64_t round_up(int64_t width) { return (width + LANES - 1) / LANES * LANES; }
@@ -58,12 +62,15 @@ INLINE lanes widened(bytes b) {
 #endif
 }
 
+/* Length of the runs of bytes that hold the codes of a token of so many numbers. */
+INLINE int64_t run_of(int bits, int64_t all) { return bits == 8 ? all : bits == 6 ? (all + 3) / 4 : (all + 1) / 2; }
+
 /* n numbers of a token from the `from`th on. The first numbers are in the low bits of the bytes, the last in the high
  * bits, at 6 bits in those of three bytes. */
 INLINE void decode(const uint8_t *c, int bits, int64_t all, int64_t from, int64_t n, float scale, float *out) {
     const uint8_t mask = (uint8_t)((1 << bits) - 1);
     const float zero = -(float)(1 << (bits - 1)) * scale;
-    const int64_t run = bits == 8 ? all : bits == 6 ? (all + 3) / 4 : (all + 1) / 2;
+    const int64_t run = run_of(bits, all);
     const int64_t lows = bits == 6 ? 3 * run : run, left = from < lows ? lows - from : 0;
     const int64_t low = n < left ? n : left;
     int64_t i = 0;
@@ -99,12 +106,6 @@ INLINE void decode_tile(const struct coded *k, int bits, int64_t row, int64_t he
 INLINE void fetch(const struct coded *k, int64_t row, int64_t token) {
     const uint8_t *codes = k->codes + row * k->code_row + (token + 2 * TILE) * k->code_token;
     for (int64_t i = 0; i < TILE * k->code_token; i += LINE) __builtin_prefetch(codes + i);
-}
-
-INLINE float sum(lanes a) {
-    eight b = ((eight *)&a)[0] + ((eight *)&a)[1];
-    four c = ((four *)&b)[0] + ((four *)&b)[1];
-    return (c[0] + c[1]) + (c[2] + c[3]);
 }
 
 /* Products of a row with four tokens. */
@@ -208,4 +209,65 @@ void coded_averages(const struct coded *k, const float *w, int64_t m, float *y, 
     if (k->bits == 8) all_averages(k, 8, w, m, y, parts, threads);
     if (k->bits == 6) all_averages(k, 6, w, m, y, parts, threads);
     if (k->bits == 4) all_averages(k, 4, w, m, y, parts, threads);
+}
+
+/* Codes of a group of n numbers; returns its scale. The magnitudes of floats have the order of their bits. */
+INLINE uint16_t quantise(const float *x, int64_t n, int bits, uint8_t *codes) {
+    const int32_t top = (1 << (bits - 1)) - 1;
+    uint32_t largest = 0;
+    for (int64_t i = 0; i < n; i++) {
+        uint32_t own;
+        memcpy(&own, x + i, 4);
+        own &= 0x7fffffff;
+        largest = own > largest ? own : largest;
+    }
+    float most;
+    memcpy(&most, &largest, 4);
+    const uint16_t scale = to_bf16(most / (float)top);
+    const float rounded = of_bf16(scale), by = rounded < FLT_MIN ? FLT_MIN : rounded;
+    for (int64_t i = 0; i < n; i++) {
+        const float level = rintf(x[i] / by), above = level > (float)-top ? level : (float)-top;
+        codes[i] = (uint8_t)((int32_t)(above < (float)top ? above : (float)top) + top + 1);
+    }
+    return scale;
+}
+
+/* Puts n codes of a token, from the `from`th on, where `decode` reads them. */
+INLINE void encode(const uint8_t *codes, int bits, int64_t all, int64_t from, int64_t n, uint8_t *out) {
+    const int64_t run = run_of(bits, all), lows = bits == 6 ? 3 * run : run, left = from < lows ? lows - from : 0;
+    const int64_t low = n < left ? n : left;
+    memcpy(out + from, codes, low);
+    uint8_t *c = out + from - lows, *d = c + run, *e = d + run;
+    for (int64_t i = low; i < n; i++) {
+        if (bits == 4) c[i] |= codes[i] << 4;
+        if (bits == 6) c[i] |= codes[i] << 6, d[i] |= codes[i] >> 2 << 6, e[i] |= codes[i] >> 4 << 6;
+    }
+}
+
+/* x [n_heads · head] → codes and scales of a token. */
+INLINE void store(const struct coded *k, int bits, const float *x, uint8_t *out, uint16_t *scales) {
+    const int64_t all = k->n_heads * k->head;
+    uint8_t codes[k->head];
+    memset(out, 0, (bits == 6 ? 3 : 1) * run_of(bits, all));
+    for (int64_t head = 0, from = 0; head < k->n_heads; head++)
+        for (int64_t g = 0; g < k->groups; from += k->sizes[g++]) {
+            *scales++ = quantise(x + from, k->sizes[g], bits, codes);
+            encode(codes, bits, all, from, k->sizes[g], out);
+        }
+}
+
+/* x [rows,tokens,n_heads · head] */
+INLINE void store_all(const struct coded *k, int bits, const float *x, int threads) {
+#pragma omp parallel for schedule(static) num_threads(threads)
+    for (int64_t at = 0; at < k->rows * k->tokens; at++) {
+        const int64_t row = at / k->tokens, token = at % k->tokens;
+        store(k, bits, x + at * k->n_heads * k->head, k->codes + row * k->code_row + token * k->code_token,
+              k->scales + row * k->scale_row + token * k->scale_token);
+    }
+}
+
+void coded_store(const struct coded *k, const float *x, int threads) {
+    if (k->bits == 8) store_all(k, 8, x, threads);
+    if (k->bits == 6) store_all(k, 6, x, threads);
+    if (k->bits == 4) store_all(k, 4, x, threads);
 }
