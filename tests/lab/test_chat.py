@@ -125,7 +125,7 @@ def test_answer_ends_at_the_end_of_the_turn(
     conversation: Conversation, stop: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     drawn = iter([72, 105, stop, 72])
-    monkeypatch.setattr("blockwright.blocks.generation.memory.sample", lambda logits, *_: torch.tensor([next(drawn)]))
+    monkeypatch.setattr("blockwright.blocks.generation.draws.sample", lambda logits, *_: torch.tensor([next(drawn)]))
     assert len("".join(conversation.say("Hi"))) == 2 and conversation.ended == "end"
 
 
@@ -195,7 +195,7 @@ def test_token_that_the_template_ends_answers_with_ends_them(
     other = "{% for m in messages %}{{ m.role }}: {{ m.content }}<|im_start|>{% endfor %}"
     writer = Writer.open(save(other), device="cpu")
     drawn = iter([72, 105, chat_folder.START, 72])
-    monkeypatch.setattr("blockwright.blocks.generation.memory.sample", lambda logits, *_: torch.tensor([next(drawn)]))
+    monkeypatch.setattr("blockwright.blocks.generation.draws.sample", lambda logits, *_: torch.tensor([next(drawn)]))
     talk = Conversation(writer, ChatText("jinja", writer.words), MANNER)
     assert len("".join(talk.say("Hi"))) == 2 and talk.ended == "end"
 
