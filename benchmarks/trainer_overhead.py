@@ -81,7 +81,7 @@ class Trainer:
         wanted = ["extras.print_config=false", "data=text", "data.corpus.files=LICENSE", "test=false"]
         cfg = compose_config([*wanted, f"paths.data_dir={self.folder.name}"], output_dir=self.folder.name)
         run = preflight(cfg)
-        self.run = replace(run, task={**run.task, "model": composition(self.shape, "mla_moe")})
+        self.run = replace(run, model=composition(self.shape, "mla_moe"))
 
     def about(self) -> dict[str, Any]:
         return {}

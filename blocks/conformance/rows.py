@@ -205,7 +205,7 @@ def redone(
     """States [3,4,D] of the four tokens that follow what was kept of two tokens after the first eight."""
     caches = decoder.new_caches(3, ROOM, bits, padding)
     decoder.hidden(ids[:, :8], caches=caches)
-    kept = torch.tensor(kept_of(keep))
+    kept = torch.tensor(kept_of(keep), dtype=torch.int64)
     wrong = (ids[:, 8:10] + 7) % MODEL["vocab_size"]
     draft = torch.where(torch.arange(2) < kept[:, None], ids[:, 8:10], wrong)
     marks = [cache.mark(2) for cache in caches]

@@ -188,13 +188,14 @@ class Batch:
         self.steps += 1
         rows, n = self._running, 1 + max(len(row.drafts) for row in self._running)
         self._drop_padding(n)
-        tokens = torch.tensor([_padded([row.job.tokens[-1], *row.drafts], n) for row in rows], device=self.device)
+        read = [_padded([row.job.tokens[-1], *row.drafts], n) for row in rows]
+        tokens = torch.tensor(read, device=self.device, dtype=torch.int64)
         marks = [cache.mark(n) for cache in self._of_model] if n > 1 else []
         positions = next_positions(self.decoder, n, self._of_model[0])
         hidden, _ = self.decoder.hidden(tokens, positions, caches=self._of_model)
         news, kept = self._check(self.decoder.logits(hidden).float())
         for cache, mark in zip(self._of_model, marks, strict=False):
-            cache.rewind(mark, torch.tensor(kept))
+            cache.rewind(mark, torch.tensor(kept, dtype=torch.int64))
         self._draft(self._drafts, rows, hidden, kept)
         for row, own in zip(rows, kept, strict=True):
             row.padding += max(kept) - own
@@ -224,7 +225,7 @@ class Batch:
             return
         texts, most = [row.text for row in rows], max(kept)
         later = [_padded(text[-own:], most) for text, own in zip(texts, kept, strict=True)]
-        checked = Checked(hidden[:, :most], torch.tensor(later, device=self.device), kept, texts)
+        checked = Checked(hidden[:, :most], torch.tensor(later, device=self.device, dtype=torch.int64), kept, texts)
         proposed = drafts.propose(checked, [row.draws.copy() for row in rows], max(row.left for row in rows) - 1)
         for row, own in zip(rows, proposed, strict=True):
             row.drafts = own[: max(row.left - 1, 0)]

@@ -122,7 +122,7 @@ class Continuations:
         logits = prefill(self.decoder, self._pending, self._caches, self.chunk, self._media)
         self._media = None
         tokens = draw_each(self._draws, logits)
-        self._pending = torch.tensor(tokens, device=logits.device)[:, None]
+        self._pending = torch.tensor(tokens, device=logits.device, dtype=torch.int64)[:, None]
         self.ended = [over or token in self.stop_tokens for over, token in zip(self.ended, tokens, strict=True)]
         if all(self.ended):
             raise StopIteration

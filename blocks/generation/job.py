@@ -76,6 +76,7 @@ def note_likelihoods(jobs: Sequence[Job], tokens: Sequence[int], logits: Tensor)
         return
     logp = logits[wanted].log_softmax(-1)
     best = logp.topk(max(jobs[i].logprobs or 0 for i in wanted))
-    drawn = logp.gather(1, torch.tensor([[tokens[i]] for i in wanted], device=logp.device))[:, 0].tolist()
+    columns = torch.tensor([[tokens[i]] for i in wanted], device=logp.device, dtype=torch.int64)
+    drawn = logp.gather(1, columns)[:, 0].tolist()
     for i, own, ids, values in zip(wanted, drawn, best.indices.tolist(), best.values.tolist(), strict=True):
         jobs[i].likelihoods.append(Likelihood(own, list(zip(ids, values, strict=True))[: jobs[i].logprobs]))

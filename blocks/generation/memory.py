@@ -46,7 +46,7 @@ class Memory:
 
     A text gives the tokens that ``Continuations`` gives with caches of the same room, up to rounding: a token that was
     decoded and one that was read in a prompt are products of other shapes. Texts with media are read from the start:
-    equal tokens do not mean equal pictures. If an exception ends a computation, the next text is read from a place
+    equal tokens do not mean equal content. If an exception ends a computation, the next text is read from a place
     before it.
 
     Args:
@@ -143,7 +143,7 @@ class Memory:
     def _read(self, tokens: Sequence[int], media: Media | None = None) -> Tensor:
         """The logits after some more tokens. Where this is interrupted, it is unknown what the caches hold."""
         held, self._held = self._held, None
-        new = torch.tensor([list(tokens)], device=self.decoder.embedding.weight.device)
+        new = torch.tensor([list(tokens)], device=self.decoder.embedding.weight.device, dtype=torch.int64)
         logits = prefill(self.decoder, new, self._caches, self._chunk, media)
         if held is not None:
             held += tokens

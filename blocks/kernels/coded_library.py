@@ -67,6 +67,6 @@ def described(of: Codes) -> _Coded:
 @cache
 def _heads(sizes: tuple[int, ...], n_heads: int, width: int) -> tuple[ctypes.Array[ctypes.c_int64], int, int, int, int]:
     """Sizes of the groups of a token, in memory that stays; of a head its numbers, ``width``, groups of these, all."""
-    empty = torch.empty(0)
+    empty = torch.empty(0, dtype=torch.float32)
     of = Codes(empty, empty, 8, sizes, n_heads, width)
     return (ctypes.c_int64 * len(sizes))(*sizes), of.head, width, len(of.groups), len(sizes) // n_heads

@@ -119,7 +119,7 @@ def _bytes_of_one(arm: Arm, context: int, bits: Bits) -> int:
     try:
         if not all(isinstance(cache, Cache) for cache in arm.decoder.new_caches(1, context, bits)):
             rule = "has a cache of its own class, whose rows cannot be repeated"
-            raise ConfigError("model.attention", "…", rule, "Give the block a blockwright Cache")
+            raise ConfigError("model.attention", "…", rule, "Derive it from Cache of blocks/cache")
         return cache_bytes(arm.decoder, context, arm.decoder.output_weight.dtype, bits)
     except BlockError as error:
         raise ConfigError(error.parameter, error.value, error.rule, error.remedy) from None

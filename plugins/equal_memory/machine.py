@@ -38,8 +38,9 @@ class Machine:
 
     def __init__(self, device: torch.device, dtype: torch.dtype, memory: int) -> None:
         self.device = device
-        self.square = torch.randn(WIDTH[device.type], WIDTH[device.type], device=device).to(dtype)
-        self.numbers = torch.ones(max(1, min(memory, READ) // 4), device=device)
+        width = WIDTH[device.type]
+        self.square = torch.randn(width, width, device=device, dtype=torch.float32).to(dtype)
+        self.numbers = torch.ones(max(1, min(memory, READ) // 4), device=device, dtype=torch.float32)
 
     def turn(self) -> Peaks:
         """Measure both once."""

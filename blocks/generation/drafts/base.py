@@ -39,7 +39,7 @@ class Checked(NamedTuple):
     @property
     def last(self) -> Tensor:
         """[B] index of the last that counts."""
-        return torch.tensor(self.kept, device=self.tokens.device) - 1
+        return torch.tensor(self.kept, device=self.tokens.device, dtype=torch.int64) - 1
 
 
 class Drafts:

@@ -72,7 +72,9 @@ class SmallerModelDrafts(Drafts):
         drafts: list[list[int]] = [[] for _ in draws]
         marks = [cache.mark(self.tokens) for cache in self.caches]
         for i in range(min(most, self.tokens)):
-            hidden = self._feed(torch.tensor([row[-1:] for row in drafts], device=hidden.device))[:, 0] if i else hidden
+            if i:
+                last = torch.tensor([row[-1:] for row in drafts], device=hidden.device, dtype=torch.int64)
+                hidden = self._feed(last)[:, 0]
             for row, token in zip(drafts, draw_each(draws, self.small.logits(hidden).float()), strict=True):
                 row.append(token)
         self._rewind(marks, 0)

@@ -61,7 +61,7 @@ class MultiTokenDrafts(Drafts):
         self.lags = [*range(depths), *[0] * (depths - 1)]
 
     def read(self, hidden: Tensor, tokens: Tensor) -> None:
-        last = torch.full((len(tokens),), tokens.shape[1] - 1, device=tokens.device)
+        last = torch.full((len(tokens),), tokens.shape[1] - 1, device=tokens.device, dtype=torch.int64)
         for k in range(len(self.depths)):
             hidden = self._delayed(k, self._states(k, hidden, tokens), last)
 

@@ -112,7 +112,9 @@ def test_a_measurement_that_ends_early_leaves_no_folder(
 
 def test_examples_of_the_page_are_command_lines() -> None:
     page = (Path(answers.__file__).parent / "README.md").read_text().replace("\\\n", " ")
-    examples = [shlex.split(line, comments=True)[2:] for line in page.splitlines() if line.startswith("blockwright t")]
+    examples = [
+        shlex.split(line, comments=True)[2:] for line in page.splitlines() if line.startswith("blockwright throughput")
+    ]
     requests = [read_request(example) for example in examples]
     assert len(requests) == 4 and all(len(request.arms) > 1 for request in requests)
 

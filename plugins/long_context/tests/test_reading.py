@@ -278,7 +278,7 @@ def test_the_command_prints_grids_and_writes_heat_maps(
         (["--suite=needle", "--lengths=64", "--samples=0"], "--samples", "at least 1"),
         (["--suite=needle", "--lengths=64", "--symbols=128,300"], "--symbols", "of the 257"),
         (["--suite=needle", "--lengths=64", "--wording=prose"], "--wording", "symbols"),
-        (["--suite=needle", "--lengths=64", "--dtype=int8"], "--dtype", "not supported"),
+        (["--suite=needle", "--lengths=64", "--dtype=int8"], "dtype", "not supported"),
         (["--suite=needle", "--lengths=64", "--position={name: yarn}"], "model.position.pairing", "half_split"),
         (["--suite=needle", "--lengths=64", "--text=nowhere"], "--text", "cannot be read"),
     ],

@@ -21,7 +21,7 @@ ADAMW = "optimizer=adamw"  # two numbers of state for each of a weight
 def needs(run: Run, monkeypatch: pytest.MonkeyPatch) -> float:
     """Bytes that a run is refused below."""
     found: list[str] = []
-    monkeypatch.setattr(room, "room", lambda device: 1.0)
+    monkeypatch.setattr(room, "device_memory", lambda device: 1.0)
     with pytest.raises(ConfigError) as caught:
         room.check_room(run)
     found = caught.value.rule.split(" GB for")[0].split()
@@ -39,9 +39,9 @@ def test_weights_gradients_and_states_are_counted(checked: Checked, monkeypatch:
 
 def test_what_fits_or_is_not_trained_passes(checked: Checked, monkeypatch: pytest.MonkeyPatch) -> None:
     room.check_room(checked(ADAMW))
-    monkeypatch.setattr(room, "room", lambda device: 4.5 * 4 * size(outline_of(checked(ADAMW))))
+    monkeypatch.setattr(room, "device_memory", lambda device: 4.5 * 4 * size(outline_of(checked(ADAMW))))
     room.check_room(checked(ADAMW))
-    monkeypatch.setattr(room, "room", lambda device: 1.0)
+    monkeypatch.setattr(room, "device_memory", lambda device: 1.0)
     room.check_room(checked("train=false", "trainer.dry_run=true"))
 
     def under(strategy: Any) -> Run:
