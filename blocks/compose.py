@@ -36,7 +36,7 @@ def check(config: Any) -> dict[str, Any]:
     """``read``, and build one of each distinct layer on the meta device: all checks of the blocks, without memory.
 
     Raises:
-        ConfigError
+        ConfigError: a key, value, name or combination that no decoder can have
     """
     model = read(config)
     if len(model["overrides"] or []) > MAX_DISTINCT:

@@ -56,7 +56,7 @@ class Attachment(ABC):
         """Refuse prompts with marks, where there are no files: the model would read the marks as text.
 
         Raises:
-            ConfigError
+            ConfigError: a prompt has marks
         """
 
     @abstractmethod

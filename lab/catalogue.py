@@ -11,6 +11,7 @@ import inspect
 import re
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -84,24 +85,46 @@ def _figures() -> list[str]:
             names = ", ".join(f"`{name}`" for name in figure.names)
             rows.setdefault((names, figure.unit, figure.better or "neither"), []).append(f"`{option}`")
     head = ["figure", "unit", "better", "logged by"]
-    return _table(head, [[*row, "every task" if len(by) > 3 else ", ".join(by)] for row, by in rows.items()])
+    return table(head, [[*row, "every task" if len(by) > 3 else ", ".join(by)] for row, by in rows.items()])
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a block costs and can do, in the small decoder of lab/abilities.py.
+
+    Args:
+        parameters: of the block with its children
+        cache: numbers that its decoder caches per token, in words; None for a kind that does not decide them
+        abilities: tick → whether a probe saw it
+    """
+
+    parameters: int
+    cache: str | None
+    abilities: dict[str, bool]
+
+
+def measure(kind: str, name: str) -> Measured:
+    """Put a block of a model into a small decoder, count it, and probe it.
+
+    Raises:
+        ConfigError: no small decoder has a place for it
+    """
+    decoder, block = host(kind, name)
+    cache = _remembered(decoder) if kind == "attention" else None
+    abilities = {tick: asked(decoder) for tick, asked in ABILITIES.get(kind, OF_A_DECODER).items()}
+    return Measured(sum(p.numel() for p in block.parameters()), cache, abilities)
 
 
 def _family(kind: str, names: Sequence[str]) -> list[str]:
-    abilities = ABILITIES.get(kind, OF_A_DECODER)
-    weighs = kind == "attention"
     rows = []
     for name in names:
-        entry = registry.lookup(kind, name)
-        decoder, block = host(kind, name)
-        size = sum(p.numel() for p in block.parameters())
-        remembered = [_remembered(decoder)] if weighs else []
-        ticks = ["✓" if asked(decoder) else "" for asked in abilities.values()]
-        rows.append(
-            [f"`{name}`", entry.schema.summary.replace("``", "`"), papers(entry.cls), f"{size:,}", *remembered, *ticks]
-        )
-    weighed = ["cache numbers per token"] if weighs else []
-    return _table(["name", "what it is", "paper", "parameters", *weighed, *abilities], rows)
+        entry, measured = registry.lookup(kind, name), measure(kind, name)
+        remembered = [measured.cache] if measured.cache else []
+        ticks = ["✓" if seen else "" for seen in measured.abilities.values()]
+        about = entry.schema.summary.replace("``", "`")
+        rows.append([f"`{name}`", about, papers(entry.cls), f"{measured.parameters:,}", *remembered, *ticks])
+    weighed = ["cache numbers per token"] if kind == "attention" else []
+    return table(["name", "what it is", "paper", "parameters", *weighed, *ABILITIES.get(kind, OF_A_DECODER)], rows)
 
 
 def _remembered(decoder: Decoder) -> str:
@@ -123,7 +146,7 @@ def _presets() -> list[str]:
         figures = (counted.total, counted.active, counted.active - counted.embedding)
         rows.append([f"`{name}`", _described(name), *(f"{figure:,}" for figure in figures), _growth(decoder)])
     head = ["`model=`", "what it is", "parameters", "active", "active, no embedding", "cache numbers per token"]
-    return _table(head, rows)
+    return table(head, rows)
 
 
 def _growth(decoder: Decoder) -> str:
@@ -139,7 +162,8 @@ def _described(preset: str) -> str:
     return re.sub(r"arXiv \d{4}\.\d{4,5}", lambda found: _link(found[0]), first)
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """The lines of a table in Markdown."""
     lines = [head, ["---"] * len(head), *([cell.replace("|", "\\|") for cell in row] for row in rows)]
     return [f"| {' | '.join(cells)} |" for cells in lines]
 

@@ -13,7 +13,6 @@ from blockwright.registry import catalogue, presets
 from blockwright.registry.command import run_command
 from blockwright.registry.errors import ConfigError, did_you_mean
 from blockwright.registry.printing import console, show
-from blockwright.registry.schema import Parameter
 
 USAGE = """\
 blockwright blocks [KIND[/NAME] | model[/NAME]]
@@ -82,7 +81,7 @@ def _show_family(found: list[tuple[str, str]], with_parameters: bool) -> None:
         if last not in (None, kind):
             table.add_section()
         last = kind
-        parameters = ", ".join(f"{p.name}={_default(p)}" for p in entry.schema.parameters.values())
+        parameters = ", ".join(f"{p.name}={catalogue.default(p)}" for p in entry.schema.parameters.values())
         cells = [entry.provider, entry.schema.summary, *([parameters] if with_parameters else [])]
         family = catalogue.find_family(kind)
         group = family.group if len(roots) > 1 else kind
@@ -99,9 +98,9 @@ def _show_block(entry: catalogue.Entry) -> None:
     for heading in ("type", "default", "meaning"):
         table.add_column(heading)
     for p in entry.schema.parameters.values():
-        table.add_row(p.name, *map(escape, (p.type, _default(p), p.description)))
+        table.add_row(p.name, *map(escape, (p.type, catalogue.default(p), p.description)))
     for p in entry.schema.fixed.values():
-        table.add_row(p.name, *map(escape, ("fixed", _value(p), p.description)))
+        table.add_row(p.name, *map(escape, ("fixed", p.written, p.description)))
     if table.row_count:
         show(table)
     else:
@@ -112,18 +111,6 @@ def _show_block(entry: catalogue.Entry) -> None:
     family = catalogue.find_family(entry.kind)
     example = f" {family.path}.{names[0]}=…" if names else ""
     out.print(f"blockwright train {family.group}={entry.name}{example}", soft_wrap=True)
-
-
-def _default(p: Parameter) -> str:
-    if p.child:
-        root = catalogue.find_family(p.child).root
-        own = f"{root}.{p.name if p.optional else p.child}"  # null removes an optional one
-        return own if not p.optional else f"{own}, if any" if p.name in catalogue.kinds(root) else "null"
-    return "required" if p.required else _value(p)
-
-
-def _value(p: Parameter) -> str:
-    return "null" if p.default is None else str(p.default)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from blockwright.registry.enforcing import enforced
 from blockwright.registry.errors import BlockError, ConfigError, did_you_mean
 from blockwright.registry.fixes import fix
 from blockwright.registry.index import Declared, index
-from blockwright.registry.schema import INHERIT, Schema, read_schema
+from blockwright.registry.schema import INHERIT, Parameter, Schema, read_schema
 
 ROOT = ""  # the root of a configuration, as the root of a kind
 SETTINGS = "*"  # the root of a kind whose every block is a setting at the root of a configuration, under its own name
@@ -254,6 +254,16 @@ def names(kind: str, pattern: str = "*") -> list[str]:
     """Names registered in ``kind`` that match a shell wildcard, in alphabetical order; none for an unknown kind."""
     known = {*index().blocks.get(kind, {}), *_entries.get(kind, {})}
     return sorted(name for name in known if fnmatch.fnmatchcase(name, pattern))
+
+
+def default(parameter: Parameter) -> str:
+    """What a parameter has where it is not written, for people: its value, or the place a child comes from."""
+    if not parameter.child:
+        return "required" if parameter.required else parameter.written
+    root, name = find_family(parameter.child).root, parameter.name
+    if not parameter.optional:
+        return f"{root}.{parameter.child}"
+    return f"{root}.{name}, if any" if name in kinds(root) else "null"  # null removes an optional one
 
 
 def provider(kind: str, name: str) -> str:

@@ -71,6 +71,11 @@ class Parameter:
         """The annotation as shown in the catalogue."""
         return _shown(self.annotation)
 
+    @property
+    def written(self) -> str:
+        """Its default as in YAML."""
+        return "null" if self.default is None else str(self.default)
+
     def fault(self, value: Any) -> str | None:
         """The rule that ``value`` breaks, or None if it matches the annotation."""
         return None if conforms(value, self.annotation) else fault(value, self.annotation)

@@ -72,7 +72,7 @@ class OptimizerRecipe(ABC):
         """Refuse a pattern that matches none of a model's weights, and a weight without factors, if others have some.
 
         Raises:
-            ConfigError
+            ConfigError: there is such a pattern or weight
         """
         names = [name for weight in found for name in weight.names]
         for path, patterns in self.patterns().items():

@@ -1,0 +1,50 @@
+"""A page for every ablation, ladder and control that an installed package defines."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from blockwright.lab.ablation import definition as ablation
+from blockwright.lab.calibration import control
+from blockwright.lab.catalogue import table
+from blockwright.lab.definitions import Files
+from blockwright.lab.ladder import definition as ladder
+from docs.site.markdown import fence, link, prose
+from docs.site.pages import Pages
+
+# Definitions → the command line that runs one, and the document about them.
+KINDS: dict[str, tuple[Files, str, str]] = {
+    "ablation": (ablation.FILES, "blockwright ablate {}", "how-to/ablate.md"),
+    "ladder": (ladder.FILES, "blockwright ladder {}", "how-to/ladder.md"),
+    "control": (control.FILES, "blockwright calibrate --only {}", "how-to/calibrate.md"),
+}
+
+
+def place(kind: str, name: str) -> str:
+    """The page of a definition."""
+    return f"reference/comparisons/{kind}/{name}.md"
+
+
+def add(pages: Pages) -> None:
+    """Add the pages of all definitions, and their list."""
+    parts = ["# Ablations and ladders", "Comparisons that one command runs, from the plan to the report."]
+    for kind, (files, command, document) in KINDS.items():
+        rows = [[link(f"`{name}`", place(kind, name)), prose(files.about(name))] for name in files.names()]
+        heading = f"## {kind.capitalize()}s"
+        parts += [heading, f"See {link(document.partition('/')[2].removesuffix('.md'), document)}.", "\n".join(table(["name", "what it compares"], rows))]
+        for name, found in files.known().items():
+            pages.add(place(kind, name), _page(kind, name, files.about(name), command.format(name), found[0], document))
+    pages.add("reference/comparisons/index.md", "\n\n".join(parts))
+
+
+def _page(kind: str, name: str, about: str, command: str, file: Path, document: str) -> str:
+    return "\n\n".join(
+        [
+            f"# {kind.capitalize()}: {name}",
+            prose(about),
+            fence(command, "bash"),
+            f"The keys of the file are explained in {link(f'the document on {kind}s', document)}.",
+            "## Source",
+            fence(file.read_text(), "yaml"),
+        ]
+    )
