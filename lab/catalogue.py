@@ -16,6 +16,7 @@ from pathlib import Path
 
 import torch
 import yaml
+from torch import nn
 
 from blockwright import registry
 from blockwright.blocks.compose import compose
@@ -103,13 +104,13 @@ class Measured:
     abilities: dict[str, bool]
 
 
-def measure(kind: str, name: str) -> Measured:
-    """Put a block of a model into a small decoder, count it, and probe it.
+def measure(kind: str, decoder: Decoder, block: nn.Module) -> Measured:
+    """Count a block and probe it.
 
-    Raises:
-        ConfigError: no small decoder has a place for it
+    Args:
+        kind: of the block
+        decoder, block: as ``host`` gives them
     """
-    decoder, block = host(kind, name)
     cache = _remembered(decoder) if kind == "attention" else None
     abilities = {tick: asked(decoder) for tick, asked in ABILITIES.get(kind, OF_A_DECODER).items()}
     return Measured(sum(p.numel() for p in block.parameters()), cache, abilities)
@@ -118,7 +119,7 @@ def measure(kind: str, name: str) -> Measured:
 def _family(kind: str, names: Sequence[str]) -> list[str]:
     rows = []
     for name in names:
-        entry, measured = registry.lookup(kind, name), measure(kind, name)
+        entry, measured = registry.lookup(kind, name), measure(kind, *host(kind, name))
         remembered = [measured.cache] if measured.cache else []
         ticks = ["✓" if seen else "" for seen in measured.abilities.values()]
         about = entry.schema.summary.replace("``", "`")

@@ -24,7 +24,7 @@ BUILD = sources.ROOT / "build"
 def collect() -> Pages:
     """All pages of the site."""
     pages = Pages()
-    models = presets.composed()
+    models = presets.drawn()
     sources.add(pages)
     blocks.add(pages, presets.users(models))
     presets.add(pages, models)

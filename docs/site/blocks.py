@@ -6,11 +6,13 @@ import inspect
 from collections.abc import Mapping, Sequence
 
 from blockwright import registry
-from blockwright.lab.abilities import D_MODEL, MEANING, SETTING
-from blockwright.lab.catalogue import measure, table
+from blockwright.lab.abilities import D_MODEL, MEANING, SETTING, host
+from blockwright.lab.catalogue import Measured, measure, table
+from blockwright.lab.drawing.scheme import scheme
 from blockwright.registry import catalogue
 from blockwright.registry.catalogue import Entry, Family
 from blockwright.registry.schema import Parameter
+from docs.site import pictures
 from docs.site.markdown import fence, link, prose
 from docs.site.pages import Pages
 from docs.site.sources import block_place
@@ -26,7 +28,10 @@ def add(pages: Pages, users: Users) -> None:
         entries = [registry.lookup(family.kind, name) for name in registry.names(family.kind)]
         pages.add(block_place(family.kind), _kind(family, entries))
         for entry in entries:
-            pages.add(block_place(entry.kind, entry.name), _block(family, entry, users.get((entry.kind, entry.name), ())))
+            parts = [*_described_and_chosen(family, entry), "## Parameters", *_parameters(entry)]
+            if family.root == "model":
+                parts += _in_a_model(pages, entry, users.get((entry.kind, entry.name), ()))
+            pages.add(block_place(entry.kind, entry.name), "\n\n".join(parts))
 
 
 def _linked(entry: Entry) -> str:
@@ -75,20 +80,13 @@ def _described(cls: type) -> str:
     return text[: min([end for end in ends if end >= 0], default=None)].strip()
 
 
-def _block(family: Family, entry: Entry, presets: Sequence[str]) -> str:
-    command = f"blockwright train {family.group}={entry.name}"
-    parts = [
+def _described_and_chosen(family: Family, entry: Entry) -> list[str]:
+    return [
         f"# {entry.kind}/{entry.name}",
         prose(_described(entry.cls)),
         f"Class `{entry.cls.__name__}` of `{entry.cls.__module__}`, a block of the kind {_kind_link(family)}.",
-        fence(command, "bash"),
-        "## Parameters",
-        *_parameters(entry),
+        fence(f"blockwright train {family.group}={entry.name}", "bash"),
     ]
-    if family.root == "model":
-        parts += _measured(entry)
-        parts += ["## Presets that have it", _presets(presets)]
-    return "\n\n".join(parts)
 
 
 def _parameters(entry: Entry) -> list[str]:
@@ -107,8 +105,22 @@ def _typed(parameter: Parameter) -> tuple[str, str]:
     return f"`{parameter.type}`", default
 
 
-def _measured(entry: Entry) -> list[str]:
-    found = measure(entry.kind, entry.name)
+def _in_a_model(pages: Pages, entry: Entry, presets: Sequence[str]) -> list[str]:
+    """The picture of a block in a small decoder, what it costs and can do there, and the presets that have it."""
+    decoder, block = host(entry.kind, entry.name)
+    place = block_place(entry.kind, entry.name)
+    shown = pictures.add(pages, place, scheme(decoder, entry.name), (entry.kind, entry.name))
+    return [
+        "## Picture",
+        f"Its place in a small decoder of d_model {D_MODEL}; what is hatched is cached.",
+        shown,
+        *_measured(entry, measure(entry.kind, decoder, block)),
+        "## Presets that have it",
+        _presets(presets),
+    ]
+
+
+def _measured(entry: Entry, found: Measured) -> list[str]:
     setting = "".join(f", {key} {value}" for key, value in SETTING.items() if key in entry.schema.parameters)
     costs = [["parameters, with its children", f"{found.parameters:,}"]]
     if found.cache:

@@ -24,17 +24,14 @@ language = "en"
 font = false
 features = ["navigation.indexes", "navigation.prune", "navigation.tabs", "navigation.top", "navigation.path"]
 
+# No switch: pictures follow the system's choice of light or dark, as do these.
 [[project.theme.palette]]
 media = "(prefers-color-scheme: light)"
 scheme = "default"
-toggle.icon = "lucide/sun"
-toggle.name = "Switch to dark mode"
 
 [[project.theme.palette]]
 media = "(prefers-color-scheme: dark)"
 scheme = "slate"
-toggle.icon = "lucide/moon"
-toggle.name = "Switch to light mode"
 
 [project.markdown_extensions]
 tables = {{}}
