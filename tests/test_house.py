@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-PACKAGES = ("src", "registry", "blocks", "training", "lab", "plugins", "benchmarks")
+PACKAGES = ("src", "registry", "blocks", "training", "lab", "plugins", "benchmarks", "docs")
 AVOIDED = re.compile(
     r"\b(?:(?:go|goes|going|gone|went) on\b|(?<!blockwright-)guests?\b|strangers?\b|wishes\b|front door\b|the house\b"
     r"|(?:is|are|was|were|be) told\b|(?:told|tells) of\b|(?:no|some|every)body\b|whoever\b|a person\b|by heart\b"
@@ -68,7 +68,7 @@ def _refuses_other_names(node: ast.stmt) -> bool:
     return text.startswith("if __name__ != 'blockwright.") and "raise ImportError" in text
 
 
-@pytest.mark.parametrize("package", [p for p in PACKAGES if p not in ("src", "plugins", "benchmarks")])
+@pytest.mark.parametrize("package", [p for p in PACKAGES if p not in ("src", "plugins", "benchmarks", "docs")])
 def test_second_copy_under_another_name_is_refused(package: str) -> None:
     with pytest.raises(ImportError, match=f"write `from blockwright.*{package}"):
         importlib.import_module(package)

@@ -1,7 +1,7 @@
 """``python -m docs.site``: build the site into build/site, from the documents and from what is registered.
 
-First its pages are written as Markdown into build/pages; that needs no extra package. Then zensical builds them strictly:
-a link that leads nowhere is an error. Nothing outside build/ is written.
+First its pages are written as Markdown into build/pages; that needs no extra package. Then zensical builds them, and a
+link that leads nowhere is an error. Nothing outside build/ is written.
 """
 
 from __future__ import annotations
@@ -11,7 +11,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from blockwright import registry
 from blockwright.registry import ConfigError
+from blockwright.registry.catalogue import Family
 from blockwright.registry.command import run_command
 from blockwright.registry.extras import require
 from docs.site import blocks, commands, comparisons, interface, papers, presets, results, sources
@@ -21,12 +23,16 @@ from docs.site.pages import Pages
 BUILD = sources.ROOT / "build"
 
 
-def collect() -> Pages:
-    """All pages of the site."""
-    pages = Pages()
-    models = presets.drawn()
+def collect(names: Sequence[str], families: Sequence[Family]) -> Pages:
+    """The pages of the site.
+
+    Args:
+        names: of the presets that have a page
+        families: kinds whose blocks have a page
+    """
+    pages, models = Pages(), presets.drawn(names)
     sources.add(pages)
-    blocks.add(pages, presets.users(models))
+    blocks.add(pages, families, presets.users(models))
     presets.add(pages, models)
     comparisons.add(pages)
     interface.add(pages)
@@ -44,16 +50,22 @@ def write(pages: Pages, folder: Path) -> Path:
     return file
 
 
-def build(file: Path) -> None:
+def build(file: Path) -> str:
     """Build the site, into ``site`` next to its configuration.
 
+    Returns:
+        what the builder printed
+
     Raises:
-        ConfigError: the extra is not installed, or zensical finds an error or a warning; it prints which
+        ConfigError: the extra is not installed, or there is an error or a warning, which is printed
     """
     require("site", "zensical", "mkdocstrings", path="python -m docs.site")
-    done = subprocess.run([sys.executable, "-m", "zensical", "build", "--clean", "--strict", "-f", str(file)])
-    if done.returncode:
-        raise ConfigError("site", str(file), "zensical did not build it", "Correct what it printed above")
+    command = [sys.executable, "-m", "zensical", "build", "--clean", "--strict", "-f", str(file)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    print(done.stdout, end="")
+    if done.returncode or "griffe:" in done.stdout:  # a docstring that griffe cannot read is no error of zensical's
+        raise ConfigError("site", str(file), "zensical did not build it without a warning", "Correct what it printed")
+    return done.stdout
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -63,8 +75,10 @@ def main(arguments: Sequence[str]) -> None:
         ConfigError: it was called with arguments, or the site cannot be built
     """
     if arguments:
-        raise ConfigError("command line", " ".join(arguments), "there is no such argument", "Write: python -m docs.site")
-    build(write(collect(), BUILD))
+        remedy = "Write: python -m docs.site"
+        raise ConfigError("command line", " ".join(arguments), "there is no such argument", remedy)
+    pages = collect(registry.presets.names(), registry.catalogue.families())
+    build(write(pages, BUILD))
     print(f"the site is in {BUILD / 'site'}")
 
 

@@ -20,18 +20,21 @@ from docs.site.sources import block_place
 Users = Mapping[tuple[str, str], Sequence[str]]  # kind and name → presets that have the block
 
 
-def add(pages: Pages, users: Users) -> None:
-    """Add the pages of all blocks, of their kinds, and their list."""
-    families = registry.catalogue.families()
+def add(pages: Pages, families: Sequence[Family], users: Users) -> None:
+    """Add the pages of all blocks of some kinds, of these kinds, and their list."""
     pages.add("reference/blocks/index.md", _all(families))
     for family in families:
         entries = [registry.lookup(family.kind, name) for name in registry.names(family.kind)]
         pages.add(block_place(family.kind), _kind(family, entries))
         for entry in entries:
+            place = block_place(entry.kind, entry.name)
             parts = [*_described_and_chosen(family, entry), "## Parameters", *_parameters(entry)]
             if family.root == "model":
-                parts += _in_a_model(pages, entry, users.get((entry.kind, entry.name), ()))
-            pages.add(block_place(entry.kind, entry.name), "\n\n".join(parts))
+                decoder, block = host(entry.kind, entry.name)
+                shown = pictures.add(pages, place, scheme(decoder, entry.name), (entry.kind, entry.name))
+                parts += [*_measured(entry, measure(entry.kind, decoder, block)), *_drawn(shown)]
+                parts += ["## Presets that have it", _presets(users.get((entry.kind, entry.name), ()))]
+            pages.add(place, "\n\n".join(parts))
 
 
 def _linked(entry: Entry) -> str:
@@ -59,14 +62,13 @@ def _all(families: Sequence[Family]) -> str:
 
 
 def _kind(family: Family, entries: Sequence[Entry]) -> str:
-    contract = family.contract
+    contract, module = family.contract.__name__, family.contract.__module__
     rows = [[_linked(entry), prose(entry.schema.summary)] for entry in entries]
     return "\n\n".join(
         [
             f"# Kind: {family.kind}",
-            f"A block of this kind is chosen by `{family.group}=NAME`. Its contract is the class `{contract.__name__}` of"
-            f" `{contract.__module__}`:",
-            prose(_described(contract)),
+            f"A block of this kind is chosen by `{family.group}=NAME`. Its contract is `{contract}` of `{module}`:",
+            prose(_described(family.contract)),
             "## Blocks of this kind",
             "\n".join(table(["name", "what it is"], rows)),
         ]
@@ -84,8 +86,9 @@ def _described_and_chosen(family: Family, entry: Entry) -> list[str]:
     return [
         f"# {entry.kind}/{entry.name}",
         prose(_described(entry.cls)),
-        f"Class `{entry.cls.__name__}` of `{entry.cls.__module__}`, a block of the kind {_kind_link(family)}.",
-        fence(f"blockwright train {family.group}={entry.name}", "bash"),
+        f"`{family.group}={entry.name}` chooses it on a command line,"
+        f" `{{name: {entry.name}, …}}` in YAML. It is the class `{entry.cls.__name__}` of `{entry.cls.__module__}`,"
+        f" a block of the kind {_kind_link(family)}.",
     ]
 
 
@@ -105,19 +108,8 @@ def _typed(parameter: Parameter) -> tuple[str, str]:
     return f"`{parameter.type}`", default
 
 
-def _in_a_model(pages: Pages, entry: Entry, presets: Sequence[str]) -> list[str]:
-    """The picture of a block in a small decoder, what it costs and can do there, and the presets that have it."""
-    decoder, block = host(entry.kind, entry.name)
-    place = block_place(entry.kind, entry.name)
-    shown = pictures.add(pages, place, scheme(decoder, entry.name), (entry.kind, entry.name))
-    return [
-        "## Picture",
-        f"Its place in a small decoder of d_model {D_MODEL}; what is hatched is cached.",
-        shown,
-        *_measured(entry, measure(entry.kind, decoder, block)),
-        "## Presets that have it",
-        _presets(presets),
-    ]
+def _drawn(shown: str) -> list[str]:
+    return ["## Picture", "Its place in that decoder; what is hatched is cached.", shown]
 
 
 def _measured(entry: Entry, found: Measured) -> list[str]:

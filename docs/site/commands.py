@@ -10,13 +10,12 @@ import sys
 from collections.abc import Iterator, Mapping
 from unittest import mock
 
-from blockwright import command
 from blockwright.commands import Command, commands
 from blockwright.lab.catalogue import table
 from docs.site.markdown import fence, link, title
 from docs.site.pages import Pages
 
-COLUMNS = "100"  # of the help
+COLUMNS = "84"  # of the help
 
 
 def place(name: str) -> str:
@@ -32,8 +31,8 @@ def add(pages: Pages) -> None:
         pages.add(place(name), _page(name, offered, uses[name]))
         rows.append([link(f"`blockwright {name}`", place(name)), f"{offered.about[0].upper()}{offered.about[1:]}"])
     listed = "\n".join(table(["command", "what it does"], rows))
-    about = f"The same list is printed by `blockwright --help`. {link('Refusals', 'reference/refusals.md')} explains errors."
-    pages.add("reference/commands/index.md", "\n\n".join(["# Commands", about, listed, fence(command.usage(), "text")]))
+    about = f"Each takes `--help`. {link('Refusals', 'reference/refusals.md')} explains their errors and exit codes."
+    pages.add("reference/commands/index.md", "\n\n".join(["# Commands", about, listed]))
 
 
 def _uses(pages: Pages, known: Mapping[str, Command]) -> dict[str, dict[str, str]]:

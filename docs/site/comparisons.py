@@ -9,10 +9,10 @@ from blockwright.lab.calibration import control
 from blockwright.lab.catalogue import table
 from blockwright.lab.definitions import Files
 from blockwright.lab.ladder import definition as ladder
-from docs.site.markdown import fence, link, prose
+from docs.site.markdown import fence, link, prose, title
 from docs.site.pages import Pages
 
-# Definitions → the command line that runs one, and the document about them.
+# Definitions → the command line that runs one, and the document that explains it.
 KINDS: dict[str, tuple[Files, str, str]] = {
     "ablation": (ablation.FILES, "blockwright ablate {}", "how-to/ablate.md"),
     "ladder": (ladder.FILES, "blockwright ladder {}", "how-to/ladder.md"),
@@ -30,21 +30,14 @@ def add(pages: Pages) -> None:
     parts = ["# Ablations and ladders", "Comparisons that one command runs, from the plan to the report."]
     for kind, (files, command, document) in KINDS.items():
         rows = [[link(f"`{name}`", place(kind, name)), prose(files.about(name))] for name in files.names()]
-        heading = f"## {kind.capitalize()}s"
-        parts += [heading, f"See {link(document.partition('/')[2].removesuffix('.md'), document)}.", "\n".join(table(["name", "what it compares"], rows))]
+        listed = "\n".join(table(["name", "what it compares"], rows))
+        parts += [f"## {kind.capitalize()}s", f"Explained in {link(title(pages.texts[document]), document)}.", listed]
         for name, found in files.known().items():
-            pages.add(place(kind, name), _page(kind, name, files.about(name), command.format(name), found[0], document))
+            text = _page(f"{kind.capitalize()}: {name}", files.about(name), command.format(name), found[0])
+            pages.add(place(kind, name), text)
     pages.add("reference/comparisons/index.md", "\n\n".join(parts))
 
 
-def _page(kind: str, name: str, about: str, command: str, file: Path, document: str) -> str:
-    return "\n\n".join(
-        [
-            f"# {kind.capitalize()}: {name}",
-            prose(about),
-            fence(command, "bash"),
-            f"The keys of the file are explained in {link(f'the document on {kind}s', document)}.",
-            "## Source",
-            fence(file.read_text(), "yaml"),
-        ]
-    )
+def _page(heading: str, about: str, command: str, file: Path) -> str:
+    parts = [f"# {heading}", prose(about), fence(command, "bash"), "## Source", fence(file.read_text(), "yaml")]
+    return "\n\n".join(parts)

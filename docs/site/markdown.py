@@ -1,7 +1,7 @@
 """Markdown of the site: what its pages are made of, their links, and the dialect of its builder.
 
-Pages are CommonMark with tables. The last step, ``for_builder``, writes what Python-Markdown, which zensical uses, reads
-otherwise; another builder, such as Sphinx with MyST, leaves that step out.
+Pages are CommonMark with tables. The last step, ``for_builder``, rewrites what zensical's Python-Markdown would read
+otherwise. Another builder, such as Sphinx with MyST, leaves that step out.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from collections.abc import Callable
 
 # Code comes first, so that nothing inside it counts as a link.
 _CODE = r"(?P<code>^(?P<fence>```+|~~~+).*?^(?P=fence)`*$|``.+?``|`(?:[^`\n]|\n(?!\n|\|))+`)"
-_LINK = re.compile(_CODE + r"|(?P<before>\]\()(?P<target>[^)\s]+)\)|(?P<attribute>src=\")(?P<source>[^\"]+)\"", re.M | re.S)
+_TARGET = r"(?P<before>\]\()(?P<target>[^)\s]+)\)|(?P<attribute>src=\")(?P<source>[^\"]+)\""
+_LINK = re.compile(f"{_CODE}|{_TARGET}", re.M | re.S)
 _PARTS = re.compile(_CODE, re.M | re.S)
 _ITEM = re.compile(r"(?:[*+-]|\d+\.) ")
 _ARXIV = re.compile(r"arXiv (\d{4}\.\d{4,5})")

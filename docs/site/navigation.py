@@ -78,6 +78,7 @@ def _navigation(pages: Pages) -> list[Entry]:
         {"Commands": _folder(pages, "reference/commands")},
         {"Ablations and ladders": _folder(pages, "reference/comparisons")},
         {"Public interface": _folder(pages, "reference/interface")},
+        {"Examples of command lines": "reference/examples.md"},
         {"Refusals": "reference/refusals.md"},
         {"Papers": "reference/papers.md"},
         {"Plug-ins": "reference/plug-ins.md"},
@@ -109,7 +110,7 @@ def _index(folder: str) -> str:
 def _folder(pages: Pages, folder: str) -> list[Entry]:
     """The index of a folder, if it has one, then its other pages."""
     places = sorted(place for place in pages.texts if place.startswith(f"{folder}/"))
-    return sorted(places, key=lambda place: place != _index(folder))  # type: ignore[return-value]
+    return sorted(places, key=lambda place: place != _index(folder))
 
 
 def _toml(value: Entry | list[Entry]) -> str:

@@ -35,17 +35,24 @@ class Pages:
         """Write the pages, in place of those that the folder has; links become relative."""
         shutil.rmtree(folder, ignore_errors=True)
         for place, text in self.texts.items():
-            file = folder / place
-            file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_text(for_builder(relinked(text, lambda target, place=place: _from(place, target))))
+            _file(folder, place).write_text(for_builder(_linked(text, place)))
         for place, content in self.files.items():
-            file = folder / place
-            file.parent.mkdir(parents=True, exist_ok=True)
             if isinstance(content, Path):
-                shutil.copyfile(content, file)
+                shutil.copyfile(content, _file(folder, place))
             else:
-                file.write_text(content)
+                _file(folder, place).write_text(content)
 
 
-def _from(page: str, target: str) -> str:
-    return relative(target.removeprefix("/"), page) if target.startswith("/") else target
+def _file(folder: Path, place: str) -> Path:
+    file = folder / place
+    file.parent.mkdir(parents=True, exist_ok=True)
+    return file
+
+
+def _linked(text: str, page: str) -> str:
+    """A page whose links are relative to it."""
+
+    def lead(target: str) -> str:
+        return relative(target.removeprefix("/"), page) if target.startswith("/") else target
+
+    return relinked(text, lead)

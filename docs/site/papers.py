@@ -16,7 +16,8 @@ from docs.site.sources import block_place
 
 PLACE = "reference/papers.md"
 _PAPER = re.compile(r"(?P<clause>[^;:\n]*?)[,(]?\s*arXiv (?P<number>\d{4}\.\d{4,5})")
-_SENTENCE = re.compile(r"(?<!\bal)\. ")
+# A name and a year, or a title of a few words, at the end of what stands before the number.
+_NAME = re.compile(r"(?<![\w-])[a-z]?[A-Z][\w'’-]*(?: (?:[A-Z0-9][\w'’.-]*|&|et al\.|(?:19|20)\d\d|\([^()]*\)))*$")
 
 
 def add(pages: Pages) -> None:
@@ -33,20 +34,21 @@ def add(pages: Pages) -> None:
         for number in sorted(places, key=lambda number: tuple(map(int, number.split("."))))
     ]
     about = f"The papers behind blocks and presets, in the order of their arXiv numbers: {len(rows)} of them."
-    pages.add(PLACE, "\n\n".join(["# Papers", about, "\n".join(table(["arXiv", "called", "blocks and presets"], rows))]))
+    listed = "\n".join(table(["arXiv", "called", "blocks and presets"], rows))
+    pages.add(PLACE, "\n\n".join(["# Papers", about, listed]))
 
 
 def cited(text: str) -> Iterator[tuple[str, str]]:
-    """What a text calls each paper before its arXiv number, and the number."""
+    """What a text calls each paper before its arXiv number, "" for nothing, and the number."""
     for found in _PAPER.finditer(" ".join(text.split())):
-        clause = _SENTENCE.split(found["clause"])[-1]
-        yield clause.replace("`", "").strip(" ,("), found["number"]
+        name = _NAME.search(found["clause"].replace("`", "").rstrip(" ,("))
+        yield name[0] if name else "", found["number"]
 
 
 def _called(names: list[str]) -> str:
-    """The first name with a year, else the first of a few words."""
-    short = [name for name in names if name and len(name) < 60]
-    return next((name for name in short if re.search(r"\b(?:19|20)\d\d\b", name)), short[0] if short else "")
+    """The first name with a year, else the first."""
+    dated = [name for name in names if re.search(r"\b(?:19|20)\d\d\b", name)]
+    return next(filter(None, [*dated, *names]), "")
 
 
 def _texts() -> Iterator[tuple[str, str]]:

@@ -36,9 +36,9 @@ ROWS: tuple[Row, ...] = (
 )
 
 
-def drawn() -> dict[str, Scheme]:
-    """Name of every preset → its scheme."""
-    return {name: scheme({"vocab_size": BYTES, **presets.read(name)}, name) for name in presets.names()}
+def drawn(names: Iterable[str]) -> dict[str, Scheme]:
+    """Name of a preset → its scheme."""
+    return {name: scheme({"vocab_size": BYTES, **presets.read(name)}, name) for name in names}
 
 
 def users(models: Mapping[str, Scheme]) -> dict[tuple[str, str], list[str]]:
@@ -100,7 +100,7 @@ def _page(name: str, model: Scheme, shown: str, heirs: Sequence[str]) -> str:
         [
             f"# {name}",
             prose(preset.summary),
-            fence(f"blockwright describe model={name}\nblockwright train model={name}", "bash"),
+            fence(f"blockwright describe model={name}", "bash"),
             shown,
             "## Totals",
             "\n".join(table(["figure", "value"], _figures(model.totals))),

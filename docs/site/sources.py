@@ -32,6 +32,7 @@ PLACES = [
     (r"CHANGELOG\.md", "project/changes.md"),
     (r"docs/api\.md", "reference/interface/index.md"),
     (r"docs/catalogue\.md", "reference/catalogue.md"),
+    (r"docs/(.+/)README\.md", r"\1index.md"),
     (r"docs/(explanation|security)\.md", r"explanation/\1.md"),
     (r"docs/(.+)\.md", r"\1.md"),
     (r"plugins(?:/README\.md)?", "reference/plug-ins.md"),
@@ -115,6 +116,7 @@ def _source(path: str) -> str:
     """A file as a page, or the names in a folder."""
     file = ROOT / path
     if file.is_dir():
-        return f"# {path}\n\n" + "\n".join(f"* `{name}`" for name in sorted(os.listdir(file)) if name[0] not in "._") + "\n"
-    language = {".py": "python", ".yaml": "yaml", ".json": "json"}.get(file.suffix, "text")
-    return f"# {path}\n\n{fence(file.read_text(), language)}\n"
+        names = sorted(name for name in os.listdir(file) if name[0] not in "._")
+        return "\n".join([f"# {path}", "", *(f"* `{name}`" for name in names)])
+    language = {".py": "python", ".yaml": "yaml"}.get(file.suffix, "text")
+    return f"# {path}\n\n{fence(file.read_text(), language)}"

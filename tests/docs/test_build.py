@@ -1,0 +1,172 @@
+"""The built site: without warnings, with every name in pages, search and inventory, links and anchors that lead on."""
+
+from __future__ import annotations
+
+import json
+import posixpath
+import re
+import resource
+import zlib
+from dataclasses import dataclass, field
+from html.parser import HTMLParser
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+import pytest
+
+from blockwright import registry
+from blockwright.commands import commands
+from blockwright.lazy import read_stub
+from blockwright.registry import ConfigError, catalogue, presets
+from blockwright.registry.extras import has_package
+from docs.site import __main__ as site
+from docs.site.sources import ROOT
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.xdist_group("site"),
+    pytest.mark.skipif(not has_package("zensical"), reason="needs the extra site"),
+]
+NAMES = read_stub(ROOT / "src" / "blockwright" / "__init__.pyi")
+BLOCKS = [f"{kind}/{name}" for kind in registry.kinds(None) for name in registry.names(kind)]
+
+
+@dataclass
+class Built:
+    """The site, what its builder printed, and how long all of it took in CPU-seconds."""
+
+    folder: Path
+    printed: str
+    seconds: float
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
+    folder, before = tmp_path_factory.mktemp("site"), _seconds()
+    file = site.write(site.collect(presets.names(), catalogue.families()), folder)
+    printed = site.build(file)
+    return Built(folder / "site", printed, _seconds() - before)
+
+
+def _seconds() -> float:
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(each.ru_utime + each.ru_stime for each in used)
+
+
+@dataclass
+class Page(HTMLParser):
+    """What a page links to and loads, and its anchors."""
+
+    links: list[str] = field(default_factory=list)
+    loaded: list[str] = field(default_factory=list)
+    anchors: set[str] = field(default_factory=set)
+    within: list[str] = field(default_factory=list)  # links of the article alone
+    article: bool = False
+
+    def __post_init__(self) -> None:
+        super().__init__()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        found = {key: value or "" for key, value in attrs}
+        self.article |= tag == "article"
+        self.anchors |= {found[key] for key in ("id", "name") if key in found}
+        if tag == "a" and "href" in found:
+            self.links.append(found["href"])
+            self.within += [found["href"]] if self.article else []
+        if tag in ("script", "img") and "src" in found:
+            self.loaded.append(found["src"])
+        if tag == "link" and found.get("rel") in ("stylesheet", "icon"):
+            self.loaded.append(found["href"])
+
+    def handle_endtag(self, tag: str) -> None:
+        self.article &= tag != "article"
+
+
+@pytest.fixture(scope="module")
+def html(built: Built) -> dict[str, Page]:
+    """Place of every page → what is in it."""
+    read = {}
+    for file in built.folder.rglob("*.html"):
+        page = Page()
+        page.feed(file.read_text())
+        read[file.relative_to(built.folder).as_posix()] = page
+    return read
+
+
+def test_it_is_built_without_a_warning_in_under_a_minute(built: Built) -> None:
+    assert "No issues found" in built.printed and not re.search("warning|error|griffe", built.printed, re.IGNORECASE)
+    assert built.seconds < 60, built.seconds
+
+
+def test_every_block_preset_command_and_public_name_has_a_page(built: Built) -> None:
+    places = [f"blocks/{block}" for block in BLOCKS] + [f"presets/{name}" for name in presets.names()]
+    places += [f"commands/{name}" for name in commands()] + [f"interface/{name}" for name in NAMES]
+    assert len(places) > 300
+    assert not [place for place in places if not (built.folder / "reference" / place / "index.html").is_file()]
+
+
+def test_search_finds_every_name(built: Built) -> None:
+    items = json.loads((built.folder / "search.json").read_text())["items"]
+    titles = {re.sub("<.+?>", "", item["title"]) for item in items}
+    names = [*BLOCKS, *presets.names(), *NAMES, *(f"blockwright {name}" for name in commands())]
+    assert not [name for name in names if name not in titles]
+
+
+def test_inventory_has_every_public_name(built: Built) -> None:
+    inventory = (built.folder / "objects.inv").read_bytes()
+    compressed = inventory.partition(b"using zlib.\n")[2]
+    objects = {line.partition(" ")[0] for line in zlib.decompress(compressed).decode().splitlines()}
+    assert {f"blockwright.{name}" for name in NAMES} <= objects
+
+
+def test_links_lead_to_pages_and_anchors(html: dict[str, Page], built: Built) -> None:
+    broken = [
+        (place, href) for place, page in html.items() for href in page.links if not _leads(place, href, html, built)
+    ]
+    assert not broken
+
+
+def _leads(place: str, href: str, html: dict[str, Page], built: Built) -> bool:
+    address = urlsplit(href)
+    if address.scheme or address.netloc or place == "404.html":
+        return True
+    path = _target(place, address.path)
+    anchor = unquote(address.fragment)
+    if path in html:
+        return not anchor or anchor in html[path].anchors
+    return (built.folder / path).is_file()
+
+
+def _target(place: str, path: str) -> str:
+    """The file that a path on a page leads to."""
+    joined = posixpath.normpath(posixpath.join(posixpath.dirname(place), unquote(path))) if path else place
+    return joined if posixpath.splitext(joined)[1] else posixpath.normpath(f"{joined}/index.html")
+
+
+def test_pages_load_nothing_from_elsewhere(html: dict[str, Page], built: Built) -> None:
+    for place, page in html.items():
+        for source in page.loaded:
+            assert not urlsplit(source).netloc, f"{place}: {source}"
+            assert place == "404.html" or (built.folder / _target(place, urlsplit(source).path)).is_file(), (
+                place,
+                source,
+            )
+
+
+def test_answers_to_a_newcomer_are_two_clicks_away(html: dict[str, Page]) -> None:
+    """By the links in the text, without the navigation."""
+    first = {_target("index.html", href) for href in html["index.html"].within}
+    second = {_target(place, href) for place in first if place in html for href in html[place].within}
+    answers = ["how-to/add-a-block", "reference/blocks/attention/mla", "reference/commands/sweep"]
+    answers += ["reference/refusals", "reference/papers", "reference/presets/deepseek_v2"]
+    assert not [answer for answer in answers if f"{answer}/index.html" not in first | second]
+
+
+def test_link_that_leads_nowhere_is_refused(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    pages = site.Pages()
+    for place in ("index.md", "how-to/index.md"):
+        pages.add(place, "# Title\n\n[lost](/lost.md)")
+    pages.add("results/index.md", "# Results")
+    with pytest.raises(ConfigError, match="zensical"):
+        site.build(site.write(pages, tmp_path))
+    assert "page does not exist" in capfd.readouterr().out
