@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from pathlib import Path
 from xml.etree import ElementTree as ET
 
 import pytest
+from markdown_it import MarkdownIt
 
 from blockwright import registry
 from blockwright.commands import commands
@@ -14,7 +16,7 @@ from blockwright.lazy import read_stub
 from blockwright.registry import presets
 from docs.site import papers, sources
 from docs.site.__main__ import collect, write
-from docs.site.markdown import links, title
+from docs.site.markdown import for_builder, links, title
 from docs.site.navigation import HOW_TO, configuration
 from docs.site.pages import Pages
 
@@ -34,6 +36,17 @@ def test_every_document_is_a_page(pages: Pages) -> None:
     assert {"docs/tutorial.md", "docs/how-to/sweep.md", "plugins/hub/README.md", "CONTRIBUTING.md"} <= paths
     for path in paths:
         assert title(pages.texts[sources.place(path)]), path
+
+
+def test_documents_read_alike_in_commonmark_and_by_the_builder(pages: Pages) -> None:
+    """So that they are shown right next to the code too, and by another builder."""
+    python_markdown = pytest.importorskip("markdown", reason="needs the extra site, which brings Python-Markdown")
+    commonmark, elements = MarkdownIt("commonmark").enable("table"), r"<(li|[uo]l|t[dh]|pre|h\d|em|strong|code|a|img)\b"
+    for place in map(sources.place, sources.documents()):
+        text = pages.texts[place]
+        built = python_markdown.markdown(for_builder(text), extensions=["tables", "fenced_code"])
+        shown = [Counter(re.findall(elements, html)) for html in (commonmark.render(text), built)]
+        assert shown[0] == shown[1], place
 
 
 @pytest.mark.parametrize(
