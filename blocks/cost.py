@@ -290,8 +290,14 @@ def training_flops_per_token(model: Mapping[str, Any] | Decoder | Sample, length
 
     Arguments as in ``forward_flops_per_token``.
     """
+    return flops_per_token(model, length)[1]
+
+
+def flops_per_token(model: Mapping[str, Any] | Decoder | Sample, length: int) -> tuple[float, float]:
+    """``forward_flops_per_token`` and ``training_flops_per_token``."""
     made = _sampled(model)
-    return 3 * (forward_flops_per_token(made, length) + _mtp_flops(made.decoder, length) / length)
+    forward = forward_flops_per_token(made, length)
+    return forward, 3 * (forward + _mtp_flops(made.decoder, length) / length)
 
 
 def _mtp_flops(decoder: Decoder, length: int) -> int:
