@@ -7,12 +7,11 @@ from collections.abc import Mapping, Sequence
 
 from blockwright import registry
 from blockwright.lab.abilities import D_MODEL, MEANING, SETTING, host
-from blockwright.lab.catalogue import Measured, measure, table
-from blockwright.lab.drawing.scheme import scheme
+from blockwright.lab.catalogue import measure, table
+from blockwright.lab.drawing.alone import alone, block_picture
 from blockwright.registry import catalogue
 from blockwright.registry.catalogue import Entry, Family
 from blockwright.registry.schema import Parameter
-from docs.site import pictures
 from docs.site.markdown import fence, link, prose
 from docs.site.pages import Pages
 from docs.site.sources import block_place
@@ -28,11 +27,9 @@ def add(pages: Pages, families: Sequence[Family], users: Users) -> None:
         pages.add(block_place(family.kind), _kind(family, entries))
         for entry in entries:
             place = block_place(entry.kind, entry.name)
-            parts = [*_described_and_chosen(family, entry), "## Parameters", *_parameters(entry)]
+            parts = [*_chosen(family, entry), "## Parameters", *_parameters(entry)]
             if family.root == "model":
-                decoder, block = host(entry.kind, entry.name)
-                shown = pictures.add(pages, place, scheme(decoder, entry.name), (entry.kind, entry.name))
-                parts += [*_measured(entry, measure(entry.kind, decoder, block)), *_drawn(shown)]
+                parts += [*_drawn(pages, place, entry), *_measured(entry)]
                 parts += ["## Presets that have it", _presets(users.get((entry.kind, entry.name), ()))]
             pages.add(place, "\n\n".join(parts))
 
@@ -82,7 +79,7 @@ def _described(cls: type) -> str:
     return text[: min([end for end in ends if end >= 0], default=None)].strip()
 
 
-def _described_and_chosen(family: Family, entry: Entry) -> list[str]:
+def _chosen(family: Family, entry: Entry) -> list[str]:
     return [
         f"# {entry.kind}/{entry.name}",
         prose(_described(entry.cls)),
@@ -108,11 +105,18 @@ def _typed(parameter: Parameter) -> tuple[str, str]:
     return f"`{parameter.type}`", default
 
 
-def _drawn(shown: str) -> list[str]:
-    return ["## Picture", "Its place in that decoder; what is hatched is cached.", shown]
+def _drawn(pages: Pages, place: str, entry: Entry) -> list[str]:
+    """A block's picture with its formulas, as ``blockwright draw KIND/NAME`` draws it."""
+    file = place.removesuffix(".md") + ".svg"
+    pages.files[file] = block_picture(alone(entry.kind, entry.name), equations=True)
+    about = (
+        f"In a small decoder; what is hatched is cached. {link('Draw a model', 'how-to/draw.md')} explains it."
+    )
+    return ["## Picture", about, f"![{entry.kind}/{entry.name}: {prose(entry.schema.summary)}](/{file})"]
 
 
-def _measured(entry: Entry, found: Measured) -> list[str]:
+def _measured(entry: Entry) -> list[str]:
+    found = measure(entry.kind, *host(entry.kind, entry.name))
     setting = "".join(f", {key} {value}" for key, value in SETTING.items() if key in entry.schema.parameters)
     costs = [["parameters, with its children", f"{found.parameters:,}"]]
     if found.cache:
@@ -121,7 +125,7 @@ def _measured(entry: Entry, found: Measured) -> list[str]:
     check = f"blockwright check {entry.kind}/{entry.name}"
     return [
         "## Cost",
-        f"In a small decoder of d_model {D_MODEL}{setting}, other parameters by default:",
+        f"In the same decoder, of d_model {D_MODEL}{setting}, other parameters by default:",
         "\n".join(table(["cost", "value"], costs)),
         *(["The cache of a published model in bytes is on the pages of the presets below."] if found.cache else []),
         *(["## Abilities", "\n".join(table(["", "ability", "what was tried"], ticks))] if ticks else []),

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, fields, is_dataclass
 from typing import Any
 
 from blockwright.lab.card import in_bytes, scaled
 from blockwright.lab.catalogue import BYTES, table
-from blockwright.lab.drawing.parts import Scheme, Totals
+from blockwright.lab.drawing.parts import Box, Scheme, Totals
+from blockwright.lab.drawing.picture import picture
 from blockwright.lab.drawing.scheme import scheme
 from blockwright.registry import presets
-from docs.site import pictures
 from docs.site.markdown import fence, link, prose
 from docs.site.pages import Pages
 from docs.site.sources import block_place
@@ -52,7 +52,7 @@ def users(models: Mapping[str, Scheme]) -> dict[tuple[str, str], list[str]]:
 
 def blocks_of(model: Scheme) -> list[tuple[str, str]]:
     """Kind and name of every registered block in a model, in alphabetical order."""
-    return sorted({(box.kind, box.name) for box in pictures.boxes(model) if box.name})
+    return sorted({(box.kind, box.name) for box in _boxes(model) if box.name})
 
 
 def place(name: str) -> str:
@@ -65,8 +65,8 @@ def add(pages: Pages, models: Mapping[str, Scheme]) -> None:
     heirs = _heirs(models)
     rows = []
     for name, model in models.items():
-        shown = pictures.add(pages, place(name), model)
-        pages.add(place(name), _page(name, model, shown, heirs.get(name, [])))
+        pages.files[_drawing(name)] = picture(model)
+        pages.add(place(name), _page(name, model, heirs.get(name, [])))
         totals = [model.totals.parameters, model.totals.active, model.totals.cache_bytes]
         rows.append([link(f"`{name}`", place(name)), prose(presets.find(name).summary), *map(_count, totals)])
     head = ["`model=`", "what it is", "parameters", "active", "cache bytes a token, bf16"]
@@ -75,6 +75,28 @@ def add(pages: Pages, models: Mapping[str, Scheme]) -> None:
         f" and {link('write a preset', 'how-to/presets.md')} adds yours."
     )
     pages.add("reference/presets/index.md", "\n\n".join(["# Presets", about, "\n".join(table(head, rows))]))
+
+
+def _drawing(name: str) -> str:
+    return place(name).removesuffix(".md") + ".svg"
+
+
+def _alternative(model: Scheme) -> str:
+    """What the picture of a model shows, for those who do not see it."""
+    layers = [f"{len(panel.layers)} × {panel.attention.name} and {panel.ffn.name}" for panel in model.panels]
+    return f"{model.title}: {'; '.join(layers)}; {model.totals.parameters:,} parameters"
+
+
+def _boxes(part: object) -> Iterator[Box]:
+    """All boxes in a scheme, or in a part of it."""
+    if isinstance(part, Box):
+        yield part
+    if isinstance(part, tuple):
+        for each in part:
+            yield from _boxes(each)
+    elif is_dataclass(part):
+        for field in fields(part):
+            yield from _boxes(getattr(part, field.name))
 
 
 def _heirs(names: Iterable[str]) -> dict[str, list[str]]:
@@ -91,7 +113,7 @@ def _parent(name: str) -> str | None:
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("inherits:")), None)
 
 
-def _page(name: str, model: Scheme, shown: str, heirs: Sequence[str]) -> str:
+def _page(name: str, model: Scheme, heirs: Sequence[str]) -> str:
     preset, parent = presets.find(name), _parent(name)
     relations = [f"It inherits {link(f'`{parent}`', place(parent))}."] if parent else []
     if heirs:
@@ -101,7 +123,7 @@ def _page(name: str, model: Scheme, shown: str, heirs: Sequence[str]) -> str:
             f"# {name}",
             prose(preset.summary),
             fence(f"blockwright describe model={name}", "bash"),
-            shown,
+            f"![{_alternative(model)}](/{_drawing(name)})",
             "## Totals",
             "\n".join(table(["figure", "value"], _figures(model.totals))),
             "## Blocks",
