@@ -109,9 +109,7 @@ def _drawn(pages: Pages, place: str, entry: Entry) -> list[str]:
     """A block's picture with its formulas, as ``blockwright draw KIND/NAME`` draws it."""
     file = place.removesuffix(".md") + ".svg"
     pages.files[file] = block_picture(alone(entry.kind, entry.name), equations=True)
-    about = (
-        f"In a small decoder; what is hatched is cached. {link('Draw a model', 'how-to/draw.md')} explains it."
-    )
+    about = f"In a small decoder; what is hatched is cached. {link('Draw a model', 'how-to/draw.md')} explains it."
     return ["## Picture", about, f"![{entry.kind}/{entry.name}: {prose(entry.schema.summary)}](/{file})"]
 
 
