@@ -200,11 +200,19 @@ def _end(code: int) -> None:
 
 
 def _prepare_hydra() -> None:
-    """Make Hydra remember what it reads and parses; its grammar is learnt at the first override."""
+    """Make Hydra remember what it reads, parses and composes; its grammar is learnt at the first override."""
     hydra_once = importlib.import_module("hydra_once")
     hydra_once.install()
     parser = importlib.import_module("hydra.core.override_parser.overrides_parser").OverridesParser.create()
     parser.parse_overrides(["a/b=c", "a.b=1", "+a.b=[1,2.5,null]", "++a.b={c: d, e: /f/g.txt}", "~a", "a.b='c d'"])
+
+
+def _compose_often_chosen() -> None:
+    """What most commands choose: they read no file of it again."""
+    composing = importlib.import_module("blockwright.training.configuration.composing")
+    for choices in ([], ["data=text"], ["data=sorting"], ["model=tiny", "data=sorting", "logger=none"]):
+        composing.compose_with_hydra(choices)
+    importlib.import_module("hydra.core.global_hydra").GlobalHydra.instance().clear()
 
 
 if __name__ == "__main__":
@@ -214,6 +222,7 @@ if __name__ == "__main__":
         with suppress(ImportError):  # of an extra; a command that needs it says so itself
             importlib.import_module(name)
     importlib.import_module("torch").set_num_threads(1)
+    _compose_often_chosen()
     gc.collect()
     gc.freeze()  # what a collection would touch, every fork would copy
     gc.set_threshold(100_000, 10, 10)  # as in the tests' own processes
