@@ -49,9 +49,9 @@ class Running:
         returncode: its exit code, or minus the signal that ended it; None while it runs
     """
 
-    def __init__(self, warm: Warm, pid: int, said: tempfile.TemporaryDirectory[str], merged: bool) -> None:
+    def __init__(self, warm: Warm, pid: int, said: tempfile.TemporaryDirectory[str], out: str, err: str) -> None:
         self._warm, self.pid, self._said = warm, pid, said
-        self._out, self._err = (Path(said.name, "out"), Path(said.name, "out" if merged else "err"))
+        self._out, self._err = Path(out), Path(err)
         self.returncode: int | None = None
 
     def poll(self) -> int | None:
@@ -63,6 +63,12 @@ class Running:
     def send_signal(self, signum: int) -> None:
         if self.poll() is None:
             os.kill(self.pid, signum)
+
+    def terminate(self) -> None:
+        self.send_signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
 
     def communicate(self, timeout: float = 300) -> tuple[str, str]:
         """What it wrote to stdout and stderr, once it has ended; after ``timeout`` seconds it is killed.
@@ -101,21 +107,30 @@ class Warm:
         return json.loads(self._server.stdout.readline())
 
     def start(
-        self, *arguments: str, cwd: Path, env: Mapping[str, str], input: str = "", merge: bool = False
+        self,
+        *arguments: str,
+        cwd: Path,
+        env: Mapping[str, str],
+        input: str = "",
+        merge: bool = False,
+        log: Path | None = None,
     ) -> Running:
         """Start a command.
 
         Args:
             input: its stdin
             merge: whether stderr goes where stdout goes
+            log: a file that both are appended to
         """
         said = tempfile.TemporaryDirectory(prefix="blockwright-said-")
         Path(said.name, "in").write_text(input)
         for name in ("out", "err"):  # for who reads before the command has written
             Path(said.name, name).touch()
-        files = {"in": f"{said.name}/in", "out": f"{said.name}/out", "err": f"{said.name}/{'out' if merge else 'err'}"}
+        out = str(log or f"{said.name}/out")
+        err = out if merge or log else f"{said.name}/err"
+        files = {"in": f"{said.name}/in", "out": out, "err": err}
         pid = self._ask({"arguments": arguments, "cwd": str(cwd), "env": dict(env), **files})
-        return Running(self, pid, said, merge)
+        return Running(self, pid, said, out, err)
 
     def run(self, *arguments: str, timeout: float = 300, **given: Any) -> subprocess.CompletedProcess[str]:
         """Run a command to its end; arguments as of ``start``."""
