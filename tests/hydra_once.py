@@ -19,6 +19,7 @@ from typing import Any
 import yaml
 from hydra._internal import config_loader_impl, defaults_list
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.config_repository import ConfigRepository
 from hydra._internal.hydra import Hydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
@@ -72,8 +73,30 @@ def install() -> None:
     yaml.load = read_once
     OverridesParser.parse_rule = parse_once  # type: ignore[method-assign]
     defaults_list._create_interpolation_map = choices_if_needed
+    _remember_files()
     _remember_choices()
     _utils.parse = base.parse = functools.cache(grammar_parser.parse)  # type: ignore[attr-defined] # trees are only read
+
+
+def _remember_files() -> None:
+    """A file is read and split into its defaults and its values once, for every choice that it is part of."""
+    load = ConfigRepository.load_config
+    loaded: dict[Key, bytes] = {}
+
+    def load_once(self: Any, config_path: str) -> Any:
+        known, state = getattr(self, "state", (None, None))
+        if known is not self.sources:  # new, or with those that hydra.searchpath adds
+            state = _state(self)
+            self.state = (self.sources, state)
+        key = (state, config_path)
+        if key in loaded:
+            return pickle.loads(loaded[key])
+        found = load(self, config_path)
+        if state is not None and found is not None and found.path.startswith(("file://", "pkg://")):
+            loaded[key] = pickle.dumps(found)
+        return found
+
+    ConfigRepository.load_config = load_once  # type: ignore[method-assign]
 
 
 def _remember_choices() -> None:
