@@ -1,16 +1,18 @@
 """``python …`` without its imports: forked from a process that has loaded torch, Lightning and this project.
 
-Each command has a process of its own, with its exit code, output, folder, environment and signals. It saves the five
-CPU seconds that a new interpreter spends on imports. ``Warm`` is what tests use; run as a program, this file is the
-process that forks.
+Each command has a process of its own, with its exit code, output, folder, environment and signals. It saves the eight
+CPU seconds that a new interpreter spends on imports and on what a first training looks up. ``Warm`` is what tests use;
+run as a program, this file is the process that forks.
 """
 
 from __future__ import annotations
 
 import atexit
+import contextlib
 import gc
 import importlib
 import json
+import logging
 import os
 import runpy
 import signal
@@ -20,6 +22,7 @@ import tempfile
 import threading
 import time
 import traceback
+import warnings
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -38,6 +41,11 @@ LOADED = (
     "hydra_plugins.blockwright_optuna.sweeper",
     "hydra_plugins.hydra_joblib_launcher.joblib_launcher",
     "torch.utils.tensorboard",
+)
+
+FIRST = (
+    *("data=sorting", "model.n_layers=2", "model.d_model=32", "trainer.max_steps=2", "trainer.val_check_interval=1"),
+    *("callbacks.report.sample_tokens=2", "extras.print_config=false", "test=false", "logger=csv"),
 )
 
 
@@ -230,6 +238,29 @@ def _compose_often_chosen() -> None:
     importlib.import_module("hydra.core.global_hydra").GlobalHydra.instance().clear()
 
 
+def _train_once() -> None:
+    """Train for two steps: all that a first training loads and looks up, a fork has at once.
+
+    What a training leaves in its process is taken back. Of what is not, the environment and the folder are a fork's
+    own, and every command seeds itself.
+    """
+    torch = importlib.import_module("torch")
+    composing = importlib.import_module("blockwright.training.configuration.composing")
+    execute = importlib.import_module("blockwright.training.entry.execute").execute
+    prepare = importlib.import_module("blockwright.training.entry.preflight").prepare
+    heard = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}
+    loggers = list(logging.root.handlers), logging.root.level
+    with contextlib.ExitStack() as stack:
+        folder, nowhere = stack.enter_context(tempfile.TemporaryDirectory()), stack.enter_context(open(os.devnull, "w"))
+        for context in (contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere)):
+            stack.enter_context(context)
+        stack.enter_context(warnings.catch_warnings())
+        execute(prepare(composing.compose_config([*FIRST, f"paths.log_dir={folder}"], output_dir=folder)))
+    logging.root.handlers[:], logging.root.level = loggers
+    torch.set_float32_matmul_precision("highest")
+    assert {number: signal.getsignal(number) for number in heard} == heard
+
+
 if __name__ == "__main__":
     _prepare_hydra()
     sys.path[0] = str(ROOT)
@@ -238,6 +269,7 @@ if __name__ == "__main__":
             importlib.import_module(name)
     importlib.import_module("torch").set_num_threads(1)
     _compose_often_chosen()
+    _train_once()
     gc.collect()
     gc.freeze()  # what a collection would touch, every fork would copy
     gc.set_threshold(100_000, 10, 10)  # as in the tests' own processes
