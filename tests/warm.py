@@ -193,7 +193,7 @@ def _become(request: dict[str, Any]) -> int:
     first, *rest = request["arguments"]
     beside = {"-m": request["cwd"], "-c": request["cwd"]}.get(first, str(Path(first).parent))
     sys.path[:1] = [beside, *filter(None, request["env"].get("PYTHONPATH", "").split(":"))]
-    importlib.import_module("blockwright.registry.index").forget()  # PYTHONPATH may hold plug-ins
+    _forget_plugins()  # PYTHONPATH may hold others
     sys.argv = rest if first == "-m" else [first, *rest] if first != "-c" else [first, *rest[1:]]
     try:
         if first == "-m":
@@ -211,6 +211,15 @@ def _become(request: dict[str, Any]) -> int:
         traceback.print_exc()
         return 1
     return 0
+
+
+def _forget_plugins() -> None:
+    """Make the fork look again which packages offer blocks, presets and kernels."""
+    importlib.import_module("blockwright.registry.index").forget()
+    importlib.import_module("blockwright.registry.presets")._of_plugins.cache_clear()
+    seam = importlib.import_module("blockwright.blocks.kernels.seam")
+    seam._load.cache_clear()
+    seam.chain.cache_clear()
 
 
 def _end(code: int) -> None:
