@@ -24,6 +24,7 @@ COMMANDS = [
     ["model=gpt2", "model/attention=of/deepseek_v2_lite", "++trainer.inference_mode=false"],
     ["experiment=sft_sort", "logger=[csv,tensorboard]", "model.layout.ffn=ffn*"],
     ["experiment=sft_sort", "logger=[csv]"],
+    ["data=sorting", "optimizer={lr:0.5}"],
 ]
 PLAIN = """
 import json, sys
