@@ -24,6 +24,7 @@ from warm import Warm
 
 from blockwright import registry
 from blockwright.blocks.decoder import Decoder
+from blockwright.blocks.kernels import seam
 from blockwright.registry import Node, Scope, catalogue
 from blockwright.training.configuration.run import Run
 
@@ -153,14 +154,18 @@ def kernel_pages(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def _temporary_blocks() -> Iterator[None]:
-    """Whatever is registered meanwhile is gone afterwards."""
+    """Whatever is registered meanwhile, blocks or kernels, is gone afterwards."""
     registry.load()  # loads all of them
+    seam.implementations("attention")  # and kernels: later, those of a plug-in on the path of a test would stay
     entries = {kind: dict(found) for kind, found in catalogue._entries.items()}
     families = dict(catalogue._families)
+    kernels = {kernel: dict(found) for kernel, found in seam._known.items()}
     yield
-    for found, before in ((catalogue._entries, entries), (catalogue._families, families)):
+    states = ((catalogue._entries, entries), (catalogue._families, families), (seam._known, kernels))
+    for found, before in states:
         found.clear()
         found.update(before)
+    seam.chain.cache_clear()
 
 
 temporary_blocks = pytest.fixture(_temporary_blocks, name="temporary_blocks")

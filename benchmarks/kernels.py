@@ -232,6 +232,8 @@ def main(arguments: Sequence[str] | None = None) -> list[Result]:
 def _add_share(result: Result) -> None:
     """Add the share of cells near a dense product; promised for the whole grid in both dtypes."""
     found = [ratio.spread.median for ratio in result.ratios if "ours ÷ dense, time" in ratio.name]
+    if not found:  # --only chooses cells of other parts
+        return
     share = spread([sum(median <= EXPERT_BOUND for median in found) / len(found)])
     bound = EXPERT_CELLS if len(found) == 2 * len(EXPERT_GRID) else None
     result.ratios.append(Ratio(f"experts: share of cells within {EXPERT_BOUND} of dense", share, bound=bound))

@@ -1,16 +1,18 @@
 """``python …`` without its imports: forked from a process that has loaded torch, Lightning and this project.
 
-Each command has a process of its own, with its exit code, output, folder, environment and signals. It saves the five
-CPU seconds that a new interpreter spends on imports. ``Warm`` is what tests use; run as a program, this file is the
-process that forks.
+Each command has a process of its own, with its exit code, output, folder, environment and signals. It saves the eight
+CPU seconds that a new interpreter spends on imports and on what a first training looks up. ``Warm`` is what tests use;
+run as a program, this file is the process that forks.
 """
 
 from __future__ import annotations
 
 import atexit
+import contextlib
 import gc
 import importlib
 import json
+import logging
 import os
 import runpy
 import signal
@@ -20,6 +22,7 @@ import tempfile
 import threading
 import time
 import traceback
+import warnings
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -40,6 +43,11 @@ LOADED = (
     "torch.utils.tensorboard",
 )
 
+FIRST = (
+    *("data=sorting", "model.n_layers=2", "model.d_model=32", "trainer.max_steps=2", "trainer.val_check_interval=1"),
+    *("callbacks.report.sample_tokens=2", "extras.print_config=false", "test=false", "logger=csv"),
+)
+
 
 class Running:
     """A command at work, in a process group of its own; like ``subprocess.Popen``.
@@ -49,9 +57,9 @@ class Running:
         returncode: its exit code, or minus the signal that ended it; None while it runs
     """
 
-    def __init__(self, warm: Warm, pid: int, said: tempfile.TemporaryDirectory[str], merged: bool) -> None:
+    def __init__(self, warm: Warm, pid: int, said: tempfile.TemporaryDirectory[str], out: str, err: str) -> None:
         self._warm, self.pid, self._said = warm, pid, said
-        self._out, self._err = (Path(said.name, "out"), Path(said.name, "out" if merged else "err"))
+        self._out, self._err = Path(out), Path(err)
         self.returncode: int | None = None
 
     def poll(self) -> int | None:
@@ -63,6 +71,12 @@ class Running:
     def send_signal(self, signum: int) -> None:
         if self.poll() is None:
             os.kill(self.pid, signum)
+
+    def terminate(self) -> None:
+        self.send_signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
 
     def communicate(self, timeout: float = 300) -> tuple[str, str]:
         """What it wrote to stdout and stderr, once it has ended; after ``timeout`` seconds it is killed.
@@ -101,21 +115,30 @@ class Warm:
         return json.loads(self._server.stdout.readline())
 
     def start(
-        self, *arguments: str, cwd: Path, env: Mapping[str, str], input: str = "", merge: bool = False
+        self,
+        *arguments: str,
+        cwd: Path,
+        env: Mapping[str, str],
+        input: str = "",
+        merge: bool = False,
+        log: Path | None = None,
     ) -> Running:
         """Start a command.
 
         Args:
             input: its stdin
             merge: whether stderr goes where stdout goes
+            log: a file that both are appended to
         """
         said = tempfile.TemporaryDirectory(prefix="blockwright-said-")
         Path(said.name, "in").write_text(input)
         for name in ("out", "err"):  # for who reads before the command has written
             Path(said.name, name).touch()
-        files = {"in": f"{said.name}/in", "out": f"{said.name}/out", "err": f"{said.name}/{'out' if merge else 'err'}"}
+        out = str(log or f"{said.name}/out")
+        err = out if merge or log else f"{said.name}/err"
+        files = {"in": f"{said.name}/in", "out": out, "err": err}
         pid = self._ask({"arguments": arguments, "cwd": str(cwd), "env": dict(env), **files})
-        return Running(self, pid, said, merge)
+        return Running(self, pid, said, out, err)
 
     def run(self, *arguments: str, timeout: float = 300, **given: Any) -> subprocess.CompletedProcess[str]:
         """Run a command to its end; arguments as of ``start``."""
@@ -170,7 +193,7 @@ def _become(request: dict[str, Any]) -> int:
     first, *rest = request["arguments"]
     beside = {"-m": request["cwd"], "-c": request["cwd"]}.get(first, str(Path(first).parent))
     sys.path[:1] = [beside, *filter(None, request["env"].get("PYTHONPATH", "").split(":"))]
-    importlib.import_module("blockwright.registry.index").forget()  # PYTHONPATH may hold plug-ins
+    _forget_plugins()  # PYTHONPATH may hold others
     sys.argv = rest if first == "-m" else [first, *rest] if first != "-c" else [first, *rest[1:]]
     try:
         if first == "-m":
@@ -190,6 +213,15 @@ def _become(request: dict[str, Any]) -> int:
     return 0
 
 
+def _forget_plugins() -> None:
+    """Make the fork look again which packages offer blocks, presets and kernels."""
+    importlib.import_module("blockwright.registry.index").forget()
+    importlib.import_module("blockwright.registry.presets")._of_plugins.cache_clear()
+    seam = importlib.import_module("blockwright.blocks.kernels.seam")
+    seam._load.cache_clear()
+    seam.chain.cache_clear()
+
+
 def _end(code: int) -> None:
     """End as an interpreter does, but for taking apart every module, which would copy all of the memory first."""
     threading._shutdown()  # type: ignore[attr-defined] # waits for threads
@@ -200,11 +232,42 @@ def _end(code: int) -> None:
 
 
 def _prepare_hydra() -> None:
-    """Make Hydra remember what it reads and parses; its grammar is learnt at the first override."""
+    """Make Hydra remember what it reads, parses and composes; its grammar is learnt at the first override."""
     hydra_once = importlib.import_module("hydra_once")
     hydra_once.install()
     parser = importlib.import_module("hydra.core.override_parser.overrides_parser").OverridesParser.create()
     parser.parse_overrides(["a/b=c", "a.b=1", "+a.b=[1,2.5,null]", "++a.b={c: d, e: /f/g.txt}", "~a", "a.b='c d'"])
+
+
+def _compose_often_chosen() -> None:
+    """What most commands choose: they read no file of it again."""
+    composing = importlib.import_module("blockwright.training.configuration.composing")
+    for choices in ([], ["data=text"], ["data=sorting"], ["model=tiny", "data=sorting", "logger=none"]):
+        composing.compose_with_hydra(choices)
+    importlib.import_module("hydra.core.global_hydra").GlobalHydra.instance().clear()
+
+
+def _train_once() -> None:
+    """Train for two steps: all that a first training loads and looks up, a fork has at once.
+
+    What a training leaves in its process is taken back. Of what is not, the environment and the folder are a fork's
+    own, and every command seeds itself.
+    """
+    torch = importlib.import_module("torch")
+    composing = importlib.import_module("blockwright.training.configuration.composing")
+    execute = importlib.import_module("blockwright.training.entry.execute").execute
+    prepare = importlib.import_module("blockwright.training.entry.preflight").prepare
+    heard = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}
+    loggers = list(logging.root.handlers), logging.root.level
+    with contextlib.ExitStack() as stack:
+        folder, nowhere = stack.enter_context(tempfile.TemporaryDirectory()), stack.enter_context(open(os.devnull, "w"))
+        for context in (contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere)):
+            stack.enter_context(context)
+        stack.enter_context(warnings.catch_warnings())
+        execute(prepare(composing.compose_config([*FIRST, f"paths.log_dir={folder}"], output_dir=folder)))
+    logging.root.handlers[:], logging.root.level = loggers
+    torch.set_float32_matmul_precision("highest")
+    assert {number: signal.getsignal(number) for number in heard} == heard
 
 
 if __name__ == "__main__":
@@ -214,6 +277,8 @@ if __name__ == "__main__":
         with suppress(ImportError):  # of an extra; a command that needs it says so itself
             importlib.import_module(name)
     importlib.import_module("torch").set_num_threads(1)
+    _compose_often_chosen()
+    _train_once()
     gc.collect()
     gc.freeze()  # what a collection would touch, every fork would copy
     gc.set_threshold(100_000, 10, 10)  # as in the tests' own processes

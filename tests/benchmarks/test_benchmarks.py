@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import importlib
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
+from warm import Warm
 
 from benchmarks import (
     codes,
@@ -19,6 +17,7 @@ from benchmarks import (
     kernels,
     long_prompt,
     mixers,
+    peers,
     race,
     running_batch,
     scaling,
@@ -27,6 +26,7 @@ from benchmarks import (
     vision_step,
 )
 from benchmarks.scaling import flat_error, line_error
+from benchmarks.shapes import FAMILIES, SHAPES
 
 ROOT = Path(race.__file__).resolve().parent.parent
 
@@ -35,12 +35,15 @@ class InThisProcess:
     """What a worker does, without its process and settings."""
 
     def __init__(self, entry: race.Entry, device: str, threads: int) -> None:
-        module, _, name = entry.job.partition(":")
-        self.job = getattr(importlib.import_module(module), name)(**entry.arguments, device=device)
-        self.settled = self.job.about()
+        self.module, _, self.name = entry.job.partition(":")
+        self.arguments = {**json.loads(json.dumps(entry.arguments)), "device": device}
 
     def ready(self) -> dict[str, Any]:
-        return self.settled
+        try:
+            self.job = getattr(importlib.import_module(self.module), self.name)(**self.arguments)
+        except ImportError as error:  # of a library that is not installed
+            raise race.FailedError(str(error)) from error
+        return self.job.about()
 
     def ask(self, order: Mapping[str, Any]) -> dict[str, Any]:
         return json.loads(json.dumps(self.job.turn(**order)))
@@ -72,10 +75,14 @@ def _table(document: dict[str, Any], title: str) -> list[dict[str, Any]]:
     return [dict(zip(found["columns"], row, strict=True)) for row in found["rows"]]
 
 
-def test_training_step_is_raced_and_recorded(run: Callable[..., dict[str, Any]]) -> None:
-    document = run(train_step.main, "--families", "mla_moe", "--only", "ours,transformers")
-    rows = _table(document, "smoke · mla_moe · fp32")
-    assert document["names"] == ["train_step_smoke_mla_moe"]
+@pytest.mark.parametrize(
+    ("family", "peer"),
+    [("mla_moe", "transformers DeepSeek-V3"), ("dense", "transformers Llama"), ("mixtral", "transformers Mixtral")],
+)
+def test_training_step_is_raced_and_recorded(run: Callable[..., dict[str, Any]], family: str, peer: str) -> None:
+    document = run(train_step.main, "--families", family, "--only", "ours,transformers")
+    rows = [row for row in _table(document, f"smoke · {family} · fp32") if "x-transformers" not in row["contender"]]
+    assert document["names"] == [f"train_step_smoke_{family}"]
     assert [(row["contender"].split()[0], row["settings"]) for row in rows] == [
         (library, settings) for library in ("ours", "transformers") for settings in ("best settings", "as it comes")
     ]
@@ -84,11 +91,11 @@ def test_training_step_is_raced_and_recorded(run: Callable[..., dict[str, Any]])
     assert rows[0]["first loss"] == rows[1]["first loss"]  # the same weights and tokens
     assert abs(rows[0]["first loss"] - rows[2]["first loss"]) < 0.2  # other weights, the same tokens
     equal = _table(document, "Equal outputs")
-    assert [(row["family"], row["dtype"]) for row in equal] == [("mla_moe", "fp32")]
+    assert [(row["family"], row["dtype"]) for row in equal] == [(family, "fp32")]
     assert 0 < equal[0]["difference of logits"] < 1e-5
     names = {ratio["name"] for ratio in document["ratios"]}
-    assert "smoke · mla_moe · fp32: ours ÷ transformers DeepSeek-V3, best settings" in names
-    assert "smoke · mla_moe · fp32: ours, best settings ÷ transformers DeepSeek-V3, as it comes" in names
+    assert f"smoke · {family} · fp32: ours ÷ {peer}, best settings" in names
+    assert f"smoke · {family} · fp32: ours, best settings ÷ {peer}, as it comes" in names
     assert not any("litgpt" in name for name in names)
 
 
@@ -113,8 +120,6 @@ def test_step_on_pictures_is_raced_and_its_parts_are_timed(
 
 
 def test_unequal_outputs_stop_the_race(run: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> None:
-    from benchmarks import peers
-
     monkeypatch.setitem(peers.BOUNDS, "fp32", (0.0, 0.0))
     with pytest.raises(peers.UnequalError, match="dense, fp32: logits differ"):
         run(train_step.main, "--families", "dense", "--only", "ours")
@@ -153,6 +158,11 @@ def test_kernels_are_timed_and_recorded(run: Callable[..., dict[str, Any]]) -> N
     assert [row["way"] for row in _table(document, "Loss · fp32")] == ["ours", "logits held whole"]
     assert len(_table(document, "Attention · fp32")) == 4
     assert any(ratio["name"].startswith("experts: share") for ratio in document["ratios"])
+
+
+def test_kernels_without_a_cell_of_experts_have_no_share_of_them(run: Callable[..., dict[str, Any]]) -> None:
+    document = run(kernels.main, "--dtypes", "fp32", "--parts", "experts", "--only", "no such cell")
+    assert document["names"] == ["kernels_experts"] and document["ratios"] == []
 
 
 def test_mixers_are_timed_beside_attention_and_a_reference(
@@ -221,9 +231,37 @@ def test_running_batch_compares_all_ways_on_equal_models(run: Callable[..., dict
     assert about["parameters"][0] == about["parameters"][1]  # an equal Llama
 
 
-@pytest.mark.parametrize("name", ["train_step", "decode", "kernels", "scaling", "startup", "trainer_overhead", "peers"])
-def test_command_runs_in_processes(name: str, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", f"benchmarks.{name}", "--quick", "--threads", "1", "--out", str(tmp_path)]
-    done = subprocess.run(command, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
+def test_peers_are_counted_and_compared(run: Callable[..., dict[str, Any]]) -> None:
+    document = run(peers.main)
+    sizes = _table(document, "Parameters, smoke")
+    assert {row["family"] for row in sizes} == set(FAMILIES)
+    assert all(row["remarks"].startswith("failed: ") or abs(row["÷ ours"] - 1) < peers.TOLERANCE for row in sizes)
+    ours = {row["contender"] for row in sizes if not row["remarks"]}
+    assert {name.split()[0] for name in ours} >= {"ours", "transformers"}
+    equal = _table(document, "Equal outputs")
+    assert {(row["family"], row["dtype"]) for row in equal} == {
+        (f, d) for f in FAMILIES for d in SHAPES["smoke"].dtypes
+    }
+    assert all(0 < row["difference of logits"] <= row["bound"] for row in equal)
+
+
+@pytest.mark.parametrize(
+    ("name", "narrowed"),
+    [
+        ("train_step", ["--families", "dense", "--only", "ours dense"]),
+        ("decode", ["--only", "ours", "--cells", "decode 16 1"]),
+        ("kernels", ["--dtypes", "fp32", "--parts", "loss"]),
+        ("scaling", []),
+        ("startup", ["--only", "refusal,first optimizer step"]),
+        ("trainer_overhead", []),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_command_runs_in_processes(
+    name: str, narrowed: list[str], warm: Warm, environment: dict[str, str], tmp_path: Path
+) -> None:
+    """Of a race as little as shows that its processes start; the tests above run all of it in this one."""
+    command = ["-m", f"benchmarks.{name}", "--quick", "--threads", "1", "--out", str(tmp_path), *narrowed]
+    done = warm.run(*command, cwd=ROOT, env=environment)
     assert done.returncode == 0, done.stderr[-3000:]
     assert {file.suffix for file in tmp_path.iterdir()} >= {".json", ".md"}

@@ -7,13 +7,11 @@ from pathlib import Path
 
 import pytest
 import yaml
-from warm import Warm
 
 from blockwright.lab.ablation.__main__ import main
 from tests.training.data.mixture import formats
 from tests.training.data.mixture.formats import documents
 
-ROOT = Path(__file__).resolve().parents[3]
 ALSO = ["val/code/loss", "val/web/loss", "data/code/epochs"]
 TOKENS = 5 * 2 * 32  # of a job: steps, rows and length
 
@@ -54,9 +52,8 @@ def test_the_figures_of_sources_are_planned(words, tmp_path, capsys):
     assert plan["also"] == ALSO and len(plan["jobs"]) == 4
 
 
-def test_they_are_in_results_and_report(words, warm: Warm, environment, tmp_path):
-    done = warm.run("-m", "blockwright.lab.ablation", *words, cwd=ROOT, env=environment)
-    assert done.returncode == 0, done.stdout + done.stderr
+def test_they_are_in_results_and_report(words, forked_jobs, tmp_path, capfd):
+    assert main(words) == 0, capfd.readouterr()
     folder = folder_of(tmp_path)
     for job, share in enumerate((0.5, 0.5, 0.44, 0.44)):
         metrics = json.loads((folder / str(job) / "results.json").read_text())["metrics"]

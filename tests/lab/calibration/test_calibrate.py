@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import subprocess
-import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +13,7 @@ import pytest
 import torch
 import yaml
 from torch.nn import functional as F
+from warm import Warm
 
 from blockwright.blocks.norm.rmsnorm import RMSNorm
 from blockwright.lab.calibration import control, record, runs
@@ -147,12 +145,13 @@ def test_a_missing_extra_is_named_before_anything_starts(
     assert not (tmp_path / "logs").exists()
 
 
-def test_a_run_is_that_of_blockwright_train(tmp_path: Path) -> None:
+def test_a_run_is_that_of_blockwright_train(warm: Warm, environment: dict[str, str], tmp_path: Path) -> None:
     """In processes of its own, with the same loss to the last bit."""
     overrides = (*TINY, "seed=3")
     (done,) = runs.all_losses([overrides], workers=1)
-    command = [sys.executable, "-m", "blockwright", "train", *overrides, f"hydra.run.dir={tmp_path}", "logger=none"]
-    subprocess.run(command, check=True, timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    command = ["-m", "blockwright", "train", *overrides, f"hydra.run.dir={tmp_path}", "logger=none"]
+    trained = warm.run(*command, cwd=tmp_path, env=environment)
+    assert trained.returncode == 0, trained.stderr
     assert done == (overrides, Result.read(tmp_path).value("val/loss"))
 
 
