@@ -161,7 +161,7 @@ class Conversation:
                 yield piece
 
         try:
-            for token in tokens:
+            for token in self.writer.sound(tokens):
                 n += 1
                 yield from put(stream.push(token))
                 if stream.ended:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import gc
+import math
 import random
 import weakref
 from collections.abc import Callable
@@ -454,6 +456,51 @@ def test_room_is_shared_by_jobs_that_follow_each_other_for_longer_than_it() -> N
     assert batch.steps > 3 * ROOM and 0 < batch.shifts <= 2 * len(made)
     for job in made:
         assert_ended_as(job, alone(decoder, job, None))
+
+
+# --- logits that are not finite ---------------------------------------------------------------------------------------
+
+
+def poisoned(decoder: Decoder, token: int, value: float) -> Decoder:
+    """A decoder whose numbers are not finite once it has read a token."""
+    decoder = copy.deepcopy(decoder)
+    with torch.no_grad():
+        decoder.embedding.weight[token] = value
+    return decoder
+
+
+@pytest.mark.parametrize(("name", "bits"), [*((name, None) for name in MODELS), ("gqa", 6), ("hybrid", 6)])
+def test_a_job_whose_logits_are_not_finite_fails_and_no_other_notices(name: str, bits: int | None) -> None:
+    """One fails while its prompt is read, one while it runs; others run beside them, and take their rows."""
+    bad, value = (V - 1, V - 2), math.nan if bits is None else math.inf
+    prompts = [[3] * 20, [bad[0], 3], [4] * 9, *([i, *[7] * i] for i in range(3))]
+    made = [Job(prompt, 8, seed=i, stop_tokens=frozenset(bad)) for i, prompt in enumerate(prompts)]
+    made[2].stop_tokens = frozenset()
+    sound = model(name)
+    right = [alone(sound, job, bits) for job in made]
+    decoder = poisoned(poisoned(sound, bad[0], value), bad[1], value)
+    batch = Batch(decoder, 2, ROOM, bits=bits, chunk=16)
+    for job in made:
+        batch.add(job)
+    news = [each for _ in range(4) for each in batch.step()]
+    made[2].tokens[-1] = bad[1]  # as if it had been drawn
+    news += [each for _ in range(40) for each in batch.step()]
+    assert not batch.busy
+    assert made[1].ended == made[2].ended == "failed" and made[1].tokens == []
+    assert [token for job, token in news if job is made[2]][-1] is None
+    assert all(job.ended in ("end", "length") for job in made if job not in made[1:3])
+    for job, tokens in zip(made, right, strict=True):
+        if job not in made[1:3]:
+            assert job.tokens == tokens
+
+
+def test_every_job_of_a_model_that_has_diverged_fails() -> None:
+    decoder = copy.deepcopy(model("mla"))
+    with torch.no_grad():
+        decoder.output_weight[3] = math.nan
+    made = [Job([i], 5, sampling) for i, sampling in enumerate(SAMPLINGS)]
+    batch = finished(Batch(decoder, 2, ROOM), *made)
+    assert [(job.ended, job.tokens) for job in made] == [("failed", [])] * len(made) and batch.steps == 0
 
 
 # --- refusals ---------------------------------------------------------------------------------------------------------
