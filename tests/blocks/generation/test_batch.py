@@ -27,20 +27,10 @@ from blockwright.blocks.generation.generate import Continuations
 from blockwright.blocks.generation.job import Job
 from blockwright.blocks.generation.sample import Sampling, narrow
 from blockwright.registry import BlockError
+from tests.blocks.generation.small_models import CSA, HYBRID, SMALL, WINDOW
 
 V, ROOM = 61, 40
-BASE: dict[str, Any] = {
-    "vocab_size": V,
-    "d_model": 32,
-    "n_layers": 2,
-    "max_positions": 64,
-    "init": {"std": 0.2, "depth_scaled": False},
-    "attention": {"name": "gqa"},
-    "position": {"name": "rope"},
-    "ffn": {"name": "swiglu", "d_ff": 24},
-    "norm": {"name": "rmsnorm"},
-    "residual": {"name": "prenorm"},
-}
+BASE: dict[str, Any] = {**SMALL, "vocab_size": V}
 GQA_OF_4 = {"name": "gqa", "n_heads": 4, "n_kv_heads": 2}
 SELECTORS: dict[str, dict[str, Any]] = {
     "block": {"name": "block", "block_size": 3, "top_k": 2},
@@ -48,7 +38,6 @@ SELECTORS: dict[str, dict[str, Any]] = {
     "pooled": {"name": "pooled", "n_heads": 2, "head_dim": 8, "block_size": 3, "top_k": 2},
 }
 LONGROPE = {"name": "longrope", "original_positions": 16, "factor": 4.0}
-CSA = {"name": "csa", "every": 3, "n_heads": 2, "head_dim": 8, "top_k": 2}
 MODELS: dict[str, dict[str, Any]] = {
     **{name: {"attention": {"name": name}} for name in registry.names("attention") if name != "none"},
     **{f"mla, {name}": {"attention": {"name": "mla", "selector": node}} for name, node in SELECTORS.items()},
@@ -59,7 +48,7 @@ MODELS: dict[str, dict[str, Any]] = {
     },
     "longrope": {"position": LONGROPE},
     **{name: {"attention": {**GQA_OF_4, "scores": name}} for name in registry.names("scores")},
-    "window of 5": {"attention": {"name": "sliding_window", "n_heads": 4, "n_kv_heads": 2, "window": 5}},
+    "window of 5": {"attention": WINDOW},
     "csa": {"attention": {"name": "shared_kv", "n_heads": 4, "window": 6, "compressor": CSA}},
     "hca": {"attention": {"name": "shared_kv", "n_heads": 4, "window": 6, "compressor": {"name": "hca", "every": 4}}},
     "value_residual": {"attention": {**GQA_OF_4, "values": "value_residual"}},
@@ -74,17 +63,7 @@ MODELS: dict[str, dict[str, Any]] = {
         "gating": {"name": "sinkhorn"},
         "experts": {"name": "swiglu", "d_ff": 16},
     },
-    "hybrid": {
-        "n_layers": 3,
-        "attention": {"name": "mla"},
-        "variants": {
-            "attention": {
-                "state": {"name": "gated_delta"},
-                "window": {"name": "sliding_window", "n_heads": 4, "n_kv_heads": 2, "window": 5},
-            }
-        },
-        "layout": {"attention": "state window attention"},
-    },
+    "hybrid": HYBRID,
 }
 SAMPLINGS = [
     Sampling(0.0),

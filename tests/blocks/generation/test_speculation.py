@@ -29,23 +29,10 @@ from blockwright.blocks.generation.job import Job
 from blockwright.blocks.generation.sample import NotFiniteError, Sampling, narrow
 from blockwright.blocks.generation.speculation import Speculation
 from blockwright.registry import BlockError
+from tests.blocks.generation.small_models import CSA, HYBRID, SMALL, WINDOW
 
 V = 7  # few tokens, so that drafts are often right
-BASE: dict[str, Any] = {
-    "vocab_size": V,
-    "d_model": 32,
-    "n_layers": 2,
-    "max_positions": 64,
-    "init": {"std": 0.2, "depth_scaled": False},
-    "attention": {"name": "gqa"},
-    "position": {"name": "rope"},
-    "ffn": {"name": "swiglu", "d_ff": 24},
-    "norm": {"name": "rmsnorm"},
-    "residual": {"name": "prenorm"},
-    "mtp": {"depth": 2},
-}
-CSA = {"name": "csa", "every": 3, "n_heads": 2, "head_dim": 8, "top_k": 2}
-WINDOW = {"name": "sliding_window", "n_heads": 4, "n_kv_heads": 2, "window": 5}
+BASE: dict[str, Any] = {**SMALL, "vocab_size": V, "mtp": {"depth": 2}}
 MODELS: dict[str, dict[str, Any]] = {
     **{name: {"attention": {"name": name}} for name in registry.names("attention") if name != "none"},
     "mla, dsa": {"attention": {"name": "mla", "selector": {"name": "dsa", "n_heads": 2, "head_dim": 8, "top_k": 5}}},
@@ -54,12 +41,7 @@ MODELS: dict[str, dict[str, Any]] = {
     "csa": {"attention": {"name": "shared_kv", "n_heads": 4, "window": 6, "compressor": CSA}},
     "learned": {"position": {"name": "learned"}},
     "longrope": {"position": {"name": "longrope", "original_positions": 22, "factor": 4.0}},
-    "hybrid": {
-        "n_layers": 3,
-        "attention": {"name": "mla"},
-        "variants": {"attention": {"state": {"name": "gated_delta"}, "window": WINDOW}},
-        "layout": {"attention": "state window attention"},
-    },
+    "hybrid": HYBRID,
 }
 SAMPLINGS = [
     Sampling(0.0),
