@@ -29,6 +29,7 @@ WIDTHS = {
     "qk_rope_head_dim": 64,
     "v_head_dim": 128,
     "head_dim": 128,
+    "width": 512,  # of a latent that experts work in
 }
 OF_DOCUMENTS = ("attention/", "position/", "scores/")  # blocks that several documents in a row make a difference to
 
