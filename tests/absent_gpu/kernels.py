@@ -140,8 +140,10 @@ def build_coded(name: str, bits: int, rows: int, gpu: Gpu) -> Built:
     from blockwright.blocks.kernels import triton_products
 
     kernel, constants = getattr(triton_products, f"_{name}"), {"BITS": bits, "ROWS": rows}
-    pointers = {"q": "*fp32", "w": "*fp32", "out": "*fp32", "codes": "*u8", "scales": "*bf16", "group_of": "*i32"}
-    signature = {n: "constexpr" if n in constants else pointers.get(n, "i32") for n in kernel.arg_names}
+    numbers = ["i32"] * (len(triton_products.Stored._fields) - 3)
+    known = {"q": "*fp32", "w": "*fp32", "out": "*fp32", **dict.fromkeys(constants, "constexpr")}
+    known["of"] = triton_products.Stored("*u8", "*bf16", "*i32", *numbers)
+    signature = {name: known.get(name, "i32") for name in kernel.arg_names}
     capability, said = 10 * gpu.capability[0] + gpu.capability[1], io.StringIO()
     with triton.knobs.nvidia.scope(), triton.knobs.compilation.scope(), contextlib.redirect_stdout(said):
         triton.knobs.nvidia.dump_ptxas_log = triton.knobs.compilation.always_compile = True
