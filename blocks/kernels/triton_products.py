@@ -130,9 +130,9 @@ def averages(weights: Tensor, values: Codes) -> Tensor:
 
 def _stored(of: Codes) -> Stored:
     own = of.sizes[: len(of.sizes) // of.n_heads]
-    strides = (t.stride(dim) for t in (of.codes, of.scales) for dim in (0, 1))
-    shapes = of.codes.shape[1], of.head, of.width
-    return Stored(of.codes, of.scales, _group_of(own, of.codes.device), *shapes, *strides, len(own), of.n_heads)
+    numbers = of.codes.shape[1], of.head, of.width
+    strides = *of.codes.stride()[:2], *of.scales.stride()[:2]
+    return Stored(of.codes, of.scales, _group_of(own, of.codes.device), *numbers, *strides, len(own), of.n_heads)
 
 
 @cache
