@@ -130,9 +130,20 @@ def averages(weights: Tensor, values: Codes) -> Tensor:
 
 def _stored(of: Codes) -> Stored:
     own = of.sizes[: len(of.sizes) // of.n_heads]
-    numbers = of.codes.shape[1], of.head, of.width
-    strides = *of.codes.stride()[:2], *of.scales.stride()[:2]
-    return Stored(of.codes, of.scales, _group_of(own, of.codes.device), *numbers, *strides, len(own), of.n_heads)
+    return Stored(
+        of.codes,
+        of.scales,
+        _group_of(own, of.codes.device),
+        tokens=of.codes.shape[1],
+        size=of.head,
+        width=of.width,
+        code_row=of.codes.stride(0),
+        code_token=of.codes.stride(1),
+        scale_row=of.scales.stride(0),
+        scale_token=of.scales.stride(1),
+        groups=len(own),
+        n_heads=of.n_heads,
+    )
 
 
 @cache
