@@ -136,23 +136,18 @@ def main(arguments: Sequence[str] | None = None) -> Result:
     options.add_names(parser, "dtypes", "fp32", ("fp32", "bf16"))
     given = options.read(parser, arguments)
     shapes = [(1, 8)] if given.quick else [(rows, context) for rows in ROWS for context in CONTEXTS]
+    steps = 1 if given.quick else len(WAYS)
     result = Result("codes", machine.about(given.device, given.threads))
     for dtype in given.dtypes:
         names = [name for name in ATTENTIONS if options.wanted(name, given.only)]
         entries = [Entry(name, "benchmarks.codes:Layers", {"attention": name, "dtype": dtype}) for name in names]
-        rounds: list[dict[str, Any]] = []
+        cells = {
+            f"{entry.label} {rows} {context}": (entry, {"rows": rows, "context": context, "steps": steps})
+            for entry in entries
+            for rows, context in shapes
+        }
         with Race(entries, given.device, given.threads) as race:
-            started = time.monotonic()
-            while len(rounds) < given.rounds and (not rounds or time.monotonic() - started < 60 * given.minutes):
-                found = {}
-                for entry in entries:
-                    for rows, context in shapes:
-                        order = {"rows": rows, "context": context, "steps": 1 if given.quick else len(WAYS)}
-                        found[f"{entry.label} {rows} {context}"] = race.ask(entry, order)
-                        if entry.failed is not None:
-                            raise SystemExit(f"{entry.label}, {dtype}: {entry.failed}")
-                rounds.append(found)
-                print(f"{dtype}: round {len(rounds)}, {time.monotonic() - started:.0f} s", flush=True)
+            rounds = race.run_cells(cells, given.rounds, 60 * given.minutes, least=1)
         table, ratios = tabulate(rounds, dtype)
         result.tables.append(table)
         result.ratios += ratios

@@ -160,6 +160,32 @@ class Race:
                     entry.turns[index] = answer
             print(f"  round {index + 1}: {time.monotonic() - started:.0f} s", file=sys.stderr, flush=True)
 
+    def run_cells(
+        self, cells: Mapping[str, tuple[Entry, Mapping[str, Any]]], rounds: int, seconds: float, least: int
+    ) -> list[dict[str, Any]]:
+        """Rounds of several turns of each contender, up to a number or a time.
+
+        Args:
+            cells: name → a contender, and the arguments of one of its turns
+            rounds: at most
+            seconds: time limit for starting rounds, after ``least``
+            least: minimum number of rounds
+
+        Returns:
+            the answers of each round, by name
+
+        Raises:
+            SystemExit: a contender has failed: a table of some cells would mislead
+        """
+        started, found = time.monotonic(), list[dict[str, Any]]()
+        while len(found) < rounds and (len(found) < least or time.monotonic() - started < seconds):
+            answers = {name: self.ask(entry, turn) for name, (entry, turn) in cells.items()}
+            if failed := [f"{entry.label}: {entry.failed}" for entry in self.entries if entry.failed is not None]:
+                raise SystemExit("\n".join(failed))
+            found.append(answers)
+            print(f"  round {len(found)}: {time.monotonic() - started:.0f} s", file=sys.stderr, flush=True)
+        return found
+
     def ask(self, entry: Entry, turn: Mapping[str, Any]) -> dict[str, Any] | None:
         """One turn of one contender; None if it fails, or has failed before."""
         if entry.failed is not None:

@@ -7,7 +7,6 @@ is chosen is, too.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -135,20 +134,13 @@ def main(arguments: Sequence[str] | None = None) -> Result:
     result = Result("selectors", machine.about(given.device, given.threads))
     for dtype in given.dtypes:
         entries = [Entry(n, "benchmarks.selectors:Layer", {"attention": n, "dtype": dtype}) for n in ATTENTIONS]
-        rounds: list[dict[str, Any]] = []
+        cells = {
+            f"{entry.label} {context}": (entry, {"context": context, "steps": steps})
+            for entry in entries
+            for context in contexts
+        }
         with Race(entries, given.device, given.threads) as race:
-            started = time.monotonic()
-            while len(rounds) < given.rounds and (
-                len(rounds) < 3 or time.monotonic() - started < 60 * given.minutes / len(given.dtypes)
-            ):
-                found = {}
-                for entry in entries:
-                    for context in contexts:
-                        found[f"{entry.label} {context}"] = race.ask(entry, {"context": context, "steps": steps})
-                        if entry.failed is not None:
-                            raise SystemExit(f"{entry.label}, {dtype}: {entry.failed}")
-                rounds.append(found)
-                print(f"{dtype}: round {len(rounds)}, {time.monotonic() - started:.0f} s", flush=True)
+            rounds = race.run_cells(cells, given.rounds, 60 * given.minutes / len(given.dtypes), least=3)
         table, ratios = tabulate(rounds, dtype)
         result.tables.append(table)
         result.ratios += ratios

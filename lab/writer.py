@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 
@@ -21,7 +22,7 @@ from blockwright.blocks.generation.acceptance import Acceptance
 from blockwright.blocks.generation.drafts.base import Drafter
 from blockwright.blocks.generation.generate import Continuations
 from blockwright.blocks.generation.memory import Memory
-from blockwright.blocks.generation.sample import Sampling
+from blockwright.blocks.generation.sample import NotFiniteError, Sampling
 from blockwright.blocks.generation.speculation import Speculation
 from blockwright.blocks.generation.text_stream import TextStream
 from blockwright.blocks.input import Media
@@ -30,6 +31,8 @@ from blockwright.registry import BlockError, ConfigError
 from blockwright.training.data.tokenizers.base import Tokenizer
 from blockwright.training.data.tokenizers.pretrained import Pretrained
 from blockwright.training.data.tokenizers.rebuild import rebuild
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -161,7 +164,7 @@ class Writer:
             if ended:
                 ended(row, why, counts[row])
 
-        for tokens in rows:
+        for tokens in self.sound(rows):
             for row in sorted(open_rows):
                 token = tokens[row]
                 if token is None:
@@ -198,6 +201,19 @@ class Writer:
             raise at_its_option(error) from None
         except NotImplementedError:
             raise self._no_cache() from None
+
+    def sound(self, rows: Iterator[T]) -> Iterator[T]:
+        """Tokens as they come.
+
+        Raises:
+            ConfigError: the model's logits are not finite
+        """
+        try:
+            yield from rows
+        except NotFiniteError:
+            rule = "its logits are not finite, so no token can be drawn: it has diverged, or overflows --dtype"
+            remedy = "Name an earlier checkpoint, or write --dtype float32"
+            raise ConfigError("MODEL", self.decoder.read_from, rule, remedy) from None
 
     def memory(self, room: int, bits: int | None = None) -> Memory:
         """Caches of a text that is continued again and again.

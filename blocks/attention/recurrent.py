@@ -11,6 +11,7 @@ from blockwright.blocks.attention.base import Attention
 from blockwright.blocks.cache.state import State
 from blockwright.blocks.convolution import CausalConv
 from blockwright.blocks.forward_pass import Pass
+from blockwright.blocks.kernels import few_tokens
 
 Parts = Mapping[str, Tensor]
 
@@ -89,6 +90,9 @@ class Recurrent(Attention):
         if held is None or not held.notes_each:
             y, state = self.kernels.recur(q, k, v, decay, beta, state, segments)
             return y, {"state": state}
+        if state is not None and few_tokens.suits(q, k, v, decay, beta, state):
+            y, after = few_tokens.after_each(q, k, v, decay, beta, state)
+            return y, {"state": after}
         outputs, states = [], []
         for t in range(v.shape[1]):
             token = slice(t, t + 1)

@@ -197,6 +197,12 @@ class Cache:
         for held in self.buffers.values():
             held[target, : self.length] = held[source, : self.length]
 
+    def clear(self, row: int) -> None:
+        """Forget the numbers of a row, which are not finite: hidden ones would still reach what is computed, as 0 · NaN
+        is NaN."""
+        for held in self.buffers.values():
+            held[row] = 0
+
     def shift(self, by: int) -> None:
         """Put ``by`` tokens of padding before every row; negative: drop so many, which every row has.
 

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from blockwright.blocks.cache.base import Cache
 from blockwright.blocks.decoder import Decoder
 from blockwright.blocks.generation.acceptance import Acceptance
 from blockwright.blocks.generation.drafts.base import Checked, Drafter, Drafts, as_padding, next_positions
@@ -22,6 +23,7 @@ from blockwright.blocks.generation.generate import check_lengths
 from blockwright.blocks.generation.job import Job, News, note_likelihoods
 from blockwright.blocks.generation.joining import joinable_caches, refuse_dependent_rows
 from blockwright.blocks.generation.reading import Reading, Row
+from blockwright.blocks.generation.sample import drawable
 from blockwright.registry import BlockError
 
 CHUNK = 512  # prompt tokens between two tokens of the running jobs
@@ -41,8 +43,9 @@ class Batch:
 
     A job's tokens are those of ``Continuations`` for its prompt alone, with caches of the same ``room`` where rotations
     depend on it. In fp32 and below, logits of a batch differ from those of a row in their last digits, so a near tie
-    may fall the other way. All memory is allocated at once, and a job is admitted by the most that it may need: none
-    that runs is ever set back. Not supported: threads, of which one has to make all calls; pages shared by rows.
+    may fall the other way. A job whose logits are not finite fails alone. All memory is allocated at once, and a job
+    is admitted by the most that it may need: none that runs is ever set back. Not supported: threads, of which one has
+    to make all calls; pages shared by rows.
 
     Args:
         decoder: in evaluation mode
@@ -170,9 +173,12 @@ class Batch:
             if reading.done:
                 self._reading = None
                 news += self._draw([reading.row], self.decoder.logits(hidden[:, -1]).float())
-                if reading.row.job.ended is None:
-                    self._draft(self._own_drafts, [reading.row], hidden, [1])
-                    self._join(reading.row)
+                match reading.row.job.ended:
+                    case None:
+                        self._draft(self._own_drafts, [reading.row], hidden, [1])
+                        self._join(reading.row)
+                    case "failed":
+                        _clear(self._own, 0)
         return news
 
     def _next(self) -> Reading | None:
@@ -251,6 +257,8 @@ class Batch:
             cache.put(len(self._running) - 1, own)
 
     def _leave(self, index: int) -> None:
+        if self._running[index].job.ended == "failed":
+            _clear(self._caches, index)
         last = self._running.pop()
         if index < len(self._running):
             for cache in self._caches:
@@ -285,10 +293,19 @@ class Batch:
     # --- draws --------------------------------------------------------------------------------------------------------
 
     def _draw(self, rows: Sequence[Row], logits: Tensor) -> list[News]:
-        """Draw a token for each row from logits [B,V]."""
+        """Draw a token for each row from logits [B,V]; rows for which none can be drawn fail."""
+        news, sound = list[News](), drawable(logits)
+        if not all(sound):
+            news = [each for row, good in zip(rows, sound, strict=True) if not good for each in row.job.fail()]
+            rows, logits = [row for row, good in zip(rows, sound, strict=True) if good], logits[sound]
         tokens = draw_each([row.draws for row in rows], logits)
         note_likelihoods([row.job for row in rows], tokens, logits)
-        return [news for row, token in zip(rows, tokens, strict=True) for news in row.job.receive(token)]
+        return news + [each for row, token in zip(rows, tokens, strict=True) for each in row.job.receive(token)]
+
+
+def _clear(caches: Sequence[Cache], row: int) -> None:
+    for cache in caches:
+        cache.clear(row)
 
 
 def _padded(tokens: list[int], n: int) -> list[int]:

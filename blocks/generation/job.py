@@ -40,7 +40,8 @@ class Job:
     Attributes:
         tokens: added so far
         likelihoods: of each of them, by the softmax of the logits as they are, before the sampling changes them
-        ended: why it ended, by a stop token, its length or ``Batch.cancel``; None before
+        ended: why it ended, by a stop token, its length, ``Batch.cancel``, or logits that no token can be drawn from;
+            None before
     """
 
     prompt: Sequence[int]
@@ -52,7 +53,7 @@ class Job:
     media: Media | None = None
     tokens: list[int] = field(default_factory=list, init=False)
     likelihoods: list[Likelihood] = field(default_factory=list, init=False)
-    ended: Literal["end", "length", "cancelled"] | None = field(default=None, init=False)
+    ended: Literal["end", "length", "cancelled", "failed"] | None = field(default=None, init=False)
 
     def receive(self, token: int) -> list[News]:
         """Add a token that was drawn: the news of it."""
@@ -64,6 +65,11 @@ class Job:
             return [(self, token)]
         self.ended = "length"
         return [(self, token), (self, None)]
+
+    def fail(self) -> list[News]:
+        """End it without a token: the news of it."""
+        self.ended = "failed"
+        return [(self, None)]
 
 
 News = tuple[Job, int | None]

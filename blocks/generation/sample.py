@@ -21,6 +21,13 @@ Penalty = Annotated[float, Ge(1e-9), Le(1e9)]
 COLDEST = 1e-20  # divides no logit to infinity, and leaves the likeliest token alone
 
 
+class NotFiniteError(RuntimeError):
+    """No token can be drawn from logits: the model has diverged, or overflows its dtype."""
+
+    def __init__(self) -> None:
+        super().__init__("no token can be drawn from logits that are not finite: the model has diverged")
+
+
 @enforced(BlockError)
 @dataclass(frozen=True)
 class Sampling:
@@ -70,11 +77,19 @@ def sample(
 
     Returns:
         [B]
+
+    Raises:
+        NotFiniteError: a row of logits is not ``drawable``
     """
     if sampling.repetition_penalty != 1 and seen is not None:
         penalty = sampling.repetition_penalty
         logits = torch.where(seen, torch.where(logits > 0, logits / penalty, logits * penalty), logits)
     return draw(narrow(logits, sampling), sampling, generators)
+
+
+def drawable(logits: Tensor) -> list[bool]:
+    """Whether a token can be drawn from each row of logits [B,V]: the largest is finite, so none is NaN."""
+    return logits.amax(-1).isfinite().tolist()
 
 
 def narrow(logits: Tensor, sampling: Sampling) -> Tensor:
@@ -87,15 +102,22 @@ def narrow(logits: Tensor, sampling: Sampling) -> Tensor:
 def draw(narrowed: Tensor, sampling: Sampling, generators: Sequence[torch.Generator]) -> Tensor:
     """A token of each row of ``narrow``, [B]; the likeliest at temperature 0."""
     if sampling.temperature == 0:
-        return narrowed.argmax(-1)
+        evidence, tokens = narrowed.max(-1)
+        return _sound(tokens, evidence)
     # What torch.multinomial computes for one draw of each row, without its checks, which take as long.
     waits = torch.empty_like(narrowed)
     for row, generator in zip(waits, generators, strict=True):
         row.exponential_(generator=generator)
     probabilities = narrowed.softmax(-1)
-    if not probabilities.sum().isfinite():
-        raise RuntimeError("no token can be drawn from logits that are not finite: the model has diverged")
-    return (probabilities / waits).argmax(-1)
+    tokens = (probabilities / waits).argmax(-1)
+    return _sound(tokens, probabilities.gather(-1, tokens[:, None]))
+
+
+def _sound(tokens: Tensor, evidence: Tensor) -> Tensor:
+    """Tokens, whose logits or probabilities have to be finite: they are not where any of their row's is NaN."""
+    if not evidence.isfinite().all():
+        raise NotFiniteError
+    return tokens
 
 
 def candidates(logits: Tensor, sampling: Sampling) -> Tensor:

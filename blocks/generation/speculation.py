@@ -10,7 +10,7 @@ from blockwright.blocks.generation.batch import Batch
 from blockwright.blocks.generation.drafts.base import Drafter
 from blockwright.blocks.generation.generate import check_lengths
 from blockwright.blocks.generation.job import Job
-from blockwright.blocks.generation.sample import Sampling
+from blockwright.blocks.generation.sample import NotFiniteError, Sampling
 
 
 class Speculation:
@@ -24,6 +24,7 @@ class Speculation:
 
     Raises:
         BlockError: as of ``Continuations`` and ``Batch``
+        NotFiniteError: from the iterator, as of ``sample``
     """
 
     def __init__(
@@ -62,6 +63,8 @@ class Speculation:
     def __next__(self) -> list[int | None]:
         while any(job.ended is None and len(job.tokens) <= self._at for job in self._jobs):
             self._batch.step()
+        if any(job.ended == "failed" for job in self._jobs):
+            raise NotFiniteError
         tokens = [job.tokens[self._at] if self._has_more(job) else None for job in self._jobs]
         if not any(map(self._has_more, self._jobs)):
             raise StopIteration

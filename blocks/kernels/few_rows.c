@@ -1,13 +1,17 @@
 /* Products of a few rows with a matrix: few_rows.py compiles this.
  *
- * Four rows of the matrix are read from memory once, and multiplied with two of x at a time. Each result is summed in
- * one order, however many rows there are.
+ * A few rows of the matrix are read from memory once, and multiplied with two of x at a time. Each result is summed in
+ * one order, however many rows there are. So many sums as registers hold: with fewer, two rows wait longer for memory.
  */
 #include <stdint.h>
 
 #include "lanes.h"
 
-#define TOGETHER 4 /* rows of the matrix */
+#if defined(__AVX512F__)
+#define TOGETHER 8 /* rows of the matrix */
+#else
+#define TOGETHER 4
+#endif
 
 INLINE void products(const float *x, int rows, const float *w, int64_t k, float *y, int64_t n) {
     lanes sums[2][TOGETHER] = {0};

@@ -1,12 +1,12 @@
 """Products of a few rows with a matrix, as in decoding, where reading the matrix dominates.
 
-``compiled`` is C (few_rows.c): the matrix is read once, at the speed of the memory, for up to 8 rows. Two rows take 1.1
-times as long as one, eight 1.5 times, and a row is bit-identical whatever the others are. Small matrices and machines
-without a C compiler use MKL, where up to 4 rows are faster than torch's default, MKL or oneDNN. With one row on two
-Zen 4 cores, MKL reads W at 9 GB/s with one thread, and oneDNN at 7 to 15. The same as a batched product of parts of W
-with the row as their column reaches 20 to 40 GB/s in MKL, if the columns are a view of the rows: a copy takes another
-path, at 3.5. Several rows are fastest as the columns of one product with the whole of W; three take longer than four.
-All this is of fp32, even where larger products go to oneDNN (see machine.py).
+``compiled`` is C (few_rows.c): the matrix is read once, at the speed of the memory, for up to 8 rows. Two rows take
+1.05 times as long as one, eight 1.5 times, and a row is bit-identical whatever the others are. Small matrices and
+machines without a C compiler use MKL, where up to 4 rows are faster than torch's default, MKL or oneDNN. With one row
+on two Zen 4 cores, MKL reads W at 9 GB/s with one thread, and oneDNN at 7 to 15. The same as a batched product of parts
+of W with the row as their column reaches 20 to 40 GB/s in MKL, if the columns are a view of the rows: a copy takes
+another path, at 3.5. Several rows are fastest as the columns of one product with the whole of W; three take longer than
+four. All this is of fp32, even where larger products go to oneDNN (see machine.py).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from blockwright.blocks.kernels.machine import is_amd
 FEW = 4  # rows
 PARTS = 16  # of the matrix
 FEW_COMPILED = 8  # rows
-TOGETHER, LANES = 4, 16  # rows and columns of the matrix come in multiples, as few_rows.c and lanes.h declare
+TOGETHER, LANES = 8, 16  # rows and columns of the matrix come in multiples, as few_rows.c and lanes.h declare
 LEAST = 256  # columns; for models of narrower matrices a compiler would take longer than it saves
 
 
@@ -58,10 +58,10 @@ def suits_compiled(x: Tensor, weight: Tensor) -> bool:
     if x.numel() > FEW_COMPILED * k or x.shape[-1] != k or k < LEAST or n % TOGETHER or k % LANES:
         return False
     whole = type(x) is Tensor and _is_whole(weight) and weight.is_cpu
-    return whole and not _watched() and _has_library(torch.get_num_threads())
+    return whole and not watched() and _has_library(torch.get_num_threads())
 
 
-def _watched() -> bool:
+def watched() -> bool:
     """Whether something counts or traces torch's operators."""
     return bool(torch._C._len_torch_dispatch_stack()) or torch.jit.is_tracing()
 

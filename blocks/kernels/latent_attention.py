@@ -15,6 +15,7 @@ from blockwright.blocks.kernels.machine import multiplies_by_onednn
 from blockwright.blocks.kernels.seam import kernel
 
 FEW = 64  # rows; larger products are compute-bound
+ALONE = 16  # rows from which one thread multiplies faster without swapping
 LARGE = 2**21  # bytes of a row's cache; above, rows are computed one by one, to reuse the CPU's cache
 PART = 256  # positions; MKL reads a long cache fastest as a batch of parts
 # Where queries are fewer than keys, bytes of all heads' keys and values
@@ -78,7 +79,8 @@ def _times_rows(rows: Tensor, matrix: Tensor, parts: int = 1) -> Tensor:
     On a CPU oneDNN copies a transposed matrix, and MKL reads it with one thread: for few rows, where reading the matrix
     dominates, the operands are swapped.
     """
-    if rows.shape[1] > FEW or not rows.is_cpu:
+    most = ALONE - 1 if torch.get_num_threads() == 1 and reads_fast(rows) else FEW
+    if rows.shape[1] > most or not rows.is_cpu:
         return torch.bmm(rows, matrix.transpose(1, 2))
     columns = rows.transpose(1, 2)
     if parts > 1:

@@ -32,6 +32,7 @@ OWN = [
     "elementwise",
     "encoder_attention",
     "experts",
+    "few_tokens",
     "fla",
     "flash",
     "flash_mla",

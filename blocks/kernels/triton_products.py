@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -17,33 +18,46 @@ LEAST = 16  # rows of a matrix unit
 PROGRAMS = 1024  # that keep a large GPU busy
 
 
+class Stored(NamedTuple):
+    """Codes, as the kernels take them.
+
+    codes, scales: [B,S,·]
+    group_of: the group of each number of a head
+    tokens: S
+    size: numbers of a head
+    width: of them, how many are read
+    code_row, code_token, scale_row, scale_token: strides
+    groups: of a head
+    n_heads: of a token
+    """
+
+    codes: Any
+    scales: Any
+    group_of: Any
+    tokens: Any
+    size: Any
+    width: Any
+    code_row: Any
+    code_token: Any
+    scale_row: Any
+    scale_token: Any
+    groups: Any
+    n_heads: Any
+
+
 @triton.jit
-def _numbers(  # type: ignore[no-untyped-def] # Triton's types
-    codes,
-    scales,
-    group_of,
-    tokens,
-    numbers,
-    head,
-    here,
-    size,
-    code_token,
-    scale_token,
-    groups,
-    n_heads,
-    BITS: tl.constexpr,
-):
-    """[tokens,numbers] of a head, dequantised; 0 where not here."""
-    at = head * size + numbers
-    rows = codes + tokens[:, None] * code_token
+def _numbers(of, row, head, tokens, numbers, here, BITS: tl.constexpr):  # type: ignore[no-untyped-def] # Triton's types
+    """[tokens,numbers] of a head of a row of the batch, dequantised; 0 where not here."""
+    at = head * of.size + numbers
+    rows = of.codes + row.to(tl.int64) * of.code_row + tokens[:, None] * of.code_token
     if BITS == 8:
         code = tl.load(rows + at[None], mask=here, other=128).to(tl.int32)
     elif BITS == 4:
-        run = (n_heads * size + 1) // 2
+        run = (of.n_heads * of.size + 1) // 2
         both = tl.load(rows + (at % run)[None], mask=here, other=136).to(tl.int32)
         code = tl.where((at < run)[None], both & 15, both >> 4)
     else:
-        run = (n_heads * size + 3) // 4
+        run = (of.n_heads * of.size + 3) // 4
         last = (at >= 3 * run)[None]
         low = tl.load(rows + at[None], mask=here & ~last, other=32).to(tl.int32) & 63
         high = rows + (at - 3 * run)[None]
@@ -51,88 +65,46 @@ def _numbers(  # type: ignore[no-untyped-def] # Triton's types
         b = tl.load(high + run, mask=here & last, other=0).to(tl.int32) >> 6
         c = tl.load(high + 2 * run, mask=here & last, other=0).to(tl.int32) >> 6
         code = tl.where(last, a | b << 2 | c << 4, low)
-    group = head * groups + tl.load(group_of + numbers, mask=numbers < size, other=0)
-    scale = tl.load(scales + tokens[:, None] * scale_token + group[None], mask=here, other=0.0).to(tl.float32)
+    group = head * of.groups + tl.load(of.group_of + numbers, mask=numbers < of.size, other=0)
+    scales = of.scales + row.to(tl.int64) * of.scale_row + tokens[:, None] * of.scale_token
+    scale = tl.load(scales + group[None], mask=here, other=0.0).to(tl.float32)
     return (code - (1 << (BITS - 1))).to(tl.float32) * scale
 
 
 @triton.jit
-def _scores(  # type: ignore[no-untyped-def] # Triton's types
-    q,
-    codes,
-    scales,
-    group_of,
-    out,
-    m,
-    S,
-    size,
-    width,
-    code_row,
-    code_token,
-    scale_row,
-    scale_token,
-    groups,
-    n_heads,
-    BITS: tl.constexpr,
-    ROWS: tl.constexpr,
-):
+def _scores(q, of, out, m, BITS: tl.constexpr, ROWS: tl.constexpr):  # type: ignore[no-untyped-def]
     """q [B,K,m,width] → out [B,K,m,S]: a block of tokens, of one head of a row of the batch."""
-    own, row, head = tl.program_id(0).to(tl.int64), tl.program_id(0) // n_heads, tl.program_id(0) % n_heads
+    own, row, head = tl.program_id(0).to(tl.int64), tl.program_id(0) // of.n_heads, tl.program_id(0) % of.n_heads
     tokens, rows = tl.program_id(1) * TOKENS + tl.arange(0, TOKENS), tl.arange(0, ROWS)
-    codes, scales = codes + row.to(tl.int64) * code_row, scales + row.to(tl.int64) * scale_row
     found = tl.zeros((ROWS, TOKENS), tl.float32)
-    for first in range(0, width, WIDTH):
+    for first in range(0, of.width, WIDTH):
         numbers = first + tl.arange(0, WIDTH)
-        here = (tokens < S)[:, None] & (numbers < width)[None]
-        k = _numbers(
-            codes, scales, group_of, tokens, numbers, head, here, size, code_token, scale_token, groups, n_heads, BITS
-        )
-        mask = (rows < m)[:, None] & (numbers < width)[None]
-        part = tl.load(q + (own * m + rows)[:, None] * width + numbers[None], mask=mask, other=0.0)
+        here = (tokens < of.tokens)[:, None] & (numbers < of.width)[None]
+        k = _numbers(of, row, head, tokens, numbers, here, BITS)
+        mask = (rows < m)[:, None] & (numbers < of.width)[None]
+        part = tl.load(q + (own * m + rows)[:, None] * of.width + numbers[None], mask=mask, other=0.0)
         found = tl.dot(part, tl.trans(k), found, input_precision="tf32x3")
-    mask = (rows < m)[:, None] & (tokens < S)[None]
-    tl.store(out + (own * m + rows)[:, None] * S + tokens[None], found, mask=mask)
+    mask = (rows < m)[:, None] & (tokens < of.tokens)[None]
+    tl.store(out + (own * m + rows)[:, None] * of.tokens + tokens[None], found, mask=mask)
 
 
 @triton.jit
-def _averages(  # type: ignore[no-untyped-def] # Triton's types
-    w,
-    codes,
-    scales,
-    group_of,
-    out,
-    m,
-    S,
-    size,
-    width,
-    code_row,
-    code_token,
-    scale_row,
-    scale_token,
-    groups,
-    n_heads,
-    together,
-    BITS: tl.constexpr,
-    ROWS: tl.constexpr,
-):
+def _averages(w, of, out, m, together, BITS: tl.constexpr, ROWS: tl.constexpr):  # type: ignore[no-untyped-def]
     """w [B,K,m,S] → out [parts,B,K,m,width]: some numbers of a head, summed over the ``together`` tokens of a part."""
-    own, row, head = tl.program_id(0).to(tl.int64), tl.program_id(0) // n_heads, tl.program_id(0) % n_heads
+    own, row, head = tl.program_id(0).to(tl.int64), tl.program_id(0) // of.n_heads, tl.program_id(0) % of.n_heads
     numbers, rows = tl.program_id(1) * WIDTH + tl.arange(0, WIDTH), tl.arange(0, ROWS)
-    codes, scales = codes + row.to(tl.int64) * code_row, scales + row.to(tl.int64) * scale_row
     start = tl.program_id(2) * together
     found = tl.zeros((ROWS, WIDTH), tl.float32)
-    for first in range(start, min(start + together, S), TOKENS):
+    for first in range(start, min(start + together, of.tokens), TOKENS):
         tokens = first + tl.arange(0, TOKENS)
-        here = (tokens < S)[:, None] & (numbers < width)[None]
-        v = _numbers(
-            codes, scales, group_of, tokens, numbers, head, here, size, code_token, scale_token, groups, n_heads, BITS
-        )
-        mask = (rows < m)[:, None] & (tokens < S)[None]
-        weights = tl.load(w + (own * m + rows)[:, None] * S + tokens[None], mask=mask, other=0.0)
+        here = (tokens < of.tokens)[:, None] & (numbers < of.width)[None]
+        v = _numbers(of, row, head, tokens, numbers, here, BITS)
+        mask = (rows < m)[:, None] & (tokens < of.tokens)[None]
+        weights = tl.load(w + (own * m + rows)[:, None] * of.tokens + tokens[None], mask=mask, other=0.0)
         found = tl.dot(weights, v, found, input_precision="tf32x3")
-    mask = (rows < m)[:, None] & (numbers < width)[None]
+    mask = (rows < m)[:, None] & (numbers < of.width)[None]
     at = (tl.program_id(2) * tl.num_programs(0) + own) * m + rows
-    tl.store(out + at[:, None] * width + numbers[None], found, mask=mask)
+    tl.store(out + at[:, None] * of.width + numbers[None], found, mask=mask)
 
 
 def scores(q: Tensor, keys: Codes) -> Tensor:
@@ -140,7 +112,7 @@ def scores(q: Tensor, keys: Codes) -> Tensor:
     B, K, m, _ = q.shape
     S = keys.codes.shape[1]
     found = q.new_empty(B, K, m, S)
-    _scores[B * K, -(-S // TOKENS.value)](q.contiguous(), *_given(keys, found, m), BITS=keys.bits, ROWS=_rows(m))
+    _scores[B * K, -(-S // TOKENS.value)](q.contiguous(), _stored(keys), found, m, BITS=keys.bits, ROWS=_rows(m))
     return found
 
 
@@ -151,27 +123,26 @@ def averages(weights: Tensor, values: Codes) -> Tensor:
     parts = min(blocks, max(1, PROGRAMS // (B * K * columns)))
     together = -(-blocks // parts) * TOKENS.value
     found = weights.new_empty(parts, B, K, m, values.width)
-    given = _given(values, found, m)
-    _averages[B * K, columns, parts](weights.contiguous(), *given, together, BITS=values.bits, ROWS=_rows(m))
+    given = weights.contiguous(), _stored(values), found, m, together
+    _averages[B * K, columns, parts](*given, BITS=values.bits, ROWS=_rows(m))
     return found.sum(0)
 
 
-def _given(of: Codes, out: Tensor, m: int) -> tuple[Tensor | int, ...]:
-    """What both kernels take after the rows."""
+def _stored(of: Codes) -> Stored:
     own = of.sizes[: len(of.sizes) // of.n_heads]
-    strides = (t.stride(dim) for t in (of.codes, of.scales) for dim in (0, 1))
-    return (
+    return Stored(
         of.codes,
         of.scales,
-        _group_of(own, out.device),
-        out,
-        m,
-        of.codes.shape[1],
-        of.head,
-        of.width,
-        *strides,
-        len(own),
-        of.n_heads,
+        _group_of(own, of.codes.device),
+        tokens=of.codes.shape[1],
+        size=of.head,
+        width=of.width,
+        code_row=of.codes.stride(0),
+        code_token=of.codes.stride(1),
+        scale_row=of.scales.stride(0),
+        scale_token=of.scales.stride(1),
+        groups=len(own),
+        n_heads=of.n_heads,
     )
 
 

@@ -115,8 +115,8 @@ def _by_hand(talk: Talk) -> None:
         except EOFError:
             return
         except KeyboardInterrupt:
-            _note("\nCtrl-D or /quit ends")
-            continue
+            _note("")
+            raise
         try:
             if not talk.take(line):
                 return

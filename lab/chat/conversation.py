@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -103,7 +103,7 @@ class Conversation:
         """Forget all turns; the system message stays."""
         self.turns, self.left_out = [], 0
 
-    def say(self, text: str, files: Sequence[str] = ()) -> Iterator[str]:
+    def say(self, text: str, files: Sequence[str] = ()) -> Generator[str, None, None]:
         """Add a message of the user, and yield the answer as it comes.
 
         Where the message is refused, it is not part of the conversation.
@@ -117,7 +117,7 @@ class Conversation:
         """
         return self._answer([*self.turns, Turn("user", text, tuple(files))])
 
-    def retry(self) -> Iterator[str]:
+    def retry(self) -> Generator[str, None, None]:
         """Take back the last answer, and yield another.
 
         Raises:
@@ -137,7 +137,7 @@ class Conversation:
             found[kind] = files
         return found
 
-    def _answer(self, turns: list[Turn]) -> Iterator[str]:
+    def _answer(self, turns: list[Turn]) -> Generator[str, None, None]:
         left_out, ids, media = self._fitting(turns)
         longest = min(self.manner.new_tokens, self.room - len(ids))
         tokens = self._memory.continued(
@@ -152,7 +152,7 @@ class Conversation:
         self._answers += 1
         return self._pieces(tokens, longest)
 
-    def _pieces(self, tokens: Iterator[int], longest: int) -> Iterator[str]:
+    def _pieces(self, tokens: Iterator[int], longest: int) -> Generator[str, None, None]:
         stream, pieces, n = TextStream(self.writer.decode, self.manner.stops), list[str](), 0
 
         def put(piece: str) -> Iterator[str]:
@@ -161,7 +161,7 @@ class Conversation:
                 yield piece
 
         try:
-            for token in tokens:
+            for token in self.writer.sound(tokens):
                 n += 1
                 yield from put(stream.push(token))
                 if stream.ended:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import unicodedata
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
+from contextlib import closing
 from pathlib import Path
 from typing import TextIO
 
@@ -19,7 +20,7 @@ HELP = """\
 /clear           forget the conversation; the system message stays
 /save FILE       write it as a line of JSON, which data=chat trains on
 /quit            end; so does Ctrl-D
-A line that begins with a blank is a message, whatever follows. Ctrl-C stops an answer."""
+A line that begins with a blank is a message, whatever follows. Ctrl-C stops an answer, or else ends."""
 
 
 class Talk:
@@ -76,9 +77,13 @@ class Talk:
             if marks != n:
                 rule = f"has {marks} {kind.mark}, and {n} files are named"
                 raise ConfigError("message", text[:60], rule, f"Name one for each first: /{kind.word} FILE")
-        files = self._files
-        self._write(lambda: self.conversation.say(text, files))
+        self._write(lambda: self._said(text))
+
+    def _said(self, text: str) -> Generator[str, None, None]:
+        """The answer to a message, with which the files are used up, whether it is read to its end or not."""
+        answer = self.conversation.say(text, self._files)
         self._files = []
+        return answer
 
     def _retry(self, rest: str) -> bool:
         _refuse(rest, "/retry")
@@ -136,16 +141,17 @@ class Talk:
         remedy = f"{did_you_mean(name, self._commands)}; /help lists all; a message may begin with a blank"
         return ConfigError("command", f"/{name[:60]}", "is not a command", remedy)
 
-    def _write(self, answer: Callable[[], Iterator[str]]) -> None:
+    def _write(self, answer: Callable[[], Generator[str, None, None]]) -> None:
         """Write an answer as it comes, and what the user should know about it."""
         talk, left_out = self.conversation, self.conversation.left_out
         pieces = answer()
         if talk.left_out > left_out:
             self._note(f"context full: the model no longer sees the first {talk.left_out} messages")
         try:
-            for piece in pieces:
-                self.out.write(_printable(piece) if self.terminal else piece)
-                self.out.flush()
+            with closing(pieces):  # so that what was written is part of the conversation, wherever Ctrl-C comes
+                for piece in pieces:
+                    self.out.write(_printable(piece) if self.terminal else piece)
+                    self.out.flush()
         finally:
             self.out.write("\n")
             self.out.flush()

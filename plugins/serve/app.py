@@ -136,7 +136,7 @@ class Routes:
 
     def _answering(self, protocol: Protocol) -> Callable[[Request], Awaitable[ASGIApp]]:
         async def answer(request: Request) -> ASGIApp:
-            fields = Fields(await read_object(request, most_bytes(self.served.room)))
+            fields = Fields(await read_object(request, most_bytes(self.served.room) + self.served.file_bytes))
             self._check_name(fields.need("model", str))
             order = await until_gone(request.receive, protocol.read(fields, self.served))
             kind = Streamed if order.stream else Whole

@@ -10,6 +10,7 @@ from annotated_types import Ge, Le
 
 from blockwright.plugins.serve.choice import UNNAMED, Token
 from blockwright.plugins.serve.fields import Fields
+from blockwright.plugins.serve.files import Files
 from blockwright.plugins.serve.order import Order, read_order
 from blockwright.plugins.serve.protocol import Json, Protocol
 from blockwright.plugins.serve.served import Served
@@ -28,16 +29,22 @@ class Chat(Protocol):
     kind, chunk_kind = "chat.completion", "chat.completion.chunk"
 
     async def read(self, fields: Fields, served: Served) -> Order:
-        messages = [_message(each, i) for i, each in enumerate(fields.need("messages", list))]
+        files = Files.of(served.writer.decoder)
+        messages = [_message(each, i, files, served) for i, each in enumerate(fields.need("messages", list))]
         if not messages:
             raise fields.refuse("messages", [], "a conversation has at least one message")
         new_tokens = _new_tokens(fields)
         wanted, likeliest = fields.take("logprobs", bool, False), fields.take("top_logprobs", Likeliest)
         if likeliest is not None and not wanted:
             raise fields.refuse("top_logprobs", likeliest, "has no effect without logprobs = true")
-        text = await asyncio.get_running_loop().run_in_executor(served.renderer, served.render, messages)
-        ids = await asyncio.to_thread(served.encode_chat, text)
-        return read_order(fields, served, [ids], new_tokens, (likeliest or 0) if wanted else None, chat=True)
+        loop = asyncio.get_running_loop()
+        text = await loop.run_in_executor(served.renderer, served.render, messages)
+        # Pictures one by one, since each takes hundreds of megabytes while it is opened.
+        ids, media = await loop.run_in_executor(
+            served.renderer if files.contents else None, served.encode_chat, text, files
+        )
+        wanted_likeliest = (likeliest or 0) if wanted else None
+        return read_order(fields, served, [ids], new_tokens, wanted_likeliest, chat=True, media=media)
 
     def text(self, text: str) -> Json:
         return {"message": {"role": "assistant", "content": text, "refusal": None}}
@@ -69,8 +76,8 @@ def _new_tokens(fields: Fields) -> int | None:
     return former if new is None else new
 
 
-def _message(value: Any, index: int) -> Json:
-    """A message with its role and text. A developer's is a system message, the former name."""
+def _message(value: Any, index: int, files: Files, served: Served) -> Json:
+    """A message with its role, and its text with marks of files. A developer's is a system message, the former name."""
     fields = Fields(value if isinstance(value, dict) else {}, f"messages.{index}.")
     if not isinstance(value, dict):
         raise Fields({}).refuse(f"messages.{index}", value, "must be an object with a role and content")
@@ -79,14 +86,21 @@ def _message(value: Any, index: int) -> Json:
         raise fields.refuse("role", role, f"must be one of {', '.join(ROLES)}")
     content = fields.need("content", str | list)
     fields.finish(WITHOUT_EFFECT)
-    text = content if isinstance(content, str) else "".join(_part(each, index) for each in content)
+    parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
+    text = "".join(_part(each, index, files, served) for each in parts)
     return {"role": "system" if role == "developer" else role, "content": text}
 
 
-def _part(value: Any, index: int) -> str:
+def _part(value: Any, index: int, files: Files, served: Served) -> str:
     fields = Fields(value if isinstance(value, dict) else {}, f"messages.{index}.content.")
-    if (kind := fields.take("type", str)) != "text":
-        raise fields.refuse("type", kind, "only text is supported", "unsupported_parameter")
-    text = fields.need("text", str)
+    kind = fields.take("type", str)
+    if kind is not None and kind == files.part:
+        text = files.take(fields)
+    elif kind == "text":
+        text = fields.need("text", str)
+        served.refuse_marks([text], "messages")
+    else:
+        known = "text" if files.part is None else f"text and {files.part}"
+        raise fields.refuse("type", kind, f"this model reads {known}", "unsupported_parameter")
     fields.finish({})
     return text

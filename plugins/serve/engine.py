@@ -109,7 +109,7 @@ class Engine:
             unread: tokens that may wait to be read before the request fails; None for any number
 
         Raises:
-            RefusedError: too many jobs wait, or the thread has failed; from the listener: a job cannot be run
+            RefusedError: too many jobs wait, or the thread has failed; from the listener: a job cannot run, or failed
         """
         if self.failed is not None:
             raise _failure(503)
@@ -154,6 +154,8 @@ class Engine:
             (self._begun.add if why is None else self._begun.discard)(job)
             if isinstance(why, BlockError):
                 listener.fail(refused(why, why.parameter))
+            elif why == "failed":
+                listener.fail(_diverged())
             else:
                 listener.hear((job, token, why))
             if listener.error is not None:
@@ -212,6 +214,11 @@ def _ends(step: Sequence[tuple[Job, int | None]]) -> list[Report]:
     """The news of a step: a job may have several tokens in it, and ends with the last of them."""
     last = {job: i for i, (job, _) in enumerate(step)}
     return [(job, token, job.ended if last[job] == i else None) for i, (job, token) in enumerate(step)]
+
+
+def _diverged() -> RefusedError:
+    rule = "The logits of the text are not finite: the model has diverged, or overflows the server's --dtype"
+    return RefusedError(500, rule, code="not_finite")
 
 
 def _failure(status: int) -> RefusedError:

@@ -11,6 +11,7 @@ from annotated_types import Ge, Le
 
 from blockwright.blocks.generation.job import Job
 from blockwright.blocks.generation.sample import Sampling
+from blockwright.blocks.input import Media
 from blockwright.plugins.serve.fields import Fields
 from blockwright.plugins.serve.refusal import RefusedError, refused
 from blockwright.plugins.serve.served import Served
@@ -54,6 +55,7 @@ def read_order(
     new_tokens: int | None,
     likeliest: int | None,
     chat: bool,
+    media: Media | None = None,
 ) -> Order:
     """Read what both protocols share, and refuse the fields that are left.
 
@@ -64,6 +66,7 @@ def read_order(
         new_tokens: at most; None for as many as there is room for
         likeliest: as of ``Order``
         chat: whether the texts are answers in a conversation
+        media: what the prompts hold beside text
 
     Raises:
         RefusedError
@@ -78,7 +81,7 @@ def read_order(
     sampling = _sampling(fields)
     fields.finish()
     jobs = [
-        Job(prompt, _room(served, prompt, new_tokens), sampling, first + i, ends, logprobs=likeliest)
+        Job(prompt, _room(served, prompt, new_tokens), sampling, first + i, ends, logprobs=likeliest, media=media)
         for prompt in prompts
         for i in range(copies)
     ]

@@ -9,9 +9,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from blockwright.blocks.input import Media
 from blockwright.lab.attachment import refuse_marks
 from blockwright.lab.chat_text import ChatText, own_format
 from blockwright.lab.writer import Writer
+from blockwright.plugins.serve.files import MOST_BYTES, Files
 from blockwright.plugins.serve.refusal import RefusedError, refused, shown
 from blockwright.registry import ConfigError
 
@@ -40,13 +42,18 @@ class Served:
     created: int = field(default_factory=lambda: int(time.time()))
     renderer: Executor = field(default_factory=lambda: ThreadPoolExecutor(1, "rendering"))
 
+    @property
+    def file_bytes(self) -> int:
+        """What the files of a request take at most, in base64; 0 for a model that reads text alone."""
+        return 0 if Files.of(self.writer.decoder).kind is None else MOST_BYTES // 3 * 4 + 4096
+
     def encode(self, text: str, param: str) -> list[int]:
         """The ids of a prompt.
 
         Raises:
             RefusedError: there are none, the text is no Unicode, or it has marks of files, which requests cannot bring
         """
-        self._refuse_marks([text], param)
+        self.refuse_marks([text], param)
         try:
             return self.writer.encode(text, self.bos)
         except ConfigError as error:
@@ -79,39 +86,47 @@ class Served:
         """The text of a conversation whose next turn is the model's, for ``encode_chat``.
 
         Raises:
-            RefusedError: the model has no chat format, or it refuses the conversation, or marks of files in it
+            RefusedError: the model has no chat format, or it refuses the conversation
         """
         if self.chat is None:
             rule = "This model has no chat format. Use /v1/completions, or start the server with --chat FORMAT"
             raise RefusedError(400, rule, "messages", "no_chat_format")
-        self._refuse_marks([message["content"] for message in messages], "messages")
         try:
             return self.chat.render([dict(message) for message in messages])
         except ConfigError as error:
             raise refused(error, "messages") from None
 
-    def _refuse_marks(self, texts: Sequence[str], param: str) -> None:
+    def refuse_marks(self, texts: Sequence[str], param: str) -> None:
+        """Refuse texts with marks of files: a file is a part of a message, and its mark is written for it.
+
+        Raises:
+            RefusedError: at ``param``
+        """
         try:
             refuse_marks(self.writer.decoder, texts)
         except ConfigError:
-            rule = f"{param} has the mark of a file, such as a picture, and this server reads text alone"
+            rule = f"{param} has the mark of a file, such as a picture. Send files as parts of messages of a chat"
             raise RefusedError(400, rule, param, "invalid_value") from None
 
-    def encode_chat(self, text: str) -> list[int]:
-        """The ids of a conversation that ``render`` wrote.
+    def encode_chat(self, text: str, files: Files) -> tuple[list[int], Media]:
+        """The ids of a conversation that ``render`` wrote, and what its files hold.
 
         Raises:
-            RefusedError: it is empty or no Unicode, or the tokenizer is not the model's
+            RefusedError: it is empty or no Unicode, a file cannot be read, or the tokenizer is not the model's
         """
         assert self.chat is not None
         try:
-            ids = self.check_ids(self.chat.encode(text), "messages")
+            if files.contents:
+                ids, media = files.encode(self.writer.decoder, text, self.chat)
+            else:
+                ids, media = self.chat.encode(text), {}
+            self.check_ids(ids, "messages")
         except UnicodeEncodeError:
             raise RefusedError(400, "messages are no Unicode", "messages", "invalid_value") from None
         if not ids:
             rule = "messages are empty, but a model continues at least one token"
             raise RefusedError(400, rule, "messages", "invalid_value")
-        return ids
+        return ids, media
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ids, as far as it is text."""

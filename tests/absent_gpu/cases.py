@@ -29,6 +29,7 @@ WIDTHS = {
     "qk_rope_head_dim": 64,
     "v_head_dim": 128,
     "head_dim": 128,
+    "width": 512,  # of a latent that experts work in
 }
 OF_DOCUMENTS = ("attention/", "position/", "scores/")  # blocks that several documents in a row make a difference to
 
@@ -40,7 +41,7 @@ def block_names() -> list[str]:
     """``KIND/NAME`` of each block of this project that reads tokens."""
     kinds = [kind for kind in registry.kinds() if kind not in OF_PICTURES]
     found = [(kind, name) for kind in kinds for name in registry.names(kind)]
-    return ["/".join(f) for f in found if registry.lookup(*f).cls.__module__.startswith("blocks.")]
+    return ["/".join(f) for f in found if registry.lookup(*f).cls.__module__.startswith("blockwright.blocks.")]
 
 
 def block(name: str) -> dict[str, Any]:
@@ -100,11 +101,20 @@ ATTENTIONS = {
     "a length of no whole block": Attention((128, 128), (32, 8), window=64, length=200),
 }
 
+# Kernel, bits of the codes, rows of a head: triton_products.py pads them to 16 at least, and takes 64 at most.
+CODED = {
+    f"{kernel}, {bits} bits, {rows} rows": (kernel, bits, rows)
+    for kernel in ("scores", "averages")
+    for bits in (8, 6, 4)
+    for rows in (16, 32, 64)
+}
+
 NAMES: dict[str, Callable[[], Iterable[str]]] = {  # check → what it tries
     "block": block_names,
     "preset": presets.names,
     "compiled": block_names,
     "compiled_preset": presets.names,
     "attention": lambda: ATTENTIONS,
+    "coded": lambda: CODED,
     "timed": lambda: PARTS,
 }

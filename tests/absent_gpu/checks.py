@@ -10,7 +10,7 @@ from blockwright.blocks.decoder import Decoder
 from blockwright.training.compiling import compile_layers
 from tests.absent_gpu import cases, planted
 from tests.absent_gpu.device import Built, Gpu
-from tests.absent_gpu.kernels import Collector, build
+from tests.absent_gpu.kernels import Collector, build, build_coded
 from tests.absent_gpu.steps import MODE, attend, step
 from tests.gpu.blocks_at_work import work
 
@@ -55,6 +55,10 @@ class Checks:
         """FlexAttention's kernels for one way to score."""
         return self._collected(lambda: attend(cases.ATTENTIONS[name]))
 
+    def coded(self, name: str) -> dict[str, Any]:
+        """A product of attention to codes, built."""
+        return self._fitting({name: build_coded(*cases.CODED[name], self.gpu)})
+
     def planted(self, name: str) -> dict[str, Any]:
         """A fault of planted.py, of which none may pass."""
         if name == "too_wide":
@@ -87,9 +91,13 @@ class Checks:
         for source, name in self.collector.sources.items():
             if source not in self.built:
                 self.built[source] = build(source, name)
-        made = {source: self.built[source] for source in self.collector.sources}
-        faults = [f"{self.collector.sources[s]} {fault}" for s, b in made.items() if (fault := b.fault(self.gpu))]
-        if faults:
+        return self._fitting(
+            {f"{name} {i}": self.built[s] for i, (s, name) in enumerate(self.collector.sources.items())}
+        )
+
+    def _fitting(self, made: dict[str, Built]) -> dict[str, Any]:
+        """Figures of kernels by name, all of which the GPU can launch."""
+        if faults := [f"{name} {fault}" for name, built in made.items() if (fault := built.fault(self.gpu))]:
             raise AssertionError("; ".join(faults))
-        most = max(b.shared for b in made.values())
-        return {"kernels": len(made), "shared": most, "spilled": max(b.spilled for b in made.values())}
+        most = max(built.shared for built in made.values())
+        return {"kernels": len(made), "shared": most, "spilled": max(built.spilled for built in made.values())}

@@ -20,8 +20,10 @@ from torch._inductor.async_compile import AsyncCompile
 from torch._inductor.codecache import PyCodeCache
 from torch._inductor.compile_fx import compile_fx_inner
 from torch._inductor.decomposition import select_decomp_table
+from triton.backends.compiler import GPUTarget
 from triton.backends.driver import GPUDriver
 from triton.backends.nvidia.driver import CudaDriver
+from triton.compiler import ASTSource
 
 from tests.absent_gpu.device import Built, Gpu
 
@@ -117,6 +119,33 @@ def build(source: str, name: str) -> Built:
         kernel = tuner._precompile_config(tuner.configs[0]).kernel
     if log := said.getvalue():  # nothing is said of machine code that was compiled before, from another source
         _logs[kernel.hash] = log
-    spilled = sum(int(n) for n in re.findall(r"(\d+) bytes spill", _logs[kernel.hash]))
-    registers = max((int(n) for n in re.findall(r"Used (\d+) registers", _logs[kernel.hash])), default=0)
+    return _measured(kernel, _logs[kernel.hash])
+
+
+def _measured(kernel: Any, log: str) -> Built:
+    spilled = sum(int(n) for n in re.findall(r"(\d+) bytes spill", log))
+    registers = max((int(n) for n in re.findall(r"Used (\d+) registers", log)), default=0)
     return Built(kernel.metadata.shared, spilled, registers)
+
+
+def build_coded(name: str, bits: int, rows: int, gpu: Gpu) -> Built:
+    """Compile a kernel of triton_products.py to machine code.
+
+    Args:
+        name: ``scores`` or ``averages``
+        bits: of the codes
+        rows: of a head
+        gpu: to run on
+    """
+    from blockwright.blocks.kernels import triton_products
+
+    kernel, constants = getattr(triton_products, f"_{name}"), {"BITS": bits, "ROWS": rows}
+    numbers = ["i32"] * (len(triton_products.Stored._fields) - 3)
+    known = {"q": "*fp32", "w": "*fp32", "out": "*fp32", **dict.fromkeys(constants, "constexpr")}
+    known["of"] = triton_products.Stored("*u8", "*bf16", "*i32", *numbers)
+    signature = {name: known.get(name, "i32") for name in kernel.arg_names}
+    capability, said = 10 * gpu.capability[0] + gpu.capability[1], io.StringIO()
+    with triton.knobs.nvidia.scope(), triton.knobs.compilation.scope(), contextlib.redirect_stdout(said):
+        triton.knobs.nvidia.dump_ptxas_log = triton.knobs.compilation.always_compile = True
+        built = triton.compile(ASTSource(kernel, signature, constants), target=GPUTarget("cuda", capability, 32))
+    return _measured(built, said.getvalue())

@@ -21,6 +21,10 @@ SECTIONS = {  # check → heading, and what its cells say
     ),
     "compiled_preset": ("Compiled presets", "Each kind of layer of a preset compiled: the same figures."),
     "attention": ("FlexAttention", "Its kernels, forward and backward, by what forms the scores: the same figures."),
+    "coded": (
+        "Attention to codes",
+        "`coded_attention`, Triton: its products by the bits of a cache and the rows of a head: the same figures.",
+    ),
     "timed": ("Parts that are timed", "What `python -m tests.gpu` times on a GPU, traced without one."),
 }
 UNTRIED, FAILS = "–", "FAILS: "

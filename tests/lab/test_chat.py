@@ -364,7 +364,7 @@ def test_by_hand_errors_and_interruptions_end_nothing(
         yield next(pieces)
         raise KeyboardInterrupt if text == "stop" else ConfigError("x", 1, "rule", "remedy")
 
-    lines: Iterator[str | BaseException] = iter(["/nope", "stop", KeyboardInterrupt(), "fail", "/quit"])
+    lines: Iterator[str | BaseException] = iter(["/nope", "stop", "fail", "/help", KeyboardInterrupt(), "/quit"])
 
     def typed(prompt: str) -> str:
         line = next(lines)
@@ -374,9 +374,31 @@ def test_by_hand_errors_and_interruptions_end_nothing(
 
     monkeypatch.setattr("builtins.input", typed)
     monkeypatch.setattr(conversation, "say", interrupted)
-    command._by_hand(Talk(conversation, sys.stdout, sys.stderr, terminal=True))
+    with pytest.raises(KeyboardInterrupt):  # where no answer is written
+        command._by_hand(Talk(conversation, sys.stdout, sys.stderr, terminal=True))
     said = capsys.readouterr().err
-    assert next(lines, None) is None and said.count("error: ") == 2 and "stopped" in said and "Ctrl-D" in said
+    assert next(lines) == "/quit" and said.count("error: ") == 2 and "stopped" in said and "Ctrl-D" in said
+
+
+def test_an_answer_that_is_interrupted_while_it_is_shown_is_kept_and_its_files_are_used_up(
+    conversation: Conversation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Interrupted(io.StringIO):
+        def write(self, text: str) -> int:
+            if self.tell():
+                raise KeyboardInterrupt
+            return super().write(text)
+
+    files: list[Any] = []
+    real = conversation.say
+    monkeypatch.setattr(conversation, "say", lambda text, own: files.extend(own) or real(text))
+    talk = Talk(conversation, Interrupted(), io.StringIO(), terminal=False)
+    talk._files = ["a.png"]
+    talk._kinds = {}
+    with pytest.raises(KeyboardInterrupt) as interruption:
+        talk.take("Hi")
+    assert [turn.role for turn in conversation.turns] == ["user", "assistant"], interruption
+    assert files == ["a.png"] and talk._files == []
 
 
 def test_bytes_have_no_chat_format_of_their_own(

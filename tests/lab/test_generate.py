@@ -209,6 +209,19 @@ def test_attention_without_a_cache_is_refused(writer: Writer, monkeypatch: pytes
         writer.write("x")
 
 
+@pytest.mark.parametrize("words", [[], ["--temperature", "0"], ["--drafts", "lookup"]], ids=" ".join)
+def test_model_that_has_diverged_is_refused(save: Callable[..., Path], words: list[str]) -> None:
+    folder = save()
+    checkpoint = folder / "checkpoints" / "last.ckpt"
+    parts = torch.load(checkpoint)
+    parts["state_dict"]["decoder.embedding.weight"][120] = float("nan")
+    torch.save(parts, checkpoint)
+    main([str(folder), "--prompt", "aaa", "--max-new-tokens", "1", *words])
+    with pytest.raises(ConfigError, match="not finite") as refused:
+        main([str(folder), "--prompt", "x", "--max-new-tokens", "3", *words])
+    assert refused.value.path == "MODEL" and refused.value.remedy
+
+
 def test_command_refuses_without_a_traceback(warm: Warm, environment: dict[str, str]) -> None:
     done = warm.run("-m", "blockwright.lab.generate", "nowhere", "--prompt", "x", cwd=ROOT, env=environment)
     assert done.returncode == 64 and not done.stdout

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from blockwright.blocks.cache.base import Cache
 from blockwright.blocks.decoder import Decoder
-from blockwright.blocks.generation.draws import Draws
+from blockwright.blocks.generation.draws import Draws, draw_each
 from blockwright.registry import BlockError
 
 MOST = 64  # drafts of a pass: every row has memory for as many tokens more, and few are ever right
@@ -105,6 +105,11 @@ class Drafter:
             BlockError: they do not suit the model
         """
         return Drafts()
+
+
+def draw_drafts(draws: Sequence[Draws], logits: Tensor) -> list[int]:
+    """A draft of each row from logits [B,V]. From those that are not finite it is any token: all drafts are checked."""
+    return draw_each(draws, logits.float().nan_to_num(posinf=0.0))
 
 
 def check_tokens(tokens: int) -> None:

@@ -9,8 +9,15 @@ from torch import Tensor
 
 from blockwright.blocks.cache.base import Mark
 from blockwright.blocks.decoder import Decoder
-from blockwright.blocks.generation.drafts.base import Checked, Drafter, Drafts, check_tokens, next_positions
-from blockwright.blocks.generation.draws import Draws, draw_each
+from blockwright.blocks.generation.drafts.base import (
+    Checked,
+    Drafter,
+    Drafts,
+    check_tokens,
+    draw_drafts,
+    next_positions,
+)
+from blockwright.blocks.generation.draws import Draws
 from blockwright.blocks.generation.joining import joinable_caches, refuse_dependent_rows
 from blockwright.registry import BlockError
 
@@ -75,7 +82,7 @@ class SmallerModelDrafts(Drafts):
             if i:
                 last = torch.tensor([row[-1:] for row in drafts], device=hidden.device, dtype=torch.int64)
                 hidden = self._feed(last)[:, 0]
-            for row, token in zip(drafts, draw_each(draws, self.small.logits(hidden).float()), strict=True):
+            for row, token in zip(drafts, draw_drafts(draws, self.small.logits(hidden)), strict=True):
                 row.append(token)
         self._rewind(marks, 0)
         return drafts

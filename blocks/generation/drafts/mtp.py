@@ -11,8 +11,8 @@ from torch.nn import functional as F
 from blockwright.blocks.cache.state import State
 from blockwright.blocks.decoder import Decoder
 from blockwright.blocks.forward_pass import Pass
-from blockwright.blocks.generation.drafts.base import Checked, Drafter, Drafts, next_positions
-from blockwright.blocks.generation.draws import Draws, draw_each
+from blockwright.blocks.generation.drafts.base import Checked, Drafter, Drafts, draw_drafts, next_positions
+from blockwright.blocks.generation.draws import Draws
 from blockwright.blocks.generation.joining import joinable_caches_of_depths
 from blockwright.registry import BlockError
 
@@ -73,7 +73,7 @@ class MultiTokenDrafts(Drafts):
             states = self._states(k, states, tokens)
             cache.rewind(mark, last + 1)
             if k < most:
-                drafts.append(draw_each(draws, self.decoder.logits(states[rows, last + k]).float()))
+                drafts.append(draw_drafts(draws, self.decoder.logits(states[rows, last + k])))
                 tokens = F.pad(tokens, (0, 1))
                 tokens[rows, last + k + 1] = tokens.new_tensor(drafts[-1])
             states = self._delayed(k, states, last)

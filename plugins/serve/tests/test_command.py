@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import re
@@ -16,6 +17,7 @@ from typing import Any
 import pytest
 import torch
 from running import tiny
+from terminal import INTERRUPT, on_a_terminal
 
 from blockwright.blocks.compose import compose
 from blockwright.command import run
@@ -92,6 +94,33 @@ def test_it_serves_from_its_start_until_sigterm_and_lets_a_request_end(process: 
     assert re.fullmatch(r"\S+ \S+ request=\w+ route=/v1/completions status=200 prompt=5 new=190 .* ended=length\n", err)
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection((host[1].partition(":")[0], int(host[1].partition(":")[2])))
+
+
+@pytest.mark.parametrize("times", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_ctrl_c_lets_requests_end_and_a_second_one_does_not(
+    folder: Path, environment: dict[str, str], times: int
+) -> None:
+    words = f"serve {folder} --port 0 --rows 2 --grace 60 --device cpu".split()
+    with on_a_terminal(words, environment) as terminal:
+        terminal.until(r"/v1\r\n")
+        host = re.search(r"http://(127\.0\.0\.1:\d+)/v1", terminal.shown)
+        assert host is not None
+        connection = http.client.HTTPConnection(host[1], timeout=60)
+        body = {"model": "tiny", "prompt": "Hello", "max_tokens": 190, "ignore_eos": True, "stream": True}
+        body |= {"n": 2 if times == 1 else 64}
+        connection.request("POST", "/v1/completions", json.dumps(body), {"Content-Type": "application/json"})
+        response = connection.getresponse()
+        assert response.readline().startswith(b"data: {")
+        terminal.type(INTERRUPT)
+        if times == 1:
+            assert response.read().endswith(b"data: [DONE]\n\n")
+        else:
+            terminal.until("\\^C")
+            terminal.type(INTERRUPT)
+            with contextlib.suppress(http.client.IncompleteRead):
+                assert b"[DONE]" not in response.read()
+        assert terminal.end() == 130
+        assert terminal.settings == terminal.before and "Traceback" not in terminal.shown
 
 
 @pytest.fixture

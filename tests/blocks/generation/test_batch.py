@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import gc
+import math
 import random
 import weakref
 from collections.abc import Callable
@@ -25,20 +27,10 @@ from blockwright.blocks.generation.generate import Continuations
 from blockwright.blocks.generation.job import Job
 from blockwright.blocks.generation.sample import Sampling, narrow
 from blockwright.registry import BlockError
+from tests.blocks.generation.small_models import CSA, HYBRID, SMALL, WINDOW
 
 V, ROOM = 61, 40
-BASE: dict[str, Any] = {
-    "vocab_size": V,
-    "d_model": 32,
-    "n_layers": 2,
-    "max_positions": 64,
-    "init": {"std": 0.2, "depth_scaled": False},
-    "attention": {"name": "gqa"},
-    "position": {"name": "rope"},
-    "ffn": {"name": "swiglu", "d_ff": 24},
-    "norm": {"name": "rmsnorm"},
-    "residual": {"name": "prenorm"},
-}
+BASE: dict[str, Any] = {**SMALL, "vocab_size": V}
 GQA_OF_4 = {"name": "gqa", "n_heads": 4, "n_kv_heads": 2}
 SELECTORS: dict[str, dict[str, Any]] = {
     "block": {"name": "block", "block_size": 3, "top_k": 2},
@@ -46,7 +38,6 @@ SELECTORS: dict[str, dict[str, Any]] = {
     "pooled": {"name": "pooled", "n_heads": 2, "head_dim": 8, "block_size": 3, "top_k": 2},
 }
 LONGROPE = {"name": "longrope", "original_positions": 16, "factor": 4.0}
-CSA = {"name": "csa", "every": 3, "n_heads": 2, "head_dim": 8, "top_k": 2}
 MODELS: dict[str, dict[str, Any]] = {
     **{name: {"attention": {"name": name}} for name in registry.names("attention") if name != "none"},
     **{f"mla, {name}": {"attention": {"name": "mla", "selector": node}} for name, node in SELECTORS.items()},
@@ -57,7 +48,7 @@ MODELS: dict[str, dict[str, Any]] = {
     },
     "longrope": {"position": LONGROPE},
     **{name: {"attention": {**GQA_OF_4, "scores": name}} for name in registry.names("scores")},
-    "window of 5": {"attention": {"name": "sliding_window", "n_heads": 4, "n_kv_heads": 2, "window": 5}},
+    "window of 5": {"attention": WINDOW},
     "csa": {"attention": {"name": "shared_kv", "n_heads": 4, "window": 6, "compressor": CSA}},
     "hca": {"attention": {"name": "shared_kv", "n_heads": 4, "window": 6, "compressor": {"name": "hca", "every": 4}}},
     "value_residual": {"attention": {**GQA_OF_4, "values": "value_residual"}},
@@ -72,17 +63,7 @@ MODELS: dict[str, dict[str, Any]] = {
         "gating": {"name": "sinkhorn"},
         "experts": {"name": "swiglu", "d_ff": 16},
     },
-    "hybrid": {
-        "n_layers": 3,
-        "attention": {"name": "mla"},
-        "variants": {
-            "attention": {
-                "state": {"name": "gated_delta"},
-                "window": {"name": "sliding_window", "n_heads": 4, "n_kv_heads": 2, "window": 5},
-            }
-        },
-        "layout": {"attention": "state window attention"},
-    },
+    "hybrid": HYBRID,
 }
 SAMPLINGS = [
     Sampling(0.0),
@@ -454,6 +435,51 @@ def test_room_is_shared_by_jobs_that_follow_each_other_for_longer_than_it() -> N
     assert batch.steps > 3 * ROOM and 0 < batch.shifts <= 2 * len(made)
     for job in made:
         assert_ended_as(job, alone(decoder, job, None))
+
+
+# --- logits that are not finite ---------------------------------------------------------------------------------------
+
+
+def poisoned(decoder: Decoder, token: int, value: float) -> Decoder:
+    """A decoder whose numbers are not finite once it has read a token."""
+    decoder = copy.deepcopy(decoder)
+    with torch.no_grad():
+        decoder.embedding.weight[token] = value
+    return decoder
+
+
+@pytest.mark.parametrize(("name", "bits"), [*((name, None) for name in MODELS), ("gqa", 6), ("hybrid", 6)])
+def test_a_job_whose_logits_are_not_finite_fails_and_no_other_notices(name: str, bits: int | None) -> None:
+    """One fails while its prompt is read, one while it runs; others run beside them, and take their rows."""
+    bad, value = (V - 1, V - 2), math.nan if bits is None else math.inf
+    prompts = [[3] * 20, [bad[0], 3], [4] * 9, *([i, *[7] * i] for i in range(3))]
+    made = [Job(prompt, 8, seed=i, stop_tokens=frozenset(bad)) for i, prompt in enumerate(prompts)]
+    made[2].stop_tokens = frozenset()
+    sound = model(name)
+    right = [alone(sound, job, bits) for job in made]
+    decoder = poisoned(poisoned(sound, bad[0], value), bad[1], value)
+    batch = Batch(decoder, 2, ROOM, bits=bits, chunk=16)
+    for job in made:
+        batch.add(job)
+    news = [each for _ in range(4) for each in batch.step()]
+    made[2].tokens[-1] = bad[1]  # as if it had been drawn
+    news += [each for _ in range(40) for each in batch.step()]
+    assert not batch.busy
+    assert made[1].ended == made[2].ended == "failed" and made[1].tokens == []
+    assert [token for job, token in news if job is made[2]][-1] is None
+    assert all(job.ended in ("end", "length") for job in made if job not in made[1:3])
+    for job, tokens in zip(made, right, strict=True):
+        if job not in made[1:3]:
+            assert job.tokens == tokens
+
+
+def test_every_job_of_a_model_that_has_diverged_fails() -> None:
+    decoder = copy.deepcopy(model("mla"))
+    with torch.no_grad():
+        decoder.output_weight[3] = math.nan
+    made = [Job([i], 5, sampling) for i, sampling in enumerate(SAMPLINGS)]
+    batch = finished(Batch(decoder, 2, ROOM), *made)
+    assert [(job.ended, job.tokens) for job in made] == [("failed", [])] * len(made) and batch.steps == 0
 
 
 # --- refusals ---------------------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from blockwright.blocks.generation.sample import Sampling, candidates, sample
+from blockwright.blocks.generation.sample import NotFiniteError, Sampling, candidates, drawable, sample
 from blockwright.registry import BlockError
 
 LOGITS = torch.tensor([1.0, 0.0, -1.0, 2.0])
@@ -131,12 +131,24 @@ def test_numbers_at_the_edge_of_their_type_do_what_small_and_large_ones_do(small
     torch.testing.assert_close(frequencies(Sampling(1e9)), torch.full((4,), 0.25), rtol=0, atol=0.025)
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_logits_that_are_not_finite_draw_no_token(value: float) -> None:
+@pytest.mark.parametrize("sampling", [Sampling(), Sampling(0.0), Sampling(0.7, top_k=2), Sampling(1.0, top_p=0.5)])
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_logits_that_are_not_finite_draw_no_token(value: float, sampling: Sampling) -> None:
     logits = torch.zeros(2, 5)
     logits[1, 3] = value
-    with pytest.raises(RuntimeError, match="the model has diverged"):
-        sample(logits, Sampling(), [torch.Generator() for _ in range(2)])
+    assert drawable(logits) == [True, False]
+    with pytest.raises(NotFiniteError):
+        sample(logits, sampling, [torch.Generator() for _ in range(2)])
+
+
+def test_tokens_are_excluded_by_negative_infinity_but_not_all_of_them() -> None:
+    logits = torch.full((2, 5), -math.inf)
+    logits[0, 3] = 0
+    assert drawable(logits) == [True, False]
+    for sampling in (Sampling(), Sampling(0.0)):
+        assert sample(logits[:1], sampling, [torch.Generator()]) == 3
+        with pytest.raises(NotFiniteError):
+            sample(logits, sampling, [torch.Generator() for _ in range(2)])
 
 
 def test_draws_are_those_of_torch() -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import functools
+import math
 import random
 from collections.abc import Callable
 from typing import Any
@@ -24,26 +26,13 @@ from blockwright.blocks.generation.drafts.mtp import MultiToken
 from blockwright.blocks.generation.draws import Draws, draw_each
 from blockwright.blocks.generation.generate import Continuations
 from blockwright.blocks.generation.job import Job
-from blockwright.blocks.generation.sample import Sampling, narrow
+from blockwright.blocks.generation.sample import NotFiniteError, Sampling, narrow
 from blockwright.blocks.generation.speculation import Speculation
 from blockwright.registry import BlockError
+from tests.blocks.generation.small_models import CSA, HYBRID, SMALL, WINDOW
 
 V = 7  # few tokens, so that drafts are often right
-BASE: dict[str, Any] = {
-    "vocab_size": V,
-    "d_model": 32,
-    "n_layers": 2,
-    "max_positions": 64,
-    "init": {"std": 0.2, "depth_scaled": False},
-    "attention": {"name": "gqa"},
-    "position": {"name": "rope"},
-    "ffn": {"name": "swiglu", "d_ff": 24},
-    "norm": {"name": "rmsnorm"},
-    "residual": {"name": "prenorm"},
-    "mtp": {"depth": 2},
-}
-CSA = {"name": "csa", "every": 3, "n_heads": 2, "head_dim": 8, "top_k": 2}
-WINDOW = {"name": "sliding_window", "n_heads": 4, "n_kv_heads": 2, "window": 5}
+BASE: dict[str, Any] = {**SMALL, "vocab_size": V, "mtp": {"depth": 2}}
 MODELS: dict[str, dict[str, Any]] = {
     **{name: {"attention": {"name": name}} for name in registry.names("attention") if name != "none"},
     "mla, dsa": {"attention": {"name": "mla", "selector": {"name": "dsa", "n_heads": 2, "head_dim": 8, "top_k": 5}}},
@@ -52,12 +41,7 @@ MODELS: dict[str, dict[str, Any]] = {
     "csa": {"attention": {"name": "shared_kv", "n_heads": 4, "window": 6, "compressor": CSA}},
     "learned": {"position": {"name": "learned"}},
     "longrope": {"position": {"name": "longrope", "original_positions": 22, "factor": 4.0}},
-    "hybrid": {
-        "n_layers": 3,
-        "attention": {"name": "mla"},
-        "variants": {"attention": {"state": {"name": "gated_delta"}, "window": WINDOW}},
-        "layout": {"attention": "state window attention"},
-    },
+    "hybrid": HYBRID,
 }
 SAMPLINGS = [
     Sampling(0.0),
@@ -249,6 +233,44 @@ def test_acceptance_is_at_least_that_of_coupled_distributions() -> None:
             right += guess == draw_each([row], p)
         assert right / 3000 > (1 - t) / (1 + t) - 0.03
         assert right / 3000 < 1 - t + 0.03  # no coupling is better
+
+
+# --- logits that are not finite ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("part", ["embedding.weight", "mtp"])
+@pytest.mark.parametrize("kind", ["mtp", "smaller model", "lookup"])
+def test_drafts_from_numbers_that_are_not_finite_are_wrong_and_change_no_token(kind: str, part: str) -> None:
+    """Either the row has diverged, which fails alone, or what drafts has, which costs drafts alone."""
+    decoder, drafting = (copy.deepcopy(each) for each in (model("hybrid"), small(torch.float64)))
+    texts = [[1, 2, 1, 2], [3, 1, 3, 1, 3]]
+    with torch.no_grad():
+        if part == "mtp":
+            for weights in (*decoder.mtp.parameters(), *drafting.parameters()):
+                weights.fill_(math.nan)
+        else:
+            decoder.embedding.weight[6] = drafting.embedding.weight[6] = math.nan
+            texts[1][-1] = 6
+    drafter = SmallerModel(drafting, 3) if kind == "smaller model" else KINDS[kind](decoder)
+    batch = Batch(decoder, 2, 40, drafts=drafter)
+    jobs = [batch.add(Job(text, 10, seed=i, stop_tokens={6})) for i, text in enumerate(texts)]
+    later = batch.add(Job([2], 12, seed=2, stop_tokens={6}))
+    while batch.busy:
+        batch.step()
+    failed = [jobs[1]] if part != "mtp" else []
+    for job in (*jobs, later):
+        alone = Continuations(model("hybrid"), [job.prompt], job.new_tokens, seed=job.seed, stop_tokens={6})
+        assert job.tokens == ([] if job in failed else by_row(alone, 1)[0])
+        assert (job.ended == "failed") == (job in failed)
+
+
+def test_the_text_of_a_model_that_has_diverged_ends_with_an_error() -> None:
+    decoder = copy.deepcopy(model("gqa"))
+    with torch.no_grad():
+        decoder.embedding.weight[3] = math.inf
+    for rows in (Speculation(decoder, [[1], [3]], 5, drafts=MultiToken(decoder)), Continuations(decoder, [[3]], 5)):
+        with pytest.raises(NotFiniteError):
+            next(rows)
 
 
 # --- kinds ------------------------------------------------------------------------------------------------------------

@@ -70,6 +70,8 @@ def test_what_is_asked_depends_on_the_device_its_capability_and_what_is_installe
     assert order("experts", "cuda", HOPPER) == ["grouped", "loop"] and order("experts", "cuda", AMPERE) == ["loop"]
     assert order("experts", "cpu", (0, 0)) == ["segments"]
     assert order("latent_attention", "cuda", HOPPER) == ["absorbed"]
+    assert order("recurrence", "cpu", (0, 0)) == ["few_tokens", "torch"]
+    assert order("recurrence", "cuda", HOPPER) == ["torch"]
     assert order("coded_attention", "cpu", (0, 0)) == ["compiled", "parts", "whole"]
     assert order("coded_attention", "meta", (0, 0)) == ["whole"]
     assert order("attention", "cuda", HOPPER, "fa4") == ["flex", "cudnn", "sdpa"]  # not installed

@@ -5,14 +5,10 @@ No GPU runs them: nothing is shown of speed.
 
 from __future__ import annotations
 
-import contextlib
-import io
 import json
 import os
-import re
 import subprocess
 import sys
-from typing import Any
 
 import pytest
 
@@ -72,33 +68,18 @@ def test_so_do_long_caches_and_wide_latents() -> None:
     assert len(found) == 9 and max(found.values()) < 2e-6, found
 
 
-def compiled(kernel: Any, bits: int, rows: int, capability: int) -> tuple[int, int]:
-    """Bytes of shared memory, and of registers that are stored for want of room."""
-    import triton
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
-
-    pointers = {"q": "*fp32", "w": "*fp32", "out": "*fp32", "codes": "*u8", "scales": "*bf16", "group_of": "*i32"}
-    constants = {"BITS": bits, "ROWS": rows}
-    signature = {n: "constexpr" if n in constants else pointers.get(n, "i32") for n in kernel.arg_names}
-    said = io.StringIO()
-    with triton.knobs.nvidia.scope(), triton.knobs.compilation.scope(), contextlib.redirect_stdout(said):
-        triton.knobs.nvidia.dump_ptxas_log = triton.knobs.compilation.always_compile = True
-        built = triton.compile(ASTSource(kernel, signature, constants), target=GPUTarget("cuda", capability, 32))
-    return built.metadata.shared, sum(int(n) for n in re.findall(r"(\d+) bytes spill", said.getvalue()))
-
-
 CASES = [(bits, capability) for bits in (8, 6, 4) for capability in (80, 90, 100)]
 
 
-@pytest.mark.parametrize("kernel", ["_scores", "_averages"])
+@pytest.mark.parametrize("kernel", ["scores", "averages"])
 @pytest.mark.parametrize(
     ("bits", "capability"), [case if case == (6, 90) else pytest.param(*case, marks=pytest.mark.slow) for case in CASES]
 )
 def test_they_compile_for_gpus_that_are_not_here(kernel: str, bits: int, capability: int) -> None:
-    from blockwright.blocks.kernels import triton_products
     from tests.absent_gpu.device import GPUS
+    from tests.absent_gpu.kernels import build_coded
 
+    gpu = GPUS[f"sm_{capability}"]
     for rows, spilled in ((16, 64), (64, 2048)):
-        shared, spills = compiled(getattr(triton_products, kernel), bits, rows, capability)
-        assert shared <= GPUS[f"sm_{capability}"].shared and spills <= spilled, (rows, shared, spills)
+        built = build_coded(kernel, bits, rows, gpu)
+        assert built.fault(gpu) is None and built.spilled <= spilled, (rows, built)
