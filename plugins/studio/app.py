@@ -20,7 +20,10 @@ from blockwright.plugins.studio.workshop import LateError, Workshop
 
 PAGE = Path(__file__).parent / "page"
 MEDIA = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
-OF_A_REPORT = "default-src 'none'; style-src 'unsafe-inline'; img-src 'self' data:; sandbox allow-popups"
+OF_A_REPORT = (
+    "default-src 'none'; style-src 'unsafe-inline'; img-src 'self' data:; base-uri 'none'; form-action 'none'; "
+    "frame-ancestors 'none'; sandbox allow-same-origin allow-popups"
+)  # no script
 LONGEST = 400  # characters of a name of a run, or of a part of one
 
 
@@ -122,5 +125,3 @@ async def _wrong(request: Request, error: HTTPException) -> Response:
 
 async def _late(request: Request, error: LateError) -> Response:
     return JSONResponse({"error": f"No answer: {error}"}, 504)
-
-

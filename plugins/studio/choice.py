@@ -176,11 +176,11 @@ def _put(model: dict[str, Any], path: str, value: Any) -> None:
         model.pop(last, None)
         return
     place: Any = model
-    for depth, key in enumerate(above):
+    for key in above:
         inner = place.get(key) if isinstance(place, dict) else place[_index(place, key, path)]
         if isinstance(inner, str) and inner != registry.INHERIT:
             inner = {"name": inner}
-        elif inner is None and depth == 0 and key not in registry.kinds():
+        elif inner is None and above[0] not in registry.kinds():
             inner = {}
         if not isinstance(inner, dict | list):
             raise ConfigError(f"model.{path}", value, f"there is nothing at model.{'.'.join(above)}", "Choose it first")
@@ -212,7 +212,7 @@ def _of_a_group(kind: str, text: str, present: bool) -> str:
 
 
 def _sign(path: str, old: Mapping[str, Any]) -> str:
-    """``++`` for a key that the configuration lacks: the nodes of a model and its settings are typed, others are not."""
+    """``++`` for a key that the configuration lacks. A model and its blocks are typed: they have all of their keys."""
     above, _, last = path.rpartition(".")
     typed = above in ("", *registry.kinds())
     holder = _at(old, above)

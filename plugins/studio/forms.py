@@ -1,4 +1,4 @@
-"""The catalogue as data from which the page makes its forms: kinds, blocks, parameters with type, range, help, papers."""
+"""The catalogue as data, from which the page makes its forms: blocks, and parameters with type, range and help."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ def forms() -> dict[str, Any]:
     """All that the page knows of the registry.
 
     Returns:
-        ``presets``: name, summary; ``settings``: parameters of a model that are no block; ``kinds``: kind → its meaning,
-        whether layers may differ in it, and its blocks by name
+        ``presets``: name, summary; ``settings``: parameters of a model that are no block; ``kinds``: kind →
+        its meaning, whether layers may differ in it, and its blocks by name
     """
     registry.load()
     return {

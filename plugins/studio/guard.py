@@ -11,7 +11,7 @@ import hashlib
 import hmac
 from collections.abc import Mapping
 from http.cookies import CookieError, SimpleCookie
-from urllib.parse import parse_qs
+from urllib.parse import parse_qsl
 
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -51,7 +51,7 @@ class Guard:
             return
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
         if rule := self._foreign(headers, scope["path"]):
-            await _refused(421 if "host" in rule else 403, rule)(scope, receive, _with(send, HEADERS))
+            await _refused(403, rule)(scope, receive, _with(send, HEADERS))
         elif scope["path"] == PAGE and self._is_token(_of_query(scope)):
             await self.app(scope, receive, _with(send, {**HEADERS, "set-cookie": self._set}))
         elif self._is_token(self._of_cookie(headers)):
@@ -83,7 +83,7 @@ class Guard:
 
 
 def _of_query(scope: Scope) -> str:
-    return parse_qs(scope["query_string"].decode("latin-1"), max_num_fields=8).get("token", [""])[0]
+    return dict(parse_qsl(scope["query_string"].decode("latin-1"))).get("token", "")
 
 
 def _digest(token: str) -> bytes:

@@ -21,7 +21,13 @@ JOBS = 500  # of a sweep that are shown
 DRAWN = 8  # curves of a sweep: more cannot be told apart
 LONGEST = 2000  # characters of a text of a folder
 REPORT = "report"
-MEDIA = {".html": "text/html", ".svg": "image/svg+xml", ".md": "text/plain", ".json": "application/json", ".csv": "text/csv"}
+MEDIA = {
+    ".html": "text/html",
+    ".svg": "image/svg+xml",
+    ".md": "text/plain",
+    ".json": "application/json",
+    ".csv": "text/csv",
+}
 
 
 class Runs:
@@ -42,7 +48,13 @@ class Runs:
 
     def one(self, found: Place) -> dict[str, Any]:
         """A run or a sweep, with its chart."""
-        row = {**self._row(found), "overrides": _short(overrides_of(self._folder(found))), "reports": self._reports(found)}
+        sweep = found.name.rpartition("/")[0]
+        row = {
+            **self._row(found),
+            "overrides": _short(overrides_of(self._folder(found))),
+            "reports": self._reports(found),
+            "sweep": sweep if self.index.find(sweep) else None,
+        }
         return row | (self._sweep(found) if found.kind == "sweep" else self._run(found))
 
     def report(self, found: Place, name: str) -> tuple[bytes, str] | None:
@@ -82,14 +94,18 @@ class Runs:
     def _sweep(self, found: Place) -> dict[str, Any]:
         """The jobs of a sweep, and the validation curves of those that are best so far."""
         folder = self._folder(found)
-        names = sorted((int(p.name) for p in folder.iterdir() if p.name.isdecimal() and len(p.name) < 9))[:JOBS]
-        jobs = [Place(0, f"{found.name}/{name}", "run") for name in names]
-        lines = {job.name: _points(curves_of(self._folder(job)), "val") for job in jobs}
-        best = sorted((line[-1][1], name) for name, line in lines.items() if line)[:DRAWN]
-        shown = {name.rpartition("/")[2]: lines[name] for _, name in sorted(best, key=lambda each: each[1])}
-        chart = figures("validation loss", shown).inline() if shown else None
-        rows = [{**self._row(job), "overrides": _short(overrides_of(self._folder(job)))} for job in jobs]
-        return {"rows": rows, "chart": chart}
+        numbers = sorted(int(p.name) for p in folder.iterdir() if p.name.isdecimal() and len(p.name) < 9)[:JOBS]
+        jobs = {number: Place(0, f"{found.name}/{number}", "run") for number in numbers}
+        overrides = {number: overrides_of(folder / str(number)) for number in numbers}
+        lines = {number: line for number in numbers if (line := _points(curves_of(folder / str(number)), "val"))}
+        best = sorted(sorted(lines, key=lambda number: lines[number][-1][1])[:DRAWN])
+        common = set.intersection(*map(set, overrides.values())) if len(overrides) > 1 else set()
+        names = {number: " ".join([str(number), *(o for o in overrides[number] if o not in common)]) for number in best}
+        chart = figures("validation loss", {names[number]: lines[number] for number in best}).inline() if best else None
+        return {
+            "rows": [{**self._row(job), "overrides": _short(overrides[n])} for n, job in jobs.items()],
+            "chart": chart,
+        }
 
     def _reports(self, found: Place) -> list[str]:
         """The names of what a report holds that a browser can show."""

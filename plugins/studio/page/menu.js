@@ -6,7 +6,7 @@ export function Menu({ title, about, options, current, onchoose, onclose }) {
   const dialog = useRef(), list = useRef(), [part, filter] = useState("")
   const shown = options.filter(o => `${o.label} ${o.about}`.toLowerCase().includes(part.toLowerCase()))
   useEffect(() => {
-    dialog.current.showModal()
+    dialog.current.showModal() // its first field has the focus
     list.current.querySelector("[aria-current]")?.scrollIntoView({ block: "center" })
     return () => dialog.current?.close()
   }, [])
@@ -26,7 +26,7 @@ export function Menu({ title, about, options, current, onchoose, onclose }) {
       <form onsubmit=${enter}>
         <h2 id="menu-title">${title}</h2>
         ${about && html`<p class="help">${about}</p>`}
-        <input type="search" aria-label=${`Filter ${title}`} placeholder="filter" value=${part} autofocus
+        <input type="search" aria-label=${`Filter ${title}`} placeholder="filter" value=${part}
           oninput=${event => filter(event.target.value)} />
       </form>
       <ul ref=${list}>

@@ -17,9 +17,9 @@ export function scaled(value) {
 
 const COSTS = [
   ["parameters", "parameters", v => scaled(v).replace("G", "B")],
-  ["active", "active parameters of a token", v => scaled(v).replace("G", "B")],
-  ["training_flops", "training FLOPs of a token", scaled],
-  ["cache_bytes", "cache bytes of a token, bf16", v => `${v.toLocaleString("en")} B`],
+  ["active", "active a token", v => scaled(v).replace("G", "B")],
+  ["forward_flops", "FLOPs a token", scaled],
+  ["cache_bytes", "cache a token, bf16", v => `${v.toLocaleString("en")} B`],
 ]
 
 function change(value, reference) {
@@ -48,7 +48,6 @@ function Picture({ drawn, onopen }) {
       box.setAttribute("aria-label", `${to.replaceAll(".", " ")}: ${box.querySelector(":scope > title")?.textContent ?? ""}`)
     }
     if (focused.current) svg.querySelector(`g[data-path="${CSS.escape(focused.current)}"]`)?.focus({ preventScroll: true })
-    performance.mark("picture")
   }, [drawn])
   const open = event => {
     const box = event.target.closest?.("g[data-path][role=button]")
@@ -68,7 +67,7 @@ function Copied({ text, onclose }) {
   }, [])
   return html`<dialog class="copied" ref=${dialog} aria-label="copied text" onclose=${onclose} onclick=${e => e.target === dialog.current && dialog.current.close()}>
     <p role="status">${done}</p><pre tabindex="0" aria-label="text">${text}</pre>
-    <form method="dialog"><button autofocus>Close</button></form></dialog>`
+    <form method="dialog"><button>Close</button></form></dialog>`
 }
 
 /** What a menu offers for a block: the blocks of its kind, and where they are allowed the model's own, or none. */
@@ -122,7 +121,7 @@ export function ModelView({ forms, at }) {
   const without = path => Object.fromEntries(Object.entries(changes).filter(([p]) => p !== path && !p.startsWith(`${path}.`)))
   const page = {
     changes, serial: state.serial, refusal: located(state.refusal, paths),
-    change: (path, text) => { performance.mark("choice"); go(preset, text === "" ? without(path) : { ...without(path), [path]: text }) },
+    change: (path, text) => go(preset, text === "" ? without(path) : { ...without(path), [path]: text }),
     undo: path => go(preset, without(path)),
     open: block => show({ block, title: block.path.replaceAll(".", " "), about: forms.kinds[block.kind].about, options: alternatives(forms, block),
       current: block.own ? block.name : block.inherited ? INHERIT : NONE }),
@@ -164,9 +163,8 @@ export function ModelView({ forms, at }) {
           <${Costs} totals=${drawn?.totals} reference=${state.reference?.totals} />
           <div class="copy"><button type="button" onclick=${() => copy("yaml")}>Copy as YAML</button>
             <button type="button" onclick=${() => copy("command")}>Copy as command</button></div>
+          <div role="status" aria-live="polite" class=${trouble || page.refusal ? "trouble" : "unseen"}>${trouble ?? page.refusal?.text}</div>
         </div>
-        <div role="status" aria-live="polite" class=${trouble || page.refusal ? "trouble" : "unseen"}>${trouble
-          ?? (page.refusal ? `Refused: ${page.refusal.text}` : "")}</div>
         ${drawn ? html`<${Picture} drawn=${drawn} onopen=${openPath} />` : html`<p class="help waiting">${state.failure ? "" : "Composing…"}</p>`}
       </div>
       ${menu && html`<${Menu} key=${menu.title} ...${menu} onchoose=${value => menu === null ? 0 : menu.block || menu.title === "preset" ? choose(value) : page.open(

@@ -68,8 +68,7 @@ export function RunsView({ at }) {
 
 export function RunView({ at }) {
   const { answer, failure } = useFollowed(`run/${path(at.name)}`)
-  const sweep = at.name.split("/").slice(0, -1).join("/")
-  return html`<main class="runs"><nav aria-label="where"><a href="#/runs">runs</a>${/\/\d+$/.test(at.name) && html` / <a href=${address("run", sweep)}>${sweep}</a>`}</nav>
+  return html`<main class="runs"><nav aria-label="where"><a href="#/runs">runs</a>${answer?.sweep && html` / <a href=${address("run", answer.sweep)}>${answer.sweep}</a>`}</nav>
     <h1>${at.name}</h1>
     ${failure && html`<p class="trouble" role="status">${failure}</p>`}
     ${answer && html`
