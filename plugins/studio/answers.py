@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from blockwright import registry
 from blockwright.blocks.model_config import read
+from blockwright.lab.drawing.scheme import scheme
 from blockwright.lab.models import load
 from blockwright.plugins.studio import drawn
 from blockwright.plugins.studio.choice import Choice
@@ -14,6 +16,7 @@ from blockwright.registry import ConfigError
 from blockwright.training.configuration.composing import compose_config
 
 Answer = dict[str, Any]
+OF_BLOCKS = ("layout", "variants", "overrides")
 
 
 def answer(request: Mapping[str, Any]) -> Answer:
@@ -75,11 +78,35 @@ def as_on_the_command_line(choice: Choice, error: ConfigError) -> ConfigError:
 def _copy(request: Mapping[str, Any]) -> Answer:
     """The choice as text and as command, which have been composed to the same."""
     choice = _choice(request)
-    node = compose_config(choice.overrides).model
-    if read(node) != read(choice.text):
+    if not same(choice.text, compose_config(choice.overrides).model):
         rule = "cannot be written as overrides"
         raise ConfigError("command", choice.command, rule, "Copy it as YAML: model=file model.file=FILE")
     return {"yaml": choice.text, "command": choice.command}
+
+
+def same(*models: Any) -> bool:
+    """Whether compositions build the same: the same blocks with the same settings, and the same around them.
+
+    Args:
+        models: texts, mappings or nodes
+
+    Raises:
+        ConfigError: one is refused
+    """
+    built = [(_bare(scheme(model).plain()), _around(model)) for model in map(read, models)]
+    return all(each == built[0] for each in built)
+
+
+def _bare(value: Any) -> Any:
+    """Data of a scheme without the labels, which say less than the settings do."""
+    if isinstance(value, dict):
+        return {key: _bare(inner) for key, inner in value.items() if key != "lines"}
+    return [_bare(inner) for inner in value] if isinstance(value, list | tuple) else value
+
+
+def _around(model: Mapping[str, Any]) -> Answer:
+    """The settings of a complete composition that are no blocks; what layouts and the like make is in the blocks."""
+    return {key: value for key, value in model.items() if key not in (*registry.kinds(), *OF_BLOCKS)}
 
 
 QUESTIONS: dict[str, Callable[[Mapping[str, Any]], Answer]] = {"forms": _forms, "draw": _draw, "copy": _copy}

@@ -25,7 +25,7 @@ from blockwright.registry.limits import check_values
 from blockwright.registry.quoting import quoted
 from blockwright.training.configuration.composing import compose_config
 
-PATH = re.compile(r"[a-z][a-z0-9_]*(?:\.[a-z0-9_]+){0,24}")
+PATH = re.compile(r"[a-z][a-z0-9_]*(?:\.[a-z0-9][a-z0-9_]*){0,24}")
 MOST = 200  # changes
 LONGEST = 4000  # characters of a change
 

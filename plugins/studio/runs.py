@@ -18,7 +18,8 @@ from blockwright.training.result import UNFINISHED, Result
 
 PAGE = 50  # runs of a page
 JOBS = 500  # of a sweep that are shown
-DRAWN = 8  # curves of a sweep: more cannot be told apart
+DRAWN = 8  # curves of a sweep: more look alike
+POINTS = 500  # of a curve
 LONGEST = 2000  # characters of a text of a folder
 REPORT = "report"
 MEDIA = {
@@ -131,7 +132,9 @@ def _plan(folder: Path) -> Mapping[str, Any]:
 
 
 def _points(curves: Mapping[str, Any], name: str) -> Points:
-    return [(step, value) for step, value in curves.get(name, ()) if _is_finite(step) and _is_finite(value)]
+    """The finite points of a curve: as many as can be seen, and the last."""
+    points = [(step, value) for step, value in curves.get(name, ()) if _is_finite(step) and _is_finite(value)]
+    return [*points[:-1][:: 1 + len(points) // POINTS], *points[-1:]]
 
 
 def _drawn(curves: Mapping[str, Any], chart: Chart) -> str | None:

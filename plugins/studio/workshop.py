@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import multiprocessing
 import signal
@@ -50,7 +51,11 @@ class Workshop:
 
     def start(self) -> None:
         """Start the process meanwhile, so that the first question need not wait for all of it."""
-        threading.Thread(target=self.ask, args=({"what": "forms"},), daemon=True).start()
+        threading.Thread(target=self._begin, daemon=True).start()
+
+    def _begin(self) -> None:
+        with contextlib.suppress(LateError):  # the server has ended meanwhile
+            self.ask({"what": "forms"})
 
     def close(self) -> None:
         """End the process."""
