@@ -96,7 +96,7 @@ def _work(connection: Connection) -> None:
     from blockwright.plugins.studio.answers import answer
 
     torch.set_num_threads(1)  # nothing is computed but shapes
-    answer({"what": "draw", "preset": "tiny", "changes": {}})  # the first of a process is slow
+    answer({"what": "draw", "preset": "deepseek_v2", "changes": {}})  # the first of a process is slow
     connection.send_bytes(b"{}")
     while True:
         try:

@@ -50,7 +50,7 @@ export function Block({ block, page, level }) {
   const plain = block.own && known ? known.parameters.filter(p => !p.child) : []
   const patched = block.patch ? Object.entries(block.values).map(([key, value]) => ({ name: key, type: "", help: "", value })) : []
   return html`
-    <section class=${`block level-${level} kind-${kind}`} id=${`block-${path.replaceAll(".", "-")}`} aria-label=${label.replaceAll("_", " ")}>
+    <div role="group" class=${`block level-${level}`} aria-label=${path.replaceAll(/[._]/g, " ")}>
       <div class="chooser">
         <span class="kind" aria-hidden="true">${label.replaceAll("_", " ")}</span>
         <button type="button" class="choose" data-block=${path} id=${idOf(path)} aria-haspopup="dialog" aria-label=${`${label.replaceAll("_", " ")}: ${name}. Exchange it`}
@@ -65,19 +65,21 @@ export function Block({ block, page, level }) {
       </div>`}
       ${block.children.length > 0 && html`<div class="children">
         ${block.children.map(each => html`<${Block} key=${each.path} block=${each} page=${page} level=${level + 1} />`)}</div>`}
-    </section>`
+    </div>`
 }
 
 /** The values of a model that are no block, and its layout. */
 export function Settings({ forms, model, page }) {
   const layouts = Object.keys(model.layout ?? {})
   return html`
-    <section class="block level-1" aria-label="size">
+    <div role="group" class="block level-1" aria-label="size">
       <div class="chooser"><span class="kind">size</span></div>
       <div class="fields">
         ${forms.settings.map(p => html`<${Field} key=${p.name} path=${p.name} p=${p} value=${model[p.name]} page=${page} />`)}
         ${layouts.map(kind => html`<${Field} key=${`layout.${kind}`} path=${`layout.${kind}`} value=${at(model, `layout.${kind}`)} page=${page}
           p=${{ name: `layout of ${kind}`, type: "pattern", help: "which layer has which variant: dense*1 ffn*", required: false, default: null }} />`)}
+        ${model.overrides?.length > 0 && html`<${Field} path="overrides" value=${model.overrides} page=${page}
+          p=${{ name: "overrides", type: "list", help: "changes by layer: [{layers: 0..1, attention: mla}]", required: false, default: null }} />`}
       </div>
-    </section>`
+    </div>`
 }

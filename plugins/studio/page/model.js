@@ -33,30 +33,32 @@ function Costs({ totals, reference }) {
       <small>${totals && reference && change(totals[key], reference[key])}</small></dd></div>`)}</dl>`
 }
 
-/** The picture: each box that has a place in the form is a button. */
+/** The picture: each box that has a place in the form opens its menu. Its frame is the button: boxes contain others. */
 function Picture({ drawn, onopen }) {
   const element = useRef(), focused = useRef(null)
+  const frame = path => element.current.querySelector(`g[data-path="${CSS.escape(path)}"] > rect`)
   useLayoutEffect(() => {
     element.current.innerHTML = drawn.picture
-    const svg = element.current.querySelector("svg")
-    svg.setAttribute("role", "group")
-    for (const box of svg.querySelectorAll("g[data-path]")) {
-      const to = drawn.boxes[box.dataset.path]
-      if (to === undefined) continue
-      box.setAttribute("tabindex", "0")
-      box.setAttribute("role", "button")
-      box.setAttribute("aria-label", `${to.replaceAll(".", " ")}: ${box.querySelector(":scope > title")?.textContent ?? ""}`)
+    element.current.querySelector("svg").setAttribute("role", "group")
+    for (const [path, place] of Object.entries(drawn.boxes)) {
+      const rect = frame(path)
+      if (!rect) continue // drawn with its like, or not at all
+      rect.parentElement.classList.add("place")
+      rect.setAttribute("tabindex", "0")
+      rect.setAttribute("role", "button")
+      rect.setAttribute("aria-haspopup", "dialog")
+      rect.setAttribute("aria-label", `${path.replaceAll(".", " ")}: ${rect.parentElement.dataset.name || place}. Exchange it`)
     }
-    if (focused.current) svg.querySelector(`g[data-path="${CSS.escape(focused.current)}"]`)?.focus({ preventScroll: true })
+    if (focused.current) frame(focused.current)?.focus({ preventScroll: true })
   }, [drawn])
   const open = event => {
-    const box = event.target.closest?.("g[data-path][role=button]")
+    const box = event.target.closest?.("g.place")
     if (!box || (event.type === "keydown" && !["Enter", " "].includes(event.key))) return
     event.preventDefault()
-    focused.current = box.dataset.path
+    focused.current = event.type === "keydown" ? box.dataset.path : null
     onopen(drawn.boxes[box.dataset.path])
   }
-  return html`<div class="picture" ref=${element} onclick=${open} onkeydown=${open} onfocusout=${() => setTimeout(() => { if (!document.querySelector("dialog[open]") && !element.current?.contains(document.activeElement)) focused.current = null })}></div>`
+  return html`<div class="picture" ref=${element} onclick=${open} onkeydown=${open}></div>`
 }
 
 function Copied({ text, onclose }) {
@@ -87,13 +89,14 @@ function useModel(forms, at) {
   useEffect(() => {
     request.current?.abort()
     const { signal } = request.current = new AbortController()
-    const draw = body => ask("draw", body, signal)
-    const first = state.preset === preset ? Promise.resolve(state.reference) : draw({ preset, changes: {} })
-    Promise.all([draw({ preset, changes }), Object.keys(changes).length ? first : null]).then(([answer, untouched]) => {
+    const draw = changes => ask("draw", { preset, changes }, signal)
+    const changed = Object.keys(changes).length > 0
+    const first = changed && (state.preset === preset ? state.reference : draw({})) // costs are compared with the preset's
+    Promise.all([draw(changes), first]).then(([answer, untouched]) => {
       set(old => {
-        const reference = untouched ?? answer
+        const reference = untouched || answer
         const good = answer.refusal ? (old.preset === preset && old.drawn ? old.drawn : reference) : answer
-        return { preset, reference, drawn: good.picture ? good : null, model: answer.model ?? good.model, refusal: answer.refusal, serial: old.serial + 1, failure: null }
+        return { preset, shown: address("model", preset, changes), reference, drawn: good.picture ? good : null, model: answer.model ?? good.model, refusal: answer.refusal, serial: old.serial + 1, failure: null }
       })
     }, error => error.name !== "AbortError" && set(old => ({ ...old, failure: error.message })))
     return () => request.current.abort()
@@ -116,7 +119,7 @@ export function ModelView({ forms, at }) {
   const every = useMemo(() => tree ? all([...tree.own, ...tree.variants]) : [], [tree])
   const paths = useMemo(() => new Set([
     ...every.flatMap(b => [b.path, ...(b.own && b.known ? b.known.parameters.filter(p => !p.child).map(p => `${b.path}.${p.name}`) : [])]),
-    ...forms.settings.map(p => p.name), ...Object.keys(model?.layout ?? {}).map(kind => `layout.${kind}`)]), [every])
+    ...forms.settings.map(p => p.name), "overrides", ...Object.keys(model?.layout ?? {}).map(kind => `layout.${kind}`)]), [every])
   const go = (name, options) => { location.hash = address("model", name, options) }
   const without = path => Object.fromEntries(Object.entries(changes).filter(([p]) => p !== path && !p.startsWith(`${path}.`)))
   const page = {
@@ -146,12 +149,13 @@ export function ModelView({ forms, at }) {
   const trouble = failure ?? state.failure ?? (page.refusal && !page.refusal.at ? page.refusal.text : null)
   useEffect(() => fail(null), [state.serial])
   return html`
-    <main class="model">
+    <main class="model" data-shown=${state.shown} aria-busy=${state.shown === address("model", at.name || PRESET, changes) || state.failure ? "false" : "true"}>
+      <h1 class="unseen">Compose a model</h1>
       <aside class="choices" aria-label="choices">
-        <section class="block level-1 preset" aria-label="preset"><div class="chooser"><span class="kind" aria-hidden="true">preset</span>
+        <div role="group" class="block level-1 preset" aria-label="preset"><div class="chooser"><span class="kind" aria-hidden="true">preset</span>
           <button type="button" class="choose" id="preset" aria-haspopup="dialog" aria-label=${`preset: ${preset}. Exchange it`} onclick=${openPresets}>${preset}</button>
           ${Object.keys(changes).length > 0 && html`<button class="undo" type="button" title="Undo all changes" aria-label="Undo all changes" onclick=${() => go(preset, {})}>↺</button>`}
-        </div><p class="help">${forms.presets.find(p => p.name === preset)?.summary}</p></section>
+        </div><p class="help">${forms.presets.find(p => p.name === preset)?.summary}</p></div>
         ${model && html`
           <${Settings} forms=${forms} model=${model} page=${page} />
           ${tree.own.map(each => html`<${Block} key=${each.path} block=${each} page=${page} level=${1} />`)}
