@@ -9,6 +9,7 @@ from torch import nn
 
 from blockwright.blocks.attention.base import Attention
 from blockwright.blocks.base import Block
+from blockwright.blocks.cost import signature
 from blockwright.blocks.drawn import Drawn
 from blockwright.lab.drawing.caching import cached
 from blockwright.lab.drawing.equations import equations
@@ -29,7 +30,7 @@ def box(block: nn.Module, path: str, slot: str, records: Records) -> Box:
     """
     built = records[id(block)]
     drawn = block.drawn() if isinstance(block, Block) else Drawn()
-    children = (box(child, f"{path}.{slot}", slot, records) for slot, child in _children(built) if id(child) in records)
+    children = (box(child, f"{path}.{slot}", slot, records) for slot, child in _children(built))
     return Box(
         path,
         built.entry.kind,
@@ -60,12 +61,18 @@ def count(module: nn.Module | None) -> int:
 
 
 def _children(built: Built) -> list[tuple[str, Any]]:
-    """Parameter → child, a list's by their index: ``balance.0``."""
+    """Parameter → child, a list's by their index: ``balance.0``; none that the block leaves unused."""
     found = list[tuple[str, Any]]()
     for slot, child in built.children.items():
         many = isinstance(child, list)
         found += [(f"{slot}.{i}", each) for i, each in enumerate(child)] if many else [(slot, child)]
-    return [(slot, child) for slot, child in found if child is not None]
+    return [(slot, child) for slot, child in found if child is not None and _used(child, built.block)]
+
+
+def _used(child: nn.Module, block: nn.Module) -> bool:
+    """Whether a block has a child in it, or copies of it, as a tower has of what each of its layers needs."""
+    alike = [module for module in block.modules() if type(module) is type(child)]
+    return any(module is child for module in alike) or signature(child) in map(signature, alike)
 
 
 def _cached(block: nn.Module) -> Any:

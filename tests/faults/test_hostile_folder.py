@@ -40,6 +40,7 @@ CANARY = Path("ran")  # made by a payload
 # Command → its arguments, where FOLDER is the folder. A command that is not here is tried with those of ``ANY`` alone.
 FORMS: dict[str, list[str]] = {
     "describe": ["model=FOLDER", "model=FOLDER/model.yaml", "model=file model.file=FOLDER/model.yaml"],
+    "draw": ["FOLDER --out FOLDER/picture.svg", "FOLDER/model.yaml", "file model.file=FOLDER/model.yaml"],
     "plan": ["model=file model.file=FOLDER/model.yaml gpus=8 gpu=h100"],
     "match": ["model=file model.file=FOLDER/model.yaml"],
     "throughput": ["model=file model.file=FOLDER/model.yaml memory=1MB context=16 repeats=1"],
@@ -70,7 +71,12 @@ FORMS: dict[str, list[str]] = {
     "check": [],
 }  # fmt: skip
 ANY = ("FOLDER", "FOLDER OUT", "FOLDER FOLDER", "model=FOLDER", "init_from=FOLDER", "FOLDER/checkpoints/last.ckpt")
-QUICK = {"describe": 1, "export": 3, "surgery": 1}  # forms tried in the usual suite, where each composes with Hydra
+QUICK = {
+    "describe": 1,
+    "draw": 1,
+    "export": 3,
+    "surgery": 1,
+}  # forms tried in the usual suite, where each composes with Hydra
 # Training is a program; studio serves until it is ended, and its own tests have hostile folders.
 SUBCOMMANDS = [name for name in offers() if name not in ("train", "studio")]
 WORST = "data that is a pickle"
