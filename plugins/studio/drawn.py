@@ -6,12 +6,15 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from blockwright.blocks.cost import remembering
 from blockwright.lab.drawing.parts import Box, Scheme
 from blockwright.lab.drawing.picture import picture
 from blockwright.lab.drawing.scheme import scheme
 
 # A path of an error message: what only ``overrides`` explains is ``model.ffn (layer 3)``.
 WRITTEN = re.compile(r"model\.([\w.]+)( \(layer \d+\))?")
+MOST = 2000  # costs of parts that are remembered
+_costs: dict[Any, int] = {}  # of this process, which draws models that differ in one part
 OF_NO_BLOCK = {"embedding": "d_model", "head": "vocab_size"}  # kind of a box → the setting by which it is exchanged
 
 
@@ -28,7 +31,10 @@ def draw(model: Mapping[str, Any], title: str) -> dict[str, Any]:
     Raises:
         ConfigError: the composition is refused
     """
-    found = scheme(model, title)
+    if len(_costs) > MOST:
+        _costs.clear()
+    with remembering(_costs):
+        found = scheme(model, title)
     totals = found.totals
     costs = {
         "parameters": totals.parameters,

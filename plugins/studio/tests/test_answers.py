@@ -9,7 +9,7 @@ import pytest
 
 from blockwright import command
 from blockwright.blocks.compose import compose, preset
-from blockwright.blocks.cost import count_parameters
+from blockwright.blocks.cost import count_parameters, forward_flops_per_token
 from blockwright.plugins.studio.answers import answer
 from blockwright.plugins.studio.choice import Choice
 from blockwright.registry import names
@@ -37,6 +37,17 @@ def test_a_picture_has_the_costs_of_the_model_and_a_place_for_each_of_its_blocks
     shown = {place for path, place in places.items() if f'data-path="{path}"' in drawn["picture"]}
     blocks = {"attention", "ffn", "variants.ffn.dense", "ffn.shared", "gating", "gating.balance.0", "experts"}
     assert shown >= {*blocks, "norm", "position", "d_model", "vocab_size"}
+
+
+def test_costs_that_are_remembered_are_those_that_are_measured() -> None:
+    """Models that differ in a width, a choice or an order share no cost that they should not."""
+    for changes in ({}, {"attention": "gqa"}, {"d_model": "2560"}, {"gating.top_k": "4"}, {"max_positions": "512"}, {}):
+        choice = Choice("deepseek_v2", {"n_layers": "3", **changes})
+        decoder = compose(choice.composition, device="meta")
+        counted, totals = count_parameters(decoder), draw({"n_layers": "3", **changes})["totals"]
+        length = min(4096, choice.composition["max_positions"])
+        assert totals["active"] == counted.active and totals["parameters"] == counted.total
+        assert totals["forward_flops"] == forward_flops_per_token(decoder, length)
 
 
 REFUSED = [
