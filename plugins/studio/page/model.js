@@ -172,7 +172,7 @@ export function ModelView({ forms, at }) {
         ${drawn ? html`<${Picture} drawn=${drawn} onopen=${openPath} />` : html`<p class="help waiting">${state.failure ? "" : "Composing…"}</p>`}
       </div>
       ${menu && html`<${Menu} key=${menu.title} ...${menu} onchoose=${value => menu === null ? 0 : menu.block || menu.title === "preset" ? choose(value) : page.open(
-        { path: value, kind: value, parameter: null, own: false, inherited: false })} onclose=${() => show(null)} />`}
+        { path: value, kind: value, parameter: null, own: false, inherited: false })} onclose=${() => show(now => now === menu ? null : now)} />`}
       ${copied && html`<${Copied} text=${copied} onclose=${() => report(null)} />`}
     </main>`
 }
