@@ -8,7 +8,9 @@ Not counted: activations, communication, savings of fast kernels (a causal or wi
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -170,6 +172,13 @@ def idle_experts(layer: nn.Module, decoder: Decoder) -> int:
         layer, decoder: on the meta device
     """
     ffn: Any = layer.ffn
+    known, what = _known(), _measured("idle", ffn, decoder.embedding.weight)
+    if what not in known:
+        known[what] = _measure_idle(ffn, decoder)
+    return known[what]
+
+
+def _measure_idle(ffn: FFN, decoder: Decoder) -> int:
     routing, n_tokens = _routing(ffn, decoder, 1), 1
     if routing is not None and routing.pairs is not None:
         n_tokens = MANY  # experts per token is an average, which one token cannot show
@@ -205,6 +214,35 @@ def _stacks(experts: Experts) -> list[nn.Parameter]:
     """The parameters that each expert has a part of: not those through which all tokens pass."""
     own = dict(experts.named_parameters())
     return [own[name] for name, how in experts.parallel_plan().items() if how == "expert"]
+
+
+# --- measurements that last -------------------------------------------------------------------------------------------
+
+_memory: ContextVar[dict[Any, int] | None] = ContextVar("memory", default=None)
+
+
+@contextmanager
+def remembering(memory: dict[Any, int]) -> Iterator[None]:
+    """Measure equal parts once for all models that are measured within, for a program that changes one part at a time.
+
+    Args:
+        memory: what a part computes with, and its input → its cost
+    """
+    token = _memory.set(memory)
+    try:
+        yield
+    finally:
+        _memory.reset(token)
+
+
+def _known() -> dict[Any, int]:
+    memory = _memory.get()
+    return {} if memory is None else memory
+
+
+def _measured(what: str, part: nn.Module, x: Tensor) -> tuple[Any, ...]:
+    """A measurement of a part: all that it depends on."""
+    return what, signature(part), tuple(x.shape), x.dtype
 
 
 # --- identical layers -------------------------------------------------------------------------------------------------
@@ -249,7 +287,7 @@ def forward_flops_per_token(model: Mapping[str, Any] | Decoder | Sample, length:
     decoder, groups = _sampled(model)
     tokens = torch.zeros(1, length, dtype=torch.long, device="meta")
     around = _flops(lambda: decoder.with_layers([])(tokens))
-    known: dict[Any, int] = {}
+    known = _known()
     layers = (
         len(group) * _layer_flops(layer, decoder, length, known)
         for layer, group in zip(decoder.layers, groups, strict=True)
@@ -265,7 +303,7 @@ def _layer_flops(layer: nn.Module, decoder: Decoder, length: int, known: dict[An
     """FLOPs of a layer alone: those of its mixers, and those of its residual block between them.
 
     Args:
-        known: signature of a part → its FLOPs; layers often differ in one part only
+        known: what a part computes with, and its input → its FLOPs; layers often differ in one part only
     """
     x, given = _tokens(decoder, length)
     residual: Any = layer.residual
@@ -274,7 +312,7 @@ def _layer_flops(layer: nn.Module, decoder: Decoder, length: int, known: dict[An
         residual.close(residual(residual.open(x), torch.empty_like, torch.empty_like))
 
     def once(part: Any, run: Callable[[], Any]) -> int:
-        if (what := signature(part)) not in known:
+        if (what := _measured("flops", part, x)) not in known:
             known[what] = _flops(run)
         return known[what]
 

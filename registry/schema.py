@@ -208,7 +208,7 @@ def read_schema(cls: type, name: str, context: frozenset[str], kinds: Mapping[ty
     plain = typing.get_type_hints(constructor)  # resolves postponed annotations
     groups = {key: hint for key, hint in plain.items() if _is_group(hint, kinds)}
     described = (*groups.values(), *reversed(cls.__mro__))
-    documented = {name: text for base in described for name, text in _documented(base).items()}
+    texts = {name: text for base in described for name, text in documented(base).items()}
 
     def read(owner: Any) -> Iterator[Parameter]:
         hints, annotations = typing.get_type_hints(owner), typing.get_type_hints(owner, include_extras=True)
@@ -217,7 +217,7 @@ def read_schema(cls: type, name: str, context: frozenset[str], kinds: Mapping[ty
                 yield from read(groups[key])
             else:
                 hint = hints.get(key, Any)
-                child, text = _child_kind(hint, kinds), documented.get(key, "")
+                child, text = _child_kind(hint, kinds), texts.get(key, "")
                 yield Parameter(key, hint, annotations.get(key, Any), default, child, text)
 
     found, held = {p.name: p for p in read(constructor)}, fixed_by(constructor)
@@ -272,7 +272,7 @@ def _docstring(cls: type) -> str:
     return (inspect.getdoc(cls) or "").replace("``", "")
 
 
-def _documented(cls: type) -> dict[str, str]:
+def documented(cls: type) -> dict[str, str]:
     """The ``Args`` section of a docstring: parameter → its text, continuation lines joined."""
     section = re.search(r"^Args:\n((?:[ ]+.*\n?|\n)+)", _docstring(cls), re.M)
     found: dict[str, str] = {}

@@ -169,7 +169,7 @@ def _run(number: int, folder: Path | None, job: Mapping[str, Any]) -> Run:
     overrides = tuple(job.get("overrides") or (overrides_of(folder) if folder else ()))
     seed = _seed(overrides) if job.get("seed") is None else int(job["seed"])
     result = Result(UNFINISHED, reason="has not begun") if folder is None else Result.read(folder)
-    curves = {} if folder is None else _curves(folder)
+    curves = {} if folder is None else curves_of(folder)
     stage, tries = job.get("stage") or COMPARE, job.get("tries") or {}
     return Run(number, folder, overrides, seed, job.get("lr"), result, curves, stage, tries)
 
@@ -179,7 +179,7 @@ def _seed(overrides: Sequence[str]) -> int:
     return int(written[-1]) if written and written[-1].lstrip("-").isdigit() else 0
 
 
-def _curves(folder: Path) -> dict[str, Any]:
+def curves_of(folder: Path) -> dict[str, Any]:
     """Curves without unexpected contents, which must not make the report fail."""
     try:
         curves = read_json(folder, "curves.json")

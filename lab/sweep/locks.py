@@ -22,7 +22,7 @@ def holder(folder: Path) -> int | None:
 def is_taken(folder: Path) -> bool:
     """Whether a running process has locked the folder; leaves nothing behind."""
     try:
-        descriptor = os.open(folder / LOCK, os.O_RDWR)
+        descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError:
         return False
     try:

@@ -15,11 +15,12 @@ from blockwright.blocks.generation.drafts.base import Drafter
 from blockwright.blocks.kernels.machine import keep_freed_memory, set_float32_matmul
 from blockwright.lab.card import in_bytes
 from blockwright.lab.drafter import drafter
+from blockwright.lab.listening import check_free, listen
 from blockwright.lab.writer import Writer, begin
 from blockwright.plugins.serve.app import application
 from blockwright.plugins.serve.engine import Engine
 from blockwright.plugins.serve.served import Served, chat_of
-from blockwright.plugins.serve.server import Server, check_free, listen
+from blockwright.plugins.serve.server import Server
 from blockwright.registry import BlockError, ConfigError
 
 ROWS, ROOM = 8, 2048

@@ -86,6 +86,7 @@ OF_A_PATH = {
     "export": f"{LONG} OUT",
     "consolidate": f"{LONG} OUT",
     "serve": f"{LONG} --port 0",
+    "studio": LONG,
     "data": f"data=mixture data/tokenizer=bytes data.sources={{web:{{files:{LONG}}}}}",
     "tokenise": f"{LONG} OUT --tokenizer bytes",
 }

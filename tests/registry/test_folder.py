@@ -42,6 +42,8 @@ ELSEWHERE = {
     "src/blockwright/completion.py read_text": "the source of installed packages",
     "registry/index.py read_text": "the source of installed packages",
     "plugins/serve/app.py read_text": "a file of this package",
+    "plugins/studio/app.py read_bytes": "files of this package",
+    "plugins/studio/workshop.py json.loads": "what the two processes of this command send each other",
     "lab/drawing/page.py read_text": "a file of this package",
     "src/blockwright/lazy.py read_text": "a file of this package",
     "src/blockwright/commands.py read_text": "a module of an installed package",

@@ -341,10 +341,10 @@ def test_block_and_each_of_its_parameters_is_described(kind: str, name: str) -> 
 
 @pytest.mark.parametrize(("kind", "name"), EVERY)
 def test_docstring_describes_no_parameter_that_is_not_there(kind: str, name: str) -> None:
-    from blockwright.registry.schema import _documented
+    from blockwright.registry.schema import documented
 
     entry = registry.lookup(kind, name)
-    assert set(_documented(entry.cls)) <= set(entry.schema.parameters)
+    assert set(documented(entry.cls)) <= set(entry.schema.parameters)
 
 
 @pytest.mark.parametrize(("kind", "name"), EVERY)

@@ -22,11 +22,12 @@ from blockwright.blocks.generation.job import Job
 from blockwright.blocks.generation.sample import Sampling
 from blockwright.blocks.generation.text_stream import TextStream
 from blockwright.lab.chat_text import ChatText
+from blockwright.lab.listening import listen
 from blockwright.lab.writer import Writer
 from blockwright.plugins.serve.app import application
 from blockwright.plugins.serve.engine import Engine
 from blockwright.plugins.serve.served import Served
-from blockwright.plugins.serve.server import Server, listen
+from blockwright.plugins.serve.server import Server
 from blockwright.registry import BlockError
 from blockwright.training.data.tokenizers.bytes import Bytes
 

@@ -1,0 +1,154 @@
+"""What the page shows of a run or a sweep. Its folder may be untrusted: every file is read as data, within limits."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from blockwright.lab.report.reading import curves_of
+from blockwright.lab.report.single import Points, figures, losses
+from blockwright.lab.report.svg import Chart
+from blockwright.lab.sweep.locks import is_taken
+from blockwright.lab.sweep.plan import overrides_of
+from blockwright.plugins.studio.index import Index, Place
+from blockwright.registry import ConfigError
+from blockwright.registry.folder import read_bytes, read_json
+from blockwright.training.result import UNFINISHED, Result
+
+PAGE = 50  # runs of a page
+JOBS = 500  # of a sweep that are shown
+DRAWN = 8  # curves of a sweep: more look alike
+POINTS = 500  # of a curve
+LONGEST = 2000  # characters of a text of a folder
+REPORT = "report"
+MEDIA = {
+    ".html": "text/html",
+    ".svg": "image/svg+xml",
+    ".md": "text/plain",
+    ".json": "application/json",
+    ".csv": "text/csv",
+}
+
+
+class Runs:
+    """The runs and sweeps below a folder.
+
+    Args:
+        index: finds them
+    """
+
+    def __init__(self, index: Index) -> None:
+        self.index = index
+
+    def page(self, part: str, number: int) -> dict[str, Any]:
+        """A page of the runs and sweeps whose name contains a text, the newest first."""
+        places = self.index.newest(part)
+        shown = places[number * PAGE : (number + 1) * PAGE]
+        return {"total": len(places), "page": number, "size": PAGE, "rows": [self._row(each) for each in shown]}
+
+    def one(self, found: Place) -> dict[str, Any]:
+        """A run or a sweep, with its chart."""
+        sweep = found.name.rpartition("/")[0]
+        row = {
+            **self._row(found),
+            "overrides": _short(overrides_of(self._folder(found))),
+            "reports": self._reports(found),
+            "sweep": sweep if self.index.find(sweep) else None,
+        }
+        return row | (self._sweep(found) if found.kind == "sweep" else self._run(found))
+
+    def report(self, found: Place, name: str) -> tuple[bytes, str] | None:
+        """A file of a report and its media type; None where there is no such file, or it is none of a report's."""
+        folder = self._folder(found) / REPORT
+        if folder.is_symlink() or "/" in name or (media := MEDIA.get(Path(name).suffix)) is None:
+            return None
+        try:
+            return read_bytes(folder, name, 64_000_000), media
+        except (ConfigError, OSError, ValueError):
+            return None
+
+    def _folder(self, found: Place) -> Path:
+        return self.index.root / found.name
+
+    def _row(self, found: Place) -> dict[str, Any]:
+        if found.kind == "sweep":
+            plan = _plan(self._folder(found))
+            jobs = plan.get("jobs")
+            state = "running" if is_taken(self._folder(found)) else ""
+            return {**_named(found), "state": state, "jobs": len(jobs) if isinstance(jobs, list) else None}
+        result = Result.read(self._folder(found))
+        loss = {name: result.metrics[name] for name in ("val/loss", "test/loss") if name in result.metrics}
+        return {**_named(found), "state": _state(self._folder(found), result), "figures": _finite(loss)}
+
+    def _run(self, found: Place) -> dict[str, Any]:
+        folder = self._folder(found)
+        result, curves = Result.read(folder), curves_of(folder)
+        known = [
+            {"name": name, "value": value, "unit": f.unit if (f := result.figures.get(name)) else ""}
+            for name, value in sorted(_finite(result.metrics).items())
+        ]
+        size = {"parameters": result.parameters, "active_parameters": result.active_parameters, "steps": result.steps}
+        chart = losses(_points(curves, "train"), _points(curves, "val"))
+        return {"results": known, "size": size, "reason": result.reason[:LONGEST], "chart": _drawn(curves, chart)}
+
+    def _sweep(self, found: Place) -> dict[str, Any]:
+        """The jobs of a sweep, and the validation curves of those that are best so far."""
+        folder = self._folder(found)
+        numbers = sorted(int(p.name) for p in folder.iterdir() if p.name.isdecimal() and len(p.name) < 9)[:JOBS]
+        jobs = {number: Place(0, f"{found.name}/{number}", "run") for number in numbers}
+        overrides = {number: overrides_of(folder / str(number)) for number in numbers}
+        lines = {number: line for number in numbers if (line := _points(curves_of(folder / str(number)), "val"))}
+        best = sorted(sorted(lines, key=lambda number: lines[number][-1][1])[:DRAWN])
+        common = set.intersection(*map(set, overrides.values())) if len(overrides) > 1 else set()
+        names = {number: " ".join([str(number), *(o for o in overrides[number] if o not in common)]) for number in best}
+        chart = figures("validation loss", {names[number]: lines[number] for number in best}).inline() if best else None
+        return {
+            "rows": [{**self._row(job), "overrides": _short(overrides[n])} for n, job in jobs.items()],
+            "chart": chart,
+        }
+
+    def _reports(self, found: Place) -> list[str]:
+        """The names of what a report holds that a browser can show."""
+        folder = self._folder(found) / REPORT
+        return ["index.html"] if not folder.is_symlink() and (folder / "index.html").is_file() else []
+
+
+def _named(found: Place) -> dict[str, Any]:
+    return {"name": found.name, "kind": found.kind, "changed": found.changed / 1e9}
+
+
+def _state(folder: Path, result: Result) -> str:
+    return "running" if result.status == UNFINISHED and is_taken(folder) else result.status[:40]
+
+
+def _plan(folder: Path) -> Mapping[str, Any]:
+    """The plan of a sweep; empty where it has none, or one that is damaged."""
+    try:
+        plan = read_json(folder, "plan.json")
+    except ConfigError:
+        return {}
+    return plan if isinstance(plan, dict) else {}
+
+
+def _points(curves: Mapping[str, Any], name: str) -> Points:
+    """The finite points of a curve: as many as can be seen, and the last."""
+    points = [(step, value) for step, value in curves.get(name, ()) if _is_finite(step) and _is_finite(value)]
+    return [*points[:-1][:: 1 + len(points) // POINTS], *points[-1:]]
+
+
+def _drawn(curves: Mapping[str, Any], chart: Chart) -> str | None:
+    return chart.inline() if curves.get("train") or curves.get("val") else None
+
+
+def _finite(values: Mapping[str, float]) -> dict[str, float]:
+    """Those that JSON has."""
+    return {name[:200]: value for name, value in values.items() if _is_finite(value)}
+
+
+def _is_finite(value: float) -> bool:
+    return abs(value) < 1e300
+
+
+def _short(items: list[str]) -> str:
+    return " ".join(items)[:LONGEST]

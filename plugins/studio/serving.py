@@ -1,0 +1,60 @@
+"""Serve the page on this machine until SIGTERM or Ctrl-C."""
+
+from __future__ import annotations
+
+import secrets
+import signal
+import webbrowser
+from pathlib import Path
+
+import uvicorn
+
+from blockwright.lab.listening import listen
+from blockwright.plugins.studio.app import application
+from blockwright.plugins.studio.guard import Guard
+from blockwright.plugins.studio.workshop import Workshop
+
+HOST = "127.0.0.1"
+
+
+def serve(logs: Path, port: int, opened: bool) -> None:
+    """Serve, and print the address.
+
+    Args:
+        logs: the log folder
+        port: 0 for any that is free
+        opened: whether to open the address in the user's browser
+
+    Raises:
+        ConfigError: the port is in use
+    """
+    listening = listen(HOST, port)
+    port, token, workshop = listening.getsockname()[1], secrets.token_urlsafe(24), Workshop()
+    address = f"http://{HOST}:{port}/?token={token}"
+    server = uvicorn.Server(settings(Guard(application(workshop, logs), token, port)))
+    workshop.start()
+    print(f"{address}\nruns of {logs}; Ctrl-C ends it", flush=True)
+    if opened:
+        webbrowser.open(address)
+    before = signal.signal(signal.SIGTERM, lambda *_: None)  # which uvicorn raises again once it has ended
+    try:
+        server.run([listening])
+    finally:
+        signal.signal(signal.SIGTERM, before)
+        workshop.close()
+
+
+def settings(app: Guard) -> uvicorn.Config:
+    """Of the server: HTTP alone, without a log, which would have tokens."""
+    return uvicorn.Config(
+        app,
+        http="h11",
+        loop="asyncio",
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=2,
+        limit_concurrency=64,
+    )
