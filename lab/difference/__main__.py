@@ -1,0 +1,56 @@
+"""``blockwright diff A [B] [OVERRIDE …] [--out FILE] [--json]``: two models, or two runs, side by side: what differs.
+
+A and B are compared where their blocks act, layer by layer, on the meta device.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from blockwright.lab.difference import text
+from blockwright.lab.difference.difference import Side, difference
+from blockwright.lab.difference.record import read as read_record
+from blockwright.lab.difference.request import read
+from blockwright.lab.models import load
+from blockwright.lab.report.document import as_json
+from blockwright.registry.command import run_command
+
+USAGE = """\
+blockwright diff A [B] [OVERRIDE …] [--out FILE.svg] [--json]
+
+A, B        presets, runs (logs/…), checkpoints (*.ckpt) or compositions (*.yaml)
+OVERRIDE    changes B, as blockwright train takes it: model/attention=gqa, model.n_layers=4. Without B, it changes A
+--out FILE  draws both models next to each other, as *.svg, *.pdf or *.png
+--json      prints one document of plain numbers, with all settings, the same ones too
+
+Printed are the costs that blockwright describe counts, the blocks of both, and every setting that differs, with its
+default if it is not written. Layers that are alike are one group, next to the most similar group of the other model. Of
+two runs the other settings, the data, the software and the figures follow.
+"""
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Run the command.
+
+    Raises:
+        ConfigError: an error in the command line, a model or a run
+    """
+    if {"-h", "--help"} & set(arguments):
+        print(USAGE, end="")
+        return
+    request = read(arguments)
+    found = difference(_side(request.a, []), _side(request.b, request.overrides))
+    if request.as_json:
+        print(as_json(found.to_plain()))
+    else:
+        text.show(found)
+
+
+def _side(name: str, overrides: list[str]) -> Side:
+    decoder = load(name, overrides)
+    return Side(" ".join([name, *overrides]), decoder, None if overrides else read_record(name))
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))

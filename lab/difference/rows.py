@@ -1,0 +1,115 @@
+"""A difference as rows of texts: a sign, what it is of, A, B, and the change. ≠ stands before what differs, = before a
+block that is the same."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from blockwright.lab.card import BEYOND, flat, scaled
+from blockwright.lab.difference.alignment import spelt
+from blockwright.lab.difference.difference import Difference, Runs, minus
+from blockwright.lab.difference.entries import ABSENT, Entry
+from blockwright.lab.difference.settings import Name
+from blockwright.lab.report.words import MINUS, plain, signed
+
+DIFFERS, SAME = "≠", "="
+LONGEST = 60  # characters of a value; the JSON has all
+DIGEST = 12  # of a digest's 64
+Row = tuple[str, str, str, str, str]
+
+
+def _whole(value: float) -> str:
+    return f"{value:,.0f}" if value == int(value) else f"{value:,.1f}"
+
+
+COSTS: tuple[tuple[str, str, Callable[[float], str]], ...] = (  # label, key of ``describe --json``, format
+    ("parameters", "parameters.total", _whole),
+    ("  active for a token", "parameters.active", _whole),
+    ("tokens of the sequence", "flops.context", _whole),
+    ("  FLOPs a token, forward", "flops.forward_per_token", scaled),
+    ("  FLOPs a token, training", "flops.training_per_token", scaled),
+    ("cache bytes a token, bf16", "cache.bytes_per_token.bf16", _whole),
+    ("  numbers beyond the windows", BEYOND, _whole),
+    ("  numbers besides, constant", "cache.elements_constant", _whole),
+)
+
+
+def costs(found: Difference) -> list[Row]:
+    """What both models cost, as ``blockwright describe`` counts it."""
+    a, b = (flat(model) for model in found.card["models"])
+    rows = []
+    for label, key, written in COSTS:
+        ours, theirs = a.get(key), b.get(key)
+        if key == BEYOND and all(model[key] == model["cache.elements_per_token"] for model in (a, b)):
+            continue
+        if ours or theirs:
+            values = ["none" if value is None else written(value) for value in (ours, theirs)]
+            sign = DIFFERS if ours != theirs else SAME
+            rows.append((sign, label, *values, percent(found.changes.get(key))))
+    return rows
+
+
+def percent(change: float | None) -> str:
+    """A relative difference; empty if it is none, or not known."""
+    return "" if not change else f"{100 * change:+,.1f} %".replace("-", MINUS)
+
+
+def composition(found: Difference) -> list[Row]:
+    """The settings of the models that differ, and all their blocks."""
+    rows = _shown(found.model)
+    depths = [side.decoder.config["n_layers"] for side in (found.a, found.b)]
+    for pair in found.layers:
+        a, b = (spelt(group, depth) for group, depth in zip((pair.a, pair.b), depths, strict=True))
+        rows += [("", f"layers: {pair.part}", a, b, ""), *_shown(pair.entries)]
+    return rows
+
+
+def settings(runs: Runs) -> list[Row]:
+    """The settings of two runs that differ, but those of their models."""
+    return [_row(entry) for entry in runs.settings if not entry.same]
+
+
+def data(runs: Runs) -> list[Row]:
+    """What both were trained on, and by which software."""
+    parts = (("data", runs.data), ("software", runs.software))
+    return [_row(Entry(f"{name}: {entry.path}", entry.a, entry.b)) for name, part in parts for entry in part]
+
+
+def figures(runs: Runs) -> list[Row]:
+    """How both ended, and their figures."""
+    ends = [Entry(name, *(getattr(r, name, None) for r in (runs.a, runs.b))) for name in ("status", "steps")]
+    return [*map(_row, ends), *(_figure(entry, runs.unit(entry.path)) for entry in runs.figures)]
+
+
+def _figure(entry: Entry, unit: str) -> Row:
+    a, b = (plain(value) if isinstance(value, int | float) else _text(value) for value in (entry.a, entry.b))
+    difference = minus(entry)
+    label = f"{entry.path}, {unit}" if unit else entry.path
+    return SAME if entry.same else DIFFERS, label, a, b, "" if difference is None else signed(difference, 4)
+
+
+def _shown(entries: Iterable[Entry]) -> list[Row]:
+    return [_row(entry) for entry in entries if not entry.same or isinstance(entry.a, Name)]
+
+
+def _row(entry: Entry) -> Row:
+    return SAME if entry.same else DIFFERS, entry.path, _text(entry.a), _text(entry.b), ""
+
+
+def _text(value: Any) -> str:
+    """A value as YAML would have it, shortened, without characters that would move the cursor."""
+    if value is ABSENT:
+        return "–"
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, int | float):
+        return f"{value:,}" if isinstance(value, int) else f"{value:g}"
+    text = "".join(c if c.isprintable() else "·" for c in str(value)[: LONGEST + 1])
+    if len(text) == LONGEST + 1:
+        return f"{text[: DIGEST if _is_digest(value) else LONGEST]}…"
+    return text
+
+
+def _is_digest(value: Any) -> bool:
+    return isinstance(value, str) and set(value) <= set("0123456789abcdef")
