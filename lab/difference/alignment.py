@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from itertools import pairwise, product
 from typing import Any
 
-from blockwright.lab.difference.entries import Entry, alike, compared
+from blockwright.lab.difference.entries import Entry, compared
 
 Settings = Mapping[str, Any]
 SHOWN = 3  # ranges of layers that are written out
@@ -100,7 +100,7 @@ def _are_numbers(*values: Any) -> bool:
 
 
 def spelt(group: Group | None, n_layers: int) -> str:
-    """The layers of a group: ``all 60``, ``0``, ``1–59``; of a long pattern the first two ranges, and how many of all."""
+    """The layers of a group: ``all 60``, ``0``, ``1–59``; of a long pattern two ranges, and how many of all."""
     if group is None:
         return "–"
     if len(group.layers) == n_layers:

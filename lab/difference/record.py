@@ -1,7 +1,7 @@
 """The record of a run: its settings, its data, its software and its figures, read from a folder that may be untrusted.
 
-Nothing of it is built or resolved: ``${…}`` is shown as it is written. The hardware is not recorded, except for what the
-settings of the trainer say.
+Nothing of it is built or resolved: ``${…}`` is shown as it is written. The hardware is not recorded, except for
+what the settings of the trainer say.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ def _tokens(run: Path, steps: float | None) -> dict[str, Any]:
 
 
 def _data(checkpoint: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """The state of the data module, which has a tokenizer; of that its kind, its size and a digest of its vocabulary."""
+    """The state of the data module, which has a tokenizer; of that kind, size and a digest."""
     state = next((v for v in checkpoint.values() if isinstance(v, Mapping) and "tokenizer" in v), {})
     words = state.get("tokenizer")
     others = {key: value for key, value in state.items() if key != "tokenizer"}
