@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Literal
 
 from torch import nn
 
+from blockwright.blocks.drawn import Drawn
 from blockwright.blocks.kernels.choice import Kernels
 from blockwright.registry import Composable
 
@@ -42,6 +43,10 @@ class Block(nn.Module, Composable):
     empty: ClassVar[bool] = False
     conformance_settings: ClassVar[Mapping[str, Any]] = {}
     kernels: Kernels = Kernels()
+
+    def drawn(self) -> Drawn:
+        """What a picture of the model says of the block; by default its parameters, as its signature names them."""
+        return Drawn()
 
     def reset_parameters(self) -> None:
         """Set own parameters and buffers where the decoder's initialisation rule does not fit; called after it."""

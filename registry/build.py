@@ -18,6 +18,7 @@ from blockwright.registry.children import Node, child_nodes
 from blockwright.registry.errors import BlockError, ConfigError, did_you_mean
 from blockwright.registry.fixes import fixed_values
 from blockwright.registry.limits import check_text, check_values, load_text
+from blockwright.registry.recording import Built, note
 from blockwright.registry.schema import INHERIT, Parameter
 
 
@@ -209,7 +210,7 @@ def build(kind: str, node: Node, scope: Scope) -> Any:
             own = Node(given[p.name], f"{node.path}.{p.name}")
             built[p.name] = _build_child(entry, p, own, known, built, scope)
         supplied = {k: scope.context[k] for k in entry.schema.context if k in scope.context}
-        return entry.cls(**entry.schema.arguments({**given, **built, **supplied}))
+        block = entry.cls(**entry.schema.arguments({**given, **built, **supplied}))
     except BlockError as error:
         of_parent = error.parameter in scope.context and error.parameter not in entry.schema.parameters
         path = node.path if of_parent else f"{node.path}.{error.parameter}"
@@ -226,6 +227,9 @@ def build(kind: str, node: Node, scope: Scope) -> Any:
         rule = f"{kind} {entry.name!r} of {entry.provider} cannot be built: {type(error).__name__}: {error}"
         set_values = {k: v for k, v in given.items() if v is not None}
         raise ConfigError(node.path, set_values, rule, "Check its parameters") from error
+    settings = {name: value for name, value in given.items() if name not in built}
+    note(Built(entry, node.path, block, settings, built))
+    return block
 
 
 def add_one(group: str, kind: str) -> str:

@@ -1,0 +1,70 @@
+"""Boxes of a picture from blocks that were built."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+
+from blockwright.blocks.attention.base import Attention
+from blockwright.blocks.base import Block
+from blockwright.lab.drawing.caching import cached
+from blockwright.lab.drawing.labels import lines
+from blockwright.lab.drawing.parts import Box
+from blockwright.registry.recording import Built
+
+Records = Mapping[int, Built]
+
+
+def box(block: nn.Module, path: str, slot: str, records: Records) -> Box:
+    """The box of a block, with those of its children.
+
+    Args:
+        block: built by the registry
+        path, slot: as in ``Box``
+        records: of all blocks (registry/recording.py)
+    """
+    built = records[id(block)]
+    children = (box(child, f"{path}.{slot}", slot, records) for slot, child in _children(built) if id(child) in records)
+    return Box(
+        path,
+        built.entry.kind,
+        slot,
+        built.entry.name,
+        built.entry.schema.summary,
+        built.path,
+        lines(built),
+        block.drawn().acts if isinstance(block, Block) else "",
+        dict(built.settings),
+        count(block),
+        _cached(block),
+        tuple(children),
+        empty=isinstance(block, Block) and block.empty,
+    )
+
+
+def part(path: str, kind: str, *items: str, parameters: int = 0) -> Box:
+    """The box of a part of the decoder that is no block."""
+    return Box(path, kind, path.rpartition(".")[2], lines=items, parameters=parameters)
+
+
+def count(module: nn.Module | None) -> int:
+    """Parameters of a module."""
+    return 0 if module is None else sum(p.numel() for p in module.parameters())
+
+
+def _children(built: Built) -> list[tuple[str, Any]]:
+    """Parameter → child, a list's by their index: ``balance.0``."""
+    found = list[tuple[str, Any]]()
+    for slot, child in built.children.items():
+        many = isinstance(child, list)
+        found += [(f"{slot}.{i}", each) for i, each in enumerate(child)] if many else [(slot, child)]
+    return [(slot, child) for slot, child in found if child is not None]
+
+
+def _cached(block: nn.Module) -> Any:
+    try:
+        return cached(block) if isinstance(block, Attention) else ()
+    except NotImplementedError:  # a plug-in's attention may have no cache
+        return ()

@@ -1,0 +1,45 @@
+"""What an attention caches, read off the caches that it makes on the meta device."""
+
+from __future__ import annotations
+
+from math import prod
+
+import torch
+from torch import Tensor
+
+from blockwright.blocks.attention.base import Attention
+from blockwright.blocks.attention.scored import Scored
+from blockwright.blocks.cost import FAR
+from blockwright.lab.drawing.parts import Cached
+
+
+def cached(attention: Attention) -> tuple[Cached, ...]:
+    """The tensors of its cache; none where it has no cache.
+
+    Raises:
+        NotImplementedError: it makes no cache
+    """
+    widths = attention.remembered().widths() if isinstance(attention, Scored) else {}
+    near, far = _buffers(attention, FAR), _buffers(attention, 2 * FAR)
+    one, two = _buffers(attention, 1), _buffers(attention, 2)
+    return tuple(
+        _cached(name, tuple(widths.get(name, ())), *(made[name] for made in (one, two, near, far)))
+        for name in far
+        if far[name].numel()
+    )
+
+
+def _buffers(attention: Attention, length: int) -> dict[str, Tensor]:
+    return attention.new_cache(1, length, torch.bfloat16, torch.device("meta")).buffers
+
+
+def _cached(name: str, parts: tuple[int, ...], one: Tensor, two: Tensor, near: Tensor, far: Tensor) -> Cached:
+    """One tensor, from what it is for 1, 2, FAR and 2 FAR tokens."""
+    growth, wide = (far.numel() - near.numel()) / FAR, far.dtype == torch.float32
+    if growth:
+        shape = tuple(far.shape[2:])
+        every = round(prod(shape) / growth)
+        return Cached(name, shape, parts, "all" if every == 1 else "every", every, growth, 0, wide)
+    if two.numel() > one.numel():
+        return Cached(name, tuple(far.shape[2:]), parts, "last", far.shape[1], 0, far.numel(), wide)
+    return Cached(name, tuple(far.shape[1:]), parts, "state", 0, 0, far.numel(), wide)

@@ -1,0 +1,180 @@
+"""A model as it is drawn: panels of distinct layers, the boxes in them, what is cached, the totals. Plain data.
+
+Everything is read off blocks that are built on the meta device, so a plug-in's blocks are drawn as all others. What it
+looks like is left to lab/drawing/picture.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from blockwright.lab.drawing.wiring import Branch
+
+
+@dataclass(frozen=True)
+class Cached:
+    """A tensor of a cache.
+
+    Args:
+        name: in the cache
+        shape: of what is kept of one token, or of all of them where it does not grow
+        parts: widths side by side in the last dimension; empty for one
+        keeps: ``all`` tokens; ``last``: a window of them; ``every``: one of each so many; ``state``: a fixed size
+        tokens: of the window, or of those that share one; 0 where there is none
+        per_token: numbers that a token adds, beyond windows
+        constant: numbers of a window that is full, or of a state
+        wide: whether it is fp32 in a bf16 model
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    parts: tuple[int, ...]
+    keeps: str
+    tokens: int
+    per_token: float
+    constant: int
+    wide: bool
+
+
+@dataclass(frozen=True)
+class Box:
+    """A block, or a part of the decoder that is none.
+
+    Args:
+        path: where it is in the picture, by parameters: ``layers.0.attention.position``
+        kind: of the block; ``embedding``, ``head`` and the like for other parts
+        slot: the parameter, or the part of the decoder, that it is
+        name: registered name; "" for other parts
+        summary: what it is, in a sentence
+        written: configuration path where it is chosen: ``model.attention.position``
+        lines: its label, item by item
+        acts: what it acts on in the box around it (blocks/drawn.py)
+        settings: parameter → value, children left out
+        parameters: its number of them, with those of its children
+        cached: what it caches of a sequence
+        children: boxes in it
+        equations: its formulas
+        empty: whether it leaves its place empty
+    """
+
+    path: str
+    kind: str
+    slot: str
+    name: str = ""
+    summary: str = ""
+    written: str = ""
+    lines: tuple[str, ...] = ()
+    acts: str = ""
+    settings: Mapping[str, Any] | None = None
+    parameters: int = 0
+    cached: tuple[Cached, ...] = ()
+    children: tuple[Box, ...] = ()
+    equations: tuple[str, ...] = ()
+    empty: bool = False
+
+
+@dataclass(frozen=True)
+class Panel:
+    """Layers that are composed alike.
+
+    Args:
+        path: of the first of them, ``layers.0``
+        name: a letter, by which the stack refers to it
+        layers: their indices
+        attention, ffn, residual: the boxes of the first
+        branches: how they are connected
+        streams: residual streams; 1 for the usual one, 0 if they grow with the depth
+        parameters: of one layer
+        active: of these, those that a token uses
+        cache_numbers: that a token adds to the cache of one layer, at first
+        cache_beyond: and beyond windows; None: not measurable, as ``cache_numbers``
+        cache_constant: numbers besides, whatever the length
+    """
+
+    path: str
+    name: str
+    layers: tuple[int, ...]
+    attention: Box
+    ffn: Box
+    residual: Box
+    branches: tuple[Branch, ...]
+    streams: int
+    parameters: int
+    active: int
+    cache_numbers: int | None
+    cache_beyond: float | None
+    cache_constant: int | None
+
+
+@dataclass(frozen=True)
+class Run:
+    """A part of the stack: panels in order, repeated."""
+
+    panels: tuple[str, ...]
+    times: int
+
+
+@dataclass(frozen=True)
+class Totals:
+    """Figures of the whole model, those of ``blockwright describe``.
+
+    Args:
+        parameters, active: as in blocks/cost.py
+        context: tokens of the sequence that FLOPs are counted for
+        forward_flops, training_flops: per token
+        cache_numbers: that a token adds at first; None where an attention has no cache
+        cache_beyond: that it adds beyond windows
+        cache_constant: besides, whatever the length
+        cache_bytes: per token at first, in bf16
+        cache_at_context: bytes of ``context`` tokens, in bf16
+    """
+
+    parameters: int
+    active: int
+    context: int
+    forward_flops: float
+    training_flops: float
+    cache_numbers: int | None
+    cache_beyond: float | None
+    cache_constant: int | None
+    cache_bytes: int | None
+    cache_at_context: int | None
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """A model as it is drawn.
+
+    Args:
+        title: its name
+        vocab_size, d_model, n_layers, max_positions: of the model
+        inputs: what embeds images and the like
+        embedding: of tokens
+        position: added to the embeddings; None for none
+        panels: distinct layers, by their first occurrence
+        stack: how they follow each other, from the first layer to the last
+        norm, head: after the layers
+        mtp: depths of multi-token prediction
+        totals: figures of the whole
+    """
+
+    title: str
+    vocab_size: int
+    d_model: int
+    n_layers: int
+    max_positions: int
+    inputs: tuple[Box, ...]
+    embedding: Box
+    position: Box | None
+    panels: tuple[Panel, ...]
+    stack: tuple[Run, ...]
+    norm: Box
+    head: Box
+    mtp: tuple[Box, ...]
+    totals: Totals
+
+    def plain(self) -> dict[str, Any]:
+        """As data for JSON."""
+        return asdict(self)

@@ -1,0 +1,160 @@
+"""A model as it is drawn, from its composition: each distinct layer once, on the meta device."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from blockwright.blocks.compose import compose
+from blockwright.blocks.cost import (
+    cache_bytes,
+    count_parameters,
+    forward_flops_per_token,
+    growth_beyond_windows,
+    training_flops_per_token,
+)
+from blockwright.blocks.decoder import Decoder, Layer
+from blockwright.blocks.norm.base import Norm
+from blockwright.lab.drawing.boxes import Records, box, count, part
+from blockwright.lab.drawing.parts import Box, Panel, Run, Scheme, Totals
+from blockwright.lab.drawing.wiring import branches
+from blockwright.registry.recording import recorded
+
+USUAL = 4096  # tokens that FLOPs are counted for, as in ``blockwright describe``
+LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+
+
+def scheme(model: Mapping[str, Any] | Decoder, title: str = "", context: int | None = None) -> Scheme:
+    """The scheme of a model.
+
+    Args:
+        model: a composition, or a decoder, whose composition is drawn
+        title: its name
+        context: tokens of the sequence that FLOPs are counted for; None: 4096, or fewer if the model must
+
+    Raises:
+        ConfigError: the composition is refused
+    """
+    with recorded() as records:
+        decoder = compose(model.config if isinstance(model, Decoder) else model, device="meta")
+    config = decoder.config
+    panels, sequence = _panels(decoder, records)
+    position = records[id(decoder.position)]
+    return Scheme(
+        title=title,
+        vocab_size=config["vocab_size"],
+        d_model=config["d_model"],
+        n_layers=config["n_layers"],
+        max_positions=config["max_positions"],
+        inputs=tuple(box(block, kind, kind, records) for kind, block in decoder.inputs.items()),
+        embedding=part("embedding", "embedding", parameters=count(decoder.embedding)),
+        position=None if position.entry.name == "none" else box(decoder.position, "position", "position", records),
+        panels=panels,
+        stack=runs(sequence),
+        norm=box(decoder.norm, "norm", "norm", records),
+        head=part("head", "head", *(["tied"] if decoder.head is None else []), parameters=count(decoder.head)),
+        mtp=tuple(part(f"mtp.{k}", "mtp", parameters=count(depth)) for k, depth in enumerate(decoder.mtp)),
+        totals=_totals(decoder, context or min(USUAL, config["max_positions"])),
+    )
+
+
+def _panels(decoder: Decoder, records: Records) -> tuple[tuple[Panel, ...], list[str]]:
+    """The distinct layers, and the panel of each layer."""
+    drawn = dict[Any, list[int]]()
+    for index, layer in enumerate(decoder.layers):
+        drawn.setdefault(tuple(map(_looks, _boxes(layer, "layer", records))), []).append(index)
+    panels = [
+        _panel(decoder, indices, name, records)
+        for indices, name in zip(drawn.values(), _names(len(drawn)), strict=True)
+    ]
+    names = {index: panel.name for panel in panels for index in panel.layers}
+    return tuple(panels), [names[index] for index in range(len(decoder.layers))]
+
+
+def _looks(of: Box) -> str:
+    """What is drawn of a box: not where it is written, nor parameters that only the first or last layer has."""
+    return repr((of.kind, of.slot, of.name, of.lines, of.settings, of.cached, list(map(_looks, of.children))))
+
+
+def _names(n: int) -> list[str]:
+    return [LETTERS[i] if n <= len(LETTERS) else str(i + 1) for i in range(n)]
+
+
+def _boxes(layer: Any, path: str, records: Records) -> list[Box]:
+    return [box(getattr(layer, name), f"{path}.{name}", name, records) for name in ("attention", "ffn", "residual")]
+
+
+def _panel(decoder: Decoder, indices: Sequence[int], name: str, records: Records) -> Panel:
+    layer: Any = decoder.layers[indices[0]]
+    assert isinstance(layer, Layer)
+    residual = layer.residual
+    norms = {slot: child for slot, child in records[id(residual)].children.items() if isinstance(child, Norm)}
+    path = f"layers.{indices[0]}"
+    attention, ffn, connection = _boxes(layer, path, records)
+    numbers, beyond, constant = _cache(decoder.with_layers([layer]))
+    return Panel(
+        path=path,
+        name=name,
+        layers=tuple(indices),
+        attention=attention,
+        ffn=ffn,
+        residual=connection,
+        branches=branches(residual, norms, decoder.config["d_model"]),
+        streams=1 if residual.streams is None else residual.streams,
+        parameters=count(layer),
+        active=count(layer),
+        cache_numbers=numbers,
+        cache_beyond=beyond,
+        cache_constant=constant,
+    )
+
+
+def _cache(decoder: Decoder) -> tuple[int | None, float | None, int | None]:
+    """Numbers that a token adds at first, those beyond windows, and those besides."""
+    try:
+        one, two = (cache_bytes(decoder, n, torch.float32) // 4 for n in (1, 2))
+        return two - one, growth_beyond_windows(decoder), 2 * one - two
+    except NotImplementedError:  # a plug-in's attention may have no cache
+        return None, None, None
+
+
+def _totals(decoder: Decoder, context: int) -> Totals:
+    counted, numbers = count_parameters(decoder), _cache(decoder)
+    measurable = numbers[0] is not None
+    one, two, at_context = (cache_bytes(decoder, n, torch.bfloat16) if measurable else 0 for n in (1, 2, context))
+    return Totals(
+        counted.total,
+        counted.active,
+        context,
+        forward_flops_per_token(decoder, context),
+        training_flops_per_token(decoder, context),
+        *numbers,
+        two - one if measurable else None,
+        at_context if measurable else None,
+    )
+
+
+def runs(sequence: Sequence[str]) -> tuple[Run, ...]:
+    """A sequence as runs of a repeated part: A, (B B C) × 3, B."""
+    found, start = list[Run](), 0
+    while start < len(sequence):
+        run = max(
+            _repeats(sequence, start), key=lambda r: (len(r.panels) * r.times if r.times > 1 else 0, -len(r.panels))
+        )
+        found.append(run)
+        start += len(run.panels) * run.times
+    return tuple(found)
+
+
+def _repeats(sequence: Sequence[str], start: int) -> list[Run]:
+    """For each length of a part that begins at ``start``, how many times it follows itself."""
+    found = []
+    for length in range(1, (len(sequence) - start) // 2 + 2):
+        of = tuple(sequence[start : start + length])
+        times = 1
+        while tuple(sequence[start + length * times : start + length * (times + 1)]) == of:
+            times += 1
+        found.append(Run(of, times))
+    return found
