@@ -12,6 +12,7 @@ from blockwright.lab.difference import text
 from blockwright.lab.difference.difference import Side, difference
 from blockwright.lab.difference.record import read as read_record
 from blockwright.lab.difference.request import read
+from blockwright.lab.difference.settings import read as read_settings
 from blockwright.lab.models import load
 from blockwright.lab.report.document import as_json
 from blockwright.registry.command import run_command
@@ -48,8 +49,8 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def _side(name: str, overrides: list[str]) -> Side:
-    decoder = load(name, overrides)
-    return Side(" ".join([name, *overrides]), decoder, None if overrides else read_record(name))
+    model = read_settings(load(name, overrides).config)
+    return Side(" ".join([name, *overrides]), model, None if overrides else read_record(name))
 
 
 if __name__ == "__main__":

@@ -6,13 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from blockwright.blocks.decoder import Decoder
 from blockwright.lab import describe
 from blockwright.lab.card_request import Options, Request
-from blockwright.lab.difference import settings
 from blockwright.lab.difference.alignment import Pair, aligned, grouped
 from blockwright.lab.difference.entries import Entry, compared
 from blockwright.lab.difference.record import Record
+from blockwright.lab.difference.settings import Composition
 from blockwright.training.result import Result
 
 SCHEMA = "blockwright.diff/1"  # another number, if a key is removed or changes its meaning; keys may be added
@@ -25,12 +24,12 @@ class Side:
 
     Args:
         name: as shown
-        decoder: on the meta device
+        model: its settings
         record: of the run that trained it; None if none did
     """
 
     name: str
-    decoder: Decoder
+    model: Composition
     record: Record | None = None
 
 
@@ -109,13 +108,13 @@ class Difference:
 
 def difference(a: Side, b: Side) -> Difference:
     """Compare two models; two that are runs, as runs too."""
-    layers = [settings.of_layers(side.decoder) for side in (a, b)]
-    pairs = [pair for part in layers[0] for pair in aligned(part, *(grouped(each[part]) for each in layers))]
-    around = compared(*(settings.of_model(side.decoder) for side in (a, b)))
+    ours, theirs = a.model, b.model
+    groups = {part: (grouped(ours.layers[part]), grouped(theirs.layers[part])) for part in ours.layers}
+    pairs = [pair for part, (of_a, of_b) in groups.items() for pair in aligned(part, of_a, of_b)]
     request = Request([a.name, b.name], [Options(), Options()], [], 0, True, None)
-    card = describe.document(request, [a.decoder, b.decoder])
+    card = describe.document(request, [ours.decoder, theirs.decoder])
     recorded = _runs(a.record, b.record) if a.record and b.record else None
-    return Difference(a, b, card, around, pairs, recorded)
+    return Difference(a, b, card, compared(ours.around, theirs.around), pairs, recorded)
 
 
 def _runs(a: Record, b: Record) -> Runs:

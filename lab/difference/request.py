@@ -56,9 +56,8 @@ def _models(names: Sequence[str], overrides: Sequence[str]) -> tuple[str, str]:
         raise ConfigError("A", None, "must name a model", f"Write e.g. {example}")
     if len(names) > 2:
         remedy = f"Leave out {names[2]}, or see the costs of all: blockwright describe model={','.join(names)}"
-        raise ConfigError(
-            "command line", " ".join(names)[:200], f"names {len(names)} models, and two are compared", remedy
-        )
+        rule = f"names {len(names)} models, and two are compared"
+        raise ConfigError("command line", " ".join(names)[:200], rule, remedy)
     if len(names) == 1 and not overrides:
         remedy = f"Name another, or what changes: blockwright diff {names[0]} model/attention=gqa"
         raise ConfigError("B", None, "must name a second model, or overrides of the first", remedy)

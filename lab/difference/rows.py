@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from blockwright.lab.card import BEYOND, flat, scaled
-from blockwright.lab.difference.alignment import spelt
+from blockwright.lab.difference.alignment import Pair, spelt
 from blockwright.lab.difference.difference import Difference, Runs, minus
 from blockwright.lab.difference.entries import ABSENT, Entry
 from blockwright.lab.difference.settings import Name
@@ -38,15 +38,15 @@ COSTS: tuple[tuple[str, str, Callable[[float], str]], ...] = (  # label, key of 
 def costs(found: Difference) -> list[Row]:
     """What both models cost, as ``blockwright describe`` counts it."""
     a, b = (flat(model) for model in found.card["models"])
-    rows = []
+    rows = list[Row]()
     for label, key, written in COSTS:
         ours, theirs = a.get(key), b.get(key)
         if key == BEYOND and all(model[key] == model["cache.elements_per_token"] for model in (a, b)):
             continue
         if ours or theirs:
-            values = ["none" if value is None else written(value) for value in (ours, theirs)]
+            one, two = ("none" if value is None else written(value) for value in (ours, theirs))
             sign = DIFFERS if ours != theirs else SAME
-            rows.append((sign, label, *values, percent(found.changes.get(key))))
+            rows.append((sign, label, one, two, percent(found.changes.get(key))))
     return rows
 
 
@@ -57,17 +57,28 @@ def percent(change: float | None) -> str:
 
 def composition(found: Difference) -> list[Row]:
     """The settings of the models that differ, and all their blocks."""
-    rows = _shown(found.model)
-    depths = [side.decoder.config["n_layers"] for side in (found.a, found.b)]
-    for pair in found.layers:
-        a, b = (spelt(group, depth) for group, depth in zip((pair.a, pair.b), depths, strict=True))
-        rows += [("", f"layers: {pair.part}", a, b, ""), *_shown(pair.entries)]
-    return rows
+    return [
+        *_shown(found.model),
+        *(row for pair in found.layers for row in (_head(pair, found), *_shown(pair.entries))),
+    ]
+
+
+def differing(found: Difference) -> list[Row]:
+    """The settings of the models that differ."""
+    apart = [pair for pair in found.layers if not pair.same]
+    return [*_changed(found.model), *(row for pair in apart for row in (_head(pair, found), *_changed(pair.entries)))]
+
+
+def _head(pair: Pair, found: Difference) -> Row:
+    """The layers that a pair of groups fills."""
+    sides = ((pair.a, found.a), (pair.b, found.b))
+    a, b = (spelt(group, side.model.decoder.config["n_layers"]) for group, side in sides)
+    return "", f"layers: {pair.part}", a, b, ""
 
 
 def settings(runs: Runs) -> list[Row]:
     """The settings of two runs that differ, but those of their models."""
-    return [_row(entry) for entry in runs.settings if not entry.same]
+    return _changed(runs.settings)
 
 
 def data(runs: Runs) -> list[Row]:
@@ -91,6 +102,10 @@ def _figure(entry: Entry, unit: str) -> Row:
 
 def _shown(entries: Iterable[Entry]) -> list[Row]:
     return [_row(entry) for entry in entries if not entry.same or isinstance(entry.a, Name)]
+
+
+def _changed(entries: Iterable[Entry]) -> list[Row]:
+    return [_row(entry) for entry in entries if not entry.same]
 
 
 def _row(entry: Entry) -> Row:

@@ -8,14 +8,15 @@ wherever their YAML writes them.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
 
 from blockwright import registry
+from blockwright.blocks.compose import compose
 from blockwright.blocks.decoder import LAYER_PARTS, Decoder
-from blockwright.registry import Node, child_nodes, resolve
-from blockwright.registry.layout import plan
+from blockwright.registry.recording import Built, recorded
 
 Settings = dict[str, Any]
 ELSEWHERE = ("layout", "variants", "overrides", "format")  # they choose the blocks of layers, which have settings
@@ -24,77 +25,59 @@ ELSEWHERE = ("layout", "variants", "overrides", "format")  # they choose the blo
 class Name(str):
     """The name of a block, the value at its own path; any other string is a parameter."""
 
-
-def of_model(decoder: Decoder) -> Settings:
-    """The settings that are not of single layers: sizes, initialisation, and the blocks around the layers."""
-    config, kinds = decoder.config, registry.kinds()
-    plain = {key: value for key, value in config.items() if key not in (*kinds, *ELSEWHERE)}
-    nodes = {kind: Node(config[kind], f"model.{kind}") for kind in kinds if config.get(kind) is not None}
-    around = {"norm": decoder.norm, "position": decoder.position, **decoder.inputs}
-    built = {kind: block for kind, block in around.items() if kind in nodes}
-    if not _is_below_layers(nodes.get("position")):
-        built.pop("position", None)
-    found = (each for kind, block in built.items() for each in _walk(kind, kind, nodes[kind], nodes, block, ()))
-    return {**flat(plain), **dict(found)}
+    __slots__ = ()
 
 
-def of_layers(decoder: Decoder) -> dict[str, list[Settings]]:
-    """Part of a layer (``attention``, ``ffn``, ``residual``) → the settings of each layer."""
-    planned = plan(decoder.config, registry.layer_kinds(), registry.names)
-    return {
-        part: [_of_part(part, nodes, layer) for nodes, layer in zip(planned, decoder.layers, strict=True)]
-        for part in LAYER_PARTS
-    }
-
-
-def _of_part(part: str, nodes: Mapping[str, dict[str, Any]], layer: nn.Module) -> Settings:
-    scope = {kind: Node(node, f"model.{kind}") for kind, node in nodes.items()}
-    if _is_below_layers(scope.get("position")):
-        scope["position"] = Node("none", "model.position")
-    return dict(_walk(part, part, scope[part], scope, getattr(layer, part), ()))
-
-
-def _is_below_layers(position: Node | None) -> bool:
-    """Whether a position is added to the embeddings, so that the blocks in the layers have none."""
-    return position is not None and resolve("position", position)[0].cls.place == "embedding"  # type: ignore[attr-defined]
-
-
-def _walk(
-    path: str,
-    kind: str,
-    node: Node,
-    scope: Mapping[str, Node],
-    built: nn.Module | None,
-    parents: tuple[tuple[str, str], ...],
-) -> Iterator[tuple[str, Any]]:
-    """A block and all in it.
+@dataclass(frozen=True)
+class Composition:
+    """A model by its settings.
 
     Args:
-        path: of the block in its layer
-        kind, node: of the block
-        scope: kind → the node in effect
-        built: the block itself, where its parent has it under this name
-        parents: kinds and names of the blocks around it
+        decoder: on the meta device
+        around: settings that are not of single layers: sizes, initialisation, the blocks around the layers
+        layers: part of a layer (``attention``, ``ffn``, ``residual``) → the settings of each layer
     """
-    entry, given = resolve(kind, node)
-    yield path, Name(entry.name)
-    for p in entry.schema.parameters.values():
-        if not p.child:
-            yield from flat({p.name: _settled(given[p.name], p.name, built)}, f"{path}.").items()
-    around = (*parents, (kind, entry.name))
-    for p in entry.schema.children.values():
-        written, default = Node(given[p.name], f"{node.path}.{p.name}"), entry.cls.default_children.get(p.name)
-        found = child_nodes(f"{kind} {entry.name!r}", p, written, scope, default)
-        block = getattr(built, p.name, None)
-        for i, inner in enumerate(found):
-            at = f"{path}.{p.name}.{i}" if p.many else f"{path}.{p.name}"
-            one = block[i] if p.many and isinstance(block, nn.ModuleList) else None if p.many else block
-            yield from _walk(at, p.child or "", inner, scope, one, around)
+
+    decoder: Decoder
+    around: Settings
+    layers: dict[str, list[Settings]]
 
 
-def _settled(value: Any, name: str, built: nn.Module | None) -> Any:
+def read(model: Mapping[str, Any]) -> Composition:
+    """The settings of a complete composition.
+
+    Raises:
+        ConfigError: it is refused
+    """
+    with recorded() as records:
+        decoder = compose(model, device="meta")
+    kinds = registry.kinds()
+    plain = flat({key: value for key, value in decoder.config.items() if key not in (*kinds, *ELSEWHERE)})
+    blocks = {"norm": decoder.norm, "position": decoder.position, **decoder.inputs}
+    around = {kind: block for kind, block in blocks.items() if records[id(block)].entry.name != "none"}
+    for kind, block in around.items():
+        plain |= dict(_walk(kind, block, records))
+    layers = {
+        part: [dict(_walk(part, getattr(layer, part), records)) for layer in decoder.layers] for part in LAYER_PARTS
+    }
+    return Composition(decoder, plain, layers)
+
+
+def _walk(path: str, block: nn.Module, records: Mapping[int, Built]) -> Iterator[tuple[str, Any]]:
+    """A block, its parameters and its children, at their paths."""
+    built = records[id(block)]
+    yield path, Name(built.entry.name)
+    yield from flat({name: _settled(value, name, block) for name, value in built.settings.items()}, f"{path}.").items()
+    for name, child in built.children.items():
+        several = isinstance(child, list)
+        for at, each in [(f".{i}", one) for i, one in enumerate(child)] if several else [("", child)]:
+            if each is not None:
+                yield from _walk(f"{path}.{name}{at}", each, records)
+
+
+def _settled(value: Any, name: str, block: nn.Module) -> Any:
     """A value; for null the number that the block has settled on, if it has one under the same name."""
-    settled = getattr(built, name, None) if value is None else None
+    settled = getattr(block, name, None) if value is None else None
     return settled if isinstance(settled, int | float) else value
 
 

@@ -36,7 +36,7 @@ def show(found: Difference) -> None:
 
 def headers(a: str, b: str) -> tuple[str, str]:
     """Names of the columns: the last part of a path; A and B where these are long, or the same."""
-    one, two = (PurePath(name).name for name in (a, b))
+    one, two = (name if " " in name else PurePath(name).name for name in (a, b))  # with overrides, it is no path
     return (one, two) if one != two and max(len(one), len(two)) <= WIDEST else ("A", "B")
 
 
