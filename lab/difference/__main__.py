@@ -7,15 +7,19 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from blockwright.lab.difference import text
-from blockwright.lab.difference.difference import Side, difference
+from blockwright.lab.difference.difference import Difference, Side, difference
+from blockwright.lab.difference.picture import side_by_side
 from blockwright.lab.difference.record import read as read_record
 from blockwright.lab.difference.request import read
 from blockwright.lab.difference.settings import read as read_settings
 from blockwright.lab.models import load
 from blockwright.lab.report.document import as_json
+from blockwright.registry import ConfigError
 from blockwright.registry.command import run_command
+from blockwright.training.writing import write_text
 
 USAGE = """\
 blockwright diff A [B] [OVERRIDE …] [--out FILE.svg] [--json]
@@ -46,6 +50,15 @@ def main(arguments: Sequence[str]) -> None:
         print(as_json(found.to_plain()))
     else:
         text.show(found)
+    if request.out:
+        _draw(found, request.out)
+
+
+def _draw(found: Difference, file: Path) -> None:
+    try:
+        write_text(file, side_by_side(found))
+    except OSError as error:
+        raise ConfigError("--out", str(file), f"cannot be written ({error.strerror})", "Name another file") from None
 
 
 def _side(name: str, overrides: list[str]) -> Side:

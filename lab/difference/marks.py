@@ -1,4 +1,4 @@
-"""Which boxes of a picture differ from those of the other model: ``same``, ``changed``, or ``added``, only in this one."""
+"""Which boxes of a picture differ from the other model's: ``same``, ``changed``, or ``added``, only in this one."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def _of_panel(panel: Panel, pairs: Sequence[Pair], side: Letter) -> Iterator[tup
 
 
 def _blocks(entries: Iterable[Entry], side: Letter) -> Iterator[tuple[str, str]]:
-    """The blocks of one side among the entries, each with the mark of its own settings, without those of its children."""
+    """The blocks of one side among the entries, each with the mark of its own settings, its children's left out."""
     every = list(entries)
     names = {entry.path for entry in every if isinstance(entry.a, Name) or isinstance(entry.b, Name)}
     differing = {_block_of(entry.path, names) for entry in every if not entry.same}

@@ -24,7 +24,7 @@ LEGEND = "≠ and bold: it differs · + and dashed: only this model has it · gr
 
 def side_by_side(found: Difference) -> str:
     """The SVG of a difference."""
-    one, two = (_drawn(found, side, letter) for side, letter in ((found.a, "a"), (found.b, "b")))
+    one, two = _drawn(found, found.a, "a"), _drawn(found, found.b, "b")
     (width, left), (other, right) = (_size(each) for each in (one, two))
     whole, top = width + other, max(left, right)
     shown = [*rows.costs(found), *rows.differing(found)]

@@ -11,7 +11,7 @@ from blockwright.lab.difference.alignment import Pair, spelt
 from blockwright.lab.difference.difference import Difference, Runs, minus
 from blockwright.lab.difference.entries import ABSENT, Entry
 from blockwright.lab.difference.settings import Name
-from blockwright.lab.report.words import MINUS, plain, signed
+from blockwright.lab.report.words import HUGE, MINUS, plain, signed
 
 DIFFERS, SAME = "≠", "="
 LONGEST = 60  # characters of a value; the JSON has all
@@ -57,16 +57,14 @@ def percent(change: float | None) -> str:
 
 def composition(found: Difference) -> list[Row]:
     """The settings of the models that differ, and all their blocks."""
-    return [
-        *_shown(found.model),
-        *(row for pair in found.layers for row in (_head(pair, found), *_shown(pair.entries))),
-    ]
+    layers = [(_head(pair, found), *_shown(pair.entries)) for pair in found.layers]
+    return [*_shown(found.model), *(row for rows in layers for row in rows)]
 
 
 def differing(found: Difference) -> list[Row]:
     """The settings of the models that differ."""
-    apart = [pair for pair in found.layers if not pair.same]
-    return [*_changed(found.model), *(row for pair in apart for row in (_head(pair, found), *_changed(pair.entries)))]
+    layers = [(_head(pair, found), *_changed(pair.entries)) for pair in found.layers if not pair.same]
+    return [*_changed(found.model), *(row for rows in layers for row in rows)]
 
 
 def _head(pair: Pair, found: Difference) -> Row:
@@ -119,7 +117,7 @@ def _text(value: Any) -> str:
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     if isinstance(value, int | float):
-        return f"{value:,}" if isinstance(value, int) else f"{value:g}"
+        return f"{value:,.0f}" if value == value // 1 and abs(value) < HUGE else f"{value:g}"
     text = "".join(c if c.isprintable() else "·" for c in str(value)[: LONGEST + 1])
     if len(text) == LONGEST + 1:
         return f"{text[: DIGEST if _is_digest(value) else LONGEST]}…"
