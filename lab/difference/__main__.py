@@ -45,7 +45,7 @@ def main(arguments: Sequence[str]) -> None:
         print(USAGE, end="")
         return
     request = read(arguments)
-    found = difference(_side(request.a, []), _side(request.b, request.overrides))
+    found = difference(_side("A", request.a, []), _side("B", request.b, request.overrides))
     if request.as_json:
         print(as_json(found.to_plain()))
     else:
@@ -61,9 +61,12 @@ def _draw(found: Difference, file: Path) -> None:
         raise ConfigError("--out", str(file), f"cannot be written ({error.strerror})", "Name another file") from None
 
 
-def _side(name: str, overrides: list[str]) -> Side:
-    model = read_settings(load(name, overrides).config)
-    return Side(" ".join([name, *overrides]), model, None if overrides else read_record(name))
+def _side(letter: str, name: str, overrides: list[str]) -> Side:
+    try:
+        model = read_settings(load(name, overrides).config)
+        return Side(" ".join([name, *overrides]), model, None if overrides else read_record(name))
+    except ConfigError as error:
+        raise ConfigError(f"{letter}: {error.path}", error.value, error.rule, error.remedy) from None
 
 
 if __name__ == "__main__":
