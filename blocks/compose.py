@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -32,35 +32,59 @@ from blockwright.registry.build import add_one
 from blockwright.registry.layout import patched, plan
 
 
+class Outline(NamedTuple):
+    """A checked model of which each distinct layer is built once, on the meta device.
+
+    config: complete
+    frame: embedding, embedding position, final norm, head
+    layers: index → the first of each distinct layer
+    alike: the same index → those of the layers that have the same nodes
+    nodes: the same index → kind → node
+    depths: of multi-token prediction
+    inputs: kind → input
+    """
+
+    config: dict[str, Any]
+    frame: tuple[nn.Embedding, Position, Any, nn.Linear | None]
+    layers: dict[int, Layer]
+    alike: dict[int, list[int]]
+    nodes: dict[int, dict[str, Any]]
+    depths: list[MTP]
+    inputs: dict[str, Input]
+
+
 def check(config: Any) -> dict[str, Any]:
     """``read``, and build one of each distinct layer on the meta device: all checks of the blocks, without memory.
 
     Raises:
         ConfigError
     """
+    return outline(config).config
+
+
+def outline(config: Any) -> Outline:
+    """``check``, and what was built for it."""
     model = read(config)
     if len(model["overrides"] or []) > MAX_DISTINCT:
         raise too_many_changes()
-    distinct: list[dict[str, Any]] = []
-    layers: dict[int, Layer] = {}
-    alike: list[int] = []  # how many layers equal each distinct one
+    nodes, layers, alike = dict[int, dict[str, Any]](), dict[int, Layer](), dict[int, list[int]]()
     with torch.device("meta"):
-        around = [part for part in _frame(model) if part is not None]
-        for index, nodes in enumerate(_plan(model)):
-            if nodes in distinct:
-                alike[distinct.index(nodes)] += 1
+        frame = _frame(model)
+        for index, of_layer in enumerate(_plan(model)):
+            if (first := next((i for i, known in nodes.items() if known == of_layer), None)) is not None:
+                alike[first].append(index)
                 continue
-            if len(distinct) == MAX_DISTINCT:
+            if len(nodes) == MAX_DISTINCT:
                 raise too_many_changes()
-            distinct.append(nodes)
-            layers[index] = _layer(model, nodes, index)
-            alike.append(1)
+            layers[index] = _layer(model, of_layer, index)
+            nodes[index], alike[index] = of_layer, [index]
         inputs = build_inputs(model)
-        around += [*_depths(model), *inputs.values()]
+        depths = _depths(model)
     refuse_beside_inputs(list(inputs), model, layers)
-    of_layers = sum(size(layer) * times for layer, times in zip(layers.values(), alike, strict=True))
-    check_together(model, dict(zip(layers, distinct, strict=True)), layers, sum(map(size, around)) + of_layers)
-    return model
+    of_layers = sum(size(layer) * len(alike[index]) for index, layer in layers.items())
+    around = sum(size(part) for part in (*frame, *depths, *inputs.values()) if part is not None)
+    check_together(model, nodes, layers, around + of_layers)
+    return Outline(model, frame, layers, alike, nodes, depths, inputs)
 
 
 def preset(name: str, changes: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -162,7 +186,31 @@ def _place(node: Node) -> str:
 
 
 def _layer(model: Mapping[str, Any], nodes: Mapping[str, dict[str, Any]], index: int) -> Layer:
-    context = _context(model, index)
+    layer = Layer(**build_parts(model, nodes, index))
+    for name, module in layer.named_modules():
+        if isinstance(module, Position) and module.place == "embedding":
+            kind, _, child = name.partition(".")
+            path = written_at(model, kind, nodes[kind], index)
+            rule = "works on the embeddings, below all layers, so a block inside a layer cannot have it"
+            remedy = "Set it as model.position, for all layers"
+            raise ConfigError(f"{path}.{child}", nodes[kind].get(child), rule, remedy)
+    return layer
+
+
+def build_parts(
+    model: Mapping[str, Any], nodes: Mapping[str, dict[str, Any]], index: int, kinds: Sequence[str] = LAYER_PARTS
+) -> dict[str, Any]:
+    """Kind → that part of a layer, on the current default device.
+
+    Args:
+        model: complete
+        nodes: of the layer, kind → node
+        index: of the layer
+        kinds: of the parts
+
+    Raises:
+        ConfigError: an error in one of them
+    """
     placed = {kind: Node(node, written_at(model, kind, node, index)) for kind, node in nodes.items()}
     position = placed.get("position")
     if position and _place(position) == "embedding":
@@ -170,14 +218,7 @@ def _layer(model: Mapping[str, Any], nodes: Mapping[str, dict[str, Any]], index:
             rule = "works on the embeddings, below all layers, so it cannot be set for single layers"
             raise ConfigError(position.path, position.value["name"], rule, "Set it as model.position, for all layers")
         placed["position"] = Node("none", "model.position")
-    layer = Layer(**{kind: _part(kind, placed, context) for kind in LAYER_PARTS})
-    for name, module in layer.named_modules():
-        if isinstance(module, Position) and module.place == "embedding":
-            kind, _, child = name.partition(".")
-            rule = "works on the embeddings, below all layers, so a block inside a layer cannot have it"
-            remedy = "Set it as model.position, for all layers"
-            raise ConfigError(f"{placed[kind].path}.{child}", placed[kind].value.get(child), rule, remedy)
-    return layer
+    return {kind: _part(kind, placed, _context(model, index)) for kind in kinds}
 
 
 def _depths(model: Mapping[str, Any]) -> list[MTP]:

@@ -8,12 +8,12 @@ Not counted: activations, communication, savings of fast kernels (a causal or wi
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from blockwright.blocks.attention.base import empty_cache
 from blockwright.blocks.base import Block
@@ -21,6 +21,7 @@ from blockwright.blocks.compose import compose
 from blockwright.blocks.decoder import Decoder
 from blockwright.blocks.experts.base import Experts
 from blockwright.blocks.ffn.base import FFN, rounded_width
+from blockwright.blocks.forward_pass import Pass
 from blockwright.blocks.gating.base import Routing
 from blockwright.blocks.input import Input
 
@@ -68,10 +69,29 @@ class Parameters:
         return sum(self.families[part] for part in parts) - self.idle_experts
 
 
-def count_parameters(decoder: Decoder) -> Parameters:
+class Sample(NamedTuple):
+    """A decoder on the meta device with one of each group of equal layers, whose costs are those of the whole.
+
+    decoder: with these layers alone, which may share parts
+    layers: for each of them, the indices of those that it stands for
+    """
+
+    decoder: Decoder
+    layers: tuple[tuple[int, ...], ...]
+
+
+def sampled(model: Decoder | Sample) -> Sample:
+    """One of each group of equal layers of a decoder."""
+    if isinstance(model, Sample):
+        return model
+    groups = alike(model.layers)
+    return Sample(model.with_layers(model.layers[group[0]] for group in groups), tuple(map(tuple, groups)))
+
+
+def count_parameters(model: Decoder | Sample) -> Parameters:
     """Count parameters; the share of experts that a token uses is read off an actual routing."""
-    families = count_families(decoder)
-    idle = _idle_experts(decoder)
+    families = count_families(model)
+    idle = _idle_experts(model)
     total = sum(families.values())
     active = total - idle - families["mtp"]
     return Parameters(total, active, families["embedding"], families["head"], families, idle)
@@ -83,8 +103,9 @@ def in_order(families: Iterable[str]) -> list[str]:
     return [*_FIRST, *dict.fromkeys(family for family in families if family not in usual), *_LAST]
 
 
-def count_families(decoder: Decoder) -> dict[str, int]:
+def count_families(model: Decoder | Sample) -> dict[str, int]:
     """Parameters of each family; a shared tensor counts once, where it occurs first."""
+    decoder = model if isinstance(model, Decoder) else model.decoder.with_layers([])
     counts: Counter[str] = Counter()
     seen: set[int] = set()
     ends = {"embedding": "embedding", "head": "head", "mtp": "mtp"}
@@ -93,8 +114,18 @@ def count_families(decoder: Decoder) -> dict[str, int]:
     for name in order:
         _count(children[name], ends.get(name, "other"), counts, seen)
     _count_own(decoder, "other", counts, seen)
+    if isinstance(model, Sample):
+        for layer, indices in zip(model.decoder.layers, model.layers, strict=True):
+            _count_times(layer, len(indices), counts)
     counts["other"] += counts.pop("mixture", 0)
     return {family: counts[family] for family in in_order(counts)}
+
+
+def _count_times(layer: nn.Module, times: int, counts: Counter[str]) -> None:
+    of_one: Counter[str] = Counter()
+    _count(layer, "other", of_one, set())
+    for family, number in of_one.items():
+        counts[family] += times * number
 
 
 def _count(module: nn.Module, family: str, counts: Counter[str], seen: set[int]) -> None:
@@ -125,21 +156,40 @@ def _family(module: nn.Module, around: str) -> str:
 MANY = 80_640  # tokens; divisible by every usual number of experts
 
 
-def _idle_experts(decoder: Decoder) -> int:
-    groups = alike(decoder.layers)
-    meta = decoder if decoder.embedding.weight.is_meta else compose(decoder.config, device="meta")
-    probe, n_tokens = meta.with_layers(meta.layers[group[0]] for group in groups), 1
-    routings = _routings(probe, n_tokens)
-    if any(routing is not None and routing.pairs is not None for routing in routings):
+def _idle_experts(model: Decoder | Sample) -> int:
+    if isinstance(model, Decoder) and not model.embedding.weight.is_meta:
+        model = compose(model.config, device="meta")
+    decoder, groups = sampled(model)
+    return sum(len(group) * idle_experts(layer, decoder) for layer, group in zip(decoder.layers, groups, strict=True))
+
+
+def idle_experts(layer: nn.Module, decoder: Decoder) -> int:
+    """Parameters of the routed experts of a layer that a token does not use.
+
+    Args:
+        layer, decoder: on the meta device
+    """
+    ffn: Any = layer.ffn
+    routing, n_tokens = _routing(ffn, decoder, 1), 1
+    if routing is not None and routing.pairs is not None:
         n_tokens = MANY  # experts per token is an average, which one token cannot show
-        routings = _routings(probe, n_tokens)
-    pairs = zip(groups, routings, strict=True)
-    return sum(len(group) * _idle(decoder.layers[group[0]], routing, n_tokens) for group, routing in pairs)
+        routing = _routing(ffn, decoder, n_tokens)
+    return _idle(ffn, routing, n_tokens)
 
 
-def _routings(decoder: Decoder, n_tokens: int) -> list[Routing | None]:
+def _routing(ffn: FFN, decoder: Decoder, n_tokens: int) -> Routing | None:
+    x, given = _tokens(decoder, n_tokens)
     with torch.no_grad():
-        return decoder.hidden(torch.zeros(1, n_tokens, dtype=torch.long, device="meta"))[1]
+        routing: Routing | None = ffn(x, given)[1]
+    return routing
+
+
+def _tokens(decoder: Decoder, length: int) -> tuple[Tensor, Pass]:
+    """Input of a mixer of any layer, [1,T,D] on the meta device, and what it is given with it."""
+    weight = decoder.embedding.weight
+    x = torch.empty(1, length, weight.shape[1], dtype=weight.dtype, device="meta")
+    tokens = torch.zeros(1, length, dtype=torch.long, device="meta")
+    return x, Pass(torch.zeros_like(tokens), tokens=tokens, carry={}, losses={})
 
 
 def _idle(layer: nn.Module, routing: Routing | None, n_tokens: int) -> int:
@@ -188,7 +238,7 @@ def signature(layer: nn.Module) -> tuple[Any, ...]:
 # --- FLOPs ------------------------------------------------------------------------------------------------------------
 
 
-def forward_flops_per_token(model: Mapping[str, Any] | Decoder, length: int) -> float:
+def forward_flops_per_token(model: Mapping[str, Any] | Decoder | Sample, length: int) -> float:
     """FLOPs of the forward pass with the head, per token of a sequence of ``length``; attention not halved for
     causality, a multiplication and an addition counted as two.
 
@@ -196,50 +246,83 @@ def forward_flops_per_token(model: Mapping[str, Any] | Decoder, length: int) -> 
         model: a composition, or a decoder on the meta device
         length: T, tokens
     """
-    decoder = model if isinstance(model, Decoder) else compose(model, device="meta")
-    around = _flops(decoder, [], length)
-    layers = sum(len(group) * (_flops(decoder, group[:1], length) - around) for group in alike(decoder.layers))
-    return (around + layers) / length
+    decoder, groups = _sampled(model)
+    tokens = torch.zeros(1, length, dtype=torch.long, device="meta")
+    around = _flops(lambda: decoder.with_layers([])(tokens))
+    known: dict[Any, int] = {}
+    layers = (
+        len(group) * _layer_flops(layer, decoder, length, known)
+        for layer, group in zip(decoder.layers, groups, strict=True)
+    )
+    return (around + sum(layers)) / length
 
 
-def training_flops_per_token(model: Mapping[str, Any] | Decoder, length: int) -> float:
+def _sampled(model: Mapping[str, Any] | Decoder | Sample) -> Sample:
+    return sampled(compose(model, device="meta") if isinstance(model, Mapping) else model)
+
+
+def _layer_flops(layer: nn.Module, decoder: Decoder, length: int, known: dict[Any, int]) -> int:
+    """FLOPs of a layer alone: those of its mixers, and those of its residual block between them.
+
+    Args:
+        known: signature of a part → its FLOPs; layers often differ in one part only
+    """
+    x, given = _tokens(decoder, length)
+    residual: Any = layer.residual
+
+    def connect() -> None:
+        residual.close(residual(residual.open(x), torch.empty_like, torch.empty_like))
+
+    def once(part: Any, run: Callable[[], Any]) -> int:
+        if (what := signature(part)) not in known:
+            known[what] = _flops(run)
+        return known[what]
+
+    attention: Any = layer.attention
+    ffn: Any = layer.ffn
+    mixers = once(attention, lambda: attention(x, given)) + once(ffn, lambda: ffn(x, given))
+    return mixers + once(residual, connect)
+
+
+def training_flops_per_token(model: Mapping[str, Any] | Decoder | Sample, length: int) -> float:
     """FLOPs of one training step, per token: three times those of the forward pass, whose every product has two in the
     backward pass, and of all depths of multi-token prediction, with the head for each. Recomputation is not in it.
 
     Arguments as in ``forward_flops_per_token``.
     """
-    decoder = model if isinstance(model, Decoder) else compose(model, device="meta")
-    return 3 * (forward_flops_per_token(decoder, length) + _mtp_flops(decoder, length) / length)
+    return flops_per_token(model, length)[1]
+
+
+def flops_per_token(model: Mapping[str, Any] | Decoder | Sample, length: int) -> tuple[float, float]:
+    """``forward_flops_per_token`` and ``training_flops_per_token``."""
+    made = _sampled(model)
+    forward = forward_flops_per_token(made, length)
+    return forward, 3 * (forward + _mtp_flops(made.decoder, length) / length)
 
 
 def _mtp_flops(decoder: Decoder, length: int) -> int:
     if not len(decoder.mtp):
         return 0
-    from torch.utils.flop_counter import FlopCounterMode
+    hidden, given = _tokens(decoder, length)
 
-    tokens = torch.zeros(1, length, dtype=torch.long, device="meta")
-    hidden = torch.empty(1, length, decoder.config["d_model"], dtype=decoder.embedding.weight.dtype, device="meta")
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        for states, _ in decoder.mtp_states(hidden, tokens):
+    def predict() -> None:
+        for states, _ in decoder.mtp_states(hidden, given.tokens):
             decoder.logits(states)
-    return counter.get_total_flops()
+
+    return _flops(predict)
 
 
-def _flops(decoder: Decoder, indices: Sequence[int], length: int) -> int:
+def _flops(run: Callable[[], Any]) -> int:
     from torch.utils.flop_counter import FlopCounterMode  # imports triton, which refusals of a run have no time for
 
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        decoder.with_layers(decoder.layers[i] for i in indices)(torch.zeros(1, length, dtype=torch.long, device="meta"))
+        run()
     return counter.get_total_flops()
 
 
 def input_flops(block: Input, content: Any) -> int:
     """FLOPs of embedding content of an input, on the meta device."""
-    from torch.utils.flop_counter import FlopCounterMode
-
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        block(content)
-    return counter.get_total_flops()
+    return _flops(lambda: block(content))
 
 
 def ffn_ratio(decoder: Decoder, counted: Parameters) -> float:
@@ -274,13 +357,13 @@ def deepseek_moe_flops(n_layers: int, d_model: int, vocab_size: int, ffn_ratio: 
 FAR = 2**17  # tokens; more than any usual window
 
 
-def growth_beyond_windows(decoder: Decoder) -> float:
+def growth_beyond_windows(decoder: Decoder | Sample) -> float:
     """Numbers that all caches of a sequence grow by for each token, where windows are full; arguments as below."""
     near, far = (cache_bytes(decoder, length, torch.float32) // 4 for length in (FAR, 2 * FAR))
     return (far - near) / FAR
 
 
-def cache_bytes_per_token(decoder: Decoder, length: int, dtype: torch.dtype) -> float:
+def cache_bytes_per_token(decoder: Decoder | Sample, length: int, dtype: torch.dtype) -> float:
     """Bytes of all caches of one sequence of ``length`` tokens, divided by them; errors as below.
 
     What a token adds, where all is kept of every token; windows that are full and states that do not grow weigh the
@@ -289,7 +372,7 @@ def cache_bytes_per_token(decoder: Decoder, length: int, dtype: torch.dtype) -> 
     return cache_bytes(decoder, length, dtype) / length
 
 
-def cache_bytes(decoder: Decoder, length: int, dtype: torch.dtype, bits: int | None = None) -> int:
+def cache_bytes(decoder: Decoder | Sample, length: int, dtype: torch.dtype, bits: int | None = None) -> int:
     """Bytes of all caches of one sequence of ``length`` tokens, measured on the meta device.
 
     Args:
@@ -299,8 +382,7 @@ def cache_bytes(decoder: Decoder, length: int, dtype: torch.dtype, bits: int | N
         NotImplementedError: an attention of this decoder has no ``new_cache``
         BlockError: one has no cache with these bits
     """
-    total, of_one = 0, (1, length, dtype, torch.device("meta"), bits)
-    for group in alike(decoder.layers):
-        attention: Any = decoder.layers[group[0]].attention
-        total += len(group) * empty_cache(attention, *of_one).nbytes
-    return total
+    of_one = (1, length, dtype, torch.device("meta"), bits)
+    one_of_each, groups = sampled(decoder)
+    attentions: Any = [layer.attention for layer in one_of_each.layers]
+    return sum(len(group) * empty_cache(a, *of_one).nbytes for a, group in zip(attentions, groups, strict=True))

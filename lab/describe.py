@@ -20,11 +20,11 @@ from blockwright.blocks.cost import (
     count_parameters,
     deepseek_moe_flops,
     ffn_ratio,
+    flops_per_token,
     forward_flops_per_token,
     growth_beyond_windows,
     in_order,
     input_flops,
-    training_flops_per_token,
 )
 from blockwright.blocks.decoder import Decoder
 from blockwright.blocks.input import Input
@@ -68,7 +68,7 @@ def figures(decoder: Decoder, options: Options) -> dict[str, Any]:
     """
     config, counted = decoder.config, count_parameters(decoder)
     context = options.context or usual_context([decoder])
-    ratio, forward = ffn_ratio(decoder, counted), forward_flops_per_token(decoder, context)
+    ratio, (forward, training) = ffn_ratio(decoder, counted), flops_per_token(decoder, context)
     L, D, V = (config[name] for name in ("n_layers", "d_model", "vocab_size"))
     return {
         "shape": {"n_layers": L, "d_model": D, "vocab_size": V},
@@ -82,7 +82,7 @@ def figures(decoder: Decoder, options: Options) -> dict[str, Any]:
         "flops": {
             "context": context,
             "forward_per_token": forward,
-            "training_per_token": training_flops_per_token(decoder, context),
+            "training_per_token": training,
             "ffn_ratio": ratio,
             "deepseek_moe_formula": deepseek_moe_flops(L, D, V, ratio, context),
         },

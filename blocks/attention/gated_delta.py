@@ -11,6 +11,7 @@ from blockwright.blocks.base import Placement
 from blockwright.blocks.cache.state import State
 from blockwright.blocks.convolution import CausalConv
 from blockwright.blocks.decay.base import Decay
+from blockwright.blocks.drawn import Drawn
 from blockwright.blocks.linear import Linear
 from blockwright.blocks.norm.base import Norm
 from blockwright.blocks.output_gate.base import OutputGate
@@ -93,6 +94,12 @@ class GatedDelta(Recurrent):
         y = self.norm(y)
         y = y if self.output_gate is None else self.output_gate(x, y)
         return self.output(y.flatten(-2)), {**q_tail, **k_tail, **v_tail, **state}
+
+    def drawn(self) -> Drawn:
+        heads = self.value.out_features // self.v_head_dim
+        shared = () if self.shared_by == 1 else (f"{heads // self.shared_by} of queries and keys",)
+        widths = f"keys {self.head_dim}, values {self.v_head_dim}"
+        return Drawn((f"{heads} heads", *shared, widths, self.convolutions()))
 
     def memory(self) -> dict[str, tuple[int, ...]]:
         return {"state": (self.value.out_features // self.v_head_dim, self.head_dim, self.v_head_dim)}

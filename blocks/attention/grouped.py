@@ -10,6 +10,7 @@ from blockwright.blocks.attention.score_rows import ScoreRows
 from blockwright.blocks.attention.scored import Scored
 from blockwright.blocks.attention.selecting import refuse_unlearnable
 from blockwright.blocks.base import Placement
+from blockwright.blocks.drawn import Drawn, number
 from blockwright.blocks.forward_pass import Pass
 from blockwright.blocks.linear import Linear
 from blockwright.blocks.output_gate.base import OutputGate
@@ -85,6 +86,12 @@ class GroupedAttention(Scored):
     def memory(self) -> Memory:
         heads = (self.n_kv_heads, self.head_dim)
         return {"k": [heads], "v": [heads]}
+
+    def drawn(self) -> Drawn:
+        heads, shared = self.query.out_features // self.head_dim, self.n_kv_heads
+        keys = f"{shared} of keys and values" if shared > 1 else "one of keys and values"
+        window = () if self.window is None else (f"window {number(self.window)}",)
+        return Drawn((f"{heads} heads of {number(self.head_dim)}", *([keys] if shared < heads else []), *window))
 
     def score_rows(self) -> tuple[ScoreRows, ...]:
         if self.qk_norm is not None or not self._heads_apart():  # the norm sets their lengths

@@ -11,6 +11,7 @@ from blockwright.blocks.base import Placement
 from blockwright.blocks.cache.state import State
 from blockwright.blocks.convolution import CausalConv
 from blockwright.blocks.decay.base import draw_time_steps
+from blockwright.blocks.drawn import Drawn
 from blockwright.blocks.linear import Linear
 from blockwright.blocks.precision import at_least_fp32
 from blockwright.registry import BlockError, register
@@ -90,6 +91,11 @@ class Mamba2(Recurrent):
     def _normalised(self, y: Tensor) -> Tensor:
         groups = y.unflatten(-1, (-1, self.shared_by * self.head_dim))
         return (groups * (groups.square().mean(-1, keepdim=True) + self.eps).rsqrt()).flatten(-2) * self.weight
+
+    def drawn(self) -> Drawn:
+        heads = len(self.skip)
+        groups = f"{heads // self.shared_by} groups of keys and queries of {self.state_dim}"
+        return Drawn((f"{heads} heads of {self.head_dim}", groups, self.convolutions()))
 
     def memory(self) -> dict[str, tuple[int, ...]]:
         return {"state": (len(self.skip), self.state_dim, self.head_dim)}

@@ -11,6 +11,7 @@ from blockwright.blocks.attention.remembered import Memory
 from blockwright.blocks.attention.score_rows import ScoreRows
 from blockwright.blocks.attention.scored import Scored
 from blockwright.blocks.base import Placement
+from blockwright.blocks.drawn import Drawn, number
 from blockwright.blocks.forward_pass import Pass
 from blockwright.blocks.kernels.latent_attention import of_latents
 from blockwright.blocks.linear import Linear
@@ -114,6 +115,12 @@ class MLA(Scored):
 
     def memory(self) -> Memory:
         return {"latent": [(self.latent,), (self.rope,)]}
+
+    def drawn(self) -> Drawn:
+        compressed = self.query[0].out_features if isinstance(self.query, nn.Sequential) else None
+        latent = () if compressed is None else (f"query latent {number(compressed)}",)
+        heads = f"{self.n_heads} heads of {self.nope} + {self.rope}"
+        return Drawn((heads, f"values {self.v_head_dim}", *latent, f"key-value latent {number(self.latent)}"))
 
     def up(self) -> Tensor | None:
         if not isinstance(self.kv_up, nn.Linear):  # wrapped by another library

@@ -102,5 +102,10 @@ class Recurrent(Attention):
         for conv in self._convolutions().values():
             conv.reset_parameters()
 
+    def convolutions(self) -> str:
+        """How many tokens its convolutions see, for a label."""
+        taps = {conv.weight.shape[1] for conv in self._convolutions().values()}
+        return f"convolutions over {', '.join(map(str, sorted(taps)))} tokens"
+
     def _convolutions(self) -> dict[str, CausalConv]:
         return {n.removesuffix("_conv"): m for n, m in self.named_children() if isinstance(m, CausalConv)}

@@ -15,6 +15,7 @@ from blockwright.blocks.base import Placement
 from blockwright.blocks.cache.base import Cache
 from blockwright.blocks.compressor.base import Compressor
 from blockwright.blocks.compressor.cache import WindowedCache
+from blockwright.blocks.drawn import Drawn, number
 from blockwright.blocks.forward_pass import Pass
 from blockwright.blocks.linear import Linear
 from blockwright.blocks.norm.base import Norm
@@ -115,6 +116,12 @@ class SharedKV(Scored):
         y = self.attend(x, given, q, {"k": k}, latent, beside)
         y = rotate(y, -given.positions).flatten(-2).unflatten(-1, (self.n_groups, -1))
         return self.output(torch.einsum("btgh,glh->btgl", y, self.group.to(y.dtype)).flatten(-2))
+
+    def drawn(self) -> Drawn:
+        heads = f"{self.n_heads} heads of {self.head_dim}, {self.rope} of it rotated"
+        window = () if self.window is None else (f"window {number(self.window)}",)
+        groups = f"output in {self.n_groups} groups of {number(self.group.shape[1])}"
+        return Drawn((heads, *window, f"query latent {number(self.q_down.out_features)}", groups))
 
     def expand(self, held: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         (k,) = held

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from blockwright.blocks.base import Block
+from blockwright.blocks.drawn import Drawn
 from blockwright.registry import BlockError, family
 
 
@@ -52,6 +53,9 @@ class Balance(Block):
     splits: ClassVar[bool] = False
     batch_ranks: Ranks = Alone()
     sequence_ranks: Ranks = Alone()
+
+    def drawn(self) -> Drawn:
+        return Drawn(lines=(), acts="training")
 
     def forward(self, probs: Tensor, experts: Tensor, logits: Tensor, real: Tensor | None = None) -> dict[str, Tensor]:
         """The losses of this routing.

@@ -11,6 +11,7 @@ from torch import Tensor
 from blockwright.blocks.base import Block
 from blockwright.blocks.compressor.cache import Means, WindowedCache
 from blockwright.blocks.compressor.pool import Ends, Pool, ends_of
+from blockwright.blocks.drawn import Drawn
 from blockwright.blocks.selector.base import Asked
 from blockwright.registry import family
 
@@ -44,6 +45,9 @@ class Compressor(Block):
     """
 
     every: int
+
+    def drawn(self) -> Drawn:
+        return Drawn(acts="keys")
 
     def pools(self) -> dict[str, Pool]:
         """Its pools, by the name under which a cache holds their means; the first gives the keys."""

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from blockwright.blocks.base import Block
+from blockwright.blocks.drawn import Drawn
 from blockwright.registry import BlockError, family
 
 SHORTEST, LONGEST = 1e-3, 0.1  # initial time steps
@@ -16,6 +17,9 @@ SHORTEST, LONGEST = 1e-3, 0.1  # initial time steps
 @family("decay", context=("n_heads", "head_dim"))
 class Decay(Block):
     """Context: ``n_heads`` states, each of ``head_dim`` channels, the width of its keys."""
+
+    def drawn(self) -> Drawn:
+        return Drawn(acts="state")
 
     def forward(self, x: Tensor) -> Tensor:
         """The mixer's input x [B,T,D] → logarithm of what remains of the state, at most 0: fp32 [B,T,N,1], the same for

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from blockwright.blocks.base import Block
+from blockwright.blocks.drawn import Drawn
 from blockwright.blocks.gating.base import Routing
 from blockwright.registry import family
 
@@ -10,6 +11,9 @@ from blockwright.registry import family
 @family("dropping", context=("n_experts",))
 class Dropping(Block):
     """Replaces entries of a routing by E, no expert, with weight 0."""
+
+    def drawn(self) -> Drawn:
+        return Drawn(acts="training")
 
     def forward(self, routing: Routing, shape: tuple[int, int]) -> Routing:
         """A routing of ``shape`` (B, T) tokens → one with fewer pairs; unchanged in evaluation."""

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from blockwright.blocks.drawn import Drawn
 from blockwright.blocks.dropping.base import Dropping
 from blockwright.blocks.experts.base import Experts
 from blockwright.blocks.ffn.base import FFN
@@ -36,6 +37,9 @@ class MoE(FFN):
     ) -> None:
         super().__init__()
         self.gating, self.experts, self.shared, self.dropping = gating, experts, shared, dropping
+
+    def drawn(self) -> Drawn:
+        return Drawn(hides=("n_experts",))
 
     def forward(self, x: Tensor, given: Pass | None = None) -> tuple[Tensor, Routing]:
         known = {} if given is None else {"experts": given.experts, "real": given.real}

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from blockwright.blocks.balance.base import Balance
 from blockwright.blocks.base import Block, Placement
+from blockwright.blocks.drawn import Drawn
 from blockwright.blocks.precision import KeepsDtype, full_linear
 from blockwright.registry import BlockError, family
 
@@ -105,6 +106,9 @@ class Gating(KeepsDtype, Block):
                 a token, no load, no loss (``routed``)
         """
         raise NotImplementedError
+
+    def drawn(self) -> Drawn:
+        return Drawn(hides=("top_k",), chosen=(self.top_k, self.n_experts))
 
     def update(self, load: Tensor) -> None:
         """Update state after an optimizer step; ``load`` [E] counts each expert's tokens over all its micro-batches."""

@@ -7,6 +7,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from blockwright.blocks.base import Block
+from blockwright.blocks.drawn import Drawn
 from blockwright.registry import family
 
 
@@ -15,6 +16,9 @@ class Norm(Block):
     """Normalises the last dimension, of width ``dim``, which the norm's owner supplies."""
 
     counted_as: ClassVar[str | None] = "norms"
+
+    def drawn(self) -> Drawn:
+        return Drawn(hides=("eps",))
 
     def forward(self, x: Tensor) -> Tensor:
         """x [..., dim] → [..., dim], same dtype."""

@@ -5,6 +5,7 @@ import math
 import torch
 from torch import Tensor
 
+from blockwright.blocks.drawn import Drawn
 from blockwright.blocks.kernels.scoring import Slopes
 from blockwright.blocks.position.base import Position
 from blockwright.registry import register
@@ -21,6 +22,9 @@ class ALiBi(Position):
     def __init__(self, n_heads: int) -> None:
         super().__init__()
         self.n_heads = n_heads
+
+    def drawn(self) -> Drawn:
+        return Drawn(acts="scores")
 
     def slopes(self, device: torch.device) -> Tensor:
         """[N] fp32, one per head; computed on the device, so that nothing is copied from the host."""

@@ -13,6 +13,7 @@ from typing import ClassVar, Literal
 from torch import Tensor
 
 from blockwright.blocks.base import Block
+from blockwright.blocks.drawn import Drawn
 from blockwright.blocks.kernels.scoring import Slopes
 from blockwright.registry import family
 
@@ -42,6 +43,9 @@ class Position(Block):
         self.softmax_scale = 1.0
         self.limit: int | None = None
         self.boundary: int | None = None
+
+    def drawn(self) -> Drawn:
+        return Drawn(acts="queries, keys")
 
     def embed(self, x: Tensor, positions: Tensor) -> Tensor:
         """Embeddings x [B,T,D] at positions [B|1,T] → [B,T,D]."""

@@ -5,6 +5,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
+from blockwright.blocks.drawn import Drawn
 from blockwright.blocks.kernels.scoring import Slopes
 from blockwright.blocks.position.base import Position
 from blockwright.registry import register
@@ -31,6 +32,9 @@ class LogTemperature(Position):
         self.scale, self.every, self.inner = scale, every, inner
         if inner is not None:
             self.softmax_scale, self.limit = inner.softmax_scale, inner.limit
+
+    def drawn(self) -> Drawn:
+        return Drawn(acts="queries")
 
     def rotate(self, q: Tensor, k: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
         q, k = (q, k) if self.inner is None else self.inner.rotate(q, k, positions)

@@ -5,12 +5,16 @@ from __future__ import annotations
 from torch import Tensor
 
 from blockwright.blocks.base import Block
+from blockwright.blocks.drawn import Drawn
 from blockwright.registry import family
 
 
 @family("qk_norm", context=("n_heads", "n_kv_heads", "head_dim"))
 class QKNorm(Block):
     """Keeps scores bounded however large the projections grow (Henry et al. 2020, arXiv 2010.04245)."""
+
+    def drawn(self) -> Drawn:
+        return Drawn(acts="queries, keys")
 
     def forward(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
         """Queries [B,T,N,H] and keys [B,T,K,H] → the same shapes."""

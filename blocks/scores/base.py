@@ -7,6 +7,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from blockwright.blocks.base import Block
+from blockwright.blocks.drawn import Drawn
 from blockwright.blocks.kernels.scoring import Scoring
 from blockwright.registry import family
 
@@ -20,6 +21,9 @@ class Scores(Block):
     """
 
     per_head: ClassVar[bool] = True
+
+    def drawn(self) -> Drawn:
+        return Drawn(acts="scores")
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, scoring: Scoring) -> Tensor:
         """Queries [B,T,N,H], keys [B,S,K,H], values [B,S,K,V] → [B,T,N,V]; ``scoring`` comes without sinks and cap."""

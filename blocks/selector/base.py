@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from blockwright.blocks.base import Block
+from blockwright.blocks.drawn import Drawn
 from blockwright.registry import family
 
 
@@ -83,6 +84,9 @@ class Selector(Block):
     learns: bool = False
     reuses: bool = False
     per_head: bool = False
+
+    def drawn(self) -> Drawn:
+        return Drawn(acts="keys seen")
 
     def slots(self) -> dict[str, tuple[int, ...]]:
         """What it caches of each token, beside the attention's own: name → shape."""

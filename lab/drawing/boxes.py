@@ -9,6 +9,7 @@ from torch import nn
 
 from blockwright.blocks.attention.base import Attention
 from blockwright.blocks.base import Block
+from blockwright.blocks.drawn import Drawn
 from blockwright.lab.drawing.caching import cached
 from blockwright.lab.drawing.labels import lines
 from blockwright.lab.drawing.parts import Box
@@ -26,6 +27,7 @@ def box(block: nn.Module, path: str, slot: str, records: Records) -> Box:
         records: of all blocks (registry/recording.py)
     """
     built = records[id(block)]
+    drawn = block.drawn() if isinstance(block, Block) else Drawn()
     children = (box(child, f"{path}.{slot}", slot, records) for slot, child in _children(built) if id(child) in records)
     return Box(
         path,
@@ -34,8 +36,9 @@ def box(block: nn.Module, path: str, slot: str, records: Records) -> Box:
         built.entry.name,
         built.entry.schema.summary,
         built.path,
-        lines(built),
-        block.drawn().acts if isinstance(block, Block) else "",
+        lines(built, drawn),
+        drawn.acts,
+        drawn.chosen,
         dict(built.settings),
         count(block),
         _cached(block),

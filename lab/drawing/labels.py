@@ -4,22 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
-from blockwright.blocks.base import Block
-from blockwright.lab.drawing.parts import Cached
+from blockwright.blocks.drawn import Drawn
 from blockwright.registry.recording import Built
 from blockwright.registry.schema import Parameter
 
 
-def lines(built: Built) -> tuple[str, ...]:
-    """The items of a block's label."""
-    own = built.block.drawn().lines if isinstance(built.block, Block) else None
-    return _of_parameters(built) if own is None else own
-
-
-def _of_parameters(built: Built) -> tuple[str, ...]:
-    """Widths and counts, and what differs from its default."""
+def lines(built: Built, drawn: Drawn) -> tuple[str, ...]:
+    """The items of a block's label: its own, or widths, counts, and what differs from its default."""
+    if drawn.lines is not None:
+        return drawn.lines
     known = built.entry.schema.parameters
-    values = {name: _resolved(built, name) for name in built.settings}
+    values = {name: _resolved(built, name) for name in built.settings if name not in drawn.hides}
     shown = [name for name, value in values.items() if value is not None and _telling(known[name], value)]
     return tuple(_item(name, values[name]) for name in shown)
 
@@ -52,24 +47,3 @@ def written(value: Any) -> str:
         return f"[{', '.join(map(written, value[:2]))}{', …' if len(value) > 2 else ''}]"
     return str(value)
 
-
-def in_letters(parameters: float) -> str:
-    """A number of parameters: 235.7 B."""
-    for size, letter in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
-        if parameters >= size:
-            return f"{parameters / size:.4g} {letter}"
-    return f"{parameters:,.0f}"
-
-
-def shape(held: Cached) -> tuple[str, ...]:
-    """What is kept: its name and shape, of which tokens, in which precision."""
-    last = " + ".join(map(written, held.parts)) if held.parts else written(held.shape[-1])
-    size = " × ".join([*(written(n) for n in held.shape[:-1] if n != 1), last])
-    kept = {
-        "all": "of each token",
-        "last": f"of the last {held.tokens:,} tokens",
-        "every": f"of each {held.tokens:,} tokens",
-        "state": "whatever the length",
-    }
-    wide = ("fp32",) if held.wide else ()
-    return (f"cached: {held.name} {size}", kept[held.keeps], *wide)

@@ -51,6 +51,7 @@ class Box:
         written: configuration path where it is chosen: ``model.attention.position``
         lines: its label, item by item
         acts: what it acts on in the box around it (blocks/drawn.py)
+        chosen: of how many equal parts a token uses how many; None: it chooses nothing
         settings: parameter → value, children left out
         parameters: its number of them, with those of its children
         cached: what it caches of a sequence
@@ -67,6 +68,7 @@ class Box:
     written: str = ""
     lines: tuple[str, ...] = ()
     acts: str = ""
+    chosen: tuple[int, int] | None = None
     settings: Mapping[str, Any] | None = None
     parameters: int = 0
     cached: tuple[Cached, ...] = ()

@@ -7,16 +7,17 @@ from typing import Any
 
 import torch
 
-from blockwright.blocks.compose import compose
 from blockwright.blocks.cost import (
+    Sample,
     cache_bytes,
-    count_parameters,
-    forward_flops_per_token,
+    count_families,
+    flops_per_token,
     growth_beyond_windows,
-    training_flops_per_token,
+    idle_experts,
 )
-from blockwright.blocks.decoder import Decoder, Layer
+from blockwright.blocks.decoder import Decoder
 from blockwright.blocks.norm.base import Norm
+from blockwright.blocks.sample import sample
 from blockwright.lab.drawing.boxes import Records, box, count, part
 from blockwright.lab.drawing.parts import Box, Panel, Run, Scheme, Totals
 from blockwright.lab.drawing.wiring import branches
@@ -38,9 +39,11 @@ def scheme(model: Mapping[str, Any] | Decoder, title: str = "", context: int | N
         ConfigError: the composition is refused
     """
     with recorded() as records:
-        decoder = compose(model.config if isinstance(model, Decoder) else model, device="meta")
+        made = sample(model.config if isinstance(model, Decoder) else model)
+    decoder = made.decoder
     config = decoder.config
-    panels, sequence = _panels(decoder, records)
+    idle = [idle_experts(layer, decoder) for layer in decoder.layers]
+    panels, sequence = _panels(made, idle, records)
     position = records[id(decoder.position)]
     return Scheme(
         title=title,
@@ -56,21 +59,18 @@ def scheme(model: Mapping[str, Any] | Decoder, title: str = "", context: int | N
         norm=box(decoder.norm, "norm", "norm", records),
         head=part("head", "head", *(["tied"] if decoder.head is None else []), parameters=count(decoder.head)),
         mtp=tuple(part(f"mtp.{k}", "mtp", parameters=count(depth)) for k, depth in enumerate(decoder.mtp)),
-        totals=_totals(decoder, context or min(USUAL, config["max_positions"])),
+        totals=_totals(made, idle, context or min(USUAL, config["max_positions"])),
     )
 
 
-def _panels(decoder: Decoder, records: Records) -> tuple[tuple[Panel, ...], list[str]]:
+def _panels(made: Sample, idle: Sequence[int], records: Records) -> tuple[tuple[Panel, ...], list[str]]:
     """The distinct layers, and the panel of each layer."""
-    drawn = dict[Any, list[int]]()
-    for index, layer in enumerate(decoder.layers):
-        drawn.setdefault(tuple(map(_looks, _boxes(layer, "layer", records))), []).append(index)
-    panels = [
-        _panel(decoder, indices, name, records)
-        for indices, name in zip(drawn.values(), _names(len(drawn)), strict=True)
-    ]
+    looks = [tuple(map(_looks, _boxes(layer, "layer", records))) for layer in made.decoder.layers]
+    drawn = {look: [i for i, other in enumerate(looks) if other == look] for look in looks}
+    order = sorted(drawn.values(), key=lambda alike: min(made.layers[i][0] for i in alike))
+    panels = [_panel(made, alike, idle, name, records) for name, alike in zip(_names(len(order)), order, strict=True)]
     names = {index: panel.name for panel in panels for index in panel.layers}
-    return tuple(panels), [names[index] for index in range(len(decoder.layers))]
+    return tuple(panels), [names[index] for index in sorted(names)]
 
 
 def _looks(of: Box) -> str:
@@ -86,32 +86,37 @@ def _boxes(layer: Any, path: str, records: Records) -> list[Box]:
     return [box(getattr(layer, name), f"{path}.{name}", name, records) for name in ("attention", "ffn", "residual")]
 
 
-def _panel(decoder: Decoder, indices: Sequence[int], name: str, records: Records) -> Panel:
-    layer: Any = decoder.layers[indices[0]]
-    assert isinstance(layer, Layer)
-    residual = layer.residual
-    norms = {slot: child for slot, child in records[id(residual)].children.items() if isinstance(child, Norm)}
-    path = f"layers.{indices[0]}"
-    attention, ffn, connection = _boxes(layer, path, records)
-    numbers, beyond, constant = _cache(decoder.with_layers([layer]))
+def _panel(made: Sample, alike: Sequence[int], idle: Sequence[int], name: str, records: Records) -> Panel:
+    """The panel of layers that look alike.
+
+    Args:
+        alike: places in the sample
+        idle: for each place, parameters of a layer that a token does not use
+    """
+    first = min(alike, key=lambda i: made.layers[i][0])
+    layer: Any = made.decoder.layers[first]
+    norms = {slot: child for slot, child in records[id(layer.residual)].children.items() if isinstance(child, Norm)}
+    path = f"layers.{made.layers[first][0]}"
+    attention, ffn, residual = _boxes(layer, path, records)
+    numbers, beyond, constant = _cache(Sample(made.decoder.with_layers([layer]), ((0,),)))
     return Panel(
         path=path,
         name=name,
-        layers=tuple(indices),
+        layers=tuple(sorted(index for i in alike for index in made.layers[i])),
         attention=attention,
         ffn=ffn,
-        residual=connection,
-        branches=branches(residual, norms, decoder.config["d_model"]),
-        streams=1 if residual.streams is None else residual.streams,
+        residual=residual,
+        branches=branches(layer.residual, norms, made.decoder.config["d_model"]),
+        streams=1 if layer.residual.streams is None else layer.residual.streams,
         parameters=count(layer),
-        active=count(layer),
+        active=count(layer) - idle[first],
         cache_numbers=numbers,
         cache_beyond=beyond,
         cache_constant=constant,
     )
 
 
-def _cache(decoder: Decoder) -> tuple[int | None, float | None, int | None]:
+def _cache(decoder: Sample) -> tuple[int | None, float | None, int | None]:
     """Numbers that a token adds at first, those beyond windows, and those besides."""
     try:
         one, two = (cache_bytes(decoder, n, torch.float32) // 4 for n in (1, 2))
@@ -120,19 +125,24 @@ def _cache(decoder: Decoder) -> tuple[int | None, float | None, int | None]:
         return None, None, None
 
 
-def _totals(decoder: Decoder, context: int) -> Totals:
-    counted, numbers = count_parameters(decoder), _cache(decoder)
-    measurable = numbers[0] is not None
-    one, two, at_context = (cache_bytes(decoder, n, torch.bfloat16) if measurable else 0 for n in (1, 2, context))
+def _totals(made: Sample, idle: Sequence[int], context: int) -> Totals:
+    families, numbers = count_families(made), _cache(made)
+    total = sum(families.values())
+    unused = sum(len(layers) * each for layers, each in zip(made.layers, idle, strict=True))
+    forward, training = flops_per_token(made, context)
+    cached = numbers[0] is not None
+    one, two, at_context = (cache_bytes(made, n, torch.bfloat16) if cached else 0 for n in (1, 2, context))
     return Totals(
-        counted.total,
-        counted.active,
-        context,
-        forward_flops_per_token(decoder, context),
-        training_flops_per_token(decoder, context),
-        *numbers,
-        two - one if measurable else None,
-        at_context if measurable else None,
+        parameters=total,
+        active=total - unused - families["mtp"],
+        context=context,
+        forward_flops=forward,
+        training_flops=training,
+        cache_numbers=numbers[0],
+        cache_beyond=numbers[1],
+        cache_constant=numbers[2],
+        cache_bytes=two - one if cached else None,
+        cache_at_context=at_context if cached else None,
     )
 
 

@@ -1,13 +1,11 @@
-"""SVG elements of a picture, and pieces of it that know their height before they are drawn."""
+"""SVG elements of a picture, and pieces of it that know their size before they are drawn."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from xml.etree import ElementTree as ET
 
-CSS = Path(__file__).with_name("picture.css")
 Draw = Callable[[ET.Element, float, float], None]
 
 
@@ -16,17 +14,18 @@ class Piece:
     """A part of a picture.
 
     Args:
-        height: pixels
+        width, height: pixels
         draw: draws it into an element, with its upper left corner at x, y
     """
 
+    width: float
     height: float
     draw: Draw
 
 
 def add(into: ET.Element, tag: str, cls: str = "", text: str | None = None, **attributes: object) -> ET.Element:
     """Draw an element."""
-    spelt = {k.replace("_", "-"): f"{v:.4g}" if isinstance(v, float) else str(v) for k, v in attributes.items()}
+    spelt = {k.replace("_", "-"): f"{v:g}" if isinstance(v, float) else str(v) for k, v in attributes.items()}
     element = ET.SubElement(into, tag, {"class": cls, **spelt} if cls else spelt)
     element.text = text
     return element
@@ -34,7 +33,13 @@ def add(into: ET.Element, tag: str, cls: str = "", text: str | None = None, **at
 
 def line(into: ET.Element, cls: str, *points: tuple[float, float]) -> None:
     """A line through points."""
-    add(into, "path", cls, d="M" + "L".join(f"{x:.1f},{y:.1f}" for x, y in points))
+    add(into, "path", cls, d="M" + "L".join(f"{x:g},{y:g}" for x, y in points))
+
+
+def texts(into: ET.Element, lines: Sequence[str], x: float, y: float, step: float, cls: str = "") -> None:
+    """Lines of text, the first with its baseline at y."""
+    for i, text in enumerate(lines):
+        add(into, "text", cls, text, x=x, y=y + step * i)
 
 
 def stacked(pieces: Sequence[Piece], gap: float) -> Piece:
@@ -45,4 +50,28 @@ def stacked(pieces: Sequence[Piece], gap: float) -> Piece:
             piece.draw(into, x, y)
             y += piece.height + gap
 
-    return Piece(sum(piece.height for piece in pieces) + gap * max(0, len(pieces) - 1), draw)
+    height = sum(piece.height for piece in pieces) + gap * max(0, len(pieces) - 1)
+    return Piece(max((piece.width for piece in pieces), default=0), height, draw)
+
+
+def beside(pieces: Sequence[Piece], gap: float) -> Piece:
+    """Pieces side by side."""
+
+    def draw(into: ET.Element, x: float, y: float) -> None:
+        for piece in pieces:
+            piece.draw(into, x, y)
+            x += piece.width + gap
+
+    width = sum(piece.width for piece in pieces) + gap * max(0, len(pieces) - 1)
+    return Piece(width, max((piece.height for piece in pieces), default=0), draw)
+
+
+def flowing(pieces: Sequence[Piece], room: float, gap: float) -> Piece:
+    """Pieces side by side in as many rows as they need."""
+    rows = list[list[Piece]]()
+    for piece in pieces:
+        if rows and beside([*rows[-1], piece], gap).width <= room:
+            rows[-1].append(piece)
+        else:
+            rows.append([piece])
+    return stacked([beside(row, gap) for row in rows], gap)

@@ -1,0 +1,80 @@
+"""Numbers and shapes as a picture writes them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from blockwright.lab.card import in_bytes, scaled
+from blockwright.lab.drawing.labels import written
+from blockwright.lab.drawing.parts import Cached, Panel, Totals
+
+
+def parameters(number: float) -> str:
+    """A number of parameters: 235.7 B."""
+    for size, letter in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if number >= size:
+            return f"{number / size:.4g} {letter}"
+    return f"{number:,.0f}"
+
+
+def totals(figures: Totals) -> list[tuple[str, str]]:
+    """What is written of the whole model, and what it is a figure of."""
+    rows = [
+        (parameters(figures.parameters), "parameters"),
+        (parameters(figures.active), "active a token"),
+        (f"{scaled(figures.forward_flops)}FLOPs", f"a token at {figures.context:,}"),
+    ]
+    return [*rows, _cache(figures)]
+
+
+def _cache(figures: Totals) -> tuple[str, str]:
+    if figures.cache_bytes is None or figures.cache_at_context is None:
+        return "none", "cache"
+    if not figures.cache_bytes:
+        return in_bytes(figures.cache_at_context), "cache at any length"
+    return f"{figures.cache_bytes:,} B", "cache a token, bf16"
+
+
+def of_layer(panel: Panel) -> tuple[str, ...]:
+    """What is written of a layer: its parameters, and what a token adds to its cache."""
+    active = () if panel.active == panel.parameters else (f"{parameters(panel.active)} active",)
+    return (f"{parameters(panel.parameters)} parameters", *active, *_grown(panel))
+
+
+def _grown(panel: Panel) -> tuple[str, ...]:
+    """Numbers that a token adds to the cache of a layer, and beyond a window where they differ."""
+    near, far = panel.cache_numbers, panel.cache_beyond
+    if not near or far is None:
+        return ()
+    beyond = "" if far == near else f", then {far:,.4g}"
+    return (f"{near:,}{beyond} cached a token",)
+
+
+def cached(held: Cached) -> tuple[str, ...]:
+    """What is cached: its name and shape, of which tokens, in which precision."""
+    last = " + ".join(map(written, held.parts)) if held.parts else written(held.shape[-1])
+    size = " × ".join([*(written(n) for n in held.shape[:-1] if n != 1), last])
+    kept = {
+        "all": "a token",
+        "last": f"last {held.tokens:,} tokens",
+        "every": f"a window of {held.tokens:,}",
+        "state": "in all",
+    }
+    return (f"{held.name.replace('.', ' ')} {size}", kept[held.keeps], *(("fp32",) if held.wide else ()))
+
+
+def spans(indices: Sequence[int]) -> str:
+    """Layers as ranges: 0–2, 4, 6–9; shortened where they are many."""
+    ranges = list[list[int]]()
+    for index in indices:
+        if ranges and index == ranges[-1][1] + 1:
+            ranges[-1][1] = index
+        else:
+            ranges.append([index, index])
+    texts = [str(a) if a == b else f"{a}–{b}" for a, b in ranges]
+    return ", ".join(texts if len(texts) <= 4 else [*texts[:3], "…", texts[-1]])
+
+
+def layers(panel: Panel) -> str:
+    """layers 1–59."""
+    return f"layer{'s' if len(panel.layers) > 1 else ''} {spans(panel.layers)}"
