@@ -14,6 +14,7 @@ from blockwright.lab.difference.difference import Difference, Side, difference
 from blockwright.lab.difference.picture import side_by_side
 from blockwright.lab.difference.record import read as read_record
 from blockwright.lab.difference.request import read
+from blockwright.lab.difference.rows import clean
 from blockwright.lab.difference.settings import read as read_settings
 from blockwright.lab.models import load
 from blockwright.lab.report.document import as_json
@@ -64,7 +65,7 @@ def _draw(found: Difference, file: Path) -> None:
 def _side(letter: str, name: str, overrides: list[str]) -> Side:
     try:
         model = read_settings(load(name, overrides).config)
-        return Side(" ".join([name, *overrides]), model, None if overrides else read_record(name))
+        return Side(clean(" ".join([name, *overrides])), model, None if overrides else read_record(name))
     except ConfigError as error:
         raise ConfigError(f"{letter}: {error.path}", error.value, error.rule, error.remedy) from None
 

@@ -12,7 +12,6 @@ from blockwright.lab.difference.marks import ADDED, CHANGED, Letter, marks
 from blockwright.lab.drawing.letters import cut
 from blockwright.lab.drawing.picture import picture
 from blockwright.lab.drawing.scheme import scheme
-from blockwright.lab.drawing.sheet import CSS as SCHEME_CSS
 from blockwright.lab.drawing.sheet import add
 
 CSS = Path(__file__).with_name("picture.css")
@@ -33,7 +32,7 @@ def side_by_side(found: Difference) -> str:
     root = ET.Element("svg", {"xmlns": SVG, "class": "scheme", "role": "img", "viewBox": f"0 0 {whole:g} {height:g}"})
     root.attrib |= {"width": f"{whole:g}", "height": f"{height:g}"}
     add(root, "title", text=title)
-    add(root, "style", text=SCHEME_CSS.read_text() + CSS.read_text())
+    add(root, "style", text=one.findtext("style", "") + CSS.read_text())
     add(root, "rect", "sheet", width=whole, height=height)
     for drawn, x, letter in ((one, 0, "a"), (two, width, "b")):
         place = add(root, "g", transform=f"translate({x:g} 0)", data_side=letter)

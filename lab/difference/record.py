@@ -14,6 +14,7 @@ from typing import Any
 
 from blockwright.blocks.checkpoint.source import checkpoint_of, read_start
 from blockwright.lab.difference.settings import flat
+from blockwright.lab.models import FILES
 from blockwright.registry import ConfigError
 from blockwright.registry.folder import read_json, read_yaml
 from blockwright.registry.limits import check_values
@@ -56,7 +57,7 @@ def read(name: str) -> Record | None:
         ConfigError: a file is unreadable, or holds too much
     """
     start = Path(name)
-    if not start.exists() or checkpoint_of(start) is None:
+    if start.suffix in FILES or not start.exists() or checkpoint_of(start) is None:
         return None
     checkpoint, is_run = read_start(start), start.is_dir() and checkpoint_of(start) != start
     written = read_yaml(start, SETTINGS) if is_run and (start / SETTINGS).is_file() else None

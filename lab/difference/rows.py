@@ -94,7 +94,7 @@ def figures(runs: Runs) -> list[Row]:
 def _figure(entry: Entry, unit: str) -> Row:
     a, b = (plain(value) if isinstance(value, int | float) else _text(value) for value in (entry.a, entry.b))
     difference = minus(entry)
-    label = f"{entry.path}, {unit}" if unit else entry.path
+    label = clean(f"{entry.path}, {unit}" if unit else entry.path)
     return SAME if entry.same else DIFFERS, label, a, b, "" if difference is None else signed(difference, 4)
 
 
@@ -107,21 +107,26 @@ def _changed(entries: Iterable[Entry]) -> list[Row]:
 
 
 def _row(entry: Entry) -> Row:
-    return SAME if entry.same else DIFFERS, entry.path, _text(entry.a), _text(entry.b), ""
+    return SAME if entry.same else DIFFERS, clean(entry.path), _text(entry.a), _text(entry.b), ""
 
 
 def _text(value: Any) -> str:
-    """A value as YAML would have it, shortened, without characters that would move the cursor."""
+    """A value as YAML would have it, shortened."""
     if value is ABSENT:
         return "–"
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     if isinstance(value, int | float):
         return f"{value:,.0f}" if value == value // 1 and abs(value) < HUGE else f"{value:g}"
-    text = "".join(c if c.isprintable() else "·" for c in str(value)[: LONGEST + 1])
+    text = clean(str(value)[: LONGEST + 1])
     if len(text) == LONGEST + 1:
         return f"{text[: DIGEST if _is_digest(value) else LONGEST]}…"
     return text
+
+
+def clean(text: str) -> str:
+    """A text without characters that would move a cursor, or that XML has not: a folder's names may have any."""
+    return "".join(c if c.isprintable() else "·" for c in text)
 
 
 def _is_digest(value: Any) -> bool:

@@ -10,7 +10,11 @@ from hypothesis import strategies as st
 from blockwright.lab.difference.alignment import Group, aligned, grouped, likeness, spelt
 from blockwright.lab.difference.entries import ABSENT, Entry, alike, compared
 
-DENSE, MOE, WIDE = {"ffn": "swiglu", "ffn.d_ff": 8}, {"ffn": "moe", "ffn.n_experts": 4}, {"ffn": "swiglu", "ffn.d_ff": 16}
+DENSE, MOE, WIDE = (
+    {"ffn": "swiglu", "ffn.d_ff": 8},
+    {"ffn": "moe", "ffn.n_experts": 4},
+    {"ffn": "swiglu", "ffn.d_ff": 16},
+)
 LOCAL, GLOBAL = {"a": "sliding", "a.window": 4096, "a.heads": 4}, {"a": "sliding", "a.window": None, "a.heads": 4}
 
 

@@ -16,8 +16,10 @@ import pytest
 from blockwright.blocks.compose import preset
 from blockwright.lab.difference import rows
 from blockwright.lab.difference.difference import Difference, Side, difference
+from blockwright.lab.difference.marks import Letter, marks
 from blockwright.lab.difference.picture import SIGNS, SVG, side_by_side
 from blockwright.lab.difference.settings import read
+from blockwright.lab.drawing.scheme import scheme
 
 GOLDEN = Path(__file__).with_name("golden")
 FILE = """
@@ -46,24 +48,32 @@ def side(name: str) -> Side:
 def written(found: Difference) -> str:
     """The contents of the file of a difference."""
     table = ["\t".join(row) for row in (*rows.costs(found), *rows.composition(found))]
-    return "\n".join([*table, "", *sorted(boxes(ET.fromstring(side_by_side(found))))]) + "\n"
-
-
-def boxes(root: ET.Element) -> Iterator[str]:
-    """A line for each box of a picture: its side, its path, and the sign that it has."""
-    for place in root.iter(f"{{{SVG}}}g"):
-        if letter := place.get("data-side"):
-            for group in place.iter(f"{{{SVG}}}g"):
-                if path := group.get("data-path"):
-                    signs = [each.text or "" for each in group if each.get("class") == "sign"]
-                    mark = group.get("class", "").split()
-                    assert signs == [SIGNS[each] for each in mark if each in SIGNS], path
-                    yield " ".join([letter, path, *mark, *signs])
+    sides: tuple[tuple[Letter, Side], ...] = (("a", found.a), ("b", found.b))
+    boxes = [
+        f"{x} {path} {mark}" for x, of in sides for path, mark in marks(found, scheme(of.model.decoder), x).items()
+    ]
+    return "\n".join([*table, "", *sorted(boxes)]) + "\n"
 
 
 @pytest.mark.parametrize(("a", "b"), PAIRS, ids=[f"{a}-{b}" for a, b in PAIRS])
 def test_difference_is_that_of_the_file(a: str, b: str) -> None:
-    assert written(difference(side(a), side(b))) == (GOLDEN / f"{a}-{b}.txt").read_text()
+    found = difference(side(a), side(b))
+    golden = (GOLDEN / f"{a}-{b}.txt").read_text()
+    assert written(found) == golden
+    marked = {tuple(line.split()) for line in golden.partition("\n\n")[2].splitlines()}
+    drawn = list(boxes_of(ET.fromstring(side_by_side(found))))
+    assert len(drawn) > 10 and {box for box in drawn if box[2]} <= marked
+    assert {path for _, path, mark in drawn if not mark} <= {f"layers.{i}" for i in range(99)}  # panels that differ
+
+
+def boxes_of(root: ET.Element) -> Iterator[tuple[str, str, str]]:
+    """Each box of a picture: its side, its path and its mark, which has the sign of it too."""
+    for place in root.iter(f"{{{SVG}}}g"):
+        for group in place.iter(f"{{{SVG}}}g") if place.get("data-side") else ():
+            if path := group.get("data-path"):
+                mark, signs = group.get("class", ""), [each.text for each in group if each.get("class") == "sign"]
+                assert signs == [SIGNS[mark]] if mark in SIGNS else signs == [], path
+                yield place.get("data-side", ""), path, mark
 
 
 def write() -> None:
