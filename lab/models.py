@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -30,9 +31,14 @@ def load(name: str, overrides: Sequence[str] = ()) -> Decoder:
     Raises:
         ConfigError: there is no such model, or it cannot be built
     """
+    return compose(composition(name, overrides), device="meta")
+
+
+def composition(name: str, overrides: Sequence[str] = ()) -> Any:
+    """The composition of such a model, as ``compose`` takes it; arguments and errors as in ``load``."""
     node = compose_config(chosen(name, overrides)).model
     try:
-        return compose(composition_of(OmegaConf.to_container(node, resolve=True, enum_to_str=True)), device="meta")
+        return composition_of(OmegaConf.to_container(node, resolve=True, enum_to_str=True))
     except OmegaConfBaseException as error:
         rule = str(error).splitlines()[0]
         raise ConfigError(error.full_key or "model", "…", rule, "Write the value itself") from None

@@ -1,4 +1,4 @@
-"""Text and JSON files that are written atomically."""
+"""Files that are written atomically."""
 
 from __future__ import annotations
 
@@ -15,9 +15,14 @@ def write_text(file: Path, text: str) -> None:
     Raises:
         OSError: it cannot be written; the old content is intact, and nothing else is left
     """
+    write_bytes(file, text.encode())
+
+
+def write_bytes(file: Path, content: bytes) -> None:
+    """Write a file atomically; errors as in ``write_text``."""
     try:
         with replaced(file) as partial:
-            partial.write_text(text, encoding="utf-8")
+            partial.write_bytes(content)
     except OSError as error:
         raise OSError(error.errno, error.strerror, str(file)) from error  # a failed write does not name its file
 

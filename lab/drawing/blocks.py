@@ -27,11 +27,18 @@ class Blocks:
 
     Args:
         marks: path of a box → its class, beside that of its kind
+        numbers: kind and name of a block → the number of its formulas; empty without formulas
         drawn: what is drawn already of a mixer → the panel that shows it, which later ones refer to
     """
 
     marks: Marks
+    numbers: Mapping[tuple[str, str], int] = field(default_factory=dict)
     drawn: dict[Any, str] = field(default_factory=dict)
+
+    def numbered(self, box: Box) -> str:
+        """The number of a block's formulas, behind its name."""
+        number = self.numbers.get((box.kind, box.name))
+        return f" ({number})" if number else ""
 
     def group(self, box: Box, into: ET.Element) -> ET.Element:
         """The element of a box, with its tooltip."""
@@ -47,20 +54,20 @@ class Blocks:
         what = (_looks(box), tuple(sorted(self._marks_in(box))))
         shown = self.drawn.setdefault(what, panel)
         if shown != panel and (box.children or box.cached):
-            return self._block(box, room, [f"as in {shown}", *box.lines], [])
-        return self._block(box, room, list(box.lines), self._inside(box, room - 2 * PAD))
+            return self._block(box, room, [], f"as in {shown}")
+        return self._block(box, room, self._inside(box, room - 2 * PAD))
 
-    def _block(self, box: Box, room: float, items: Sequence[str], inside: Sequence[Piece]) -> Piece:
-        label = lines(items, room - 2 * PAD, TEXT)
+    def _block(self, box: Box, room: float, inside: Sequence[Piece], note: str = "") -> Piece:
+        label = lines(box.lines, room - 2 * PAD, TEXT)
         inner = stacked(inside, GAP)
         head = 19 + 14.0 * len(label)
         height = head + (inner.height + 3 if inside else 0) + 5
-        count = figures.parameters(box.parameters) if box.parameters else ""
+        count = " · ".join(filter(None, (note, figures.parameters(box.parameters) if box.parameters else "")))
 
         def draw(into: ET.Element, x: float, y: float) -> None:
             group = self.group(box, into)
             add(group, "rect", f"block {box.kind}", x=x, y=y, width=room, height=height, rx=5)
-            name = cut(box.name, room - 3 * PAD - width(count, SMALL), NAME, True)
+            name = cut(box.name + self.numbered(box), room - 3 * PAD - width(count, SMALL), NAME, True)
             add(group, "text", "name", name, x=x + PAD, y=y + 15)
             add(group, "text", "small soft end", count, x=x + room - PAD, y=y + 15)
             texts(group, label, x + PAD, y + 29, 14)
@@ -84,7 +91,7 @@ class Blocks:
     def child(self, box: Box, room: float) -> Piece:
         """A child: its name, what it acts on, its label, its own children."""
         where, inner_room = _where(box), room - 2 * PAD
-        name = cut(box.name, inner_room - GAP - width(where, SMALL), TEXT)
+        name = cut(box.name + self.numbered(box), inner_room - GAP - width(where, SMALL), TEXT)
         beside_name = cut_items(box.lines, inner_room - width(name, TEXT) - width(where, SMALL) - 14)
         label = [] if beside_name else lines(box.lines, inner_room, SMALL)
         inside = [*self._cells(box, inner_room), *self._children(box, inner_room)]
@@ -137,8 +144,8 @@ class Blocks:
 
     def child_chip(self, box: Box, room: float) -> Piece:
         """A child without a label: its parameter and its name."""
-        where = cut(_where(box), 0.5 * room, SMALL)
-        name = cut(box.name, 0.5 * room - 3 * PAD, SMALL)
+        where = cut(_slot(box), 0.5 * room, SMALL)
+        name = cut(box.name + self.numbered(box), 0.5 * room - 3 * PAD, SMALL)
         start = 6 + width(where, SMALL) + 5
         wide = start + width(name, SMALL) + 6
 
@@ -152,7 +159,7 @@ class Blocks:
 
     def chip(self, box: Box, room: float) -> Piece:
         """A norm, or a part of the decoder."""
-        text = cut(box.name or box.kind, room - 12, SMALL)
+        text = cut((box.name or box.kind) + self.numbered(box), room - 8, SMALL)
 
         def draw(into: ET.Element, x: float, y: float) -> None:
             group = self.group(box, into)
@@ -174,7 +181,12 @@ def cut_items(items: Sequence[str], room: float) -> str:
 
 def _where(box: Box) -> str:
     """What a child is of the block around it."""
-    return box.acts or box.slot.partition(".")[0].replace("_", " ")
+    return box.acts or _slot(box)
+
+
+def _slot(box: Box) -> str:
+    """The parameter that a child is for."""
+    return box.slot.partition(".")[0].replace("_", " ")
 
 
 def _looks(box: Box) -> Any:

@@ -11,6 +11,7 @@ from blockwright.blocks.attention.base import Attention
 from blockwright.blocks.base import Block
 from blockwright.blocks.drawn import Drawn
 from blockwright.lab.drawing.caching import cached
+from blockwright.lab.drawing.equations import equations
 from blockwright.lab.drawing.labels import lines
 from blockwright.lab.drawing.parts import Box
 from blockwright.registry.recording import Built
@@ -43,6 +44,7 @@ def box(block: nn.Module, path: str, slot: str, records: Records) -> Box:
         count(block),
         _cached(block),
         tuple(children),
+        equations(type(block)),
         empty=isinstance(block, Block) and block.empty,
     )
 

@@ -22,7 +22,7 @@ def totals(figures: Totals) -> list[tuple[str, str]]:
     rows = [
         (parameters(figures.parameters), "parameters"),
         (parameters(figures.active), "active a token"),
-        (f"{scaled(figures.forward_flops)}FLOPs", f"a token at {figures.context:,}"),
+        (scaled(figures.forward_flops), f"FLOPs a token at {figures.context:,}"),
     ]
     return [*rows, _cache(figures)]
 
@@ -57,7 +57,7 @@ def cached(held: Cached) -> tuple[str, ...]:
     kept = {
         "all": "a token",
         "last": f"last {held.tokens:,} tokens",
-        "every": f"a window of {held.tokens:,}",
+        "every": f"one for {held.tokens:,} tokens",
         "state": "in all",
     }
     return (f"{held.name.replace('.', ' ')} {size}", kept[held.keeps], *(("fp32",) if held.wide else ()))

@@ -46,4 +46,3 @@ def written(value: Any) -> str:
     if isinstance(value, list | tuple):
         return f"[{', '.join(map(written, value[:2]))}{', …' if len(value) > 2 else ''}]"
     return str(value)
-

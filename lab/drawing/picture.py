@@ -7,25 +7,22 @@ uppermost shows the inside.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from xml.etree import ElementTree as ET
 
 from blockwright.lab.drawing import figures
 from blockwright.lab.drawing.blocks import NAME, SMALL, Blocks, Marks
 from blockwright.lab.drawing.letters import cut, lines, width
-from blockwright.lab.drawing.parts import Panel, Run, Scheme
+from blockwright.lab.drawing.page import EDGE, WIDTH, framed, listed, numbers, with_formulas
+from blockwright.lab.drawing.parts import Box, Panel, Run, Scheme
 from blockwright.lab.drawing.sheet import Piece, add, line, stacked, texts
 from blockwright.lab.drawing.wiring import Branch
 
-WIDTH = 420.0  # pixels: a phone, or the column of a paper
-EDGE = 12.0
-STACK = 70.0  # width of the stack
+STACK = 78.0  # width of the stack
 BETWEEN = 14.0  # from the stack to the panels
 LEAST = 8.0  # between pieces
 STREAMS = 4  # drawn at most
-CSS = Path(__file__).with_name("picture.css")
 
 
 def picture(scheme: Scheme, marks: Marks | None = None, equations: bool = False) -> str:
@@ -36,7 +33,17 @@ def picture(scheme: Scheme, marks: Marks | None = None, equations: bool = False)
         marks: path of a box → ``same``, ``changed`` or ``added``
         equations: whether the formulas of its blocks are below it
     """
-    return Picture(scheme, Blocks(marks or {})).svg()
+    boxes = with_formulas(_all_boxes(scheme)) if equations else []
+    return Picture(scheme, Blocks(marks or {}, numbers(boxes)), boxes).svg()
+
+
+def _all_boxes(scheme: Scheme) -> Iterator[Box]:
+    """The blocks of a model, in the order in which its flow meets them."""
+    yield from scheme.inputs
+    yield from [scheme.position] if scheme.position else []
+    for panel in scheme.panels:
+        yield from (panel.residual, panel.attention, panel.ffn)
+    yield scheme.norm
 
 
 @dataclass(frozen=True)
@@ -45,33 +52,25 @@ class Picture:
 
     scheme: Scheme
     blocks: Blocks
+    formulas: Sequence[Box] = ()
 
     def svg(self) -> str:
         left = EDGE + STACK + BETWEEN
-        panels = stacked([self.panel(p, WIDTH - EDGE - left) for p in reversed(self.scheme.panels)], 12)
+        room = WIDTH - EDGE - left
+        layers = [self.panel(panel, room) for panel in reversed(self.scheme.panels)]
+        panels = stacked([*layers, *(self.blocks.mixer(box, room, box.kind) for box in self.scheme.inputs)], 12)
         stack, head = self.stack(), self.header(WIDTH - 2 * EDGE)
         top = EDGE + head.height + 14
-        height = top + max(panels.height, stack.height) + EDGE
-        root = self._root(height)
+        below = top + max(panels.height, stack.height) + EDGE
+        formulas = listed(self.formulas, self.blocks, WIDTH - 2 * EDGE)
+        root = framed(self.scheme.title or "A model", below + (formulas.height + EDGE if self.formulas else 0))
+        for name, figure in asdict(self.scheme.totals).items():
+            root.set(f"data-{name.replace('_', '-')}", str(figure))
         head.draw(root, EDGE, EDGE)
         stack.draw(root, EDGE, top)
         panels.draw(root, left, top)
+        formulas.draw(root, EDGE, below)
         return ET.tostring(root, encoding="unicode") + "\n"
-
-    def _root(self, height: float) -> ET.Element:
-        totals = self.scheme.totals
-        root = ET.Element("svg", {"xmlns": "http://www.w3.org/2000/svg", "class": "scheme", "role": "img"})
-        root.attrib |= {"viewBox": f"0 0 {WIDTH:g} {height:g}", "width": f"{WIDTH:g}", "height": f"{height:g}"}
-        for name in ("parameters", "active", "context", "forward_flops", "training_flops", "cache_numbers"):
-            root.set(f"data-{name.replace('_', '-')}", str(getattr(totals, name)))
-        root.set("data-cache-bytes", str(totals.cache_bytes))
-        add(root, "title", text=self.scheme.title or "A model")
-        add(root, "style", text=CSS.read_text())
-        pattern = add(add(root, "defs"), "pattern", id="bw-hatch", width=5, height=5, patternUnits="userSpaceOnUse")
-        pattern.set("patternTransform", "rotate(45)")
-        add(pattern, "line", "stroke", x1=1, y1=0, x2=1, y2=5)
-        add(root, "rect", "sheet", width=WIDTH, height=height)
-        return root
 
     def header(self, room: float) -> Piece:
         """The name of the model and its figures."""
@@ -120,7 +119,8 @@ class Picture:
         used = {slot for b in panel.branches for slot in (b.before, b.after, b.beyond)}
         rest = tuple(child for child in panel.residual.children if child.slot not in used)
         own = replace(panel.residual, children=rest)
-        return [self.blocks.mixer(own, room, panel.name)] if rest or panel.streams != 1 else []
+        plain = not rest and panel.streams == 1
+        return [self.blocks.child_chip(own, room) if plain else self.blocks.mixer(own, room, panel.name)]
 
     def branch(self, panel: Panel, branch: Branch, room: float, streams: int) -> Piece:
         """Mixers between norms, and the sum with the stream."""
@@ -165,11 +165,12 @@ class Picture:
         """From the tokens at the bottom to the head at the top."""
         scheme, chip = self.scheme, self.blocks.chip
         above = [*reversed(scheme.mtp), scheme.head, scheme.norm]
-        below = [*([scheme.position] if scheme.position else []), scheme.embedding, *scheme.inputs]
+        below = [*([scheme.position] if scheme.position else []), scheme.embedding]
         pieces = [
             *(chip(box, STACK) for box in above),
             *(self.run(run) for run in reversed(scheme.stack)),
             *(chip(box, STACK) for box in below),
+            *(self._plug(box.kind) for box in scheme.inputs),
         ]
         body = stacked(pieces, LEAST + 2)
 
@@ -178,6 +179,15 @@ class Picture:
             body.draw(into, x, y)
 
         return Piece(STACK, body.height, draw)
+
+    def _plug(self, kind: str) -> Piece:
+        """Where an input enters, whose box is beside the stack."""
+
+        def draw(into: ET.Element, x: float, y: float) -> None:
+            add(into, "rect", "input", x=x, y=y, width=STACK, height=19, rx=9.5)
+            add(into, "text", "small mid", cut(kind, STACK - 8, SMALL), x=x + STACK / 2, y=y + 13)
+
+        return Piece(STACK, 19, draw)
 
     def run(self, run: Run) -> Piece:
         """Panels that follow each other, and how many times."""
