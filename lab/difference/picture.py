@@ -8,7 +8,7 @@ from xml.etree import ElementTree as ET
 
 from blockwright.lab.difference import rows
 from blockwright.lab.difference.difference import Difference, Side
-from blockwright.lab.difference.marks import ADDED, CHANGED, Letter, marks
+from blockwright.lab.difference.marks import ADDED, CHANGED, SAME, Letter, marks
 from blockwright.lab.drawing.letters import cut
 from blockwright.lab.drawing.picture import picture
 from blockwright.lab.drawing.scheme import scheme
@@ -48,7 +48,10 @@ def _drawn(found: Difference, side: Side, letter: Letter) -> ET.Element:
     root = ET.fromstring(text)
     for group in root.iter("g"):
         frame = group.find("rect")
-        if (sign := SIGNS.get(group.get("class", ""))) and frame is not None:
+        mark = group.get("class", "")
+        if frame is not None and mark in (SAME, *SIGNS):
+            frame.set("class", f"{frame.get('class')} {mark}-frame")
+        if (sign := SIGNS.get(mark)) and frame is not None:
             add(group, "text", "sign", sign, x=float(frame.get("x", 0)), y=float(frame.get("y", 0)) + 5)
     return root
 
