@@ -303,10 +303,11 @@ def flops_per_token(model: Mapping[str, Any] | Decoder | Sample, length: int) ->
 def _mtp_flops(decoder: Decoder, length: int) -> int:
     if not len(decoder.mtp):
         return 0
-    hidden, given = _tokens(decoder, length)
+    hidden = _tokens(decoder, length)[0]
+    tokens = torch.zeros(1, length, dtype=torch.long, device="meta")
 
     def predict() -> None:
-        for states, _ in decoder.mtp_states(hidden, given.tokens):
+        for states, _ in decoder.mtp_states(hidden, tokens):
             decoder.logits(states)
 
     return _flops(predict)

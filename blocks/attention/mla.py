@@ -117,8 +117,8 @@ class MLA(Scored):
         return {"latent": [(self.latent,), (self.rope,)]}
 
     def drawn(self) -> Drawn:
-        compressed = self.query[0].out_features if isinstance(self.query, nn.Sequential) else None
-        latent = () if compressed is None else (f"query latent {number(compressed)}",)
+        compressed = self.query[0] if isinstance(self.query, nn.Sequential) else None
+        latent = (f"query latent {number(compressed.out_features)}",) if isinstance(compressed, nn.Linear) else ()
         heads = f"{self.n_heads} heads of {self.nope} + {self.rope}"
         return Drawn((heads, f"values {self.v_head_dim}", *latent, f"key-value latent {number(self.latent)}"))
 

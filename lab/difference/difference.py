@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from blockwright.lab import describe
@@ -68,7 +69,6 @@ class Difference:
 
     Args:
         a, b: the models
-        card: the document of ``blockwright describe`` on both, with the changes of B against A
         model: settings that are not of single layers
         layers: groups of layers, each with its counterpart
         runs: None unless both are runs
@@ -76,10 +76,15 @@ class Difference:
 
     a: Side
     b: Side
-    card: Mapping[str, Any]
     model: list[Entry]
     layers: list[Pair]
-    runs: Runs | None = field(default=None)
+    runs: Runs | None = None
+
+    @cached_property
+    def card(self) -> Mapping[str, Any]:
+        """The document of ``blockwright describe`` on both, with the changes of B against A."""
+        request = Request([self.a.name, self.b.name], [Options(), Options()], [], 0, True, None)
+        return describe.document(request, [self.a.model.decoder, self.b.model.decoder])
 
     @property
     def changes(self) -> Mapping[str, float]:
@@ -111,10 +116,8 @@ def difference(a: Side, b: Side) -> Difference:
     ours, theirs = a.model, b.model
     groups = {part: (grouped(ours.layers[part]), grouped(theirs.layers[part])) for part in ours.layers}
     pairs = [pair for part, (of_a, of_b) in groups.items() for pair in aligned(part, of_a, of_b)]
-    request = Request([a.name, b.name], [Options(), Options()], [], 0, True, None)
-    card = describe.document(request, [ours.decoder, theirs.decoder])
     recorded = _runs(a.record, b.record) if a.record and b.record else None
-    return Difference(a, b, card, compared(ours.around, theirs.around), pairs, recorded)
+    return Difference(a, b, compared(ours.around, theirs.around), pairs, recorded)
 
 
 def _runs(a: Record, b: Record) -> Runs:

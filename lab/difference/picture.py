@@ -23,7 +23,7 @@ LEGEND = "≠ and bold: it differs · + and dashed: only this model has it · gr
 
 def side_by_side(found: Difference) -> str:
     """The SVG of a difference."""
-    one, two = _drawn(found, found.a, "a"), _drawn(found, found.b, "b")
+    one, two = drawn(found, found.a, "a"), drawn(found, found.b, "b")
     (width, left), (other, right) = (_size(each) for each in (one, two))
     whole, top = width + other, max(left, right)
     shown = [*rows.costs(found), *rows.differing(found)]
@@ -34,18 +34,17 @@ def side_by_side(found: Difference) -> str:
     add(root, "title", text=title)
     add(root, "style", text=one.findtext("style", "") + CSS.read_text())
     add(root, "rect", "sheet", width=whole, height=height)
-    for drawn, x, letter in ((one, 0, "a"), (two, width, "b")):
+    for each, x, letter in ((one, 0, "a"), (two, width, "b")):
         place = add(root, "g", transform=f"translate({x:g} 0)", data_side=letter)
-        place.extend(each for each in drawn if each.tag not in ("title", "style"))
+        place.extend(part for part in each if part.tag not in ("title", "style"))
     _table(root, found, shown, whole, top + LINE)
     return ET.tostring(root, encoding="unicode") + "\n"
 
 
-def _drawn(found: Difference, side: Side, letter: Letter) -> ET.Element:
-    """The picture of one model, with signs next to the colours."""
-    drawn = scheme(side.model.decoder, side.name)
-    text = picture(drawn, marks(found, drawn, letter)).replace(f' xmlns="{SVG}"', "", 1)
-    root = ET.fromstring(text)
+def drawn(found: Difference, side: Side, letter: Letter) -> ET.Element:
+    """The picture of one model, with signs next to the colours; its names have no namespace."""
+    whole = scheme(side.model.decoder, side.name)
+    root = ET.fromstring(picture(whole, marks(found, whole, letter)).replace(f' xmlns="{SVG}"', "", 1))
     for group in root.iter("g"):
         frame = group.find("rect")
         mark = group.get("class", "")

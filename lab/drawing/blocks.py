@@ -51,7 +51,7 @@ class Blocks:
 
     def mixer(self, box: Box, room: float, panel: str) -> Piece:
         """An attention, a feed-forward or a residual block, whole where it is drawn first."""
-        what = (_looks(box), tuple(sorted(self._marks_in(box))))
+        what = (looks(box), tuple(sorted(self._marks_in(box))))
         shown = self.drawn.setdefault(what, panel)
         if shown != panel and (box.children or box.cached):
             return self._block(box, room, [], f"as in {shown}")
@@ -189,6 +189,6 @@ def _slot(box: Box) -> str:
     return box.slot.partition(".")[0].replace("_", " ")
 
 
-def _looks(box: Box) -> Any:
+def looks(box: Box) -> Any:
     """What is drawn of a box, wherever it is."""
-    return box.kind, box.name, box.lines, box.acts, box.chosen, box.cached, tuple(map(_looks, box.children))
+    return box.kind, box.name, box.lines, box.acts, box.chosen, box.cached, tuple(map(looks, box.children))

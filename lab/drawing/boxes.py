@@ -29,7 +29,7 @@ def box(block: nn.Module, path: str, slot: str, records: Records) -> Box:
     """
     built = records[id(block)]
     drawn = block.drawn() if isinstance(block, Block) else Drawn()
-    children = (box(child, f"{path}.{slot}", slot, records) for slot, child in _children(built) if id(child) in records)
+    children = (box(child, f"{path}.{slot}", slot, records) for slot, child in _children(built))
     return Box(
         path,
         built.entry.kind,
@@ -60,12 +60,13 @@ def count(module: nn.Module | None) -> int:
 
 
 def _children(built: Built) -> list[tuple[str, Any]]:
-    """Parameter → child, a list's by their index: ``balance.0``."""
+    """Parameter → child, a list's by their index: ``balance.0``; none that the block leaves unused."""
     found = list[tuple[str, Any]]()
     for slot, child in built.children.items():
         many = isinstance(child, list)
         found += [(f"{slot}.{i}", each) for i, each in enumerate(child)] if many else [(slot, child)]
-    return [(slot, child) for slot, child in found if child is not None]
+    used = set(built.block.modules())
+    return [(slot, child) for slot, child in found if child in used]
 
 
 def _cached(block: nn.Module) -> Any:

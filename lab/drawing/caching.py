@@ -36,10 +36,11 @@ def _buffers(attention: Attention, length: int) -> dict[str, Tensor]:
 def _cached(name: str, parts: tuple[int, ...], one: Tensor, two: Tensor, near: Tensor, far: Tensor) -> Cached:
     """One tensor, from what it is for 1, 2, FAR and 2 FAR tokens."""
     growth, wide = (far.numel() - near.numel()) / FAR, far.dtype == torch.float32
+    constant = 2 * near.numel() - far.numel()
     if growth:
         shape = tuple(far.shape[2:])
         every = round(prod(shape) / growth)
-        return Cached(name, shape, parts, "all" if every == 1 else "every", every, growth, 0, wide)
+        return Cached(name, shape, parts, "all" if every == 1 else "every", every, growth, constant, wide)
     if two.numel() > one.numel():
-        return Cached(name, tuple(far.shape[2:]), parts, "last", far.shape[1], 0, far.numel(), wide)
-    return Cached(name, tuple(far.shape[1:]), parts, "state", 0, 0, far.numel(), wide)
+        return Cached(name, tuple(far.shape[2:]), parts, "last", far.shape[1], 0, constant, wide)
+    return Cached(name, tuple(far.shape[1:]), parts, "state", 0, 0, constant, wide)

@@ -24,7 +24,7 @@ class Cached:
         keeps: ``all`` tokens; ``last``: a window of them; ``every``: one of each so many; ``state``: a fixed size
         tokens: of the window, or of those that share one; 0 where there is none
         per_token: numbers that a token adds, beyond windows
-        constant: numbers of a window that is full, or of a state
+        constant: numbers besides: of a window that is full, or of a state
         wide: whether it is fp32 in a bf16 model
     """
 

@@ -79,7 +79,12 @@ class Picture:
         def draw(into: ET.Element, x: float, y: float) -> None:
             add(into, "text", "title", cut(self.scheme.title, room, 17, True), x=x, y=y + 15)
             for i, (value, of) in enumerate(columns):
-                add(into, "text", "figure", cut(value, each - 4, 13, True), x=x + each * i, y=y + 38)
+                at = x + each * i
+                add(into, "text", "figure", cut(value, each - 4, 13, True), x=at, y=y + 38)
+                if i == len(columns) - 1:  # the key to what is hatched
+                    start = at + width(value, 13, True) + 6
+                    add(into, "rect", "cached", x=start, y=y + 29, width=14, height=10, rx=2)
+                    add(into, "rect", "hatch", x=start + 1, y=y + 30, width=12, height=8)
                 texts(into, lines([of], each - 4, SMALL), x + each * i, y + 51, 12, "small soft")
 
         return Piece(room, 54, draw)

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any
 
 from blockwright.lab.drawing import figures
+from blockwright.lab.drawing.blocks import looks
 from blockwright.lab.drawing.letters import BETWEEN
 from blockwright.lab.drawing.parts import Box, Panel, Run, Scheme
 from blockwright.lab.drawing.wiring import Branch
@@ -47,9 +50,10 @@ def _model(scheme: Scheme) -> Iterator[str]:
     yield from (f"  {box.name or box.kind}" for box in above)
     yield from (f"  {_run(run)}" for run in reversed(scheme.stack))
     yield from (f"  {box.name or box.kind}" for box in below)
+    shown: dict[Any, str] = {}
     for panel in reversed(scheme.panels):
         yield ""
-        yield from _panel(panel)
+        yield from _panel(panel, shown)
     for box in scheme.inputs:
         yield ""
         yield from _framed(box)
@@ -60,7 +64,7 @@ def _run(run: Run) -> str:
     return f"{f'({names})' if len(run.panels) > 1 else names} × {run.times}"
 
 
-def _panel(panel: Panel) -> Iterator[str]:
+def _panel(panel: Panel, shown: dict[Any, str]) -> Iterator[str]:
     yield f"{panel.name}  {figures.layers(panel)} × {len(panel.layers)}"
     yield from _wrapped(figures.of_layer(panel), "   ")
     streams = "│" * max(1, min(panel.streams, 4))
@@ -70,20 +74,22 @@ def _panel(panel: Panel) -> Iterator[str]:
     yield f"{'▲' * len(streams)}  {label}"
     norms = {child.slot: child.name for child in panel.residual.children}
     for branch in reversed(panel.branches):
-        yield from _branch(panel, branch, norms, streams)
+        yield from _branch(panel, branch, norms, streams, shown)
 
 
-def _branch(panel: Panel, branch: Branch, norms: dict[str, str], streams: str) -> Iterator[str]:
-    shown = [box for box in (getattr(panel, name) for name in branch.mixers) if not box.empty]
-    if not shown:
+def _branch(panel: Panel, branch: Branch, norms: dict[str, str], streams: str, shown: dict[Any, str]) -> Iterator[str]:
+    mixers = [box for box in (getattr(panel, name) for name in branch.mixers) if not box.empty]
+    if not mixers:
         return
     if branch.beyond:
         yield f"{streams}  {norms[branch.beyond]}"
     yield f"{streams[:-1]}⊕──┐"
     if branch.after:
         yield f"{streams}  {norms[branch.after]}"
-    for box in reversed(shown):
-        yield from (f"{streams}  {line}" for line in _framed(box, WIDTH - 3 - len(streams)))
+    for box in reversed(mixers):
+        first = shown.setdefault(looks(box), panel.name)
+        drawn = box if first == panel.name else replace(box, lines=(f"as in {first}",), children=(), cached=())
+        yield from (f"{streams}  {line}" for line in _framed(drawn, WIDTH - 3 - len(streams)))
     if branch.before:
         yield f"{streams}  {norms[branch.before]}"
     yield f"{streams}──┘"

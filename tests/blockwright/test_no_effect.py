@@ -66,6 +66,7 @@ LONG = "a" * 5000  # more than any file system takes as a name
 OF_A_PATH = {
     "describe": f"model={LONG}",
     "diff": f"tiny {LONG}",
+    "draw": LONG,
     "plan": f"model={LONG} gpus=1 gpu=h100",
     "throughput": f"model=file model.file={LONG} memory=1MB",
     "ablate": LONG,

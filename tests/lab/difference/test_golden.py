@@ -1,7 +1,7 @@
 """The differences of six pairs of models, as files: rows of the table, and the mark of every box of the picture.
 
-They hold what is compared and drawn, not how: no coordinate, no colour. After a change that is meant, write them anew
-and read what changed: ``python -m tests.lab.difference.test_golden``.
+They hold what is compared and drawn, not how: no coordinate, no colour. After a change that is meant, write them
+again and read what changed: ``python -m tests.lab.difference.test_golden``.
 """
 
 from __future__ import annotations
