@@ -9,7 +9,7 @@ from typing import Any
 
 from blockwright.lab import describe
 from blockwright.lab.card_request import Options, Request
-from blockwright.lab.difference.alignment import Pair, aligned, grouped
+from blockwright.lab.difference.counterparts import Pair, aligned, grouped
 from blockwright.lab.difference.entries import Entry, compared
 from blockwright.lab.difference.record import Record
 from blockwright.lab.difference.settings import Composition

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Literal
 
-from blockwright.lab.difference.alignment import Pair
+from blockwright.lab.difference.counterparts import Pair
 from blockwright.lab.difference.difference import Difference
 from blockwright.lab.difference.entries import ABSENT, Entry
 from blockwright.lab.difference.settings import Name

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from blockwright.lab.card import BEYOND, flat, scaled
-from blockwright.lab.difference.alignment import Pair, spelt
+from blockwright.lab.difference.counterparts import Pair, spelt
 from blockwright.lab.difference.difference import Difference, Runs, minus
 from blockwright.lab.difference.entries import ABSENT, Entry
 from blockwright.lab.difference.settings import Name

@@ -7,7 +7,7 @@ import itertools
 from hypothesis import given
 from hypothesis import strategies as st
 
-from blockwright.lab.difference.alignment import Group, aligned, grouped, likeness, spelt
+from blockwright.lab.difference.counterparts import Group, aligned, grouped, likeness, spelt
 from blockwright.lab.difference.entries import ABSENT, Entry, alike, compared
 
 DENSE, MOE, WIDE = (
