@@ -88,10 +88,10 @@ def sampled(model: Decoder | Sample) -> Sample:
     return Sample(model.with_layers(model.layers[group[0]] for group in groups), tuple(map(tuple, groups)))
 
 
-def count_parameters(model: Decoder | Sample) -> Parameters:
+def count_parameters(decoder: Decoder | Sample) -> Parameters:
     """Count parameters; the share of experts that a token uses is read off an actual routing."""
-    families = count_families(model)
-    idle = _idle_experts(model)
+    families = count_families(decoder)
+    idle = _idle_experts(decoder)
     total = sum(families.values())
     active = total - idle - families["mtp"]
     return Parameters(total, active, families["embedding"], families["head"], families, idle)
@@ -103,19 +103,19 @@ def in_order(families: Iterable[str]) -> list[str]:
     return [*_FIRST, *dict.fromkeys(family for family in families if family not in usual), *_LAST]
 
 
-def count_families(model: Decoder | Sample) -> dict[str, int]:
+def count_families(decoder: Decoder | Sample) -> dict[str, int]:
     """Parameters of each family; a shared tensor counts once, where it occurs first."""
-    decoder = model if isinstance(model, Decoder) else model.decoder.with_layers([])
+    frame = decoder if isinstance(decoder, Decoder) else decoder.decoder.with_layers([])
     counts: Counter[str] = Counter()
     seen: set[int] = set()
     ends = {"embedding": "embedding", "head": "head", "mtp": "mtp"}
-    children = dict(decoder.named_children())
+    children = dict(frame.named_children())
     order = sorted(children, key=lambda name: ("embedding", "head").index(name) if name in ("embedding", "head") else 2)
     for name in order:
         _count(children[name], ends.get(name, "other"), counts, seen)
-    _count_own(decoder, "other", counts, seen)
-    if isinstance(model, Sample):
-        for layer, indices in zip(model.decoder.layers, model.layers, strict=True):
+    _count_own(frame, "other", counts, seen)
+    if isinstance(decoder, Sample):
+        for layer, indices in zip(decoder.decoder.layers, decoder.layers, strict=True):
             _count_times(layer, len(indices), counts)
     counts["other"] += counts.pop("mixture", 0)
     return {family: counts[family] for family in in_order(counts)}

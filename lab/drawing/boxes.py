@@ -9,6 +9,7 @@ from torch import nn
 
 from blockwright.blocks.attention.base import Attention
 from blockwright.blocks.base import Block
+from blockwright.blocks.cost import signature
 from blockwright.blocks.drawn import Drawn
 from blockwright.lab.drawing.caching import cached
 from blockwright.lab.drawing.equations import equations
@@ -65,8 +66,13 @@ def _children(built: Built) -> list[tuple[str, Any]]:
     for slot, child in built.children.items():
         many = isinstance(child, list)
         found += [(f"{slot}.{i}", each) for i, each in enumerate(child)] if many else [(slot, child)]
-    used = set(built.block.modules())
-    return [(slot, child) for slot, child in found if child in used]
+    return [(slot, child) for slot, child in found if child is not None and _used(child, built.block)]
+
+
+def _used(child: nn.Module, block: nn.Module) -> bool:
+    """Whether a block has a child in it, or copies of it, as a tower has of what each of its layers needs."""
+    alike = [module for module in block.modules() if type(module) is type(child)]
+    return any(module is child for module in alike) or signature(child) in map(signature, alike)
 
 
 def _cached(block: nn.Module) -> Any:

@@ -46,8 +46,8 @@ def _grown(panel: Panel) -> tuple[str, ...]:
     near, far = panel.cache_numbers, panel.cache_beyond
     if not near or far is None:
         return ()
-    beyond = "" if far == near else f", then {far:,.4g}"
-    return (f"{near:,}{beyond} cached a token",)
+    beyond = "" if far == near else f", {far:,g} beyond windows"
+    return (f"{near:,} cached a token{beyond}",)
 
 
 def cached(held: Cached) -> tuple[str, ...]:

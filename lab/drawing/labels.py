@@ -27,7 +27,7 @@ def _resolved(built: Built, name: str) -> Any:
 
 
 def _telling(parameter: Parameter, value: Any) -> bool:
-    counts = isinstance(value, int) and not isinstance(value, bool)
+    counts = isinstance(value, int) and not isinstance(value, bool) and value != 1
     return counts or value != parameter.default
 
 
