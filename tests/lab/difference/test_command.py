@@ -88,7 +88,8 @@ def runs(tmp_path: Path) -> list[Path]:
         folder.mkdir()
         write_run(folder, compose(preset("tiny", {"vocab_size": 257, "n_layers": 2}), seed=i), "a text\n")
         settings = folder / ".hydra/config.yaml"
-        more = f"optimizer:\n  lr: {rate}\n  betas: [0.9, 0.95]\npaths:\n  output_dir: ${{hydra:runtime.output_dir}}\n"
+        more = f"model:\n  d_model: {i}\noptimizer:\n  lr: {rate}\n  betas: [0.9, 0.95]\n"
+        more += "paths:\n  output_dir: ${hydra:runtime.output_dir}\n"
         settings.write_text(settings.read_text() + more)
         figures = {"val/loss": {"unit": "nats per token", "better": "less"}}
         result = {
