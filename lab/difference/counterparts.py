@@ -100,7 +100,7 @@ def _are_numbers(*values: Any) -> bool:
 
 
 def spelt(group: Group | None, n_layers: int) -> str:
-    """The layers of a group: ``all 60``, ``0``, ``1–59``; of a long pattern two ranges, and how many of all."""
+    """The layers of a group: ``all 60``, ``0``, ``1–59``; of a long pattern how many, and the first."""
     if group is None:
         return "–"
     if len(group.layers) == n_layers:
@@ -108,7 +108,7 @@ def spelt(group: Group | None, n_layers: int) -> str:
     ranges = [f"{first}–{last}" if last > first else str(first) for first, last in _ranges(group.layers)]
     if len(ranges) <= SHOWN:
         return ", ".join(ranges)
-    return f"{', '.join(ranges[: SHOWN - 1])}, … ({len(group.layers)} of {n_layers})"
+    return f"{len(group.layers)} of {n_layers}: {ranges[0]}, …"
 
 
 def _ranges(layers: Sequence[int]) -> list[tuple[int, int]]:
