@@ -42,6 +42,7 @@ ELSEWHERE = {
     "src/blockwright/completion.py read_text": "the source of installed packages",
     "registry/index.py read_text": "the source of installed packages",
     "plugins/serve/app.py read_text": "a file of this package",
+    "lab/drawing/page.py read_text": "a file of this package",
     "src/blockwright/lazy.py read_text": "a file of this package",
     "src/blockwright/commands.py read_text": "a module of an installed package",
     "training/configuration/conf.py read_text": "the configuration of this project",

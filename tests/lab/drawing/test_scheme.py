@@ -113,7 +113,7 @@ def test_plug_in_is_drawn_by_its_signature_and_by_what_it_says() -> None:
     class Guest(Attention):
         """A plug-in's mixer: it remembers nothing.
 
-        Nobody 2026: y = W x.
+        Doe 2026: y = W x.
 
         Args:
             rank: width of the middle
