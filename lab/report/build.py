@@ -10,6 +10,7 @@ from blockwright.lab.report import charts, costs, tables, words
 from blockwright.lab.report.document import as_json, document
 from blockwright.lab.report.findings import Findings
 from blockwright.lab.report.method import basis
+from blockwright.lab.report.models import models
 from blockwright.lab.report.page import LABELS, Head, Section, save, some
 from blockwright.lab.report.verdict import verdicts
 from blockwright.lab.sweep.tuning import RATE
@@ -50,12 +51,13 @@ def arrange(findings: Findings) -> list[Section]:
             Section("trade", "What it costs", drawn["trade"], [], same_costs(findings)),
             Section("tuning", "How the arms were tuned", drawn["tuning"], some(tables.tuning(findings))),
             Section("match", "What was matched", [], some(tables.matches(findings))),
+            Section("models", "The models", [], [], folded=models(findings)),
             *(Section(name, each.title, each.of(findings), []) for name, each in charts.offered().items()),
             Section("experts", "Load of the experts", drawn["experts"], []),
         ]
     parts.append(Section("lost", "What was lost", [], some(tables.lost(findings))))
     parts.append(Section("runs", "Runs", [], [tables.runs(findings)]))
-    return [part for part in parts if part.figures or part.tables or part.lead]
+    return [part for part in parts if part.figures or part.tables or part.lead or part.folded]
 
 
 def same_costs(findings: Findings) -> str:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import datetime
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from blockwright.lab.report import models
 from blockwright.lab.report.figure import Figure
+from blockwright.lab.report.models import Drawn
 from blockwright.lab.report.svg import CSS, standalone
 from blockwright.lab.report.tables import Cell, Table
 from blockwright.registry import ConfigError
@@ -29,13 +31,21 @@ LABELS = {
 
 @dataclass(frozen=True)
 class Section:
-    """A part of the page."""
+    """A part of the page.
+
+    Args:
+        id, heading: of it
+        figures, tables: shown below the lead
+        lead: a sentence
+        folded: pictures that a reader opens
+    """
 
     id: str
     heading: str
     figures: list[Figure]
     tables: list[Table]
     lead: str = ""
+    folded: Sequence[Drawn] = ()
 
 
 @dataclass(frozen=True)
@@ -85,6 +95,7 @@ def save(directory: Path, head: Head, sections: list[Section], further: Mapping[
     """
     folder = own_folder(directory, "report")
     files = {f.file: standalone(f.chart) for section in sections for f in section.figures}
+    files |= {f.file: f.alone for section in sections for f in section.folded}
     files |= {**further, "report.md": markdown(head, sections), "index.html": html(head, sections)}
     try:
         folder.mkdir(exist_ok=True)
@@ -106,16 +117,24 @@ def html(head: Head, sections: list[Section]) -> str:
     environment = Environment(
         loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    shown = [{**vars(s), "figures": [_figure(f, Markup(f.chart.inline())) for f in s.figures]} for s in sections]
+    shown = [
+        {
+            **vars(s),
+            "figures": [_figure(f, Markup(f.chart.inline())) for f in s.figures],
+            "folded": [_figure(f, Markup(f.inline)) for f in s.folded],
+        }
+        for s in sections
+    ]
+    sheets = [CSS, HERE / "page.css", *(models.CSS if any(s.folded for s in sections) else ())]
     return environment.get_template("page.html.j2").render(
         **vars(head),
         sections=shown,
         date=datetime.datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
-        css=Markup(CSS.read_text() + (HERE / "page.css").read_text()),
+        css=Markup("".join(sheet.read_text() for sheet in sheets)),
     )
 
 
-def _figure(figure: Figure, svg: Any) -> dict[str, Any]:
+def _figure(figure: Figure | Drawn, svg: Any) -> dict[str, Any]:
     return {"heading": figure.heading, "caption": figure.caption, "file": figure.file, "svg": svg}
 
 
@@ -129,6 +148,7 @@ def markdown(head: Head, sections: list[Section]) -> str:
         parts.append(f"## {section.heading}")
         parts += [f"![{_escaped(f.heading)}]({f.file})\n\n{_escaped(f.caption)}" for f in section.figures]
         parts += [section.lead] if section.lead else []
+        parts += [f"[{_escaped(f.heading)}]({f.file}): {_escaped(f.caption)}" for f in section.folded]
         for table in section.tables:
             lines = [[_escaped(c) for c in table.columns], ["---"] * len(table.columns)]
             lines += [[_markdown_cell(cell) for cell in row.cells] for row in table.rows]

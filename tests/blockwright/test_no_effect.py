@@ -65,6 +65,7 @@ def test_option_without_effect_is_refused_at_once(
 LONG = "a" * 5000  # more than any file system takes as a name
 OF_A_PATH = {
     "describe": f"model={LONG}",
+    "diff": f"tiny {LONG}",
     "draw": LONG,
     "plan": f"model={LONG} gpus=1 gpu=h100",
     "throughput": f"model=file model.file={LONG} memory=1MB",

@@ -41,6 +41,7 @@ CANARY = Path("ran")  # made by a payload
 # Command → its arguments, where FOLDER is the folder. A command that is not here is tried with those of ``ANY`` alone.
 FORMS: dict[str, list[str]] = {
     "describe": ["model=FOLDER", "model=FOLDER/model.yaml", "model=file model.file=FOLDER/model.yaml"],
+    "diff": ["FOLDER tiny", "FOLDER FOLDER/checkpoints/last.ckpt", "tiny FOLDER/model.yaml", "FOLDER FOLDER --json"],
     "draw": ["FOLDER --out FOLDER/picture.svg", "FOLDER/model.yaml", "file model.file=FOLDER/model.yaml"],
     "plan": ["model=file model.file=FOLDER/model.yaml gpus=8 gpu=h100"],
     "match": ["model=file model.file=FOLDER/model.yaml"],
@@ -72,6 +73,12 @@ FORMS: dict[str, list[str]] = {
     "check": [],
 }  # fmt: skip
 ANY = ("FOLDER", "FOLDER OUT", "FOLDER FOLDER", "model=FOLDER", "init_from=FOLDER", "FOLDER/checkpoints/last.ckpt")
+QUICK = {
+    "describe": 1,
+    "diff": 1,
+    "export": 3,
+    "surgery": 1,
+}  # forms tried in the usual suite, where each composes with Hydra
 QUICK = {
     "describe": 1,
     "draw": 1,

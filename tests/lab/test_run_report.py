@@ -58,7 +58,11 @@ def test_run_is_shown_and_written(
     assert (folder / "sample.txt").read_bytes() != b""
     said = capsys.readouterr().out
     assert "validation bits per byte" in said and f"{results['parameters']:,}" in said
-    assert "sampled at temperature 0.8" in said and "results.json, curves.json, expert_load.svg, loss.svg" in said
+    assert (
+        "sampled at temperature 0.8" in said
+        and "results.json, curves.json, expert_load.svg, loss.svg, model.svg" in said
+    )
+    assert {"attention mla", "layer 0"} <= {tip.partition(":")[0] for tip in drawn(folder / "model.svg")}
 
 
 def test_dense_run_draws_no_experts_and_samples_nothing_when_told(

@@ -52,6 +52,7 @@ ELSEWHERE = {
     "src/blockwright/api.py read_text": "files of this package",
     "lab/calibration/record.py read_bytes": "files of this package",
     "lab/report/svg.py read_text": "a file of this package",
+    "lab/difference/picture.py read_text": "files of this package",
     "lab/report/page.py read_text": "files of this package",
     "lab/catalogue.py read_text": "a page and the configuration of this project",
     "lab/catalogue.py yaml.safe_load": "the configuration of this project",

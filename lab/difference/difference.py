@@ -1,0 +1,147 @@
+"""Where two models differ, and two runs: every setting of both, what they cost, and what runs have recorded."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from blockwright.lab import describe
+from blockwright.lab.card_request import Options, Request
+from blockwright.lab.difference.counterparts import Pair, aligned, grouped
+from blockwright.lab.difference.entries import Entry, compared
+from blockwright.lab.difference.record import Record
+from blockwright.lab.difference.settings import Composition
+from blockwright.training.result import Result
+
+SCHEMA = "blockwright.diff/1"  # another number, if a key is removed or changes its meaning; keys may be added
+SHOWN = ("val", "test")  # groups of figures that measure a model; of training, the loss
+
+
+@dataclass(frozen=True)
+class Side:
+    """One of two models.
+
+    Args:
+        name: as shown
+        model: its settings
+        record: of the run that trained it; None if none did
+    """
+
+    name: str
+    model: Composition
+    record: Record | None = None
+
+
+@dataclass(frozen=True)
+class Runs:
+    """What two runs have recorded.
+
+    Args:
+        settings: all but the model's
+        whole: whether these are all settings; else those that can change a weight or a figure
+        data, software: what their checkpoints say
+        a, b: how they ended
+    """
+
+    settings: list[Entry]
+    whole: bool
+    data: list[Entry]
+    software: list[Entry]
+    a: Result | None
+    b: Result | None
+
+    @property
+    def figures(self) -> list[Entry]:
+        """The figures of both, those that measure the model."""
+        return compared(*(_figures(result) for result in (self.a, self.b)))
+
+    def unit(self, figure: str) -> str:
+        """The unit of a figure; empty where it has none."""
+        known = [r.figures[figure] for r in (self.a, self.b) if r is not None and figure in r.figures]
+        return known[0].unit if known else ""
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A and B side by side.
+
+    Args:
+        a, b: the models
+        model: settings that are not of single layers
+        layers: groups of layers, each with its counterpart
+        runs: None unless both are runs
+    """
+
+    a: Side
+    b: Side
+    model: list[Entry]
+    layers: list[Pair]
+    runs: Runs | None = None
+
+    @cached_property
+    def card(self) -> Mapping[str, Any]:
+        """The document of ``blockwright describe`` on both, with the changes of B against A."""
+        request = Request([self.a.name, self.b.name], [Options(), Options()], [], 0, True, None)
+        return describe.document(request, [self.a.model.decoder, self.b.model.decoder])
+
+    @property
+    def changes(self) -> Mapping[str, float]:
+        """Figure → relative difference, B to A."""
+        changes: Mapping[str, float] = self.card["changes"][0]["change"]
+        return changes
+
+    @property
+    def entries(self) -> list[Entry]:
+        """Every setting of the compositions."""
+        return [*self.model, *(entry for pair in self.layers for entry in pair.entries)]
+
+    def to_plain(self) -> dict[str, Any]:
+        """For JSON."""
+        return {
+            "schema": SCHEMA,
+            "a": self.a.name,
+            "b": self.b.name,
+            "models": self.card["models"],
+            "change": self.changes,
+            "settings": [entry.to_plain() for entry in self.model],
+            "layers": [pair.to_plain() for pair in self.layers],
+            "runs": None if self.runs is None else _runs_to_plain(self.runs),
+        }
+
+
+def difference(a: Side, b: Side) -> Difference:
+    """Compare two models; two that are runs, as runs too."""
+    ours, theirs = a.model, b.model
+    groups = {part: (grouped(ours.layers[part]), grouped(theirs.layers[part])) for part in ours.layers}
+    pairs = [pair for part, (of_a, of_b) in groups.items() for pair in aligned(part, of_a, of_b)]
+    recorded = _runs(a.record, b.record) if a.record and b.record else None
+    return Difference(a, b, compared(ours.around, theirs.around), pairs, recorded)
+
+
+def _runs(a: Record, b: Record) -> Runs:
+    whole = a.written is not None and b.written is not None
+    found = compared(a.written or {}, b.written or {}) if whole else compared(a.trained, b.trained)
+    return Runs(found, whole, compared(a.data, b.data), compared(a.software, b.software), a.result, b.result)
+
+
+def _figures(result: Result | None) -> dict[str, float]:
+    if result is None:
+        return {}
+    names = [n for n in result.metrics if n == "train/loss" or n.partition("/")[0] in SHOWN]
+    return {name: result.metrics[name] for name in names}
+
+
+def _runs_to_plain(runs: Runs) -> dict[str, Any]:
+    parts = {"settings": runs.settings, "data": runs.data, "software": runs.software}
+    results = {name: r.to_plain() for name, r in (("a", runs.a), ("b", runs.b)) if r is not None}
+    figures = [{**e.to_plain(), "difference": minus(e), "unit": runs.unit(e.path)} for e in runs.figures]
+    plain = {name: [entry.to_plain() for entry in part] for name, part in parts.items()}
+    return {**plain, "whole": runs.whole, "results": results, "figures": figures, "verdict": "none", "why": "one_seed"}
+
+
+def minus(entry: Entry) -> float | None:
+    """B − A of a figure; None where one of them has none."""
+    both = all(isinstance(value, int | float) for value in (entry.a, entry.b))
+    return entry.b - entry.a if both else None

@@ -1,0 +1,76 @@
+"""The command line of ``blockwright diff``, parsed and validated."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from blockwright.registry import ConfigError, did_you_mean
+from blockwright.registry.command import Parser
+from blockwright.registry.words import read_words
+
+FORMATS = (".svg", ".pdf", ".png")
+MANY = 1000  # words; those that are too many are refused here
+
+
+@dataclass(frozen=True)
+class Request:
+    """A parsed and validated command line.
+
+    Args:
+        a, b: names of the models
+        overrides: of B
+        as_json: whether to print a document
+        out: the picture's file
+    """
+
+    a: str
+    b: str
+    overrides: list[str]
+    as_json: bool
+    out: Path | None
+
+
+def read(arguments: Sequence[str]) -> Request:
+    """Parse a command line.
+
+    Raises:
+        ConfigError: not one or two models, nothing to compare, an override of something else, an impossible file
+    """
+    parser = Parser(prog="blockwright diff")
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--out", metavar="FILE")
+    flags, words = read_words(parser, arguments, (), MANY)
+    a, b = _models(words.names, words.overrides)
+    for key, _, value in (word.partition("=") for word in words.overrides):
+        if key.lstrip("+~").partition(".")[0].partition("/")[0] != "model":
+            remedy = "Write model/KIND=NAME or model.KEY=VALUE; two runs are compared in all their settings"
+            raise ConfigError(key, value, "changes no model", remedy)
+    return Request(a, b, words.overrides, flags.json, None if flags.out is None else _file(flags.out))
+
+
+def _models(names: Sequence[str], overrides: Sequence[str]) -> tuple[str, str]:
+    example = "blockwright diff deepseek_v2 deepseek_v3"
+    if not names or not all(names):
+        raise ConfigError("A", None, "must name a model", f"Write e.g. {example}")
+    if len(names) > 2:
+        remedy = f"Leave out {names[2]}, or see the costs of all: blockwright describe model={','.join(names)}"
+        rule = f"names {len(names)} models, and two are compared"
+        raise ConfigError("command line", " ".join(names)[:200], rule, remedy)
+    if len(names) == 1 and not overrides:
+        remedy = f"Name another, or what changes: blockwright diff {names[0]} model/attention=gqa"
+        raise ConfigError("B", None, "must name a second model, or overrides of the first", remedy)
+    return names[0], names[-1]
+
+
+def _file(name: str) -> Path:
+    file = Path(name)
+    if file.suffix not in FORMATS:
+        rule = "must name a file ending in .svg, .pdf or .png"
+        raise ConfigError("--out", name, rule, did_you_mean(file.suffix or name, FORMATS))
+    if not file.absolute().parent.is_dir():
+        raise ConfigError("--out", name, "must be in a folder that exists", "Make the folder, or name another file")
+    if file.is_dir():
+        raise ConfigError("--out", name, "is a folder", "Name a file in it")
+    return file

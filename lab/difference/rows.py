@@ -1,0 +1,133 @@
+"""A difference as rows of texts: a sign, what it is of, A, B, and the change. ≠ stands before what differs, = before a
+block that is the same."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from blockwright.lab.card import BEYOND, flat, scaled
+from blockwright.lab.difference.counterparts import Pair, spelt
+from blockwright.lab.difference.difference import Difference, Runs, minus
+from blockwright.lab.difference.entries import ABSENT, Entry
+from blockwright.lab.difference.settings import Name
+from blockwright.lab.report.words import HUGE, MINUS, plain, signed
+
+DIFFERS, SAME = "≠", "="
+LONGEST = 60  # characters of a value; the JSON has all
+DIGEST = 12  # of a digest's 64
+Row = tuple[str, str, str, str, str]
+
+
+def _whole(value: float) -> str:
+    return f"{value:,.0f}" if value == int(value) else f"{value:,.1f}"
+
+
+COSTS: tuple[tuple[str, str, Callable[[float], str]], ...] = (  # label, key of ``describe --json``, format
+    ("parameters", "parameters.total", _whole),
+    ("  active for a token", "parameters.active", _whole),
+    ("tokens of the sequence", "flops.context", _whole),
+    ("  FLOPs a token, forward", "flops.forward_per_token", scaled),
+    ("  FLOPs a token, training", "flops.training_per_token", scaled),
+    ("cache bytes a token, bf16", "cache.bytes_per_token.bf16", _whole),
+    ("  numbers beyond the windows", BEYOND, _whole),
+    ("  numbers besides, constant", "cache.elements_constant", _whole),
+)
+
+
+def costs(found: Difference) -> list[Row]:
+    """What both models cost, as ``blockwright describe`` counts it."""
+    a, b = (flat(model) for model in found.card["models"])
+    rows = list[Row]()
+    for label, key, written in COSTS:
+        ours, theirs = a.get(key), b.get(key)
+        if key == BEYOND and all(model[key] == model["cache.elements_per_token"] for model in (a, b)):
+            continue
+        if ours or theirs:
+            one, two = ("none" if value is None else written(value) for value in (ours, theirs))
+            sign = DIFFERS if ours != theirs else SAME
+            rows.append((sign, label, one, two, percent(found.changes.get(key))))
+    return rows
+
+
+def percent(change: float | None) -> str:
+    """A relative difference; empty if it is none, or not known."""
+    return "" if not change else f"{100 * change:+,.1f} %".replace("-", MINUS)
+
+
+def composition(found: Difference) -> list[Row]:
+    """The settings of the models that differ, and all their blocks."""
+    layers = [(_head(pair, found), *_shown(pair.entries)) for pair in found.layers]
+    return [*_shown(found.model), *(row for rows in layers for row in rows)]
+
+
+def differing(found: Difference) -> list[Row]:
+    """The settings of the models that differ."""
+    layers = [(_head(pair, found), *_changed(pair.entries)) for pair in found.layers if not pair.same]
+    return [*_changed(found.model), *(row for rows in layers for row in rows)]
+
+
+def _head(pair: Pair, found: Difference) -> Row:
+    """The layers that a pair of groups fills."""
+    sides = ((pair.a, found.a), (pair.b, found.b))
+    a, b = (spelt(group, side.model.decoder.config["n_layers"]) for group, side in sides)
+    return "", f"layers: {pair.part}", a, b, ""
+
+
+def settings(runs: Runs) -> list[Row]:
+    """The settings of two runs that differ, but those of their models."""
+    return _changed(runs.settings)
+
+
+def data(runs: Runs) -> list[Row]:
+    """What both were trained on, and by which software."""
+    parts = (("data", runs.data), ("software", runs.software))
+    return [_row(Entry(f"{name}: {entry.path}", entry.a, entry.b)) for name, part in parts for entry in part]
+
+
+def figures(runs: Runs) -> list[Row]:
+    """How both ended, and their figures."""
+    ends = [Entry(name, *(getattr(r, name, None) for r in (runs.a, runs.b))) for name in ("status", "steps")]
+    return [*map(_row, ends), *(_figure(entry, runs.unit(entry.path)) for entry in runs.figures)]
+
+
+def _figure(entry: Entry, unit: str) -> Row:
+    a, b = (plain(value) if isinstance(value, int | float) else _text(value) for value in (entry.a, entry.b))
+    difference = minus(entry)
+    label = clean(f"{entry.path}, {unit}" if unit else entry.path)
+    return SAME if entry.same else DIFFERS, label, a, b, "" if difference is None else signed(difference, 4)
+
+
+def _shown(entries: Iterable[Entry]) -> list[Row]:
+    return [_row(entry) for entry in entries if not entry.same or isinstance(entry.a, Name)]
+
+
+def _changed(entries: Iterable[Entry]) -> list[Row]:
+    return [_row(entry) for entry in entries if not entry.same]
+
+
+def _row(entry: Entry) -> Row:
+    return SAME if entry.same else DIFFERS, clean(entry.path), _text(entry.a), _text(entry.b), ""
+
+
+def _text(value: Any) -> str:
+    """A value as YAML would have it, shortened."""
+    if value is ABSENT:
+        return "–"
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, int | float):
+        return f"{value:,.0f}" if value == value // 1 and abs(value) < HUGE else f"{value:g}"
+    text = clean(str(value)[: LONGEST + 1])
+    if len(text) == LONGEST + 1:
+        return f"{text[: DIGEST if _is_digest(value) else LONGEST]}…"
+    return text
+
+
+def clean(text: str) -> str:
+    """A text without characters that would move a cursor, or that XML has not: a folder's names may have any."""
+    return "".join(c if c.isprintable() else "·" for c in text)
+
+
+def _is_digest(value: Any) -> bool:
+    return isinstance(value, str) and set(value) <= set("0123456789abcdef")

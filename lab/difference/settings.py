@@ -1,0 +1,94 @@
+"""Every setting of a composition as a value by its path, where it acts: ``ffn.gating.top_k`` → 6.
+
+A block has its name at its own path (``ffn.gating`` → ``softmax_topk``), and its parameters below, defaults included. A
+child that a block takes from the model stands in that block, so two compositions are alike if their blocks are,
+wherever their YAML writes them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from blockwright import registry
+from blockwright.blocks.compose import compose
+from blockwright.blocks.decoder import LAYER_PARTS, Decoder
+from blockwright.registry.recording import Built, recorded
+
+Settings = dict[str, Any]
+ELSEWHERE = ("layout", "variants", "overrides", "format")  # they choose the blocks of layers, which have settings
+
+
+class Name(str):
+    """The name of a block, the value at its own path; any other string is a parameter."""
+
+    __slots__ = ()
+
+
+@dataclass(frozen=True)
+class Composition:
+    """A model by its settings.
+
+    Args:
+        decoder: on the meta device
+        around: settings that are not of single layers: sizes, initialisation, the blocks around the layers
+        layers: part of a layer (``attention``, ``ffn``, ``residual``) → the settings of each layer
+    """
+
+    decoder: Decoder
+    around: Settings
+    layers: dict[str, list[Settings]]
+
+
+def read(model: Mapping[str, Any]) -> Composition:
+    """The settings of a complete composition.
+
+    Raises:
+        ConfigError: it is refused
+    """
+    with recorded() as records:
+        decoder = compose(model, device="meta")
+    kinds = registry.kinds()
+    plain = flat({key: value for key, value in decoder.config.items() if key not in (*kinds, *ELSEWHERE)})
+    blocks = {"norm": decoder.norm, "position": decoder.position, **decoder.inputs}
+    around = {kind: block for kind, block in blocks.items() if records[id(block)].entry.name != "none"}
+    for kind, block in around.items():
+        plain |= dict(_walk(kind, block, records))
+    layers = {
+        part: [dict(_walk(part, getattr(layer, part), records)) for layer in decoder.layers] for part in LAYER_PARTS
+    }
+    return Composition(decoder, plain, layers)
+
+
+def _walk(path: str, block: nn.Module, records: Mapping[int, Built]) -> Iterator[tuple[str, Any]]:
+    """A block, its parameters and its children, at their paths."""
+    built = records[id(block)]
+    yield path, Name(built.entry.name)
+    yield from flat({name: _settled(value, name, block) for name, value in built.settings.items()}, f"{path}.").items()
+    for name, child in built.children.items():
+        several = isinstance(child, list)
+        for at, each in [(f".{i}", one) for i, one in enumerate(child)] if several else [("", child)]:
+            if each is not None:
+                yield from _walk(f"{path}.{name}{at}", each, records)
+
+
+def _settled(value: Any, name: str, block: nn.Module) -> Any:
+    """A value; for null the number that the block has settled on, if it has one under the same name."""
+    settled = getattr(block, name, None) if value is None else None
+    return settled if isinstance(settled, int | float) else value
+
+
+def flat(nested: Mapping[str, Any], prefix: str = "") -> Settings:
+    """{"init": {"std": 0.02}} → {"init.std": 0.02}; lists of plain values stay whole."""
+    found: Settings = {}
+    for key, value in nested.items():
+        if isinstance(value, Mapping):
+            found |= flat(value, f"{prefix}{key}.")
+        elif isinstance(value, list | tuple) and any(isinstance(each, Mapping | list | tuple) for each in value):
+            found |= flat({str(i): each for i, each in enumerate(value)}, f"{prefix}{key}.")
+        else:
+            found[f"{prefix}{key}"] = list(value) if isinstance(value, tuple) else value
+    return found
