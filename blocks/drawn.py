@@ -12,12 +12,14 @@ class Drawn(NamedTuple):
     acts: what it acts on in the block around it, such as ``queries, keys``, ``scores`` or ``output``: a child that acts
         on one of ``ORDER`` is drawn in that order. "": its parameter says so
     hides: parameters that the label leaves out
+    shows: parameters that the label has, default or not
     chosen: of how many equal parts a token uses how many: (6, 160)
     """
 
     lines: tuple[str, ...] | None = None
     acts: str = ""
     hides: tuple[str, ...] = ()
+    shows: tuple[str, ...] = ()
     chosen: tuple[int, int] | None = None
 
 

@@ -45,7 +45,7 @@ blockwright describe model=NAME[,NAME…] [OPTION=VALUE …] [HYDRA OVERRIDE …
 
 model              presets, runs (logs/…), checkpoints (*.ckpt) or compositions (*.yaml), side by side
 context            tokens of the sequence that FLOPs are counted for; default 4096, or fewer if a model must
-cache.context      tokens the cache is weighed at; default: context
+cache.context      tokens that the cache is counted for; default: context
 cache.bits         bits that one number of the cache takes; default 16
 training.recipe    mixed (bf16 weights and gradients, fp32 master weights and AdamW moments), fp32 or bf16
 gpus               ways that the training state is sharded; default 8

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from blockwright.blocks.attention.grouped import GroupedAttention
+from blockwright.blocks.drawn import Drawn
 from blockwright.registry import register
 
 
@@ -15,3 +16,7 @@ class SlidingWindow(GroupedAttention):
     ``{window: null}`` for the full layers. The window counts tokens of the sequence, as in transformers; in packed
     sequences it also ends at the document's start. The cache is a ring of the last ``window`` tokens.
     """
+
+    def drawn(self) -> Drawn:
+        of = super().drawn()
+        return of if self.window is not None else of._replace(lines=(*(of.lines or ()), "no window"))

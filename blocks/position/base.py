@@ -45,7 +45,7 @@ class Position(Block):
         self.boundary: int | None = None
 
     def drawn(self) -> Drawn:
-        return Drawn(acts="queries, keys")
+        return Drawn(acts="queries, keys", shows=("factor",))
 
     def embed(self, x: Tensor, positions: Tensor) -> Tensor:
         """Embeddings x [B,T,D] at positions [B|1,T] → [B,T,D]."""

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from blockwright.lab.card import in_bytes, scaled
 from blockwright.lab.drawing.labels import written
-from blockwright.lab.drawing.parts import Cached, Panel, Totals
+from blockwright.lab.drawing.parts import Cached, Panel, Scheme, Totals
 
 
 def parameters(number: float) -> str:
@@ -17,12 +17,22 @@ def parameters(number: float) -> str:
     return f"{number:,.0f}"
 
 
+def sizes(scheme: Scheme) -> tuple[str, ...]:
+    """What is written below the name of a model: depth, width, vocabulary, longest sequence."""
+    return (
+        f"{scheme.n_layers:,} layer{'s' if scheme.n_layers > 1 else ''}",
+        f"d_model {scheme.d_model:,}",
+        f"vocabulary {scheme.vocab_size:,}",
+        f"{scheme.max_positions:,} positions",
+    )
+
+
 def totals(figures: Totals) -> list[tuple[str, str]]:
     """What is written of the whole model, and what it is a figure of."""
     rows = [
         (parameters(figures.parameters), "parameters"),
         (parameters(figures.active), "active a token"),
-        (scaled(figures.forward_flops), f"FLOPs a token at {figures.context:,}"),
+        (scaled(figures.forward_flops), f"forward FLOPs a token at {figures.context:,}"),
     ]
     return [*rows, _cache(figures)]
 
@@ -32,7 +42,14 @@ def _cache(figures: Totals) -> tuple[str, str]:
         return "none", "cache"
     if not figures.cache_bytes:
         return in_bytes(figures.cache_at_context), "cache at any length"
-    return f"{figures.cache_bytes:,} B", "cache a token, bf16"
+    return f"{figures.cache_bytes:,} B", f"cache a token, bf16{_beyond(figures)}"
+
+
+def _beyond(figures: Totals) -> str:
+    """What a token adds once windows are full, where they are; numbers in bf16 have two bytes."""
+    if figures.cache_beyond in (None, figures.cache_numbers):
+        return ""
+    return f"; {2 * (figures.cache_beyond or 0):,.0f} B beyond windows"
 
 
 def of_layer(panel: Panel) -> tuple[str, ...]:
@@ -58,7 +75,7 @@ def cached(held: Cached) -> tuple[str, ...]:
         "all": "a token",
         "last": f"last {held.tokens:,} tokens",
         "every": f"one for {held.tokens:,} tokens",
-        "state": "in all",
+        "state": "a sequence",
     }
     return (f"{held.name.replace('.', ' ')} {size}", kept[held.keeps], *(("fp32",) if held.wide else ()))
 
@@ -72,7 +89,8 @@ def spans(indices: Sequence[int]) -> str:
         else:
             ranges.append([index, index])
     texts = [str(a) if a == b else f"{a}–{b}" for a, b in ranges]
-    return ", ".join(texts if len(texts) <= 4 else [*texts[:3], "…", texts[-1]])
+    few = 3 if len(ranges) == len(indices) else 2  # a range takes the room of two
+    return ", ".join(texts if len(texts) <= few + 1 else [*texts[:few], "…", texts[-1]])
 
 
 def layers(panel: Panel) -> str:

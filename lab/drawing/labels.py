@@ -15,7 +15,11 @@ def lines(built: Built, drawn: Drawn) -> tuple[str, ...]:
         return drawn.lines
     known = built.entry.schema.parameters
     values = {name: _resolved(built, name) for name in built.settings if name not in drawn.hides}
-    shown = [name for name, value in values.items() if value is not None and _telling(known[name], value)]
+    shown = [
+        name
+        for name, value in values.items()
+        if value is not None and (name in drawn.shows or _telling(known[name], value))
+    ]
     return tuple(_item(name, values[name]) for name in shown)
 
 
@@ -27,7 +31,8 @@ def _resolved(built: Built, name: str) -> Any:
 
 
 def _telling(parameter: Parameter, value: Any) -> bool:
-    counts = isinstance(value, int) and not isinstance(value, bool) and value != 1
+    real = isinstance(parameter.default, float)  # 40 and 40.0 are the same
+    counts = isinstance(value, int) and not isinstance(value, bool) and value != 1 and not real
     return counts or value != parameter.default
 
 

@@ -73,21 +73,25 @@ class Picture:
         return ET.tostring(root, encoding="unicode") + "\n"
 
     def header(self, room: float) -> Piece:
-        """The name of the model and its figures."""
+        """The name of the model, its sizes and its figures."""
         columns, each = figures.totals(self.scheme.totals), room / 4
+        sizes = lines(figures.sizes(self.scheme), room, SMALL)
+        about = [lines([of], each - 4, SMALL) for _, of in columns]
+        top = 21.0 + 12.5 * len(sizes)
 
         def draw(into: ET.Element, x: float, y: float) -> None:
             add(into, "text", "title", cut(self.scheme.title, room, 17, True), x=x, y=y + 15)
-            for i, (value, of) in enumerate(columns):
+            texts(into, sizes, x, y + 30, 12.5, "small soft")
+            for i, (value, _) in enumerate(columns):
                 at = x + each * i
-                add(into, "text", "figure", cut(value, each - 4, 13, True), x=at, y=y + 38)
+                add(into, "text", "figure", cut(value, each - 4, 13, True), x=at, y=y + top + 19)
                 if i == len(columns) - 1:  # the key to what is hatched
                     start = at + width(value, 13, True) + 6
-                    add(into, "rect", "cached", x=start, y=y + 29, width=14, height=10, rx=2)
-                    add(into, "rect", "hatch", x=start + 1, y=y + 30, width=12, height=8)
-                texts(into, lines([of], each - 4, SMALL), x + each * i, y + 51, 12, "small soft")
+                    add(into, "rect", "cached", x=start, y=y + top + 10, width=14, height=10, rx=2)
+                    add(into, "rect", "hatch", x=start + 1, y=y + top + 11, width=12, height=8)
+                texts(into, about[i], at, y + top + 32, 12, "small soft")
 
-        return Piece(room, 54, draw)
+        return Piece(room, top + 11 + 12 * max(map(len, about)), draw)
 
     # --- panels ---
 

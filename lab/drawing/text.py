@@ -43,6 +43,7 @@ def for_encoding(drawn: str, encoding: str | None) -> str:
 
 def _model(scheme: Scheme) -> Iterator[str]:
     yield scheme.title
+    yield from _wrapped(figures.sizes(scheme), "")
     yield from _wrapped([f"{value} {of}" for value, of in figures.totals(scheme.totals)], "")
     yield ""
     above = [*reversed(scheme.mtp), scheme.head, scheme.norm]

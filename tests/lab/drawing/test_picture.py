@@ -1,6 +1,7 @@
 """Pictures of every preset and every block: nothing overlaps, nothing leaves the sheet, every number is true."""
 
 import re
+from collections.abc import Sequence
 from functools import cache
 from xml.etree import ElementTree as ET
 
@@ -11,7 +12,7 @@ from blockwright.blocks.compose import compose, preset
 from blockwright.lab.card_request import Options
 from blockwright.lab.describe import figures
 from blockwright.lab.drawing.alone import alone, block_picture
-from blockwright.lab.drawing.figures import parameters
+from blockwright.lab.drawing.figures import layers, parameters, spans, totals
 from blockwright.lab.drawing.parts import Scheme
 from blockwright.lab.drawing.picture import picture
 from blockwright.lab.drawing.scheme import scheme
@@ -105,3 +106,53 @@ def test_names_from_outside_are_escaped() -> None:
     drawing = picture(scheme(preset("tiny", {"vocab_size": 257}), title, SHORT))
     assert "<script" not in drawing
     assert ET.fromstring(drawing).findtext(f"{SVG}title") == title
+
+
+def test_a_picture_has_the_sizes_of_its_model() -> None:
+    shown = {text.text for text in ET.fromstring(picture(drawn("deepseek_v2"))).iter(f"{SVG}text")}
+    assert "60 layers · d_model 5,120 · vocabulary 102,400 · 163,840 positions" in shown
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("gpt_oss_20b", ("49,152 B", "cache a token, bf16; 24,576 B beyond windows")),
+        ("deepseek_v2", ("69,120 B", "cache a token, bf16")),
+    ],
+)
+def test_a_cache_with_windows_is_given_beyond_them_too(name: str, expected: tuple[str, str]) -> None:
+    assert totals(drawn(name).totals)[-1] == expected
+
+
+@pytest.mark.parametrize(
+    ("layers", "expected"),
+    [
+        (range(60), "0–59"),
+        ((3, 7, 11, 15, 19), "3, 7, 11, …, 19"),
+        ((0, 1, 3, 4, 6, 7), "0–1, 3–4, 6–7"),
+        ((0, 1, 2, 4, 5, 6, 8, 9, 10, 12, 13, 14), "0–2, 4–6, …, 12–14"),
+    ],
+)
+def test_many_layers_are_written_shortly(layers: Sequence[int], expected: str) -> None:
+    assert spans(layers) == expected
+
+
+@pytest.mark.parametrize("name", presets.names())
+def test_no_list_of_layers_is_cut(name: str) -> None:
+    shown = {text.text for text in ET.fromstring(picture(drawn(name))).iter(f"{SVG}text")}
+    assert {layers(panel) for panel in drawn(name).panels} <= shown
+
+
+def test_a_factor_is_shown_whether_it_is_the_default_or_not_and_however_it_is_written() -> None:
+    for factor in (40, 40.0):
+        position = {"name": "yarn", "factor": factor, "theta": 10000}
+        of = scheme({**composition("tiny"), "position": position}, context=8).panels[0].attention
+        assert next(child for child in of.children if child.kind == "position").lines == (
+            "factor 40",
+            "original_positions 4,096",
+        )
+
+
+def test_windowed_attention_without_a_window_says_so() -> None:
+    full, windowed = (panel.attention for panel in reversed(drawn("gpt_oss_20b").panels))
+    assert full.lines[-1] == "no window" and windowed.lines[-1] == "window 128"
