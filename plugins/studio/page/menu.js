@@ -2,9 +2,20 @@
 
 import { html, useEffect, useRef, useState } from "./vendor/htm-preact.js"
 
+// 0 for an option whose name is the part, then names that begin with it, names that hold it, descriptions; 4 for the rest.
+function rank(option, part) {
+  const [name, about] = [option.label, option.about].map(text => `${text}`.toLowerCase())
+  return [name === part, name.startsWith(part), name.includes(part), about.includes(part), true].indexOf(true)
+}
+
+function matching(options, part) {
+  const ranked = options.map(option => [rank(option, part.toLowerCase()), option]).filter(([rank]) => rank < 4)
+  return ranked.sort(([a], [b]) => a - b).map(([, option]) => option)
+}
+
 export function Menu({ title, about, options, current, onchoose, onclose }) {
   const dialog = useRef(), list = useRef(), [part, filter] = useState("")
-  const shown = options.filter(o => `${o.label} ${o.about}`.toLowerCase().includes(part.toLowerCase()))
+  const shown = matching(options, part)
   useEffect(() => {
     dialog.current.showModal() // its first field has the focus
     list.current.querySelector("[aria-current]")?.scrollIntoView({ block: "center" })

@@ -18,7 +18,7 @@ export function scaled(value) {
 const COSTS = [
   ["parameters", "parameters", v => scaled(v).replace("G", "B")],
   ["active", "active a token", v => scaled(v).replace("G", "B")],
-  ["forward_flops", "FLOPs a token", scaled],
+  ["forward_flops", "forward FLOPs a token", scaled],
   ["cache_bytes", "cache a token, bf16", v => `${v.toLocaleString("en")} B`],
 ]
 

@@ -269,6 +269,18 @@ def violations(page: Any) -> list[str]:
     ]
 
 
+def test_a_name_that_is_typed_is_chosen_before_names_and_descriptions_that_hold_it(visit: Open) -> None:
+    page = visit("#/model/deepseek_v2")
+    for place, name in (('[aria-label^="preset:"]', "tiny"), ('[data-block="attention"]', "gqa")):
+        page.click(place)
+        page.keyboard.type(name)
+        assert page.locator("dialog [data-value]").count() > 1
+        page.keyboard.press("Enter")
+        page.wait_for_selector("dialog", state="detached")
+        settled(page)
+    assert page.evaluate("location.hash") == "#/model/tiny?attention=gqa"
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_the_page_is_accessible(scheme: str, visit: Open, folder: Path) -> None:
     finished(folder / "logs" / "train" / "runs" / "finished")
