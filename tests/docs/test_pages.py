@@ -153,6 +153,11 @@ ANSWERS = {
     "Which command resumes a sweep?": ("reference/commands/sweep.md", "resume: run what is unfinished"),
     "What does this refusal mean?": ("reference/refusals.md", "`remedy:`"),
     "Which papers are in it?": ("reference/papers.md", "2405.04434"),
+    "How do I draw my own YAML?": ("how-to/draw.md", r"blockwright draw mine\.yaml"),
+    "How do I add a picture for my plug-in's block?": ("how-to/add-a-block.md", "### How it is drawn"),
+    "What does a preset cost at a context of 32k?": ("how-to/cost-card.md", "context=32768"),
+    "How do I compare two models or two runs?": ("how-to/diff.md", "blockwright diff logs/train/runs/A"),
+    "How do I change a block by clicking, and train it?": ("how-to/studio.md", "for `blockwright train model=file"),
 }
 
 
