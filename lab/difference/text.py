@@ -18,8 +18,8 @@ from blockwright.registry import printing
 STYLES = {rows.DIFFERS: "bold yellow", rows.SAME: "dim", "": "bold"}
 WIDEST = 20  # characters of a name over a column
 ONE_SEED = (
-    "No verdict: one seed cannot say whether B differs from A, and each is one run. For several seeds, see blockwright "
-    "ablate."
+    "No verdict: one seed cannot say whether B differs from A, and each is one run. "
+    "`blockwright ablate` compares over several seeds."
 )
 
 
