@@ -9,12 +9,11 @@ from typing import Annotated
 
 from annotated_types import Ge, Le
 
+from blockwright.lab.drawing.export import named
 from blockwright.registry import ConfigError, did_you_mean, kinds, names
 from blockwright.registry.command import Parser
 from blockwright.registry.reading import Remedy, keys, read, typed
 from blockwright.registry.words import read_words
-
-FORMATS = (".svg", ".pdf", ".png")
 
 
 @dataclass(frozen=True)
@@ -77,7 +76,7 @@ def request(arguments: Sequence[str]) -> Request:
         words.overrides,
         read(Options, typed(Options, words.settings)).context,
         flags.equations,
-        None if flags.out is None else _file(flags.out),
+        None if flags.out is None else named(flags.out),
     )
     _check_overrides(found)
     _check_block(found)
@@ -106,13 +105,3 @@ def _check_block(asked: Request) -> None:
         remedy = f"Draw a model with it: blockwright draw tiny model/{kind}={name}"
         raise ConfigError("command line", asked.overrides[0], rule, remedy)
 
-
-def _file(text: str) -> Path:
-    file = Path(text)
-    if file.suffix not in FORMATS:
-        raise ConfigError("--out", text, f"must end in {', '.join(FORMATS)}", f"Write --out {file.stem or 'model'}.svg")
-    if file.is_dir():
-        raise ConfigError("--out", text, "is a folder", "Name a file")
-    if not file.absolute().parent.is_dir():
-        raise ConfigError("--out", text, "must be in a folder that exists", "Make the folder, or name another file")
-    return file
