@@ -62,4 +62,3 @@ def _models(names: Sequence[str], overrides: Sequence[str]) -> tuple[str, str]:
         remedy = f"Name another, or what changes: blockwright diff {names[0]} model/attention=gqa"
         raise ConfigError("B", None, "must name a second model, or overrides of the first", remedy)
     return names[0], names[-1]
-

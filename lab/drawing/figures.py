@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 from blockwright.lab.card import in_bytes, scaled
 from blockwright.lab.drawing.labels import written
@@ -65,14 +66,15 @@ def cached(held: Cached) -> tuple[str, ...]:
 
 def spans(indices: Sequence[int]) -> str:
     """Layers as ranges: 0–2, 4, 6–9; shortened where they are many."""
-    ranges = list[list[int]]()
-    for index in indices:
-        if ranges and index == ranges[-1][1] + 1:
-            ranges[-1][1] = index
-        else:
-            ranges.append([index, index])
-    texts = [str(a) if a == b else f"{a}–{b}" for a, b in ranges]
+    texts = ranges(indices)
     return ", ".join(texts if len(texts) <= 4 else [*texts[:3], "…", texts[-1]])
+
+
+def ranges(indices: Sequence[int]) -> list[str]:
+    """Consecutive indices as one text each: 0–2, 4."""
+    ends = [i for i, (one, two) in enumerate(pairwise(indices), 1) if two != one + 1]
+    runs = zip([0, *ends], [*ends, len(indices)], strict=True)
+    return [f"{indices[i]}–{indices[j - 1]}" if j - i > 1 else str(indices[i]) for i, j in runs]
 
 
 def layers(panel: Panel) -> str:

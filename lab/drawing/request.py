@@ -104,4 +104,3 @@ def _check_block(asked: Request) -> None:
         rule = "changes a model, and a block alone is drawn"
         remedy = f"Draw a model with it: blockwright draw tiny model/{kind}={name}"
         raise ConfigError("command line", asked.overrides[0], rule, remedy)
-
