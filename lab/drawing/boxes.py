@@ -7,9 +7,9 @@ from typing import Any
 
 from torch import nn
 
+from blockwright.blocks.alike import signature
 from blockwright.blocks.attention.base import Attention
 from blockwright.blocks.base import Block
-from blockwright.blocks.cost import signature
 from blockwright.blocks.drawn import Drawn
 from blockwright.lab.drawing.caching import cached
 from blockwright.lab.drawing.equations import equations

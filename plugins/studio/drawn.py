@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from blockwright.blocks.cost import remembering
+from blockwright.blocks.measurements import remembering
 from blockwright.lab.drawing.parts import Box, Scheme
 from blockwright.lab.drawing.picture import picture
 from blockwright.lab.drawing.scheme import scheme
