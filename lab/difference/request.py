@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from blockwright.lab.drawing.export import named
+from blockwright.lab.models import changes_model
 from blockwright.registry import ConfigError
 from blockwright.registry.command import Parser
 from blockwright.registry.words import read_words
@@ -44,7 +45,7 @@ def read(arguments: Sequence[str]) -> Request:
     flags, words = read_words(parser, arguments, (), MANY)
     a, b = _models(words.names, words.overrides)
     for key, _, value in (word.partition("=") for word in words.overrides):
-        if key.lstrip("+~").partition(".")[0].partition("/")[0] != "model":
+        if not changes_model(key):
             remedy = "Write model/KIND=NAME or model.KEY=VALUE; two runs are compared in all their settings"
             raise ConfigError(key, value, "changes no model", remedy)
     return Request(a, b, words.overrides, flags.json, None if flags.out is None else named(flags.out))

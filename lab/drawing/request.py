@@ -10,6 +10,7 @@ from typing import Annotated
 from annotated_types import Ge, Le
 
 from blockwright.lab.drawing.export import named
+from blockwright.lab.models import changes_model
 from blockwright.registry import ConfigError, did_you_mean, kinds, names
 from blockwright.registry.command import Parser
 from blockwright.registry.reading import Remedy, keys, read, typed
@@ -88,7 +89,7 @@ def _check_overrides(asked: Request) -> None:
         if key == "model":
             remedy = f"Write blockwright draw {value}"
             raise ConfigError("model", value, f"is a second model beside {asked.name}", remedy)
-        if not key.lstrip("+~").startswith("model"):
+        if not changes_model(key):
             raise ConfigError(key, value, "is no option and changes no model", did_you_mean(key, ["model", "context"]))
     if asked.equations and asked.out is None:
         raise ConfigError("--equations", True, "are drawn in a file", "Add --out picture.svg")
