@@ -8,11 +8,9 @@ Not counted: activations, communication, savings of fast kernels (a causal or wi
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -26,18 +24,14 @@ from blockwright.blocks.ffn.base import FFN, rounded_width
 from blockwright.blocks.forward_pass import Pass
 from blockwright.blocks.gating.base import Routing
 from blockwright.blocks.input import Input
+from blockwright.blocks.measurements import known, measurement
+from blockwright.blocks.sample import Sample, sampled
 
 # Every parameter belongs to one family, that of its outermost module: MLA's norms count as attention. These are of
 # every decoder; those of its inputs stand between the two.
 _FIRST = (
-    "embedding",
-    "position",
-    "attention",
-    "routed_experts",
-    "shared_experts",
-    "router",
-    "dense_ffn",
-    "norms",
+    *("embedding", "position", "attention"),
+    *("routed_experts", "shared_experts", "router", "dense_ffn", "norms"),
 )
 _LAST = ("head", "mtp", "other")
 _OPEN = ("other", "mixture")  # families whose parts may belong to another
@@ -69,25 +63,6 @@ class Parameters:
         """Parameters of feed-forward blocks that one token uses, without routers."""
         parts = ("routed_experts", "shared_experts", "dense_ffn")
         return sum(self.families[part] for part in parts) - self.idle_experts
-
-
-class Sample(NamedTuple):
-    """A decoder on the meta device with one of each group of equal layers, whose costs are those of the whole.
-
-    decoder: with these layers alone, which may share parts
-    layers: for each of them, the indices of those that it stands for
-    """
-
-    decoder: Decoder
-    layers: tuple[tuple[int, ...], ...]
-
-
-def sampled(model: Decoder | Sample) -> Sample:
-    """One of each group of equal layers of a decoder."""
-    if isinstance(model, Sample):
-        return model
-    groups = alike(model.layers)
-    return Sample(model.with_layers(model.layers[group[0]] for group in groups), tuple(map(tuple, groups)))
 
 
 def count_parameters(decoder: Decoder | Sample) -> Parameters:
@@ -172,10 +147,10 @@ def idle_experts(layer: nn.Module, decoder: Decoder) -> int:
         layer, decoder: on the meta device
     """
     ffn: Any = layer.ffn
-    known, what = _known(), _measured("idle", ffn, decoder.embedding.weight)
-    if what not in known:
-        known[what] = _measure_idle(ffn, decoder)
-    return known[what]
+    measured, what = known(), measurement("idle", ffn, decoder.embedding.weight)
+    if what not in measured:
+        measured[what] = _measure_idle(ffn, decoder)
+    return measured[what]
 
 
 def _measure_idle(ffn: FFN, decoder: Decoder) -> int:
@@ -216,63 +191,6 @@ def _stacks(experts: Experts) -> list[nn.Parameter]:
     return [own[name] for name, how in experts.parallel_plan().items() if how == "expert"]
 
 
-# --- measurements that last -------------------------------------------------------------------------------------------
-
-_memory: ContextVar[dict[Any, int] | None] = ContextVar("memory", default=None)
-
-
-@contextmanager
-def remembering(memory: dict[Any, int]) -> Iterator[None]:
-    """Measure equal parts once for all models that are measured within, for a program that changes one part at a time.
-
-    Args:
-        memory: what a part computes with, and its input → its cost
-    """
-    token = _memory.set(memory)
-    try:
-        yield
-    finally:
-        _memory.reset(token)
-
-
-def _known() -> dict[Any, int]:
-    memory = _memory.get()
-    return {} if memory is None else memory
-
-
-def _measured(what: str, part: nn.Module, x: Tensor) -> tuple[Any, ...]:
-    """A measurement of a part: all that it depends on."""
-    return what, signature(part), tuple(x.shape), x.dtype
-
-
-# --- identical layers -------------------------------------------------------------------------------------------------
-
-
-def alike(layers: Sequence[nn.Module] | nn.ModuleList) -> list[list[int]]:
-    """Groups of layers (indices) with equal cost: same classes, shapes and settings.
-
-    A block that stores its ``layer_idx``, or differs in anything else, is alone in its group.
-    """
-    groups: dict[tuple[Any, ...], list[int]] = {}
-    for index, layer in enumerate(layers):
-        groups.setdefault(signature(layer), []).append(index)
-    return list(groups.values())
-
-
-_INTERNAL = frozenset(vars(nn.Module()))
-
-
-def signature(layer: nn.Module) -> tuple[Any, ...]:
-    """What a module computes with: classes, settings and shapes of all its parts."""
-    tensors = [*layer.named_parameters(), *layer.named_buffers()]
-    shapes = [(name, tuple(tensor.shape), tensor.dtype) for name, tensor in tensors]
-    settings = [
-        (name, type(m), sorted((k, repr(v)) for k, v in vars(m).items() if k not in _INTERNAL))
-        for name, m in layer.named_modules()
-    ]
-    return repr(settings), tuple(shapes)
-
-
 # --- FLOPs ------------------------------------------------------------------------------------------------------------
 
 
@@ -287,9 +205,9 @@ def forward_flops_per_token(model: Mapping[str, Any] | Decoder | Sample, length:
     decoder, groups = _sampled(model)
     tokens = torch.zeros(1, length, dtype=torch.long, device="meta")
     around = _flops(lambda: decoder.with_layers([])(tokens))
-    known = _known()
+    measured = known()
     layers = (
-        len(group) * _layer_flops(layer, decoder, length, known)
+        len(group) * _layer_flops(layer, decoder, length, measured)
         for layer, group in zip(decoder.layers, groups, strict=True)
     )
     return (around + sum(layers)) / length
@@ -299,11 +217,11 @@ def _sampled(model: Mapping[str, Any] | Decoder | Sample) -> Sample:
     return sampled(compose(model, device="meta") if isinstance(model, Mapping) else model)
 
 
-def _layer_flops(layer: nn.Module, decoder: Decoder, length: int, known: dict[Any, int]) -> int:
+def _layer_flops(layer: nn.Module, decoder: Decoder, length: int, measured: dict[Any, int]) -> int:
     """FLOPs of a layer alone: those of its mixers, and those of its residual block between them.
 
     Args:
-        known: what a part computes with, and its input → its FLOPs; layers often differ in one part only
+        measured: what a part computes with, and its input → its FLOPs; layers often differ in one part only
     """
     x, given = _tokens(decoder, length)
     residual: Any = layer.residual
@@ -312,9 +230,9 @@ def _layer_flops(layer: nn.Module, decoder: Decoder, length: int, known: dict[An
         residual.close(residual(residual.open(x), torch.empty_like, torch.empty_like))
 
     def once(part: Any, run: Callable[[], Any]) -> int:
-        if (what := _measured("flops", part, x)) not in known:
-            known[what] = _flops(run)
-        return known[what]
+        if (what := measurement("flops", part, x)) not in measured:
+            measured[what] = _flops(run)
+        return measured[what]
 
     attention: Any = layer.attention
     ffn: Any = layer.ffn

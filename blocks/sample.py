@@ -3,16 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from blockwright import registry
+from blockwright.blocks.alike import alike, signature
 from blockwright.blocks.compose import Outline, build_parts, outline
-from blockwright.blocks.cost import Sample, signature
 from blockwright.blocks.decoder import LAYER_PARTS, Decoder, Layer
 from blockwright.blocks.precision import default_dtype
 from blockwright.registry import Node
+
+
+class Sample(NamedTuple):
+    """A decoder on the meta device with one of each group of equal layers, whose costs are those of the whole.
+
+    decoder: with these layers alone, which may share parts
+    layers: for each of them, the indices of those that it stands for
+    """
+
+    decoder: Decoder
+    layers: tuple[tuple[int, ...], ...]
+
+
+def sampled(model: Decoder | Sample) -> Sample:
+    """One of each group of equal layers of a decoder."""
+    if isinstance(model, Sample):
+        return model
+    groups = alike(model.layers)
+    return Sample(model.with_layers(model.layers[group[0]] for group in groups), tuple(map(tuple, groups)))
 
 
 def sample(config: Any) -> Sample:

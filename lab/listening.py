@@ -1,11 +1,24 @@
-"""Sockets that wait for connections."""
+"""What servers share: the socket that waits for connections, the settings of uvicorn, the end by a signal."""
 
 from __future__ import annotations
 
+import signal
 import socket
-from contextlib import closing
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager
+from typing import Any
 
 from blockwright.registry import ConfigError
+
+# Settings of uvicorn: HTTP alone, without a log, which would have what clients send.
+PLAIN: Mapping[str, Any] = {
+    "loop": "asyncio",
+    "ws": "none",
+    "lifespan": "off",
+    "log_config": None,
+    "access_log": False,
+    "server_header": False,
+}
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -41,6 +54,16 @@ def check_free(host: str, port: int) -> None:
     """
     with closing(listen(host, port)):
         pass
+
+
+@contextmanager
+def until_signal() -> Iterator[None]:
+    """SIGTERM ends the server that runs within, and is no error: uvicorn raises it again once all has ended."""
+    before = signal.signal(signal.SIGTERM, lambda *_: None)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _refused(host: str, port: int, error: OSError) -> ConfigError:

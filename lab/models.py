@@ -34,6 +34,11 @@ def load(name: str, overrides: Sequence[str] = ()) -> Decoder:
     return compose(composition(name, overrides), device="meta")
 
 
+def changes_model(key: str) -> bool:
+    """Whether an override with this key is of the model: ``model/attention``, ``+model.mtp``."""
+    return re.split(r"[./]", key.lstrip("+~"))[0] == "model"
+
+
 def composition(name: str, overrides: Sequence[str] = ()) -> Any:
     """The composition of such a model, as ``compose`` takes it; arguments and errors as in ``load``."""
     node = compose_config(chosen(name, overrides)).model

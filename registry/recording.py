@@ -32,6 +32,18 @@ class Built:
     settings: Mapping[str, Any]
     children: Mapping[str, Any]
 
+    def settled(self, name: str) -> Any:
+        """The value of a parameter; for null what the block has under this name, if that is a plain value."""
+        value = self.settings[name]
+        made = getattr(self.block, name, None) if value is None else value
+        return made if isinstance(made, int | float | str | list | tuple) else value
+
+    def slots(self) -> Iterator[tuple[str, Any]]:
+        """Parameter and child, of a list each with its index: ``balance.0``; none for null."""
+        for name, child in self.children.items():
+            each = [(f"{name}.{i}", one) for i, one in enumerate(child)] if isinstance(child, list) else [(name, child)]
+            yield from ((slot, one) for slot, one in each if one is not None)
+
 
 @contextmanager
 def recorded() -> Iterator[dict[int, Built]]:

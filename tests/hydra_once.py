@@ -60,22 +60,26 @@ def install() -> None:
         """The choices that interpolations in a defaults list may name; made only for a list with one."""
         return choices(overrides, defaults, self_added) if any(d.is_interpolation() for d in defaults) else None
 
+    yaml.load = read_once
+    OverridesParser.parse_rule = parse_once  # type: ignore[method-assign]
+    defaults_list._create_interpolation_map = choices_if_needed
+    _read_mode_if_set()
+    _remember_files()
+    _remember_choices()
+    _utils.parse = base.parse = functools.cache(grammar_parser.parse)  # type: ignore[attr-defined] # trees are only read
+
+
+def _read_mode_if_set() -> None:
+    """Hydra composes all of a command twice, first to read ``hydra.mode``, which few options set."""
     compose_for_mode = Hydra.get_mode
 
     def mode(self: Hydra, config_name: str | None, overrides: list[str]) -> Any:
-        """Hydra composes all of a command twice, first to read ``hydra.mode``, which few options set."""
         setting = any(
             word in override for override in overrides for word in ("hydra.mode", "hparams_search", "experiment")
         )
         return compose_for_mode(self, config_name, overrides) if setting else None
 
     Hydra.get_mode = mode  # type: ignore[method-assign]
-    yaml.load = read_once
-    OverridesParser.parse_rule = parse_once  # type: ignore[method-assign]
-    defaults_list._create_interpolation_map = choices_if_needed
-    _remember_files()
-    _remember_choices()
-    _utils.parse = base.parse = functools.cache(grammar_parser.parse)  # type: ignore[attr-defined] # trees are only read
 
 
 def _remember_files() -> None:

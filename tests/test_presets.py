@@ -11,8 +11,8 @@ import torch
 from omegaconf import OmegaConf
 
 from blockwright import registry
+from blockwright.blocks.alike import alike
 from blockwright.blocks.compose import check, compose, preset
-from blockwright.blocks.cost import alike
 from blockwright.blocks.decoder import Decoder
 from blockwright.lab.match.request import swept
 from blockwright.registry import ConfigError, Node, presets

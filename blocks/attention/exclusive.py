@@ -14,7 +14,7 @@ from blockwright.registry import register
 class Exclusive(GQA):
     """Exclusive self-attention: ``gqa`` without what a token's output says of the token itself.
 
-    arXiv 2603.09078 (XSA): y_t ← y_t − (y_t·v̂_t) v̂_t with v̂ = v / ‖v‖, head by head. The cache is that of ``gqa``.
+    XSA, arXiv 2603.09078: y_t ← y_t − (y_t·v̂_t) v̂_t with v̂ = v / ‖v‖, head by head. The cache is that of ``gqa``.
     """
 
     def attend(

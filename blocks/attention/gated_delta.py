@@ -41,7 +41,8 @@ class GatedDelta(Recurrent):
         head_dim: K, width of a key; null is d_model / n_heads
         v_head_dim: V, width of a value; null is as head_dim
         taps: tokens that the convolutions see, the current one included
-        negative_eigenvalues: whether β reaches 2 instead of 1, so that a correction may overshoot (arXiv 2411.12537)
+        negative_eigenvalues: whether β reaches 2 instead of 1, so that a correction may overshoot
+            (Grazzi et al. 2024, arXiv 2411.12537)
         decay: what the state forgets
         norm: of each head's output
         output_gate: gates the normalised outputs; null for none

@@ -14,10 +14,10 @@ from blockwright.registry.ranges import Count, NonNegative
 class CommunicationBalance(Balance):
     """Communication balance loss of each sequence: balances how many tokens each device receives.
 
-    DeepSeek-V2, arXiv 2405.04434, eq. 29: α Σ_d f''_d P''_d with f''_d = D/(M T) · #(tokens sent to device d) and
-    P''_d = Σ P_i over its experts. A token with several experts on one device is sent there once. Devices hold
-    equal, contiguous ranges of experts. Use it with ``group_limited`` gating of as many groups, whose ``top_groups``
-    is M: then every token reaches at most M devices.
+    DeepSeek-V2, arXiv 2405.04434, eq. 29: loss = α Σ_d f''_d P''_d; f''_d = D n_d / (M T), where n_d tokens were sent
+    to device d; P''_d = Σ_{i on d} P_i, the sum of its experts'. A token with several experts on one device is sent
+    there once. Devices hold equal, contiguous ranges of experts. Use it with ``group_limited`` gating of as many
+    groups, whose ``top_groups`` is M: then every token reaches at most M devices.
 
     The released V2 code has no such loss; this is the paper's formula.
 

@@ -13,8 +13,8 @@ from blockwright.registry.ranges import Count, NonNegative
 class DeviceBalance(Balance):
     """Device-level balance loss of each sequence: balances the load of the devices that hold the experts.
 
-    DeepSeek-V2, arXiv 2405.04434, eq. 26: α Σ_d f'_d P'_d with f'_d the mean of f_i over the experts of device d and
-    P'_d the sum of their P_i; f and P as in ``expert``. Devices hold equal, contiguous ranges of experts. A device here
+    DeepSeek-V2, arXiv 2405.04434, eq. 26: loss = α Σ_d f'_d P'_d; f'_d = mean_{i on d} f_i, of the experts of device d;
+    P'_d = Σ_{i on d} P_i; f and P as in ``expert``. Devices hold equal, contiguous ranges of experts. A device here
     is a group of experts in the formula, whatever the run is distributed over. Perfectly even routing gives α.
 
     The released V2 code has no such loss; this is the paper's formula.

@@ -13,8 +13,8 @@ from blockwright.registry.ranges import NonNegative
 class ExpertBalance(Balance):
     """Expert-level balance loss of each sequence, averaged over the batch.
 
-    DeepSeek-V2, arXiv 2405.04434, eq. 23: α Σ_i f_i P_i with f_i = E/(k T) · #(tokens of the sequence that chose i) and
-    P_i = mean_t s_i,t / Σ_j s_j,t. The division changes nothing for softmax affinities and makes it V3's
+    DeepSeek-V2, arXiv 2405.04434, eq. 23: loss = α Σ_i f_i P_i; f_i = E n_i / (k T), where n_i tokens of the sequence
+    chose i; P_i = mean_t (s_i,t / Σ_j s_j,t). The division changes nothing for softmax affinities and makes it V3's
     sequence-wise loss for sigmoid ones. f counts the choices made, as in V2's released code; V3's paper defines f by
     the choices that the affinities without the bias would have made.
 

@@ -13,8 +13,8 @@ from blockwright.registry.ranges import NonNegative
 class HFExpertBalance(Balance):
     """Expert balance loss over the whole batch, in the convention of Hugging Face's Mixtral, Qwen3-MoE and OLMoE.
 
-    Fedus et al. 2021 (Switch), arXiv 2101.03961, eq. 4, extended to k choices: α E Σ_i F_i P_i with F_i the number of
-    choices of i per token, so that Σ F_i = k. Perfectly even routing gives k·α, against α for ``expert``.
+    Fedus et al. 2021 (Switch), arXiv 2101.03961, eq. 4, extended to k choices: loss = α E Σ_i F_i P_i, where F_i
+    is the number of choices of i per token; they sum to k. Perfectly even routing gives k·α, against α for ``expert``.
 
     transformers computes F and P over all layers together; here each layer has its own loss and they are added, so the
     two agree for one routed layer, and for L layers our sum is about L times larger.

@@ -13,8 +13,8 @@ from blockwright.registry.ranges import NonNegative
 class RouterZLoss(Balance):
     """Router z-loss: keeps router logits small, where fp32 softmax and low-precision activations are accurate.
 
-    Zoph et al. 2022 (ST-MoE), arXiv 2202.08906, eq. 5: α mean_t (log Σ_i exp z_i,t)². It balances no load; it is a
-    block of this kind because gates handle it like a balance loss.
+    Zoph et al. 2022 (ST-MoE), arXiv 2202.08906, eq. 5: loss = α mean_t (log Σ_i exp z_i,t)². It balances no load; it is
+    a block of this kind because gates handle it like a balance loss.
 
     Args:
         alpha: weight of the loss; 0.001 in ST-MoE and OLMoE

@@ -14,8 +14,9 @@ from blockwright.registry.ranges import Count
 class GatedSwiGLU(SwiGLU):
     """SwiGLU whose output is scaled by a learned scalar gate per token.
 
-    Qwen2-MoE's shared expert, arXiv 2407.10671: y = σ(w · x) W_down (silu(W_gate x) ⊙ W_up x). As ``shared`` of ``moe``
-    it is the gated shared expert; DeepSeek's shared experts are a plain ``swiglu``.
+    The shared expert of Qwen2-MoE, Yang et al. 2024 (Qwen2), arXiv 2407.10671:
+    y = σ(w · x) W_down (silu(W_gate x) ⊙ W_up x). As ``shared`` of ``moe`` it is the gated shared expert; DeepSeek's
+    shared experts are a plain ``swiglu``.
 
     Args:
         d_ff: F, hidden width; null is 8/3 of d_model, rounded up to a multiple of 64

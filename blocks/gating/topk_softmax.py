@@ -12,9 +12,10 @@ from blockwright.registry.ranges import Count
 class TopKSoftmax(LinearGating):
     """The k highest logits, then a softmax over them.
 
-    Shazeer et al. 2017, arXiv 1701.06538; gpt-oss; Mixtral, arXiv 2401.04088: g = softmax of the k highest
-    z = W x + b, so weights sum to 1. Equals ``softmax_topk`` with ``renormalise``. Balance losses use the affinities of
-    a softmax over all experts, as in Hugging Face's Mixtral.
+    Shazeer et al. 2017, arXiv 1701.06538; gpt-oss; Mixtral, arXiv 2401.04088: z = W x + b;
+    g_i = exp(z_i) / Σ_{j chosen} exp(z_j) for the k highest z_i, else 0. So weights sum to 1, and it equals
+    ``softmax_topk`` with ``renormalise``. Balance losses use the affinities of a softmax over all experts, as in
+    Hugging Face's Mixtral.
 
     Args:
         top_k: k, experts per token

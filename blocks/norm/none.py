@@ -10,8 +10,8 @@ from blockwright.registry import register
 class NoNorm(Norm):
     """No normalisation: y = x.
 
-    He & Hofmann 2024 train transformers without some of them, arXiv 2311.01906. As ``kv_norm`` of ``mla`` it keeps keys
-    and values linear in x, as those of an attention that is turned into a latent one are.
+    Transformers train without some of them: He & Hofmann 2024, arXiv 2311.01906. As ``kv_norm`` of ``mla`` it keeps
+    keys and values linear in x, as those of an attention that is turned into a latent one are.
     """
 
     def __init__(self, dim: int) -> None:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, fields, is_dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from blockwright.lab.card import in_bytes, scaled
 from blockwright.lab.catalogue import BYTES, table
-from blockwright.lab.drawing.parts import Box, Scheme, Totals
+from blockwright.lab.drawing.parts import Scheme, Totals
 from blockwright.lab.drawing.picture import picture
 from blockwright.lab.drawing.scheme import scheme
 from blockwright.registry import presets
@@ -52,7 +52,7 @@ def users(models: Mapping[str, Scheme]) -> dict[tuple[str, str], list[str]]:
 
 def blocks_of(model: Scheme) -> list[tuple[str, str]]:
     """Kind and name of every registered block in a model, in alphabetical order."""
-    return sorted({(box.kind, box.name) for box in _boxes(model) if box.name})
+    return sorted({(box.kind, box.name) for box in model.boxes() if box.name})
 
 
 def place(name: str) -> str:
@@ -85,18 +85,6 @@ def _alternative(model: Scheme) -> str:
     """What the picture of a model shows, for those who do not see it."""
     layers = [f"{len(panel.layers)} × {panel.attention.name} and {panel.ffn.name}" for panel in model.panels]
     return f"{model.title}: {'; '.join(layers)}; {model.totals.parameters:,} parameters"
-
-
-def _boxes(part: object) -> Iterator[Box]:
-    """All boxes in a scheme, or in a part of it."""
-    if isinstance(part, Box):
-        yield part
-    if isinstance(part, tuple):
-        for each in part:
-            yield from _boxes(each)
-    elif is_dataclass(part):
-        for field in fields(part):
-            yield from _boxes(getattr(part, field.name))
 
 
 def _heirs(names: Iterable[str]) -> dict[str, list[str]]:

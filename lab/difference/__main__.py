@@ -7,21 +7,19 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from blockwright.lab.difference import text
-from blockwright.lab.difference.difference import Difference, Side, difference
+from blockwright.lab.difference.difference import Side, difference
 from blockwright.lab.difference.picture import side_by_side
 from blockwright.lab.difference.record import read as read_record
 from blockwright.lab.difference.request import read
 from blockwright.lab.difference.rows import clean
 from blockwright.lab.difference.settings import read as read_settings
-from blockwright.lab.drawing.export import exported, refuse_without_extra
+from blockwright.lab.drawing.export import refuse_without_extra, save
 from blockwright.lab.models import composition
 from blockwright.lab.report.document import as_json
 from blockwright.registry import ConfigError
 from blockwright.registry.command import run_command
-from blockwright.training.writing import write_bytes
 
 BOTH_COLUMNS = 504.0  # points: 7 inches, the width of a paper's page
 USAGE = """\
@@ -56,15 +54,7 @@ def main(arguments: Sequence[str]) -> None:
     else:
         text.show(found)
     if request.out:
-        _draw(found, request.out)
-
-
-def _draw(found: Difference, file: Path) -> None:
-    svg, kind = side_by_side(found), file.suffix[1:]
-    try:
-        write_bytes(file, svg.encode() if kind == "svg" else exported(svg, kind, BOTH_COLUMNS))
-    except OSError as error:
-        raise ConfigError("--out", str(file), f"cannot be written ({error.strerror})", "Name another file") from None
+        save(side_by_side(found), request.out, BOTH_COLUMNS)
 
 
 def _side(letter: str, name: str, overrides: list[str]) -> Side:

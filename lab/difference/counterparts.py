@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise, product
+from itertools import product
 from typing import Any
 
 from blockwright.lab.difference.entries import Entry, compared
+from blockwright.lab.drawing.figures import ranges
 
 Settings = Mapping[str, Any]
 SHOWN = 3  # ranges of layers that are written out
@@ -105,13 +106,7 @@ def spelt(group: Group | None, n_layers: int) -> str:
         return "–"
     if len(group.layers) == n_layers:
         return f"all {n_layers}"
-    ranges = [f"{first}–{last}" if last > first else str(first) for first, last in _ranges(group.layers)]
-    if len(ranges) <= SHOWN:
-        return ", ".join(ranges)
-    return f"{len(group.layers)} of {n_layers}: {ranges[0]}, …"
-
-
-def _ranges(layers: Sequence[int]) -> list[tuple[int, int]]:
-    """Consecutive layers → first and last of each run of them."""
-    ends = [i for i, (one, two) in enumerate(pairwise(layers), 1) if two != one + 1]
-    return [(layers[i], layers[j - 1]) for i, j in zip([0, *ends], [*ends, len(layers)], strict=True)]
+    written = ranges(group.layers)
+    if len(written) <= SHOWN:
+        return ", ".join(written)
+    return f"{len(group.layers)} of {n_layers}: {written[0]}, …"

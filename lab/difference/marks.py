@@ -17,8 +17,8 @@ SAME, CHANGED, ADDED = "same", "changed", "added"
 PARTS = {
     "embedding": ("vocab_size", "d_model", "scale_embeddings"),
     "head": ("vocab_size", "d_model", "tie_embeddings", "logit_softcap"),
-    "mtp.0": ("mtp", "mtp.depth", "mtp.loss_weight"),
 }
+PREDICTIONS = "mtp"
 
 
 def marks(found: Difference, scheme: Scheme, side: Letter) -> dict[str, str]:
@@ -33,12 +33,22 @@ def marks(found: Difference, scheme: Scheme, side: Letter) -> dict[str, str]:
     for path, keys in PARTS.items():
         differs = any(not entry.same for entry in found.model if entry.path in keys)
         made[path] = CHANGED if differs else SAME
+    made |= {box.path: _of_predictions(k, found, side) for k, box in enumerate(scheme.mtp)}
     for panel in scheme.panels:
         inner = dict(_of_panel(panel, found.layers, side))
         made |= inner
         if set(inner.values()) == {SAME}:
             made[panel.path] = SAME
     return made
+
+
+def _of_predictions(k: int, found: Difference, side: Letter) -> str:
+    """The mark of a depth of multi-token prediction, counted from 0."""
+    other = found.b if side == "a" else found.a
+    if k >= len(other.model.decoder.mtp):
+        return ADDED
+    differing = [entry.path for entry in found.model if not entry.same and entry.path != f"{PREDICTIONS}.depth"]
+    return CHANGED if any(path.partition(".")[0] == PREDICTIONS for path in differing) else SAME
 
 
 def _of_panel(panel: Panel, pairs: Sequence[Pair], side: Letter) -> Iterator[tuple[str, str]]:

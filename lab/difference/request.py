@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from blockwright.registry import ConfigError, did_you_mean
+from blockwright.lab.drawing.export import named
+from blockwright.lab.models import changes_model
+from blockwright.registry import ConfigError
 from blockwright.registry.command import Parser
 from blockwright.registry.words import read_words
 
-FORMATS = (".svg", ".pdf", ".png")
 MANY = 1000  # words; those that are too many are refused here
 
 
@@ -44,10 +45,10 @@ def read(arguments: Sequence[str]) -> Request:
     flags, words = read_words(parser, arguments, (), MANY)
     a, b = _models(words.names, words.overrides)
     for key, _, value in (word.partition("=") for word in words.overrides):
-        if key.lstrip("+~").partition(".")[0].partition("/")[0] != "model":
+        if not changes_model(key):
             remedy = "Write model/KIND=NAME or model.KEY=VALUE; two runs are compared in all their settings"
             raise ConfigError(key, value, "changes no model", remedy)
-    return Request(a, b, words.overrides, flags.json, None if flags.out is None else _file(flags.out))
+    return Request(a, b, words.overrides, flags.json, None if flags.out is None else named(flags.out))
 
 
 def _models(names: Sequence[str], overrides: Sequence[str]) -> tuple[str, str]:
@@ -62,15 +63,3 @@ def _models(names: Sequence[str], overrides: Sequence[str]) -> tuple[str, str]:
         remedy = f"Name another, or what changes: blockwright diff {names[0]} model/attention=gqa"
         raise ConfigError("B", None, "must name a second model, or overrides of the first", remedy)
     return names[0], names[-1]
-
-
-def _file(name: str) -> Path:
-    file = Path(name)
-    if file.suffix not in FORMATS:
-        rule = "must name a file ending in .svg, .pdf or .png"
-        raise ConfigError("--out", name, rule, did_you_mean(file.suffix or name, FORMATS))
-    if not file.absolute().parent.is_dir():
-        raise ConfigError("--out", name, "must be in a folder that exists", "Make the folder, or name another file")
-    if file.is_dir():
-        raise ConfigError("--out", name, "is a folder", "Name a file in it")
-    return file

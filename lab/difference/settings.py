@@ -67,18 +67,9 @@ def _walk(path: str, block: nn.Module, records: Mapping[int, Built]) -> Iterator
     """A block, its parameters and its children, at their paths."""
     built = records[id(block)]
     yield path, Name(built.entry.name)
-    yield from flat({name: _settled(value, name, block) for name, value in built.settings.items()}, f"{path}.").items()
-    for name, child in built.children.items():
-        several = isinstance(child, list)
-        for at, each in [(f".{i}", one) for i, one in enumerate(child)] if several else [("", child)]:
-            if each is not None:
-                yield from _walk(f"{path}.{name}{at}", each, records)
-
-
-def _settled(value: Any, name: str, block: nn.Module) -> Any:
-    """A value; for null the number that the block has settled on, if it has one under the same name."""
-    settled = getattr(block, name, None) if value is None else None
-    return settled if isinstance(settled, int | float) else value
+    yield from flat({name: built.settled(name) for name in built.settings}, f"{path}.").items()
+    for slot, child in built.slots():
+        yield from _walk(f"{path}.{slot}", child, records)
 
 
 def flat(nested: Mapping[str, Any], prefix: str = "") -> Settings:

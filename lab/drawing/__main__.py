@@ -7,18 +7,15 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from blockwright.lab.drawing.alone import alone, block_picture
-from blockwright.lab.drawing.export import exported, refuse_without_extra
+from blockwright.lab.drawing.export import refuse_without_extra, save
 from blockwright.lab.drawing.picture import picture
 from blockwright.lab.drawing.request import Request, request
 from blockwright.lab.drawing.scheme import scheme
 from blockwright.lab.drawing.text import block_text, for_encoding, text
 from blockwright.lab.models import composition
-from blockwright.registry import ConfigError
 from blockwright.registry.command import run_command
-from blockwright.training.writing import write_bytes
 
 USAGE = """\
 blockwright draw MODEL [HYDRA OVERRIDE …] [context=TOKENS] [--out FILE.svg|FILE.pdf|FILE.png] [--equations]
@@ -47,8 +44,7 @@ def main(arguments: Sequence[str]) -> None:
         print(for_encoding(_text(asked), sys.stdout.encoding), end="")
         return
     refuse_without_extra(asked.out)
-    svg = _picture(asked)
-    _write(asked.out, svg.encode() if asked.out.suffix == ".svg" else exported(svg, asked.out.suffix[1:]))
+    save(_picture(asked), asked.out)
 
 
 def _text(asked: Request) -> str:
@@ -62,13 +58,6 @@ def _picture(asked: Request) -> str:
         return block_picture(alone(*asked.block), asked.equations)
     drawn = scheme(composition(asked.name, asked.overrides), asked.title, asked.context)
     return picture(drawn, equations=asked.equations)
-
-
-def _write(file: Path, content: bytes) -> None:
-    try:
-        write_bytes(file, content)
-    except OSError as error:
-        raise ConfigError("--out", str(file), f"cannot be written ({error.strerror})", "Name another file") from None
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ def alone(kind: str, name: str) -> Box:
 
 def block_picture(of: Box, equations: bool = False) -> str:
     """The SVG of a block alone."""
-    boxes = with_formulas([of]) if equations else []
+    boxes = with_formulas(of.walk()) if equations else []
     blocks = Blocks({}, numbers(boxes))
     room = WIDTH - 2 * EDGE
     pieces = stacked([blocks.mixer(of, room, ""), listed(boxes, blocks, room)], EDGE)

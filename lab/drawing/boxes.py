@@ -7,9 +7,9 @@ from typing import Any
 
 from torch import nn
 
+from blockwright.blocks.alike import signature
 from blockwright.blocks.attention.base import Attention
 from blockwright.blocks.base import Block
-from blockwright.blocks.cost import signature
 from blockwright.blocks.drawn import Drawn
 from blockwright.lab.drawing.caching import cached
 from blockwright.lab.drawing.equations import equations
@@ -30,7 +30,8 @@ def box(block: nn.Module, path: str, slot: str, records: Records) -> Box:
     """
     built = records[id(block)]
     drawn = block.drawn() if isinstance(block, Block) else Drawn()
-    children = (box(child, f"{path}.{slot}", slot, records) for slot, child in _children(built))
+    used = ((slot, child) for slot, child in built.slots() if _used(child, block))
+    children = (box(child, f"{path}.{slot}", slot, records) for slot, child in used)
     return Box(
         path,
         built.entry.kind,
@@ -58,15 +59,6 @@ def part(path: str, kind: str, *items: str, parameters: int = 0) -> Box:
 def count(module: nn.Module | None) -> int:
     """Parameters of a module."""
     return 0 if module is None else sum(p.numel() for p in module.parameters())
-
-
-def _children(built: Built) -> list[tuple[str, Any]]:
-    """Parameter → child, a list's by their index: ``balance.0``; none that the block leaves unused."""
-    found = list[tuple[str, Any]]()
-    for slot, child in built.children.items():
-        many = isinstance(child, list)
-        found += [(f"{slot}.{i}", each) for i, each in enumerate(child)] if many else [(slot, child)]
-    return [(slot, child) for slot, child in found if child is not None and _used(child, built.block)]
 
 
 def _used(child: nn.Module, block: nn.Module) -> bool:

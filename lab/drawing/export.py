@@ -1,4 +1,4 @@
-"""A picture as PDF or PNG. The extra ``draw`` brings typst, which sets text with the fonts of the system."""
+"""A picture as a file: SVG, PDF or PNG. The extra ``draw`` brings typst, which sets text with the system's fonts."""
 
 from __future__ import annotations
 
@@ -6,8 +6,11 @@ import re
 from html import escape, unescape
 from pathlib import Path
 
+from blockwright.registry import ConfigError
 from blockwright.registry.extras import require
+from blockwright.training.writing import write_bytes
 
+FORMATS = (".svg", ".pdf", ".png")
 WIDTH = 237.6  # points: 3.3 inches, the column of a paper
 RESOLUTION = 300.0  # pixels per inch
 PAGE = b"""#set document(date: none)
@@ -34,6 +37,22 @@ def exported(svg: str, kind: str, width: float = WIDTH) -> bytes:
     return made
 
 
+def named(text: str) -> Path:
+    """The file that ``--out`` names.
+
+    Raises:
+        ConfigError: it is no SVG, PDF or PNG, is a folder, or would be in none
+    """
+    file = Path(text)
+    if file.suffix not in FORMATS:
+        raise ConfigError("--out", text, f"must end in {', '.join(FORMATS)}", f"Write --out {file.stem or 'model'}.svg")
+    if file.is_dir():
+        raise ConfigError("--out", text, "is a folder", "Name a file in it")
+    if not file.absolute().parent.is_dir():
+        raise ConfigError("--out", text, "must be in a folder that exists", "Make the folder, or name another file")
+    return file
+
+
 def refuse_without_extra(file: Path) -> None:
     """Refuse a PDF or PNG without what writes it.
 
@@ -42,6 +61,23 @@ def refuse_without_extra(file: Path) -> None:
     """
     if file.suffix != ".svg":
         require("draw", "typst", path="--out", value=str(file), otherwise="or write an SVG")
+
+
+def save(svg: str, file: Path, width: float = WIDTH) -> None:
+    """Write a picture in the format that the file's name ends in.
+
+    Args:
+        svg, width: as in ``exported``
+        file: as from ``named``
+
+    Raises:
+        ConfigError: it cannot be written
+    """
+    kind = file.suffix[1:]
+    try:
+        write_bytes(file, svg.encode() if kind == "svg" else exported(svg, kind, width))
+    except OSError as error:
+        raise ConfigError("--out", str(file), f"cannot be written ({error.strerror})", "Name another file") from None
 
 
 def plain(svg: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 from blockwright.lab.card import in_bytes, scaled
 from blockwright.lab.drawing.labels import written
@@ -82,15 +83,16 @@ def cached(held: Cached) -> tuple[str, ...]:
 
 def spans(indices: Sequence[int]) -> str:
     """Layers as ranges: 0–2, 4, 6–9; shortened where they are many."""
-    ranges = list[list[int]]()
-    for index in indices:
-        if ranges and index == ranges[-1][1] + 1:
-            ranges[-1][1] = index
-        else:
-            ranges.append([index, index])
-    texts = [str(a) if a == b else f"{a}–{b}" for a, b in ranges]
-    few = 3 if len(ranges) == len(indices) else 2  # a range takes the room of two
+    texts = ranges(indices)
+    few = 3 if len(texts) == len(indices) else 2  # a range takes the room of two
     return ", ".join(texts if len(texts) <= few + 1 else [*texts[:few], "…", texts[-1]])
+
+
+def ranges(indices: Sequence[int]) -> list[str]:
+    """Consecutive indices as one text each: 0–2, 4."""
+    ends = [i for i, (one, two) in enumerate(pairwise(indices), 1) if two != one + 1]
+    runs = zip([0, *ends], [*ends, len(indices)], strict=True)
+    return [f"{indices[i]}–{indices[j - 1]}" if j - i > 1 else str(indices[i]) for i, j in runs]
 
 
 def layers(panel: Panel) -> str:

@@ -14,20 +14,13 @@ def lines(built: Built, drawn: Drawn) -> tuple[str, ...]:
     if drawn.lines is not None:
         return drawn.lines
     known = built.entry.schema.parameters
-    values = {name: _resolved(built, name) for name in built.settings if name not in drawn.hides}
+    values = {name: built.settled(name) for name in built.settings if name not in drawn.hides}
     shown = [
         name
         for name, value in values.items()
         if value is not None and (name in drawn.shows or _telling(known[name], value))
     ]
     return tuple(_item(name, values[name]) for name in shown)
-
-
-def _resolved(built: Built, name: str) -> Any:
-    """The value of a parameter, or what the block makes of null."""
-    value = built.settings[name]
-    made = getattr(built.block, name, None) if value is None else value
-    return made if isinstance(made, int | float | str | list | tuple) else value
 
 
 def _telling(parameter: Parameter, value: Any) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from xml.etree import ElementTree as ET
 
@@ -31,15 +31,9 @@ def framed(title: str, height: float) -> ET.Element:
 
 
 def with_formulas(boxes: Iterable[Box]) -> list[Box]:
-    """One box of each block among these and their children that has formulas, in their order."""
-    found = (inner for box in boxes for inner in _within(box) if inner.equations and not inner.empty)
+    """One of each block among these that has formulas, in their order."""
+    found = (box for box in boxes if box.equations and not box.empty)
     return list({(box.kind, box.name): box for box in found}.values())
-
-
-def _within(box: Box) -> Iterator[Box]:
-    yield box
-    for child in box.children:
-        yield from _within(child)
 
 
 def numbers(boxes: Sequence[Box]) -> dict[tuple[str, str], int]:

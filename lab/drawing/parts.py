@@ -6,7 +6,7 @@ looks like is left to lab/drawing/picture.py.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -75,6 +75,12 @@ class Box:
     children: tuple[Box, ...] = ()
     equations: tuple[str, ...] = ()
     empty: bool = False
+
+    def walk(self) -> Iterator[Box]:
+        """The box, then all boxes in it."""
+        yield self
+        for child in self.children:
+            yield from child.walk()
 
 
 @dataclass(frozen=True)
@@ -176,6 +182,13 @@ class Scheme:
     head: Box
     mtp: tuple[Box, ...]
     totals: Totals
+
+    def boxes(self) -> Iterator[Box]:
+        """All boxes, in the order in which the flow of the model meets them: a layer's once for all that are alike."""
+        position = [self.position] if self.position else []
+        layers = [box for panel in self.panels for box in (panel.residual, panel.attention, panel.ffn)]
+        for box in [*self.inputs, self.embedding, *position, *layers, self.norm, self.head, *self.mtp]:
+            yield from box.walk()
 
     def plain(self) -> dict[str, Any]:
         """As data for JSON."""

@@ -7,7 +7,7 @@ uppermost shows the inside.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from xml.etree import ElementTree as ET
 
@@ -20,7 +20,7 @@ from blockwright.lab.drawing.sheet import Piece, add, line, stacked, texts
 from blockwright.lab.drawing.wiring import Branch
 
 STACK = 78.0  # width of the stack
-BETWEEN = 14.0  # from the stack to the panels
+GUTTER = 14.0  # from the stack to the panels
 LEAST = 8.0  # between pieces
 STREAMS = 4  # drawn at most
 
@@ -33,17 +33,8 @@ def picture(scheme: Scheme, marks: Marks | None = None, equations: bool = False)
         marks: path of a box → ``same``, ``changed`` or ``added``
         equations: whether the formulas of its blocks are below it
     """
-    boxes = with_formulas(_all_boxes(scheme)) if equations else []
+    boxes = with_formulas(scheme.boxes()) if equations else []
     return Picture(scheme, Blocks(marks or {}, numbers(boxes)), boxes).svg()
-
-
-def _all_boxes(scheme: Scheme) -> Iterator[Box]:
-    """The blocks of a model, in the order in which its flow meets them."""
-    yield from scheme.inputs
-    yield from [scheme.position] if scheme.position else []
-    for panel in scheme.panels:
-        yield from (panel.residual, panel.attention, panel.ffn)
-    yield scheme.norm
 
 
 @dataclass(frozen=True)
@@ -55,7 +46,7 @@ class Picture:
     formulas: Sequence[Box] = ()
 
     def svg(self) -> str:
-        left = EDGE + STACK + BETWEEN
+        left = EDGE + STACK + GUTTER
         room = WIDTH - EDGE - left
         layers = [self.panel(panel, room) for panel in reversed(self.scheme.panels)]
         panels = stacked([*layers, *(self.blocks.mixer(box, room, box.kind) for box in self.scheme.inputs)], 12)

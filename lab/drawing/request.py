@@ -9,12 +9,12 @@ from typing import Annotated
 
 from annotated_types import Ge, Le
 
+from blockwright.lab.drawing.export import named
+from blockwright.lab.models import changes_model
 from blockwright.registry import ConfigError, did_you_mean, kinds, names
 from blockwright.registry.command import Parser
 from blockwright.registry.reading import Remedy, keys, read, typed
 from blockwright.registry.words import read_words
-
-FORMATS = (".svg", ".pdf", ".png")
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ def request(arguments: Sequence[str]) -> Request:
         words.overrides,
         read(Options, typed(Options, words.settings)).context,
         flags.equations,
-        None if flags.out is None else _file(flags.out),
+        None if flags.out is None else named(flags.out),
     )
     _check_overrides(found)
     _check_block(found)
@@ -89,7 +89,7 @@ def _check_overrides(asked: Request) -> None:
         if key == "model":
             remedy = f"Write blockwright draw {value}"
             raise ConfigError("model", value, f"is a second model beside {asked.name}", remedy)
-        if not key.lstrip("+~").startswith("model"):
+        if not changes_model(key):
             raise ConfigError(key, value, "is no option and changes no model", did_you_mean(key, ["model", "context"]))
     if asked.equations and asked.out is None:
         raise ConfigError("--equations", True, "are drawn in a file", "Add --out picture.svg")
@@ -105,14 +105,3 @@ def _check_block(asked: Request) -> None:
         rule = "changes a model, and a block alone is drawn"
         remedy = f"Draw a model with it: blockwright draw tiny model/{kind}={name}"
         raise ConfigError("command line", asked.overrides[0], rule, remedy)
-
-
-def _file(text: str) -> Path:
-    file = Path(text)
-    if file.suffix not in FORMATS:
-        raise ConfigError("--out", text, f"must end in {', '.join(FORMATS)}", f"Write --out {file.stem or 'model'}.svg")
-    if file.is_dir():
-        raise ConfigError("--out", text, "is a folder", "Name a file")
-    if not file.absolute().parent.is_dir():
-        raise ConfigError("--out", text, "must be in a folder that exists", "Make the folder, or name another file")
-    return file

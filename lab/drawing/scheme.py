@@ -8,7 +8,6 @@ from typing import Any
 import torch
 
 from blockwright.blocks.cost import (
-    Sample,
     cache_bytes,
     count_families,
     flops_per_token,
@@ -17,7 +16,7 @@ from blockwright.blocks.cost import (
 )
 from blockwright.blocks.decoder import Decoder
 from blockwright.blocks.norm.base import Norm
-from blockwright.blocks.sample import sample
+from blockwright.blocks.sample import Sample, sample
 from blockwright.lab.drawing.boxes import Records, box, count, part
 from blockwright.lab.drawing.parts import Box, Panel, Run, Scheme, Totals
 from blockwright.lab.drawing.wiring import branches

@@ -82,8 +82,7 @@ def _together(found: Sequence[Branch], steps: Sequence[Step]) -> tuple[Branch, .
     reads = {s.part: (s.whole, s.reads) for s in steps}
     if len(found) == 2 and reads[found[0].mixers[0]] == reads[found[1].mixers[0]]:
         first, second = found
-        if first.before:
-            return (Branch(first.mixers + second.mixers, first.before, first.after or second.after, second.beyond),)
+        return (Branch(first.mixers + second.mixers, first.before, first.after or second.after, second.beyond),)
     return tuple(found)
 
 

@@ -161,8 +161,8 @@ class Clip(SurrogateLoss):
 
     Schulman et al. 2017, arXiv 1707.06347; GRPO, arXiv 2402.03300. DAPO's higher upper bound (arXiv 2503.14476) is
     ``high``. A ``ceiling`` above 1 + high bounds ρ before all else. It matters only where A < 0, where the minimum has
-    no other bound: both dual clipping (arXiv 1912.09729, verl's ``clip_ratio_c``) and the two-sided clipping of
-    INTELLECT-2 (arXiv 2505.07291, TRL's ``delta``).
+    no other bound: both the dual clipping of Ye et al. 2019 (arXiv 1912.09729, verl's ``clip_ratio_c``) and the
+    two-sided clipping of INTELLECT-2 (arXiv 2505.07291, TRL's ``delta``).
 
     Args:
         ratio: of tokens, or of completions (GSPO)

@@ -13,8 +13,9 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from blockwright.blocks.alike import alike
 from blockwright.blocks.attention.base import empty_cache
-from blockwright.blocks.cost import alike, cache_bytes, count_parameters
+from blockwright.blocks.cost import cache_bytes, count_parameters
 from blockwright.blocks.decoder import Decoder
 from blockwright.blocks.kernels.quantise import BITS
 from blockwright.lab.card import in_bytes

@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
+from blockwright.blocks.alike import alike
 from blockwright.blocks.attention.base import empty_cache
-from blockwright.blocks.cost import alike
 from blockwright.blocks.decoder import Decoder
 from blockwright.blocks.experts.base import Experts
 from blockwright.blocks.gating.base import Gating

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import signal
 import socket
+from contextlib import closing
 
 import uvicorn
 from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from blockwright.lab.listening import PLAIN, until_signal
 from blockwright.plugins.serve.engine import Engine
 
 STALLED = 30.0  # seconds for which a client may read nothing of what waits for it, or send nothing at first
@@ -84,17 +85,7 @@ class Server(uvicorn.Server):
     """
 
     def __init__(self, app: ASGIApp, engine: Engine, grace: float) -> None:
-        config = uvicorn.Config(
-            app,
-            http=Connection,
-            loop="asyncio",
-            ws="none",
-            lifespan="off",
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            timeout_graceful_shutdown=int(grace + BACKSTOP),
-        )
+        config = uvicorn.Config(app, http=Connection, timeout_graceful_shutdown=int(grace + BACKSTOP), **PLAIN)
         super().__init__(config)
         self.engine, self.grace = engine, grace
 
@@ -104,10 +95,6 @@ class Server(uvicorn.Server):
         await super().shutdown(sockets)
 
     def run_until_signal(self, listening: socket.socket) -> None:
-        """Serve in the main thread. SIGTERM then is no error: uvicorn raises it again once all has ended."""
-        before = signal.signal(signal.SIGTERM, lambda *_: None)
-        try:
+        """Serve in the main thread."""
+        with closing(self.engine), until_signal():
             self.run([listening])
-        finally:
-            signal.signal(signal.SIGTERM, before)
-            self.engine.close()

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-from blockwright.blocks.cost import remembering
+from blockwright.blocks.measurements import remembering
 from blockwright.lab.drawing.parts import Box, Scheme
 from blockwright.lab.drawing.picture import picture
 from blockwright.lab.drawing.scheme import scheme
@@ -47,15 +47,7 @@ def draw(model: Mapping[str, Any], title: str) -> dict[str, Any]:
 
 def places(of: Scheme) -> dict[str, str]:
     """Path of each box → path in the composition. A child that is the model's own is written there."""
-    blocks = [block for panel in of.panels for block in (panel.attention, panel.ffn, panel.residual)]
-    tops = [*of.inputs, of.embedding, *([of.position] if of.position else []), of.norm, of.head, *of.mtp, *blocks]
-    return {box.path: place for top in tops for box in _all(top) if (place := _place(box))}
-
-
-def _all(box: Box) -> Iterator[Box]:
-    yield box
-    for child in box.children:
-        yield from _all(child)
+    return {box.path: place for box in of.boxes() if (place := _place(box))}
 
 
 def _place(box: Box) -> str:

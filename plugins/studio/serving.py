@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import secrets
-import signal
 import webbrowser
+from contextlib import closing
 from pathlib import Path
 
 import uvicorn
 
-from blockwright.lab.listening import listen
+from blockwright.lab.listening import PLAIN, listen, until_signal
 from blockwright.plugins.studio.app import application
 from blockwright.plugins.studio.guard import Guard
 from blockwright.plugins.studio.workshop import Workshop
@@ -32,29 +32,14 @@ def serve(logs: Path, port: int, opened: bool) -> None:
     port, token, workshop = listening.getsockname()[1], secrets.token_urlsafe(24), Workshop()
     address = f"http://{HOST}:{port}/?token={token}"
     server = uvicorn.Server(settings(Guard(application(workshop, logs), token, port)))
-    workshop.start()
-    print(f"{address}\nruns of {logs}; Ctrl-C ends it", flush=True)
-    if opened:
-        webbrowser.open(address)
-    before = signal.signal(signal.SIGTERM, lambda *_: None)  # which uvicorn raises again once it has ended
-    try:
+    with closing(workshop), until_signal():
+        workshop.start()
+        print(f"{address}\nruns of {logs}; Ctrl-C ends it", flush=True)
+        if opened:
+            webbrowser.open(address)
         server.run([listening])
-    finally:
-        signal.signal(signal.SIGTERM, before)
-        workshop.close()
 
 
 def settings(app: Guard) -> uvicorn.Config:
-    """Of the server: HTTP alone, without a log, which would have tokens."""
-    return uvicorn.Config(
-        app,
-        http="h11",
-        loop="asyncio",
-        ws="none",
-        lifespan="off",
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        timeout_graceful_shutdown=2,
-        limit_concurrency=64,
-    )
+    """Of the server."""
+    return uvicorn.Config(app, http="h11", timeout_graceful_shutdown=2, limit_concurrency=64, **PLAIN)

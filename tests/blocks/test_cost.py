@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import nn
 
+from blockwright.blocks.alike import alike
 from blockwright.blocks.compose import compose
 from blockwright.blocks.cost import (
-    alike,
     cache_bytes,
     cache_bytes_per_token,
     count_parameters,

@@ -145,6 +145,11 @@ def test_papers_lead_to_blocks_and_presets(pages: Pages) -> None:
     assert "DeepSeek-AI 2024" in row and "/reference/blocks/attention/mla.md" in row and "presets/deepseek_v2.md" in row
 
 
+def test_every_paper_has_a_name(pages: Pages) -> None:
+    rows = re.findall(r"^\| \[([\d.]+)\].*? \| (.*?) \|", pages.texts[papers.PLACE], re.M)
+    assert len(rows) > 90 and not [number for number, name in rows if not name]
+
+
 # --- a newcomer's questions -------------------------------------------------------------------------------------------
 
 ANSWERS = {

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from blockwright.blocks.cost import alike
+from blockwright.blocks.alike import alike
 from blockwright.blocks.decoder import Decoder
 from blockwright.blocks.gating.base import Gating
 from blockwright.training.optimizers.base import OptimizerRecipe

@@ -8,11 +8,11 @@ from typing import Any
 import torch
 
 from blockwright import registry
+from blockwright.blocks.alike import alike
 from blockwright.blocks.attention.base import Attention
 from blockwright.blocks.cache.base import Cache
 from blockwright.blocks.cache.state import State
 from blockwright.blocks.compose import compose
-from blockwright.blocks.cost import alike
 from blockwright.blocks.decoder import Decoder
 from blockwright.registry import BlockError, ConfigError
 from blockwright.training.configuration import parts

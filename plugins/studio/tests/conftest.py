@@ -1,6 +1,10 @@
+"""The page as a client of this process sees it, and the command at work for a browser."""
+
 from __future__ import annotations
 
-from collections.abc import Callable
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -9,6 +13,30 @@ from starlette.testclient import TestClient
 
 from blockwright.plugins.studio.app import application
 from blockwright.plugins.studio.guard import Guard
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the command runs: its logs are in logs/."""
+    made = tmp_path_factory.mktemp("project")
+    (made / "logs").mkdir()
+    return made
+
+
+@pytest.fixture(scope="session")
+def server(folder: Path) -> Iterator[subprocess.Popen[str]]:
+    """The command at work."""
+    words = [sys.executable, "-m", "blockwright", "studio", "logs", "--port", "0"]
+    with subprocess.Popen(words, cwd=folder, stdout=subprocess.PIPE, text=True) as process:
+        yield process
+        process.terminate()
+
+
+@pytest.fixture(scope="session")
+def address(server: subprocess.Popen[str]) -> str:
+    """Of the server."""
+    assert server.stdout is not None
+    return server.stdout.readline().strip()
 
 
 @pytest.fixture

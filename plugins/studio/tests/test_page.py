@@ -1,19 +1,16 @@
-"""The page in a real browser: everything that can be clicked, by mouse and keyboard, refusals, speed, runs, attacks."""
+"""The page in a real browser: everything that can be clicked, by mouse and keyboard, refusals, speed, runs."""
 
 from __future__ import annotations
 
 import gzip
 import hashlib
-import http.server
 import itertools
 import os
 import statistics
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -29,30 +26,6 @@ pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("studio_page")]
 AXE = Path(__file__).parent / "axe" / "axe-core-4.14.1.min.js.gz"
 AXE_SHA256 = "cda5e4385d9437c1fd009f2ff76f7e4049af354d2d6522da2a905c2a69ede4ec"
 SECONDS = 120_000  # milliseconds that a test waits for the page, on a machine that does other work
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where the command runs: its logs are in logs/."""
-    made = tmp_path_factory.mktemp("project")
-    (made / "logs").mkdir()
-    return made
-
-
-@pytest.fixture(scope="module")
-def server(folder: Path) -> Iterator[subprocess.Popen[str]]:
-    """The command at work."""
-    words = [sys.executable, "-m", "blockwright", "studio", "logs", "--port", "0"]
-    with subprocess.Popen(words, cwd=folder, stdout=subprocess.PIPE, text=True) as process:
-        yield process
-        process.terminate()
-
-
-@pytest.fixture(scope="module")
-def address(server: subprocess.Popen[str]) -> str:
-    """Of the server."""
-    assert server.stdout is not None
-    return server.stdout.readline().strip()
 
 
 Open = Callable[..., Any]
@@ -84,7 +57,8 @@ def visit(browser: Any, address: str) -> Iterator[Open]:
 
 def settled(page: Any) -> None:
     """Wait until the page shows the answer to what its address says."""
-    page.wait_for_selector("main.model[aria-busy=false]")
+    place = page.evaluate("location.hash")  # which changes before the page does
+    page.wait_for_selector(f'main.model[aria-busy=false][data-shown="{place}"]')
 
 
 def choose(page: Any, kind: str, name: str) -> None:
@@ -354,59 +328,3 @@ def test_a_training_shows_its_curve_while_it_trains(
             run.terminate()
             run.wait(60)
     page.wait_for_selector(".state:not(.state-running)")
-
-
-ATTACK = """<body><script>
-const studio = %r, done = []
-const attempt = (what, options) => fetch(studio + what, { credentials: "include", ...options })
-  .then(r => r.text().then(t => done.push([what, r.type, t.length])), e => done.push([what, "blocked", 0]))
-Promise.all([
-  attempt("/forms"), attempt("/runs"), attempt("/"),
-  attempt("/runs", { mode: "no-cors" }), attempt("/forms", { mode: "no-cors" }),
-  attempt("/draw", { method: "POST", mode: "no-cors", body: '{"preset": "tiny", "changes": {}}' }),
-  attempt("/draw", { method: "POST", headers: { "Content-Type": "application/json" }, body: "{}" }),
-]).then(() => { document.title = JSON.stringify(done) })
-</script><iframe src="%s/"></iframe><script src="%s/page/main.js" type="module"></script></body>"""
-
-
-@contextmanager
-def serving(text: str) -> Iterator[int]:
-    """Another server on this machine, whose page has a text."""
-
-    class Other(http.server.BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            self.send_response(200)
-            self.send_header("content-type", "text/html")
-            self.end_headers()
-            self.wfile.write(text.encode())
-
-        def log_message(self, *_: Any) -> None:
-            pass
-
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Other) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield server.server_port
-        server.shutdown()
-
-
-def test_a_page_of_another_server_reads_nothing_even_with_the_users_cookie(browser: Any, address: str) -> None:
-    studio = address.partition("/?")[0]
-    with serving(ATTACK % (studio, studio, studio)) as port:
-        context = browser.new_context()
-        own = context.new_page()
-        own.goto(address)
-        own.wait_for_selector("header")
-        assert context.cookies()
-        other = context.new_page()
-        statuses: dict[str, set[int]] = {}
-        other.on("response", lambda r: statuses.setdefault(r.url.removeprefix(studio), set()).add(r.status))
-        other.goto(f"http://127.0.0.1:{port}/")
-        other.wait_for_selector("html:has(title)", state="attached")
-        while not other.title():
-            other.wait_for_timeout(100)
-        found = other.evaluate("JSON.parse(document.title)")
-        assert len(found) == 7 and all(kind in ("blocked", "opaque") and not length for _, kind, length in found), found
-        for path in ("/forms", "/runs", "/draw", "/page/main.js"):
-            assert statuses.get(path, {403}) <= {403}, statuses
-        assert not other.frames[1].query_selector("header") if len(other.frames) > 1 else True
-        context.close()

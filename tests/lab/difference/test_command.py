@@ -17,6 +17,9 @@ from run_folder import write_run
 from blockwright.blocks.compose import compose, preset
 from blockwright.command import run
 from blockwright.lab.card import flat
+from blockwright.lab.difference.difference import Side, difference
+from blockwright.lab.difference.picture import side_by_side
+from blockwright.lab.difference.settings import read as settings
 from blockwright.registry.command import run_command
 
 YAML = "inherits: tiny\nvocab_size: 257\nattention: {name: gqa, n_heads: 8, n_kv_heads: 2}\n"
@@ -77,6 +80,19 @@ def test_picture_is_one_document_that_fetches_nothing(tmp_path: Path, capsys: py
     assert [each.get("data-side") for each in root.iter() if each.get("data-side")] == ["a", "b"]
     assert not re.findall(r"(?:href|src)=|url\((?!#)|@import|<script|\son\w+=", file.read_text())
     assert "≠ attention" in {each.text for each in root.iter()}
+
+
+@pytest.mark.parametrize(
+    ("depths", "marks"),
+    [((0, 2), ["added", "added"]), ((1, 2), ["same", "added"]), ((2, 2), ["same", "same"])],
+    ids=str,
+)
+def test_every_depth_of_multi_token_prediction_has_a_mark(depths: tuple[int, int], marks: list[str]) -> None:
+    ours, theirs = (preset("tiny", {"vocab_size": 257, "mtp": {"depth": depth}}) for depth in depths)
+    root = ET.fromstring(side_by_side(difference(Side("a", settings(ours)), Side("b", settings(theirs)))))
+    of_b = next(each for each in root.iter() if each.get("data-side") == "b")
+    shown = {each.get("data-path", ""): each.get("class") for each in of_b.iter()}
+    assert [shown[f"mtp.{k}"] for k in range(2)] == marks
 
 
 @pytest.fixture

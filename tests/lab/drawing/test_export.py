@@ -5,11 +5,16 @@ import io
 import re
 import zlib
 from collections.abc import Iterator
+from pathlib import Path
 
+import pytest
 from PIL import Image
 
+from blockwright.lab.difference import request as diff
+from blockwright.lab.drawing import request as draw
 from blockwright.lab.drawing.alone import alone, block_picture
 from blockwright.lab.drawing.export import RESOLUTION, WIDTH, exported, plain
+from blockwright.registry import ConfigError
 
 
 def test_colours_are_written_out() -> None:
@@ -31,6 +36,17 @@ def test_pdf_is_one_page_as_wide_as_a_column_and_the_same_each_time() -> None:
     boxes = re.findall(rb"/MediaBox ?\[([^\]]*)\]", made + b"".join(_streams(made)))
     assert len(boxes) == 1 and abs(float(boxes[0].split()[2]) - WIDTH) < 0.1
     assert exported(svg, "pdf") == made
+
+
+def test_draw_and_diff_refuse_a_file_in_the_same_words(tmp_path: Path) -> None:
+    for name in ("picture.gif", "picture", str(tmp_path / "none" / "picture.svg"), str(tmp_path / "picture.svg")):
+        (tmp_path / "picture.svg").mkdir(exist_ok=True)
+        said = []
+        for read in (draw.request, diff.read):
+            with pytest.raises(ConfigError) as refused:
+                read(["tiny", "model/attention=gqa", "--out", name])
+            said.append(refused.value.render())
+        assert said[0] == said[1] and "--out" in said[0]
 
 
 def _streams(pdf: bytes) -> Iterator[bytes]:

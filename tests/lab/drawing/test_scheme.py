@@ -1,6 +1,7 @@
 """A scheme composes one of each distinct layer; what it says is that of the whole."""
 
 import json
+import re
 from typing import Any
 
 import pytest
@@ -136,3 +137,13 @@ def test_plug_in_is_drawn_by_its_signature_and_by_what_it_says() -> None:
     again = scheme(preset("tiny", {**TINY, "attention": "guest_of_pictures"}), context=8)
     assert again.panels[0].attention.lines == ("as wide as it is long",)
     assert Block.drawn(compose({**preset("tiny", TINY)}).norm) == Drawn()
+
+
+def test_boxes_are_all_that_the_picture_has_each_once() -> None:
+    model = preset("tiny", {**TINY, "position": "learned", "mtp": {"depth": 2}})
+    made = scheme(model)
+    paths = [box.path for box in made.boxes()]
+    assert len(set(paths)) == len(paths)
+    panels = {panel.path for panel in made.panels}
+    assert set(re.findall(r'data-path="([^"]+)"', picture(made))) - panels <= set(paths)
+    assert {"embedding", "position", "norm", "head", "mtp.0", "mtp.1", "layers.0.attention.kv_norm"} <= set(paths)

@@ -61,6 +61,17 @@ class Swapped(Residual):
         return x + self.last(attention(x))
 
 
+class Bare(Residual):
+    """A plug-in's block without a norm, whose mixers run side by side."""
+
+    def forward(self, x: Tensor, attention: Mixer, ffn: Mixer) -> Tensor:
+        return x + attention(x) + ffn(x)
+
+
+def test_mixers_that_read_the_stream_itself_are_side_by_side() -> None:
+    assert branches(Bare(), {}, 8) == (Branch(("attention", "ffn")),)
+
+
 def test_plug_in_is_drawn_as_it_computes() -> None:
     with torch.device("meta"):
         first, last = RMSNorm(8), RMSNorm(8)
