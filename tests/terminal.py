@@ -6,6 +6,7 @@ import os
 import pty
 import re
 import select
+import signal
 import subprocess
 import sys
 import termios
@@ -36,8 +37,13 @@ class Terminal:
         self.process = subprocess.Popen(
             [sys.executable, "-m", "blockwright", *words],
             env={**environment, "TERM": "dumb"},
-            preexec_fn=lambda: os.login_tty(self.theirs),
+            preexec_fn=self._log_in,
         )
+
+    def _log_in(self) -> None:
+        """Ctrl-C interrupts on a terminal, even where these tests run in the background, which ignores it."""
+        os.login_tty(self.theirs)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
     @property
     def settings(self) -> list[Any]:
