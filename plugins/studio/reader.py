@@ -11,7 +11,7 @@ from blockwright.lab.sweep.plan import overrides_of
 from blockwright.training.result import RESULTS, UNREADABLE, Result
 
 SECONDS = 3.0  # after which no further file is read
-LEFT_OUT = Result(UNREADABLE, reason="The page leaves it out: the file is too long, or reading the others took too long")
+LEFT_OUT = Result(UNREADABLE, reason="The page leaves it out: it is too long, or the others took too long")
 
 
 class Reader:
