@@ -1,4 +1,7 @@
-"""Letters that can be shown, and widths of text, estimated from above: fonts differ from reader to reader, and texts may not meet in any of them."""
+"""Letters that can be shown, and widths of text.
+
+Widths are estimated from above: fonts differ from reader to reader, and texts may not meet in any of them.
+"""
 
 from __future__ import annotations
 
