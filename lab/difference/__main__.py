@@ -13,9 +13,9 @@ from blockwright.lab.difference.difference import Side, difference
 from blockwright.lab.difference.picture import side_by_side
 from blockwright.lab.difference.record import read as read_record
 from blockwright.lab.difference.request import read
-from blockwright.lab.difference.rows import clean
 from blockwright.lab.difference.settings import read as read_settings
 from blockwright.lab.drawing.export import refuse_without_extra, save
+from blockwright.lab.drawing.letters import clean
 from blockwright.lab.models import composition
 from blockwright.lab.report.document import as_json
 from blockwright.registry import ConfigError

@@ -32,7 +32,7 @@ def side_by_side(found: Difference) -> str:
     root = ET.Element("svg", {"xmlns": SVG, "class": "scheme", "role": "img", "viewBox": f"0 0 {whole:g} {height:g}"})
     root.attrib |= {"width": f"{whole:g}", "height": f"{height:g}"}
     add(root, "title", text=title)
-    add(root, "style", text=one.findtext("style", "") + CSS.read_text())
+    add(root, "style").text = one.findtext("style", "") + CSS.read_text()
     add(root, "rect", "sheet", width=whole, height=height)
     for each, x, letter in ((one, 0, "a"), (two, width, "b")):
         place = add(root, "g", transform=f"translate({x:g} 0)", data_side=letter)

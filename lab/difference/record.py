@@ -92,7 +92,10 @@ def _tokens(run: Path, steps: float | None) -> dict[str, Any]:
     except ConfigError:
         return {}
     each = curves.get("tokens_per_step") if isinstance(curves, dict) else None
-    return {"tokens": int(each * steps)} if isinstance(each, int) and steps else {}
+    try:
+        return {"tokens": int(each * steps)} if isinstance(each, int) and steps else {}
+    except (OverflowError, ValueError):  # numbers that no run has
+        return {}
 
 
 def _data(checkpoint: Mapping[str, Any], where: str) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from blockwright.lab.difference.counterparts import Pair, spelt
 from blockwright.lab.difference.difference import Difference, Runs, minus
 from blockwright.lab.difference.entries import ABSENT, Entry
 from blockwright.lab.difference.settings import Name
+from blockwright.lab.drawing.letters import clean
 from blockwright.lab.report.words import HUGE, MINUS, plain, signed
 
 DIFFERS, SAME = "≠", "="
@@ -122,11 +123,6 @@ def _text(value: Any) -> str:
     if len(text) == LONGEST + 1:
         return f"{text[: DIGEST if _is_digest(value) else LONGEST]}…"
     return text
-
-
-def clean(text: str) -> str:
-    """A text without characters that would move a cursor, or that XML has not: a folder's names may have any."""
-    return "".join(c if c.isprintable() else "·" for c in text)
 
 
 def _is_digest(value: Any) -> bool:

@@ -1,4 +1,7 @@
-"""Widths of text, estimated from above: fonts differ from reader to reader, and texts may not meet in any of them."""
+"""Letters that can be shown, and widths of text.
+
+Widths are estimated from above: fonts differ from reader to reader, and texts may not meet in any of them.
+"""
 
 from __future__ import annotations
 
@@ -21,6 +24,11 @@ _WIDTHS = {letter: width for width, letters in _ADVANCES.items() for letter in l
 WIDEST = 1.0  # of any other letter
 BOLD = 1.12
 BETWEEN = " · "
+
+
+def clean(text: str) -> str:
+    """A text without characters that would move a cursor, or that XML has not: names of files may have any."""
+    return "".join(c if c.isprintable() else "·" for c in text)
 
 
 def width(text: str, size: float, bold: bool = False) -> float:

@@ -22,7 +22,7 @@ def framed(title: str, height: float) -> ET.Element:
     root = ET.Element("svg", {"xmlns": "http://www.w3.org/2000/svg", "class": "scheme", "role": "img"})
     root.attrib |= {"viewBox": f"0 0 {WIDTH:g} {height:g}", "width": f"{WIDTH:g}", "height": f"{height:g}"}
     add(root, "title", text=title)
-    add(root, "style", text=CSS.read_text())
+    add(root, "style").text = CSS.read_text()
     pattern = add(add(root, "defs"), "pattern", id="bw-hatch", width=5, height=5, patternUnits="userSpaceOnUse")
     pattern.set("patternTransform", "rotate(45)")
     add(pattern, "line", "stroke", x1=1, y1=0, x2=1, y2=5)

@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from xml.etree import ElementTree as ET
 
+from blockwright.lab.drawing.letters import clean
+
 Draw = Callable[[ET.Element, float, float], None]
 
 
@@ -25,9 +27,9 @@ class Piece:
 
 def add(into: ET.Element, tag: str, cls: str = "", text: str | None = None, **attributes: object) -> ET.Element:
     """Draw an element."""
-    spelt = {k.replace("_", "-"): f"{v:g}" if isinstance(v, float) else str(v) for k, v in attributes.items()}
+    spelt = {k.replace("_", "-"): f"{v:g}" if isinstance(v, float) else clean(str(v)) for k, v in attributes.items()}
     element = ET.SubElement(into, tag, {"class": cls, **spelt} if cls else spelt)
-    element.text = text
+    element.text = None if text is None else clean(text)
     return element
 
 

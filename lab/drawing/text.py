@@ -8,7 +8,7 @@ from typing import Any
 
 from blockwright.lab.drawing import figures
 from blockwright.lab.drawing.blocks import looks
-from blockwright.lab.drawing.letters import BETWEEN
+from blockwright.lab.drawing.letters import BETWEEN, clean
 from blockwright.lab.drawing.parts import Box, Panel, Run, Scheme
 from blockwright.lab.drawing.wiring import Branch
 
@@ -24,12 +24,12 @@ ASCII = str.maketrans(
 
 def text(scheme: Scheme) -> str:
     """A model."""
-    return "\n".join(_model(scheme)) + "\n"
+    return "\n".join(map(clean, _model(scheme))) + "\n"
 
 
 def block_text(box: Box) -> str:
     """A block alone."""
-    return "\n".join(_framed(box)) + "\n"
+    return "\n".join(map(clean, _framed(box))) + "\n"
 
 
 def for_encoding(drawn: str, encoding: str | None) -> str:

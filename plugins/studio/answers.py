@@ -11,7 +11,7 @@ from blockwright.lab.drawing.scheme import scheme
 from blockwright.lab.models import load
 from blockwright.plugins.studio import drawn
 from blockwright.plugins.studio.choice import Choice
-from blockwright.plugins.studio.forms import forms
+from blockwright.plugins.studio.forms import forms, plain
 from blockwright.registry import ConfigError
 from blockwright.training.configuration.composing import compose_config
 
@@ -48,7 +48,7 @@ def _draw(request: Mapping[str, Any]) -> Answer:
     """The composition, its picture, and which path each box is of; a refusal besides the composition as chosen."""
     choice = _choice(request)
     try:
-        return {"model": choice.composition, **drawn.draw(choice.composition, choice.preset)}
+        return {"model": plain(choice.composition), **drawn.draw(choice.composition, choice.preset)}
     except ConfigError as error:
         return {"model": _attempted(choice), "refusal": refusal(as_on_the_command_line(choice, error))}
 
@@ -56,7 +56,7 @@ def _draw(request: Mapping[str, Any]) -> Answer:
 def _attempted(choice: Choice) -> Answer | None:
     """The composition of a choice that is refused, so that the form shows it; None if it has none."""
     try:
-        return choice.composition
+        return plain(choice.composition)
     except ConfigError:
         return None
 

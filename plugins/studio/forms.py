@@ -58,7 +58,7 @@ def _parameter(p: Parameter) -> dict[str, Any]:
         "name": p.name,
         "type": p.type,
         "required": p.required,
-        "default": None if p.required else _plain(p.default),
+        "default": None if p.required else plain(p.default),
         "help": p.description,
         "choices": choices(p.annotation),
         "child": p.child,
@@ -101,10 +101,11 @@ def _first_sentence(contract: type) -> str:
     return (inspect.getdoc(contract) or "").replace("``", "").partition("\n\n")[0].replace("\n", " ")
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """A value as JSON has it: infinity and what is of no plain type as text."""
     if isinstance(value, Mapping):
-        return {str(key): _plain(inner) for key, inner in value.items()}
+        return {str(key): plain(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(inner) for inner in value]
+        return [plain(inner) for inner in value]
     finite = not isinstance(value, float) or math.isfinite(value)  # JSON has no infinity
     return value if finite and isinstance(value, bool | int | float | str | type(None)) else str(value)

@@ -6,12 +6,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from blockwright.lab.report.reading import curves_of
 from blockwright.lab.report.single import Points, figures, losses
 from blockwright.lab.report.svg import Chart
 from blockwright.lab.sweep.locks import is_taken
-from blockwright.lab.sweep.plan import overrides_of
 from blockwright.plugins.studio.index import Index, Place
+from blockwright.plugins.studio.reader import Reader
 from blockwright.registry import ConfigError
 from blockwright.registry.folder import read_bytes, read_json
 from blockwright.training.result import UNFINISHED, Result
@@ -44,19 +43,19 @@ class Runs:
     def page(self, part: str, number: int) -> dict[str, Any]:
         """A page of the runs and sweeps whose name contains a text, the newest first."""
         places = self.index.newest(part)
-        shown = places[number * PAGE : (number + 1) * PAGE]
-        return {"total": len(places), "page": number, "size": PAGE, "rows": [self._row(each) for each in shown]}
+        shown, reader = places[number * PAGE : (number + 1) * PAGE], Reader()
+        return {"total": len(places), "page": number, "size": PAGE, "rows": [self._row(each, reader) for each in shown]}
 
     def one(self, found: Place) -> dict[str, Any]:
         """A run or a sweep, with its chart."""
-        sweep = found.name.rpartition("/")[0]
+        sweep, reader = found.name.rpartition("/")[0], Reader()
         row = {
-            **self._row(found),
-            "overrides": _short(overrides_of(self._folder(found))),
+            **self._row(found, reader),
+            "overrides": _short(reader.overrides(self._folder(found))),
             "reports": self._reports(found),
             "sweep": sweep if self.index.find(sweep) else None,
         }
-        return row | (self._sweep(found) if found.kind == "sweep" else self._run(found))
+        return row | (self._sweep(found, reader) if found.kind == "sweep" else self._run(found, reader))
 
     def report(self, found: Place, name: str) -> tuple[bytes, str] | None:
         """A file of a report and its media type; None where there is no such file, or it is none of a report's."""
@@ -71,19 +70,19 @@ class Runs:
     def _folder(self, found: Place) -> Path:
         return self.index.root / found.name
 
-    def _row(self, found: Place) -> dict[str, Any]:
+    def _row(self, found: Place, reader: Reader) -> dict[str, Any]:
         if found.kind == "sweep":
             plan = _plan(self._folder(found))
             jobs = plan.get("jobs")
             state = "running" if is_taken(self._folder(found)) else ""
             return {**_named(found), "state": state, "jobs": len(jobs) if isinstance(jobs, list) else None}
-        result = Result.read(self._folder(found))
+        result = reader.result(self._folder(found))
         loss = {name: result.metrics[name] for name in ("val/loss", "test/loss") if name in result.metrics}
         return {**_named(found), "state": _state(self._folder(found), result), "figures": _finite(loss)}
 
-    def _run(self, found: Place) -> dict[str, Any]:
+    def _run(self, found: Place, reader: Reader) -> dict[str, Any]:
         folder = self._folder(found)
-        result, curves = Result.read(folder), curves_of(folder)
+        result, curves = reader.result(folder), reader.curves(folder)
         known = [
             {"name": name, "value": value, "unit": f.unit if (f := result.figures.get(name)) else ""}
             for name, value in sorted(_finite(result.metrics).items())
@@ -92,21 +91,24 @@ class Runs:
         chart = losses(_points(curves, "train"), _points(curves, "val"))
         return {"results": known, "size": size, "reason": result.reason[:LONGEST], "chart": _drawn(curves, chart)}
 
-    def _sweep(self, found: Place) -> dict[str, Any]:
+    def _sweep(self, found: Place, reader: Reader) -> dict[str, Any]:
         """The jobs of a sweep, and the validation curves of those that are best so far."""
-        folder = self._folder(found)
-        numbers = sorted(int(p.name) for p in folder.iterdir() if p.name.isdecimal() and len(p.name) < 9)[:JOBS]
-        jobs = {number: Place(0, f"{found.name}/{number}", "run") for number in numbers}
-        overrides = {number: overrides_of(folder / str(number)) for number in numbers}
-        lines = {number: line for number in numbers if (line := _points(curves_of(folder / str(number)), "val"))}
+        jobs = self._jobs(found)
+        rows = {number: self._row(job, reader) for number, job in jobs.items()}
+        overrides = {number: reader.overrides(self._folder(job)) for number, job in jobs.items()}
+        curves = {number: _points(reader.curves(self._folder(job)), "val") for number, job in jobs.items()}
+        lines = {number: line for number, line in curves.items() if line}
         best = sorted(sorted(lines, key=lambda number: lines[number][-1][1])[:DRAWN])
         common = set.intersection(*map(set, overrides.values())) if len(overrides) > 1 else set()
         names = {number: " ".join([str(number), *(o for o in overrides[number] if o not in common)]) for number in best}
         chart = figures("validation loss", {names[number]: lines[number] for number in best}).inline() if best else None
-        return {
-            "rows": [{**self._row(job), "overrides": _short(overrides[n])} for n, job in jobs.items()],
-            "chart": chart,
-        }
+        return {"rows": [{**row, "overrides": _short(overrides[n])} for n, row in rows.items()], "chart": chart}
+
+    def _jobs(self, sweep: Place) -> dict[int, Place]:
+        """The jobs of a sweep that are shown, by number; none of another folder, to which a link leads."""
+        names = (p.name for p in self._folder(sweep).iterdir() if p.name.isdecimal() and len(p.name) < 9)
+        found = ((number, self.index.find(f"{sweep.name}/{number}")) for number in sorted(set(map(int, names)))[:JOBS])
+        return {number: job for number, job in found if job}
 
     def _reports(self, found: Place) -> list[str]:
         """The names of what a report holds that a browser can show."""

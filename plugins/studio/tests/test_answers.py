@@ -57,6 +57,8 @@ REFUSED = [
     {"attention": "nothing"},
     {"attention.nothing": "1"},
     {"d_model": "null"},
+    {"d_model": "1e999"},
+    {"init.std": "nan"},
     {"gating": "null"},
     {"layout.ffn": "dense"},
     {"layout.ffn": "dense*1 (ffn"},

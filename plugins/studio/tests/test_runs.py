@@ -13,6 +13,7 @@ import pytest
 import sweep_folder
 from starlette.testclient import TestClient
 
+from blockwright.plugins.studio import reader
 from blockwright.training.claims import take
 
 Visit = Callable[..., TestClient]
@@ -128,6 +129,37 @@ def test_a_file_that_is_none_is_not_read(file: str, how: str, visit: Visit, logs
     for path in ("/runs", "/run/train/runs/a"):
         answer = client.get(path)
         assert answer.status_code == 200 and SECRET not in answer.text
+
+
+@pytest.mark.parametrize("name", ["0", "00", "٠"])
+def test_a_job_that_is_a_link_is_not_read(name: str, visit: Visit, logs: Path) -> None:
+    secret = run(logs.parent, "elsewhere/1")
+    (secret / "results.json").write_text(json.dumps({"status": SECRET}))
+    (logs / "sweep").mkdir()
+    (logs / "sweep" / "plan.json").write_text("{}")
+    (logs / "sweep" / "0").symlink_to(secret)
+    (logs / "sweep" / name).mkdir(exist_ok=True)
+    answer = visit().get("/run/sweep")
+    assert answer.json()["rows"] == [] and answer.json()["chart"] is None
+
+
+def test_files_that_are_long_are_left_out(visit: Visit, logs: Path) -> None:
+    folder, client = run(logs), visit()
+    (folder / "results.json").write_text(json.dumps({"status": "completed", "metrics": {"x" * 2_000_000: 1}}))
+    (folder / "curves.json").write_text(json.dumps({"val": [[1, 2], [2, 1]], "x": " " * 5_000_000}))
+    assert rows(client)[0]["state"] == "unreadable"
+    one = client.get("/run/train/runs/a").json()
+    assert "too long" in one["reason"] and one["chart"] is None
+
+
+def test_an_answer_reads_no_more_files_once_it_takes_long(
+    visit: Visit, logs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (logs / "x").mkdir()
+    sweep_folder.ablation(logs / "x")
+    monkeypatch.setattr(reader, "SECONDS", 0.0)
+    one = visit().get("/run/x").json()
+    assert len(one["rows"]) == 15 and {row["state"] for row in one["rows"]} == {"unreadable"} and one["chart"] is None
 
 
 def test_a_report_is_served_and_nothing_beside_it(visit: Visit, logs: Path) -> None:

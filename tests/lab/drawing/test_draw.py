@@ -4,10 +4,11 @@ from pathlib import Path
 from xml.etree import ElementTree as ET
 
 import pytest
+import yaml
 
 from blockwright.lab.drawing.__main__ import main
 from blockwright.lab.drawing.text import for_encoding
-from blockwright.registry import extras
+from blockwright.registry import extras, presets
 from blockwright.registry.command import run_command
 from blockwright.registry.errors import REFUSED
 
@@ -100,6 +101,19 @@ def test_composition_in_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str
     (tmp_path / "mine.yaml").write_text("inherits: tiny\nvocab_size: 99\nn_layers: 2\n")
     assert run_command(main, [str(tmp_path / "mine.yaml"), "context=8"]) in (0, REFUSED)
     assert "Traceback" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["a\x1b[31mb", "a\x01b", "a\udcffb", "a\ufffeb", "a\nb", "<script>]]>&quot;"])
+def test_name_of_a_file_moves_no_cursor_and_breaks_no_picture(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, file = tmp_path / f"{name}.yaml", tmp_path / "picture.svg"
+    model.write_text(yaml.safe_dump({**presets.read("tiny"), "vocab_size": 257}))
+    assert run_command(main, [str(model), "context=8"]) == 0
+    assert all(line.isprintable() for line in capsys.readouterr().out.splitlines())
+    assert run_command(main, [str(model), "context=8", "--out", str(file)]) == 0
+    shown = "".join(letter if letter.isprintable() else "·" for letter in model.name)
+    assert ET.parse(file).getroot().findtext("{http://www.w3.org/2000/svg}title") == shown
 
 
 @pytest.mark.parametrize("kind", ["pdf", "png"])
