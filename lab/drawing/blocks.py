@@ -9,7 +9,7 @@ from xml.etree import ElementTree as ET
 
 from blockwright.blocks.drawn import ORDER
 from blockwright.lab.drawing import figures
-from blockwright.lab.drawing.letters import cut, lines, width
+from blockwright.lab.drawing.letters import BETWEEN, cut, lines, width
 from blockwright.lab.drawing.parts import Box, Cached
 from blockwright.lab.drawing.sheet import Piece, add, flowing, stacked, texts
 
@@ -45,7 +45,7 @@ class Blocks:
         group = add(into, "g", self.marks.get(box.path, ""), data_path=box.path, data_kind=box.kind)
         group.attrib |= {"data-name": box.name, "data-written": box.written, "data-parameters": str(box.parameters)}
         summary = f": {box.summary}" if box.summary else ""
-        counted = f"\n{box.parameters:,} parameters" if box.parameters else ""
+        counted = f"{BETWEEN}{box.parameters:,} parameters" if box.parameters else ""
         add(group, "title", text=f"{box.kind.replace('_', ' ')} {box.name}".strip() + summary + counted)
         return group
 
