@@ -45,7 +45,7 @@ class Block(nn.Module, Composable):
     kernels: Kernels = Kernels()
 
     def drawn(self) -> Drawn:
-        """What a picture of the model says of the block; by default its parameters, as its signature names them."""
+        """What a drawing of the model says of the block; by default its parameters, as its signature names them."""
         return Drawn()
 
     def reset_parameters(self) -> None:

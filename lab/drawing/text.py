@@ -36,7 +36,7 @@ def for_encoding(drawn: str, encoding: str | None) -> str:
     """A text in ASCII where an encoding lacks its letters."""
     try:
         drawn.encode(encoding or "ascii")
-    except (UnicodeEncodeError, LookupError):
+    except UnicodeEncodeError:
         return drawn.translate(ASCII).encode("ascii", "replace").decode()
     return drawn
 

@@ -116,7 +116,7 @@ def _observed(residual: Residual, norms: Mapping[str, nn.Module], width: int) ->
     hooks = [norm.register_forward_hook(hook(part)) for part, norm in norms.items()]
     try:
         with torch.enable_grad(), torch.device("meta"):
-            stream = fresh(STREAM, residual.open(torch.empty(1, 2, width)))
+            stream = fresh(STREAM, residual.open(torch.empty(1, 2, width, dtype=torch.float32)))
             read(STREAM, residual(stream, mixer("attention"), mixer("ffn")))
     finally:
         for each in hooks:

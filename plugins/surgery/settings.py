@@ -15,7 +15,15 @@ _INTERNAL = frozenset(vars(nn.Module())) | {"kernels"}  # another kernel compute
 # What the shapes of tensors say already.
 _SIZES = {"d_model", "in_features", "out_features", "num_embeddings", "embedding_dim", "normalized_shape"}
 # Members that a class has to be built and described, and does not compute with.
-_BUILDING = {"Config", "conformance_settings", "default_children", "child_context", "parallel_plan", "counted_as"}
+_BUILDING = {
+    "Config",
+    "conformance_settings",
+    "default_children",
+    "child_context",
+    "parallel_plan",
+    "counted_as",
+    "drawn",
+}
 
 
 def settings(block: nn.Module) -> dict[str, Any]:

@@ -13,9 +13,9 @@ from torch import Tensor
 from blockwright.blocks.compose import compose
 from blockwright.blocks.decoder import Decoder
 from blockwright.blocks.generation.drafts import mtp
-from blockwright.blocks.generation.drafts.base import Checked
+from blockwright.blocks.generation.drafts.base import Checked, draw_drafts
 from blockwright.blocks.generation.drafts.mtp import MultiToken, MultiTokenDrafts
-from blockwright.blocks.generation.draws import Draws, draw_each
+from blockwright.blocks.generation.draws import Draws
 from blockwright.blocks.generation.sample import Sampling
 from blockwright.blocks.generation.speculation import Speculation
 
@@ -67,7 +67,7 @@ def drafts_of(decoder: Decoder, seed: int, monkeypatch: pytest.MonkeyPatch) -> t
 
     def noted_draw(draws: Sequence[Draws], logits: Tensor) -> list[int]:
         drawn_from.append(logits[0].softmax(-1))
-        return draw_each(draws, logits)
+        return draw_drafts(draws, logits)
 
     def noted_propose(self: Any, checked: Checked, draws: Sequence[Draws], most: int) -> list[list[int]]:
         (proposed,) = propose(self, checked, draws, most)
@@ -75,7 +75,7 @@ def drafts_of(decoder: Decoder, seed: int, monkeypatch: pytest.MonkeyPatch) -> t
         return [proposed]
 
     with monkeypatch.context() as patch:
-        patch.setattr(mtp, "draw_each", noted_draw)
+        patch.setattr(mtp, "draw_drafts", noted_draw)
         patch.setattr(MultiTokenDrafts, "propose", noted_propose)
         prompt = [1, 2]
         rows = Speculation(decoder, [prompt], LENGTH - 2, Sampling(1.0), seed=seed, drafts=MultiToken(decoder))

@@ -73,7 +73,7 @@ def test_text_is_ascii_where_the_encoding_is(capsys: pytest.CaptureFixture[str])
     assert run_command(main, ["attention/kda"]) == 0
     said = capsys.readouterr().out
     assert not said.isascii()
-    for encoding in ("ascii", "latin-1", None, "no-such-encoding"):
+    for encoding in ("ascii", "latin-1", None):
         plain = for_encoding(said, encoding)
         assert plain.isascii() and "?" not in plain
     assert for_encoding(said, "utf-8") == said
