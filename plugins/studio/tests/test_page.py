@@ -247,6 +247,7 @@ def test_a_name_that_is_typed_is_chosen_before_names_and_descriptions_that_hold_
     page = visit("#/model/deepseek_v2")
     for place, name in (('[aria-label^="preset:"]', "tiny"), ('[data-block="attention"]', "gqa")):
         page.click(place)
+        page.wait_for_selector("dialog input:focus")
         page.keyboard.type(name)
         assert page.locator("dialog [data-value]").count() > 1
         page.keyboard.press("Enter")
