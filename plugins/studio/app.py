@@ -16,7 +16,7 @@ from blockwright.lab.report.svg import CSS
 from blockwright.plugins.studio.body import read_object
 from blockwright.plugins.studio.index import Index, Place
 from blockwright.plugins.studio.runs import Runs
-from blockwright.plugins.studio.workshop import LateError, Workshop
+from blockwright.training.answering import AnswerError, Answering
 
 PAGE = Path(__file__).parent / "page"
 MEDIA = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
@@ -27,14 +27,14 @@ OF_A_REPORT = (
 LONGEST = 400  # characters of a name of a run, or of a part of one
 
 
-def application(workshop: Workshop, logs: Path) -> Starlette:
+def application(composing: Answering, logs: Path) -> Starlette:
     """The ASGI application, which any request reaches: studio/guard.py decides which may.
 
     Args:
-        workshop: answers questions about choices
+        composing: answers questions about choices
         logs: the log folder
     """
-    routes = Routes(workshop, Runs(Index(logs)))
+    routes = Routes(composing, Runs(Index(logs)))
     app = Starlette(
         routes=[
             Route("/", functools.partial(_file, "index.html")),
@@ -46,7 +46,7 @@ def application(workshop: Workshop, logs: Path) -> Starlette:
             Route("/run/{name:path}", routes.run),
             Route("/report/{name:path}/{file}", routes.report),
         ],
-        exception_handlers={HTTPException: _wrong, LateError: _late},  # type: ignore[dict-item]
+        exception_handlers={HTTPException: _wrong, AnswerError: _late},  # type: ignore[dict-item]
     )
     app.router.redirect_slashes = False  # to an address that the client names
     return app
@@ -56,15 +56,15 @@ class Routes:
     """The routes that answer with data.
 
     Args:
-        workshop, runs: as their classes say
+        composing, runs: as their classes say
     """
 
-    def __init__(self, workshop: Workshop, runs: Runs) -> None:
-        self.workshop, self.runs = workshop, runs
+    def __init__(self, composing: Answering, runs: Runs) -> None:
+        self.composing, self.runs = composing, runs
 
     async def forms(self, request: Request) -> Response:
         """What the forms are made of."""
-        return JSONResponse(await run_in_threadpool(self.workshop.ask, {"what": "forms"}))
+        return JSONResponse(await run_in_threadpool(self.composing.ask, {"what": "forms"}))
 
     async def question(self, request: Request) -> Response:
         """A question about a choice; the last part of the path says which."""
@@ -75,7 +75,7 @@ class Routes:
         if not all(isinstance(text, str) for text in changes.values()):
             raise HTTPException(400, "Each of changes must be a text, as on the command line")
         question = {"what": request.url.path.strip("/"), "preset": preset[:LONGEST], "changes": changes}
-        return JSONResponse(await run_in_threadpool(self.workshop.ask, question))
+        return JSONResponse(await run_in_threadpool(self.composing.ask, question))
 
     async def list(self, request: Request) -> Response:
         """A page of the runs."""
@@ -123,5 +123,5 @@ async def _wrong(request: Request, error: HTTPException) -> Response:
     return JSONResponse({"error": error.detail}, error.status_code, error.headers)
 
 
-async def _late(request: Request, error: LateError) -> Response:
-    return JSONResponse({"error": f"No answer: {error}"}, 504)
+async def _late(request: Request, error: AnswerError) -> Response:
+    return JSONResponse({"error": f"No answer of the process that composes: {error}"}, 504)

@@ -11,8 +11,8 @@ import uvicorn
 
 from blockwright.lab.listening import PLAIN, listen, until_signal
 from blockwright.plugins.studio.app import application
+from blockwright.plugins.studio.composing import composer, warm_up
 from blockwright.plugins.studio.guard import Guard
-from blockwright.plugins.studio.workshop import Workshop
 
 HOST = "127.0.0.1"
 
@@ -29,11 +29,11 @@ def serve(logs: Path, port: int, opened: bool) -> None:
         ConfigError: the port is in use
     """
     listening = listen(HOST, port)
-    port, token, workshop = listening.getsockname()[1], secrets.token_urlsafe(24), Workshop()
+    port, token, composing = listening.getsockname()[1], secrets.token_urlsafe(24), composer()
     address = f"http://{HOST}:{port}/?token={token}"
-    server = uvicorn.Server(settings(Guard(application(workshop, logs), token, port)))
-    with closing(workshop), until_signal():
-        workshop.start()
+    server = uvicorn.Server(settings(Guard(application(composing, logs), token, port)))
+    with closing(composing), until_signal():
+        warm_up(composing)
         print(f"{address}\nruns of {logs}; Ctrl-C ends it", flush=True)
         if opened:
             webbrowser.open(address)

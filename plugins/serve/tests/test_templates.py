@@ -106,18 +106,10 @@ def test_a_client_that_hangs_up_waits_for_no_template(server: Running) -> None:
 def test_a_process_that_is_killed_is_replaced() -> None:
     made = TemplateProcess("{{ a }}")
     assert made.render({"a": "\ud800"}) == "\ud800"
-    assert made._process is not None
-    made._process.kill()
-    made._process.join()
+    assert made.answering._process is not None
+    made.answering._process.kill()
+    made.answering._process.join()
     with pytest.raises(template.TemplateError):
         made.render({"a": 1})
     assert made.render({"a": 2}) == "2"
-    made._end()
-    assert made._process is None
-
-
-def test_threads_that_render_at_once_get_their_own_texts() -> None:
-    made = TemplateProcess("{{ a }}")
-    with ThreadPoolExecutor(8) as threads:
-        assert list(threads.map(lambda i: made.render({"a": i}), range(64))) == [str(i) for i in range(64)]
-    made._end()
+    made.answering.close()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from blockwright.plugins.studio.workshop import LateError
+from blockwright.training.answering import AnswerError
 
 PORT, TOKEN = 8123, "a-token"
 HOST = f"127.0.0.1:{PORT}"
@@ -16,5 +16,5 @@ class Bench:
 
     def ask(self, request: Mapping[str, Any]) -> dict[str, Any]:
         if request.get("preset") == "late":
-            raise LateError("composing took longer than 1 seconds")
+            raise AnswerError("took longer than 1 seconds")
         return {"asked": dict(request)}

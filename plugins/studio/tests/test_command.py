@@ -14,9 +14,10 @@ from pathlib import Path
 import pytest
 
 from blockwright.command import run
-from blockwright.plugins.studio.workshop import LateError, Workshop
+from blockwright.plugins.studio.composing import composer
 from blockwright.registry import extras
 from blockwright.registry.command import run_command
+from blockwright.training.answering import AnswerError
 
 
 @pytest.fixture
@@ -85,14 +86,14 @@ def test_a_missing_package_is_named_with_its_extra(
 
 @pytest.mark.slow
 def test_a_question_that_takes_too_long_ends_and_the_next_is_answered() -> None:
-    workshop = Workshop()
+    composing = composer()
     question = {"what": "draw", "preset": "tiny", "changes": {}}
     try:
-        assert workshop.ask(question)["picture"].startswith("<svg")
-        workshop.seconds = 0.0
-        with pytest.raises(LateError, match="took longer"):
-            workshop.ask({**question, "preset": "deepseek_v4_flash"})
-        workshop.seconds = 60.0
-        assert workshop.ask(question)["picture"].startswith("<svg")
+        assert composing.ask(question)["picture"].startswith("<svg")
+        composing.seconds = 0.0
+        with pytest.raises(AnswerError, match="took longer"):
+            composing.ask({**question, "preset": "deepseek_v4_flash"})
+        composing.seconds = 60.0
+        assert composing.ask(question)["picture"].startswith("<svg")
     finally:
-        workshop.close()
+        composing.close()

@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import json
-import multiprocessing
-import signal
-import threading
 from collections.abc import Mapping
-from multiprocessing.connection import Connection
-from multiprocessing.process import BaseProcess
 from typing import Any
 
+from blockwright.training.answering import Answer, AnswerError, Answering
 from blockwright.training.data.chat import template
 from blockwright.training.data.chat.template import Template, TemplateError
 
@@ -22,17 +17,13 @@ ANSWER = 12 * template.LONGEST  # bytes of an answer at most: six a character in
 class TemplateProcess:
     """A ``Template`` whose limits hit no thread of this process, and hold in any thread.
 
-    The process is started when it is first needed. It is killed where it does not answer in time, even in compiled
-    code, and started again for the next conversation. Conversations wait for each other.
-
     Args:
         text: of the template, which has been compiled once
     """
 
     def __init__(self, text: str) -> None:
-        self._text, self._one = text, threading.Lock()
-        self._process: BaseProcess | None = None
-        self._connection: Connection | None = None
+        limit = template.SECONDS
+        self.answering = Answering(_prepare, text, limit, seconds=limit + LATE, start=START, longest=ANSWER)
 
     def render(self, values: Mapping[str, Any]) -> str:
         """As ``Template.render``.
@@ -40,67 +31,23 @@ class TemplateProcess:
         Raises:
             TemplateError
         """
-        with self._one:
-            try:
-                connection = self._started()
-                connection.send_bytes(json.dumps(values).encode())
-                answer = _received(connection, template.SECONDS + LATE)
-            except (EOFError, OSError, TemplateError) as error:
-                self._end()
-                raise TemplateError(str(error) or "its process has ended") from None
+        try:
+            answer = self.answering.ask(values)
+        except AnswerError as error:
+            raise TemplateError(str(error)) from None
         if (text := answer.get("text")) is None:
             raise TemplateError(str(answer.get("refused")))
         return str(text)
 
-    def _started(self) -> Connection:
-        if self._connection is None:
-            context = multiprocessing.get_context("spawn")
-            self._connection, theirs = context.Pipe()
-            work = (theirs, self._text, template.SECONDS)
-            self._process = context.Process(target=_serve, args=work, name="template", daemon=True)
-            self._process.start()
-            theirs.close()  # its end is then seen here
-            _received(self._connection, START)
-        return self._connection
 
-    def _end(self) -> None:
-        if self._process is not None:
-            self._process.kill()
-            self._process.join()
-        if self._connection is not None:
-            self._connection.close()
-        self._process = self._connection = None
-
-
-def _received(connection: Connection, seconds: float) -> dict[str, Any]:
-    """An answer: it is JSON, since what a template made of its process must do nothing here."""
-    if not connection.poll(seconds):
-        raise TemplateError(f"took longer than {seconds:g} seconds")
-    try:
-        answer = json.loads(connection.recv_bytes(ANSWER))
-    except (ValueError, RecursionError):
-        answer = None
-    if not isinstance(answer, dict):
-        raise TemplateError("its process has answered something else")
-    return answer
-
-
-def _serve(connection: Connection, text: str, seconds: float) -> None:
-    """Render until the other end is closed."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the program that uses it
+def _prepare(text: str, seconds: float) -> Answer:
     template.SECONDS = seconds
     compiled = Template(text)
-    connection.send_bytes(b"{}")
-    while True:
+
+    def answer(values: Mapping[str, Any]) -> dict[str, str]:
         try:
-            values = json.loads(connection.recv_bytes())
-        except EOFError:
-            return
-        connection.send_bytes(json.dumps(_answer(compiled, values)).encode())
+            return {"text": compiled.render(values)}
+        except TemplateError as error:
+            return {"refused": str(error)}
 
-
-def _answer(compiled: Template, values: Mapping[str, Any]) -> dict[str, str]:
-    try:
-        return {"text": compiled.render(values)}
-    except TemplateError as error:
-        return {"refused": str(error)}
+    return answer
