@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from blockwright.blocks.measurements import remembering
-from blockwright.lab.drawing.parts import Box, Scheme
+from blockwright.lab.drawing import figures
+from blockwright.lab.drawing.parts import Box, Scheme, Totals
 from blockwright.lab.drawing.picture import picture
 from blockwright.lab.drawing.scheme import scheme
 
@@ -15,6 +16,7 @@ from blockwright.lab.drawing.scheme import scheme
 WRITTEN = re.compile(r"model\.([\w.]+)( \(layer \d+\))?")
 MOST = 2000  # costs of parts that are remembered
 _costs: dict[Any, int] = {}  # of this process, which draws models that differ in one part
+FIGURES = ("parameters", "active", "forward_flops", "cache_bytes")  # those of the picture, in its order
 OF_NO_BLOCK = {"embedding": "d_model", "head": "vocab_size"}  # kind of a box → the setting by which it is exchanged
 
 
@@ -35,14 +37,13 @@ def draw(model: Mapping[str, Any], title: str) -> dict[str, Any]:
         _costs.clear()
     with remembering(_costs):
         found = scheme(model, title)
-    totals = found.totals
-    costs = {
-        "parameters": totals.parameters,
-        "active": totals.active,
-        "forward_flops": totals.forward_flops,
-        "cache_bytes": totals.cache_bytes,
-    }
-    return {"picture": picture(found), "boxes": places(found), "totals": costs}
+    return {"picture": picture(found), "boxes": places(found), "totals": _totals(found.totals)}
+
+
+def _totals(found: Totals) -> dict[str, dict[str, Any]]:
+    """Name → value of each figure, as the picture writes it, and what it is a figure of."""
+    written = zip(FIGURES, figures.totals(found), strict=True)
+    return {name: {"value": getattr(found, name), "text": text, "of": of} for name, (text, of) in written}
 
 
 def places(of: Scheme) -> dict[str, str]:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from blockwright.lab.drawing.figures import parameters
 from blockwright.lab.report.single import Points, figures, losses
 from blockwright.lab.report.svg import Chart
 from blockwright.lab.sweep.locks import is_taken
@@ -87,9 +88,15 @@ class Runs:
             {"name": name, "value": value, "unit": f.unit if (f := result.figures.get(name)) else ""}
             for name, value in sorted(_finite(result.metrics).items())
         ]
-        size = {"parameters": result.parameters, "active_parameters": result.active_parameters, "steps": result.steps}
+        size = [f"{parameters(result.parameters)} parameters"] if result.parameters else []
+        size += [f"{result.steps:,.0f} steps"] if result.steps else []
         chart = losses(_points(curves, "train"), _points(curves, "val"))
-        return {"results": known, "size": size, "reason": result.reason[:LONGEST], "chart": _drawn(curves, chart)}
+        return {
+            "results": known,
+            "size": ", ".join(size),
+            "reason": result.reason[:LONGEST],
+            "chart": _drawn(curves, chart),
+        }
 
     def _sweep(self, found: Place, reader: Reader) -> dict[str, Any]:
         """The jobs of a sweep, and the validation curves of those that are best so far."""

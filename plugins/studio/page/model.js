@@ -8,29 +8,17 @@ import { INHERIT, all, blocks } from "./tree.js"
 
 const PRESET = "deepseek_v2", NONE = "null"
 
-/** A number with a decimal prefix, as in a cost card. */
-export function scaled(value) {
-  for (const [size, prefix] of [[1e15, "P"], [1e12, "T"], [1e9, "G"], [1e6, "M"], [1e3, "k"]])
-    if (value >= size) return `${+(value / size).toPrecision(4)} ${prefix}`
-  return `${+value.toPrecision(4)}`
-}
-
-const COSTS = [
-  ["parameters", "parameters", v => scaled(v).replace("G", "B")],
-  ["active", "active a token", v => scaled(v).replace("G", "B")],
-  ["forward_flops", "forward FLOPs a token", scaled],
-  ["cache_bytes", "cache a token, bf16", v => `${v.toLocaleString("en")} B`],
-]
+const FIGURES = ["parameters", "active", "forward_flops", "cache_bytes"] // known before the first picture
 
 function change(value, reference) {
   const percent = 100 * (value / reference - 1)
-  return reference && Math.abs(percent) >= 0.005 ? `${percent > 0 ? "+" : "−"}${Math.abs(percent).toFixed(Math.abs(percent) < 10 ? 2 : 1)} %` : ""
+  return value != null && reference && Math.abs(percent) >= 0.005 ? `${percent > 0 ? "+" : "−"}${Math.abs(percent).toFixed(Math.abs(percent) < 10 ? 2 : 1)} %` : ""
 }
 
 function Costs({ totals, reference }) {
-  return html`<dl class="costs" aria-label="costs">${COSTS.map(([key, label, format]) => html`
-    <div key=${key}><dt>${label}</dt><dd data-cost=${key} data-value=${totals?.[key]}>${totals?.[key] == null ? "…" : format(totals[key])}
-      <small>${totals && reference && change(totals[key], reference[key])}</small></dd></div>`)}</dl>`
+  return html`<dl class="costs" aria-label="costs">${FIGURES.map(name => html`
+    <div key=${name}><dt>${totals?.[name].of ?? "…"}</dt><dd data-cost=${name} data-value=${totals?.[name].value}>${totals?.[name].text ?? "…"}
+      <small>${totals && reference && change(totals[name].value, reference[name].value)}</small></dd></div>`)}</dl>`
 }
 
 /** The picture: each box that has a place in the form opens its menu. Its frame is the button: boxes contain others. */

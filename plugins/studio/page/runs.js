@@ -2,7 +2,6 @@
 
 import { html, useEffect, useState } from "./vendor/htm-preact.js"
 import { address, ask } from "./requests.js"
-import { scaled } from "./model.js"
 
 const EVERY = 2000 // milliseconds
 
@@ -72,7 +71,7 @@ export function RunView({ at }) {
     <h1>${at.name}</h1>
     ${failure && html`<p class="trouble" role="status">${failure}</p>`}
     ${answer && html`
-      <p><${State} of=${answer.state} /> ${answer.reason} ${answer.size?.parameters && `${scaled(answer.size.parameters)} parameters, ${answer.size.steps} steps`}</p>
+      <p><${State} of=${answer.state} /> ${answer.reason} ${answer.size}</p>
       ${answer.reports.map(file => html`<p><a href=${`report/${path(answer.name)}/${file}`} target="_blank" rel="noreferrer">Report</a></p>`)}
       ${answer.overrides && html`<p><code>${answer.overrides}</code></p>`}
       ${answer.chart ? html`<div class="curves" dangerouslySetInnerHTML=${{ __html: answer.chart }}></div>`

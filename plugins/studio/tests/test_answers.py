@@ -26,7 +26,10 @@ def test_a_picture_has_the_costs_of_the_model_and_a_place_for_each_of_its_blocks
     drawn = draw({"attention": "gqa"})
     decoder = compose(preset("deepseek_v2", {"attention": {"name": "gqa"}}), device="meta")
     counted = count_parameters(decoder)
-    assert (drawn["totals"]["parameters"], drawn["totals"]["active"]) == (counted.total, counted.active)
+    assert (drawn["totals"]["parameters"]["value"], drawn["totals"]["active"]["value"]) == (
+        counted.total,
+        counted.active,
+    )
     assert drawn["model"]["attention"] == {"name": "gqa"} and "refusal" not in drawn
     places = drawn["boxes"]
     assert places["layers.0.ffn"] == "variants.ffn.dense" and places["layers.1.ffn"] == "ffn"
@@ -44,7 +47,8 @@ def test_costs_that_are_remembered_are_those_that_are_measured() -> None:
     for changes in ({}, {"attention": "gqa"}, {"d_model": "2560"}, {"gating.top_k": "4"}, {"max_positions": "512"}, {}):
         choice = Choice("deepseek_v2", {"n_layers": "3", **changes})
         decoder = compose(choice.composition, device="meta")
-        counted, totals = count_parameters(decoder), draw({"n_layers": "3", **changes})["totals"]
+        counted, drawn = count_parameters(decoder), draw({"n_layers": "3", **changes})["totals"]
+        totals = {name: figure["value"] for name, figure in drawn.items()}
         length = min(4096, choice.composition["max_positions"])
         assert totals["active"] == counted.active and totals["parameters"] == counted.total
         assert totals["forward_flops"] == forward_flops_per_token(decoder, length)
@@ -93,3 +97,14 @@ def test_forms_have_every_block_with_its_parameters() -> None:
     assert by_name["position"]["child"] == "position" and by_name["q_lora_rank"]["optional"]
     assert {s["name"]: s["choices"] for s in forms["settings"]}["tie_embeddings"] == [True, False]
     assert forms["presets"][0]["summary"]
+
+
+@pytest.mark.parametrize(
+    ("preset", "changes"),
+    [("deepseek_v2", {}), ("gpt_oss_20b", {}), ("llama3_1_8b", {"attention": "gated_delta"})],
+)
+def test_figures_are_written_as_in_the_picture(preset: str, changes: dict[str, str]) -> None:
+    """Where a cache grows, where it stops at windows, and where it has the same size at any length."""
+    drawn = draw(changes, preset)
+    for figure in drawn["totals"].values():
+        assert f">{figure['text']}</text>" in drawn["picture"]
