@@ -536,6 +536,9 @@ def test_a_group_added_later_is_refused() -> None:
         ("muon", {"adjust_lr_fn": "orginal"}, "optimizer.adjust_lr_fn"),
         ("muon", {"ns_dtype": "float16"}, "optimizer.ns_dtype"),
         ("muon", {"adjust_lr_fn": "original"}, "optimizer.adamw_lr"),
+        ("normuon", {"beta2": 1.0}, "optimizer.beta2"),
+        ("soap", {"frequency": 0}, "optimizer.frequency"),
+        ("soap", {"shampoo_beta": -0.1}, "optimizer.shampoo_beta"),
     ],
 )
 def test_nonsense_is_refused_with_its_path(name: str, changes: dict[str, Any], path: str) -> None:

@@ -68,6 +68,10 @@ class OptimizerRecipe(ABC):
         rule = f"{name} does not say how large its steps are, and rates follow from that"
         raise ConfigError("optimizer", name, rule, "Write optimizer=adamw or muon, without a constraint")
 
+    def spreads_state(self, weight: Weight) -> bool:
+        """Whether its state of a weight is spread over ranks as the weight is; otherwise each rank has it whole."""
+        return True
+
     def patterns(self) -> dict[str, list[str]]:
         """Path of a setting → its patterns of parameter names, each of which has to match a trained weight."""
         held = self.constraint

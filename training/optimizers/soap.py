@@ -79,3 +79,6 @@ class SOAP(MatrixRecipe):
         from blockwright.blocks.widths import adam_step
 
         return adam_step(weight)
+
+    def spreads_state(self, weight: Weight) -> bool:
+        return not self.takes(weight)
