@@ -96,7 +96,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def zigzags(folder: Path, quick: list[str]) -> dict[str, list[str]]:
     """Commands with the data and the task of the plug-in: a run, the same in two parts, and mistakes."""
-    chosen = ["experiment=zigzags", *(o for o in quick if not o.startswith(("data", "logger"))), "logger=csv"]
+    chosen = [
+        "experiment=zigzags",
+        "optimizer/constraint=row_sphere",
+        *(o for o in quick if not o.startswith(("data", "logger"))),
+        "logger=csv",
+    ]
     part, last = f"hydra.run.dir={folder}/parts", f"ckpt_path={folder}/parts/checkpoints/last.ckpt"
     half = ["trainer.max_steps=3", "trainer.val_check_interval=3", "scheduler=constant"]  # whatever the number of steps
     return {
@@ -333,7 +338,7 @@ def test_plug_in_proves_its_blocks_by_the_kit_in_its_own_tests(
 
 
 def test_nothing_here_names_the_plug_in() -> None:
-    names = r"blockwright_guest|\bretention\b|retentive|noisy_topk|\bxpos\b|\bzigzags\b"
+    names = r"blockwright_guest|\bretention\b|retentive|noisy_topk|\bxpos\b|\bzigzags\b|\brow_sphere\b"
     for package in ("registry", "blocks", "training", "lab", "plugins", "conf"):
         for file in (ROOT / package).rglob("*"):
             if file.suffix in (".py", ".yaml"):

@@ -51,7 +51,7 @@ def _factor(measured: Measured, recipe: OptimizerRecipe) -> float:
     """Numbers of optimizer state for each parameter, on average."""
     factors = state_factors(measured.decoder, recipe)
     whole = spread(measured, 1, 1)
-    return sum(h.times * h.gathered * factors[h.name] for h in whole) / sum(h.times * h.gathered for h in whole)
+    return sum(h.times * h.gathered * sum(factors[h.name]) for h in whole) / sum(h.times * h.gathered for h in whole)
 
 
 ADAMW = AdamW()

@@ -24,11 +24,16 @@ from blockwright.training.optimizers import stacked_muon
 from blockwright.training.optimizers.adamw import AdamW
 from blockwright.training.optimizers.base import OptimizerRecipe
 from blockwright.training.optimizers.combined import CombinedOptimizer
+from blockwright.training.optimizers.hyperball import Hyperball
 from blockwright.training.optimizers.muon import Muon
+from blockwright.training.optimizers.normuon import NorMuon
+from blockwright.training.optimizers.soap import SOAP
 from blockwright.training.optimizers.stacked_muon import StackedMuon, orthogonalize
 
 CONF = Path(__file__).parents[2] / "conf" / "optimizer"
-RECIPES: dict[str, type[OptimizerRecipe]] = {"adamw": AdamW, "muon": Muon}
+RECIPES: dict[str, type[OptimizerRecipe]] = {"adamw": AdamW, "muon": Muon, "normuon": NorMuon, "soap": SOAP}
+EVERY = [recipe(lr=1e-2) for recipe in RECIPES.values()]
+HELD = [recipe(lr=1e-2, constraint=Hyperball()) for recipe in RECIPES.values()]
 V, D, E, W = 11, 8, 4, 12
 
 
@@ -130,7 +135,7 @@ def test_only_the_decay_group_shrinks_without_a_gradient() -> None:
     assert torch.equal(model.norm.weight, before["norm.weight"])
 
 
-@pytest.mark.parametrize("recipe", [AdamW(), Muon()])
+@pytest.mark.parametrize("recipe", [*EVERY, *HELD])
 def test_a_head_tied_to_the_embedding_counts_as_embedding(recipe: OptimizerRecipe) -> None:
     model = Tiny(tied=True)
     (group,) = [g for g in recipe.build(model).param_groups if any(p is model.head.weight for p in g["params"])]
@@ -154,7 +159,7 @@ def test_a_norm_per_head_and_a_learned_table_of_biases_are_not_maps() -> None:
 
 
 @pytest.mark.parametrize("tied", [False, True])
-@pytest.mark.parametrize("recipe", [AdamW(), Muon()])
+@pytest.mark.parametrize("recipe", [*EVERY, *HELD])
 def test_every_trainable_parameter_is_held_exactly_once(recipe: OptimizerRecipe, tied: bool) -> None:
     model = Tiny(tied)
     model.mix.requires_grad_(False)
@@ -167,7 +172,7 @@ def test_a_module_in_two_places_is_held_once_under_both_names() -> None:
     shared = nn.Linear(D, D, bias=False)
     (weight,) = weights(nn.ModuleDict({"a": shared, "head": shared}))
     assert weight.names == ("a.weight", "head.weight")
-    assert not Muon().orthogonalizes(weight)
+    assert not Muon().takes(weight)
 
 
 def test_a_model_with_nothing_to_train_is_refused() -> None:
@@ -335,7 +340,7 @@ def test_stacked_muon_refuses_vectors() -> None:
         StackedMuon([nn.Parameter(torch.ones(4))])
 
 
-@pytest.mark.parametrize("recipe", [AdamW(lr=1e-2), Muon(lr=1e-2), Muon(2e-2, adjust_lr_fn="original", adamw_lr=1e-2)])
+@pytest.mark.parametrize("recipe", [*EVERY, *HELD, Muon(2e-2, adjust_lr_fn="original", adamw_lr=1e-2)])
 def test_training_lowers_the_loss(recipe: OptimizerRecipe) -> None:
     model = Tiny()
     losses = train(model, recipe.build(model), range(40))
@@ -381,7 +386,7 @@ def test_the_combined_steps_are_those_of_the_parts_alone() -> None:
     assert all(torch.equal(p, q) for p, q in zip(together.parameters(), apart.parameters(), strict=True))
 
 
-@pytest.mark.parametrize("recipe", [AdamW(lr=1e-2), Muon(lr=1e-2)])
+@pytest.mark.parametrize("recipe", [*EVERY, *HELD])
 def test_a_resumed_training_is_bit_exact(recipe: OptimizerRecipe) -> None:
     def schedule(optimizer: Any) -> Any:
         return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 / (1 + step / 4))
@@ -406,7 +411,7 @@ def test_a_resumed_training_is_bit_exact(recipe: OptimizerRecipe) -> None:
     assert all(torch.equal(p, q) for p, q in zip(model.parameters(), resumed.parameters(), strict=True))
 
 
-@pytest.mark.parametrize("recipe", [AdamW(), Muon()])
+@pytest.mark.parametrize("recipe", [*EVERY, *HELD])
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
 def test_lightning_clips_schedules_and_steps(recipe: OptimizerRecipe, precision: Any, tmp_path: Path) -> None:
     import lightning
@@ -432,7 +437,7 @@ def test_lightning_clips_schedules_and_steps(recipe: OptimizerRecipe, precision:
     )  # fmt: skip
     trainer.fit(task, torch.utils.data.DataLoader(torch.randint(V, (6, 6)), batch_size=2))
     assert all(not torch.equal(value, before[name]) for name, value in task.state_dict().items())
-    assert {group["lr"] for group in trainer.optimizers[0].param_groups} == {4.2e-4 / 4}
+    assert {group["lr"] for group in trainer.optimizers[0].param_groups} == {1e-2 / 4}
     assert nn.utils.get_total_norm([p.grad for p in task.parameters()]) < 1.01e-3
 
 
@@ -531,6 +536,9 @@ def test_a_group_added_later_is_refused() -> None:
         ("muon", {"adjust_lr_fn": "orginal"}, "optimizer.adjust_lr_fn"),
         ("muon", {"ns_dtype": "float16"}, "optimizer.ns_dtype"),
         ("muon", {"adjust_lr_fn": "original"}, "optimizer.adamw_lr"),
+        ("normuon", {"beta2": 1.0}, "optimizer.beta2"),
+        ("soap", {"frequency": 0}, "optimizer.frequency"),
+        ("soap", {"shampoo_beta": -0.1}, "optimizer.shampoo_beta"),
     ],
 )
 def test_nonsense_is_refused_with_its_path(name: str, changes: dict[str, Any], path: str) -> None:
@@ -543,6 +551,7 @@ def test_nonsense_is_refused_with_its_path(name: str, changes: dict[str, Any], p
 @pytest.mark.parametrize("name", RECIPES)
 def test_the_yaml_names_every_parameter_with_the_default_of_the_class(name: str) -> None:
     node = yaml.safe_load((CONF / f"{name}.yaml").read_text())
+    assert node.pop("defaults") == ["_self_", {"constraint": None}]  # optimizer/constraint=NAME sets it
     target = RECIPES[name]
     assert node.pop("_target_") == f"{target.__module__}.{target.__name__}"
     plain = {key: tuple(value) if isinstance(value, list) else value for key, value in node.items()}
@@ -556,6 +565,7 @@ def test_hydra_and_jsonargparse_make_the_same_recipe(name: str) -> None:
     from omegaconf import OmegaConf
 
     node = OmegaConf.load(CONF / f"{name}.yaml")
+    del node["defaults"]
     by_hydra = instantiate(node)
     arguments = OmegaConf.to_container(node)
     assert isinstance(arguments, dict)
@@ -570,7 +580,8 @@ def test_hydra_and_jsonargparse_make_the_same_recipe(name: str) -> None:
 
 def test_making_a_recipe_imports_no_torch() -> None:
     program = (
-        "import sys; from blockwright.training.optimizers import adamw, muon; adamw.AdamW(); muon.Muon(); "
+        "import sys; from blockwright.training.optimizers import adamw, hyperball, muon, normuon, soap; "
+        "adamw.AdamW(constraint=hyperball.Hyperball()); muon.Muon(); normuon.NorMuon(); soap.SOAP(); "
         "sys.exit('torch' in sys.modules)"
     )
     subprocess.run([sys.executable, "-c", program], cwd=Path(__file__).parents[2], check=True)

@@ -14,8 +14,10 @@ from blockwright.training.optimizers.base import (
     OptimizerRecipe,
     factors_of,
     multiplied,
+    stepped,
     trained,
 )
+from blockwright.training.optimizers.constraint import Constraint
 
 if TYPE_CHECKING:
     from torch import nn
@@ -43,6 +45,7 @@ class AdamW(OptimizerRecipe):
         eps: ε, added to the root of the second moment
         fused: one kernel for the whole step. None: if every parameter's device supports it
         multipliers: pattern of parameter names → factor on lr: `{attention: 0.1}`
+        constraint: makes the steps on matrices instead; None for none
 
     The defaults are those of DeepSeek's reports (β 0.9 / 0.95, λ 0.1); torch's own are β₂ 0.999 and λ 0.01 on
     *every* parameter. DeepSeek does not state which tensors are decayed: the split here is the usual one.
@@ -56,25 +59,26 @@ class AdamW(OptimizerRecipe):
         eps: Positive = 1e-8,
         fused: bool | None = None,
         multipliers: Multipliers | None = None,
+        constraint: Constraint | None = None,
     ) -> None:
         self.multipliers = factors_of(multipliers)
         self.lr, self.weight_decay, self.eps = float(lr), float(weight_decay), float(eps)
         self.betas = (float(betas[0]), float(betas[1]))
-        self.fused = fused
+        self.fused, self.constraint = fused, constraint
 
     def patterns(self) -> dict[str, list[str]]:
-        return {"optimizer.multipliers": list(self.multipliers)}
+        return {"optimizer.multipliers": list(self.multipliers), **super().patterns()}
 
     def build(self, module: nn.Module) -> Optimizer:
         found = trained(module)
         self.check(found)
         settings = (self.lr, self.betas, self.weight_decay, self.eps, self.fused, self.multipliers, self.scales)
-        return torch_adamw(found, *settings)
+        return stepped([torch_adamw(found, *settings)], found, self.constraint)
 
     def step_norm(self, weight: Weight) -> float:
         from blockwright.blocks.widths import adam_step
 
-        return adam_step(weight)
+        return adam_step(weight) if self.constraint is None else super().step_norm(weight)
 
 
 def torch_adamw(

@@ -17,6 +17,7 @@ from blockwright.registry.enforcing import enforced
 from blockwright.registry.errors import ConfigError
 from blockwright.registry.ranges import Positive
 from blockwright.registry.schema import conforms, fault
+from blockwright.training.optimizers.constraint import FREE, Constraint
 from blockwright.training.patterns import matches, matching
 
 if TYPE_CHECKING:
@@ -35,9 +36,11 @@ class OptimizerRecipe(ABC):
 
     Attributes:
         scales: name of a weight → factors on its rate, decay and ε, of the run's parametrisation; not among them: 1
+        constraint: makes the steps on the weights that it holds; None, the default, for none
     """
 
     scales: Mapping[str, Scale] = MappingProxyType({})
+    constraint: Constraint | None = None
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
@@ -61,12 +64,18 @@ class OptimizerRecipe(ABC):
         Raises:
             ConfigError: the recipe does not say, which is the default
         """
-        rule = f"{type(self).__name__} does not say how large its steps are, and rates follow from that"
-        raise ConfigError("optimizer", type(self).__name__, rule, "Define step_norm, or write optimizer=adamw or muon")
+        name = type(self).__name__ + ("" if self.constraint is None else f" with {type(self.constraint).__name__}")
+        rule = f"{name} does not say how large its steps are, and rates follow from that"
+        raise ConfigError("optimizer", name, rule, "Write optimizer=adamw or muon, without a constraint")
+
+    def spreads_state(self, weight: Weight) -> bool:
+        """Whether its state of a weight is spread over ranks as the weight is; otherwise each rank has it whole."""
+        return True
 
     def patterns(self) -> dict[str, list[str]]:
         """Path of a setting → its patterns of parameter names, each of which has to match a trained weight."""
-        return {}
+        held = self.constraint
+        return {} if held is None else {"optimizer.constraint.free": [p for p in held.free if p not in FREE]}
 
     def check(self, found: Sequence[Weight]) -> None:
         """Refuse a pattern that matches none of a model's weights, and a weight without factors, if others have some.
@@ -104,6 +113,24 @@ def trained(module: nn.Module) -> list[Weight]:
             "Unfreeze a part of the model, or validate it instead of training it",
         )
     return found
+
+
+def stepped(parts: Sequence[Optimizer], found: Sequence[Weight], constraint: Constraint | None) -> Optimizer:
+    """One optimizer of several, which have all of the weights; with a constraint, it makes the steps on those it holds.
+
+    Raises:
+        ConfigError: it holds none of them
+    """
+    from blockwright.training.optimizers.combined import CombinedOptimizer
+    from blockwright.training.optimizers.constrained import ConstrainedOptimizer
+
+    if constraint is None:
+        return parts[0] if len(parts) == 1 else CombinedOptimizer(parts)
+    held = [weight.parameter for weight in found if constraint.holds(weight)]
+    if not held:
+        rule = f"holds no trained weight: {', '.join(constraint.free)} are free, and it holds matrices alone"
+        raise ConfigError("optimizer.constraint", type(constraint).__name__, rule, "Write optimizer/constraint=null")
+    return ConstrainedOptimizer(parts, constraint, held)
 
 
 def factors_of(multipliers: Multipliers | None) -> dict[str, float]:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+
+from blockwright.training.optimizers.distributed import cuts, gradient, local, part_of, whole
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # Jordan's quintic: steepest at zero, so few iterations suffice
 NORM_FLOOR = 1e-7  # keeps a gradient of zeros at zero
@@ -76,22 +79,47 @@ class StackedMuon(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
-            whole: list[_Piece] = []
+            pieces: list[Piece] = []
             for parameter in group["params"]:
                 if parameter.grad is None:
                     continue
                 state = self.state[parameter]
-                if not state:
-                    state["momentum_buffer"] = torch.zeros_like(parameter)
-                gradient, momentum = _gradient(parameter), state["momentum_buffer"]
-                if _cuts_matrices(parameter):
-                    _step_gathered(parameter, gradient, momentum, group)
+                if "momentum_buffer" not in state:
+                    state |= self.started(parameter)
+                if cuts(parameter):
+                    self._step_gathered(parameter, state, group)
                 else:
-                    scale = lr_scale(parameter.shape, group["adjust_lr_fn"])
-                    whole.append(_piece(_local(parameter), _local(gradient), _local(momentum), scale))
-            for batch in _batches(whole):
-                _step_batch(batch, group)
+                    pieces.append(_piece(parameter, state, group))
+            for batch in _batches(pieces):
+                self._step_batch(batch, group)
         return loss
+
+    def started(self, parameter: Tensor) -> dict[str, Tensor]:
+        """The state of a parameter before its first step."""
+        return {"momentum_buffer": torch.zeros_like(parameter)}
+
+    def weighed(self, update: Tensor, pieces: Sequence[Piece], group: dict[str, Any]) -> Tensor:
+        """Orthogonalised matrices [S,a,b] of these pieces, in order → what the weights move by, but for the rate."""
+        return update
+
+    def _step_batch(self, batch: list[Piece], group: dict[str, Any]) -> None:
+        """One step on pieces of equal size."""
+        updates = _nesterov([piece.gradient for piece in batch], [piece.momentum for piece in batch], group["momentum"])
+        update = self.weighed(_orthogonalized(torch.cat(updates), group), batch, group)
+        torch._foreach_mul_([piece.parameter for piece in batch], 1 - group["lr"] * group["weight_decay"])
+        for piece, part in zip(batch, update.split([len(piece.parameter) for piece in batch]), strict=True):
+            piece.parameter.add_(part, alpha=-group["lr"] * piece.scale)
+
+    def _step_gathered(self, parameter: Tensor, state: dict[str, Any], group: dict[str, Any]) -> None:
+        """One step on a DTensor whose matrices are split over several ranks; each computes all of it."""
+        (update,) = _nesterov([local(gradient(parameter))], [local(state["momentum_buffer"])], group["momentum"])
+        gathered = whole(update, parameter)
+        piece = _turned(gathered, gathered, gathered, state.get("second_moment"), group)
+        update = self.weighed(_orthogonalized(piece.gradient, group), [piece], group)
+        update = (update.mT if piece.turned else update).reshape(parameter.shape)
+        own = local(parameter)
+        own.mul_(1 - group["lr"] * group["weight_decay"])
+        own.add_(part_of(update, parameter), alpha=-group["lr"] * piece.scale)
 
 
 def orthogonalize(x: Tensor, steps: int) -> Tensor:
@@ -119,39 +147,54 @@ def lr_scale(shape: Sequence[int], adjust_lr_fn: str) -> float:
     return 0.2 * math.sqrt(max(rows, columns))
 
 
-class _Piece(NamedTuple):
-    """Views `[S, a, b]`, a ≤ b, of a parameter, its gradient and its momentum; `scale` is that on the learning rate."""
+class Piece(NamedTuple):
+    """Views [S, a, b], a ≤ b, of a parameter, its gradient and its momentum.
+
+    scale: factor on the learning rate
+    turned: whether the views are transposed, since the parameter has more rows than columns
+    moment: [S,a,1], or [S,1,b] if turned, of the rows of the parameter; None for an optimizer without
+    """
 
     parameter: Tensor
     gradient: Tensor
     momentum: Tensor
     scale: float
+    turned: bool
+    moment: Tensor | None
 
-    def split(self, slices: int) -> Iterator[_Piece]:
-        parts = zip(self.parameter.split(slices), self.gradient.split(slices), self.momentum.split(slices), strict=True)
-        return (_Piece(parameter, gradient, momentum, self.scale) for parameter, gradient, momentum in parts)
+    def split(self, slices: int) -> Iterator[Piece]:
+        three = zip(self.parameter.split(slices), self.gradient.split(slices), self.momentum.split(slices), strict=True)
+        moments = itertools.repeat(None) if self.moment is None else self.moment.split(slices)
+        return (Piece(p, g, m, self.scale, self.turned, v) for (p, g, m), v in zip(three, moments, strict=False))
 
 
-def _piece(parameter: Tensor, gradient: Tensor, momentum: Tensor, scale: float) -> _Piece:
+def _piece(parameter: Tensor, state: dict[str, Any], group: dict[str, Any]) -> Piece:
+    own, grad, momentum = local(parameter), local(gradient(parameter)), local(state["momentum_buffer"])
+    return _turned(own, grad, momentum, local(state.get("second_moment")), group)
+
+
+def _turned(parameter: Tensor, grad: Tensor, momentum: Tensor, moment: Tensor | None, group: dict[str, Any]) -> Piece:
     rows, columns = parameter.shape[-2:]
-    # view, not reshape: writes must reach the parameter and its momentum.
-    views = (parameter.view(-1, rows, columns), gradient.reshape(-1, rows, columns), momentum.view(-1, rows, columns))
-    wide, gradients, momenta = (view.mT if rows > columns else view for view in views)
-    return _Piece(wide, gradients, momenta, scale)
+    # view, not reshape: writes must reach the parameter and its state.
+    views = [parameter.view(-1, rows, columns), grad.reshape(-1, rows, columns), momentum.view(-1, rows, columns)]
+    views += [] if moment is None else [moment.view(-1, rows, 1)]
+    turned = rows > columns
+    one, two, three, *four = [view.mT for view in views] if turned else views
+    return Piece(one, two, three, lr_scale(parameter.shape, group["adjust_lr_fn"]), turned, four[0] if four else None)
 
 
-def _batches(pieces: Iterable[_Piece]) -> Iterator[list[_Piece]]:
+def _batches(pieces: Iterable[Piece]) -> Iterator[list[Piece]]:
     """Pieces of equal size, device and dtype, split and packed into batches of bounded size."""
-    alike: dict[tuple[Any, ...], list[_Piece]] = {}
+    alike: dict[tuple[Any, ...], list[Piece]] = {}
     for piece in pieces:
         one = piece.parameter
         alike.setdefault((one.shape[1:], one.device, one.dtype, piece.gradient.dtype), []).append(piece)
     for (size, device, *_), group in alike.items():
         elements = CPU_ELEMENTS if device.type == "cpu" else DEVICE_ELEMENTS
         most = max(2, elements // size.numel())  # at least one per core of two
-        batch: list[_Piece] = []
+        batch: list[Piece] = []
         room = most
-        for piece in (part for whole in group for part in whole.split(most)):
+        for piece in (part for each in group for part in each.split(most)):
             slices = len(piece.parameter)
             if slices > room:
                 yield batch
@@ -159,15 +202,6 @@ def _batches(pieces: Iterable[_Piece]) -> Iterator[list[_Piece]]:
             batch.append(piece)
             room -= slices
         yield batch
-
-
-def _step_batch(batch: list[_Piece], group: dict[str, Any]) -> None:
-    """One step of Muon on pieces of equal size."""
-    updates = _nesterov([piece.gradient for piece in batch], [piece.momentum for piece in batch], group["momentum"])
-    update = _orthogonalized(torch.cat(updates), group)
-    torch._foreach_mul_([piece.parameter for piece in batch], 1 - group["lr"] * group["weight_decay"])
-    for piece, part in zip(batch, update.split([len(piece.parameter) for piece in batch]), strict=True):
-        piece.parameter.add_(part, alpha=-group["lr"] * piece.scale)
 
 
 def _nesterov(gradients: list[Tensor], momenta: list[Tensor], momentum: float) -> list[Tensor]:
@@ -187,41 +221,3 @@ def _orthogonalized(update: Tensor, group: dict[str, Any]) -> Tensor:
 def _cpu_multiplies_bfloat16() -> bool:
     """Whether this processor has bf16 units. torch has no public function for that; False if it has none at all."""
     return any(getattr(torch.cpu, name, bool)() for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
-
-
-def _local(tensor: Tensor) -> Tensor:
-    return tensor.to_local() if hasattr(tensor, "to_local") else tensor
-
-
-def _gradient(parameter: Tensor) -> Tensor:
-    """The gradient, placed like its parameter: tensor parallelism may leave partial sums."""
-    gradient: Any = parameter.grad
-    placements = getattr(parameter, "placements", None)
-    if getattr(gradient, "placements", None) != placements:
-        return gradient.redistribute(placements=placements)
-    return gradient
-
-
-def _cuts_matrices(parameter: Tensor) -> bool:
-    """Whether the parameter is a DTensor with a shard along one of its last two dimensions."""
-    placements = getattr(parameter, "placements", ())
-    return any(getattr(placement, "dim", -1) >= parameter.ndim - 2 for placement in placements)
-
-
-def _step_gathered(parameter: Any, gradient: Tensor, momentum: Tensor, group: dict[str, Any]) -> None:
-    """One step of Muon on a DTensor whose matrices are split over several ranks."""
-    from torch.distributed.tensor import DTensor, distribute_tensor
-
-    mesh, placements, shape = parameter.device_mesh, parameter.placements, parameter.shape
-    (update,) = _nesterov([_local(gradient)], [_local(momentum)], group["momentum"])
-    whole = DTensor.from_local(update, mesh, placements, shape=shape, stride=parameter.stride()).full_tensor()
-    matrices = whole.reshape(-1, *shape[-2:])
-    if shape[-2] > shape[-1]:
-        whole = _orthogonalized(matrices.mT, group).mT.reshape(shape)
-    else:
-        whole = _orthogonalized(matrices, group).reshape(shape)
-    # Every rank has computed the same; src_data_rank=None takes its own part without communication.
-    part = distribute_tensor(whole, mesh, placements, src_data_rank=None)
-    local = _local(parameter)
-    local.mul_(1 - group["lr"] * group["weight_decay"])
-    local.add_(_local(part), alpha=-group["lr"] * lr_scale(shape, group["adjust_lr_fn"]))

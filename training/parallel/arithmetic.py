@@ -17,6 +17,7 @@ from torch import nn
 from blockwright.blocks.alike import alike
 from blockwright.blocks.decoder import Decoder
 from blockwright.blocks.gating.base import Gating
+from blockwright.blocks.weights import weights
 from blockwright.training.optimizers.base import OptimizerRecipe
 from blockwright.training.parallel.plan import DIMENSION, Region, regions
 from blockwright.training.parallel.remembered import appended
@@ -151,21 +152,23 @@ def held_bytes(decoder: Decoder, sizes: Sizes, recipe: OptimizerRecipe) -> dict[
     """
     spread, factors = holdings(decoder, sizes), state_factors(decoder, recipe)
     numbers = sum(h.held(sizes) * h.times for h in spread)
-    state = sum(h.held(sizes) * h.times * factors[h.name] for h in spread)
+    state = sum((h.held(sizes) * factors[h.name][0] + h.gathered * factors[h.name][1]) * h.times for h in spread)
     return {"parameters": 4 * numbers, "gradients": 4 * numbers, "optimizer": round(4 * state)}
 
 
-def state_factors(decoder: Decoder, recipe: OptimizerRecipe) -> dict[str, float]:
-    """Name of each ``Holding`` → numbers of optimizer state per number."""
+def state_factors(decoder: Decoder, recipe: OptimizerRecipe) -> dict[str, tuple[float, float]]:
+    """Name of each ``Holding`` → numbers of optimizer state per number, spread as the weight is, and whole on each
+    rank."""
     probe, _ = _distinct(decoder)
     optimizer = recipe.build(probe)
     for parameter in probe.parameters():
         parameter.grad = torch.empty_like(parameter)
     optimizer.step()
+    whole = {weight.parameter for weight in weights(probe) if not recipe.spreads_state(weight)}
     factors = {}
     for name, parameter in probe.named_parameters():
-        same = [v for v in optimizer.state[parameter].values() if getattr(v, "shape", None) == parameter.shape]
-        factors[name], parameter.grad = float(len(same)), None
+        factor = sum(v.numel() for v in optimizer.state[parameter].values() if v.ndim) / parameter.numel()
+        factors[name], parameter.grad = (0.0, factor) if parameter in whole else (factor, 0.0), None
     return factors
 
 
