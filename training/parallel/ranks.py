@@ -42,7 +42,9 @@ def data_ranks(trainer: Any) -> DataRanks:
     meshes = getattr(trainer.strategy, "meshes", None)
     if meshes is not None:
         sizes = meshes.sizes
-        return DataRanks(sizes.replicate * sizes.sharing, dist.get_rank(meshes.data), meshes.data, sizes.context)
+        return DataRanks(
+            sizes.replicate * sizes.sharing, meshes.data.get_local_rank(), meshes.data.get_group(), sizes.context
+        )
     return DataRanks(trainer.world_size, trainer.global_rank)
 
 
