@@ -43,8 +43,8 @@ class Parameters:
 
     Args:
         total: all
-        active: those that one token uses at inference: all, with k of E routed experts and the rows that it reads of the
-            tables of memories, without multi-token prediction modules
+        active: those that one token uses at inference: all, with k of E routed experts and the rows that it reads of
+            the tables of memories, without multi-token prediction modules
         embedding: the input embedding's, included above; a tied head's matrix is this one
         head: the output head's, included above; 0 when tied
         families: family → its parameters; their sum is ``total``

@@ -23,9 +23,9 @@ class Pass(NamedTuple):
     """Data of the T tokens whose states x [B,T,D] a block receives: positions, documents, caches and more.
 
     A tuple, since sharding strategies look for tensors in tuples and dicts alone. A layer gives its blocks its own
-    cache, ``carry`` and ``losses``; all else is the same for every layer. With a share, x, ``tokens``, ``embedded`` and ``carry`` are
-    of this rank's tokens, ``positions`` and ``segments`` of the whole sequences; a share gives its attention what is of
-    the tokens it is given.
+    cache, ``carry`` and ``losses``; all else is the same for every layer. With a share, x, ``tokens``, ``embedded``
+    and ``carry`` are of this rank's tokens, ``positions`` and ``segments`` of the whole sequences; a share gives its
+    attention and its memory what is of the tokens they are given.
 
     Attributes:
         positions: [B|1,T] of each token in its document

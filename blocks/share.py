@@ -14,7 +14,8 @@ from blockwright.blocks.memory.base import Memory
 class Share(ABC):
     """One rank's tokens of the sequences of a batch; the other tokens are on other ranks.
 
-    Everything but attention and memory works on single tokens, and so on this rank's alone. See training/parallel/context.py.
+    Everything but attention and memory works on single tokens, and so on this rank's alone. See
+    training/parallel/context.py.
     """
 
     @abstractmethod

@@ -12,8 +12,7 @@ from blockwright.blocks.cache.base import Cache, Mark
 class LayerCache(Cache):
     """One cache for each part that remembers, by name; all hold the same tokens.
 
-    Whatever is done to the cache is done to each of them. ``length``, ``room`` and ``declared`` are the first one's: the
-    attention's.
+    Whatever is done to the cache is done to each of them. ``length``, ``room`` and ``declared`` are those of the first.
 
     Args:
         parts: name → its cache; the first is that of the attention

@@ -15,7 +15,7 @@ from blockwright.registry import BlockError, family
 
 @family("memory", context=("vocab_size", "n_streams"))
 class Memory(Block):
-    """An optional part of a layer: it reads ``given.tokens``, and what it makes of them is added to the residual stream.
+    """An optional part of a layer, which reads ``given.tokens`` and is added to the residual stream.
 
     Its rows are in a ``Table`` (blocks/memory/table.py): then gradients are sparse, optimizers step only the rows that
     were read, sharding never gathers them, and a cost card counts of them what a token reads. Its constructor may take

@@ -40,8 +40,8 @@ def last_tokens(history: Tensor, segments: Tensor | None, n: int, end: int | Non
 def rows_of_ngrams(lagged: Sequence[Tensor], multipliers: Sequence[int], primes: Sequence[int], filler: int) -> Tensor:
     """Rows of the tables of all n-grams of orders 2 … n, [B,T,tables]; the tables are stored one behind the other.
 
-    An n-gram of ids v₀ (the last) … v_{n−1} has the hash m₀v₀ xor … xor m_{n−1}v_{n−1}, and in a table of p rows the row
-    of that modulo p.
+    An n-gram of ids v₀ (the last) … v_{n−1} has the hash m₀v₀ xor … xor m_{n−1}v_{n−1}, and in a table of p rows the
+    row of that modulo p.
 
     Args:
         lagged: of each lag the ids [B,T], −1 for none
