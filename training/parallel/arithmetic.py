@@ -15,8 +15,10 @@ import torch
 from torch import nn
 
 from blockwright.blocks.alike import alike
+from blockwright.blocks.cost import numbers_read
 from blockwright.blocks.decoder import Decoder
 from blockwright.blocks.gating.base import Gating
+from blockwright.blocks.memory.table import Table
 from blockwright.blocks.weights import weights
 from blockwright.training.optimizers.base import OptimizerRecipe
 from blockwright.training.parallel.plan import DIMENSION, Region, regions
@@ -33,6 +35,7 @@ class Holding:
     group: FSDP2's unit of gathering: a layer, the experts of a layer, or the root
     shape: of what a rank computes with, before FSDP2 shards it
     routed: whether it belongs to experts
+    table: whether it is a table of a memory, whose rows are spread over all ranks that compute different tokens
     times: number of the decoder's parameters it represents
     """
 
@@ -41,6 +44,7 @@ class Holding:
     shape: tuple[int, ...]
     routed: bool
     times: int
+    table: bool = False
 
     @property
     def gathered(self) -> int:
@@ -49,6 +53,8 @@ class Holding:
 
     def held(self, sizes: Sizes) -> int:
         """Numbers of each that the rank with most keeps: FSDP2 spreads whole rows, and so leaves some ranks none."""
+        if self.table:
+            return math.ceil(self.shape[0] / (sizes.replicate * sizes.sharing)) * self.shape[1]
         shards, shape = self.shards(sizes), self.shape or (1,)
         columns = self.apart(sizes) and len(shape) > 1 and shape[1] % shards == 0  # as build.py places experts
         length = shape[1 if columns else 0]
@@ -87,6 +93,7 @@ def holdings(decoder: Decoder, sizes: Sizes) -> list[Holding]:
     cut = {
         id(part.parameter): (part.placement, region) for region in _split_regions(probe, sizes) for part in region.parts
     }
+    tables = {id(module.weight) for module in probe.modules() if isinstance(module, Table)}
     found = []
     for name, parameter in probe.named_parameters():
         placement, region = cut.get(id(parameter), ("replicate", None))
@@ -97,7 +104,7 @@ def holdings(decoder: Decoder, sizes: Sizes) -> list[Holding]:
         group = ".".join(name.split(".")[:2]) if name.startswith(("layers.", "mtp.")) else "root"
         group = f"{region.name}" if routed and sizes.expert > 1 and region else group
         times = len(groups[int(name.split(".")[1])]) if name.startswith("layers.") else 1
-        found.append(Holding(name, group, tuple(shape), routed, times))
+        found.append(Holding(name, group, tuple(shape), routed, times, id(parameter) in tables))
     return found
 
 
@@ -178,8 +185,8 @@ def traffic(decoder: Decoder, sizes: Sizes, tokens: int, copies: Mapping[str, fl
     Weights are gathered for the forward pass and, except the root's, again for the backward pass; gradients are
     scattered once. Each split block sums its output in the forward pass and its input's gradient in the backward pass;
     gradients of parameters replicated within a split block are summed too. Copies of a token are sent to the experts
-    and back, and so are their gradients. With context
-    parallelism what attentions cache is gathered, and its gradient scattered, of all tokens of the windows. Scalars,
+    and back, and so are their gradients. Rows of tables are sent to the ranks that read them, their gradients back. With
+    context parallelism what attentions cache is gathered, and its gradient scattered, of all tokens of the windows. Scalars,
     counts and metrics are left out.
 
     Args:
@@ -191,10 +198,18 @@ def traffic(decoder: Decoder, sizes: Sizes, tokens: int, copies: Mapping[str, fl
     """
     weights = weight_numbers(holdings(decoder, sizes), sizes)
     states = token_numbers(crossings(decoder, sizes), sizes, decoder.config["d_model"], tokens, copies)
+    if sizes.replicate * sizes.sharing > 1:
+        states["all_to_all"] += 2 * tokens * read(decoder)
     if sizes.context > 1:  # what attentions cache of all tokens of the windows is gathered, its gradient scattered
         for kind in ("all_gather", "reduce_scatter"):
             states[kind] += remembered(decoder, sizes) * tokens * sizes.context
     return {kind: 4 * (weights[kind] + states[kind]) for kind in COLLECTIVES}
+
+
+def read(decoder: Decoder) -> int:
+    """Numbers that a token reads of all tables: at most what is sent for it, as rows that several read travel once."""
+    probe, groups = _distinct(decoder)
+    return sum(len(group) * numbers_read(probe.layers[i], probe) for i, group in enumerate(groups))
 
 
 def remembered(decoder: Decoder, sizes: Sizes) -> int:
@@ -218,7 +233,7 @@ COLLECTIVES = ("all_gather", "reduce_scatter", "all_reduce", "all_to_all")
 def weight_numbers(spread: Iterable[Holding], sizes: Sizes) -> dict[str, float]:
     """Collective → numbers of weights and gradients communicated per micro-batch, as in ``traffic``."""
     total = dict.fromkeys(COLLECTIVES, 0.0)
-    for h in spread:
+    for h in (h for h in spread if not h.table):
         if h.shards(sizes) > 1:
             total["all_gather"] += h.times * h.gathered * (1 if h.group == "root" else 2)
             total["reduce_scatter"] += h.times * h.gathered
