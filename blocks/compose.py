@@ -228,7 +228,9 @@ def _depths(model: Mapping[str, Any]) -> list[MTP]:
         layer = _layer(model, nodes, model["n_layers"] + k)
         if layer.attention.borrows() is not None:
             rule = "has layers like the last one, which borrows keys and values, and begins with none"
-            raise ConfigError("model.mtp.depth", model["mtp"]["depth"], rule, "Leave mtp out, or let the last layer lend")
+            raise ConfigError(
+                "model.mtp.depth", model["mtp"]["depth"], rule, "Leave mtp out, or let the last layer lend"
+            )
         context = {**_context(model, model["n_layers"] + k), "dim": D}
         norms = [
             _part("norm", {kind: Node(n, f"model.{kind}") for kind, n in nodes.items()}, context) for _ in range(3)

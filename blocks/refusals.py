@@ -118,13 +118,13 @@ def _refuse_unlent(model: Mapping[str, Any], nodes: Nodes, layers: Layers) -> No
     for index in sorted(layers):
         attention: Any = layers[index].attention
         if (borrowed := attention.borrows()) is not None:
-            kind = "kv" if "kv" in nodes[index] else "attention"
+            kind = "kv_source" if "kv_source" in nodes[index] else "attention"
             node = nodes[index][kind]
             where = written_at(model, kind, node, index), node["name"]
             if borrowed not in lent:
                 rule = f"borrows keys and values ({borrowed}), and no layer below layer {index} lends such"
                 rule += f": those below lend {' | '.join(lent)}" if lent else ""
-                raise ConfigError(*where, rule, "Give a layer below, with this window and these heads, kv: lent")
+                raise ConfigError(*where, rule, "Give a layer below, with this window and these heads, kv_source: lent")
             if lent[borrowed] != attention.position.alike():
                 rule = f"turns the queries of layer {index} by other angles than the lender's keys"
                 raise ConfigError(*where, rule, "Give both layers one position")

@@ -43,7 +43,7 @@ def attend(
         refuse_call(block, x, q, held)
     if beside is not None:
         return attend_beside(block, given, q, parts(held)[0], beside)
-    if block.kv is not None and (cache is None or cache.spread):
+    if block.kv_source is not None and (cache is None or cache.spread):
         held = of_the_pass(block, x, held, given.carry)
     shape, index = layout(held) if held else block.remembered(), remembered(block.selector, x, given)
     if cache is None:
@@ -83,16 +83,22 @@ def _to_cache(
     up = None if cache.spread or block.scores is not None or block.window is not None else block.up()
     absorbed = up if up is not None and absorbs(T, S, *widths(q, up, shape)) else None
     expands = absorbed is None or n_new > T  # no tensor may grow with a long prompt, for the last token either
-    if expands and all_seen and block.scores is None and block.kv is None and reads_in_parts(block.kernels, cache, n_new):
+    if (
+        expands
+        and all_seen
+        and block.scores is None
+        and block.kv_source is None
+        and reads_in_parts(block.kernels, cache, n_new)
+    ):
 
         def read(tokens: slice) -> tuple[Tensor, Tensor]:
             return block.expand(shape.apart(cache.read(tokens)))
 
         return attend_in_parts(block.position, given.positions, cache, q, new, block.scale, read)
 
-    rounded = {} if absorbed is None or block.kv is not None else {"multiple": key_multiple(q.dtype, q.device)}
+    rounded = {} if absorbed is None or block.kv_source is not None else {"multiple": key_multiple(q.dtype, q.device)}
     longer: Sequence[Tensor] = cache.append(*new, **rounded)
-    if block.kv is not None and not cache.spread:
+    if block.kv_source is not None and not cache.spread:
         longer = _of_depth(block, new[0], longer, carry)
     stored = longer if absorbed is None else [t[:, :S] for t in longer]
     bias, segments = score_terms(block.position, given)
@@ -110,8 +116,8 @@ def _to_cache(
 
 def _of_depth(block: Scored, new: Tensor, stored: Sequence[Tensor], carry: Carry | None) -> Sequence[Tensor]:
     """What is stored, with a selector's part left as it is, after it was exchanged with other layers."""
-    assert block.kv is not None
-    n = len(block.remembered().shapes) if block.kv.makes else 1
+    assert block.kv_source is not None
+    n = len(block.remembered().shapes) if block.kv_source.makes else 1
     return *over_depth(block, new, stored[:n], carry, stored[0].shape[1]), *stored[n:]
 
 

@@ -50,7 +50,7 @@ class Attention(Block):
         raise NotImplementedError
 
     def lends(self) -> str | None:
-        """The name of the keys and values that it leaves to layers above (blocks/kv); None: it leaves none."""
+        """The name of the keys and values that it leaves to layers above (blocks/kv_source); None: it leaves none."""
         return None
 
     def borrows(self) -> str | None:

@@ -14,7 +14,7 @@ from blockwright.blocks.base import Placement
 from blockwright.blocks.carry import Carry
 from blockwright.blocks.drawn import Drawn, number
 from blockwright.blocks.forward_pass import Pass
-from blockwright.blocks.kv.base import KV
+from blockwright.blocks.kv_source.base import KVSource
 from blockwright.blocks.linear import Linear
 from blockwright.blocks.output_gate.base import OutputGate
 from blockwright.blocks.position.base import Position
@@ -38,7 +38,7 @@ class GroupedAttention(Scored):
         output_bias: whether the output projection adds one; null: as ``bias``. Qwen2 has none
         query_scale: scores are divided by its square root; null is head_dim. Gemma-2 27B has d_model / n_heads
         position: rotates queries and keys, or biases scores
-        kv: lends keys and values to layers above, or borrows those of a layer below; null for neither
+        kv_source: lends keys and values to layers above, or borrows those of a layer below; null for neither
         qk_norm: normalises queries and keys before rotation; null for none
         output_gate: gates the heads' outputs; null for none
         scores: replaces the plain softmax; null for none
@@ -59,7 +59,7 @@ class GroupedAttention(Scored):
         bias: bool = False,
         output_bias: bool | None = None,
         query_scale: Positive | None = None,
-        kv: KV | None = None,
+        kv_source: KVSource | None = None,
         qk_norm: QKNorm | None = None,
         output_gate: OutputGate | None = None,
         scores: Scores | None = None,
@@ -73,12 +73,12 @@ class GroupedAttention(Scored):
         self.head_dim, self.n_kv_heads = H, n_kv_heads
         self.window, self.selector = window, selector
         self.query = Linear(d_model, n_heads * H, bias=bias)
-        makes = kv is None or kv.makes
+        makes = kv_source is None or kv_source.makes
         self.key: nn.Module | None = Linear(d_model, n_kv_heads * H, bias=bias) if makes else None
         self.value: nn.Module | None = Linear(d_model, n_kv_heads * H, bias=bias) if makes else None
         self.output = Linear(n_heads * H, d_model, bias=bias if output_bias is None else output_bias)
         self.position, self.qk_norm, self.output_gate, self.scores = position, qk_norm, output_gate, scores
-        self.values, self.kv = values, kv
+        self.values, self.kv_source = values, kv_source
         if values is not None and not makes:
             rule = "changes the values of a layer that makes none: it borrows them"
             raise BlockError("values", type(values).__name__, rule, "Set values: null in this layer's attention")
@@ -87,8 +87,9 @@ class GroupedAttention(Scored):
     @classmethod
     def child_context(cls, child: str, known: Mapping[str, Any]) -> Mapping[str, Any]:
         context = super().child_context(child, known)
-        kv = known.get("kv")
-        return {**context, "n_kv_heads": 0} if child == "qk_norm" and kv is not None and not kv.makes else context
+        source = known.get("kv_source")
+        borrows = source is not None and not source.makes
+        return {**context, "n_kv_heads": 0} if child == "qk_norm" and borrows else context
 
     def mix(self, x: Tensor, given: Pass) -> Tensor:
         q = self.query(x).unflatten(-1, (-1, self.head_dim))
@@ -100,7 +101,7 @@ class GroupedAttention(Scored):
         return self.output(y.flatten(-2))
 
     def keys_and_values(self, x: Tensor, q: Tensor, carry: Carry | None) -> tuple[Tensor, Tensor]:
-        """Of the tokens x [B,T,D] with queries q, before norms and rotation, [B,T,K,H] each; no heads, if it borrows."""
+        """Of the tokens x [B,T,D], before norms and rotation, [B,T,K,H] each; K = 0 where it borrows."""
         if self.key is None or self.value is None:
             return q[:, :, :0], q[:, :, :0]
         k, v = (project(x).unflatten(-1, (-1, self.head_dim)) for project in (self.key, self.value))
@@ -121,7 +122,7 @@ class GroupedAttention(Scored):
         if self.qk_norm is not None or not self._heads_apart():  # the norm sets their lengths
             return ()
         leaves = ("weight",) if self.query.bias is None else ("weight", "bias")
-        if self.kv is not None:  # other layers read the keys, or have them
+        if self.kv_source is not None:  # other layers read the keys, or have them
             return tuple(ScoreRows(f"query.{leaf}", self.head_dim, "alone") for leaf in leaves)
         sides: tuple[Literal["query", "key"], ...] = ("query", "key")
         return tuple(ScoreRows(f"{side}.{leaf}", self.head_dim, side) for side in sides for leaf in leaves)

@@ -1,6 +1,6 @@
-"""Keys and values that cross depth: what an attention leaves for layers above, and reads of one below (blocks/kv).
+"""Keys and values that cross depth: what an attention leaves for layers above, and reads of one below.
 
-They are tensors of the carry, one for each slot of a cache. Without a cache they are of the tokens of the pass, as all
+Which of both it does is for its child of kind ``kv_source`` to say. They are tensors of the carry, one for each slot of a cache. Without a cache they are of the tokens of the pass, as all
 that is carried. With one they are of all tokens that the lending layer sees, so that a borrower needs no cache: its own
 counts tokens, in a slot of no width, for masks, rows that join, and drafts. Where the tokens of a sequence are spread
 over ranks, what is carried is of this rank's tokens, and each borrower gathers it again.
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from blockwright.blocks.attention.remembered import Held, side_by_side
 from blockwright.blocks.carry import Carry
-from blockwright.blocks.kv.base import Slots
+from blockwright.blocks.kv_source.base import Slots
 from blockwright.registry import BlockError
 
 if TYPE_CHECKING:
@@ -50,19 +50,19 @@ def over_depth(block: Scored, x: Tensor, own: Sequence[Tensor], carry: Carry | N
     """What is attended to of S tokens, slot by slot; it is left to layers above, if they may read it.
 
     Args:
-        block: an attention with a child of kind ``kv``
+        block: an attention with a child of kind ``kv_source``
         x: [B,T,D] of the pass
         own: [B,S,…] of what the attention makes; whatever a cache gives of one that makes nothing
         carry: of the layers below, to be added to
     """
-    assert block.kv is not None
+    assert block.kv_source is not None
     carry, prefix = {} if carry is None else carry, line(block)
     names = [f"{prefix}: {name}" for name in block.remembered().shapes]
     below = tuple(carry[name] for name in names) if names[0] in carry else None
-    if below is None and not block.kv.makes:
+    if below is None and not block.kv_source.makes:
         below = _of_no_layer(block, x, S, prefix)
-    found: Slots = block.kv(tuple(own) if block.kv.makes else None, below)
-    if block.kv.lends:
+    found: Slots = block.kv_source(tuple(own) if block.kv_source.makes else None, below)
+    if block.kv_source.lends:
         carry.update(zip(names, found, strict=True))
     return found
 
@@ -76,4 +76,4 @@ def _of_no_layer(block: Scored, x: Tensor, S: int, prefix: str) -> Slots:
     if x.is_meta:
         return tuple(x.new_empty(len(x), S, *shape) for shape in block.remembered().slots().values())
     rule = f"reads keys and values of a layer below, and none below lends any ({prefix})"
-    raise BlockError("kv", type(block.kv).__name__, rule, "Give a layer below kv: lent")
+    raise BlockError("kv_source", type(block.kv_source).__name__, rule, "Give a layer below kv_source: lent")

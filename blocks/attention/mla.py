@@ -14,7 +14,7 @@ from blockwright.blocks.base import Placement
 from blockwright.blocks.drawn import Drawn, number
 from blockwright.blocks.forward_pass import Pass
 from blockwright.blocks.kernels.latent_attention import of_latents
-from blockwright.blocks.kv.base import KV
+from blockwright.blocks.kv_source.base import KVSource
 from blockwright.blocks.linear import Linear
 from blockwright.blocks.norm.base import Norm
 from blockwright.blocks.position.base import Position
@@ -51,7 +51,7 @@ class MLA(Scored):
         q_norm: norm of the query latent, used with q_lora_rank
         kv_norm: norm of the key-value latent
         position: rotates the rope parts, or biases scores
-        kv: lends latents to layers above, or borrows those of a layer below, to be expanded by this layer's matrices;
+        kv_source: lends latents to layers above, or borrows those of a layer below, which this layer's matrices expand;
             null for neither
         selector: chooses which keys a query sees; null for none
     """
@@ -70,12 +70,12 @@ class MLA(Scored):
         qk_nope_head_dim: Count | None = None,
         qk_rope_head_dim: Count | None = None,
         v_head_dim: Count | None = None,
-        kv: KV | None = None,
+        kv_source: KVSource | None = None,
         selector: Selector | None = None,
     ) -> None:
         super().__init__(d_model)
         widths = _widths(d_model, n_heads, qk_nope_head_dim, qk_rope_head_dim, v_head_dim, kv_lora_rank)
-        self.n_heads, self.position, self.selector, self.kv = n_heads, position, selector, kv
+        self.n_heads, self.position, self.selector, self.kv_source = n_heads, position, selector, kv_source
         self.nope, self.rope, self.v_head_dim, self.latent = widths
         queries = n_heads * (self.nope + self.rope)
         if q_lora_rank is None:
@@ -83,7 +83,7 @@ class MLA(Scored):
         else:
             down, up = Linear(d_model, q_lora_rank, bias=False), Linear(q_lora_rank, queries, bias=False)
             self.query = nn.Sequential(down, q_norm, up)
-        makes = kv is None or kv.makes
+        makes = kv_source is None or kv_source.makes
         self.kv_down = Linear(d_model, self.latent + self.rope, bias=False) if makes else None
         self.kv_norm = kv_norm if makes else None
         self.kv_up = Linear(self.latent, n_heads * (self.nope + self.v_head_dim), bias=False)

@@ -15,7 +15,7 @@ from blockwright.blocks.attention.remembered import FOUND, Held, Layout, Memory,
 from blockwright.blocks.cache.base import Cache
 from blockwright.blocks.cache.ring import Ring
 from blockwright.blocks.forward_pass import Pass
-from blockwright.blocks.kv.base import KV
+from blockwright.blocks.kv_source.base import KVSource
 from blockwright.blocks.position.base import Position
 from blockwright.blocks.scores.base import Scores
 from blockwright.blocks.selector.base import Selector
@@ -34,8 +34,8 @@ class Scored(Attention):
         window: number of last tokens a query sees, itself included; None, the default, for all
         scores: replaces the plain softmax; None, the default, for none
         selector: chooses which keys a query sees, without a window; None, the default, for none
-        kv: where the keys and values come from, over depth; None, the default: it makes its own, for itself alone.
-            A subclass that takes one makes none if it ``borrows``, and gives ``attend`` an empty ``held``
+        kv_source: where keys and values come from, over depth; None, the default: it makes its own, for itself alone. A
+            subclass that takes one makes none if it ``borrows``, and gives ``attend`` an empty ``held``
     """
 
     position: Position
@@ -47,7 +47,7 @@ class Scored(Attention):
         self.window: int | None = None
         self.scores: Scores | None = None  # not of the class, which would hide a submodule of that name
         self.selector: Selector | None = None
-        self.kv: KV | None = None
+        self.kv_source: KVSource | None = None
 
     @classmethod
     def child_context(cls, child: str, known: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -129,10 +129,10 @@ class Scored(Attention):
         return ring
 
     def lends(self) -> str | None:
-        return line(self) if self.kv is not None and self.kv.lends else None
+        return line(self) if self.kv_source is not None and self.kv_source.lends else None
 
     def borrows(self) -> str | None:
-        return line(self) if self.kv is not None and not self.kv.makes else None
+        return line(self) if self.kv_source is not None and not self.kv_source.makes else None
 
     def remembered(self) -> Layout:
         """What is remembered of a token: ``memory``, or found, and again where parameters have other shapes."""

@@ -1,4 +1,4 @@
-"""The contract of ``kv``: where the keys and values that an attention reads come from, over depth."""
+"""The contract of ``kv_source``: where the keys and values that an attention reads come from, over depth."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from blockwright.registry import family
 Slots = tuple[Tensor, ...]
 
 
-@family("kv")
-class KV(Block):
+@family("kv_source")
+class KVSource(Block):
     """A child of attention. Without one, an attention makes its own keys and values, and no other layer reads them.
 
     Layers share where they have one window and remember tensors of the same shapes: a layer reads those that the

@@ -3,12 +3,12 @@ from __future__ import annotations
 from typing import ClassVar
 
 from blockwright.blocks.drawn import Drawn
-from blockwright.blocks.kv.base import KV, Slots
+from blockwright.blocks.kv_source.base import KVSource, Slots
 from blockwright.registry import register
 
 
-@register("kv", "lent")
-class Lent(KV):
+@register("kv_source", "lent")
+class Lent(KVSource):
     """An attention's own keys and values, which layers above may borrow.
 
     It changes nothing in its own layer. See ``borrowed`` for layouts.
