@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from blockwright import registry
-from blockwright.blocks.decoder import LAYER_PARTS, Decoder, Layer
+from blockwright.blocks.decoder import LAYER_PARTS, OPTIONAL_PARTS, Decoder, Layer
 from blockwright.blocks.initialise import UNSCALED, initialise
 from blockwright.blocks.input import Input, is_input
 from blockwright.blocks.linear import Linear
@@ -200,7 +200,7 @@ def _layer(model: Mapping[str, Any], nodes: Mapping[str, dict[str, Any]], index:
 def build_parts(
     model: Mapping[str, Any], nodes: Mapping[str, dict[str, Any]], index: int, kinds: Sequence[str] = LAYER_PARTS
 ) -> dict[str, Any]:
-    """Kind → that part of a layer, on the current default device.
+    """Kind → that part of a layer, on the current default device; None for one that it is without.
 
     Args:
         model: complete
@@ -218,7 +218,20 @@ def build_parts(
             rule = "works on the embeddings, below all layers, so it cannot be set for single layers"
             raise ConfigError(position.path, position.value["name"], rule, "Set it as model.position, for all layers")
         placed["position"] = Node("none", "model.position")
-    return {kind: _part(kind, placed, _context(model, index)) for kind in kinds}
+    context = _context(model, index)
+    parts = {kind: _part(kind, placed, context) for kind in kinds if kind not in OPTIONAL_PARTS}
+    for kind in (kind for kind in kinds if kind in OPTIONAL_PARTS):
+        residual = parts.get("residual") or _part("residual", placed, context)
+        parts[kind] = _optional(kind, placed, {**context, "n_streams": residual.streams}) if kind in placed else None
+    return parts
+
+
+def _optional(kind: str, nodes: Mapping[str, Node], context: Mapping[str, Any]) -> Any:
+    """A part of a layer that reads and writes all of its residual streams."""
+    if context["n_streams"] == 0:
+        rule = "is added to all residual streams, and this model's residual block makes more of them in every layer"
+        raise ConfigError(nodes[kind].path, nodes[kind].value, rule, "Choose another residual, e.g. prenorm or mhc")
+    return _part(kind, nodes, {**context, "n_streams": context["n_streams"] or 1})
 
 
 def _depths(model: Mapping[str, Any]) -> list[MTP]:

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 
 class CausalConv(nn.Module):
-    """y_t = Σ_i w_i ⊙ u_{t−taps+1+i} + b: a depthwise convolution over the last ``taps`` tokens of a document.
+    """y_t = Σ_i w_i ⊙ u_{t−(taps−1−i)·dilation} + b: a depthwise convolution over earlier tokens of a document.
 
     A sum of shifted products in place of ``F.conv1d``, which would cross documents. The weight is [channels, taps]; in
     checkpoints of others it is [channels, 1, taps].
@@ -16,10 +16,12 @@ class CausalConv(nn.Module):
         channels: W
         taps: tokens seen, the current one included
         bias: whether b is learned
+        dilation: tokens from one of those seen to the next
     """
 
-    def __init__(self, channels: int, taps: int, bias: bool = False) -> None:
+    def __init__(self, channels: int, taps: int, bias: bool = False, dilation: int = 1) -> None:
         super().__init__()
+        self.dilation = dilation
         self.weight = nn.Parameter(torch.empty(channels, taps))
         self.bias = nn.Parameter(torch.empty(channels)) if bias else None
 
@@ -31,20 +33,22 @@ class CausalConv(nn.Module):
             self.bias.uniform_(-bound, bound)
 
     def forward(self, u: Tensor, segments: Tensor | None = None, tail: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """u [B,T,W] → the same shape, and the inputs with the taps − 1 before them, [B,taps−1+T,W].
+        """u [B,T,W] → the same shape, and the inputs with the P = (taps − 1)·dilation before them, [B,P+T,W].
 
         Args:
             segments: [B,T] document ids; the inputs before u are of none
-            tail: the inputs before u, [B,taps−1,W]; None for zeros
+            tail: the inputs before u, [B,P,W]; None for zeros
         """
-        T, past = u.shape[1], self.weight.shape[1] - 1
+        T, last = u.shape[1], self.weight.shape[1] - 1
+        past = last * self.dilation
         before = u.new_zeros(u.shape[0], past, u.shape[2]) if tail is None else tail.to(u.dtype)
         inputs = torch.cat((before, u), 1)
-        y = u * self.weight[:, past] if self.bias is None else torch.addcmul(self.bias, u, self.weight[:, past])
-        for lag in range(1, past + 1):
+        y = u * self.weight[:, last] if self.bias is None else torch.addcmul(self.bias, u, self.weight[:, last])
+        for tap in range(1, last + 1):
+            lag = tap * self.dilation
             earlier = inputs[:, past - lag : past - lag + T]
             if segments is not None and lag < T:
                 same = segments[:, lag:] == segments[:, :-lag]
                 earlier = earlier * torch.cat((same.new_ones(len(same), lag), same), 1)[..., None]
-            y = torch.addcmul(y, earlier, self.weight[:, past - lag])
+            y = torch.addcmul(y, earlier, self.weight[:, last - tap])
         return y, inputs

@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from blockwright.blocks.attention.base import empty_cache
 from blockwright.blocks.base import Block
 from blockwright.blocks.compose import compose
 from blockwright.blocks.decoder import Decoder
@@ -25,6 +24,7 @@ from blockwright.blocks.forward_pass import Pass
 from blockwright.blocks.gating.base import Routing
 from blockwright.blocks.input import Input
 from blockwright.blocks.measurements import known, measurement
+from blockwright.blocks.memory.table import Table
 from blockwright.blocks.sample import Sample, sampled
 
 # Every parameter belongs to one family, that of its outermost module: MLA's norms count as attention. These are of
@@ -43,12 +43,13 @@ class Parameters:
 
     Args:
         total: all
-        active: those that one token uses at inference: all, with k of E routed experts, without multi-token prediction
-            modules
+        active: those that one token uses at inference: all, with k of E routed experts and the rows that it reads of
+            the tables of memories, without multi-token prediction modules
         embedding: the input embedding's, included above; a tied head's matrix is this one
         head: the output head's, included above; 0 when tied
         families: family → its parameters; their sum is ``total``
         idle_experts: parameters of routed experts that a token does not use
+        tables: parameters in the tables of memories, included above
     """
 
     total: int
@@ -57,6 +58,7 @@ class Parameters:
     head: int = 0
     families: Mapping[str, int] = field(default_factory=dict)
     idle_experts: int = 0
+    tables: int = 0
 
     @property
     def active_ffn(self) -> int:
@@ -68,10 +70,13 @@ class Parameters:
 def count_parameters(decoder: Decoder | Sample) -> Parameters:
     """Count parameters; the share of experts that a token uses is read off an actual routing."""
     families = count_families(decoder)
-    idle = _idle_experts(decoder)
+    probe, groups = sampled(_on_meta(decoder))
+    pairs = [(len(group), layer) for layer, group in zip(probe.layers, groups, strict=True)]
+    idle, unread = (sum(n * of(layer, probe) for n, layer in pairs) for of in (idle_experts, unread_rows))
+    tables = sum(n * _numel(_tables(layer)) for n, layer in pairs)
     total = sum(families.values())
-    active = total - idle - families["mtp"]
-    return Parameters(total, active, families["embedding"], families["head"], families, idle)
+    active = total - idle - unread - families["mtp"]
+    return Parameters(total, active, families["embedding"], families["head"], families, idle, tables)
 
 
 def in_order(families: Iterable[str]) -> list[str]:
@@ -133,11 +138,19 @@ def _family(module: nn.Module, around: str) -> str:
 MANY = 80_640  # tokens; divisible by every usual number of experts
 
 
-def _idle_experts(model: Decoder | Sample) -> int:
+def _on_meta(model: Decoder | Sample) -> Decoder | Sample:
     if isinstance(model, Decoder) and not model.embedding.weight.is_meta:
-        model = compose(model.config, device="meta")
-    decoder, groups = sampled(model)
-    return sum(len(group) * idle_experts(layer, decoder) for layer, group in zip(decoder.layers, groups, strict=True))
+        return compose(model.config, device="meta")
+    return model
+
+
+def idle(layer: nn.Module, decoder: Decoder) -> int:
+    """Parameters of a layer that a token does not use: of routed experts, and of tables.
+
+    Args:
+        layer, decoder: on the meta device
+    """
+    return idle_experts(layer, decoder) + unread_rows(layer, decoder)
 
 
 def idle_experts(layer: nn.Module, decoder: Decoder) -> int:
@@ -161,6 +174,45 @@ def _measure_idle(ffn: FFN, decoder: Decoder) -> int:
     return _idle(ffn, routing, n_tokens)
 
 
+def unread_rows(layer: nn.Module, decoder: Decoder) -> int:
+    """Parameters in the tables of a layer's memory that a token does not read.
+
+    Args:
+        layer, decoder: on the meta device
+    """
+    memory: Any = layer.memory
+    if memory is None:
+        return 0
+    measured, what = known(), measurement("unread", memory, decoder.embedding.weight)
+    if what not in measured:
+        measured[what] = _numel(_tables(memory)) - _read(memory, layer, decoder)
+    return measured[what]
+
+
+def _read(memory: nn.Module, layer: nn.Module, decoder: Decoder) -> int:
+    """Numbers that one token reads of the tables of a memory."""
+    residual: Any = layer.residual
+    x, given = _tokens(decoder, 1)
+    found: list[int] = []
+    hooks = [t.register_forward_hook(lambda _, ids, rows: found.append(rows.numel())) for t in _tables(memory)]
+    try:
+        with torch.no_grad():
+            memory(residual.open(x), given)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return sum(found)
+
+
+def _tables(module: nn.Module) -> list[Table]:
+    return [m for m in module.modules() if isinstance(m, Table)]
+
+
+def _numel(modules: Iterable[nn.Module]) -> int:
+    """Parameters of modules that share none."""
+    return sum(parameter.numel() for module in modules for parameter in module.parameters())
+
+
 def _routing(ffn: FFN, decoder: Decoder, n_tokens: int) -> Routing | None:
     x, given = _tokens(decoder, n_tokens)
     with torch.no_grad():
@@ -173,7 +225,7 @@ def _tokens(decoder: Decoder, length: int) -> tuple[Tensor, Pass]:
     weight = decoder.embedding.weight
     x = torch.empty(1, length, weight.shape[1], dtype=weight.dtype, device="meta")
     tokens = torch.zeros(1, length, dtype=torch.long, device="meta")
-    return x, Pass(torch.zeros_like(tokens), tokens=tokens, carry={}, losses={})
+    return x, Pass(torch.zeros_like(tokens), tokens=tokens, embedded=x, carry={}, losses={})
 
 
 def _idle(layer: nn.Module, routing: Routing | None, n_tokens: int) -> int:
@@ -236,8 +288,10 @@ def _layer_flops(layer: nn.Module, decoder: Decoder, length: int, measured: dict
 
     attention: Any = layer.attention
     ffn: Any = layer.ffn
+    memory: Any = layer.memory
     mixers = once(attention, lambda: attention(x, given)) + once(ffn, lambda: ffn(x, given))
-    return mixers + once(residual, connect)
+    recalled = 0 if memory is None else once(memory, lambda: memory(residual.open(x), given))
+    return mixers + recalled + once(residual, connect)
 
 
 def training_flops_per_token(model: Mapping[str, Any] | Decoder | Sample, length: int) -> float:
@@ -341,5 +395,5 @@ def cache_bytes(decoder: Decoder | Sample, length: int, dtype: torch.dtype, bits
     """
     of_one = (1, length, dtype, torch.device("meta"), bits)
     one_of_each, groups = sampled(decoder)
-    attentions: Any = [layer.attention for layer in one_of_each.layers]
-    return sum(len(group) * empty_cache(a, *of_one).nbytes for a, group in zip(attentions, groups, strict=True))
+    layers: Any = one_of_each.layers
+    return sum(len(group) * layer.new_cache(*of_one).nbytes for layer, group in zip(layers, groups, strict=True))

@@ -14,6 +14,7 @@ from blockwright.blocks.attention.base import Attention, empty_cache
 from blockwright.blocks.base import Block
 from blockwright.blocks.cache.base import Cache
 from blockwright.blocks.cache.fit import caches_that_fit
+from blockwright.blocks.cache.layer import LayerCache
 from blockwright.blocks.carry import Carry
 from blockwright.blocks.ffn.base import FFN
 from blockwright.blocks.forward_pass import Losses, Pass
@@ -22,6 +23,7 @@ from blockwright.blocks.input import Input, Media
 from blockwright.blocks.kernels.choice import choose
 from blockwright.blocks.kernels.cross_entropy import IGNORED
 from blockwright.blocks.kernels.few_rows import linear
+from blockwright.blocks.memory.base import Memory
 from blockwright.blocks.mtp import MTP, later_targets
 from blockwright.blocks.norm.base import Norm
 from blockwright.blocks.position.base import Position
@@ -29,15 +31,16 @@ from blockwright.blocks.residual.base import Residual
 from blockwright.blocks.share import Share
 from blockwright.registry import BlockError
 
-LAYER_PARTS = ("attention", "ffn", "residual")  # the parts of a layer; every other kind is a child
+OPTIONAL_PARTS = ("memory",)  # the parts that a layer may be without
+LAYER_PARTS = ("attention", "ffn", "residual", *OPTIONAL_PARTS)  # every other kind is a child
 
 
 class Layer(nn.Module):
-    """One attention and one feed-forward block, connected by a residual block."""
+    """One attention and one feed-forward block, connected by a residual block; and a memory, if any."""
 
-    def __init__(self, attention: Attention, ffn: FFN, residual: Residual) -> None:
+    def __init__(self, attention: Attention, ffn: FFN, residual: Residual, memory: Memory | None = None) -> None:
         super().__init__()
-        self.attention, self.ffn, self.residual = attention, ffn, residual
+        self.attention, self.ffn, self.residual, self.memory = attention, ffn, residual, memory
 
     def forward(
         self, x: Tensor, given: Pass, ends: tuple[bool, bool] = (True, True)
@@ -52,7 +55,9 @@ class Layer(nn.Module):
         # sharding strategies wrap: they rebuild every dict that they pass on.
         carry: Carry = dict(given.carry or {})
         losses: Losses = {}
-        given = given._replace(carry=carry, losses=losses)
+        held = given.cache.parts if isinstance(given.cache, LayerCache) else {"attention": given.cache}
+        given = given._replace(carry=carry, losses=losses, cache=held["attention"])
+        of_memory = given._replace(cache=held.get("memory"))
         routing: Routing | None = None
 
         def attend(h: Tensor) -> Tensor:
@@ -67,8 +72,29 @@ class Layer(nn.Module):
             return F.pad(y, (0, 0, h.shape[1] - n, 0))
 
         first, last = ends  # here, where strategies that shard a layer gather its weights
-        x = self.residual(self.residual.open(x) if first else x, attend, feed)
+        x = self._recall("before", self.residual.open(x) if first else x, of_memory)
+        x = self._recall("after", self.residual(x, attend, feed), of_memory)
         return self.residual.close(x) if last else x, with_losses(routing, losses), carry
+
+    def _recall(self, place: str, x: Tensor, given: Pass) -> Tensor:
+        """x with what the memory adds to it at a place."""
+        if self.memory is None or self.memory.place != place:
+            return x
+        return x + (self.memory(x, given) if given.share is None else given.share.recall(self.memory, x, given))
+
+    def new_cache(
+        self, batch: int, length: int, dtype: torch.dtype, device: torch.device, bits: int | None = None
+    ) -> Cache:
+        """An empty cache for ``length`` tokens of the attention, and of the memory if it depends on tokens before.
+
+        Raises:
+            BlockError: bits are requested from an attention without them
+            NotImplementedError: a part has no ``new_cache``
+        """
+        of_attention = empty_cache(self.attention, batch, length, dtype, device, bits)
+        if self.memory is None or self.memory.reach == 0:
+            return of_attention
+        return LayerCache({"attention": of_attention, "memory": self.memory.new_cache(batch, length, dtype, device)})
 
 
 class Decoder(nn.Module):
@@ -271,6 +297,7 @@ class Decoder(nn.Module):
         """Input of the first layer → output of the last, and the routing in each layer."""
         routings: list[Routing | None] = []
         carry: Carry = {}
+        given = given._replace(embedded=x)
         for i, layer in enumerate(self.layers):
             ends = i == 0, i == len(self.layers) - 1
             cache, chosen = caches[i] if caches else None, None if experts is None else experts[i]
@@ -371,7 +398,7 @@ class Decoder(nn.Module):
 
         def make(device: torch.device) -> list[Cache]:
             made = (batch, length, like.dtype, device, bits)
-            return [empty_cache(layer.attention, *made) for layer in self.layers]  # type: ignore[arg-type]
+            return [layer.new_cache(*made) for layer in self.layers]  # type: ignore[operator]
 
         caches = caches_that_fit(make, batch, length, like.device)
         if padding is not None:

@@ -23,9 +23,9 @@ class Pass(NamedTuple):
     """Data of the T tokens whose states x [B,T,D] a block receives: positions, documents, caches and more.
 
     A tuple, since sharding strategies look for tensors in tuples and dicts alone. A layer gives its blocks its own
-    cache, ``carry`` and ``losses``; all else is the same for every layer. With a share, x, ``tokens`` and ``carry`` are
-    of this rank's tokens, ``positions`` and ``segments`` of the whole sequences; a share gives its attention what is of
-    the tokens it is given.
+    cache, ``carry`` and ``losses``; all else is the same for every layer. With a share, x, ``tokens``, ``embedded``
+    and ``carry`` are of this rank's tokens, ``positions`` and ``segments`` of the whole sequences; a share gives its
+    attention and its memory what is of the tokens they are given.
 
     Attributes:
         positions: [B|1,T] of each token in its document
@@ -35,7 +35,8 @@ class Pass(NamedTuple):
         carry: what crosses depth, which blocks read and add to (blocks/carry.py); None: nothing does
         losses: to be filled in training with the attention's own losses: name → scalar, a mean over tokens, already
             weighted. None: nothing learns
-        tokens: [B,T] ids, for gates that route by them
+        tokens: [B,T] ids, for gates and memories that read them
+        embedded: [B,T,D], the input of the first layer
         experts: those of an earlier routing of this layer, to be weighed again (``Gating.forward``)
         share: where the tokens of a sequence are spread over ranks
         needed: number of last tokens that are asked for in the end, given to the last layer of a pass with caches: of
@@ -49,6 +50,7 @@ class Pass(NamedTuple):
     carry: Carry | None = None
     losses: Losses | None = None
     tokens: Tensor | None = None
+    embedded: Tensor | None = None
     experts: Tensor | None = None
     share: Share | None = None
     needed: int | None = None
@@ -56,9 +58,10 @@ class Pass(NamedTuple):
 
     def of_last(self, n: int) -> Pass:
         """The data of the last n tokens alone, for rows that are single documents."""
-        tokens = None if self.tokens is None else self.tokens[:, -n:]
+        tokens, embedded = (None if t is None else t[:, -n:] for t in (self.tokens, self.embedded))
         carry = None if self.carry is None else {name: t[:, -n:] for name, t in self.carry.items()}
-        return self._replace(positions=self.positions[:, -n:], tokens=tokens, carry=carry, needed=None)
+        own = self._replace(positions=self.positions[:, -n:], tokens=tokens, embedded=embedded)
+        return own._replace(carry=carry, needed=None)
 
     def once(self, name: Hashable, make: Callable[[], M]) -> M:
         """What ``make`` returns, made by the first layer of the pass that asks for it under this name."""

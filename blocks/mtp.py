@@ -46,5 +46,5 @@ class MTP(nn.Module):
     def forward(self, embedded: Tensor, hidden: Tensor, given: Pass) -> tuple[Tensor, Routing | None]:
         """Embeddings [B,T,D] of the tokens, and the states [B,T,D] of those k before → states [B,T,D]."""
         x = self.project(torch.cat((self.embedding_norm(embedded), self.hidden_norm(hidden)), -1))
-        x, routing, _ = self.layer(x, given)
+        x, routing, _ = self.layer(x, given._replace(embedded=x))
         return self.norm(x), routing

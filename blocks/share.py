@@ -8,12 +8,14 @@ from torch import Tensor
 
 from blockwright.blocks.attention.base import Attention
 from blockwright.blocks.forward_pass import Pass
+from blockwright.blocks.memory.base import Memory
 
 
 class Share(ABC):
     """One rank's tokens of the sequences of a batch; the other tokens are on other ranks.
 
-    Everything but attention works on single tokens, and so on this rank's alone. See training/parallel/context.py.
+    Everything but attention and memory works on single tokens, and so on this rank's alone. See
+    training/parallel/context.py.
     """
 
     @abstractmethod
@@ -34,4 +36,15 @@ class Share(ABC):
 
         Returns:
             [B,t,D]
+        """
+
+    @abstractmethod
+    def recall(self, memory: Memory, x: Tensor, given: Pass) -> Tensor:
+        """What a memory adds to this rank's tokens, which may depend on tokens of other ranks.
+
+        Args:
+            x: of this rank's tokens, [B,t,D] or [B,t,M,D]
+
+        Returns:
+            the shape of x
         """

@@ -9,6 +9,8 @@ from typing import Literal
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
+from blockwright.blocks.memory.table import Table
+
 Kind = Literal["matrix", "filter", "table", "vector"]
 
 
@@ -22,11 +24,13 @@ class Weight:
         kind: `matrix`, of a linear map or a stack of them `(E, a, b)`; `filter`, of a convolution;
             `table`, indexed by row, not multiplied (token embeddings, learned positions);
             `vector`, everything else: norm weights, biases, scalars
+        sparse: whether its gradient holds only the rows that a batch reads
     """
 
     names: tuple[str, ...]
     parameter: nn.Parameter
     kind: Kind
+    sparse: bool = False
 
     @property
     def decays(self) -> bool:
@@ -44,11 +48,13 @@ def weights(module: nn.Module) -> list[Weight]:
     A parameter shared by an embedding and a head counts as the embedding's, because of the rows of rare tokens.
     """
     found: dict[nn.Parameter, list[tuple[str, Kind]]] = {}
+    sparse: set[nn.Parameter] = set()
     for name, owner, parameter in _places(module):
         if parameter.requires_grad:
             found.setdefault(parameter, []).append((name, _kind(name, owner, parameter)))
+            sparse |= {parameter} if isinstance(owner, Table) else set()
     return [
-        Weight(tuple(name for name, _ in places), parameter, _strictest(kind for _, kind in places))
+        Weight(tuple(name for name, _ in places), parameter, _strictest(k for _, k in places), parameter in sparse)
         for parameter, places in found.items()
     ]
 

@@ -20,7 +20,7 @@ from blockwright.registry import ConfigError
 
 D_MODEL, LENGTH, VOCABULARY = 64, 12, 61
 # Values for parameters with these names; all others keep their defaults.
-SETTING = {"n_heads": 4, "d_ff": 128, "n_experts": 8, "window": 8, "n_devices": 4}
+SETTING = {"rows": 97, "n_heads": 4, "d_ff": 128, "n_experts": 8, "window": 8, "n_devices": 4}
 SETTING |= {"tile": 28, "patch": 7, "width": 64, "depth": 2, "image_token": 60}
 # Parts of a decoder that only some have: kind → the block that its contract gives as an example for the catalogue.
 EXAMPLES = {

@@ -1,9 +1,10 @@
 """Keys and values that cross depth: what an attention leaves for layers above, and reads of one below.
 
-Which of both it does is for its child of kind ``kv_source`` to say. They are tensors of the carry, one for each slot of a cache. Without a cache they are of the tokens of the pass, as all
-that is carried. With one they are of all tokens that the lending layer sees, so that a borrower needs no cache: its own
-counts tokens, in a slot of no width, for masks, rows that join, and drafts. Where the tokens of a sequence are spread
-over ranks, what is carried is of this rank's tokens, and each borrower gathers it again.
+Which of both it does is decided by its child of kind ``kv_source``. What is left are tensors of the carry, one for each
+slot of a cache. Without a cache they are of the tokens of the pass, as all that is carried. With one they are of all
+tokens that the lending layer sees, so that a borrower needs no cache: its own counts tokens, in a slot of no width, for
+masks, rows that join, and drafts. Where the tokens of a sequence are spread over ranks, what is carried is of this
+rank's tokens, and each borrower gathers it again.
 """
 
 from __future__ import annotations

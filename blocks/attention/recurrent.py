@@ -66,10 +66,7 @@ class Recurrent(Attention):
     def shifted(self, name: str, u: Tensor, segments: Tensor | None, held: State | None) -> tuple[Tensor, Parts]:
         """conv(u) of inputs [B,T,·], and those that the convolution needs next, by name."""
         y, inputs = self._convolutions()[name](u, segments, None if held is None else held.held[name])
-        T, past = u.shape[1], inputs.shape[1] - u.shape[1]
-        if held is None or not held.notes_each:
-            return y, {name: inputs[:, T:]}
-        return y, {name: inputs[:, 1:].unfold(1, past, 1).transpose(2, 3)}
+        return y, {name: inputs[:, u.shape[1] :] if held is None else held.tails(name, inputs)}
 
     def recurred(
         self,

@@ -85,6 +85,15 @@ class State(Cache):
         tokens = torch.arange(self.length, self.length + x.shape[1], device=x.device) >= self.padding[:, None]
         return x * tokens.view(*tokens.shape, *[1] * (x.ndim - 2)).to(x.dtype)
 
+    def tails(self, name: str, inputs: Tensor) -> Tensor:
+        """What a part holds after T more inputs, for ``advance``, where it is the last P inputs.
+
+        Args:
+            inputs: [B,P+T,…], those that are held first
+        """
+        past, T = self.held[name].shape[1], inputs.shape[1] - self.held[name].shape[1]
+        return inputs[:, 1:].unfold(1, past, 1).movedim(-1, 2) if self.notes_each else inputs[:, T:]
+
     @property
     def notes_each(self) -> bool:
         """Whether the tensors after each token are needed, for ``rewind`` to keep the first ones."""

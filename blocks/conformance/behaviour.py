@@ -14,10 +14,12 @@ from blockwright.blocks.conformance.verdict import ExemptError, must, must_agree
 from blockwright.blocks.decoder import Decoder
 from blockwright.blocks.kernels.largest_score import LargestScores
 from blockwright.blocks.kernels.quantise import BITS
+from blockwright.blocks.memory.table import numbers
 from blockwright.registry import BlockError
 
 BOUND = 1e-5  # fp32, two layers: another order of summation differs by about 1e-6
-KEEPS_SHAPE = ("attention", "ffn", "experts", "norm", "residual")  # contracts whose output has the input's shape
+# Contracts whose output has the input's shape.
+KEEPS_SHAPE = ("attention", "ffn", "experts", "norm", "residual", "memory")
 CACHED = ("attention", "position", "scores", "compressor", "kv_source")  # kinds that process what a cache returns
 STEP_BOUND = 3e-5  # compressed keys are sums in another order too: 1.1e-5 in fp32, 4e-15 in fp64
 BF16_BOUND = 0.08  # of a token's norm: about twenty roundings of 0.4 % each, in random directions
@@ -211,8 +213,9 @@ def gradients(setting: Setting) -> None:
     for name, parameter in decoder.named_parameters():
         grad = parameter.grad
         must(grad is not None, f"{name} gets no gradient")
-        must(bool(torch.isfinite(grad).all()), f"{name} gets a gradient that is not finite")  # type: ignore[arg-type]
-        must(bool((grad != 0).any()), f"{name} gets a gradient of zeros")  # type: ignore[union-attr]
+        grad = numbers(grad)  # type: ignore[arg-type]
+        must(bool(torch.isfinite(grad).all()), f"{name} gets a gradient that is not finite")
+        must(bool((grad != 0).any()), f"{name} gets a gradient of zeros")
 
 
 def precision(setting: Setting) -> None:

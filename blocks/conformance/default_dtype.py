@@ -12,6 +12,7 @@ from blockwright.blocks.conformance.setting import MODEL, Setting, shown, tokens
 from blockwright.blocks.conformance.verdict import must
 from blockwright.blocks.decoder import Decoder
 from blockwright.blocks.gating.base import Gating
+from blockwright.blocks.memory.table import numbers
 from blockwright.blocks.position.base import Position
 from blockwright.blocks.precision import default_dtype
 
@@ -52,7 +53,7 @@ def _step(decoder: Decoder) -> Found:
         for name, loss in routing.losses.items()
     }
     torch.stack([hidden.square().mean(), *losses.values()]).sum().backward()
-    gradients = {f"the gradient of {n}": p.grad for n, p in decoder.named_parameters() if p.grad is not None}
+    gradients = {f"the gradient of {n}": numbers(p.grad) for n, p in decoder.named_parameters() if p.grad is not None}
     return {"the hidden states": hidden.detach(), **losses, **gradients, **_updated(decoder)}
 
 

@@ -75,7 +75,7 @@ def _trace(setting: Setting, node: Mapping[str, Any]) -> list[Any]:
     hidden, routings = decoder.train().hidden(given, media=media)
     losses = [x for r in routings if r is not None for x in r.losses.values()]
     torch.stack([decoder.nll(hidden, given.roll(-1, 1)), *losses]).sum().backward()
-    seen += [hidden, *losses, *(p.grad for p in decoder.parameters() if p.grad is not None)]
+    seen += [hidden, *losses, *(p.grad.to_dense() for p in decoder.parameters() if p.grad is not None)]
     for _ in range(3):
         move_gates(decoder)
     return [*seen, *decoder.buffers(), states(decoder.eval(), ids)]

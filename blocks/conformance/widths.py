@@ -13,6 +13,7 @@ from blockwright.blocks.conformance.setting import MODEL, Setting
 from blockwright.blocks.conformance.verdict import ExemptError, must
 from blockwright.blocks.coordinates import Size, kind_of, measure, slopes, text
 from blockwright.blocks.decoder import Decoder
+from blockwright.blocks.memory.table import Table
 from blockwright.blocks.widths import multiplied, scales
 from blockwright.registry import ConfigError
 
@@ -70,5 +71,7 @@ def _scaled(base: Decoder, model: Mapping[str, Any]) -> tuple[Decoder, torch.opt
     """A decoder under the rules, and Adam for it."""
     factors = scales(base, compose(model, device="meta"))
     decoder = compose(model, scales=factors)
+    for table in (m for m in decoder.modules() if isinstance(m, Table)):
+        table.sparse = False  # torch's Adam takes no sparse gradients
     groups = [{"params": [p], "lr": RATE * factors[n].rate} for n, p in decoder.named_parameters() if n in factors]
     return decoder, torch.optim.Adam(groups)

@@ -7,11 +7,11 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
-from blockwright.blocks.attention.base import Attention, empty_cache
 from blockwright.blocks.base import Block
 from blockwright.blocks.cache.base import Cache
 from blockwright.blocks.cache.fit import caches_that_fit
-from blockwright.blocks.decoder import Decoder
+from blockwright.blocks.cache.layer import LayerCache
+from blockwright.blocks.decoder import Decoder, Layer
 from blockwright.registry import BlockError
 
 
@@ -66,15 +66,16 @@ def _of_layers(
 
 
 def _joinable(name: str, layer: nn.Module, made: tuple[int, int, torch.dtype, torch.device, int | None]) -> Cache:
-    attention, place = layer.attention, f"{name}.attention"
-    assert isinstance(attention, Attention)
+    place = f"{name}.attention"
+    assert isinstance(layer, Layer)
     try:
-        cache = empty_cache(attention, *made)
+        cache = layer.new_cache(*made)
     except NotImplementedError:
         rule = "an attention of this model keeps no cache, which rows could join"
         raise BlockError(place, None, rule, "Choose another attention, or give it new_cache") from None
-    if not isinstance(cache, Cache):
-        rule = f"{type(attention).__name__} keeps a {type(cache).__name__}, which rows cannot join"
+    held = cache.first if isinstance(cache, LayerCache) else cache
+    if not isinstance(held, Cache):
+        rule = f"{type(layer.attention).__name__} keeps a {type(held).__name__}, which rows cannot join"
         remedy = "Derive it from blockwright.blocks.cache.base.Cache, or generate rows one by one"
-        raise BlockError(place, type(cache).__name__, rule, remedy)
+        raise BlockError(place, type(held).__name__, rule, remedy)
     return cache

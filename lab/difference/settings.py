@@ -58,9 +58,14 @@ def read(model: Mapping[str, Any]) -> Composition:
     for kind, block in around.items():
         plain |= dict(_walk(kind, block, records))
     layers = {
-        part: [dict(_walk(part, getattr(layer, part), records)) for layer in decoder.layers] for part in LAYER_PARTS
+        part: [dict(_part(part, getattr(layer, part), records)) for layer in decoder.layers] for part in LAYER_PARTS
     }
     return Composition(decoder, plain, layers)
+
+
+def _part(kind: str, block: nn.Module | None, records: Mapping[int, Built]) -> Iterator[tuple[str, Any]]:
+    """A part of a layer, as ``_walk`` gives it; nothing of one that the layer is without."""
+    return iter(()) if block is None else _walk(kind, block, records)
 
 
 def _walk(path: str, block: nn.Module, records: Mapping[int, Built]) -> Iterator[tuple[str, Any]]:

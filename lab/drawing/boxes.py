@@ -11,6 +11,7 @@ from blockwright.blocks.alike import signature
 from blockwright.blocks.attention.base import Attention
 from blockwright.blocks.base import Block
 from blockwright.blocks.drawn import Drawn
+from blockwright.blocks.memory.base import Memory
 from blockwright.lab.drawing.caching import cached
 from blockwright.lab.drawing.equations import equations
 from blockwright.lab.drawing.labels import lines
@@ -69,6 +70,6 @@ def _used(child: nn.Module, block: nn.Module) -> bool:
 
 def _cached(block: nn.Module) -> Any:
     try:
-        return cached(block) if isinstance(block, Attention) else ()
-    except NotImplementedError:  # a plug-in's attention may have no cache
+        return cached(block) if isinstance(block, Attention | Memory) else ()
+    except NotImplementedError:  # a memory without reach; a plug-in's attention may have no cache
         return ()

@@ -1,4 +1,4 @@
-"""What an attention caches, read off the caches that it makes on the meta device."""
+"""What an attention or a memory caches, read off the caches that it makes on the meta device."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from torch import Tensor
 from blockwright.blocks.attention.base import Attention
 from blockwright.blocks.attention.scored import Scored
 from blockwright.blocks.cost import FAR
+from blockwright.blocks.memory.base import Memory
 from blockwright.lab.drawing.parts import Cached
 
 
-def cached(attention: Attention) -> tuple[Cached, ...]:
+def cached(attention: Attention | Memory) -> tuple[Cached, ...]:
     """The tensors of its cache; none where it has no cache.
 
     Raises:
@@ -29,7 +30,7 @@ def cached(attention: Attention) -> tuple[Cached, ...]:
     )
 
 
-def _buffers(attention: Attention, length: int) -> dict[str, Tensor]:
+def _buffers(attention: Attention | Memory, length: int) -> dict[str, Tensor]:
     return attention.new_cache(1, length, torch.bfloat16, torch.device("meta")).buffers
 
 

@@ -92,6 +92,7 @@ class Panel:
         name: a letter, by which the stack refers to it
         layers: their indices
         attention, ffn, residual: the boxes of the first
+        memory: likewise; None for a layer without
         branches: how they are connected
         streams: residual streams; 1 for the usual one, 0 if they grow with the depth
         parameters: of one layer
@@ -107,6 +108,7 @@ class Panel:
     attention: Box
     ffn: Box
     residual: Box
+    memory: Box | None
     branches: tuple[Branch, ...]
     streams: int
     parameters: int
@@ -186,7 +188,7 @@ class Scheme:
     def boxes(self) -> Iterator[Box]:
         """All boxes, in the order in which the flow of the model meets them: a layer's once for all that are alike."""
         position = [self.position] if self.position else []
-        layers = [box for panel in self.panels for box in (panel.residual, panel.attention, panel.ffn)]
+        layers = [box for p in self.panels for box in (p.residual, p.memory, p.attention, p.ffn) if box is not None]
         for box in [*self.inputs, self.embedding, *position, *layers, self.norm, self.head, *self.mtp]:
             yield from box.walk()
 

@@ -12,14 +12,15 @@ from blockwright.blocks.cost import (
     count_families,
     flops_per_token,
     growth_beyond_windows,
-    idle_experts,
+    idle,
 )
-from blockwright.blocks.decoder import Decoder
+from blockwright.blocks.decoder import LAYER_PARTS, Decoder
+from blockwright.blocks.memory.base import Memory
 from blockwright.blocks.norm.base import Norm
 from blockwright.blocks.sample import Sample, sample
 from blockwright.lab.drawing.boxes import Records, box, count, part
 from blockwright.lab.drawing.parts import Box, Panel, Run, Scheme, Totals
-from blockwright.lab.drawing.wiring import branches
+from blockwright.lab.drawing.wiring import Branch, branches
 from blockwright.registry.recording import recorded
 
 USUAL = 4096  # tokens that FLOPs are counted for, as in ``blockwright describe``
@@ -41,8 +42,8 @@ def scheme(model: Mapping[str, Any] | Decoder, title: str = "", context: int | N
         made = sample(model.config if isinstance(model, Decoder) else model)
     decoder = made.decoder
     config = decoder.config
-    idle = [idle_experts(layer, decoder) for layer in decoder.layers]
-    panels, sequence = _panels(made, idle, records)
+    unused = [idle(layer, decoder) for layer in decoder.layers]
+    panels, sequence = _panels(made, unused, records)
     position = records[id(decoder.position)]
     return Scheme(
         title=title,
@@ -58,16 +59,16 @@ def scheme(model: Mapping[str, Any] | Decoder, title: str = "", context: int | N
         norm=box(decoder.norm, "norm", "norm", records),
         head=part("head", "head", *(["tied"] if decoder.head is None else []), parameters=count(decoder.head)),
         mtp=tuple(part(f"mtp.{k}", "mtp", parameters=count(depth)) for k, depth in enumerate(decoder.mtp)),
-        totals=_totals(made, idle, context or min(USUAL, config["max_positions"])),
+        totals=_totals(made, unused, context or min(USUAL, config["max_positions"])),
     )
 
 
-def _panels(made: Sample, idle: Sequence[int], records: Records) -> tuple[tuple[Panel, ...], list[str]]:
+def _panels(made: Sample, unused: Sequence[int], records: Records) -> tuple[tuple[Panel, ...], list[str]]:
     """The distinct layers, and the panel of each layer."""
-    looks = [tuple(map(_looks, _boxes(layer, "layer", records))) for layer in made.decoder.layers]
+    looks = [tuple(map(_looks, _boxes(layer, "layer", records).values())) for layer in made.decoder.layers]
     drawn = {look: [i for i, other in enumerate(looks) if other == look] for look in looks}
     order = sorted(drawn.values(), key=lambda alike: min(made.layers[i][0] for i in alike))
-    panels = [_panel(made, alike, idle, name, records) for name, alike in zip(_names(len(order)), order, strict=True)]
+    panels = [_panel(made, alike, unused, name, records) for name, alike in zip(_names(len(order)), order, strict=True)]
     names = {index: panel.name for panel in panels for index in panel.layers}
     return tuple(panels), [names[index] for index in sorted(names)]
 
@@ -81,38 +82,49 @@ def _names(n: int) -> list[str]:
     return [LETTERS[i] if n <= len(LETTERS) else str(i + 1) for i in range(n)]
 
 
-def _boxes(layer: Any, path: str, records: Records) -> list[Box]:
-    return [box(getattr(layer, name), f"{path}.{name}", name, records) for name in ("attention", "ffn", "residual")]
+def _boxes(layer: Any, path: str, records: Records) -> dict[str, Box]:
+    """Part of a layer → its box."""
+    parts = {name: getattr(layer, name) for name in LAYER_PARTS}
+    return {name: box(part, f"{path}.{name}", name, records) for name, part in parts.items() if part is not None}
 
 
-def _panel(made: Sample, alike: Sequence[int], idle: Sequence[int], name: str, records: Records) -> Panel:
+def _panel(made: Sample, alike: Sequence[int], unused: Sequence[int], name: str, records: Records) -> Panel:
     """The panel of layers that look alike.
 
     Args:
         alike: places in the sample
-        idle: for each place, parameters of a layer that a token does not use
+        unused: for each place, parameters of a layer that a token does not use
     """
     first = min(alike, key=lambda i: made.layers[i][0])
     layer: Any = made.decoder.layers[first]
     norms = {slot: child for slot, child in records[id(layer.residual)].children.items() if isinstance(child, Norm)}
     path = f"layers.{made.layers[first][0]}"
-    attention, ffn, residual = _boxes(layer, path, records)
+    boxes = _boxes(layer, path, records)
     numbers, beyond, constant = _cache(Sample(made.decoder.with_layers([layer]), ((0,),)))
     return Panel(
         path=path,
         name=name,
         layers=tuple(sorted(index for i in alike for index in made.layers[i])),
-        attention=attention,
-        ffn=ffn,
-        residual=residual,
-        branches=branches(layer.residual, norms, made.decoder.config["d_model"]),
+        attention=boxes["attention"],
+        ffn=boxes["ffn"],
+        residual=boxes["residual"],
+        memory=boxes.get("memory"),
+        branches=_with_memory(branches(layer.residual, norms, made.decoder.config["d_model"]), layer.memory),
         streams=1 if layer.residual.streams is None else layer.residual.streams,
         parameters=count(layer),
-        active=count(layer) - idle[first],
+        active=count(layer) - unused[first],
         cache_numbers=numbers,
         cache_beyond=beyond,
         cache_constant=constant,
     )
+
+
+def _with_memory(found: tuple[Branch, ...], memory: Memory | None) -> tuple[Branch, ...]:
+    """The branches of a layer, with that of its memory at its place."""
+    if memory is None:
+        return found
+    own = (Branch(("memory",)),)
+    return own + found if memory.place == "before" else found + own
 
 
 def _cache(decoder: Sample) -> tuple[int | None, float | None, int | None]:
@@ -124,16 +136,16 @@ def _cache(decoder: Sample) -> tuple[int | None, float | None, int | None]:
         return None, None, None
 
 
-def _totals(made: Sample, idle: Sequence[int], context: int) -> Totals:
+def _totals(made: Sample, unused: Sequence[int], context: int) -> Totals:
     families, numbers = count_families(made), _cache(made)
     total = sum(families.values())
-    unused = sum(len(layers) * each for layers, each in zip(made.layers, idle, strict=True))
+    without = sum(len(layers) * each for layers, each in zip(made.layers, unused, strict=True))
     forward, training = flops_per_token(made, context)
     cached = numbers[0] is not None
     one, two, at_context = (cache_bytes(made, n, torch.bfloat16) if cached else 0 for n in (1, 2, context))
     return Totals(
         parameters=total,
-        active=total - unused - families["mtp"],
+        active=total - without - families["mtp"],
         context=context,
         forward_flops=forward,
         training_flops=training,

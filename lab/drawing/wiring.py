@@ -24,7 +24,7 @@ class Branch:
     """Mixers that read the same, from the residual stream to the sum with it.
 
     Args:
-        mixers: ``attention``, ``ffn``, or both where they run side by side
+        mixers: ``attention``, ``ffn``, or both where they run side by side; or ``memory``
         before: parameter of the norm of what they read; "" for none
         after: of the norm of what they write, before it is added; "" for none
         beyond: of the norm of the sum; "" for none

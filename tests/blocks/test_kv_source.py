@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from blockwright.blocks.compose import check, compose
 from blockwright.blocks.conformance.cases import CHECKS
@@ -62,8 +62,13 @@ def tokens(length: int = T, rows: int = 2) -> Tensor:
 def inputs(decoder: Decoder, positions: Tensor, segments: Tensor | None) -> tuple[list[Tensor], list[Tensor]]:
     """What each attention reads and gives."""
     read, gave = list[Tensor](), list[Tensor]()
+
+    def note(block: nn.Module, given: tuple[Any, ...], y: Tensor) -> None:
+        read.append(given[0])
+        gave.append(y)
+
     for layer in decoder.layers:
-        layer.attention.register_forward_hook(lambda m, x, y: (read.append(x[0]), gave.append(y)) and None)  # type: ignore[union-attr]
+        layer.attention.register_forward_hook(note)  # type: ignore[union-attr]
     decoder.hidden(tokens(), positions, segments)
     return read, gave
 

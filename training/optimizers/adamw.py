@@ -88,12 +88,25 @@ def torch_adamw(
     scales: Mapping[str, Scale] = MappingProxyType({}),
     prefix: str = "",
 ) -> Optimizer:
-    """torch's AdamW over `found`, with group names prefixed by `prefix`; other arguments as in `AdamW`."""
-    from blockwright.training.optimizers.local_adamw import LocalAdamW
+    """torch's AdamW over `found`, with group names prefixed by `prefix`; other arguments as in `AdamW`.
 
-    parameters = [weight.parameter for weight in found]
-    groups = multiplied(_decay_groups(found, weight_decay, prefix), found, lr, multipliers, scales, eps)
-    optimizer = LocalAdamW(groups, lr=lr, betas=betas, eps=eps, fused=_fused(parameters, fused))
+    Tables with sparse gradients are stepped by `RowAdam`, with the same settings.
+    """
+    from blockwright.training.optimizers.combined import CombinedOptimizer
+    from blockwright.training.optimizers.local_adamw import LocalAdamW
+    from blockwright.training.optimizers.row_adam import RowAdam
+
+    dense, sparse = [w for w in found if not w.sparse], [w for w in found if w.sparse]
+    parts: list[Optimizer] = []
+    if dense:
+        groups = multiplied(_decay_groups(dense, weight_decay, prefix), dense, lr, multipliers, scales, eps)
+        fused = _fused([weight.parameter for weight in dense], fused)
+        parts.append(LocalAdamW(groups, lr=lr, betas=betas, eps=eps, fused=fused))
+    if sparse:
+        group = {"params": [weight.parameter for weight in sparse], "name": f"{prefix}tables"}
+        groups = multiplied([group], sparse, lr, multipliers, scales, eps)
+        parts.append(RowAdam(groups, lr=lr, betas=betas, eps=eps))
+    optimizer: Any = CombinedOptimizer(parts) if len(parts) > 1 else parts[0]
     # A fused step offers to undo the scaling of mixed precision itself. Lightning then refuses to clip, since it would
     # clip scaled gradients, even in bf16-mixed without scaling. Without the offer the scaler unscales first.
     optimizer._step_supports_amp_scaling = False

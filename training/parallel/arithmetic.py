@@ -17,6 +17,7 @@ from torch import nn
 from blockwright.blocks.alike import alike
 from blockwright.blocks.decoder import Decoder
 from blockwright.blocks.gating.base import Gating
+from blockwright.blocks.memory.table import Table
 from blockwright.training.optimizers.base import OptimizerRecipe
 from blockwright.training.parallel.plan import DIMENSION, Region, regions
 from blockwright.training.parallel.remembered import appended
@@ -32,6 +33,7 @@ class Holding:
     group: FSDP2's unit of gathering: a layer, the experts of a layer, or the root
     shape: of what a rank computes with, before FSDP2 shards it
     routed: whether it belongs to experts
+    table: whether it is a table of a memory, whose rows are spread over all ranks that compute different tokens
     times: number of the decoder's parameters it represents
     """
 
@@ -40,6 +42,7 @@ class Holding:
     shape: tuple[int, ...]
     routed: bool
     times: int
+    table: bool = False
 
     @property
     def gathered(self) -> int:
@@ -48,6 +51,8 @@ class Holding:
 
     def held(self, sizes: Sizes) -> int:
         """Numbers of each that the rank with most keeps: FSDP2 spreads whole rows, and so leaves some ranks none."""
+        if self.table:
+            return math.ceil(self.shape[0] / (sizes.replicate * sizes.sharing)) * self.shape[1]
         shards, shape = self.shards(sizes), self.shape or (1,)
         columns = self.apart(sizes) and len(shape) > 1 and shape[1] % shards == 0  # as build.py places experts
         length = shape[1 if columns else 0]
@@ -86,6 +91,7 @@ def holdings(decoder: Decoder, sizes: Sizes) -> list[Holding]:
     cut = {
         id(part.parameter): (part.placement, region) for region in _split_regions(probe, sizes) for part in region.parts
     }
+    tables = {id(module.weight) for module in probe.modules() if isinstance(module, Table)}
     found = []
     for name, parameter in probe.named_parameters():
         placement, region = cut.get(id(parameter), ("replicate", None))
@@ -96,7 +102,7 @@ def holdings(decoder: Decoder, sizes: Sizes) -> list[Holding]:
         group = ".".join(name.split(".")[:2]) if name.startswith(("layers.", "mtp.")) else "root"
         group = f"{region.name}" if routed and sizes.expert > 1 and region else group
         times = len(groups[int(name.split(".")[1])]) if name.startswith("layers.") else 1
-        found.append(Holding(name, group, tuple(shape), routed, times))
+        found.append(Holding(name, group, tuple(shape), routed, times, id(parameter) in tables))
     return found
 
 
@@ -215,7 +221,7 @@ COLLECTIVES = ("all_gather", "reduce_scatter", "all_reduce", "all_to_all")
 def weight_numbers(spread: Iterable[Holding], sizes: Sizes) -> dict[str, float]:
     """Collective → numbers of weights and gradients communicated per micro-batch, as in ``traffic``."""
     total = dict.fromkeys(COLLECTIVES, 0.0)
-    for h in spread:
+    for h in (h for h in spread if not h.table):
         if h.shards(sizes) > 1:
             total["all_gather"] += h.times * h.gathered * (1 if h.group == "root" else 2)
             total["reduce_scatter"] += h.times * h.gathered

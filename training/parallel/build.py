@@ -1,7 +1,8 @@
 """Build a decoder for a parallel run: on the meta device, then part by part, so that no rank ever holds it whole.
 
 Each layer is split by tensor and expert parallelism according to its blocks' plans, and sharded by FSDP2; then each
-rank draws its part by the initialisation rule, which gives every tensor the same numbers at any world size. The parts
+rank draws its part by the initialisation rule, which gives every tensor the same numbers at any world size. Tables of
+memories are spread by rows and never gathered (tables.py). The parts
 around the layers come last, with stacks of inputs among them. Only what a block sets itself, and given weights, are
 whole on a rank before they are split, one layer at a time, those of an input together.
 """
@@ -37,6 +38,7 @@ from blockwright.training.parallel.local import is_low, own_place, plain
 from blockwright.training.parallel.meshes import Meshes
 from blockwright.training.parallel.plan import regions
 from blockwright.training.parallel.recompute import Recompute, recompute
+from blockwright.training.parallel.tables import spread, tables
 from blockwright.training.parallel.tensor import cut, divisible
 
 LOW = {"bf16-mixed": torch.bfloat16}  # precision of the trainer → dtype of FSDP2's gathered weights
@@ -73,7 +75,8 @@ class Sharding:
         options: dict[str, Any] = {"offload_policy": CPUOffloadPolicy()} if self.cpu_offload else {}
         if routed:
             options["shard_placement_fn"] = _beside_experts(mesh.size(-1))
-        fully_shard(module, mesh=mesh, mp_policy=precision, **options)
+        spread_already = {table.weight for table in tables(module)}
+        fully_shard(module, mesh=mesh, mp_policy=precision, ignored_params=spread_already, **options)
         if meshes.device_type == "cpu":
             module.set_force_sum_reduction_for_comms(True)  # type: ignore[operator] # gloo knows sums alone
 
@@ -176,6 +179,8 @@ def _stack(decoder: Decoder) -> Iterator[tuple[str, nn.Module]]:
 def _split(part: nn.Module, sharding: Sharding, width: int) -> None:
     """Split a part by tensor and expert parallelism, and shard separately the blocks that need it."""
     meshes = sharding.meshes
+    for table in tables(part):
+        spread(table, meshes.data, sharding.low)
     for region in regions(part, dense=meshes.tensor is not None, routed=meshes.expert is not None):
         if region.routed:
             assert meshes.expert is not None

@@ -1,15 +1,17 @@
-"""Norm and clipping of all gradients, for parameters distributed over ranks in different ways."""
+"""Norm and clipping of all gradients, sparse ones too, for parameters distributed over ranks in different ways."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, Replicate
 
+from blockwright.blocks.memory.table import numbers
 from blockwright.training.parallel.local import plain
 
 
@@ -19,19 +21,19 @@ def total_norm(parameters: Iterable[nn.Parameter]) -> Tensor:
     Each rank sums its squares, divided by the number of ranks that hold the same ones; one sum over the world then
     works for any mix of meshes.
     """
-    gradients = [p.grad for p in parameters if p.grad is not None]
-    if not gradients:
+    stepped = [p for p in parameters if p.grad is not None]
+    if not stepped:
         return torch.zeros((), dtype=torch.float32)
-    if not any(isinstance(g, DTensor) for g in gradients):
-        return _norm(gradients)
+    if not any(isinstance(_spread(p), DTensor) for p in stepped):
+        return _norm([_numbers(p) for p in stepped])
     world = dist.get_world_size()
     by_copies: dict[float, list[Tensor]] = {}
-    for gradient in gradients:
-        by_copies.setdefault(world / _pieces(gradient), []).append(plain(gradient).detach())
+    for parameter in stepped:
+        by_copies.setdefault(world / _pieces(_spread(parameter)), []).append(_numbers(parameter).detach())
     squares = [_norm(alike).double().square() / copies for copies, alike in by_copies.items()]
     total = torch.stack(squares).sum()
     if world > 1:
-        device = next(g.device_mesh.device_type for g in gradients if isinstance(g, DTensor))
+        device = next(t.device_mesh.device_type for t in map(_spread, stepped) if isinstance(t, DTensor))
         total = total.to(device)  # offloaded gradients are on the CPU, which a GPU's process group cannot reduce
         dist.all_reduce(total)
     return total.sqrt().float()
@@ -46,7 +48,7 @@ def _norm(gradients: list[Tensor]) -> Tensor:
 def clip(parameters: Iterable[nn.Parameter], limit: float, algorithm: str = "norm") -> None:
     """Clip gradients in place: their total norm to ``limit``, or each number to ±``limit``."""
     parameters = list(parameters)
-    gradients = [plain(p.grad) for p in parameters if p.grad is not None]
+    gradients = [_numbers(p) for p in parameters if p.grad is not None]
     if algorithm == "value":
         torch._foreach_clamp_max_(gradients, limit)
         torch._foreach_clamp_min_(gradients, -limit)
@@ -56,9 +58,28 @@ def clip(parameters: Iterable[nn.Parameter], limit: float, algorithm: str = "nor
         gradient.mul_(factor.to(gradient.device))
 
 
-def _pieces(gradient: Tensor) -> int:
-    """Number of ranks over which a gradient is distributed."""
-    if not isinstance(gradient, DTensor):
+def has_sparse(parameters: Iterable[nn.Parameter]) -> bool:
+    """Whether some gradient is sparse, which torch's own functions do not clip."""
+    return any(p.grad is not None and p.grad.is_sparse for p in parameters)
+
+
+def _numbers(parameter: nn.Parameter) -> Tensor:
+    """The numbers of a gradient that this rank has, each once; to change them changes the gradient."""
+    gradient: Any = parameter.grad
+    if gradient.is_sparse:
+        gradient = parameter.grad = gradient.coalesce()
+    return numbers(plain(gradient))
+
+
+def _spread(parameter: nn.Parameter) -> Any:
+    """What is distributed as a gradient is: sparse ones are plain tensors, of this rank's part."""
+    gradient: Any = parameter.grad
+    return parameter if gradient.is_sparse else gradient
+
+
+def _pieces(tensor: Tensor) -> int:
+    """Number of ranks over which a tensor is distributed."""
+    if not isinstance(tensor, DTensor):
         return 1
-    mesh = gradient.device_mesh
-    return math.prod(mesh.size(i) for i, p in enumerate(gradient.placements) if not isinstance(p, Replicate))
+    mesh = tensor.device_mesh
+    return math.prod(mesh.size(i) for i, p in enumerate(tensor.placements) if not isinstance(p, Replicate))

@@ -8,13 +8,16 @@ the gather is a sum over the ranks.
 
 Sequences are cut into 2n chunks, of which rank r has r and 2n − 1 − r: in causal attention all ranks then have as much
 to compute (Llama 3, arXiv 2407.21783, §3.3.2, which gathers keys and values too). The block is called once for
-each. Everything around attention works on single tokens.
+each. Everything around attention works on single tokens, but for memories: one that depends on a few tokens before is
+given the last ones of the chunk before, which every rank sends.
 
 Not supported: overlap of the gathers with computation, and rings of ranks (arXiv 2310.01889), which spread the keys
 too: here each rank has what a layer caches of the whole sequence, and expands it itself.
 """
 
 from __future__ import annotations
+
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -27,6 +30,7 @@ from blockwright.blocks.cache.ring import Ring
 from blockwright.blocks.carry import joined, split
 from blockwright.blocks.forward_pass import Pass
 from blockwright.blocks.kernels.documents import is_real
+from blockwright.blocks.memory.base import Memory
 from blockwright.blocks.share import Share
 from blockwright.registry import BlockError, ConfigError
 from blockwright.training.parallel.collectives import gather
@@ -88,6 +92,38 @@ class HeadAndTail(Share):
             rule = "must append to its cache once in a pass, for its keys to be gathered from other ranks"
             raise BlockError("attention", type(attention).__name__, rule, "Train it without trainer.strategy.context")
         return y
+
+    def recall(self, memory: Memory, x: Tensor, given: Pass) -> Tensor:
+        own = {name: t for name in ("embedded", "tokens") if (t := getattr(given, name)) is not None}
+        starts = self.take(torch.arange(given.positions.shape[1])[None])[0, [0, self.chunk]].tolist()
+        before = self._before(memory.reach or 0, {"x": x, **own})
+        found = []
+        for start, halo, *parts in zip(starts, before, *self._chunks(x, *own.values()), strict=True):
+            part = {name: torch.cat((halo[name], t), 1) for name, t in zip(halo, parts, strict=True)}
+            n = halo["x"].shape[1]
+            places = slice(start - n, start + parts[0].shape[1])
+            segments = None if given.segments is None else given.segments[:, places]
+            h = part.pop("x")
+            found.append(memory(h, Pass(given.positions[:, places], segments, **part))[:, n:])
+        return torch.cat(found, 1)
+
+    def _chunks(self, *own: Tensor) -> list[tuple[Tensor, ...]]:
+        """The head chunk and the tail chunk of each tensor."""
+        return [t.tensor_split([self.chunk], 1) for t in own]
+
+    def _before(self, reach: int, own: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
+        """For the head chunk and the tail chunk, the ``reach`` tokens before it, of each tensor [B,t,…] by name."""
+        n, r, c = self.context.size, self.context.rank, self.chunk
+        places = r, 2 * n - 1 - r
+        if not reach:
+            return [{name: t[:, :0] for name, t in own.items()} for _ in places]
+        ends: dict[str, list[Tensor]] = {}  # the last tokens of every chunk, in the order of the sequence
+        for name, (head, tail) in zip(own, self._chunks(*own.values()), strict=True):
+            last = torch.stack([_lengthened(t, c)[:, c - reach :] for t in (head, tail)])
+            (every,) = gather(self.context.group, last)
+            heads, tails = every.unflatten(0, (n, 2)).unbind(1)
+            ends[name] = [*heads.unbind(), *tails.flip(0).unbind()]
+        return [{name: end[i - 1] if i else end[0][:, :0] for name, end in ends.items()} for i in places]
 
     def _shares(self, x: Tensor, segments: Tensor | None, length: int) -> tuple[Tensor, Tensor]:
         """The factors on the means of this rank's two chunks with which the mean over ranks is that over all tokens.

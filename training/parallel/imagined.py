@@ -122,6 +122,7 @@ def _place(rank: int, sizes: Sizes) -> dict[str, int]:
     rest, tensor = divmod(rank, sizes.tensor)
     replicate, shard = divmod(rest, sizes.sharing)
     return {
+        "data": rest,
         "replicate": replicate,
         "shard": shard,
         "tensor": tensor,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from torch.distributed import ProcessGroup
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from blockwright.training.parallel.context import Context
@@ -23,14 +22,14 @@ class Meshes:
         sizes: of the grid
         dense: (replicate, shard, tensor)
         routed: (replicate, rest, expert, tensor); None without expert parallelism
-        data: the ranks that compute different tokens, as one group
+        data: the ranks that compute different tokens, as one dimension
         context: the ranks that share windows; None without context parallelism
     """
 
     sizes: Sizes
     dense: DeviceMesh
     routed: DeviceMesh | None
-    data: ProcessGroup
+    data: DeviceMesh
     context: Context | None = None
 
     @property
@@ -70,7 +69,7 @@ def make_meshes(sizes: Sizes, device_type: str) -> Meshes:
         shape = (sizes.replicate, sizes.sharing // sizes.expert, sizes.expert, sizes.tensor)
         routed = init_device_mesh(device_type, shape, mesh_dim_names=("replicate", "rest", "expert", "tensor"))
     data = dense["replicate", "shard"]._flatten("data") if sizes.replicate > 1 else dense["shard"]
-    return Meshes(sizes, dense, routed, data.get_group(), _context(sizes, device_type))
+    return Meshes(sizes, dense, routed, data, _context(sizes, device_type))
 
 
 def _context(sizes: Sizes, device_type: str) -> Context | None:

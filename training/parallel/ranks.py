@@ -41,8 +41,8 @@ def data_ranks(trainer: Any) -> DataRanks:
     """Those of a trainer whose processes have started."""
     meshes = getattr(trainer.strategy, "meshes", None)
     if meshes is not None:
-        sizes = meshes.sizes
-        return DataRanks(sizes.replicate * sizes.sharing, dist.get_rank(meshes.data), meshes.data, sizes.context)
+        data = meshes.data
+        return DataRanks(data.size(), data.get_local_rank(), data.get_group(), meshes.sizes.context)
     return DataRanks(trainer.world_size, trainer.global_rank)
 
 

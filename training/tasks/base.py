@@ -30,7 +30,7 @@ from blockwright.training.figure import OF_TEXT, TRAIN, Figure, find, names_in, 
 from blockwright.training.lookahead import micro_batches_to_come
 from blockwright.training.low_weights import lower_only_weights
 from blockwright.training.metrics import ExpertLoad, Sums, TokenLoss
-from blockwright.training.parallel.clipping import clip
+from blockwright.training.parallel.clipping import clip, has_sparse
 from blockwright.training.parallel.context import Context
 from blockwright.training.parallel.local import is_distributed, is_low
 from blockwright.training.parallel.ranks import DataRanks, balance_over, data_ranks
@@ -318,8 +318,9 @@ class Task(Composable, KeepsDtype, L.LightningModule):
         self, optimizer: Any, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
     ) -> None:
         # Lightning's own cannot mix meshes, and rounds the norm to the precision of the gradients.
-        if gradient_clip_val and (is_distributed(self.model) or is_low(self.model)):
-            clip(self.model.parameters(), float(gradient_clip_val), gradient_clip_algorithm or "norm")
+        model = self.model
+        if gradient_clip_val and (is_distributed(model) or is_low(model) or has_sparse(model.parameters())):
+            clip(model.parameters(), float(gradient_clip_val), gradient_clip_algorithm or "norm")
         else:
             super().configure_gradient_clipping(optimizer, gradient_clip_val, gradient_clip_algorithm)
 

@@ -1,0 +1,107 @@
+"""The cache of a layer of which several parts remember."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from blockwright.blocks.cache.base import Cache, Mark
+
+
+class LayerCache(Cache):
+    """One cache for each part that remembers, by name; all hold the same tokens.
+
+    Whatever is done to the cache is done to each of them. ``length``, ``room`` and ``declared`` are those of the first.
+
+    Args:
+        parts: name → its cache; the first is that of the attention
+    """
+
+    overwrites = True
+
+    def __init__(self, parts: Mapping[str, Cache]) -> None:
+        self.parts = dict(parts)
+        self.stores, self.spread = {}, False
+        self.quantises = any(part.quantises for part in self.parts.values())  # type: ignore[misc]
+        self.fills = self.first.fills  # type: ignore[misc]
+
+    @property
+    def first(self) -> Cache:
+        return next(iter(self.parts.values()))
+
+    @property
+    def room(self) -> int:  # type: ignore[override]
+        return self.first.room
+
+    @property
+    def length(self) -> int:  # type: ignore[override]
+        return self.first.length
+
+    @length.setter
+    def length(self, tokens: int) -> None:
+        for part in self.parts.values():
+            part.length = tokens
+
+    @property
+    def padding(self) -> Tensor | None:  # type: ignore[override]
+        return self.first.padding
+
+    @padding.setter
+    def padding(self, tokens: Tensor | None) -> None:
+        for part in self.parts.values():
+            part.padding = tokens
+
+    @property
+    def declared(self) -> int | None:  # type: ignore[override]
+        return self.first.declared
+
+    @declared.setter
+    def declared(self, tokens: int | None) -> None:
+        for part in self.parts.values():
+            part.declared = tokens
+
+    @property
+    def buffers(self) -> dict[str, Tensor]:
+        return {f"{name}.{buffer}": held for name, part in self.parts.items() for buffer, held in part.buffers.items()}
+
+    def take(self, rows: Tensor) -> None:
+        for part in self.parts.values():
+            part.take(rows)
+
+    def take_over(self, smaller: Cache) -> None:
+        assert isinstance(smaller, LayerCache)
+        for name, part in self.parts.items():
+            if part.fills:
+                part.take_over(smaller.parts[name])
+            else:
+                self.parts[name] = smaller.parts[name]
+
+    def use(self, rows: int) -> None:
+        for part in self.parts.values():
+            part.use(rows)
+
+    def _put(self, row: int, other: Cache, source: int, n: int) -> None:
+        assert isinstance(other, LayerCache)
+        for name, part in self.parts.items():
+            part._put(row, other.parts[name], source, n)
+
+    def move(self, source: int, target: int) -> None:
+        for part in self.parts.values():
+            part.move(source, target)
+
+    def clear(self, row: int) -> None:
+        for part in self.parts.values():
+            part.clear(row)
+
+    def _shift(self, by: int) -> None:
+        for part in self.parts.values():
+            part._shift(by)
+
+    def mark(self, ahead: int | None = None) -> Mark:
+        parts = tuple(part.mark(ahead) for part in self.parts.values())
+        return Mark(self.length, ahead, {}, [], parts)
+
+    def rewind(self, mark: Mark, keep: int | Tensor = 0) -> None:
+        for part, of_part in zip(self.parts.values(), mark.parts, strict=True):
+            part.rewind(of_part, keep)

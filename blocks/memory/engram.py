@@ -1,0 +1,154 @@
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar
+
+import torch
+from annotated_types import Ge, Le
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from blockwright.blocks.base import Block, Placement
+from blockwright.blocks.cache.state import State
+from blockwright.blocks.convolution import CausalConv
+from blockwright.blocks.forward_pass import Pass
+from blockwright.blocks.linear import Linear
+from blockwright.blocks.memory.base import Memory
+from blockwright.blocks.memory.hashing import LAYER_STEP, last_tokens, multipliers, primes_from, rows_of_ngrams
+from blockwright.blocks.memory.table import Table
+from blockwright.blocks.norm.base import Norm
+from blockwright.registry import BlockError, register
+from blockwright.registry.ranges import Count, Positive, Whole
+
+LEAST_GATE = 1e-6  # under the root, whose slope at 0 has no bound
+
+
+@register("memory", "engram")
+class Engram(Memory):
+    """Rows of the last tokens' n-grams, looked up by hash, gated by the state, and smoothed over a few tokens.
+
+    DeepSeek 2026 (Engram), arXiv 2601.07372; Qwen4-Exp. With e of a token, the concatenated rows of its n-grams of
+    orders 2 … n, in tables of distinct primes of rows, and x its stream: v = W_v e, k = W_k e,
+    g = σ(sign(s) √|s|), s = ⟨norm(k), norm(x)⟩/√D; u = g v; y = u + silu(conv(u/√(mean u² + ε))), with a causal
+    depthwise convolution whose taps are n tokens apart and begin at 0. Of several streams each has keys, gates and a
+    convolution of its own; rows and values are shared. No n-gram crosses documents.
+
+    What a token needs of those before it, n − 1 ids and inputs of the convolution, is in the cache, whatever the
+    length. A table has a prime number of rows, ``rows`` or more, another for each head and each layer.
+
+    How this differs: the paper first maps ids to those of normalised text (NFKC, lower case), which Qwen4-Exp leaves
+    out. The gain of the convolution's norm is a factor of its weights, and is no parameter. Qwen4-Exp pads the tables
+    together to a multiple of 128 rows.
+
+    Args:
+        key_norm: of the keys; one copy for each stream
+        query_norm: of the stream; one copy for each stream
+        rows: least number of rows of a table; 20,000,000 in Qwen4-Exp
+        width: numbers of e, the rows of all tables together; null is d_model
+        n_heads: tables for each order, all with hashes of their own
+        ngram: n, the longest order
+        taps: of the convolution, the token itself included
+        end: id of the token that ends documents: n-grams that would cross one have it in place of the tokens before.
+            null: documents are separate only where they are packed
+        seed: of the hashes
+        ordinal: number of this memory among those of the model, on which its primes and its hashes depend; null is the
+            index of its layer
+        eps: ε
+    """
+
+    conformance_settings: ClassVar[Mapping[str, Any]] = {"rows": 37, "n_heads": 2, "end": 3}
+
+    def __init__(
+        self,
+        d_model: int,
+        vocab_size: int,
+        n_streams: int,
+        layer_idx: int,
+        key_norm: Norm,
+        query_norm: Norm,
+        rows: Annotated[int, Ge(2), Le(2**40)],
+        width: Count | None = None,
+        n_heads: Count = 8,
+        ngram: Annotated[int, Ge(2), Le(16)] = 3,
+        taps: Count = 4,
+        end: Whole | None = None,
+        seed: Whole = 0,
+        ordinal: Whole | None = None,
+        eps: Positive = 1e-6,
+    ) -> None:
+        super().__init__()
+        width, place = width or d_model, layer_idx if ordinal is None else ordinal
+        n_tables = n_heads * (ngram - 1)
+        _check(width, n_tables, end, vocab_size)
+        self.ngram, self.end, self.eps = ngram, end, eps
+        self.filler = vocab_size if end is None else end
+        self.multipliers = multipliers(vocab_size, ngram, seed + LAYER_STEP * place)
+        self.primes = primes_from(rows, place * n_tables, n_tables)
+        self.reach = ngram - 1 + (taps - 1) * ngram
+        self.table = Table(sum(self.primes), width // n_tables)
+        self.key, self.value = Linear(width, n_streams * d_model, bias=False), Linear(width, d_model, bias=False)
+        self.key_norms = nn.ModuleList(copy.deepcopy(key_norm) for _ in range(n_streams))
+        self.query_norms = nn.ModuleList(copy.deepcopy(query_norm) for _ in range(n_streams))
+        self.smooth = Smoothing(n_streams * d_model, taps, ngram)
+
+    @classmethod
+    def child_context(cls, child: str, known: Mapping[str, Any]) -> Mapping[str, Any]:
+        return {"dim": known["d_model"]}
+
+    def forward(self, x: Tensor, given: Pass) -> Tensor:
+        held = given.cache if isinstance(given.cache, State) else None
+        e, history = self._recall(given, held)
+        streams = x if x.ndim == 4 else x[:, :, None]
+        u = self._gate(e, streams) * self.value(e)[:, :, None]
+        normed = F.rms_norm(u, u.shape[-1:], None, self.eps).flatten(2)
+        normed = normed if held is None else held.without_padding(normed)
+        y, inputs = self.smooth(normed, given.segments, None if held is None else held.held["inputs"])
+        if held is not None:
+            held.advance(x.shape[1], {"ids": held.tails("ids", history), "inputs": held.tails("inputs", inputs)})
+        return (u + F.silu(y).view_as(u)).view_as(x)
+
+    def _recall(self, given: Pass, held: State | None) -> tuple[Tensor, Tensor]:
+        """e [B,T,width] of each token, and 1 + the ids of the tokens and of those before, 0 for none."""
+        new = self.ids(given) + 1
+        before = new.new_zeros(len(new), self.ngram - 1) if held is None else held.held["ids"]
+        history = torch.cat((before, new if held is None else held.without_padding(new)), 1)
+        lagged = last_tokens(history, given.segments, self.ngram, self.end)
+        return self.table(rows_of_ngrams(lagged, self.multipliers, self.primes, self.filler)).flatten(-2), history
+
+    def _gate(self, e: Tensor, streams: Tensor) -> Tensor:
+        """g [B,T,M,1] of e [B,T,width] and streams [B,T,M,D]."""
+        keys = self.key(e).unflatten(-1, streams.shape[2:]).unbind(2)
+        k = torch.stack([norm(key) for norm, key in zip(self.key_norms, keys, strict=True)], 2)
+        q = torch.stack([norm(stream) for norm, stream in zip(self.query_norms, streams.unbind(2), strict=True)], 2)
+        s = (k * q).sum(-1, keepdim=True) / streams.shape[-1] ** 0.5
+        return (s.abs().clamp_min(LEAST_GATE).sqrt() * s.sign()).sigmoid()
+
+    def new_cache(self, batch: int, length: int, dtype: torch.dtype, device: torch.device) -> State:
+        channels, taps = self.smooth.weight.shape
+        inputs = ((taps - 1) * self.ngram, channels), dtype
+        return State(batch, length, {"ids": ((self.ngram - 1,), torch.int64), "inputs": inputs}, device)
+
+    def parallel_plan(self) -> dict[str, Placement]:
+        return {"table.weight": "replicate", "key.weight": "replicate", "value.weight": "replicate"}
+
+
+class Smoothing(CausalConv, Block):
+    """A convolution that begins at 0."""
+
+    def __init__(self, channels: int, taps: int, dilation: int) -> None:
+        super().__init__(channels, taps, dilation=dilation)
+
+    def reset_parameters(self) -> None:
+        self.weight.zero_()
+
+    def parallel_plan(self) -> dict[str, Placement]:
+        return {"weight": "replicate"}
+
+
+def _check(width: int, n_tables: int, end: int | None, vocab_size: int) -> None:
+    if width % n_tables:
+        rule = f"is divided evenly among {n_tables} tables: n_heads for each of the ngram − 1 orders"
+        raise BlockError("width", width, rule, f"Write {max(1, round(width / n_tables)) * n_tables}, or other heads")
+    if end is not None and end >= vocab_size:
+        raise BlockError("end", end, f"is an id of one of the {vocab_size} tokens", "Write the id of the end token")
