@@ -47,6 +47,7 @@ class GroupedAttention(Scored):
     """
 
     residual_outputs: ClassVar[tuple[str, ...]] = ("output.weight",)
+    projects_values: ClassVar[bool] = True  # or the keys' projection gives them too
 
     def __init__(
         self,
@@ -75,7 +76,9 @@ class GroupedAttention(Scored):
         self.query = Linear(d_model, n_heads * H, bias=bias)
         makes = kv_source is None or kv_source.makes
         self.key: nn.Module | None = Linear(d_model, n_kv_heads * H, bias=bias) if makes else None
-        self.value: nn.Module | None = Linear(d_model, n_kv_heads * H, bias=bias) if makes else None
+        self.value: nn.Module | None = (
+            Linear(d_model, n_kv_heads * H, bias=bias) if makes and self.projects_values else None
+        )
         self.output = Linear(n_heads * H, d_model, bias=bias if output_bias is None else output_bias)
         self.position, self.qk_norm, self.output_gate, self.scores = position, qk_norm, output_gate, scores
         self.values, self.kv_source = values, kv_source
@@ -102,9 +105,10 @@ class GroupedAttention(Scored):
 
     def keys_and_values(self, x: Tensor, q: Tensor, carry: Carry | None) -> tuple[Tensor, Tensor]:
         """Of the tokens x [B,T,D], before norms and rotation, [B,T,K,H] each; K = 0 where it borrows."""
-        if self.key is None or self.value is None:
+        if self.key is None:
             return q[:, :, :0], q[:, :, :0]
-        k, v = (project(x).unflatten(-1, (-1, self.head_dim)) for project in (self.key, self.value))
+        k = self.key(x).unflatten(-1, (-1, self.head_dim))
+        v = k if self.value is None else self.value(x).unflatten(-1, (-1, self.head_dim))
         return k, v if self.values is None else self.values(v, carry)
 
     def memory(self) -> Memory:
@@ -122,7 +126,7 @@ class GroupedAttention(Scored):
         if self.qk_norm is not None or not self._heads_apart():  # the norm sets their lengths
             return ()
         leaves = ("weight",) if self.query.bias is None else ("weight", "bias")
-        if self.kv_source is not None:  # other layers read the keys, or have them
+        if self.kv_source is not None or self.value is None:  # other layers or values depend on the keys' rows
             return tuple(ScoreRows(f"query.{leaf}", self.head_dim, "alone") for leaf in leaves)
         sides: tuple[Literal["query", "key"], ...] = ("query", "key")
         return tuple(ScoreRows(f"{side}.{leaf}", self.head_dim, side) for side in sides for leaf in leaves)

@@ -145,7 +145,7 @@ def test_generation_draws_what_whole_passes_give() -> None:
 def test_only_lenders_hold_caches_and_only_they_have_projections() -> None:
     decoder = made(**TYPES)
     assert [cache.nbytes > 0 for cache in decoder.new_caches(1, 32)] == [True] * 3 + [False] * 3
-    held = {name.split(".")[1] for name, _ in decoder.named_parameters() if ".key." in name or "k_norm" in name}
+    held = {name.split(".")[1] for name, _ in decoder.named_parameters() if ".key." in name or ".k_norm." in name}
     assert held == {"0", "1", "2"}
 
 
