@@ -55,7 +55,7 @@ def sample(config: Any) -> Sample:
 def _of_depth(made: Outline, first: int) -> list[tuple[Layer, list[int]]]:
     """The layers with the same nodes as a first one, in groups of equal ones."""
     nodes, layer, indices = made.nodes[first], made.layers[first], made.alike[first]
-    changing = [kind for kind in LAYER_PARTS if _takes_depth(kind, nodes)]
+    changing = [kind for kind in LAYER_PARTS if kind in nodes and _takes_depth(kind, nodes)]
     if not changing:
         return [(layer, indices)]
     groups: dict[Any, tuple[Layer, list[int]]] = {}

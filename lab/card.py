@@ -43,6 +43,7 @@ SIZE: Sections = (
     (
         ("parameters", "parameters.total", _exact),
         ("  active", "parameters.active", _exact),
+        ("  in tables, of which a token reads rows", "parameters.tables", _exact),
         ("  active, no embedding", "parameters.active_without_embedding", _exact),
         ("  active, no embedding or head", "parameters.active_without_embedding_and_head", _exact),
     ),
@@ -94,6 +95,7 @@ MACHINE: Sections = (
         ("weights, fp32", "weights.bytes.fp32", in_bytes),
         ("  bf16", "weights.bytes.bf16", in_bytes),
         ("  fp8", "weights.bytes.fp8", in_bytes),
+        ("  of them tables, bf16", "weights.table_bytes.bf16", in_bytes),
         ("training state (training.recipe)", "training.recipe", _text),
         ("  bytes a parameter", "training.bytes_per_parameter", _text),
         ("  weights", "training.bytes.weights", in_bytes),
@@ -113,6 +115,8 @@ NOTE = (
 )
 # Left out where no model has them, with all keys that begin so.
 OPTIONAL = (
+    "parameters.tables",
+    "weights.table_bytes",
     "parameters.families.",
     "inputs.",
     "cache.elements_constant",

@@ -75,6 +75,7 @@ def figures(decoder: Decoder, options: Options) -> dict[str, Any]:
         "parameters": {
             "total": counted.total,
             "active": counted.active,
+            "tables": counted.tables,
             "active_without_embedding": counted.active - counted.embedding,
             "active_without_embedding_and_head": counted.active - counted.embedding - counted.head,
             "families": dict(counted.families),
@@ -89,7 +90,10 @@ def figures(decoder: Decoder, options: Options) -> dict[str, Any]:
         "cache": _cache(decoder, options.cache_context or context, options.cache_bits),
         "inputs": {kind: _input(decoder, block) for kind, block in decoder.inputs.items()},
         "kernels": _kernels(),
-        "weights": {"bytes": {name: counted.total * dtype.itemsize for name, dtype in DTYPES.items()}},
+        "weights": {
+            "bytes": {name: counted.total * dtype.itemsize for name, dtype in DTYPES.items()},
+            "table_bytes": {name: counted.tables * dtype.itemsize for name, dtype in DTYPES.items()},
+        },
         "training": _training(counted.total, options),
     }
 

@@ -119,8 +119,10 @@ def said(small: list[str], warm: Warm, site: Path, environment: dict[str, str], 
         "block": ["registry", "gating/noisy_topk"],
         "help": ["--help"],
         "card": ["describe", "model=tiny"],
+        "card of a memory": ["describe", "model=tiny", "+model/memory=bigram", "--json"],
         "unknown kernel": [*quick, "task.kernels.attention=bant", f"hydra.run.dir={folder}/x"],
         "trains": [*quick, *chosen, "model.attention.first_decay=4", f"hydra.run.dir={folder}/run"],
+        "remembers": [*quick, "+model/memory=bigram", f"hydra.run.dir={folder}/remembers"],
         "preset": ["model=retentive_tiny", "model/position=of/tiny", "--cfg", "job", "--package", "model"],
         "presets": ["registry", "model/ret*"],
         "experiment": ["experiment=retentive", "--cfg", "job"],
@@ -307,7 +309,7 @@ CONFORMANCE = """
 import pytest
 from blockwright.blocks.conformance import cases, kernel_cases
 
-BLOCKS = ("kv_source/relayed", "attention/retention", "gating/noisy_topk", "position/xpos")
+BLOCKS = ("attention/retention", "gating/noisy_topk", "kv_source/relayed", "memory/bigram", "position/xpos")
 
 @pytest.mark.parametrize("case", [case for block in BLOCKS for case in cases(block)], ids=str)
 def test_conformance(case):
@@ -335,6 +337,18 @@ def test_kernel_is_chosen_where_it_applies_and_passed_over_elsewhere(monkeypatch
 """
 
 
+def test_memory_of_the_plug_in_trains_and_is_counted(said: dict[str, Any], folder: Path) -> None:
+    assert said["remembers"][0] == 0, said["remembers"][1]
+    assert (folder / "remembers" / "checkpoints" / "last.ckpt").is_file()
+    code, text = said["card of a memory"]
+    assert code == 0
+    model = json.loads(text)["models"][0]
+    layers, width = model["shape"]["n_layers"], model["shape"]["d_model"]
+    assert model["parameters"]["tables"] == layers * 997 * width
+    assert model["parameters"]["families"]["memory"] == layers * 998 * width
+    assert model["weights"]["table_bytes"]["bf16"] == 2 * layers * 997 * width
+
+
 def test_plug_in_proves_its_blocks_by_the_kit_in_its_own_tests(
     site: Path, warm: Warm, environment: dict[str, str], tmp_path: Path
 ) -> None:
@@ -346,7 +360,9 @@ def test_plug_in_proves_its_blocks_by_the_kit_in_its_own_tests(
     assert passed > 40
     assert "its attention keeps no cache" in done.stdout
     assert "it does not route tokens" in done.stdout
-    assert skipped < 21 + 32 + 7  # calls that the kernel does not take, and blocks without a router, indexer or cache
+    assert (
+        skipped < 21 + 32 + 7 + 7
+    )  # calls that the kernel does not take, and blocks without a router, indexer or cache
 
 
 def test_nothing_here_names_the_plug_in() -> None:

@@ -23,6 +23,8 @@ class Memory(Block):
 
     Class attributes:
         place: whether it is added before the attention, or after the feed-forward block
+        silent: qualified names of parameters with which, at 0, it adds nothing, and still learns: so it is put into a
+            trained model
 
     Attributes:
         reach: how many tokens before a token its output depends on, beside what x holds of them. One with a reach has
@@ -31,6 +33,7 @@ class Memory(Block):
 
     counted_as: ClassVar[str | None] = "memory"
     place: ClassVar[Literal["before", "after"]] = "before"
+    silent: ClassVar[tuple[str, ...]] = ()
     reach: int | None = 0
 
     def forward(self, x: Tensor, given: Pass) -> Tensor:

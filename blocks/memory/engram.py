@@ -57,6 +57,8 @@ class Engram(Memory):
         eps: ε
     """
 
+    silent: ClassVar[tuple[str, ...]] = ("value.weight",)
+    residual_outputs: ClassVar[tuple[str, ...]] = ("value.weight",)
     conformance_settings: ClassVar[Mapping[str, Any]] = {"rows": 37, "n_heads": 2, "end": 3}
 
     def __init__(

@@ -33,6 +33,7 @@ class PerLayerEmbedding(Memory):
     """
 
     place: ClassVar[Literal["before", "after"]] = "after"
+    silent: ClassVar[tuple[str, ...]] = ("output_norm.weight",)  # the norm's slope at 0 is 1/√ε
     conformance_settings: ClassVar[Mapping[str, Any]] = {"width": 10}
     residual_outputs: ClassVar[tuple[str, ...]] = ("output.weight",)
 

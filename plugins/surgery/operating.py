@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from blockwright import registry
-from blockwright.blocks.decoder import LAYER_PARTS, Decoder
+from blockwright.blocks.decoder import LAYER_PARTS, OPTIONAL_PARTS, Decoder
 from blockwright.blocks.forward_pass import Pass
 from blockwright.plugins.surgery.growth.base import Growth
 from blockwright.plugins.surgery.ledger import DEPTH, Ledger, Operation, measured
@@ -135,7 +135,7 @@ def changing(old: Decoder, new: Decoder, steps: Sequence[Step]) -> dict[str, str
     found: dict[str, str] = {}
     for step in steps:
         theirs, ours = None if step.source is None else _at(old, step.source), _at(new, step.path)
-        if step.operator is None or theirs is None or ours is None:
+        if step.operator is None or ours is None:
             found |= {} if step.name == "copy" else {step.path: "nothing of the trained weights is kept"}
         elif others := unhandled(step.operator, theirs, ours):
             found[step.path] = f"other settings: {shown(others)}"
@@ -149,7 +149,10 @@ def _pairs(old: Decoder, new: Decoder, growth: Growth) -> list[tuple[str, str | 
     there, here = len(old.layers), len(new.layers)
     sources = range(there) if there == here else growth.sources(there, here)
     pairs: list[tuple[str, str | None]] = [(name, name) for name in FRAME]
-    pairs += [(f"layers.{i}.{part}", f"layers.{j}.{part}") for i, j in enumerate(sources) for part in LAYER_PARTS]
+    for i, j in enumerate(sources):
+        both = old.layers[j], new.layers[i]
+        found = [part for part in LAYER_PARTS if any(getattr(layer, part) is not None for layer in both)]
+        pairs += [(f"layers.{i}.{part}", f"layers.{j}.{part}") for part in found]
     pairs += [(f"mtp.{k}", f"mtp.{k}" if k < len(old.mtp) else None) for k in range(len(new.mtp))]
     return pairs + [(kind, kind if kind in old.inputs else None) for kind in new.inputs]
 
@@ -160,8 +163,10 @@ def _step(
     theirs, ours = None if source is None else _at(old, source), _at(new, path)
     if path == "head" and theirs is None and ours is not None:
         return Step(path, "embedding", "untie", _Untie())
-    if ours is None or theirs is None:
-        return Step(path, None, "copy" if ours is theirs else "tie" if ours is None else "draw", None)
+    if ours is None:
+        return Step(path, None, "copy" if theirs is None else "tie" if path == "head" else "leave out", None)
+    if theirs is None:
+        return Step(path, None, *_filling(path, ours, [*named, *others]))
     if COPY[1].serves(theirs, ours):
         return Step(path, source, *COPY)
     chosen = next((each for each in named if each[1].serves(theirs, ours)), None)
@@ -172,6 +177,13 @@ def _step(
         rule = f"several operators can make {path}: {', '.join(name for name, _ in serving)}"
         raise ConfigError("surgery.transplant", None, rule, f"Name one: surgery/transplant={serving[0][0]}")
     return Step(path, source, *(serving[0] if serving else FIT))
+
+
+def _filling(path: str, ours: nn.Module, operators: Sequence[Named]) -> tuple[str, Transplant | None]:
+    """What makes a block where there was none."""
+    if path.rpartition(".")[2] not in OPTIONAL_PARTS:
+        return "draw", None
+    return next((each for each in operators if each[1].fills and each[1].serves(None, ours)), ("draw", None))
 
 
 def _at(decoder: Decoder, path: str) -> nn.Module | None:
@@ -218,7 +230,7 @@ def _apply(old: Decoder, new: Decoder, step: Step, setting: Setting) -> Operatio
         return Operation(step.path, step.name, claimed=step.name == "copy")
     sizes = {name: parameter.numel() for name, parameter in block.named_parameters()}
     source = None if step.source is None else _at(old, step.source)
-    if step.operator is None or source is None:
+    if step.operator is None:
         return Operation(step.path, step.name, claimed=False, drawn=sum(sizes.values()))
     try:
         made = step.operator(source, block, setting)
@@ -234,7 +246,11 @@ def _apply(old: Decoder, new: Decoder, step: Step, setting: Setting) -> Operatio
     if derived < 0:  # what is drawn was counted as copied
         copied, derived = copied + derived, 0
     claimed, note = _claim(step.operator, source, block, made)
-    return Operation(step.path, step.name, claimed, note, copied, derived, drawn, differences(source, block))
+    return Operation(step.path, step.name, claimed, note, copied, derived, drawn, _settings(source, block))
+
+
+def _settings(old: nn.Module | None, new: nn.Module) -> dict[str, tuple[Any, Any]]:
+    return {} if old is None else differences(old, new)
 
 
 def _put(block: nn.Module, step: Step, made: Transplanted) -> None:
@@ -248,7 +264,7 @@ def _put(block: nn.Module, step: Step, made: Transplanted) -> None:
         own[name].copy_(tensor)
 
 
-def _claim(operator: Transplant, old: nn.Module, new: nn.Module, made: Transplanted) -> tuple[bool, str]:
+def _claim(operator: Transplant, old: nn.Module | None, new: nn.Module, made: Transplanted) -> tuple[bool, str]:
     """Whether the operator says that nothing changes, of what it knows, and a note."""
     others, drawn = unhandled(operator, old, new), left_drawn(operator, new, made)
     notes = [made.note, f"other settings: {shown(others)}" if others else ""]
@@ -279,7 +295,7 @@ def _is_identity(layer: nn.Module, model: Mapping[str, Any]) -> bool:
     """Whether a layer changes neither the stream nor what the layers above it are given besides."""
     T = min(SEEN, model["max_positions"])
     x, before = torch.randn(2, 1, T, model["d_model"], generator=torch.Generator().manual_seed(0), dtype=torch.float32)
-    given = Pass(torch.arange(T)[None], tokens=torch.zeros(1, T, dtype=torch.int64))
+    given = Pass(torch.arange(T)[None], tokens=torch.zeros(1, T, dtype=torch.int64), embedded=x)
     carry = layer(before, given)[2]
     y, _, after = layer(x, given._replace(carry=carry))
     same = all(after[name] is carry[name] or torch.equal(after[name], carry[name]) for name in after)

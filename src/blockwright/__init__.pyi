@@ -36,6 +36,7 @@ from blockwright.blocks.attention.base import Attention as Attention
 from blockwright.blocks.attention.scored import Scored as ScoredAttention
 from blockwright.blocks.balance.base import Balance as Balance
 from blockwright.blocks.cache.base import Cache as Cache
+from blockwright.blocks.cache.state import State as State
 from blockwright.blocks.dropping.base import Dropping as Dropping
 from blockwright.blocks.experts.base import Experts as Experts
 from blockwright.blocks.ffn.base import FFN as FFN
@@ -44,6 +45,8 @@ from blockwright.blocks.gating.base import Gating as Gating
 from blockwright.blocks.gating.base import Routing as Routing
 from blockwright.blocks.input import Input as Input
 from blockwright.blocks.kv_source.base import KVSource as KVSource
+from blockwright.blocks.memory.base import Memory as Memory
+from blockwright.blocks.memory.table import Table as Table
 from blockwright.blocks.mixing.base import Mixing as Mixing
 from blockwright.blocks.norm.base import Norm as Norm
 from blockwright.blocks.output_gate.base import OutputGate as OutputGate

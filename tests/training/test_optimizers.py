@@ -18,6 +18,7 @@ from many_ranks import spawn
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from blockwright.blocks.memory.table import Table
 from blockwright.blocks.weights import weights
 from blockwright.registry.errors import ConfigError
 from blockwright.training.optimizers import stacked_muon
@@ -25,7 +26,9 @@ from blockwright.training.optimizers.adamw import AdamW
 from blockwright.training.optimizers.base import OptimizerRecipe
 from blockwright.training.optimizers.combined import CombinedOptimizer
 from blockwright.training.optimizers.muon import Muon
+from blockwright.training.optimizers.row_adam import RowAdam
 from blockwright.training.optimizers.stacked_muon import StackedMuon, orthogonalize
+from blockwright.training.parallel.clipping import clip, total_norm
 
 CONF = Path(__file__).parents[2] / "conf" / "optimizer"
 RECIPES: dict[str, type[OptimizerRecipe]] = {"adamw": AdamW, "muon": Muon}
@@ -593,3 +596,76 @@ def test_a_composed_mixture_of_experts_is_split_as_its_families_say(tiny: Any) -
         "layers.residual.attention_norm.weight", "layers.residual.ffn_norm.weight",
     }  # fmt: skip
     assert {"layers.ffn.experts.gate_up", "layers.ffn.experts.down", "layers.ffn.shared.up.weight"} <= groups["muon"]
+
+
+# ---- tables ---------------------------------------------------------------------------------------------------------
+
+
+def seen(rows: list[int], values: Tensor, size: int) -> Tensor:
+    """A sparse gradient [V,W] with these rows, one of them perhaps twice."""
+    return torch.sparse_coo_tensor(torch.tensor([rows]), values, (size, values.shape[1]))
+
+
+def test_rows_that_every_batch_reads_step_as_adamw_steps_them() -> None:
+    size, whole = 7, nn.Parameter(torch.randn(7, 3))
+    table = nn.Parameter(whole.detach().clone())
+    settings: dict[str, Any] = {"lr": 1e-2, "betas": (0.8, 0.9), "eps": 1e-6}
+    dense, sparse = torch.optim.AdamW([whole], weight_decay=0.0, **settings), RowAdam([table], **settings)
+    for _ in range(5):
+        rows = [*torch.randperm(size).tolist(), 2]
+        table.grad = seen(rows, torch.randn(size + 1, 3), size)
+        whole.grad = table.grad.to_dense()
+        dense.step()
+        sparse.step()
+    torch.testing.assert_close(table.detach(), whole.detach(), rtol=1e-6, atol=1e-7)
+
+
+def test_a_row_seen_again_has_the_moments_and_takes_the_step_of_the_dense_rule() -> None:
+    whole = nn.Parameter(torch.randn(9, 4, dtype=torch.float64))
+    table = nn.Parameter(whole.detach().clone())
+    settings: dict[str, Any] = {"lr": 3e-2, "betas": (0.8, 0.9)}
+    dense, sparse = torch.optim.AdamW([whole], weight_decay=0.0, **settings), RowAdam([table], **settings)
+    for rows in ([0, 1, 2], [2, 5], [0], [7, 1], [0, 2, 8, 5]):
+        table.grad = seen(rows, torch.randn(len(rows), 4, dtype=torch.float64), 9)
+        whole.grad = table.grad.to_dense()
+        before = table.detach().clone(), whole.detach().clone()
+        sparse.step()
+        dense.step()
+        moved, expected = table.detach() - before[0], whole.detach() - before[1]
+        torch.testing.assert_close(moved[rows], expected[rows], rtol=1e-6, atol=1e-9)
+        still = [row for row in range(9) if row not in rows]
+        assert not moved[still].any()
+        for moment in ("exp_avg", "exp_avg_sq"):
+            torch.testing.assert_close(sparse.state[table][moment][rows], dense.state[whole][moment][rows])
+
+
+@pytest.mark.parametrize("recipe", [AdamW(lr=1e-2), Muon(lr=1e-2)], ids=lambda r: type(r).__name__)
+def test_every_recipe_gives_tables_to_the_rule_for_rows(recipe: OptimizerRecipe) -> None:
+    model = nn.ModuleDict({"table": Table(50, 4), "mix": nn.Linear(4, 4)})
+    for parameter in model.parameters():
+        nn.init.normal_(parameter)
+    optimizer = recipe.build(model)
+    before = model["table"].weight.detach().clone()
+    ids = torch.tensor([3, 3, 41])
+    for _ in range(2):
+        optimizer.zero_grad()
+        model["mix"](model["table"](ids)).square().sum().backward()
+        optimizer.step()
+    moved = (model["table"].weight.detach() != before).any(1).nonzero().flatten().tolist()
+    assert moved == [3, 41]
+    state = optimizer.state_dict()
+    again = recipe.build(model)
+    again.load_state_dict(state)
+    assert again.state[model["table"].weight].keys() == {"step", "exp_avg", "exp_avg_sq", "seen"}
+
+
+def test_clipping_scales_sparse_gradients_with_the_others() -> None:
+    weight, table = nn.Parameter(torch.randn(3, 4)), nn.Parameter(torch.randn(9, 4))
+    weight.grad, table.grad = torch.randn(3, 4), seen([2, 5, 2], torch.randn(3, 4), 9)
+    want = [p.grad.to_dense().clone() for p in (weight, table)]
+    norm = torch.cat([g.flatten() for g in want]).norm()
+    torch.testing.assert_close(total_norm([weight, table]), norm)
+    clip([weight, table], 0.1)
+    for parameter, gradient in zip((weight, table), want, strict=True):
+        torch.testing.assert_close(parameter.grad.to_dense(), gradient * 0.1 / norm, rtol=1e-4, atol=1e-6)
+    assert table.grad.is_sparse

@@ -43,7 +43,9 @@ def check_context(run: Run, blocks: Sequence[tuple[str, str, str]], sizes: Sizes
     _check_windows(run.data, run.model, sizes.context)
     for block in blocks:
         check_block(*block)
-    check_attentions(compose(run.model, device="meta"))
+    decoder = compose(run.model, device="meta")
+    check_attentions(decoder)
+    check_memories(decoder, run.data["sequence_length"] // (2 * sizes.context))
 
 
 def _check_task(run: Run) -> None:
@@ -105,6 +107,28 @@ def check_attentions(decoder: Decoder) -> None:
         if fault:
             rule = f"{fault}, and {PATH} gathers keys by the cache (blocks/cache)"
             raise ConfigError(f"model.attention (layer {first})", type(attention).__name__, rule, WITHOUT)
+
+
+def check_memories(decoder: Decoder, chunk: int) -> None:
+    """Refuse memories that need more tokens before a chunk than the chunk before has.
+
+    Args:
+        decoder: on the meta device
+        chunk: tokens of a chunk
+
+    Raises:
+        ConfigError
+    """
+    for index, layer in enumerate(decoder.layers):
+        memory: Any = layer.memory
+        if memory is None or (memory.reach is not None and memory.reach <= chunk):
+            continue
+        reach = "all" if memory.reach is None else memory.reach
+        rule = (
+            f"depends on {reach} tokens before each, and the chunks in which ranks share windows ({PATH}) have {chunk}"
+        )
+        remedy = f"Lengthen the windows (data.sequence_length), or {_small(WITHOUT)}"
+        raise ConfigError(f"model.memory (layer {index})", type(memory).__name__, rule, remedy)
 
 
 def _unfit(attention: Attention, d_model: int) -> str:

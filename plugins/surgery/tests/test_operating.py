@@ -52,6 +52,7 @@ CHOSEN = {"name": "rope_chosen", "of_dim": H}
 MHA = {"attention": {"name": "mha", "n_heads": 6}}
 GQA = DENSE["attention"]
 DSA = {"name": "dsa", "n_heads": 2, "head_dim": 8, "top_k": 5}
+ENGRAM = {"name": "engram", "rows": 37, "n_heads": 2}
 WIDE = {
     "d_model": 120,
     "attention": {"name": "gqa", "n_heads": 12, "n_kv_heads": 6},
@@ -115,6 +116,10 @@ class Case:
         ("streams", {"norm": "layernorm"}, {"residual": {"name": "mhc", "mixing": "sinkhorn", "n_streams": 3}}),
         ("streams", {"norm": "none"}, {"residual": "hyper_connections", "ffn": {"name": "swiglu", "d_ff": 72}}),
         ("first_values", {"qk_norm": "per_head"}, {"values": "value_residual"}),
+        ("silent_memory", {}, {"memory": ENGRAM}),
+        ("silent_memory", {"residual": "mhc"}, {"overrides": [{"layers": 1, "memory": ENGRAM}]}),
+        ("silent_memory", {"norm": "layernorm"}, {"memory": {"name": "per_layer_embedding", "width": 6}}),
+        ("zeroed", {"memory": {"name": "per_layer_embedding", "width": 6}}, {"n_layers": 5}),
     ],
 )
 def test_exact_operator_leaves_the_logits_alone(name: str, old: dict[str, Any], new: dict[str, Any]) -> None:

@@ -74,6 +74,7 @@ class Transplant(Composable):
 
     Class attributes:
         automatic: whether it is taken wherever it serves, without being named
+        fills: whether it serves a part of a layer that was empty; the old block is then None
         handles: paths of the settings in which the blocks may differ (settings.py), a part with all that is in
             it; ``name`` is the block's own class. Which values suit is for ``serves`` and ``exact`` to say
         example: two sets of changes to a small dense model, the old one's and the new one's, between which it is
@@ -81,6 +82,7 @@ class Transplant(Composable):
     """
 
     automatic: ClassVar[bool] = True
+    fills: ClassVar[bool] = False
     handles: ClassVar[tuple[str, ...]] = ()
     example: ClassVar[tuple[Mapping[str, Any], Mapping[str, Any]]]
 
@@ -93,11 +95,11 @@ class Transplant(Composable):
         return False
 
     @abstractmethod
-    def serves(self, old: nn.Module, new: nn.Module) -> bool:
+    def serves(self, old: Any, new: nn.Module) -> bool:
         """Whether it can make the new block from the old one, by their classes and shapes; both may be on meta."""
 
     @abstractmethod
-    def __call__(self, old: nn.Module, new: nn.Module, setting: Setting) -> Transplanted:
+    def __call__(self, old: Any, new: nn.Module, setting: Setting) -> Transplanted:
         """The weights of the new block.
 
         Raises:
@@ -105,8 +107,10 @@ class Transplant(Composable):
         """
 
 
-def unhandled(operator: Transplant, old: nn.Module, new: nn.Module) -> dict[str, tuple[Any, Any]]:
+def unhandled(operator: Transplant, old: nn.Module | None, new: nn.Module) -> dict[str, tuple[Any, Any]]:
     """The settings in which two blocks differ, but for those that the operator handles: path → both values."""
+    if old is None:
+        return {}
     return {path: pair for path, pair in differences(old, new).items() if not within(path, operator.handles)}
 
 
