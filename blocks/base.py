@@ -31,6 +31,8 @@ class Block(nn.Module, Composable):
         empty: whether it leaves its slot empty: its output is 0, and no gradient comes through it
         conformance_settings: parameter values for its conformance checks, small, and such that every parameter has an
             effect
+        conformance_model: keys of the model that its checks compose, beside it: ``overrides`` by which another layer
+            leaves what it reads
 
     Attributes:
         kernels: the kernel implementations it uses; set by the decoder that contains it
@@ -42,6 +44,7 @@ class Block(nn.Module, Composable):
     counted_as: ClassVar[str | None] = None
     empty: ClassVar[bool] = False
     conformance_settings: ClassVar[Mapping[str, Any]] = {}
+    conformance_model: ClassVar[Mapping[str, Any]] = {}
     kernels: Kernels = Kernels()
 
     def drawn(self) -> Drawn:

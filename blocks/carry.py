@@ -12,7 +12,8 @@ below left, a dict of tensors by name, and leaves a new dict: nothing is kept ou
 A block adds entries to the dict that it is given, or replaces them; it never changes a tensor in place. Without a dict
 it computes what the first layer would. Every tensor is [B,T,…], of the tokens that pass through the layer: these may be
 the new ones beside a cache, or one rank's share of a sequence. A block that tensor parallelism splits leaves its own
-part of the heads. Multi-token prediction begins with nothing carried.
+part of the heads. Multi-token prediction begins with nothing carried. One entry alone is of more tokens beside a cache:
+the keys and values that a layer lends (blocks/attention/lending.py) are then of all that it sees.
 """
 
 from __future__ import annotations

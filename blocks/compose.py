@@ -239,6 +239,11 @@ def _depths(model: Mapping[str, Any]) -> list[MTP]:
     nodes, D, depths = _plan(model)[-1], model["d_model"], []
     for k in range((model["mtp"] or {"depth": 0})["depth"]):
         layer = _layer(model, nodes, model["n_layers"] + k)
+        if layer.attention.borrows() is not None:
+            rule = "has layers like the last one, which borrows keys and values, and begins with none"
+            raise ConfigError(
+                "model.mtp.depth", model["mtp"]["depth"], rule, "Leave mtp out, or let the last layer lend"
+            )
         context = {**_context(model, model["n_layers"] + k), "dim": D}
         norms = [
             _part("norm", {kind: Node(n, f"model.{kind}") for kind, n in nodes.items()}, context) for _ in range(3)

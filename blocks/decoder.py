@@ -73,7 +73,7 @@ class Layer(nn.Module):
 
         first, last = ends  # here, where strategies that shard a layer gather its weights
         x = self._recall("before", self.residual.open(x) if first else x, of_memory)
-        x = self._recall("after", self.residual(x, attend, feed), of_memory)
+        x = self.residual.leave(self._recall("after", self.residual(x, attend, feed), of_memory))
         return self.residual.close(x) if last else x, with_losses(routing, losses), carry
 
     def _recall(self, place: str, x: Tensor, given: Pass) -> Tensor:

@@ -38,6 +38,7 @@ def check_together(model: Mapping[str, Any], nodes: Nodes, layers: Layers, param
     _check_size(parameters)
     _refuse_other_streams(model, nodes, layers)
     _refuse_nothing_to_share(model, nodes, layers)
+    _refuse_unlent(model, nodes, layers)
     _refuse_untaken(model, nodes, layers)
     _check_variants(model)
 
@@ -109,6 +110,26 @@ def _refuse_nothing_to_share(model: Mapping[str, Any], nodes: Nodes, layers: Lay
             remedy = "Give that layer a selector of its own: by every: 1, or by a variant of selector in the layout"
             raise ConfigError(written_at(model, kind, node, index), node["name"], rule, remedy)
         chosen = chosen or bool(selectors)
+
+
+def _refuse_unlent(model: Mapping[str, Any], nodes: Nodes, layers: Layers) -> None:
+    """Refuse a layer that borrows keys and values where none below lends such, or rotates queries otherwise."""
+    lent: dict[str, Any] = {}
+    for index in sorted(layers):
+        attention: Any = layers[index].attention
+        if (borrowed := attention.borrows()) is not None:
+            kind = "kv_source" if "kv_source" in nodes[index] else "attention"
+            node = nodes[index][kind]
+            where = written_at(model, kind, node, index), node["name"]
+            if borrowed not in lent:
+                rule = f"borrows keys and values ({borrowed}), and no layer below layer {index} lends such"
+                rule += f": those below lend {' | '.join(lent)}" if lent else ""
+                raise ConfigError(*where, rule, "Give a layer below, with this window and these heads, kv_source: lent")
+            if lent[borrowed] != attention.position.alike():
+                rule = f"turns the queries of layer {index} by other angles than the lender's keys"
+                raise ConfigError(*where, rule, "Give both layers one position")
+        if (name := attention.lends()) is not None:
+            lent[name] = attention.position.alike()
 
 
 def _streams(count: Any) -> str:

@@ -135,6 +135,12 @@ def said(small: list[str], warm: Warm, site: Path, environment: dict[str, str], 
         "wrong type": [*quick, *chosen, "model.attention.first_decay=slow", f"hydra.run.dir={folder}/x"],
         "unknown parameter": [*quick, *chosen, "+model.position.widow=3", f"hydra.run.dir={folder}/x"],
         "its own rule": [*quick, *chosen, "model.gating.noise=-1", f"hydra.run.dir={folder}/x"],
+        "shares": [
+            *quick,
+            "model/kv_source=lent",
+            "model.layout.kv_source=lent relayed",
+            f"hydra.run.dir={folder}/shares",
+        ],
         **zigzags(folder, quick),
         "sweep": ["-m", *quick, *sweep, "model/attention=glob(*,exclude=*_*)"],
     }
@@ -183,6 +189,17 @@ def test_plug_in_trains_on_the_command_line(said: dict[str, Any], folder: Path) 
     assert (model["position"]["name"], model["gating"]["name"]) == ("xpos", "noisy_topk")
     assert "decoder.layers.1.ffn.gating.noise_bias" in checkpoint["state_dict"]
     assert json.loads((folder / "run" / "results.json").read_text())["status"] == "completed"
+
+
+def test_keys_that_the_plug_in_shares_over_depth_train_and_are_cached_once(said: dict[str, Any], folder: Path) -> None:
+    code, text = said["shares"]
+    assert code == 0, text
+    losses = [float(loss) for loss in re.findall(r"train/loss=(\S+)", text)]
+    assert losses[-1] < losses[0] - 0.5
+    weights = torch.load(folder / "shares" / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+    assert "decoder.layers.0.attention.kv_down.weight" in weights
+    assert "decoder.layers.1.attention.kv_down.weight" not in weights
+    assert weights["decoder.layers.1.attention.kv_source.weight"] != 0.9
 
 
 def test_preset_of_the_plug_in_is_a_model_like_any_other(said: dict[str, Any]) -> None:
@@ -297,7 +314,7 @@ CONFORMANCE = """
 import pytest
 from blockwright.blocks.conformance import cases, kernel_cases
 
-BLOCKS = ("attention/retention", "gating/noisy_topk", "position/xpos", "memory/bigram")
+BLOCKS = ("attention/retention", "gating/noisy_topk", "kv_source/relayed", "memory/bigram", "position/xpos")
 
 @pytest.mark.parametrize("case", [case for block in BLOCKS for case in cases(block)], ids=str)
 def test_conformance(case):

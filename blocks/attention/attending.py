@@ -13,10 +13,12 @@ from blockwright.blocks.attention.beside import Beside, attend_beside
 from blockwright.blocks.attention.biases import attend_in_parts, reads_in_parts, score_terms
 from blockwright.blocks.attention.coded import attend_to_codes, reads_codes
 from blockwright.blocks.attention.latents import Bias, by_heads, bytes_of_a_head, queries_of_latents, widths
+from blockwright.blocks.attention.lending import of_the_pass, over_depth, to_be_cached
 from blockwright.blocks.attention.mistakes import expanded, refuse_call, refuse_other_shapes
 from blockwright.blocks.attention.remembered import Held, Layout, layout, parts, side_by_side
 from blockwright.blocks.attention.selecting import remembered, selected
 from blockwright.blocks.cache.base import Cache
+from blockwright.blocks.carry import Carry
 from blockwright.blocks.forward_pass import Pass
 from blockwright.blocks.kernels import few_keys, few_queries, latent_attention
 from blockwright.blocks.kernels.few_rows import by_mkl, reads_fast
@@ -41,7 +43,9 @@ def attend(
         refuse_call(block, x, q, held)
     if beside is not None:
         return attend_beside(block, given, q, parts(held)[0], beside)
-    shape, index = layout(held), remembered(block.selector, x, given)
+    if block.kv_source is not None and (cache is None or cache.spread):
+        held = of_the_pass(block, x, held, given.carry)
+    shape, index = layout(held) if held else block.remembered(), remembered(block.selector, x, given)
     if cache is None:
         bias, segments = score_terms(block.position, given)
         asked = _asked(block, x, latent, q, given)
@@ -49,10 +53,10 @@ def attend(
         return _whole(block, q, parts(held), bias, segments)
     if not (cache.spread or cache.length):
         refuse_other_shapes(block, block.remembered(), shape)
-    new = *map(side_by_side, held.values()), *index
+    new, carry = (*to_be_cached(x, held), *index), given.carry
     if (n := min(given.needed or T, T)) < T:
         x, latent, q, given = x[:, -n:], latent[:, -n:], q[:, -n:], given.of_last(n)
-    y = _to_cache(block, _asked(block, x, latent, q, given), given, q, cache, new, shape)
+    y = _to_cache(block, _asked(block, x, latent, q, given), given, q, cache, new, shape, carry)
     return y if n == T else F.pad(y, (0, 0, 0, 0, T - n, 0))
 
 
@@ -61,7 +65,14 @@ def _asked(block: Scored, x: Tensor, latent: Tensor, q: Tensor, given: Pass) -> 
 
 
 def _to_cache(
-    block: Scored, asked: Asked | None, given: Pass, q: Tensor, cache: Cache, new: tuple[Tensor, ...], shape: Layout
+    block: Scored,
+    asked: Asked | None,
+    given: Pass,
+    q: Tensor,
+    cache: Cache,
+    new: tuple[Tensor, ...],
+    shape: Layout,
+    carry: Carry | None,
 ) -> Tensor:
     """Attention of the last T tokens to a cache, after all new ones are appended to it."""
     T, n_new, slots = q.shape[1], new[0].shape[1], len(shape.shapes)
@@ -72,15 +83,23 @@ def _to_cache(
     up = None if cache.spread or block.scores is not None or block.window is not None else block.up()
     absorbed = up if up is not None and absorbs(T, S, *widths(q, up, shape)) else None
     expands = absorbed is None or n_new > T  # no tensor may grow with a long prompt, for the last token either
-    if expands and all_seen and block.scores is None and reads_in_parts(block.kernels, cache, n_new):
+    if (
+        expands
+        and all_seen
+        and block.scores is None
+        and block.kv_source is None
+        and reads_in_parts(block.kernels, cache, n_new)
+    ):
 
         def read(tokens: slice) -> tuple[Tensor, Tensor]:
             return block.expand(shape.apart(cache.read(tokens)))
 
         return attend_in_parts(block.position, given.positions, cache, q, new, block.scale, read)
 
-    rounded = {} if absorbed is None else {"multiple": key_multiple(q.dtype, q.device)}
+    rounded = {} if absorbed is None or block.kv_source is not None else {"multiple": key_multiple(q.dtype, q.device)}
     longer: Sequence[Tensor] = cache.append(*new, **rounded)
+    if block.kv_source is not None and not cache.spread:
+        longer = _of_depth(block, new[0], longer, carry)
     stored = longer if absorbed is None else [t[:, :S] for t in longer]
     bias, segments = score_terms(block.position, given)
     bias = _selected(block, asked, given, stored[0], shape, tuple(stored[slots:]), segments, bias)
@@ -93,6 +112,13 @@ def _to_cache(
         q, value_up = queries_of_latents(q, absorbed, shape)
         y = block.kernels.attend_latents(q, longer[0], S, absorbed.shape[-1], block.scale, dense(bias))
         return out_of_latents(y, value_up)
+
+
+def _of_depth(block: Scored, new: Tensor, stored: Sequence[Tensor], carry: Carry | None) -> Sequence[Tensor]:
+    """What is stored, with a selector's part left as it is, after it was exchanged with other layers."""
+    assert block.kv_source is not None
+    n = len(block.remembered().shapes) if block.kv_source.makes else 1
+    return *over_depth(block, new, stored[:n], carry, stored[0].shape[1]), *stored[n:]
 
 
 def _selected(

@@ -49,6 +49,14 @@ class Attention(Block):
         """
         raise NotImplementedError
 
+    def lends(self) -> str | None:
+        """The name of the keys and values that it leaves to layers above (blocks/kv_source); None: it leaves none."""
+        return None
+
+    def borrows(self) -> str | None:
+        """The name of those that it reads of a layer below, and has no own; None: it makes its own."""
+        return None
+
     def score_rows(self) -> tuple[ScoreRows, ...]:
         """The rows of its weights that each head's scores are proportional to, for ``callbacks.qk_clip``.
 

@@ -28,7 +28,7 @@ def reads_codes(block: Scored, cache: Cache, q: Tensor, n_new: int) -> bool:
         return False
     if block.kernels.coded_attention == "whole" or cache.segments() is not None:  # nothing reads codes on this device
         return False
-    if block.selector is not None or block.scores is not None:
+    if block.selector is not None or block.scores is not None or block.kv_source is not None:
         return False
     return block.up() is not None or block.remembers_heads()
 

@@ -13,7 +13,7 @@ from blockwright.registry import BlockError, register
 NAMES = ("depth_keys", "depth_values")  # of the layers so far, in ``carry``, [B,T,L,K,H] each
 
 
-@register("attention", "depth")
+@register("attention", "depth", fixes={"kv_source": None})
 class DepthAttention(GQA):
     """Depth-attention: ``gqa`` whose values are those of all layers so far at the same token, as its query chooses.
 

@@ -10,7 +10,7 @@ from blockwright.blocks.forward_pass import Pass
 from blockwright.registry import register
 
 
-@register("attention", "exclusive")
+@register("attention", "exclusive", fixes={"kv_source": None})
 class Exclusive(GQA):
     """Exclusive self-attention: ``gqa`` without what a token's output says of the token itself.
 

@@ -1,8 +1,9 @@
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from blockwright.blocks.attention.base import check_groups, even_heads
 from blockwright.blocks.attention.remembered import Memory
@@ -10,8 +11,10 @@ from blockwright.blocks.attention.score_rows import ScoreRows
 from blockwright.blocks.attention.scored import Scored
 from blockwright.blocks.attention.selecting import refuse_unlearnable
 from blockwright.blocks.base import Placement
+from blockwright.blocks.carry import Carry
 from blockwright.blocks.drawn import Drawn, number
 from blockwright.blocks.forward_pass import Pass
+from blockwright.blocks.kv_source.base import KVSource
 from blockwright.blocks.linear import Linear
 from blockwright.blocks.output_gate.base import OutputGate
 from blockwright.blocks.position.base import Position
@@ -19,6 +22,7 @@ from blockwright.blocks.qk_norm.base import QKNorm
 from blockwright.blocks.scores.base import Scores
 from blockwright.blocks.selector.base import Selector
 from blockwright.blocks.values.base import Values
+from blockwright.registry import BlockError
 from blockwright.registry.ranges import Count, Positive
 
 
@@ -34,6 +38,7 @@ class GroupedAttention(Scored):
         output_bias: whether the output projection adds one; null: as ``bias``. Qwen2 has none
         query_scale: scores are divided by its square root; null is head_dim. Gemma-2 27B has d_model / n_heads
         position: rotates queries and keys, or biases scores
+        kv_source: lends keys and values to layers above, or borrows those of a layer below; null for neither
         qk_norm: normalises queries and keys before rotation; null for none
         output_gate: gates the heads' outputs; null for none
         scores: replaces the plain softmax; null for none
@@ -42,6 +47,7 @@ class GroupedAttention(Scored):
     """
 
     residual_outputs: ClassVar[tuple[str, ...]] = ("output.weight",)
+    projects_values: ClassVar[bool] = True  # or the keys' projection gives them too
 
     def __init__(
         self,
@@ -54,6 +60,7 @@ class GroupedAttention(Scored):
         bias: bool = False,
         output_bias: bool | None = None,
         query_scale: Positive | None = None,
+        kv_source: KVSource | None = None,
         qk_norm: QKNorm | None = None,
         output_gate: OutputGate | None = None,
         scores: Scores | None = None,
@@ -67,21 +74,42 @@ class GroupedAttention(Scored):
         self.head_dim, self.n_kv_heads = H, n_kv_heads
         self.window, self.selector = window, selector
         self.query = Linear(d_model, n_heads * H, bias=bias)
-        self.key = Linear(d_model, n_kv_heads * H, bias=bias)
-        self.value = Linear(d_model, n_kv_heads * H, bias=bias)
+        makes = kv_source is None or kv_source.makes
+        self.key: nn.Module | None = Linear(d_model, n_kv_heads * H, bias=bias) if makes else None
+        self.value: nn.Module | None = (
+            Linear(d_model, n_kv_heads * H, bias=bias) if makes and self.projects_values else None
+        )
         self.output = Linear(n_heads * H, d_model, bias=bias if output_bias is None else output_bias)
         self.position, self.qk_norm, self.output_gate, self.scores = position, qk_norm, output_gate, scores
-        self.values = values
+        self.values, self.kv_source = values, kv_source
+        if values is not None and not makes:
+            rule = "changes the values of a layer that makes none: it borrows them"
+            raise BlockError("values", type(values).__name__, rule, "Set values: null in this layer's attention")
         self.scale = position.softmax_scale / (query_scale or H) ** 0.5
 
+    @classmethod
+    def child_context(cls, child: str, known: Mapping[str, Any]) -> Mapping[str, Any]:
+        context = super().child_context(child, known)
+        source = known.get("kv_source")
+        borrows = source is not None and not source.makes
+        return {**context, "n_kv_heads": 0} if child == "qk_norm" and borrows else context
+
     def mix(self, x: Tensor, given: Pass) -> Tensor:
-        q, k, v = (project(x).unflatten(-1, (-1, self.head_dim)) for project in (self.query, self.key, self.value))
-        v = v if self.values is None else self.values(v, given.carry)
+        q = self.query(x).unflatten(-1, (-1, self.head_dim))
+        k, v = self.keys_and_values(x, q, given.carry)
         q, k = (q, k) if self.qk_norm is None else self.qk_norm(q, k)
         q, k = given.rotated(self.position, q, k)
-        y = self.attend(x, given, q, {"k": k, "v": v})
+        y = self.attend(x, given, q, {} if self.key is None else {"k": k, "v": v})
         y = y if self.output_gate is None else self.output_gate(x, y)
         return self.output(y.flatten(-2))
+
+    def keys_and_values(self, x: Tensor, q: Tensor, carry: Carry | None) -> tuple[Tensor, Tensor]:
+        """Of the tokens x [B,T,D], before norms and rotation, [B,T,K,H] each; K = 0 where it borrows."""
+        if self.key is None:
+            return q[:, :, :0], q[:, :, :0]
+        k = self.key(x).unflatten(-1, (-1, self.head_dim))
+        v = k if self.value is None else self.value(x).unflatten(-1, (-1, self.head_dim))
+        return k, v if self.values is None else self.values(v, carry)
 
     def memory(self) -> Memory:
         heads = (self.n_kv_heads, self.head_dim)
@@ -89,6 +117,7 @@ class GroupedAttention(Scored):
 
     def drawn(self) -> Drawn:
         heads, shared = self.query.out_features // self.head_dim, self.n_kv_heads
+        shared = shared if self.key is not None else heads
         keys = f"{shared} of keys and values" if shared > 1 else "one of keys and values"
         window = () if self.window is None else (f"window {number(self.window)}",)
         return Drawn((f"{heads} heads of {number(self.head_dim)}", *([keys] if shared < heads else []), *window))
@@ -97,6 +126,8 @@ class GroupedAttention(Scored):
         if self.qk_norm is not None or not self._heads_apart():  # the norm sets their lengths
             return ()
         leaves = ("weight",) if self.query.bias is None else ("weight", "bias")
+        if self.kv_source is not None or self.value is None:  # other layers or values depend on the keys' rows
+            return tuple(ScoreRows(f"query.{leaf}", self.head_dim, "alone") for leaf in leaves)
         sides: tuple[Literal["query", "key"], ...] = ("query", "key")
         return tuple(ScoreRows(f"{side}.{leaf}", self.head_dim, side) for side in sides for leaf in leaves)
 
@@ -104,8 +135,9 @@ class GroupedAttention(Scored):
         return self.scores is None or self.scores.per_head
 
     def parallel_plan(self) -> dict[str, Placement]:
-        split: dict[str, Placement] = {f"{name}.weight": "column" for name in ("query", "key", "value")}
-        biases: dict[str, Placement] = {f"{name}.bias": "column" for name in ("query", "key", "value")}
+        projections = [name for name in ("query", "key", "value") if getattr(self, name) is not None]
+        split: dict[str, Placement] = {f"{name}.weight": "column" for name in projections}
+        biases: dict[str, Placement] = {f"{name}.bias": "column" for name in projections}
         split |= biases if self.query.bias is not None else {}
         split |= {"output.weight": "row", **({} if self.output.bias is None else {"output.bias": "replicate"})}
         return split if self._heads_apart() else dict.fromkeys(split, "replicate")

@@ -28,6 +28,8 @@ def refuse_call(block: Scored, x: Tensor, q: Tensor, held: Any) -> None:
     if q.ndim != 4 or q.shape[:2] != tokens:
         rule = f"{name}.mix gives attend queries of shape {_shape(q)} for tokens of shape {_shape(x)}"
         raise TypeError(f"{rule}: they are [B,T,N,H], W(x).unflatten(-1, (-1, H)) before they are rotated")
+    if block.kv_source is not None and not block.kv_source.makes and not held:
+        return
     if not isinstance(held, Mapping) or not held:
         rule = f"{name}.mix gives attend a {type(held).__name__} of what is remembered"
         raise TypeError(f'{rule}: it is a dict, name → tensor [B,T,…], as {{"k": k, "v": v}}')

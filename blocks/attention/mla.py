@@ -14,6 +14,7 @@ from blockwright.blocks.base import Placement
 from blockwright.blocks.drawn import Drawn, number
 from blockwright.blocks.forward_pass import Pass
 from blockwright.blocks.kernels.latent_attention import of_latents
+from blockwright.blocks.kv_source.base import KVSource
 from blockwright.blocks.linear import Linear
 from blockwright.blocks.norm.base import Norm
 from blockwright.blocks.position.base import Position
@@ -50,6 +51,8 @@ class MLA(Scored):
         q_norm: norm of the query latent, used with q_lora_rank
         kv_norm: norm of the key-value latent
         position: rotates the rope parts, or biases scores
+        kv_source: lends latents to layers above, or borrows those of a layer below, which this layer's matrices expand;
+            null for neither
         selector: chooses which keys a query sees; null for none
     """
 
@@ -67,11 +70,12 @@ class MLA(Scored):
         qk_nope_head_dim: Count | None = None,
         qk_rope_head_dim: Count | None = None,
         v_head_dim: Count | None = None,
+        kv_source: KVSource | None = None,
         selector: Selector | None = None,
     ) -> None:
         super().__init__(d_model)
         widths = _widths(d_model, n_heads, qk_nope_head_dim, qk_rope_head_dim, v_head_dim, kv_lora_rank)
-        self.n_heads, self.position, self.kv_norm, self.selector = n_heads, position, kv_norm, selector
+        self.n_heads, self.position, self.selector, self.kv_source = n_heads, position, selector, kv_source
         self.nope, self.rope, self.v_head_dim, self.latent = widths
         queries = n_heads * (self.nope + self.rope)
         if q_lora_rank is None:
@@ -79,7 +83,9 @@ class MLA(Scored):
         else:
             down, up = Linear(d_model, q_lora_rank, bias=False), Linear(q_lora_rank, queries, bias=False)
             self.query = nn.Sequential(down, q_norm, up)
-        self.kv_down = Linear(d_model, self.latent + self.rope, bias=False)
+        makes = kv_source is None or kv_source.makes
+        self.kv_down = Linear(d_model, self.latent + self.rope, bias=False) if makes else None
+        self.kv_norm = kv_norm if makes else None
         self.kv_up = Linear(self.latent, n_heads * (self.nope + self.v_head_dim), bias=False)
         self.output = Linear(n_heads * self.v_head_dim, d_model, bias=False)
         self.scale = position.softmax_scale / (self.nope + self.rope) ** 0.5
@@ -96,11 +102,18 @@ class MLA(Scored):
     def mix(self, x: Tensor, given: Pass) -> Tensor:
         compressed, q = self._queries(x)
         q_nope, q_rope = q.unflatten(-1, (-1, self.nope + self.rope)).split((self.nope, self.rope), -1)
-        latent, k_rope = self.kv_down(x).split((self.latent, self.rope), -1)
-        q_rope, k_rope = given.rotated(self.position, q_rope, k_rope[:, :, None])
-        held = {"latent": (self.kv_norm(latent), k_rope.squeeze(2))}
+        latent, k_rope = self._latents(x)
+        q_rope, k_rope = given.rotated(self.position, q_rope, k_rope)
+        held = {} if latent is None else {"latent": (latent, k_rope.squeeze(2))}
         y = self.attend(x, given, torch.cat((q_nope, q_rope), -1), held, compressed)
         return self.output(y.flatten(-2))
+
+    def _latents(self, x: Tensor) -> tuple[Tensor | None, Tensor]:
+        """Latents [B,T,C] and the rope part of keys [B,T,1,R] before rotation; None and no head, if it borrows."""
+        if self.kv_down is None or self.kv_norm is None:
+            return None, x.new_empty(*x.shape[:2], 0, self.rope)
+        latent, k_rope = self.kv_down(x).split((self.latent, self.rope), -1)
+        return self.kv_norm(latent), k_rope[:, :, None]
 
     def _queries(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """What queries are made from, [B,T,L], and the queries, [B,T,N·(nope+R)]."""
@@ -140,7 +153,8 @@ class MLA(Scored):
         query: dict[str, Placement] = {"query.weight": "column"}
         if not isinstance(self.query, nn.Linear):
             query = {"query.0.weight": "replicate", "query.2.weight": "column"}
-        return {**query, "kv_down.weight": "replicate", "kv_up.weight": "column", "output.weight": "row"}
+        down: dict[str, Placement] = {} if self.kv_down is None else {"kv_down.weight": "replicate"}
+        return {**query, **down, "kv_up.weight": "column", "output.weight": "row"}
 
 
 def _widths(

@@ -73,6 +73,8 @@ def find(block: nn.Module, x: Tensor, given: Any) -> Layout:
     twin, found, name = _without_values(block), list[Layout](), type(block).__name__
 
     def noted(x: Tensor, given: Any, q: Tensor, held: Held, latent: Tensor | None = None) -> Tensor:
+        if not held:
+            raise TypeError(f"{name} makes no keys and values: declare the shapes of those that it reads by memory()")
         found.append(layout(held))
         return q.new_empty(*q.shape[:3], twin.expand(parts(held))[1].shape[-1])
 

@@ -9,11 +9,13 @@ from torch import Tensor
 from blockwright.blocks.attention import attending
 from blockwright.blocks.attention.base import Attention
 from blockwright.blocks.attention.beside import Beside
+from blockwright.blocks.attention.lending import COUNTED, line
 from blockwright.blocks.attention.mistakes import refuse_result
 from blockwright.blocks.attention.remembered import FOUND, Held, Layout, Memory, find
 from blockwright.blocks.cache.base import Cache
 from blockwright.blocks.cache.ring import Ring
 from blockwright.blocks.forward_pass import Pass
+from blockwright.blocks.kv_source.base import KVSource
 from blockwright.blocks.position.base import Position
 from blockwright.blocks.scores.base import Scores
 from blockwright.blocks.selector.base import Selector
@@ -32,6 +34,8 @@ class Scored(Attention):
         window: number of last tokens a query sees, itself included; None, the default, for all
         scores: replaces the plain softmax; None, the default, for none
         selector: chooses which keys a query sees, without a window; None, the default, for none
+        kv_source: where keys and values come from, over depth; None, the default: it makes its own, for itself alone. A
+            subclass that takes one makes none if it ``borrows``, and gives ``attend`` an empty ``held``
     """
 
     position: Position
@@ -43,6 +47,7 @@ class Scored(Attention):
         self.window: int | None = None
         self.scores: Scores | None = None  # not of the class, which would hide a submodule of that name
         self.selector: Selector | None = None
+        self.kv_source: KVSource | None = None
 
     @classmethod
     def child_context(cls, child: str, known: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -96,7 +101,7 @@ class Scored(Attention):
             x, given: of ``mix``
             q: [B,T,N,H], rotated
             held: name → what is remembered of each token, [B,T,…], rotated. The parts [B,T,·] of a tuple are kept side
-                by side, and share no quantisation scale
+                by side, and share no quantisation scale. Empty where the block ``borrows``
             latent: [B,T,L], what queries are made from; x by default
             beside: asked, once the tokens are remembered, for further keys of the same softmax, such as means of
                 windows, beside a ``window`` of the tokens' own, which are one tensor [B,T,1,H] for keys and values
@@ -115,12 +120,19 @@ class Scored(Attention):
         self, batch: int, length: int, dtype: torch.dtype, device: torch.device, bits: int | None = None
     ) -> Cache:
         layout = self.remembered()
-        slots = layout.slots() | ({} if self.selector is None else self.selector.slots())
+        own = layout.slots() if self.borrows() is None else {COUNTED: (0,)}
+        slots = own | ({} if self.selector is None else self.selector.slots())
         if self.window is None or self.window >= length:
             return Cache(batch, length, slots, dtype, device, bits=bits, parts=layout.widths())
         ring = Ring(batch, self.window, slots, dtype, device, bits=bits, parts=layout.widths())
         ring.declared = length
         return ring
+
+    def lends(self) -> str | None:
+        return line(self) if self.kv_source is not None and self.kv_source.lends else None
+
+    def borrows(self) -> str | None:
+        return line(self) if self.kv_source is not None and not self.kv_source.makes else None
 
     def remembered(self) -> Layout:
         """What is remembered of a token: ``memory``, or found, and again where parameters have other shapes."""

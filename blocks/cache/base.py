@@ -84,7 +84,7 @@ class Cache:
         self.padding: Tensor | None = None
         self.stores: dict[str, Exact | Quantised] = {}
         for name, shape in slots.items():
-            if bits is None:
+            if bits is None or not prod(shape):  # of no width: nothing to quantise
                 self.stores[name] = Exact(batch, length, shape, dtype, device)
                 continue
             apart = (parts or {}).get(name) or shape[-1:] * prod(shape[:-1])

@@ -34,8 +34,7 @@ def _goes_without(setting: Setting, p: Parameter) -> None:
     check(setting.model(without))
     for child in itertools.islice((v for v in valid(setting, without, p) if v is not None), 1):
         of_the_model = {p.name: child} if p.name in registry.kinds() else {}
-        given = node if of_the_model else {**node, p.name: child}
-        with_it = _size(setting, {**setting.model(given), **of_the_model})
+        with_it = _size(setting, {**setting.model({**node, p.name: child}), **of_the_model})
         none = _size(setting, {**setting.model(without), **of_the_model})
         must(none < with_it, f"{p.name} is null, but as many blocks are built as with {child['name']}")
 

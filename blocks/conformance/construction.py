@@ -127,7 +127,8 @@ def remembers_what_it_says(setting: Setting) -> None:
     with the selector and the scores that it is given."""
     decoder = compose(setting.model(), device="meta")
     scored = [block for block in decoder.modules() if isinstance(block, Scored)]
-    measured = [block for block in scored if type(block).new_cache is Scored.new_cache]
+    own = [block for block in scored if block.borrows() is None]
+    measured = [block for block in own if type(block).new_cache is Scored.new_cache]
     if not measured:
         raise ExemptError("it has a cache of its own, or none")
     for block in measured:

@@ -25,7 +25,7 @@ from blockwright.blocks.compose import compose
 from blockwright.blocks.conformance.verdict import must
 from blockwright.blocks.decoder import OPTIONAL_PARTS, Decoder
 from blockwright.blocks.input import Media, is_input
-from blockwright.registry import ConfigError
+from blockwright.registry import ConfigError, Node
 from blockwright.registry.catalogue import Entry
 from blockwright.registry.schema import Parameter
 
@@ -67,7 +67,11 @@ class Setting:
 
     def model(self, node: Mapping[str, Any] | None = None, n_layers: int = 2) -> dict[str, Any]:
         """The configuration of a decoder around the block, or around another node of its kind."""
-        return {**placed(self.kind, dict(node or self.node())), "n_layers": n_layers}
+        own = dict(node or self.node())
+        around: dict[str, Any] = {}
+        for _, entry, _ in registry.walk(self.kind, Node(own, self.kind), {}):
+            around |= entry.cls.conformance_model  # type: ignore[attr-defined]
+        return {**placed(self.kind, own), **around, "n_layers": n_layers}
 
     def decoder(self, node: Mapping[str, Any] | None = None, *, dtype: torch.dtype = torch.float32) -> Decoder:
         """A new decoder in evaluation mode. Gains and biases are moved off their initial values."""

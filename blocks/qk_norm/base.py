@@ -17,5 +17,8 @@ class QKNorm(Block):
         return Drawn(acts="queries, keys")
 
     def forward(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
-        """Queries [B,T,N,H] and keys [B,T,K,H] → the same shapes."""
+        """Queries [B,T,N,H] and keys [B,T,K,H] → the same shapes.
+
+        K is 0, in the context too, where an attention borrows its keys.
+        """
         raise NotImplementedError

@@ -37,6 +37,10 @@ class Residual(Block):
         """Input of the first layer, [B,T,D] → what its residual block reads."""
         return x
 
+    def leave(self, x: Tensor) -> Tensor:
+        """What a layer passes on of the stream, after all that is added to it."""
+        return x
+
     def close(self, x: Tensor) -> Tensor:
         """What the last layer's residual block gives → [B,T,D], the input of the final norm."""
         return x

@@ -18,6 +18,7 @@ from blockwright.registry import Node
 # their rope_type → our block, and their key → our parameter
 KINDS: dict[str, tuple[str, dict[str, str]]] = {
     "default": ("rope", {}),
+    "proportional": ("rope_fastest", {}),
     "linear": ("rope_linear", {"factor": "factor"}),
     "llama3": (
         "rope_llama3",
@@ -110,7 +111,7 @@ def read_rope(config: Config, habits: Habits) -> dict[str, Any]:
     keys = {**keys, **SHARPENED} if kind == "yarn" and habits.sharpened else keys
     theta, fraction = given.pop("rope_theta", theta), given.pop("partial_rotary_factor", fraction)
     node = {"name": name, "theta": number(f"{where}.rope_theta", theta)}
-    if fraction != 1.0:
+    if fraction != 1.0 or kind == "proportional":  # whose block turns a quarter by default
         node["rotary_fraction"] = _fraction(f"{where}.partial_rotary_factor", fraction, kind, habits)
     if "original_max_position_embeddings" in keys:
         given.setdefault("original_max_position_embeddings", config.take("max_position_embeddings", kind=int))
@@ -133,7 +134,7 @@ def _fraction(key: str, value: Any, kind: str, habits: Habits) -> float:
     if habits.fraction is None or kind == "yarn":
         rule = "must be 1: " + ("yarn" if habits.fraction is not None else "this family") + " rotates whole heads"
         raise refusal(key, value, rule, "Other values are not supported")
-    if not 0 < number(key, value) < 1:
+    if not 0 < number(key, value) <= 1:
         raise refusal(key, value, "must lie in (0, 1]", "Correct the value in config.json")
     return float(value)
 

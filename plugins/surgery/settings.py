@@ -18,6 +18,7 @@ _SIZES = {"d_model", "in_features", "out_features", "num_embeddings", "embedding
 _BUILDING = {
     "Config",
     "conformance_settings",
+    "conformance_model",
     "default_children",
     "child_context",
     "parallel_plan",

@@ -44,6 +44,7 @@ from blockwright.blocks.forward_pass import Pass as Pass
 from blockwright.blocks.gating.base import Gating as Gating
 from blockwright.blocks.gating.base import Routing as Routing
 from blockwright.blocks.input import Input as Input
+from blockwright.blocks.kv_source.base import KVSource as KVSource
 from blockwright.blocks.memory.base import Memory as Memory
 from blockwright.blocks.memory.table import Table as Table
 from blockwright.blocks.mixing.base import Mixing as Mixing

@@ -98,7 +98,7 @@ def _started(g: Tensor, group: dict[str, Any]) -> dict[str, Tensor]:
         moment = products * (1 - group["shampoo_beta"])
         wide = _wide(moment)
         ridge = RIDGE * torch.eye(moment.shape[-1], dtype=wide.dtype, device=g.device)
-        # Of numbers that are not finite there is no decomposition; the update is not finite then by the gradient itself.
+        # Numbers that are not finite have no decomposition. The gradient itself then makes the update not finite.
         basis = torch.linalg.eigh((wide + ridge).nan_to_num()).eigenvectors.flip(-1)
         state |= {f"{side}_moment": moment, f"{side}_basis": basis.to(g.dtype).contiguous()}
     return state

@@ -9,6 +9,7 @@ from blockwright.plugins.hub.families.deepseek_v32 import DEEPSEEK_V32
 from blockwright.plugins.hub.families.deepseek_vl_v2 import DEEPSEEK_VL_V2
 from blockwright.plugins.hub.families.gemma2 import GEMMA2
 from blockwright.plugins.hub.families.gemma3 import GEMMA3
+from blockwright.plugins.hub.families.gemma4 import GEMMA4
 from blockwright.plugins.hub.families.glm4_moe import GLM4_MOE
 from blockwright.plugins.hub.families.gpt2 import GPT2
 from blockwright.plugins.hub.families.gpt_oss import GPT_OSS
@@ -32,7 +33,7 @@ FAMILIES: dict[str, Family] = {
     family.model_type: family
     for family in (
         *(LLAMA, MISTRAL, MIXTRAL, QWEN2, QWEN3, QWEN3_MOE, OLMO2, OLMOE, GPT_OSS, GPT2, GEMMA2),
-        *(SMOLLM3, GEMMA3, GLM4_MOE, MINIMAX_M2, APERTUS, QWEN3_NEXT, OLMO_HYBRID, KIMI_LINEAR, NEMOTRON_H),
+        *(SMOLLM3, GEMMA3, GEMMA4, GLM4_MOE, MINIMAX_M2, APERTUS, QWEN3_NEXT, OLMO_HYBRID, KIMI_LINEAR, NEMOTRON_H),
         *(DEEPSEEK, DEEPSEEK_V2, DEEPSEEK_V3, DEEPSEEK_V32, DEEPSEEK_V4, DEEPSEEK_VL_V2),
     )
 }

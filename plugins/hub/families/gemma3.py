@@ -3,6 +3,7 @@
 Read from checkpoints of text models (``gemma3_text``); those of ``gemma3``, with a vision tower, are not.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 from blockwright.blocks.decoder import Decoder
@@ -47,17 +48,33 @@ def _read_positions(config: Config, model: dict[str, Any]) -> None:
     if given and (given.keys() - HABITS.keys() or any(older[FULL].values()) or any(older[SLIDING].values())):
         rule = f"must have the keys {FULL} and {SLIDING}, and no older keys beside it"
         raise refusal("rope_parameters", given, rule, "Keep those that the model was trained with")
+    positions = positions_of_kinds(config, {kind: given.get(kind) or older[kind] for kind in HABITS}, HABITS)
+    model["position"] = positions[SLIDING]
+    model["variants"]["attention"]["full"]["position"] = positions[FULL]
+
+
+def positions_of_kinds(
+    config: Config, given: Mapping[str, Any], habits: Mapping[str, Habits]
+) -> dict[str, dict[str, Any]]:
+    """The position node of each kind of layer.
+
+    Args:
+        config: of the whole model
+        given: kind → its rope_parameters
+        habits: the same kinds → what these mean
+
+    Raises:
+        ConfigError: as ``read_rope``
+    """
     positions = {}
-    for kind, habits in HABITS.items():
-        values = {**config.values, "rope_theta": None, "rope_scaling": None}
-        inner = Config({**values, "rope_parameters": given.get(kind) or older[kind]})
+    for kind, own in given.items():
+        inner = Config({**config.values, "rope_theta": None, "rope_scaling": None, "rope_parameters": own})
         try:
-            positions[kind] = read_rope(inner, habits)
+            positions[kind] = read_rope(inner, habits[kind])
         except ConfigError as error:
             path = error.path.replace("rope_parameters.", f"rope_parameters.{kind}.")
             raise ConfigError(path, error.value, error.rule, error.remedy) from None
-    model["position"] = positions[SLIDING]
-    model["variants"]["attention"]["full"]["position"] = positions[FULL]
+    return positions
 
 
 def _write_positions(decoder: Decoder, config: dict[str, Any]) -> None:

@@ -27,6 +27,8 @@ def foreign(randomise: Callable[..., None]) -> Callable[..., nn.Module]:
                 module.weight.data *= 0.2  # type: ignore[operator] # its eps is fixed, and small
         generator = torch.Generator().manual_seed(5)
         for buffer_name, buffer in model.named_buffers():
+            if buffer_name.endswith("layer_scalar"):
+                buffer.copy_(0.5 + torch.rand(buffer.shape, generator=generator))
             if buffer_name.endswith("e_score_correction_bias"):
                 buffer.copy_(0.3 * torch.randn(buffer.shape, generator=generator))
         return model

@@ -73,6 +73,20 @@ MIXTURE = {
 }
 GROUPS = {"n_group": 4, "topk_group": 2}
 
+GEMMA4 = {
+    **HEADS,
+    **DENSE,
+    **WINDOW,
+    "num_hidden_layers": 6,
+    "layer_types": ["sliding_attention", "sliding_attention", "full_attention"] * 2,
+    "hidden_size_per_layer_input": 10,
+    "vocab_size_per_layer_input": V,
+    "rope_parameters": {
+        "sliding_attention": SLOW,
+        "full_attention": {"rope_type": "proportional", "partial_rotary_factor": 0.5, "rope_theta": 900.0},
+    },
+}
+
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("Llama", {**HEADS, **DENSE, **ROPE}),
     "llama tied biased": ("Llama", {**HEADS, **DENSE, **ROPE, "attention_bias": True, "tie_word_embeddings": True}),
@@ -109,6 +123,15 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         "Gemma3Text",
         {**HEADS, **DENSE, **WINDOW, "query_pre_attn_scalar": 20, "sliding_window_pattern": 2}
         | {"rope_parameters": {"sliding_attention": SLOW, "full_attention": {**SLOW, "rope_theta": 900.0, **LINEAR}}},
+    ),
+    "gemma4_text": (
+        "Gemma4Text",
+        {**GEMMA4, "num_kv_shared_layers": 3, "use_double_wide_mlp": True, "global_head_dim": 8},
+    ),
+    "gemma4_text tied values": (
+        "Gemma4Text",
+        {**GEMMA4, "hidden_size_per_layer_input": 0, "attention_k_eq_v": True, "global_head_dim": 20}
+        | {"num_global_key_value_heads": 3, "final_logit_softcapping": 7.0},
     ),
     "glm4_moe": ("Glm4Moe", {**HEADS, **MIXTURE, **ROPE, **GROUPS, "attention_bias": True, "use_qk_norm": True}),
     "glm4_moe air": (
@@ -193,7 +216,7 @@ def build(name: str, dtype: torch.dtype) -> nn.Module:
         **copy.deepcopy({**sizes, **settings})
     )  # it writes into them
     config._experts_implementation = "eager"  # the others refuse doubles
-    heads = {"GPT2": "GPT2LMHeadModel", "Gemma3Text": "Gemma3ForCausalLM"}
+    heads = {"GPT2": "GPT2LMHeadModel", "Gemma3Text": "Gemma3ForCausalLM", "Gemma4Text": "Gemma4ForCausalLM"}
     head = heads.get(architecture, f"{architecture}ForCausalLM")
     return getattr(transformers, head)(config).to(dtype).eval()
 

@@ -35,6 +35,7 @@ class Delta(Transplant):
 
     def serves(self, old: nn.Module, new: nn.Module) -> bool:
         both = isinstance(old, GroupedAttention) and isinstance(new, GatedDelta)
+        both = both and old.value is not None
         return both and old.output.out_features == new.output.out_features  # type: ignore[union-attr]
 
     def __call__(self, old: nn.Module, new: nn.Module, setting: Setting) -> Transplanted:

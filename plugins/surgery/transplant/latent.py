@@ -93,6 +93,7 @@ class Latent(Transplant):
 
     def serves(self, old: nn.Module, new: nn.Module) -> bool:
         plain = isinstance(old, GroupedAttention) and old.window is None and isinstance(new, MLA)
+        plain = plain and old.value is not None and old.kv_source is None and new.kv_source is None
         return plain and old.output.out_features == new.output.out_features  # type: ignore[union-attr]
 
     def __call__(self, old: nn.Module, new: nn.Module, setting: Setting) -> Transplanted:
@@ -118,6 +119,7 @@ class Latent(Transplant):
         }
         exact = kept > 1 - NEGLIGIBLE and turning.complete and isinstance(new.kv_norm, NoNorm)
         exact = exact and _same_positions(old.position, new.position)
+        assert new.kv_norm is not None
         tensors |= _gain("kv_norm", new.kv_norm, down, inputs)
         if isinstance(new.query, nn.Linear):
             tensors["query.weight"] = queries

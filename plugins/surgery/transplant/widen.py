@@ -57,7 +57,7 @@ def _heads(block: nn.Module) -> tuple[int, int] | None:
     """Width of a head, and how many query heads share one of keys; None for no attention."""
     if not isinstance(block, GroupedAttention):
         return None
-    return block.head_dim, block.query.out_features // block.key.out_features
+    return block.head_dim, block.query.out_features // block.head_dim // block.n_kv_heads
 
 
 def _repeated(tensor: Tensor, times: list[int]) -> Tensor:

@@ -64,6 +64,14 @@ ATTENTIONS: dict[str, dict[str, Any]] = {
     "differential": {"name": "differential", "n_heads": 4},
     "differential, dsa": {"name": "differential", "n_heads": 4, "selector": CHOOSES},
     "shared_kv": {"name": "shared_kv", "n_heads": 4, "n_groups": 2, "window": 11},
+    **{
+        f"{name}, borrowed": {**node, "kv_source": "borrowed"}
+        for name, node in {
+            "gqa": {"name": "gqa", "n_heads": 4, "n_kv_heads": 2},
+            "window": {"name": "sliding_window", "n_heads": 4, "window": 11},
+            "mla": {"name": "mla", "n_heads": 4},
+        }.items()
+    },
 }
 POSITIONS = ("none", "rope", "rope_linear", "rope_llama3", "rope_ntk", "yarn", "alibi", "learned", "sinusoidal")
 NO_EXPERTS = {"ffn": {"name": "swiglu", "d_ff": 24}}
@@ -83,7 +91,8 @@ EXPERTS = {
     "experts": {"name": "swiglu", "d_ff": 16},
 }
 FEEDS: dict[str, dict[str, Any]] = {"dense": NO_EXPERTS, "moe": EXPERTS, "moe, mtp": {**EXPERTS, "mtp": {"depth": 2}}}
-ALL = list(itertools.product(ATTENTIONS, POSITIONS, ("whole", "packed"), ("moe, mtp",)))
+OWN = [name for name, node in ATTENTIONS.items() if "kv_source" not in node]
+ALL = list(itertools.product(OWN, POSITIONS, ("whole", "packed"), ("moe, mtp",)))
 SOME = [
     ("mha", "alibi", "packed", "dense"),
     ("gqa", "yarn", "packed", "moe"),
@@ -103,6 +112,9 @@ SOME = [
     ("differential", "alibi", "whole", "dense"),
     ("differential, dsa", "rope", "packed", "moe"),
     ("shared_kv", "rope", "packed", "dense"),
+    ("gqa, borrowed", "rope", "packed", "dense"),
+    ("window, borrowed", "alibi", "whole", "moe"),
+    ("mla, borrowed", "rope", "packed", "dense"),
 ]
 
 
@@ -155,6 +167,8 @@ def model(attention: str, position: str, feed: str) -> Decoder:
         "init": {"std": 0.1},
         **FEEDS[feed],
     }
+    if "kv_source" in ATTENTIONS[attention]:  # the first layer lends what the second reads
+        composition["overrides"] = [{"layers": 0, "attention": {"kv_source": "lent"}}]
     return compose(copy.deepcopy(composition), seed=1)
 
 
