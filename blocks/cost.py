@@ -204,13 +204,27 @@ def forward_flops_per_token(model: Mapping[str, Any] | Decoder | Sample, length:
     """
     decoder, groups = _sampled(model)
     tokens = torch.zeros(1, length, dtype=torch.long, device="meta")
-    around = _flops(lambda: decoder.with_layers([])(tokens))
+    around = _flops(lambda: decoder.with_layers([])(tokens)) + _loop_flops(decoder, length)
     measured = known()
     layers = (
-        len(group) * _layer_flops(layer, decoder, length, measured)
+        decoder.visits(group) * _layer_flops(layer, decoder, length, measured)
         for layer, group in zip(decoder.layers, groups, strict=True)
     )
     return (around + sum(layers)) / length
+
+
+def _loop_flops(decoder: Decoder, length: int) -> int:
+    """FLOPs of what a loop computes between its layers."""
+    if (loop := decoder.loop) is None:
+        return 0
+    x = _tokens(decoder, length)[0]
+
+    def visit() -> None:
+        states = loop(x, loop.visits, lambda x, index: x, decoder.norm)
+        if loop.exit is not None:
+            loop.exit.choose(states, decoder.norm)
+
+    return _flops(visit)
 
 
 def _sampled(model: Mapping[str, Any] | Decoder | Sample) -> Sample:
@@ -242,7 +256,9 @@ def _layer_flops(layer: nn.Module, decoder: Decoder, length: int, measured: dict
 
 def training_flops_per_token(model: Mapping[str, Any] | Decoder | Sample, length: int) -> float:
     """FLOPs of one training step, per token: three times those of the forward pass, whose every product has two in the
-    backward pass, and of all depths of multi-token prediction, with the head for each. Recomputation is not in it.
+    backward pass, and of all depths of multi-token prediction, with the head for each. Recomputation is not in it. A loop
+    makes the visits that it makes outside of training, with the head for each that tokens may leave after, and none of
+    its visits without gradients has a backward pass.
 
     Arguments as in ``forward_flops_per_token``.
     """
@@ -253,7 +269,25 @@ def flops_per_token(model: Mapping[str, Any] | Decoder | Sample, length: int) ->
     """``forward_flops_per_token`` and ``training_flops_per_token``."""
     made = _sampled(model)
     forward = forward_flops_per_token(made, length)
-    return forward, 3 * (forward + _mtp_flops(made.decoder, length) / length)
+    further = _mtp_flops(made.decoder, length) + _exit_flops(made.decoder, length)
+    return forward, 3 * (forward + further / length) - 2 * _unlearned_flops(made, length) / length
+
+
+def _exit_flops(decoder: Decoder, length: int) -> int:
+    """FLOPs of the head after all visits but the last."""
+    if decoder.loop is None or decoder.loop.exit is None:
+        return 0
+    x = _tokens(decoder, length)[0]
+    return (decoder.loop.visits - 1) * _flops(lambda: decoder.logits(x))
+
+
+def _unlearned_flops(made: Sample, length: int) -> float:
+    """FLOPs of the visits of a loop that gradients do not pass through."""
+    loop = made.decoder.loop
+    if loop is None or loop.gradient_visits is None or loop.gradient_visits >= loop.visits:
+        return 0.0
+    learned = Sample(made.decoder.with_visits(loop.gradient_visits), made.layers)
+    return (forward_flops_per_token(made, length) - forward_flops_per_token(learned, length)) * length
 
 
 def _mtp_flops(decoder: Decoder, length: int) -> int:
@@ -342,4 +376,5 @@ def cache_bytes(decoder: Decoder | Sample, length: int, dtype: torch.dtype, bits
     of_one = (1, length, dtype, torch.device("meta"), bits)
     one_of_each, groups = sampled(decoder)
     attentions: Any = [layer.attention for layer in one_of_each.layers]
-    return sum(len(group) * empty_cache(a, *of_one).nbytes for a, group in zip(attentions, groups, strict=True))
+    made = zip(attentions, groups, strict=True)
+    return sum(one_of_each.visits(group) * empty_cache(a, *of_one).nbytes for a, group in made)

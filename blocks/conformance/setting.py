@@ -24,9 +24,10 @@ from blockwright.blocks.base import Block
 from blockwright.blocks.compose import compose
 from blockwright.blocks.conformance.verdict import must
 from blockwright.blocks.decoder import Decoder
-from blockwright.blocks.input import Media, is_input
+from blockwright.blocks.input import Input, Media, is_input
+from blockwright.blocks.loop.base import Loop
 from blockwright.registry import ConfigError
-from blockwright.registry.catalogue import Entry
+from blockwright.registry.catalogue import Entry, find_family
 from blockwright.registry.schema import Parameter
 
 MODEL: dict[str, Any] = {
@@ -83,9 +84,9 @@ class Setting:
     def of_input(self) -> bool:
         """Whether the block is an input of its decoder, or a part of one."""
         kind = self.kind
-        while kind not in FRAME and not is_input(kind):
+        while not _of_decoder(kind):
             kind = host_of(kind)[0].kind
-        return kind not in FRAME
+        return is_input(kind)
 
     @property
     def causal(self) -> bool:
@@ -164,10 +165,15 @@ def _guess(entry: Entry, p: Parameter) -> Any:
 def placed(kind: str, node: dict[str, Any]) -> dict[str, Any]:
     """A decoder's configuration that uses this node."""
     around = {**FRAME, **PARTS}
-    if kind in FRAME or is_input(kind):
+    if _of_decoder(kind):
         return {**MODEL, **{k: filled(registry.lookup(k, name)) for k, name in around.items()}, kind: node}
     host, parameter = host_of(kind)
     return placed(host.kind, {**filled(host), parameter: node})
+
+
+def _of_decoder(kind: str) -> bool:
+    """Whether the blocks of a kind are parts of a decoder itself, and not children of others alone."""
+    return kind in FRAME or issubclass(find_family(kind).contract, Input | Loop)
 
 
 def host_of(kind: str) -> tuple[Entry, str]:
