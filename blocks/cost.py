@@ -240,18 +240,31 @@ def _layer_flops(layer: nn.Module, decoder: Decoder, length: int, measured: dict
     x, given = _tokens(decoder, length)
     residual: Any = layer.residual
 
-    def connect() -> None:
-        residual.close(residual(residual.open(x), torch.empty_like, torch.empty_like))
+    fed = length
 
-    def once(part: Any, run: Callable[[], Any]) -> int:
-        if (what := measurement("flops", part, x)) not in measured:
+    def mix(h: Tensor, places: Tensor | None = None) -> Tensor:
+        return torch.empty_like(h)
+
+    def feed(h: Tensor, places: Tensor | None = None) -> Tensor:
+        nonlocal fed
+        fed = h.shape[1]
+        return torch.empty_like(h)
+
+    def connect() -> None:
+        residual.close(residual(residual.open(x), mix, feed))
+
+    def once(part: Any, run: Callable[[], Any], read: Tensor = x) -> int:
+        if (what := measurement("flops", part, read)) not in measured:
             measured[what] = _flops(run)
         return measured[what]
 
     attention: Any = layer.attention
     ffn: Any = layer.ffn
-    mixers = once(attention, lambda: attention(x, given)) + once(ffn, lambda: ffn(x, given))
-    return mixers + once(residual, connect)
+    with torch.no_grad():
+        connect()
+    some, of_some = _tokens(decoder, fed)  # a residual block may give the ffn fewer tokens
+    between = once(residual, connect)
+    return between + once(attention, lambda: attention(x, given)) + once(ffn, lambda: ffn(some, of_some), some)
 
 
 def training_flops_per_token(model: Mapping[str, Any] | Decoder | Sample, length: int) -> float:

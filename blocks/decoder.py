@@ -58,11 +58,15 @@ class Layer(nn.Module):
         given = given._replace(carry=carry, losses=losses)
         routing: Routing | None = None
 
-        def attend(h: Tensor) -> Tensor:
+        def attend(h: Tensor, places: Tensor | None = None) -> Tensor:
+            assert places is None, "attention mixes all tokens"
             return self.attention(h, given) if given.share is None else given.share.attend(self.attention, h, given)
 
-        def feed(h: Tensor) -> Tensor:
+        def feed(h: Tensor, places: Tensor | None = None) -> Tensor:
             nonlocal routing
+            if places is not None:
+                y, routing = self.ffn(h, given.at(places))
+                return y
             if (n := given.needed or h.shape[1]) >= h.shape[1]:
                 y, routing = self.ffn(h, given)
                 return y
@@ -70,8 +74,10 @@ class Layer(nn.Module):
             return F.pad(y, (0, 0, h.shape[1] - n, 0))
 
         first, last = ends  # here, where strategies that shard a layer gather its weights
-        x = self.residual(self.residual.open(x) if first else x, attend, feed)
-        return self.residual.close(x) if last else x, with_losses(routing, losses), carry
+        x = self.residual.open(x) if first else x
+        further = self.residual.losses(x, given.real) if self.training else {}
+        x = self.residual(x, attend, feed)
+        return self.residual.close(x) if last else x, with_losses(routing, {**losses, **further}), carry
 
 
 class Decoder(nn.Module):

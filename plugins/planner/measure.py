@@ -275,7 +275,7 @@ class Measured:
         for i, index in enumerate(self.decoder.order()):
             residual: Any = self.decoder.layers[index].residual
             total, x = (total + x.numel(), x) if i else (total, residual.open(x))
-            x = residual(x, lambda h: h, lambda h: h)
+            x = residual(x, lambda h: h, lambda h, places=None: h)
         return total
 
     def ffn_share(self, length: int) -> float:
