@@ -269,9 +269,10 @@ def _layer_flops(layer: nn.Module, decoder: Decoder, length: int, measured: dict
 
 def training_flops_per_token(model: Mapping[str, Any] | Decoder | Sample, length: int) -> float:
     """FLOPs of one training step, per token: three times those of the forward pass, whose every product has two in the
-    backward pass, and of all depths of multi-token prediction, with the head for each. Recomputation is not in it. A loop
-    makes the visits that it makes outside of training, with the head for each that tokens may leave after, and none of
-    its visits without gradients has a backward pass.
+    backward pass, and of all depths of multi-token prediction, with the head for each. Recomputation is not in it.
+
+    A loop makes as many visits as outside of training, with the head for each that tokens may leave after; its visits
+    without gradients have no backward pass.
 
     Arguments as in ``forward_flops_per_token``.
     """

@@ -140,11 +140,17 @@ class Decoder(nn.Module):
         super()._apply(fn, recurse)  # .to(), .cuda(), .to_empty(): another device has other kernels
         return self.choose_kernels(self._kernel_overrides)
 
-    def with_layers(self, layers: Iterable[nn.Module]) -> Decoder:
-        """This decoder with other layers, each visited once; it shares every other module."""
+    def with_layers(self, layers: Iterable[nn.Module], loop: Loop | None = None) -> Decoder:
+        """This decoder with other layers; it shares every other module.
+
+        Args:
+            loop: visits some of them again; None: a pass visits each once, and the loop of this decoder is only counted
+        """
         probe = copy.copy(self)
         probe._modules = {**self._modules, "layers": nn.ModuleList(layers)}
-        probe._loops = False
+        probe._loops = loop is not None
+        if loop is not None:
+            probe._modules["loop"] = loop
         return probe
 
     def with_visits(self, visits: int) -> Decoder:
@@ -157,7 +163,9 @@ class Decoder(nn.Module):
             raise BlockError("visits", visits, "this model visits no layer again", "Choose a model with a loop")
         other = copy.copy(self)
         other._modules = {**self._modules, "loop": self.loop.with_visits(visits)}
-        other.config = {**self.config, "loop": {**self.config["loop"], "visits": visits}}
+        written = self.config["loop"]
+        node = {"name": written} if isinstance(written, str) else written
+        other.config = {**self.config, "loop": {**node, "visits": visits}}
         return other
 
     def order(self, cached: bool = True) -> list[int]:

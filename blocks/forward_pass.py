@@ -71,8 +71,8 @@ class Pass(NamedTuple):
             k = experts.shape[1]
             experts = experts.view(len(places), -1, k).gather(1, places[..., None].expand(-1, -1, k)).flatten(0, 1)
         positions = self.positions.expand(len(places), -1).gather(1, places)
-        rows = {"segments": of(self.segments), "tokens": of(self.tokens), "experts": experts}
-        return self._replace(positions=positions, carry=None, **rows)
+        segments, tokens = of(self.segments), of(self.tokens)
+        return self._replace(positions=positions, segments=segments, tokens=tokens, experts=experts, carry=None)
 
     def once(self, name: Hashable, make: Callable[[], M]) -> M:
         """What ``make`` returns, made by the first layer of the pass that asks for it under this name."""

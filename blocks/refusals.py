@@ -72,12 +72,14 @@ def check_loop(model: Mapping[str, Any], layers: Layers, loop: Loop | None) -> N
     Raises:
         ConfigError
     """
+    written = model.get("loop")
+    own = written if isinstance(written, Mapping) else {}
     for kind in LOOPED:
         taken = loop is not None and any(isinstance(m, find_family(kind).contract) for m in loop.children())
-        declined = loop is not None and model["loop"].get(kind, INHERIT) is None
+        declined = own.get(kind, INHERIT) is None
         if model.get(kind) is not None and not taken and not declined:
             rule = f"no block of this model takes this {kind}, so it would change nothing"
-            raise ConfigError(f"model.{kind}", model[kind]["name"], rule, f"Write model.loop.{kind}, or leave it out")
+            raise ConfigError(f"model.{kind}", model[kind], rule, f"Write model.loop.{kind}, or leave it out")
     if loop is not None and loop.entry.one_stream and (streams := layers[0].residual.streams) is not None:
         rule = f"reads one residual stream, and the layers of this model have {_streams(streams)}"
         raise ConfigError("model.loop.entry", type(loop.entry).__name__, rule, "Write model.loop.entry=plain")

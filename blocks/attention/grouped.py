@@ -107,6 +107,8 @@ class GroupedAttention(Scored):
 
     def parallel_plan(self) -> dict[str, Placement]:
         split: dict[str, Placement] = {f"{name}.weight": "column" for name in ("query", "key", "value")}
-        split |= {f"{name}.bias": "column" for name in ("query", "key", "value") if getattr(self, name).bias is not None}
+        split |= {
+            f"{name}.bias": "column" for name in ("query", "key", "value") if getattr(self, name).bias is not None
+        }
         split |= {"output.weight": "row", **({} if self.output.bias is None else {"output.bias": "replicate"})}
         return split if self._heads_apart() else dict.fromkeys(split, "replicate")

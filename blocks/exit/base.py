@@ -15,9 +15,9 @@ from blockwright.registry import family
 class Exit(Block):
     """Gives each visit a probability that the token leaves after it. Context: ``visits``, r.
 
-    In training the loss is the expected one, Σ_t p_t nll_t, and what ``losses`` adds. In evaluation ``choose`` takes one
-    visit's state for each token. All visits are computed all the same, so that every visit has a full cache: an exit
-    changes which state predicts, and does not save time.
+    In training the loss is the expected one, Σ_t p_t nll_t, and what ``losses`` adds. In evaluation ``choose`` takes
+    one visit's state for each token. All visits are computed all the same, so that every visit has a full cache: an
+    exit changes which state predicts, and does not save time.
     """
 
     counted_as: ClassVar[str | None] = "loop"

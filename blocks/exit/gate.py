@@ -36,13 +36,13 @@ class Gate(Exit):
         self.bias = nn.Parameter(torch.empty(1))
 
     def probabilities(self, states: Sequence[Tensor]) -> Tensor:
-        left, found = 1.0, []
+        left, found = torch.ones_like(at_least_fp32(states[-1][..., 0])), []
         for h in states[:-1]:
             flat = full_linear(at_least_fp32(h.flatten(0, 1)), at_least_fp32(self.weight)) + at_least_fp32(self.bias)
             leaves = flat.view(h.shape[:2]).sigmoid()
             found.append(left * leaves)
             left = left * (1 - leaves)
-        return torch.stack([*found, torch.ones_like(at_least_fp32(states[-1][..., 0])) * left])
+        return torch.stack([*found, left])
 
     def losses(self, probabilities: Tensor, real: Tensor | None) -> dict[str, Tensor]:
         entropy = -(probabilities * probabilities.clamp(min=1e-20).log()).sum(0)

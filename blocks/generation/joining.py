@@ -55,9 +55,7 @@ def _of_layers(
     like = decoder.embedding.weight
 
     def make(device: torch.device) -> list[Cache]:
-        return [
-            _joinable(name, layer, (rows, room + ahead, like.dtype, device, bits)) for name, layer in layers
-        ]
+        return [_joinable(name, layer, (rows, room + ahead, like.dtype, device, bits)) for name, layer in layers]
 
     caches = caches_that_fit(make, rows, room + ahead, like.device)
     for cache in caches if ahead else ():

@@ -28,8 +28,8 @@ Visits = Annotated[int, Ge(1), Le(MOST)]
 class Loop(Block):
     """Layers ``first`` to ``last`` of a decoder are visited ``visits`` times: prelude (core)*r coda.
 
-    A visit is computed as another layer with the same weights would be: it has a cache of its own, a routing of its own,
-    and carries on what crosses depth. So parameters count once, FLOPs and caches r times. A block of this kind says by
+    A visit is computed as another layer with the same weights would be: it has a cache and a routing of its own, and
+    passes on what crosses depth. So parameters count once, FLOPs and caches r times. A block of this kind says by
     ``cores`` in which order; ``entry`` says what a visit reads. In training ``visit_draw`` chooses r for each step;
     elsewhere it is ``visits``. Layers of multi-token prediction are not visited again.
 
@@ -111,10 +111,8 @@ class Loop(Block):
             other.drawn_visits = visits
         return other
 
-    def forward(
-        self, x: Tensor, visits: int, visit: Visit, norm: Callable[[Tensor], Tensor]
-    ) -> list[Tensor]:
-        """The stream x of the first layer → the streams after each visit from which tokens may leave, the last one last.
+    def forward(self, x: Tensor, visits: int, visit: Visit, norm: Callable[[Tensor], Tensor]) -> list[Tensor]:
+        """The stream x of the first layer → those after each visit from which tokens may leave, the last one last.
 
         Args:
             visits: of each core
@@ -146,7 +144,9 @@ class Loop(Block):
         return [*before, *((core, visits) for core in self.cores()), *after]
 
     def drawn(self) -> Drawn:
-        layers = f"layers {self.looped.start} to {self.looped[-1]}" if len(self.looped) > 1 else f"layer {self.looped[0]}"
+        layers = (
+            f"layers {self.looped.start} to {self.looped[-1]}" if len(self.looped) > 1 else f"layer {self.looped[0]}"
+        )
         return Drawn((layers, f"{self.visits} visits"))
 
 

@@ -12,7 +12,6 @@ from blockwright.blocks.forward_pass import Losses
 from blockwright.registry import family
 
 
-
 class Mixer(Protocol):
     """What a layer gives its residual block to call: its attention, and its feed-forward block."""
 

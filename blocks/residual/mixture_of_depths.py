@@ -22,8 +22,8 @@ class MixtureOfDepths(Residual):
 
     Raposo et al. 2024, arXiv 2404.02258: r = w·x, y = attention(norm₁(x)), d = y + ffn(norm₂(x + y));
     x_t ← x_t + r_t d_t for the c T tokens of a row that have the highest r, x_t else. That choice depends on later
-    tokens, so in evaluation a predictor makes it from the token alone: σ(u·x_t) > ½. It learns what the router chose, by
-    a cross-entropy whose gradient reaches u only, as in the paper's second variant.
+    tokens, so in evaluation a predictor makes it from the token alone: σ(u·x_t) > ½. It learns what the router chose,
+    by a cross-entropy whose gradient reaches u only, as in the paper's second variant.
 
     Tokens that skip are keys and values all the same, which they are not in the paper: every token is in the cache, and
     the rows of a batch stay alike. So training saves the feed-forward block's share of the FLOPs alone, and decoding

@@ -11,7 +11,8 @@ from blockwright.registry import register
 class PrePostNorm(Residual):
     """Norm before each mixer, and on the stream after each addition.
 
-    Huginn, arXiv 2502.05171, whose code calls this a sandwich: x ← norm₂(x + attention(norm₁(x))), likewise for the ffn.
+    Huginn, arXiv 2502.05171, whose code calls this a sandwich: x ← norm₂(x + attention(norm₁(x))), likewise for the
+    ffn.
     ``sandwich`` is Gemma-2's, whose second norm is on the mixer's output, and whose stream stays unnormalised.
 
     Args:

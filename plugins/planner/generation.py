@@ -136,7 +136,9 @@ def bytes_of_one(decoder: Decoder, context: int, weight_bits: float, cache_bits:
 def _flops(decoder: Decoder, context: int) -> int:
     """Of one token that is decoded behind ``context`` − 1 others; alike layers are counted once."""
     around = _decoded(decoder.with_layers([]), context)
-    layers = [(decoder.visits(group), decoder.with_layers([decoder.layers[group[0]]])) for group in alike(decoder.layers)]
+    layers = [
+        (decoder.visits(group), decoder.with_layers([decoder.layers[group[0]]])) for group in alike(decoder.layers)
+    ]
     return around + sum(times * (_decoded(probe, context) - around) for times, probe in layers)
 
 

@@ -71,12 +71,13 @@ class CausalLM(Task):
         if share is not None:
             targets, weights = share.take(targets), None if weights is None else share.take(weights)
         given = (batch["tokens"], batch.get("positions"), segments)
-        content = {"share": share, "media": decoder.media(batch)}
+        media = decoder.media(batch)
         if train and self.exits:
-            states, routings = decoder.exits(*given, **content)
-            hidden, total, z = states[-1], decoder.expected_nll(states, targets, weights), 0.0
+            states, routings = decoder.exits(*given, share=share, media=media)
+            hidden, total = states[-1], decoder.expected_nll(states, targets, weights)
+            z = torch.zeros_like(total)
         else:
-            hidden, routings = decoder.hidden(*given, **content)
+            hidden, routings = decoder.hidden(*given, share=share, media=media)
             total, z = decoder.nll_and_z(hidden, targets, z_loss, weights)
         terms: dict[str, Tensor] = {}
         if train and len(decoder.mtp):
