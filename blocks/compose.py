@@ -13,12 +13,14 @@ from blockwright.blocks.decoder import LAYER_PARTS, OPTIONAL_PARTS, Decoder, Lay
 from blockwright.blocks.initialise import UNSCALED, initialise
 from blockwright.blocks.input import Input, is_input
 from blockwright.blocks.linear import Linear
+from blockwright.blocks.loop.base import Loop
 from blockwright.blocks.model_config import read
 from blockwright.blocks.mtp import MTP
 from blockwright.blocks.position.base import Position
 from blockwright.blocks.precision import default_dtype
 from blockwright.blocks.refusals import (
     MAX_DISTINCT,
+    check_loop,
     check_room,
     check_together,
     refuse_beside_inputs,
@@ -42,6 +44,7 @@ class Outline(NamedTuple):
     nodes: the same index → kind → node
     depths: of multi-token prediction
     inputs: kind → input
+    loop: visits layers again; None: each is visited once
     """
 
     config: dict[str, Any]
@@ -51,6 +54,7 @@ class Outline(NamedTuple):
     nodes: dict[int, dict[str, Any]]
     depths: list[MTP]
     inputs: dict[str, Input]
+    loop: Loop | None
 
 
 def check(config: Any) -> dict[str, Any]:
@@ -80,11 +84,13 @@ def outline(config: Any) -> Outline:
             nodes[index], alike[index] = of_layer, [index]
         inputs = build_inputs(model)
         depths = _depths(model)
+        loop = build_loop(model)
     refuse_beside_inputs(list(inputs), model, layers)
     of_layers = sum(size(layer) * len(alike[index]) for index, layer in layers.items())
-    around = sum(size(part) for part in (*frame, *depths, *inputs.values()) if part is not None)
+    around = sum(size(part) for part in (*frame, *depths, *inputs.values(), loop) if part is not None)
     check_together(model, nodes, layers, around + of_layers)
-    return Outline(model, frame, layers, alike, nodes, depths, inputs)
+    check_loop(model, layers, loop)
+    return Outline(model, frame, layers, alike, nodes, depths, inputs, loop)
 
 
 def preset(name: str, changes: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -135,7 +141,8 @@ def assemble(model: Mapping[str, Any]) -> Decoder:
     with default_dtype(torch.float32) as asked:  # what keeps its dtype must start in fp32; the rest is cast later
         embedding, position, norm, head = _frame(model)
         layers = [_layer(model, nodes, index) for index, nodes in enumerate(_plan(model))]
-        decoder = Decoder(model, embedding, position, layers, norm, head, _depths(model), build_inputs(model))
+        around = _depths(model), build_inputs(model), build_loop(model)
+        decoder = Decoder(model, embedding, position, layers, norm, head, *around)
     return decoder if asked == torch.float32 else decoder.to(asked)
 
 
@@ -173,6 +180,16 @@ def build_inputs(model: Mapping[str, Any]) -> dict[str, Input]:
     """
     scope = Scope(_nodes(model), _context(model, 0))
     return {kind: registry.build(kind, node, scope) for kind, node in scope.nodes.items() if is_input(kind)}
+
+
+def build_loop(model: Mapping[str, Any]) -> Loop | None:
+    """The loop of a complete configuration, on the current default device; None if it has none.
+
+    Raises:
+        ConfigError: an error in it
+    """
+    nodes = _nodes(model)
+    return registry.build("loop", nodes["loop"], Scope(nodes, _context(model, 0))) if "loop" in nodes else None
 
 
 def _nodes(model: Mapping[str, Any]) -> dict[str, Node]:

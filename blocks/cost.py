@@ -263,13 +263,27 @@ def forward_flops_per_token(model: Mapping[str, Any] | Decoder | Sample, length:
     """
     decoder, groups = _sampled(model)
     tokens = torch.zeros(1, length, dtype=torch.long, device="meta")
-    around = _flops(lambda: decoder.with_layers([])(tokens))
+    around = _flops(lambda: decoder.with_layers([])(tokens)) + _loop_flops(decoder, length)
     measured = known()
     layers = (
-        len(group) * _layer_flops(layer, decoder, length, measured)
+        decoder.visits(group) * _layer_flops(layer, decoder, length, measured)
         for layer, group in zip(decoder.layers, groups, strict=True)
     )
     return (around + sum(layers)) / length
+
+
+def _loop_flops(decoder: Decoder, length: int) -> int:
+    """FLOPs of what a loop computes between its layers."""
+    if (loop := decoder.loop) is None:
+        return 0
+    x = _tokens(decoder, length)[0]
+
+    def visit() -> None:
+        states = loop(x, loop.visits, lambda x, index: x, decoder.norm)
+        if loop.exit is not None:
+            loop.exit.choose(states, decoder.norm)
+
+    return _flops(visit)
 
 
 def _sampled(model: Mapping[str, Any] | Decoder | Sample) -> Sample:
@@ -285,18 +299,31 @@ def _layer_flops(layer: nn.Module, decoder: Decoder, length: int, measured: dict
     x, given = _tokens(decoder, length)
     residual: Any = layer.residual
 
-    def connect() -> None:
-        residual.close(residual(residual.open(x), torch.empty_like, torch.empty_like))
+    fed = length
 
-    def once(part: Any, run: Callable[[], Any]) -> int:
-        if (what := measurement("flops", part, x)) not in measured:
+    def mix(h: Tensor, places: Tensor | None = None) -> Tensor:
+        return torch.empty_like(h)
+
+    def feed(h: Tensor, places: Tensor | None = None) -> Tensor:
+        nonlocal fed
+        fed = h.shape[1]
+        return torch.empty_like(h)
+
+    def connect() -> None:
+        residual.close(residual(residual.open(x), mix, feed))
+
+    def once(part: Any, run: Callable[[], Any], read: Tensor = x) -> int:
+        if (what := measurement("flops", part, read)) not in measured:
             measured[what] = _flops(run)
         return measured[what]
 
     attention: Any = layer.attention
     ffn: Any = layer.ffn
     memory: Any = layer.memory
-    mixers = once(attention, lambda: attention(x, given)) + once(ffn, lambda: ffn(x, given))
+    with torch.no_grad():
+        connect()
+    some, of_some = _tokens(decoder, fed)  # a residual block may give the ffn fewer tokens
+    mixers = once(attention, lambda: attention(x, given)) + once(ffn, lambda: ffn(some, of_some), some)
     recalled = 0 if memory is None else once(memory, lambda: memory(residual.open(x), given))
     return mixers + recalled + once(residual, connect)
 
@@ -304,6 +331,9 @@ def _layer_flops(layer: nn.Module, decoder: Decoder, length: int, measured: dict
 def training_flops_per_token(model: Mapping[str, Any] | Decoder | Sample, length: int) -> float:
     """FLOPs of one training step, per token: three times those of the forward pass, whose every product has two in the
     backward pass, and of all depths of multi-token prediction, with the head for each. Recomputation is not in it.
+
+    A loop makes as many visits as outside of training, with the head for each that tokens may leave after; its visits
+    without gradients have no backward pass.
 
     Arguments as in ``forward_flops_per_token``.
     """
@@ -314,7 +344,25 @@ def flops_per_token(model: Mapping[str, Any] | Decoder | Sample, length: int) ->
     """``forward_flops_per_token`` and ``training_flops_per_token``."""
     made = _sampled(model)
     forward = forward_flops_per_token(made, length)
-    return forward, 3 * (forward + _mtp_flops(made.decoder, length) / length)
+    further = _mtp_flops(made.decoder, length) + _exit_flops(made.decoder, length)
+    return forward, 3 * (forward + further / length) - 2 * _unlearned_flops(made, length) / length
+
+
+def _exit_flops(decoder: Decoder, length: int) -> int:
+    """FLOPs of the head after all visits but the last."""
+    if decoder.loop is None or decoder.loop.exit is None:
+        return 0
+    x = _tokens(decoder, length)[0]
+    return (decoder.loop.visits - 1) * _flops(lambda: decoder.logits(x))
+
+
+def _unlearned_flops(made: Sample, length: int) -> float:
+    """FLOPs of the visits of a loop that gradients do not pass through."""
+    loop = made.decoder.loop
+    if loop is None or loop.gradient_visits is None or loop.gradient_visits >= loop.visits:
+        return 0.0
+    learned = Sample(made.decoder.with_visits(loop.gradient_visits), made.layers)
+    return (forward_flops_per_token(made, length) - forward_flops_per_token(learned, length)) * length
 
 
 def _mtp_flops(decoder: Decoder, length: int) -> int:
@@ -403,4 +451,5 @@ def cache_bytes(decoder: Decoder | Sample, length: int, dtype: torch.dtype, bits
     of_one = (1, length, dtype, torch.device("meta"), bits)
     one_of_each, groups = sampled(decoder)
     layers: Any = one_of_each.layers
-    return sum(len(group) * layer.new_cache(*of_one).nbytes for layer, group in zip(layers, groups, strict=True))
+    made = zip(layers, groups, strict=True)
+    return sum(one_of_each.visits(group) * layer.new_cache(*of_one).nbytes for layer, group in made)

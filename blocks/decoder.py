@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -23,6 +24,8 @@ from blockwright.blocks.input import Input, Media
 from blockwright.blocks.kernels.choice import choose
 from blockwright.blocks.kernels.cross_entropy import IGNORED
 from blockwright.blocks.kernels.few_rows import linear
+from blockwright.blocks.kernels.log_probabilities import linear_log_probabilities
+from blockwright.blocks.loop.base import Loop
 from blockwright.blocks.memory.base import Memory
 from blockwright.blocks.mtp import MTP, later_targets
 from blockwright.blocks.norm.base import Norm
@@ -60,11 +63,15 @@ class Layer(nn.Module):
         of_memory = given._replace(cache=held.get("memory"))
         routing: Routing | None = None
 
-        def attend(h: Tensor) -> Tensor:
+        def attend(h: Tensor, places: Tensor | None = None) -> Tensor:
+            assert places is None, "attention mixes all tokens"
             return self.attention(h, given) if given.share is None else given.share.attend(self.attention, h, given)
 
-        def feed(h: Tensor) -> Tensor:
+        def feed(h: Tensor, places: Tensor | None = None) -> Tensor:
             nonlocal routing
+            if places is not None:
+                y, routing = self.ffn(h, given.at(places))
+                return y
             if (n := given.needed or h.shape[1]) >= h.shape[1]:
                 y, routing = self.ffn(h, given)
                 return y
@@ -73,8 +80,9 @@ class Layer(nn.Module):
 
         first, last = ends  # here, where strategies that shard a layer gather its weights
         x = self._recall("before", self.residual.open(x) if first else x, of_memory)
+        further = self.residual.losses(x, given.real) if self.training else {}
         x = self.residual.leave(self._recall("after", self.residual(x, attend, feed), of_memory))
-        return self.residual.close(x) if last else x, with_losses(routing, losses), carry
+        return self.residual.close(x) if last else x, with_losses(routing, {**losses, **further}), carry
 
     def _recall(self, place: str, x: Tensor, given: Pass) -> Tensor:
         """x with what the memory adds to it at a place."""
@@ -109,6 +117,7 @@ class Decoder(nn.Module):
         head: [V,D] output projection; None ties it to the embedding
         mtp: multi-token prediction depths, used by ``mtp_nll`` and drafts only
         inputs: kind → what embeds content of that kind at the places of a token; none for a model of text
+        loop: visits some of the layers again; None: a pass visits each once
 
     Attributes:
         read_from: which weights it was loaded with, for people; None for those of a composition
@@ -126,6 +135,7 @@ class Decoder(nn.Module):
         head: nn.Linear | None,
         mtp: Sequence[MTP] = (),
         inputs: Mapping[str, Input] | None = None,
+        loop: Loop | None = None,
     ) -> None:
         super().__init__()
         self.config = dict(config)
@@ -135,6 +145,7 @@ class Decoder(nn.Module):
         self.layers, self.mtp = nn.ModuleList(layers), nn.ModuleList(mtp)
         for kind, block in (inputs or {}).items():
             self.add_module(kind, block)
+        self.loop, self._loops = loop, loop is not None
         self.choose_kernels()
 
     def choose_kernels(self, overrides: Mapping[str, str] | None = None) -> Decoder:
@@ -154,11 +165,62 @@ class Decoder(nn.Module):
         super()._apply(fn, recurse)  # .to(), .cuda(), .to_empty(): another device has other kernels
         return self.choose_kernels(self._kernel_overrides)
 
-    def with_layers(self, layers: Iterable[nn.Module]) -> Decoder:
-        """This decoder with other layers; it shares every other module."""
+    def with_layers(self, layers: Iterable[nn.Module], loop: Loop | None = None) -> Decoder:
+        """This decoder with other layers; it shares every other module.
+
+        Args:
+            loop: visits some of them again; None: a pass visits each once, and the loop of this decoder is only counted
+        """
         probe = copy.copy(self)
         probe._modules = {**self._modules, "layers": nn.ModuleList(layers)}
+        probe._loops = loop is not None
+        if loop is not None:
+            probe._modules["loop"] = loop
         return probe
+
+    def with_visits(self, visits: int) -> Decoder:
+        """This decoder with another number of visits of its loop, as it would be composed; it shares every weight.
+
+        Raises:
+            BlockError: it has no loop, or the number is out of range
+        """
+        if self.loop is None:
+            raise BlockError("visits", visits, "this model visits no layer again", "Choose a model with a loop")
+        other = copy.copy(self)
+        other._modules = {**self._modules, "loop": self.loop.with_visits(visits)}
+        written = self.config["loop"]
+        node = {"name": written} if isinstance(written, str) else written
+        other.config = {**self.config, "loop": {**node, "visits": visits}}
+        return other
+
+    def order(self, cached: bool = True) -> list[int]:
+        """The index of each layer that a pass computes, in order: that of its caches and routings.
+
+        Args:
+            cached: whether it is a pass with caches. One without makes as many visits of a loop, but in training
+        """
+        if self.loop is None or not self._loops:
+            return list(range(len(self.layers)))
+        return self.loop.order(self._visits(self.loop, cached))
+
+    def visits(self, layers: Iterable[int]) -> int:
+        """How many layers a pass outside of training computes that are these, given their indices in the model."""
+        if self.loop is None:
+            return len(list(layers))
+        times = Counter(self.loop.order(self.loop.visits))
+        return sum(times[index] for index in layers)
+
+    def _visits(self, loop: Loop, cached: bool) -> int:
+        return loop.drawn_visits if self.training and not cached else loop.visits
+
+    def begin_step(self, seed: int) -> None:
+        """Draw what a training step draws once for all ranks and micro-batches.
+
+        Args:
+            seed: of the run and the step
+        """
+        if self.loop is not None:
+            self.loop.begin_step(seed)
 
     @property
     def inputs(self) -> dict[str, Input]:
@@ -251,17 +313,51 @@ class Decoder(nn.Module):
             tokens: [B,T] int64. With ``embedded`` they are not looked up, but gates that route by id read them
             positions: [B|1,T] of each token in its document; None continues from the caches
             segments: [B,T] document ids of packed sequences; −1 is padding, which is in no load and no loss
-            caches: one per layer, from ``new_caches``; the tokens are appended to them
+            caches: one per visited layer, from ``new_caches``; the tokens are appended to them
             embedded: [B,T,D] in place of ``look_up(tokens)``. Positions are added to it; it is not scaled, since only
                 ``look_up`` scales
             share: this rank's tokens, where those of a sequence are spread over ranks: the other arguments are then of
                 whole sequences, without caches, and what is returned is of this rank's tokens
-            experts: for each layer those of an earlier routing, to be weighed again (see ``Gating.forward``)
+            experts: for each visited layer those of an earlier routing, to be weighed again (``Gating.forward``)
             media: all those of the batch, for ``look_up``
 
         Returns:
-            hidden states [B,T,D] and, for each layer, the routing of the tokens (None for a dense one without losses)
+            hidden states [B,T,D] and, for each visited layer (``order``), the routing of the tokens (None for a dense
+            one without losses)
         """
+        states, routings = self._states(tokens, positions, segments, caches, embedded, share, experts, media)
+        return self._leave(states), routings
+
+    def exits(
+        self,
+        tokens: Tensor,
+        positions: Tensor | None = None,
+        segments: Tensor | None = None,
+        share: Share | None = None,
+        media: Media | None = None,
+    ) -> tuple[list[Tensor], list[Routing | None]]:
+        """``hidden`` after each visit of a loop from which tokens may leave, the last one last."""
+        states, routings = self._states(tokens, positions, segments, None, None, share, None, media)
+        return [self.norm(state) for state in states], routings
+
+    def _leave(self, states: Sequence[Tensor]) -> Tensor:
+        """The normalised states with which tokens leave; in training all make every visit."""
+        if self.loop is None or self.loop.exit is None or self.training or not self._loops:
+            return self.norm(states[-1])
+        return self.norm(self.loop.exit.choose(states, self.norm))
+
+    def _states(
+        self,
+        tokens: Tensor,
+        positions: Tensor | None,
+        segments: Tensor | None,
+        caches: Sequence[Cache] | None,
+        embedded: Tensor | None,
+        share: Share | None,
+        experts: Sequence[Tensor | None] | None,
+        media: Media | None,
+    ) -> tuple[list[Tensor], list[Routing | None]]:
+        """The streams with which tokens may leave, before the last norm; arguments as in ``hidden``."""
         if positions is None:
             positions = _next_positions(tokens, caches[0] if caches else None)
         take = _whole if share is None else share.take
@@ -270,8 +366,7 @@ class Decoder(nn.Module):
             embedded = self.look_up(tokens, media)
         x = self.position.embed(self.look_up(own) if embedded is None else take(embedded), take(positions))
         given = Pass(positions, segments, tokens=own, share=share, made={} if caches else None)
-        x, routings = self._through_layers(x, given, caches, experts)
-        return self.norm(x), routings
+        return self._through_layers(x, given, caches, experts)
 
     def last_hidden(self, tokens: Tensor, caches: Sequence[Cache], embedded: Tensor | None = None) -> Tensor:
         """``hidden`` of the last token alone, [B,1,D], which reading a prompt asks for.
@@ -283,8 +378,8 @@ class Decoder(nn.Module):
         positions = _next_positions(tokens, caches[0])
         x = self.position.embed(self.look_up(tokens) if embedded is None else embedded, positions)
         given = Pass(positions, tokens=tokens, made={})
-        x, _ = self._through_layers(x, given, caches, None, needed=1 if causal else None)
-        return self.norm(x[:, -1:])
+        states, _ = self._through_layers(x, given, caches, None, needed=1 if causal else None)
+        return self._leave([state[:, -1:] for state in states])
 
     def _through_layers(
         self,
@@ -293,18 +388,38 @@ class Decoder(nn.Module):
         caches: Sequence[Cache] | None,
         experts: Sequence[Tensor | None] | None,
         needed: int | None = None,
-    ) -> tuple[Tensor, list[Routing | None]]:
-        """Input of the first layer → output of the last, and the routing in each layer."""
+    ) -> tuple[list[Tensor], list[Routing | None]]:
+        """Input of the first layer → what tokens may leave with, the output of the last one last, and the routing in
+        each visited layer."""
         routings: list[Routing | None] = []
         carry: Carry = {}
         given = given._replace(embedded=x)
-        for i, layer in enumerate(self.layers):
-            ends = i == 0, i == len(self.layers) - 1
+        order = self.order(caches is not None)
+
+        def visit(x: Tensor, index: int) -> Tensor:
+            nonlocal carry
+            i = len(routings)
+            ends = i == 0, i == len(order) - 1
             cache, chosen = caches[i] if caches else None, None if experts is None else experts[i]
             own = given._replace(cache=cache, experts=chosen, carry=carry, needed=needed if ends[1] else None)
-            x, routing, carry = layer(x, own, ends)
+            x, routing, carry = self.layers[index](x, own, ends)
             routings.append(routing)
-        return x, routings
+            return x
+
+        if self.loop is not None and self._loops:
+            states = self.loop(x, self._visits(self.loop, caches is not None), visit, self.norm)
+            routings[-1] = with_losses(routings[-1], self._exit_losses(states, given))
+            return states, routings
+        for index in order:
+            x = visit(x, index)
+        return [x], routings
+
+    def _exit_losses(self, states: Sequence[Tensor], given: Pass) -> Losses:
+        """What the exits of a loop add to the loss in training."""
+        if self.loop is None or self.loop.exit is None or not self.training:
+            return {}
+        leave = self.loop.exit
+        return leave.losses(leave.probabilities([self.norm(state) for state in states]), given.real)
 
     def nll(self, hidden: Tensor, targets: Tensor) -> Tensor:
         """Summed negative log-likelihood in nats of targets [B,T] (−100: not scored) given hidden [B,T,D]."""
@@ -321,6 +436,21 @@ class Decoder(nn.Module):
         given = (hidden.flatten(0, 1), self.output_weight, targets.flatten())
         factors = None if weights is None else weights.flatten()
         return self.kernels.nll_and_z(*given, softcap=self.logit_softcap, z_loss=z_loss, weights=factors)
+
+    def expected_nll(self, states: Sequence[Tensor], targets: Tensor, weights: Tensor | None = None) -> Tensor:
+        """``nll`` that tokens have on average over the visits after which they may leave.
+
+        Args:
+            states: from ``exits``, r of [B,T,D]
+            targets: [B,T]
+            weights: [B,T], factor of each token; None for 1
+        """
+        assert self.loop is not None and self.loop.exit is not None
+        scored = targets != IGNORED
+        aim, factors = targets.masked_fill(~scored, 0).flatten(), scored if weights is None else scored * weights
+        given = (self.output_weight, aim, self.logit_softcap)
+        nlls = torch.stack([-linear_log_probabilities(h.flatten(0, 1), *given).view(targets.shape) for h in states])
+        return (self.loop.exit.probabilities(states) * nlls * factors).sum()
 
     def mtp_nll(
         self,
@@ -382,7 +512,7 @@ class Decoder(nn.Module):
     def new_caches(
         self, batch: int, length: int, bits: int | None = None, padding: Tensor | None = None
     ) -> list[Cache]:
-        """An empty cache for ``length`` tokens per layer, in the embedding's dtype and on its device.
+        """An empty cache for ``length`` tokens per visited layer, in the embedding's dtype and on its device.
 
         Args:
             bits: 8, 6 or 4 for quantised caches; None for exact ones
@@ -398,7 +528,7 @@ class Decoder(nn.Module):
 
         def make(device: torch.device) -> list[Cache]:
             made = (batch, length, like.dtype, device, bits)
-            return [layer.new_cache(*made) for layer in self.layers]  # type: ignore[operator]
+            return [self.layers[i].new_cache(*made) for i in self.order()]  # type: ignore[operator]
 
         caches = caches_that_fit(make, batch, length, like.device)
         if padding is not None:

@@ -63,6 +63,20 @@ class Pass(NamedTuple):
         own = self._replace(positions=self.positions[:, -n:], tokens=tokens, embedded=embedded)
         return own._replace(carry=carry, needed=None)
 
+    def at(self, places: Tensor) -> Pass:
+        """The data of the tokens at places [B,k] of their rows, for blocks that work on single tokens."""
+
+        def of(rows: Tensor | None) -> Tensor | None:
+            return None if rows is None else rows.expand(len(places), -1).gather(1, places)
+
+        experts = self.experts
+        if experts is not None:
+            k = experts.shape[1]
+            experts = experts.view(len(places), -1, k).gather(1, places[..., None].expand(-1, -1, k)).flatten(0, 1)
+        positions = self.positions.expand(len(places), -1).gather(1, places)
+        segments, tokens = of(self.segments), of(self.tokens)
+        return self._replace(positions=positions, segments=segments, tokens=tokens, experts=experts, carry=None)
+
     def once(self, name: Hashable, make: Callable[[], M]) -> M:
         """What ``make`` returns, made by the first layer of the pass that asks for it under this name."""
         if self.made is None:

@@ -12,9 +12,12 @@ from blockwright import registry
 from blockwright.blocks.decoder import LAYER_PARTS, Decoder, Layer
 from blockwright.blocks.gating.base import Gating
 from blockwright.blocks.kernels.machine import device_memory
+from blockwright.blocks.loop.base import Loop
 from blockwright.blocks.selector.base import Selector
 from blockwright.registry import ConfigError, Node
+from blockwright.registry.catalogue import find_family
 from blockwright.registry.layout import patched
+from blockwright.registry.schema import INHERIT
 
 MAX_PARAMETERS = 10**14  # a hundred times the largest known model
 MAX_DISTINCT = 256  # distinct layers of one model
@@ -59,6 +62,28 @@ def refuse_beside_inputs(inputs: Sequence[str], model: Mapping[str, Any], layers
         if gate.by_id:
             rule = f"routes by token id, and the places of {kinds} share one"
             raise ConfigError("model.gating", type(gate).__name__, rule, remedy)
+
+
+LOOPED = ("entry", "exit", "visit_draw")  # the kinds of a loop's children
+
+
+def check_loop(model: Mapping[str, Any], layers: Layers, loop: Loop | None) -> None:
+    """Check that a loop suits the layers, and that nothing of one is written without it.
+
+    Raises:
+        ConfigError
+    """
+    written = model.get("loop")
+    own = written if isinstance(written, Mapping) else {}
+    for kind in LOOPED:
+        taken = loop is not None and any(isinstance(m, find_family(kind).contract) for m in loop.children())
+        declined = own.get(kind, INHERIT) is None
+        if model.get(kind) is not None and not taken and not declined:
+            rule = f"no block of this model takes this {kind}, so it would change nothing"
+            raise ConfigError(f"model.{kind}", model[kind], rule, f"Write model.loop.{kind}, or leave it out")
+    if loop is not None and loop.entry.one_stream and (streams := layers[0].residual.streams) is not None:
+        rule = f"reads one residual stream, and the layers of this model have {_streams(streams)}"
+        raise ConfigError("model.loop.entry", type(loop.entry).__name__, rule, "Write model.loop.entry=plain")
 
 
 def too_many_changes() -> ConfigError:

@@ -48,7 +48,7 @@ def sample(config: Any) -> Sample:
         groups = [group for first in made.alike for group in _of_depth(made, first)]
     embedding, position, norm, head = made.frame
     layers = [layer for layer, _ in groups]
-    decoder = Decoder(made.config, embedding, position, layers, norm, head, made.depths, made.inputs)
+    decoder = Decoder(made.config, embedding, position, layers, norm, head, made.depths, made.inputs, made.loop)
     return Sample(decoder, tuple(tuple(indices) for _, indices in groups))
 
 

@@ -62,7 +62,7 @@ def main(arguments: Sequence[str]) -> None:
     words, request = read(arguments)
     prompts = words.prompt or [""]
     keep_freed_memory()
-    writer = Writer.open(words.model, dtype=words.dtype, device=words.device)
+    writer = Writer.open(words.model, dtype=words.dtype, device=words.device, visits=words.visits)
     set_float32_matmul("auto", writer.decoder.output_weight.device.type)
     print(f"weights: {writer.decoder.read_from}", file=sys.stderr)
     if words.drafts is not None:

@@ -32,6 +32,7 @@ def add_options(parser: Parser, new_tokens: int, seed: str) -> None:
     parser.add_argument("--repetition-penalty", type=float, default=1.0, metavar="R", help="above 1 repeats less")
     parser.add_argument("--stop", action="append", default=[], metavar="TEXT", help="ends a text; again for several")
     parser.add_argument("--seed", type=int, default=0, help=f"of the draws, at a temperature above 0; {seed}")
+    parser.add_argument("--visits", type=int, metavar="R", help="of a loop's layers; default: those of the model")
     parser.add_argument("--bits", type=int, choices=BITS, help="quantise the cache; default: exact")
     parser.add_argument("--dtype", default="float32", help=", ".join(DTYPES))
     parser.add_argument("--device", help="cpu, cuda:0, …; default: a GPU where there is one")

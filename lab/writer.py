@@ -78,7 +78,13 @@ class Writer:
 
     @classmethod
     def open(
-        cls, path: str | Path, *, dtype: str = "float32", device: str | None = None, word: str = "MODEL"
+        cls,
+        path: str | Path,
+        *,
+        dtype: str = "float32",
+        device: str | None = None,
+        word: str = "MODEL",
+        visits: int | None = None,
     ) -> Writer:
         """Load a model with its tokenizer; ``blockwright.load`` loads the same model without one.
 
@@ -87,6 +93,7 @@ class Writer:
             dtype: of the computation
             device: of the computation; None for a GPU if there is one
             word: of the command, by which the path is named
+            visits: of the layers of its loop; None: as many as the model has
 
         Raises:
             ConfigError: there is no model, no tokenizer, or no such dtype or device
@@ -96,7 +103,8 @@ class Writer:
         folder = Path(path)
         source = open_source(folder, word)
         words = tokenizer_of(source, folder)
-        return cls(build(source, dtype=wanted, device=where), words)
+        decoder = build(source, dtype=wanted, device=where)
+        return cls(decoder if visits is None else _visited(decoder, visits), words)
 
     def write(
         self,
@@ -308,3 +316,10 @@ def at_its_option(error: BlockError) -> ConfigError:
     option = names.get(error.parameter, error.parameter.replace("_", "-"))
     remedy = error.remedy.replace(f"{error.parameter}=", f"--{option} ")
     return ConfigError(f"--{option}", error.value, error.rule, remedy)
+
+
+def _visited(decoder: Decoder, visits: int) -> Decoder:
+    try:
+        return decoder.with_visits(visits)
+    except BlockError as error:
+        raise at_its_option(error) from None

@@ -117,6 +117,7 @@ def zigzags(folder: Path, quick: list[str]) -> dict[str, list[str]]:
 @pytest.fixture(scope="module")
 def said(small: list[str], warm: Warm, site: Path, environment: dict[str, str], folder: Path) -> dict[str, Any]:
     chosen = ["model/attention=retention", "model/position=xpos", "model/gating=noisy_topk"]
+    loop = ["+model/loop=mirror", "model.loop.first=1", "model.loop.visits=2", "model.loop.entry=diagonal"]
     quick = [*small, "logger=none", "callbacks.report.sample_tokens=0", "callbacks.throughput=null"]
     sweep = ["trainer.max_steps=2", "trainer.val_check_interval=2", f"hydra.sweep.dir={folder}/sweep"]
     commands = {
@@ -126,7 +127,7 @@ def said(small: list[str], warm: Warm, site: Path, environment: dict[str, str], 
         "card": ["describe", "model=tiny"],
         "card of a memory": ["describe", "model=tiny", "+model/memory=bigram", "--json"],
         "unknown kernel": [*quick, "task.kernels.attention=bant", f"hydra.run.dir={folder}/x"],
-        "trains": [*quick, *chosen, "model.attention.first_decay=4", f"hydra.run.dir={folder}/run"],
+        "trains": [*quick, *chosen, *loop, "model.attention.first_decay=4", f"hydra.run.dir={folder}/run"],
         "remembers": [*quick, "+model/memory=bigram", f"hydra.run.dir={folder}/remembers"],
         "preset": ["model=retentive_tiny", "model/position=of/tiny", "--cfg", "job", "--package", "model"],
         "presets": ["registry", "model/ret*"],
@@ -187,7 +188,8 @@ def test_plug_in_trains_on_the_command_line(said: dict[str, Any], folder: Path) 
     model = checkpoint["hyper_parameters"]["model"]
     assert (model["attention"]["name"], model["attention"]["first_decay"]) == ("retention", 4)
     assert (model["position"]["name"], model["gating"]["name"]) == ("xpos", "noisy_topk")
-    assert "decoder.layers.1.ffn.gating.noise_bias" in checkpoint["state_dict"]
+    assert (model["loop"]["name"], model["loop"]["entry"]) == ("mirror", "diagonal")
+    assert {"decoder.layers.1.ffn.gating.noise_bias", "decoder.loop.entry.alpha"} <= checkpoint["state_dict"].keys()
     assert json.loads((folder / "run" / "results.json").read_text())["status"] == "completed"
 
 
@@ -314,7 +316,10 @@ CONFORMANCE = """
 import pytest
 from blockwright.blocks.conformance import cases, kernel_cases
 
-BLOCKS = ("attention/retention", "gating/noisy_topk", "kv_source/relayed", "memory/bigram", "position/xpos")
+BLOCKS = (
+    "attention/retention", "gating/noisy_topk", "kv_source/relayed", "memory/bigram", "position/xpos", "loop/mirror",
+    "entry/diagonal",
+)  # fmt: skip
 
 @pytest.mark.parametrize("case", [case for block in BLOCKS for case in cases(block)], ids=str)
 def test_conformance(case):
@@ -366,7 +371,7 @@ def test_plug_in_proves_its_blocks_by_the_kit_in_its_own_tests(
     assert "its attention keeps no cache" in done.stdout
     assert "it does not route tokens" in done.stdout
     # Calls that the kernel does not take, and blocks without a router, indexer or cache.
-    assert skipped < 21 + 32 + 7 + 7
+    assert skipped < 21 + 32 + 7 + 14
 
 
 def test_nothing_here_names_the_plug_in() -> None:

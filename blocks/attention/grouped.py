@@ -35,6 +35,7 @@ class GroupedAttention(Scored):
         window: number of last tokens a query sees, itself included; null for all
         head_dim: H, width of a head; null is d_model / n_heads
         bias: whether the query, key and value projections add a bias (GPT-2, Qwen2, gpt-oss)
+        value_bias: whether the value projection does; null: as ``bias``. Huginn has none
         output_bias: whether the output projection adds one; null: as ``bias``. Qwen2 has none
         query_scale: scores are divided by its square root; null is head_dim. Gemma-2 27B has d_model / n_heads
         position: rotates queries and keys, or biases scores
@@ -58,6 +59,7 @@ class GroupedAttention(Scored):
         window: Count | None = 4096,
         head_dim: Count | None = None,
         bias: bool = False,
+        value_bias: bool | None = None,
         output_bias: bool | None = None,
         query_scale: Positive | None = None,
         kv_source: KVSource | None = None,
@@ -75,10 +77,10 @@ class GroupedAttention(Scored):
         self.window, self.selector = window, selector
         self.query = Linear(d_model, n_heads * H, bias=bias)
         makes = kv_source is None or kv_source.makes
+        of_values = bias if value_bias is None else value_bias
+        projects = makes and self.projects_values
         self.key: nn.Module | None = Linear(d_model, n_kv_heads * H, bias=bias) if makes else None
-        self.value: nn.Module | None = (
-            Linear(d_model, n_kv_heads * H, bias=bias) if makes and self.projects_values else None
-        )
+        self.value: nn.Module | None = Linear(d_model, n_kv_heads * H, bias=of_values) if projects else None
         self.output = Linear(n_heads * H, d_model, bias=bias if output_bias is None else output_bias)
         self.position, self.qk_norm, self.output_gate, self.scores = position, qk_norm, output_gate, scores
         self.values, self.kv_source = values, kv_source
@@ -135,9 +137,9 @@ class GroupedAttention(Scored):
         return self.scores is None or self.scores.per_head
 
     def parallel_plan(self) -> dict[str, Placement]:
-        projections = [name for name in ("query", "key", "value") if getattr(self, name) is not None]
-        split: dict[str, Placement] = {f"{name}.weight": "column" for name in projections}
-        biases: dict[str, Placement] = {f"{name}.bias": "column" for name in projections}
-        split |= biases if self.query.bias is not None else {}
+        maps = {name: getattr(self, name) for name in ("query", "key", "value")}
+        maps = {name: linear for name, linear in maps.items() if linear is not None}
+        split: dict[str, Placement] = {f"{name}.weight": "column" for name in maps}
+        split |= {f"{name}.bias": "column" for name, linear in maps.items() if linear.bias is not None}
         split |= {"output.weight": "row", **({} if self.output.bias is None else {"output.bias": "replicate"})}
         return split if self._heads_apart() else dict.fromkeys(split, "replicate")

@@ -20,7 +20,8 @@ from blockwright.registry import BlockError
 BOUND = 1e-5  # fp32, two layers: another order of summation differs by about 1e-6
 # Contracts whose output has the input's shape.
 KEEPS_SHAPE = ("attention", "ffn", "experts", "norm", "residual", "memory")
-CACHED = ("attention", "position", "scores", "compressor", "kv_source")  # kinds that process what a cache returns
+SCORED = ("attention", "position", "scores", "compressor", "kv_source")  # kinds that process queries and keys
+CACHED = (*SCORED, "loop", "entry")  # kinds that decide what a cache holds, or process what it returns
 STEP_BOUND = 3e-5  # compressed keys are sums in another order too: 1.1e-5 in fp32, 4e-15 in fp64
 BF16_BOUND = 0.08  # of a token's norm: about twenty roundings of 0.4 % each, in random directions
 
@@ -230,7 +231,7 @@ def precision(setting: Setting) -> None:
 def score_rows(setting: Setting) -> None:
     """Scaling the rows that an attention names, for one group of heads, scales the scores of these heads and of no
     others, within 1e-5."""
-    if setting.kind not in CACHED:
+    if setting.kind not in SCORED:
         raise ExemptError("it does not process queries and keys")
     decoder, ids = setting.decoder(), tokens(2, 9)
     attention: Any = decoder.layers[0].attention

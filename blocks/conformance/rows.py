@@ -20,7 +20,7 @@ from blockwright.blocks.generation.sample import Sampling
 from blockwright.blocks.kernels.quantise import BITS
 from blockwright.registry import BlockError
 
-KINDS = ("attention", "selector", "compressor", "kv_source", "memory")
+KINDS = ("attention", "selector", "compressor", "kv_source", "memory", "loop", "entry")
 ROOM = 26
 # Prompts as they are read, before a row joins; then the steps that are made, each of a token of all rows; then the row
 # that leaves. Newcomers are longer and shorter than the batch; common padding is dropped after each row that leaves.

@@ -24,9 +24,10 @@ from blockwright.blocks.base import Block
 from blockwright.blocks.compose import compose
 from blockwright.blocks.conformance.verdict import must
 from blockwright.blocks.decoder import OPTIONAL_PARTS, Decoder
-from blockwright.blocks.input import Media, is_input
+from blockwright.blocks.input import Input, Media, is_input
+from blockwright.blocks.loop.base import Loop
 from blockwright.registry import ConfigError, Node
-from blockwright.registry.catalogue import Entry
+from blockwright.registry.catalogue import Entry, find_family
 from blockwright.registry.schema import Parameter
 
 MODEL: dict[str, Any] = {
@@ -176,7 +177,7 @@ def placed(kind: str, node: dict[str, Any]) -> dict[str, Any]:
 
 def _of_decoder(kind: str) -> bool:
     """Whether blocks of a kind are parts of a decoder themselves, not children."""
-    return kind in FRAME or kind in OPTIONAL_PARTS or is_input(kind)
+    return kind in (*FRAME, *OPTIONAL_PARTS) or issubclass(find_family(kind).contract, Input | Loop)
 
 
 def host_of(kind: str) -> tuple[Entry, str]:

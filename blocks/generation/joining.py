@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 
 import torch
 from torch import nn
@@ -37,7 +37,7 @@ def joinable_caches(decoder: Decoder, rows: int, room: int, bits: int | None, ah
         BlockError: an attention keeps no cache, or one of a class that is no ``Cache``, or the caches take more memory
             than there is
     """
-    layers = {f"layers.{i}": layer for i, layer in enumerate(decoder.layers)}
+    layers = [(f"layers.{i}", decoder.layers[i]) for i in decoder.order()]
     return _of_layers(layers, decoder, rows, room, bits, ahead)
 
 
@@ -45,19 +45,17 @@ def joinable_caches_of_depths(
     decoder: Decoder, depths: int, rows: int, room: int, bits: int | None, ahead: int = 0
 ) -> list[Cache]:
     """As ``joinable_caches``, of the first depths of multi-token prediction."""
-    layers = {f"mtp.{k}.layer": decoder.get_submodule(f"mtp.{k}.layer") for k in range(depths)}
+    layers = [(f"mtp.{k}.layer", decoder.get_submodule(f"mtp.{k}.layer")) for k in range(depths)]
     return _of_layers(layers, decoder, rows, room, bits, ahead)
 
 
 def _of_layers(
-    layers: Mapping[str, nn.Module], decoder: Decoder, rows: int, room: int, bits: int | None, ahead: int
+    layers: Sequence[tuple[str, nn.Module]], decoder: Decoder, rows: int, room: int, bits: int | None, ahead: int
 ) -> list[Cache]:
     like = decoder.embedding.weight
 
     def make(device: torch.device) -> list[Cache]:
-        return [
-            _joinable(name, layer, (rows, room + ahead, like.dtype, device, bits)) for name, layer in layers.items()
-        ]
+        return [_joinable(name, layer, (rows, room + ahead, like.dtype, device, bits)) for name, layer in layers]
 
     caches = caches_that_fit(make, rows, room + ahead, like.device)
     for cache in caches if ahead else ():

@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any, ClassVar
+from collections.abc import Mapping
+from typing import Any, ClassVar, Protocol
 
 from torch import Tensor
 
 from blockwright.blocks.base import Block
+from blockwright.blocks.forward_pass import Losses
 from blockwright.registry import family
 
-Mixer = Callable[[Tensor], Tensor]
+
+class Mixer(Protocol):
+    """What a layer gives its residual block to call: its attention, and its feed-forward block."""
+
+    def __call__(self, x: Tensor, places: Tensor | None = None) -> Tensor:
+        """x [B,T,D] → [B,T,D].
+
+        Args:
+            places: [B,k], where x is of some tokens only, [B,k,D], their places in their rows. The feed-forward block
+                alone takes them, in a pass without caches
+        """
 
 
 @family("residual")
@@ -44,6 +55,15 @@ class Residual(Block):
     def close(self, x: Tensor) -> Tensor:
         """What the last layer's residual block gives → [B,T,D], the input of the final norm."""
         return x
+
+    def losses(self, x: Tensor, real: Tensor | None) -> Losses:
+        """Name → further loss of the layer in training, a mean over tokens, already weighted.
+
+        Args:
+            x: what ``forward`` reads
+            real: [B,T], which tokens are no padding; None: all
+        """
+        return {}
 
     def forward(self, x: Tensor, attention: Mixer, ffn: Mixer) -> Tensor:
         """x [B,T,D] → [B,T,D], or the same of streams; ``attention`` and ``ffn`` map [B,T,D] to [B,T,D] and are each

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -63,7 +63,7 @@ class HyperConnections(Streams):
         x = self._through(x, self.attention_connection, lambda h: attention(self.attention_norm(h)))
         return self._through(x, self.ffn_connection, lambda h: ffn(self.ffn_norm(h)))
 
-    def _through(self, x: Tensor, connection: Connection, mixer: Mixer) -> Tensor:
+    def _through(self, x: Tensor, connection: Connection, mixer: Callable[[Tensor], Tensor]) -> Tensor:
         with unlowered(x):
             read, mix, write = connection(x)
             h, kept = (read.mT @ x).squeeze(2), mix.mT @ x

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -68,7 +68,7 @@ class MHC(Streams):
         x = self._through(x, self.attention_connection, lambda h: attention(self.attention_norm(h)))
         return self._through(x, self.ffn_connection, lambda h: ffn(self.ffn_norm(h)))
 
-    def _through(self, x: Tensor, connection: Connection, mixer: Mixer) -> Tensor:
+    def _through(self, x: Tensor, connection: Connection, mixer: Callable[[Tensor], Tensor]) -> Tensor:
         with unlowered(x):
             read, write, logits = connection(x)
             h = (read[..., None] * x).sum(2).to(x.dtype)

@@ -69,7 +69,7 @@ def main(arguments: Sequence[str]) -> None:
     """
     words, manner = read(arguments)
     keep_freed_memory()
-    writer = Writer.open(words.model, dtype=words.dtype, device=words.device)
+    writer = Writer.open(words.model, dtype=words.dtype, device=words.device, visits=words.visits)
     set_float32_matmul("auto", writer.decoder.output_weight.device.type)
     chat = chat_of(Path(words.model), writer.words, words.format)
     conversation = Conversation(writer, chat, manner, words.system)

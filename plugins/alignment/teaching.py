@@ -127,6 +127,9 @@ def changed(student: Decoder, teacher: Decoder) -> list[str]:
     Raises:
         BlockError: the models have different depths, or no block has changed
     """
+    if student.loop is not None or teacher.loop is not None:
+        rule = "compares what each layer reads once, and a loop visits layers again"
+        raise BlockError("name", "layers", rule, "Use logits: task.stages=[{loss: logits}]")
     if len(student.layers) != len(teacher.layers):
         rule = f"compares {len(student.layers)} layers with the teacher's {len(teacher.layers)} one by one"
         raise BlockError("name", "layers", rule, "Use logits: task.stages=[{loss: logits}]")

@@ -76,7 +76,7 @@ class BlockwrightCache(Cache):
         return len(next(iter(self.held[0].buffers.values())))
 
     def __len__(self) -> int:
-        return len(self.decoder.layers)
+        return len(self.decoder.order())
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         return self.seen

@@ -128,14 +128,16 @@ def bytes_of_one(decoder: Decoder, context: int, weight_bits: float, cache_bits:
     for group in alike(decoder.layers):
         layer: Any = decoder.layers[group[0]]
         cache = layer.new_cache(*of_one)
-        total += len(group) * cache.nbytes * (cache_bits / 16 if getattr(cache, "quantises", True) else 1)
+        total += decoder.visits(group) * cache.nbytes * (cache_bits / 16 if getattr(cache, "quantises", True) else 1)
     return total
 
 
 def _flops(decoder: Decoder, context: int) -> int:
     """Of one token that is decoded behind ``context`` − 1 others; alike layers are counted once."""
     around = _decoded(decoder.with_layers([]), context)
-    layers = [(len(group), decoder.with_layers([decoder.layers[group[0]]])) for group in alike(decoder.layers)]
+    layers = [
+        (decoder.visits(group), decoder.with_layers([decoder.layers[group[0]]])) for group in alike(decoder.layers)
+    ]
     return around + sum(times * (_decoded(probe, context) - around) for times, probe in layers)
 
 

@@ -272,10 +272,10 @@ class Measured:
         """Numbers of a token that all layers read: the residual stream, or all of several."""
         x = torch.empty(1, 1, self.decoder.config["d_model"], device="meta", dtype=torch.float32)
         total = x.numel() * (1 + len(self.decoder.mtp))  # the first layer and those of other depths open streams
-        for i, layer in enumerate(self.decoder.layers):
-            residual: Any = layer.residual
+        for i, index in enumerate(self.decoder.order()):
+            residual: Any = self.decoder.layers[index].residual
             total, x = (total + x.numel(), x) if i else (total, residual.open(x))
-            x = residual(x, lambda h: h, lambda h: h)
+            x = residual(x, lambda h: h, lambda h, places=None: h)
         return total
 
     def ffn_share(self, length: int) -> float:
@@ -297,10 +297,11 @@ def measure(decoder: Decoder) -> Measured:
     scores, cached = [], 0.0
     for index, group in enumerate(groups):
         layer = _difference(_watched(probe.with_layers([probe.layers[index]]), _forward), empty)
-        total = {part: total[part] + layer[part].times(len(group)) for part in PARTS}
+        times = decoder.visits(group)
+        total = {part: total[part] + layer[part].times(times) for part in PARTS}
         window, numbers = _memory(decoder.layers[group[0]].attention)
-        scores.append(Scores(sum(s.scores for s in layer.values()) * len(group), window))
-        cached += numbers * len(group)
+        scores.append(Scores(sum(s.scores for s in layer.values()) * times, window))
+        cached += numbers * times
     if len(decoder.mtp):
         further = _watched(probe.with_layers([]), _predict_further)
         total = {part: total[part] + further[part] for part in PARTS}

@@ -161,6 +161,8 @@ def _indivisible(measured: Measured, job: Job, layout: Layout) -> str:
         )
     if routed and (data * layout.context * layout.tensor) % layout.expert:
         return "expert does not divide the GPUs of a stage"
+    if stages > 1 and measured.decoder.loop is not None:
+        return "pipeline gives a layer to one stage, and a loop visits it again"
     if stages == 1 and layout.interleave > 1:
         return "interleave needs a pipeline"
     if stages * layout.interleave > measured.n_layers or (stages > 1 and layout.micro_batches(job) < stages):

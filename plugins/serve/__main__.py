@@ -33,6 +33,7 @@ def _parser() -> Parser:
     parser.add_argument("--memory", type=int, metavar="BYTES", help="as many rows as their caches fit into")
     parser.add_argument("--room", type=int, metavar="TOKENS", help="of a prompt and its text; default 2048, or fewer")
     parser.add_argument("--queue", type=int, default=QUEUE, metavar="N", help=f"texts that may wait; default {QUEUE}")
+    parser.add_argument("--visits", type=int, metavar="R", help="of a loop's layers; default: those of the model")
     parser.add_argument("--bits", type=int, choices=BITS, help="quantise the caches; default: exact")
     drafter.add_options(parser)
     parser.add_argument("--dtype", default="float32", help="float32, bfloat16, float16 or float64")

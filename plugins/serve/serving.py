@@ -38,7 +38,7 @@ def serve(options: argparse.Namespace, key: str | None) -> None:
     """
     check_free(options.host, options.port)
     keep_freed_memory()
-    writer = Writer.open(options.model, dtype=options.dtype, device=options.device)
+    writer = Writer.open(options.model, dtype=options.dtype, device=options.device, visits=options.visits)
     set_float32_matmul("auto", writer.decoder.output_weight.device.type)
     if options.bos:
         begin(writer.words, "--bos", "Leave --bos out")

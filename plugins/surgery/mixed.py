@@ -12,6 +12,7 @@ from blockwright.blocks.decoder import LAYER_PARTS, Decoder, Layer
 from blockwright.plugins.surgery.growth.base import Growth
 
 FRAME = ("embedding", "position", "norm", "head")
+LOOP = "loop"
 
 
 def silence(layer: Layer) -> None:
@@ -46,10 +47,11 @@ def mixed(old: Decoder, new: Decoder, paths: Iterable[str]) -> Decoder:
         paths: of the blocks of the new decoder: ``norm``, ``layers.3.attention``
     """
     taken = set(paths)
-    probe = old.with_layers(
+    layers = (
         Layer(*(getattr(theirs if f"layers.{i}.{part}" in taken else ours, part) for part in LAYER_PARTS))
         for i, (ours, theirs) in enumerate(zip(old.layers, new.layers, strict=True))
     )
+    probe = old.with_layers(layers, new.loop if LOOP in taken else old.loop)
     for name in taken.intersection(FRAME):
         setattr(probe, name, getattr(new, name))
     if "embedding" in taken:

@@ -18,9 +18,10 @@ from torch import Tensor, nn
 from blockwright import registry
 from blockwright.blocks.decoder import LAYER_PARTS, OPTIONAL_PARTS, Decoder
 from blockwright.blocks.forward_pass import Pass
+from blockwright.blocks.loop.base import Loop
 from blockwright.plugins.surgery.growth.base import Growth
 from blockwright.plugins.surgery.ledger import DEPTH, Ledger, Operation, measured
-from blockwright.plugins.surgery.mixed import FRAME, grown, silence
+from blockwright.plugins.surgery.mixed import FRAME, LOOP, grown, silence
 from blockwright.plugins.surgery.settings import differences, shown
 from blockwright.plugins.surgery.transplant.base import Setting, Transplant, Transplanted, left_drawn, shapes, unhandled
 from blockwright.registry import BlockError, ConfigError, Node, Scope
@@ -106,6 +107,7 @@ def plan(old: Decoder, new: Decoder, named: Sequence[Named], growth: Growth) -> 
     """
     _refuse_another_vocabulary(old, new)
     _refuse_a_head_of_another_width(old, new)
+    _refuse_a_loop_at_another_depth(old, new)
     others = automatic()
     pairs = _pairs(old, new, growth)
     steps = [_step(path, source, old, new, named, others) for path, source in pairs]
@@ -130,13 +132,20 @@ def _refuse_a_head_of_another_width(old: Decoder, new: Decoder) -> None:
         raise ConfigError("model.tie_embeddings", False, rule, "Write model.tie_embeddings=true, or keep d_model")
 
 
+def _refuse_a_loop_at_another_depth(old: Decoder, new: Decoder) -> None:
+    if old.loop is not None and len(old.layers) != len(new.layers):
+        rule = f"is {len(old.layers)} in the trained model, which visits layers again"
+        raise ConfigError("model.n_layers", len(new.layers), rule, f"Write model.n_layers={len(old.layers)}")
+
+
 def changing(old: Decoder, new: Decoder, steps: Sequence[Step]) -> dict[str, str]:
     """What surely changes, before there are weights: path of a block → why it will not be called exact."""
     found: dict[str, str] = {}
     for step in steps:
         theirs, ours = None if step.source is None else _at(old, step.source), _at(new, step.path)
         if step.operator is None or ours is None:
-            found |= {} if step.name == "copy" else {step.path: "nothing of the trained weights is kept"}
+            kept = step.name == "copy" or (ours is not None and _begins_unnoticed(ours))
+            found |= {} if kept else {step.path: "nothing of the trained weights is kept"}
         elif others := unhandled(step.operator, theirs, ours):
             found[step.path] = f"other settings: {shown(others)}"
         elif step.operator is FIT[1]:
@@ -154,7 +163,18 @@ def _pairs(old: Decoder, new: Decoder, growth: Growth) -> list[tuple[str, str | 
         found = [part for part in LAYER_PARTS if any(getattr(layer, part) is not None for layer in both)]
         pairs += [(f"layers.{i}.{part}", f"layers.{j}.{part}") for part in found]
     pairs += [(f"mtp.{k}", f"mtp.{k}" if k < len(old.mtp) else None) for k in range(len(new.mtp))]
+    pairs += [(LOOP, None if old.loop is None else LOOP)] if new.loop is not None else []
     return pairs + [(kind, kind if kind in old.inputs else None) for kind in new.inputs]
+
+
+@torch.no_grad()
+def _begins_unnoticed(block: nn.Module) -> bool:
+    """Whether a block is a loop that visits each layer once, and does nothing between them."""
+    if not isinstance(block, Loop) or block.visits > 1 or any(True for _ in block.entry.parameters()):
+        return False
+    x = torch.randn(1, 3, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float32)
+    once = list(range(block.n_layers)) == block.order(1)
+    return once and all(torch.equal(state, x) for state in block(x, 1, lambda x, _: x, lambda x: 2 * x))
 
 
 def _step(
@@ -163,6 +183,8 @@ def _step(
     theirs, ours = None if source is None else _at(old, source), _at(new, path)
     if path == "head" and theirs is None and ours is not None:
         return Step(path, "embedding", "untie", _Untie())
+    if path == LOOP and theirs is None:
+        return Step(path, None, LOOP, None)
     if ours is None:
         return Step(path, None, "copy" if theirs is None else "tie" if path == "head" else "leave out", None)
     if theirs is None:
@@ -220,7 +242,7 @@ def operate(
     around = new.config["max_positions"]
     done = [_apply(old, new, step, Setting(around, moments.get(step.source or ""), seed)) for step in steps]
     done += _silence(old, new, growth)
-    done = [*_settle(old, new, done), *_capped(old, new)]
+    done = [*_settle(old, new, done), *_capped(old, new), *_unlooped(old, new)]
     return measured(old, new, growth, done)
 
 
@@ -231,7 +253,7 @@ def _apply(old: Decoder, new: Decoder, step: Step, setting: Setting) -> Operatio
     sizes = {name: parameter.numel() for name, parameter in block.named_parameters()}
     source = None if step.source is None else _at(old, step.source)
     if step.operator is None:
-        return Operation(step.path, step.name, claimed=False, drawn=sum(sizes.values()))
+        return Operation(step.path, step.name, claimed=_begins_unnoticed(block), drawn=sum(sizes.values()))
     try:
         made = step.operator(source, block, setting)
     except BlockError as error:
@@ -336,6 +358,13 @@ def _capped(old: Decoder, new: Decoder) -> list[Operation]:
         return []
     found = {"logit_softcap": pair}
     return [Operation("logit_softcap", "fit", claimed=False, note=f"other settings: {shown(found)}", settings=found)]
+
+
+def _unlooped(old: Decoder, new: Decoder) -> list[Operation]:
+    """A loop that is left out."""
+    if old.loop is None or new.loop is not None:
+        return []
+    return [Operation(LOOP, "fit", claimed=_begins_unnoticed(old.loop), note="layers are visited once")]
 
 
 @torch.no_grad()

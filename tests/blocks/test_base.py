@@ -23,6 +23,7 @@ CONTEXT = {
     "n_kv_heads": 2,
     "vocab_size": 61,
     "n_streams": 3,
+    "visits": 3,
     "latent_dim": 48,
     "attention_heads": 4,
     "kv_dim": 12,

@@ -1,4 +1,7 @@
-"""Wirings of a layer against their formulas; those of several streams are in test_streams.py."""
+"""Wirings of a layer against their formulas.
+
+Those of several streams are in test_streams.py, those that tokens skip in test_skipped_layers.py.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,7 @@ from torch import Tensor
 from blockwright import registry
 
 STREAMS = {"attention_residual", "hyper_connections", "mhc"}
+SKIPPED = {"mixture_of_depths", "sigmoid_skip"}
 FORMULAS: dict[str, Callable[[Any, Tensor, Callable, Callable], Tensor]] = {}
 
 
@@ -49,6 +53,12 @@ def reordered(r: Any, x: Tensor, attention: Callable, ffn: Callable) -> Tensor:
     return h + r.ffn_norm(ffn(h))
 
 
+@formula
+def pre_postnorm(r: Any, x: Tensor, attention: Callable, ffn: Callable) -> Tensor:
+    h = r.attention_sum_norm(x + attention(r.attention_norm(x)))
+    return r.ffn_sum_norm(h + ffn(r.ffn_norm(h)))
+
+
 @pytest.fixture
 def mixers() -> tuple[Callable, Callable]:
     torch.manual_seed(0)
@@ -57,7 +67,7 @@ def mixers() -> tuple[Callable, Callable]:
 
 
 def test_every_registered_wiring_is_tested() -> None:
-    assert set(registry.names("residual")) == set(FORMULAS) | STREAMS
+    assert set(registry.names("residual")) == set(FORMULAS) | STREAMS | SKIPPED
 
 
 @pytest.mark.parametrize("norm", ["rmsnorm", "layernorm"])
@@ -74,8 +84,8 @@ def test_wiring_follows_its_formula(
 def test_each_mixer_is_called_once(make_block: Callable[..., Any], name: str) -> None:
     calls: list[str] = []
 
-    def mixer(called: str) -> Callable[[Tensor], Tensor]:
-        return lambda x: calls.append(called) or x
+    def mixer(called: str) -> Callable[..., Tensor]:
+        return lambda x, places=None: calls.append(called) or x
 
     residual = make_block("residual", name)
     residual(residual.open(torch.randn(1, 3, 48, dtype=torch.float64)), mixer("attention"), mixer("ffn"))

@@ -54,6 +54,10 @@ PARAMETERS = {
     "deepseek_vl2_base": (27464893808, 4886431088, 4555474288, 4224517488, 956513280, 24631050240),
     "deepseek_vl2_base_language": (27033546240, 4455083520, 4124126720, 3793169920, 956513280, 24631050240),
     "gpt2": (124439808, 124439808, 85842432, 85842432, 28348416, 0),
+    # The totals of Ouro are those of the published files' headers; Huginn's is that of the released code's shapes.
+    "ouro_1_4b": (1434652673, 1434652673, 1333989377, 1233326081, 402653184, 0),
+    "ouro_2_6b": (2667974657, 2667974657, 2567311361, 2466648065, 805306368, 0),
+    "huginn_3_5b": (3564976800, 3564976800, 3218946720, 3218946720, 892193280, 0),
 }
 # What else the models hold: shared experts, router, dense ffn, norms.
 REMAINDER = {
@@ -78,6 +82,8 @@ CACHE = {
     "llama2_13b": 409600,
     "llama2_70b": 163840,
     "mixtral_8x7b": 65536,
+    "ouro_1_4b": 393216,  # 24 layers, four visits
+    "huginn_3_5b": 1393920,  # 4 layers, and 4 of 32 visits
     "qwen3_30b_a3b": 49152,
     "olmoe_1b_7b": 65536,
     "gpt_oss_20b": 24576,

@@ -282,3 +282,22 @@ def test_drafts_that_cannot_be_are_refused(run: Path, words: list[str], option: 
     with pytest.raises(ConfigError) as error:
         main([str(run), "--prompt", "ab", *words])
     assert error.value.path == option and error.value.remedy
+
+
+def test_visits_of_a_loop_are_chosen_after_training(
+    save: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    looped = save(loop={"name": "cycle", "visits": 2, "entry": "add"})
+    deeper = save(loop={"name": "cycle", "visits": 5, "entry": "add"})
+    texts = []
+    for words in ([str(looped)], [str(looped), "--visits", "5"], [str(deeper)]):
+        main([*words, "--prompt", "ab", "--max-new-tokens", "8", "--temperature", "0"])
+        texts.append(capsys.readouterr().out)
+    assert texts[1] == texts[2] != texts[0]
+
+
+@pytest.mark.parametrize(("loop", "visits"), [({"name": "cycle"}, "0"), ({"name": "cycle"}, "2000"), (None, "2")])
+def test_visits_that_cannot_be_are_refused(save: Callable[..., Path], loop: Any, visits: str) -> None:
+    with pytest.raises(ConfigError) as refusal:
+        main([str(save(**({"loop": loop} if loop else {}))), "--prompt", "ab", "--visits", visits])
+    assert refusal.value.path == "--visits" and refusal.value.remedy

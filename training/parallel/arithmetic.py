@@ -37,6 +37,7 @@ class Holding:
     routed: whether it belongs to experts
     table: whether it is a table of a memory, whose rows are spread over all ranks that compute different tokens
     times: number of the decoder's parameters it represents
+    visits: of their layers in a pass, each of which gathers them
     """
 
     name: str
@@ -44,6 +45,7 @@ class Holding:
     shape: tuple[int, ...]
     routed: bool
     times: int
+    visits: int
     table: bool = False
 
     @property
@@ -73,7 +75,7 @@ class Holding:
 class Crossing:
     """A block whose input and output are communicated.
 
-    names: of all the blocks it represents
+    names: of all the blocks it represents, once for each visit
     routed: whether it is a stack of experts
     top_k: of its gate
     slots: of those, the maximum on one rank
@@ -103,8 +105,9 @@ def holdings(decoder: Decoder, sizes: Sizes) -> list[Holding]:
             shape[DIMENSION[placement]] //= sizes.expert * sizes.tensor if routed else sizes.tensor
         group = ".".join(name.split(".")[:2]) if name.startswith(("layers.", "mtp.")) else "root"
         group = f"{region.name}" if routed and sizes.expert > 1 and region else group
-        times = len(groups[int(name.split(".")[1])]) if name.startswith("layers.") else 1
-        found.append(Holding(name, group, tuple(shape), routed, times, id(parameter) in tables))
+        layers = groups[int(name.split(".")[1])] if name.startswith("layers.") else None
+        counts = (1, 1) if layers is None else (len(layers), decoder.visits(layers))
+        found.append(Holding(name, group, tuple(shape), routed, *counts, id(parameter) in tables))
     return found
 
 
@@ -117,7 +120,7 @@ def crossings(decoder: Decoder, sizes: Sizes) -> list[Crossing]:
         top_k, names = _top_k(region, gates), [region.name]
         if region.name.startswith("layers."):
             _, index, rest = region.name.split(".", 2)
-            names = [f"layers.{i}.{rest}" for i in groups[int(index)]]
+            names = [f"layers.{i}.{rest}" for i in groups[int(index)] for _ in range(decoder.visits([i]))]
         slots = min(top_k, region.parts[0].parameter.shape[0] // (sizes.expert * sizes.tensor)) if region.routed else 0
         replicated = sum(p.parameter.numel() for p in region.parts if p.placement == "replicate")
         found.append(Crossing(tuple(names), region.routed, top_k, slots, replicated))
@@ -218,7 +221,7 @@ def remembered(decoder: Decoder, sizes: Sizes) -> int:
     width, cut = decoder.config["d_model"], {}
     if sizes.tensor > 1:
         cut = {id(region.block): region for region in _split_regions(probe, sizes)}
-    layers: list[tuple[int, Any]] = [(len(group), probe.layers[i]) for i, group in enumerate(groups)]
+    layers: list[tuple[int, Any]] = [(decoder.visits(group), probe.layers[i]) for i, group in enumerate(groups)]
     total = 0
     for times, layer in [*layers, *((1, depth.layer) for depth in probe.mtp)]:
         attention = layer.attention
@@ -235,8 +238,8 @@ def weight_numbers(spread: Iterable[Holding], sizes: Sizes) -> dict[str, float]:
     total = dict.fromkeys(COLLECTIVES, 0.0)
     for h in (h for h in spread if not h.table):
         if h.shards(sizes) > 1:
-            total["all_gather"] += h.times * h.gathered * (1 if h.group == "root" else 2)
-            total["reduce_scatter"] += h.times * h.gathered
+            total["all_gather"] += h.visits * h.gathered * (1 if h.group == "root" else 2)
+            total["reduce_scatter"] += h.visits * h.gathered
         if sizes.replicate > 1:
             total["all_reduce"] += h.times * h.held(sizes)
     return total

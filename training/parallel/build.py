@@ -139,7 +139,7 @@ def build(
         _draw_own(decoder, sharding, rule)
     _fetch_ahead(decoder)
     # Training calls this, not forward. What it gathers stays until the backward pass: ``nll`` needs the head.
-    for method in ("hidden", "last_hidden"):
+    for method in ("hidden", "last_hidden", "exits"):
         register_fsdp_forward_method(decoder, method)
     return decoder
 

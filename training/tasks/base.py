@@ -259,6 +259,7 @@ class Task(Composable, KeepsDtype, L.LightningModule):
         validate_by_steps(self.trainer, self.trainer.global_step + 1)
 
     def _begin_step(self, batches: Sequence[Batch]) -> None:
+        self.model.begin_step(stable_seed(self.seed, f"step {self.trainer.global_step}"))  # the same on all ranks
         for batch in batches:
             self.prepare(batch)
         counts = [{**self.counts(batch), SEQUENCES: sequences_of(batch)} for batch in batches]
@@ -267,7 +268,7 @@ class Task(Composable, KeepsDtype, L.LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         scored = self.objective(batch, "train")
         self._measured_in_step.append(self._sums_of(scored, batch))
-        self.loads.add_to_step(scored.routings)
+        self.loads.add_to_step(scored.routings, self.model)
         terms = dict(scored.terms)
         share = self.step.share(sequences_of(batch), SEQUENCES)
         terms |= {name: value * share for name, value in balance_losses(scored.routings, self.model).items()}
@@ -363,7 +364,7 @@ class Task(Composable, KeepsDtype, L.LightningModule):
         sums = self._sums_of(scored, batch)
         self._loss(stage).update(*sums)
         self._by_source.add(loader, *sums)
-        self.loads.add(stage, scored.routings)
+        self.loads.add(stage, scored.routings, self.model)
 
     def _sums_of(self, scored: Scored, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         """Nats, tokens and bytes of a micro-batch."""

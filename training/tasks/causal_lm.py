@@ -12,7 +12,7 @@ from blockwright.blocks.gating.base import Routing
 from blockwright.blocks.kernels.cross_entropy import IGNORED
 from blockwright.blocks.mtp import later_targets
 from blockwright.blocks.share import Share
-from blockwright.registry import register
+from blockwright.registry import ConfigError, register
 from blockwright.registry.ranges import NonNegative
 from blockwright.training.figure import MEASURED, OF_TEXT, TRAIN, Figure
 from blockwright.training.metrics import Accuracy
@@ -36,6 +36,9 @@ class CausalLM(Task):
     of the model itself: of greedy drafts that follow right ones, those that generation would accept. It is measured on
     the text itself, without decoding; not where the tokens of a sequence are spread over ranks.
 
+    A loop with exits trains on the expected loss over the visits after which a token may leave, and is validated with
+    the visit that it takes.
+
     Args:
         setup: the model and how it is trained
         z_loss: weight of the mean of log² Z, Z the sum of the exponentials of a token's logits; 0 for none. 1e-4 in
@@ -53,6 +56,10 @@ class CausalLM(Task):
     def __init__(self, setup: Setup, z_loss: NonNegative = 0.0) -> None:
         super().__init__(setup)
         self.z_loss = z_loss
+        self.exits = bool((self.model_config.get("loop") or {}).get("exit"))
+        if self.exits and z_loss:
+            rule = "is of one prediction of a token, and a loop with exits trains those after all visits"
+            raise ConfigError("task.z_loss", z_loss, rule, "Write task.z_loss=0, or model.loop.exit=null")
         depths = (self.model_config["mtp"] or {"depth": 0})["depth"]
         self.agreement = nn.ModuleDict({f"{stage}_{k}": Accuracy() for stage in MEASURED for k in range(1, depths + 1)})
 
@@ -64,8 +71,14 @@ class CausalLM(Task):
         if share is not None:
             targets, weights = share.take(targets), None if weights is None else share.take(weights)
         given = (batch["tokens"], batch.get("positions"), segments)
-        hidden, routings = decoder.hidden(*given, share=share, media=decoder.media(batch))
-        total, z = decoder.nll_and_z(hidden, targets, z_loss, weights)
+        media = decoder.media(batch)
+        if train and self.exits:
+            states, routings = decoder.exits(*given, share=share, media=media)
+            hidden, total = states[-1], decoder.expected_nll(states, targets, weights)
+            z = torch.zeros_like(total)
+        else:
+            hidden, routings = decoder.hidden(*given, share=share, media=media)
+            total, z = decoder.nll_and_z(hidden, targets, z_loss, weights)
         terms: dict[str, Tensor] = {}
         if train and len(decoder.mtp):
             terms["mtp"], further = self._predict_further(batch, hidden, share)

@@ -35,14 +35,14 @@ class RoutingLoads(nn.ModuleDict):
             loads = {k: ExpertLoad(gates[k].n_experts, stage == "train") for k in layers}
             self[f"{stage}_load"] = nn.ModuleDict(loads)
 
-    def add(self, stage: str, routings: Routings) -> None:
+    def add(self, stage: str, routings: Routings, decoder: Decoder) -> None:
         """Add the loads of a batch to the logged ones."""
-        for layer, load in loaded(routings):
+        for layer, load in loaded(routings, decoder):
             self._metrics(stage)[layer].update(load)
 
-    def add_to_step(self, routings: Routings) -> None:
+    def add_to_step(self, routings: Routings, decoder: Decoder) -> None:
         """Add the loads of a training micro-batch to those of the step."""
-        for layer, load in loaded(routings):
+        for layer, load in loaded(routings, decoder):
             self._step[layer] = self._step.get(layer, 0) + load
 
     def end_step(self, decoder: Decoder, ranks: DataRanks, stepped: bool) -> None:
@@ -91,25 +91,27 @@ def is_trained(gate: Gating) -> bool:
     return not parameters or any(p.requires_grad for p in parameters)
 
 
-def routed(routings: Routings) -> Iterator[tuple[str, Routing]]:
-    """Index and routing of each layer that routed, or has losses."""
-    return ((str(i), routing) for i, routing in enumerate(routings) if routing is not None)
+def routed(routings: Routings, decoder: Decoder) -> Iterator[tuple[str, Routing]]:
+    """Index of the layer and routing, of each visit of a layer that routed, or has losses."""
+    further = range(len(decoder.layers), len(decoder.layers) + len(decoder.mtp))
+    layers = [*decoder.order(cached=False), *further]
+    return ((str(layers[i]), routing) for i, routing in enumerate(routings) if routing is not None)
 
 
-def loaded(routings: Routings) -> Iterator[tuple[str, Tensor]]:
+def loaded(routings: Routings, decoder: Decoder) -> Iterator[tuple[str, Tensor]]:
     """Index and load of each layer that routed; some have losses of an attention only."""
-    return ((layer, routing.load) for layer, routing in routed(routings) if len(routing.load))
+    return ((layer, routing.load) for layer, routing in routed(routings, decoder) if len(routing.load))
 
 
 def balance_losses(routings: Routings, decoder: Decoder) -> dict[str, Tensor]:
-    """The balance losses of a micro-batch, and those of attentions, summed over layers, by name.
+    """The balance losses of a micro-batch, and those of attentions, summed over layers and their visits, by name.
 
     A layer of which nothing is trained adds none: its loss could only move what comes before it, such as an input, to
     suit routes that are fixed.
     """
     losses: dict[str, Tensor] = {}
     layers = [*decoder.layers, *(depth.layer for depth in decoder.mtp)]
-    for i, routing in routed(routings):
+    for i, routing in routed(routings, decoder):
         if any(p.requires_grad for p in layers[int(i)].parameters()):
             for name, value in routing.losses.items():
                 losses[name] = losses.get(name, 0) + value

@@ -116,7 +116,7 @@ class _Packed:
         """For each layer the experts at sampling, [R·C,k], −1 for padding; None where none routes."""
         if not rollout.experts:
             return None
-        found: list[Tensor | None] = [None] * len(decoder.layers)
+        found: list[Tensor | None] = [None] * len(decoder.order())
         for number, layer in enumerate(routed_layers(decoder)):
             every = torch.full((self.tokens.numel(), rollout.experts[0][number].shape[1]), -1, dtype=torch.int64)
             for place, length, each in zip(self.places, self.lengths, rollout.experts, strict=True):
@@ -126,5 +126,6 @@ class _Packed:
 
 
 def routed_layers(decoder: Decoder) -> list[int]:
-    """The layers that route, in order."""
-    return [i for i, layer in enumerate(decoder.layers) if any(isinstance(m, Gating) for m in layer.modules())]
+    """The visits of layers that route: places in ``Decoder.order``."""
+    routes = [any(isinstance(m, Gating) for m in layer.modules()) for layer in decoder.layers]
+    return [i for i, layer in enumerate(decoder.order()) if routes[layer]]

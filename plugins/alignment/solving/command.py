@@ -29,6 +29,7 @@ def _parser() -> Parser:
     parser.add_argument("--limit", type=int, metavar="N", help="ask the first N prompts alone")
     parser.add_argument("--rows", type=int, default=64, metavar="N", help="completions decoded together; default 64")
     parser.add_argument("--seed", type=int, default=0, help="of the draws")
+    parser.add_argument("--visits", type=int, metavar="R", help="of a loop's layers; default: those of the model")
     parser.add_argument("--dtype", default="float32", help=", ".join(DTYPES))
     parser.add_argument("--device", help="cpu, cuda:0, …; default: a GPU if there is one")
     parser.add_argument("--out", type=Path, metavar="FILE", help="write every completion and its reward, as JSON lines")
@@ -47,7 +48,7 @@ def main(arguments: Sequence[str]) -> None:
         if value is not None and value < 1:
             raise ConfigError(option, value, "must be at least 1", "Leave it out")
     problems = read_problems(words.task)
-    writer = Writer.open(words.model, dtype=words.dtype, device=words.device)
+    writer = Writer.open(words.model, dtype=words.dtype, device=words.device, visits=words.visits)
     problems.judge()
     prompts, chat = problems.asked(writer.words, words.limit, format_of(Path(words.model)))
     try:

@@ -13,6 +13,7 @@ from blockwright.blocks.compose import compose
 from blockwright.blocks.decoder import Decoder
 from blockwright.blocks.forward_pass import Pass
 from blockwright.plugins.surgery.growth.base import Growth
+from blockwright.plugins.surgery.growth.ends import Ends
 from blockwright.plugins.surgery.growth.stacked import Stacked
 from blockwright.plugins.surgery.growth.zeroed import Zeroed
 from blockwright.plugins.surgery.ledger import TOLERANCE, Operation
@@ -120,6 +121,12 @@ class Case:
         ("silent_memory", {"residual": "mhc"}, {"overrides": [{"layers": 1, "memory": ENGRAM}]}),
         ("silent_memory", {"norm": "layernorm"}, {"memory": {"name": "per_layer_embedding", "width": 6}}),
         ("zeroed", {"memory": {"name": "per_layer_embedding", "width": 6}}, {"n_layers": 5}),
+        ("sigmoid_skip", {"norm": "layernorm"}, {"residual": "sigmoid_skip"}),
+        *(
+            ("loop", {}, {"loop": {"name": "cycle", "visits": 1, "entry": entry}})
+            for entry in ("plain", "normed", "add")
+        ),
+        ("copy", {"loop": {"name": "cycle", "visits": 3}}, {"loop": {"name": "cycle", "visits": 3}}),
     ],
 )
 def test_exact_operator_leaves_the_logits_alone(name: str, old: dict[str, Any], new: dict[str, Any]) -> None:
@@ -141,6 +148,8 @@ def test_exact_operator_leaves_the_logits_alone(name: str, old: dict[str, Any], 
         ("copies", moe(4, 72, 2, "softmax_topk"), ()),  # not renormalised: the sum of the weights varies
         ("drop", moe(4, 72, 2), ("drop",)),
         ("fit", {"residual": "sandwich"}, ()),
+        ("loop", {"loop": {"name": "cycle", "visits": 2}}, ()),
+        ("loop", {"loop": {"name": "repeat", "first": 1, "visits": 1, "entry": "adapter"}}, ()),
     ],
 )
 def test_inexact_operator_says_so(name: str, new: dict[str, Any], named: tuple[str, ...]) -> None:
@@ -159,6 +168,26 @@ def test_mean_over_the_depth_is_nearly_the_sum_and_not_called_exact() -> None:
 def test_stacking_is_not_exact() -> None:
     ledger = Case({}, {"n_layers": 4}, growth=Stacked()).ledger
     assert [line.operator for line in ledger.lines if not line.exact] == ["stacked"] and not ledger.exact
+
+
+def test_first_and_last_layers_become_a_loop() -> None:
+    case = Case(
+        {"n_layers": 6}, {"n_layers": 3, "loop": {"name": "cycle", "first": 1, "last": 1, "visits": 4}}, growth=Ends(2)
+    )
+    for new, old in ((0, 0), (1, 1), (2, 5)):
+        assert torch.equal(case.new.layers[new].ffn.up.weight, case.old.layers[old].ffn.up.weight)  # type: ignore[union-attr]
+    assert {line.operator for line in case.ledger.lines if not line.exact} == {"ends", "loop"}
+    deeper = case.old.with_layers(case.old.layers[i] for i in (0, 1, 1, 1, 1, 5))
+    torch.testing.assert_close(case.new(case.text), deeper(case.text))
+
+
+def test_looped_model_keeps_its_weights_at_other_visits_and_without_a_loop() -> None:
+    trained = {"loop": {"name": "cycle", "first": 1, "visits": 3, "entry": "adapter"}}
+    for change, name in (({"loop": {**trained["loop"], "visits": 2}}, "fit"), ({"loop": None}, "fit")):
+        case = Case(trained, change)
+        (operation,) = case.of(name)
+        assert operation.path == "loop" and not operation.claimed and not case.ledger.exact
+        assert not any(o.drawn for o in case.done)
 
 
 def test_every_parameter_is_copied_derived_or_drawn() -> None:
@@ -230,6 +259,20 @@ def test_what_cannot_be_made_is_refused(new: dict[str, Any], named: tuple[str, .
     with pytest.raises(ConfigError) as caught:
         Case({}, new, named)
     assert caught.value.path == path and words in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "growth", "path"),
+    [
+        ({"n_layers": 4}, {"n_layers": 2}, Ends(3), "surgery.growth.front"),
+        ({}, {"n_layers": 4}, Ends(1), "surgery.growth.front"),
+        ({"n_layers": 4, "loop": "cycle"}, {"n_layers": 2}, Zeroed(), "model.n_layers"),
+    ],
+)
+def test_depth_that_cannot_be_made_is_refused(old: Any, new: Any, growth: Growth, path: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        Case(old, new, growth=growth)
+    assert caught.value.path == path
 
 
 @pytest.mark.usefixtures("temporary_blocks")

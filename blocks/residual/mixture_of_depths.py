@@ -1,0 +1,93 @@
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from blockwright.blocks.base import Placement
+from blockwright.blocks.forward_pass import Losses
+from blockwright.blocks.norm.base import Norm
+from blockwright.blocks.precision import at_least_fp32, full_linear, unlowered
+from blockwright.blocks.residual.base import Mixer, Residual
+from blockwright.registry import register
+from blockwright.registry.ranges import NonNegative, Share
+
+
+@register("residual", "mixture_of_depths")
+class MixtureOfDepths(Residual):
+    """A router chooses the tokens that a layer changes; the others skip it.
+
+    Raposo et al. 2024, arXiv 2404.02258: r = w·x, y = attention(norm₁(x)), d = y + ffn(norm₂(x + y));
+    x_t ← x_t + r_t d_t for the c T tokens of a row that have the highest r, x_t else. That choice depends on later
+    tokens, so in evaluation a predictor makes it from the token alone: σ(u·x_t) > ½. It learns what the router chose,
+    by a cross-entropy whose gradient reaches u only, as in the paper's second variant.
+
+    Tokens that skip are keys and values all the same, which they are not in the paper: every token is in the cache, and
+    the rows of a batch stay alike. So training saves the feed-forward block's share of the FLOPs alone, and decoding
+    none. In the paper every second layer has such a block: ``layout: {residual: prenorm mixture_of_depths}``.
+    Padding takes part in the choice.
+
+    Args:
+        attention_norm: norm before the attention
+        ffn_norm: norm before the feed-forward block
+        capacity: c, share of the tokens; 1/8 in the paper
+        predictor_loss: weight of the predictor's loss, a mean over tokens
+    """
+
+    causal: ClassVar[bool] = False
+    conformance_settings: ClassVar[Mapping[str, Any]] = {"capacity": 0.5}
+
+    def __init__(
+        self,
+        d_model: int,
+        attention_norm: Norm,
+        ffn_norm: Norm,
+        capacity: Share = 0.125,
+        predictor_loss: NonNegative = 0.01,
+    ) -> None:
+        super().__init__()
+        self.attention_norm = attention_norm
+        self.ffn_norm = ffn_norm
+        self.capacity, self.predictor_loss = capacity, predictor_loss
+        self.router = nn.Parameter(torch.empty(1, d_model))
+        self.predictor = nn.Parameter(torch.empty(1, d_model))
+
+    def forward(self, x: Tensor, attention: Mixer, ffn: Mixer) -> Tensor:
+        y, r = attention(self.attention_norm(x)), self._scores(x, self.router).to(x.dtype)[..., None]
+        if self.training:
+            places = self._chosen(x)
+            some, y, r = (_at(t, places) for t in (x, y, r))
+            d = y + ffn(self.ffn_norm(some + y), places)
+            return x.scatter(1, places[..., None].expand_as(some), some + r * d)
+        d = y + ffn(self.ffn_norm(x + y))
+        return torch.where(self._scores(x, self.predictor)[..., None] > 0, x + r * d, x)
+
+    def losses(self, x: Tensor, real: Tensor | None) -> Losses:
+        places = self._chosen(x)
+        logits = self._scores(x.detach(), self.predictor)
+        chosen = torch.zeros_like(logits).scatter(1, places, 1.0)
+        each = F.binary_cross_entropy_with_logits(logits, chosen, reduction="none")
+        mean = each.mean() if real is None else (each * real).sum() / real.sum().clamp(min=1)
+        return {"depth_predictor": self.predictor_loss * mean}
+
+    def _chosen(self, x: Tensor) -> Tensor:
+        """[B,k], places of the chosen tokens in their rows, in order."""
+        k = max(1, int(self.capacity * x.shape[1]))
+        return self._scores(x, self.router).topk(k, 1).indices.sort(1).values
+
+    @staticmethod
+    def _scores(x: Tensor, weight: Tensor) -> Tensor:
+        """[B,T], in fp32 at least."""
+        with unlowered(x):
+            return full_linear(at_least_fp32(x.flatten(0, 1)), at_least_fp32(weight)).view(x.shape[:2])
+
+    def parallel_plan(self) -> dict[str, Placement]:
+        return {"router": "replicate", "predictor": "replicate"}
+
+
+def _at(x: Tensor, places: Tensor) -> Tensor:
+    """[B,T,D] → [B,k,D], at places [B,k]."""
+    return x.gather(1, places[..., None].expand(-1, -1, x.shape[-1]))

@@ -1,0 +1,31 @@
+from __future__ import annotations
+
+import math
+
+import torch
+
+from blockwright.blocks.visit_draw.base import VisitDraw
+from blockwright.registry import register
+from blockwright.registry.ranges import NonNegative, Positive
+
+
+@register("visit_draw", "poisson_lognormal")
+class PoissonLognormal(VisitDraw):
+    """Mostly few visits, sometimes many: a Poisson number with a log-normal rate.
+
+    Huginn, arXiv 2502.05171: τ ~ N(log r̄ − σ²/2, σ²), r ~ Poisson(e^τ) + 1, so that its mean is r̄ + 1. The paper draws
+    one r for each micro-batch of the ranks alike; here micro-batches of a step share it.
+
+    Args:
+        mean: r̄; null is the loop's ``visits``
+        sigma: σ, of the logarithm of the rate
+    """
+
+    def __init__(self, visits: int, mean: Positive | None = None, sigma: NonNegative = 0.5) -> None:
+        super().__init__()
+        self.mean, self.sigma = mean or float(visits), sigma
+
+    def draw(self, generator: torch.Generator) -> int:
+        normal = torch.randn((), generator=generator, dtype=torch.float64, device="cpu").item()
+        rate = math.exp(math.log(self.mean) - self.sigma**2 / 2 + self.sigma * normal)
+        return int(torch.poisson(torch.tensor(rate, dtype=torch.float64, device="cpu"), generator=generator)) + 1

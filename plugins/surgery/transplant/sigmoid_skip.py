@@ -1,0 +1,26 @@
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from torch import nn
+
+from blockwright.blocks.residual.prenorm import PreNorm
+from blockwright.blocks.residual.sigmoid_skip import SigmoidSkip
+from blockwright.plugins.surgery.transplant.base import Setting, Transplant, Transplanted
+from blockwright.registry import register
+
+
+@register("transplant", "sigmoid_skip")
+class ToSigmoidSkip(Transplant):
+    """``prenorm`` → ``sigmoid_skip``, whose gate begins at 1: the norms are copied. Exact."""
+
+    handles: ClassVar[tuple[str, ...]] = ("name", "weight", "bias")
+    example: ClassVar[tuple[Mapping[str, Any], Mapping[str, Any]]] = ({}, {"residual": {"name": "sigmoid_skip"}})
+
+    def serves(self, old: nn.Module, new: nn.Module) -> bool:
+        return type(old) is PreNorm and isinstance(new, SigmoidSkip)
+
+    def __call__(self, old: nn.Module, new: nn.Module, setting: Setting) -> Transplanted:
+        copied = old.state_dict()
+        return Transplanted({**new.state_dict(), **copied}, frozenset(copied), exact=True, note="gates begin at 1")
