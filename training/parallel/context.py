@@ -103,8 +103,8 @@ class HeadAndTail(Share):
             n = halo["x"].shape[1]
             places = slice(start - n, start + parts[0].shape[1])
             segments = None if given.segments is None else given.segments[:, places]
-            read = {"tokens": part.get("tokens"), "embedded": part.get("embedded")}
-            found.append(memory(part["x"], Pass(given.positions[:, places], segments, **read))[:, n:])
+            read = Pass(given.positions[:, places], segments, tokens=part.get("tokens"), embedded=part.get("embedded"))
+            found.append(memory(part["x"], read)[:, n:])
         return torch.cat(found, 1)
 
     def _chunks(self, *own: Tensor) -> list[tuple[Tensor, ...]]:
