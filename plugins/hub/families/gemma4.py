@@ -56,11 +56,13 @@ def _read_attention(config: Config, model: dict[str, Any]) -> None:
     positions = positions_of_kinds(config, {kind: given.get(kind) or ABSENT[kind] for kind in KINDS}, HABITS)
     tied_values = config.take("attention_k_eq_v", kind=bool, default=False)
     window = {"name": "sliding_window", "window": config.take("sliding_window", kind=int)}
-    name = {"name": "keys_as_values"} if tied_values else {"name": "gqa"}
     own = {"qk_norm": {"name": "per_head"}, "query_scale": 1.0}
     model["attention"] |= {**window, **own}
-    full = {**model["attention"], **name, **_full_heads(config, types, tied_values), "position": positions[FULL]}
-    del full["window"]
+    full = {**_full_heads(config, types, tied_values), "position": positions[FULL]}
+    if tied_values:
+        full = {**{k: v for k, v in model["attention"].items() if k != "window"}, **full, "name": "keys_as_values"}
+    else:
+        full["window"] = None
     model["position"] = positions[SLIDING]
     model["variants"] = {"attention": {"full": full}, "kv_source": {"own": None}, "values": {"none": None}}
     model["values"] = {"name": "normed", "norm": {"name": "unit_rms", "eps": model["norm"]["eps"]}}
@@ -80,16 +82,20 @@ def _full_heads(config: Config, types: list[str], tied_values: bool) -> dict[str
     width = config.take("global_head_dim", kind=int, default=512)
     heads = config.take("num_global_key_value_heads", kind=int, default=None)
     older = {"head_dim": width, **({"num_key_value_heads": heads} if heads is not None and tied_values else {})}
-    full = [str(i) for i, kind in enumerate(types) if kind == FULL]
-    found = dict.fromkeys(full, older) if by_layer is None else by_layer
+    full = [i for i, kind in enumerate(types) if kind == FULL]
+    found = dict.fromkeys(full, older) if by_layer is None else {_index(key): own for key, own in by_layer.items()}
     known = {"head_dim", "num_key_value_heads"}
-    ours = found.get(full[0], {})
+    ours: Any = found.get(full[0], {})
     same = isinstance(ours, dict) and set(found) == set(full) and all(each == ours for each in found.values())
     if not same or ours.keys() - known or not all(type(n) is int for n in ours.values()):
         rule = f"must give every {FULL} layer the same head_dim and num_key_value_heads, and no other layer any"
         raise refusal("per_layer_config", found, rule, "Other layers of their own are not supported")
     names = {"head_dim": "head_dim", "num_key_value_heads": "n_kv_heads"}
     return {names[key]: n for key, n in ours.items()}
+
+
+def _index(key: str) -> int | str:
+    return int(key) if key.isascii() and key.isdigit() and len(key) < 6 else key
 
 
 def _shared(config: Config, types: list[str]) -> int:

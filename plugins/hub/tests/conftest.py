@@ -23,6 +23,8 @@ def foreign(randomise: Callable[..., None]) -> Callable[..., nn.Module]:
         for module in model.modules():
             if type(module).__name__ in ("Gemma2RMSNorm", "Gemma3RMSNorm", "Qwen3NextRMSNorm"):
                 module.weight.data -= 1  # type: ignore[operator] # gains are stored minus one
+            if type(module).__name__ == "Gemma4TextAttention":
+                module.q_norm.weight.data *= module.head_dim**-0.5  # type: ignore[operator,union-attr] # as trained ones
             if type(module).__name__ == "OlmoHybridRMSNormGated":
                 module.weight.data *= 0.2  # type: ignore[operator] # its eps is fixed, and small
         generator = torch.Generator().manual_seed(5)

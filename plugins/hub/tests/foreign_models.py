@@ -77,10 +77,10 @@ GEMMA4 = {
     **HEADS,
     **DENSE,
     **WINDOW,
-    "num_hidden_layers": 6,
-    "layer_types": ["sliding_attention", "sliding_attention", "full_attention"] * 2,
-    "hidden_size_per_layer_input": 10,
+    "layer_types": ["sliding_attention", "full_attention"] * 2,
+    "hidden_size_per_layer_input": 12,
     "vocab_size_per_layer_input": V,
+    "final_logit_softcapping": 7.0,
     "rope_parameters": {
         "sliding_attention": SLOW,
         "full_attention": {"rope_type": "proportional", "partial_rotary_factor": 0.5, "rope_theta": 900.0},
@@ -126,12 +126,12 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "gemma4_text": (
         "Gemma4Text",
-        {**GEMMA4, "num_kv_shared_layers": 3, "use_double_wide_mlp": True, "global_head_dim": 8},
+        {**GEMMA4, "num_kv_shared_layers": 2, "use_double_wide_mlp": True, "global_head_dim": 8},
     ),
     "gemma4_text tied values": (
         "Gemma4Text",
         {**GEMMA4, "hidden_size_per_layer_input": 0, "attention_k_eq_v": True, "global_head_dim": 20}
-        | {"num_global_key_value_heads": 3, "final_logit_softcapping": 7.0},
+        | {"num_global_key_value_heads": 3},
     ),
     "glm4_moe": ("Glm4Moe", {**HEADS, **MIXTURE, **ROPE, **GROUPS, "attention_bias": True, "use_qk_norm": True}),
     "glm4_moe air": (

@@ -15,6 +15,7 @@ from foreign_models import CASES, SIZES
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from blockwright.blocks.checkpoint.source import load
 from blockwright.blocks.compose import compose
 from blockwright.plugins.hub.fingerprint import difference
 from blockwright.plugins.hub.importing import find, import_folder
@@ -50,6 +51,13 @@ YARN = {"rope_type": "yarn", "rope_theta": 500.0, "factor": 8.0}
         ("gemma3_text", "rope_parameters", SLOW),
         ("gemma3_text", "rope_parameters.full_attention.rope_type", {"full_attention": {"rope_type": "longrope"}}),
         ("gemma3_text", "rope_scaling", "linear"),
+        ("gemma4_text", "enable_moe_block", True),
+        ("gemma4_text", "use_bidirectional_attention", "all"),
+        ("gemma4_text", "num_kv_shared_layers", 3),  # which leaves no full layer with keys of its own
+        ("gemma4_text", "num_kv_shared_layers", -1),
+        ("gemma4_text", "layer_types", ["full_attention", "sliding_attention"] * 2),
+        ("gemma4_text", "vocab_size_per_layer_input", 5),
+        ("gemma4_text", "rope_parameters", SLOW),
         ("glm4_moe", "n_shared_experts", None),
         ("glm4_moe", "rope_parameters.partial_rotary_factor", {**YARN, "partial_rotary_factor": 0.5}),
         ("glm4_moe", "rope_parameters.partial_rotary_factor", {**SLOW, "partial_rotary_factor": 1.5}),
@@ -166,3 +174,30 @@ def test_curve_of_apertus_with_another_slope_is_refused(checkpoint: Callable[...
     with pytest.raises(ConfigError, match=r"must be 0\.5") as caught:
         import_folder(file.parent, tmp_path / "out")
     assert name in caught.value.path and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "heads", [{"1": {"head_dim": 20}, "3": {"head_dim": 8}}, {"1": {"head_dim": 20}}, {"1": 3, "3": 3}]
+)
+def test_full_layers_of_different_heads_are_refused(heads: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        composition(settings("gemma4_text", per_layer_config=heads))
+    assert caught.value.path == "config.json: per_layer_config"
+
+
+def test_heads_of_full_layers_are_read_by_layer_or_from_older_keys() -> None:
+    by_layer = settings("gemma4_text tied values")
+    older = {**by_layer, "per_layer_config": None, "global_head_dim": 20, "num_global_key_value_heads": 3}
+    one, other = (compose(composition(values), device="meta") for values in (by_layer, older))
+    assert difference(one, other) is None
+
+
+def test_keys_of_borrowing_layers_in_a_released_file_are_skipped(
+    checkpoint: Callable[..., Path], tmp_path: Path
+) -> None:
+    folder = checkpoint("gemma4_text")
+    tensors = load_file(folder / "model.safetensors")
+    extra = {f"model.layers.3.self_attn.{name}_proj.weight": torch.zeros(8, 42) for name in "kv"}
+    save_file({**tensors, **extra}, folder / "model.safetensors", {"format": "pt"})
+    import_folder(folder, tmp_path / "out")
+    assert "layers.3.attention.key.weight" not in load(tmp_path / "out").state_dict()

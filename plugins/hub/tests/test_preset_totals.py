@@ -19,6 +19,14 @@ KIMI = {
     "full_attn_layers": [4, 8, 12, 16, 20, 24, 27],
     "kda_layers": sorted({*range(1, 28)} - {4, 8, 12, 16, 20, 24, 27}),
 }
+
+
+def pattern(windows: int, times: int) -> list[str]:
+    """Kinds of layers: some windows, one that is full, and so forth."""
+    return [*["sliding_attention"] * windows, "full_attention"] * times
+
+
+GEMMA4 = {"num_attention_heads": 8, "head_dim": 256, "global_head_dim": 512, "final_logit_softcapping": 30.0}
 # preset → total, the class, and its settings where they are not the class's defaults
 TOTALS: dict[str, tuple[int, str, dict[str, Any]]] = {
     "kimi_linear_48b_a3b": (49_122_675_072, "KimiLinear", {"linear_attn_config": KIMI}),
@@ -30,6 +38,26 @@ TOTALS: dict[str, tuple[int, str, dict[str, Any]]] = {
         "Gemma3",
         {"hidden_size": 5376, "intermediate_size": 21504, "num_hidden_layers": 62, "num_attention_heads": 32}
         | {"num_key_value_heads": 16, "head_dim": 128},
+    ),
+    "gemma4_e2b": (
+        4_628_569_344,
+        "Gemma4",
+        {**GEMMA4, "hidden_size": 1536, "intermediate_size": 6144, "num_hidden_layers": 35, "num_key_value_heads": 1}
+        | {"num_kv_shared_layers": 20, "use_double_wide_mlp": True, "layer_types": pattern(4, 7)},
+    ),
+    "gemma4_e4b": (
+        7_463_013_376,
+        "Gemma4",
+        {**GEMMA4, "hidden_size": 2560, "intermediate_size": 10240, "num_hidden_layers": 42, "num_key_value_heads": 2}
+        | {"num_kv_shared_layers": 18, "layer_types": pattern(5, 7)},
+    ),
+    "gemma4_31b": (
+        30_697_345_280,
+        "Gemma4",
+        {**GEMMA4, "hidden_size": 5376, "intermediate_size": 21504, "num_hidden_layers": 60, "num_attention_heads": 32}
+        | {"num_key_value_heads": 16, "attention_k_eq_v": True, "num_global_key_value_heads": 4}
+        | {"hidden_size_per_layer_input": 0, "sliding_window": 1024, "max_position_embeddings": 262144}
+        | {"layer_types": pattern(5, 10)},
     ),
     "glm4_5_air": (106_852_245_504, "Glm4Moe", {"attention_bias": True, "head_dim": 128}),
     "deepseek_v3_2": (671_877_929_216, "DeepseekV32", {}),
@@ -50,6 +78,9 @@ TOTALS: dict[str, tuple[int, str, dict[str, Any]]] = {
     ),
 }
 
+
+# A norm that all layers of theirs share is one of each layer here: numbers of its copies.
+COPIED = {"gemma4_e2b": 34 * 256, "gemma4_e4b": 41 * 256}
 
 # what the released files say beyond the class's defaults and the settings above
 BEYOND: dict[str, dict[str, Any]] = {
@@ -79,14 +110,14 @@ BEYOND: dict[str, dict[str, Any]] = {
 def configuration(name: str, **more: Any) -> Any:
     """What transformers makes of the settings of a preset."""
     _, architecture, settings = TOTALS[name]
-    kind = "Gemma3TextConfig" if architecture == "Gemma3" else f"{architecture}Config"
+    kind = f"{architecture}TextConfig" if architecture in ("Gemma3", "Gemma4") else f"{architecture}Config"
     return getattr(transformers, kind)(**copy.deepcopy({**settings, **more}))
 
 
 @pytest.mark.parametrize("name", TOTALS)
 def test_preset_has_the_published_total_and_is_what_the_configuration_describes(name: str) -> None:
     ours = compose(preset(name), device="meta")
-    assert sum(p.numel() for p in ours.parameters()) == TOTALS[name][0]
+    assert sum(p.numel() for p in ours.parameters()) == TOTALS[name][0] + COPIED.get(name, 0)
     values = json.loads(configuration(name, **BEYOND.get(name, {})).to_json_string(use_diff=False))
     described = compose(find(values).composition(values), device="meta")
     assert difference(ours, described) is None

@@ -285,6 +285,7 @@ WRITTEN_AS = {
     "nemotron_h": "nemotron_h",
     "smollm3": "smollm3",
     "gemma3": "gemma3_text",
+    "gemma4": "gemma4_text",
     "glm4_5": "glm4_moe",
     "minimax_m2": "minimax_m2",
     "apertus": "apertus",
@@ -295,6 +296,11 @@ WRITTEN_AS = {
 # patterns that do not fit four layers
 SHORT = {
     "gemma3_27b": {"attention": "attention*3 full"},
+    "gemma4_31b": {"attention": "attention*3 full"},
+    **dict.fromkeys(
+        ("gemma4_e2b", "gemma4_e4b"),
+        {"attention": "attention full attention full", "values": "values*2 none*2", "kv_source": "lent*2 borrowed*2"},
+    ),
     "deepseek_v4_flash": {"attention": "near*2 attention hca", "gating": "hash*3 gating"},
     "deepseek_v4_pro": {"attention": "hca*2 attention hca", "gating": "hash*3 gating"},
     "kimi_linear_48b_a3b": {"attention": "linear*3 attention", "ffn": "dense*1 ffn*"},

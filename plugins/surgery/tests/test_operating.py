@@ -117,6 +117,8 @@ class Case:
         ("streams", {"norm": "layernorm"}, {"residual": {"name": "mhc", "mixing": "sinkhorn", "n_streams": 3}}),
         ("streams", {"norm": "none"}, {"residual": "hyper_connections", "ffn": {"name": "swiglu", "d_ff": 72}}),
         ("first_values", {"qk_norm": "per_head"}, {"values": "value_residual"}),
+        ("shared_keys", {}, {"kv_source": "lent"}),
+        ("shared_keys", {"attention": mla(60, 60, CHOSEN)["attention"]}, {"kv_source": "lent"}),
         ("silent_memory", {}, {"memory": ENGRAM}),
         ("silent_memory", {"residual": "mhc"}, {"overrides": [{"layers": 1, "memory": ENGRAM}]}),
         ("silent_memory", {"norm": "layernorm"}, {"memory": {"name": "per_layer_embedding", "width": 6}}),
@@ -133,6 +135,18 @@ def test_exact_operator_leaves_the_logits_alone(name: str, old: dict[str, Any], 
     case = Case(old, new)
     assert case.of(name) and case.ledger.exact and not case.ledger.errors
     assert case.difference < EXACT
+
+
+@pytest.mark.parametrize("attention", [GQA, mla(60, 60, CHOSEN)["attention"]], ids=["gqa", "mla"])
+def test_borrowed_keys_are_measured_together_with_the_lenders(attention: dict[str, Any]) -> None:
+    case = Case({"attention": attention}, {"kv_source": "lent", "layout": {"kv_source": "lent borrowed"}})
+    lender, borrower = sorted(case.of("shared_keys"), key=lambda operation: operation.path)
+    assert lender.claimed and not borrower.claimed and "left out" in borrower.note
+    assert borrower.drawn == borrower.derived == 0
+    assert not case.ledger.exact and case.difference > 100 * EXACT
+    with torch.no_grad():  # where both layers' keys agree, sharing them changes nothing
+        twin = Case({"attention": attention, "n_layers": 1}, {"kv_source": "lent"})
+    assert twin.ledger.exact
 
 
 @pytest.mark.parametrize(
