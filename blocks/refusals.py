@@ -128,7 +128,8 @@ def _refuse_untaken(model: Mapping[str, Any], nodes: Nodes, layers: Layers) -> N
             block = registry.lookup(kind, node["name"]).cls
             alike = [i for i, of_layer in nodes.items() if of_layer.get(kind) == node]
             taken = any(isinstance(module, block) for i in alike for module in layers[i].modules())
-            if taken and any(_reaches(kind, nodes[i]) for i in alike) or any(_declines(kind, nodes[i]) for i in alike):
+            reached = taken and any(_reaches(kind, nodes[i]) for i in alike)
+            if reached or any(_declines(kind, nodes[i]) for i in alike):
                 continue
             hosts = _hosts(kind)
             if all(p.optional for *_, p in hosts):

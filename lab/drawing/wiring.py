@@ -69,7 +69,7 @@ def norms(residual: nn.Module, records: Mapping[int, Built]) -> dict[str, nn.Mod
     """Parameter → norm of a residual block, those of a residual block inside it included."""
     children = records[id(residual)].children
     inner = [norms(child, records) for child in children.values() if isinstance(child, Residual)]
-    own = {slot: child for slot, child in children.items() if isinstance(child, Norm)}
+    own: dict[str, nn.Module] = {slot: child for slot, child in children.items() if isinstance(child, Norm)}
     for held in inner:
         own |= held
     return own
