@@ -310,7 +310,7 @@ def _layer_flops(layer: nn.Module, decoder: Decoder, length: int, measured: dict
         return torch.empty_like(h)
 
     def connect() -> None:
-        residual.close(residual(residual.open(x), mix, feed))
+        residual.close(residual(residual.open(x), *residual.mixers(mix, feed, given)))
 
     def once(part: Any, run: Callable[[], Any], read: Tensor = x) -> int:
         if (what := measurement("flops", part, read)) not in measured:

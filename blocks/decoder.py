@@ -15,8 +15,9 @@ from blockwright.blocks.attention.base import Attention, empty_cache
 from blockwright.blocks.base import Block
 from blockwright.blocks.cache.base import Cache
 from blockwright.blocks.cache.fit import caches_that_fit
-from blockwright.blocks.cache.layer import LayerCache
+from blockwright.blocks.cache.layer import HeldTails, LayerCache
 from blockwright.blocks.carry import Carry
+from blockwright.blocks.convolution.base import Convolution
 from blockwright.blocks.ffn.base import FFN
 from blockwright.blocks.forward_pass import Losses, Pass
 from blockwright.blocks.gating.base import Routing, with_losses
@@ -44,6 +45,39 @@ class Layer(nn.Module):
     def __init__(self, attention: Attention, ffn: FFN, residual: Residual, memory: Memory | None = None) -> None:
         super().__init__()
         self.attention, self.ffn, self.residual, self.memory = attention, ffn, residual, memory
+        for name, block in self.named_modules():
+            if isinstance(block, Convolution):
+                block.place = name
+
+    @property
+    def convolutions(self) -> list[Convolution]:
+        """Those of all its parts."""
+        return [block for block in self.modules() if isinstance(block, Convolution)]
+
+    def new_cache(
+        self, batch: int, length: int, dtype: torch.dtype, device: torch.device, bits: int | None = None
+    ) -> Cache:
+        """An empty cache of what the parts of the layer remember: its attention, memory and convolutions.
+
+        Args:
+            batch, length, dtype, device, bits: as of ``Attention.new_cache``; the attention alone is quantised
+
+        Raises:
+            BlockError: the attention has no cache with these bits, or none that another part can join
+            NotImplementedError: a part has no ``new_cache``
+        """
+        cache = empty_cache(self.attention, batch, length, dtype, device, bits)
+        parts = {"attention": cache}
+        if self.memory is not None and self.memory.reach != 0:
+            parts["memory"] = self.memory.new_cache(batch, length, dtype, device)
+        if tails := {block.place: (block.tail, dtype) for block in self.convolutions}:
+            parts["tails"] = HeldTails(batch, length, tails, device)
+        if len(parts) == 1:
+            return cache
+        if not isinstance(cache, Cache):
+            rule = f"{type(cache).__name__} is no Cache of blocks/cache, and what other parts remember cannot join it"
+            raise BlockError("attention", type(self.attention).__name__, rule, "Leave memory and convolutions out")
+        return LayerCache(parts)
 
     def forward(
         self, x: Tensor, given: Pass, ends: tuple[bool, bool] = (True, True)
@@ -59,7 +93,8 @@ class Layer(nn.Module):
         carry: Carry = dict(given.carry or {})
         losses: Losses = {}
         held = given.cache.parts if isinstance(given.cache, LayerCache) else {"attention": given.cache}
-        given = given._replace(carry=carry, losses=losses, cache=held["attention"])
+        tails: Any = held.get("tails") if given.share is None else given.share.tails(given.segments)
+        given = given._replace(carry=carry, losses=losses, cache=held["attention"], tails=tails)
         of_memory = given._replace(cache=held.get("memory"))
         routing: Routing | None = None
 
@@ -81,7 +116,10 @@ class Layer(nn.Module):
         first, last = ends  # here, where strategies that shard a layer gather its weights
         x = self._recall("before", self.residual.open(x) if first else x, of_memory)
         further = self.residual.losses(x, given.real) if self.training else {}
-        x = self.residual.leave(self._recall("after", self.residual(x, attend, feed), of_memory))
+        x = self.residual(x, *self.residual.mixers(attend, feed, given))
+        x = self.residual.leave(self._recall("after", x, of_memory))
+        if isinstance(tails, HeldTails):
+            tails.end(x.shape[1])
         return self.residual.close(x) if last else x, with_losses(routing, {**losses, **further}), carry
 
     def _recall(self, place: str, x: Tensor, given: Pass) -> Tensor:
@@ -89,20 +127,6 @@ class Layer(nn.Module):
         if self.memory is None or self.memory.place != place:
             return x
         return x + (self.memory(x, given) if given.share is None else given.share.recall(self.memory, x, given))
-
-    def new_cache(
-        self, batch: int, length: int, dtype: torch.dtype, device: torch.device, bits: int | None = None
-    ) -> Cache:
-        """An empty cache for ``length`` tokens of the attention, and of the memory if it depends on tokens before.
-
-        Raises:
-            BlockError: bits are requested from an attention without them
-            NotImplementedError: a part has no ``new_cache``
-        """
-        of_attention = empty_cache(self.attention, batch, length, dtype, device, bits)
-        if self.memory is None or self.memory.reach == 0:
-            return of_attention
-        return LayerCache({"attention": of_attention, "memory": self.memory.new_cache(batch, length, dtype, device)})
 
 
 class Decoder(nn.Module):
@@ -372,13 +396,15 @@ class Decoder(nn.Module):
         """``hidden`` of the last token alone, [B,1,D], which reading a prompt asks for.
 
         Of the tokens before it the last layer computes what its cache remembers: an attention by scores and a
-        feed-forward block leave out the rest, unless a block lets later tokens change what earlier ones get.
+        feed-forward block leave out the rest, unless a block lets later tokens change what earlier ones get, or is a
+        convolution.
         """
-        causal = all(block.causal for block in self.layers[-1].modules() if isinstance(block, Block))
+        last: Any = self.layers[-1]
+        alone = not last.convolutions and all(block.causal for block in last.modules() if isinstance(block, Block))
         positions = _next_positions(tokens, caches[0])
         x = self.position.embed(self.look_up(tokens) if embedded is None else embedded, positions)
         given = Pass(positions, tokens=tokens, made={})
-        states, _ = self._through_layers(x, given, caches, None, needed=1 if causal else None)
+        states, _ = self._through_layers(x, given, caches, None, needed=1 if alone else None)
         return self._leave([state[:, -1:] for state in states])
 
     def _through_layers(

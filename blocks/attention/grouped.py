@@ -6,12 +6,13 @@ from typing import Any, ClassVar, Literal
 from torch import Tensor, nn
 
 from blockwright.blocks.attention.base import check_groups, even_heads
+from blockwright.blocks.attention.lending import refuse_on_borrowed
 from blockwright.blocks.attention.remembered import Memory
 from blockwright.blocks.attention.score_rows import ScoreRows
 from blockwright.blocks.attention.scored import Scored
 from blockwright.blocks.attention.selecting import refuse_unlearnable
 from blockwright.blocks.base import Placement
-from blockwright.blocks.carry import Carry
+from blockwright.blocks.convolution.base import Convolution, convolved
 from blockwright.blocks.drawn import Drawn, number
 from blockwright.blocks.forward_pass import Pass
 from blockwright.blocks.kv_source.base import KVSource
@@ -19,10 +20,10 @@ from blockwright.blocks.linear import Linear
 from blockwright.blocks.output_gate.base import OutputGate
 from blockwright.blocks.position.base import Position
 from blockwright.blocks.qk_norm.base import QKNorm
+from blockwright.blocks.readout.base import Readout
 from blockwright.blocks.scores.base import Scores
 from blockwright.blocks.selector.base import Selector
 from blockwright.blocks.values.base import Values
-from blockwright.registry import BlockError
 from blockwright.registry.ranges import Count, Positive
 
 
@@ -40,7 +41,11 @@ class GroupedAttention(Scored):
         query_scale: scores are divided by its square root; null is head_dim. Gemma-2 27B has d_model / n_heads
         position: rotates queries and keys, or biases scores
         kv_source: lends keys and values to layers above, or borrows those of a layer below; null for neither
+        query_conv: convolves queries over the last few tokens, before qk_norm; null for none
+        key_conv: convolves keys in the same way; null for none
+        value_conv: convolves values, before ``values``; null for none
         qk_norm: normalises queries and keys before rotation; null for none
+        readout: changes each head's sum over values; null for none
         output_gate: gates the heads' outputs; null for none
         scores: replaces the plain softmax; null for none
         values: changes the values before they are cached; null for none
@@ -63,7 +68,11 @@ class GroupedAttention(Scored):
         output_bias: bool | None = None,
         query_scale: Positive | None = None,
         kv_source: KVSource | None = None,
+        query_conv: Convolution | None = None,
+        key_conv: Convolution | None = None,
+        value_conv: Convolution | None = None,
         qk_norm: QKNorm | None = None,
+        readout: Readout | None = None,
         output_gate: OutputGate | None = None,
         scores: Scores | None = None,
         values: Values | None = None,
@@ -81,37 +90,45 @@ class GroupedAttention(Scored):
         projects = makes and self.projects_values
         self.key: nn.Module | None = Linear(d_model, n_kv_heads * H, bias=bias) if makes else None
         self.value: nn.Module | None = Linear(d_model, n_kv_heads * H, bias=of_values) if projects else None
-        self.output = Linear(n_heads * H, d_model, bias=bias if output_bias is None else output_bias)
+        left = n_heads if readout is None else readout.heads(n_heads)
+        self.output = Linear(left * H, d_model, bias=bias if output_bias is None else output_bias)
         self.position, self.qk_norm, self.output_gate, self.scores = position, qk_norm, output_gate, scores
-        self.values, self.kv_source = values, kv_source
-        if values is not None and not makes:
-            rule = "changes the values of a layer that makes none: it borrows them"
-            raise BlockError("values", type(values).__name__, rule, "Set values: null in this layer's attention")
+        self.readout, self.values, self.kv_source = readout, values, kv_source
+        self.query_conv, self.key_conv, self.value_conv = query_conv, key_conv, value_conv
+        refuse_on_borrowed(kv_source, values=values, key_conv=key_conv, value_conv=value_conv, readout=readout)
         self.scale = position.softmax_scale / (query_scale or H) ** 0.5
 
     @classmethod
     def child_context(cls, child: str, known: Mapping[str, Any]) -> Mapping[str, Any]:
         context = super().child_context(child, known)
-        source = known.get("kv_source")
-        borrows = source is not None and not source.makes
-        return {**context, "n_kv_heads": 0} if child == "qk_norm" and borrows else context
+        source, readout = known.get("kv_source"), known.get("readout")
+        if child == "qk_norm" and source is not None and not source.makes:
+            return {**context, "n_kv_heads": 0}
+        if child == "output_gate" and readout is not None:
+            return {**context, "n_heads": readout.heads(known["n_heads"])}
+        if not child.endswith("_conv"):
+            return context
+        heads = known["n_heads" if child == "query_conv" else "n_kv_heads"]
+        return {**context, "dim": context["head_dim"] * heads}
 
     def mix(self, x: Tensor, given: Pass) -> Tensor:
-        q = self.query(x).unflatten(-1, (-1, self.head_dim))
-        k, v = self.keys_and_values(x, q, given.carry)
+        q = convolved(self.query_conv, self.query(x), given).unflatten(-1, (-1, self.head_dim))
+        k, v = self.keys_and_values(x, q, given)
         q, k = (q, k) if self.qk_norm is None else self.qk_norm(q, k)
         q, k = given.rotated(self.position, q, k)
         y = self.attend(x, given, q, {} if self.key is None else {"k": k, "v": v})
         y = y if self.output_gate is None else self.output_gate(x, y)
         return self.output(y.flatten(-2))
 
-    def keys_and_values(self, x: Tensor, q: Tensor, carry: Carry | None) -> tuple[Tensor, Tensor]:
+    def keys_and_values(self, x: Tensor, q: Tensor, given: Pass) -> tuple[Tensor, Tensor]:
         """Of the tokens x [B,T,D], before norms and rotation, [B,T,K,H] each; K = 0 where it borrows."""
         if self.key is None:
             return q[:, :, :0], q[:, :, :0]
-        k = self.key(x).unflatten(-1, (-1, self.head_dim))
-        v = k if self.value is None else self.value(x).unflatten(-1, (-1, self.head_dim))
-        return k, v if self.values is None else self.values(v, carry)
+        of_keys = self.key(x)
+        of_values = of_keys if self.value is None else self.value(x)
+        k = convolved(self.key_conv, of_keys, given).unflatten(-1, (-1, self.head_dim))
+        v = convolved(self.value_conv, of_values, given).unflatten(-1, (-1, self.head_dim))
+        return k, v if self.values is None else self.values(v, given.carry)
 
     def memory(self) -> Memory:
         heads = (self.n_kv_heads, self.head_dim)
@@ -125,7 +142,8 @@ class GroupedAttention(Scored):
         return Drawn((f"{heads} heads of {number(self.head_dim)}", *([keys] if shared < heads else []), *window))
 
     def score_rows(self) -> tuple[ScoreRows, ...]:
-        if self.qk_norm is not None or not self._heads_apart():  # the norm sets their lengths
+        curved = (conv for conv in (self.query_conv, self.key_conv) if conv is not None and not conv.scales)
+        if self.qk_norm is not None or any(curved) or not self._heads_apart():  # the norm sets their lengths
             return ()
         leaves = ("weight",) if self.query.bias is None else ("weight", "bias")
         if self.kv_source is not None or self.value is None:  # other layers or values depend on the keys' rows

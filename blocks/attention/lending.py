@@ -12,17 +12,29 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from blockwright.blocks.attention.remembered import Held, side_by_side
 from blockwright.blocks.carry import Carry
-from blockwright.blocks.kv_source.base import Slots
+from blockwright.blocks.kv_source.base import KVSource, Slots
 from blockwright.registry import BlockError
 
 if TYPE_CHECKING:
     from blockwright.blocks.attention.scored import Scored
 
 COUNTED = "borrowed"  # the slot of a borrower's cache
+
+
+def refuse_on_borrowed(source: KVSource | None, **children: nn.Module | None) -> None:
+    """Refuse a child that works on keys or values of the layer's own, in a layer that borrows them.
+
+    Raises:
+        BlockError
+    """
+    for name, child in children.items():
+        if child is not None and source is not None and not source.makes:
+            rule = "works on keys and values that the layer makes, and this one makes none: it borrows them"
+            raise BlockError(name, type(child).__name__, rule, f"Set {name}: null in this layer's attention")
 
 
 def line(block: Scored) -> str:

@@ -76,7 +76,7 @@ def find(block: nn.Module, x: Tensor, given: Any) -> Layout:
         if not held:
             raise TypeError(f"{name} makes no keys and values: declare the shapes of those that it reads by memory()")
         found.append(layout(held))
-        return q.new_empty(*q.shape[:3], twin.expand(parts(held))[1].shape[-1])
+        return twin.read_out(q.new_empty(*q.shape[:3], twin.expand(parts(held))[1].shape[-1]), x, held)
 
     twin.attend = noted
     with torch.no_grad(), torch.device("meta"):

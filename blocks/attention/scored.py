@@ -11,12 +11,13 @@ from blockwright.blocks.attention.base import Attention
 from blockwright.blocks.attention.beside import Beside
 from blockwright.blocks.attention.lending import COUNTED, line
 from blockwright.blocks.attention.mistakes import refuse_result
-from blockwright.blocks.attention.remembered import FOUND, Held, Layout, Memory, find
+from blockwright.blocks.attention.remembered import FOUND, Held, Layout, Memory, find, parts
 from blockwright.blocks.cache.base import Cache
 from blockwright.blocks.cache.ring import Ring
 from blockwright.blocks.forward_pass import Pass
 from blockwright.blocks.kv_source.base import KVSource
 from blockwright.blocks.position.base import Position
+from blockwright.blocks.readout.base import Readout
 from blockwright.blocks.scores.base import Scores
 from blockwright.blocks.selector.base import Selector
 
@@ -36,6 +37,7 @@ class Scored(Attention):
         selector: chooses which keys a query sees, without a window; None, the default, for none
         kv_source: where keys and values come from, over depth; None, the default: it makes its own, for itself alone. A
             subclass that takes one makes none if it ``borrows``, and gives ``attend`` an empty ``held``
+        readout: changes the sums over values; None, the default, for none
     """
 
     position: Position
@@ -48,6 +50,7 @@ class Scored(Attention):
         self.scores: Scores | None = None  # not of the class, which would hide a submodule of that name
         self.selector: Selector | None = None
         self.kv_source: KVSource | None = None
+        self.readout: Readout | None = None
 
     @classmethod
     def child_context(cls, child: str, known: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -107,9 +110,14 @@ class Scored(Attention):
                 windows, beside a ``window`` of the tokens' own, which are one tensor [B,T,1,H] for keys and values
 
         Returns:
-            [B,T,N,V]
+            [B,T,N,V]; of a ``readout`` that joins heads, fewer
         """
-        return attending.attend(self, x, given, q, held, x if latent is None else latent, beside)
+        y = attending.attend(self, x, given, q, held, x if latent is None else latent, beside)
+        return self.read_out(y, x, held)
+
+    def read_out(self, y: Tensor, x: Tensor, held: Held) -> Tensor:
+        """The sums over values [B,T,N,V], as the ``readout`` changes them; arguments as of ``attend``."""
+        return y if self.readout is None else self.readout(y, self.expand(parts(held))[1], x)
 
     def forward(self, x: Tensor, given: Pass) -> Tensor:
         y = self.mix(x, given)

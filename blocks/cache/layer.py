@@ -1,12 +1,44 @@
-"""The cache of a layer of which several parts remember."""
+"""The cache of a layer of which several parts remember: its attention, its memory, its convolutions."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor
 
 from blockwright.blocks.cache.base import Cache, Mark
+from blockwright.blocks.cache.state import State
+from blockwright.blocks.depthwise import Stretch, stretch
+from blockwright.blocks.tails import Tails
+
+
+class HeldTails(State, Tails):
+    """The last inputs of each convolution of a layer.
+
+    Args:
+        batch, length, device: as of ``State``
+        parts: place → (past, W) and dtype
+    """
+
+    def __init__(
+        self, batch: int, length: int, parts: Mapping[str, tuple[tuple[int, int], torch.dtype]], device: torch.device
+    ) -> None:
+        super().__init__(batch, length, parts, device)
+        self._new: dict[str, Tensor] = {}  # of the pass under way
+
+    def before(self, place: str, u: Tensor, past: int) -> list[Stretch]:
+        whole = stretch(self.without_padding(u), past, None, self.held[place])
+        if self.notes_each:
+            self._new[place] = whole.inputs[:, 1:].unfold(1, past, 1).transpose(2, 3)
+        else:
+            self._new[place] = whole.inputs[:, u.shape[1] :]
+        return [whole]
+
+    def end(self, n_new: int) -> None:
+        """Remember what the pass over ``n_new`` tokens has left."""
+        new, self._new = self._new, {}
+        self.advance(n_new, new)
 
 
 class LayerCache(Cache):

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from blockwright.blocks.attention.score_rows import row_factors
 from blockwright.blocks.conformance.setting import MODEL, Setting, shown, tokens, watched
 from blockwright.blocks.conformance.verdict import ExemptError, must, must_agree
+from blockwright.blocks.convolution.base import Convolution
 from blockwright.blocks.decoder import Decoder
 from blockwright.blocks.kernels.largest_score import LargestScores
 from blockwright.blocks.kernels.quantise import BITS
@@ -20,8 +21,10 @@ from blockwright.registry import BlockError
 BOUND = 1e-5  # fp32, two layers: another order of summation differs by about 1e-6
 # Contracts whose output has the input's shape.
 KEEPS_SHAPE = ("attention", "ffn", "experts", "norm", "residual", "memory")
-SCORED = ("attention", "position", "scores", "compressor", "kv_source")  # kinds that process queries and keys
-CACHED = (*SCORED, "loop", "entry")  # kinds that decide what a cache holds, or process what it returns
+# Kinds that process queries and keys.
+SCORED = ("attention", "position", "scores", "readout", "compressor", "kv_source")
+# Kinds that decide what a cache holds, or process what it returns.
+CACHED = (*SCORED, "convolution", "loop", "entry")
 STEP_BOUND = 3e-5  # compressed keys are sums in another order too: 1.1e-5 in fp32, 4e-15 in fp64
 BF16_BOUND = 0.08  # of a token's norm: about twenty roundings of 0.4 % each, in random directions
 
@@ -110,8 +113,13 @@ def median_off(found: Tensor, right: Tensor) -> float:
 
 
 def _needs_caches(setting: Setting) -> None:
-    if setting.kind not in CACHED:
+    if setting.kind not in CACHED and not remembers_tails(setting.decoder()):
         raise ExemptError("it does not process what a cache returns")
+
+
+def remembers_tails(decoder: Decoder) -> bool:
+    """Whether its caches hold more than attentions leave in them."""
+    return any(isinstance(block, Convolution) for block in decoder.modules())
 
 
 def _in_chunks(

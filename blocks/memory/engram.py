@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from blockwright.blocks.base import Block, Placement
 from blockwright.blocks.cache.state import State
-from blockwright.blocks.convolution import CausalConv
+from blockwright.blocks.depthwise import CausalConv
 from blockwright.blocks.forward_pass import Pass
 from blockwright.blocks.linear import Linear
 from blockwright.blocks.memory.base import Memory

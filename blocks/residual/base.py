@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Protocol
+from typing import Any, Protocol
 
 from torch import Tensor
 
 from blockwright.blocks.base import Block
-from blockwright.blocks.forward_pass import Losses
+from blockwright.blocks.forward_pass import Losses, Pass
 from blockwright.registry import family
 
 
 class Mixer(Protocol):
     """What a layer gives its residual block to call: its attention, and its feed-forward block."""
 
-    def __call__(self, x: Tensor, places: Tensor | None = None) -> Tensor:
+    def __call__(self, x: Tensor, /, places: Tensor | None = None) -> Tensor:
         """x [B,T,D] → [B,T,D].
 
         Args:
@@ -38,7 +38,7 @@ class Residual(Block):
     """
 
     streams: int | None = None
-    adds_branches: ClassVar[bool] = False
+    adds_branches: bool = False
 
     @classmethod
     def child_context(cls, child: str, known: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -64,6 +64,11 @@ class Residual(Block):
             real: [B,T], which tokens are no padding; None: all
         """
         return {}
+
+    def mixers(self, attention: Mixer, ffn: Mixer, given: Pass) -> tuple[Mixer, Mixer]:
+        """The mixers as ``forward`` is to call them, by default as they are; a block that does more with what a mixer
+        reads or returns than the rest of ``forward`` does, and needs the data of the tokens for it, wraps them."""
+        return attention, ffn
 
     def forward(self, x: Tensor, attention: Mixer, ffn: Mixer) -> Tensor:
         """x [B,T,D] → [B,T,D], or the same of streams; ``attention`` and ``ffn`` map [B,T,D] to [B,T,D] and are each

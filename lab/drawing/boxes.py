@@ -8,10 +8,8 @@ from typing import Any
 from torch import nn
 
 from blockwright.blocks.alike import signature
-from blockwright.blocks.attention.base import Attention
 from blockwright.blocks.base import Block
 from blockwright.blocks.drawn import Drawn
-from blockwright.blocks.memory.base import Memory
 from blockwright.lab.drawing.caching import cached
 from blockwright.lab.drawing.equations import equations
 from blockwright.lab.drawing.labels import lines
@@ -70,6 +68,6 @@ def _used(child: nn.Module, block: nn.Module) -> bool:
 
 def _cached(block: nn.Module) -> Any:
     try:
-        return cached(block) if isinstance(block, Attention | Memory) else ()
+        return cached(block)
     except NotImplementedError:  # a memory without reach; a plug-in's attention may have no cache
         return ()

@@ -1,25 +1,32 @@
-"""What an attention or a memory caches, read off the caches that it makes on the meta device."""
+"""What a block caches: read off the caches that an attention or a memory makes on the meta device, or a convolution."""
 
 from __future__ import annotations
 
 from math import prod
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from blockwright.blocks.attention.base import Attention
 from blockwright.blocks.attention.scored import Scored
+from blockwright.blocks.convolution.base import Convolution
 from blockwright.blocks.cost import FAR
 from blockwright.blocks.memory.base import Memory
 from blockwright.lab.drawing.parts import Cached
 
 
-def cached(attention: Attention | Memory) -> tuple[Cached, ...]:
-    """The tensors of its cache; none where it has no cache.
+def cached(block: nn.Module) -> tuple[Cached, ...]:
+    """What is cached for a block itself: nothing for most.
 
     Raises:
-        NotImplementedError: it makes no cache
+        NotImplementedError: an attention makes no cache, or a memory has no reach
     """
+    if isinstance(block, Convolution):
+        return (Cached("inputs", block.tail, (), "state", 0, 0, prod(block.tail), False),)
+    return _of_cache(block) if isinstance(block, Attention | Memory) else ()
+
+
+def _of_cache(attention: Attention | Memory) -> tuple[Cached, ...]:
     widths = attention.remembered().widths() if isinstance(attention, Scored) else {}
     near, far = _buffers(attention, FAR), _buffers(attention, 2 * FAR)
     one, two = _buffers(attention, 1), _buffers(attention, 2)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -16,11 +17,10 @@ from blockwright.blocks.cost import (
 )
 from blockwright.blocks.decoder import LAYER_PARTS, Decoder
 from blockwright.blocks.memory.base import Memory
-from blockwright.blocks.norm.base import Norm
 from blockwright.blocks.sample import Sample, sample
 from blockwright.lab.drawing.boxes import Records, box, count, part
 from blockwright.lab.drawing.parts import Box, Panel, Run, Scheme, Totals
-from blockwright.lab.drawing.wiring import Branch, branches
+from blockwright.lab.drawing.wiring import Branch, branches, norms
 from blockwright.registry.recording import recorded
 
 USUAL = 4096  # tokens that FLOPs are counted for, as in ``blockwright describe``
@@ -97,7 +97,6 @@ def _panel(made: Sample, alike: Sequence[int], unused: Sequence[int], name: str,
     """
     first = min(alike, key=lambda i: made.layers[i][0])
     layer: Any = made.decoder.layers[first]
-    norms = {slot: child for slot, child in records[id(layer.residual)].children.items() if isinstance(child, Norm)}
     path = f"layers.{made.layers[first][0]}"
     boxes = _boxes(layer, path, records)
     numbers, beyond, constant = _cache(Sample(made.decoder.with_layers([layer]), ((0,),)))
@@ -107,9 +106,11 @@ def _panel(made: Sample, alike: Sequence[int], unused: Sequence[int], name: str,
         layers=tuple(sorted(index for i in alike for index in made.layers[i])),
         attention=boxes["attention"],
         ffn=boxes["ffn"],
-        residual=boxes["residual"],
+        residual=_joined(boxes["residual"]),
         memory=boxes.get("memory"),
-        branches=_with_memory(branches(layer.residual, norms, made.decoder.config["d_model"]), layer.memory),
+        branches=_with_memory(
+            branches(layer.residual, norms(layer.residual, records), made.decoder.config["d_model"]), layer.memory
+        ),
         streams=1 if layer.residual.streams is None else layer.residual.streams,
         parameters=count(layer),
         active=count(layer) - unused[first],
@@ -125,6 +126,16 @@ def _with_memory(found: tuple[Branch, ...], memory: Memory | None) -> tuple[Bran
         return found
     own = (Branch(("memory",)),)
     return own + found if memory.place == "before" else found + own
+
+
+def _joined(residual: Box) -> Box:
+    """The box of a residual block with the children of one inside it."""
+    children = [_joined(child) if child.kind == residual.kind else child for child in residual.children]
+    inner = [child for child in children if child.kind == residual.kind]
+    names = [f"around {each.name}" for each in inner]
+    own = [child for child in children if child not in inner]
+    held = (child for each in inner for child in each.children)
+    return replace(residual, lines=(*names, *residual.lines), children=(*own, *held))
 
 
 def _cache(decoder: Sample) -> tuple[int | None, float | None, int | None]:

@@ -221,7 +221,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str, str]] = {
     ),
     "values to change": ({"values": "value_residual"}, "attention.values", "that makes none"),
     "prediction of further tokens": ({"mtp": {"depth": 1}}, "mtp.depth", "begins with none"),
-    "an attention that needs its own values": ({"attention": "exclusive"}, "kv_source", "no block of this model"),
+    "an attention without one": ({"attention": "differential"}, "kv_source", "no block of this model"),
 }
 
 

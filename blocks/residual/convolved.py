@@ -1,0 +1,73 @@
+from __future__ import annotations
+
+from torch import Tensor
+
+from blockwright.blocks.convolution.base import Convolution, convolved
+from blockwright.blocks.forward_pass import Losses, Pass
+from blockwright.blocks.residual.base import Mixer, Residual
+from blockwright.registry import BlockError, register
+
+
+@register("residual", "convolved")
+class Convolved(Residual):
+    """Another residual block, whose mixers read and return what convolutions make of the last few tokens.
+
+    Canon layers A and C (Allen-Zhu 2025, SSRN 5240330) are ``attention_conv`` and ``ffn_conv``: h ← conv(norm(x)), then
+    the mixer reads h. Inkling's are ``attention_out_conv`` and ``ffn_out_conv``: x ← x + conv(mixer(norm(x))). Norms
+    and streams are those of the inner block, which is any. Sparse experts read what ``ffn_conv`` gives, and have no
+    convolution inside.
+
+    Args:
+        residual: connects the mixers, e.g. ``prenorm``
+        attention_conv: of what the attention reads, after its norm; null for none
+        attention_out_conv: of what the attention returns; null for none
+        ffn_conv: of what the feed-forward block reads, after its norm; null for none
+        ffn_out_conv: of what the feed-forward block returns; null for none
+    """
+
+    def __init__(
+        self,
+        residual: Residual,
+        attention_conv: Convolution | None = None,
+        attention_out_conv: Convolution | None = None,
+        ffn_conv: Convolution | None = None,
+        ffn_out_conv: Convolution | None = None,
+    ) -> None:
+        super().__init__()
+        self.residual, self.streams = residual, residual.streams
+        self.attention_conv, self.attention_out_conv = attention_conv, attention_out_conv
+        self.ffn_conv, self.ffn_out_conv = ffn_conv, ffn_out_conv
+        after = (conv for conv in (attention_out_conv, ffn_out_conv) if conv is not None)
+        self.adds_branches = residual.adds_branches and all(conv.scales for conv in after)
+
+    def open(self, x: Tensor) -> Tensor:
+        return self.residual.open(x)
+
+    def close(self, x: Tensor) -> Tensor:
+        return self.residual.close(x)
+
+    def leave(self, x: Tensor) -> Tensor:
+        return self.residual.leave(x)
+
+    def losses(self, x: Tensor, real: Tensor | None) -> Losses:
+        return self.residual.losses(x, real)
+
+    def mixers(self, attention: Mixer, ffn: Mixer, given: Pass) -> tuple[Mixer, Mixer]:
+        def attend(h: Tensor, places: Tensor | None = None) -> Tensor:
+            y = attention(convolved(self.attention_conv, h, given), places)
+            return convolved(self.attention_out_conv, y, given)
+
+        def feed(h: Tensor, places: Tensor | None = None) -> Tensor:
+            self._refuse_some(places)
+            return convolved(self.ffn_out_conv, ffn(convolved(self.ffn_conv, h, given), places), given)
+
+        return self.residual.mixers(attend, feed, given)
+
+    def _refuse_some(self, places: Tensor | None) -> None:
+        if places is not None and (self.ffn_conv or self.ffn_out_conv):
+            rule = "gives the feed-forward block some of the tokens, and a convolution needs them side by side"
+            remedy = "Set ffn_conv and ffn_out_conv: null"
+            raise BlockError("residual", type(self.residual).__name__, rule, remedy)
+
+    def forward(self, x: Tensor, attention: Mixer, ffn: Mixer) -> Tensor:
+        return self.residual(x, attention, ffn)
