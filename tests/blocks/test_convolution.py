@@ -289,5 +289,5 @@ def test_convolution_that_cannot_be_is_refused(case: str) -> None:
 def test_attention_with_a_foreign_cache_cannot_be_beside_convolutions(tiny: Callable[..., dict[str, Any]]) -> None:
     decoder: Any = composed()
     decoder.layers[0].attention.new_cache = lambda *given: object()
-    with pytest.raises(BlockError, match="tails of convolutions"):
+    with pytest.raises(BlockError, match="no Cache of blocks/cache"):
         decoder.new_caches(1, 4)

@@ -219,7 +219,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str, str]] = {
         "kv_source",
         "turns the queries of layer 2 by other angles",
     ),
-    "values to change": ({"values": "value_residual"}, "attention.values", "that makes none"),
+    "values to change": ({"values": "value_residual"}, "attention.values", "it borrows them"),
     "prediction of further tokens": ({"mtp": {"depth": 1}}, "mtp.depth", "begins with none"),
     "an attention without one": ({"attention": "differential"}, "kv_source", "no block of this model"),
 }
