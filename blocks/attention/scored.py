@@ -10,6 +10,7 @@ from blockwright.blocks.attention import attending
 from blockwright.blocks.attention.base import Attention
 from blockwright.blocks.attention.beside import Beside
 from blockwright.blocks.attention.mistakes import refuse_result
+from blockwright.blocks.attention.notes import slots
 from blockwright.blocks.attention.remembered import FOUND, Held, Layout, Memory, find
 from blockwright.blocks.cache.base import Cache
 from blockwright.blocks.cache.ring import Ring
@@ -115,10 +116,10 @@ class Scored(Attention):
         self, batch: int, length: int, dtype: torch.dtype, device: torch.device, bits: int | None = None
     ) -> Cache:
         layout = self.remembered()
-        slots = layout.slots() | ({} if self.selector is None else self.selector.slots())
+        stored = layout.slots() | slots(self)
         if self.window is None or self.window >= length:
-            return Cache(batch, length, slots, dtype, device, bits=bits, parts=layout.widths())
-        ring = Ring(batch, self.window, slots, dtype, device, bits=bits, parts=layout.widths())
+            return Cache(batch, length, stored, dtype, device, bits=bits, parts=layout.widths())
+        ring = Ring(batch, self.window, stored, dtype, device, bits=bits, parts=layout.widths())
         ring.declared = length
         return ring
 

@@ -29,7 +29,9 @@ class TalkingHeads(Scores):
         nn.init.eye_(self.of_scores)
         nn.init.eye_(self.of_weights)
 
-    def forward(self, q: Tensor, k: Tensor, v: Tensor, scoring: Scoring) -> Tensor:
+    def forward(
+        self, q: Tensor, k: Tensor, v: Tensor, scoring: Scoring, x: Tensor, noted: tuple[Tensor, ...]
+    ) -> Tensor:
         k, v = (t.repeat_interleave(q.shape[2] // t.shape[2], 2) for t in (k, v))
         scores = torch.einsum("mn,btnh,bsnh->bmts", self.of_scores, q, k) * scoring.scale
         bias = dense(scoring.bias)

@@ -26,6 +26,7 @@ from blockwright.blocks.decoder import Decoder
 from blockwright.blocks.forward_pass import Pass
 from blockwright.blocks.kernels import latent_attention
 from blockwright.blocks.position.base import Position
+from blockwright.blocks.remembering import Queries
 from blockwright.registry import register
 from blockwright.training.checkpoints.plugin import SealedCheckpoints
 from blockwright.training.optimizers.adamw import AdamW
@@ -124,7 +125,7 @@ def plug_in(blocks_of_the_module: None) -> Iterator[None]:
             q, k = self.position.rotate(q, k, given.positions)
             k, v = (k, v) if cache is None else cache.append(k, v)
             scores = torch.einsum("btnh,bsnh->bnts", q, k) / self.head_dim**0.5
-            bias = score_bias(self.position, given)
+            bias = score_bias(self.position, Queries(x, q, given.positions), given)
             scores = scores if bias is None else scores + bias
             hidden = torch.ones(scores.shape[-2:], dtype=torch.bool).triu(k.shape[1] - q.shape[1] + 1)[None, None]
             if segments is not None:
