@@ -27,13 +27,15 @@ class Queries(NamedTuple):
 
 
 class Keys(NamedTuple):
-    """The S tokens that are attended to. A ring gives them in the order in which it stores them.
+    """The S tokens that are attended to, those that attend included.
 
-    positions: [B|1,S]
+    positions: [B|1,S], of each in its document
+    order: [S], by which they are sorted in time; the last T are those that attend. A ring gives keys as it stores them
     noted: [B,S,…] for each of the child's ``slots``
     """
 
     positions: Tensor
+    order: Tensor
     noted: tuple[Tensor, ...] = ()
 
 

@@ -137,7 +137,7 @@ def said(small: list[str], warm: Warm, site: Path, environment: dict[str, str], 
 def test_plug_in_is_in_the_catalogue_with_its_provider(said: dict[str, Any]) -> None:
     code, text = said["catalogue"]
     assert code == 0
-    for name in ("attention/retention", "gating/noisy_topk", "position/xpos"):
+    for name in ("attention/retention", "gating/noisy_topk", "position/xpos", "position/forgetting", "scores/tempered"):
         (line,) = [line for line in text.splitlines() if f"{name} " in line]
         assert "blockwright-guest" in line
     assert "blockwright-guest" not in next(line for line in text.splitlines() if "attention/mla " in line)
@@ -290,7 +290,7 @@ CONFORMANCE = """
 import pytest
 from blockwright.blocks.conformance import cases, kernel_cases
 
-BLOCKS = ("attention/retention", "gating/noisy_topk", "position/xpos")
+BLOCKS = ("attention/retention", "gating/noisy_topk", "position/xpos", "position/forgetting", "scores/tempered")
 
 @pytest.mark.parametrize("case", [case for block in BLOCKS for case in cases(block)], ids=str)
 def test_conformance(case):
@@ -333,7 +333,7 @@ def test_plug_in_proves_its_blocks_by_the_kit_in_its_own_tests(
 
 
 def test_nothing_here_names_the_plug_in() -> None:
-    names = r"blockwright_guest|\bretention\b|retentive|noisy_topk|\bxpos\b|\bzigzags\b"
+    names = r"blockwright_guest|\bretention\b|retentive|noisy_topk|\bxpos\b|\bforgetting\b|\btempered\b|\bzigzags\b"
     for package in ("registry", "blocks", "training", "lab", "plugins", "conf"):
         for file in (ROOT / package).rglob("*"):
             if file.suffix in (".py", ".yaml"):
@@ -404,7 +404,7 @@ def test_plug_in_installs_with_pip(site: Path, environment: dict[str, str], tmp_
 def plugin_blocks(site: Path, temporary_blocks: None, monkeypatch: pytest.MonkeyPatch) -> Any:
     """The plug-in's classes in this process, registered until the test ends."""
     monkeypatch.syspath_prepend(str(site))
-    for name in ("retention", "noisy_topk", "xpos"):
+    for name in ("retention", "noisy_topk", "xpos", "forgetting", "tempered"):
         monkeypatch.delitem(sys.modules, f"blockwright_guest.{name}", raising=False)
         importlib.import_module(f"blockwright_guest.{name}")
 

@@ -14,8 +14,8 @@ from blockwright.blocks.attention.biases import attend_in_parts, reads_in_parts,
 from blockwright.blocks.attention.coded import attend_to_codes, reads_codes
 from blockwright.blocks.attention.latents import by_heads, bytes_of_a_head, queries_of_latents, widths
 from blockwright.blocks.attention.mistakes import expanded, refuse_call, refuse_other_shapes
-from blockwright.blocks.attention.remembered import Held, Layout, layout, parts, side_by_side
 from blockwright.blocks.attention.notes import Notes, apart, noted
+from blockwright.blocks.attention.remembered import Held, Layout, layout, parts, side_by_side
 from blockwright.blocks.attention.selecting import selected
 from blockwright.blocks.cache.base import Cache
 from blockwright.blocks.forward_pass import Pass

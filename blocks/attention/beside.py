@@ -92,7 +92,8 @@ def _on_all(block: Scored, queries: Queries, sources: Sequence[Source]) -> Tenso
     places = torch.cat(_alike(*(each.positions for each in sources)), -1)
     q = queries.q
     bias = torch.zeros(seen.shape, dtype=q.dtype, device=q.device).masked_fill(~seen, float("-inf"))[:, None]
-    far = dense(block.position.bias(queries, Keys(places)))
+    order = torch.arange(seen.shape[-1], device=q.device)
+    far = dense(block.position.bias(queries, Keys(places, order)))
     scoring = Scoring(block.scale, bias if far is None else bias + far)
     if block.scores is None:
         return block.kernels.attend(q, keys, keys, scoring)

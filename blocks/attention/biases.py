@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from blockwright.blocks.cache.base import Cache
@@ -15,9 +16,7 @@ from blockwright.blocks.remembering import Keys, Queries
 from blockwright.registry import BlockError
 
 
-def score_bias(
-    position: Position, queries: Queries, given: Pass, noted: tuple[Tensor, ...] = ()
-) -> Tensor | None:
+def score_bias(position: Position, queries: Queries, given: Pass, noted: tuple[Tensor, ...] = ()) -> Tensor | None:
     """Additive score bias [B|1,N|1,T,S]: the position's bias, and −∞ on a cache's padding and on other documents of a
     cache that has several; None if there is nothing.
 
@@ -66,7 +65,9 @@ def _position_bias(position: Position, queries: Queries, given: Pass, noted: tup
         rule = "reads what it notes of each key, and this attention keeps no notes of its position"
         raise BlockError("position", type(position).__name__, rule, "Use an attention of Scored, as gqa and mla are")
     cache, places = given.cache, given.positions
-    return position.bias(queries, Keys(places if cache is None else cache.positions(places.device), noted))
+    if cache is None:
+        return position.bias(queries, Keys(places, torch.arange(places.shape[1], device=places.device), noted))
+    return position.bias(queries, Keys(cache.positions(places.device), cache.indices(places.device), noted))
 
 
 def _shifts(position: Position) -> bool:
@@ -113,7 +114,7 @@ def _part_bias(position: Position, queries: Queries, cache: Cache) -> PartBias |
     indices, places = cache.indices(device), cache.positions(device)
 
     def bias(rows: slice, keys: slice) -> Tensor | None:
-        own = dense(position.bias(queries.rows(rows), Keys(places[:, keys]))) if shifts else None
+        own = dense(position.bias(queries.rows(rows), Keys(places[:, keys], indices[keys]))) if shifts else None
         if cache.padding is None:
             return own
         hidden = cache.hide_padding(indices[-T:][rows], indices[keys])

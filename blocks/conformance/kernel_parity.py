@@ -181,7 +181,10 @@ def _attention(draw: Draw) -> Iterator[tuple[str, Given]]:
     band = Band(draw(2, 131, 4, 9).detach(), places, places)
     yield "131 tokens, band", (*heads(131), Scoring(0.3, bias=band))
     yield "131 tokens, band in a window", (*heads(131), Scoring(0.3, bias=band, window=6))
-    yield "last tokens, band", (*heads(3, 13), Scoring(0.3, bias=Band(draw(2, 3, 4, 5).detach(), late, places[1:, :13])))
+    yield (
+        "last tokens, band",
+        (*heads(3, 13), Scoring(0.3, bias=Band(draw(2, 3, 4, 5).detach(), late, places[1:, :13]))),
+    )
     yield "learnt band", (*heads(13), Scoring(0.3, bias=Band(draw(2, 13, 4, 5), places[:, :13], places[:, :13])))
     yield "learnt bias", (*heads(13), Scoring(0.3, bias=draw(1, 4, 13, 13)))
     yield "sinks", (*heads(13), Scoring(0.3, sinks=draw(4)))

@@ -90,9 +90,7 @@ def _blocks(q: Tensor, S: int, segments: Tensor | None, window: int | None) -> l
     return found
 
 
-def _weights(
-    q: Tensor, k: Tensor, block: _Block, bias: Bias, later: Tensor, out: Tensor | None = None
-) -> Tensor:
+def _weights(q: Tensor, k: Tensor, block: _Block, bias: Bias, later: Tensor, out: Tensor | None = None) -> Tensor:
     """Scaled queries [b·N,q,H] on keys [b·N,k,H] of b sequences → weights [b·N,q,k].
 
     ``later`` [Q,Q] is added to a block's scores on itself: 0, and -inf where a key comes after the query.
@@ -140,9 +138,7 @@ def _room(q: Tensor, S: int) -> int:
     return B * N * sum((min(S, b + size) - b) * min(S, b + size) for b in range(S - T, S, size)) if S <= KEPT else 0
 
 
-def _forward(
-    q: Tensor, k: Tensor, v: Tensor, bias: Bias, blocks: list[_Block], n_heads: int, kept: Tensor
-) -> Tensor:
+def _forward(q: Tensor, k: Tensor, v: Tensor, bias: Bias, blocks: list[_Block], n_heads: int, kept: Tensor) -> Tensor:
     """Scaled queries, keys and values, heads first → [B,T,N,V]; stores weights in ``kept``, if it has room."""
     y = q.new_empty(len(q) // n_heads, q.shape[1], n_heads, v.shape[-1])
     later = _later(q, k)
@@ -182,9 +178,7 @@ def _backward(
 
 class _BlockedAttention(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any, q: Tensor, k: Tensor, v: Tensor, bias: Bias, scale: float, blocks: list[_Block]
-    ) -> Tensor:
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, bias: Bias, scale: float, blocks: list[_Block]) -> Tensor:
         N, kept = q.shape[2], q.new_empty(_room(q, k.shape[1]) if any(ctx.needs_input_grad) else 0)
         q, k, v = heads_first(q).mul_(scale), heads_first(k), heads_first(v)
         ctx.save_for_backward(q, k, v, kept)

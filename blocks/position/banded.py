@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from blockwright.blocks.base import Placement
 from blockwright.blocks.drawn import Drawn, number

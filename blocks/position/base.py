@@ -1,9 +1,9 @@
 """The contract of ``position``: encode positions through one of three hooks that default to nothing.
 
-Attention calls ``rotate`` and ``bias`` without knowing the block; the decoder calls ``embed``. A bias may depend on what
-its query is, and on what was noted of each key (blocks/remembering.py). Frequencies and slopes
-are computed in fp32 from the block's parameters at each call: nothing is shared between instances, rounded by
-``module.to(bfloat16)`` or lost when a model built on the meta device is materialised.
+Attention calls ``rotate`` and ``bias`` without knowing the block; the decoder calls ``embed``. A bias may depend on its
+query, and on what was noted of each key (blocks/remembering.py). Frequencies and slopes are computed in fp32 from the
+block's parameters at each call: nothing is shared between instances, rounded by ``module.to(bfloat16)`` or lost when a
+model built on the meta device is materialised.
 """
 
 from __future__ import annotations

@@ -17,9 +17,9 @@ from blockwright.blocks.compose import compose
 from blockwright.blocks.forward_pass import Pass
 from blockwright.blocks.kernels.scoring import dense
 from blockwright.blocks.position.base import Position
-from blockwright.blocks.remembering import Keys, Queries
 from blockwright.blocks.position.boundaries import alike
 from blockwright.blocks.position.rope import RoPE
+from blockwright.blocks.remembering import Keys, Queries
 from blockwright.registry import ConfigError
 
 ROTARY = {
@@ -54,7 +54,7 @@ def order(length: int, start: int = 0) -> Tensor:
 
 def added(position: Position, x: Tensor, q: Tensor, queries: Tensor, keys: Tensor) -> Tensor | None:
     """The bias on scores of tokens x [B,T,D] with queries q, on keys without notes."""
-    return dense(position.bias(Queries(x, q, queries), Keys(keys)))
+    return dense(position.bias(Queries(x, q, queries), Keys(keys, keys[0])))
 
 
 # --- what every position block promises -------------------------------------------------------------------------------

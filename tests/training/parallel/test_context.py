@@ -55,6 +55,7 @@ ATTENTIONS: dict[str, dict[str, Any]] = {
         "scores": {"name": "softcap"},
     },
     "mqa": {"name": "mqa", "n_heads": 4},
+    "composed": {"name": "gqa", "n_heads": 4, "n_kv_heads": 2, "scores": {"name": "dcmha", "rank": 1, "width": 5}},
     "window": {"name": "sliding_window", "n_heads": 4, "window": 11},
     "mla": {"name": "mla", "n_heads": 4},
     "mla, queries compressed": {"name": "mla", "n_heads": 4, "q_lora_rank": 12},
@@ -103,6 +104,11 @@ SOME = [
     ("differential", "rope", "packed", "moe"),
     ("differential", "alibi", "whole", "dense"),
     ("differential, dsa", "rope", "packed", "moe"),
+    ("gqa", "banded", "packed", "dense"),
+    ("window", "banded", "whole", "dense"),
+    ("mla", "log_scaled", "packed", "dense"),
+    ("composed", "between", "packed", "dense"),
+    ("window", "between", "packed", "dense"),
     ("shared_kv", "rope", "packed", "dense"),
 ]
 
