@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from blockwright.blocks.attention.base import empty_cache
 from blockwright.blocks.base import Block
 from blockwright.blocks.compose import compose
 from blockwright.blocks.decoder import Decoder
@@ -341,5 +340,5 @@ def cache_bytes(decoder: Decoder | Sample, length: int, dtype: torch.dtype, bits
     """
     of_one = (1, length, dtype, torch.device("meta"), bits)
     one_of_each, groups = sampled(decoder)
-    attentions: Any = [layer.attention for layer in one_of_each.layers]
-    return sum(len(group) * empty_cache(a, *of_one).nbytes for a, group in zip(attentions, groups, strict=True))
+    layers: Any = one_of_each.layers
+    return sum(len(group) * layer.new_cache(*of_one).nbytes for layer, group in zip(layers, groups, strict=True))

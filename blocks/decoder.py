@@ -14,7 +14,9 @@ from blockwright.blocks.attention.base import Attention, empty_cache
 from blockwright.blocks.base import Block
 from blockwright.blocks.cache.base import Cache
 from blockwright.blocks.cache.fit import caches_that_fit
+from blockwright.blocks.cache.layer import HeldTails, LayerCache
 from blockwright.blocks.carry import Carry
+from blockwright.blocks.convolution.base import Convolution
 from blockwright.blocks.ffn.base import FFN
 from blockwright.blocks.forward_pass import Losses, Pass
 from blockwright.blocks.gating.base import Routing, with_losses
@@ -38,6 +40,35 @@ class Layer(nn.Module):
     def __init__(self, attention: Attention, ffn: FFN, residual: Residual) -> None:
         super().__init__()
         self.attention, self.ffn, self.residual = attention, ffn, residual
+        for name, block in self.named_modules():
+            if isinstance(block, Convolution):
+                block.place = name
+
+    @property
+    def convolutions(self) -> list[Convolution]:
+        """Those of all its parts."""
+        return [block for block in self.modules() if isinstance(block, Convolution)]
+
+    def new_cache(
+        self, batch: int, length: int, dtype: torch.dtype, device: torch.device, bits: int | None = None
+    ) -> Cache:
+        """The cache of the attention, with the tails of the layer's convolutions where it has any.
+
+        Args:
+            batch, length, dtype, device, bits: as of ``Attention.new_cache``; tails are never quantised
+
+        Raises:
+            BlockError: the attention has no cache with these bits, or its cache is no ``Cache``
+            NotImplementedError: it has none
+        """
+        cache = empty_cache(self.attention, batch, length, dtype, device, bits)
+        tails = {block.place: ((block.past, block.dim), dtype) for block in self.convolutions}
+        if not tails:
+            return cache
+        if not isinstance(cache, Cache):
+            rule = f"{type(cache).__name__} is no Cache of blocks/cache, and tails of convolutions cannot join it"
+            raise BlockError("attention", type(self.attention).__name__, rule, "Leave the convolutions out")
+        return LayerCache(cache, HeldTails(batch, length, tails, device))
 
     def forward(
         self, x: Tensor, given: Pass, ends: tuple[bool, bool] = (True, True)
@@ -52,7 +83,7 @@ class Layer(nn.Module):
         # sharding strategies wrap: they rebuild every dict that they pass on.
         carry: Carry = dict(given.carry or {})
         losses: Losses = {}
-        given = given._replace(carry=carry, losses=losses)
+        given, held = _apart(given._replace(carry=carry, losses=losses))
         routing: Routing | None = None
 
         def attend(h: Tensor) -> Tensor:
@@ -67,8 +98,18 @@ class Layer(nn.Module):
             return F.pad(y, (0, 0, h.shape[1] - n, 0))
 
         first, last = ends  # here, where strategies that shard a layer gather its weights
-        x = self.residual(self.residual.open(x) if first else x, attend, feed)
+        x = self.residual(self.residual.open(x) if first else x, *self.residual.mixers(attend, feed, given))
+        if held is not None:
+            held.end(x.shape[1])
         return self.residual.close(x) if last else x, with_losses(routing, losses), carry
+
+
+def _apart(given: Pass) -> tuple[Pass, HeldTails | None]:
+    """The data of a pass with the attention's cache and the tails of the layer, and those tails that a cache holds."""
+    if isinstance(given.cache, LayerCache):
+        held = given.cache.tails
+        return given._replace(cache=given.cache.attention, tails=held), held
+    return (given if given.share is None else given._replace(tails=given.share.tails(given.segments))), None
 
 
 class Decoder(nn.Module):
@@ -251,13 +292,15 @@ class Decoder(nn.Module):
         """``hidden`` of the last token alone, [B,1,D], which reading a prompt asks for.
 
         Of the tokens before it the last layer computes what its cache remembers: an attention by scores and a
-        feed-forward block leave out the rest, unless a block lets later tokens change what earlier ones get.
+        feed-forward block leave out the rest, unless a block lets later tokens change what earlier ones get, or is a
+        convolution.
         """
-        causal = all(block.causal for block in self.layers[-1].modules() if isinstance(block, Block))
+        last: Any = self.layers[-1]
+        alone = not last.convolutions and all(block.causal for block in last.modules() if isinstance(block, Block))
         positions = _next_positions(tokens, caches[0])
         x = self.position.embed(self.look_up(tokens) if embedded is None else embedded, positions)
         given = Pass(positions, tokens=tokens, made={})
-        x, _ = self._through_layers(x, given, caches, None, needed=1 if causal else None)
+        x, _ = self._through_layers(x, given, caches, None, needed=1 if alone else None)
         return self.norm(x[:, -1:])
 
     def _through_layers(
@@ -371,7 +414,7 @@ class Decoder(nn.Module):
 
         def make(device: torch.device) -> list[Cache]:
             made = (batch, length, like.dtype, device, bits)
-            return [empty_cache(layer.attention, *made) for layer in self.layers]  # type: ignore[arg-type]
+            return [layer.new_cache(*made) for layer in self.layers]  # type: ignore[operator]
 
         caches = caches_that_fit(make, batch, length, like.device)
         if padding is not None:

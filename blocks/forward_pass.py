@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from blockwright.blocks.cache.base import Cache
     from blockwright.blocks.position.base import Position
     from blockwright.blocks.share import Share
+    from blockwright.blocks.tails import Tails
 
 Losses = dict[str, Tensor]
 M = TypeVar("M")
@@ -40,6 +41,7 @@ class Pass(NamedTuple):
         share: where the tokens of a sequence are spread over ranks
         needed: number of last tokens that are asked for in the end, given to the last layer of a pass with caches: of
             those before them it need compute no more than what is remembered. None: all
+        tails: the inputs before those of the layer, where there is a cache or a share; set by it (blocks/tails.py)
         made: what the layers of a pass with caches make alike, such as masks, by name (``once``); None: each its own
     """
 
@@ -52,6 +54,7 @@ class Pass(NamedTuple):
     experts: Tensor | None = None
     share: Share | None = None
     needed: int | None = None
+    tails: Tails | None = None
     made: dict[Hashable, Any] | None = None
 
     def of_last(self, n: int) -> Pass:

@@ -8,12 +8,14 @@ from torch import Tensor
 
 from blockwright.blocks.attention.base import Attention
 from blockwright.blocks.forward_pass import Pass
+from blockwright.blocks.tails import Tails
 
 
 class Share(ABC):
     """One rank's tokens of the sequences of a batch; the other tokens are on other ranks.
 
-    Everything but attention works on single tokens, and so on this rank's alone. See training/parallel/context.py.
+    Everything but attention and convolutions works on single tokens, and so on this rank's alone. See
+    training/parallel/context.py.
     """
 
     @abstractmethod
@@ -22,6 +24,14 @@ class Share(ABC):
 
         Args:
             whole: of all T tokens, or of the first T' of them, as depths of multi-token prediction have
+        """
+
+    @abstractmethod
+    def tails(self, segments: Tensor | None) -> Tails:
+        """What other ranks have before this rank's tokens, for one layer of a pass.
+
+        Args:
+            segments: [B,T'] of the whole sequences
         """
 
     @abstractmethod

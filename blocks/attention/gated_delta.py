@@ -9,8 +9,8 @@ from blockwright.blocks.attention.base import even_heads
 from blockwright.blocks.attention.recurrent import Parts, Recurrent
 from blockwright.blocks.base import Placement
 from blockwright.blocks.cache.state import State
-from blockwright.blocks.convolution import CausalConv
 from blockwright.blocks.decay.base import Decay
+from blockwright.blocks.depthwise import CausalConv
 from blockwright.blocks.drawn import Drawn
 from blockwright.blocks.linear import Linear
 from blockwright.blocks.norm.base import Norm

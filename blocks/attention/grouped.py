@@ -1,8 +1,9 @@
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Literal
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from blockwright.blocks.attention.base import check_groups, even_heads
 from blockwright.blocks.attention.remembered import Memory
@@ -10,6 +11,7 @@ from blockwright.blocks.attention.score_rows import ScoreRows
 from blockwright.blocks.attention.scored import Scored
 from blockwright.blocks.attention.selecting import refuse_unlearnable
 from blockwright.blocks.base import Placement
+from blockwright.blocks.convolution.base import Convolution, convolved
 from blockwright.blocks.drawn import Drawn, number
 from blockwright.blocks.forward_pass import Pass
 from blockwright.blocks.linear import Linear
@@ -34,6 +36,9 @@ class GroupedAttention(Scored):
         output_bias: whether the output projection adds one; null: as ``bias``. Qwen2 has none
         query_scale: scores are divided by its square root; null is head_dim. Gemma-2 27B has d_model / n_heads
         position: rotates queries and keys, or biases scores
+        query_conv: convolves queries over the last few tokens, before qk_norm; null for none
+        key_conv: convolves keys in the same way; null for none
+        value_conv: convolves values, before ``values``; null for none
         qk_norm: normalises queries and keys before rotation; null for none
         output_gate: gates the heads' outputs; null for none
         scores: replaces the plain softmax; null for none
@@ -54,6 +59,9 @@ class GroupedAttention(Scored):
         bias: bool = False,
         output_bias: bool | None = None,
         query_scale: Positive | None = None,
+        query_conv: Convolution | None = None,
+        key_conv: Convolution | None = None,
+        value_conv: Convolution | None = None,
         qk_norm: QKNorm | None = None,
         output_gate: OutputGate | None = None,
         scores: Scores | None = None,
@@ -72,16 +80,29 @@ class GroupedAttention(Scored):
         self.output = Linear(n_heads * H, d_model, bias=bias if output_bias is None else output_bias)
         self.position, self.qk_norm, self.output_gate, self.scores = position, qk_norm, output_gate, scores
         self.values = values
+        self.query_conv, self.key_conv, self.value_conv = query_conv, key_conv, value_conv
         self.scale = position.softmax_scale / (query_scale or H) ** 0.5
 
+    @classmethod
+    def child_context(cls, child: str, known: Mapping[str, Any]) -> Mapping[str, Any]:
+        of = super().child_context(child, known)
+        if not child.endswith("_conv"):
+            return of
+        return {**of, "dim": of["head_dim"] * known["n_heads" if child == "query_conv" else "n_kv_heads"]}
+
     def mix(self, x: Tensor, given: Pass) -> Tensor:
-        q, k, v = (project(x).unflatten(-1, (-1, self.head_dim)) for project in (self.query, self.key, self.value))
+        q, k, v = (convolved(conv, project(x), given) for project, conv in self._projections())
+        q, k, v = (t.unflatten(-1, (-1, self.head_dim)) for t in (q, k, v))
         v = v if self.values is None else self.values(v, given.carry)
         q, k = (q, k) if self.qk_norm is None else self.qk_norm(q, k)
         q, k = given.rotated(self.position, q, k)
         y = self.attend(x, given, q, {"k": k, "v": v})
         y = y if self.output_gate is None else self.output_gate(x, y)
         return self.output(y.flatten(-2))
+
+    def _projections(self) -> Sequence[tuple[nn.Module, Convolution | None]]:
+        """Of queries, keys and values, each with its convolution."""
+        return (self.query, self.query_conv), (self.key, self.key_conv), (self.value, self.value_conv)
 
     def memory(self) -> Memory:
         heads = (self.n_kv_heads, self.head_dim)
@@ -94,7 +115,8 @@ class GroupedAttention(Scored):
         return Drawn((f"{heads} heads of {number(self.head_dim)}", *([keys] if shared < heads else []), *window))
 
     def score_rows(self) -> tuple[ScoreRows, ...]:
-        if self.qk_norm is not None or not self._heads_apart():  # the norm sets their lengths
+        curved = (conv for conv in (self.query_conv, self.key_conv) if conv is not None and not conv.scales)
+        if self.qk_norm is not None or any(curved) or not self._heads_apart():  # the norm sets their lengths
             return ()
         leaves = ("weight",) if self.query.bias is None else ("weight", "bias")
         sides: tuple[Literal["query", "key"], ...] = ("query", "key")

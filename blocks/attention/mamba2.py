@@ -9,8 +9,8 @@ from torch.nn import functional as F
 from blockwright.blocks.attention.recurrent import Parts, Recurrent
 from blockwright.blocks.base import Placement
 from blockwright.blocks.cache.state import State
-from blockwright.blocks.convolution import CausalConv
 from blockwright.blocks.decay.base import draw_time_steps
+from blockwright.blocks.depthwise import CausalConv
 from blockwright.blocks.drawn import Drawn
 from blockwright.blocks.linear import Linear
 from blockwright.blocks.precision import at_least_fp32

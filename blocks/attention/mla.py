@@ -11,6 +11,7 @@ from blockwright.blocks.attention.remembered import Memory
 from blockwright.blocks.attention.score_rows import ScoreRows
 from blockwright.blocks.attention.scored import Scored
 from blockwright.blocks.base import Placement
+from blockwright.blocks.convolution.base import Convolution, convolved
 from blockwright.blocks.drawn import Drawn, number
 from blockwright.blocks.forward_pass import Pass
 from blockwright.blocks.kernels.latent_attention import of_latents
@@ -50,6 +51,8 @@ class MLA(Scored):
         q_norm: norm of the query latent, used with q_lora_rank
         kv_norm: norm of the key-value latent
         position: rotates the rope parts, or biases scores
+        query_conv: convolves queries over the last few tokens, before rotation; null for none
+        latent_conv: convolves latents and rope parts of keys, before kv_norm; null for none
         selector: chooses which keys a query sees; null for none
     """
 
@@ -67,6 +70,8 @@ class MLA(Scored):
         qk_nope_head_dim: Count | None = None,
         qk_rope_head_dim: Count | None = None,
         v_head_dim: Count | None = None,
+        query_conv: Convolution | None = None,
+        latent_conv: Convolution | None = None,
         selector: Selector | None = None,
     ) -> None:
         super().__init__(d_model)
@@ -82,21 +87,26 @@ class MLA(Scored):
         self.kv_down = Linear(d_model, self.latent + self.rope, bias=False)
         self.kv_up = Linear(self.latent, n_heads * (self.nope + self.v_head_dim), bias=False)
         self.output = Linear(n_heads * self.v_head_dim, d_model, bias=False)
+        self.query_conv, self.latent_conv = query_conv, latent_conv
+        if latent_conv is not None:
+            latent_conv.placement = "replicate"  # all heads read the whole latent
         self.scale = position.softmax_scale / (self.nope + self.rope) ** 0.5
 
     @classmethod
     def child_context(cls, child: str, known: Mapping[str, Any]) -> Mapping[str, Any]:
         given = ("d_model", "n_heads", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim", "kv_lora_rank")
-        _nope, rope, _value, latent = _widths(*(known[name] for name in given))
+        nope, rope, _value, latent = _widths(*(known[name] for name in given))
         if child == "selector":
             return {"latent_dim": known["q_lora_rank"] or known["d_model"], "attention_heads": known["n_heads"]}
-        norms = {"q_norm": known["q_lora_rank"] or 1, "kv_norm": latent}
-        return {"dim": norms[child]} if child in norms else {"head_dim": rope}
+        dims = {"q_norm": known["q_lora_rank"] or 1, "kv_norm": latent}
+        dims |= {"query_conv": known["n_heads"] * (nope + rope), "latent_conv": latent + rope}
+        return {"dim": dims[child]} if child in dims else {"head_dim": rope}
 
     def mix(self, x: Tensor, given: Pass) -> Tensor:
         compressed, q = self._queries(x)
+        q = convolved(self.query_conv, q, given)
         q_nope, q_rope = q.unflatten(-1, (-1, self.nope + self.rope)).split((self.nope, self.rope), -1)
-        latent, k_rope = self.kv_down(x).split((self.latent, self.rope), -1)
+        latent, k_rope = convolved(self.latent_conv, self.kv_down(x), given).split((self.latent, self.rope), -1)
         q_rope, k_rope = given.rotated(self.position, q_rope, k_rope[:, :, None])
         held = {"latent": (self.kv_norm(latent), k_rope.squeeze(2))}
         y = self.attend(x, given, torch.cat((q_nope, q_rope), -1), held, compressed)
@@ -128,6 +138,8 @@ class MLA(Scored):
         return self.kv_up.weight.unflatten(0, (-1, self.nope + self.v_head_dim))
 
     def score_rows(self) -> tuple[ScoreRows, ...]:
+        if any(conv is not None and not conv.scales for conv in (self.query_conv, self.latent_conv)):
+            return ()
         query = "query.weight" if isinstance(self.query, nn.Linear) else "query.2.weight"
         height, content = self.nope + self.rope, slice(0, self.nope)
         return (

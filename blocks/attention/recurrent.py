@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from blockwright.blocks.attention.base import Attention
 from blockwright.blocks.cache.state import State
-from blockwright.blocks.convolution import CausalConv
+from blockwright.blocks.depthwise import CausalConv
 from blockwright.blocks.forward_pass import Pass
 from blockwright.blocks.kernels import few_tokens
 

@@ -7,7 +7,7 @@ from torch import Tensor
 from blockwright.blocks.attention.recurrent import Parts, Recurrent
 from blockwright.blocks.base import Placement
 from blockwright.blocks.cache.state import State
-from blockwright.blocks.convolution import CausalConv
+from blockwright.blocks.depthwise import CausalConv
 from blockwright.blocks.linear import Linear
 from blockwright.registry import register
 from blockwright.registry.ranges import Count

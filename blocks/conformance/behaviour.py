@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from blockwright.blocks.attention.score_rows import row_factors
 from blockwright.blocks.conformance.setting import MODEL, Setting, shown, tokens, watched
 from blockwright.blocks.conformance.verdict import ExemptError, must, must_agree
+from blockwright.blocks.convolution.base import Convolution
 from blockwright.blocks.decoder import Decoder
 from blockwright.blocks.kernels.largest_score import LargestScores
 from blockwright.blocks.kernels.quantise import BITS
@@ -18,7 +19,7 @@ from blockwright.registry import BlockError
 
 BOUND = 1e-5  # fp32, two layers: another order of summation differs by about 1e-6
 KEEPS_SHAPE = ("attention", "ffn", "experts", "norm", "residual")  # contracts whose output has the input's shape
-CACHED = ("attention", "position", "scores", "compressor")  # kinds that process what a cache returns
+CACHED = ("attention", "position", "scores", "compressor", "convolution")  # kinds that process what a cache returns
 STEP_BOUND = 3e-5  # compressed keys are sums in another order too: 1.1e-5 in fp32, 4e-15 in fp64
 BF16_BOUND = 0.08  # of a token's norm: about twenty roundings of 0.4 % each, in random directions
 
@@ -107,8 +108,13 @@ def median_off(found: Tensor, right: Tensor) -> float:
 
 
 def _needs_caches(setting: Setting) -> None:
-    if setting.kind not in CACHED:
+    if setting.kind not in CACHED and not remembers_tails(setting.decoder()):
         raise ExemptError("it does not process what a cache returns")
+
+
+def remembers_tails(decoder: Decoder) -> bool:
+    """Whether its caches hold more than attentions leave in them."""
+    return any(isinstance(block, Convolution) for block in decoder.modules())
 
 
 def _in_chunks(

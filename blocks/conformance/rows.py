@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from blockwright.blocks.cache.base import Cache
-from blockwright.blocks.conformance.behaviour import BOUND, STEP_BOUND, median_off, states
+from blockwright.blocks.conformance.behaviour import BOUND, STEP_BOUND, median_off, remembers_tails, states
 from blockwright.blocks.conformance.setting import MODEL, Setting, tokens
 from blockwright.blocks.conformance.verdict import ExemptError, must, must_agree
 from blockwright.blocks.decoder import Decoder
@@ -20,7 +20,7 @@ from blockwright.blocks.generation.sample import Sampling
 from blockwright.blocks.kernels.quantise import BITS
 from blockwright.registry import BlockError
 
-KINDS = ("attention", "selector", "compressor")
+KINDS = ("attention", "selector", "compressor", "convolution")
 ROOM = 26
 # Prompts as they are read, before a row joins; then the steps that are made, each of a token of all rows; then the row
 # that leaves. Newcomers are longer and shorter than the batch; common padding is dropped after each row that leaves.
@@ -55,9 +55,9 @@ def refuse(setting: Setting) -> None:
     Raises:
         ExemptError
     """
-    if setting.kind not in KINDS:
-        raise ExemptError("it does not decide what a cache holds")
     decoder = setting.decoder()
+    if setting.kind not in KINDS and not remembers_tails(decoder):
+        raise ExemptError("it does not decide what a cache holds")
     try:
         refuse_dependent_rows(decoder)
         joinable_caches(decoder, 1, 1, None)

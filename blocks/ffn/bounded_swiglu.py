@@ -2,8 +2,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from blockwright.blocks.convolution.base import Convolution
 from blockwright.blocks.ffn.swiglu import SwiGLU
-from blockwright.blocks.forward_pass import Pass
 from blockwright.registry import register
 from blockwright.registry.ranges import Count, Positive
 
@@ -13,14 +13,19 @@ class BoundedSwiGLU(SwiGLU):
     """``swiglu`` whose halves are bounded: silu(min(g, limit)) ⊙ clamp(u, ±limit), as in DeepSeek-V4.
 
     Args:
-        d_ff: F, hidden width; null is 8/3 of d_model, rounded up to a multiple of 64
         limit: bound of the two halves before the gate
     """
 
-    def __init__(self, d_model: int, d_ff: Count | None = None, limit: Positive = 10.0) -> None:
-        super().__init__(d_model, d_ff)
+    def __init__(
+        self,
+        d_model: int,
+        d_ff: Count | None = None,
+        limit: Positive = 10.0,
+        gate_conv: Convolution | None = None,
+        up_conv: Convolution | None = None,
+    ) -> None:
+        super().__init__(d_model, d_ff, gate_conv, up_conv)
         self.limit = limit
 
-    def forward(self, x: Tensor, given: Pass | None = None) -> tuple[Tensor, None]:
-        gate, up = self.gate(x).clamp(max=self.limit), self.up(x).clamp(-self.limit, self.limit)
-        return self.down(self.kernels.gate_silu(gate, up)), None
+    def activated(self, gate: Tensor, up: Tensor) -> Tensor:
+        return super().activated(gate.clamp(max=self.limit), up.clamp(-self.limit, self.limit))

@@ -1,42 +1,37 @@
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Literal
 
 from torch import Tensor
 from torch.nn import functional as F
 
-from blockwright.blocks.base import Placement
-from blockwright.blocks.ffn.base import FFN, rounded_width
-from blockwright.blocks.forward_pass import Pass
-from blockwright.blocks.linear import Linear
+from blockwright.blocks.convolution.base import Convolution
+from blockwright.blocks.ffn.gated import Gated
 from blockwright.registry import register
 from blockwright.registry.ranges import Count
 
 
 @register("ffn", "geglu")
-class GEGLU(FFN):
+class GEGLU(Gated):
     """Gated feed-forward network with a GELU gate.
 
     Shazeer 2020, arXiv 2002.05202: y = W_down (gelu(W_gate x) ⊙ W_up x). No biases. As in Gemma, with the tanh
     approximation.
 
     Args:
-        d_ff: F, hidden width; null is 8/3 of d_model, rounded up to a multiple of 64
         approximate: ``tanh`` as in Gemma, ``none`` for the exact GELU
     """
 
-    residual_outputs: ClassVar[tuple[str, ...]] = ("down.weight",)
-
-    def __init__(self, d_model: int, d_ff: Count | None = None, approximate: Literal["tanh", "none"] = "tanh") -> None:
-        super().__init__()
-        width = d_ff or rounded_width(8 * d_model / 3)
+    def __init__(
+        self,
+        d_model: int,
+        d_ff: Count | None = None,
+        approximate: Literal["tanh", "none"] = "tanh",
+        gate_conv: Convolution | None = None,
+        up_conv: Convolution | None = None,
+    ) -> None:
+        super().__init__(d_model, d_ff, gate_conv, up_conv)
         self.approximate = approximate
-        self.gate = Linear(d_model, width, bias=False)
-        self.up = Linear(d_model, width, bias=False)
-        self.down = Linear(width, d_model, bias=False)
 
-    def forward(self, x: Tensor, given: Pass | None = None) -> tuple[Tensor, None]:
-        return self.down(F.gelu(self.gate(x), approximate=self.approximate) * self.up(x)), None
-
-    def parallel_plan(self) -> dict[str, Placement]:
-        return {"gate.weight": "column", "up.weight": "column", "down.weight": "row"}
+    def activated(self, gate: Tensor, up: Tensor) -> Tensor:
+        return F.gelu(gate, approximate=self.approximate) * up

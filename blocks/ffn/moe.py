@@ -48,4 +48,4 @@ class MoE(FFN):
         if self.dropping is not None:
             routing = self.dropping(routing, x.shape[:2])
         y = self.experts(x.flatten(0, 1), routing).view_as(x)
-        return (y if self.shared is None else y + self.shared(x)[0]), routing
+        return (y if self.shared is None else y + self.shared(x, given)[0]), routing

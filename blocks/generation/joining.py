@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
-from blockwright.blocks.attention.base import Attention, empty_cache
+from blockwright.blocks.attention.base import Attention
 from blockwright.blocks.base import Block
 from blockwright.blocks.cache.base import Cache
 from blockwright.blocks.cache.fit import caches_that_fit
@@ -69,7 +69,7 @@ def _joinable(name: str, layer: nn.Module, made: tuple[int, int, torch.dtype, to
     attention, place = layer.attention, f"{name}.attention"
     assert isinstance(attention, Attention)
     try:
-        cache = empty_cache(attention, *made)
+        cache = layer.new_cache(*made)  # type: ignore[operator]
     except NotImplementedError:
         rule = "an attention of this model keeps no cache, which rows could join"
         raise BlockError(place, None, rule, "Choose another attention, or give it new_cache") from None

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar
+from typing import Any
 
 from torch import Tensor
 
 from blockwright.blocks.base import Block
+from blockwright.blocks.forward_pass import Pass
 from blockwright.registry import family
 
 Mixer = Callable[[Tensor], Tensor]
@@ -27,7 +28,7 @@ class Residual(Block):
     """
 
     streams: int | None = None
-    adds_branches: ClassVar[bool] = False
+    adds_branches: bool = False
 
     @classmethod
     def child_context(cls, child: str, known: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -40,6 +41,11 @@ class Residual(Block):
     def close(self, x: Tensor) -> Tensor:
         """What the last layer's residual block gives → [B,T,D], the input of the final norm."""
         return x
+
+    def mixers(self, attention: Mixer, ffn: Mixer, given: Pass) -> tuple[Mixer, Mixer]:
+        """The mixers as ``forward`` is to call them, by default as they are; a block that does more with what a mixer
+        reads or returns than the rest of ``forward`` does, and needs the data of the tokens for it, wraps them."""
+        return attention, ffn
 
     def forward(self, x: Tensor, attention: Mixer, ffn: Mixer) -> Tensor:
         """x [B,T,D] → [B,T,D], or the same of streams; ``attention`` and ``ffn`` map [B,T,D] to [B,T,D] and are each

@@ -14,7 +14,6 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from blockwright.blocks.alike import alike
-from blockwright.blocks.attention.base import empty_cache
 from blockwright.blocks.cost import cache_bytes, count_parameters
 from blockwright.blocks.decoder import Decoder
 from blockwright.blocks.kernels.quantise import BITS
@@ -127,8 +126,8 @@ def bytes_of_one(decoder: Decoder, context: int, weight_bits: float, cache_bits:
             raise ConfigError("cache.bits", cache_bits, error.rule, "Leave cache.bits out") from None
     total, of_one = 0.0, (1, context, torch.bfloat16, torch.device("meta"), None)
     for group in alike(decoder.layers):
-        attention: Any = decoder.layers[group[0]].attention
-        cache = empty_cache(attention, *of_one)
+        layer: Any = decoder.layers[group[0]]
+        cache = layer.new_cache(*of_one)
         total += len(group) * cache.nbytes * (cache_bits / 16 if getattr(cache, "quantises", True) else 1)
     return total
 

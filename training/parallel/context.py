@@ -8,7 +8,8 @@ the gather is a sum over the ranks.
 
 Sequences are cut into 2n chunks, of which rank r has r and 2n − 1 − r: in causal attention all ranks then have as much
 to compute (Llama 3, arXiv 2407.21783, §3.3.2, which gathers keys and values too). The block is called once for
-each. Everything around attention works on single tokens.
+each. Everything around attention works on single tokens, but for convolutions, which receive the few inputs before each
+chunk (training/parallel/tails.py).
 
 Not supported: overlap of the gathers with computation, and rings of ranks (arXiv 2310.01889), which spread the keys
 too: here each rank has what a layer caches of the whole sequence, and expands it itself.
@@ -30,6 +31,7 @@ from blockwright.blocks.kernels.documents import is_real
 from blockwright.blocks.share import Share
 from blockwright.registry import BlockError, ConfigError
 from blockwright.training.parallel.collectives import gather
+from blockwright.training.parallel.tails import ChunkTails, RankTails
 
 
 class Context:
@@ -71,12 +73,18 @@ class HeadAndTail(Share):
         last = 2 * n - 1 - r
         return torch.cat((whole[:, r * c : (r + 1) * c], whole[:, last * c : (last + 1) * c]), 1)
 
+    def tails(self, segments: Tensor | None) -> RankTails:
+        return RankTails(self, segments)
+
     def attend(self, attention: Attention, x: Tensor, given: Pass) -> Tensor:
         length = given.positions.shape[1]
         memory = Spread(self, given.positions, given.segments, _reach(attention, length))
         carried = split(given.carry or {}, self.chunk)
         places = self.take(given.positions).tensor_split([self.chunk], 1)
-        head, tail = (Pass(p, cache=memory, carry=part, losses={}) for p, part in zip(places, carried, strict=True))
+        tails = ChunkTails(self, given.segments)
+        head, tail = (
+            Pass(p, cache=memory, carry=part, losses={}, tails=tails) for p, part in zip(places, carried, strict=True)
+        )
         halves = zip(x.tensor_split([self.chunk], 1), (head, tail), strict=True)
         y = torch.cat([attention(h, chunk) for h, chunk in halves], 1)
         if given.carry is not None:

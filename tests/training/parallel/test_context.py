@@ -65,6 +65,8 @@ ATTENTIONS: dict[str, dict[str, Any]] = {
     "plug-in": {"name": "plain_plugin", "n_heads": 4},
     "differential": {"name": "differential", "n_heads": 4},
     "differential, dsa": {"name": "differential", "n_heads": 4, "selector": CHOOSES},
+    "canon": {"name": "gqa", "n_heads": 4, **dict.fromkeys(("query_conv", "key_conv"), "canon"), "value_conv": "silu"},
+    "mla, canon": {"name": "mla", "n_heads": 4, "query_conv": "canon", "latent_conv": {"name": "canon", "taps": 8}},
     "shared_kv": {"name": "shared_kv", "n_heads": 4, "n_groups": 2, "window": 11},
 }
 POSITIONS = ("none", "rope", "rope_linear", "rope_llama3", "rope_ntk", "yarn", "alibi", "learned", "sinusoidal")
@@ -85,6 +87,10 @@ EXPERTS = {
     "experts": {"name": "swiglu", "d_ff": 16},
 }
 FEEDS: dict[str, dict[str, Any]] = {"dense": NO_EXPERTS, "moe": EXPERTS, "moe, mtp": {**EXPERTS, "mtp": {"depth": 2}}}
+WIDE = {"name": "canon", "taps": 14}  # a chunk and more
+FEEDS["canon"] = {"ffn": {**NO_EXPERTS["ffn"], "gate_conv": WIDE, "up_conv": "silu"}, "mtp": {"depth": 2}}
+FEEDS["canon"]["residual"] = {"name": "convolved", "residual": "prenorm", "attention_conv": "canon", "ffn_conv": "silu"}
+FEEDS["canon"]["residual"] |= {"attention_out_conv": WIDE, "ffn_out_conv": "canon"}
 ALL = list(itertools.product(ATTENTIONS, POSITIONS, ("whole", "packed"), ("moe, mtp",)))
 SOME = [
     ("mha", "alibi", "packed", "dense"),
@@ -110,6 +116,8 @@ SOME = [
     ("composed", "between", "packed", "dense"),
     ("window", "between", "packed", "dense"),
     ("shared_kv", "rope", "packed", "dense"),
+    ("canon", "rope", "packed", "canon"),
+    ("mla, canon", "alibi", "whole", "canon"),
 ]
 
 

@@ -1,0 +1,60 @@
+from __future__ import annotations
+
+from torch import Tensor
+
+from blockwright.blocks.convolution.base import Convolution, convolved
+from blockwright.blocks.forward_pass import Pass
+from blockwright.blocks.residual.base import Mixer, Residual
+from blockwright.registry import register
+
+
+@register("residual", "convolved")
+class Convolved(Residual):
+    """Another residual block, whose mixers read and return what convolutions make of the last few tokens.
+
+    Canon layers A and C (Allen-Zhu 2025, SSRN 5240330) are ``attention_conv`` and ``ffn_conv``: h ← conv(norm(x)), then
+    the mixer reads h. Inkling's are ``attention_out_conv`` and ``ffn_out_conv``: x ← x + conv(mixer(norm(x))). Norms
+    and streams are those of the inner block, which is any. Sparse experts read what ``ffn_conv`` gives, and have no
+    convolution inside.
+
+    Args:
+        residual: connects the mixers, e.g. ``prenorm``
+        attention_conv: of what the attention reads, after its norm; null for none
+        attention_out_conv: of what the attention returns; null for none
+        ffn_conv: of what the feed-forward block reads, after its norm; null for none
+        ffn_out_conv: of what the feed-forward block returns; null for none
+    """
+
+    def __init__(
+        self,
+        residual: Residual,
+        attention_conv: Convolution | None = None,
+        attention_out_conv: Convolution | None = None,
+        ffn_conv: Convolution | None = None,
+        ffn_out_conv: Convolution | None = None,
+    ) -> None:
+        super().__init__()
+        self.residual, self.streams = residual, residual.streams
+        self.attention_conv, self.attention_out_conv = attention_conv, attention_out_conv
+        self.ffn_conv, self.ffn_out_conv = ffn_conv, ffn_out_conv
+        after = (conv for conv in (attention_out_conv, ffn_out_conv) if conv is not None)
+        self.adds_branches = residual.adds_branches and all(conv.scales for conv in after)
+
+    def open(self, x: Tensor) -> Tensor:
+        return self.residual.open(x)
+
+    def close(self, x: Tensor) -> Tensor:
+        return self.residual.close(x)
+
+    def mixers(self, attention: Mixer, ffn: Mixer, given: Pass) -> tuple[Mixer, Mixer]:
+        def attend(h: Tensor) -> Tensor:
+            y = attention(convolved(self.attention_conv, h, given))
+            return convolved(self.attention_out_conv, y, given)
+
+        def feed(h: Tensor) -> Tensor:
+            return convolved(self.ffn_out_conv, ffn(convolved(self.ffn_conv, h, given)), given)
+
+        return self.residual.mixers(attend, feed, given)
+
+    def forward(self, x: Tensor, attention: Mixer, ffn: Mixer) -> Tensor:
+        return self.residual(x, attention, ffn)
