@@ -66,11 +66,12 @@ class SigmoidSink(LinearGating):
         probs = logits.sigmoid()
         if experts is None:
             choice = probs[:, : self.n_routed].detach() + self.bias.to(probs.dtype)
-            chosen = choice.topk(self.top_k - self.n_shared).indices
+            chosen = choice.topk(self.top_k - self.n_shared, sorted=False).indices
             shared = torch.arange(self.n_routed, self.n_experts, device=logits.device).expand(len(logits), -1)
             experts = torch.cat((chosen, shared), 1)
-        weights = F.logsigmoid(logits.gather(1, experts)).softmax(-1)  # s over its sum, without a small divisor
-        return experts, weights * (self.scaling * self.gain.to(weights.dtype)), probs
+        logs = F.logsigmoid(logits.gather(1, experts))
+        weights = (logs - logs.logsumexp(-1, keepdim=True)).exp()  # s over its sum, without a small divisor
+        return experts, weights * self.scaling * self.gain.to(weights.dtype), probs
 
     def _losses(self, routing: Routing, logits: Tensor, length: int, real: Tensor | None) -> dict[str, Tensor]:
         R = self.n_routed

@@ -122,9 +122,14 @@ def of_heads(bias: Tensor | Formula, heads: slice) -> Tensor | Formula:
 def times(bias: Bias, factors: Tensor) -> Bias:
     """A bias whose rows are multiplied by factors of the queries, [B|1,T]."""
     if isinstance(bias, Band):
-        return bias._replace(profiles=(bias.profiles * factors[..., None, None]).to(bias.profiles.dtype))
+        return bias._replace(profiles=_rounded_once(bias.profiles, factors[..., None, None]))
     made = dense(bias)
-    return None if made is None else (made * factors[:, None, :, None]).to(made.dtype)
+    return None if made is None else _rounded_once(made, factors[:, None, :, None])
+
+
+def _rounded_once(t: Tensor, factors: Tensor) -> Tensor:
+    wide = torch.promote_types(t.dtype, torch.float32)
+    return (t.to(wide) * factors.to(wide)).to(t.dtype)
 
 
 def of_any_length(t: Tensor, *dimensions: int) -> Tensor:

@@ -20,7 +20,8 @@ class LogScaled(Around):
     """Scores that grow with the logarithm of the query's position from a floor on, those of ``inner``'s bias too.
 
     Inkling (Thinking Machines 2026), as in transformers: all scores of query t, and their bias, are multiplied by
-    1 + scale · ln(max((t + 1)/floor, 1)). The factor is computed in fp32, and rounded once, to the queries' precision.
+    1 + scale · ln(max((t + 1)/floor, 1)). Products with the factor are rounded once, to the
+    queries' precision.
 
     Args:
         inner: the position whose scores grow; null for none
@@ -38,8 +39,8 @@ class LogScaled(Around):
         return Drawn(acts="scores")
 
     def growth(self, positions: Tensor) -> Tensor:
-        """[B|1,T] fp32."""
-        return 1 + self.scale * ((positions + 1).float() / self.floor).clamp(min=1).log()
+        """[B|1,T] fp64."""
+        return 1 + self.scale * ((positions + 1).double() / self.floor).clamp(min=1).log()
 
     def rotate(self, q: Tensor, k: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
         q, k = super().rotate(q, k, positions)
@@ -54,4 +55,4 @@ class LogScaled(Around):
 
     def _grown(self, q: Tensor, positions: Tensor) -> Tensor:
         wide = torch.promote_types(q.dtype, torch.float32)
-        return (q.to(wide) * self.growth(positions)[..., None, None]).to(q.dtype)
+        return (q.to(wide) * self.growth(positions)[..., None, None].to(wide)).to(q.dtype)

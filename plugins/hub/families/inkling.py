@@ -54,16 +54,16 @@ def _scaled(config: Config, banded: dict[str, Any]) -> dict[str, Any]:
 
 
 def _write_attention(decoder: Decoder, config: dict[str, Any]) -> None:
-    attentions: Any = [layer.attention for layer in decoder.layers]
+    attentions: list[Any] = [layer.attention for layer in decoder.layers]
     config["layer_types"] = [FULL if attention.window is None else SLIDING for attention in attentions]
-    near = next((a for a in attentions if a.window is not None), None)
-    full = next((a for a in attentions if a.window is None), None)
-    for prefix, found in (("swa_", near or full), ("", full or near)):
+    windows, others = ([a for a in attentions if (a.window is None) == full] for full in (False, True))
+    near, full = (windows or others)[0], (others or windows)[0]
+    for prefix, found in (("swa_", near), ("", full)):
         config[prefix + "num_attention_heads"] = found.query.out_features // found.head_dim
         config |= {prefix + "num_key_value_heads": found.n_kv_heads, prefix + "head_dim": found.head_dim}
-    config["sliding_window_size"] = decoder.config["max_positions"] if near is None else near.window
+    config["sliding_window_size"] = near.window or near.position.bank.shape[1]
     config["conv_kernel_size"] = attentions[0].key_conv.weight.shape[1]
-    position = (full or near).position
+    position = full.position
     if (inner := getattr(position, "inner", None)) is not None:
         config |= {"log_scaling_n_floor": position.floor, "log_scaling_alpha": position.scale}
         position = inner
