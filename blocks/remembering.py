@@ -58,3 +58,8 @@ class Remembering(Block):
             declared: tokens that the sequences are declared to have, for ``Position.rotate_in``
         """
         return ()
+
+    def neutral(self) -> dict[str, Tensor] | None:
+        """Values of some of its parameters with which an attention computes what it does without it, or with its
+        ``inner`` alone: surgery begins there. None, the default, where there are none to learn from."""
+        return None

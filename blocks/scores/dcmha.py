@@ -74,6 +74,10 @@ class DynamicallyComposed(Scores):
             found = found + torch.einsum(f"bnts,b{token}n->bnts", of_pairs, gate[:, :, 0])
         return found
 
+    def neutral(self) -> dict[str, Tensor]:
+        names = (f"{side}.{name}" for side in ("of_query", "of_key") for name in ("written", "gate.weight"))
+        return {name: torch.zeros_like(self.get_parameter(name)) for name in names}
+
     def parallel_plan(self) -> dict[str, Placement]:
         names = ("hidden.weight", "read", "written", "gate.weight")
         return {f"{side}.{name}": "replicate" for side in ("of_query", "of_key") for name in names}

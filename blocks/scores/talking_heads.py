@@ -42,5 +42,9 @@ class TalkingHeads(Scores):
         )
         return torch.einsum("mn,bnts,bsmv->btmv", self.of_weights, weights.to(v.dtype), v)
 
+    def neutral(self) -> dict[str, Tensor]:
+        heads = torch.eye(len(self.of_scores))
+        return {"of_scores": heads, "of_weights": heads.clone()}
+
     def parallel_plan(self) -> dict[str, Placement]:
         return {"of_scores": "replicate", "of_weights": "replicate"}

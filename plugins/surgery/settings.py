@@ -23,6 +23,7 @@ _BUILDING = {
     "parallel_plan",
     "counted_as",
     "drawn",
+    "neutral",
 }
 
 

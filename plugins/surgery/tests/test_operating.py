@@ -115,6 +115,10 @@ class Case:
         ("streams", {"norm": "layernorm"}, {"residual": {"name": "mhc", "mixing": "sinkhorn", "n_streams": 3}}),
         ("streams", {"norm": "none"}, {"residual": "hyper_connections", "ffn": {"name": "swiglu", "d_ff": 72}}),
         ("first_values", {"qk_norm": "per_head"}, {"values": "value_residual"}),
+        ("neutral", {}, {"attention": {**GQA, "scores": "talking_heads"}}),
+        ("neutral", {}, {"attention": {**GQA, "scores": {"name": "dcmha", "rank": 1, "width": 5}}}),
+        ("neutral", {}, {"position": {"name": "banded", "rank": 3, "extent": 9, "inner": "rope"}}),
+        ("neutral", {"position": "alibi"}, {"position": {"name": "banded", "extent": 9, "inner": "alibi"}}),
     ],
 )
 def test_exact_operator_leaves_the_logits_alone(name: str, old: dict[str, Any], new: dict[str, Any]) -> None:

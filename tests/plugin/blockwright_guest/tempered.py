@@ -23,6 +23,9 @@ class Tempered(Scores):
     def remember(self, x, positions, declared):
         return (self.of_key(x).tanh(),)
 
+    def neutral(self):
+        return {f"{side}.weight": self.of_query.weight * 0 for side in ("of_query", "of_key")}
+
     def forward(self, q, k, v, scoring, x, noted):
         k = k.repeat_interleave(q.shape[2] // k.shape[2], 2)
         v = v.repeat_interleave(q.shape[2] // v.shape[2], 2)
