@@ -62,7 +62,7 @@ class Layer(nn.Module):
             NotImplementedError: it has none
         """
         cache = empty_cache(self.attention, batch, length, dtype, device, bits)
-        tails = {block.place: ((block.past, block.dim), dtype) for block in self.convolutions}
+        tails = {block.place: (block.tail, dtype) for block in self.convolutions}
         if not tails:
             return cache
         if not isinstance(cache, Cache):

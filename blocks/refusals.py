@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from blockwright.blocks.kernels.machine import device_memory
 from blockwright.blocks.selector.base import Selector
 from blockwright.registry import ConfigError, Node
 from blockwright.registry.layout import patched
+from blockwright.registry.schema import Parameter
 
 MAX_PARAMETERS = 10**14  # a hundred times the largest known model
 MAX_DISTINCT = 256  # distinct layers of one model
@@ -127,10 +128,11 @@ def _refuse_untaken(model: Mapping[str, Any], nodes: Nodes, layers: Layers) -> N
             block = registry.lookup(kind, node["name"]).cls
             alike = [i for i, of_layer in nodes.items() if of_layer.get(kind) == node]
             taken = any(isinstance(module, block) for i in alike for module in layers[i].modules())
-            if taken or any(_declines(kind, nodes[i]) for i in alike):
+            reached = taken and any(_reaches(kind, nodes[i]) for i in alike)
+            if reached or any(_declines(kind, nodes[i]) for i in alike):
                 continue
             hosts = _hosts(kind)
-            if all(optional for *_, optional in hosts):
+            if all(p.optional for *_, p in hosts):
                 rule = f"no block of this model takes this {kind}, so it would change nothing"
                 remedy = f"Remove it (model.{kind}=null), or choose a block that takes one: {_listed(hosts)}"
                 raise ConfigError(written_at(model, kind, node, index), node["name"], rule, remedy)
@@ -138,23 +140,29 @@ def _refuse_untaken(model: Mapping[str, Any], nodes: Nodes, layers: Layers) -> N
 
 def _declines(kind: str, nodes: Mapping[str, dict[str, Any]]) -> bool:
     """Whether some block of a layer sets a child of this kind to null."""
+    return any(given is None for _, given in _places(kind, nodes))
+
+
+def _reaches(kind: str, nodes: Mapping[str, dict[str, Any]]) -> bool:
+    """Whether the model's own block of a kind is some block's child: one that is optional has the name of the kind."""
+    return any(p.name == kind or not p.optional for p, _ in _places(kind, nodes))
+
+
+def _places(kind: str, nodes: Mapping[str, dict[str, Any]]) -> Iterator[tuple[Parameter, Any]]:
+    """The parameters of a layer's blocks that take a child of this kind, with what is written for them."""
     scope = {k: Node(node, f"model.{k}") for k, node in nodes.items()}
-    return any(
-        p.child == kind and given[p.name] is None
-        for part in LAYER_PARTS
-        if part in scope
-        for _, entry, given in registry.walk(part, scope[part], scope)
-        for p in entry.schema.children.values()
-    )
+    for part in LAYER_PARTS:
+        for _, entry, given in registry.walk(part, scope[part], scope) if part in scope else ():
+            yield from ((p, given[p.name]) for p in entry.schema.children.values() if p.child == kind)
 
 
-def _hosts(kind: str) -> list[tuple[str, str, bool]]:
-    """Kind and name of every block that takes a child of this kind, and whether the child is optional.
+def _hosts(kind: str) -> list[tuple[str, str, Parameter]]:
+    """Kind and name of every block that takes a child of this kind, and the parameter that takes it.
 
     A block that wraps another of its own kind is no host: it is a choice itself. This imports the whole catalogue.
     """
     return [
-        (host, name, p.optional)
+        (host, name, p)
         for host in registry.kinds()
         for name in registry.names(host)
         for p in registry.lookup(host, name).schema.children.values()
@@ -162,9 +170,12 @@ def _hosts(kind: str) -> list[tuple[str, str, bool]]:
     ]
 
 
-def _listed(hosts: list[tuple[str, str, bool]]) -> str:
-    kinds = dict.fromkeys(host for host, *_ in hosts)
-    return ", ".join(f"{kind} {'|'.join(name for k, name, _ in hosts if k == kind)}" for kind in kinds) or "none"
+def _listed(hosts: list[tuple[str, str, Parameter]]) -> str:
+    """``attention gqa|mha``; where parameters have names of their own, ``attention.key_conv gqa|mha``."""
+    names = dict[str, dict[str, None]]()
+    for kind, name, p in hosts:
+        names.setdefault(kind if p.name == p.child else f"{kind}.{p.name}", {})[name] = None
+    return ", ".join(f"{place} {'|'.join(of)}" for place, of in names.items()) or "none"
 
 
 def _check_variants(model: Mapping[str, Any]) -> None:

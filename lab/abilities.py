@@ -5,7 +5,7 @@ The probes are light, one layer and a dozen tokens; they do not prove conformanc
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -44,6 +44,7 @@ DENSE: dict[str, Any] = {
     **{kind: node for kind, node in EXAMPLES.items() if not is_input(kind)},
 }
 WRAPPED = DENSE | {"selector": {"name": "block", "block_size": 3, "top_k": 2}}  # in a block of the same kind
+GROUPED = DENSE | {"attention": {"name": "gqa", "n_heads": 4, "n_kv_heads": 1}}
 RECURRENT = DENSE | {"attention": {"name": "gated_delta", "n_heads": 4}}
 MIXTURE = DENSE | {"ffn": {"name": "moe", "n_experts": 8}}
 WINDOWED = DENSE | {"attention": {"name": "shared_kv", "n_heads": 4, "window": 8}}
@@ -62,12 +63,17 @@ def host(kind: str, name: str) -> tuple[Decoder, nn.Module]:
     wrapped = [p for p in entry.schema.children.values() if p.child == kind and not p.optional]
     node |= {p.name: WRAPPED[kind] for p in wrapped}  # from scope, it would contain itself
     around = {"position": "rope"} if kind == "attention" else {}
-    # A decoder refuses what it has no place for, at the path of the kind; other errors are the block's.
-    for model in (DENSE, MIXTURE, RECURRENT, WINDOWED, STREAMS, WITH_INPUTS):
+    # A decoder refuses what it has no place for, and an owner what does not fit it, at the path of the kind; other
+    # errors are the block's.
+    own = (
+        {**model, **around, kind: node}
+        for model in (DENSE, GROUPED, MIXTURE, RECURRENT, WINDOWED, STREAMS, WITH_INPUTS)
+    )
+    for model in (*own, *_as_child(kind, node)):
         try:
-            decoder = compose({**model, **around, kind: node})
+            decoder = compose(model)
         except ConfigError as refusal:
-            if refusal.path != f"model.{kind}":
+            if not refusal.path.endswith(f".{kind}"):
                 raise
             continue
         found = [module for module in decoder.modules() if type(module) is entry.cls]
@@ -75,6 +81,17 @@ def host(kind: str, name: str) -> tuple[Decoder, nn.Module]:
             return decoder.double(), found[0]
     rule = "no decoder of the catalogue has a place for it"
     raise ConfigError(f"{kind}/{name}", kind, rule, "Give a decoder in lab/abilities.py a block that takes one")
+
+
+def _as_child(kind: str, node: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """The dense decoder with a block for a parameter of one of its own, which need not have the name of the kind."""
+    for of_model, outer in DENSE.items():
+        if of_model in registry.kinds():
+            name = outer if isinstance(outer, str) else outer["name"]
+            written = {} if isinstance(outer, str) else outer
+            children = registry.lookup(of_model, name).schema.children.values()
+            taken = (p.name for p in children if p.child == kind)
+            yield from ({**DENSE, of_model: {"name": name, **written, parameter: node}} for parameter in taken)
 
 
 def _run(decoder: Decoder, tokens: Tensor, training: bool = False, **given: Any) -> Tensor:

@@ -13,6 +13,7 @@ from blockwright.blocks.forward_pass import Pass
 from blockwright.blocks.linear import Linear
 from blockwright.blocks.norm.base import Norm
 from blockwright.blocks.position.base import Position
+from blockwright.blocks.readout.base import Readout
 from blockwright.blocks.selector.base import Selector
 from blockwright.registry import register
 from blockwright.registry.ranges import Count
@@ -32,6 +33,7 @@ class Factorised(Scored):
         q_lora_rank: width of c; null is d_model / 4
         position: rotates queries and keys, or biases scores
         q_norm: norm of c
+        readout: changes each head's sum over values; null for none
         selector: chooses which keys a query sees; null for none
     """
 
@@ -45,6 +47,7 @@ class Factorised(Scored):
         n_heads: Count = 8,
         head_dim: Count | None = None,
         q_lora_rank: Count | None = None,
+        readout: Readout | None = None,
         selector: Selector | None = None,
     ) -> None:
         super().__init__(d_model)
@@ -52,7 +55,9 @@ class Factorised(Scored):
         self.down = Linear(d_model, latent, bias=False)
         self.up_query = Linear(latent, n_heads * self.head_dim, bias=False)
         self.key, self.value = (Linear(d_model, self.head_dim, bias=False) for _ in range(2))
-        self.output = Linear(n_heads * self.head_dim, d_model, bias=False)
+        self.readout = readout
+        left = n_heads if readout is None else readout.heads(n_heads)
+        self.output = Linear(left * self.head_dim, d_model, bias=False)
         self.position, self.q_norm, self.selector = position, q_norm, selector
         self.scale = position.softmax_scale / self.head_dim**0.5
 
@@ -61,7 +66,7 @@ class Factorised(Scored):
         H, latent = _widths(*(known[name] for name in ("d_model", "n_heads", "head_dim", "q_lora_rank")))
         if child == "selector":
             return {"latent_dim": latent, "attention_heads": known["n_heads"]}
-        return {"dim": latent} if child == "q_norm" else {"head_dim": H}
+        return {"dim": latent} if child == "q_norm" else {"head_dim": H, "n_kv_heads": 1}
 
     def mix(self, x: Tensor, given: Pass) -> Tensor:
         latent = self.q_norm(self.down(x))

@@ -18,6 +18,7 @@ from blockwright.blocks.linear import Linear
 from blockwright.blocks.output_gate.base import OutputGate
 from blockwright.blocks.position.base import Position
 from blockwright.blocks.qk_norm.base import QKNorm
+from blockwright.blocks.readout.base import Readout
 from blockwright.blocks.scores.base import Scores
 from blockwright.blocks.selector.base import Selector
 from blockwright.blocks.values.base import Values
@@ -40,6 +41,7 @@ class GroupedAttention(Scored):
         key_conv: convolves keys in the same way; null for none
         value_conv: convolves values, before ``values``; null for none
         qk_norm: normalises queries and keys before rotation; null for none
+        readout: changes each head's sum over values; null for none
         output_gate: gates the heads' outputs; null for none
         scores: replaces the plain softmax; null for none
         values: changes the values before they are cached; null for none
@@ -63,6 +65,7 @@ class GroupedAttention(Scored):
         key_conv: Convolution | None = None,
         value_conv: Convolution | None = None,
         qk_norm: QKNorm | None = None,
+        readout: Readout | None = None,
         output_gate: OutputGate | None = None,
         scores: Scores | None = None,
         values: Values | None = None,
@@ -77,15 +80,18 @@ class GroupedAttention(Scored):
         self.query = Linear(d_model, n_heads * H, bias=bias)
         self.key = Linear(d_model, n_kv_heads * H, bias=bias)
         self.value = Linear(d_model, n_kv_heads * H, bias=bias)
-        self.output = Linear(n_heads * H, d_model, bias=bias if output_bias is None else output_bias)
+        left = n_heads if readout is None else readout.heads(n_heads)
+        self.output = Linear(left * H, d_model, bias=bias if output_bias is None else output_bias)
         self.position, self.qk_norm, self.output_gate, self.scores = position, qk_norm, output_gate, scores
-        self.values = values
+        self.readout, self.values = readout, values
         self.query_conv, self.key_conv, self.value_conv = query_conv, key_conv, value_conv
         self.scale = position.softmax_scale / (query_scale or H) ** 0.5
 
     @classmethod
     def child_context(cls, child: str, known: Mapping[str, Any]) -> Mapping[str, Any]:
         of = super().child_context(child, known)
+        if child == "output_gate" and (readout := known.get("readout")) is not None:
+            return {**of, "n_heads": readout.heads(known["n_heads"])}
         if not child.endswith("_conv"):
             return of
         return {**of, "dim": of["head_dim"] * known["n_heads" if child == "query_conv" else "n_kv_heads"]}

@@ -13,6 +13,7 @@ from blockwright.blocks.base import Placement
 from blockwright.blocks.forward_pass import Pass
 from blockwright.blocks.linear import Linear
 from blockwright.blocks.position.base import Position
+from blockwright.blocks.readout.base import Readout
 from blockwright.blocks.selector.base import Selector
 from blockwright.registry import register
 from blockwright.registry.ranges import Count
@@ -31,6 +32,7 @@ class GroupedTied(Scored):
         n_kv_heads: K, tied heads; divides n_heads
         rope_head_dim: R, rotated part of a head; null is half, as in the paper, or the even number below
         position: rotates half of queries and keys, or biases scores
+        readout: changes each head's sum over values; null for none
         selector: chooses which keys a query sees; null for none
     """
 
@@ -43,16 +45,19 @@ class GroupedTied(Scored):
         n_heads: Count = 8,
         n_kv_heads: Count = 2,
         rope_head_dim: Count | None = None,
+        readout: Readout | None = None,
         selector: Selector | None = None,
     ) -> None:
         super().__init__(d_model)
         check_groups(n_heads, n_kv_heads)
         self.head_dim, self.n_kv_heads = even_heads(d_model, n_heads), n_kv_heads
         self.rope = rotated_part(self.head_dim, rope_head_dim)
-        self.query, self.output = (Linear(d_model, d_model, bias=False) for _ in range(2))
+        left = n_heads if readout is None else readout.heads(n_heads)
+        self.query = Linear(d_model, d_model, bias=False)
+        self.output = Linear(left * self.head_dim, d_model, bias=False)
         self.tied = Linear(d_model, n_kv_heads * self.head_dim, bias=False)
         self.rotating = Linear(d_model, self.rope, bias=False)
-        self.position, self.selector = position, selector
+        self.position, self.readout, self.selector = position, readout, selector
         self.scale = position.softmax_scale / self.head_dim**0.5
 
     @classmethod

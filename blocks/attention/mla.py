@@ -18,6 +18,7 @@ from blockwright.blocks.kernels.latent_attention import of_latents
 from blockwright.blocks.linear import Linear
 from blockwright.blocks.norm.base import Norm
 from blockwright.blocks.position.base import Position
+from blockwright.blocks.readout.base import Readout
 from blockwright.blocks.selector.base import Selector
 from blockwright.registry import register
 from blockwright.registry.ranges import Count
@@ -53,6 +54,7 @@ class MLA(Scored):
         position: rotates the rope parts, or biases scores
         query_conv: convolves queries over the last few tokens, before rotation; null for none
         latent_conv: convolves latents and rope parts of keys, before kv_norm; null for none
+        readout: changes each head's sum over values; null for none
         selector: chooses which keys a query sees; null for none
     """
 
@@ -72,6 +74,7 @@ class MLA(Scored):
         v_head_dim: Count | None = None,
         query_conv: Convolution | None = None,
         latent_conv: Convolution | None = None,
+        readout: Readout | None = None,
         selector: Selector | None = None,
     ) -> None:
         super().__init__(d_model)
@@ -86,7 +89,9 @@ class MLA(Scored):
             self.query = nn.Sequential(down, q_norm, up)
         self.kv_down = Linear(d_model, self.latent + self.rope, bias=False)
         self.kv_up = Linear(self.latent, n_heads * (self.nope + self.v_head_dim), bias=False)
-        self.output = Linear(n_heads * self.v_head_dim, d_model, bias=False)
+        self.readout = readout
+        left = n_heads if readout is None else readout.heads(n_heads)
+        self.output = Linear(left * self.v_head_dim, d_model, bias=False)
         self.query_conv, self.latent_conv = query_conv, latent_conv
         if latent_conv is not None:
             latent_conv.placement = "replicate"  # all heads read the whole latent
@@ -95,9 +100,11 @@ class MLA(Scored):
     @classmethod
     def child_context(cls, child: str, known: Mapping[str, Any]) -> Mapping[str, Any]:
         given = ("d_model", "n_heads", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim", "kv_lora_rank")
-        nope, rope, _value, latent = _widths(*(known[name] for name in given))
+        nope, rope, value, latent = _widths(*(known[name] for name in given))
         if child == "selector":
             return {"latent_dim": known["q_lora_rank"] or known["d_model"], "attention_heads": known["n_heads"]}
+        if child == "readout":
+            return {"head_dim": value, "n_kv_heads": known["n_heads"]}
         dims = {"q_norm": known["q_lora_rank"] or 1, "kv_norm": latent}
         dims |= {"query_conv": known["n_heads"] * (nope + rope), "latent_conv": latent + rope}
         return {"dim": dims[child]} if child in dims else {"head_dim": rope}

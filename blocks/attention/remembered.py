@@ -74,7 +74,7 @@ def find(block: nn.Module, x: Tensor, given: Any) -> Layout:
 
     def noted(x: Tensor, given: Any, q: Tensor, held: Held, latent: Tensor | None = None) -> Tensor:
         found.append(layout(held))
-        return q.new_empty(*q.shape[:3], twin.expand(parts(held))[1].shape[-1])
+        return twin.read_out(q.new_empty(*q.shape[:3], twin.expand(parts(held))[1].shape[-1]), x, held)
 
     twin.attend = noted
     with torch.no_grad(), torch.device("meta"):

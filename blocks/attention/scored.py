@@ -11,11 +11,12 @@ from blockwright.blocks.attention.base import Attention
 from blockwright.blocks.attention.beside import Beside
 from blockwright.blocks.attention.mistakes import refuse_result
 from blockwright.blocks.attention.notes import slots
-from blockwright.blocks.attention.remembered import FOUND, Held, Layout, Memory, find
+from blockwright.blocks.attention.remembered import FOUND, Held, Layout, Memory, find, parts
 from blockwright.blocks.cache.base import Cache
 from blockwright.blocks.cache.ring import Ring
 from blockwright.blocks.forward_pass import Pass
 from blockwright.blocks.position.base import Position
+from blockwright.blocks.readout.base import Readout
 from blockwright.blocks.scores.base import Scores
 from blockwright.blocks.selector.base import Selector
 
@@ -33,6 +34,7 @@ class Scored(Attention):
         window: number of last tokens a query sees, itself included; None, the default, for all
         scores: replaces the plain softmax; None, the default, for none
         selector: chooses which keys a query sees, without a window; None, the default, for none
+        readout: changes the sums over values; None, the default, for none
     """
 
     position: Position
@@ -44,6 +46,7 @@ class Scored(Attention):
         self.window: int | None = None
         self.scores: Scores | None = None  # not of the class, which would hide a submodule of that name
         self.selector: Selector | None = None
+        self.readout: Readout | None = None
 
     @classmethod
     def child_context(cls, child: str, known: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -103,9 +106,14 @@ class Scored(Attention):
                 windows, beside a ``window`` of the tokens' own, which are one tensor [B,T,1,H] for keys and values
 
         Returns:
-            [B,T,N,V]
+            [B,T,N,V]; of a ``readout`` that joins heads, fewer
         """
-        return attending.attend(self, x, given, q, held, x if latent is None else latent, beside)
+        y = attending.attend(self, x, given, q, held, x if latent is None else latent, beside)
+        return self.read_out(y, x, held)
+
+    def read_out(self, y: Tensor, x: Tensor, held: Held) -> Tensor:
+        """The sums over values [B,T,N,V], as the ``readout`` changes them; arguments as of ``attend``."""
+        return y if self.readout is None else self.readout(y, self.expand(parts(held))[1], x)
 
     def forward(self, x: Tensor, given: Pass) -> Tensor:
         y = self.mix(x, given)

@@ -19,7 +19,8 @@ from blockwright.registry import BlockError
 
 BOUND = 1e-5  # fp32, two layers: another order of summation differs by about 1e-6
 KEEPS_SHAPE = ("attention", "ffn", "experts", "norm", "residual")  # contracts whose output has the input's shape
-CACHED = ("attention", "position", "scores", "compressor", "convolution")  # kinds that process what a cache returns
+# Kinds that process what a cache returns.
+CACHED = ("attention", "position", "scores", "readout", "compressor", "convolution")
 STEP_BOUND = 3e-5  # compressed keys are sums in another order too: 1.1e-5 in fp32, 4e-15 in fp64
 BF16_BOUND = 0.08  # of a token's norm: about twenty roundings of 0.4 % each, in random directions
 

@@ -26,6 +26,7 @@ from blockwright.blocks.gating.base import Gating
 from blockwright.blocks.initialise import initialise
 from blockwright.blocks.kernels.grouped_matmul import FLOPS
 from blockwright.blocks.kernels.quantise import BITS
+from blockwright.blocks.readout.base import Readout
 from blockwright.blocks.scores.base import Scores
 from blockwright.blocks.selector.base import Selector
 from blockwright.registry import BlockError
@@ -124,7 +125,7 @@ def allocation(setting: Setting) -> None:
 
 def remembers_what_it_says(setting: Setting) -> None:
     """Attention by scores attends once, remembers of a token the shapes that it declares, where it does, and attends
-    with the selector and the scores that it is given."""
+    with the selector, the scores and the readout that it is given."""
     decoder = compose(setting.model(), device="meta")
     scored = [block for block in decoder.modules() if isinstance(block, Scored)]
     measured = [block for block in scored if type(block).new_cache is Scored.new_cache]
@@ -138,7 +139,7 @@ def remembers_what_it_says(setting: Setting) -> None:
         same = said.slots() == found.slots() and said.widths() == found.widths()
         must(same, f"memory() says {dict(said.shapes)}, and mix remembers {dict(found.shapes)}")
         for name, child in block.named_children():
-            for attribute, contract in (("selector", Selector), ("scores", Scores)):
+            for attribute, contract in (("selector", Selector), ("scores", Scores), ("readout", Readout)):
                 used = not isinstance(child, contract) or getattr(block, attribute) is child
                 must(used, f"the child {name} is built, and not attended with: set self.{attribute} to it")
 

@@ -58,6 +58,11 @@ class Convolution(Block):
         mixed = [self.mix(each.inputs[:, self.past :], each.earlier(self.past)) for each in stretches]
         return mixed[0] if len(mixed) == 1 else torch.cat(mixed, 1)
 
+    @property
+    def tail(self) -> tuple[int, int]:
+        """Shape of what is remembered of it."""
+        return self.past, self.dim
+
     def drawn(self) -> Drawn:
         return Drawn((f"over {self.past + 1} tokens",))
 

@@ -94,7 +94,7 @@ class Blocks:
         name = cut(box.name + self.numbered(box), inner_room - GAP - width(where, SMALL), TEXT)
         beside_name = cut_items(box.lines, inner_room - width(name, TEXT) - width(where, SMALL) - 14)
         label = [] if beside_name else lines(box.lines, inner_room, SMALL)
-        inside = [*self._cells(box, inner_room), *self._children(box, inner_room)]
+        inside = [*self._cells(box, inner_room), *self._inside(box, inner_room)]
         inner = stacked(inside, GAP)
         head = 17 + 12.5 * len(label)
         height = head + (inner.height + 4 if inside else 0) + 1

@@ -8,7 +8,6 @@ from typing import Any
 from torch import nn
 
 from blockwright.blocks.alike import signature
-from blockwright.blocks.attention.base import Attention
 from blockwright.blocks.base import Block
 from blockwright.blocks.drawn import Drawn
 from blockwright.lab.drawing.caching import cached
@@ -69,6 +68,6 @@ def _used(child: nn.Module, block: nn.Module) -> bool:
 
 def _cached(block: nn.Module) -> Any:
     try:
-        return cached(block) if isinstance(block, Attention) else ()
+        return cached(block)
     except NotImplementedError:  # a plug-in's attention may have no cache
         return ()

@@ -1,24 +1,31 @@
-"""What an attention caches, read off the caches that it makes on the meta device."""
+"""What a block caches, read off the caches that an attention makes on the meta device, or off a convolution."""
 
 from __future__ import annotations
 
 from math import prod
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from blockwright.blocks.attention.base import Attention
 from blockwright.blocks.attention.scored import Scored
+from blockwright.blocks.convolution.base import Convolution
 from blockwright.blocks.cost import FAR
 from blockwright.lab.drawing.parts import Cached
 
 
-def cached(attention: Attention) -> tuple[Cached, ...]:
-    """The tensors of its cache; none where it has no cache.
+def cached(block: nn.Module) -> tuple[Cached, ...]:
+    """What is cached for a block itself: nothing for most.
 
     Raises:
-        NotImplementedError: it makes no cache
+        NotImplementedError: an attention makes no cache
     """
+    if isinstance(block, Convolution):
+        return (Cached("inputs", block.tail, (), "state", 0, 0, prod(block.tail), False),)
+    return _of_attention(block) if isinstance(block, Attention) else ()
+
+
+def _of_attention(attention: Attention) -> tuple[Cached, ...]:
     widths = attention.remembered().widths() if isinstance(attention, Scored) else {}
     near, far = _buffers(attention, FAR), _buffers(attention, 2 * FAR)
     one, two = _buffers(attention, 1), _buffers(attention, 2)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -15,11 +16,10 @@ from blockwright.blocks.cost import (
     idle_experts,
 )
 from blockwright.blocks.decoder import Decoder
-from blockwright.blocks.norm.base import Norm
 from blockwright.blocks.sample import Sample, sample
 from blockwright.lab.drawing.boxes import Records, box, count, part
 from blockwright.lab.drawing.parts import Box, Panel, Run, Scheme, Totals
-from blockwright.lab.drawing.wiring import branches
+from blockwright.lab.drawing.wiring import branches, norms
 from blockwright.registry.recording import recorded
 
 USUAL = 4096  # tokens that FLOPs are counted for, as in ``blockwright describe``
@@ -94,9 +94,9 @@ def _panel(made: Sample, alike: Sequence[int], idle: Sequence[int], name: str, r
     """
     first = min(alike, key=lambda i: made.layers[i][0])
     layer: Any = made.decoder.layers[first]
-    norms = {slot: child for slot, child in records[id(layer.residual)].children.items() if isinstance(child, Norm)}
     path = f"layers.{made.layers[first][0]}"
     attention, ffn, residual = _boxes(layer, path, records)
+    residual = _joined(residual)
     numbers, beyond, constant = _cache(Sample(made.decoder.with_layers([layer]), ((0,),)))
     return Panel(
         path=path,
@@ -105,7 +105,7 @@ def _panel(made: Sample, alike: Sequence[int], idle: Sequence[int], name: str, r
         attention=attention,
         ffn=ffn,
         residual=residual,
-        branches=branches(layer.residual, norms, made.decoder.config["d_model"]),
+        branches=branches(layer.residual, norms(layer.residual, records), made.decoder.config["d_model"]),
         streams=1 if layer.residual.streams is None else layer.residual.streams,
         parameters=count(layer),
         active=count(layer) - idle[first],
@@ -113,6 +113,16 @@ def _panel(made: Sample, alike: Sequence[int], idle: Sequence[int], name: str, r
         cache_beyond=beyond,
         cache_constant=constant,
     )
+
+
+def _joined(residual: Box) -> Box:
+    """The box of a residual block with the children of one inside it."""
+    children = [_joined(child) if child.kind == residual.kind else child for child in residual.children]
+    inner = [child for child in children if child.kind == residual.kind]
+    names = [f"around {each.name}" for each in inner]
+    own = [child for child in children if child not in inner]
+    held = (child for each in inner for child in each.children)
+    return replace(residual, lines=(*names, *residual.lines), children=(*own, *held))
 
 
 def _cache(decoder: Sample) -> tuple[int | None, float | None, int | None]:

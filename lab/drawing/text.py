@@ -114,7 +114,7 @@ def _inside(box: Box, width: int, indent: str = "") -> Iterator[str]:
         label = BETWEEN.join([*chosen, *child.lines])
         where = child.acts or child.slot.partition(".")[0]
         yield from _wrapped([f"{where}: {child.name}{label and f' ({label})'}"], indent, width)
-        yield from _inside(Box("", "", "", children=child.children), width, f"{indent}  ")
+        yield from _inside(Box("", "", "", cached=child.cached, children=child.children), width, f"{indent}  ")
     for held in box.cached:
         yield from _wrapped([f"▒ {BETWEEN.join(figures.cached(held))}"], indent, width)
 

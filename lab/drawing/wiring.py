@@ -13,7 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from blockwright.blocks.norm.base import Norm
 from blockwright.blocks.residual.base import Residual
+from blockwright.registry.recording import Built
 
 STREAM = "stream"  # what enters the layer
 MIXERS = ("attention", "ffn")
@@ -61,6 +63,16 @@ def branches(residual: Residual, norms: Mapping[str, nn.Module], width: int) -> 
             before = norm.part if norm and not _carries(norm, steps[place:]) else ""
             found.append(Branch((step.part,), before, *_later(step.part, steps[place + 1 :], norms)))
     return _together(found, steps)
+
+
+def norms(residual: nn.Module, records: Mapping[int, Built]) -> dict[str, nn.Module]:
+    """Parameter → norm of a residual block, those of a residual block inside it included."""
+    children = records[id(residual)].children
+    inner = [norms(child, records) for child in children.values() if isinstance(child, Residual)]
+    own: dict[str, nn.Module] = {slot: child for slot, child in children.items() if isinstance(child, Norm)}
+    for held in inner:
+        own |= held
+    return own
 
 
 def _later(mixer: str, steps: Sequence[Step], norms: Mapping[str, nn.Module]) -> tuple[str, str]:

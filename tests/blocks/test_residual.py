@@ -12,6 +12,7 @@ from torch import Tensor
 from blockwright import registry
 
 STREAMS = {"attention_residual", "hyper_connections", "mhc"}
+AROUND = {"convolved"}  # others: tests/blocks/test_convolution.py
 FORMULAS: dict[str, Callable[[Any, Tensor, Callable, Callable], Tensor]] = {}
 
 
@@ -57,7 +58,7 @@ def mixers() -> tuple[Callable, Callable]:
 
 
 def test_every_registered_wiring_is_tested() -> None:
-    assert set(registry.names("residual")) == set(FORMULAS) | STREAMS
+    assert set(registry.names("residual")) == set(FORMULAS) | STREAMS | AROUND
 
 
 @pytest.mark.parametrize("norm", ["rmsnorm", "layernorm"])
@@ -70,7 +71,7 @@ def test_wiring_follows_its_formula(
     torch.testing.assert_close(residual(x, *mixers), FORMULAS[name](residual, x, *mixers), rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("name", registry.names("residual"))
+@pytest.mark.parametrize("name", sorted({*registry.names("residual")} - AROUND))
 def test_each_mixer_is_called_once(make_block: Callable[..., Any], name: str) -> None:
     calls: list[str] = []
 

@@ -172,14 +172,6 @@ def differential(x: Tensor, block: Any) -> Tensor:
     return ((1 - lambda_0) * y).flatten(-2) @ block.output.weight.T
 
 
-def exclusive(x: Tensor, block: Any) -> Tensor:
-    q, k, v = (heads(x, m.weight, 6) for m in (block.query, block.key, block.value))
-    k, v = (t.repeat_interleave(4, 2) for t in (k, v))
-    y = times(softmax_map(q, k, 6**-0.5), v)
-    own = v / v.norm(dim=-1, keepdim=True)
-    return (y - (y * own).sum(-1, keepdim=True) * own).flatten(-2) @ block.output.weight.T
-
-
 def grouped_tied(x: Tensor, block: Any) -> Tensor:
     q, v, r = heads(x, block.query.weight, 6), heads(x, block.tied.weight, 6), heads(x, block.rotating.weight, 2)
     k = torch.cat((v[..., :4], r.expand(-1, -1, 2, -1)), -1)
@@ -223,7 +215,6 @@ def below() -> list[Tensor]:
 
 DEFINED: dict[str, tuple[Any, Callable[[Tensor, Any], Tensor]]] = {
     "differential": ("differential", differential),
-    "exclusive": ("exclusive", exclusive),
     "grouped_tied": ("grouped_tied", grouped_tied),
     "factorised": ("factorised", factorised),
     "depth": ("depth", depth),
@@ -357,7 +348,7 @@ def test_every_way_of_attending_is_the_same(attention: str, monkeypatch: pytest.
 # --- what a block gets ------------------------------------------------------------------------------------------------
 
 SELECTORS = [name for name in registry.names("selector") if name != "shared"]
-OF_SCORES = ["differential", "exclusive", "grouped_tied", "factorised", "depth"]
+OF_SCORES = ["differential", "grouped_tied", "factorised", "depth"]
 
 
 @pytest.mark.parametrize("selector", SELECTORS)

@@ -11,12 +11,13 @@ from blockwright.blocks.compose import compose, preset
 from blockwright.blocks.norm.base import Norm
 from blockwright.blocks.norm.rmsnorm import RMSNorm
 from blockwright.blocks.residual.base import Mixer, Residual
-from blockwright.lab.drawing.wiring import Branch, branches
+from blockwright.lab.drawing.wiring import Branch, branches, norms
 from blockwright.registry.recording import recorded
 
 PRE = (Branch(("attention",), before="attention_norm"), Branch(("ffn",), before="ffn_norm"))
 EXPECTED = {
     "attention_residual": PRE,
+    "convolved": PRE,
     "hyper_connections": PRE,
     "mhc": PRE,
     "parallel": (Branch(("attention", "ffn"), before="attention_norm"),),
@@ -34,8 +35,7 @@ def observed(residual: Any) -> tuple[Branch, ...]:
     with recorded() as records:
         decoder = compose(preset("tiny", {"vocab_size": 257, "residual": residual}), device="meta")
     block: Any = decoder.layers[1].residual
-    norms = {slot: child for slot, child in records[id(block)].children.items() if isinstance(child, Norm)}
-    return branches(block, norms, decoder.config["d_model"])
+    return branches(block, norms(block, records), decoder.config["d_model"])
 
 
 def test_every_residual_block_is_expected() -> None:
@@ -46,7 +46,8 @@ def test_every_residual_block_is_expected() -> None:
 
 @pytest.mark.parametrize("name", EXPECTED)
 def test_branches(name: str) -> None:
-    assert observed(name) == EXPECTED[name]
+    inner = {"residual": "prenorm"} if name == "convolved" else {}
+    assert observed({"name": name, **inner}) == EXPECTED[name]
 
 
 class Swapped(Residual):
