@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -46,7 +46,7 @@ def apart(block: Scored, stored: Sequence[Tensor]) -> Notes:
     return Notes(*(() if c is None else tuple(next(left) for _ in c.slots()) for c in _children(block)))
 
 
-def refuse_notes(**children: Remembering | None) -> None:
+def refuse_notes(children: Mapping[str, Remembering | None]) -> None:
     """Refuse children that note something of each key, where some keys are means of tokens.
 
     Raises:

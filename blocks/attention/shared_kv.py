@@ -85,7 +85,7 @@ class SharedKV(Scored):
             rule = f"must divide n_heads ({n_heads})"
             raise BlockError("n_groups", n_groups, rule, "Use 1 for all heads in one group")
         if compressor is not None:
-            refuse_notes(position=position, scores=scores)
+            refuse_notes({"position": position, "scores": scores})
         self.n_heads, self.head_dim, self.window, self.n_groups = n_heads, H, window, n_groups
         together = o_lora_rank or -(-d_model // n_groups)
         self.q_down = Linear(d_model, latent, bias=False)
