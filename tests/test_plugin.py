@@ -151,7 +151,7 @@ def said(small: list[str], warm: Warm, site: Path, environment: dict[str, str], 
 def test_plug_in_is_in_the_catalogue_with_its_provider(said: dict[str, Any]) -> None:
     code, text = said["catalogue"]
     assert code == 0
-    for name in ("attention/retention", "gating/noisy_topk", "position/xpos"):
+    for name in ("attention/retention", "gating/noisy_topk", "position/xpos", "position/forgetting", "scores/tempered"):
         (line,) = [line for line in text.splitlines() if f"{name} " in line]
         assert "blockwright-guest" in line
     assert "blockwright-guest" not in next(line for line in text.splitlines() if "attention/mla " in line)
@@ -318,7 +318,7 @@ from blockwright.blocks.conformance import cases, kernel_cases
 
 BLOCKS = (
     "attention/retention", "gating/noisy_topk", "kv_source/relayed", "memory/bigram", "position/xpos", "loop/mirror",
-    "entry/diagonal",
+    "entry/diagonal", "position/forgetting", "scores/tempered",
 )  # fmt: skip
 
 @pytest.mark.parametrize("case", [case for block in BLOCKS for case in cases(block)], ids=str)
@@ -371,11 +371,12 @@ def test_plug_in_proves_its_blocks_by_the_kit_in_its_own_tests(
     assert "its attention keeps no cache" in done.stdout
     assert "it does not route tokens" in done.stdout
     # Calls that the kernel does not take, and blocks without a router, indexer or cache.
-    assert skipped < 21 + 32 + 7 + 14
+    assert skipped < 21 + 32 + 7 + 19
 
 
 def test_nothing_here_names_the_plug_in() -> None:
-    names = r"blockwright_guest|\bretention\b|retentive|noisy_topk|\bxpos\b|\bzigzags\b|\brow_sphere\b"
+    own = "retention", "xpos", "zigzags", "row_sphere", "forgetting", "tempered"
+    names = "|".join(("blockwright_guest", "retentive", "noisy_topk", *(rf"\b{name}\b" for name in own)))
     for package in ("registry", "blocks", "training", "lab", "plugins", "conf"):
         for file in (ROOT / package).rglob("*"):
             if file.suffix in (".py", ".yaml"):
@@ -446,7 +447,7 @@ def test_plug_in_installs_with_pip(site: Path, environment: dict[str, str], tmp_
 def plugin_blocks(site: Path, temporary_blocks: None, monkeypatch: pytest.MonkeyPatch) -> Any:
     """The plug-in's classes in this process, registered until the test ends."""
     monkeypatch.syspath_prepend(str(site))
-    for name in ("retention", "noisy_topk", "xpos"):
+    for name in ("retention", "noisy_topk", "xpos", "forgetting", "tempered"):
         monkeypatch.delitem(sys.modules, f"blockwright_guest.{name}", raising=False)
         importlib.import_module(f"blockwright_guest.{name}")
 

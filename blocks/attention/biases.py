@@ -2,29 +2,41 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from blockwright.blocks.cache.base import Cache
 from blockwright.blocks.forward_pass import Pass
 from blockwright.blocks.kernels.choice import Kernels
-from blockwright.blocks.kernels.long_attention import Bias, Read, attention_in_parts, suits
-from blockwright.blocks.kernels.scoring import Slopes, dense
+from blockwright.blocks.kernels.long_attention import Bias as PartBias
+from blockwright.blocks.kernels.long_attention import Read, attention_in_parts, suits
+from blockwright.blocks.kernels.scoring import Bias, dense
 from blockwright.blocks.position.base import Position
+from blockwright.blocks.remembering import Keys, Queries
+from blockwright.registry import BlockError
 
 
-def score_bias(position: Position, given: Pass) -> Tensor | None:
+def score_bias(position: Position, queries: Queries, given: Pass, noted: tuple[Tensor, ...] = ()) -> Tensor | None:
     """Additive score bias [B|1,N|1,T,S]: the position's bias, and −∞ on a cache's padding and on other documents of a
     cache that has several; None if there is nothing.
 
     The keys are those that the last ``append`` to the cache gave, or without one those of the queries' tokens.
+
+    Args:
+        noted: [B,S,…] of the keys, for each of the position's ``slots``
+
+    Raises:
+        BlockError: the position has slots, and nothing is noted
     """
-    return dense(_padded(_position_bias(position, given), padding_bias(given)))
+    return dense(_padded(_position_bias(position, queries, given, noted), padding_bias(given)))
 
 
-def score_terms(position: Position, given: Pass) -> tuple[Tensor | Slopes | None, Tensor | None]:
+def score_terms(
+    position: Position, queries: Queries, given: Pass, noted: tuple[Tensor, ...] = ()
+) -> tuple[Bias, Tensor | None]:
     """``bias`` and ``segments`` of a ``Scoring``: those of ``score_bias``, but a cache's documents are not in the bias,
-    and slopes stay what they are: a tensor of either is as large as all scores."""
-    bias = _position_bias(position, given)
+    and a formula stays what it is: a tensor of either is as large as all scores."""
+    bias = _position_bias(position, queries, given, noted)
     if given.cache is None:
         return bias, given.segments
     documents = given.cache.segments()
@@ -39,19 +51,28 @@ def padding_bias(given: Pass) -> Tensor | None:
     return given.once(("padding", T, cache.alike()), lambda: cache.padding_bias(T))
 
 
-def _padded(bias: Tensor | Slopes | None, padding: Tensor | None) -> Tensor | Slopes | None:
+def _padded(bias: Bias, padding: Tensor | None) -> Bias:
     if padding is None:
         return bias
     found = dense(bias)
     return padding if found is None else found + padding
 
 
-def _position_bias(position: Position, given: Pass) -> Tensor | Slopes | None:
-    positions, cache = given.positions, given.cache
+def _position_bias(position: Position, queries: Queries, given: Pass, noted: tuple[Tensor, ...]) -> Bias:
+    if not _shifts(position):
+        return None
+    if len(noted) != len(position.slots()):
+        rule = "reads what it notes of each key, and this attention keeps no notes of its position"
+        raise BlockError("position", type(position).__name__, rule, "Use an attention of Scored, as gqa and mla are")
+    cache, places = given.cache, given.positions
     if cache is None:
-        return position.bias(positions, positions)
-    shifts = type(position).bias is not Position.bias  # avoids a tensor as long as the cache
-    return position.bias(positions, cache.positions(positions.device)) if shifts else None
+        return position.bias(queries, Keys(places, torch.arange(places.shape[1], device=places.device), noted))
+    return position.bias(queries, Keys(cache.positions(places.device), cache.indices(places.device), noted))
+
+
+def _shifts(position: Position) -> bool:
+    """Whether it has a bias; positions as many as the keys are made for one alone."""
+    return type(position).bias is not Position.bias
 
 
 def reads_in_parts(kernels: Kernels, cache: Cache, T: int) -> bool:
@@ -63,9 +84,8 @@ def reads_in_parts(kernels: Kernels, cache: Cache, T: int) -> bool:
 
 def attend_in_parts(
     position: Position,
-    positions: Tensor,
+    queries: Queries,
     cache: Cache,
-    q: Tensor,
     new: tuple[Tensor, ...],
     scale: float,
     read: Read | None = None,
@@ -73,8 +93,7 @@ def attend_in_parts(
     """Store T new tokens and attend to a cache part by part, where ``reads_in_parts``.
 
     Args:
-        positions: [B|1,T] of the new tokens
-        q: [B,T,N,H]
+        queries: the new tokens
         new: what the cache stores of them
         scale: multiplies q·k
         read: keys and values of some tokens; default: what is stored
@@ -83,22 +102,22 @@ def attend_in_parts(
         [B,T,N,V]
     """
     cache.store(*new)
-    bias = _part_bias(position, positions, cache)
-    return attention_in_parts(q, cache.length, read or cache.read, scale, bias)
+    bias = _part_bias(position, queries, cache)
+    return attention_in_parts(queries.q, cache.length, read or cache.read, scale, bias)
 
 
-def _part_bias(position: Position, positions: Tensor, cache: Cache) -> Bias | None:
+def _part_bias(position: Position, queries: Queries, cache: Cache) -> PartBias | None:
     """``score_bias`` as a function of some of the new tokens and some of the stored ones."""
-    shifts = type(position).bias is not Position.bias
+    shifts, T, device = _shifts(position), queries.q.shape[1], queries.q.device
     if not shifts and cache.padding is None:
         return None
-    indices, places = cache.indices(positions.device), cache.positions(positions.device)
+    indices, places = cache.indices(device), cache.positions(device)
 
     def bias(rows: slice, keys: slice) -> Tensor | None:
-        own = dense(position.bias(positions[:, rows], places[:, keys])) if shifts else None
+        own = dense(position.bias(queries.rows(rows), Keys(places[:, keys], indices[keys]))) if shifts else None
         if cache.padding is None:
             return own
-        hidden = cache.hide_padding(indices[-positions.shape[1] :][rows], indices[keys])
+        hidden = cache.hide_padding(indices[-T:][rows], indices[keys])
         return hidden if own is None else own + hidden
 
     return bias

@@ -15,6 +15,7 @@ from blockwright.blocks.forward_pass import Pass
 from blockwright.blocks.kernels.coded_attention import FEW
 from blockwright.blocks.kernels.latent_attention import out_of_latents
 from blockwright.blocks.kernels.scoring import Scoring
+from blockwright.blocks.remembering import Queries
 
 if TYPE_CHECKING:
     from blockwright.blocks.attention.scored import Scored
@@ -28,17 +29,18 @@ def reads_codes(block: Scored, cache: Cache, q: Tensor, n_new: int) -> bool:
         return False
     if block.kernels.coded_attention == "whole" or cache.segments() is not None:  # nothing reads codes on this device
         return False
-    if block.selector is not None or block.scores is not None or block.kv_source is not None:
+    others = block.selector, block.scores, block.kv_source
+    if any(child is not None for child in others) or block.position.slots():
         return False
     return block.up() is not None or block.remembers_heads()
 
 
 def attend_to_codes(
-    block: Scored, given: Pass, q: Tensor, cache: Cache, new: tuple[Tensor, ...], shape: Layout
+    block: Scored, given: Pass, queries: Queries, cache: Cache, new: tuple[Tensor, ...], shape: Layout
 ) -> Tensor:
     """``Scored.attend`` of the last T tokens, after all new ones are appended, where it ``reads_codes``."""
     keys, *values = cache.append_codes(*new)
-    scoring = Scoring(block.scale, score_terms(block.position, given)[0])
+    q, scoring = queries.q, Scoring(block.scale, score_terms(block.position, queries, given)[0])
     if (up := block.up()) is None:
         return block.kernels.attend_codes(q, keys, values[0], scoring)
     q, value_up = queries_of_latents(q, up, shape)

@@ -12,9 +12,7 @@ from torch.utils.checkpoint import checkpoint
 from blockwright.blocks.attention.remembered import Layout
 from blockwright.blocks.kernels import latent_attention
 from blockwright.blocks.kernels.latent_attention import into_latents, of_latents
-from blockwright.blocks.kernels.scoring import Slopes, of_heads
-
-Bias = Tensor | Slopes | None
+from blockwright.blocks.kernels.scoring import Bias, of_heads
 
 
 def widths(q: Tensor, up: Tensor, shape: Layout) -> tuple[int, int, int, int]:

@@ -34,7 +34,7 @@ class Layout(NamedTuple):
         return {name: [part[-1] for part in s] for name, s in self.shapes.items() if len(s) > 1}
 
     def apart(self, stored: Sequence[Tensor]) -> list[Tensor]:
-        """What a cache holds, slot by slot, the selector's left out → its parts."""
+        """What a cache holds, slot by slot, what children noted left out → its parts."""
         found: list[Tensor] = []
         for shapes, slot in zip(self.shapes.values(), stored, strict=False):
             found += slot.split([part[-1] for part in shapes], -1) if len(shapes) > 1 else [slot]

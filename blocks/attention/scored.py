@@ -11,6 +11,7 @@ from blockwright.blocks.attention.base import Attention
 from blockwright.blocks.attention.beside import Beside
 from blockwright.blocks.attention.lending import COUNTED, line
 from blockwright.blocks.attention.mistakes import refuse_result
+from blockwright.blocks.attention.notes import slots
 from blockwright.blocks.attention.remembered import FOUND, Held, Layout, Memory, find, parts
 from blockwright.blocks.cache.base import Cache
 from blockwright.blocks.cache.ring import Ring
@@ -129,10 +130,10 @@ class Scored(Attention):
     ) -> Cache:
         layout = self.remembered()
         own = layout.slots() if self.borrows() is None else {COUNTED: (0,)}
-        slots = own | ({} if self.selector is None else self.selector.slots())
+        stored = own | slots(self)
         if self.window is None or self.window >= length:
-            return Cache(batch, length, slots, dtype, device, bits=bits, parts=layout.widths())
-        ring = Ring(batch, self.window, slots, dtype, device, bits=bits, parts=layout.widths())
+            return Cache(batch, length, stored, dtype, device, bits=bits, parts=layout.widths())
+        ring = Ring(batch, self.window, stored, dtype, device, bits=bits, parts=layout.widths())
         ring.declared = length
         return ring
 

@@ -13,7 +13,7 @@ from blockwright.blocks.carry import Carry
 from blockwright.blocks.forward_pass import Pass
 from blockwright.blocks.kernels.attention import visible
 from blockwright.blocks.kernels.documents import is_real
-from blockwright.blocks.kernels.scoring import Slopes, dense
+from blockwright.blocks.kernels.scoring import Bias, dense
 from blockwright.blocks.selector.base import Asked, Held, Selector
 from blockwright.registry import BlockError
 
@@ -31,11 +31,6 @@ def refuse_unlearnable(selector: Selector | None, scores: object | None) -> None
         raise BlockError("selector", type(selector).__name__, rule, "Leave out scores, or choose selector: block")
 
 
-def remembered(selector: Selector | None, x: Tensor, given: Pass) -> tuple[Tensor, ...]:
-    """What a selector caches of tokens x [B,T,D]; nothing without one."""
-    return () if selector is None else selector.remember(x, given.positions, given.declared)
-
-
 def selected(
     selector: Selector,
     asked: Asked,
@@ -44,9 +39,9 @@ def selected(
     slots: tuple[Tensor, ...],
     segments: Tensor | None,
     given: Pass,
-    bias: Tensor | Slopes | None,
+    bias: Bias,
     scale: float,
-) -> Tensor | Slopes | None:
+) -> Bias:
     """The bias of the scores with −∞ on keys that are not chosen; as it is where all are.
 
     Args:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from blockwright.blocks.attention.base import even_heads, rotated_part
 from blockwright.blocks.attention.beside import Beside, windowed
+from blockwright.blocks.attention.notes import refuse_notes
 from blockwright.blocks.attention.remembered import Memory
 from blockwright.blocks.attention.scored import Scored
 from blockwright.blocks.base import Placement
@@ -83,6 +84,8 @@ class SharedKV(Scored):
         if n_heads % n_groups:
             rule = f"must divide n_heads ({n_heads})"
             raise BlockError("n_groups", n_groups, rule, "Use 1 for all heads in one group")
+        if compressor is not None:
+            refuse_notes({"position": position, "scores": scores})
         self.n_heads, self.head_dim, self.window, self.n_groups = n_heads, H, window, n_groups
         together = o_lora_rank or -(-d_model // n_groups)
         self.q_down = Linear(d_model, latent, bias=False)

@@ -32,7 +32,7 @@ from blockwright.blocks.kernels import (
 )
 from blockwright.blocks.kernels.experts import Choices
 from blockwright.blocks.kernels.quantise import BITS, Codes, group_sizes, quantise
-from blockwright.blocks.kernels.scoring import Scoring, Slopes
+from blockwright.blocks.kernels.scoring import Band, Scoring, Slopes
 from blockwright.blocks.kernels.seam import KERNELS, capability_of, implementations
 
 BOUNDS = {torch.float32: 1e-5, torch.bfloat16: 3e-2}  # of the error's norm as a share of the norm
@@ -178,6 +178,14 @@ def _attention(draw: Draw) -> Iterator[tuple[str, Given]]:
     yield "131 tokens, slopes", (*heads(131), Scoring(0.3, bias=Slopes(draw(4).detach(), places, places)))
     late = places[1:, 10:13]
     yield "last tokens, slopes", (*heads(3, 13), Scoring(0.3, bias=Slopes(draw(4).detach(), late, places[1:, :13])))
+    band = Band(draw(2, 131, 4, 9).detach(), places, places)
+    yield "131 tokens, band", (*heads(131), Scoring(0.3, bias=band))
+    yield "131 tokens, band in a window", (*heads(131), Scoring(0.3, bias=band, window=6))
+    yield (
+        "last tokens, band",
+        (*heads(3, 13), Scoring(0.3, bias=Band(draw(2, 3, 4, 5).detach(), late, places[1:, :13]))),
+    )
+    yield "learnt band", (*heads(13), Scoring(0.3, bias=Band(draw(2, 13, 4, 5), places[:, :13], places[:, :13])))
     yield "learnt bias", (*heads(13), Scoring(0.3, bias=draw(1, 4, 13, 13)))
     yield "sinks", (*heads(13), Scoring(0.3, sinks=draw(4)))
     yield "soft cap", (*heads(13), Scoring(0.3, softcap=2.0))

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from blockwright.blocks.kernels.long_attention import LONGEST, SHORTEST
 from blockwright.blocks.kernels.machine import multiplies_by_onednn
-from blockwright.blocks.kernels.scoring import Scoring, dense
+from blockwright.blocks.kernels.scoring import Bias, Scoring, dense, part
 from blockwright.blocks.kernels.seam import as_written
 
 # Tokens of a whole sequence from which blocks win where oneDNN multiplies: torch's own attention for CPUs calls it for
@@ -90,18 +90,16 @@ def _blocks(q: Tensor, S: int, segments: Tensor | None, window: int | None) -> l
     return found
 
 
-def _weights(
-    q: Tensor, k: Tensor, block: _Block, bias: Tensor | None, later: Tensor, out: Tensor | None = None
-) -> Tensor:
+def _weights(q: Tensor, k: Tensor, block: _Block, bias: Bias, later: Tensor, out: Tensor | None = None) -> Tensor:
     """Scaled queries [b·N,q,H] on keys [b·N,k,H] of b sequences → weights [b·N,q,k].
 
     ``later`` [Q,Q] is added to a block's scores on itself: 0, and -inf where a key comes after the query.
     """
     scores = torch.bmm(q, k.transpose(1, 2))
-    if bias is not None:
-        own = bias if len(bias) == 1 else bias[block.sequences]
+    added = part(bias, block.sequences, block.own, block.rows, block.keys)
+    if added is not None:
         by_sequence = scores.unflatten(0, (block.sequences.stop - block.sequences.start, -1))
-        by_sequence += own[:, block.own if own.shape[1] > 1 else slice(None), block.rows, block.keys]
+        by_sequence += added.to(scores.dtype)
     if block.hidden is not None:
         scores.masked_fill_(block.hidden, float("-inf"))
     else:
@@ -140,9 +138,7 @@ def _room(q: Tensor, S: int) -> int:
     return B * N * sum((min(S, b + size) - b) * min(S, b + size) for b in range(S - T, S, size)) if S <= KEPT else 0
 
 
-def _forward(
-    q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, blocks: list[_Block], n_heads: int, kept: Tensor
-) -> Tensor:
+def _forward(q: Tensor, k: Tensor, v: Tensor, bias: Bias, blocks: list[_Block], n_heads: int, kept: Tensor) -> Tensor:
     """Scaled queries, keys and values, heads first → [B,T,N,V]; stores weights in ``kept``, if it has room."""
     y = q.new_empty(len(q) // n_heads, q.shape[1], n_heads, v.shape[-1])
     later = _later(q, k)
@@ -159,7 +155,7 @@ def _backward(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    bias: Tensor | None,
+    bias: Bias,
     blocks: list[_Block],
     scale: float,
     kept: Tensor,
@@ -182,20 +178,18 @@ def _backward(
 
 class _BlockedAttention(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float, blocks: list[_Block]
-    ) -> Tensor:
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, bias: Bias, scale: float, blocks: list[_Block]) -> Tensor:
         N, kept = q.shape[2], q.new_empty(_room(q, k.shape[1]) if any(ctx.needs_input_grad) else 0)
         q, k, v = heads_first(q).mul_(scale), heads_first(k), heads_first(v)
-        ctx.save_for_backward(q, k, v, bias, kept)
-        ctx.scale, ctx.blocks = scale, blocks
+        ctx.save_for_backward(q, k, v, kept)
+        ctx.scale, ctx.blocks, ctx.bias = scale, blocks, bias
         return _forward(q, k, v, bias, blocks, N, kept)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None, None]:
-        q, k, v, bias, kept = ctx.saved_tensors
-        found = _backward(heads_first(grad), q, k, v, bias, ctx.blocks, ctx.scale, kept)
+        q, k, v, kept = ctx.saved_tensors
+        found = _backward(heads_first(grad), q, k, v, ctx.bias, ctx.blocks, ctx.scale, kept)
         to_q, to_k, to_v = (heads_last(t, grad.shape[2]) for t in found)
         return to_q, to_k, to_v, None, None, None
 
@@ -272,9 +266,9 @@ def blocked_attention(q: Tensor, k: Tensor, v: Tensor, scoring: Scoring) -> Tens
     groups = q.shape[2] // k.shape[2]
     if groups > 1:
         k, v = k.repeat_interleave(groups, 2), v.repeat_interleave(groups, 2)
-    bias = dense(scoring.bias)
-    bias = None if bias is None else bias.detach().to(q.dtype)
     if torch.compiler.is_compiling():
+        bias = dense(scoring.bias)
+        bias = None if bias is None else bias.detach().to(q.dtype)
         return _opaque(q, k, v, bias, scoring.segments, scoring.window, scoring.scale, torch.is_grad_enabled())[0]
     blocks = _blocks(q, k.shape[1], scoring.segments, scoring.window)
-    return _BlockedAttention.apply(q, k, v, bias, scoring.scale, blocks)
+    return _BlockedAttention.apply(q, k, v, scoring.bias, scoring.scale, blocks)

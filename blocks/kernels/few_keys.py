@@ -18,7 +18,7 @@ PART, PART_OF_SEVERAL = 8, 32
 LEAST = 1024  # keys in all
 GATHERED = {"cpu": 2**23, "cuda": 2**28}  # bytes in memory at a time: a CPU's cache holds them
 
-Attend = Callable[[Tensor, tuple[Tensor, ...], Tensor], Tensor]
+Attend = Callable[[tuple[Tensor, ...], tuple[Tensor, ...], Tensor], Tensor]
 
 
 def few(seen: Tensor, part: int | None = None) -> Tensor | None:
@@ -55,13 +55,13 @@ def pieces(n: int, a_query: int, device: torch.device) -> Iterator[slice]:
 
 
 def attend_few(
-    attend: Attend, q: Tensor, stored: tuple[Tensor, ...], bias: Tensor, part: int | None = None
+    attend: Attend, queries: tuple[Tensor, ...], stored: tuple[Tensor, ...], bias: Tensor, part: int | None = None
 ) -> Tensor | None:
     """Attention of queries to the keys that a bias leaves them.
 
     Args:
-        attend: queries [b,1,N,·], what is stored of the keys [b,K,…], bias [b,N|1,1,K] → [b,1,N,V]
-        q: [B,T,N,·]
+        attend: what there is of queries [b,1,…] and stored of keys [b,K,…], bias [b,N|1,1,K] → [b,1,N,V]
+        queries: [B,T,…] each
         stored: [B,S,…] each
         bias: [B|1,N|1,T,S], −∞ on keys that are not seen; no head sees later ones
         part: as for ``few``
@@ -69,16 +69,17 @@ def attend_few(
     Returns:
         [B,T,N,V]; None where ``few`` is
     """
-    B, T, S = len(q), q.shape[1], bias.shape[-1]
+    (B, T), S = queries[0].shape[:2], bias.shape[-1]
     index = few((bias > float("-inf")).any(1).expand(B, T, S), part)
     if index is None:
         return None
     parts, bias = [], bias.expand(B, -1, T, S)
     a_query = index[:, 0].numel() * sum(each[0, 0].numel() * each.element_size() for each in stored)
-    for rows in pieces(T, a_query, q.device):
+    for rows in pieces(T, a_query, bias.device):
         own = index[:, rows]
         biases = bias[:, :, rows].gather(-1, own[:, None].expand(-1, bias.shape[1], -1, -1))  # [B,N|1,t,K]
         biases = biases.transpose(1, 2).flatten(0, 1)[:, :, None]
-        y = attend(q[:, rows].flatten(0, 1)[:, None], tuple(taken(each, own) for each in stored), biases)
+        some = tuple(each[:, rows].flatten(0, 1)[:, None] for each in queries)
+        y = attend(some, tuple(taken(each, own) for each in stored), biases)
         parts.append(y[:, 0].unflatten(0, own.shape[:2]))
     return torch.cat(parts, 1)

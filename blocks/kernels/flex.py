@@ -4,7 +4,8 @@ Dong et al. 2024, arXiv 2412.05496. Scores may have a bias, a soft cap and sinks
 block mask, whose empty blocks are skipped. Not yet run on a GPU by this project: parity is tested in eager mode on a
 CPU, where it materialises all scores and is of no other use.
 
-Not supported: gradients of the bias.
+Not supported: gradients of a bias that is a tensor of all pairs. Those of a formula's tensors are torch's: they are
+summed up where scores are computed again.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from blockwright.blocks.kernels.documents import once, starts
-from blockwright.blocks.kernels.scoring import Scoring, Slopes
+from blockwright.blocks.kernels.scoring import Bias, Scoring, of_any_length
 from blockwright.blocks.kernels.seam import kernel
 
 KEPT = 16  # block masks of shapes and windows that are remembered
@@ -27,8 +28,10 @@ GRAPHS = 64  # compiled graphs: lengths are dynamic, so that few are needed; bey
 
 
 def is_special(q: Tensor, k: Tensor, v: Tensor, scoring: Scoring) -> bool:
-    """Whether scores are formed in a way that torch's fused attention does not know, and no bias is to be learnt."""
-    return not (scoring.plain or scoring.learns_bias or q.shape[1] == 1)
+    """Whether scores are formed in a way that torch's fused attention does not know, and no bias of all pairs is to be
+    learnt."""
+    learns_pairs = scoring.learns_bias and isinstance(scoring.bias, Tensor)
+    return not (scoring.plain or learns_pairs or q.shape[1] == 1)
 
 
 @kernel("attention", "flex", devices=("cuda", "cpu"), takes=is_special, automatic=("cuda",), order=10)
@@ -69,7 +72,7 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, scoring: Scoring, options: dict[str
     if q.shape[-1] < V:  # the kernels need values no wider than keys
         q, k = F.pad(q, (0, V - q.shape[-1])), F.pad(k, (0, V - k.shape[-1]))
     found = _flex(q.device)(
-        *(_of_any_length(t.transpose(1, 2), 2) for t in (q, k, v)),
+        *(of_any_length(t.transpose(1, 2), 2) for t in (q, k, v)),
         score_mod=_score_mod(
             _added(bias, len(q)),
             None if softcap is None else torch.full((), softcap, dtype=torch.float32, device=q.device),
@@ -86,7 +89,7 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, scoring: Scoring, options: dict[str
     return (y * torch.sigmoid(norm.lse - sinks.to(norm.lse.dtype)[:, None])[..., None].to(y.dtype)).transpose(1, 2)
 
 
-def _options(q: Tensor, bias: Tensor | Slopes | None) -> dict[str, Any]:
+def _options(q: Tensor, bias: Bias) -> dict[str, Any]:
     """What is chosen for the kernels in place of torch, by their machine code alone: no time was measured.
 
     The gradients of keys and values of wide heads are summed in registers, of which four warps have too few: at a width
@@ -101,13 +104,6 @@ def _options(q: Tensor, bias: Tensor | Slopes | None) -> dict[str, Any]:
     if isinstance(bias, Tensor):
         options |= {"bwd_num_stages": 1, **({"fwd_num_stages": 2} if wide else {})}
     return options
-
-
-def _of_any_length(t: Tensor, *dimensions: int) -> Tensor:
-    """Let the compiler take these for variable from the first: it would find out one by one, with a graph for each."""
-    if not torch.compiler.is_compiling():
-        torch._dynamo.maybe_mark_dynamic(t, dimensions)
-    return t
 
 
 def _returning_norm() -> dict[str, Any]:
@@ -135,13 +131,12 @@ def _flex(device: torch.device) -> Callable[..., Any]:
     return flex_attention
 
 
-def _added(bias: Tensor | Slopes | None, rows: int) -> Callable[..., Tensor] | None:
-    """What a bias adds to a score at (b, h, t, s), for that many rows; of slopes, no tensor of T × S is made."""
+def _added(bias: Bias, rows: int) -> Callable[..., Tensor] | None:
+    """What a bias adds to a score at (b, h, t, s), for that many rows; of a formula, no tensor of T × S is made."""
     if bias is None:
         return None
-    if isinstance(bias, Slopes):
-        slopes, queries, keys = bias.slopes, *(_of_any_length(p.expand(rows, -1), 1) for p in bias[1:])
-        return lambda b, h, t, s: -slopes[h] * (queries[b, t] - keys[b, s]).clamp(min=0).float()
+    if not isinstance(bias, Tensor):
+        return bias.added(rows)
     dense = bias.expand(rows, -1, -1, -1)
     return lambda b, h, t, s: dense[b, h, t, s]
 
@@ -221,7 +216,7 @@ def _indices(low: Tensor, high: Tensor, full_low: Tensor, full_high: Tensor, n: 
     before = torch.where(whole > 0, full_low[..., None] - low[..., None], part)
     partial = low[..., None] + p + torch.where(p >= before, whole, 0)
     made = part[..., 0], partial.clamp(max=n - 1), whole[..., 0], (full_low[..., None] + p).clamp(max=n - 1)
-    return tuple(_of_any_length(t[:, None].to(torch.int32), *range(2, t.ndim + 1)) for t in made)
+    return tuple(of_any_length(t[:, None].to(torch.int32), *range(2, t.ndim + 1)) for t in made)
 
 
 def _mask_mod(past: Tensor, window: Tensor | None, ids: Tensor | None) -> Callable[..., Tensor]:

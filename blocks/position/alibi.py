@@ -8,6 +8,7 @@ from torch import Tensor
 from blockwright.blocks.drawn import Drawn
 from blockwright.blocks.kernels.scoring import Slopes
 from blockwright.blocks.position.base import Position
+from blockwright.blocks.remembering import Keys, Queries
 from blockwright.registry import register
 
 
@@ -32,8 +33,8 @@ class ALiBi(Position):
         first, between = _geometric(power, device), _geometric(2 * power, device)[::2][: self.n_heads - power]
         return torch.cat((first, between)).float()
 
-    def bias(self, q_positions: Tensor, k_positions: Tensor) -> Slopes:
-        return Slopes(self.slopes(q_positions.device), q_positions, k_positions)
+    def bias(self, queries: Queries, keys: Keys) -> Slopes:
+        return Slopes(self.slopes(keys.positions.device), queries.positions, keys.positions)
 
 
 def _geometric(n: int, device: torch.device) -> Tensor:

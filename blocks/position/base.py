@@ -1,8 +1,9 @@
 """The contract of ``position``: encode positions through one of three hooks that default to nothing.
 
-Attention calls ``rotate`` and ``bias`` without knowing the block; the decoder calls ``embed``. Frequencies and slopes
-are computed in fp32 from the block's parameters at each call: nothing is shared between instances, rounded by
-``module.to(bfloat16)`` or lost when a model built on the meta device is materialised.
+Attention calls ``rotate`` and ``bias`` without knowing the block; the decoder calls ``embed``. A bias may depend on its
+query, and on what was noted of each key (blocks/remembering.py). Frequencies and slopes are computed in fp32 from the
+block's parameters at each call: nothing is shared between instances, rounded by ``module.to(bfloat16)`` or lost when a
+model built on the meta device is materialised.
 """
 
 from __future__ import annotations
@@ -12,18 +13,18 @@ from typing import ClassVar, Literal
 
 from torch import Tensor
 
-from blockwright.blocks.base import Block
 from blockwright.blocks.drawn import Drawn
-from blockwright.blocks.kernels.scoring import Slopes
+from blockwright.blocks.kernels.scoring import Bias
+from blockwright.blocks.remembering import Keys, Queries, Remembering
 from blockwright.registry import family
 
 
-@family("position", context=("head_dim", "n_heads", "max_positions"))
-class Position(Block):
+@family("position", context=("d_model", "head_dim", "n_heads", "max_positions"))
+class Position(Remembering):
     """A position block.
 
-    Context: ``head_dim`` (width of the queries and keys passed to ``rotate``), ``n_heads`` (of the scores that ``bias``
-    changes), ``max_positions`` (longest sequence of the model).
+    Context: ``d_model`` (width of ``Queries.x``), ``head_dim`` (width of the queries and keys passed to ``rotate``),
+    ``n_heads`` (of the scores that ``bias`` changes), ``max_positions`` (longest sequence of the model).
 
     Class attributes:
         place: ``attention`` if the block works on queries, keys or scores (one instance per attention), ``embedding``
@@ -76,10 +77,11 @@ class Position(Block):
         """``rotate`` by these ``angles``."""
         raise NotImplementedError
 
-    def bias(self, q_positions: Tensor, k_positions: Tensor) -> Tensor | Slopes | None:
-        """Additive bias on the scores of queries at [B|1,T] and keys at [B|1,S]: [B|1,N,T,S], or None for none.
+    def bias(self, queries: Queries, keys: Keys) -> Bias:
+        """Additive bias on the scores of T queries and S keys: [B|1,N|1,T,S], or None for none.
 
-        One that falls linearly with distance is returned as ``Slopes``, from which FlexAttention computes each score's
-        part where it is added: no tensor of T × S is made.
+        One that is computed from much less than T × S numbers is returned as a ``Formula``, as ``Slopes`` and ``Band``
+        are: FlexAttention computes each score's part where it is added, and a CPU those of a block of queries. Of a
+        long prompt some queries and some keys at a time are asked for, where there are no ``slots``.
         """
         return None

@@ -25,7 +25,9 @@ class Sinks(Scores):
     def reset_parameters(self) -> None:
         self.sinks.zero_()
 
-    def forward(self, q: Tensor, k: Tensor, v: Tensor, scoring: Scoring) -> Tensor:
+    def forward(
+        self, q: Tensor, k: Tensor, v: Tensor, scoring: Scoring, x: Tensor, noted: tuple[Tensor, ...]
+    ) -> Tensor:
         return self.kernels.attend(q, k, v, scoring._replace(sinks=self.sinks))
 
     def parallel_plan(self) -> dict[str, Placement]:

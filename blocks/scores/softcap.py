@@ -24,5 +24,7 @@ class Softcap(Scores):
         super().__init__()
         self.cap = cap
 
-    def forward(self, q: Tensor, k: Tensor, v: Tensor, scoring: Scoring) -> Tensor:
+    def forward(
+        self, q: Tensor, k: Tensor, v: Tensor, scoring: Scoring, x: Tensor, noted: tuple[Tensor, ...]
+    ) -> Tensor:
         return self.kernels.attend(q, k, v, scoring._replace(softcap=self.cap))

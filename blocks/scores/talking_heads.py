@@ -29,7 +29,9 @@ class TalkingHeads(Scores):
         nn.init.eye_(self.of_scores)
         nn.init.eye_(self.of_weights)
 
-    def forward(self, q: Tensor, k: Tensor, v: Tensor, scoring: Scoring) -> Tensor:
+    def forward(
+        self, q: Tensor, k: Tensor, v: Tensor, scoring: Scoring, x: Tensor, noted: tuple[Tensor, ...]
+    ) -> Tensor:
         k, v = (t.repeat_interleave(q.shape[2] // t.shape[2], 2) for t in (k, v))
         scores = torch.einsum("mn,btnh,bsnh->bmts", self.of_scores, q, k) * scoring.scale
         bias = dense(scoring.bias)
@@ -39,6 +41,10 @@ class TalkingHeads(Scores):
             -1, dtype=torch.promote_types(q.dtype, torch.float32)
         )
         return torch.einsum("mn,bnts,bsmv->btmv", self.of_weights, weights.to(v.dtype), v)
+
+    def neutral(self) -> dict[str, Tensor]:
+        heads = torch.eye(len(self.of_scores))
+        return {"of_scores": heads, "of_weights": heads.clone()}
 
     def parallel_plan(self) -> dict[str, Placement]:
         return {"of_scores": "replicate", "of_weights": "replicate"}

@@ -12,8 +12,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from blockwright.blocks.base import Block
 from blockwright.blocks.drawn import Drawn
+from blockwright.blocks.remembering import Remembering
 from blockwright.registry import family
 
 
@@ -69,7 +69,7 @@ class Held(NamedTuple):
 
 
 @family("selector", context=("latent_dim", "attention_heads"))
-class Selector(Block):
+class Selector(Remembering):
     """Chooses keys. Context: ``latent_dim`` (L of ``Asked``) and ``attention_heads`` (N, of all ranks).
 
     Equal scores go to the later token, so that a choice does not depend on how many keys there are; blocks are counted
@@ -87,14 +87,6 @@ class Selector(Block):
 
     def drawn(self) -> Drawn:
         return Drawn(acts="keys seen")
-
-    def slots(self) -> dict[str, tuple[int, ...]]:
-        """What it caches of each token, beside the attention's own: name → shape."""
-        return {}
-
-    def remember(self, x: Tensor, positions: Tensor, declared: int) -> tuple[Tensor, ...]:
-        """Values [B,T,…] for each slot, of tokens x [B,T,D] at positions [B|1,T]."""
-        return ()
 
     def takes_all(self, n_keys: int) -> bool:
         """Whether all queries see all of so many keys: the attention is then computed as without a selector."""

@@ -24,6 +24,7 @@ _BUILDING = {
     "parallel_plan",
     "counted_as",
     "drawn",
+    "neutral",
 }
 
 

@@ -25,6 +25,8 @@ from blockwright.blocks.conformance import cases as conformance_cases
 
 # add implementations of kernels, and make of linear layers
 from blockwright.blocks.kernels.choice import Kernels as Kernels
+from blockwright.blocks.kernels.scoring import Band as Band
+from blockwright.blocks.kernels.scoring import Formula as Formula
 from blockwright.blocks.kernels.scoring import Scoring as Scoring
 from blockwright.blocks.kernels.scoring import Slopes as Slopes
 from blockwright.blocks.kernels.seam import kernel as kernel
@@ -52,6 +54,8 @@ from blockwright.blocks.norm.base import Norm as Norm
 from blockwright.blocks.output_gate.base import OutputGate as OutputGate
 from blockwright.blocks.position.base import Position as Position
 from blockwright.blocks.qk_norm.base import QKNorm as QKNorm
+from blockwright.blocks.remembering import Keys as Keys
+from blockwright.blocks.remembering import Queries as Queries
 from blockwright.blocks.residual.base import Residual as Residual
 from blockwright.blocks.scores.base import Scores as Scores
 from blockwright.blocks.selector.base import Selector as Selector

@@ -70,7 +70,7 @@ class Attention:
     Args:
         widths: of keys, and of values
         heads: of queries, and of keys and values
-        parts: of ``Scoring``, beside the window; ``slopes`` for a bias that is not computed
+        parts: of ``Scoring``, beside the window; ``slopes`` and ``band`` for a bias that is not computed
         window: how many tokens a token sees
         length: of the rows, in tokens
     """
@@ -97,6 +97,8 @@ ATTENTIONS = {
     "mha 128, bias, documents": Attention((128, 128), (32, 32), ("bias", "segments")),
     "mha 128, alibi": Attention((128, 128), (32, 32), ("slopes",)),
     "mha 128, alibi, documents": Attention((128, 128), (32, 32), ("slopes", "segments")),
+    "gqa 128, band": Attention((128, 128), (32, 8), ("band",)),
+    "gqa 128, band, window, documents": Attention((128, 128), (32, 16), ("band", "segments"), window=512),
     "values wider than keys": Attention((64, 128), (16, 16), ("segments",)),
     "a length of no whole block": Attention((128, 128), (32, 8), window=64, length=200),
 }

@@ -13,7 +13,7 @@ from blockwright import registry
 from blockwright.blocks.compose import assemble, check
 from blockwright.blocks.decoder import Decoder
 from blockwright.blocks.kernels.flex import flex_causal_attention
-from blockwright.blocks.kernels.scoring import Scoring, Slopes
+from blockwright.blocks.kernels.scoring import Band, Scoring, Slopes
 from blockwright.registry.layout import plan
 from tests.absent_gpu.cases import Attention
 
@@ -75,11 +75,15 @@ def attend(case: Attention, backward: bool = True) -> None:
         made: dict[str, Callable[[], Any]] = {
             "bias": lambda: torch.empty(1, N, T, T),
             "slopes": lambda: Slopes(torch.empty(N), *torch.zeros(2, 1, T, dtype=torch.long)),
+            "band": lambda: Band(
+                torch.empty(BATCH, T, N, 512, dtype=torch.bfloat16, requires_grad=backward),
+                *torch.zeros(2, 1, T, dtype=torch.long),
+            ),
             "segments": lambda: torch.zeros(BATCH, T, dtype=torch.long),
             "sinks": lambda: torch.empty(N, requires_grad=backward),
             "softcap": lambda: 50.0,
         }
-        parts = {"bias" if part == "slopes" else part: made[part]() for part in case.parts}
+        parts = {"bias" if part in ("slopes", "band") else part: made[part]() for part in case.parts}
         scoring = Scoring(0.1, window=case.window, **parts)
         y = flex_causal_attention(q, k, v, scoring)
         if backward:

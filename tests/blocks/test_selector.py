@@ -163,7 +163,7 @@ def test_packed_and_padded_rows_equal_each_alone(model: Callable[..., Decoder], 
 def test_cache_holds_index_keys_and_rewinds(model: Callable[..., Decoder], selector: Any) -> None:
     decoder, tokens = model(GROUPED, selector), ids(30)
     whole, caches = decoder(tokens), decoder.new_caches(2, 30)
-    extra = [sum(b.nbytes for name, b in cache.buffers.items() if name == "index") for cache in caches]
+    extra = [sum(b.nbytes for name, b in cache.buffers.items() if name == "selector.index") for cache in caches]
     one = 2 * 30 * 10 * 8 if selector["name"] in ("dsa", "pooled") else 0
     assert extra == [one] * 3 if selector is not SHARED else extra == [2 * 30 * 10 * 8, 0, 0]
     decoder(tokens[:, :20], caches=caches)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from blockwright.blocks.conformance.kernel_parity import BOUNDS, greatest_error
 from blockwright.blocks.kernels.attention import causal_attention_reference
-from blockwright.blocks.kernels.scoring import Scoring, Slopes
+from blockwright.blocks.kernels.scoring import Band, Scoring, Slopes
 from blockwright.blocks.kernels.seam import capability_of, implementations
 from tests.absent_gpu.cases import ATTENTIONS
 from tests.gpu.answer import held, not_applicable
@@ -57,11 +57,12 @@ class Attention:
             "slopes": lambda: Slopes(
                 draw(N).detach().float().abs(), *torch.arange(T, device=self.device).expand(2, 1, T)
             ),
+            "band": lambda: Band(draw(2, T, N, min(512, T // 2)), *torch.arange(T, device=self.device).expand(2, 1, T)),
             "segments": lambda: (torch.arange(T, device=self.device)[None] // (T // 3)).expand(2, -1).contiguous(),
             "sinks": lambda: draw(N).detach().float().requires_grad_(),
             "softcap": lambda: 20.0,
         }
         window = None if case.window is None else min(case.window, T // 2)
-        made = {"bias" if part == "slopes" else part: parts[part]() for part in case.parts}
+        made = {"bias" if part in ("slopes", "band") else part: parts[part]() for part in case.parts}
         scoring = Scoring(H**-0.5, window=window, **made)
         return draw(2, T, N, H), draw(2, T, K, H), draw(2, T, K, V), scoring

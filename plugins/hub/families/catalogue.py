@@ -13,6 +13,7 @@ from blockwright.plugins.hub.families.gemma4 import GEMMA4
 from blockwright.plugins.hub.families.glm4_moe import GLM4_MOE
 from blockwright.plugins.hub.families.gpt2 import GPT2
 from blockwright.plugins.hub.families.gpt_oss import GPT_OSS
+from blockwright.plugins.hub.families.inkling import INKLING
 from blockwright.plugins.hub.families.kimi_linear import KIMI_LINEAR
 from blockwright.plugins.hub.families.llama import LLAMA
 from blockwright.plugins.hub.families.minimax_m2 import MINIMAX_M2
@@ -34,6 +35,7 @@ FAMILIES: dict[str, Family] = {
     for family in (
         *(LLAMA, MISTRAL, MIXTRAL, QWEN2, QWEN3, QWEN3_MOE, OLMO2, OLMOE, GPT_OSS, GPT2, GEMMA2),
         *(SMOLLM3, GEMMA3, GEMMA4, GLM4_MOE, MINIMAX_M2, APERTUS, QWEN3_NEXT, OLMO_HYBRID, KIMI_LINEAR, NEMOTRON_H),
+        *(INKLING,),
         *(DEEPSEEK, DEEPSEEK_V2, DEEPSEEK_V3, DEEPSEEK_V32, DEEPSEEK_V4, DEEPSEEK_VL_V2),
     )
 }

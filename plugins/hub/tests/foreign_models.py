@@ -159,6 +159,21 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         {**MLA, **MIXTURE, **HYBRID, "n_routed_experts": None, "num_local_experts": 8, "linear_num_heads": 3}
         | {"linear_head_dim": 5, "linear_conv_kernel_dim": 3, "q_lora_rank": 13},
     ),
+    "inkling_text": (
+        "Inkling",
+        {"num_attention_heads": 6, "num_key_value_heads": 2, "head_dim": 12, "swa_num_attention_heads": 4}
+        | {"swa_num_key_value_heads": 4, "swa_head_dim": 10, "sliding_window_size": 5, "d_rel": 3, "rel_extent": 9}
+        | {"log_scaling_n_floor": 8, "layer_types": ["hybrid_sliding", "hybrid"] * 2, "conv_kernel_size": 3}
+        | {"mlp_layer_types": ["dense", "sparse", "sparse", "sparse"], "moe_intermediate_size": 13, "route_scale": 2.5}
+        | {"n_routed_experts": 8, "num_experts_per_tok": 3, "logits_mup_width_multiplier": 0.3, **DENSE},
+    ),
+    "inkling_text unscaled": (
+        "Inkling",
+        {"num_attention_heads": 6, "num_key_value_heads": 2, "head_dim": 12, "swa_num_attention_heads": 6}
+        | {"swa_num_key_value_heads": 2, "swa_head_dim": 12, "sliding_window_size": 5, "d_rel": 3, "rel_extent": 4}
+        | {"local_layer_ids": [0, 3], "moe_intermediate_size": 13, "n_routed_experts": 8, "num_experts_per_tok": 2}
+        | {"n_shared_experts": 1, "logits_mup_width_multiplier": 0.1, **DENSE},
+    ),
     "nemotron_h": (
         "NemotronH",
         {**HEADS, **DENSE, "ssm_state_size": 5, "mamba_num_heads": 6, "mamba_head_dim": 7, "n_groups": 3}
@@ -208,15 +223,23 @@ for compressed in (False, True):
         )
 
 
+CONFIGS = {"Inkling": "InklingTextConfig"}  # where the class is not named after the head
+
+
 def build(name: str, dtype: torch.dtype) -> nn.Module:
     """The model of a case as transformers makes it, its weights not yet random."""
     architecture, settings = CASES[name]
     sizes = {} if architecture == "GPT2" else SIZES
-    config = getattr(transformers, f"{architecture}Config")(
+    config = getattr(transformers, CONFIGS.get(architecture, f"{architecture}Config"))(
         **copy.deepcopy({**sizes, **settings})
     )  # it writes into them
     config._experts_implementation = "eager"  # the others refuse doubles
-    heads = {"GPT2": "GPT2LMHeadModel", "Gemma3Text": "Gemma3ForCausalLM", "Gemma4Text": "Gemma4ForCausalLM"}
+    heads = {
+        "GPT2": "GPT2LMHeadModel",
+        "Gemma3Text": "Gemma3ForCausalLM",
+        "Gemma4Text": "Gemma4ForCausalLM",
+        "Inkling": "InklingForCausalLM",
+    }
     head = heads.get(architecture, f"{architecture}ForCausalLM")
     return getattr(transformers, head)(config).to(dtype).eval()
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from foreign_models import CASES, SIZES
+from foreign_models import CASES, CONFIGS, SIZES, V
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -25,7 +25,8 @@ from blockwright.registry import ConfigError
 def settings(name: str, **changed: Any) -> dict[str, Any]:
     """The config.json of a case; changes to None take keys away."""
     architecture, given = CASES[name]
-    config = getattr(transformers, f"{architecture}Config")(**copy.deepcopy({**SIZES, **given}))
+    kind = CONFIGS.get(architecture, f"{architecture}Config")
+    config = getattr(transformers, kind)(**copy.deepcopy({**SIZES, **given}))
     values = {**json.loads(config.to_json_string(use_diff=False)), **changed}
     return {key: value for key, value in values.items() if value is not None}
 
@@ -80,6 +81,13 @@ YARN = {"rope_type": "yarn", "rope_theta": 500.0, "factor": 8.0}
         ("kimi_linear", "linear_attn_config", {"full_attn_layers": 2, "kda_layers": [1, 3, [4]]}),
         ("kimi_linear", "layer_types", {"full_attn_layers": [1], "kda_layers": [2, 3, 4]}),  # against layer_types
         ("kimi_linear", "first_k_dense_replace", 2),
+        ("inkling_text", "unpadded_vocab_size", 90),
+        ("inkling_text", "shared_expert_sink", False),
+        ("inkling_text", "n_shared_experts", 0),
+        ("inkling_text", "mlp_layer_types", ["dense", "moe", "sparse", "sparse"]),
+        ("inkling_text", "layer_types", ["hybrid", "full_attention", "hybrid", "hybrid"]),
+        ("inkling_text", "num_mtp_layers", 8),
+        ("inkling_text", "d_rel", "16"),
         ("nemotron_h", "layers_block_type", ["linear_attention", "mlp", "full_attention", "conv", "mlp"]),
         ("nemotron_h latent", "n_shared_experts", 2),
         ("nemotron_h", "hybrid_override_pattern", "M-*M*"),
@@ -128,6 +136,12 @@ KIMI = {"full_attn_layers": [2], "kda_layers": [1, 3, 4], "num_heads": 3, "head_
         ("olmo_hybrid", {"linear_num_value_heads": None}),
         ("kimi_linear", {**HUB, "linear_attn_config": KIMI, "layer_types": None, "linear_num_heads": None}),
         ("kimi_linear", {"mlp_layer_types": None, "first_k_dense_replace": 1, "rope_theta": 10000.0}),
+        (
+            "inkling_text",
+            {"mlp_layer_types": None, "dense_mlp_idx": 1, "dense_intermediate_size": 37, "intermediate_size": 13}
+            | {"moe_intermediate_size": None, "conv_kernel_size": None, "sconv_kernel_size": 3},
+        ),
+        ("inkling_text", {"layer_types": None, "local_layer_ids": [0, 2], "unpadded_vocab_size": V}),
         ("nemotron_h", {"layers_block_type": None, "hybrid_override_pattern": "M-*M-", "mamba_n_groups": 3}),
         ("nemotron_h", {"layers_block_type": ["mamba", "mlp", "attention", "mamba", "mlp"], "time_step_limit": None}),
     ],
@@ -141,7 +155,8 @@ def test_other_keys_mean_the_same_model(name: str, keys: dict[str, Any]) -> None
 def test_absent_positions_are_those_of_the_class(name: str) -> None:
     architecture, given = CASES[name]
     given = {key: value for key, value in given.items() if key != "rope_parameters"}
-    config = getattr(transformers, f"{architecture}Config")(**copy.deepcopy({**SIZES, **given}))
+    kind = CONFIGS.get(architecture, f"{architecture}Config")
+    config = getattr(transformers, kind)(**copy.deepcopy({**SIZES, **given}))
     values = json.loads(config.to_json_string(use_diff=False))
     absent = {key: value for key, value in values.items() if key != "rope_parameters"}
     assert composition(absent)["position"] == composition(values)["position"]

@@ -69,6 +69,7 @@ TOTALS: dict[str, tuple[int, str, dict[str, Any]]] = {
         | {"moe_intermediate_size": 3072, "o_groups": 16, "q_lora_rank": 1536, "routed_scaling_factor": 2.5}
         | {"index_topk": 1024, "compress_ratios": [128, 128, *[4, 128] * 29, 4]},
     ),
+    "inkling": (947_025_547_842, "Inkling", {"mlp_layer_types": ["dense"] * 2 + ["sparse"] * 64}),
     "minimax_m2": (228_689_748_992, "MiniMaxM2", {}),
     "apertus_8b": (8_053_338_176, "Apertus", {"num_key_value_heads": 8, "intermediate_size": 21504}),
     "nemotron_h_8b": (
@@ -102,6 +103,7 @@ BEYOND: dict[str, dict[str, Any]] = {
     },
     "deepseek_v4_flash": {"rope_parameters": {"type": "yarn", "factor": 16, "original_max_position_embeddings": 65536}},
     "deepseek_v4_pro": {"rope_parameters": {"type": "yarn", "factor": 16, "original_max_position_embeddings": 65536}},
+    "inkling": {"max_position_embeddings": 1048576, "log_scaling_n_floor": 128000},
     "minimax_m2": {"rotary_dim": 64},
     "nemotron_h_8b": {"max_position_embeddings": 8192},
 }
@@ -110,7 +112,8 @@ BEYOND: dict[str, dict[str, Any]] = {
 def configuration(name: str, **more: Any) -> Any:
     """What transformers makes of the settings of a preset."""
     _, architecture, settings = TOTALS[name]
-    kind = f"{architecture}TextConfig" if architecture in ("Gemma3", "Gemma4") else f"{architecture}Config"
+    with_towers = architecture in ("Gemma3", "Gemma4", "Inkling")
+    kind = f"{architecture}TextConfig" if with_towers else f"{architecture}Config"
     return getattr(transformers, kind)(**copy.deepcopy({**settings, **more}))
 
 

@@ -129,6 +129,10 @@ class Case:
             for entry in ("plain", "normed", "add")
         ),
         ("copy", {"loop": {"name": "cycle", "visits": 3}}, {"loop": {"name": "cycle", "visits": 3}}),
+        ("neutral", {}, {"attention": {**GQA, "scores": "talking_heads"}}),
+        ("neutral", {}, {"attention": {**GQA, "scores": {"name": "dcmha", "rank": 1, "width": 5}}}),
+        ("neutral", {}, {"position": {"name": "banded", "rank": 3, "extent": 9, "inner": "rope"}}),
+        ("neutral", {"position": "alibi"}, {"position": {"name": "banded", "extent": 9, "inner": "alibi"}}),
     ],
 )
 def test_exact_operator_leaves_the_logits_alone(name: str, old: dict[str, Any], new: dict[str, Any]) -> None:

@@ -54,7 +54,7 @@ def test_it_equals_attention_on_all_keys(
     bias = bias.masked_fill(~seen_by(B, T, S, most)[:, None], float("-inf"))
     with torch.no_grad():
         found = attend_few(
-            lambda q, stored, bias: causal_attention_reference(q, *stored, Scoring(0.3, bias)), q, (k, v), bias
+            lambda q, stored, bias: causal_attention_reference(*q, *stored, Scoring(0.3, bias)), (q,), (k, v), bias
         )
         wide = (t.double() for t in (q, k, v))
         expected = causal_attention_reference(*wide, Scoring(0.3, bias.double()))
@@ -64,8 +64,8 @@ def test_it_equals_attention_on_all_keys(
         memory = torch.cat((k[:, :, 0], v[:, :, 0, :2]), -1)
         queries = torch.cat((q, q[..., :2]), -1)
         latents = attend_few(
-            lambda q, stored, bias: latent_attention(q, stored[0], stored[0].shape[1], H, 0.3, bias),
-            *(queries, (memory,), bias),
+            lambda q, stored, bias: latent_attention(*q, stored[0], stored[0].shape[1], H, 0.3, bias),
+            *((queries,), (memory,), bias),
         )
         slow = latent_attention_reference(queries.double(), memory.double(), S, H, 0.3, bias.double())
         assert latents is not None

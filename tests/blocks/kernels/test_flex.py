@@ -18,7 +18,7 @@ from blockwright.blocks.kernels import documents, flex
 from blockwright.blocks.kernels.attention import causal_attention_reference
 from blockwright.blocks.kernels.choice import Kernels
 from blockwright.blocks.kernels.flex import flex_causal_attention
-from blockwright.blocks.kernels.scoring import Scoring, Slopes
+from blockwright.blocks.kernels.scoring import Band, Scoring, Slopes
 
 B, T, N, H = 2, 13, 4, 8
 GENERATOR = torch.Generator().manual_seed(0)
@@ -41,6 +41,14 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "sinks": {"sinks": draw(N)},
     "softcap": {"softcap": 2.0},
     "all": {"window": 6, "segments": SEGMENTS, "bias": draw(1, N, T, T), "sinks": draw(N), "softcap": 3.0},
+    "band": {"bias": Band(draw(B, T, N, 5), PLACES, PLACES)},
+    "all, band": {
+        "window": 6,
+        "segments": SEGMENTS,
+        "bias": Band(draw(B, T, N, 5), PLACES, PLACES),
+        "sinks": draw(N),
+        "softcap": 3.0,
+    },
     "all, slopes": {"window": 6, "segments": SEGMENTS, "bias": SLOPES, "sinks": draw(N), "softcap": 3.0},
 }
 
@@ -56,6 +64,7 @@ def backwards(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         ("all", 2, 8),
         ("all, slopes", 2, 8),
+        ("all, band", 2, 8),
         *(pytest.param(name, 2, 8, marks=pytest.mark.slow) for name in OPTIONS if not name.startswith("all")),
         *(pytest.param("all", *shape, marks=pytest.mark.slow) for shape in ((4, 8), (1, 4), (4, 12))),
     ],
@@ -68,6 +77,9 @@ def test_result_and_gradients_equal_the_reference(backwards: None, name: str, kv
         learnt = [t.clone().requires_grad_() for t in given]
         if "sinks" in options:
             learnt.append(options["sinks"].requires_grad_())
+        if isinstance(band := options.get("bias"), Band):
+            learnt.append(band.profiles.clone().requires_grad_())
+            options["bias"] = band._replace(profiles=learnt[-1])
         y = attend(*learnt[:3], Scoring(0.3, **options))
         sides.append([y, *torch.autograd.grad((y * weigh).sum(), learnt)])
     for got, right in zip(*sides, strict=True):

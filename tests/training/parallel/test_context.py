@@ -26,6 +26,7 @@ from blockwright.blocks.decoder import Decoder
 from blockwright.blocks.forward_pass import Pass
 from blockwright.blocks.kernels import latent_attention
 from blockwright.blocks.position.base import Position
+from blockwright.blocks.remembering import Queries
 from blockwright.registry import register
 from blockwright.training.checkpoints.plugin import SealedCheckpoints
 from blockwright.training.optimizers.adamw import AdamW
@@ -54,6 +55,7 @@ ATTENTIONS: dict[str, dict[str, Any]] = {
         "scores": {"name": "softcap"},
     },
     "mqa": {"name": "mqa", "n_heads": 4},
+    "composed": {"name": "gqa", "n_heads": 4, "n_kv_heads": 2, "scores": {"name": "dcmha", "rank": 1, "width": 5}},
     "window": {"name": "sliding_window", "n_heads": 4, "window": 11},
     "mla": {"name": "mla", "n_heads": 4},
     "mla, queries compressed": {"name": "mla", "n_heads": 4, "q_lora_rank": 12},
@@ -117,6 +119,11 @@ SOME = [
     ("differential", "rope", "packed", "moe"),
     ("differential", "alibi", "whole", "dense"),
     ("differential, dsa", "rope", "packed", "moe"),
+    ("gqa", "banded", "packed", "dense"),
+    ("window", "banded", "whole", "dense"),
+    ("mla", "log_scaled", "packed", "dense"),
+    ("composed", "between", "packed", "dense"),
+    ("window", "between", "packed", "dense"),
     ("shared_kv", "rope", "packed", "dense"),
     ("gqa, borrowed", "rope", "packed", "dense"),
     ("window, borrowed", "alibi", "whole", "moe"),
@@ -144,7 +151,7 @@ def plug_in(blocks_of_the_module: None) -> Iterator[None]:
             q, k = self.position.rotate(q, k, given.positions)
             k, v = (k, v) if cache is None else cache.append(k, v)
             scores = torch.einsum("btnh,bsnh->bnts", q, k) / self.head_dim**0.5
-            bias = score_bias(self.position, given)
+            bias = score_bias(self.position, Queries(x, q, given.positions), given)
             scores = scores if bias is None else scores + bias
             hidden = torch.ones(scores.shape[-2:], dtype=torch.bool).triu(k.shape[1] - q.shape[1] + 1)[None, None]
             if segments is not None:
