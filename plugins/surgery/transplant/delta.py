@@ -6,7 +6,8 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
-from blockwright.blocks.attention.gated_delta import CONVOLVED, GatedDelta
+from blockwright.blocks.attention.delta_rule import CONVOLVED
+from blockwright.blocks.attention.gated_delta import GatedDelta
 from blockwright.blocks.attention.grouped import GroupedAttention
 from blockwright.plugins.surgery.transplant.base import Setting, Transplant, Transplanted
 from blockwright.plugins.surgery.transplant.heads import regrouped

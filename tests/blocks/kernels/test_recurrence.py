@@ -30,7 +30,7 @@ def test_chunks_of_any_length_compute_the_recurrence(channels: int, chunk: int) 
         q, k, v, decay, strength, state = given(channels)
         for beta in (strength, None):
             right, last = recurrence_reference(q, k, v, decay, beta, state, segments)
-            y, final = recurrence(q, k, v, decay, beta, state, segments, chunk)
+            y, final = recurrence(q, k, v, decay, beta, state, segments, chunk=chunk)
             torch.testing.assert_close(y, right, rtol=0, atol=1e-10)
             torch.testing.assert_close(final, last, rtol=0, atol=1e-10)
 
