@@ -116,8 +116,10 @@ class Recurrent(Attention):
             return y, {"state": after}
         outputs, states = [], []
         for t in range(v.shape[1]):
-            now: list[Any] = [None if x is None else x[:, t : t + 1] for x in (*given, erase, at)]
-            y, state = self.kernels.recur(*now[:5], state=state, erase=now[5], at=now[6])
+            token = slice(t, t + 1)
+            strength, erased, place = (None if x is None else x[:, token] for x in (beta, erase, at))
+            now = q[:, token], k[:, token], v[:, token], decay[:, token], strength
+            y, state = self.kernels.recur(*now, state, None, erased, place)
             outputs.append(y)
             states.append(state)
         return torch.cat(outputs, 1), {"state": torch.stack(states, 1)}

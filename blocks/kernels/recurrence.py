@@ -93,8 +93,9 @@ def _recurrence(
     if state is None:
         state = v.new_zeros(B, N, k.shape[-1], V, dtype=wide)
     if T == 1:
-        now: list[Any] = [None if t is None else t[:, 0].to(wide) for t in (q, k, v, decay, beta, erase, at)]
-        y, state = _step(*now, state=state)
+        values, q, k, decay = (t[:, 0].to(wide) for t in (v, q, k, decay))
+        beta, erase, at = (None if t is None else t[:, 0].to(wide) for t in (beta, erase, at))
+        y, state = _step(q, k, values, decay, beta, erase, at, state)
         return y[:, None].to(v.dtype), state
     c = min(chunk, 1 << (T - 1).bit_length())
     q, k, values, decay = (_chunked(t, c, wide) for t in (q, k, v, decay))
