@@ -25,7 +25,9 @@ import yaml
 from warm import Warm
 
 from blockwright import command
+from blockwright.blocks.compose import compose
 from blockwright.blocks.forward_pass import Pass
+from blockwright.blocks.generation.generate import generate
 
 pytestmark = pytest.mark.xdist_group("plugin")  # its fixture runs a whole program, once
 
@@ -151,7 +153,10 @@ def said(small: list[str], warm: Warm, site: Path, environment: dict[str, str], 
 def test_plug_in_is_in_the_catalogue_with_its_provider(said: dict[str, Any]) -> None:
     code, text = said["catalogue"]
     assert code == 0
-    for name in ("attention/retention", "gating/noisy_topk", "position/xpos", "position/forgetting", "scores/tempered"):
+    for name in (
+        "attention/retention", "attention/gated_linear", "gating/noisy_topk", "position/xpos", "position/forgetting",
+        "scores/tempered",
+    ):  # fmt: skip
         (line,) = [line for line in text.splitlines() if f"{name} " in line]
         assert "blockwright-guest" in line
     assert "blockwright-guest" not in next(line for line in text.splitlines() if "attention/mla " in line)
@@ -317,8 +322,8 @@ import pytest
 from blockwright.blocks.conformance import cases, kernel_cases
 
 BLOCKS = (
-    "attention/retention", "gating/noisy_topk", "kv_source/relayed", "memory/bigram", "position/xpos", "loop/mirror",
-    "entry/diagonal", "position/forgetting", "scores/tempered",
+    "attention/retention", "attention/gated_linear", "gating/noisy_topk", "kv_source/relayed", "memory/bigram",
+    "position/xpos", "loop/mirror", "entry/diagonal", "position/forgetting", "scores/tempered",
 )  # fmt: skip
 
 @pytest.mark.parametrize("case", [case for block in BLOCKS for case in cases(block)], ids=str)
@@ -371,11 +376,11 @@ def test_plug_in_proves_its_blocks_by_the_kit_in_its_own_tests(
     assert "its attention keeps no cache" in done.stdout
     assert "it does not route tokens" in done.stdout
     # Calls that the kernel does not take, and blocks without a router, indexer or cache.
-    assert skipped < 21 + 32 + 7 + 19
+    assert skipped < 21 + 32 + 13 + 19
 
 
 def test_nothing_here_names_the_plug_in() -> None:
-    own = "retention", "xpos", "zigzags", "row_sphere", "forgetting", "tempered"
+    own = "retention", "gated_linear", "xpos", "zigzags", "row_sphere", "forgetting", "tempered"
     names = "|".join(("blockwright_guest", "retentive", "noisy_topk", *(rf"\b{name}\b" for name in own)))
     for package in ("registry", "blocks", "training", "lab", "plugins", "conf"):
         for file in (ROOT / package).rglob("*"):
@@ -447,7 +452,7 @@ def test_plug_in_installs_with_pip(site: Path, environment: dict[str, str], tmp_
 def plugin_blocks(site: Path, temporary_blocks: None, monkeypatch: pytest.MonkeyPatch) -> Any:
     """The plug-in's classes in this process, registered until the test ends."""
     monkeypatch.syspath_prepend(str(site))
-    for name in ("retention", "noisy_topk", "xpos", "forgetting", "tempered"):
+    for name in ("retention", "gated_linear", "noisy_topk", "xpos", "forgetting", "tempered"):
         monkeypatch.delitem(sys.modules, f"blockwright_guest.{name}", raising=False)
         importlib.import_module(f"blockwright_guest.{name}")
 
@@ -464,6 +469,24 @@ def test_attention_of_the_plug_in_looks_back_only_and_within_its_document(
     restarted = torch.cat((torch.arange(5), torch.arange(4)))[None]
     second = block(x[:, 5:], Pass(torch.arange(4)[None]))
     assert torch.allclose(block(x, Pass(restarted.expand(2, -1), segments=packed))[:, 5:], second)
+
+
+def test_recurrence_of_the_plug_in_learns_and_generates(
+    plugin_blocks: None, tiny: Callable[..., dict[str, Any]]
+) -> None:
+    decoder = compose(tiny(attention={"name": "gated_linear", "n_heads": 4}), seed=0)
+    text = torch.arange(30)[None] % 7
+    optimizer = torch.optim.Adam(decoder.parameters(), lr=0.01)
+    losses = []
+    for _ in range(20):
+        loss = decoder.nll(decoder.hidden(text[:, :-1])[0], text[:, 1:]) / 29
+        losses.append(loss.item())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert losses[-1] < losses[0] / 4
+    prompt = torch.tensor([[3, 4, 5, 6, 0, 1]])
+    assert generate(decoder.eval(), prompt, 9, temperature=0.0)[0, 6:].tolist() == [2, 3, 4, 5, 6, 0, 1, 2, 3]
 
 
 def test_position_of_the_plug_in_knows_distance_only(plugin_blocks: None, make_block: Callable[..., Any]) -> None:

@@ -5,25 +5,14 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from blockwright.blocks.attention.base import even_heads
-from blockwright.blocks.attention.recurrent import Parts, Recurrent
-from blockwright.blocks.base import Placement
-from blockwright.blocks.cache.state import State
-from blockwright.blocks.decay.base import Decay
-from blockwright.blocks.depthwise import CausalConv
-from blockwright.blocks.drawn import Drawn
+from blockwright.blocks.attention.delta_rule import DeltaRule, Edit
 from blockwright.blocks.linear import Linear
-from blockwright.blocks.norm.base import Norm
-from blockwright.blocks.output_gate.base import OutputGate
 from blockwright.blocks.precision import at_least_fp32
-from blockwright.registry import BlockError, register
-from blockwright.registry.ranges import Count
-
-CONVOLVED = ("query", "key", "value")
+from blockwright.registry import register
 
 
 @register("attention", "gated_delta")
-class GatedDelta(Recurrent):
+class GatedDelta(DeltaRule):
     """Gated delta rule: a matrix per head that is decayed, and corrected towards each new value.
 
     Yang et al. 2024 (Gated DeltaNet), arXiv 2412.06464. With q, k, v = silu(conv(W x)), q and k normalised to length 1
@@ -48,74 +37,10 @@ class GatedDelta(Recurrent):
         output_gate: gates the normalised outputs; null for none
     """
 
-    residual_outputs: ClassVar[tuple[str, ...]] = ("output.weight",)
     default_children: ClassVar[Mapping[str, Any]] = {"decay": {"name": "head"}, "output_gate": {"name": "silu"}}
-    # A first token's output is (q · k) β v; where q · k is near 0 the norm would magnify its rounding.
-    conformance_settings: ClassVar[Mapping[str, Any]] = {"norm": {"name": "rmsnorm", "eps": 0.01}}
 
-    def __init__(
-        self,
-        d_model: int,
-        decay: Decay,
-        norm: Norm,
-        n_heads: Count = 8,
-        n_key_heads: Count | None = None,
-        head_dim: Count | None = None,
-        v_head_dim: Count | None = None,
-        taps: Count = 4,
-        negative_eigenvalues: bool = False,
-        output_gate: OutputGate | None = None,
-    ) -> None:
-        super().__init__()
-        K, V = _widths(d_model, n_heads, head_dim, v_head_dim)
-        keys = n_key_heads or n_heads
-        if n_heads % keys:
-            raise BlockError("n_key_heads", keys, f"must divide n_heads ({n_heads})", "Leave it out for as many")
-        self.head_dim, self.v_head_dim, self.shared_by = K, V, n_heads // keys
-        self.reach = 2.0 if negative_eigenvalues else 1.0
-        self.query, self.key = (Linear(d_model, keys * K, bias=False) for _ in range(2))
-        self.value = Linear(d_model, n_heads * V, bias=False)
-        self.query_conv, self.key_conv = CausalConv(keys * K, taps), CausalConv(keys * K, taps)
-        self.value_conv = CausalConv(n_heads * V, taps)
+    def add_gates(self, d_model: int, n_heads: int) -> None:
         self.strength = Linear(d_model, n_heads, bias=False)
-        self.output = Linear(n_heads * V, d_model, bias=False)
-        self.decay, self.norm, self.output_gate = decay, norm, output_gate
 
-    @classmethod
-    def child_context(cls, child: str, known: Mapping[str, Any]) -> Mapping[str, Any]:
-        K, V = _widths(*(known[name] for name in ("d_model", "n_heads", "head_dim", "v_head_dim")))
-        return {"dim": V, "head_dim": V if child == "output_gate" else K}
-
-    def mix(self, x: Tensor, segments: Tensor | None, held: State | None) -> tuple[Tensor, Parts]:
-        (q, q_tail), (k, k_tail), (v, v_tail) = (self.convolved(name, x, segments, held) for name in CONVOLVED)
-        q, k = (_unit(t.unflatten(-1, (-1, self.head_dim))).repeat_interleave(self.shared_by, 2) for t in (q, k))
-        beta = at_least_fp32(self.strength(x)).sigmoid() * self.reach
-        given = q * self.head_dim**-0.5, k, v.unflatten(-1, (-1, self.v_head_dim)), self.decay(x), beta
-        y, state = self.recurred(*given, segments, held)
-        y = self.norm(y)
-        y = y if self.output_gate is None else self.output_gate(x, y)
-        return self.output(y.flatten(-2)), {**q_tail, **k_tail, **v_tail, **state}
-
-    def drawn(self) -> Drawn:
-        heads = self.value.out_features // self.v_head_dim
-        shared = () if self.shared_by == 1 else (f"{heads // self.shared_by} of queries and keys",)
-        widths = f"keys {self.head_dim}, values {self.v_head_dim}"
-        return Drawn((f"{heads} heads", *shared, widths, self.convolutions()))
-
-    def memory(self) -> dict[str, tuple[int, ...]]:
-        return {"state": (self.value.out_features // self.v_head_dim, self.head_dim, self.v_head_dim)}
-
-    def parallel_plan(self) -> dict[str, Placement]:
-        by_head = (*(f"{name}{part}.weight" for name in CONVOLVED for part in ("", "_conv")), "strength.weight")
-        return {**dict.fromkeys(by_head, "column"), "output.weight": "row"}
-
-
-def _unit(x: Tensor) -> Tensor:
-    """Heads [B,T,N,K] of length 1, in at least fp32."""
-    x = at_least_fp32(x)
-    return x * (x.square().sum(-1, keepdim=True) + 1e-6).rsqrt()
-
-
-def _widths(d_model: int, n_heads: int, head_dim: int | None, v_head_dim: int | None) -> tuple[int, int]:
-    K = head_dim or even_heads(d_model, n_heads)
-    return K, v_head_dim or K
+    def edit(self, x: Tensor, k: Tensor, v: Tensor) -> Edit:
+        return Edit(v, beta=at_least_fp32(self.strength(x)).sigmoid() * self.reach)

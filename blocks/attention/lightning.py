@@ -11,6 +11,7 @@ from blockwright.blocks.attention.base import even_heads
 from blockwright.blocks.attention.recurrent import Parts, Recurrent
 from blockwright.blocks.base import Placement
 from blockwright.blocks.cache.state import State
+from blockwright.blocks.forward_pass import Pass
 from blockwright.blocks.linear import Linear
 from blockwright.blocks.norm.base import Norm
 from blockwright.blocks.output_gate.base import OutputGate
@@ -60,13 +61,13 @@ class Lightning(Recurrent):
         H = known["head_dim"] or even_heads(known["d_model"], known["n_heads"])
         return {"dim": known["n_heads"] * H, "head_dim": H}
 
-    def mix(self, x: Tensor, segments: Tensor | None, held: State | None) -> tuple[Tensor, Parts]:
+    def mix(self, x: Tensor, given: Pass, held: State | None) -> tuple[Tensor, Parts]:
         q, k, v = (
             F.silu(project(x)).unflatten(-1, (-1, self.head_dim)) for project in (self.query, self.key, self.value)
         )
         rates = torch.tensor(self.rates, dtype=torch.promote_types(x.dtype, torch.float32)).to(x.device)
         decay = -rates[:, None].expand(*v.shape[:3], 1)
-        y, state = self.recurred(q, k, v, decay, None, segments, held)
+        y, state = self.recurred(q, k, v, decay, None, given.segments, held)
         y = self.norm(y.flatten(-2)).view_as(y)
         y = y if self.output_gate is None else self.output_gate(x, y)
         return self.output(y.flatten(-2)), state

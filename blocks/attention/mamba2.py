@@ -12,6 +12,7 @@ from blockwright.blocks.cache.state import State
 from blockwright.blocks.decay.base import draw_time_steps
 from blockwright.blocks.depthwise import CausalConv
 from blockwright.blocks.drawn import Drawn
+from blockwright.blocks.forward_pass import Pass
 from blockwright.blocks.linear import Linear
 from blockwright.blocks.precision import at_least_fp32
 from blockwright.registry import BlockError, register
@@ -77,14 +78,14 @@ class Mamba2(Recurrent):
         self.log_rate.copy_(torch.arange(1, len(self.log_rate) + 1, device=self.log_rate.device).log())
         self.skip.fill_(1.0)
 
-    def mix(self, x: Tensor, segments: Tensor | None, held: State | None) -> tuple[Tensor, Parts]:
-        (v, v_tail), (k, k_tail), (q, q_tail) = (self.convolved(name, x, segments, held) for name in CONVOLVED)
+    def mix(self, x: Tensor, given: Pass, held: State | None) -> tuple[Tensor, Parts]:
+        (v, v_tail), (k, k_tail), (q, q_tail) = (self.convolved(name, x, given.segments, held) for name in CONVOLVED)
         v = v if held is None else held.without_padding(v)  # of the convolution's bias
         v = v.unflatten(-1, (-1, self.head_dim))
         k, q = (t.unflatten(-1, (-1, self.state_dim)).repeat_interleave(self.shared_by, 2) for t in (k, q))
         steps = F.softplus(at_least_fp32(self.time(x)) + self.time_bias).clamp(min=self.least_step)[..., None]
         decay = -at_least_fp32(self.log_rate).exp()[:, None] * steps
-        y, state = self.recurred(q, k, at_least_fp32(v) * steps, decay, None, segments, held)
+        y, state = self.recurred(q, k, at_least_fp32(v) * steps, decay, None, given.segments, held)
         y = self._normalised((y + self.skip[:, None] * v).flatten(-2) * F.silu(at_least_fp32(self.gate(x))))
         return self.output(y.to(x.dtype)), {**v_tail, **k_tail, **q_tail, **state}
 

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from blockwright.blocks.attention.recurrent import Parts, Recurrent
 from blockwright.blocks.cache.state import State
+from blockwright.blocks.forward_pass import Pass
 from blockwright.registry import register
 
 
@@ -22,5 +23,5 @@ class NoAttention(Recurrent):
     def __init__(self) -> None:
         super().__init__()
 
-    def mix(self, x: Tensor, segments: Tensor | None, held: State | None) -> tuple[Tensor, Parts]:
+    def mix(self, x: Tensor, given: Pass, held: State | None) -> tuple[Tensor, Parts]:
         return x * 0, {}  # not zeros: the norm before it must have a gradient, or data parallelism stops

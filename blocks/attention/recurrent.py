@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from blockwright.blocks.attention.base import Attention
 from blockwright.blocks.cache.state import State
+from blockwright.blocks.carry import Carry
 from blockwright.blocks.depthwise import CausalConv
 from blockwright.blocks.forward_pass import Pass
 from blockwright.blocks.kernels import few_tokens
@@ -25,10 +26,11 @@ class Recurrent(Attention):
     with other memory that gives the last alone is repeated for each token.
     """
 
-    def mix(self, x: Tensor, segments: Tensor | None, held: State | None) -> tuple[Tensor, Parts]:
+    def mix(self, x: Tensor, given: Pass, held: State | None) -> tuple[Tensor, Parts]:
         """x [B,T,D], zero where it is padding → [B,T,D], and what is remembered after it, by name.
 
         Args:
+            given: of the pass; without segments where something is held
             held: what is remembered from before x; None for nothing. Where it notes each token, what is remembered
                 after each, [B,T,…] in place of [B,…]
         """
@@ -41,12 +43,12 @@ class Recurrent(Attention):
     def forward(self, x: Tensor, given: Pass) -> Tensor:
         held = given.cache if isinstance(given.cache, State) else None
         if held is None:
-            return self.mix(x, given.segments, None)[0]
-        y, parts = self.mix(held.without_padding(x), None, held)
+            return self.mix(x, given, None)[0]
+        y, parts = self.mix(held.without_padding(x), given._replace(segments=None), held)
         if held.takes(parts, x.shape[1]):
             held.advance(x.shape[1], parts)
             return y
-        return torch.cat([self.forward(token, given) for token in x.split(1, 1)], 1)
+        return torch.cat([self.forward(token, each) for token, each in _by_token(x, given)], 1)
 
     def new_cache(
         self, batch: int, length: int, dtype: torch.dtype, device: torch.device, bits: int | None = None
@@ -68,6 +70,19 @@ class Recurrent(Attention):
         y, inputs = self._convolutions()[name](u, segments, None if held is None else held.held[name])
         return y, {name: inputs[:, u.shape[1] :] if held is None else held.tails(name, inputs)}
 
+    def before(self, x: Tensor, segments: Tensor | None, held: State | None) -> tuple[Tensor, Parts]:
+        """x_{t−1} of each x_t [B,T,W], 0 for the first of a document, and what is remembered of it: ``last`` [W]."""
+        first = torch.zeros_like(x[:, :1]) if held is None else held.held["last"][:, None].to(x.dtype)
+        earlier = torch.cat((first, x[:, :-1]), 1)
+        if segments is not None:
+            same = segments[:, 1:] == segments[:, :-1]
+            earlier = earlier * F.pad(same, (1, 0))[..., None]
+        return earlier, {"last": self.noted(x, held)}
+
+    def noted(self, values: Tensor, held: State | None) -> Tensor:
+        """What is remembered of values [B,T,…]: those of the last token, or of each where ``held`` notes each."""
+        return values if held is not None and held.notes_each else values[:, -1]
+
     def recurred(
         self,
         q: Tensor,
@@ -77,24 +92,31 @@ class Recurrent(Attention):
         beta: Tensor | None,
         segments: Tensor | None,
         held: State | None,
+        *,
+        erase: Tensor | None = None,
+        at: Tensor | None = None,
+        state: Tensor | None = None,
     ) -> tuple[Tensor, Parts]:
         """The recurrence over T tokens from the ``state`` that is held, and this state after them.
 
         Args:
-            q, k, v, decay, beta, segments: as of ``blocks/kernels/recurrence.py``
+            q, k, v, decay, beta, segments, erase, at: as of ``blocks/kernels/recurrence.py``
+            state: to begin with, in place of the one that is held
         """
-        state = None if held is None else held.held["state"]
+        state = held.held["state"] if held is not None and state is None else state
+        given = q, k, v, decay, beta
         if held is None or not held.notes_each:
-            y, state = self.kernels.recur(q, k, v, decay, beta, state, segments)
+            y, state = self.kernels.recur(*given, state, segments, erase, at)
             return y, {"state": state}
-        if state is not None and few_tokens.suits(q, k, v, decay, beta, state):
-            y, after = few_tokens.after_each(q, k, v, decay, beta, state)
+        if state is not None and few_tokens.suits(*given, state, None, erase, at):
+            y, after = few_tokens.after_each(*given, state, erase, at)
             return y, {"state": after}
         outputs, states = [], []
         for t in range(v.shape[1]):
             token = slice(t, t + 1)
-            strength = None if beta is None else beta[:, token]
-            y, state = self.kernels.recur(q[:, token], k[:, token], v[:, token], decay[:, token], strength, state)
+            strength, erased, place = (None if x is None else x[:, token] for x in (beta, erase, at))
+            now = q[:, token], k[:, token], v[:, token], decay[:, token], strength
+            y, state = self.kernels.recur(*now, state, None, erased, place)
             outputs.append(y)
             states.append(state)
         return torch.cat(outputs, 1), {"state": torch.stack(states, 1)}
@@ -110,3 +132,14 @@ class Recurrent(Attention):
 
     def _convolutions(self) -> dict[str, CausalConv]:
         return {n.removesuffix("_conv"): m for n, m in self.named_children() if isinstance(m, CausalConv)}
+
+
+def _by_token(x: Tensor, given: Pass) -> Iterator[tuple[Tensor, Pass]]:
+    """Each token x_t [B,1,D], and its pass; what the passes leave in ``carry`` is joined behind the last."""
+    carried: list[Carry] = []
+    for t, token in enumerate(x.split(1, 1)):
+        own = None if given.carry is None else {name: values[:, t : t + 1] for name, values in given.carry.items()}
+        yield token, given._replace(carry=own)
+        carried += [] if own is None else [own]
+    if given.carry is not None:
+        given.carry.update({name: torch.cat([own[name] for own in carried], 1) for name in carried[0]})

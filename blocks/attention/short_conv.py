@@ -8,6 +8,7 @@ from blockwright.blocks.attention.recurrent import Parts, Recurrent
 from blockwright.blocks.base import Placement
 from blockwright.blocks.cache.state import State
 from blockwright.blocks.depthwise import CausalConv
+from blockwright.blocks.forward_pass import Pass
 from blockwright.blocks.linear import Linear
 from blockwright.registry import register
 from blockwright.registry.ranges import Count
@@ -33,10 +34,10 @@ class ShortConv(Recurrent):
         self.value_conv = CausalConv(d_model, taps, bias=bias)
         self.output = Linear(d_model, d_model, bias=bias)
 
-    def mix(self, x: Tensor, segments: Tensor | None, held: State | None) -> tuple[Tensor, Parts]:
+    def mix(self, x: Tensor, given: Pass, held: State | None) -> tuple[Tensor, Parts]:
         u = self.input(x) * self.value(x)
         u = u if held is None else held.without_padding(u)  # of a bias
-        y, tail = self.shifted("value", u, segments, held)
+        y, tail = self.shifted("value", u, given.segments, held)
         return self.output(self.gate(x) * y), tail
 
     def parallel_plan(self) -> dict[str, Placement]:

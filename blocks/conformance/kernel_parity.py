@@ -254,10 +254,18 @@ def _recurrence(draw: Draw) -> Iterator[tuple[str, Given]]:
         q, k, v, decay, _, state = given(149, channels)
         yield f"{name}, no delta rule", (q, k, v, decay, None, state, None)
         yield f"{name}, one token", (*given(1, channels), None)
+        q, k, v, decay, _, state = given(149, channels)
+        erase, at = (F.normalize(draw(2, 149, 3, 5), dim=-1).detach().requires_grad_() for _ in range(2))
+        yield f"{name}, erasing", (q, k, v, decay, None, state, None, erase)
+        yield f"{name}, erasing elsewhere, packed", (q, k, v, decay, None, state, documents, erase, at)
     for T, channels in ((1, 1), (3, 37)):  # of a state as large as those of real models, without gradients
         q, k, v = (F.normalize(draw(2, T, 8, width), dim=-1).detach() for width in (37, 37, 64))
         decay, beta = -draw(2, T, 8, channels).detach().exp(), draw(2, T, 8).detach().sigmoid()
-        yield f"decoding, {T} tokens", (q, k, v, decay, beta, draw(2, 8, 37, 64).detach().float(), None)
+        state = draw(2, 8, 37, 64).detach().float()
+        yield f"decoding, {T} tokens", (q, k, v, decay, beta, state, None)
+        yield f"decoding, {T} tokens, erasing", (q, k, v, decay, None, state, None, k * beta[..., None])
+        at = F.normalize(draw(2, T, 8, 37), dim=-1).detach()
+        yield f"decoding, {T} tokens, erasing elsewhere", (q, k, v, decay, None, state, None, k * beta[..., None], at)
 
 
 def _rms_norm(draw: Draw) -> Iterator[tuple[str, Given]]:

@@ -32,7 +32,7 @@ class Kernels:
         attention: scaled-dot-product attention
         latent_attention: attention over latents that are not expanded
         coded_attention: attention to a quantised cache whose codes are read as they are
-        recurrence: linear recurrences with decay, plain or with the delta rule
+        recurrence: linear recurrences with decay, plain, with the delta rule, or erasing apart from writing
         encoder_attention: attention of all positions on all, in an encoder
         experts: the routed SwiGLU networks
         cross_entropy: loss from hidden states
@@ -77,9 +77,11 @@ class Kernels:
         beta: Tensor | None = None,
         state: Tensor | None = None,
         segments: Tensor | None = None,
+        erase: Tensor | None = None,
+        at: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """``blockwright.blocks.kernels.recurrence.recurrence``."""
-        return self._compute("recurrence", q, k, v, decay, beta, state, segments)
+        return self._compute("recurrence", q, k, v, decay, beta, state, segments, erase, at)
 
     def attend_all(self, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
         """``blockwright.blocks.kernels.encoder_attention.encoder_attention``."""

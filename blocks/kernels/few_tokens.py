@@ -30,6 +30,8 @@ def suits(
     beta: Tensor | None = None,
     state: Tensor | None = None,
     segments: Tensor | None = None,
+    erase: Tensor | None = None,
+    at: Tensor | None = None,
 ) -> bool:
     """Whether ``after_each`` takes these arguments of ``recurrence``, and all threads would compute."""
     if state is None or segments is not None or not 0 < v.shape[1] <= FEW or v.shape[-1] % LANES:
@@ -55,27 +57,34 @@ def recurrence_of_few(
     beta: Tensor | None = None,
     state: Tensor | None = None,
     segments: Tensor | None = None,
+    erase: Tensor | None = None,
+    at: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """``recurrence`` in C."""
     assert state is not None
-    y, states = after_each(q, k, v, decay, beta, state)
+    y, states = after_each(q, k, v, decay, beta, state, erase, at)
     return y, states[:, -1]
 
 
 def after_each(
-    q: Tensor, k: Tensor, v: Tensor, decay: Tensor, beta: Tensor | None, state: Tensor
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    decay: Tensor,
+    beta: Tensor | None,
+    state: Tensor,
+    erase: Tensor | None = None,
+    at: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """``recurrence`` in C: [B,T,N,V] in the dtype of v, and the state after each token, [B,T,N,K,V] in fp32."""
     library, (B, T, N, V), K = loaded("few_tokens"), v.shape, q.shape[-1]
     assert library is not None
     factors = decay.float().exp()
     given = [_numbers(t) for t in (q, k, v, factors)]
-    strength, before = None if beta is None else _numbers(beta), _numbers(state)
+    optional = [None if t is None else _numbers(t) for t in (beta, erase, at)]
+    before = _numbers(state)
     states, y = before.new_empty(B, T, N, K, V), before.new_empty(B, T, N, V)
-    addresses = (t.data_ptr() for t in (*given, *([] if strength is None else [strength]), before, states, y))
-    pointers = [ctypes.c_void_p(address) for address in addresses]
-    if strength is None:
-        pointers.insert(len(given), ctypes.c_void_p(None))
+    pointers = [ctypes.c_void_p(None if t is None else t.data_ptr()) for t in (*given, *optional, before, states, y)]
     sizes = map(ctypes.c_int64, (B, T, N, K, V, factors.shape[-1]))
     library.few_tokens(*pointers, *sizes, ctypes.c_int(torch.get_num_threads()))
     return y.to(v.dtype), states

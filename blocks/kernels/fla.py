@@ -29,10 +29,12 @@ def takes(
     beta: Tensor | None = None,
     state: Tensor | None = None,
     segments: Tensor | None = None,
+    erase: Tensor | None = None,
+    at: Tensor | None = None,
 ) -> bool:
     """Whether the library has the operation, and its products may be rounded: in half precision, or in fp32 where
     ``callbacks.machine.float32_matmul`` allows TF32."""
-    known = beta is not None or decay.shape[-1] == 1  # no block has a decay by channel alone
+    known = erase is None and (beta is not None or decay.shape[-1] == 1)  # other operations of it are not called yet
     rounded = v.dtype in HALF or (v.dtype == torch.float32 and torch.get_float32_matmul_precision() != "highest")
     return known and rounded and k.shape[-1] <= WIDEST and not torch.compiler.is_compiling()
 
@@ -46,8 +48,11 @@ def fla(
     beta: Tensor | None = None,
     state: Tensor | None = None,
     segments: Tensor | None = None,
+    erase: Tensor | None = None,
+    at: Tensor | None = None,
 ) -> Result:
-    """``recurrence``: the gated delta rule, Kimi Delta Attention, or the plain one with a decay by head."""
+    """``recurrence``: the gated delta rule, Kimi Delta Attention, or the plain one with a decay by head. ``takes``
+    leaves out ``erase`` and ``at``."""
     by_head = decay.shape[-1] == 1
     given = {"q": q.to(v.dtype), "k": k.to(v.dtype), "v": v, "g": decay[..., 0] if by_head else decay}
     given |= {} if beta is None else {"beta": beta}

@@ -3,13 +3,19 @@
 For a head with keys of width K and values of width V, a state S [K,V] and tokens t:
 
     S ← Diag(e^{g_t}) S;   S ← S + k_t β_t (v_t − Sᵀ k_t)ᵀ;   y_t = Sᵀ q_t       (delta rule)
-    S ← Diag(e^{g_t}) S;   S ← S + k_t v_tᵀ;                  y_t = Sᵀ q_t       (without β)
+    S ← Diag(e^{g_t}) S;   S ← S − a_t (Sᵀ e_t)ᵀ + k_t v_tᵀ;  y_t = Sᵀ q_t       (erasing apart from writing)
+    S ← Diag(e^{g_t}) S;   S ← S + k_t v_tᵀ;                  y_t = Sᵀ q_t       (without either)
 
 g is one number a head (Gated DeltaNet, arXiv 2412.06464; Mamba-2, arXiv 2405.21060) or one a channel (Kimi Delta
-Attention, arXiv 2510.26692). In a chunk of c tokens, with G the sum of g from the chunk's start,
-A_ij = β_i Σ_d k_id k_jd e^{G_id − G_jd} for j < i, and (I + A)[U|W] = [βV | βK⊙e^G]:
+Attention, arXiv 2510.26692). The delta rule is the second form with e = βk, a = k and values βv. Gated DeltaNet-2
+(arXiv 2605.22791) erases by another vector, RWKV-7 (arXiv 2503.14456) also at another key. In a chunk of c tokens, with
+G the sum of g from the chunk's start, A_ij = Σ_d e_id k_jd e^{G_id − G_jd} for j < i, (I + A)[U|W] = [V | E⊙e^G], and
+a = k:
 
     N = U − WS;   S' = Diag(e^{G_c}) S + (K⊙e^{G_c − G})ᵀN;   y = (Q⊙e^G) S + PN,   P_ij = Σ_d q_id k_jd e^{G_id − G_jd}
+
+With another a, N is what each token takes away, −(Sᵀe): (I + A^a)[U|W] = [A^k V | E⊙e^G], N = −U − WS. Keys are then
+those of a and of k, one below the other, and their values N and V.
 
 All but N and S is computed for all chunks at once, and these by two products a chunk in each direction. Differences
 of G are formed before the exponential and are never positive: e^{−G} alone overflows. In a decay by channel they are
@@ -43,6 +49,9 @@ def recurrence(
     beta: Tensor | None = None,
     state: Tensor | None = None,
     segments: Tensor | None = None,
+    erase: Tensor | None = None,
+    at: Tensor | None = None,
+    *,
     chunk: int = CHUNK,
 ) -> Result:
     """The recurrence over T tokens, in fp32 (fp64 for fp64).
@@ -54,6 +63,8 @@ def recurrence(
         beta: [B,T,N], strength of the delta rule; None for none
         state: [B,N,K,V] before the first token; None for zeros
         segments: [B,T] document ids; the state is of one document
+        erase: [B,T,N,K], e, which reads what is erased, in place of beta; None for none
+        at: [B,T,N,K], a, the key where it is erased; None for k
         chunk: c, tokens computed together, a power of two
 
     Returns:
@@ -62,7 +73,7 @@ def recurrence(
     # Autocast would round the operands of some products and not of others; meta tensors have none.
     known = torch.amp.is_autocast_available(v.device.type)
     with torch.autocast(v.device.type, enabled=False) if known else nullcontext():
-        return _recurrence(q, k, v, decay, beta, state, segments, chunk)
+        return _recurrence(q, k, v, decay, beta, state, segments, erase, at, chunk)
 
 
 def _recurrence(
@@ -73,6 +84,8 @@ def _recurrence(
     beta: Tensor | None,
     state: Tensor | None,
     segments: Tensor | None,
+    erase: Tensor | None,
+    at: Tensor | None,
     chunk: int,
 ) -> Result:
     B, T, N, V = v.shape
@@ -80,14 +93,18 @@ def _recurrence(
     if state is None:
         state = v.new_zeros(B, N, k.shape[-1], V, dtype=wide)
     if T == 1:
-        strength = None if beta is None else beta[:, 0].to(wide)
-        q, k, decay = (t[:, 0].to(wide) for t in (q, k, decay))
-        y, state = _step(q, k, v[:, 0].to(wide), decay, strength, state)
+        values, q, k, decay = (t[:, 0].to(wide) for t in (v, q, k, decay))
+        beta, erase, at = (None if t is None else t[:, 0].to(wide) for t in (beta, erase, at))
+        y, state = _step(q, k, values, decay, beta, erase, at, state)
         return y[:, None].to(v.dtype), state
     c = min(chunk, 1 << (T - 1).bit_length())
-    strength = None if beta is None else _chunked(beta[..., None], c, wide)
     q, k, values, decay = (_chunked(t, c, wide) for t in (q, k, v, decay))
-    y, state = _in_chunks(q, k, values, decay, strength, state, None if segments is None else _Documents(segments, c))
+    erase, at = (None if t is None else _chunked(t, c, wide) for t in (erase, at))
+    if beta is not None:
+        strength = _chunked(beta[..., None], c, wide)
+        erase, values = k * strength, values * strength
+    documents = None if segments is None else _Documents(segments, c)
+    y, state = _in_chunks(q, k, values, decay, erase, at, state, documents)
     return y.permute(1, 0, 3, 2, 4).flatten(1, 2)[:, :T].to(v.dtype), state
 
 
@@ -99,27 +116,48 @@ def recurrence_reference(
     beta: Tensor | None = None,
     state: Tensor | None = None,
     segments: Tensor | None = None,
+    erase: Tensor | None = None,
+    at: Tensor | None = None,
 ) -> Result:
     """``recurrence`` token by token, as in the formula."""
-    q, k, values, decay = (t.to(torch.promote_types(v.dtype, torch.float32)) for t in (q, k, v, decay))
+    wide = torch.promote_types(v.dtype, torch.float32)
+    q, k, values, decay = (t.to(wide) for t in (q, k, v, decay))
     S = values.new_zeros(*v[:, 0].shape[:2], k.shape[-1], v.shape[-1]) if state is None else state
     outputs = []
     for t in range(v.shape[1]):
         if segments is not None and t:
             S = S * (segments[:, t] == segments[:, t - 1])[:, None, None, None]
-        strength = None if beta is None else beta[:, t].to(S.dtype)
-        y, S = _step(q[:, t], k[:, t], values[:, t], decay[:, t], strength, S)
+        strength, erased, place = (None if x is None else x[:, t].to(wide) for x in (beta, erase, at))
+        y, S = _step(q[:, t], k[:, t], values[:, t], decay[:, t], strength, erased, place, S)
         outputs.append(y)
     return torch.stack(outputs, 1).to(v.dtype), S
 
 
-def _step(q: Tensor, k: Tensor, v: Tensor, decay: Tensor, beta: Tensor | None, state: Tensor) -> Result:
-    """One token: q, k [B,N,K], v [B,N,V], decay [B,N,1|K], beta [B,N] → [B,N,V] and the new state."""
+def _step(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    decay: Tensor,
+    beta: Tensor | None,
+    erase: Tensor | None,
+    at: Tensor | None,
+    state: Tensor,
+) -> Result:
+    """One token: q, k, erase, at [B,N,K], v [B,N,V], decay [B,N,1|K], beta [B,N] → [B,N,V] and the new state."""
     state = state * decay.exp()[..., None]
     if beta is not None:
-        v = (v - (k[..., None, :] @ state)[..., 0, :]) * beta[..., None]
+        v = (v - _read(state, k)) * beta[..., None]
+    elif erase is not None and at is None:
+        v = v - _read(state, erase)
+    elif erase is not None:
+        state = state - at[..., None] * _read(state, erase)[..., None, :]  # type: ignore[index]
     state = state + k[..., None] * v[..., None, :]
-    return (q[..., None, :] @ state)[..., 0, :], state
+    return _read(state, q), state
+
+
+def _read(state: Tensor, key: Tensor) -> Tensor:
+    """Sᵀ key: [B,N,V]."""
+    return (key[..., None, :] @ state)[..., 0, :]
 
 
 def _chunked(x: Tensor, c: int, dtype: torch.dtype) -> Tensor:
@@ -143,7 +181,14 @@ class _Documents:
 
 
 def _in_chunks(
-    q: Tensor, k: Tensor, v: Tensor, decay: Tensor, beta: Tensor | None, state: Tensor, same: _Documents | None
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    decay: Tensor,
+    erase: Tensor | None,
+    at: Tensor | None,
+    state: Tensor,
+    same: _Documents | None,
 ) -> Result:
     """Chunks [n,B,N,c,·] → outputs [n,B,N,c,V] and the state after the last."""
     G = decay.cumsum(-2)
@@ -154,16 +199,27 @@ def _in_chunks(
         earlier = earlier & same.pairs
         read, write, keep = read * same.reads, write * same.writes, keep * same.keeps
     pairs = _pairs_by_head if G.shape[-1] == 1 else _pairs_by_channel
-    moved = None
-    if beta is None:
+    moved, written = None, k * write
+    if erase is None:
         (attended,) = pairs((q,), k, G, earlier)
+    elif at is None:
+        attended, within = pairs((q, erase), k, G, earlier)
+        v, moved = _solved(within, v, erase * read)
     else:
-        strong = k * beta
-        attended, within = pairs((q, strong), k, G, earlier)
-        solved = _Solve.apply(within, torch.cat((v * beta, strong * read), -1))
-        v, moved = solved.split((v.shape[-1], k.shape[-1]), -1)
-    states, new, state = _Scan.apply(v, moved, k * write, keep.mT, state)
+        attended, within = pairs((q, erase), k, G, earlier)
+        of_erased, among = pairs((q, erase), at, G, earlier)
+        taken, moved = _solved(among, within.tril(-1) @ v, erase * read)
+        v, moved = torch.cat((-taken, v), -2), torch.cat((moved, torch.zeros_like(moved)), -2)
+        attended, written = torch.cat((of_erased, attended), -1), torch.cat((at * write, written), -2)
+    states, new, state = _Scan.apply(v, moved, written, keep.mT, state)
     return attended @ new + (q * read) @ states, state
+
+
+def _solved(A: Tensor, V: Tensor, E: Tensor) -> tuple[Tensor, Tensor]:
+    """(I + A)⁻¹ V and (I + A)⁻¹ E."""
+    found: Tensor = _Solve.apply(A, torch.cat((V, E), -1))
+    left, right = found.split((V.shape[-1], E.shape[-1]), -1)
+    return left, right
 
 
 class _Solve(torch.autograd.Function):
@@ -210,7 +266,7 @@ class _Scan(torch.autograd.Function):
     """N_i = U_i − W_i S_i, S_{i+1} = E_i S_i + K̃_iᵀ N_i over chunks i; without W, N = U.
 
     Args:
-        U: [n,B,N,c,V]
+        U: [n,B,N,c,V]; c is twice the chunk where it erases at other keys than it writes
         W: [n,B,N,c,K], or None
         K: K̃ [n,B,N,c,K]
         keep: E [n,B,N,1|K,1]

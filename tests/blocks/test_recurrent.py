@@ -18,6 +18,8 @@ from blockwright.blocks.generation.generate import Continuations
 from blockwright.registry import ConfigError
 
 D, T = 30, 19
+LATER = ("gated_delta_2", "rwkv7", "mamba3")
+OTHERS = ("gated_delta", "kda", "mamba2", "lightning", "short_conv", "none", "averaging")
 Make = Callable[..., Any]
 
 
@@ -187,7 +189,7 @@ def test_rewound_caches_of_every_kind_continue_as_if_nothing_had_been_tried(
     torch.testing.assert_close(found, right[:, 9:], rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["gated_delta", "kda", "mamba2", "lightning"])
+@pytest.mark.parametrize("name", ["gated_delta", "kda", "mamba2", "lightning", *LATER])
 def test_under_autocast_the_recurrence_stays_in_fp32(tiny: Callable[..., dict[str, Any]], name: str) -> None:
     decoder = compose(tiny(attention={"name": name}), seed=0)
     ids = torch.randint(61, (2, 13), generator=torch.Generator().manual_seed(0))
@@ -208,14 +210,14 @@ class Averaging(Recurrent):
     def memory(self) -> dict[str, tuple[int, ...]]:
         return {"sum": (48,), "count": (1,)}
 
-    def mix(self, x: Tensor, segments: Tensor | None, held: State | None) -> tuple[Tensor, dict[str, Tensor]]:
+    def mix(self, x: Tensor, given: Pass, held: State | None) -> tuple[Tensor, dict[str, Tensor]]:
         total, count = x.cumsum(1), torch.ones_like(x[..., :1]).cumsum(1)
         if held is not None:
             total, count = total + held.held["sum"][:, None], count + held.held["count"][:, None]
         return total / count, {"sum": total[:, -1], "count": count[:, -1]}
 
 
-@pytest.mark.parametrize("name", ["gated_delta", "kda", "mamba2", "lightning", "short_conv", "none", "averaging"])
+@pytest.mark.parametrize("name", [*OTHERS, *LATER])
 @pytest.mark.parametrize(("dtype", "bound"), [(torch.float64, 1e-13), (torch.float32, 2e-6), (torch.bfloat16, 0.05)])
 @torch.inference_mode()
 def test_first_tokens_of_a_pass_are_kept_as_if_the_others_had_not_been_read(

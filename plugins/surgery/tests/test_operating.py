@@ -59,6 +59,8 @@ WIDE = {
     "attention": {"name": "gqa", "n_heads": 12, "n_kv_heads": 6},
     "ffn": {"name": "swiglu", "d_ff": 144},
 }
+KDA = {"name": "kda", "n_heads": 4, "head_dim": 7, "v_head_dim": 5}
+BY_HEAD = {"decay": {"name": "head"}, "output_gate": {"name": "silu"}}
 SHARED = {"shared": {"name": "swiglu", "d_ff": 72}}
 
 
@@ -133,6 +135,12 @@ class Case:
         ("neutral", {}, {"attention": {**GQA, "scores": {"name": "dcmha", "rank": 1, "width": 5}}}),
         ("neutral", {}, {"position": {"name": "banded", "rank": 3, "extent": 9, "inner": "rope"}}),
         ("neutral", {"position": "alibi"}, {"position": {"name": "banded", "extent": 9, "inner": "alibi"}}),
+        ("erase_and_write", {"attention": KDA}, {"attention": {**KDA, "name": "gated_delta_2"}}),
+        (
+            "erase_and_write",
+            {"attention": {**KDA, **BY_HEAD}},
+            {"attention": {**KDA, **BY_HEAD, "name": "gated_delta_2"}},
+        ),
     ],
 )
 def test_exact_operator_leaves_the_logits_alone(name: str, old: dict[str, Any], new: dict[str, Any]) -> None:
@@ -163,6 +171,9 @@ def test_borrowed_keys_are_measured_together_with_the_lenders(attention: dict[st
         ("selector", {"attention": {**GQA, "selector": DSA}}, ()),
         ("delta", {"attention": {"name": "kda", "n_heads": 6}}, ()),
         ("delta", {"attention": {"name": "gated_delta", "n_heads": 6, "n_key_heads": 3}}, ()),
+        ("delta", {"attention": {"name": "gated_delta_2", "n_heads": 6}}, ()),
+        ("delta", {"attention": {"name": "rwkv7", "n_heads": 6}}, ()),
+        ("delta", {"attention": {"name": "mamba3", "n_heads": 6, "head_dim": 10, "state_dim": 10, "rank": 3}}, ()),
         ("copies", moe(4, 72, 2, "softmax_topk"), ()),  # not renormalised: the sum of the weights varies
         ("drop", moe(4, 72, 2), ("drop",)),
         ("fit", {"residual": "sandwich"}, ()),

@@ -6,20 +6,23 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
-from blockwright.blocks.attention.gated_delta import CONVOLVED, GatedDelta
 from blockwright.blocks.attention.grouped import GroupedAttention
+from blockwright.blocks.attention.recurrent import Recurrent
 from blockwright.plugins.surgery.transplant.base import Setting, Transplant, Transplanted
 from blockwright.plugins.surgery.transplant.heads import regrouped
 from blockwright.registry import BlockError, register
 
+COPIED = ("query", "key", "value", "output")
+
 
 @register("transplant", "delta")
 class Delta(Transplant):
-    """Softmax attention → a delta-rule mixer (mha|gqa → gated_delta|kda), a start for aligning layers.
+    """Softmax attention → a recurrence with queries, keys and values, a start for aligning layers.
 
     As in Zhang et al. 2024 (LoLCATs), arXiv 2410.10254, and Goldstein et al. 2025 (RADLADS), arXiv 2505.03005: query,
-    key, value and output projections are copied; heads are repeated or averaged where their numbers differ.
-    Convolutions see the current token only. Decay, strength and output gate are drawn. Never exact: recover it with
+    key, value and output projections are copied; heads are repeated or averaged where their numbers differ. Serves
+    every recurrent mixer whose projections have these names: delta rules, ``rwkv7``, Mamba's, ``lightning``.
+    Convolutions see the current token only. Decay, gates and all else are drawn. Never exact: recover it with
     ``task=distill``, layers first.
     """
 
@@ -34,28 +37,32 @@ class Delta(Transplant):
     )
 
     def serves(self, old: nn.Module, new: nn.Module) -> bool:
-        both = isinstance(old, GroupedAttention) and isinstance(new, GatedDelta)
-        both = both and old.value is not None
-        return both and old.output.out_features == new.output.out_features  # type: ignore[union-attr]
+        if not isinstance(old, GroupedAttention) or old.value is None or not isinstance(new, Recurrent):
+            return False
+        projects = all(isinstance(getattr(new, name, None), nn.Linear) for name in COPIED)
+        return projects and old.output.out_features == new.output.out_features  # type: ignore[union-attr]
 
     def __call__(self, old: nn.Module, new: nn.Module, setting: Setting) -> Transplanted:
-        assert isinstance(old, GroupedAttention) and isinstance(new, GatedDelta)
+        assert isinstance(old, GroupedAttention) and isinstance(new, Recurrent)
         H, N = old.head_dim, old.query.out_features // old.head_dim
         heads = {"query": N, "key": old.n_kv_heads, "value": old.n_kv_heads}
-        if (new.head_dim, new.v_head_dim) != (H, H) or new.value.out_features != N * H:
+        state = new.memory()["state"]
+        if state != (N, H, H):
             rule = f"must be those of the {N} heads of width {H} whose weights are copied"
-            remedy = f"Write n_heads={N} and head_dim={H}, and leave v_head_dim out"
-            raise BlockError("head_dim", (new.head_dim, new.v_head_dim), rule, remedy)
+            remedy = f"Write n_heads={N} and {H} for the widths of keys and of values"
+            raise BlockError("head_dim", state, rule, remedy)
         tensors = {"output.weight": old.output.weight}
-        for name in CONVOLVED:
-            rows = getattr(new, name).out_features // H
-            theirs = getattr(old, name).weight.unflatten(0, (heads[name], H))
-            if rows % heads[name] and heads[name] % rows:
-                rule = f"must be a multiple or a divisor of the {heads[name]} heads there"
+        convolutions = dict(new.named_children())
+        for name, number in heads.items():
+            rows = new.get_submodule(name).out_features // H  # type: ignore[operator]
+            theirs = getattr(old, name).weight.unflatten(0, (number, H))
+            if rows % number and number % rows:
+                rule = f"must be a multiple or a divisor of the {number} heads there"
                 raise BlockError("n_key_heads", rows, rule, "Leave it out")
             tensors[f"{name}.weight"] = regrouped(theirs, rows).flatten(0, 1)
-            conv = torch.zeros_like(getattr(new, f"{name}_conv").weight)
-            conv[:, -1] = 1.0
-            tensors[f"{name}_conv.weight"] = conv
+            if f"{name}_conv" in convolutions:
+                conv = torch.zeros_like(convolutions[f"{name}_conv"].weight)  # type: ignore[arg-type]
+                conv[:, -1] = 1.0
+                tensors[f"{name}_conv.weight"] = conv
         copied = frozenset(name for name in tensors if "conv" not in name)
-        return Transplanted(tensors, copied, exact=False, note="projections copied; decay, strength and gate drawn")
+        return Transplanted(tensors, copied, exact=False, note="projections copied; decay and gates drawn")

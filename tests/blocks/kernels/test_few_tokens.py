@@ -65,6 +65,22 @@ def test_it_is_the_formula_after_each_token(
     assert torch.equal(last, y) and torch.equal(state, states[:, -1])
 
 
+@pytest.mark.parametrize("elsewhere", [False, True])
+@torch.no_grad()
+def test_it_erases_apart_from_writing(elsewhere: bool) -> None:
+    given = {**drawn(2, 4, 5, 37, 3 * LANES, channels=37), "beta": None}
+    draws = torch.Generator().manual_seed(1)
+    erase, at = (F.normalize(torch.randn(2, 4, 5, 37, generator=draws), dim=-1) for _ in range(2))
+    more = {"erase": erase, "at": at if elsewhere else None}
+    y, states = after_each(**given, **more)
+    exact = {name: t if t is None else t.double() for name, t in {**given, **more}.items()}
+    for t in range(4):
+        some = {name: x if x is None or name == "state" else x[:, : t + 1] for name, x in exact.items()}
+        right, state = recurrence_reference(**some)
+        torch.testing.assert_close(states[:, t].double(), state, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(y[:, t].double(), right[:, t], rtol=1e-5, atol=1e-5)
+
+
 @torch.no_grad()
 def test_numbers_may_lie_anywhere_and_rows_are_those_of_each_alone() -> None:
     given = drawn(**WIDE)
@@ -104,7 +120,7 @@ def decoder(name: str, **more: Any) -> Decoder:
     return compose({**model, "attention": {"name": name, **more}}, seed=1).choose_kernels().eval()
 
 
-@pytest.mark.parametrize("name", ["gated_delta", "kda", "mamba2", "lightning"])
+@pytest.mark.parametrize("name", ["gated_delta", "kda", "mamba2", "lightning", "gated_delta_2", "rwkv7"])
 @torch.inference_mode()
 def test_models_decode_by_it_and_keep_their_state_after_each_token(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(few_tokens, "LEAST", 1)

@@ -1,0 +1,118 @@
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar, NamedTuple
+
+from torch import Tensor
+
+from blockwright.blocks.attention.base import even_heads
+from blockwright.blocks.attention.recurrent import Parts, Recurrent
+from blockwright.blocks.base import Placement
+from blockwright.blocks.cache.state import State
+from blockwright.blocks.decay.base import Decay
+from blockwright.blocks.depthwise import CausalConv
+from blockwright.blocks.drawn import Drawn
+from blockwright.blocks.forward_pass import Pass
+from blockwright.blocks.linear import Linear
+from blockwright.blocks.norm.base import Norm
+from blockwright.blocks.output_gate.base import OutputGate
+from blockwright.blocks.precision import at_least_fp32
+from blockwright.registry import BlockError
+from blockwright.registry.ranges import Count
+
+CONVOLVED = ("query", "key", "value")
+
+
+class Edit(NamedTuple):
+    """What a token does to the state: values to write, and ``beta`` or ``erase`` of ``kernels/recurrence.py``."""
+
+    values: Tensor
+    beta: Tensor | None = None
+    erase: Tensor | None = None
+
+
+class DeltaRule(Recurrent):
+    """A matrix per head that is decayed, and corrected at each key: the shared base of ``gated_delta`` and others.
+
+    A subclass has ``add_gates``, and ``edit``: how much a token erases and writes. Arguments: see ``gated_delta``.
+    """
+
+    residual_outputs: ClassVar[tuple[str, ...]] = ("output.weight",)
+    # A first token's output is (q · k) β v; where q · k is near 0 the norm would magnify its rounding.
+    conformance_settings: ClassVar[Mapping[str, Any]] = {"norm": {"name": "rmsnorm", "eps": 0.01}}
+
+    def __init__(
+        self,
+        d_model: int,
+        decay: Decay,
+        norm: Norm,
+        n_heads: Count = 8,
+        n_key_heads: Count | None = None,
+        head_dim: Count | None = None,
+        v_head_dim: Count | None = None,
+        taps: Count = 4,
+        negative_eigenvalues: bool = False,
+        output_gate: OutputGate | None = None,
+    ) -> None:
+        super().__init__()
+        K, V = _widths(d_model, n_heads, head_dim, v_head_dim)
+        keys = n_key_heads or n_heads
+        if n_heads % keys:
+            raise BlockError("n_key_heads", keys, f"must divide n_heads ({n_heads})", "Leave it out for as many")
+        self.head_dim, self.v_head_dim, self.shared_by = K, V, n_heads // keys
+        self.reach = 2.0 if negative_eigenvalues else 1.0
+        self.query, self.key = (Linear(d_model, keys * K, bias=False) for _ in range(2))
+        self.value = Linear(d_model, n_heads * V, bias=False)
+        self.query_conv, self.key_conv = CausalConv(keys * K, taps), CausalConv(keys * K, taps)
+        self.value_conv = CausalConv(n_heads * V, taps)
+        self.add_gates(d_model, n_heads)
+        self.output = Linear(n_heads * V, d_model, bias=False)
+        self.decay, self.norm, self.output_gate = decay, norm, output_gate
+
+    @classmethod
+    def child_context(cls, child: str, known: Mapping[str, Any]) -> Mapping[str, Any]:
+        K, V = _widths(*(known[name] for name in ("d_model", "n_heads", "head_dim", "v_head_dim")))
+        return {"dim": V, "head_dim": V if child == "output_gate" else K}
+
+    def add_gates(self, d_model: int, n_heads: int) -> None:
+        """Add the projections that ``edit`` reads; all are split by heads."""
+        raise NotImplementedError
+
+    def edit(self, x: Tensor, k: Tensor, v: Tensor) -> Edit:
+        """The mixer's input x [B,T,D], keys [B,T,N,K] of length 1 and values [B,T,N,V] → what each token changes."""
+        raise NotImplementedError
+
+    def mix(self, x: Tensor, given: Pass, held: State | None) -> tuple[Tensor, Parts]:
+        (q, q_tail), (k, k_tail), (v, v_tail) = (self.convolved(name, x, given.segments, held) for name in CONVOLVED)
+        q, k = (_unit(t.unflatten(-1, (-1, self.head_dim))).repeat_interleave(self.shared_by, 2) for t in (q, k))
+        edit = self.edit(x, k, v.unflatten(-1, (-1, self.v_head_dim)))
+        values = q * self.head_dim**-0.5, k, edit.values, self.decay(x), edit.beta
+        y, state = self.recurred(*values, given.segments, held, erase=edit.erase)
+        y = self.norm(y.to(x.dtype))
+        y = y if self.output_gate is None else self.output_gate(x, y)
+        return self.output(y.flatten(-2)), {**q_tail, **k_tail, **v_tail, **state}
+
+    def drawn(self) -> Drawn:
+        heads = self.value.out_features // self.v_head_dim
+        shared = () if self.shared_by == 1 else (f"{heads // self.shared_by} of queries and keys",)
+        widths = f"keys {self.head_dim}, values {self.v_head_dim}"
+        return Drawn((f"{heads} heads", *shared, widths, self.convolutions()))
+
+    def memory(self) -> dict[str, tuple[int, ...]]:
+        return {"state": (self.value.out_features // self.v_head_dim, self.head_dim, self.v_head_dim)}
+
+    def parallel_plan(self) -> dict[str, Placement]:
+        children = ("decay.", "norm.", "output_gate.")
+        own: dict[str, Placement] = {n: "column" for n, _ in self.named_parameters() if not n.startswith(children)}
+        return {**own, "output.weight": "row"}
+
+
+def _unit(x: Tensor) -> Tensor:
+    """Heads [B,T,N,K] of length 1, in at least fp32."""
+    x = at_least_fp32(x)
+    return x * (x.square().sum(-1, keepdim=True) + 1e-6).rsqrt()
+
+
+def _widths(d_model: int, n_heads: int, head_dim: int | None, v_head_dim: int | None) -> tuple[int, int]:
+    K = head_dim or even_heads(d_model, n_heads)
+    return K, v_head_dim or K
