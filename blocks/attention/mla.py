@@ -16,6 +16,7 @@ from blockwright.blocks.forward_pass import Pass
 from blockwright.blocks.kernels.latent_attention import of_latents
 from blockwright.blocks.linear import Linear
 from blockwright.blocks.norm.base import Norm
+from blockwright.blocks.output_gate.base import OutputGate
 from blockwright.blocks.position.base import Position
 from blockwright.blocks.selector.base import Selector
 from blockwright.registry import register
@@ -51,6 +52,7 @@ class MLA(Scored):
         kv_norm: norm of the key-value latent
         position: rotates the rope parts, or biases scores
         selector: chooses which keys a query sees; null for none
+        output_gate: gates the heads' outputs; null for none
     """
 
     residual_outputs: ClassVar[tuple[str, ...]] = ("output.weight",)
@@ -68,10 +70,12 @@ class MLA(Scored):
         qk_rope_head_dim: Count | None = None,
         v_head_dim: Count | None = None,
         selector: Selector | None = None,
+        output_gate: OutputGate | None = None,
     ) -> None:
         super().__init__(d_model)
         widths = _widths(d_model, n_heads, qk_nope_head_dim, qk_rope_head_dim, v_head_dim, kv_lora_rank)
-        self.n_heads, self.position, self.kv_norm, self.selector = n_heads, position, kv_norm, selector
+        self.n_heads, self.position, self.kv_norm = n_heads, position, kv_norm
+        self.selector, self.output_gate = selector, output_gate
         self.nope, self.rope, self.v_head_dim, self.latent = widths
         queries = n_heads * (self.nope + self.rope)
         if q_lora_rank is None:
@@ -87,9 +91,11 @@ class MLA(Scored):
     @classmethod
     def child_context(cls, child: str, known: Mapping[str, Any]) -> Mapping[str, Any]:
         given = ("d_model", "n_heads", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim", "kv_lora_rank")
-        _nope, rope, _value, latent = _widths(*(known[name] for name in given))
+        _nope, rope, value, latent = _widths(*(known[name] for name in given))
         if child == "selector":
             return {"latent_dim": known["q_lora_rank"] or known["d_model"], "attention_heads": known["n_heads"]}
+        if child == "output_gate":
+            return {"head_dim": value}
         norms = {"q_norm": known["q_lora_rank"] or 1, "kv_norm": latent}
         return {"dim": norms[child]} if child in norms else {"head_dim": rope}
 
@@ -100,6 +106,7 @@ class MLA(Scored):
         q_rope, k_rope = given.rotated(self.position, q_rope, k_rope[:, :, None])
         held = {"latent": (self.kv_norm(latent), k_rope.squeeze(2))}
         y = self.attend(x, given, torch.cat((q_nope, q_rope), -1), held, compressed)
+        y = y if self.output_gate is None else self.output_gate(x, y)
         return self.output(y.flatten(-2))
 
     def _queries(self, x: Tensor) -> tuple[Tensor, Tensor]:

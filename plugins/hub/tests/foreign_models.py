@@ -122,6 +122,16 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         {**GROUPED, "head_dim": 16, **ROPE, **DELTA, "num_experts": 5, "num_experts_per_tok": 2, **HYBRID}
         | {"moe_intermediate_size": 13, "shared_expert_intermediate_size": 11},
     ),
+    "qwen3_5_text": ("Qwen3_5Text", {**GROUPED, "head_dim": 16, **DENSE, **ROPE, **DELTA, **HYBRID}),
+    "qwen3_5_text tied": (
+        "Qwen3_5Text",
+        {**GROUPED, "head_dim": 16, **DENSE, **ROPE, **DELTA, **HYBRID, "tie_word_embeddings": True},
+    ),
+    "qwen3_5_moe_text": (
+        "Qwen3_5MoeText",
+        {**GROUPED, "head_dim": 16, **ROPE, **DELTA, "num_experts": 5, "num_experts_per_tok": 2, **HYBRID}
+        | {"moe_intermediate_size": 13, "shared_expert_intermediate_size": 11},
+    ),
     "olmo_hybrid": (
         "OlmoHybrid",
         {**EVEN, **DENSE, **DELTA, **HYBRID, "rope_parameters": {**SLOW, "rope_theta": None}},
@@ -135,6 +145,22 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         "KimiLinear",
         {**MLA, **MIXTURE, **HYBRID, "n_routed_experts": None, "num_local_experts": 8, "linear_num_heads": 3}
         | {"linear_head_dim": 5, "linear_conv_kernel_dim": 3, "q_lora_rank": 13},
+    ),
+    "bailing_hybrid": (
+        "BailingHybrid",
+        {**MLA, **MIXTURE, **HYBRID, **ROPE, **GROUPS, "n_routed_experts": None, "num_local_experts": 8}
+        | {"head_dim": 5, "short_conv_kernel_size": 3},
+    ),
+    "bailing_hybrid unbounded": (
+        "BailingHybrid",
+        {**MLA, **MIXTURE, **HYBRID, "rope_parameters": SHARP, **GROUPS, "n_routed_experts": None}
+        | {"num_local_experts": 8, "head_dim": 5, "short_conv_kernel_size": 3, "q_lora_rank": 13}
+        | {"kda_safe_gate": False},
+    ),
+    "longcat_flash": (
+        "LongcatFlash",
+        {**MLA, **ROPE, "q_lora_rank": 13, "ffn_hidden_size": 37, "expert_ffn_hidden_size": 13, "moe_topk": 3}
+        | {"n_routed_experts": 5, "zero_expert_num": 3, "routed_scaling_factor": 2.5, "head_dim": 6},
     ),
     "nemotron_h": (
         "NemotronH",
@@ -162,6 +188,15 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         "DeepseekV32",
         {**MLA, **MIXTURE, "rope_parameters": SHARP, **GROUPS, "q_lora_rank": 13}
         | {"index_n_heads": 32, "index_head_dim": 10, "index_topk": 7},
+    ),
+    "glm_moe_dsa": (  # as many for the same reason
+        "GlmMoeDsa",
+        {**MLA, **MIXTURE, **ROPE, "q_lora_rank": 13, "index_n_heads": 32, "index_head_dim": 10, "index_topk": 7},
+    ),
+    "glm_moe_dsa reused": (
+        "GlmMoeDsa",
+        {**MLA, **MIXTURE, "rope_parameters": SHARP, **GROUPS, "q_lora_rank": 13, "index_n_heads": 32}
+        | {"index_head_dim": 10, "index_topk": 7, "indexer_types": ["full", "shared", "full", "shared"]},
     ),
     "deepseek_v4": (  # as many index heads for the same reason
         "DeepseekV4",
@@ -193,8 +228,7 @@ def build(name: str, dtype: torch.dtype) -> nn.Module:
         **copy.deepcopy({**sizes, **settings})
     )  # it writes into them
     config._experts_implementation = "eager"  # the others refuse doubles
-    heads = {"GPT2": "GPT2LMHeadModel", "Gemma3Text": "Gemma3ForCausalLM"}
-    head = heads.get(architecture, f"{architecture}ForCausalLM")
+    head = "GPT2LMHeadModel" if architecture == "GPT2" else f"{architecture.removesuffix('Text')}ForCausalLM"
     return getattr(transformers, head)(config).to(dtype).eval()
 
 
@@ -220,7 +254,28 @@ def _kimi_linear(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {dense.sub(r"mlp.\1_proj", name): tensor for name, tensor in tensors.items()}
 
 
-RELEASED = {"olmo_hybrid": _olmo_hybrid, "kimi_linear": _kimi_linear}
+def _longcat_flash(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Without the rows of experts that have no parameters."""
+    idle = re.compile(r"mlp\.experts\.[567]\.")
+    return {name: tensor for name, tensor in tensors.items() if not idle.search(name)}
+
+
+RELEASED = {"olmo_hybrid": _olmo_hybrid, "kimi_linear": _kimi_linear, "longcat_flash": _longcat_flash}
+
+
+def as_loaded(folder: Path, config: Any) -> None:
+    """Add to a folder what transformers 5.24 wants to load and does not read: rows of experts without parameters."""
+    if not (idle := getattr(config, "zero_expert_num", 0)):
+        return
+    tensors = {name: t for file in folder.glob("*.safetensors") for name, t in load_file(file).items()}
+    first = config.n_routed_experts
+    for name in [name for name in tensors if re.search(r"mlp\.experts\.0\.(gate|up)_proj", name)]:
+        tensors |= {
+            name.replace("experts.0.", f"experts.{first + n}."): torch.zeros_like(tensors[name]) for n in range(idle)
+        }
+    for file in (*folder.glob("*.safetensors"), *folder.glob("*.index.json")):
+        file.unlink()
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
 
 
 def as_released(folder: Path, rename: Callable[[dict[str, Tensor]], dict[str, Tensor]]) -> None:

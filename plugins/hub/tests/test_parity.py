@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from foreign_models import CASES
+from foreign_models import CASES, as_loaded
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -98,13 +98,18 @@ def test_exported_folder_gives_transformers_the_same_logits(
     shutil.copytree(out, tmp_path / "out")
     (tmp_path / "out" / "origin.json").unlink()  # by the composition alone
     export_folder(tmp_path / "out", tmp_path / "hf", max_bytes=50_000)
+    as_loaded(tmp_path / "hf", theirs.config)
     again, report = transformers.AutoModelForCausalLM.from_pretrained(
         tmp_path / "hf", output_loading_info=True, experts_implementation="eager"
     )
     assert not any(report[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     for parameter in again.parameters():
         parameter.data = parameter.data.clone()  # products of memory that is not aligned may round otherwise
-    assert torch.equal(again.eval()(tokens).logits, theirs(tokens).logits)
+    found, expected = again.eval()(tokens).logits, theirs(tokens).logits
+    if type(again) is type(theirs):
+        assert torch.equal(found, expected)
+    else:  # the same model of another class, whose products round otherwise
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", EVERY)
