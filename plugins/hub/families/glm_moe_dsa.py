@@ -1,7 +1,7 @@
 """GLM-5 to 5.2: DeepSeek-V3.2's blocks, whose indexer turns as the attention does, and which some layers have alone.
 
-A layer without an indexer sees what the nearest layer below chose. The head of multi-token prediction is imported only
-on request (``--mtp``), from models whose every layer has an indexer.
+A layer without an indexer sees what the nearest layer below chose. The head of multi-token prediction, which always has
+one, is imported only on request (``--mtp``).
 """
 
 from __future__ import annotations
@@ -52,7 +52,8 @@ def _read_indexers(config: Config, model: dict[str, Any]) -> None:
         rule = f"must name full or shared for each of the {depth} layers, and full for the first"
         raise refusal("indexer_types", kinds, rule, "Correct the list in config.json")
     if "shared" in kinds:
-        model["variants"] = {**model.get("variants", {}), "selector": {"below": {"name": "below"}}}
+        below = {"name": "shared", "of": dict(model["selector"]), "every": depth}  # in every layer but the first
+        model["variants"] = {**model.get("variants", {}), "selector": {"below": below}}
         model["layout"] = {**model.get("layout", {}), "selector": [KINDS[kind] for kind in kinds]}
 
 

@@ -70,6 +70,29 @@ def test_imported_logits_equal_transformers_in_double_precision(
     torch.testing.assert_close(decoder(tokens), theirs(tokens).logits, rtol=0, atol=1e-10)
 
 
+@pytest.mark.parametrize("name", ["qwen3_5_text", "glm_moe_dsa reused", "bailing_hybrid", "longcat_flash"])
+def test_gradients_equal_transformers_in_double_precision(
+    name: str,
+    foreign: Callable[..., nn.Module],
+    checkpoint: Callable[..., Path],
+    tokens: Tensor,
+    in_double: Callable[..., None],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    """Of the embedding, which all layers have a part in."""
+    import_folder(checkpoint(name, torch.float64), tmp_path / "out")
+    decoder, theirs = load(tmp_path / "out", dtype=torch.float64), foreign(name, torch.float64)
+    in_double(theirs, decoder, monkeypatch)
+    embeddings = decoder.embedding.weight, theirs.get_input_embeddings().weight  # type: ignore[operator]
+    weights = torch.linspace(-1, 1, tokens.numel() * len(embeddings[0])).double().view(*tokens.shape, -1)
+    for logits in (decoder(tokens), theirs(tokens).logits):
+        (logits * weights).mean().backward()
+    found, expected = (embedding.grad for embedding in embeddings)
+    assert found is not None and expected is not None
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-7 * expected.abs().max().item())
+
+
 @pytest.mark.parametrize("name", EVERY)
 @torch.no_grad()
 def test_decoding_with_a_cache_equals_transformers_with_its_own(

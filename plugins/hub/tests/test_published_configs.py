@@ -339,7 +339,8 @@ RELEASED["glm_5_2"] = {
     "v_head_dim": 256,
     "vocab_size": 154880,
 }
-NOT_WRITTEN = {"tiny", "tiny_recall"}  # rotary positions in halves with latent attention; interleaved ones without
+# tiny: rotary positions in halves with latent attention, or interleaved ones without; K3: transformers has no class
+NOT_WRITTEN = {"tiny", "tiny_recall", "kimi_k3"}
 WRITTEN_AS = {
     "ablation_moe_mha": "deepseek",
     "deepseek_moe_16b": "deepseek",
@@ -386,6 +387,7 @@ SHORT = {
     "gemma3_27b": {"attention": "attention*3 full"},
     "deepseek_v4_flash": {"attention": "near*2 attention hca", "gating": "hash*3 gating"},
     "deepseek_v4_pro": {"attention": "hca*2 attention hca", "gating": "hash*3 gating"},
+    "kimi_k3": {"attention": "linear*3 attention", "ffn": "dense*1 ffn*"},
     "glm_5_2": {"ffn": "dense*3 ffn", "selector": "selector*3 below"},
     "ling_3_flash": {"attention": "linear*3 attention", "ffn": "dense*2 ffn*"},
     "kimi_linear_48b_a3b": {"attention": "linear*3 attention", "ffn": "dense*1 ffn*"},
