@@ -12,7 +12,7 @@ from blockwright.blocks.forward_pass import Pass
 from blockwright.blocks.gating.base import Gating, Routing
 from blockwright.registry import BlockError, register
 
-LATE = "late.{}"
+LATE = "late"  # what layers leave in the carry, [B,T,D]
 
 
 @register("ffn", "shortcut")
@@ -24,9 +24,8 @@ class Shortcut(FFN):
     attentions, two dense networks and experts, is two of these layers: the first has ``later``, the second has not. In
     the last layer there is no later one, and ``later`` is added at once.
 
-    What is late crosses depth in the carry, [B,T,D], in two slots that layers take in turns: a layer reads one and
-    leaves the other, so that recomputation of this block alone reads what it read before. The dense branch of a layer
-    with experts is counted with its shared experts.
+    What is late crosses depth in the carry. It is only added, so no gradient needs its value: recomputed alone, this
+    block may add what it left itself. The dense branch of a layer with experts is counted with its shared experts.
 
     Args:
         now: added in this layer; null for none
@@ -44,22 +43,20 @@ class Shortcut(FFN):
         if now is not None and any(isinstance(block, Gating) for block in now.modules()):
             raise BlockError("now", type(now).__name__, "must be dense: a layer reports one routing", "Route in later")
         self.now, self.later = now, later
-        self.reads, self.leaves = LATE.format((layer_idx + 1) % 2), LATE.format(layer_idx % 2)
         self.last = layer_idx >= n_layers - 1
 
     def drawn(self) -> Drawn:
         return Drawn(("its second branch joins the next layer",) if self.later is not None and not self.last else ())
 
     def forward(self, x: Tensor, given: Pass | None = None) -> tuple[Tensor, Routing | None]:
-        carry: Carry = {} if given is None or given.carry is None else given.carry
-        carry.pop(self.leaves, None)  # of the layer before the last one
-        parts = [] if self.reads not in carry else [carry[self.reads]]
+        carry: Carry | None = None if given is None else given.carry
+        parts = [carry.pop(LATE)] if carry is not None and LATE in carry else []
         parts += [] if self.now is None else [self.now(x, given)[0]]
         routing: Routing | None = None
         if self.later is not None:
             late, routing = self.later(x, given)
-            if self.last or given is None:
+            if self.last or carry is None:
                 parts.append(late)
             else:
-                carry[self.leaves] = late
+                carry[LATE] = late
         return sum(parts[1:], parts[0]) if parts else x.new_zeros(x.shape), routing
