@@ -59,7 +59,7 @@ def _outputs(branch: nn.Module) -> list[tuple[str, Tensor]]:
 @torch.no_grad()
 def _is_silent(branch: nn.Module, zero: Mapping[str, Tensor], d_model: int) -> bool:
     """Whether a branch returns zeros with these weights in place of its own."""
-    x = torch.randn(1, PROBES, d_model, generator=torch.Generator().manual_seed(0))
+    x = torch.randn(1, PROBES, d_model, generator=torch.Generator().manual_seed(0), dtype=torch.float32)
     weights = {name.removeprefix("later."): tensor for name, tensor in zero.items()}
     y, _ = torch.func.functional_call(branch, weights, (x,))
     return bool((y == 0).all())
