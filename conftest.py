@@ -227,8 +227,8 @@ def _in_double(model: nn.Module, decoder: Decoder, monkeypatch: pytest.MonkeyPat
     _doubled(model)
     for cls in {type(m) for m in model.modules() if type(m).__name__.endswith("RMSNorm")}:
         other = norm_without_gain if "Unweighted" in cls.__name__ else norm
-        other = norm_of_gemma if cls.__name__.startswith(("Gemma", "Qwen3Next")) else other
-        monkeypatch.setattr(cls, "forward", gemma4.get(cls.__name__, other))
+        one_less = cls.__name__.startswith(("Gemma", "Qwen3Next", "Qwen3_5"))
+        monkeypatch.setattr(cls, "forward", gemma4.get(cls.__name__, norm_of_gemma if one_less else other))
     softmax = nn.functional.softmax
     monkeypatch.setattr(
         nn.functional, "softmax", lambda x, dim, dtype=None: softmax(x, dim, dtype=x.dtype if x.itemsize > 4 else dtype)

@@ -19,6 +19,7 @@ from blockwright.blocks.kernels.latent_attention import of_latents
 from blockwright.blocks.kv_source.base import KVSource
 from blockwright.blocks.linear import Linear
 from blockwright.blocks.norm.base import Norm
+from blockwright.blocks.output_gate.base import OutputGate
 from blockwright.blocks.position.base import Position
 from blockwright.blocks.readout.base import Readout
 from blockwright.blocks.selector.base import Selector
@@ -60,6 +61,7 @@ class MLA(Scored):
         latent_conv: convolves latents and rope parts of keys, before kv_norm; null for none
         readout: changes each head's sum over values; null for none
         selector: chooses which keys a query sees; null for none
+        output_gate: gates the heads' outputs; null for none
     """
 
     residual_outputs: ClassVar[tuple[str, ...]] = ("output.weight",)
@@ -81,10 +83,12 @@ class MLA(Scored):
         latent_conv: Convolution | None = None,
         readout: Readout | None = None,
         selector: Selector | None = None,
+        output_gate: OutputGate | None = None,
     ) -> None:
         super().__init__(d_model)
         widths = _widths(d_model, n_heads, qk_nope_head_dim, qk_rope_head_dim, v_head_dim, kv_lora_rank)
         self.n_heads, self.position, self.selector, self.kv_source = n_heads, position, selector, kv_source
+        self.output_gate = output_gate
         self.nope, self.rope, self.v_head_dim, self.latent = widths
         queries = n_heads * (self.nope + self.rope)
         if q_lora_rank is None:
@@ -113,6 +117,12 @@ class MLA(Scored):
             return {"latent_dim": known["q_lora_rank"] or known["d_model"], "attention_heads": known["n_heads"]}
         if child == "readout":
             return {"head_dim": value, "n_kv_heads": known["n_heads"]}
+        if child == "output_gate":
+            readout = known.get("readout")
+            return {
+                "head_dim": value,
+                "n_heads": known["n_heads"] if readout is None else readout.heads(known["n_heads"]),
+            }
         dims = {"q_norm": known["q_lora_rank"] or 1, "kv_norm": latent}
         dims |= {"query_conv": known["n_heads"] * (nope + rope), "latent_conv": latent + rope}
         return {"dim": dims[child]} if child in dims else {"head_dim": rope}
@@ -125,6 +135,7 @@ class MLA(Scored):
         q_rope, k_rope = given.rotated(self.position, q_rope, k_rope)
         held = {} if latent is None else {"latent": (latent, k_rope.squeeze(2))}
         y = self.attend(x, given, torch.cat((q_nope, q_rope), -1), held, compressed)
+        y = y if self.output_gate is None else self.output_gate(x, y)
         return self.output(y.flatten(-2))
 
     def _latents(self, x: Tensor, given: Pass) -> tuple[Tensor | None, Tensor]:

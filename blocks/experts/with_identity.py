@@ -3,6 +3,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from blockwright.blocks.experts.base import Experts
@@ -37,7 +38,8 @@ class WithIdentity(Experts):
         E, idle = self.n_computing, routing.experts >= self.n_computing
         experts, weights = routing.experts.clamp(max=E), routing.weights.masked_fill(idle, 0.0)
         inner = Routing(experts, weights, routing.probs[:, :E], {}, routing.load[:E], experts.numel())
-        return self.passed(x, (routing.weights * idle).sum(-1, keepdim=True), self.experts(x, inner))
+        weights = routing.weights.to(torch.promote_types(x.dtype, torch.float32)) * idle
+        return self.passed(x, weights.sum(-1, keepdim=True), self.experts(x, inner))
 
     def passed(self, x: Tensor, weight: Tensor, y: Tensor) -> Tensor:
         """Outputs y [T,D] of the computing experts, and the idle ones' total weight [T,1] → [T,D]."""

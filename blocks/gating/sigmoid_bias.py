@@ -67,7 +67,7 @@ class SigmoidBias(LinearGating):
         self.register_buffer("moved", torch.zeros((), dtype=torch.long))
 
     def affinity(self, logits: Tensor) -> Tensor:
-        """Router logits → affinities, elementwise."""
+        """Router logits [T,E] → affinities [T,E]."""
         return logits.sigmoid()
 
     def choose(self, logits: Tensor, experts: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:

@@ -70,6 +70,14 @@ def prediction(layers: tuple[Row, ...]) -> tuple[Row, ...]:
 
 PREDICTION = prediction(LAYERS)
 NAMES = (*FRAME, *LAYERS)
+
+CHOOSES, CHOSEN = "layers.{i}.attention.selector.", LAYER + "self_attn.indexer."
+INDEXER = (  # of V3.2 and GLM-5
+    Row(CHOOSES + "query.weight", CHOSEN + "wq_b.weight"),
+    Row(CHOOSES + "key.weight", CHOSEN + "wk.weight"),
+    Row(CHOOSES + "k_norm.*", CHOSEN + "k_norm.*"),
+    Row(CHOOSES + "weights.weight", CHOSEN + "weights_proj.weight"),
+)
 WITHOUT_PREDICTION = (r"model\.layers\.{behind}\..*",)
 
 # ---- settings --------------------------------------------------------------------------------------------------------
@@ -204,3 +212,30 @@ def _write_prediction(decoder: Decoder, config: dict[str, Any]) -> None:
 
 
 PREDICTED = Part(_read_prediction, _write_prediction)
+
+
+# ---- the indexer of V3.2 and GLM-5 -----------------------------------------------------------------------------------
+
+SELECTOR = {"name": "dsa", "k_norm": {"name": "layernorm", "eps": LATENT_NORM["eps"]}}
+
+
+def index_sizes(ours: str) -> tuple[Key, ...]:
+    """The sizes of the indexer, whose node stands at ``ours`` in the composition."""
+    shown = "first.attention.selector."
+    return (
+        Key("index_n_heads", ours + "n_heads", shown + "n_heads"),
+        Key("index_head_dim", ours + "head_dim", shown + "head_dim"),
+        Key("index_topk", ours + "top_k", shown + "top_k"),
+    )
+
+
+def read_kinds(config: Config, model: dict[str, Any]) -> None:
+    """Lists of each layer's kind, which transformers writes beside the numbers that they follow from."""
+    n, leading = model["n_layers"], config.take("first_k_dense_replace", default=0)
+    for key, right in (
+        ("mlp_layer_types", ["dense"] * leading + ["sparse"] * (n - leading)),
+        ("layer_types", ["indexed_attention"] * n),
+    ):
+        given = config.take(key, default=None)
+        if given is not None and given != right:
+            raise refusal(key, given, f"must be {right}", "Layers of other kinds are not supported")

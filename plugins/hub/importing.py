@@ -130,14 +130,15 @@ def find(values: Mapping[str, Any]) -> Family:
     return known[model_type]
 
 
-DEPTHS = ("num_hidden_layers", "n_layer", "num_nextn_predict_layers")
+DEPTHS = ("num_hidden_layers", "num_layers", "n_layer", "num_nextn_predict_layers")
+LANGUAGE = ("language_config", "text_config")  # of a model that holds a language model
 
 
 def _check_depth(values: Mapping[str, Any], n_tensors: int) -> None:
     """Refuse a depth that contradicts the number of tensors, before anything is allocated per layer."""
     own = values.get("composition")
-    inner = values.get("language_config")
-    depths = {key: (inner if isinstance(inner, dict) else values).get(key) for key in DEPTHS}
+    inner = next((values[key] for key in LANGUAGE if isinstance(values.get(key), dict)), values)
+    depths = {key: inner.get(key) for key in DEPTHS}
     if isinstance(own, dict):
         mtp = own.get("mtp")
         further = mtp if isinstance(mtp, dict) else {}

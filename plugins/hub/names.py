@@ -35,7 +35,8 @@ class Form:
 class Row:
     """One row of a table of names.
 
-    Placeholders: ``{i}`` a layer, ``{n+i}`` the i-th layer after the last one, ``{e}`` an expert, ``{name}`` any name;
+    Placeholders: ``{i}`` a layer, ``{n+i}`` the i-th layer after the last one, ``{i/2}`` and ``{i%2}`` where one of
+    their layers is two of ours, ``{e}`` an expert, ``{name}`` any name;
     a final ``*`` is ``weight`` or ``bias``, the same on both sides.
 
     Args:
@@ -131,6 +132,7 @@ def _pattern(ours: str) -> re.Pattern[str]:
 def _spell(theirs: str, found: Mapping[str, str], n_layers: int, expert: int) -> str:
     i = int(found.get("i", 0))
     name = theirs.replace("{i}", str(i)).replace("{n+i}", str(n_layers + i)).replace("{e}", str(expert))
+    name = name.replace("{i/2}", str(i // 2)).replace("{i%2}", str(i % 2))
     return name.replace("*", found.get("leaf", "")).replace("{name}", found.get("name", ""))
 
 

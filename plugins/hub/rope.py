@@ -40,6 +40,7 @@ KINDS: dict[str, tuple[str, dict[str, str]]] = {
         },
     ),
 }
+ORIGINAL = "original_max_position_embeddings"
 SHARPENED = {"mscale": "mscale", "mscale_all_dim": "mscale_all_dim"}  # DeepSeek's rule only
 PLAIN = {"mscale": 1.0, "mscale_all_dim": 0.0}  # YaRN elsewhere: amplitude only
 STRETCH = ("factor", "low_freq_factor", "high_freq_factor")  # without which transformers reads no such positions
@@ -55,12 +56,14 @@ class Habits:
         theta: the meaning of an absent rope_theta
         fraction: the meaning of an absent partial_rotary_factor, or a function of the Config that returns it; None for
             families that rotate whole heads only
+        idle: keys of it that change nothing
     """
 
     pairing: Literal["half_split", "interleaved"]
     sharpened: bool = False
     theta: float = 10000.0
     fraction: float | Callable[[Config], float] | None = None
+    idle: tuple[str, ...] = ()
 
 
 def rope(
@@ -68,9 +71,10 @@ def rope(
     sharpened: bool = False,
     theta: float = 10000.0,
     fraction: float | Callable[[Config], float] | None = None,
+    idle: tuple[str, ...] = (),
 ) -> Part:
     """The settings of rotary positions; arguments as in ``Habits``."""
-    habits = Habits(pairing, sharpened, theta, fraction)
+    habits = Habits(pairing, sharpened, theta, fraction, idle)
 
     def read(config: Config, model: dict[str, Any]) -> None:
         model["position"] = read_rope(config, habits)
@@ -95,10 +99,11 @@ def read_rope(config: Config, habits: Habits) -> dict[str, Any]:
     where = "rope_parameters" if config.values.get("rope_parameters") else "rope_scaling"
     theta = config.take("rope_theta", kind=float, default=habits.theta)
     absent = habits.fraction(config) if callable(habits.fraction) else habits.fraction
-    fraction = config.take("partial_rotary_factor", default=1.0 if absent is None else absent)
+    whole = 1.0 if absent is None else absent
+    fraction = whole if "partial_rotary_factor" in habits.idle else config.take("partial_rotary_factor", default=whole)
     scaling = config.take("rope_scaling", kind=dict, default={})
     parameters = config.take("rope_parameters", kind=dict, default={})
-    given = {k: v for k, v in {**scaling, **parameters}.items() if v is not None}
+    given = {k: v for k, v in {**scaling, **parameters}.items() if v is not None and k not in habits.idle}
     for key in scaling.keys() & parameters.keys():
         if scaling[key] != parameters[key]:
             rule = f"contradicts rope_parameters.{key} = {parameters[key]}"
@@ -113,8 +118,8 @@ def read_rope(config: Config, habits: Habits) -> dict[str, Any]:
     node = {"name": name, "theta": number(f"{where}.rope_theta", theta)}
     if fraction != 1.0 or kind == "proportional":  # whose block turns a quarter by default
         node["rotary_fraction"] = _fraction(f"{where}.partial_rotary_factor", fraction, kind, habits)
-    if "original_max_position_embeddings" in keys:
-        given.setdefault("original_max_position_embeddings", config.take("max_position_embeddings", kind=int))
+    if ORIGINAL in keys and ORIGINAL not in given:
+        given[ORIGINAL] = config.take("max_position_embeddings", kind=int)
     for key in STRETCH:
         if key in keys and key not in given:
             rule = f"is required by rotary positions of type {kind!r}"

@@ -56,11 +56,17 @@ def bounded_swiglu(block: Any, e: int, x: Tensor) -> Tensor:
     return block.down[e] @ (gate * gate.sigmoid() * up)
 
 
+def situ(block: Any, e: int, x: Tensor) -> Tensor:
+    gate, up = (block.gate_up[e] @ x).chunk(2)
+    gate = block.bound * torch.tanh(gate / block.bound) / (1 + (-gate).exp())
+    return block.down[e] @ (gate * block.linear_bound * torch.tanh(up / block.linear_bound))
+
+
 def relu2(block: Any, e: int, x: Tensor) -> Tensor:
     return block.down[e] @ F.relu(block.up[e] @ x).square()
 
 
-FORMULAS = {f.__name__: f for f in (swiglu, clamped_swiglu, bounded_swiglu, relu2)}
+FORMULAS = {f.__name__: f for f in (swiglu, clamped_swiglu, bounded_swiglu, situ, relu2)}
 
 
 def token_by_token(name: str, block: Any, x: Tensor, route: Routing) -> Tensor:

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from blockwright import registry
 from blockwright.blocks.ffn.base import FFN, rounded_width
 from blockwright.blocks.forward_pass import Pass
+from blockwright.blocks.situ import situ_glu
 from blockwright.registry import ConfigError
 
 AROUND = {"gating": {"name": "softmax_topk", "top_k": 2}, "experts": {"name": "swiglu", "d_ff": 12}}
@@ -72,6 +73,17 @@ def test_swiglu_gates_with_silu(make: Callable[..., FFN]) -> None:
     y, routing = ffn(x)
     torch.testing.assert_close(y, (gate / (1 + (-gate).exp()) * up) @ ffn.down.weight.t(), rtol=0, atol=1e-12)
     assert routing is None
+
+
+@pytest.mark.parametrize("linear_bound", [7.0, None])
+def test_situ_saturates_at_the_product_of_its_bounds(make: Callable[..., FFN], linear_bound: float | None) -> None:
+    ffn, x = make({"name": "situ", "d_ff": 20, "bound": 3.0, "linear_bound": linear_bound}), tokens()
+    gate, up = x @ ffn.gate.weight.t(), x @ ffn.up.weight.t()
+    up = up if linear_bound is None else 7 * torch.tanh(up / 7)
+    hidden = 3 * torch.tanh(gate / 3) / (1 + (-gate).exp()) * up
+    torch.testing.assert_close(ffn(x)[0], hidden @ ffn.down.weight.t(), rtol=0, atol=1e-12)
+    if linear_bound is not None:
+        assert situ_glu(1e6 * gate, 1e6 * up, 3.0, 7.0).abs().max() <= 21
 
 
 @pytest.mark.parametrize("approximate", ["tanh", "none"])

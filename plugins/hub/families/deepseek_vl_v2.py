@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable
 from typing import Any
 
 from blockwright.blocks.decoder import Decoder
@@ -18,10 +17,12 @@ from blockwright.plugins.hub.families.deepseek import DEEPSEEK
 from blockwright.plugins.hub.families.deepseek_v2 import DEEPSEEK_V2
 from blockwright.plugins.hub.families.deepseek_v3 import DEEPSEEK_V3
 from blockwright.plugins.hub.family import Family
+from blockwright.plugins.hub.inner import inside
 from blockwright.plugins.hub.llama_like import ATTENTION, TABLES
 from blockwright.plugins.hub.names import PATCHES, UNBATCHED, Row, one_of
 from blockwright.plugins.hub.places import show
-from blockwright.registry import ConfigError
+
+MODEL_TYPE = "deepseek_vl_v2"
 
 # ---- names -----------------------------------------------------------------------------------------------------------
 
@@ -58,23 +59,6 @@ VISION = {"image_size": 384, "patch_size": 16, "width": 1024, "layers": 24, "hea
 PROJECTOR = {"input_dim": 1152, "depth": 2, "mlp_ratio": 1, "downsample_ratio": 2}
 HEADS = {"kv_lora_rank": 512, "qk_nope_head_dim": 128, "qk_rope_head_dim": 64, "v_head_dim": 128}
 IMAGE_TOKEN = {129280: 128815, 102400: 100003}  # by the size of the vocabulary
-
-
-def _inside(key: str, read: Callable[[Config, dict[str, Any]], None]) -> Callable[[Config, dict[str, Any]], None]:
-    """A reader of the configuration under a key, whose refusals name it."""
-
-    def reader(config: Config, model: dict[str, Any]) -> None:
-        inner = Config(config.take(key, kind=dict, default={}), config.mtp)
-        inner.ignored = config.ignored & inner.values.keys()
-        config.taken |= inner.ignored
-        try:
-            read(inner, model)
-            inner.refuse_unread("deepseek_vl_v2")
-        except ConfigError as error:
-            path = error.path.replace("config.json: ", f"config.json: {key}.", 1)
-            raise ConfigError(path, error.value, error.rule, error.remedy) from None
-
-    return reader
 
 
 def _read_language(config: Config, model: dict[str, Any]) -> None:
@@ -203,13 +187,13 @@ def _write_tiling(decoder: Decoder, config: dict[str, Any]) -> None:
 
 
 DEEPSEEK_VL_V2 = Family(
-    model_type="deepseek_vl_v2",
+    model_type=MODEL_TYPE,
     architecture="DeepseekVLV2ForCausalLM",
     template={},
     settings=(
-        Part(_inside("language_config", _read_language), _write_language),
-        Part(_inside("vision_config", _read_vision), _write_vision),
-        Part(_inside("projector_config", _read_projector), _write_projector),
+        Part(inside("language_config", _read_language, MODEL_TYPE), _write_language),
+        Part(inside("vision_config", _read_vision, MODEL_TYPE), _write_vision),
+        Part(inside("projector_config", _read_projector, MODEL_TYPE), _write_projector),
         Part(_read_tiling, _write_tiling),
     ),
     names=(*LANGUAGE, *TOWER, *BETWEEN),

@@ -70,7 +70,7 @@ def _write_mixers(decoder: Decoder, config: dict[str, Any]) -> None:
     config["linear_attn_config"] = {**widths, "short_conv_kernel_size": taps(decoder), **lists}
 
 
-def _read_layers(config: Config, model: dict[str, Any]) -> None:
+def read_layers(config: Config, model: dict[str, Any]) -> None:
     """Which layers are dense, and the width of the shared experts together."""
     depth, leading = model["n_layers"], config.take("first_k_dense_replace", kind=int, default=None)
     kinds = config.take("mlp_layer_types", kind=list, default=None)
@@ -94,7 +94,7 @@ def _read_layers(config: Config, model: dict[str, Any]) -> None:
         model["layout"] = {"ffn": ["dense" if kind == "dense" else "ffn" for kind in kinds]}
 
 
-def _write_layers(decoder: Decoder, config: dict[str, Any]) -> None:
+def write_layers(decoder: Decoder, config: dict[str, Any]) -> None:
     kinds = ["sparse" if hasattr(layer.ffn, "gating") else "dense" for layer in decoder.layers]
     config["first_k_dense_replace"] = kinds.index("sparse")
     if "dense" in kinds[kinds.index("sparse") :]:
@@ -157,7 +157,7 @@ KIMI_LINEAR = Family(
         Key("model_max_length", "max_positions", SIZES[3].shown, also=("max_position_embeddings",)),
         Key("moe_intermediate_size", "experts.d_ff", expert_width),
         Key("num_experts", "ffn.n_experts", n_experts, also=("num_local_experts",)),
-        Part(_read_layers, _write_layers),
+        Part(read_layers, write_layers),
         Part(_read_mixers, _write_mixers),
         *GATE,
         Fixed("mla_use_nope", True),

@@ -11,6 +11,8 @@ import torch
 from foreign_models import RELEASED, V, as_released, build
 from torch import Tensor, nn
 
+ONE_LESS = ("Gemma2RMSNorm", "Gemma3RMSNorm", "Qwen3NextRMSNorm", "Qwen3_5RMSNorm", "Qwen3_5MoeRMSNorm")
+
 
 @pytest.fixture(scope="session")
 def foreign(randomise: Callable[..., None]) -> Callable[..., nn.Module]:
@@ -21,7 +23,7 @@ def foreign(randomise: Callable[..., None]) -> Callable[..., nn.Module]:
         recurrent = any(hasattr(module, "conv1d") for module in model.modules())
         randomise(model, scale=0.5 if recurrent else 1.0)  # a state of many tokens magnifies rounding
         for module in model.modules():
-            if type(module).__name__ in ("Gemma2RMSNorm", "Gemma3RMSNorm", "Qwen3NextRMSNorm"):
+            if type(module).__name__ in ONE_LESS:
                 module.weight.data -= 1  # type: ignore[operator] # gains are stored minus one
             if type(module).__name__ == "Gemma4TextAttention":
                 module.q_norm.weight.data *= module.head_dim**-0.5  # type: ignore[operator,union-attr] # as trained ones

@@ -145,6 +145,16 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         {**GROUPED, "head_dim": 16, **ROPE, **DELTA, "num_experts": 5, "num_experts_per_tok": 2, **HYBRID}
         | {"moe_intermediate_size": 13, "shared_expert_intermediate_size": 11},
     ),
+    "qwen3_5_text": ("Qwen3_5Text", {**GROUPED, "head_dim": 16, **DENSE, **ROPE, **DELTA, **HYBRID}),
+    "qwen3_5_text tied": (
+        "Qwen3_5Text",
+        {**GROUPED, "head_dim": 16, **DENSE, **ROPE, **DELTA, **HYBRID, "tie_word_embeddings": True},
+    ),
+    "qwen3_5_moe_text": (
+        "Qwen3_5MoeText",
+        {**GROUPED, "head_dim": 16, **ROPE, **DELTA, "num_experts": 5, "num_experts_per_tok": 2, **HYBRID}
+        | {"moe_intermediate_size": 13, "shared_expert_intermediate_size": 11},
+    ),
     "olmo_hybrid": (
         "OlmoHybrid",
         {**EVEN, **DENSE, **DELTA, **HYBRID, "rope_parameters": {**SLOW, "rope_theta": None}},
@@ -174,6 +184,22 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         | {"local_layer_ids": [0, 3], "moe_intermediate_size": 13, "n_routed_experts": 8, "num_experts_per_tok": 2}
         | {"n_shared_experts": 1, "logits_mup_width_multiplier": 0.1, **DENSE},
     ),
+    "bailing_hybrid": (
+        "BailingHybrid",
+        {**MLA, **MIXTURE, **HYBRID, **ROPE, **GROUPS, "n_routed_experts": None, "num_local_experts": 8}
+        | {"head_dim": 5, "short_conv_kernel_size": 3},
+    ),
+    "bailing_hybrid unbounded": (
+        "BailingHybrid",
+        {**MLA, **MIXTURE, **HYBRID, "rope_parameters": SHARP, **GROUPS, "n_routed_experts": None}
+        | {"num_local_experts": 8, "head_dim": 5, "short_conv_kernel_size": 3, "q_lora_rank": 13}
+        | {"kda_safe_gate": False},
+    ),
+    "longcat_flash": (
+        "LongcatFlash",
+        {**MLA, **ROPE, "q_lora_rank": 13, "ffn_hidden_size": 37, "expert_ffn_hidden_size": 13, "moe_topk": 3}
+        | {"n_routed_experts": 5, "zero_expert_num": 3, "routed_scaling_factor": 2.5, "head_dim": 6},
+    ),
     "nemotron_h": (
         "NemotronH",
         {**HEADS, **DENSE, "ssm_state_size": 5, "mamba_num_heads": 6, "mamba_head_dim": 7, "n_groups": 3}
@@ -200,6 +226,15 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         "DeepseekV32",
         {**MLA, **MIXTURE, "rope_parameters": SHARP, **GROUPS, "q_lora_rank": 13}
         | {"index_n_heads": 32, "index_head_dim": 10, "index_topk": 7},
+    ),
+    "glm_moe_dsa": (  # as many for the same reason
+        "GlmMoeDsa",
+        {**MLA, **MIXTURE, **ROPE, "q_lora_rank": 13, "index_n_heads": 32, "index_head_dim": 10, "index_topk": 7},
+    ),
+    "glm_moe_dsa reused": (
+        "GlmMoeDsa",
+        {**MLA, **MIXTURE, "rope_parameters": SHARP, **GROUPS, "q_lora_rank": 13, "index_n_heads": 32}
+        | {"index_head_dim": 10, "index_topk": 7, "indexer_types": ["full", "shared", "full", "shared"]},
     ),
     "deepseek_v4": (  # as many index heads for the same reason
         "DeepseekV4",
@@ -234,13 +269,7 @@ def build(name: str, dtype: torch.dtype) -> nn.Module:
         **copy.deepcopy({**sizes, **settings})
     )  # it writes into them
     config._experts_implementation = "eager"  # the others refuse doubles
-    heads = {
-        "GPT2": "GPT2LMHeadModel",
-        "Gemma3Text": "Gemma3ForCausalLM",
-        "Gemma4Text": "Gemma4ForCausalLM",
-        "Inkling": "InklingForCausalLM",
-    }
-    head = heads.get(architecture, f"{architecture}ForCausalLM")
+    head = "GPT2LMHeadModel" if architecture == "GPT2" else f"{architecture.removesuffix('Text')}ForCausalLM"
     return getattr(transformers, head)(config).to(dtype).eval()
 
 
@@ -266,7 +295,28 @@ def _kimi_linear(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {dense.sub(r"mlp.\1_proj", name): tensor for name, tensor in tensors.items()}
 
 
-RELEASED = {"olmo_hybrid": _olmo_hybrid, "kimi_linear": _kimi_linear}
+def _longcat_flash(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Without the rows of experts that have no parameters."""
+    idle = re.compile(r"mlp\.experts\.[567]\.")
+    return {name: tensor for name, tensor in tensors.items() if not idle.search(name)}
+
+
+RELEASED = {"olmo_hybrid": _olmo_hybrid, "kimi_linear": _kimi_linear, "longcat_flash": _longcat_flash}
+
+
+def as_loaded(folder: Path, config: Any) -> None:
+    """Add to a folder what transformers 5.24 wants to load and does not read: rows of experts without parameters."""
+    if not (idle := getattr(config, "zero_expert_num", 0)):
+        return
+    tensors = {name: t for file in folder.glob("*.safetensors") for name, t in load_file(file).items()}
+    first = config.n_routed_experts
+    for name in [name for name in tensors if re.search(r"mlp\.experts\.0\.(gate|up)_proj", name)]:
+        tensors |= {
+            name.replace("experts.0.", f"experts.{first + n}."): torch.zeros_like(tensors[name]) for n in range(idle)
+        }
+    for file in (*folder.glob("*.safetensors"), *folder.glob("*.index.json")):
+        file.unlink()
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
 
 
 def as_released(folder: Path, rename: Callable[[dict[str, Tensor]], dict[str, Tensor]]) -> None:

@@ -17,6 +17,7 @@ from torch import nn
 
 from blockwright.blocks.checkpoint.source import load
 from blockwright.blocks.compose import compose
+from blockwright.plugins.hub.exporting import export_folder
 from blockwright.plugins.hub.fingerprint import difference
 from blockwright.plugins.hub.importing import find, import_folder
 from blockwright.registry import ConfigError
@@ -72,6 +73,24 @@ YARN = {"rope_type": "yarn", "rope_theta": 500.0, "factor": 8.0}
         ("qwen3_next", "linear_num_key_heads", None),
         ("qwen3_next", "attention_bias", True),
         ("qwen3_next", "layer_types", ["linear_attention"] * 4),
+        ("qwen3_5_text", "attn_output_gate", False),
+        ("qwen3_5_text", "output_gate_type", "sigmoid"),
+        ("qwen3_5_moe_text", "norm_topk_prob", False),
+        ("qwen3_5_moe_text", "linear_num_key_heads", None),
+        ("glm_moe_dsa", "indexer_types", ["shared"] * 4),
+        ("glm_moe_dsa", "indexer_types", ["full", "none", "full", "full"]),
+        ("glm_moe_dsa", "indexer_rope_interleave", False),
+        ("glm_moe_dsa", "mlp_layer_types", ["sparse"] * 4),
+        ("glm_moe_dsa", "q_lora_rank", None),
+        ("bailing_hybrid", "kda_lower_bound", 5.0),
+        ("bailing_hybrid", "no_kda_lora", False),
+        ("bailing_hybrid", "gated_attention_proj_granularity_type", "element_wise"),
+        ("bailing_hybrid", "num_expert_group", None),  # absent, the class has 8
+        ("bailing_hybrid", "use_linear_silu", True),  # of Ling 2.6
+        ("longcat_flash", "zero_expert_type", "copy"),
+        ("longcat_flash", "zero_expert_num", -1),
+        ("longcat_flash", "mla_scale_kv_lora", False),
+        ("longcat_flash", "router_bias", True),
         ("olmo_hybrid", "rope_parameters", None),
         ("olmo_hybrid", "attention_bias", True),
         ("kimi_linear", "mla_use_nope", False),
@@ -134,6 +153,12 @@ KIMI = {"full_attn_layers": [2], "kda_layers": [1, 3, 4], "num_heads": 3, "head_
         ("glm4_moe", {"rope_parameters": None, "rope_theta": 500.0}),  # half of a head turns
         ("minimax_m2", {"rope_parameters": SLOW, "num_mtp_modules": 3, "attn_type_list": [1, 1, 1, 1]}),
         ("olmo_hybrid", {"linear_num_value_heads": None}),
+        ("qwen3_5_text", {"mamba_ssm_dtype": "float32", "mtp_num_hidden_layers": 1, "attn_output_gate": True}),
+        ("glm_moe_dsa reused", {"indexer_types": None, "index_topk_pattern": "FSFS"}),
+        ("glm_moe_dsa reused", {"indexer_types": None, "index_topk_freq": 2, "index_skip_topk_offset": 1}),
+        ("bailing_hybrid", {"head_dim": 5, "linear_head_dim": None, "linear_num_heads": None, "no_kda_lora": True}),
+        ("bailing_hybrid", {"n_group": 4, "num_expert_group": None, "score_function": "sigmoid"}),
+        ("longcat_flash", {"moe_topk": None, "num_experts_per_tok": 3, "mla_scale_q_lora": True}),
         ("kimi_linear", {**HUB, "linear_attn_config": KIMI, "layer_types": None, "linear_num_heads": None}),
         ("kimi_linear", {"mlp_layer_types": None, "first_k_dense_replace": 1, "rope_theta": 10000.0}),
         (
@@ -151,7 +176,19 @@ def test_other_keys_mean_the_same_model(name: str, keys: dict[str, Any]) -> None
     assert difference(one, other) is None
 
 
-@pytest.mark.parametrize("name", ["smollm3", "gemma3_text", "glm4_moe", "minimax_m2", "qwen3_next"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "smollm3",
+        "gemma3_text",
+        "glm4_moe",
+        "minimax_m2",
+        "qwen3_next",
+        "qwen3_5_text",
+        "bailing_hybrid",
+        "longcat_flash",
+    ],
+)
 def test_absent_positions_are_those_of_the_class(name: str) -> None:
     architecture, given = CASES[name]
     given = {key: value for key, value in given.items() if key != "rope_parameters"}
@@ -163,7 +200,7 @@ def test_absent_positions_are_those_of_the_class(name: str) -> None:
     assert composition(absent).get("variants") == composition(values).get("variants")
 
 
-@pytest.mark.parametrize("name", ["kimi_linear", "olmo_hybrid turning"])
+@pytest.mark.parametrize("name", ["kimi_linear", "olmo_hybrid turning", "longcat_flash"])
 def test_names_under_which_transformers_saves_are_read_too(
     name: str, foreign: Callable[..., nn.Module], checkpoint: Callable[..., Path], tmp_path: Path
 ) -> None:
@@ -174,6 +211,60 @@ def test_names_under_which_transformers_saves_are_read_too(
     import_folder(checkpoint(name), tmp_path / "other")
     one, other = (load_file(tmp_path / folder / "model.safetensors") for folder in ("one", "other"))
     assert one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
+
+
+def test_group_of_ling_that_is_cut_short_is_refused() -> None:
+    values = settings("bailing_hybrid", layer_types=None)
+    assert composition({**values, "layer_group_size": 4})["layout"]["attention"] == ["linear"] * 3 + ["attention"]
+    with pytest.raises(ConfigError, match="must divide the 4 layers") as caught:
+        composition({**values, "layer_group_size": 3})
+    assert caught.value.path == "config.json: layer_group_size"
+
+
+@pytest.fixture
+def with_vision(checkpoint: Callable[..., Path]) -> Path:
+    """A Qwen3.5 as released: its language model, a tower, and a head of prediction, in one file."""
+    folder = checkpoint("qwen3_5_text")
+    tensors = load_file(folder / "model.safetensors")
+    moved = {name.replace("model.", "model.language_model.", 1): tensor for name, tensor in tensors.items()}
+    others = {name: torch.ones(3) for name in ("model.visual.merger.norm.weight", "mtp.fc.weight")}
+    save_file({**moved, **others}, folder / "model.safetensors", metadata={"format": "pt"})
+    text = json.loads((folder / "config.json").read_text())
+    whole = {"model_type": "qwen3_5", "text_config": text, "vision_config": {"depth": 3}, "image_token_id": 5}
+    (folder / "config.json").write_text(json.dumps(whole))
+    return folder
+
+
+def test_language_model_is_read_out_of_a_model_that_sees(
+    with_vision: Path, checkpoint: Callable[..., Path], tmp_path: Path
+) -> None:
+    import_folder(with_vision, tmp_path / "out")
+    import_folder(checkpoint("qwen3_5_text"), tmp_path / "alone")
+    found, alone = (load_file(tmp_path / name / "model.safetensors") for name in ("out", "alone"))
+    assert found.keys() == alone.keys() and all(torch.equal(found[key], alone[key]) for key in found)
+    assert export_folder(tmp_path / "out", tmp_path / "hf")[0] == "qwen3_5_text"
+    with pytest.raises(ConfigError, match="a language model alone is written as qwen3_5_text"):
+        export_folder(tmp_path / "out", tmp_path / "no", family="qwen3_5")
+
+
+@pytest.mark.parametrize(
+    ("change", "path"),
+    [
+        ({"head_dim": None}, "text_config.head_dim"),
+        ({"model_type": "qwen3_next"}, "text_config.model_type"),
+        ({"surprise": 1}, "text_config.surprise"),
+        ({"num_hidden_layers": 10**9}, "num_hidden_layers"),
+    ],
+)
+def test_wrong_setting_of_an_inner_model_is_refused_with_its_path(
+    change: dict[str, Any], path: str, with_vision: Path, tmp_path: Path
+) -> None:
+    values = json.loads((with_vision / "config.json").read_text())
+    values["text_config"] |= change
+    (with_vision / "config.json").write_text(json.dumps(values))
+    with pytest.raises(ConfigError) as caught:
+        import_folder(with_vision, tmp_path / "out")
+    assert caught.value.path == f"config.json: {path}" and not (tmp_path / "out").exists()
 
 
 def test_head_of_prediction_of_qwen3_next_is_left_out(checkpoint: Callable[..., Path], tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ The numbers below are those of the released files, reduced to four layers on bot
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -286,7 +287,91 @@ RELEASED["inkling"] = {  # text_config of the released file, without the rows th
     "logits_mup_width_multiplier": 24.0,
     "tie_word_embeddings": False,
 }
-NOT_WRITTEN = {"tiny", "tiny_recall"}  # rotary positions in halves with latent attention; interleaved ones without
+VISION = {"image_token_id": 248056, "video_token_id": 248057, "vision_start_token_id": 248053}
+RELEASED["qwen3_5_35b_a3b"] = {
+    "model_type": "qwen3_5_moe",
+    **VISION,
+    "vision_end_token_id": 248054,
+    "vision_config": {"depth": 27, "hidden_size": 1152, "model_type": "qwen3_5_moe"},
+    "tie_word_embeddings": False,
+    "text_config": {
+        "model_type": "qwen3_5_moe_text",
+        "attention_bias": False,
+        "attention_dropout": 0.0,
+        "attn_output_gate": True,
+        "dtype": "bfloat16",
+        "eos_token_id": 248044,
+        "full_attention_interval": 4,
+        "head_dim": 256,
+        "hidden_act": "silu",
+        "hidden_size": 2048,
+        "linear_conv_kernel_dim": 4,
+        "linear_key_head_dim": 128,
+        "linear_num_key_heads": 16,
+        "linear_num_value_heads": 32,
+        "linear_value_head_dim": 128,
+        "mamba_ssm_dtype": "float32",
+        "max_position_embeddings": 262144,
+        "mlp_only_layers": [],
+        "moe_intermediate_size": 512,
+        "mtp_num_hidden_layers": 1,
+        "mtp_use_dedicated_embeddings": False,
+        "num_attention_heads": 16,
+        "num_experts": 256,
+        "num_experts_per_tok": 8,
+        "num_key_value_heads": 2,
+        "rms_norm_eps": 1e-06,
+        "shared_expert_intermediate_size": 512,
+        "vocab_size": 248320,
+        "rope_parameters": {"mrope_interleaved": True, "mrope_section": [11, 11, 10], "rope_type": "default"}
+        | {"rope_theta": 10000000, "partial_rotary_factor": 0.25},
+    },
+}
+RELEASED["glm_5_2"] = {
+    "model_type": "glm_moe_dsa",
+    "attention_bias": False,
+    "first_k_dense_replace": 3,
+    "head_dim": 192,
+    "hidden_act": "silu",
+    "hidden_size": 6144,
+    "index_head_dim": 128,
+    "index_n_heads": 32,
+    "index_share_for_mtp_iteration": True,
+    "index_skip_topk_offset": 3,
+    "index_topk": 2048,
+    "index_topk_freq": 4,
+    "index_topk_pattern": None,
+    "indexer_rope_interleave": True,
+    "intermediate_size": 12288,
+    "kv_lora_rank": 512,
+    "max_position_embeddings": 1048576,
+    "moe_intermediate_size": 2048,
+    "moe_layer_freq": 1,
+    "moe_router_dtype": "float32",
+    "n_group": 1,
+    "n_routed_experts": 256,
+    "n_shared_experts": 1,
+    "norm_topk_prob": True,
+    "num_attention_heads": 64,
+    "num_experts_per_tok": 8,
+    "num_key_value_heads": 64,
+    "num_nextn_predict_layers": 1,
+    "q_lora_rank": 2048,
+    "qk_head_dim": 256,
+    "qk_nope_head_dim": 192,
+    "qk_rope_head_dim": 64,
+    "rms_norm_eps": 1e-05,
+    "rope_interleave": True,
+    "rope_parameters": {"rope_theta": 8000000, "rope_type": "default"},
+    "routed_scaling_factor": 2.5,
+    "scoring_func": "sigmoid",
+    "topk_group": 1,
+    "topk_method": "noaux_tc",
+    "v_head_dim": 256,
+    "vocab_size": 154880,
+}
+# tiny: rotary positions in halves with latent attention, or interleaved ones without; K3: transformers has no class
+NOT_WRITTEN = {"tiny", "tiny_recall", "kimi_k3"}
 WRITTEN_AS = {
     "ablation_moe_mha": "deepseek",
     "deepseek_moe_16b": "deepseek",
@@ -311,6 +396,11 @@ WRITTEN_AS = {
     "olmoe": "olmoe",
     "qwen3": "qwen3",
     "qwen3_next": "qwen3_next",
+    "qwen3_5_9b": "qwen3_5_text",
+    "qwen3_5_35b": "qwen3_next",  # which is the same decoder; what was imported keeps its own
+    "glm_5": "glm_moe_dsa",
+    "ling_3": "bailing_hybrid",
+    "longcat_flash": "longcat_flash",
     "olmo_hybrid": "olmo_hybrid",
     "inkling": "inkling_text",
     "kimi_linear": "kimi_linear",
@@ -325,12 +415,12 @@ WRITTEN_AS = {
 }
 
 
-# patterns that do not fit four layers
 GEMMA_4_E = {
     "attention": "attention full attention full",
     "values": "values*2 none*2",
     "kv_source": "lent*2 borrowed*2",
 }
+# patterns that do not fit four layers
 SHORT = {
     "gemma3_27b": {"attention": "attention*3 full"},
     "gemma4_31b": {"attention": "attention*3 full"},
@@ -339,6 +429,9 @@ SHORT = {
     "deepseek_v4_flash": {"attention": "near*2 attention hca", "gating": "hash*3 gating"},
     "deepseek_v4_pro": {"attention": "hca*2 attention hca", "gating": "hash*3 gating"},
     "inkling": {"attention": "attention*3 full", "ffn": "dense*2 ffn*"},
+    "kimi_k3": {"attention": "linear*3 attention", "ffn": "dense*1 ffn*"},
+    "glm_5_2": {"ffn": "dense*3 ffn", "selector": "selector*3 below"},
+    "ling_3_flash": {"attention": "linear*3 attention", "ffn": "dense*2 ffn*"},
     "kimi_linear_48b_a3b": {"attention": "linear*3 attention", "ffn": "dense*1 ffn*"},
     "nemotron_h_8b": {
         "attention": "attention full none attention",
@@ -356,7 +449,8 @@ def preset(name: str) -> Decoder:
 
 @pytest.mark.parametrize("name", RELEASED)
 def test_published_config_describes_the_preset(name: str) -> None:
-    values = {**RELEASED[name], "num_hidden_layers": LAYERS}
+    values = copy.deepcopy(RELEASED[name])
+    values.get("text_config", values)["num_hidden_layers"] = LAYERS
     assert difference(preset(name), compose(find(values).composition(values), device="meta")) is None
 
 
