@@ -57,7 +57,7 @@ class Level:
     def interval(self) -> tuple[float, float]:
         """Wilson's 95 % interval of the accuracy, by rows: answers of one row are not independent."""
         centre, half = wilson(self.accuracy, self.rows)
-        return centre - half, centre + half
+        return max(0.0, centre - half), min(1.0, centre + half)
 
     def learned_bits(self) -> float | None:
         """Bits that the weights hold: of all that there are, the share by which the loss is below a blind guess."""
@@ -101,7 +101,9 @@ class Measured:
             ValueError, TypeError, KeyError: they are no such thing
         """
         levels = tuple(_level(each) for each in plain["levels"])
-        if not levels or not all(0 <= level.right <= level.answers and level.answers for level in levels):
+        if not levels or not all(
+            0 <= level.right <= level.answers and level.answers and level.difficulty and level.rows for level in levels
+        ):
             raise ValueError("levels without answers, or more right ones than answers")
         names = [str(plain[key])[:40] for key in ("skill", "unit")]
         return cls(names[0], names[1], int(plain["trained"]), levels, int(plain["parameters"]))
@@ -110,8 +112,13 @@ class Measured:
 def _level(plain: Mapping[str, Any]) -> Level:
     whole = {key: int(plain[key]) for key in ("difficulty", "length", "rows", "answers", "right", "solved")}
     state, bits = plain["state_bytes"], plain["bits"]
-    further = {"state_bytes": None if state is None else int(state), "bits": None if bits is None else float(bits)}
-    return Level(**whole, nats=float(plain["nats"]), chance=float(plain["chance"]), **further)
+    return Level(
+        **whole,
+        nats=float(plain["nats"]),
+        chance=float(plain["chance"]),
+        state_bytes=None if state is None else int(state),
+        bits=None if bits is None else float(bits),
+    )
 
 
 def measure(

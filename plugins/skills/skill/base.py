@@ -23,7 +23,7 @@ MARKS = range(74, 94)  # of the skills of one run, by their places: what a row b
 SYMBOLS = MARKS.stop
 LEVELS = 5  # difficulties of a skill that is trained and measured
 QUESTIONS = 16  # of a row, at least, where a row may ask more than once: easy rows teach as much as hard ones
-GUESSED = 4000  # rows that chance is measured on
+GUESSED = 1000  # rows that chance is measured on
 
 Ints = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
