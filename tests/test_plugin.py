@@ -109,16 +109,6 @@ def zigzags(folder: Path, quick: list[str]) -> dict[str, list[str]]:
     }
 
 
-def skills(folder: Path, quick: list[str]) -> dict[str, list[str]]:
-    """A run on the skill of the plug-in next to a built-in one, and a mistake."""
-    of_run = [o for o in quick if not o.startswith(("data", "model"))]
-    chosen = ["experiment=skills", *of_run, "callbacks.skills.samples=8", "data.held_out=8"]
-    return {
-        "skill": [*chosen, "data.skill=[parity,{name: recall, difficulty: 2}]", f"hydra.run.dir={folder}/skills"],
-        "skill, its own bound": [*chosen, "data.skill=[{name: parity, difficulty: 63}]"],
-    }
-
-
 @pytest.fixture(scope="module")
 def said(small: list[str], warm: Warm, site: Path, environment: dict[str, str], folder: Path) -> dict[str, Any]:
     chosen = ["model/attention=retention", "model/position=xpos", "model/gating=noisy_topk"]
@@ -129,7 +119,6 @@ def said(small: list[str], warm: Warm, site: Path, environment: dict[str, str], 
         "block": ["registry", "gating/noisy_topk"],
         "help": ["--help"],
         "card": ["describe", "model=tiny"],
-        **skills(folder, quick),
         "unknown kernel": [*quick, "task.kernels.attention=bant", f"hydra.run.dir={folder}/x"],
         "trains": [*quick, *chosen, "model.attention.first_decay=4", f"hydra.run.dir={folder}/run"],
         "preset": ["model=retentive_tiny", "model/position=of/tiny", "--cfg", "job", "--package", "model"],
@@ -235,18 +224,6 @@ def test_data_of_the_plug_in_are_typed_like_the_built_ins(
     code, text = said[name]
     assert code == 64, text
     assert f"error: {path} = " in text and remedy in text and "Traceback" not in text
-
-
-def test_skill_of_the_plug_in_is_trained_and_measured(said: dict[str, Any], folder: Path) -> None:
-    code, text = said["skill"]
-    assert code == 0, text
-    (parity, recall) = json.loads((folder / "skills" / "skills.json").read_text())["skills"]
-    assert (parity["skill"], parity["unit"], recall["skill"]) == ("parity", "bits", "recall")
-    assert [level["difficulty"] for level in parity["levels"]] == [1, 2, 4, 8]
-    metrics = json.loads((folder / "skills" / "results.json").read_text())["metrics"]
-    assert metrics["skills/parity"] == parity["levels"][-1]["right"] / 8
-    code, text = said["skill, its own bound"]
-    assert code == 64 and "error: data.skill.0.difficulty = 63" in text
 
 
 def test_command_of_the_plug_in_is_one_of_blockwright(

@@ -27,7 +27,7 @@ class Arithmetic(Skill):
     unit = "operations"
 
     def __init__(
-        self, difficulty: Annotated[int, Ge(1), Le(32)] = 4, modulus: Annotated[int, Ge(2), Le(len(CONTENT))] = 7
+        self, difficulty: Annotated[int, Ge(1), Le(32)] = 2, modulus: Annotated[int, Ge(2), Le(len(CONTENT))] = 7
     ) -> None:
         super().__init__(difficulty)
         self.modulus = modulus

@@ -1,4 +1,4 @@
-"""Measuring skills: an oracle has everything right, whoever guesses has chance, and a state has its true bytes."""
+"""Measuring skills: an oracle has everything right, a guess has chance, and a state has its true bytes."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_a_decoder_without_an_answer_has_none_right() -> None:
     level = measure(Silent([recall]), recall, 0, IDS, 5, [2]).levels[0]  # type: ignore[arg-type]
     assert (level.right, level.solved, level.rows, level.answers, level.length) == (0, 0, 5, 80, 36)
     low, high = level.interval
-    assert low == 0 and 0.4 < high < 0.5  # of five rows, not of 80 answers
+    assert low < 1e-9 and 0.4 < high < 0.5  # of five rows, not of 80 answers
 
 
 def test_a_mark_of_another_skill_is_another_question() -> None:
@@ -59,8 +59,8 @@ def test_an_untrained_model_is_near_chance_and_its_state_has_its_bytes(tiny: Cal
     decoder = compose(preset("tiny_skills"), seed=0).eval()
     found = measure(decoder, recall, 0, IDS, 40, [4, 16])
     assert all(level.accuracy < 0.15 and level.nats > 3 for level in found.levels)
-    for level in found.levels:  # keys and values of two layers, two last inputs of the convolution
-        assert level.state_bytes == 4 * (2 * 2 * 64 * level.length + 2 * 64)
+    for level in found.levels:  # keys and values of two layers, three last inputs of the convolution
+        assert level.state_bytes == 4 * (2 * 2 * 64 * level.length + 3 * 64)
     none = {"attention": "none", "layout": None, "variants": None}
     assert measure(compose(preset("tiny_skills", none)).eval(), recall, 0, IDS, 1, [4]).levels[0].state_bytes == 0
 

@@ -82,7 +82,7 @@ def test_rows_are_a_function_of_the_seed_and_fit_their_length(name: str) -> None
 def test_rows_do_not_change_with_a_release() -> None:
     rows = [skill(name).generate(5, skill(name).difficulty, 4).symbols for name in OUR_NAMES]
     digest = hashlib.sha256(b"".join(row.astype("<i8").tobytes() for row in rows)).hexdigest()
-    assert digest[:16] == "5a91834446657924"
+    assert digest[:16] == "c284707c05779c96"
 
 
 # What a guess knows that sees the last symbol alone, where it is known in closed form.
