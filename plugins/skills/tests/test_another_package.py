@@ -10,7 +10,7 @@ from warm import Warm
 
 from tests.test_plugin import install, run
 
-GUEST = Path(__file__).parent / "guest" / "parity_skill.py"
+MODULE = Path(__file__).parent / "another" / "parity_skill.py"
 PROJECT = {
     "name": "parity-skill",
     "version": "0.1.0",
@@ -23,7 +23,7 @@ def test_a_skill_of_another_package_is_trained_and_measured(
 ) -> None:
     site, folder = tmp_path / "site", tmp_path / "run"
     site.mkdir()
-    shutil.copy(GUEST, site)
+    shutil.copy(MODULE, site)
     install(site, PROJECT)
     of_run = [each for each in small if not each.startswith(("data", "model"))]
     chosen = ["experiment=skills", *of_run, "callbacks.skills.samples=8", "data.held_out=8", "test=false"]
