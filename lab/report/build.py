@@ -52,12 +52,17 @@ def arrange(findings: Findings) -> list[Section]:
             Section("tuning", "How the arms were tuned", drawn["tuning"], some(tables.tuning(findings))),
             Section("match", "What was matched", [], some(tables.matches(findings))),
             Section("models", "The models", [], [], folded=models(findings)),
-            *(Section(name, each.title, each.of(findings), []) for name, each in charts.offered().items()),
+            *(_offered(name, each, findings) for name, each in charts.offered().items()),
             Section("experts", "Load of the experts", drawn["experts"], []),
         ]
     parts.append(Section("lost", "What was lost", [], some(tables.lost(findings))))
     parts.append(Section("runs", "Runs", [], [tables.runs(findings)]))
     return [part for part in parts if part.figures or part.tables or part.lead or part.folded]
+
+
+def _offered(name: str, drawing: charts.Drawing, findings: Findings) -> Section:
+    """The section of a package."""
+    return Section(name, drawing.title, drawing.draw(findings), drawing.tabulate(findings))
 
 
 def same_costs(findings: Findings) -> str:

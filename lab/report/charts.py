@@ -13,6 +13,7 @@ from blockwright.lab.report.figure import Figure
 from blockwright.lab.report.findings import Finding, Findings
 from blockwright.lab.report.learning import curves, gaps, search
 from blockwright.lab.report.pairs import differences
+from blockwright.lab.report.tables import Table
 from blockwright.lab.report.tuning_chart import paths, tuning
 
 ENTRY_POINTS = "blockwright.charts"
@@ -31,21 +32,33 @@ def draw(findings: Findings) -> dict[str, list[Figure]]:
     }
 
 
+def no_tables(findings: Findings) -> list[Table]:
+    """Of a section of charts alone."""
+    return []
+
+
 @dataclass(frozen=True)
 class Drawing:
-    """Charts of every arm, a section of a report that a package offers in the entry points ``blockwright.charts``.
+    """A section of a report that a package offers in the entry points ``blockwright.charts``.
 
     Args:
         title: of the section
-        draw: the number of an arm and the arm → its charts
+        draw: its charts; ``of_each`` makes it of a function of one arm
+        tabulate: its tables
     """
 
     title: str
-    draw: Callable[[int, Finding], list[Figure]]
+    draw: Callable[[Findings], list[Figure]]
+    tabulate: Callable[[Findings], list[Table]] = no_tables
 
-    def of(self, findings: Findings) -> list[Figure]:
-        """The charts of all arms."""
-        return [figure for number, finding in enumerate(findings.arms) for figure in self.draw(number, finding)]
+
+def of_each(draw: Callable[[int, Finding], list[Figure]]) -> Callable[[Findings], list[Figure]]:
+    """The charts of all arms.
+
+    Args:
+        draw: the number of an arm and the arm → its charts
+    """
+    return lambda findings: [figure for number, arm in enumerate(findings.arms) for figure in draw(number, arm)]
 
 
 def offered() -> dict[str, Drawing]:

@@ -82,6 +82,7 @@ OF_A_PATH = {
     "generate": f"{LONG} --prompt a",
     "chat": LONG,
     "cache-loss": LONG,
+    "skills": LONG,
     "evaluate": f"{LONG} --suite needle --lengths 16",
     "import": f"{LONG} OUT",
     "export": f"{LONG} OUT",

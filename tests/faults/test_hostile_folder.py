@@ -58,6 +58,7 @@ FORMS: dict[str, list[str]] = {
     "surgery": ["FOLDER model/attention=mla --ledger", "FOLDER model/attention=mla"],
     "generate": ["FOLDER --prompt It --max-new-tokens 2 --device cpu"],
     "chat": [f"{folder} --max-new-tokens 2 --device cpu" for folder in ("FOLDER", "FOLDER --format plain")],
+    "skills": ["FOLDER --samples 1", "FOLDER --skill recall --difficulty 2"],
     "cache-loss": ["FOLDER --windows 1", "FOLDER --windows 1 --text FOLDER/huge.txt --text FOLDER/pipe"],
     "evaluate": ["FOLDER --suite needle --lengths 32 --samples 1", "FOLDER --task FOLDER/model.yaml"],
     "import": ["FOLDER OUT", "FOLDER/model.gguf OUT"],

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from blockwright.lab.report.charts import Drawing
+from blockwright.lab.report.charts import Drawing, of_each
 from blockwright.lab.report.figure import Figure
 from blockwright.lab.report.findings import Finding
 from blockwright.lab.report.sweep import Run
@@ -62,4 +62,4 @@ def _mean(found: Sequence[Reading]) -> Reading | None:
     return Reading(first.test, first.lengths, first.depths, rows)
 
 
-REACH = Drawing("How far they read", reach)
+REACH = Drawing("How far they read", of_each(reach))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from blockwright.lab.report.charts import Drawing
+from blockwright.lab.report.charts import Drawing, of_each
 from blockwright.lab.report.figure import Figure
 from blockwright.lab.report.findings import Finding
 from blockwright.lab.report.sweep import Run
@@ -28,4 +28,4 @@ def _found(run: Run) -> Found | None:
         return None
 
 
-SIGHT = Drawing("What they see in pictures", sight)
+SIGHT = Drawing("What they see in pictures", of_each(sight))

@@ -1,0 +1,119 @@
+"""Measuring skills: an oracle has everything right, a guess has chance, and a state has its true bytes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from answering import IDS, OracleDecoder, Silent
+
+from blockwright import registry
+from blockwright.blocks.compose import compose, preset
+from blockwright.lab.report.svg import standalone
+from blockwright.plugins.skills.chart import by_difficulty
+from blockwright.plugins.skills.measure import Level, Measured, measure
+from blockwright.plugins.skills.skill.base import Skill
+from blockwright.registry import Node, Scope
+
+
+def skills(*nodes: Any) -> list[Skill]:
+    return [registry.build("skill", Node(node, "skill"), Scope({}, {})) for node in nodes]
+
+
+@pytest.fixture(autouse=True)
+def no_state(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
+    """The decoders of answering.py have no caches."""
+    if "state" not in request.node.name:
+        monkeypatch.setattr("blockwright.plugins.skills.measure._state_bytes", lambda decoder, length: None)
+
+
+@pytest.mark.parametrize("name", registry.names("skill"))
+def test_the_oracle_scores_everything_through_the_tokens(name: str) -> None:
+    known = skills("recall" if name != "recall" else "depth", name)
+    found = measure(OracleDecoder(known), known[1], 1, IDS, 3)  # type: ignore[arg-type]
+    assert [level.accuracy for level in found.levels] == [1.0] * len(known[1].levels)
+    assert all(level.solved == level.rows == 3 and level.nats < 1e-6 for level in found.levels)
+    assert found.at_trained.difficulty == known[1].difficulty
+
+
+def test_a_decoder_without_an_answer_has_none_right() -> None:
+    (recall,) = skills("recall")
+    level = measure(Silent([recall]), recall, 0, IDS, 5, [2]).levels[0]  # type: ignore[arg-type]
+    assert (level.right, level.solved, level.rows, level.answers, level.length) == (0, 0, 5, 80, 36)
+    low, high = level.interval
+    assert low < 1e-9 and 0.4 < high < 0.5  # of five rows, not of 80 answers
+
+
+def test_a_mark_of_another_skill_is_another_question() -> None:
+    """The measured rows have the mark of the place: an oracle that reads it answers by the wrong skill."""
+    known = skills("recall", "knowledge")
+    with_wrong = measure(OracleDecoder(known), known[0], 1, IDS, 3, [4])  # type: ignore[arg-type]
+    assert with_wrong.levels[0].accuracy < 0.5
+
+
+def test_an_untrained_model_is_near_chance_and_its_state_has_its_bytes(tiny: Callable[..., dict[str, Any]]) -> None:
+    (recall,) = skills("recall")
+    decoder = compose(preset("tiny_skills"), seed=0).eval()
+    found = measure(decoder, recall, 0, IDS, 40, [4, 16])
+    assert all(level.accuracy < 0.15 and level.nats > 3 for level in found.levels)
+    for level in found.levels:  # keys and values of two layers, three last inputs of the convolution
+        assert level.state_bytes == 4 * (2 * 2 * 64 * level.length + 3 * 64)
+    none = {"attention": "none", "layout": None, "variants": None}
+    assert measure(compose(preset("tiny_skills", none)).eval(), recall, 0, IDS, 1, [4]).levels[0].state_bytes == 0
+
+
+def test_bits_held_are_what_the_loss_is_below_a_blind_guess() -> None:
+    usual = {"length": 48, "rows": 9, "answers": 144, "right": 9, "solved": 0, "chance": 0.1, "bits": 600.0}
+    blind, half, all_known = (Level(100, **usual, nats=6 * share * math.log(2)) for share in (1, 0.5, 0))  # type: ignore[arg-type]
+    assert [round(level.learned_bits() or 0, 6) for level in (blind, half, all_known)] == [0, 300, 600]
+    assert Level(100, **{**usual, "bits": None}, nats=9.0).learned_bits() is None  # type: ignore[arg-type]
+
+
+def test_what_is_written_is_read_again_and_damage_is_refused() -> None:
+    (recall,) = skills("recall")
+    found = measure(Silent([recall]), recall, 0, IDS, 2)  # type: ignore[arg-type]
+    plain = found.to_plain()
+    assert Measured.of(plain) == found
+    for damage in ({"levels": []}, {"levels": [{}]}, {"trained": "hard"}, {"unit": 3, "levels": None}):
+        with pytest.raises((ValueError, TypeError, KeyError)):
+            Measured.of({**plain, **damage})
+    too_right = {**plain["levels"][0], "right": 10**6}
+    with pytest.raises(ValueError):
+        Measured.of({**plain, "levels": [too_right]})
+
+
+def test_a_curve_names_its_points() -> None:
+    known = skills("recall", "depth")
+    found = [measure(Silent(known), skill, place, IDS, 2) for place, skill in enumerate(known)]  # type: ignore[arg-type]
+    svg = standalone(by_difficulty(found))
+    assert "recall, 16 pairs: 0.000 (0.000 to" in svg and "depth, 4 hops" in svg and svg.count("<circle") == 5 + 3
+
+
+@pytest.mark.slow
+def test_attention_learns_to_recall_and_without_attention_chance_is_left() -> None:
+    """Minutes: 16 pairs after 400 steps, by attention all, by none no more than chance."""
+    import numpy as np
+
+    from blockwright.plugins.skills.rows import Mixed, SkillRows
+
+    (recall,) = skills("recall")
+    rows = SkillRows(Mixed([recall], IDS, 64, 0), "train")
+    shares = {}
+    for name, changes in {"attention": {}, "none": {"attention": "none", "layout": None, "variants": None}}.items():
+        decoder = compose(preset("tiny_skills", {"n_layers": 2, **changes}), seed=0).train()
+        optimizer = torch.optim.AdamW(decoder.parameters(), lr=4e-3, betas=(0.9, 0.95), weight_decay=0.1)
+        for step in range(400):
+            for group in optimizer.param_groups:
+                group["lr"] = 4e-3 * min(1.0, (step + 1) / 8, (400 - step) / 200)
+            batch = rows.__getitems__(np.arange(32 * step, 32 * step + 32).tolist())
+            loss = decoder.nll(decoder.hidden(batch["tokens"])[0], batch["targets"])
+            (loss / (batch["targets"] != -100).sum()).backward()
+            torch.nn.utils.clip_grad_norm_(decoder.parameters(), 1.0)
+            optimizer.step()
+            optimizer.zero_grad()
+        shares[name] = measure(decoder.eval(), recall, 0, IDS, 100).at_trained
+    assert shares["attention"].accuracy > 0.95
+    assert abs(shares["none"].accuracy - shares["none"].chance) < 0.02
