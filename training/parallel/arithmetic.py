@@ -182,8 +182,9 @@ def traffic(decoder: Decoder, sizes: Sizes, tokens: int, copies: Mapping[str, fl
     Weights are gathered for the forward pass and, except the root's, again for the backward pass; gradients are
     scattered once. Each split block sums its output in the forward pass and its input's gradient in the backward pass;
     gradients of parameters replicated within a split block are summed too. Copies of a token are sent to the experts
-    and back, and so are their gradients. Rows of tables are sent to the ranks that read them, their gradients back. With
-    context parallelism what attentions cache is gathered, and its gradient scattered, of all tokens of the windows. Scalars,
+    and back, and so are their gradients. Rows of tables are sent to the ranks that read them, and their gradients back.
+    With context parallelism what attentions cache is gathered, and its gradient scattered, of all tokens of the
+    windows. Scalars,
     counts and metrics are left out.
 
     Args:
