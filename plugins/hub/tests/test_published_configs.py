@@ -293,14 +293,17 @@ WRITTEN_AS = {
 }
 
 
+GEMMA4_E = {
+    "attention": "attention full attention full",
+    "values": "values*2 none*2",
+    "kv_source": "lent*2 borrowed*2",
+}
 # patterns that do not fit four layers
 SHORT = {
     "gemma3_27b": {"attention": "attention*3 full"},
     "gemma4_31b": {"attention": "attention*3 full"},
-    **dict.fromkeys(
-        ("gemma4_e2b", "gemma4_e4b"),
-        {"attention": "attention full attention full", "values": "values*2 none*2", "kv_source": "lent*2 borrowed*2"},
-    ),
+    "gemma4_e2b": GEMMA4_E,
+    "gemma4_e4b": GEMMA4_E,
     "deepseek_v4_flash": {"attention": "near*2 attention hca", "gating": "hash*3 gating"},
     "deepseek_v4_pro": {"attention": "hca*2 attention hca", "gating": "hash*3 gating"},
     "kimi_linear_48b_a3b": {"attention": "linear*3 attention", "ffn": "dense*1 ffn*"},
