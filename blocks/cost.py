@@ -185,12 +185,19 @@ def unread_rows(layer: nn.Module, decoder: Decoder) -> int:
         return 0
     measured, what = known(), measurement("unread", memory, decoder.embedding.weight)
     if what not in measured:
-        measured[what] = _numel(_tables(memory)) - _read(memory, layer, decoder)
+        measured[what] = _numel(_tables(memory)) - numbers_read(layer, decoder)
     return measured[what]
 
 
-def _read(memory: nn.Module, layer: nn.Module, decoder: Decoder) -> int:
-    """Numbers that one token reads of the tables of a memory."""
+def numbers_read(layer: nn.Module, decoder: Decoder) -> int:
+    """Numbers that one token reads of the tables of a layer's memory.
+
+    Args:
+        layer, decoder: on the meta device
+    """
+    memory: Any = layer.memory
+    if memory is None:
+        return 0
     residual: Any = layer.residual
     x, given = _tokens(decoder, 1)
     found: list[int] = []

@@ -35,7 +35,7 @@ class LayerCache(Cache):
         return self.first.room
 
     @property
-    def length(self) -> int:  # type: ignore[override]
+    def length(self) -> int:
         return self.first.length
 
     @length.setter
@@ -44,7 +44,7 @@ class LayerCache(Cache):
             part.length = tokens
 
     @property
-    def padding(self) -> Tensor | None:  # type: ignore[override]
+    def padding(self) -> Tensor | None:
         return self.first.padding
 
     @padding.setter
@@ -53,7 +53,7 @@ class LayerCache(Cache):
             part.padding = tokens
 
     @property
-    def declared(self) -> int | None:  # type: ignore[override]
+    def declared(self) -> int | None:
         return self.first.declared
 
     @declared.setter

@@ -31,7 +31,7 @@ class Table(nn.Embedding):
     def __init__(self, rows: int, width: int) -> None:
         try:
             # With a weight there is no random draw, for which torch on the meta device imports its compiler.
-            super().__init__(rows, width, sparse=True, _weight=torch.empty(rows, width))
+            super().__init__(rows, width, sparse=True, _weight=torch.empty(rows, width, dtype=torch.float32))
         except (RuntimeError, TypeError):  # sizes beyond the address space
             rule = f"no tensor can hold so many rows of {width} numbers"
             raise BlockError("rows", rows, rule, "Choose fewer rows") from None

@@ -60,9 +60,9 @@ class Pair:
 
 
 def grouped(layers: Sequence[Settings]) -> list[Group]:
-    """The groups of a model's layers, in order of their first layers."""
+    """The groups of a model's layers, in order of their first layers; those without the part are in none."""
     found: list[tuple[list[int], Settings]] = []
-    for layer, settings in enumerate(layers):
+    for layer, settings in ((layer, own) for layer, own in enumerate(layers) if own):
         members = next((members for members, known in found if known == settings), None)
         if members is None:
             found.append(([layer], settings))

@@ -32,16 +32,17 @@ def spread(measured: Measured, tensor: int, expert: int) -> tuple[Holding, ...]:
 
 
 @functools.lru_cache(maxsize=1 << 16)
-def numbers(measured: Measured, sizes: Sizes, *, held: bool, routed: bool | None = None) -> int:
+def numbers(measured: Measured, sizes: Sizes, *, held: bool, routed: bool | None = None, tables: bool = True) -> int:
     """Parameters on a rank.
 
     Args:
         held: those it keeps when FSDP2 spreads them; else those it computes with
         routed: of experts, or of all else; None: both
+        tables: whether those in the tables of memories count, which FSDP2 never gathers
     """
     total = 0
     for h in spread(measured, sizes.tensor, sizes.expert):
-        if routed is None or h.routed == routed:
+        if (routed is None or h.routed == routed) and (tables or not h.table):
             total += h.times * (h.held(sizes) if held else h.gathered)
     return total
 
@@ -69,7 +70,8 @@ def memory(measured: Measured, job: Job, layout: Layout, recipe: OptimizerRecipe
     state = _factor(measured, recipe)
     if layout.shard:  # fp32 throughout, as FSDP2 keeps them here; gathered in bf16, scattered in fp32
         parts = {"parameters": 4 * held, "gradients": 4 * held, "optimizer": 4 * state * held}
-        parts["gathered"] = (2 + 4) * LAYERS_GATHERED * numbers(measured, sizes, held=False) / measured.n_layers
+        computed = numbers(measured, sizes, held=False, tables=False)
+        parts["gathered"] = (2 + 4) * LAYERS_GATHERED * computed / measured.n_layers
     else:  # bf16 weights and fp32 gradients on every rank; master weights and optimizer state spread
         parts = {"parameters": 2 * whole, "gradients": 4 * whole, "optimizer": 4 * (1 + state) * held, "gathered": 0.0}
     parts["gathered"] += _of_other_tokens(measured, job, layout)

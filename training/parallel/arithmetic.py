@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from blockwright.blocks.alike import alike
+from blockwright.blocks.cost import numbers_read
 from blockwright.blocks.decoder import Decoder
 from blockwright.blocks.gating.base import Gating
 from blockwright.blocks.memory.table import Table
@@ -181,8 +182,9 @@ def traffic(decoder: Decoder, sizes: Sizes, tokens: int, copies: Mapping[str, fl
     Weights are gathered for the forward pass and, except the root's, again for the backward pass; gradients are
     scattered once. Each split block sums its output in the forward pass and its input's gradient in the backward pass;
     gradients of parameters replicated within a split block are summed too. Copies of a token are sent to the experts
-    and back, and so are their gradients. With context
-    parallelism what attentions cache is gathered, and its gradient scattered, of all tokens of the windows. Scalars,
+    and back, and so are their gradients. Rows of tables are sent to the ranks that read them, and their gradients back.
+    With context parallelism what attentions cache is gathered, and its gradient scattered, of all tokens of the
+    windows. Scalars,
     counts and metrics are left out.
 
     Args:
@@ -194,10 +196,18 @@ def traffic(decoder: Decoder, sizes: Sizes, tokens: int, copies: Mapping[str, fl
     """
     weights = weight_numbers(holdings(decoder, sizes), sizes)
     states = token_numbers(crossings(decoder, sizes), sizes, decoder.config["d_model"], tokens, copies)
+    if sizes.replicate * sizes.sharing > 1:
+        states["all_to_all"] += 2 * tokens * read(decoder)
     if sizes.context > 1:  # what attentions cache of all tokens of the windows is gathered, its gradient scattered
         for kind in ("all_gather", "reduce_scatter"):
             states[kind] += remembered(decoder, sizes) * tokens * sizes.context
     return {kind: 4 * (weights[kind] + states[kind]) for kind in COLLECTIVES}
+
+
+def read(decoder: Decoder) -> int:
+    """Numbers that a token reads of all tables: at most what is sent for it, as rows that several read travel once."""
+    probe, groups = _distinct(decoder)
+    return sum(len(group) * numbers_read(probe.layers[i], probe) for i, group in enumerate(groups))
 
 
 def remembered(decoder: Decoder, sizes: Sizes) -> int:

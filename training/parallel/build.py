@@ -75,7 +75,7 @@ class Sharding:
         options: dict[str, Any] = {"offload_policy": CPUOffloadPolicy()} if self.cpu_offload else {}
         if routed:
             options["shard_placement_fn"] = _beside_experts(mesh.size(-1))
-        spread_already = {table.weight for table in tables(module)}
+        spread_already: set[Any] = {table.weight for table in tables(module)}
         fully_shard(module, mesh=mesh, mp_policy=precision, ignored_params=spread_already, **options)
         if meshes.device_type == "cpu":
             module.set_force_sum_reduction_for_comms(True)  # type: ignore[operator] # gloo knows sums alone

@@ -103,8 +103,8 @@ class HeadAndTail(Share):
             n = halo["x"].shape[1]
             places = slice(start - n, start + parts[0].shape[1])
             segments = None if given.segments is None else given.segments[:, places]
-            h = part.pop("x")
-            found.append(memory(h, Pass(given.positions[:, places], segments, **part))[:, n:])
+            own_pass = Pass(given.positions[:, places], segments)._replace(**{name: part[name] for name in own})
+            found.append(memory(part["x"], own_pass)[:, n:])
         return torch.cat(found, 1)
 
     def _chunks(self, *own: Tensor) -> list[tuple[Tensor, ...]]:

@@ -41,7 +41,7 @@ def spread(table: Table, mesh: DeviceMesh, low: torch.dtype | None) -> None:
         rows = _looked_up(table.weight, ids, mesh)
         return rows if low is None else rows.to(low)
 
-    table.forward = forward  # type: ignore[method-assign]
+    table.forward = forward  # type: ignore[method-assign, assignment]
 
 
 def _looked_up(weight: Any, ids: Tensor, mesh: DeviceMesh) -> Tensor:
@@ -70,4 +70,5 @@ class OwnRows(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
         own = gradient.coalesce()
         values = own.values() / ctx.ranks
-        return torch.sparse_coo_tensor(own.indices() + ctx.first, values, ctx.shape, is_coalesced=True)
+        places = own.indices() + ctx.first
+        return torch.sparse_coo_tensor(places, values, ctx.shape, dtype=values.dtype, is_coalesced=True)
