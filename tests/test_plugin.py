@@ -140,8 +140,8 @@ def said(small: list[str], warm: Warm, site: Path, environment: dict[str, str], 
         "its own rule": [*quick, *chosen, "model.gating.noise=-1", f"hydra.run.dir={folder}/x"],
         "shares": [
             *quick,
-            "model/kv_source=lent",
-            "model.layout.kv_source=lent relayed",
+            "+model/kv_source=lent",
+            "+model.layout.kv_source=lent relayed",
             f"hydra.run.dir={folder}/shares",
         ],
         **zigzags(folder, quick),
@@ -376,11 +376,11 @@ def test_plug_in_proves_its_blocks_by_the_kit_in_its_own_tests(
     assert "its attention keeps no cache" in done.stdout
     assert "it does not route tokens" in done.stdout
     # Calls that the kernel does not take, and blocks without a router, indexer or cache.
-    assert skipped < 21 + 32 + 13 + 19
+    assert skipped < 21 + 32 + 13 + 19 + 7
 
 
 def test_nothing_here_names_the_plug_in() -> None:
-    own = "retention", "gated_linear", "xpos", "zigzags", "row_sphere", "forgetting", "tempered"
+    own = "retention", "gated_linear", "xpos", "zigzags", "row_sphere", "forgetting", "tempered", "relayed", "bigram"
     names = "|".join(("blockwright_guest", "retentive", "noisy_topk", *(rf"\b{name}\b" for name in own)))
     for package in ("registry", "blocks", "training", "lab", "plugins", "conf"):
         for file in (ROOT / package).rglob("*"):

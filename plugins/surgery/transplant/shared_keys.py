@@ -13,7 +13,7 @@ from blockwright.registry import register
 
 @register("transplant", "shared_keys")
 class SharedKeys(Transplant):
-    """An attention → the same with another ``kv_source``: it lends its keys and values, or borrows those of one below.
+    """An attention → the same with another ``kv_source``: one that lends its keys and values, or borrows others'.
 
     Queries and outputs are copied; the keys and values of a borrower are left out. Lending changes nothing. Borrowing
     does: keys of adjacent layers are alike only in models that were trained to share them. Brandon et al. 2024, arXiv
