@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Annotated, Any, ClassVar
 
 import torch
-from annotated_types import Ge, Le
+from annotated_types import Ge, Le, Lt
 from torch import Tensor
 
 from blockwright.blocks.base import Block
@@ -16,12 +16,14 @@ from blockwright.blocks.entry.base import Entry
 from blockwright.blocks.exit.base import Exit
 from blockwright.blocks.visit_draw.base import MOST, VisitDraw
 from blockwright.registry import BlockError, family
+from blockwright.registry.layout import MAX_LAYERS
 from blockwright.registry.ranges import Count
 from blockwright.registry.schema import conforms, fault
 
 Core = tuple[int, ...]  # indices of layers that are visited one after the other
 Visit = Callable[[Tensor, int], Tensor]  # the stream and the index of a layer → the stream after this layer
 Visits = Annotated[int, Ge(1), Le(MOST)]
+Index = Annotated[int, Ge(-MAX_LAYERS), Lt(MAX_LAYERS)]
 
 
 @family("loop", in_layers=False)
@@ -37,7 +39,8 @@ class Loop(Block):
 
     Args:
         entry: what enters each visit
-        first, last: the layers that are visited again, both included; negative numbers count from the end
+        first: index of the first layer that is visited again; a negative number counts from the end
+        last: index of the last one, which may be the same
         visits: r, of each of these layers in a pass
         visit_draw: how many visits a training step makes; null: ``visits``
         gradient_visits: the last visits that gradients pass through, which bounds the memory of training; null: all.
@@ -54,8 +57,8 @@ class Loop(Block):
         self,
         n_layers: int,
         entry: Entry,
-        first: int = 0,
-        last: int = -1,
+        first: Index = 0,
+        last: Index = -1,
         visits: Visits = 4,
         visit_draw: VisitDraw | None = None,
         gradient_visits: Count | None = None,

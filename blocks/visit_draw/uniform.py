@@ -12,7 +12,8 @@ class Uniform(VisitDraw):
     """Every number of visits from ``least`` to ``most`` is drawn equally often.
 
     Args:
-        least, most: visits, both included; null for ``most`` is the loop's ``visits``
+        least: the fewest visits
+        most: the most visits; null is the loop's ``visits``
     """
 
     def __init__(self, visits: int, least: Count = 1, most: Count | None = None) -> None:

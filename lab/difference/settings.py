@@ -53,7 +53,8 @@ def read(model: Mapping[str, Any]) -> Composition:
         decoder = compose(model, device="meta")
     kinds = registry.kinds()
     plain = flat({key: value for key, value in decoder.config.items() if key not in (*kinds, *ELSEWHERE)})
-    blocks = {"norm": decoder.norm, "position": decoder.position, **decoder.inputs}
+    loop = {} if decoder.loop is None else {"loop": decoder.loop}
+    blocks = {"norm": decoder.norm, "position": decoder.position, **decoder.inputs, **loop}
     around = {kind: block for kind, block in blocks.items() if records[id(block)].entry.name != "none"}
     for kind, block in around.items():
         plain |= dict(_walk(kind, block, records))

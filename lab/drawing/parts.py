@@ -166,6 +166,7 @@ class Scheme:
         panels: distinct layers, by their first occurrence
         stack: how they follow each other, from the first layer to the last
         norm, head: after the layers
+        loop: what visits layers again; None for none
         mtp: depths of multi-token prediction
         totals: figures of the whole
     """
@@ -182,14 +183,20 @@ class Scheme:
     stack: tuple[Run, ...]
     norm: Box
     head: Box
+    loop: Box | None
     mtp: tuple[Box, ...]
     totals: Totals
+
+    @property
+    def beside(self) -> tuple[Box, ...]:
+        """Boxes that are drawn next to the layers."""
+        return (*self.inputs, *([self.loop] if self.loop else []))
 
     def boxes(self) -> Iterator[Box]:
         """All boxes, in the order in which the flow of the model meets them: a layer's once for all that are alike."""
         position = [self.position] if self.position else []
         layers = [box for p in self.panels for box in (p.residual, p.memory, p.attention, p.ffn) if box is not None]
-        for box in [*self.inputs, self.embedding, *position, *layers, self.norm, self.head, *self.mtp]:
+        for box in [*self.beside, self.embedding, *position, *layers, self.norm, self.head, *self.mtp]:
             yield from box.walk()
 
     def plain(self) -> dict[str, Any]:

@@ -49,7 +49,7 @@ class Picture:
         left = EDGE + STACK + GUTTER
         room = WIDTH - EDGE - left
         layers = [self.panel(panel, room) for panel in reversed(self.scheme.panels)]
-        panels = stacked([*layers, *(self.blocks.mixer(box, room, box.kind) for box in self.scheme.inputs)], 12)
+        panels = stacked([*layers, *(self.blocks.mixer(box, room, box.kind) for box in self.scheme.beside)], 12)
         stack, head = self.stack(), self.header(WIDTH - 2 * EDGE)
         top = EDGE + head.height + 14
         below = top + max(panels.height, stack.height) + EDGE

@@ -58,6 +58,7 @@ def scheme(model: Mapping[str, Any] | Decoder, title: str = "", context: int | N
         stack=runs(sequence),
         norm=box(decoder.norm, "norm", "norm", records),
         head=part("head", "head", *(["tied"] if decoder.head is None else []), parameters=count(decoder.head)),
+        loop=None if decoder.loop is None else box(decoder.loop, "loop", "loop", records),
         mtp=tuple(part(f"mtp.{k}", "mtp", parameters=count(depth)) for k, depth in enumerate(decoder.mtp)),
         totals=_totals(made, unused, context or min(USUAL, config["max_positions"])),
     )

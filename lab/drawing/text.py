@@ -55,7 +55,7 @@ def _model(scheme: Scheme) -> Iterator[str]:
     for panel in reversed(scheme.panels):
         yield ""
         yield from _panel(panel, shown)
-    for box in scheme.inputs:
+    for box in scheme.beside:
         yield ""
         yield from _framed(box)
 

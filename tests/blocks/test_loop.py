@@ -18,6 +18,7 @@ from blockwright.blocks.forward_pass import Pass
 from blockwright.blocks.initialise import stable_seed
 from blockwright.blocks.sample import sample
 from blockwright.registry import BlockError, ConfigError
+from blockwright.training.compiling import compile_layers
 from blockwright.training.parallel.recompute import recompute
 
 MODEL: dict[str, Any] = {
@@ -127,6 +128,15 @@ def test_recomputed_layers_have_the_same_gradients() -> None:
         recompute(layer, "full")
     for name, grad in gradients(decoder, decoder.hidden(TOKENS)[0].square().sum()).items():
         assert_near(grad, wanted[name])
+
+
+@pytest.mark.slow
+def test_compiled_layers_have_the_same_gradients() -> None:
+    decoder = looped({**CYCLE, "entry": "add"}, torch.float32).train()
+    wanted = gradients(decoder, decoder.hidden(TOKENS)[0].square().sum())
+    compile_layers(decoder, backend="eager", fullgraph=True)
+    for name, grad in gradients(decoder, decoder.hidden(TOKENS)[0].square().sum()).items():
+        torch.testing.assert_close(grad, wanted[name], rtol=1e-4, atol=1e-4 * float(wanted[name].abs().max()))
 
 
 # --- Huginn -----------------------------------------------------------------------------------------------------------
