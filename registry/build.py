@@ -224,6 +224,9 @@ def build(kind: str, node: Node, scope: Scope) -> Any:
             rule = f"{kind} {entry.name!r} needs {names} of the block that owns it, and {owner} does not give it"
             remedy = f"Return it from child_context for this child: {{{lacking[0]!r}: …}}"
             raise ConfigError(node.path, entry.name, rule, remedy) from error
+        if "overflow" in str(error):  # torch's word for sizes beyond the address space
+            rule = f"{kind} {entry.name!r} has a tensor of more numbers than any can hold"
+            raise ConfigError(node.path, entry.name, rule, "Lower its widths, or those of the model") from error
         rule = f"{kind} {entry.name!r} of {entry.provider} cannot be built: {type(error).__name__}: {error}"
         set_values = {k: v for k, v in given.items() if v is not None}
         raise ConfigError(node.path, set_values, rule, "Check its parameters") from error

@@ -304,6 +304,7 @@ REFUSALS: list[tuple[dict[str, Any], str, str]] = [
     ({"overrides": [{"layers": 1, "ffn": {"dff": 3}}]}, "model.ffn (layer 1).dff", "'d_ff'"),
     ({"vocab_size": 10**30}, "model.vocab_size", "smaller"),
     ({"vocab_size": 10**12, "d_model": 48 * 10**9}, "model.vocab_size", "smaller"),
+    ({"d_model": 48 * 10**10}, "model.attention", "Lower its widths"),
     ({"max_positions": 10**18}, "model.max_positions", "smaller"),
     ({"max_positions": 10**13, "position": "learned"}, "model", "Lower its widths"),
 ]
