@@ -103,7 +103,9 @@ class HeadAndTail(Share):
             n = halo["x"].shape[1]
             places = slice(start - n, start + parts[0].shape[1])
             segments = None if given.segments is None else given.segments[:, places]
-            own_pass = Pass(given.positions[:, places], segments)._replace(**{name: part[name] for name in own})
+            own_pass = Pass(
+                given.positions[:, places], segments, tokens=part.get("tokens"), embedded=part.get("embedded")
+            )
             found.append(memory(part["x"], own_pass)[:, n:])
         return torch.cat(found, 1)
 
