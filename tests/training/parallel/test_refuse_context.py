@@ -123,9 +123,9 @@ MISTAKES: dict[str, tuple[tuple[str, ...], str, str]] = {
     "attention that never appends": (("model/attention=never",), r"model\.attention", "0 times in a pass"),
     "attention that reads its cache": (("model/attention=peeking",), r"model\.attention", "does not run.*KeyError"),
     "memory that reaches beyond a chunk": (
-        ("+model/memory=engram", "model.memory.rows=50", "model.memory.ngram=4", "model.memory.taps=5"),
+        ("+model/memory=engram", "model.memory.rows=50", "model.memory.taps=6"),
         r"model\.memory",
-        "19 tokens before each.*are of 16",
+        "17 tokens before each.*are of 16",
     ),
     "task of whole windows": (
         ("task=preference", "data=chat"),
