@@ -124,9 +124,7 @@ def check_memories(decoder: Decoder, chunk: int) -> None:
         if memory is None or (memory.reach is not None and memory.reach <= chunk):
             continue
         reach = "all" if memory.reach is None else memory.reach
-        rule = (
-            f"depends on {reach} tokens before each, and the chunks in which ranks share windows ({PATH}) have {chunk}"
-        )
+        rule = f"depends on {reach} tokens before each, and the chunks that ranks compute ({PATH}) are of {chunk}"
         remedy = f"Lengthen the windows (data.sequence_length), or {_small(WITHOUT)}"
         raise ConfigError(f"model.memory (layer {index})", type(memory).__name__, rule, remedy)
 

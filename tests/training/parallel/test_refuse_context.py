@@ -122,6 +122,11 @@ MISTAKES: dict[str, tuple[tuple[str, ...], str, str]] = {
     "attention that appends twice": (("model/attention=twice",), r"model\.attention", "2 times in a pass"),
     "attention that never appends": (("model/attention=never",), r"model\.attention", "0 times in a pass"),
     "attention that reads its cache": (("model/attention=peeking",), r"model\.attention", "does not run.*KeyError"),
+    "memory that reaches beyond a chunk": (
+        ("+model/memory=engram", "model.memory.rows=50", "model.memory.taps=6"),
+        r"model\.memory",
+        "17 tokens before each.*are of 16",
+    ),
     "task of whole windows": (
         ("task=preference", "data=chat"),
         "task",
