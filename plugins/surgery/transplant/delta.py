@@ -35,7 +35,7 @@ class Delta(Transplant):
 
     def serves(self, old: nn.Module, new: nn.Module) -> bool:
         both = isinstance(old, GroupedAttention) and isinstance(new, GatedDelta)
-        return both and old.output.out_features == new.output.out_features  # type: ignore[union-attr]
+        return both and old.readout is None and old.output.out_features == new.output.out_features
 
     def __call__(self, old: nn.Module, new: nn.Module, setting: Setting) -> Transplanted:
         assert isinstance(old, GroupedAttention) and isinstance(new, GatedDelta)

@@ -92,8 +92,9 @@ class Latent(Transplant):
         return self.rank_from == "activations"
 
     def serves(self, old: nn.Module, new: nn.Module) -> bool:
-        plain = isinstance(old, GroupedAttention) and old.window is None and isinstance(new, MLA)
-        return plain and old.output.out_features == new.output.out_features  # type: ignore[union-attr]
+        if not isinstance(old, GroupedAttention) or not isinstance(new, MLA) or old.window is not None:
+            return False
+        return old.readout is None and old.output.out_features == new.output.out_features
 
     def __call__(self, old: nn.Module, new: nn.Module, setting: Setting) -> Transplanted:
         assert isinstance(old, GroupedAttention) and isinstance(new, MLA)
