@@ -116,6 +116,14 @@ def zigzags(folder: Path, quick: list[str]) -> dict[str, list[str]]:
     }
 
 
+CHILDREN = [
+    "model/attention=gqa",
+    *("model.attention.key_conv=smear", "+model/readout=sub_norm", "trainer.max_steps=2"),
+    *("model/residual=convolved", "model.residual.residual=prenorm"),
+    *("model.residual.attention_conv=smear", "model.residual.ffn_out_conv=smear"),
+]
+
+
 @pytest.fixture(scope="module")
 def said(small: list[str], warm: Warm, site: Path, environment: dict[str, str], folder: Path) -> dict[str, Any]:
     chosen = ["model/attention=retention", "model/position=xpos", "model/gating=noisy_topk"]
@@ -131,6 +139,7 @@ def said(small: list[str], warm: Warm, site: Path, environment: dict[str, str], 
         "unknown kernel": [*quick, "task.kernels.attention=bant", f"hydra.run.dir={folder}/x"],
         "trains": [*quick, *chosen, *loop, "model.attention.first_decay=4", f"hydra.run.dir={folder}/run"],
         "remembers": [*quick, "+model/memory=bigram", f"hydra.run.dir={folder}/remembers"],
+        "trains children": [*quick, *CHILDREN, "callbacks.report.sample_tokens=3", f"hydra.run.dir={folder}/children"],
         "preset": ["model=retentive_tiny", "model/position=of/tiny", "--cfg", "job", "--package", "model"],
         "presets": ["registry", "model/ret*"],
         "experiment": ["experiment=retentive", "--cfg", "job"],
@@ -207,6 +216,17 @@ def test_keys_that_the_plug_in_shares_over_depth_train_and_are_cached_once(said:
     assert "decoder.layers.0.attention.kv_down.weight" in weights
     assert "decoder.layers.1.attention.kv_down.weight" not in weights
     assert weights["decoder.layers.1.attention.kv_source.weight"] != 0.9
+
+
+def test_children_of_the_plug_in_train_and_generate_in_blocks_of_this_project(
+    said: dict[str, Any], folder: Path
+) -> None:
+    code, text = said["trains children"]
+    assert code == 0, text
+    state = torch.load(folder / "children" / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+    assert "decoder.layers.0.attention.key_conv.gate" in state
+    assert "decoder.layers.1.residual.ffn_out_conv.strength" in state
+    assert "no sampled text" not in text
 
 
 def test_preset_of_the_plug_in_is_a_model_like_any_other(said: dict[str, Any]) -> None:
@@ -323,7 +343,8 @@ from blockwright.blocks.conformance import cases, kernel_cases
 
 BLOCKS = (
     "attention/retention", "attention/gated_linear", "gating/noisy_topk", "kv_source/relayed", "memory/bigram",
-    "position/xpos", "loop/mirror", "entry/diagonal", "position/forgetting", "scores/tempered",
+    "position/xpos", "loop/mirror", "entry/diagonal", "position/forgetting", "scores/tempered", "convolution/smear",
+    "readout/sub_norm",
 )  # fmt: skip
 
 @pytest.mark.parametrize("case", [case for block in BLOCKS for case in cases(block)], ids=str)
@@ -376,7 +397,7 @@ def test_plug_in_proves_its_blocks_by_the_kit_in_its_own_tests(
     assert "its attention keeps no cache" in done.stdout
     assert "it does not route tokens" in done.stdout
     # Calls that the kernel does not take, and blocks without a router, indexer or cache.
-    assert skipped < 21 + 32 + 13 + 19 + 7
+    assert skipped < 21 + 32 + 15 + 19 + 7
 
 
 def test_nothing_here_names_the_plug_in() -> None:

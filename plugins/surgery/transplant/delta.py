@@ -37,9 +37,9 @@ class Delta(Transplant):
     )
 
     def serves(self, old: nn.Module, new: nn.Module) -> bool:
-        if not isinstance(old, GroupedAttention) or old.value is None or not isinstance(new, Recurrent):
+        if not isinstance(old, GroupedAttention) or old.value is None or old.readout is not None:
             return False
-        projects = all(isinstance(getattr(new, name, None), nn.Linear) for name in COPIED)
+        projects = isinstance(new, Recurrent) and all(isinstance(getattr(new, m, None), nn.Linear) for m in COPIED)
         return projects and old.output.out_features == new.output.out_features  # type: ignore[union-attr]
 
     def __call__(self, old: nn.Module, new: nn.Module, setting: Setting) -> Transplanted:

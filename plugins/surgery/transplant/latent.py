@@ -93,7 +93,8 @@ class Latent(Transplant):
 
     def serves(self, old: nn.Module, new: nn.Module) -> bool:
         plain = isinstance(old, GroupedAttention) and old.window is None and isinstance(new, MLA)
-        plain = plain and old.value is not None and old.kv_source is None and new.kv_source is None
+        plain = plain and old.value is not None and old.readout is None
+        plain = plain and old.kv_source is None and new.kv_source is None
         return plain and old.output.out_features == new.output.out_features  # type: ignore[union-attr]
 
     def __call__(self, old: nn.Module, new: nn.Module, setting: Setting) -> Transplanted:
