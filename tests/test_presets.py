@@ -91,11 +91,19 @@ def test_every_attention_and_position_can_be_swapped_into_the_small_preset(atten
     check(preset("tiny", {"vocab_size": BYTES, "attention": {"name": attention}, "position": {"name": position}}))
 
 
+AROUND = {  # blocks around another of their kind, which is named
+    "divided": {"norm": "rmsnorm"},
+    "convolved": {"residual": "prenorm"},
+    "normed_embeddings": {"residual": "prenorm"},
+    "scaled": {"ffn": "swiglu"},
+}
+
+
 @pytest.mark.parametrize(
     ("kind", "name"), [(k, n) for k in ("gating", "norm", "residual", "ffn") for n in registry.names(k)]
 )
 def test_every_other_block_can_be_swapped_into_the_small_preset(kind: str, name: str) -> None:
-    check(preset("tiny", {"vocab_size": BYTES, kind: {"name": name}}))
+    check(preset("tiny", {"vocab_size": BYTES, kind: {"name": name, **AROUND.get(name, {})}}))
 
 
 def test_swap_on_the_command_line_leaves_nothing_of_the_presets_own_block() -> None:

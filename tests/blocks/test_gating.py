@@ -269,7 +269,22 @@ def test_updates_even_out_the_load(make: Callable[..., Gating]) -> None:
     assert gate(x).load.max() < 1.3 * before.mean()
 
 
-@pytest.mark.parametrize("name", [n for n in GATES if not n.endswith("_bias")])
+def test_bias_of_a_gate_with_shared_experts_follows_the_routed_ones(make: Callable[..., Gating]) -> None:
+    gate = make("sigmoid_sink", top_k=4, n_shared=2, bias_step=0.5)
+    routing = gate(tokens(2, 31))
+    assert routing.experts.shape[1] == 4 and bool((routing.experts[:, 2:] == torch.tensor([6, 7])).all())
+    torch.testing.assert_close(routing.weights.sum(1), gate.gain.float().expand(62))
+    gate.update(torch.tensor([9.0, 1, 1, 1, 1, 5, 99, 99]))  # the mean of the first six is 3
+    assert gate.bias.tolist() == [-0.5, 0.5, 0.5, 0.5, 0.5, -0.5]
+
+
+def test_a_gate_leaves_experts_to_choose(make: Callable[..., Gating]) -> None:
+    with pytest.raises(ConfigError) as refused:
+        make("sigmoid_sink", top_k=2, n_shared=2)
+    assert refused.value.path.endswith("n_shared") and "top_k" in refused.value.rule
+
+
+@pytest.mark.parametrize("name", [n for n in GATES if not n.endswith(("_bias", "_sink"))])
 def test_update_leaves_gates_without_state_alone(make: Callable[..., Gating], name: str) -> None:
     gate = make(name)
     before = {k: v.clone() for k, v in gate.state_dict().items()}

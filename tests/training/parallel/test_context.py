@@ -26,7 +26,7 @@ from blockwright.blocks.decoder import Decoder
 from blockwright.blocks.forward_pass import Pass
 from blockwright.blocks.kernels import latent_attention
 from blockwright.blocks.position.base import Position
-from blockwright.blocks.remembering import Queries
+from blockwright.blocks.remembering import Keys, Queries
 from blockwright.registry import register
 from blockwright.training.checkpoints.plugin import SealedCheckpoints
 from blockwright.training.optimizers.adamw import AdamW
@@ -135,7 +135,7 @@ SOME = [
 
 @pytest.fixture(scope="module", autouse=True)
 def plug_in(blocks_of_the_module: None) -> Iterator[None]:
-    """Attentions that know a contract alone, as another package would write them."""
+    """Blocks that know a contract alone, as another package would write them."""
 
     @register("attention", "plain_plugin")
     class PlainPlugin(Attention):
@@ -165,6 +165,25 @@ def plug_in(blocks_of_the_module: None) -> Iterator[None]:
 
         def parallel_plan(self) -> dict[str, Any]:
             return {"project.weight": "replicate", "output.weight": "replicate"}
+
+    @register("position", "between")
+    class Between(Position):
+        def __init__(self, d_model: int, n_heads: int) -> None:
+            super().__init__()
+            self.gate = nn.Linear(d_model, n_heads, bias=False)
+
+        def slots(self) -> dict[str, tuple[int, ...]]:
+            return {"fade": (self.gate.out_features,)}
+
+        def remember(self, x: Tensor, positions: Tensor, declared: int) -> tuple[Tensor, ...]:
+            return (torch.nn.functional.logsigmoid(self.gate(x)),)
+
+        def bias(self, queries: Queries, keys: Keys) -> Tensor:
+            since = keys.noted[0].cumsum(1)
+            return since[:, -queries.q.shape[1] :].mT[..., None] - since.mT[:, :, None]
+
+        def parallel_plan(self) -> dict[str, Any]:
+            return {"gate.weight": "column"}
 
     yield
 
