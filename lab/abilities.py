@@ -48,6 +48,7 @@ RECURRENT = DENSE | {"attention": {"name": "gated_delta", "n_heads": 4}}
 MIXTURE = DENSE | {"ffn": {"name": "moe", "n_experts": 8}}
 WINDOWED = DENSE | {"attention": {"name": "shared_kv", "n_heads": 4, "window": 8}}
 STREAMS = DENSE | {"residual": "mhc"}
+LOOPED = DENSE | {"loop": {"name": "cycle", "visits": 3}}
 WITH_INPUTS = DENSE | EXAMPLES
 
 
@@ -63,7 +64,7 @@ def host(kind: str, name: str) -> tuple[Decoder, nn.Module]:
     node |= {p.name: WRAPPED[kind] for p in wrapped}  # from scope, it would contain itself
     around = {"position": "rope"} if kind == "attention" else {}
     # A decoder refuses what it has no place for, at the path of the kind; other errors are the block's.
-    for model in (DENSE, MIXTURE, RECURRENT, WINDOWED, STREAMS, WITH_INPUTS):
+    for model in (DENSE, MIXTURE, RECURRENT, WINDOWED, STREAMS, LOOPED, WITH_INPUTS):
         try:
             decoder = compose({**model, **around, kind: node})
         except ConfigError as refusal:
