@@ -49,6 +49,7 @@ RECURRENT = DENSE | {"attention": {"name": "gated_delta", "n_heads": 4}}
 MIXTURE = DENSE | {"ffn": {"name": "moe", "n_experts": 8}}
 WINDOWED = DENSE | {"attention": {"name": "shared_kv", "n_heads": 4, "window": 8}}
 STREAMS = DENSE | {"residual": "mhc"}
+LOOPED = DENSE | {"loop": {"name": "cycle", "visits": 3}}
 WITH_INPUTS = DENSE | EXAMPLES
 
 
@@ -67,7 +68,7 @@ def host(kind: str, name: str) -> tuple[Decoder, nn.Module]:
     # errors are the block's.
     own = (
         {**model, **around, kind: node}
-        for model in (DENSE, GROUPED, MIXTURE, RECURRENT, WINDOWED, STREAMS, WITH_INPUTS)
+        for model in (DENSE, GROUPED, MIXTURE, RECURRENT, WINDOWED, STREAMS, LOOPED, WITH_INPUTS)
     )
     for model in (*own, *_as_child(kind, node)):
         try:
