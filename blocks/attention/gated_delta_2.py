@@ -15,7 +15,7 @@ from blockwright.registry import register
 class GatedDelta2(DeltaRule):
     """Gated delta rule that erases and writes by gates of their own, each with a number for every channel.
 
-    Hatamizadeh, Choi and Kautz 2026 (Gated DeltaNet-2), arXiv 2605.22791, in the order of NVlabs/GatedDeltaNet-2 and of
+    Hatamizadeh et al. 2026 (Gated DeltaNet-2), arXiv 2605.22791, in the order of NVlabs/GatedDeltaNet-2 and of
     flash-linear-attention (``naive_recurrent_gdn2``): q, k, v and log decay g as in ``gated_delta``, b = σ(W_b x) for
     the K channels of a key, w = σ(W_w x) for the V channels of a value, S ← Diag(e^g) S;
     S ← S − k (Sᵀ (b ⊙ k))ᵀ + k (w ⊙ v)ᵀ; y = W_o gate(norm(Sᵀ q)).

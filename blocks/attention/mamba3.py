@@ -29,9 +29,9 @@ class Mamba3(Recurrent):
     y = W_o Σ_r o_r ⊙ y_r ⊙ silu(s_r ⊙ W_z x).
 
     ``turn`` rotates pairs (2i, 2i + 1) of queries and keys by the sum of π tanh(W_θ x) Δ up to their token, which is a
-    state that is complex. p, s and o are there for R above 1 only. The formulas are those of the release in
-    state-spaces/mamba (its references ``mamba3_siso_step_ref`` and ``mamba3_MIMO_step_ref``) of March 2026; since June
-    2026 its A is another function of W_A x. The release fuses the projections, and stores the R keys of a group apart;
+    state that is complex. p, s and o are there for R above 1 only. The formulas are those of the first release in
+    state-spaces/mamba (its references ``mamba3_siso_step_ref`` and ``mamba3_MIMO_step_ref``); since its change 962 A is
+    another function of W_A x. The release fuses the projections, and stores the R keys of a group apart;
     here groups are apart, and can be split over ranks. There is no convolution. At the start b, d, s and R·p, R·o are 1
     and softplus(b_Δ) is log-uniform in a range.
 

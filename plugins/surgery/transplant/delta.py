@@ -54,7 +54,9 @@ class Delta(Transplant):
         tensors = {"output.weight": old.output.weight}
         convolutions = dict(new.named_children())
         for name, number in heads.items():
-            rows = new.get_submodule(name).out_features // H  # type: ignore[operator]
+            project = new.get_submodule(name)
+            assert isinstance(project, nn.Linear)
+            rows = project.out_features // H
             theirs = getattr(old, name).weight.unflatten(0, (number, H))
             if rows % number and number % rows:
                 rule = f"must be a multiple or a divisor of the {number} heads there"
