@@ -95,7 +95,8 @@ class GroupedAttention(Scored):
         self.position, self.qk_norm, self.output_gate, self.scores = position, qk_norm, output_gate, scores
         self.readout, self.values, self.kv_source = readout, values, kv_source
         self.query_conv, self.key_conv, self.value_conv = query_conv, key_conv, value_conv
-        refuse_on_borrowed(kv_source, values=values, key_conv=key_conv, value_conv=value_conv, readout=readout)
+        of_own = {"values": values, "key_conv": key_conv, "value_conv": value_conv, "readout": readout}
+        refuse_on_borrowed(kv_source, of_own)
         self.scale = position.softmax_scale / (query_scale or H) ** 0.5
 
     @classmethod

@@ -9,7 +9,7 @@ rank's tokens, and each borrower gathers it again.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 COUNTED = "borrowed"  # the slot of a borrower's cache
 
 
-def refuse_on_borrowed(source: KVSource | None, **children: nn.Module | None) -> None:
+def refuse_on_borrowed(source: KVSource | None, children: Mapping[str, nn.Module | None]) -> None:
     """Refuse a child that works on keys or values of the layer's own, in a layer that borrows them.
 
     Raises:

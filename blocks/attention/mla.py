@@ -104,7 +104,7 @@ class MLA(Scored):
         left = n_heads if readout is None else readout.heads(n_heads)
         self.output = Linear(left * self.v_head_dim, d_model, bias=False)
         self.query_conv, self.latent_conv = query_conv, latent_conv
-        refuse_on_borrowed(kv_source, latent_conv=latent_conv, readout=readout)
+        refuse_on_borrowed(kv_source, {"latent_conv": latent_conv, "readout": readout})
         if latent_conv is not None:
             latent_conv.placement = "replicate"  # all heads read the whole latent
         self.scale = position.softmax_scale / (self.nope + self.rope) ** 0.5
