@@ -51,6 +51,7 @@ WINDOWED = DENSE | {"attention": {"name": "shared_kv", "n_heads": 4, "window": 8
 STREAMS = DENSE | {"residual": "mhc"}
 LOOPED = DENSE | {"loop": {"name": "cycle", "visits": 3}}
 WITH_INPUTS = DENSE | EXAMPLES
+LENDING = DENSE | {"n_layers": 2, "overrides": [{"layers": 0, "kv_source": "lent"}]}  # for a layer that borrows
 
 
 def host(kind: str, name: str) -> tuple[Decoder, nn.Module]:
@@ -66,10 +67,8 @@ def host(kind: str, name: str) -> tuple[Decoder, nn.Module]:
     around = {"position": "rope"} if kind == "attention" else {}
     # A decoder refuses what it has no place for, and an owner what does not fit it, at the path of the kind; other
     # errors are the block's.
-    own = (
-        {**model, **around, kind: node}
-        for model in (DENSE, GROUPED, MIXTURE, RECURRENT, WINDOWED, STREAMS, LOOPED, WITH_INPUTS)
-    )
+    models = DENSE, GROUPED, MIXTURE, RECURRENT, WINDOWED, STREAMS, LOOPED, WITH_INPUTS, LENDING
+    own = ({**model, **around, kind: node} for model in models)
     for model in (*own, *_as_child(kind, node)):
         try:
             decoder = compose(model)
