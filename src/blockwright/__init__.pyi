@@ -5,6 +5,8 @@ __version__: str
 # compose and load models
 from blockwright.blocks.checkpoint.source import load as load
 from blockwright.blocks.compose import check as check
+from blockwright.blocks.convolution.base import Convolution as Convolution
+from blockwright.blocks.convolution.base import convolved as convolved
 from blockwright.blocks.compose import compose as compose
 from blockwright.blocks.compose import preset as preset
 from blockwright.blocks.decoder import Decoder as Decoder
@@ -56,6 +58,7 @@ from blockwright.blocks.position.base import Position as Position
 from blockwright.blocks.qk_norm.base import QKNorm as QKNorm
 from blockwright.blocks.remembering import Keys as Keys
 from blockwright.blocks.remembering import Queries as Queries
+from blockwright.blocks.readout.base import Readout as Readout
 from blockwright.blocks.residual.base import Residual as Residual
 from blockwright.blocks.scores.base import Scores as Scores
 from blockwright.blocks.selector.base import Selector as Selector

@@ -61,7 +61,7 @@ class Delta(Transplant):
             if rows % number and number % rows:
                 rule = f"must be a multiple or a divisor of the {number} heads there"
                 raise BlockError("n_key_heads", rows, rule, "Leave it out")
-            tensors[f"{name}.weight"] = regrouped(theirs, rows).flatten(0, 1)  # type: ignore[arg-type]
+            tensors[f"{name}.weight"] = regrouped(theirs, rows).flatten(0, 1)
             if f"{name}_conv" in convolutions:
                 conv = torch.zeros_like(convolutions[f"{name}_conv"].weight)  # type: ignore[arg-type]
                 conv[:, -1] = 1.0

@@ -1,8 +1,7 @@
 import torch
 from torch import nn
 
-from blockwright.blocks.convolution.base import Convolution
-from blockwright.registry import register
+from blockwright import Convolution, register
 
 
 @register("convolution", "smear")

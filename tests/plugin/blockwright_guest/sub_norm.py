@@ -1,7 +1,6 @@
 from torch.nn import functional as F
 
-from blockwright.blocks.readout.base import Readout
-from blockwright.registry import register
+from blockwright import Readout, register
 
 
 @register("readout", "sub_norm")
