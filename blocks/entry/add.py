@@ -12,7 +12,7 @@ from blockwright.registry import register
 class Add(Entry):
     """What entered the loop is added to each further visit: h ← core(h + e), in the first visit h ← core(e).
 
-    Deep equilibrium models and looped transformers, arXiv 2311.12424, with h₀ = 0.
+    Looped transformers, Yang et al. 2023, arXiv 2311.12424, with h₀ = 0; deep equilibrium models.
     """
 
     injects: ClassVar[bool] = True

@@ -14,7 +14,7 @@ from blockwright.registry import register
 class SigmoidSkip(Residual):
     """Each token decides how much of a layer it takes.
 
-    A soft form of mixture of depths, and a highway network, arXiv 1505.00387, whose carry is the whole stream:
+    A soft form of mixture of depths, and a highway network (Srivastava et al. 2015, arXiv 1505.00387) that carries all:
     y = attention(norm₁(x)); x ← x + 2σ(w·x + b) (y + ffn(norm₂(x + y))). It begins as ``prenorm``: w and b are 0, hence
     the factor 2, which papers leave out. Every layer is computed for every token, so that nothing is saved; a token for
     which σ is near 0 shows where something could be. The gate is in fp32 at least.
