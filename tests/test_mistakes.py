@@ -65,7 +65,7 @@ EARLY = {
     "parameter that the name fixes": Mistake(
         "model/attention=mqa\nmodel.attention.n_kv_heads=2", "model.attention.n_kv_heads", "fixes n_kv_heads to 1.*gqa"
     ),
-    "child that no block takes": Mistake("+model/qk_norm=per_head", "model.qk_norm", r"model\.qk_norm=null.*gqa\|mha"),
+    "child that no block takes": Mistake("+model/qk_norm=per_head", "model.qk_norm", r"model\.qk_norm=null.*gqa\|"),
     "argument the trainer has not": Mistake("trainer.max_stepz=4", "trainer.max_stepz", "Did you mean 'max_steps'"),
     "argument of the trainer that no file lists": Mistake(
         "trainer.limit_val_batches=3", "trainer.limit_val_batches", r"\+trainer\.limit_val_batches=3"
@@ -94,9 +94,7 @@ EARLY = {
     "class in a preset": Mistake("model=foreign", "model.attention._target_", r"dotted path .*foreign\.yaml"),
     "preset that is not YAML": Mistake("model=broken", "model", r"line 2: .*broken\.yaml.*Fix"),
     "format of a later version": Mistake("model.format=3", "model.format", "unknown to this version.*its own: 2"),
-    "no family selected": Mistake(
-        "~model.attention", "model.attention", r"\+model/attention=<[^>]*\|gated_delta\|gqa\|"
-    ),
+    "no family selected": Mistake("~model.attention", "model.attention", r"\+model/attention=<[^>]*\|gated_delta\|"),
     "foreign class in a model": Mistake(
         "+model.attention._target_=os.system", "model.attention._target_", "never a class by its dotted path"
     ),

@@ -6,7 +6,7 @@ from blockwright.blocks.attention.grouped import GroupedAttention
 from blockwright.registry import register
 
 
-@register("attention", "keys_as_values", fixes={"window": None})
+@register("attention", "keys_as_values", fixes={"window": None, "value_bias": None})
 class KeysAsValues(GroupedAttention):
     """Grouped-query attention with one projection for keys and values.
 

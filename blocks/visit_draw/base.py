@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import torch
+import numpy as np
 
 from blockwright.blocks.base import Block
 from blockwright.registry import family
@@ -19,13 +19,9 @@ class VisitDraw(Block):
 
     def visits_of(self, seed: int) -> int:
         """The visits of a step, from 1 to ``MOST``."""
-        drawn = self.draw(torch.Generator().manual_seed(seed))
-        return min(max(drawn, 1), MOST)
+        return min(max(self.draw(np.random.default_rng(seed)), 1), MOST)
 
-    def draw(self, generator: torch.Generator) -> int:
-        """A number of visits; what is beyond the bounds is cut off.
-
-        Args:
-            generator: on the CPU, whose every draw here also has ``device="cpu"``: a model may be built on another
-        """
+    def draw(self, generator: np.random.Generator) -> int:
+        """A number of visits; what is beyond the bounds is cut off. NumPy's generator, since it is a number of the host,
+        whatever device the model is on."""
         raise NotImplementedError

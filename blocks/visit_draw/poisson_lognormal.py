@@ -1,12 +1,16 @@
 from __future__ import annotations
 
 import math
+from typing import Annotated
 
-import torch
+import numpy as np
+from annotated_types import Ge, Le
 
-from blockwright.blocks.visit_draw.base import VisitDraw
+from blockwright.blocks.visit_draw.base import MOST, VisitDraw
 from blockwright.registry import register
-from blockwright.registry.ranges import NonNegative, Positive
+from blockwright.registry.ranges import Positive
+
+Spread = Annotated[float, Ge(0), Le(10)]
 
 
 @register("visit_draw", "poisson_lognormal")
@@ -21,11 +25,10 @@ class PoissonLognormal(VisitDraw):
         sigma: σ, of the logarithm of the rate
     """
 
-    def __init__(self, visits: int, mean: Positive | None = None, sigma: NonNegative = 0.5) -> None:
+    def __init__(self, visits: int, mean: Positive | None = None, sigma: Spread = 0.5) -> None:
         super().__init__()
         self.mean, self.sigma = mean or float(visits), sigma
 
-    def draw(self, generator: torch.Generator) -> int:
-        normal = torch.randn((), generator=generator, dtype=torch.float64, device="cpu").item()
-        rate = math.exp(math.log(self.mean) - self.sigma**2 / 2 + self.sigma * normal)
-        return int(torch.poisson(torch.tensor(rate, dtype=torch.float64, device="cpu"), generator=generator)) + 1
+    def draw(self, generator: np.random.Generator) -> int:
+        rate = math.exp(math.log(self.mean) - self.sigma**2 / 2 + self.sigma * generator.standard_normal())
+        return int(generator.poisson(min(rate, MOST))) + 1

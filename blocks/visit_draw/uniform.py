@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-import torch
+import numpy as np
 
 from blockwright.blocks.visit_draw.base import VisitDraw
 from blockwright.registry import BlockError, register
@@ -22,5 +22,5 @@ class Uniform(VisitDraw):
         if self.least > self.most:
             raise BlockError("least", least, f"is above the most visits ({self.most})", "Lower it, or raise most")
 
-    def draw(self, generator: torch.Generator) -> int:
-        return int(torch.randint(self.least, self.most + 1, (), generator=generator, device="cpu"))
+    def draw(self, generator: np.random.Generator) -> int:
+        return int(generator.integers(self.least, self.most, endpoint=True))

@@ -20,9 +20,8 @@ from blockwright.blocks.kernels.machine import keep_freed_memory
 from blockwright.lab.report.svg import standalone
 from blockwright.lab.writer import tokenizer_of
 from blockwright.plugins.skills import settings
-from blockwright.plugins.skills.callback import write
 from blockwright.plugins.skills.chart import by_difficulty
-from blockwright.plugins.skills.measure import Measured, measure
+from blockwright.plugins.skills.measure import Measured, measure, write
 from blockwright.plugins.skills.rows import ids_of
 from blockwright.plugins.skills.skill.base import SYMBOLS, Skill, name_of
 from blockwright.registry import ConfigError, did_you_mean

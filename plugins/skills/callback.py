@@ -6,7 +6,7 @@ from pathlib import Path
 
 import lightning as L
 
-from blockwright.plugins.skills.measure import FILE, Measured, measure
+from blockwright.plugins.skills.measure import measure, write
 from blockwright.plugins.skills.module import SkillsDataModule
 from blockwright.plugins.skills.rows import ids_of
 from blockwright.registry import ConfigError
@@ -14,7 +14,6 @@ from blockwright.registry.enforcing import enforced
 from blockwright.registry.ranges import Count
 from blockwright.training.figure import Figure
 from blockwright.training.tasks.base import Task
-from blockwright.training.writing import write_json
 
 GROUP = ("skills",)  # of its figures
 
@@ -58,10 +57,3 @@ class Skills(L.Callback):
         pl_module.log("skills/mean", sum(each.at_trained.accuracy for each in found) / len(found))
         if trainer.is_global_zero:
             write(self.directory, found)
-
-
-def write(directory: Path, found: list[Measured]) -> Path:
-    """Write ``skills.json``."""
-    directory.mkdir(parents=True, exist_ok=True)
-    write_json(directory / FILE, {"skills": [each.to_plain() for each in found]})
-    return directory / FILE

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from blockwright.blocks.kernels.cross_entropy import IGNORED
 from blockwright.lab.wilson import wilson
 from blockwright.plugins.skills.rows import framed
 from blockwright.plugins.skills.skill.base import Ints, Skill, name_of
+from blockwright.training.writing import write_json
 
 FILE = "skills.json"  # of a run
 SEED = 1  # of the measured rows: the same for every model, and no rows of training
@@ -190,3 +192,10 @@ def _state_bytes(decoder: Decoder, length: int) -> int | None:
         return cache_bytes(decoder, length, torch.float32)
     except NotImplementedError:
         return None
+
+
+def write(directory: Path, found: list[Measured]) -> Path:
+    """Write ``skills.json``."""
+    directory.mkdir(parents=True, exist_ok=True)
+    write_json(directory / FILE, {"skills": [each.to_plain() for each in found]})
+    return directory / FILE
