@@ -22,6 +22,5 @@ class VisitDraw(Block):
         return min(max(self.draw(np.random.default_rng(seed)), 1), MOST)
 
     def draw(self, generator: np.random.Generator) -> int:
-        """A number of visits; what is beyond the bounds is cut off. NumPy's generator, since it is a number of the host,
-        whatever device the model is on."""
+        """A number of visits; what is beyond the bounds is cut off. It is drawn by NumPy, on no device of torch."""
         raise NotImplementedError

@@ -22,8 +22,8 @@ class Knowledge(Skill):
 
     Capo of Allen-Zhu 2025 (Physics of Language Models 4.1), arXiv 2512.17351, after the capacity laws of Allen-Zhu & Li
     2024, arXiv 2404.05405: a model of P parameters holds at most so many bits of facts. There facts are attributes in
-    biographies of several wordings; here a fact is 6 bits, the value that a fixed random table gives a name. So d facts are 6 d
-    bits, and those that a model holds are d · max(0, 6 − loss in bits).
+    biographies of several wordings; here a fact is 6 bits, the value that a fixed random table gives a name. So d facts
+    are 6 d bits, and those that a model holds are d · max(0, 6 − loss in bits).
 
     Args:
         difficulty: d, facts
