@@ -137,7 +137,7 @@ def _reference(name: str) -> Callable[..., Any]:
     spec.loader.exec_module(module)
     theirs = getattr(module, f"naive_chunk_{folder}")
 
-    def recur(q: Any, k: Any, v: Any, decay: Any, beta: Any, state: Any, segments: Any) -> tuple[Any, Any]:
+    def recur(q: Any, k: Any, v: Any, decay: Any, beta: Any, *_: Any) -> tuple[Any, Any]:
         g = decay if name == "kda" else decay[..., 0]
         y, _ = theirs(q=q, k=k, v=v, g=g, beta=beta, scale=1.0)
         return y, None
