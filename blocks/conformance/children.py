@@ -32,11 +32,17 @@ def _goes_without(setting: Setting, p: Parameter) -> None:
     node = {k: v for k, v in setting.node().items() if k != p.name}
     without = {**node, p.name: None}
     check(setting.model(without))
-    for child in itertools.islice((v for v in valid(setting, without, p) if v is not None), 1):
+    alone = (v for v in valid(setting, without, p) if v is not None and not _around_another(str(p.child), v["name"]))
+    for child in itertools.islice(alone, 1):
         of_the_model = {p.name: child} if p.name in registry.kinds() else {}
         with_it = _size(setting, {**setting.model({**node, p.name: child}), **of_the_model})
         none = _size(setting, {**setting.model(without), **of_the_model})
         must(none < with_it, f"{p.name} is null, but as many blocks are built as with {child['name']}")
+
+
+def _around_another(kind: str, name: str) -> bool:
+    """Whether a block is built around one of its own kind, which would be counted too."""
+    return any(p.child == kind and not p.optional for p in registry.lookup(kind, name).schema.children.values())
 
 
 def _size(setting: Setting, model: dict[str, Any]) -> int:

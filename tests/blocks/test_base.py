@@ -31,8 +31,9 @@ CONTEXT = {
 }
 SMALL = {"tile": 16, "patch": 4, "width": 48, "depth": 1}
 AROUND: dict[str, Any] = {"gating": "softmax_topk", "experts": {"name": "swiglu", "d_ff": 12}, "ffn": "swiglu"}
+AROUND |= {"residual": "prenorm"}  # in another residual block
 AROUND |= {"vision": {"name": "siglip", **SMALL}, "projector": "downsample_mlp", "tiling": "grid_2d"}
-VALUES = {"d_ff": 12, "image_token": 60}  # of required parameters
+VALUES = {"d_ff": 12, "image_token": 60, "rows": 97}  # of required parameters
 WIDER = {"bias": True, "q_lora_rank": 13, "shared": "swiglu"}  # options that bring more parameters
 EVERY = [(kind, name) for kind in registry.kinds() for name in registry.names(kind)]
 

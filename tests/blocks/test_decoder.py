@@ -124,11 +124,17 @@ def test_every_parameter_learns_from_the_loss(decoder: Decoder) -> None:
         assert p.grad is not None and p.grad.isfinite().all() and p.grad.norm() > 0, name
 
 
+def around(kind: str, name: str, inner: str) -> dict[str, Any]:
+    """The node of a block; one that takes a block of its own kind is around ``inner``."""
+    children = registry.lookup(kind, name).schema.children.values()
+    return {"name": name, **{p.name: inner for p in children if p.child == kind and not p.optional}}
+
+
 @pytest.mark.parametrize("residual", registry.names("residual"))
 @pytest.mark.parametrize("norm", registry.names("norm"))
 def test_training_step_works_under_autocast(tiny: Callable[..., Any], residual: str, norm: str) -> None:
-    inner = {"residual": "prenorm"} if residual == "convolved" else {}
-    decoder = compose(tiny(moe=True, residual={"name": residual, **inner}, norm=norm))
+    nodes = {"residual": around("residual", residual, "prenorm"), "norm": around("norm", norm, "rmsnorm")}
+    decoder = compose(tiny(moe=True, **nodes))
     with torch.autocast("cpu", dtype=torch.bfloat16):
         hidden, routings = decoder.hidden(tokens())
         loss = decoder.nll(hidden, tokens()) + sum(sum(r.losses.values()) for r in routings if r is not None)
