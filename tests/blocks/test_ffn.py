@@ -17,7 +17,12 @@ from blockwright.blocks.forward_pass import Pass
 from blockwright.blocks.situ import situ_glu
 from blockwright.registry import ConfigError
 
-AROUND = {"gating": {"name": "softmax_topk", "top_k": 2}, "experts": {"name": "swiglu", "d_ff": 12}}
+AROUND: dict[str, Any] = {"gating": {"name": "softmax_topk", "top_k": 2}, "experts": {"name": "swiglu", "d_ff": 12}}
+AROUND |= {"ffn": "swiglu"}  # in another feed-forward block
+    "ffn": "swiglu",
+    "gating": {"name": "softmax_topk", "top_k": 2},
+    "experts": {"name": "swiglu", "d_ff": 12},
+}
 NAMES = [name for name in registry.names("ffn") if name != "none"]
 
 

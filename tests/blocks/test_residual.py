@@ -16,7 +16,7 @@ from blockwright import registry
 
 STREAMS = {"attention_residual", "hyper_connections", "mhc"}
 SKIPPED = {"mixture_of_depths", "sigmoid_skip"}
-AROUND = {"convolved"}  # others: tests/blocks/test_convolution.py
+AROUND = {"convolved", "normed_embeddings"}  # others: tests/blocks/test_convolution.py, and Inkling in plugins/hub
 FORMULAS: dict[str, Callable[[Any, Tensor, Callable, Callable], Tensor]] = {}
 
 
@@ -41,6 +41,11 @@ def postnorm(r: Any, x: Tensor, attention: Callable, ffn: Callable) -> Tensor:
 def sandwich(r: Any, x: Tensor, attention: Callable, ffn: Callable) -> Tensor:
     h = x + r.attention_out_norm(attention(r.attention_norm(x)))
     return h + r.ffn_out_norm(ffn(r.ffn_norm(h)))
+
+
+@formula
+def scaled_sandwich(r: Any, x: Tensor, attention: Callable, ffn: Callable) -> Tensor:
+    return sandwich(r, x, attention, ffn)  # scaled when a layer is left
 
 
 @formula
@@ -108,3 +113,17 @@ def test_one_norm_of_a_wiring_may_differ_from_the_others(make_block: Callable[..
     assert type(residual.attention_norm).__name__ == "RMSNorm" and type(residual.ffn_norm).__name__ == "LayerNorm"
     patched = make_block("residual", {"name": "prenorm", "ffn_norm": {"eps": 0.5}})
     assert (patched.attention_norm.eps, patched.ffn_norm.eps) == (1e-6, 0.5)
+
+
+def test_a_scaled_sandwich_multiplies_the_whole_stream_when_a_layer_is_left(make_block: Callable[..., Any]) -> None:
+    residual = make_block("residual", "scaled_sandwich")
+    residual.scale.fill_(0.25)
+    x = torch.randn(2, 5, 48, dtype=torch.float64)
+    assert torch.equal(residual.leave(x), x / 4)
+
+
+def test_embeddings_are_normed_where_the_stream_begins(make_block: Callable[..., Any]) -> None:
+    residual = make_block("residual", {"name": "normed_embeddings", "residual": "prenorm"})
+    x = torch.randn(2, 5, 48, dtype=torch.float64)
+    (norm,) = {m for m in residual.children() if m is not residual.residual}
+    torch.testing.assert_close(residual.open(x), norm(x), rtol=0, atol=1e-12)

@@ -94,6 +94,9 @@ def node(draw: Any, kind: str, depth: int = 0) -> Any:
     return name if len(made) == 1 and draw(st.booleans()) else made
 
 
+ALWAYS = "attention", "position", "ffn", "gating", "experts", "norm", "residual"  # others are options
+
+
 @st.composite
 def patterns(draw: Any, words: list[str]) -> Any:
     """A layout pattern of these words: mostly well formed."""
@@ -117,20 +120,7 @@ def models(draw: Any) -> dict[str, Any]:
         "init": {"std": 0.1, "depth_scaled": draw(st.booleans())},
     }
     for kind in KINDS:
-        optional = kind in (
-            "qk_norm",
-            "output_gate",
-            "scores",
-            "selector",
-            "dropping",
-            "balance",
-            "decay",
-            "mixing",
-            "values",
-            "closing",
-            "compressor",
-        )
-        if not optional or draw(st.integers(0, 14)) == 0:
+        if kind in ALWAYS or draw(st.integers(0, 29)) == 0:
             model[kind] = node(draw, kind)
     for switch in ("tie_embeddings", "scale_embeddings"):
         if draw(st.integers(0, 3)) == 0:
