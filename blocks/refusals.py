@@ -9,7 +9,9 @@ import torch
 from torch import nn
 
 from blockwright import registry
+from blockwright.blocks.convolution.base import Convolution
 from blockwright.blocks.decoder import LAYER_PARTS, Decoder, Layer
+from blockwright.blocks.ffn.base import FFN
 from blockwright.blocks.gating.base import Gating
 from blockwright.blocks.kernels.machine import device_memory
 from blockwright.blocks.loop.base import Loop
@@ -42,6 +44,7 @@ def check_together(model: Mapping[str, Any], nodes: Nodes, layers: Layers, param
     _refuse_other_streams(model, nodes, layers)
     _refuse_nothing_to_share(model, nodes, layers)
     _refuse_unlent(model, nodes, layers)
+    _refuse_selected(model, nodes, layers)
     _refuse_untaken(model, nodes, layers)
     _check_variants(model)
 
@@ -155,6 +158,18 @@ def _refuse_unlent(model: Mapping[str, Any], nodes: Nodes, layers: Layers) -> No
                 raise ConfigError(*where, rule, "Give both layers one position")
         if (name := attention.lends()) is not None:
             lent[name] = attention.position.alike()
+
+
+def _refuse_selected(model: Mapping[str, Any], nodes: Nodes, layers: Layers) -> None:
+    """Refuse a feed-forward block that needs all tokens, under a residual block that gives it some of them."""
+    for index, layer in layers.items():
+        blocks = layer.ffn.modules() if layer.residual.selects else ()
+        for block in blocks:
+            if isinstance(block, Convolution) or (isinstance(block, FFN) and not block.selectable):
+                node = nodes[index]["ffn"]
+                rule = f"needs all tokens ({type(block).__name__}), and this layer's residual block gives it some"
+                remedy = "Choose another residual, e.g. prenorm, or another ffn"
+                raise ConfigError(written_at(model, "ffn", node, index), node["name"], rule, remedy)
 
 
 def _streams(count: Any) -> str:

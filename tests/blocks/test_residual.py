@@ -16,7 +16,7 @@ from blockwright import registry
 
 STREAMS = {"attention_residual", "hyper_connections", "mhc"}
 SKIPPED = {"mixture_of_depths", "sigmoid_skip"}
-AROUND = {"convolved"}  # others: tests/blocks/test_convolution.py
+AROUND = {"convolved", "normed_embeddings"}  # others: test_convolution.py, test_skipped_layers.py
 FORMULAS: dict[str, Callable[[Any, Tensor, Callable, Callable], Tensor]] = {}
 
 
@@ -58,6 +58,9 @@ def reordered(r: Any, x: Tensor, attention: Callable, ffn: Callable) -> Tensor:
 def pre_postnorm(r: Any, x: Tensor, attention: Callable, ffn: Callable) -> Tensor:
     h = r.attention_sum_norm(x + attention(r.attention_norm(x)))
     return r.ffn_sum_norm(h + ffn(r.ffn_norm(h)))
+
+
+FORMULAS["scaled_sandwich"] = FORMULAS["sandwich"]  # its factor is in ``leave``: test_skipped_layers.py
 
 
 @pytest.fixture
@@ -108,3 +111,11 @@ def test_one_norm_of_a_wiring_may_differ_from_the_others(make_block: Callable[..
     assert type(residual.attention_norm).__name__ == "RMSNorm" and type(residual.ffn_norm).__name__ == "LayerNorm"
     patched = make_block("residual", {"name": "prenorm", "ffn_norm": {"eps": 0.5}})
     assert (patched.attention_norm.eps, patched.ffn_norm.eps) == (1e-6, 0.5)
+
+
+def test_normed_embeddings_norm_the_input_of_the_first_layer_alone(make_block: Callable[..., Any]) -> None:
+    node, x = {"name": "normed_embeddings", "residual": "prenorm"}, torch.randn(2, 5, 48, dtype=torch.float64)
+    first, second = (make_block("residual", node, layer_idx=index) for index in range(2))
+    wanted = x * x.square().mean(-1, keepdim=True).add(1e-6).rsqrt() * first.norm.weight
+    torch.testing.assert_close(first.open(x), wanted, rtol=0, atol=1e-12)
+    assert second.open(x) is x and second.norm is None
