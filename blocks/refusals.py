@@ -15,6 +15,8 @@ from blockwright.blocks.ffn.base import FFN
 from blockwright.blocks.gating.base import Gating
 from blockwright.blocks.kernels.machine import device_memory
 from blockwright.blocks.loop.base import Loop
+from blockwright.blocks.position.base import Position
+from blockwright.blocks.position.rotary import OF_MODULES
 from blockwright.blocks.selector.base import Selector
 from blockwright.registry import ConfigError, Node
 from blockwright.registry.catalogue import find_family
@@ -153,11 +155,17 @@ def _refuse_unlent(model: Mapping[str, Any], nodes: Nodes, layers: Layers) -> No
                 rule = f"borrows keys and values ({borrowed}), and no layer below layer {index} lends such"
                 rule += f": those below lend {' | '.join(lent)}" if lent else ""
                 raise ConfigError(*where, rule, "Give a layer below, with this window and these heads, kv_source: lent")
-            if lent[borrowed] != attention.position.alike():
+            if lent[borrowed] != _turning(attention.position):
                 rule = f"turns the queries of layer {index} by other angles than the lender's keys"
                 raise ConfigError(*where, rule, "Give both layers one position")
         if (name := attention.lends()) is not None:
-            lent[name] = attention.position.alike()
+            lent[name] = _turning(attention.position)
+
+
+def _turning(position: Position) -> Any:
+    """Equal for positions that turn keys alike: those with equal settings, and so have the blocks in them."""
+    settings = [(type(m), {k: v for k, v in vars(m).items() if k not in OF_MODULES}) for m in position.modules()]
+    return position.alike() or repr(settings)
 
 
 def _refuse_selected(model: Mapping[str, Any], nodes: Nodes, layers: Layers) -> None:
