@@ -18,8 +18,16 @@ from blockwright.registry.layout import plan
 from tests.absent_gpu.cases import Attention
 
 BATCH, LENGTH = 2, 2048
-# One for the whole process: kernels keep masks between calls, and tensors of two modes do not mix.
-MODE = FakeTensorMode()
+
+
+class OneMode(FakeTensorMode):
+    """Copies of modules stay in it: tensors of two modes do not mix."""
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> OneMode:
+        return self
+
+
+MODE = OneMode()  # one for the whole process: kernels keep masks between calls
 
 
 def step(config: dict[str, Any], packed: bool, prepare: Callable[[Decoder], Any] = lambda _: None) -> None:
