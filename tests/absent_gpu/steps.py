@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copyreg
 from collections.abc import Callable
 from typing import Any
 
@@ -18,16 +19,9 @@ from blockwright.registry.layout import plan
 from tests.absent_gpu.cases import Attention
 
 BATCH, LENGTH = 2, 2048
-
-
-class OneMode(FakeTensorMode):
-    """Copies of modules stay in it: tensors of two modes do not mix."""
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> OneMode:
-        return self
-
-
-MODE = OneMode()  # one for the whole process: kernels keep masks between calls
+# One for the whole process: kernels keep masks between calls, and tensors of two modes do not mix.
+MODE = FakeTensorMode()
+copyreg.pickle(FakeTensorMode, lambda mode: "MODE")  # a copy of a module stays in it
 
 
 def step(config: dict[str, Any], packed: bool, prepare: Callable[[Decoder], Any] = lambda _: None) -> None:
