@@ -127,8 +127,12 @@ def test_every_parameter_learns_from_the_loss(decoder: Decoder) -> None:
 @pytest.mark.parametrize("residual", registry.names("residual"))
 @pytest.mark.parametrize("norm", registry.names("norm"))
 def test_training_step_works_under_autocast(tiny: Callable[..., Any], residual: str, norm: str) -> None:
-    inner = {"residual": "prenorm"} if residual == "convolved" else {}
-    decoder = compose(tiny(moe=True, residual={"name": residual, **inner}, norm=norm))
+    around = {
+        "divided": {"norm": "rmsnorm"},
+        **dict.fromkeys(("convolved", "normed_embeddings"), {"residual": "prenorm"}),
+    }
+    nodes = {kind: {"name": name, **around.get(name, {})} for kind, name in (("residual", residual), ("norm", norm))}
+    decoder = compose(tiny(moe=True, **nodes))
     with torch.autocast("cpu", dtype=torch.bfloat16):
         hidden, routings = decoder.hidden(tokens())
         loss = decoder.nll(hidden, tokens()) + sum(sum(r.losses.values()) for r in routings if r is not None)
