@@ -129,7 +129,8 @@ def test_every_parameter_learns_from_the_loss(decoder: Decoder) -> None:
 def test_training_step_works_under_autocast(tiny: Callable[..., Any], residual: str, norm: str) -> None:
     around = {
         "divided": {"norm": "rmsnorm"},
-        **dict.fromkeys(("convolved", "normed_embeddings"), {"residual": "prenorm"}),
+        "convolved": {"residual": "prenorm"},
+        "normed_embeddings": {"residual": "prenorm"},
     }
     nodes = {kind: {"name": name, **around.get(name, {})} for kind, name in (("residual", residual), ("norm", norm))}
     decoder = compose(tiny(moe=True, **nodes))
