@@ -76,7 +76,7 @@ class Loop(Block):
             rule = "needs a loop that ends the model: layers behind it would be computed for every visit"
             raise BlockError("exit", type(exit).__name__, rule, "Leave it out, or write name: cycle and last: -1")
         if gradient_visits is not None and not entry.injects:
-            rule = f"cuts what lies before the loop off from the loss: entry {type(entry).__name__} reads it once"
+            rule = f"cuts the layers before the loop off from the loss: entry {type(entry).__name__} reads it once"
             raise BlockError("gradient_visits", gradient_visits, rule, "Leave it out, or write entry: adapter or add")
         self.drawn_visits = visits  # until the first step begins
 
