@@ -92,10 +92,7 @@ class Layer(nn.Module):
         # sharding strategies wrap: they rebuild every dict that they pass on.
         carry: Carry = dict(given.carry or {})
         losses: Losses = {}
-        held = given.cache.parts if isinstance(given.cache, LayerCache) else {"attention": given.cache}
-        tails: Any = held.get("tails") if given.share is None else given.share.tails(given.segments)
-        given = given._replace(carry=carry, losses=losses, cache=held["attention"], tails=tails)
-        of_memory = given._replace(cache=held.get("memory"))
+        given, of_memory = self._passes(given._replace(carry=carry, losses=losses))
         routing: Routing | None = None
 
         def attend(h: Tensor, places: Tensor | None = None) -> Tensor:
@@ -104,23 +101,33 @@ class Layer(nn.Module):
 
         def feed(h: Tensor, places: Tensor | None = None) -> Tensor:
             nonlocal routing
-            if places is not None:
-                y, routing = self.ffn(h, given.at(places))
-                return y
-            if (n := given.needed or h.shape[1]) >= h.shape[1]:
-                y, routing = self.ffn(h, given)
-                return y
-            y, routing = self.ffn(h[:, -n:], given.of_last(n))
-            return F.pad(y, (0, 0, h.shape[1] - n, 0))
+            y, routing = self._feed(h, given, places)
+            return y
 
         first, last = ends  # here, where strategies that shard a layer gather its weights
         x = self._recall("before", self.residual.open(x) if first else x, of_memory)
         further = self.residual.losses(x, given.real) if self.training else {}
         x = self.residual(x, *self.residual.mixers(attend, feed, given))
         x = self.residual.leave(self._recall("after", x, of_memory))
-        if isinstance(tails, HeldTails):
-            tails.end(x.shape[1])
+        if isinstance(given.tails, HeldTails):
+            given.tails.end(x.shape[1])
         return self.residual.close(x) if last else x, with_losses(routing, {**losses, **further}), carry
+
+    def _passes(self, given: Pass) -> tuple[Pass, Pass]:
+        """The pass for its attention and ffn, and that for its memory, each with the cache of the part."""
+        held = given.cache.parts if isinstance(given.cache, LayerCache) else {"attention": given.cache}
+        tails: Any = held.get("tails") if given.share is None else given.share.tails(given.segments)
+        given = given._replace(cache=held["attention"], tails=tails)
+        return given, given._replace(cache=held.get("memory"))
+
+    def _feed(self, h: Tensor, given: Pass, places: Tensor | None) -> tuple[Tensor, Routing | None]:
+        """The ffn of all tokens, of those at ``places``, or of the last ones that are needed: 0 for the others."""
+        if places is not None:
+            return self.ffn(h, given.at(places))
+        if (n := given.needed or h.shape[1]) >= h.shape[1]:
+            return self.ffn(h, given)
+        y, routing = self.ffn(h[:, -n:], given.of_last(n))
+        return F.pad(y, (0, 0, h.shape[1] - n, 0)), routing
 
     def _recall(self, place: str, x: Tensor, given: Pass) -> Tensor:
         """x with what the memory adds to it at a place."""

@@ -54,7 +54,7 @@ def weighted(u: Tensor, earlier: Iterable[Tensor], weight: Tensor, bias: Tensor 
 class CausalConv(nn.Module):
     """y_t = Σ_i w_i ⊙ u_{t−(taps−1−i)·dilation} + b: a depthwise convolution over earlier tokens of a document.
 
-    A sum of shifted products in place of ``F.conv1d``, which would cross documents. The weight is [channels, taps]; in
+    A sum of shifted products instead of ``F.conv1d``, which would cross documents. The weight is [channels, taps]; in
     checkpoints of others it is [channels, 1, taps].
 
     Args:

@@ -9,10 +9,14 @@ import torch
 from torch import nn
 
 from blockwright import registry
+from blockwright.blocks.convolution.base import Convolution
 from blockwright.blocks.decoder import LAYER_PARTS, Decoder, Layer
+from blockwright.blocks.ffn.base import FFN
 from blockwright.blocks.gating.base import Gating
 from blockwright.blocks.kernels.machine import device_memory
 from blockwright.blocks.loop.base import Loop
+from blockwright.blocks.position.base import Position
+from blockwright.blocks.position.rotary import OF_MODULES
 from blockwright.blocks.selector.base import Selector
 from blockwright.registry import ConfigError, Node
 from blockwright.registry.catalogue import find_family
@@ -42,6 +46,7 @@ def check_together(model: Mapping[str, Any], nodes: Nodes, layers: Layers, param
     _refuse_other_streams(model, nodes, layers)
     _refuse_nothing_to_share(model, nodes, layers)
     _refuse_unlent(model, nodes, layers)
+    _refuse_selected(model, nodes, layers)
     _refuse_untaken(model, nodes, layers)
     _check_variants(model)
 
@@ -150,11 +155,29 @@ def _refuse_unlent(model: Mapping[str, Any], nodes: Nodes, layers: Layers) -> No
                 rule = f"borrows keys and values ({borrowed}), and no layer below layer {index} lends such"
                 rule += f": those below lend {' | '.join(lent)}" if lent else ""
                 raise ConfigError(*where, rule, "Give a layer below, with this window and these heads, kv_source: lent")
-            if lent[borrowed] != attention.position.alike():
+            if lent[borrowed] != _turning(attention.position):
                 rule = f"turns the queries of layer {index} by other angles than the lender's keys"
                 raise ConfigError(*where, rule, "Give both layers one position")
         if (name := attention.lends()) is not None:
-            lent[name] = attention.position.alike()
+            lent[name] = _turning(attention.position)
+
+
+def _turning(position: Position) -> Any:
+    """Equal for positions that turn keys alike: those with equal settings, and so have the blocks in them."""
+    settings = [(type(m), {k: v for k, v in vars(m).items() if k not in OF_MODULES}) for m in position.modules()]
+    return position.alike() or repr(settings)
+
+
+def _refuse_selected(model: Mapping[str, Any], nodes: Nodes, layers: Layers) -> None:
+    """Refuse a feed-forward block that needs all tokens, under a residual block that gives it some of them."""
+    for index, layer in layers.items():
+        blocks = layer.ffn.modules() if layer.residual.selects else ()
+        for block in blocks:
+            if isinstance(block, Convolution) or (isinstance(block, FFN) and not block.selectable):
+                node = nodes[index]["ffn"]
+                rule = f"needs all tokens ({type(block).__name__}), and this layer's residual block gives it some"
+                remedy = "Choose another residual, e.g. prenorm, or another ffn"
+                raise ConfigError(written_at(model, "ffn", node, index), node["name"], rule, remedy)
 
 
 def _streams(count: Any) -> str:

@@ -43,7 +43,7 @@ def builtin(kind: str) -> list[str]:
 def papers(cls: type) -> str:
     """Authors with years, and arXiv numbers as links, in the order of the docstring."""
     text = (inspect.getdoc(cls) or "").partition("\nArgs:")[0]
-    found = re.findall(r"[A-Z][\w-]+(?: & [A-Z][\w-]+)?(?: et al\.)? (?:19|20)\d\d\b|arXiv \d{4}\.\d{4,5}", text)
+    found = re.findall(r"[A-Z][\w-]+(?:(?: &)? [A-Z][\w-]+)*(?: et al\.)? (?:19|20)\d\d\b|arXiv \d{4}\.\d{4,5}", text)
     return ", ".join(dict.fromkeys(_link(paper) for paper in found))
 
 

@@ -72,6 +72,7 @@ def _trace(setting: Setting, node: Mapping[str, Any]) -> list[Any]:
     seen: list[Any] = [[tuple(p.shape) for p in decoder.parameters()], _cache_bytes(decoder), states(decoder, ids)]
     torch.manual_seed(0)
     given, media = shown(decoder, ids)
+    decoder.begin_step(0)
     hidden, routings = decoder.train().hidden(given, media=media)
     losses = [x for r in routings if r is not None for x in r.losses.values()]
     torch.stack([decoder.nll(hidden, given.roll(-1, 1)), *losses]).sum().backward()

@@ -8,7 +8,7 @@ from blockwright.registry import register
 
 @register("entry", "normed")
 class Normed(Entry):
-    """The model's final norm lies between visits: h ← core(norm(h)), in the first visit h ← core(e).
+    """The model's final norm is between visits: h ← core(norm(h)), in the first visit h ← core(e).
 
     Ouro, arXiv 2510.25741, whose released code normalises the stream after every visit of the whole model by one norm.
     """

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from torch import Tensor
 
 from blockwright.blocks.base import Block
@@ -12,7 +14,14 @@ from blockwright.registry import family
 
 @family("ffn")
 class FFN(Block):
-    """A feed-forward block, dense or a mixture of experts."""
+    """A feed-forward block, dense or a mixture of experts.
+
+    Class attributes:
+        selectable: whether it may be given some of the tokens only, as ``residual=mixture_of_depths`` does; False for
+            one that leaves something of every token to the next layer
+    """
+
+    selectable: ClassVar[bool] = True
 
     def forward(self, x: Tensor, given: Pass | None = None) -> tuple[Tensor, Routing | None]:
         """Transform each token.

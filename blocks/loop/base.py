@@ -76,9 +76,9 @@ class Loop(Block):
             rule = "needs a loop that ends the model: layers behind it would be computed for every visit"
             raise BlockError("exit", type(exit).__name__, rule, "Leave it out, or write name: cycle and last: -1")
         if gradient_visits is not None and not entry.injects:
-            rule = f"cuts what lies before the loop off from the loss: entry {type(entry).__name__} reads it once"
+            rule = f"cuts the layers before the loop off from the loss: entry {type(entry).__name__} reads it once"
             raise BlockError("gradient_visits", gradient_visits, rule, "Leave it out, or write entry: adapter or add")
-        self.begin_step(0)
+        self.drawn_visits = visits  # until the first step begins
 
     @classmethod
     def child_context(cls, child: str, known: Mapping[str, Any]) -> Mapping[str, Any]:

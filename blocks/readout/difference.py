@@ -12,7 +12,7 @@ from blockwright.registry import BlockError, register
 class Difference(Readout):
     """Differential attention, second version: the difference of two heads that share their keys and values.
 
-    Ye, Dong et al. 2026 (DIFF V2, microsoft/unilm): y_n ← y_2n − σ(w_n · x) y_2n+1, N/2 heads from N. There is no norm
+    Ye et al. 2026 (DIFF V2, microsoft/unilm): y_n ← y_2n − σ(w_n · x) y_2n+1, N/2 heads from N. There is no norm
     of the difference, and λ = σ(w · x) is that of a token. For as many heads as without it, N is doubled, which neither
     the output projection nor the cache grows with. The first version is ``attention=differential``: its values are as
     wide as two heads.

@@ -35,10 +35,13 @@ class Residual(Block):
         streams: M, which is the same in all layers of a model; None for [B,T,D], 0 if it grows with the depth
         adds_branches: whether x ← x + mixer(norm(x)) for each mixer, so that a factor on what a mixer writes is one on
             its branch; rules of depth need it
+        selects: whether it gives the feed-forward block some of the tokens only, ``places``; one that reads others than
+            the token itself is then refused
     """
 
     streams: int | None = None
     adds_branches: bool = False
+    selects: bool = False
 
     @classmethod
     def child_context(cls, child: str, known: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -38,6 +38,7 @@ class MixtureOfDepths(Residual):
     """
 
     causal: ClassVar[bool] = False
+    selects = True
     conformance_settings: ClassVar[Mapping[str, Any]] = {"capacity": 0.5}
 
     def __init__(

@@ -5,8 +5,6 @@ __version__: str
 # compose and load models
 from blockwright.blocks.checkpoint.source import load as load
 from blockwright.blocks.compose import check as check
-from blockwright.blocks.convolution.base import Convolution as Convolution
-from blockwright.blocks.convolution.base import convolved as convolved
 from blockwright.blocks.compose import compose as compose
 from blockwright.blocks.compose import preset as preset
 from blockwright.blocks.decoder import Decoder as Decoder
@@ -41,7 +39,11 @@ from blockwright.blocks.attention.scored import Scored as ScoredAttention
 from blockwright.blocks.balance.base import Balance as Balance
 from blockwright.blocks.cache.base import Cache as Cache
 from blockwright.blocks.cache.state import State as State
+from blockwright.blocks.convolution.base import Convolution as Convolution
+from blockwright.blocks.convolution.base import convolved as convolved
 from blockwright.blocks.dropping.base import Dropping as Dropping
+from blockwright.blocks.entry.base import Entry as Entry
+from blockwright.blocks.exit.base import Exit as Exit
 from blockwright.blocks.experts.base import Experts as Experts
 from blockwright.blocks.ffn.base import FFN as FFN
 from blockwright.blocks.forward_pass import Pass as Pass
@@ -49,6 +51,7 @@ from blockwright.blocks.gating.base import Gating as Gating
 from blockwright.blocks.gating.base import Routing as Routing
 from blockwright.blocks.input import Input as Input
 from blockwright.blocks.kv_source.base import KVSource as KVSource
+from blockwright.blocks.loop.base import Loop as Loop
 from blockwright.blocks.memory.base import Memory as Memory
 from blockwright.blocks.memory.table import Table as Table
 from blockwright.blocks.mixing.base import Mixing as Mixing
@@ -56,13 +59,14 @@ from blockwright.blocks.norm.base import Norm as Norm
 from blockwright.blocks.output_gate.base import OutputGate as OutputGate
 from blockwright.blocks.position.base import Position as Position
 from blockwright.blocks.qk_norm.base import QKNorm as QKNorm
+from blockwright.blocks.readout.base import Readout as Readout
 from blockwright.blocks.remembering import Keys as Keys
 from blockwright.blocks.remembering import Queries as Queries
-from blockwright.blocks.readout.base import Readout as Readout
 from blockwright.blocks.residual.base import Residual as Residual
 from blockwright.blocks.scores.base import Scores as Scores
 from blockwright.blocks.selector.base import Selector as Selector
 from blockwright.blocks.values.base import Values as Values
+from blockwright.blocks.visit_draw.base import VisitDraw as VisitDraw
 
 # write text
 from blockwright.blocks.generation.generate import generate as generate
@@ -83,6 +87,7 @@ from blockwright.training.data.modules.base import DataModule as DataModule
 from blockwright.training.data.corpus import Corpus as Corpus
 from blockwright.training.data.transform import Transform as Transform
 from blockwright.training.data.tokenizers.base import Tokenizer as Tokenizer
+from blockwright.training.optimizers.constraint import Constraint as Constraint
 from blockwright.training.optimizers.base import OptimizerRecipe as OptimizerRecipe
 from blockwright.training.schedulers.base import Schedule as Schedule
 

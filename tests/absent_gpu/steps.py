@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copyreg
 from collections.abc import Callable
 from typing import Any
 
@@ -20,6 +21,7 @@ from tests.absent_gpu.cases import Attention
 BATCH, LENGTH = 2, 2048
 # One for the whole process: kernels keep masks between calls, and tensors of two modes do not mix.
 MODE = FakeTensorMode()
+copyreg.pickle(FakeTensorMode, lambda mode: "MODE")  # a copy of a module stays in it
 
 
 def step(config: dict[str, Any], packed: bool, prepare: Callable[[Decoder], Any] = lambda _: None) -> None:

@@ -19,10 +19,6 @@ from blockwright.registry import ConfigError
 
 AROUND: dict[str, Any] = {"gating": {"name": "softmax_topk", "top_k": 2}, "experts": {"name": "swiglu", "d_ff": 12}}
 AROUND |= {"ffn": "swiglu"}  # in another feed-forward block
-    "ffn": "swiglu",
-    "gating": {"name": "softmax_topk", "top_k": 2},
-    "experts": {"name": "swiglu", "d_ff": 12},
-}
 NAMES = [name for name in registry.names("ffn") if name != "none"]
 
 

@@ -219,6 +219,14 @@ REFUSED: dict[str, tuple[dict[str, Any], str, str]] = {
         "kv_source",
         "turns the queries of layer 2 by other angles",
     ),
+    "other angles inside of another position": (
+        {
+            "position": {"name": "log_scaled", "inner": {"name": "rope"}},
+            "overrides": [{"layers": 2, "position": {"inner": {"theta": 500.0}}}],
+        },
+        "kv_source",
+        "turns the queries of layer 2 by other angles",
+    ),
     "values to change": ({"values": "value_residual"}, "attention.values", "it borrows them"),
     "prediction of further tokens": ({"mtp": {"depth": 1}}, "mtp.depth", "begins with none"),
     "an attention without one": ({"attention": "differential"}, "kv_source", "no block of this model"),
@@ -231,6 +239,11 @@ def test_what_cannot_be_shared_is_refused_at_its_path(case: str) -> None:
     with pytest.raises(ConfigError) as caught:
         check({**MODEL, **changes})
     assert path in caught.value.path and rule in caught.value.rule
+
+
+@pytest.mark.parametrize("position", ["alibi", "longrope", {"name": "banded", "inner": {"name": "rope"}}])
+def test_layers_of_one_position_share_whatever_it_does(position: Any) -> None:
+    check({**MODEL, "position": position})
 
 
 def test_a_borrower_alone_says_what_it_lacks() -> None:

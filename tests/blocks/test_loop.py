@@ -210,6 +210,13 @@ def test_a_step_draws_its_visits_from_the_seed_alone() -> None:
     assert len(one.new_caches(1, 4)) == len(one.eval().order(cached=False)) == 8  # 3 visits outside of training
 
 
+def test_nothing_is_drawn_before_a_step_begins() -> None:
+    decoder = looped({**CYCLE, "visit_draw": {"name": "uniform", "least": 7, "most": 7}}).train()
+    assert decoder.order(cached=False) == decoder.order(cached=True)
+    decoder.begin_step(0)
+    assert len(decoder.order(cached=False)) == 2 + 2 * 7
+
+
 def test_poisson_lognormal_has_its_mean_and_spread() -> None:
     """r − 1 has the mean r̄, and the variance of a Poisson mixture: r̄ + r̄² (e^σ² − 1)."""
     draw: Any = registry.lookup("visit_draw", "poisson_lognormal").cls(visits=32)  # type: ignore[call-arg]

@@ -16,7 +16,7 @@ from blockwright import registry
 
 STREAMS = {"attention_residual", "hyper_connections", "mhc"}
 SKIPPED = {"mixture_of_depths", "sigmoid_skip"}
-AROUND = {"convolved", "normed_embeddings"}  # others: tests/blocks/test_convolution.py, and Inkling in plugins/hub
+AROUND = {"convolved", "normed_embeddings"}  # others: test_convolution.py, test_skipped_layers.py
 FORMULAS: dict[str, Callable[[Any, Tensor, Callable, Callable], Tensor]] = {}
 
 
@@ -63,6 +63,9 @@ def reordered(r: Any, x: Tensor, attention: Callable, ffn: Callable) -> Tensor:
 def pre_postnorm(r: Any, x: Tensor, attention: Callable, ffn: Callable) -> Tensor:
     h = r.attention_sum_norm(x + attention(r.attention_norm(x)))
     return r.ffn_sum_norm(h + ffn(r.ffn_norm(h)))
+
+
+FORMULAS["scaled_sandwich"] = FORMULAS["sandwich"]  # its factor is in ``leave``: test_skipped_layers.py
 
 
 @pytest.fixture
@@ -122,8 +125,9 @@ def test_a_scaled_sandwich_multiplies_the_whole_stream_when_a_layer_is_left(make
     assert torch.equal(residual.leave(x), x / 4)
 
 
-def test_embeddings_are_normed_where_the_stream_begins(make_block: Callable[..., Any]) -> None:
-    residual = make_block("residual", {"name": "normed_embeddings", "residual": "prenorm"})
-    x = torch.randn(2, 5, 48, dtype=torch.float64)
-    (norm,) = {m for m in residual.children() if m is not residual.residual}
-    torch.testing.assert_close(residual.open(x), norm(x), rtol=0, atol=1e-12)
+def test_normed_embeddings_norm_the_input_of_the_first_layer_alone(make_block: Callable[..., Any]) -> None:
+    node, x = {"name": "normed_embeddings", "residual": "prenorm"}, torch.randn(2, 5, 48, dtype=torch.float64)
+    first, second = (make_block("residual", node, layer_idx=index) for index in range(2))
+    wanted = x * x.square().mean(-1, keepdim=True).add(1e-6).rsqrt() * first.norm.weight
+    torch.testing.assert_close(first.open(x), wanted, rtol=0, atol=1e-12)
+    assert second.open(x) is x and second.norm is None

@@ -160,3 +160,44 @@ def test_skips_that_cannot_be_are_refused(residual: dict[str, Any], path: str) -
     with pytest.raises(ConfigError) as refusal:
         check({**MODEL, "residual": residual})
     assert refusal.value.path == path
+
+
+@pytest.mark.parametrize("around", ["convolved", "normed_embeddings"])
+def test_a_block_around_keeps_what_the_inner_one_adds_to_the_loss(around: str) -> None:
+    decoder = decoder_of(residual={"name": around, "residual": MODEL["residual"]}).train()
+    routings = decoder.hidden(TOKENS)[1]
+    assert [set(routing.losses) for routing in routings if routing is not None] == [{"depth_predictor"}] * 2
+
+
+@pytest.mark.parametrize("around", ["convolved", "normed_embeddings"])
+def test_a_block_around_keeps_what_the_inner_one_does_to_the_stream(around: str) -> None:
+    decoder = decoder_of(residual={"name": around, "residual": "scaled_sandwich"}, n_layers=1)
+    layer: Any = decoder.layers[0]
+    x, given = decoder.look_up(TOKENS), Pass(POSITIONS, tokens=TOKENS)
+    unscaled = layer(x, given)[0]
+    layer.residual.residual.scale.fill_(3.0)
+    assert_near(layer(x, given)[0], 3 * unscaled)
+
+
+CONVOLVED = {"name": "convolved", "residual": MODEL["residual"]}
+SHORTCUT = {"name": "shortcut", "later": {"name": "swiglu", "d_ff": 23}}
+
+
+@pytest.mark.parametrize(
+    ("changes", "path", "rule"),
+    [
+        ({"ffn": {**MODEL["ffn"], "gate_conv": "canon"}}, "model.ffn", "needs all tokens (Canon)"),
+        ({"ffn": SHORTCUT}, "model.ffn", "needs all tokens (Shortcut)"),
+        ({"ffn": {"name": "scaled", "ffn": SHORTCUT}}, "model.ffn", "needs all tokens (Shortcut)"),
+        ({"residual": {**CONVOLVED, "ffn_conv": "canon"}}, "model.residual.ffn_conv", "needs tokens side"),
+        (
+            {"residual": {**CONVOLVED, "ffn_out_conv": "silu"}},
+            "model.residual.ffn_out_conv",
+            "needs tokens side",
+        ),
+    ],
+)
+def test_what_needs_all_tokens_is_refused_where_some_are_chosen(changes: dict, path: str, rule: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        check({**MODEL, **changes})
+    assert caught.value.path == path and rule in caught.value.rule

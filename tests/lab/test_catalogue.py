@@ -46,14 +46,15 @@ def test_papers_are_those_of_the_docstring_without_its_arguments() -> None:
     class Block:
         """A block.
 
-        Wang & Komatsuzaki 2021; Xiong et al. 2020, arXiv 2002.04745, §2: y = x. Again arXiv 2002.04745.
+        Wang & Komatsuzaki 2021; Thinking Machines 2026; YOCO, Xiong et al. 2020, arXiv 2002.04745,
+        §2: y = x. Again arXiv 2002.04745.
 
         Args:
             alpha: as Noether 1999, arXiv 9999.99999
         """
 
     link = "[2002.04745](https://arxiv.org/abs/2002.04745)"
-    assert papers(Block) == f"Wang & Komatsuzaki 2021, Xiong et al. 2020, {link}"
+    assert papers(Block) == f"Wang & Komatsuzaki 2021, Thinking Machines 2026, Xiong et al. 2020, {link}"
 
 
 # --- every probe can fail ---------------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from blockwright.registry.enforcing import enforced
 from blockwright.registry.errors import ConfigError
 from blockwright.registry.ranges import Positive
 from blockwright.registry.schema import conforms, fault
-from blockwright.training.optimizers.constraint import FREE, Constraint
+from blockwright.training.optimizers.constraint import USUAL, Constraint
 from blockwright.training.patterns import matches, matching
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ class OptimizerRecipe(ABC):
     def patterns(self) -> dict[str, list[str]]:
         """Path of a setting → its patterns of parameter names, each of which has to match a trained weight."""
         held = self.constraint
-        return {} if held is None else {"optimizer.constraint.free": [p for p in held.free if p not in FREE]}
+        return {} if held is None else {"optimizer.constraint.free": [p for p in held.free if p not in USUAL]}
 
     def check(self, found: Sequence[Weight]) -> None:
         """Refuse a pattern that matches none of a model's weights, and a weight without factors, if others have some.

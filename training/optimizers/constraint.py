@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from blockwright.blocks.weights import Weight
 
-FREE = ("embedding", "head", "gating")  # not every model has all of them
+USUAL = ("embedding", "head", "gating")  # whose matrices are no hidden ones; not every model has all of them
 Norms = Callable[["Tensor"], "Tensor"]  # of a tensor like the weight, over ``dims``, which are kept; over all ranks
 
 
@@ -35,7 +35,7 @@ class Constraint(ABC):
 
     dims: ClassVar[tuple[int, ...]] = (-2, -1)
 
-    def __init__(self, free: Sequence[str] = FREE) -> None:
+    def __init__(self, free: Sequence[str] = USUAL) -> None:
         self.free = tuple(free)
 
     def __init_subclass__(cls) -> None:
@@ -44,8 +44,7 @@ class Constraint(ABC):
 
     def holds(self, weight: Weight) -> bool:
         """Whether it is a matrix that is held: no table, vector or filter, and none with a side of 1."""
-        is_map = weight.kind == "matrix" and min(weight.parameter.shape[-2:]) > 1
-        return is_map and not any(matches(name, p) for name in weight.names for p in self.free)
+        return hidden(weight, self.free)
 
     @abstractmethod
     def moved(self, weight: Tensor, update: Tensor, rate: float, radius: Tensor, norms: Norms) -> Tensor:
@@ -61,3 +60,9 @@ class Constraint(ABC):
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in vars(self).items())})"
+
+
+def hidden(weight: Weight, but: Sequence[str]) -> bool:
+    """Whether it is a matrix or a stack of them, with no side of 1, whose names no pattern of ``but`` matches."""
+    is_map = weight.kind == "matrix" and min(weight.parameter.shape[-2:]) > 1
+    return is_map and not any(matches(name, pattern) for name in weight.names for pattern in but)

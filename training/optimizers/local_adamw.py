@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
+
+from blockwright.training.optimizers.distributed import gradient, local
 
 
 class LocalAdamW(torch.optim.AdamW):
@@ -19,19 +20,8 @@ class LocalAdamW(torch.optim.AdamW):
     def _init_group(self, group: dict[str, Any], *lists: Any) -> Any:
         outcome = super()._init_group(group, *lists)
         parameters, gradients = lists[:2]
-        gradients[:] = [_placed_as(p, g) for p, g in zip(parameters, gradients, strict=True)]
+        gradients[:] = map(gradient, parameters)
         for tensors in lists:
             if isinstance(tensors, list):
-                tensors[:] = [_local(tensor) for tensor in tensors]
+                tensors[:] = map(local, tensors)
         return outcome
-
-
-def _placed_as(parameter: Any, gradient: Any) -> Any:
-    """A gradient placed like its parameter: partial sums are reduced."""
-    if not hasattr(gradient, "redistribute") or gradient.placements == parameter.placements:
-        return gradient
-    return gradient.redistribute(parameter.device_mesh, parameter.placements)
-
-
-def _local(tensor: Any) -> Any:
-    return tensor.to_local() if isinstance(tensor, Tensor) and hasattr(tensor, "to_local") else tensor

@@ -9,16 +9,14 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from blockwright.registry.errors import ConfigError, did_you_mean
 from blockwright.training.optimizers.adamw import torch_adamw
 from blockwright.training.optimizers.base import OptimizerRecipe, multiplied, stepped, trained
-from blockwright.training.patterns import matches
+from blockwright.training.optimizers.constraint import USUAL, Constraint, hidden
 
 if TYPE_CHECKING:
     from torch import nn
     from torch.optim import Optimizer
 
     from blockwright.blocks.weights import Weight
-    from blockwright.training.optimizers.constraint import Constraint
 
-USUAL = ("embedding", "head", "gating")  # not every model has all of them
 AdjustLr = Literal["match_rms_adamw", "original"]
 NsDtype = Literal["auto", "float32", "bfloat16"]
 S = TypeVar("S", bound=str)
@@ -72,13 +70,13 @@ class MatrixRecipe(OptimizerRecipe):
     def build(self, module: nn.Module) -> Optimizer:
         found = trained(module)
         self.check(found)
-        hidden = [weight for weight in found if self.takes(weight)]
+        own = [weight for weight in found if self.takes(weight)]
         rest = [weight for weight in found if not self.takes(weight)]
         parts: list[Optimizer] = []
-        if hidden:
-            parameters = [weight.parameter for weight in hidden]
+        if own:
+            parameters = [weight.parameter for weight in own]
             group = {"params": parameters, "name": self.group, "weight_decay": self.weight_decay}
-            parts.append(self.of_matrices(multiplied([group], hidden, self.lr, self.multipliers, self.scales)))
+            parts.append(self.of_matrices(multiplied([group], own, self.lr, self.multipliers, self.scales)))
         if rest:
             settings = (self.adamw_lr, self.betas, self.weight_decay, self.eps, self.fused)
             parts.append(torch_adamw(rest, *settings, self.multipliers, self.scales, prefix="adamw_"))
@@ -86,8 +84,7 @@ class MatrixRecipe(OptimizerRecipe):
 
     def takes(self, weight: Weight) -> bool:
         """Whether it is one of the hidden matrices."""
-        is_map = weight.kind == "matrix" and min(weight.parameter.shape[-2:]) > 1
-        return is_map and not any(matches(name, p) for name in weight.names for p in self.adamw_names)
+        return hidden(weight, self.adamw_names)
 
     def step_norm(self, weight: Weight) -> float:
         from blockwright.blocks.widths import adam_step

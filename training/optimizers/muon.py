@@ -10,8 +10,8 @@ from annotated_types import Ge, Le
 from blockwright.registry.ranges import BelowOne, NonNegative, Positive
 from blockwright.registry.readable import readable
 from blockwright.training.optimizers.base import Multipliers, factors_of
-from blockwright.training.optimizers.constraint import Constraint
-from blockwright.training.optimizers.matrices import USUAL, AdjustLr, MatrixRecipe, NsDtype, one_of, rate_of_rest
+from blockwright.training.optimizers.constraint import USUAL, Constraint
+from blockwright.training.optimizers.matrices import AdjustLr, MatrixRecipe, NsDtype, one_of, rate_of_rest
 
 if TYPE_CHECKING:
     from torch.optim import Optimizer

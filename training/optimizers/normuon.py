@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 from blockwright.registry.ranges import BelowOne, NonNegative, Positive
 from blockwright.registry.readable import readable
 from blockwright.training.optimizers.base import Multipliers
-from blockwright.training.optimizers.constraint import Constraint
-from blockwright.training.optimizers.matrices import USUAL, AdjustLr, NsDtype
+from blockwright.training.optimizers.constraint import USUAL, Constraint
+from blockwright.training.optimizers.matrices import AdjustLr, NsDtype
 from blockwright.training.optimizers.muon import Iterations, Muon
 
 if TYPE_CHECKING:

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from blockwright.training.optimizers.distributed import local, placed
+
 
 class RowAdam(torch.optim.Optimizer):
     """Adam that steps only the rows in a sparse gradient, and lets the moments of the others decay when they are seen.
@@ -56,12 +58,13 @@ class RowAdam(torch.optim.Optimizer):
         if not state:
             state["step"] = torch.zeros((), dtype=torch.float32)
             state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(parameter), torch.zeros_like(parameter)
-            state["seen"] = _one_a_row(parameter)
+            never = torch.zeros_like(local(parameter)[:, :1], dtype=torch.float32)
+            state["seen"] = placed(never, parameter, (-1,))
         state["step"] += 1
         rows, gradient = _seen(parameter)
-        own, m, v, seen = map(_local, (parameter, state["exp_avg"], state["exp_avg_sq"], state["seen"]))
+        own, m, v, seen = map(local, (parameter, state["exp_avg"], state["exp_avg_sq"], state["seen"]))
         t, (beta1, beta2) = float(state["step"]), group["betas"]
-        passed = (t - seen[rows])[:, None]
+        passed = t - seen[rows]
         mean = m[rows] * beta1**passed + (1 - beta1) * gradient
         square = v[rows] * beta2**passed + (1 - beta2) * gradient.square()
         root = (square / (1 - beta2**t)).sqrt_().add_(group["eps"])
@@ -73,7 +76,7 @@ def _seen(parameter: Tensor) -> tuple[Any, Tensor]:
     """The rows of this rank that are in the gradient, each once, and their gradients."""
     gradient: Any = parameter.grad
     if not gradient.is_sparse:
-        return slice(None), _local(gradient)
+        return slice(None), local(gradient)
     whole = gradient.coalesce()
     return whole.indices()[0] - _first(parameter), whole.values()
 
@@ -86,18 +89,3 @@ def _first(parameter: Any) -> int:
         return 0
     mesh, placements = parameter.device_mesh, parameter.placements
     return int(compute_local_shape_and_global_offset(parameter.shape, mesh, placements)[1][0])
-
-
-def _one_a_row(parameter: Any) -> Tensor:
-    """Zeros [V], distributed as the rows are."""
-    zeros = torch.zeros_like(_local(parameter)[:, 0], dtype=torch.float32)
-    if not hasattr(parameter, "placements"):
-        return zeros
-    from torch.distributed.tensor import DTensor
-
-    mesh, placements, shape = parameter.device_mesh, parameter.placements, parameter.shape[:1]
-    return DTensor.from_local(zeros, mesh, placements, run_check=False, shape=shape, stride=(1,))
-
-
-def _local(tensor: Any) -> Tensor:
-    return tensor.to_local() if hasattr(tensor, "to_local") else tensor

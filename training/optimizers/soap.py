@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 from blockwright.registry.ranges import BelowOne, Count, NonNegative, Positive
 from blockwright.registry.readable import readable
 from blockwright.training.optimizers.base import Multipliers, factors_of
-from blockwright.training.optimizers.constraint import Constraint
-from blockwright.training.optimizers.matrices import USUAL, MatrixRecipe
+from blockwright.training.optimizers.constraint import USUAL, Constraint
+from blockwright.training.optimizers.matrices import MatrixRecipe
 
 if TYPE_CHECKING:
     from torch.optim import Optimizer

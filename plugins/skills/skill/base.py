@@ -144,7 +144,7 @@ def drawn(items: Sequence[int], n: int, random: Random) -> list[int]:
 
 
 def in_turn(pairs: Sequence[tuple[int, int]], least: int, random: Random) -> list[tuple[int, int]]:
-    """All pairs in a random order, then in another, until there are so many: no distance tells an answer."""
+    """All pairs in a random order, then in another, until there are so many: no distance gives an answer away."""
     asked: list[tuple[int, int]] = []
     while len(asked) < max(least, len(pairs)):
         asked += [pairs[i] for i in random.permutation(len(pairs))]

@@ -5,9 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from blockwright.blocks.entry.base import Entry
-from blockwright.blocks.loop.base import Loop
-from blockwright.registry import register
+from blockwright import Entry, Loop, register
 
 
 @register("loop", "mirror")
