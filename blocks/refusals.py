@@ -173,11 +173,34 @@ def _refuse_selected(model: Mapping[str, Any], nodes: Nodes, layers: Layers) -> 
     for index, layer in layers.items():
         blocks = layer.ffn.modules() if layer.residual.selects else ()
         for block in blocks:
-            if isinstance(block, Convolution) or (isinstance(block, FFN) and not block.selectable):
+            if isinstance(block, Convolution) or (isinstance(block, FFN) and block.adds_left):
                 node = nodes[index]["ffn"]
                 rule = f"needs all tokens ({type(block).__name__}), and this layer's residual block gives it some"
                 remedy = "Choose another residual, e.g. prenorm, or another ffn"
                 raise ConfigError(written_at(model, "ffn", node, index), node["name"], rule, remedy)
+
+
+def check_left(model: Mapping[str, Any], nodes: Nodes, layers: Layers, alike: Mapping[int, Sequence[int]]) -> None:
+    """Refuse a layer that leaves something for the next one, whose feed-forward block does not add it.
+
+    Args:
+        alike: the index of each of ``layers`` → those of the layers that are equal to it
+
+    Raises:
+        ConfigError
+    """
+    first = {index: one for one, group in alike.items() for index in group}
+    for index in range(len(first) - 1):
+        below, above = (_ffns(layers[first[i]]) for i in (index, index + 1))
+        if any(block.leaves for block in below) and not any(block.adds_left for block in above):
+            node = nodes[first[index + 1]]["ffn"]
+            rule = f"would drop what the feed-forward block of layer {index} leaves for that of layer {index + 1}"
+            remedy = f"Give layer {index + 1} a block of the same name as layer {index}"
+            raise ConfigError(written_at(model, "ffn", node, first[index + 1]), node["name"], rule, remedy)
+
+
+def _ffns(layer: Layer) -> list[FFN]:
+    return [block for block in layer.ffn.modules() if isinstance(block, FFN)]
 
 
 def _streams(count: Any) -> str:

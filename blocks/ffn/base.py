@@ -17,11 +17,15 @@ class FFN(Block):
     """A feed-forward block, dense or a mixture of experts.
 
     Class attributes:
-        selectable: whether it may be given some of the tokens only, as ``residual=mixture_of_depths`` does; False for
-            one that leaves something of every token to the next layer
+        adds_left: whether it adds what the feed-forward block of the layer below has left, of all tokens: then
+            ``residual=mixture_of_depths`` cannot give it some of them
+
+    Attributes:
+        leaves: whether it leaves something for that of the next layer, which is refused unless it ``adds_left``
     """
 
-    selectable: ClassVar[bool] = True
+    adds_left: ClassVar[bool] = False
+    leaves: bool = False
 
     def forward(self, x: Tensor, given: Pass | None = None) -> tuple[Tensor, Routing | None]:
         """Transform each token.

@@ -32,7 +32,7 @@ class Shortcut(FFN):
         later: added in the next layer; null for none
     """
 
-    selectable: ClassVar[bool] = False
+    adds_left: ClassVar[bool] = True
     default_children: ClassVar[Mapping[str, Any]] = {"now": {"name": "swiglu"}}
     conformance_settings: ClassVar[Mapping[str, Any]] = {
         "now": {"name": "swiglu", "d_ff": 16},
@@ -43,7 +43,7 @@ class Shortcut(FFN):
         super().__init__()
         if now is not None and any(isinstance(block, Gating) for block in now.modules()):
             raise BlockError("now", type(now).__name__, "must be dense: a layer reports one routing", "Route in later")
-        self.now, self.later = now, later
+        self.now, self.later, self.leaves = now, later, later is not None
         self.last = layer_idx >= n_layers - 1
 
     def drawn(self) -> Drawn:

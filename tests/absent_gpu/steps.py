@@ -50,12 +50,13 @@ def step(config: dict[str, Any], packed: bool, prepare: Callable[[Decoder], Any]
 
 
 def one_of_each_layer(config: dict[str, Any]) -> Decoder:
-    """A decoder at its real widths, on the GPU, as deep as it has different layers."""
+    """A decoder at its real widths, on the GPU, as deep as it has different layers; one with a loop has them all."""
     model = check(config)
     with torch.device("cuda"):
         decoder = assemble(model)
     nodes = plan(model, registry.layer_kinds(), registry.names)
-    decoder.layers = nn.ModuleList(decoder.layers[i] for i, node in enumerate(nodes) if node not in nodes[:i])
+    if decoder.loop is None:
+        decoder.layers = nn.ModuleList(decoder.layers[i] for i, node in enumerate(nodes) if node not in nodes[:i])
     return decoder.choose_kernels()
 
 

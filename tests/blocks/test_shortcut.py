@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from blockwright.blocks.compose import check, compose
+from blockwright.blocks.compose import check, compose, preset
 from blockwright.blocks.decoder import Decoder
 from blockwright.blocks.forward_pass import Pass
 from blockwright.registry import ConfigError
@@ -120,3 +120,18 @@ def test_branch_of_this_layer_must_be_dense() -> None:
     with pytest.raises(ConfigError, match="must be dense") as caught:
         check({**model, "ffn": {"name": "shortcut", "now": MIXTURE}})
     assert caught.value.path == "model.ffn.now"
+
+
+@pytest.mark.parametrize("layout", ["ffn plain", "ffn plain*"])
+def test_a_layer_that_would_drop_what_is_late_is_refused(layout: str) -> None:
+    dense = {"name": "swiglu", "d_ff": 16}
+    changes = {"ffn": {"name": "shortcut", "later": dense}, "variants": {"ffn": {"plain": dense}}}
+    with pytest.raises(ConfigError, match="would drop what the feed-forward block of layer 0 leaves") as caught:
+        check(preset("tiny", {"vocab_size": 61, "n_layers": 2, **changes, "layout": {"ffn": layout}}))
+    assert caught.value.path == "model.variants.ffn.plain"
+
+
+def test_a_last_layer_leaves_nothing() -> None:
+    dense = {"name": "swiglu", "d_ff": 16}
+    changes = {"ffn": {"name": "shortcut", "later": dense}, "variants": {"ffn": {"plain": dense}}}
+    check(preset("tiny", {"vocab_size": 61, "n_layers": 2, **changes, "layout": {"ffn": "plain ffn"}}))
