@@ -9,7 +9,9 @@ import torch
 from torch import nn
 
 from blockwright import registry
+from blockwright.blocks.convolution.base import Convolution
 from blockwright.blocks.decoder import LAYER_PARTS, Decoder, Layer
+from blockwright.blocks.ffn.base import FFN
 from blockwright.blocks.gating.base import Gating
 from blockwright.blocks.kernels.machine import device_memory
 from blockwright.blocks.loop.base import Loop
@@ -42,6 +44,7 @@ def check_together(model: Mapping[str, Any], nodes: Nodes, layers: Layers, param
     _refuse_other_streams(model, nodes, layers)
     _refuse_nothing_to_share(model, nodes, layers)
     _refuse_unlent(model, nodes, layers)
+    _refuse_skipped_neighbours(model, nodes, layers)
     _refuse_untaken(model, nodes, layers)
     _check_variants(model)
 
@@ -155,6 +158,19 @@ def _refuse_unlent(model: Mapping[str, Any], nodes: Nodes, layers: Layers) -> No
                 raise ConfigError(*where, rule, "Give both layers one position")
         if (name := attention.lends()) is not None:
             lent[name] = attention.position.alike()
+
+
+def _refuse_skipped_neighbours(model: Mapping[str, Any], nodes: Nodes, layers: Layers) -> None:
+    """Refuse a feed-forward block that needs the tokens which a residual block leaves out."""
+    for index, layer in layers.items():
+        inside = [
+            m for m in layer.ffn.modules() if isinstance(m, Convolution) or (isinstance(m, FFN) and m.crosses_depth)
+        ]
+        if layer.residual.skips and inside:
+            node = nodes[index]["residual"]
+            rule = f"leaves out tokens that {type(inside[0]).__name__} in the feed-forward block of layer {index} needs"
+            remedy = "Choose another residual block for this layer, or a feed-forward block without it"
+            raise ConfigError(written_at(model, "residual", node, index), node["name"], rule, remedy)
 
 
 def _streams(count: Any) -> str:

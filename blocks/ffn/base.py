@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from torch import Tensor
 
 from blockwright.blocks.base import Block
@@ -12,7 +14,13 @@ from blockwright.registry import family
 
 @family("ffn")
 class FFN(Block):
-    """A feed-forward block, dense or a mixture of experts."""
+    """A feed-forward block, dense or a mixture of experts.
+
+    Class attributes:
+        crosses_depth: whether it leaves something of its tokens for the block of another layer
+    """
+
+    crosses_depth: ClassVar[bool] = False
 
     def forward(self, x: Tensor, given: Pass | None = None) -> tuple[Tensor, Routing | None]:
         """Transform each token.

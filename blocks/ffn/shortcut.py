@@ -32,6 +32,7 @@ class Shortcut(FFN):
         later: added in the next layer; null for none
     """
 
+    crosses_depth: ClassVar[bool] = True
     default_children: ClassVar[Mapping[str, Any]] = {"now": {"name": "swiglu"}}
     conformance_settings: ClassVar[Mapping[str, Any]] = {
         "now": {"name": "swiglu", "d_ff": 16},

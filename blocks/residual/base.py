@@ -35,10 +35,12 @@ class Residual(Block):
         streams: M, which is the same in all layers of a model; None for [B,T,D], 0 if it grows with the depth
         adds_branches: whether x ← x + mixer(norm(x)) for each mixer, so that a factor on what a mixer writes is one on
             its branch; rules of depth need it
+        skips: whether in training the feed-forward block is given some of the tokens only
     """
 
     streams: int | None = None
     adds_branches: bool = False
+    skips: bool = False
 
     @classmethod
     def child_context(cls, child: str, known: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -3,13 +3,14 @@ from __future__ import annotations
 from torch import Tensor
 
 from blockwright.blocks.convolution.base import Convolution, convolved
-from blockwright.blocks.forward_pass import Losses, Pass
+from blockwright.blocks.forward_pass import Pass
+from blockwright.blocks.residual.around import Around
 from blockwright.blocks.residual.base import Mixer, Residual
 from blockwright.registry import BlockError, register
 
 
 @register("residual", "convolved")
-class Convolved(Residual):
+class Convolved(Around):
     """Another residual block, whose mixers read and return what convolutions make of the last few tokens.
 
     Canon layers A and C (Allen-Zhu 2025, SSRN 5240330) are ``attention_conv`` and ``ffn_conv``: h ← conv(norm(x)), then
@@ -33,24 +34,14 @@ class Convolved(Residual):
         ffn_conv: Convolution | None = None,
         ffn_out_conv: Convolution | None = None,
     ) -> None:
-        super().__init__()
-        self.residual, self.streams = residual, residual.streams
+        super().__init__(residual)
         self.attention_conv, self.attention_out_conv = attention_conv, attention_out_conv
         self.ffn_conv, self.ffn_out_conv = ffn_conv, ffn_out_conv
         after = (conv for conv in (attention_out_conv, ffn_out_conv) if conv is not None)
         self.adds_branches = residual.adds_branches and all(conv.scales for conv in after)
-
-    def open(self, x: Tensor) -> Tensor:
-        return self.residual.open(x)
-
-    def close(self, x: Tensor) -> Tensor:
-        return self.residual.close(x)
-
-    def leave(self, x: Tensor) -> Tensor:
-        return self.residual.leave(x)
-
-    def losses(self, x: Tensor, real: Tensor | None) -> Losses:
-        return self.residual.losses(x, real)
+        if self.skips and (ffn_conv or ffn_out_conv):
+            rule = "gives the feed-forward block some of the tokens, and a convolution needs them side by side"
+            raise BlockError("residual", type(residual).__name__, rule, "Set ffn_conv and ffn_out_conv: null")
 
     def mixers(self, attention: Mixer, ffn: Mixer, given: Pass) -> tuple[Mixer, Mixer]:
         def attend(h: Tensor, places: Tensor | None = None) -> Tensor:
@@ -58,16 +49,6 @@ class Convolved(Residual):
             return convolved(self.attention_out_conv, y, given)
 
         def feed(h: Tensor, places: Tensor | None = None) -> Tensor:
-            self._refuse_some(places)
             return convolved(self.ffn_out_conv, ffn(convolved(self.ffn_conv, h, given), places), given)
 
-        return self.residual.mixers(attend, feed, given)
-
-    def _refuse_some(self, places: Tensor | None) -> None:
-        if places is not None and (self.ffn_conv or self.ffn_out_conv):
-            rule = "gives the feed-forward block some of the tokens, and a convolution needs them side by side"
-            remedy = "Set ffn_conv and ffn_out_conv: null"
-            raise BlockError("residual", type(self.residual).__name__, rule, remedy)
-
-    def forward(self, x: Tensor, attention: Mixer, ffn: Mixer) -> Tensor:
-        return self.residual(x, attention, ffn)
+        return super().mixers(attend, feed, given)

@@ -16,7 +16,7 @@ from blockwright import registry
 
 STREAMS = {"attention_residual", "hyper_connections", "mhc"}
 SKIPPED = {"mixture_of_depths", "sigmoid_skip"}
-AROUND = {"convolved"}  # others: tests/blocks/test_convolution.py
+AROUND = {"convolved", "normed_embeddings"}  # others: tests/blocks/test_convolution.py, test_skipped_layers.py
 FORMULAS: dict[str, Callable[[Any, Tensor, Callable, Callable], Tensor]] = {}
 
 
@@ -41,6 +41,11 @@ def postnorm(r: Any, x: Tensor, attention: Callable, ffn: Callable) -> Tensor:
 def sandwich(r: Any, x: Tensor, attention: Callable, ffn: Callable) -> Tensor:
     h = x + r.attention_out_norm(attention(r.attention_norm(x)))
     return h + r.ffn_out_norm(ffn(r.ffn_norm(h)))
+
+
+@formula
+def scaled_sandwich(r: Any, x: Tensor, attention: Callable, ffn: Callable) -> Tensor:
+    return sandwich(r, x, attention, ffn)  # the factor is applied by ``leave``
 
 
 @formula

@@ -160,3 +160,32 @@ def test_skips_that_cannot_be_are_refused(residual: dict[str, Any], path: str) -
     with pytest.raises(ConfigError) as refusal:
         check({**MODEL, "residual": residual})
     assert refusal.value.path == path
+
+
+CONVOLVED = {"name": "convolved", "residual": "mixture_of_depths", "ffn_conv": "canon"}
+SHORTCUT = {"name": "shortcut", "now": {"name": "swiglu", "d_ff": 23}, "later": {"name": "swiglu", "d_ff": 23}}
+
+
+@pytest.mark.parametrize(
+    ("changes", "path", "rule"),
+    [
+        ({"residual": CONVOLVED}, "model.residual.residual", "side by side"),
+        ({"ffn": {"name": "swiglu", "d_ff": 23, "gate_conv": "canon"}}, "model.residual", "that Canon"),
+        ({"ffn": SHORTCUT}, "model.residual", "that Shortcut"),
+    ],
+)
+def test_feed_forward_blocks_that_need_the_skipped_tokens_are_refused(
+    changes: dict[str, Any], path: str, rule: str
+) -> None:
+    with pytest.raises(ConfigError, match=rule) as refusal:
+        check({**MODEL, **changes})
+    assert refusal.value.path == path
+
+
+@pytest.mark.parametrize("around", ["convolved", "normed_embeddings"])
+def test_predictors_inside_another_residual_block_learn(around: str) -> None:
+    decoder = decoder_of(residual={"name": around, "residual": MODEL["residual"]}).train()
+    _, routings = decoder.hidden(TOKENS)
+    losses = [routing.losses["depth_predictor"] for routing in routings if routing is not None]
+    torch.stack(losses).sum().backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for n, p in decoder.named_parameters() if "predictor" in n)
