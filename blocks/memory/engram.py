@@ -19,7 +19,7 @@ from blockwright.blocks.memory.hashing import LAYER_STEP, last_tokens, multiplie
 from blockwright.blocks.memory.table import Table
 from blockwright.blocks.norm.base import Norm
 from blockwright.registry import BlockError, register
-from blockwright.registry.ranges import Count, Positive, Whole
+from blockwright.registry.ranges import Count, Positive, Taps, Whole
 
 LEAST_GATE = 1e-6  # under the root, whose slope at 0 has no bound
 
@@ -73,7 +73,7 @@ class Engram(Memory):
         width: Count | None = None,
         n_heads: Count = 8,
         ngram: Annotated[int, Ge(2), Le(16)] = 3,
-        taps: Count = 4,
+        taps: Taps = 4,
         end: Whole | None = None,
         seed: Whole = 0,
         ordinal: Whole | None = None,
