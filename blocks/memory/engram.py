@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar
 
 import torch
-from annotated_types import Ge, Le
+from annotated_types import Ge, Le, Lt
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -76,7 +76,7 @@ class Engram(Memory):
         taps: Taps = 4,
         end: Whole | None = None,
         seed: Whole = 0,
-        ordinal: Whole | None = None,
+        ordinal: Annotated[int, Ge(0), Lt(10_000)] | None = None,
         eps: Positive = 1e-6,
     ) -> None:
         super().__init__()
