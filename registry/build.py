@@ -201,7 +201,8 @@ def build(kind: str, node: Node, scope: Scope) -> Any:
     entry, given = resolve(kind, node)
     if (kind, entry.name) in scope.parents:
         chain = " → ".join(f"{k} {n}" for k, n in (*scope.parents, (kind, entry.name)))
-        raise ConfigError(node.path, entry.name, f"would contain itself ({chain})", "Give the inner block explicitly")
+        remedy = f"Name another {kind} as the inner one"
+        raise ConfigError(node.path, entry.name, f"would contain itself ({chain})", remedy)
     known = {**scope.context, **{k: v for k, v in given.items() if k not in entry.schema.children}}
     known |= fixed_values({name: p.default for name, p in entry.schema.fixed.items()}, known)
     try:

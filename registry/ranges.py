@@ -20,6 +20,7 @@ UNBOUNDED = "may be infinite"
 
 Count = Annotated[int, Ge(1)]  # 1, 2, 3, …
 Whole = Annotated[int, Ge(0)]  # 0, 1, 2, …
+Taps = Annotated[int, Ge(1), Le(1024)]  # tokens that a convolution sees, one after the other
 Seed = Annotated[int, Ge(0), Le(2**32 - 1)]  # NumPy's generators take no larger one
 Number = Annotated[float, "any finite number"]
 Positive = Annotated[float, Gt(0)]

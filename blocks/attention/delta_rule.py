@@ -18,7 +18,7 @@ from blockwright.blocks.norm.base import Norm
 from blockwright.blocks.output_gate.base import OutputGate
 from blockwright.blocks.precision import at_least_fp32
 from blockwright.registry import BlockError
-from blockwright.registry.ranges import Count
+from blockwright.registry.ranges import Count, Taps
 
 CONVOLVED = ("query", "key", "value")
 
@@ -50,7 +50,7 @@ class DeltaRule(Recurrent):
         n_key_heads: Count | None = None,
         head_dim: Count | None = None,
         v_head_dim: Count | None = None,
-        taps: Count = 4,
+        taps: Taps = 4,
         negative_eigenvalues: bool = False,
         output_gate: OutputGate | None = None,
     ) -> None:

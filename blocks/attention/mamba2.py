@@ -16,7 +16,7 @@ from blockwright.blocks.forward_pass import Pass
 from blockwright.blocks.linear import Linear
 from blockwright.blocks.precision import at_least_fp32
 from blockwright.registry import BlockError, register
-from blockwright.registry.ranges import Count, NonNegative, Positive
+from blockwright.registry.ranges import Count, NonNegative, Positive, Taps
 
 CONVOLVED = ("value", "key", "query")
 
@@ -53,7 +53,7 @@ class Mamba2(Recurrent):
         head_dim: Count | None = None,
         state_dim: Count = 128,
         n_groups: Count = 1,
-        taps: Count = 4,
+        taps: Taps = 4,
         least_step: NonNegative = 0.0,
         eps: Positive = 1e-5,
     ) -> None:

@@ -11,7 +11,7 @@ from blockwright.blocks.depthwise import CausalConv
 from blockwright.blocks.forward_pass import Pass
 from blockwright.blocks.linear import Linear
 from blockwright.registry import register
-from blockwright.registry.ranges import Count
+from blockwright.registry.ranges import Taps
 
 
 @register("attention", "short_conv")
@@ -28,7 +28,7 @@ class ShortConv(Recurrent):
 
     residual_outputs: ClassVar[tuple[str, ...]] = ("output.weight",)
 
-    def __init__(self, d_model: int, taps: Count = 3, bias: bool = False) -> None:
+    def __init__(self, d_model: int, taps: Taps = 3, bias: bool = False) -> None:
         super().__init__()
         self.input, self.gate, self.value = (Linear(d_model, d_model, bias=bias) for _ in range(3))
         self.value_conv = CausalConv(d_model, taps, bias=bias)

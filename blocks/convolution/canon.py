@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from typing import Annotated, ClassVar
 
 import torch
-from annotated_types import Ge
+from annotated_types import Ge, Le
 from torch import Tensor, nn
 
 from blockwright.blocks.base import Placement
@@ -13,7 +13,7 @@ from blockwright.blocks.depthwise import weighted
 from blockwright.registry import register
 from blockwright.registry.ranges import NonNegative
 
-Taps = Annotated[int, Ge(2)]
+Taps = Annotated[int, Ge(2), Le(1024)]
 
 
 @register("convolution", "canon")

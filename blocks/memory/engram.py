@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar
 
 import torch
-from annotated_types import Ge, Le
+from annotated_types import Ge, Le, Lt
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -19,7 +19,7 @@ from blockwright.blocks.memory.hashing import LAYER_STEP, last_tokens, multiplie
 from blockwright.blocks.memory.table import Table
 from blockwright.blocks.norm.base import Norm
 from blockwright.registry import BlockError, register
-from blockwright.registry.ranges import Count, Positive, Whole
+from blockwright.registry.ranges import Count, Positive, Taps, Whole
 
 LEAST_GATE = 1e-6  # under the root, whose slope at 0 has no bound
 
@@ -73,10 +73,10 @@ class Engram(Memory):
         width: Count | None = None,
         n_heads: Count = 8,
         ngram: Annotated[int, Ge(2), Le(16)] = 3,
-        taps: Count = 4,
+        taps: Taps = 4,
         end: Whole | None = None,
         seed: Whole = 0,
-        ordinal: Whole | None = None,
+        ordinal: Annotated[int, Ge(0), Lt(10_000)] | None = None,
         eps: Positive = 1e-6,
     ) -> None:
         super().__init__()

@@ -28,7 +28,8 @@ class MixtureOfDepths(Residual):
     Tokens that skip are keys and values all the same, which they are not in the paper: every token is in the cache, and
     the rows of a batch stay alike. So training saves the feed-forward block's share of the FLOPs alone, and decoding
     none. In the paper every second layer has such a block: ``layout: {residual: prenorm mixture_of_depths}``.
-    Padding takes part in the choice.
+    Padding takes part in the choice. The tokens chosen are not neighbours, so that a feed-forward block with
+    convolutions, or with a branch that is added in another layer, is refused.
 
     Args:
         attention_norm: norm before the attention

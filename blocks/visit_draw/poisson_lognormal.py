@@ -4,12 +4,12 @@ import math
 from typing import Annotated
 
 import numpy as np
-from annotated_types import Ge, Le
+from annotated_types import Ge, Gt, Le
 
 from blockwright.blocks.visit_draw.base import MOST, VisitDraw
 from blockwright.registry import register
-from blockwright.registry.ranges import Positive
 
+Mean = Annotated[float, Gt(0), Le(MOST)]
 Spread = Annotated[float, Ge(0), Le(10)]
 
 
@@ -25,7 +25,7 @@ class PoissonLognormal(VisitDraw):
         sigma: σ, of the logarithm of the rate
     """
 
-    def __init__(self, visits: int, mean: Positive | None = None, sigma: Spread = 0.5) -> None:
+    def __init__(self, visits: int, mean: Mean | None = None, sigma: Spread = 0.5) -> None:
         super().__init__()
         self.mean, self.sigma = mean or float(visits), sigma
 

@@ -1,10 +1,15 @@
 from __future__ import annotations
 
-import numpy as np
+from typing import Annotated
 
-from blockwright.blocks.visit_draw.base import VisitDraw
+import numpy as np
+from annotated_types import Ge, Le
+
+from blockwright.blocks.visit_draw.base import MOST, VisitDraw
 from blockwright.registry import BlockError, register
 from blockwright.registry.ranges import Count
+
+Visits = Annotated[int, Ge(1), Le(MOST)]
 
 
 @register("visit_draw", "uniform")
@@ -16,7 +21,7 @@ class Uniform(VisitDraw):
         most: the most visits; null is the loop's ``visits``
     """
 
-    def __init__(self, visits: int, least: Count = 1, most: Count | None = None) -> None:
+    def __init__(self, visits: int, least: Count = 1, most: Visits | None = None) -> None:
         super().__init__()
         self.least, self.most = least, most or visits
         if self.least > self.most:

@@ -6,7 +6,7 @@ A plug-in's residual block is drawn as it computes, without declaring anything.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from blockwright.blocks.norm.base import Norm
-from blockwright.blocks.residual.base import Residual
+from blockwright.blocks.residual.base import Mixer, Residual
 from blockwright.registry.recording import Built
 
 STREAM = "stream"  # what enters the layer
@@ -111,8 +111,8 @@ def _observed(residual: Residual, norms: Mapping[str, nn.Module], width: int) ->
         names = frozenset(sources[id(leaf)][0] for leaf in _leaves(x) if id(leaf) in sources)
         steps.append(Step(part, names, sources[id(x)][0] if id(x) in sources else ""))
 
-    def mixer(part: str) -> Callable[[Tensor], Tensor]:
-        def mix(x: Tensor) -> Tensor:
+    def mixer(part: str) -> Mixer:
+        def mix(x: Tensor, places: Tensor | None = None) -> Tensor:
             read(part, x)
             return fresh(part, x)
 

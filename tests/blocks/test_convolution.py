@@ -286,6 +286,13 @@ def test_convolution_that_cannot_be_is_refused(case: str) -> None:
     assert caught.value.path == path and caught.value.rule and caught.value.remedy
 
 
+@pytest.mark.parametrize("inner", ["convolved", {"name": "convolved", "residual": "prenorm"}])
+def test_a_block_inside_itself_asks_for_another(inner: Any) -> None:
+    with pytest.raises(ConfigError, match="would contain itself") as caught:
+        compose({**model(), "residual": {"name": "convolved", "residual": inner}}, device="meta")
+    assert caught.value.remedy == "Name another residual as the inner one"
+
+
 def test_attention_with_a_foreign_cache_cannot_be_beside_convolutions(tiny: Callable[..., dict[str, Any]]) -> None:
     decoder: Any = composed()
     decoder.layers[0].attention.new_cache = lambda *given: object()

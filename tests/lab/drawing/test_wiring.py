@@ -15,20 +15,30 @@ from blockwright.lab.drawing.wiring import Branch, branches, norms
 from blockwright.registry.recording import recorded
 
 PRE = (Branch(("attention",), before="attention_norm"), Branch(("ffn",), before="ffn_norm"))
+SANDWICH = (
+    Branch(("attention",), before="attention_norm", after="attention_out_norm"),
+    Branch(("ffn",), before="ffn_norm", after="ffn_out_norm"),
+)
 EXPECTED = {
     "attention_residual": PRE,
     "convolved": PRE,
     "hyper_connections": PRE,
     "mhc": PRE,
+    "mixture_of_depths": PRE,
+    "normed_embeddings": PRE,
     "parallel": (Branch(("attention", "ffn"), before="attention_norm"),),
     "postnorm": (Branch(("attention",), beyond="attention_norm"), Branch(("ffn",), beyond="ffn_norm")),
+    "pre_postnorm": (
+        Branch(("attention",), before="attention_norm", beyond="attention_sum_norm"),
+        Branch(("ffn",), before="ffn_norm", beyond="ffn_sum_norm"),
+    ),
     "prenorm": PRE,
     "reordered": (Branch(("attention",), after="attention_norm"), Branch(("ffn",), after="ffn_norm")),
-    "sandwich": (
-        Branch(("attention",), before="attention_norm", after="attention_out_norm"),
-        Branch(("ffn",), before="ffn_norm", after="ffn_out_norm"),
-    ),
+    "sandwich": SANDWICH,
+    "scaled_sandwich": SANDWICH,
+    "sigmoid_skip": PRE,
 }
+AROUND = {"convolved", "normed_embeddings"}
 
 
 def observed(residual: Any) -> tuple[Branch, ...]:
@@ -46,7 +56,7 @@ def test_every_residual_block_is_expected() -> None:
 
 @pytest.mark.parametrize("name", EXPECTED)
 def test_branches(name: str) -> None:
-    inner = {"residual": "prenorm"} if name == "convolved" else {}
+    inner = {"residual": "prenorm"} if name in AROUND else {}
     assert observed({"name": name, **inner}) == EXPECTED[name]
 
 
