@@ -61,5 +61,5 @@ class Remembering(Block):
 
     def neutral(self) -> dict[str, Tensor] | None:
         """Values of some of its parameters with which an attention computes what it does without it, or with its
-        ``inner`` alone: surgery begins there. None, the default, where there are none to learn from."""
+        ``inner`` alone: a trained model may begin there. None, the default, where there are none to learn from."""
         return None

@@ -25,6 +25,13 @@ class GatedDelta2(DeltaRule):
     cache is that of ``gated_delta``.
 
     Args:
+        n_heads: N, heads, each with a state
+        head_dim: K, width of a key; null is d_model / n_heads
+        v_head_dim: V, width of a value; null is as head_dim
+        taps: tokens that the convolutions see, the current one included
+        decay: what the state forgets
+        norm: of each head's output
+        output_gate: gates the normalised outputs; null for none
         negative_eigenvalues: whether b reaches 2 instead of 1, so that erasing may overshoot
             (Grazzi et al. 2024, arXiv 2411.12537); w stays below 1
     """

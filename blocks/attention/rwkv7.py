@@ -44,8 +44,10 @@ class RWKV7(Recurrent):
     Args:
         n_heads: N, heads; each has a state of H × H numbers
         head_dim: H, width of a head; null is d_model / n_heads
-        decay_rank, rate_rank, value_rank, gate_rank: widths inside g, a, v and z; null is 2.5, 2.5, 1.7 and 5 times
-            √d_model, to the nearest multiple of 32, all but the last times H / 64
+        decay_rank: width inside g; null is 2.5 √d_model H / 64, to the nearest multiple of 32
+        rate_rank: width inside a; null is the same
+        value_rank: width inside v; null is 1.7 √d_model H / 64, to the nearest multiple of 32
+        gate_rank: width inside z; null is 5 √d_model, to the nearest multiple of 32
         eps: of the norm, for each channel of a head
 
     Raises:

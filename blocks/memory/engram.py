@@ -54,7 +54,7 @@ class Engram(Memory):
         seed: of the hashes
         ordinal: number of this memory among those of the model, on which its primes and its hashes depend; null is the
             index of its layer
-        eps: ε
+        eps: ε, added under the root of the mean square
     """
 
     silent: ClassVar[tuple[str, ...]] = ("value.weight",)

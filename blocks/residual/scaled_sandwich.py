@@ -26,7 +26,7 @@ class ScaledSandwich(Sandwich):
 
     def __init__(self, attention_norm: Norm, attention_out_norm: Norm, ffn_norm: Norm, ffn_out_norm: Norm) -> None:
         super().__init__(attention_norm, attention_out_norm, ffn_norm, ffn_out_norm)
-        self.register_buffer("scale", torch.ones(1))
+        self.register_buffer("scale", torch.ones(1, dtype=torch.float32))
 
     def reset_parameters(self) -> None:
         self.scale.fill_(1.0)

@@ -43,7 +43,7 @@ class TalkingHeads(Scores):
         return torch.einsum("mn,bnts,bsmv->btmv", self.of_weights, weights.to(v.dtype), v)
 
     def neutral(self) -> dict[str, Tensor]:
-        heads = torch.eye(len(self.of_scores))
+        heads = torch.eye(len(self.of_scores), dtype=torch.float32)
         return {"of_scores": heads, "of_weights": heads.clone()}
 
     def parallel_plan(self) -> dict[str, Placement]:

@@ -162,7 +162,6 @@ def test_skips_that_cannot_be_are_refused(residual: dict[str, Any], path: str) -
     assert refusal.value.path == path
 
 
-<<<<<<< HEAD
 @pytest.mark.parametrize("around", ["convolved", "normed_embeddings"])
 def test_a_block_around_keeps_what_the_inner_one_adds_to_the_loss(around: str) -> None:
     decoder = decoder_of(residual={"name": around, "residual": MODEL["residual"]}).train()
@@ -182,43 +181,22 @@ def test_a_block_around_keeps_what_the_inner_one_does_to_the_stream(around: str)
 
 CONVOLVED = {"name": "convolved", "residual": MODEL["residual"]}
 SHORTCUT = {"name": "shortcut", "later": {"name": "swiglu", "d_ff": 23}}
-=======
-CONVOLVED = {"name": "convolved", "residual": "mixture_of_depths", "ffn_conv": "canon"}
-SHORTCUT = {"name": "shortcut", "now": {"name": "swiglu", "d_ff": 23}, "later": {"name": "swiglu", "d_ff": 23}}
->>>>>>> i39-r1
 
 
 @pytest.mark.parametrize(
     ("changes", "path", "rule"),
     [
-<<<<<<< HEAD
         ({"ffn": {**MODEL["ffn"], "gate_conv": "canon"}}, "model.ffn", "needs all tokens (Canon)"),
         ({"ffn": SHORTCUT}, "model.ffn", "needs all tokens (Shortcut)"),
         ({"ffn": {"name": "scaled", "ffn": SHORTCUT}}, "model.ffn", "needs all tokens (Shortcut)"),
         ({"residual": {**CONVOLVED, "ffn_conv": "canon"}}, "model.residual.ffn_conv", "needs tokens side"),
-        (
-            {"residual": {**CONVOLVED, "ffn_out_conv": "silu"}},
-            "model.residual.ffn_out_conv",
-            "needs tokens side",
-        ),
+        ({"residual": {**CONVOLVED, "ffn_out_conv": "silu"}}, "model.residual.ffn_out_conv", "needs tokens side"),
     ],
 )
 def test_what_needs_all_tokens_is_refused_where_some_are_chosen(changes: dict, path: str, rule: str) -> None:
     with pytest.raises(ConfigError) as caught:
         check({**MODEL, **changes})
     assert caught.value.path == path and rule in caught.value.rule
-=======
-        ({"residual": CONVOLVED}, "model.residual.residual", "side by side"),
-        ({"ffn": {"name": "swiglu", "d_ff": 23, "gate_conv": "canon"}}, "model.residual", "that Canon"),
-        ({"ffn": SHORTCUT}, "model.residual", "that Shortcut"),
-    ],
-)
-def test_feed_forward_blocks_that_need_the_skipped_tokens_are_refused(
-    changes: dict[str, Any], path: str, rule: str
-) -> None:
-    with pytest.raises(ConfigError, match=rule) as refusal:
-        check({**MODEL, **changes})
-    assert refusal.value.path == path
 
 
 @pytest.mark.parametrize("around", ["convolved", "normed_embeddings"])
@@ -228,4 +206,3 @@ def test_predictors_inside_another_residual_block_learn(around: str) -> None:
     losses = [routing.losses["depth_predictor"] for routing in routings if routing is not None]
     torch.stack(losses).sum().backward()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for n, p in decoder.named_parameters() if "predictor" in n)
->>>>>>> i39-r1

@@ -131,7 +131,7 @@ def test_provider_is_the_distribution_or_the_top_package() -> None:
 
 
 def test_plug_in_may_declare_a_family_and_fill_it() -> None:
-    @family("memory", context=("slots",))
+    @family("stash", context=("slots",))
     class Memory(Composable):
         pass
 
@@ -140,9 +140,9 @@ def test_plug_in_may_declare_a_family_and_fill_it() -> None:
 
         def __init__(self, d_model: int, slots: int, length: int = 3) -> None: ...
 
-    register("memory", "tape")(Tape)
-    assert "memory" in registry.kinds() and registry.names("memory") == ["tape"]
-    schema = registry.lookup("memory", "tape").schema
+    register("stash", "tape")(Tape)
+    assert "stash" in registry.kinds() and registry.names("stash") == ["tape"]
+    schema = registry.lookup("stash", "tape").schema
     assert schema.context == {"d_model", "slots"} and set(schema.parameters) == {"length"}
 
 
@@ -157,7 +157,7 @@ def test_family_of_another_contract_cannot_take_a_kind() -> None:
 def test_contract_must_be_composable() -> None:
     with pytest.raises(RegistrationError, match="must derive"):
 
-        @family("memory")
+        @family("stash")
         class Other:
             pass
 

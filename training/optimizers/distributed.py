@@ -57,7 +57,7 @@ def placed(state: Tensor, parameter: Any, dims: tuple[int, ...] = (-2, -1)) -> T
     kept = {dim % parameter.ndim for dim in dims}
     placements = [Replicate() if getattr(p, "dim", None) in kept else p for p in parameter.placements]
     shape = torch.Size(n if d in kept else parameter.shape[d] for d, n in enumerate(state.shape))
-    stride = torch.empty(shape, device="meta").stride()
+    stride = torch.empty(shape, dtype=torch.float32, device="meta").stride()
     return DTensor.from_local(state, parameter.device_mesh, placements, shape=shape, stride=stride)
 
 

@@ -83,7 +83,7 @@ class StackedSOAP(torch.optim.Optimizer):
         g = whole(g, parameter) if split else g
         if "step" not in state:
             state |= {name: s if split else placed(s, parameter) for name, s in _started(g, group).items()}
-            state["step"] = torch.tensor(0.0)
+            state["step"] = torch.tensor(0.0, dtype=torch.float32)
             return
         state["step"] += 1
         update = _update(g, {name: local(s) for name, s in state.items()}, group)
