@@ -67,6 +67,26 @@ def refuse_beside_inputs(inputs: Sequence[str], model: Mapping[str, Any], layers
             raise ConfigError("model.gating", type(gate).__name__, rule, remedy)
 
 
+def check_left(model: Mapping[str, Any], nodes: Nodes, layers: Layers, alike: Mapping[int, Sequence[int]]) -> None:
+    """Refuse a feed-forward block that leaves something which that of the next layer does not take.
+
+    Raises:
+        ConfigError
+    """
+    first = {index: of for of, indices in alike.items() for index in indices}
+    for index in range(1, len(first)):
+        below, above = (_feeders(layers[first[i]]) for i in (index - 1, index))
+        if any(block.leaves for block in below) and not any(block.crosses_depth for block in above):
+            node = nodes[first[index]]["ffn"]
+            rule = f"takes nothing of what the feed-forward block of layer {index - 1} leaves for layer {index}"
+            remedy = "Use a block of the same name here, or set later: null in the one below"
+            raise ConfigError(written_at(model, "ffn", node, index), node["name"], rule, remedy)
+
+
+def _feeders(layer: Layer) -> list[FFN]:
+    return [block for block in layer.ffn.modules() if isinstance(block, FFN)]
+
+
 LOOPED = ("entry", "exit", "visit_draw")  # the kinds of a loop's children
 
 

@@ -17,10 +17,14 @@ class FFN(Block):
     """A feed-forward block, dense or a mixture of experts.
 
     Class attributes:
-        crosses_depth: whether it leaves something of its tokens for the block of another layer
+        crosses_depth: whether it takes what the feed-forward block of the layer below leaves
+
+    Attributes:
+        leaves: whether it leaves something for that of the layer above, which has to take it
     """
 
     crosses_depth: ClassVar[bool] = False
+    leaves: bool = False
 
     def forward(self, x: Tensor, given: Pass | None = None) -> tuple[Tensor, Routing | None]:
         """Transform each token.

@@ -45,6 +45,7 @@ class Shortcut(FFN):
             raise BlockError("now", type(now).__name__, "must be dense: a layer reports one routing", "Route in later")
         self.now, self.later = now, later
         self.last = layer_idx >= n_layers - 1
+        self.leaves = later is not None and not self.last
 
     def drawn(self) -> Drawn:
         return Drawn(("its second branch joins the next layer",) if self.later is not None and not self.last else ())

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from blockwright.blocks.compose import check, compose
+from blockwright.blocks.compose import check, compose, preset
 from blockwright.blocks.decoder import Decoder
 from blockwright.blocks.forward_pass import Pass
 from blockwright.registry import ConfigError
@@ -120,3 +120,13 @@ def test_branch_of_this_layer_must_be_dense() -> None:
     with pytest.raises(ConfigError, match="must be dense") as caught:
         check({**model, "ffn": {"name": "shortcut", "now": MIXTURE}})
     assert caught.value.path == "model.ffn.now"
+
+
+@pytest.mark.parametrize("above", ["ffn plain", "ffn*2 plain*2"])
+def test_branch_that_no_later_layer_adds_is_refused(above: str) -> None:
+    node = {"name": "shortcut", "now": {"name": "swiglu", "d_ff": 8}, "later": {"name": "swiglu", "d_ff": 8}}
+    variants = {"ffn": {"plain": {"name": "swiglu", "d_ff": 8}}}
+    changes = {"vocab_size": 61, "n_layers": 4, "ffn": node, "variants": variants, "layout": {"ffn": above}}
+    with pytest.raises(ConfigError, match="takes nothing of what the feed-forward block of layer") as refusal:
+        check(preset("tiny", {**changes, "gating": None, "experts": None}))
+    assert refusal.value.path == "model.variants.ffn.plain"
