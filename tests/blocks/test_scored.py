@@ -244,6 +244,7 @@ def test_differential_attention_is_that_of_transformers(make_block: Callable[...
     from transformers.models.diffllama.modeling_diffllama import DiffLlamaAttention, DiffLlamaRotaryEmbedding
 
     sizes: Any = {"hidden_size": D, "num_attention_heads": 8, "num_key_value_heads": 8, "rms_norm_eps": 1e-6}
+    torch.manual_seed(0)
     config = DiffLlamaConfig(**sizes, attn_implementation="sdpa", lambda_std_dev=0.5)
     theirs, turn = DiffLlamaAttention(config, layer_idx=3).double(), DiffLlamaRotaryEmbedding(config)
     ours = make_block("attention", {"name": "differential", "n_heads": 4}, layer_idx=3, around={"position": "rope"})

@@ -370,8 +370,9 @@ RELEASED["glm_5_2"] = {
     "v_head_dim": 256,
     "vocab_size": 154880,
 }
-# tiny: rotary positions in halves with latent attention, or interleaved ones without; K3: transformers has no class
-NOT_WRITTEN = {"tiny", "tiny_recall", "kimi_k3"}
+# tiny: rotary positions in halves with latent attention, or interleaved ones without; the others: transformers has no
+# class of such models
+NOT_WRITTEN = {"tiny", "tiny_recall", "tiny_skills", "kimi_k3", "huginn_3_5b", "ouro_1_4b", "ouro_2_6b"}
 WRITTEN_AS = {
     "ablation_moe_mha": "deepseek",
     "deepseek_moe_16b": "deepseek",
@@ -444,6 +445,8 @@ SHORT = {
 def preset(name: str) -> Decoder:
     """A preset with four layers, on the meta device."""
     model = {"vocab_size": 256, **presets.read(name), "n_layers": LAYERS}
+    if "last" in model.get("loop", {}):
+        model["loop"] = {**model["loop"], "last": LAYERS - 2}
     return compose({**model, "layout": SHORT.get(name, model.get("layout"))}, device="meta")
 
 

@@ -116,7 +116,7 @@ REFUSED = {
     "+trainer.strategy=ddp": ("trainer.strategy", "already at", "remove + prefix: 'trainer.strategy=ddp'"),
     "model.layout={}": ("model.layout", "(ffn), so it would change nothing", "model.layout=null"),
     "++model.variants={ }": ("model.variants", "change nothing", "model.variants=null"),
-    "model.attention={}": ("model.attention", "change nothing", "|gated_delta|gqa|"),
+    "model.attention={}": ("model.attention", "change nothing", "|gated_delta|"),
     "callbacks.report={}": ("callbacks.report", "change nothing", "callbacks.report=null"),
     "callbacks={}": ("callbacks", "change nothing", "Choose another: callbacks=<averaging|checkpoint|completions"),
     "optimizer=null": ("optimizer", "name of one of its options", "adamw"),
