@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 
+from blockwright.training.optimizers.closure import evaluated
+
 
 class CombinedOptimizer(torch.optim.Optimizer):
     """One `torch.optim.Optimizer` whose parameter groups are stepped by different algorithms.
@@ -51,10 +53,7 @@ class CombinedOptimizer(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        loss = evaluated(closure)
         for part in self.parts:
             part.step()
         return loss

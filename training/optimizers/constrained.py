@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from blockwright.training.optimizers.closure import evaluated
 from blockwright.training.optimizers.combined import CombinedOptimizer
 from blockwright.training.optimizers.constraint import Constraint
 from blockwright.training.optimizers.distributed import local, norms, placed
@@ -35,10 +36,7 @@ class ConstrainedOptimizer(CombinedOptimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        loss = evaluated(closure)
         rates = {parameter: group["lr"] for group in self.param_groups for parameter in group["params"]}
         before = {p: local(p).clone() for p in self.held if p.grad is not None}
         torch._foreach_zero_([local(p) for p in before])

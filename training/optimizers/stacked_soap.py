@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from blockwright.training.optimizers.closure import evaluated
 from blockwright.training.optimizers.distributed import cuts, gradient, local, part_of, placed, whole
 
 RIDGE = 1e-30  # keeps the eigenvectors of a matrix of zeros defined
@@ -67,10 +68,7 @@ class StackedSOAP(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        loss = evaluated(closure)
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is not None:
