@@ -61,12 +61,22 @@ class Terminal:
             assert self._read(end - time.monotonic()), f"{pattern!r} does not come: {self.shown}"
         self._at = found.end()
 
-    def end(self) -> int:
-        """The exit code of the process, which ends by itself."""
-        end = time.monotonic() + SECONDS
+    def end(self, pressing: str = "") -> int:
+        """The exit code of the process, which ends by itself.
+
+        Args:
+            pressing: keys, pressed again every ten seconds. Python's ``input`` shows its prompt a moment before it
+                waits for keys, and a Ctrl-C within that moment is heard at the next key
+        """
+        start = pressed = time.monotonic()
+        self.type(pressing)
         while self.process.poll() is None:  # what it writes has to be read
             self._read(0.05)
-            assert time.monotonic() < end, f"it does not end: {self.shown}"
+            now = time.monotonic()
+            assert now < start + SECONDS, f"it does not end: {self.shown}"
+            if now > pressed + 10:
+                self.type(pressing)
+                pressed = now
         while self._read(0.05):
             pass
         return self.process.returncode

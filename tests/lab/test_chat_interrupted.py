@@ -28,8 +28,7 @@ def test_ctrl_c_stops_an_answer_keeps_the_conversation_and_ends_at_the_prompt(
         terminal.type(f"/save {saved}\n")
         terminal.until("> ")
         messages = json.loads(saved.read_text())["messages"]
-        terminal.type(INTERRUPT)
-        assert terminal.end() == 130
+        assert terminal.end(pressing=INTERRUPT) == 130
         assert terminal.settings == terminal.before
         assert "Traceback" not in terminal.shown
     assert [m["role"] for m in messages] == ["user", "assistant"] * 2
