@@ -409,7 +409,8 @@ def deepseek_moe_flops(n_layers: int, d_model: int, vocab_size: int, ffn_ratio: 
     ``forward_flops_per_token``. The paper's 145B takes ρ in units of exactly 8/3 d.
 
     Args:
-        n_layers, d_model, vocab_size: L, d, V
+        n_layers: L, each visit of a loop counted
+        d_model, vocab_size: d, V
         ffn_ratio: ρ, active feed-forward width relative to a standard block
         length: T, tokens
     """

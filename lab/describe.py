@@ -85,7 +85,7 @@ def figures(decoder: Decoder, options: Options) -> dict[str, Any]:
             "forward_per_token": forward,
             "training_per_token": training,
             "ffn_ratio": ratio,
-            "deepseek_moe_formula": deepseek_moe_flops(L, D, V, ratio, context),
+            "deepseek_moe_formula": deepseek_moe_flops(len(decoder.order()), D, V, ratio, context),
         },
         "cache": _cache(decoder, options.cache_context or context, options.cache_bits),
         "inputs": {kind: _input(decoder, block) for kind, block in decoder.inputs.items()},

@@ -213,9 +213,10 @@ def build(kind: str, node: Node, scope: Scope) -> Any:
         supplied = {k: scope.context[k] for k in entry.schema.context if k in scope.context}
         block = entry.cls(**entry.schema.arguments({**given, **built, **supplied}))
     except BlockError as error:
-        of_parent = error.parameter in scope.context and error.parameter not in entry.schema.parameters
-        path = node.path if of_parent else f"{node.path}.{error.parameter}"
-        raise ConfigError(path, error.value, error.rule, error.remedy) from None
+        if error.parameter in scope.context and error.parameter not in entry.schema.parameters:  # the parent's value
+            rule = f"{error.rule} ({error.parameter} = {error.value})"
+            raise ConfigError(node.path, entry.name, rule, error.remedy) from None
+        raise ConfigError(f"{node.path}.{error.parameter}", error.value, error.rule, error.remedy) from None
     except ConfigError:
         raise
     except Exception as error:  # a plug-in's constructor: report its message with a path, not a traceback

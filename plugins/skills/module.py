@@ -41,7 +41,7 @@ class SkillsDataModule(RowDataModule):
         names = [name_of(skill) for skill in self.skills]
         if not 1 <= len(names) <= len(MARKS):
             rule = f"must be 1 to {len(MARKS)} skills: each has a mark of its own"
-            raise ConfigError("data.skill", len(names), rule, "Write data.skill=[recall,depth]")
+            raise ConfigError("data.skill", names, rule, "Write data.skill=[recall,depth]")
         if twice := [name for i, name in enumerate(names) if name in names[:i]]:
             raise ConfigError("data.skill", twice[0], "is named twice", "Name each skill once")
         for name, skill in zip(names, self.skills, strict=True):

@@ -56,7 +56,7 @@ def _nodes(run: Path) -> list[Any]:
     found = References(dict(settings), str(run / SETTINGS), REMEDY).resolve({"skill": data.get("skill")})["skill"]
     nodes = found if isinstance(found, list) else [found]
     if not 1 <= len(nodes) <= len(MARKS):
-        raise ConfigError("data.skill", len(nodes), f"must be 1 to {len(MARKS)} skills", REMEDY)
+        raise ConfigError("data.skill", nodes, f"must be 1 to {len(MARKS)} skills", REMEDY)
     return nodes
 
 

@@ -147,6 +147,15 @@ def test_formula_gives_every_figure_at_the_papers_own_ratio(
     assert deepseek_moe_flops(n_layers, d_model, vocab_size, ratio, 4096) / 1e12 == pytest.approx(printed, abs=0.005)
 
 
+def test_formula_counts_each_visit_of_a_loop() -> None:
+    shape, flops = described("ouro_1_4b")["shape"], described("ouro_1_4b")["flops"]
+    once, again = (
+        deepseek_moe_flops(layers, shape["d_model"], shape["vocab_size"], flops["ffn_ratio"], flops["context"])
+        for layers in (shape["n_layers"], 4 * shape["n_layers"])
+    )
+    assert once < flops["deepseek_moe_formula"] == again
+
+
 # --- what is said of a model ------------------------------------------------------------------------------------------
 
 

@@ -257,7 +257,7 @@ def test_block_that_contains_itself_is_refused_with_the_chain() -> None:
         ({**LINER, "spare": {"name": "steam", "fuel": "gas"}}, "model.hull.spare.fuel", "gas", "coal, oil", "Literal"),
         ({**LINER, "spare": {"name": "steam", "sizes": [1, "2"]}}, "model.hull.spare.sizes", [1, "2"], "list", "list"),
         ({**LINER, "spare": {"name": "steam", "boilers": 10}}, "model.hull.spare.boilers", 10, "nine fit", "Take nine"),
-        ({"name": "liner", "length": 2000}, "model.motor", 2000, "too strong", "Shorten"),  # context has no key
+        ({"name": "liner", "length": 2000}, "model.motor", "steam", "power = 2000", "Shorten"),  # of context
     ],
     ids=str,
 )  # fmt: skip
