@@ -9,9 +9,10 @@ import torch
 from torch import nn
 
 from blockwright import registry
-from blockwright.blocks.decoder import LAYER_PARTS, OPTIONAL_PARTS, Decoder, Layer
+from blockwright.blocks.decoder import Decoder
 from blockwright.blocks.initialise import UNSCALED, initialise
 from blockwright.blocks.input import Input, is_input
+from blockwright.blocks.layer import LAYER_PARTS, OPTIONAL_PARTS, Layer
 from blockwright.blocks.linear import Linear
 from blockwright.blocks.loop.base import Loop
 from blockwright.blocks.model_config import read

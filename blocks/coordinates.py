@@ -20,8 +20,9 @@ from torch.nn import functional as F
 
 from blockwright.blocks.attention.base import Attention
 from blockwright.blocks.base import Block
-from blockwright.blocks.decoder import Decoder, Layer
+from blockwright.blocks.decoder import Decoder
 from blockwright.blocks.kernels.largest_score import LargestScores
+from blockwright.blocks.layer import Layer
 
 LOGITS = "logits"
 SUCCESSORS = 4  # of a token in the text: enough to learn in a few steps, too many to overfit

@@ -9,16 +9,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from blockwright.blocks.attention.base import Attention, empty_cache
 from blockwright.blocks.base import Block
 from blockwright.blocks.cache.base import Cache
 from blockwright.blocks.cache.fit import caches_that_fit
-from blockwright.blocks.cache.layer import HeldTails, LayerCache
 from blockwright.blocks.carry import Carry
-from blockwright.blocks.convolution.base import Convolution
-from blockwright.blocks.ffn.base import FFN
 from blockwright.blocks.forward_pass import Losses, Pass
 from blockwright.blocks.gating.base import Routing, with_losses
 from blockwright.blocks.input import Input, Media
@@ -26,114 +21,13 @@ from blockwright.blocks.kernels.choice import choose
 from blockwright.blocks.kernels.cross_entropy import IGNORED
 from blockwright.blocks.kernels.few_rows import linear
 from blockwright.blocks.kernels.log_probabilities import linear_log_probabilities
+from blockwright.blocks.layer import Layer
 from blockwright.blocks.loop.base import Loop
-from blockwright.blocks.memory.base import Memory
 from blockwright.blocks.mtp import MTP, later_targets
 from blockwright.blocks.norm.base import Norm
 from blockwright.blocks.position.base import Position
-from blockwright.blocks.residual.base import Residual
 from blockwright.blocks.share import Share
 from blockwright.registry import BlockError
-
-OPTIONAL_PARTS = ("memory",)  # the parts that a layer may be without
-LAYER_PARTS = ("attention", "ffn", "residual", *OPTIONAL_PARTS)  # every other kind is a child
-
-
-class Layer(nn.Module):
-    """One attention and one feed-forward block, connected by a residual block; and a memory, if any."""
-
-    def __init__(self, attention: Attention, ffn: FFN, residual: Residual, memory: Memory | None = None) -> None:
-        super().__init__()
-        self.attention, self.ffn, self.residual, self.memory = attention, ffn, residual, memory
-        for name, block in self.named_modules():
-            if isinstance(block, Convolution):
-                block.place = name
-
-    @property
-    def convolutions(self) -> list[Convolution]:
-        """Those of all its parts."""
-        return [block for block in self.modules() if isinstance(block, Convolution)]
-
-    def new_cache(
-        self, batch: int, length: int, dtype: torch.dtype, device: torch.device, bits: int | None = None
-    ) -> Cache:
-        """An empty cache of what the parts of the layer remember: its attention, memory and convolutions.
-
-        Args:
-            batch, length, dtype, device, bits: as of ``Attention.new_cache``; the attention alone is quantised
-
-        Raises:
-            BlockError: the attention has no cache with these bits, or none that another part can join
-            NotImplementedError: a part has no ``new_cache``
-        """
-        cache = empty_cache(self.attention, batch, length, dtype, device, bits)
-        parts = {"attention": cache}
-        if self.memory is not None and self.memory.reach != 0:
-            parts["memory"] = self.memory.new_cache(batch, length, dtype, device)
-        if tails := {block.place: (block.tail, dtype) for block in self.convolutions}:
-            parts["tails"] = HeldTails(batch, length, tails, device)
-        if len(parts) == 1:
-            return cache
-        if not isinstance(cache, Cache):
-            rule = f"{type(cache).__name__} is no Cache of blocks/cache, and what other parts remember cannot join it"
-            raise BlockError("attention", type(self.attention).__name__, rule, "Leave memory and convolutions out")
-        return LayerCache(parts)
-
-    def forward(
-        self, x: Tensor, given: Pass, ends: tuple[bool, bool] = (True, True)
-    ) -> tuple[Tensor, Routing | None, Carry]:
-        """x → x after this layer, the routing of the tokens if the ffn routes or there are losses, and what the next
-        layer is given as ``carry``.
-
-        ``ends`` says whether the layer is the first of its stack, and whether it is the last: x is [B,T,D] at both, and
-        in between what the residual block makes of it.
-        """
-        # Its own: a layer that is computed again for the gradient finds what it found before. Made here, within what
-        # sharding strategies wrap: they rebuild every dict that they pass on.
-        carry: Carry = dict(given.carry or {})
-        losses: Losses = {}
-        given, of_memory = self._passes(given._replace(carry=carry, losses=losses))
-        routing: Routing | None = None
-
-        def attend(h: Tensor, places: Tensor | None = None) -> Tensor:
-            assert places is None, "attention mixes all tokens"
-            return self.attention(h, given) if given.share is None else given.share.attend(self.attention, h, given)
-
-        def feed(h: Tensor, places: Tensor | None = None) -> Tensor:
-            nonlocal routing
-            y, routing = self._feed(h, given, places)
-            return y
-
-        first, last = ends  # here, where strategies that shard a layer gather its weights
-        x = self._recall("before", self.residual.open(x) if first else x, of_memory)
-        further = self.residual.losses(x, given.real) if self.training else {}
-        x = self.residual(x, *self.residual.mixers(attend, feed, given))
-        x = self.residual.leave(self._recall("after", x, of_memory))
-        if isinstance(given.tails, HeldTails):
-            given.tails.end(x.shape[1])
-        return self.residual.close(x) if last else x, with_losses(routing, {**losses, **further}), carry
-
-    def _passes(self, given: Pass) -> tuple[Pass, Pass]:
-        """The pass for its attention and ffn, and that for its memory, each with the cache of the part."""
-        held = given.cache.parts if isinstance(given.cache, LayerCache) else {"attention": given.cache}
-        tails: Any = held.get("tails") if given.share is None else given.share.tails(given.segments)
-        given = given._replace(cache=held["attention"], tails=tails)
-        return given, given._replace(cache=held.get("memory"))
-
-    def _feed(self, h: Tensor, given: Pass, places: Tensor | None) -> tuple[Tensor, Routing | None]:
-        """The ffn of all tokens, of those at ``places``, or of the last ones that are needed: 0 for the others."""
-        if places is not None:
-            return self.ffn(h, given.at(places))
-        if (n := given.needed or h.shape[1]) >= h.shape[1]:
-            return self.ffn(h, given)
-        y, routing = self.ffn(h[:, -n:], given.of_last(n))
-        return F.pad(y, (0, 0, h.shape[1] - n, 0)), routing
-
-    def _recall(self, place: str, x: Tensor, given: Pass) -> Tensor:
-        """x with what the memory adds to it at a place."""
-        if self.memory is None or self.memory.place != place:
-            return x
-        return x + (self.memory(x, given) if given.share is None else given.share.recall(self.memory, x, given))
 
 
 class Decoder(nn.Module):

@@ -10,7 +10,8 @@ import torch
 from blockwright import registry
 from blockwright.blocks.alike import alike, signature
 from blockwright.blocks.compose import Outline, build_parts, outline
-from blockwright.blocks.decoder import LAYER_PARTS, Decoder, Layer
+from blockwright.blocks.decoder import Decoder
+from blockwright.blocks.layer import LAYER_PARTS, Layer
 from blockwright.blocks.precision import default_dtype
 from blockwright.registry import Node
 

@@ -8,7 +8,8 @@ from collections.abc import Iterator
 
 import torch
 
-from blockwright.blocks.decoder import Decoder, Layer
+from blockwright.blocks.decoder import Decoder
+from blockwright.blocks.layer import Layer
 from blockwright.registry import ConfigError
 
 

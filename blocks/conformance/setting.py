@@ -23,8 +23,9 @@ from blockwright import registry
 from blockwright.blocks.base import Block
 from blockwright.blocks.compose import compose
 from blockwright.blocks.conformance.verdict import must
-from blockwright.blocks.decoder import OPTIONAL_PARTS, Decoder
+from blockwright.blocks.decoder import Decoder
 from blockwright.blocks.input import Input, Media, is_input
+from blockwright.blocks.layer import OPTIONAL_PARTS
 from blockwright.blocks.loop.base import Loop
 from blockwright.registry import ConfigError, Node
 from blockwright.registry.catalogue import Entry, find_family

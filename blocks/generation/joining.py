@@ -11,7 +11,8 @@ from blockwright.blocks.base import Block
 from blockwright.blocks.cache.base import Cache
 from blockwright.blocks.cache.fit import caches_that_fit
 from blockwright.blocks.cache.layer import LayerCache
-from blockwright.blocks.decoder import Decoder, Layer
+from blockwright.blocks.decoder import Decoder
+from blockwright.blocks.layer import Layer
 from blockwright.registry import BlockError
 
 

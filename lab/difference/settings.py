@@ -15,7 +15,8 @@ from torch import nn
 
 from blockwright import registry
 from blockwright.blocks.compose import compose
-from blockwright.blocks.decoder import LAYER_PARTS, Decoder
+from blockwright.blocks.decoder import Decoder
+from blockwright.blocks.layer import LAYER_PARTS
 from blockwright.registry.recording import Built, recorded
 
 Settings = dict[str, Any]

@@ -15,7 +15,8 @@ from blockwright.blocks.cost import (
     growth_beyond_windows,
     idle,
 )
-from blockwright.blocks.decoder import LAYER_PARTS, Decoder
+from blockwright.blocks.decoder import Decoder
+from blockwright.blocks.layer import LAYER_PARTS
 from blockwright.blocks.memory.base import Memory
 from blockwright.blocks.sample import Sample, sample
 from blockwright.lab.drawing.boxes import Records, box, count, part

@@ -8,7 +8,8 @@ from collections.abc import Iterable
 import torch
 
 from blockwright.blocks.base import Block
-from blockwright.blocks.decoder import LAYER_PARTS, Decoder, Layer
+from blockwright.blocks.decoder import Decoder
+from blockwright.blocks.layer import LAYER_PARTS, Layer
 from blockwright.plugins.surgery.growth.base import Growth
 
 FRAME = ("embedding", "position", "norm", "head")

@@ -16,8 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from blockwright import registry
-from blockwright.blocks.decoder import LAYER_PARTS, OPTIONAL_PARTS, Decoder
+from blockwright.blocks.decoder import Decoder
 from blockwright.blocks.forward_pass import Pass
+from blockwright.blocks.layer import LAYER_PARTS, OPTIONAL_PARTS
 from blockwright.blocks.loop.base import Loop
 from blockwright.plugins.surgery.growth.base import Growth
 from blockwright.plugins.surgery.ledger import DEPTH, Ledger, Operation, measured

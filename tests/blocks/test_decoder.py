@@ -13,8 +13,9 @@ from torch.nn import functional as F
 
 from blockwright import registry
 from blockwright.blocks.compose import compose
-from blockwright.blocks.decoder import Decoder, Layer
+from blockwright.blocks.decoder import Decoder
 from blockwright.blocks.forward_pass import Pass
+from blockwright.blocks.layer import Layer
 from blockwright.blocks.mtp import MTP
 
 CONFIGS = {

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 from blockwright.registry import (
@@ -300,6 +302,20 @@ def test_resolve_gives_parameters_and_leaves_children_as_written() -> None:
 
 
 # --- plain types ------------------------------------------------------------------------------------------------------
+
+
+PLAIN = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=12,
+)
+
+
+@given(st.dictionaries(st.text(max_size=5), PLAIN, max_size=4))
+def test_plain_data_are_what_omegaconf_makes_of_them(data: dict[str, Any]) -> None:
+    assume("${" not in repr(data))
+    made = OmegaConf.to_container(OmegaConf.create(data))
+    assert repr(to_plain(data)) == repr(made)  # not ==: NaN
 
 
 def test_plain_types_come_out_of_yaml_mappings_and_omegaconf() -> None:

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from blockwright.blocks.decoder import Layer
+from blockwright.blocks.layer import Layer
 from blockwright.registry import ConfigError
 
 Recompute = Literal["none", "selective", "full"]

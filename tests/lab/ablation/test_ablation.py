@@ -280,8 +280,9 @@ LATE = ("anneal_mixture",)  # whose arms differ after more than two steps: test_
 TWO = ["trainer.max_steps=2", "trainer.val_check_interval=2"]
 PAGES = [*TWO, "scheduler.warmup=1", "callbacks.pictures.conversations=8"]
 PAGES += ["data.corpus.train=64", "data.corpus.held_out=16"]
+SKILLS = [*TWO, "callbacks.skills.samples=1"]
 # Small already, and their data fits no other model.
-OWN = {"pages": PAGES, "image_sides": PAGES, "mixers": TWO, "skills": [*TWO, "callbacks.skills.samples=1"]}
+OWN = {"pages": PAGES, "image_sides": PAGES, "mixers": TWO, "skills": SKILLS, "loops": SKILLS}
 
 
 @pytest.mark.parametrize("name", [name for name in definition.names() if name not in (*CHAINED, *LATE)])

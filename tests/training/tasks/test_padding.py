@@ -14,8 +14,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from blockwright import registry
-from blockwright.blocks.decoder import Layer
 from blockwright.blocks.kernels.documents import PADDING
+from blockwright.blocks.layer import Layer
 from blockwright.registry import ConfigError
 from blockwright.training.callbacks.qk_clip import QKClip
 from blockwright.training.data.modules.chat import ChatDataModule
