@@ -91,7 +91,7 @@ def outline(config: Any) -> Outline:
     of_layers = sum(size(layer) * len(alike[index]) for index, layer in layers.items())
     around = sum(size(part) for part in (*frame, *depths, *inputs.values(), loop) if part is not None)
     check_together(model, nodes, layers, around + of_layers)
-    check_left(model, nodes, layers, alike)
+    check_left(model, nodes, layers, alike, loop)
     check_loop(model, layers, loop)
     return Outline(model, frame, layers, alike, nodes, depths, inputs, loop)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -181,23 +182,28 @@ def _refuse_selected(model: Mapping[str, Any], nodes: Nodes, layers: Layers) -> 
                 raise ConfigError(written_at(model, "ffn", node, index), node["name"], rule, remedy)
 
 
-def check_left(model: Mapping[str, Any], nodes: Nodes, layers: Layers, alike: Mapping[int, Sequence[int]]) -> None:
+def check_left(
+    model: Mapping[str, Any], nodes: Nodes, layers: Layers, alike: Mapping[int, Sequence[int]], loop: Loop | None
+) -> None:
     """Refuse a layer that leaves something for the next one, whose feed-forward block does not add it.
 
     Args:
         alike: the index of each of ``layers`` → those of the layers that are equal to it
+        loop: after its last layer comes its first one
 
     Raises:
         ConfigError
     """
     first = {index: one for one, group in alike.items() for index in group}
-    for index in range(len(first) - 1):
-        below, above = (_ffns(layers[first[i]]) for i in (index, index + 1))
-        if any(block.leaves for block in below) and not any(block.adds_left for block in above):
-            node = nodes[first[index + 1]]["ffn"]
-            rule = f"would drop what the feed-forward block of layer {index} leaves for that of layer {index + 1}"
-            remedy = f"Give layer {index + 1} a block of the same name as layer {index}"
-            raise ConfigError(written_at(model, "ffn", node, first[index + 1]), node["name"], rule, remedy)
+    order = range(len(first)) if loop is None else loop.order(max(2, loop.visits))  # another number may be asked for
+    for index, after in pairwise(order):
+        below, above = (_ffns(layers[first[i]]) for i in (index, after))
+        keeps = index == len(first) - 1  # which adds what it would leave
+        if any(block.leaves for block in below) and not keeps and not any(block.adds_left for block in above):
+            node = nodes[first[after]]["ffn"]
+            rule = f"would drop what the feed-forward block of layer {index} leaves for that of layer {after}"
+            remedy = f"Give layer {after} a block of the same name as layer {index}"
+            raise ConfigError(written_at(model, "ffn", node, first[after]), node["name"], rule, remedy)
 
 
 def _ffns(layer: Layer) -> list[FFN]:

@@ -201,7 +201,7 @@ def walk(
     parents = (*parents, (kind, entry.name))
     for p in entry.schema.children.values():
         own = Node(given[p.name], f"{node.path}.{p.name}")
-        for inner in child_nodes(f"{kind} {entry.name!r}", p, own, scope, entry.cls.default_children.get(p.name)):
+        for inner in child_nodes(kind, entry.name, p, own, scope, entry.cls.default_children.get(p.name)):
             name = inner.value.get("name") if isinstance(inner.value, Mapping) else inner.value
             if p.child and (p.child, name) not in parents:  # build refuses such a node
                 yield from walk(p.child, inner, scope, parents)
@@ -270,7 +270,7 @@ def _build_child(
     """The child for a parameter, a list of them, or None."""
     assert p.child is not None
     default = parent.cls.default_children.get(p.name)
-    nodes = child_nodes(f"{parent.kind} {parent.name!r}", p, own, scope.nodes, default)
+    nodes = child_nodes(parent.kind, parent.name, p, own, scope.nodes, default)
     if not nodes and not p.optional and own.value == INHERIT:
         rule = f"{parent.kind} {parent.name!r} requires a block of kind {p.child!r}, and none is selected"
         family = catalogue.find_family(p.child)

@@ -26,14 +26,17 @@ class Node:
     path: str
 
 
-def child_nodes(parent: str, p: Parameter, own: Node, scope: Mapping[str, Node], default: Any = None) -> list[Node]:
+def child_nodes(
+    kind: str, name: str, p: Parameter, own: Node, scope: Mapping[str, Node], default: Any = None
+) -> list[Node]:
     """The nodes of a parameter's children: one, several for a list, empty for none.
 
     A child is looked up outward: in the block's own node; then in the scope by the parameter's name; then, unless the
-    parameter may be None, in the scope by the child's kind; last, it is the block's default.
+    parameter may be None, in the scope by the child's kind; last, it is the block's default. The default comes before
+    the scope where the child is of the block's own kind: the one in the scope is then the block itself.
 
     Args:
-        parent: kind and name of the block, for the error message
+        kind, name: of the block
         p: a parameter that takes a child
         own: its value in the block's node; ``inherit`` if absent
         scope: parameter name or kind → the node in effect
@@ -45,12 +48,12 @@ def child_nodes(parent: str, p: Parameter, own: Node, scope: Mapping[str, Node],
     if own.value is None:
         if not p.optional:
             remedy = f"Leave it out for the model's own {p.child}, or name a registered one"
-            raise ConfigError(own.path, "null", f"{parent} requires a block of kind {p.child}", remedy)
+            raise ConfigError(own.path, "null", f"{kind} {name!r} requires a block of kind {p.child}", remedy)
         return []
     if p.many and isinstance(own.value, list):
         return [Node(item, f"{own.path}.{i}") for i, item in enumerate(own.value)]
     around = scope.get(p.name) or (None if p.optional else scope.get(p.child or ""))
-    if default is not None and (around is None or around.value is None):
+    if default is not None and (around is None or around.value is None or kind == p.child):
         around = Node(default, own.path)
     if around is None or around.value is None:
         return [] if own.value == INHERIT else [own]

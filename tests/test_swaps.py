@@ -21,10 +21,6 @@ NEEDS = {  # parameters without a default, by kind or block
     "experts/latent": INSIDE,
     "experts/with_identity": INSIDE,
     "experts/with_skip": INSIDE,
-    "residual/convolved": ["model.residual.residual=prenorm"],
-    "residual/normed_embeddings": ["model.residual.residual=prenorm"],
-    "norm/divided": ["model.norm.norm=rmsnorm"],
-    "ffn/scaled": ["model.ffn.ffn=swiglu"],
 }
 KINDS = ("attention", "position", "ffn", "gating", "experts", "norm", "residual")
 ALONE = [(kind, name) for kind in KINDS for name in registry.names(kind)]

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
 import torch
 from torch import Tensor, nn
 
@@ -20,6 +23,8 @@ class Scaled(FFN):
     Args:
         ffn: the other block
     """
+
+    default_children: ClassVar[Mapping[str, Any]] = {"ffn": {"name": "swiglu"}}
 
     def __init__(self, ffn: FFN) -> None:
         super().__init__()

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
 from torch import Tensor
 
 from blockwright.blocks.norm.base import Norm
@@ -18,6 +21,8 @@ class Divided(Norm):
         norm: the other norm
         by: the divisor
     """
+
+    default_children: ClassVar[Mapping[str, Any]] = {"norm": {"name": "rmsnorm"}}
 
     def __init__(self, norm: Norm, by: Positive = 1.0) -> None:
         super().__init__()

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
 from torch import Tensor
 
 from blockwright.blocks.convolution.base import Convolution, convolved
@@ -19,12 +22,14 @@ class Convolved(Around):
     convolution inside.
 
     Args:
-        residual: connects the mixers, e.g. ``prenorm``
+        residual: connects the mixers
         attention_conv: of what the attention reads, after its norm; null for none
         attention_out_conv: of what the attention returns; null for none
         ffn_conv: of what the feed-forward block reads, after its norm; null for none
         ffn_out_conv: of what the feed-forward block returns; null for none
     """
+
+    default_children: ClassVar[Mapping[str, Any]] = {"residual": {"name": "prenorm"}}
 
     def __init__(
         self,

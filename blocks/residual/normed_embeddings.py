@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
 from torch import Tensor
 
 from blockwright.blocks.norm.base import Norm
@@ -16,9 +19,11 @@ class NormedEmbeddings(Around):
     the stream, alone has the norm.
 
     Args:
-        residual: connects the mixers, e.g. ``prenorm``
+        residual: connects the mixers
         norm: of the embeddings
     """
+
+    default_children: ClassVar[Mapping[str, Any]] = {"residual": {"name": "prenorm"}}
 
     def __init__(self, residual: Residual, norm: Norm, layer_idx: int) -> None:
         super().__init__(residual)

@@ -131,6 +131,19 @@ def test_a_layer_that_would_drop_what_is_late_is_refused(layout: str) -> None:
     assert caught.value.path == "model.variants.ffn.plain"
 
 
+def test_a_visit_that_would_drop_what_the_one_before_left_is_refused() -> None:
+    dense = {"name": "swiglu", "d_ff": 16}
+    changes = {
+        "ffn": {"name": "shortcut", "later": dense},
+        "variants": {"ffn": {"plain": dense, "now": {"later": None}}},
+    }
+    model = {"vocab_size": 61, "n_layers": 3, **changes, "loop": {"name": "cycle", "last": 1}}
+    check(preset("tiny", {**model, "layout": {"ffn": "now ffn now"}}))
+    check(preset("tiny", {**model, "loop": None, "layout": {"ffn": "plain ffn now"}}))
+    with pytest.raises(ConfigError, match="layer 1 leaves for that of layer 0"):
+        check(preset("tiny", {**model, "layout": {"ffn": "plain ffn now"}}))
+
+
 def test_a_last_layer_leaves_nothing() -> None:
     dense = {"name": "swiglu", "d_ff": 16}
     changes = {"ffn": {"name": "shortcut", "later": dense}, "variants": {"ffn": {"plain": dense}}}
