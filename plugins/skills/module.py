@@ -9,14 +9,13 @@ from blockwright.plugins.skills.skill.base import MARKS, SYMBOLS, Skill, name_of
 from blockwright.registry import register
 from blockwright.registry.errors import ConfigError
 from blockwright.registry.ranges import Count
-from blockwright.training.data.copying import FreshRows
 from blockwright.training.data.corpus import Split
-from blockwright.training.data.modules.batches import Batches, Feeding, RowDataModule
-from blockwright.training.data.order import LineBatches
+from blockwright.training.data.modules.batches import Feeding
+from blockwright.training.data.modules.fresh import FreshRowDataModule
 
 
 @register("data", "skills")
-class SkillsDataModule(RowDataModule):
+class SkillsDataModule(FreshRowDataModule):
     """Rows of questions, of which the answers alone are scored. Nothing is read, and no row is served twice.
 
     Several skills take turns, a row each, and a row begins with a mark of its skill. A row has one of the levels of
@@ -29,8 +28,8 @@ class SkillsDataModule(RowDataModule):
     """
 
     def __init__(self, feeding: Feeding, skill: list[Skill], held_out: Count = 256) -> None:
-        super().__init__(feeding)
-        self.skills, self.held_out = skill, held_out
+        super().__init__(feeding, held_out)
+        self.skills = skill
         self._check_skills()
         if (unequal := len(ids_of(self.tokenizer))) != SYMBOLS:
             rule = f"makes {unequal} tokens of the {SYMBOLS} symbols of skills, and each must be one"
@@ -51,39 +50,8 @@ class SkillsDataModule(RowDataModule):
                 remedy = f"Set data.sequence_length={needed}, or lower the difficulty"
                 raise ConfigError("data.skill", name, of, remedy)
 
-    def _prepare(self) -> None:
-        pass  # rows are made when they are served
-
-    def setup(self, stage: str | None = None) -> None:
-        """Check that the processes can share the batches.
-
-        Raises:
-            ConfigError: they cannot
-        """
-        self._listen()
-        self._begin(stage)
-
-    @property
-    def order(self) -> FreshRows:  # type: ignore[override]
-        return FreshRows(self.batch_size)
-
     def _rows(self, split: Split) -> SkillRows:
         return SkillRows(Mixed(self.skills, ids_of(self.tokenizer), self.sequence_length, self.seed), split)
 
-    def _train_rows(self) -> SkillRows:
-        return self._rows("train")
-
-    def val_dataloader(self) -> Batches:
-        return self._evaluation("val")
-
-    def test_dataloader(self) -> Batches:
-        return self._evaluation("test")
-
-    def _evaluation(self, split: Split) -> Batches:
-        line = LineBatches(self.held_out + 1, 1, self.eval_batch_size, self.eval_windows, *self._share())
-        return self._loader(self._rows(split), batch_sampler=line)
-
-    def _identity(self) -> dict[str, Any]:
-        skills = {f"skill.{name_of(skill)}": vars(skill) for skill in self.skills}
-        rows = {"sequence_length": self.sequence_length, "batch_size": self.batch_size, "seed": self.seed}
-        return {**{name: dict(settings) for name, settings in skills.items()}, **rows}
+    def _made_by(self) -> dict[str, Any]:
+        return {f"skill.{name_of(skill)}": dict(vars(skill)) for skill in self.skills}

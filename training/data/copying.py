@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,24 +13,6 @@ from blockwright.blocks.kernels.cross_entropy import IGNORED
 from blockwright.training.data.corpus import SPLITS, Split
 from blockwright.training.data.order import PADDING
 from blockwright.training.data.packing import Ints
-
-EPOCH = 1000  # batches that the trainer calls an epoch; rows are never drawn twice
-
-
-@dataclass(frozen=True)
-class FreshRows:
-    """The order of rows that are drawn, not stored: batch b has the rows b·B to (b + 1)·B − 1, over all epochs.
-
-    Args:
-        batch_size: B, rows of a global batch
-    """
-
-    batch_size: int
-    n_batches: int = EPOCH
-
-    def batches(self, first: int, last: int) -> Iterator[tuple[int, Ints]]:
-        """As ``Order.batches``."""
-        return ((1, np.arange(b * self.batch_size, (b + 1) * self.batch_size)) for b in range(first, last))
 
 
 @dataclass(frozen=True)

@@ -10,16 +10,16 @@ from annotated_types import Ge, Le
 from blockwright.registry import register
 from blockwright.registry.errors import ConfigError
 from blockwright.registry.ranges import Count
-from blockwright.training.data.copying import CopyRows, FreshRows, Strings
+from blockwright.training.data.copying import CopyRows, Strings
 from blockwright.training.data.corpus import Split
-from blockwright.training.data.modules.batches import Batches, Feeding, RowDataModule
-from blockwright.training.data.order import LineBatches
+from blockwright.training.data.modules.batches import Feeding
+from blockwright.training.data.modules.fresh import FreshRowDataModule
 
 LETTERS = "".join(map(chr, range(ord("!"), ord("~") + 1)))  # 94 characters of one byte
 
 
 @register("data", "copying")
-class CopyingDataModule(RowDataModule):
+class CopyingDataModule(FreshRowDataModule):
     """Rows of a random string again and again; its repetitions are scored (training/data/copying.py).
 
     With ``shortest`` = ``longest`` a model may copy from a fixed distance, which one layer learns; with a range it has
@@ -41,8 +41,8 @@ class CopyingDataModule(RowDataModule):
         longest: Count = 32,
         held_out: Count = 128,
     ) -> None:
-        super().__init__(feeding)
-        self.letters, self.shortest, self.longest, self.held_out = LETTERS[:symbols], shortest, longest, held_out
+        super().__init__(feeding, held_out)
+        self.letters, self.shortest, self.longest = LETTERS[:symbols], shortest, longest
         if longest < shortest:
             raise ConfigError("data.longest", longest, f"must be at least shortest ({shortest})", "Raise it")
         if longest >= self.sequence_length:
@@ -58,38 +58,8 @@ class CopyingDataModule(RowDataModule):
             self.tokenizer.fit([self.letters])
         return np.unique(self.tokenizer.encode(self.letters)).astype(np.int64)
 
-    def _prepare(self) -> None:
-        pass  # rows are drawn when they are served
-
-    def setup(self, stage: str | None = None) -> None:
-        """Check that the processes can share the batches.
-
-        Raises:
-            ConfigError: they cannot
-        """
-        self._listen()
-        self._begin(stage)
-
-    @property
-    def order(self) -> FreshRows:  # type: ignore[override]
-        return FreshRows(self.batch_size)
-
     def _rows(self, split: Split) -> CopyRows:
         return CopyRows(Strings(self._ids(), self.sequence_length, self.shortest, self.longest, self.seed), split)
 
-    def _train_rows(self) -> CopyRows:
-        return self._rows("train")
-
-    def val_dataloader(self) -> Batches:
-        return self._evaluation("val")
-
-    def test_dataloader(self) -> Batches:
-        return self._evaluation("test")
-
-    def _evaluation(self, split: Split) -> Batches:
-        line = LineBatches(self.held_out + 1, 1, self.eval_batch_size, self.eval_windows, *self._share())
-        return self._loader(self._rows(split), batch_sampler=line)
-
-    def _identity(self) -> dict[str, Any]:
-        strings = {"symbols": len(self.letters), "shortest": self.shortest, "longest": self.longest}
-        return {**strings, "sequence_length": self.sequence_length, "batch_size": self.batch_size, "seed": self.seed}
+    def _made_by(self) -> dict[str, Any]:
+        return {"symbols": len(self.letters), "shortest": self.shortest, "longest": self.longest}
