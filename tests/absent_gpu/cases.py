@@ -44,6 +44,11 @@ def block_names() -> list[str]:
     return ["/".join(f) for f in found if registry.lookup(*f).cls.__module__.startswith("blockwright.blocks.")]
 
 
+def compiled_names() -> list[str]:
+    """The same without tables of rows: the compiler asks the device for memory to trace a sparse gradient."""
+    return [name for name in block_names() if not name.startswith("memory/")]
+
+
 def block(name: str) -> dict[str, Any]:
     """A decoder of one layer that holds a block, with its options on."""
     setting = Setting(*name.split("/"))
@@ -114,7 +119,7 @@ CODED = {
 NAMES: dict[str, Callable[[], Iterable[str]]] = {  # check → what it tries
     "block": block_names,
     "preset": presets.names,
-    "compiled": block_names,
+    "compiled": compiled_names,
     "compiled_preset": presets.names,
     "attention": lambda: ATTENTIONS,
     "coded": lambda: CODED,

@@ -17,7 +17,8 @@ SECTIONS = {  # check → heading, and what its cells say
     "preset": ("Steps of presets", "The same of each kind of layer of a preset, at its own widths."),
     "compiled": (
         "Compiled blocks",
-        "That layer compiled without a graph break, forward and backward: kernels · most shared memory · most spilled.",
+        "That layer compiled without a graph break, forward and backward: kernels · most shared memory · most spilled. "
+        "Memories by token are left out: the compiler asks the device for memory to trace a sparse gradient.",
     ),
     "compiled_preset": ("Compiled presets", "Each kind of layer of a preset compiled: the same figures."),
     "attention": ("FlexAttention", "Its kernels, forward and backward, by what forms the scores: the same figures."),
