@@ -66,6 +66,13 @@ STRATEGIES: dict[str, tuple[int, Any]] = {
     "all": (4, {"tensor": 2, "context": 2}),
 }
 STREAMS = MEMORY.replace("residual: prenorm", "residual: mhc")  # whose scales begin with gradients of noise
+# Memory, convolutions and a loop, whose second visit recalls and convolves again.
+TOGETHER = MEMORY.replace("n_kv_heads: 2}", "n_kv_heads: 2, key_conv: canon, value_conv: {name: canon, taps: 3}}") + (
+    "loop: {name: cycle, first: 1, visits: 2, entry: normed}\n"
+)
+TOGETHER = TOGETHER.replace(
+    "residual: prenorm", "residual: {name: convolved, attention_conv: canon, ffn_out_conv: canon}"
+)
 CASES: dict[str, dict[str, Any]] = {
     "descent": {"model": STREAMS, "optimizer": Descent(), "steps": 3},
     "packed, recomputed": {
@@ -77,10 +84,11 @@ CASES: dict[str, dict[str, Any]] = {
         "task": {"activation_checkpointing": "full"},
     },
     "adam": {"model": MEMORY, "optimizer": AdamW(lr=3e-3), "steps": 3},
+    "together": {"model": TOGETHER, "optimizer": Descent(), "steps": 3, "packed": True},
 }
 TWO = [("ddp", "descent"), ("fsdp", "packed, recomputed"), ("fsdp", "adam"), ("tp", "descent")]
-TWO += [("context", "packed, recomputed")]
-FOUR = [("copies", "packed, recomputed"), ("copies", "adam"), ("all", "descent")]
+TWO += [("context", "packed, recomputed"), ("fsdp", "together"), ("context", "together")]
+FOUR = [("copies", "packed, recomputed"), ("copies", "adam"), ("all", "descent"), ("all", "together")]
 HALF = {"optimizer": AdamW(lr=1e-3), "steps": 2}
 REST = {"optimizer": AdamW(lr=1e-3), "steps": 4}
 
