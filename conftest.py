@@ -237,6 +237,10 @@ def _in_double(model: nn.Module, decoder: Decoder, monkeypatch: pytest.MonkeyPat
         if hasattr(module, "scalar_embed_scale"):
             module.embed_scale = torch.tensor(module.scalar_embed_scale, dtype=torch.float64)
     for router in (m for m in model.modules() if type(m).__name__.endswith("Router")):  # ours is always single
+        if type(router).__name__ == "Gemma4TextRouter":  # but for the norm that it reads through
+            router.proj.float().register_forward_pre_hook(lambda module, inputs: (inputs[0].float(),))
+            router.per_expert_scale.data = router.per_expert_scale.float()
+            continue
         router.float().register_forward_pre_hook(lambda module, inputs: (inputs[0].float(), *inputs[1:]))
         if type(router).__name__ == "NemotronHTopkRouter":  # in whose precision its experts would add up
             router.register_forward_hook(lambda module, inputs, out: (out[0], out[1].double(), out[2]))

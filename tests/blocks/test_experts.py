@@ -62,11 +62,16 @@ def situ(block: Any, e: int, x: Tensor) -> Tensor:
     return block.down[e] @ (gate * block.linear_bound * torch.tanh(up / block.linear_bound))
 
 
+def geglu(block: Any, e: int, x: Tensor) -> Tensor:
+    gate, up = (block.gate_up[e] @ x).chunk(2)
+    return block.down[e] @ (0.5 * gate * (1 + torch.tanh((2 / torch.pi) ** 0.5 * (gate + 0.044715 * gate**3))) * up)
+
+
 def relu2(block: Any, e: int, x: Tensor) -> Tensor:
     return block.down[e] @ F.relu(block.up[e] @ x).square()
 
 
-FORMULAS = {f.__name__: f for f in (swiglu, clamped_swiglu, bounded_swiglu, situ, relu2)}
+FORMULAS = {f.__name__: f for f in (swiglu, clamped_swiglu, bounded_swiglu, situ, geglu, relu2)}
 
 
 def token_by_token(name: str, block: Any, x: Tensor, route: Routing) -> Tensor:

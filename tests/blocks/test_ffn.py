@@ -8,12 +8,13 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from blockwright import registry
 from blockwright.blocks.ffn.base import FFN, rounded_width
 from blockwright.blocks.forward_pass import Pass
+from blockwright.blocks.gating.base import Gating
 from blockwright.blocks.situ import situ_glu
 from blockwright.registry import ConfigError
 
@@ -44,7 +45,8 @@ def test_each_token_is_transformed_by_itself(make: Callable[..., FFN], name: str
     ffn, x = make(name), tokens()
     y, _ = ffn(x)
     assert y.shape == x.shape
-    tolerance = {"rtol": 0, "atol": 1e-6 if name == "moe" else 1e-12}  # routers are single precision
+    routes = any(isinstance(block, Gating) for block in ffn.modules())
+    tolerance = {"rtol": 0, "atol": 1e-6 if routes else 1e-12}  # routers are single precision
     torch.testing.assert_close(ffn(x[1:2, 5:6])[0], y[1:2, 5:6], **tolerance)
     shuffle = torch.randperm(21)
     torch.testing.assert_close(ffn(x[:, shuffle])[0], y[:, shuffle], **tolerance)
@@ -233,3 +235,59 @@ def test_xielu_is_two_curves_around_a_slope_of_a_half(make: Callable[..., FFN]) 
         ffn.reset_parameters()
     curves = F.softplus(ffn.positive), 0.5 + F.softplus(ffn.negative)
     torch.testing.assert_close(torch.stack(curves).flatten(), torch.full((2,), 0.8, dtype=torch.float64))
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 2e-5), (torch.float64, 1e-10)], ids=str)
+def test_experts_beside_a_dense_network_are_those_of_gemma4(
+    make: Callable[..., FFN], dtype: torch.dtype, tolerance: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from transformers import Gemma4TextConfig
+    from transformers.models.gemma4.modeling_gemma4 import Gemma4RMSNorm, Gemma4TextDecoderLayer
+
+    def normed(norm: Any, x: Tensor) -> Tensor:  # theirs computes in fp32
+        y = x * torch.rsqrt(x.square().mean(-1, keepdim=True) + norm.eps)
+        return y * norm.weight if norm.with_scale else y
+
+    monkeypatch.setattr(Gemma4RMSNorm, "forward", normed)
+    sizes = {"hidden_size": 48, "intermediate_size": 20, "hidden_size_per_layer_input": 0}
+    experts = {"enable_moe_block": True, "num_experts": 7, "top_k_experts": 3, "moe_intermediate_size": 13}
+    config = Gemma4TextConfig(**sizes, **experts, num_hidden_layers=2, attn_implementation="eager")
+    theirs = Gemma4TextDecoderLayer(config, 0).to(dtype)
+    for parameter in theirs.parameters():
+        nn.init.normal_(parameter, std=0.3)
+    for norm in (m for m in theirs.modules() if getattr(m, "with_scale", False)):
+        nn.init.normal_(norm.weight, 1.0, 0.3)
+    router: Any = theirs.router  # ours is single behind its norm
+    router.proj.float().register_forward_pre_hook(lambda module, given: (given[0].float(),))
+    router.per_expert_scale.data = router.per_expert_scale.float()
+    inside = {"name": "moe", "n_experts": 7, "expert_norm": "rmsnorm"}
+    node = {"name": "side_by_side", "dense": {"name": "geglu", "d_ff": 20}, "sparse": inside}
+    around = {"gating": {"name": "normed_softmax", "top_k": 3}, "experts": {"name": "geglu", "d_ff": 13}}
+    ours: Any = make(node, dtype, around={**around, "norm": "rmsnorm"})
+    pairs = [
+        *((getattr(ours.dense, name), getattr(theirs.mlp, f"{name}_proj")) for name in ("gate", "up", "down")),
+        (ours.dense_norm, theirs.pre_feedforward_layernorm),
+        (ours.dense_out_norm, theirs.post_feedforward_layernorm_1),
+        (ours.sparse.expert_norm, theirs.pre_feedforward_layernorm_2),
+        (ours.sparse_out_norm, theirs.post_feedforward_layernorm_2),
+    ]
+    weights = [(a.weight, b.weight) for a, b in pairs]
+    weights += [(ours.sparse.gating.weight, router.proj.weight), (ours.sparse.gating.norm.weight, router.scale)]
+    weights += [(ours.sparse.gating.gain, router.per_expert_scale)]
+    weights += [(ours.sparse.experts.gate_up, theirs.experts.gate_up_proj)]
+    weights += [(ours.sparse.experts.down, theirs.experts.down_proj)]
+    for own, other in weights:
+        own.data.copy_(other)
+    x = torch.randn(2, 19, 48, generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(dtype)
+    # Their layer adds what is tested to the stream: without attention, and without the norm of the sum.
+    nn.init.zeros_(theirs.self_attn.o_proj.weight)
+    theirs.post_feedforward_layernorm = nn.Identity()
+    angles = (torch.ones(1, 19, 256, dtype=dtype), torch.zeros(1, 19, 256, dtype=dtype))
+    right = theirs(x, shared_kv_states={}, position_embeddings=angles, position_ids=torch.arange(19)[None]) - x
+    found = ours(x)[0]
+    torch.testing.assert_close(found, right, rtol=0, atol=tolerance)
+    weigh = torch.randn_like(right)
+    (right * weigh).sum().backward()
+    (found * weigh).sum().backward()
+    for own, other in weights:
+        torch.testing.assert_close(own.grad, other.grad.to(own.grad.dtype), rtol=1e-4, atol=100 * tolerance)

@@ -1,7 +1,8 @@
 """Gemma 4, text: keys and values shared by the upper layers, embeddings for each layer, full layers of other heads.
 
-Read from checkpoints of text models (``gemma4_text``); those of ``gemma4``, with towers, are not, nor mixtures of
-experts (26B-A4B). Released files have keys and values of borrowing layers too, which nothing reads; they are skipped.
+Read from checkpoints of text models (``gemma4_text``), dense or with experts beside the dense network (26B-A4B); those
+of ``gemma4``, with towers, are not. Released files have keys and values of borrowing layers too, which nothing reads;
+they are skipped.
 """
 
 from typing import Any
@@ -26,12 +27,10 @@ from blockwright.plugins.hub.llama_like import (
     QK_NORM,
     SIZES,
     SLIDING,
-    WIDTH,
     read_types,
     tied,
 )
 from blockwright.plugins.hub.names import Form, Row, one_of
-from blockwright.plugins.hub.places import show
 from blockwright.plugins.hub.rope import Habits, parameters
 
 HABITS = {FULL: Habits("half_split", theta=1e6, fraction=0.25), SLIDING: Habits("half_split", theta=1e4)}
@@ -140,9 +139,37 @@ def _read_width(config: Config, model: dict[str, Any]) -> None:
 
 
 def _write_width(decoder: Decoder, config: dict[str, Any]) -> None:
-    config["use_double_wide_mlp"] = show(decoder, "first.ffn.gate").out_features != (
-        decoder.layers[-1].ffn.gate.out_features  # type: ignore[union-attr]
-    )
+    config["use_double_wide_mlp"] = _width(decoder, 0) != _width(decoder, -1)
+
+
+def _width(decoder: Decoder, index: int = 0) -> int:
+    """Of a layer's dense network."""
+    ffn: Any = decoder.layers[index].ffn
+    return getattr(ffn, "dense", ffn).gate.out_features
+
+
+def _read_experts(config: Config, model: dict[str, Any]) -> None:
+    """Experts beside the dense network, which read the stream before its norm."""
+    if not config.take("enable_moe_block", kind=bool, default=False):
+        for key in ("num_experts", "top_k_experts", "moe_intermediate_size"):
+            config.take(key, default=None)
+        return
+    if "ffn" in model["layout"]:
+        raise refusal("use_double_wide_mlp", True, "is not supported beside experts", "Correct config.json")
+    sparse = {"name": "moe", "n_experts": config.take("num_experts", kind=int), "expert_norm": dict(model["norm"])}
+    model["ffn"] = {"name": "side_by_side", "dense": model["ffn"], "sparse": sparse}
+    model["gating"] = {"name": "normed_softmax", "top_k": config.take("top_k_experts", kind=int)}
+    model["experts"] = {"name": "geglu", "d_ff": config.take("moe_intermediate_size", kind=int)}
+    model["residual"] = {**model["residual"], "ffn_norm": "none"}
+
+
+def _write_experts(decoder: Decoder, config: dict[str, Any]) -> None:
+    ffn: Any = decoder.layers[0].ffn
+    sparse: Any = getattr(ffn, "sparse", None)
+    config["enable_moe_block"] = sparse is not None
+    if sparse is not None:
+        config |= {"num_experts": sparse.experts.n_experts, "top_k_experts": sparse.gating.top_k}
+        config["moe_intermediate_size"] = sparse.experts.down.shape[2]
 
 
 def _read_memory(config: Config, model: dict[str, Any]) -> None:
@@ -195,6 +222,20 @@ MEMORY = (
     Row("layers.{i}.memory.output_norm.weight", LAYER + "post_per_layer_input_norm.weight"),
 )
 
+DENSE, SPARSE = "layers.{i}.ffn.dense", "layers.{i}.ffn.sparse."
+EXPERTS = (
+    *(Row(f"{DENSE}.{m}.weight", f"{LAYER}mlp.{m}_proj.weight") for m in ("gate", "up", "down")),
+    Row(f"{DENSE}_norm.weight", LAYER + "pre_feedforward_layernorm.weight"),
+    Row(f"{DENSE}_out_norm.weight", LAYER + "post_feedforward_layernorm_1.weight"),
+    Row(SPARSE + "expert_norm.weight", LAYER + "pre_feedforward_layernorm_2.weight"),
+    Row("layers.{i}.ffn.sparse_out_norm.weight", LAYER + "post_feedforward_layernorm_2.weight"),
+    Row(SPARSE + "gating.weight", LAYER + "router.proj.weight"),
+    Row(SPARSE + "gating.norm.weight", LAYER + "router.scale"),
+    Row(SPARSE + "gating.gain", LAYER + "router.per_expert_scale"),
+    Row(SPARSE + "experts.gate_up", LAYER + "experts.gate_up_proj"),
+    Row(SPARSE + "experts.down", LAYER + "experts.down_proj"),
+)
+
 GEMMA4 = Family(
     model_type="gemma4_text",
     architecture="Gemma4ForCausalLM",
@@ -206,17 +247,17 @@ GEMMA4 = Family(
         "scale_embeddings": True,
     },
     settings=(
-        *(*SIZES, *GIVEN_HEADS, WIDTH, EPS, GELU_TANH, tied(True)),
+        *(*SIZES, *GIVEN_HEADS, Key("intermediate_size", "ffn.d_ff", _width), EPS, GELU_TANH, tied(True)),
         Part(_read_attention, _write_attention),
         Part(_read_width, _write_width),
+        Part(_read_experts, _write_experts),
         Part(_read_memory, _write_memory),
         Key("final_logit_softcapping", "logit_softcap", lambda decoder: decoder.config["logit_softcap"], float, None),
         Fixed("attention_bias", False),
         Fixed("use_bidirectional_attention", None, also=("vision",)),
-        Fixed("enable_moe_block", False),
     ),
     names=(
-        *(*FRAME, *NORM_ROWS, *ATTENTION, *QK_NORM, *GATED_FFN, *MEMORY),
+        *(*FRAME, *NORM_ROWS, *ATTENTION, *QK_NORM, *GATED_FFN, *EXPERTS, *MEMORY),
         Row("layers.{i}.residual.scale", LAYER + "layer_scalar"),
     ),
     left_out=(r"model\.layers\.\d+\.self_attn\.(k_proj|v_proj|k_norm|v_norm)\.weight",),

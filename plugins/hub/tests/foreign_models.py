@@ -133,6 +133,12 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         {**GEMMA4, "hidden_size_per_layer_input": 0, "attention_k_eq_v": True, "global_head_dim": 20}
         | {"num_global_key_value_heads": 3},
     ),
+    "gemma4_text experts": (
+        "Gemma4Text",
+        {**GEMMA4, "hidden_size_per_layer_input": 0, "attention_k_eq_v": True, "global_head_dim": 20}
+        | {"num_global_key_value_heads": 3, "enable_moe_block": True, "num_experts": 5, "top_k_experts": 2}
+        | {"moe_intermediate_size": 13},
+    ),
     "glm4_moe": ("Glm4Moe", {**HEADS, **MIXTURE, **ROPE, **GROUPS, "attention_bias": True, "use_qk_norm": True}),
     "glm4_moe air": (
         "Glm4Moe",

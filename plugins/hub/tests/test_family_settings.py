@@ -53,7 +53,9 @@ YARN = {"rope_type": "yarn", "rope_theta": 500.0, "factor": 8.0}
         ("gemma3_text", "rope_parameters", SLOW),
         ("gemma3_text", "rope_parameters.full_attention.rope_type", {"full_attention": {"rope_type": "longrope"}}),
         ("gemma3_text", "rope_scaling", "linear"),
-        ("gemma4_text", "enable_moe_block", True),
+        ("gemma4_text", "enable_moe_block", 1),
+        ("gemma4_text experts", "num_experts", None),
+        ("gemma4_text experts", "use_double_wide_mlp", True),
         ("gemma4_text", "use_bidirectional_attention", "all"),
         ("gemma4_text", "num_kv_shared_layers", 3),  # which leaves no full layer with keys of its own
         ("gemma4_text", "num_kv_shared_layers", -1),

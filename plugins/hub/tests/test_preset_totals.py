@@ -65,6 +65,15 @@ TOTALS: dict[str, tuple[int, str, dict[str, Any]]] = {
         | {"hidden_size_per_layer_input": 0, "sliding_window": 1024, "max_position_embeddings": 262144}
         | {"layer_types": pattern(5, 10)},
     ),
+    "gemma4_26b_a4b": (
+        25_233_141_760,
+        "Gemma4",
+        {**GEMMA4, "hidden_size": 2816, "intermediate_size": 2112, "num_hidden_layers": 30, "num_attention_heads": 16}
+        | {"num_key_value_heads": 8, "attention_k_eq_v": True, "num_global_key_value_heads": 2}
+        | {"hidden_size_per_layer_input": 0, "sliding_window": 1024, "max_position_embeddings": 262144}
+        | {"enable_moe_block": True, "num_experts": 128, "top_k_experts": 8, "moe_intermediate_size": 704}
+        | {"layer_types": pattern(5, 5)},
+    ),
     "glm4_5_air": (106_852_245_504, "Glm4Moe", {"attention_bias": True, "head_dim": 128}),
     "deepseek_v3_2": (671_877_929_216, "DeepseekV32", {}),
     "deepseek_v4_flash": (284_332_230_231, "DeepseekV4", {"compress_ratios": [0, 0, *[4, 128] * 20, 4]}),

@@ -425,6 +425,7 @@ GEMMA_4_E = {
 SHORT = {
     "gemma3_27b": {"attention": "attention*3 full"},
     "gemma4_31b": {"attention": "attention*3 full"},
+    "gemma4_26b_a4b": {"attention": "attention*3 full"},
     "gemma4_e2b": GEMMA_4_E,
     "gemma4_e4b": GEMMA_4_E,
     "deepseek_v4_flash": {"attention": "near*2 attention hca", "gating": "hash*3 gating"},
