@@ -21,7 +21,7 @@ class Scaled(FFN):
     Inkling (Thinking Machines 2026), in its dense layers. g starts at 1.
 
     Args:
-        ffn: the other block
+        ffn: the other block; ``swiglu`` if none is named
     """
 
     default_children: ClassVar[Mapping[str, Any]] = {"ffn": {"name": "swiglu"}}

@@ -21,8 +21,8 @@ class SideBySide(FFN):
     ``expert_norm``, ``gating=normed_softmax``). Shared experts of ``moe`` have no norms of their own.
 
     Args:
-        dense: reads all tokens; it routes none
-        sparse: beside it
+        dense: reads all tokens and routes none; ``geglu`` if none is named
+        sparse: beside it; ``moe`` if none is named
         dense_norm: of what ``dense`` reads
         dense_out_norm: of what it returns
         sparse_out_norm: of what ``sparse`` returns

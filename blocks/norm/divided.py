@@ -18,7 +18,7 @@ class Divided(Norm):
     their kind outward: where the model's is this one, others are named (``residual.attention_norm``, …).
 
     Args:
-        norm: the other norm
+        norm: the other norm; ``rmsnorm`` if none is named
         by: the divisor
     """
 

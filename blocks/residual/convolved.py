@@ -22,7 +22,7 @@ class Convolved(Around):
     convolution inside.
 
     Args:
-        residual: connects the mixers
+        residual: connects the mixers; ``prenorm`` if none is named
         attention_conv: of what the attention reads, after its norm; null for none
         attention_out_conv: of what the attention returns; null for none
         ffn_conv: of what the feed-forward block reads, after its norm; null for none

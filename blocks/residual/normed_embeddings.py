@@ -19,7 +19,7 @@ class NormedEmbeddings(Around):
     the stream, alone has the norm.
 
     Args:
-        residual: connects the mixers
+        residual: connects the mixers; ``prenorm`` if none is named
         norm: of the embeddings
     """
 

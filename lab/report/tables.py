@@ -109,7 +109,7 @@ def differences(findings: Findings) -> Table | None:
         last = (words.plain(noise.get(f.name), 4),) if noise else ()
         rows.append(row(f.name, *(_seed_cell(f, seed, findings) for seed in seeds), *last))
     others = " or ".join(dict.fromkeys(f.against for f in findings.others)) or findings.baseline.name
-    of = f" in {findings.sweep.unit}" if findings.sweep.unit else ""
+    of = f" {words.in_unit(findings.sweep.unit)}" if findings.sweep.unit else ""
     note = f"{findings.sweep.metric}{of}, in brackets its difference to that seed of {others}. Each leads to its run."
     if noise:
         note += (
@@ -181,10 +181,10 @@ def tuning(findings: Findings) -> Table | None:
         used = "–" if each.used is None else f"{each.used:.3g}"
         within = "–" if excess is None else words.plain(excess, words.decimals(excess))
         rows.append(row(f.name, each.name, str(len(each.tries)), *ends, best, used, within))
-    of = f", in {findings.sweep.unit}" if findings.sweep.unit else ""
+    of = f", {words.in_unit(findings.sweep.unit)}" if findings.sweep.unit else ""
     note = (
         "Best: the vertex of the curve through the tries around the best one, over octaves. Tuned to within: the "
-        f"expected loss above that at the best value{of}, from the noise of the tries."
+        f"expected excess over the best value, or shortfall{of}, from the noise of the tries."
     )
     return Table("Tuning", columns, tuple(rows), frozenset(columns[2:]), note=note)
 

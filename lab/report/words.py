@@ -24,9 +24,14 @@ def headed(name: str, sweep: Sweep) -> str:
     return f"{name} {ARROWS[better]}".rstrip()
 
 
+def in_unit(unit: str) -> str:
+    """The unit of a figure in a sentence: in nats, as a share of answers."""
+    return f"as a share {unit}" if unit.startswith("of ") else f"in {unit}"
+
+
 def legend(names: Sequence[str], sweep: Sweep) -> str:
     """What the arrows over columns mean, and the units of the figures under them."""
-    units = [f"{name} in {unit}" for name in dict.fromkeys(names) if (unit := sweep.unit_of(name))]
+    units = [f"{name} {in_unit(unit)}" for name in dict.fromkeys(names) if (unit := sweep.unit_of(name))]
     return f"↓: less is better, ↑: more is better{''.join(f'; {each}' for each in units)}."
 
 
