@@ -60,7 +60,8 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, int, int]:
 MEASURE = """
 import sys
 from pathlib import Path
-import registry, torch
+import torch
+from blockwright import registry
 registry.load()
 import safetensors.torch
 from blockwright.plugins.hub.importing import import_folder
