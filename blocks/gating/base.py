@@ -115,7 +115,7 @@ class Gating(KeepsDtype, Block):
 
 
 class LinearGating(Gating):
-    """Gates with a learned router: logits = W x (+ b). Subclasses turn logits into ``choose``.
+    """Gates with a learned router: logits = W read(x) (+ b). Subclasses turn logits into ``choose``.
 
     The router computes in fp32 whatever the model's precision.
     """
@@ -128,6 +128,10 @@ class LinearGating(Gating):
         self.weight = nn.Parameter(torch.empty(n_experts, d_model))
         self.logit_bias = nn.Parameter(torch.empty(n_experts)) if bias else None
         self._chooses_among = "real" in inspect.signature(type(self).choose).parameters
+
+    def read(self, x: Tensor) -> Tensor:
+        """What the router reads of x [B,T,D], of the same shape; by default x itself."""
+        return x
 
     def choose(self, logits: Tensor, experts: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """Router logits [T,E] → experts [T,k], weights [T,k], affinities [T,E]; fp32 in, fp32 out.
@@ -157,7 +161,7 @@ class LinearGating(Gating):
         device = "cpu" if x.is_meta else x.device.type  # autocast does not know the meta device
         with torch.autocast(device, enabled=False):
             bias = None if self.logit_bias is None else self.logit_bias.float()
-            logits = full_linear(x.flatten(0, -2).float(), self.weight.float(), bias)
+            logits = full_linear(self.read(x).flatten(0, -2).float(), self.weight.float(), bias)
             if experts is None:
                 among = {"real": real.flatten()} if self._chooses_among and real is not None else {}
                 experts, weights, probs = self.choose(logits, **among)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from blockwright.blocks.balance.base import Balance
 from blockwright.blocks.base import Placement
-from blockwright.blocks.gating.base import LinearGating, Routing, highest
+from blockwright.blocks.gating.base import LinearGating, highest
 from blockwright.blocks.norm.base import Norm
 from blockwright.blocks.precision import at_least_fp32
 from blockwright.registry import register
@@ -40,14 +40,8 @@ class NormedSoftmax(LinearGating):
     def child_context(cls, child: str, known: Mapping[str, Any]) -> Mapping[str, Any]:
         return {**super().child_context(child, known), "dim": known["d_model"]}
 
-    def forward(
-        self,
-        x: Tensor,
-        tokens: Tensor | None = None,
-        experts: Tensor | None = None,
-        real: Tensor | None = None,
-    ) -> Routing:
-        return super().forward(self.norm(at_least_fp32(x)) * x.shape[-1] ** -0.5, tokens, experts, real)
+    def read(self, x: Tensor) -> Tensor:
+        return self.norm(at_least_fp32(x)) * x.shape[-1] ** -0.5
 
     def choose(self, logits: Tensor, experts: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         probs = logits.softmax(-1)
