@@ -28,6 +28,7 @@ def validate_by_steps(trainer: L.Trainer, step: int) -> None:
 
     An interval in steps is not a fixed number of batches, since the last step of an epoch may have fewer. With
     ``check_val_every_n_epoch`` the interval counts from the start of the epoch; a fraction is a fraction of its steps.
+    Without either, nothing is validated before the end: Lightning turns the interval ``None`` into one epoch, 1.0.
 
     Args:
         trainer: at the start of a batch, or of training
@@ -48,5 +49,7 @@ def validate_by_steps(trainer: L.Trainer, step: int) -> None:
             rule = f"counts optimizer steps within an epoch, and an epoch has {steps}"
             remedy = "Lower it, or write trainer.check_val_every_n_epoch=null to count over the whole run"
             raise ConfigError("trainer.val_check_interval", interval, rule, remedy)
+    elif not isinstance(interval, int):
+        interval = NEVER
     due = not loop._should_accumulate() and step > 0 and step % interval == 0
     trainer.val_check_batch = 1 if due else NEVER

@@ -38,7 +38,7 @@ class Steps(L.Callback):
 def steps(tiny: Callable[..., dict[str, Any]], tmp_path: Path) -> Callable[..., Steps]:
     """Trains on epochs of five batches."""
 
-    def train(interval: int | float, ckpt_path: Path | None = None, save: Path | None = None, **settings: Any) -> Steps:
+    def train(interval: int | float | None, ckpt_path: Path | None = None, save: Path | None = None, **settings: Any) -> Steps:
         seen, tokens = Steps(), torch.arange(13)[None]
         place = torch.arange(12)[None]
         batch = {"tokens": tokens[:, :-1], "targets": tokens[:, 1:], "positions": place, "n_bytes": torch.tensor([12])}
@@ -85,3 +85,8 @@ def test_interval_that_no_epoch_reaches_is_refused(steps: Callable[..., Steps]) 
 def test_without_accumulation_steps_are_batches(steps: Callable[..., Steps]) -> None:
     seen = steps(2, max_steps=6, accumulate_grad_batches=1)
     assert seen.validated == [2, 4, 6] and seen.logged == [2, 4, 6]
+
+
+@pytest.mark.parametrize("accumulated", [1, 2])
+def test_no_interval_means_no_validation_while_training(steps: Callable[..., Steps], accumulated: int) -> None:
+    assert steps(None, max_steps=6, accumulate_grad_batches=accumulated).validated == []
