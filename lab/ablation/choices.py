@@ -9,7 +9,7 @@ from blockwright.registry import ConfigError
 
 SEQUENTIAL = ("until", "looks", "spend", "hours")
 REPLACES = {  # key of the command line → keys of the file that it takes the place of
-    "lr": ("tune",),
+    "lr": ("tune", "tuned_by"),
     "tune": ("lr",),
     "seeds": ("see", "pairs", *SEQUENTIAL),
     "see": ("seeds", *SEQUENTIAL),
@@ -20,7 +20,9 @@ CONTRADICT = (("lr", "tune"), ("seeds", "see"), ("seeds", "until"), ("seeds", "h
 
 def replaced(written: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
     """The settings of a file, changed by those of the command line."""
-    gone = {key for change in changes for key in REPLACES.get(change, ())} - changes.keys()
+    gone = {key for change in changes for key in REPLACES.get(change, ())}
+    gone |= {"tuned_by"} if changes.get("tune", ...) is None else set()
+    gone -= changes.keys()
     return {**{key: value for key, value in written.items() if key not in gone}, **changes}
 
 
@@ -42,9 +44,9 @@ def _faults(chosen: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
         if one in chosen and other in chosen:
             what = "which rate" if one == "lr" else "how many seeds"
             yield other, f"says {what}, and so does {one}", f"Leave out {one} or {other}"
-    for key, needed in {"looks": "until", "spend": "until", "pairs": "see"}.items():
+    for key, needed in {"looks": "until", "spend": "until", "pairs": "see", "tuned_by": "tune"}.items():
         if key in chosen and needed not in chosen:
-            example = {"until": "until: verdict", "see": "see: 0.01"}[needed]
+            example = {"until": "until: verdict", "see": "see: 0.01", "tune": "tune: 5"}[needed]
             yield key, f"has no use without {needed}", f"Write {example} too, or leave out {key}"
     if isinstance(rates := chosen.get("lr"), list | tuple) and len(rates) > 1:
         for key in ("see", "until", "hours"):

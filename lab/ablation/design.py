@@ -17,7 +17,7 @@ from blockwright.lab.ablation import amount
 from blockwright.lab.ablation.scheme import Scheme
 from blockwright.lab.statistics import tuning
 from blockwright.lab.statistics.tuning import Try
-from blockwright.lab.sweep.tuning import COMPARE, RATE, TUNE, loss_of, next_round, octaves
+from blockwright.lab.sweep.tuning import COMPARE, RATE, TUNE, Aim, next_round, octaves
 from blockwright.training.result import Result
 
 Job = dict[str, Any]
@@ -34,7 +34,8 @@ def more(directory: Path, plan: Mapping[str, Any], results: Mapping[int, Result]
         plan: contents of its plan.json
         results: number → result of each job
     """
-    state = State(Scheme.of(plan), plan["jobs"], results, plan["metric"], plan["direction"] == "maximize")
+    scheme = Scheme.of(plan)
+    state = State(scheme, plan["jobs"], results, scheme.tuned_by or Aim(plan["metric"], plan["direction"]))
     if not state.scheme.recipes:
         return []
     tries = [] if state.of(COMPARE) else _tries(state)
@@ -43,7 +44,7 @@ def more(directory: Path, plan: Mapping[str, Any], results: Mapping[int, Result]
 
 def first(scheme: Scheme) -> list[Job]:
     """The jobs of an ablation that has none yet."""
-    state = State(scheme, [], {}, "", False)
+    state = State(scheme, [], {}, Aim(""))
     return _tries(state) or _compared(state, amount.seeds(Path(), {}, scheme, [], {}))
 
 
@@ -54,8 +55,7 @@ class State:
     scheme: Scheme
     jobs: Sequence[Mapping[str, Any]]
     results: Mapping[int, Result]
-    metric: str
-    maximize: bool
+    aim: Aim
 
     def of(self, stage: str) -> list[Mapping[str, Any]]:
         return [job for job in self.jobs if job.get("stage", COMPARE) == stage]
@@ -68,8 +68,7 @@ class State:
     def tries(self, arm: str, path: str) -> list[Try]:
         """What has been tried of a setting, once those before it were chosen."""
         jobs = [job for job in self.of(TUNE) if job.get("arm") == arm and _path(job) == path]
-        values = {job["tries"][path]: self.results[job["job"]].value(self.metric) for job in jobs}
-        return [Try(value, loss_of(loss, self.maximize)) for value, loss in values.items()]
+        return [Try(job["tries"][path], self.aim.loss(self.results[job["job"]])) for job in jobs]
 
     def chosen(self, arm: str, path: str) -> float:
         """The value that later jobs of an arm have, so that a retried try changes nothing; else the vertex."""

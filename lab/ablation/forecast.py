@@ -16,7 +16,9 @@ def jobs(plan: Plan) -> str:
     """How many jobs there are, at most, and how long they take."""
     scheme, arms = plan.scheme, len(plan.scheme.recipes)
     tries = sum(job.get("stage") == TUNE for job in plan.jobs)
-    parts = [f"{tries} jobs tune {' and '.join(scheme.tune)}, and more where an arm needs it"] if scheme.tune else []
+    by = f" by {scheme.tuned_by.metric}" if scheme.tuned_by else ""
+    tuning = f"{tries} jobs tune {' and '.join(scheme.tune or ())}{by}, and more where an arm needs it"
+    parts = [tuning] if scheme.tune else []
     count = seeds(plan)
     rates = len(scheme.rates or (None,))
     if scheme.until:

@@ -13,9 +13,10 @@ from blockwright.lab.ablation.bank import Entry, Shape
 from blockwright.lab.ablation.definition import Definition
 from blockwright.lab.ablation.scheme import Recipe, Scheme
 from blockwright.lab.match.sizing import Arm, Sized, arm_of, named, size
-from blockwright.lab.sweep.tuning import composed_value
+from blockwright.lab.sweep.tuning import Aim, composed_value
 from blockwright.registry import ConfigError
 from blockwright.registry.quoting import quoted
+from blockwright.registry.reading import read as read_settings
 from blockwright.training.configuration import figures, parts
 from blockwright.training.configuration.composing import compose_config
 from blockwright.training.configuration.run import Run
@@ -112,7 +113,8 @@ def make(definition: Definition, overrides: Sequence[str] = ()) -> Plan:
     params = next(one.figures.params for one in sized if one.arm.name == definition.baseline)
     shape = _shape(definition.metric, base, params, tokens[definition.baseline], per_step)
     entries = bank.known(Path(log_dir))
-    scheme = provision.make(definition, _recipes(definition, sized, final), shape, entries)
+    recipes, aim = _recipes(definition, sized, final), _aim(definition, final)
+    scheme = provision.make(definition, recipes, aim, shape, entries)
     noise = provision.noise_of(definition, shape, entries)
     jobs = design.first(scheme)
     for job in jobs if definition.lr or definition.tune else ():  # an optimizer may take no lr, or not this one
@@ -193,23 +195,31 @@ def _refuse_alike(final: Mapping[str, Run], starts: Mapping[str, str | None]) ->
 
 
 def _direction(definition: Definition, final: Mapping[str, Run]) -> str:
-    """The direction of the metric, which all arms must measure, and mean the same by."""
-    figures.refuse_misspelt("metric", definition.metric)
+    """The direction of the metric."""
     if definition.solved is not None:
-        figures.refuse_misspelt("solved.metric", definition.solved.metric)
+        _meaning("solved.metric", definition.solved.metric, definition, final)
+    return _meaning("metric", definition.metric, definition, final, ("direction", definition.direction))
+
+
+def _aim(definition: Definition, final: Mapping[str, Run]) -> Aim | None:
+    """The figure that judges the tries, if it is not the metric."""
+    if (name := definition.tuned_by) in (None, definition.metric):
+        return None
+    return read_settings(Aim, {"metric": name, "direction": _meaning("tuned_by", name, definition, final)})
+
+
+def _meaning(path: str, name: str, definition: Definition, final: Mapping[str, Run], *asked: tuple[str, Any]) -> str:
+    """The direction of a figure, which all arms must measure, and mean the same by."""
+    figures.refuse_misspelt(path, name)
     found: dict[str, str] = {}
-    for name, plain in final.items():
-        if definition.arms[name].compared:
-            with named(name):
-                figures.refuse_unmeasured("metric", definition.metric, plain)
-                if definition.solved is not None:
-                    figures.refuse_unmeasured("solved.metric", definition.solved.metric, plain)
-                    figures.direction(plain, path="solved.metric", name=definition.solved.metric)
-                asked = ("direction", definition.direction)
-                found[name] = figures.direction(plain, asked, path="metric", name=definition.metric)
+    for arm, plain in final.items():
+        if definition.arms[arm].compared:
+            with named(arm):
+                figures.refuse_unmeasured(path, name, plain)
+                found[arm] = figures.direction(plain, *asked, path=path, name=name)
     if len(set(found.values())) > 1:
-        rule = f"has more than one meaning: {', '.join(f'{name} is to {way} it' for name, way in found.items())}"
-        raise ConfigError("metric", definition.metric, rule, "Compare arms by a figure that they share")
+        rule = f"has more than one meaning: {', '.join(f'{arm} is to {way} it' for arm, way in found.items())}"
+        raise ConfigError(path, name, rule, "Compare arms by a figure that they share")
     return next(iter(found.values()))
 
 

@@ -11,16 +11,23 @@ from blockwright.lab.ablation.definition import MAX_SEEDS, Definition
 from blockwright.lab.ablation.scheme import Recipe, Scheme
 from blockwright.lab.ablation.seeds import Precision, quarters
 from blockwright.lab.report.sweep import Bank
-from blockwright.lab.sweep.tuning import RATE
+from blockwright.lab.sweep.tuning import RATE, Aim
 from blockwright.registry import ConfigError
 
 
-def make(definition: Definition, recipes: Mapping[str, Recipe], shape: Shape, entries: Sequence[Entry]) -> Scheme:
+def make(
+    definition: Definition,
+    recipes: Mapping[str, Recipe],
+    tuned_by: Aim | None,
+    shape: Shape,
+    entries: Sequence[Entry],
+) -> Scheme:
     """The scheme of an ablation.
 
     Args:
         definition: of the ablation
         recipes: of its arms
+        tuned_by: figure that judges the tries, if it is not the metric
         shape: of the baseline
         entries: of the bank of noise
 
@@ -38,7 +45,8 @@ def make(definition: Definition, recipes: Mapping[str, Recipe], shape: Shape, en
         dict(recipes),
         str(d.baseline),
         d.tune,
-        _sd_of_run(d.metric, noise, entries),
+        tuned_by,
+        _sd_of_run(d.metric, noise, entries) if tuned_by is None else _sd_of_run(tuned_by.metric, None, entries),
         d.lr,
         seeds,
         d.see,

@@ -8,6 +8,7 @@ from typing import Any
 
 from blockwright.lab.report.sweep import Bank, Solved
 from blockwright.lab.statistics.looks import Spend
+from blockwright.lab.sweep.tuning import Aim
 from blockwright.registry import BlockError
 from blockwright.registry.ranges import Count, NonNegative, Number, Positive, Seed
 from blockwright.registry.reading import keys
@@ -39,6 +40,7 @@ class Scheme:
         recipes: arm → what its jobs have in common; empty in a plan that lists all of its jobs
         baseline: name of the arm that the others are compared with
         tune: path of a setting → number of tries to begin with
+        tuned_by: figure by which tries are judged; None: the compared one
         sd_of_run: noise of a run, with which an arm counts as tuned; 0 if it is not known
         rates: peak learning rates that each arm is compared at; None: one
         seeds: of the compared jobs; None if they follow from the results
@@ -52,6 +54,7 @@ class Scheme:
     recipes: dict[str, Recipe] = field(default_factory=dict)
     baseline: str = ""
     tune: dict[str, Count] | None = None
+    tuned_by: Aim | None = None
     sd_of_run: NonNegative = 0.0
     rates: tuple[Positive, ...] | None = None
     seeds: tuple[Seed, ...] | None = None

@@ -16,17 +16,18 @@ from blockwright.lab.statistics.tuning_bands import bands as bands_of
 def bands(findings: Findings, path: str) -> Figure | None:
     """Median of the best loss of k tries, a line an arm, between thin lines; None without opda, or of gains."""
     tuned = {f.name: each for f in findings.arms for each in f.tuned if each.path == path}
-    curves = {} if findings.sweep.maximize else {name: found for name, each in tuned.items() if (found := _bands(each))}
+    aim = findings.sweep.aim
+    curves = {} if aim.maximize else {name: found for name, each in tuned.items() if (found := _bands(each))}
     shown = [f for f in findings.arms if f.name in curves]
     if not shown:
         return None
     ends = [loss for curve in curves.values() for loss in curve.point]
     most = max(len(curve.point) for curve in curves.values())
     name = next(iter(tuned.values())).name
-    title = f"{findings.sweep.metric} of the best of k values of the {name}"
+    title = f"{aim.metric} of the best of k values of the {name}"
     chart = Chart(f"best-of-{path.replace('.', '-')}", title, 280, right=label_room(findings), top=30)
     x, y = Scale(1, most, chart.x0, chart.x1, whole=True), Scale(*padded(ends, 0.3), chart.y0, chart.y1)
-    chart.axes(x, y, "tries", f"{findings.sweep.metric} of the best of them")
+    chart.axes(x, y, "tries", f"{aim.metric} of the best of them")
     for f in shown:
         for cls, losses in (("curve seed", curves[f.name].low), ("curve seed", curves[f.name].high)):
             chart.curve(_line(losses), f"{cls} {colour(f, findings)}", f.name)

@@ -170,11 +170,11 @@ def _chosen(arm: Arm, sweep: Sweep) -> _Chosen:
     """Of listed rates: those that lost the fewest seeds, and of these the one with the best mean."""
     listed = {lr: (runs, _rate(lr, runs, sweep.metric)) for lr, runs in _by_rate(arm.of(COMPARE)).items()}
     if not listed:
-        return _Chosen((), None, tuned.from_tries(arm.of(TUNE), {}, sweep.metric, sweep.maximize))
+        return _Chosen((), None, tuned.from_tries(arm.of(TUNE), {}, sweep.aim))
     best, _ = min(listed.values(), key=lambda each: _order(each[1], sweep.maximize))
     lr = best[0].lr
     if len(listed) == 1:
-        tries = tuned.from_tries(arm.of(TUNE), best[0].tries, sweep.metric, sweep.maximize)
+        tries = tuned.from_tries(arm.of(TUNE), best[0].tries, sweep.aim)
         return _Chosen(tuple(best), best[0].tries.get(RATE, lr), tries)
     pending = sum(run.is_pending for run in arm.of(COMPARE))
     by_list = _tuned_by_list([rate for _, rate in listed.values()], lr, pending, sweep.maximize)
@@ -196,7 +196,8 @@ def _side(name: str, against: str, chosen: _Chosen, sweep: Sweep) -> Side:
     seeds = tuple(dict.fromkeys(run.seed for run in chosen.runs))
     ended = {run.seed for run in chosen.runs if not run.is_pending}
     values, outcomes = chosen.values(sweep.metric), _outcomes(chosen.runs, sweep)
-    return Side(name, against, seeds, values, {*seeds} - ended, outcomes, chosen.fits)
+    fits = chosen.fits if sweep.aim.metric == sweep.metric else ()  # by another figure they say nothing of this one
+    return Side(name, against, seeds, values, {*seeds} - ended, outcomes, fits)
 
 
 def _outcomes(runs: Sequence[Run], sweep: Sweep) -> dict[int, bool]:

@@ -16,7 +16,7 @@ from blockwright.lab.report.sweep import Design, Run, Sweep
 from blockwright.lab.sweep.damage import damage_of
 from blockwright.lab.sweep.direction import described, maximizes
 from blockwright.lab.sweep.plan import overrides_of
-from blockwright.lab.sweep.tuning import COMPARE
+from blockwright.lab.sweep.tuning import COMPARE, Aim
 from blockwright.registry import ConfigError, did_you_mean
 from blockwright.registry.folder import read_json, read_yaml
 from blockwright.registry.reading import keys
@@ -72,6 +72,7 @@ def read(
         tuple(plan.get("also", ())),
         figures,
         design_of(plan),
+        _tuned_by(plan),
     )
 
 
@@ -121,6 +122,14 @@ def _plan(directory: Path) -> dict[str, Any]:
 def _described(directory: Path, runs: Sequence[Run]) -> dict[str, Figure]:
     """The figures that the runs describe."""
     return described((run.result for run in runs if run.result.status == "completed"), str(directory))
+
+
+def _tuned_by(plan: Mapping[str, Any]) -> Aim | None:
+    """The figure that chose the tuned values, whichever is compared now; None where nothing was tuned."""
+    if not plan.get("tune"):
+        return None
+    aim = plan.get("tuned_by") or {key: plan[key] for key in ("metric", "direction") if key in plan}
+    return read_settings(Aim, aim, f"{PLAN}: tuned_by")
 
 
 def _aim(directory: Path, plan: Mapping[str, Any]) -> tuple[str, tuple[str, str | None], str]:

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 from annotated_types import Ge, Le
 
 from blockwright.lab.statistics.looks import Spend
-from blockwright.lab.sweep.tuning import COMPARE
+from blockwright.lab.sweep.tuning import COMPARE, Aim
 from blockwright.registry import BlockError
 from blockwright.registry.ranges import Count, NonNegative, Number, Positive
 from blockwright.training.figure import Figure
@@ -143,7 +143,8 @@ class Design:
 @dataclass(frozen=True)
 class Sweep:
     """A sweep; ``arms[baseline]`` is the baseline, ``also`` are further figures to show, ``figures`` the units and
-    directions that its runs give, by name, ``design`` how it was planned to decide."""
+    directions that its runs give, by name, ``design`` how it was planned to decide, ``tuned_by`` what chose the tuned
+    values, if not the metric."""
 
     directory: Path
     kind: str
@@ -156,6 +157,12 @@ class Sweep:
     also: tuple[str, ...] = ()
     figures: Mapping[str, Figure] = field(default_factory=dict)
     design: Design = field(default_factory=Design)
+    tuned_by: Aim | None = None
+
+    @property
+    def aim(self) -> Aim:
+        """The figure by which tries were judged."""
+        return self.tuned_by or Aim(self.metric, "maximize" if self.maximize else "minimize")
 
     @property
     def title(self) -> str:

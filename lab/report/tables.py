@@ -181,9 +181,12 @@ def tuning(findings: Findings) -> Table | None:
         used = "–" if each.used is None else f"{each.used:.3g}"
         within = "–" if excess is None else words.plain(excess, words.decimals(excess))
         rows.append(row(f.name, each.name, str(len(each.tries)), *ends, best, used, within))
-    of = f", {words.in_unit(findings.sweep.unit)}" if findings.sweep.unit else ""
+    aim = findings.sweep.aim.metric
+    unit = findings.sweep.unit_of(aim)
+    of = f", {words.in_unit(unit)}" if unit else ""
+    by = f"Tuned by {aim}. " if aim != findings.sweep.metric else ""
     note = (
-        "Best: the vertex of the curve through the tries around the best one, over octaves. Tuned to within: the "
+        f"{by}Best: the vertex of the curve through the tries around the best one, over octaves. Tuned to within: the "
         f"expected excess over the best value, or shortfall{of}, from the noise of the tries."
     )
     return Table("Tuning", columns, tuple(rows), frozenset(columns[2:]), note=note)

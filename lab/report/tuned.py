@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from blockwright.lab.report.sweep import Run
 from blockwright.lab.statistics import tuning
 from blockwright.lab.statistics.tuning import ENDS, Fit, Try
-from blockwright.lab.sweep.tuning import RATE, loss_of
+from blockwright.lab.sweep.tuning import RATE, Aim
 
 
 @dataclass(frozen=True)
@@ -52,25 +52,24 @@ class Tuned:
         return fit.regret + fit.curvature * math.log2(self.used / fit.vertex) ** 2
 
 
-def from_tries(runs: Sequence[Run], used: Mapping[str, float], metric: str, maximize: bool) -> tuple[Tuned, ...]:
+def from_tries(runs: Sequence[Run], used: Mapping[str, float], aim: Aim) -> tuple[Tuned, ...]:
     """The settings that the runs of the stage ``tune`` have tried, in that order.
 
     Args:
         runs: of that stage, of one arm
         used: path → value at which the arm is compared
-        metric: compared figure
-        maximize: whether more of it is better
+        aim: figure by which they are judged
     """
     by_path: dict[str, list[Run]] = {}
     for run in runs:
         for path in list(run.tries)[-1:]:  # those before it were tuned before it
             by_path.setdefault(path, []).append(run)
     return tuple(
-        Tuned(path, _tries(tried, path, metric, maximize), used.get(path), sum(run.is_pending for run in tried))
+        Tuned(path, _tries(tried, path, aim), used.get(path), sum(run.is_pending for run in tried))
         for path, tried in by_path.items()
     )
 
 
-def _tries(runs: Sequence[Run], path: str, metric: str, maximize: bool) -> tuple[Try, ...]:
+def _tries(runs: Sequence[Run], path: str, aim: Aim) -> tuple[Try, ...]:
     ended = sorted((run for run in runs if not run.is_pending), key=lambda run: run.tries[path])
-    return tuple(Try(run.tries[path], loss_of(run.result.value(metric), maximize)) for run in ended)
+    return tuple(Try(run.tries[path], aim.loss(run.result)) for run in ended)

@@ -24,22 +24,23 @@ def paths(findings: Findings) -> list[str]:
 
 def tuning(findings: Findings, path: str) -> Figure | None:
     """Figure over setting: a ring per try, the fitted curve, a dot at the value at which the arm is compared."""
+    aim = findings.sweep.aim
     tuned = {f.name: each for f in findings.arms for each in f.tuned if each.path == path}
-    points = {name: _points(each, findings.sweep.maximize) for name, each in tuned.items()}
+    points = {name: _points(each, aim.maximize) for name, each in tuned.items()}
     every = [point for found in points.values() for point in found]
     if len({value for value, _ in every}) < 2:
         return None
-    name, metric = next(iter(tuned.values())).name, findings.sweep.metric
+    name, metric = next(iter(tuned.values())).name, aim.metric
     named = "learning rate" if name == "rate" else name
     chart = Chart(f"tuning-{path.replace('.', '-')}", f"{metric} over {named}", 280, right=label_room(findings), top=30)
     values = [value for value, _ in every]
     x = Scale(min(values) / 1.15, max(values) * 1.15, chart.x0, chart.x1, log=True)
-    near = [figure for found in points.values() for figure in _best(found, findings.sweep.maximize)]
+    near = [figure for found in points.values() for figure in _best(found, aim.maximize)]
     y = Scale(*padded(near, least=LEAST_ROOM), chart.y0, chart.y1)
     chart.axes(x, y, named, metric, lambda v: f"{v:g}")
     for f in findings.arms:
         if f.name in tuned:
-            _arm(chart, f.name, tuned[f.name], points[f.name], colour(f, findings), findings.sweep.maximize)
+            _arm(chart, f.name, tuned[f.name], points[f.name], colour(f, findings), aim.maximize)
     end_labels(chart, [(f.name, colour(f, findings), points[f.name][-1]) for f in findings.arms if points.get(f.name)])
     caption = (
         "Rings: tries, the worst of which may be beyond the axis. Line: the curve through the best of them, over "

@@ -23,6 +23,7 @@ PLAN: dict[str, Any] = {
     "n_trials": Whole | None,
     "study": dict,
     "tune": dict[str, Whole] | None,
+    "tuned_by": dict[str, str] | None,
     "within": NonNegative | None,
     "looks": list[Whole] | None,
     "spend": str | None,

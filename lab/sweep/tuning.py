@@ -7,16 +7,39 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable, Mapping, Sequence
-from typing import Any, TypeVar
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar
 
 from blockwright.lab.statistics import tuning
 from blockwright.lab.statistics.tuning import Try
 from blockwright.registry import ConfigError
+from blockwright.training.result import Result
 
 TUNE, COMPARE = "tune", "compare"  # stages of a plan
 RATE = "optimizer.lr"
 Arm = TypeVar("Arm", bound=Hashable)
 SD_OF_RUN = 0.007  # nats, of a small model of text, where no measured noise is at hand
+
+
+@dataclass(frozen=True)
+class Aim:
+    """The figure by which tries are judged.
+
+    Args:
+        metric: its name
+        direction: in which it is better
+    """
+
+    metric: str
+    direction: Literal["minimize", "maximize"] = "minimize"
+
+    @property
+    def maximize(self) -> bool:
+        return self.direction == "maximize"
+
+    def loss(self, result: Result) -> float:
+        """The figure of a run as a loss; infinite for a run that was lost."""
+        return loss_of(result.value(self.metric), self.maximize)
 
 
 def octaves(value: float, number: int) -> list[float]:

@@ -38,7 +38,9 @@ class Steps(L.Callback):
 def steps(tiny: Callable[..., dict[str, Any]], tmp_path: Path) -> Callable[..., Steps]:
     """Trains on epochs of five batches."""
 
-    def train(interval: int | float | None, ckpt_path: Path | None = None, save: Path | None = None, **settings: Any) -> Steps:
+    def train(
+        interval: int | float | None, ckpt_path: Path | None = None, save: Path | None = None, **settings: Any
+    ) -> Steps:
         seen, tokens = Steps(), torch.arange(13)[None]
         place = torch.arange(12)[None]
         batch = {"tokens": tokens[:, :-1], "targets": tokens[:, 1:], "positions": place, "n_bytes": torch.tensor([12])}

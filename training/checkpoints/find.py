@@ -8,7 +8,7 @@ from pathlib import Path
 
 from blockwright.blocks.checkpoint import manifest
 
-LAST, PREVIOUS = "last.ckpt", "last.previous.ckpt"
+LAST, PREVIOUS, MILESTONES = "last.ckpt", "last.previous.ckpt", "step_*.ckpt"
 
 
 def milestone(checkpoints: Path, step: int) -> Path:
@@ -17,7 +17,7 @@ def milestone(checkpoints: Path, step: int) -> Path:
 
 
 def newest(runs: Path) -> Path | None:
-    """The newest undamaged ``last.ckpt``, or its predecessor, among the runs below a folder.
+    """The newest undamaged checkpoint to resume from, among the runs below a folder.
 
     A damaged one is skipped with a warning.
     """
@@ -25,8 +25,16 @@ def newest(runs: Path) -> Path | None:
 
 
 def by_age(runs: Path) -> list[Path]:
-    """Every ``last.ckpt`` and its predecessor among the runs below a folder, newest first."""
-    found = [*runs.glob(f"**/checkpoints/{LAST}"), *runs.glob(f"**/checkpoints/{PREVIOUS}")]
+    """Every checkpoint to resume from among the runs below a folder, newest first."""
+    return inside(*runs.glob("**/checkpoints"))
+
+
+def inside(*folders: Path) -> list[Path]:
+    """Every ``last.ckpt``, its predecessor, and the checkpoints of chosen steps in these folders, newest first.
+
+    A run without validations has no ``last.ckpt`` before its end.
+    """
+    found = [path for name in (LAST, PREVIOUS, MILESTONES) for folder in folders for path in folder.glob(name)]
     return sorted(found, key=_time, reverse=True)
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from blockwright.registry import ConfigError
 from blockwright.training.checkpoints.changes import Change, changes, is_same_run, listed, table
-from blockwright.training.checkpoints.find import LAST, PREVIOUS, by_age, first_good, good, newest
+from blockwright.training.checkpoints.find import by_age, first_good, good, inside, newest
 from blockwright.training.checkpoints.record import Past, peek
 from blockwright.training.configuration.instantiate import instantiate
 from blockwright.training.configuration.run import FOLDER, Run
@@ -44,7 +44,7 @@ def resolve_checkpoint(run: Run, ours: Callable[[], Mapping[str, Any]]) -> str |
         return None
     latest = run.ckpt_path == LATEST
     folders = dict.fromkeys((run.checkpoints, run.folder / FOLDER))
-    own = first_good(folder / name for folder in folders for name in (LAST, PREVIOUS))
+    own = first_good(path for folder in folders for path in inside(folder))
     if own is not None and not latest:
         _refuse_another(own, ours)
     runs = Path(run.paths["log_dir"]) / run.task_name

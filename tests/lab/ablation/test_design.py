@@ -23,6 +23,7 @@ from blockwright.lab.report.verdict import verdicts
 from blockwright.lab.sweep import locks
 from blockwright.lab.sweep import plan as plans
 from blockwright.lab.sweep.__main__ import main as sweep_command
+from blockwright.lab.sweep.tuning import Aim
 from blockwright.registry import ConfigError
 from blockwright.training.result import Result
 
@@ -36,6 +37,7 @@ SCHEME = Scheme(
     sd_of_run=0.01,
     seeds=(0, 1, 2),
 )
+OTHER = "val/other"  # the same number, of which more may be better
 BEST = {"mha": 0.013, "gqa": 0.02}  # rates
 
 
@@ -57,7 +59,7 @@ def end(folder: Path, loss: Loss, **more: Any) -> None:
     for job in plans.read(folder)["jobs"]:
         if not (folder / str(job["job"])).exists():
             value = loss(job["arm"], job.get("tries", {}), job["seed"])
-            ended = {"status": "completed", "metrics": {"val/loss": value}}
+            ended = {"status": "completed", "metrics": {"val/loss": value, OTHER: value}}
             lost = {"status": "diverged", "reason": "its loss is nan"}
             result = Result.of({**(ended if math.isfinite(value) else lost), **more})
             result.write(folder / str(job["job"]))
@@ -92,6 +94,35 @@ def test_each_arm_is_compared_by_fresh_seeds_at_its_vertex(tmp_path: Path) -> No
         assert len({job["seed"] for job in tries}) == 1 and tries[0]["seed"] not in (0, 1, 2)
     assert all(len(f"{job['lr']:.9g}".strip("0.").replace(".", "")) <= 3 for job in jobs)
     assert [job["job"] for job in jobs] == list(range(16))
+
+
+def test_tries_may_be_judged_by_another_figure_than_the_compared_one(tmp_path: Path) -> None:
+    def compared(arm: str, tries: Mapping[str, float], seed: int) -> float:
+        """Best far from the rates at which the other figure, of which more is better, is best."""
+        return -parabola(arm, tries, seed) + 0.001 * seed
+
+    own = play(SCHEME, tmp_path / "own", compared)
+    for arm, best in BEST.items():
+        assert all(job["lr"] != pytest.approx(best, rel=0.2) for job in stage(own, "compare", arm))
+    jobs = play(replace(SCHEME, tuned_by=Aim(OTHER, "maximize")), tmp_path / "other", compared)
+    for arm, best in BEST.items():
+        assert [job["lr"] for job in stage(jobs, "compare", arm)] == [pytest.approx(best, rel=0.01)] * 3
+
+    findings = find(read(tmp_path / "other"))
+    assert findings.sweep.metric == "val/loss"
+    for arm in findings.arms:
+        (tuned,) = arm.tuned
+        assert tuned.used == pytest.approx(BEST[arm.name], rel=0.01) and not tuned.edge
+        assert tuned.fit and tuned.fit.vertex == pytest.approx(BEST[arm.name], rel=0.01)
+    assert findings.others[0].evidence and findings.others[0].evidence.spread
+    assert findings.others[0].evidence.spread.floor == 0  # what tuning leaves is in another figure's unit
+
+
+def test_report_by_another_figure_shows_the_tuning_that_there_was(tmp_path: Path) -> None:
+    play(SCHEME, tmp_path, lambda arm, tries, seed: parabola(arm, tries, seed) + 0.001 * seed)
+    own, other = find(read(tmp_path)), find(read(tmp_path, metric=OTHER, direction="maximize"))
+    assert [arm.tuned for arm in own.arms] == [arm.tuned for arm in other.arms]
+    assert [arm.tuned[0].edge for arm in other.arms] == ["", ""]
 
 
 def test_best_rate_beyond_the_tries_extends_those_of_all_arms(tmp_path: Path) -> None:

@@ -36,6 +36,18 @@ def test_newest_is_the_last_of_the_newest_run(runs: Path) -> None:
     assert newest(runs) == runs / "b" / "checkpoints" / "last.ckpt"
 
 
+def test_checkpoint_of_a_chosen_step_counts_where_nothing_newer_was_saved(runs: Path) -> None:
+    """A run without validations that was killed has no other."""
+    kept = runs / "c" / "checkpoints" / "step_8.ckpt"
+    write_file({"run": "c", "step": 8}, kept)
+    assert newest(runs) == newest(runs / "c") == kept
+    os.utime(kept, (500, 500))
+    assert newest(runs) == runs / "b" / "checkpoints" / "last.ckpt" and newest(runs / "c") == kept
+    damage(kept)
+    with pytest.warns(UserWarning, match=r"step_8\.ckpt is damaged"):
+        assert newest(runs / "c") is None
+
+
 def test_damaged_ones_are_skipped_with_a_warning_each(runs: Path) -> None:
     damage(runs / "b" / "checkpoints" / "last.ckpt")
     with pytest.warns(UserWarning, match=r"skipped: .*/b/checkpoints/last\.ckpt is damaged"):
