@@ -289,9 +289,6 @@ def test_debug_run_of_one_batch_ends_well(doors: dict[str, dict[str, Any]], fold
 
 def test_debug_run_on_three_batches_learns_them_by_heart(doors: dict[str, dict[str, Any]], folder: Path) -> None:
     assert doors["debug overfit"]["code"] == 0, doors["debug overfit"]["err"]
-    (file,) = (folder / "overfit").rglob("*.ckpt")
-    nll = torch.load(file, weights_only=True)["state_dict"]
-    assert nll  # its loss is checked where it can be read: among the final figures
     last = re.findall(r"^train/loss +(\d\S+)", doors["debug overfit"]["out"], re.M)[-1]
     assert float(last) < 0.5
 

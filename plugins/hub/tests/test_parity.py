@@ -48,9 +48,10 @@ def test_imported_logits_equal_transformers_in_single_precision(
     assert expected.std() > 0.3
     # Torch's norm adds up in the order of transformers; the fused one does not, and is compared in double precision.
     decoder = load(out).choose_kernels({"rms_norm": "torch"})
-    torch.testing.assert_close(decoder(tokens), expected, rtol=0, atol=1e-5)
+    bound = 1e-5 * max(1.0, expected.abs().max().item())  # which library multiplies depends on the machine
+    torch.testing.assert_close(decoder(tokens), expected, rtol=0, atol=bound)
     exact = load(out, dtype=torch.float64)(tokens).float()
-    torch.testing.assert_close(decoder.choose_kernels()(tokens), exact, rtol=0, atol=1e-5)
+    torch.testing.assert_close(decoder.choose_kernels()(tokens), exact, rtol=0, atol=bound)
 
 
 @pytest.mark.parametrize("name", EVERY)

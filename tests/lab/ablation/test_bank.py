@@ -18,6 +18,7 @@ from blockwright.lab.ablation.scheme import Recipe
 from blockwright.lab.ablation.seeds import Precision, affordable, last_level, quarters
 from blockwright.lab.report.findings import find
 from blockwright.lab.report.reading import read
+from blockwright.lab.sweep.tuning import Aim
 from blockwright.registry import ConfigError
 from blockwright.training.result import Result
 
@@ -140,8 +141,8 @@ def test_affordable_seeds(seconds: float, seeds: int) -> None:
     assert affordable(seconds, 209, 4, 2) == seeds
 
 
-def make(entries: list[Entry], **keys: Any) -> Any:
-    return provision.make(Definition("x", baseline="mha", **keys), RECIPES, SHAPE, entries)
+def make(entries: list[Entry], tuned_by: Aim | None = None, **keys: Any) -> Any:
+    return provision.make(Definition("x", baseline="mha", **keys), RECIPES, tuned_by, SHAPE, entries)
 
 
 def test_difference_that_is_to_be_seen_becomes_seeds() -> None:
@@ -174,3 +175,6 @@ def test_arms_are_tuned_by_the_noise_of_a_run() -> None:
     assert make([ENTRY, loud], seeds=(0,)).sd_of_run == pytest.approx(0.007 / 2**0.5)
     assert make([loud, replace(loud, sd=0.05)], seeds=(0,)).sd_of_run == pytest.approx(0.05 / 2**0.5)
     assert make([], seeds=(0,)).sd_of_run == 0
+    other = replace(ENTRY, metric="val/other", sd=0.02)
+    assert make([ENTRY, other], Aim("val/other"), seeds=(0,)).sd_of_run == pytest.approx(0.02 / 2**0.5)
+    assert make([ENTRY], Aim("val/other"), seeds=(0,)).sd_of_run == 0
