@@ -145,7 +145,7 @@ def main(arguments: Sequence[str]) -> int:
     if Path(asked.name).is_dir():
         report.conclude(Path(asked.name), asked.at)
         return 0
-    require("lab", "scipy", *(() if asked.plan_only else ("jinja2",)), path="blockwright.lab.ladder")
+    require("lab", "scipy", "threadpoolctl", *(() if asked.plan_only else ("jinja2",)), path="blockwright.lab.ladder")
     plan = planning.make(definition.read(asked.name, asked.changes), asked.overrides)
     show(rungs_table(plan))
     print(summary(plan), flush=True)

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from blockwright.lab.statistics.law import Array, Rung, arranged, predict
 from blockwright.lab.statistics.law_fit import Estimate, Fit, fit, minimise, starts
 from blockwright.lab.statistics.law_noise import RungNoise, noise_of
+from blockwright.lab.statistics.one_thread import on_one_thread
 
 WRONG = 0.01  # p of the lack-of-fit test; at 5 % it would reject a true law in 8 to 13 % of ladders
 ILL_CONDITIONED = 1e4  # condition number of the scaled Jacobian; a ladder that fixes all parameters has 60 to 170
@@ -61,6 +62,7 @@ class Conclusion:
         return not (self.is_wrong or self.misses_largest or self.fit.is_at_bound or self.why_alike)
 
 
+@on_one_thread
 def conclude(rungs: Sequence[Rung], baseline: str) -> Conclusion:
     """Fit the law of a ladder, and check it.
 

@@ -6,6 +6,7 @@ import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ import numpy as np
 from blockwright.lab.statistics.intervals import LEVEL
 from blockwright.lab.statistics.law import SHAPE, Array, Form, Ladder, Rung, arranged, gains_of, predict
 from blockwright.lab.statistics.law_noise import RungNoise, independent, noise_of
+from blockwright.lab.statistics.one_thread import on_one_thread
 
 EXPONENTS = (0.02, 3.0)  # bounds of α and β
 FLOOR = (1e-3, 50.0)  # bounds of E in nats
@@ -109,6 +111,7 @@ class Fit:
         lengths[lengths == 0] = 1.0
         return self.jacobian / lengths, lengths
 
+    @cached_property
     def _inverse(self) -> Array:
         """[parameters, rungs], the pseudo-inverse of the whitened Jacobian."""
         scaled, lengths = self._scaled()
@@ -116,12 +119,12 @@ class Fit:
 
     def covariance(self) -> Array:
         """Of the parameters."""
-        root = self._inverse()
+        root = self._inverse
         return root @ root.T
 
     def weights(self, gradient: Array) -> Array:
         """By which the losses of the rungs enter gradient · θ."""
-        return gradient @ self._inverse() @ self.noise.whitening
+        return gradient @ self._inverse @ self.noise.whitening
 
     def estimate(self, mean: float, gradient: Array) -> Estimate:
         """A value with a standard error by the delta method."""
@@ -159,6 +162,7 @@ class Fit:
         return np.array([math.log(parameters) - center[0]]), np.array([math.log(tokens) - center[1]])
 
 
+@on_one_thread
 def fit(rungs: Sequence[Rung], baseline: str, form: Form = "apart") -> Fit:
     """Fit the law by generalised least squares.
 

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -48,7 +49,7 @@ class RungNoise:
         """V: [rungs, rungs], in nats²."""
         return np.tensordot(self.variances, self.parts, 1)
 
-    @property
+    @cached_property
     def whitening(self) -> Array:
         """The matrix that makes the noise uncorrelated, of variance 1: the inverse of the Cholesky factor of V."""
         return np.linalg.inv(np.linalg.cholesky(self.covariance))
