@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,10 +12,11 @@ from typing import Any
 from blockwright.lab.ladder.outline import Job, Outline, compared, outline_of, tries
 from blockwright.lab.statistics import tuning
 from blockwright.lab.statistics.tuning import Fit, Try
-from blockwright.lab.sweep.tuning import COMPARE, SD_OF_RUN, TUNE, loss_of, next_round
+from blockwright.lab.sweep.tuning import COMPARE, RATE, SD_OF_RUN, TUNE, loss_of, next_round
 from blockwright.training.result import Result
 
 ROUNDS = 4  # of further tries at a size, after which an arm counts as not tuned
+STEEPEST = -0.5  # of log rate over log N, which grows with the square of the width: AdamW without rules of width
 Place = tuple[str, str]  # size and arm
 
 
@@ -78,23 +79,32 @@ def tuned_of(outline: Outline, tried: Mapping[Place, list[Try]]) -> dict[Place, 
 
 
 def values(outline: Outline, tuned: Mapping[Place, Tuned]) -> dict[Place, float]:
-    """Size and arm → value: the vertex where an arm was tuned; at larger sizes, the line through the tuned ones.
+    """Size and arm → value: the vertex where an arm was tuned; beyond, from an arm's mean along a common slope.
 
-    The line is of log value over log N: the best rate falls with the width by half an octave to an octave a doubling
-    under standard parametrisation, so the value of a smaller size would be too large.
+    The slope, of log value over log N, is one for all arms: with an arm's own, the noise of two vertices at sizes near
+    each other came to two octaves at the largest. A rate falls with N, by an octave a doubling of the width at most.
     """
+    known: dict[str, list[tuple[float, float]]] = defaultdict(list)
+    for size in outline.tuned_sizes:
+        for arm, cell in outline.sizes[size].arms.items():
+            known[arm].append((math.log(cell.parameters), math.log(tuned[size, arm].fit.vertex)))
+    slope = common_slope(list(known.values()))
+    slope = min(0.0, max(STEEPEST, slope)) if outline.tune == RATE else slope
     found = {}
     for size, of in outline.sizes.items():
         for arm, cell in of.arms.items():
-            at = {s: tuned[s, arm].fit.vertex for s in outline.tuned_sizes}
-            known = [(math.log(outline.sizes[s].arms[arm].parameters), math.log(value)) for s, value in at.items()]
-            found[size, arm] = at.get(size) or math.exp(_on_line(known, math.log(cell.parameters)))
+            x, y = _mean(known[arm])
+            beyond = math.exp(y + slope * (math.log(cell.parameters) - x))
+            found[size, arm] = tuned[size, arm].fit.vertex if size in outline.tuned_sizes else beyond
     return found
 
 
-def _on_line(points: list[tuple[float, float]], at: float) -> float:
-    """The least-squares line through points; through one of them, a constant."""
-    x0, y0 = (math.fsum(column) / len(points) for column in zip(*points, strict=True))
-    spread = math.fsum((x - x0) ** 2 for x, _ in points)
-    slope = math.fsum((x - x0) * (y - y0) for x, y in points) / spread if spread else 0.0
-    return y0 + slope * (at - x0)
+def common_slope(lines: Sequence[Sequence[tuple[float, float]]]) -> float:
+    """The least-squares slope of parallel lines, each through points of its own; 0 of one point each."""
+    centred = [(x - x0, y - y0) for points in lines for x0, y0 in [_mean(points)] for x, y in points]
+    spread = math.fsum(x * x for x, _ in centred)
+    return math.fsum(x * y for x, y in centred) / spread if spread else 0.0
+
+
+def _mean(points: Sequence[tuple[float, float]]) -> tuple[float, float]:
+    return math.fsum(x for x, _ in points) / len(points), math.fsum(y for _, y in points) / len(points)

@@ -66,12 +66,26 @@ def test_a_best_at_the_edge_is_looked_for_beyond_and_arms_are_alike_in_tries(out
     assert max(job["tries"]["optimizer.lr"] for job in tried["d0", "b"]) > 0.1
 
 
-def test_arms_are_compared_at_their_vertices_and_beyond_on_the_line(outline: Outline) -> None:
+def test_arms_are_compared_at_their_vertices_and_beyond_along_a_common_slope(outline: Outline) -> None:
     plan = grown(plan_of(outline))
     rates = {(j["size"], j["arm"]): j["tries"]["optimizer.lr"] for j in plan["jobs"] if j["stage"] == "compare"}
     for place, best in BEST.items():
         assert rates[place] == pytest.approx(best, rel=0.03)
-    assert rates["d3", "a"] == pytest.approx(0.02 * (0.0125 / 0.02) ** 3, rel=0.1), "N doubles at each size"
+    a_size = math.sqrt(0.0125 / 0.02 * 0.08 / 0.1)  # N doubles at each; a slope between those of the two arms
+    for arm in "ab":
+        middle = math.sqrt(BEST["d0", arm] * BEST["d1", arm])
+        assert rates["d3", arm] == pytest.approx(middle * a_size**2.5, rel=0.05)
+
+
+@pytest.mark.parametrize(("second", "a_size"), [(0.005, 2**-0.5), (0.04, 1.0)])
+def test_a_rate_neither_rises_nor_falls_faster_than_rates_do(
+    outline: Outline, monkeypatch: pytest.MonkeyPatch, second: float, a_size: float
+) -> None:
+    """As the noise of two vertices would have it, for all sizes beyond."""
+    monkeypatch.setattr(f"{__name__}.BEST", {("d0", arm): 0.02 for arm in "ab"} | {("d1", arm): second for arm in "ab"})
+    plan = grown(plan_of(outline))
+    rates = {(j["size"], j["arm"]): j["tries"]["optimizer.lr"] for j in plan["jobs"] if j["stage"] == "compare"}
+    assert rates["d3", "a"] == pytest.approx(math.sqrt(0.02 * second) * a_size**2.5, rel=0.05)
 
 
 def test_one_tuned_size_gives_its_value_to_all(outline: Outline) -> None:
