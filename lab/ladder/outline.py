@@ -55,6 +55,16 @@ class Size:
         """The longest duration."""
         return list(self.steps)[-1]
 
+    @property
+    def middle(self) -> str:
+        """The duration that values are tried at; of an even number, the longer of two.
+
+        One value serves all durations of a trunk, and the best rate falls with the duration. Of two arms tuned at the
+        longest, 8 times the shortest, the one whose rate noise had put 0.7 octaves lower was level with the other
+        there, and 0.17 nats behind at the shortest.
+        """
+        return list(self.steps)[len(self.steps) // 2]
+
 
 @dataclass(frozen=True)
 class Outline:
@@ -137,8 +147,8 @@ def schedule(steps: int, warmup: int, decay: int) -> list[str]:
 
 
 def tries(outline: Outline, size: str, arm: str, values: list[float], first: int) -> list[Job]:
-    """The jobs that try values of the tuned setting, at the longest duration."""
-    duration = outline.sizes[size].trunk
+    """The jobs that try values of the tuned setting, at the middle duration."""
+    duration = outline.sizes[size].middle
     seed = outline.tuning_seed
     jobs = []
     for number, value in enumerate(values, first):
