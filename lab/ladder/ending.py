@@ -7,13 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from blockwright.lab.ladder import report
-from blockwright.lab.report import build
 from blockwright.training.result import Result
 
 
 def need_packages() -> None:
     """Of ``lab.sweep.endings.Ending``."""
-    build.need_packages()
+    report.need_packages()
 
 
 def conclude(directory: Path, plan: Mapping[str, Any], results: Mapping[int, Result]) -> None:

@@ -13,6 +13,17 @@ from blockwright.lab.report.document import as_json
 from blockwright.lab.report.figure import Figure
 from blockwright.lab.report.page import LABELS, Head, Section, save, some
 from blockwright.lab.report.words import plain, signed
+from blockwright.registry.extras import require
+
+
+def need_packages() -> None:
+    """Refuse to start without the packages of the fit and of the report.
+
+    Raises:
+        ConfigError: the extra ``lab`` is not installed
+    """
+    require("lab", "scipy", "threadpoolctl", path="blockwright.lab.ladder")
+    build.need_packages()
 
 
 def conclude(directory: Path, at: str | None = None) -> None:
@@ -25,7 +36,7 @@ def conclude(directory: Path, at: str | None = None) -> None:
     Raises:
         ConfigError: not a ladder, nothing to report, or no such size
     """
-    build.need_packages()
+    need_packages()
     findings = find(directory)
     planned = forecast.planned(findings, at)
     head, sections = head_of(findings), arrange(findings, planned)

@@ -117,6 +117,13 @@ def test_command_line_counts_more_than_the_file(write: Callable[..., str]) -> No
     assert read.budget and (read.budget.budget, read.budget.by, read.budget.tol) == ("params", "d_model", 0.2)
 
 
+@pytest.mark.parametrize("changes", [{"tune": "null"}, {"lr": "[0.01,0.02]"}], ids=str)
+def test_what_tunes_nothing_has_no_judge_either(write: Callable[..., str], changes: dict[str, str]) -> None:
+    file = write(tune=5, tuned_by="val/perplexity")
+    assert definition.read(file).tuned_by == definition.read(file, {"tune": "3"}).tuned_by == "val/perplexity"
+    assert definition.read(file, changes).tuned_by is None
+
+
 def test_grid_is_every_combination(write: Callable[..., str]) -> None:
     groups = {"model/attention": ["mha", "gqa"], "optimizer.lr": [0.01, 0.02]}
     read = definition.read(write(arms=..., baseline=..., grid=groups))

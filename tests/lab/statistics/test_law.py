@@ -45,6 +45,15 @@ def test_without_noise_it_is_exact() -> None:
     assert found.loss("changed", 3e6, 6e7).mean == pytest.approx(loss(3.6e6, 5.4e7), abs=1e-5)
 
 
+def test_what_is_asked_of_a_law_inverts_nothing_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A report asks at each point of each curve."""
+    found = fit(ladder(np.random.default_rng(0)), "plain")
+    found.loss("plain", 1e6, 2e7)
+    for name in ("inv", "cholesky", "pinv"):
+        monkeypatch.setattr(np.linalg, name, None)
+    assert found.loss("changed", 3e6, 6e7).se > 0 and found.speed_up("changed").se > 0
+
+
 def test_the_jacobian_is_the_derivative() -> None:
     own = law.arranged(ladder(np.random.default_rng(0), ((1, 1), BOTH)), "plain", "apart")
     theta = np.array([0.1, -1.2, -1.0, -1.1, -0.9, 0.05, 0.08])
