@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from blockwright.lab.ladder.outline import Job, Outline, compared, outline_of, tries
@@ -48,14 +49,14 @@ def _further(outline: Outline, size: str, of: Mapping[str, list[Try]], first: in
 
 
 def tried_of(plan: Mapping[str, Any], results: Mapping[int, Result]) -> dict[Place, list[Try]]:
-    """Size and arm → what was tried; a lost job has an infinite loss."""
-    found: dict[Place, list[Try]] = defaultdict(list)
+    """Size and arm → what was tried, with the mean loss of its durations; a lost job has an infinite loss."""
+    losses: dict[Place, dict[float, list[float]]] = defaultdict(lambda: defaultdict(list))
     for job in plan["jobs"]:
         if job.get("stage") == TUNE:
             (value,) = job["tries"].values()
             loss = loss_of(results[job["job"]].value(plan["metric"]))
-            found[job["size"], job["arm"]].append(Try(float(value), loss))
-    return dict(found)
+            losses[job["size"], job["arm"]][float(value)].append(loss)
+    return {place: [Try(value, fmean(of)) for value, of in each.items()] for place, each in losses.items()}
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ cost 1.15 times the longest, and are bit-identical to three trainings of their o
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -19,6 +19,7 @@ from blockwright.registry.reading import read as read_settings
 KEY = "ladder"  # of the outline in plan.json
 MILESTONES = "blockwright.training.callbacks.milestones.Milestones"  # not imported: it needs torch
 Job = dict[str, Any]
+Place = tuple[str, str, int]  # size, arm and seed of a trunk
 
 
 @dataclass(frozen=True)
@@ -56,14 +57,16 @@ class Size:
         return list(self.steps)[-1]
 
     @property
-    def middle(self) -> str:
-        """The duration that values are tried at; of an even number, the longer of two.
+    def tried(self) -> list[str]:
+        """The durations that values are tried at: up to the middle; of an even number, up to the longer of two.
 
-        One value serves all durations of a trunk, and the best rate falls with the duration. Of two arms tuned at the
-        longest, 8 times the shortest, the one whose rate noise had put 0.7 octaves lower was level with the other
-        there, and 0.17 nats behind at the shortest.
+        One value serves all durations of a trunk, and the best rate falls with the duration. The shorter ones tell
+        more, since too low a rate costs most there, and cost little: a decay is all that they add. Of two arms tuned at
+        the longest, 8 times the shortest, the one whose rate noise had put 0.7 octaves lower was level with the other
+        there, and 0.17 nats behind at the shortest. An arm was tuned at the middle alone, twice the shortest: there its
+        rate was the best, and at the shortest 0.04 nats behind a rate 0.8 octaves higher (one seed).
         """
-        return list(self.steps)[len(self.steps) // 2]
+        return list(self.steps)[: len(self.steps) // 2 + 1]
 
 
 @dataclass(frozen=True)
@@ -147,13 +150,11 @@ def schedule(steps: int, warmup: int, decay: int) -> list[str]:
 
 
 def tries(outline: Outline, size: str, arm: str, values: list[float], first: int) -> list[Job]:
-    """The jobs that try values of the tuned setting, at the middle duration."""
-    duration = outline.sizes[size].middle
-    seed = outline.tuning_seed
-    jobs = []
-    for number, value in enumerate(values, first):
-        tried = {str(outline.tune): value}
-        jobs.append({**_job(outline, size, arm, duration, seed, tried), "job": number, "stage": TUNE})
+    """The jobs that try values of the tuned setting: for each a trunk of the middle duration, and its decays."""
+    jobs: list[Job] = []
+    for value in values:
+        place, tried = (size, arm, outline.tuning_seed), {str(outline.tune): value}
+        jobs += _trunk(outline, place, outline.sizes[size].tried, tried, TUNE, first + len(jobs))
     return jobs
 
 
@@ -168,18 +169,25 @@ def compared(outline: Outline, tuned: Mapping[tuple[str, str], float], first: in
     jobs: list[Job] = []
     for size, arm, seed in _trunks(outline):
         own = {str(outline.tune): tuned[size, arm]} if outline.tune else {}
-        *shorter, longest = outline.sizes[size].steps
-        trunk = first + len(jobs)
-        keep = [outline.branch(size, duration) for duration in shorter]
-        job = _job(outline, size, arm, longest, seed, own)
-        jobs.append({**job, "job": trunk, "stage": COMPARE, "overrides": [*job["overrides"], milestones(keep)]})
-        for duration, step in zip(shorter, keep, strict=True):
-            branch = {"job": first + len(jobs), "stage": COMPARE, "after": trunk, "from_step": step}
-            jobs.append({**_job(outline, size, arm, duration, seed, own), **branch})
+        jobs += _trunk(outline, (size, arm, seed), outline.sizes[size].steps, own, COMPARE, first + len(jobs))
     return jobs
 
 
-def _trunks(outline: Outline) -> Iterator[tuple[str, str, int]]:
+def _trunk(
+    outline: Outline, place: Place, durations: Iterable[str], tried: Mapping[str, float], stage: str, first: int
+) -> list[Job]:
+    """The longest of some durations, which keeps a checkpoint for each shorter one, and the decays of those."""
+    *shorter, longest = durations
+    keep = [outline.branch(place[0], duration) for duration in shorter]
+    jobs = [_job(outline, place, longest, tried) | {"job": first, "stage": stage}]
+    jobs[0]["overrides"] += [milestones(keep)] if keep else []
+    for number, (duration, step) in enumerate(zip(shorter, keep, strict=True), first + 1):
+        branch = {"job": number, "stage": stage, "after": first, "from_step": step}
+        jobs.append(_job(outline, place, duration, tried) | branch)
+    return jobs
+
+
+def _trunks(outline: Outline) -> Iterator[Place]:
     """Size, arm and seed of each; the largest last, so that a mistake shows early."""
     for size, of in outline.sizes.items():
         for seed in outline.seeds:
@@ -192,7 +200,8 @@ def milestones(steps: list[int]) -> str:
     return f"++callbacks.milestones={{_target_:{MILESTONES},steps:[{','.join(map(str, steps))}]}}"
 
 
-def _job(outline: Outline, size: str, arm: str, duration: str, seed: int, tried: Mapping[str, float]) -> Job:
+def _job(outline: Outline, of: Place, duration: str, tried: Mapping[str, float]) -> Job:
+    size, arm, seed = of
     cell, steps = outline.sizes[size].arms[arm], outline.sizes[size].steps[duration]
     shape = schedule(steps, outline.warmup_steps(size), outline.decay_steps(size, duration))
     values = [f"{path}={value!r}" for path, value in tried.items()]

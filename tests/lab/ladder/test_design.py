@@ -33,11 +33,12 @@ def plan_of(outline: Outline) -> Plan:
 
 
 def results(plan: Plan, curvature: float = 0.05) -> dict[int, Result]:
-    """Losses of parabolas in octaves."""
+    """Losses of parabolas in octaves; the best value of a short duration is twice the best of all, of others half."""
     found = {}
     for job in plan["jobs"]:
         (value,) = job["tries"].values()
-        off = math.log2(value / BEST.get((job["size"], job["arm"]), value))
+        moved = 2.0 if "after" in job else 0.5
+        off = math.log2(value / (moved * BEST.get((job["size"], job["arm"]), value)))
         found[job["job"]] = Result("completed", metrics={"val/loss": 2.0 + curvature * off**2})
     return found
 
@@ -51,11 +52,25 @@ def grown(plan: Plan, curvature: float = 0.05) -> Plan:
 
 def test_the_first_jobs_try_octaves_on_a_seed_of_their_own(outline: Outline) -> None:
     jobs = first_jobs(outline)
-    assert len(jobs) == 2 * 2 * 5 and {job["seed"] for job in jobs} == {3}
-    values = [job["tries"]["optimizer.lr"] for job in jobs[:5]]
+    assert len(jobs) == 2 * 2 * 5 * 2 and {job["seed"] for job in jobs} == {3}
+    values = [job["tries"]["optimizer.lr"] for job in jobs[:10:2]]
     assert values == pytest.approx([0.0025, 0.005, 0.01, 0.02, 0.04])
-    durations = list(outline.sizes["d0"].steps)
-    assert len(durations) == 3 and {job["duration"] for job in jobs} == {durations[1]}, "neither end is far"
+
+
+def test_a_value_is_tried_at_every_duration_up_to_the_middle(outline: Outline) -> None:
+    """Of which the shorter are decays of the trunk that the longest is; the mean loss of them counts."""
+    short, middle, _ = outline.sizes["d0"].steps
+    trunk, decay = first_jobs(outline)[:2]
+    assert (trunk["duration"], decay["duration"]) == (middle, short)
+    assert "after" not in trunk and decay["after"] == trunk["job"] and decay["tries"] == trunk["tries"]
+    assert f"steps:[{decay['from_step']}]" in trunk["overrides"][-1]
+    plan = plan_of(outline)
+    (lost, *_), known = plan["jobs"], results(plan)
+    tried = design.tried_of(plan, known)["d0", "a"]
+    assert [each.loss for each in tried] == [
+        sum(known[i].metrics["val/loss"] for i in (at, at + 1)) / 2 for at in range(0, 10, 2)
+    ]
+    assert design.tried_of(plan, known | {lost["job"]: Result("diverged")})["d0", "a"][0].diverged
 
 
 def test_a_best_at_the_edge_is_looked_for_beyond_and_arms_are_alike_in_tries(outline: Outline) -> None:
@@ -63,7 +78,7 @@ def test_a_best_at_the_edge_is_looked_for_beyond_and_arms_are_alike_in_tries(out
     tried = {
         place: [j for j in plan["jobs"] if j["stage"] == "tune" and (j["size"], j["arm"]) == place] for place in BEST
     }
-    assert len(tried["d0", "a"]) == len(tried["d0", "b"]) > 5
+    assert len(tried["d0", "a"]) == len(tried["d0", "b"]) > 5 * 2
     assert max(job["tries"]["optimizer.lr"] for job in tried["d0", "b"]) > 0.1
 
 
@@ -103,7 +118,7 @@ def test_all_that_diverged_ends_the_tries(outline: Outline) -> None:
         plan = {**plan, "jobs": [*plan["jobs"], *further]}
         if not further:
             break
-    assert sum(job["stage"] == "tune" for job in plan["jobs"]) == 2 * 2 * (5 + 2 * design.ROUNDS)
+    assert sum(job["stage"] == "tune" for job in plan["jobs"]) == 2 * 2 * 2 * (5 + 2 * design.ROUNDS)
 
 
 def test_growth_depends_on_the_folder_alone(outline: Outline) -> None:
@@ -125,6 +140,7 @@ def test_a_trunk_keeps_what_its_decays_resume_from() -> None:
 
 
 def test_a_try_has_the_value_and_the_whole_schedule(outline: Outline) -> None:
-    (job,) = tries(outline, "d0", "b", [0.03], 5)
-    assert "optimizer.lr=0.03" in job["overrides"] and job["overrides"][-1] == "seed=3"
+    for job in tries(outline, "d0", "b", [0.03], 5):
+        steps = outline.sizes["d0"].steps[job["duration"]]
+        assert {"optimizer.lr=0.03", "seed=3", f"trainer.max_steps={steps}"} <= set(job["overrides"])
     assert isinstance(outline.sizes["d0"].arms["b"], Cell)

@@ -84,7 +84,8 @@ def test_durations_are_tokens_per_parameter_of_the_baseline(write: Callable[...,
 
 def test_the_composed_rate_is_the_middle_of_the_tries(write: Callable[..., str]) -> None:
     plan = planning.make(definition.read(write(tune={"optimizer.lr": 3}, tune_sizes=1)))
-    assert [job["tries"]["optimizer.lr"] for job in plan.jobs[:3]] == pytest.approx([0.005, 0.01, 0.02])
+    values = dict.fromkeys(job["tries"]["optimizer.lr"] for job in plan.jobs)
+    assert [*values] == pytest.approx([0.005, 0.01, 0.02])
     assert {job["size"] for job in plan.jobs} == {"16"}
 
 
