@@ -6,7 +6,7 @@ from docs.site.markdown import link, prose, title
 from docs.site.pages import Pages
 
 PLACE = "results/index.md"
-ABLATIONS = "results/ablations/"
+COMPARISONS = ("results/ablations/", "results/ladders/")
 HEAD = f"""\
 # Results
 
@@ -19,9 +19,15 @@ Each page names the machine, the versions and the date, and shows ratios from on
 def add(pages: Pages) -> None:
     """Add the page. The measurements are already among the pages."""
     places = sorted(place for place in pages.texts if place.startswith("results/"))
-    reports = [place for place in places if place.startswith(ABLATIONS)]
+    reports = [place for place in places if place.startswith(COMPARISONS)]
     speeds = [place for place in places if place not in reports]
-    parts = [HEAD.strip(), "## Ablations", _listed(pages, reports), "## Speeds and costs", _listed(pages, speeds)]
+    parts = [
+        HEAD.strip(),
+        "## Ablations and ladders",
+        _listed(pages, reports),
+        "## Speeds and costs",
+        _listed(pages, speeds),
+    ]
     pages.add(PLACE, "\n\n".join(parts))
 
 

@@ -38,7 +38,7 @@ PLACES = [
     (r"plugins(?:/README\.md)?", "reference/plug-ins.md"),
     (r"plugins/(\w+)(?:/README\.md)?", r"how-to/\1.md"),
     (r"plugins/\w+/(\w+)\.md", r"results/\1.md"),
-    (r"benchmarks/results/ablations/(\w+)/report/report\.md", r"results/ablations/\1.md"),
+    (r"benchmarks/results/(ablation|ladder)s/(\w+)/report/report\.md", r"results/\1s/\2.md"),
     (r"benchmarks/results/((?:.+/)?)README\.md", r"results/\1index.md"),
     (r"benchmarks/results/(.+)\.md", r"results/\1.md"),
     (r"(?:conf|plugins/\w+)/presets?/(\w+)\.yaml", r"reference/presets/\1.md"),

@@ -6,15 +6,16 @@ import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from blockwright.lab.ladder.design import Place, Tuned, tried_of, tuned_of
 from blockwright.lab.ladder.outline import Job, Outline, outline_of
-from blockwright.lab.statistics.intervals import Comparison, compare
 from blockwright.lab.statistics.law import Rung
-from blockwright.lab.statistics.law_check import Conclusion, conclude
+from blockwright.lab.statistics.law_check import Cells, Conclusion, cells, conclude
 from blockwright.lab.statistics.law_fit import Estimate
+from blockwright.lab.statistics.one_thread import on_one_thread
 from blockwright.lab.sweep import plan as plans
 from blockwright.lab.sweep.tuning import COMPARE
 from blockwright.registry import ConfigError
@@ -82,18 +83,10 @@ class Findings:
         ours, theirs = self.speeds.get(arm), self.speeds.get(self.baseline)
         return ours / theirs if ours and theirs else None
 
-    def differences(self, arm: str) -> dict[tuple[str, str], Comparison]:
-        """Size and duration → the arm against the baseline, paired over seeds."""
-        losses: dict[tuple[str, str, str], dict[int, float]] = defaultdict(dict)
-        for rung in self.rungs:
-            losses[rung.arm, rung.size, rung.duration][rung.seed] = rung.loss
-        found = {}
-        for size, of in self.outline.sizes.items():
-            for duration in of.steps:
-                compared = compare(losses[arm, size, duration], losses[self.baseline, size, duration])
-                if compared is not None:
-                    found[size, duration] = compared
-        return found
+    @cached_property
+    def seeds(self) -> Cells | None:
+        """The noise of the rungs, by their seeds alone; None if no cell has two."""
+        return on_one_thread(cells)(self.rungs)
 
 
 def scaled(log_s: Estimate, factor: float) -> Estimate:

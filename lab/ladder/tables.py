@@ -8,6 +8,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import fields
 
+from blockwright.lab.ladder.differences import of_rungs, over_all
 from blockwright.lab.ladder.findings import Findings
 from blockwright.lab.ladder.verdict import Speed, Verdict
 from blockwright.lab.report.tables import Table, row
@@ -76,14 +77,18 @@ def residual(findings: Findings) -> Table | None:
 
 
 def difference(findings: Findings) -> Table:
-    """Each arm against the baseline at every rung, paired over seeds."""
+    """Each arm against the baseline at every rung, and at all together."""
     lines = []
     for arm in findings.arms[1:]:
-        for (size, duration), compared in findings.differences(arm).items():
-            difference = around(compared.difference, sign=True)
-            lines.append(row(arm, size, duration, difference, bare(compared.p), str(compared.difference.n)))
+        all_rungs = over_all(findings, arm)
+        found = [(*place, each) for place, each in of_rungs(findings, arm).items()]
+        for size, duration, each in [*([("all", "all", all_rungs)] if all_rungs else []), *found]:
+            lines.append(row(arm, size, duration, around(each.interval, sign=True), bare(each.p), str(each.interval.n)))
     columns = ("arm", "size", "duration", "difference", "p", "seeds")
-    note = f"Arm minus {findings.baseline} in nats over common seeds, with its 95 % interval; p of each alone."
+    note = (
+        f"Arm minus {findings.baseline} in nats over common seeds, with its 95 % interval, by the noise of all "
+        "trainings together and what tuning leaves; p of each alone."
+    )
     return Table("Differences a rung", columns, tuple(lines), frozenset(columns[3:]), note=note)
 
 

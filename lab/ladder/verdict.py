@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from blockwright.lab.ladder.differences import of_rungs, over_all
 from blockwright.lab.ladder.findings import Findings, scaled
 from blockwright.lab.report.words import around, plain
 from blockwright.lab.statistics.law_check import Conclusion, Why
@@ -169,14 +170,13 @@ def _off(left_out: Estimate) -> str:
 
 
 def _rungs(arm: str, findings: Findings) -> str:
-    """The differences at the longest duration of each size."""
-    found = findings.differences(arm)
-    parts = []
-    for size, of in findings.outline.sizes.items():
-        compared = found.get((size, of.trunk))
-        if compared is not None:
-            parts.append(f"{size}: {around(compared.difference, sign=True)}")
-    return f"Differences a size: {', '.join(parts)}." if parts else ""
+    """The mean difference over all rungs, and those at the longest duration of each size."""
+    mean, found = over_all(findings, arm), of_rungs(findings, arm)
+    if mean is None:
+        return ""
+    longest = {size: found.get((size, of.trunk)) for size, of in findings.outline.sizes.items()}
+    parts = [f"{size}: {around(each.interval, sign=True)}" for size, each in longest.items() if each is not None]
+    return f"Mean difference over all rungs: {around(mean.interval, sign=True)}; at the longest: {', '.join(parts)}."
 
 
 def _exp(value: float) -> float:
@@ -196,8 +196,14 @@ def document(findings: Findings) -> dict[str, Any]:
         "metric": findings.plan["metric"],
         "baseline": findings.baseline,
         "law": None if law is None else _law(law),
-        "verdicts": [asdict(each) for each in verdicts(findings)],
+        "verdicts": [asdict(each) | {"difference": _difference(each.arm, findings)} for each in verdicts(findings)],
     }
+
+
+def _difference(arm: str, findings: Findings) -> dict[str, Any] | None:
+    """The mean difference over all rungs, in nats."""
+    found = over_all(findings, arm)
+    return None if found is None else {**asdict(found.interval), "p": found.p}
 
 
 def _law(law: Conclusion) -> dict[str, Any]:

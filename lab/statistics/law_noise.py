@@ -16,6 +16,7 @@ q_k = aᵀG_k a and W the covariance of v (Giesbrecht and Burns 1985, doi 10.230
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -43,6 +44,14 @@ class RungNoise:
     parts: Array
     variances: Array
     uncertainty: Array
+
+    @property
+    def sd_of_run(self) -> float:
+        """Standard deviation of a training, in nats, without what all arms of its seed have in common.
+
+        The second part is of pairs, also where each training has one duration, and none is of trunks.
+        """
+        return math.sqrt(float(self.variances[0] + self.variances[2:].sum()))
 
     @property
     def covariance(self) -> Array:

@@ -60,6 +60,7 @@ def test_documents_read_alike_in_commonmark_and_by_the_builder(pages: Pages) -> 
         ("blocks/attention/mla.py", "reference/blocks/attention/mla.md"),
         ("blocks/attention/base.py", "source/blocks/attention/base.py.md"),
         ("benchmarks/results/ablations/pages/report/report.md", "results/ablations/pages.md"),
+        ("benchmarks/results/ladders/attention/report/report.md", "results/ladders/attention.md"),
         ("docs/attention.svg", "files/docs/attention.svg"),
     ],
 )

@@ -14,7 +14,7 @@ import pytest
 from blockwright.lab.ladder.__main__ import main
 from blockwright.lab.ladder.design import Tuned
 from blockwright.lab.ladder.findings import Findings, find
-from blockwright.lab.ladder.verdict import verdict, verdicts
+from blockwright.lab.ladder.verdict import document, verdict, verdicts
 from blockwright.lab.report.__main__ import main as report
 from blockwright.lab.statistics.tuning import Fit, Try
 from blockwright.registry import ConfigError
@@ -118,6 +118,8 @@ def test_too_few_trainings(tmp_path: Path) -> None:
     found = find(ladder_folder.write(tmp_path / "1", GAINS, sizes=2, seeds=1, ratios=(5, 10)))
     assert found.law is None
     assert {each.why for each in verdicts(found)} == {"few"}
+    (first, _) = document(found)["verdicts"]
+    assert first["difference"]["mean"] != 0 and first["difference"]["p"] is None, "of one seed each"
 
 
 def test_an_arm_that_is_not_tuned(findings: Findings) -> None:
