@@ -12,7 +12,9 @@ from typing import Any
 
 from blockwright.lab.ladder.outline import Job, Outline, compared, outline_of, tries
 from blockwright.lab.statistics import tuning
+from blockwright.lab.statistics.law import Common
 from blockwright.lab.statistics.tuning import Fit, Try
+from blockwright.lab.statistics.variance import Left
 from blockwright.lab.sweep.tuning import COMPARE, RATE, SD_OF_RUN, TUNE, loss_of, next_round
 from blockwright.training.result import Result
 
@@ -77,6 +79,26 @@ def tuned_of(outline: Outline, tried: Mapping[Place, list[Try]]) -> dict[Place, 
     return {
         place: Tuned(tuple(each), tuning.fit(each)) for place, each in tried.items() if place[0] in outline.tuned_sizes
     }
+
+
+def common_of(outline: Outline, tuned: Mapping[Place, Tuned], sd_of_run: float) -> tuple[Common, ...]:
+    """What tuning leaves: at each tuned size of an arm; beyond, where values follow from those, the mean of these.
+
+    Args:
+        outline: of the ladder
+        tuned: size and arm → its tuning
+        sd_of_run: of a training, without what all arms of its seed have in common
+    """
+    of_arms: dict[str, dict[str, Left]] = defaultdict(dict)
+    for (size, arm), of in tuned.items():
+        of_arms[arm][size] = of.fit.left(sd_of_run)
+    found = []
+    for arm, own in of_arms.items():
+        every = sum(own.values(), Left())
+        beyond = Left(every.variance / len(own), every.dof)
+        found += [Common(arm, frozenset({size}), left) for size, left in own.items()]
+        found.append(Common(arm, frozenset(outline.sizes.keys() - own.keys()), beyond))
+    return tuple(found)
 
 
 def values(outline: Outline, tuned: Mapping[Place, Tuned]) -> dict[Place, float]:

@@ -10,9 +10,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from blockwright.lab.ladder.design import Place, Tuned, tried_of, tuned_of
+from blockwright.lab.ladder.design import Place, Tuned, common_of, tried_of, tuned_of
 from blockwright.lab.ladder.outline import Job, Outline, outline_of
-from blockwright.lab.statistics.law import Rung
+from blockwright.lab.statistics.law import Common, Rung
 from blockwright.lab.statistics.law_check import Cells, Conclusion, cells, conclude
 from blockwright.lab.statistics.law_fit import Estimate
 from blockwright.lab.statistics.one_thread import on_one_thread
@@ -48,6 +48,7 @@ class Findings:
         tuned: size and arm → its tuning
         speeds: arm → tokens per second of its trunks at the largest size, mean over seeds
         lost: compared jobs without a figure
+        common: what tuning leaves
     """
 
     directory: Path
@@ -58,6 +59,7 @@ class Findings:
     tuned: Mapping[Place, Tuned]
     speeds: Mapping[str, float]
     lost: tuple[Lost, ...]
+    common: tuple[Common, ...] = ()
 
     @property
     def baseline(self) -> str:
@@ -85,8 +87,8 @@ class Findings:
 
     @cached_property
     def seeds(self) -> Cells | None:
-        """The noise of the rungs, by their seeds alone; None if no cell has two."""
-        return on_one_thread(cells)(self.rungs)
+        """The noise of the rungs, by their seeds and with what tuning leaves; None if no cell has two seeds."""
+        return on_one_thread(cells)(self.rungs, self.common)
 
 
 def scaled(log_s: Estimate, factor: float) -> Estimate:
@@ -116,15 +118,17 @@ def find(directory: Path) -> Findings:
     lost = tuple(_lost(job, results[job["job"]]) for job in jobs if losses[job["job"]] is None)
     tuned = tuned_of(outline, tried_of(plan, results)) if outline.tune else {}
     speeds = _speeds(outline, [job for job in jobs if "after" not in job], results)
-    return Findings(directory, plan, outline, rungs, _law(rungs, outline), tuned, speeds, lost)
+    seeds = on_one_thread(cells)(rungs)
+    common = () if seeds is None else common_of(outline, tuned, seeds.noise.sd_of_run)
+    return Findings(directory, plan, outline, rungs, _law(rungs, outline, common), tuned, speeds, lost, common)
 
 
-def _law(rungs: Sequence[Rung], outline: Outline) -> Conclusion | None:
+def _law(rungs: Sequence[Rung], outline: Outline, common: Sequence[Common]) -> Conclusion | None:
     """None without seeds, sizes and durations enough for an interval."""
     trunks = {(rung.size, rung.seed) for rung in rungs}
     arms = {rung.arm for rung in rungs}
     few = len(trunks) < 4 or len(rungs) <= 5 + 2 * (len(arms) - 1) or len(arms) < 2
-    return None if few else conclude(rungs, outline.baseline)
+    return None if few else conclude(rungs, outline.baseline, common)
 
 
 def _rung(job: Job, loss: float) -> Rung:

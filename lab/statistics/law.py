@@ -28,6 +28,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from blockwright.lab.statistics.variance import Left
+
 Array = NDArray[np.float64]
 Form = Literal["apart", "alike"]
 SHAPE = 5  # parameters of the law's shape: log E, log of the two terms at the mean rung, log α, log β
@@ -57,6 +59,24 @@ class Rung:
 
 
 @dataclass(frozen=True)
+class Common:
+    """What tuning leaves in an arm at some sizes, whose trainings have one value, or values that follow from others.
+
+    Args:
+        arm: its name
+        sizes: names
+        left: its variance in nats², with degrees of freedom
+    """
+
+    arm: str
+    sizes: frozenset[str]
+    left: Left
+
+    def has(self, rung: Rung) -> bool:
+        return rung.arm == self.arm and rung.size in self.sizes
+
+
+@dataclass(frozen=True)
 class Ladder:
     """Rungs as arrays.
 
@@ -67,6 +87,7 @@ class Ladder:
         n, d: log N and log D, less ``center``
         center: the means of log N and log D
         size_gain, data_gain: [rungs, gains], which times the gains are log ρ_N and log ρ_D of the rungs
+        common: what tuning leaves
     """
 
     rungs: tuple[Rung, ...]
@@ -77,6 +98,7 @@ class Ladder:
     center: tuple[float, float]
     size_gain: Array
     data_gain: Array
+    common: tuple[Common, ...] = ()
 
     @property
     def losses(self) -> Array:
@@ -93,19 +115,19 @@ class Ladder:
         return len({(rung.size, rung.seed) for rung in self.rungs})
 
 
-def arranged(rungs: Sequence[Rung], baseline: str, form: Form) -> Ladder:
+def arranged(rungs: Sequence[Rung], baseline: str, form: Form, common: Sequence[Common] = ()) -> Ladder:
     """Rungs as arrays.
 
     Args:
         rungs: of all arms
         baseline: the arm whose ρ are 1
-        form: see ``Ladder``
+        form, common: see ``Ladder``
     """
     arms = (baseline, *dict.fromkeys(rung.arm for rung in rungs if rung.arm != baseline))
     n, d = (np.log([getattr(rung, name) for rung in rungs]) for name in ("parameters", "tokens"))
     size_gain, data_gain = gains_of(arms, [rung.arm for rung in rungs], form)
     center = float(n.mean()), float(d.mean())
-    return Ladder(tuple(rungs), arms, form, n - center[0], d - center[1], center, size_gain, data_gain)
+    return Ladder(tuple(rungs), arms, form, n - center[0], d - center[1], center, size_gain, data_gain, tuple(common))
 
 
 def gains_of(arms: Sequence[str], of: Sequence[str], form: Form) -> tuple[Array, Array]:

@@ -16,7 +16,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from blockwright.lab.statistics.law import Array, Rung, arranged, predict
+from blockwright.lab.statistics.law import Array, Common, Rung, arranged, predict
 from blockwright.lab.statistics.law_fit import Estimate, Fit, fit, minimise, starts
 from blockwright.lab.statistics.law_noise import RungNoise, noise_of
 from blockwright.lab.statistics.one_thread import on_one_thread
@@ -63,18 +63,19 @@ class Conclusion:
 
 
 @on_one_thread
-def conclude(rungs: Sequence[Rung], baseline: str) -> Conclusion:
+def conclude(rungs: Sequence[Rung], baseline: str, common: Sequence[Common] = ()) -> Conclusion:
     """Fit the law of a ladder, and check it.
 
     Args:
         rungs: of all arms, without lost ones
         baseline: the arm whose ρ are 1
+        common: what tuning leaves
     """
     why = unidentified(rungs)
-    alike = fit(rungs, baseline, "alike")
+    alike = fit(rungs, baseline, "alike", common)
     found = alike
     if why is None:
-        apart = fit(rungs, baseline, "apart")
+        apart = fit(rungs, baseline, "apart", common)
         why = _unsteady(apart, alike)
         found = alike if why else apart
     return Conclusion(found, why, lack_of_fit(found), left_out(found, baseline))
@@ -126,8 +127,8 @@ class Cells:
     cost: float
 
 
-def cells(rungs: Sequence[Rung]) -> Cells | None:
-    """The noise by the seeds alone; None if no cell has two."""
+def cells(rungs: Sequence[Rung], common: Sequence[Common] = ()) -> Cells | None:
+    """The noise by the seeds, with what tuning leaves, which all seeds of a cell share; None if no cell has two."""
     keys = [(rung.arm, rung.size, rung.duration) for rung in rungs]
     order = list(dict.fromkeys(keys))
     member = np.array([[float(key == cell) for cell in order] for key in keys])
@@ -135,7 +136,7 @@ def cells(rungs: Sequence[Rung]) -> Cells | None:
     if dof < 1:
         return None
     losses = np.array([rung.loss for rung in rungs])
-    noise = noise_of(rungs, member, losses - member @ (member.T @ losses / member.sum(0)))
+    noise = noise_of(rungs, member, losses - member @ (member.T @ losses / member.sum(0)), common)
     white = noise.whitening
     means = np.linalg.lstsq(white @ member, white @ losses, rcond=None)[0]
     return Cells(len(order), noise, dof, float(((white @ (losses - member @ means)) ** 2).sum()))
@@ -144,14 +145,14 @@ def cells(rungs: Sequence[Rung]) -> Cells | None:
 def lack_of_fit(found: Fit) -> float | None:
     """p that the law misses the cells' means by no more than noise.
 
-    F = [(SS_law − SS_cells) / (cells − P)] / [SS_cells / (n − cells)] of residuals whitened by the seeds alone.
+    F = [(SS_law − SS_cells) / (cells − P)] / [SS_cells / (n − cells)] of residuals whitened by ``cells``.
 
     Returns:
         p; None if no cell has two seeds, or the law has as many parameters as there are cells
     """
     from scipy.stats import f
 
-    seeds, ladder = cells(found.ladder.rungs), found.ladder
+    seeds, ladder = cells(found.ladder.rungs, found.ladder.common), found.ladder
     if seeds is None or (free := seeds.number - ladder.number) < 1:
         return None
     law = minimise(ladder, seeds.noise, [found.theta, *starts(ladder)])
@@ -177,7 +178,7 @@ def left_out(found: Fit, baseline: str) -> Estimate | None:
         by_size[rung.size].append(rung)
     largest = max(by_size, key=lambda size: by_size[size][0].parameters)
     rest, away = [rung for rung in rungs if rung.size != largest], by_size[largest]
-    seeds = cells(rungs)
+    seeds = cells(rungs, found.ladder.common)
     if seeds is None or not rest or unidentified(rest) or {r.arm for r in rest} != {r.arm for r in rungs}:
         return None
     inside, outside = (np.flatnonzero([(rung.size != largest) == side for rung in rungs]) for side in (True, False))

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from blockwright.lab.statistics.intervals import LEVEL
-from blockwright.lab.statistics.law import SHAPE, Array, Form, Ladder, Rung, arranged, gains_of, predict
+from blockwright.lab.statistics.law import SHAPE, Array, Common, Form, Ladder, Rung, arranged, gains_of, predict
 from blockwright.lab.statistics.law_noise import RungNoise, independent, noise_of
 from blockwright.lab.statistics.one_thread import on_one_thread
 
@@ -163,17 +163,18 @@ class Fit:
 
 
 @on_one_thread
-def fit(rungs: Sequence[Rung], baseline: str, form: Form = "apart") -> Fit:
+def fit(rungs: Sequence[Rung], baseline: str, form: Form = "apart", common: Sequence[Common] = ()) -> Fit:
     """Fit the law by generalised least squares.
 
     Args:
         rungs: of all arms
         baseline: the arm whose ρ are 1
         form: ``apart``: ρ_N and ρ_D for each arm; ``alike``: one s
+        common: what tuning leaves
     """
-    ladder = arranged(rungs, baseline, form)
+    ladder = arranged(rungs, baseline, form, common)
     first = minimise(ladder, independent(len(rungs)), starts(ladder))
-    return minimise(ladder, noise_of(rungs, first.jacobian, first.residuals), [first.theta])
+    return minimise(ladder, noise_of(rungs, first.jacobian, first.residuals, common), [first.theta])
 
 
 def minimise(ladder: Ladder, noise: RungNoise, begin: Sequence[Array]) -> Fit:

@@ -32,6 +32,7 @@ def ladder(
     exponent: float = EXPONENT,
     cell: float = 0.0,
     above: float = 0.0,
+    tuning: float = 0.0,
 ) -> list[Rung]:
     """One simulated ladder.
 
@@ -45,6 +46,7 @@ def ladder(
         exponent: β of the second arm
         cell: sd of what all seeds of an (arm, size, duration) have in common, as of a rate that is not tuned
         above: nats by which the smallest size lies above the law
+        tuning: sd of the excess loss that an (arm, size) has of the value it was tuned to, a χ² of one degree
     """
     shared: dict[tuple[object, ...], float] = {}
 
@@ -61,5 +63,7 @@ def ladder(
                     own = (1 - pairing - trunk) ** 0.5 * float(rng.standard_normal())
                     common = pairing**0.5 * draw("pair", i, j, seed) + trunk**0.5 * draw("trunk", i, seed, k)
                     value = mean + noise * (own + common) + cell * draw("cell", i, j, k) + above * (i == 0)
+                    if tuning:
+                        value += tuning * draw("tuning", i, k) ** 2 / 2**0.5
                     rungs.append(Rung(ARMS[k], str(i), str(j), seed, parameters, tokens, value))
     return rungs

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from ladders import ARMS, ladder, loss
 
-from blockwright.lab.ladder.design import Tuned
+from blockwright.lab.ladder.design import Tuned, common_of
 from blockwright.lab.ladder.differences import Difference, of_rungs, over_all
 from blockwright.lab.ladder.findings import Findings
 from blockwright.lab.statistics.intervals import Interval
@@ -70,10 +70,9 @@ def test_what_tuning_leaves_widens_them() -> None:
     found = simulated(np.random.default_rng(7))
     fit = Fit(0.01, 0.05, 0.004, None, shake=1e4, spread=0.02, dof=3)
     tries = (Try(0.01, 2.0),)
-    other = replace(found, tuned={("0", arm): Tuned(tries, fit) for arm in ARMS[:2]})
     assert found.seeds is not None
-    left = fit.left(found.seeds.noise.sd_of_run).variance
-    assert left > 0
+    tuned = {("0", arm): Tuned(tries, fit) for arm in ARMS[:2]}
+    other = replace(found, common=common_of(found.outline, tuned, found.seeds.noise.sd_of_run))
     for place in (("0", "0"), ("2", "1")):
         before, after = (of_rungs(each, ARMS[1])[place].interval for each in (found, other))
         assert before.half is not None and after.half is not None
