@@ -53,7 +53,7 @@ def test_it_is_no_misfit_and_intervals_cover() -> None:
     wrong, covered = shares(400, said=True)
     assert wrong <= 0.07 and 0.93 <= covered <= 0.985
     wrong, covered = shares(400, said=False)
-    assert wrong >= 0.2 and covered <= 0.9
+    assert wrong >= 0.2 and covered <= 0.92
 
 
 def interval(found: Fit) -> float:
