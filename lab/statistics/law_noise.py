@@ -5,8 +5,9 @@
 G is 1 where two rungs share a draw: of the arms of a (size, duration, seed), which see the same data, or of the
 durations of a (size, seed, arm), which are decays of one trunk. T is what tuning leaves, which is known from the tries
 (``Common``): without it, of ladders under a true law in which it had a standard deviation of 0.003 and 0.006 nats, 12
-and 30 % did not fit at a nominal 1 %, and intervals of s covered .90 and .84. The variances v are by restricted maximum
-likelihood (Patterson and Thompson 1971, doi 10.1093/biomet/58.3.545): each step solves
+and 32 % did not fit at a nominal 1 % (5 % where it is known), and intervals of s covered .90 and .87.
+The variances v are by restricted maximum likelihood (Patterson and Thompson 1971, doi 10.1093/biomet/58.3.545): each
+step solves
 
     Σ_l tr(P G_k P G_l) v_l = rᵀ P G_k P r − tr(P G_k P T),    P = V⁻¹ − V⁻¹ J (Jᵀ V⁻¹ J)⁻¹ Jᵀ V⁻¹
 
