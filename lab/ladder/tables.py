@@ -104,7 +104,8 @@ def tuning(findings: Findings) -> Table | None:
         lines.append(row(arm, size, tried, f"{of.fit.vertex:.3g}", curvature, regret, edge))
     columns = ("arm", "size", "tries", "best", "nats an octave²", "regret", "note")
     note = (
-        f"Of {findings.outline.tune}, one seed that is not compared. Larger sizes follow from an arm's mean along a "
+        f"Of {findings.outline.tune}, by the mean loss of the durations that it was tried at, of one seed that is not "
+        "compared. Larger sizes follow from an arm's mean along a "
         "slope that all arms share."
     )
     return Table("Tuning", columns, tuple(lines), frozenset(columns[3:6]), note=note) if lines else None

@@ -93,4 +93,5 @@ def test_a_difference_has_what_both_arms_have_in_common_at_a_size_whole() -> Non
 
 
 def test_without_seeds_it_gives_no_interval() -> None:
-    assert cells(ladder(np.random.default_rng(5), GAINS, seeds=1)) is None
+    rungs = ladder(np.random.default_rng(5), GAINS, seeds=1)
+    assert cells(rungs, known(rungs)) is None
