@@ -113,7 +113,8 @@ def summary(plan: Plan) -> str:
     if math.isinf(seen := planning.sees(own)):
         lines.append("so few sizes and seeds give a speed-up no interval: add seeds")
     else:
-        lines.append(f"it sees a speed-up of {100 * (seen - 1):.2g} % four times in five, at the noise usual for text")
+        usual = f"at the noise usual for text{', with what tuning usually leaves' if own.tune else ''}"
+        lines.append(f"it sees a speed-up of {100 * (seen - 1):.2g} % four times in five, {usual}")
     short = [f"{s}: {min(of.steps.values())}" for s, of in own.sizes.items() if min(of.steps.values()) < SHORTEST]
     if short:
         lines.append(

@@ -89,9 +89,14 @@ def common_of(outline: Outline, tuned: Mapping[Place, Tuned], sd_of_run: float) 
         tuned: size and arm → its tuning
         sd_of_run: of a training, without what all arms of its seed have in common
     """
+    return spread(outline, {place: of.fit.left(sd_of_run) for place, of in tuned.items()})
+
+
+def spread(outline: Outline, left: Mapping[Place, Left]) -> tuple[Common, ...]:
+    """What tuning leaves at each size, given what it leaves where arms are tuned: ``common_of``."""
     of_arms: dict[str, dict[str, Left]] = defaultdict(dict)
-    for (size, arm), of in tuned.items():
-        of_arms[arm][size] = of.fit.left(sd_of_run)
+    for (size, arm), of in left.items():
+        of_arms[arm][size] = of
     found = []
     for arm, own in of_arms.items():
         every = sum(own.values(), Left())

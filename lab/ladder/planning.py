@@ -14,6 +14,7 @@ from blockwright.blocks.compose import check, compose
 from blockwright.blocks.cost import count_parameters
 from blockwright.lab.ablation import planning as ablation
 from blockwright.lab.ladder.definition import Ladder
+from blockwright.lab.ladder.design import spread
 from blockwright.lab.ladder.outline import KEY, Cell, Job, Outline, Size, compared, schedule, tries
 from blockwright.lab.match.sizing import Sized, named
 from blockwright.lab.statistics.law import Form, Rung
@@ -113,7 +114,8 @@ def first_jobs(outline: Outline) -> list[Job]:
 def sees(outline: Outline) -> float:
     """The speed-up that a ladder shows four times in five, as a factor; infinite with too few trainings.
 
-    By the law and the noise that small models of text usually have, if no training is lost.
+    By the law and the noise that small models of text usually have, and what tuning leaves in them, if no training is
+    lost.
     """
     from scipy.stats import t
 
@@ -125,7 +127,10 @@ def sees(outline: Outline) -> float:
         for seed in outline.seeds
     ]
     form: Form = "alike" if unidentified(rungs) else "apart"
-    log_s = expected(rungs, outline.baseline, form, Usual())
+    usual = Usual()
+    places = [(size, arm) for size in outline.tuned_sizes for arm in outline.sizes[size].arms] if outline.tune else []
+    common = spread(outline, dict.fromkeys(places, usual.left))
+    log_s = expected(rungs, outline.baseline, form, usual, common)
     return math.exp(log_s.half + float(t.ppf(0.8, log_s.dof)) * log_s.se) if log_s.dof >= 1 else math.inf
 
 

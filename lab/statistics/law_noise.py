@@ -133,7 +133,7 @@ def noise_of(rungs: Sequence[Rung], jacobian: Array, residuals: Array, common: S
     """
     from scipy.optimize import nnls
 
-    known = tuple((np.array([float(each.has(rung)) for rung in rungs]), each.left) for each in common)
+    known = known_of(rungs, common)
     matrix = _matrix(known, len(rungs))
     own, *shared = shares(rungs)
     parts = np.stack([own, *(part for part in shared if part.sum() > len(rungs))])  # of one duration no trunk is seen
@@ -146,6 +146,11 @@ def noise_of(rungs: Sequence[Rung], jacobian: Array, residuals: Array, common: S
         if np.abs(variances - before).max() < TOLERANCE * total:
             break
     return estimated(parts, variances, jacobian, known)
+
+
+def known_of(rungs: Sequence[Rung], common: Sequence[Common]) -> tuple[tuple[Array, Left], ...]:
+    """What tuning leaves as parts of T: 1 where a rung has it, with what it is."""
+    return tuple((np.array([float(each.has(rung)) for rung in rungs]), each.left) for each in common)
 
 
 def _matrix(known: Sequence[tuple[Array, Left]], number: int) -> Array:

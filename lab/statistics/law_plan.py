@@ -8,9 +8,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from blockwright.lab.statistics.law import SHAPE, Form, Rung, arranged, predict
+from blockwright.lab.statistics.law import SHAPE, Common, Form, Rung, arranged, predict
 from blockwright.lab.statistics.law_fit import Estimate, Fit
-from blockwright.lab.statistics.law_noise import estimated, shares
+from blockwright.lab.statistics.law_noise import estimated, known_of, shares
+from blockwright.lab.statistics.variance import Left
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,8 @@ class Usual:
         exponent: α and β
         noise: standard deviation of a training, in nats
         pairing, trunk: shares of its variance that the arms of a seed, and the durations of a trunk, have in common
+        tuning, tuning_dof: standard deviation of what tuning leaves in an arm at a size, in nats, and the degrees of
+            freedom with which its tries say so
     """
 
     floor: float = 1.1
@@ -32,15 +35,23 @@ class Usual:
     noise: float = 0.007
     pairing: float = 0.5
     trunk: float = 0.2
+    tuning: float = 0.003
+    tuning_dof: int = 2
+
+    @property
+    def left(self) -> Left:
+        """What tuning leaves."""
+        return Left(self.tuning**2, self.tuning_dof)
 
 
-def expected(rungs: Sequence[Rung], baseline: str, form: Form, usual: Usual) -> Estimate:
+def expected(rungs: Sequence[Rung], baseline: str, form: Form, usual: Usual, common: Sequence[Common] = ()) -> Estimate:
     """log s of two equal arms, 0, with the standard error that a planned ladder will have, by the delta method.
 
     Args:
         rungs: planned; their losses do not matter
         baseline, form: as of ``fit``
         usual: the law that is assumed
+        common: what tuning will leave; nothing if arms are not tuned
     """
     ladder = arranged(rungs, baseline, form)
     n, d = ladder.center[0] - math.log(1e6), ladder.center[1] - math.log(4e6)
@@ -49,5 +60,5 @@ def expected(rungs: Sequence[Rung], baseline: str, form: Form, usual: Usual) -> 
     theta = np.concatenate([shape, np.zeros(ladder.number - SHAPE)])
     jacobian = predict(theta, ladder.n, ladder.d, ladder.size_gain, ladder.data_gain)[1]
     parts = np.array([1 - usual.pairing - usual.trunk, usual.pairing, usual.trunk])
-    noise = estimated(shares(rungs), usual.noise**2 * parts, jacobian)
+    noise = estimated(shares(rungs), usual.noise**2 * parts, jacobian, known_of(rungs, common))
     return Fit(ladder, theta, noise, noise.whitening @ jacobian, 0.0).speed_up(ladder.arms[1])

@@ -6,6 +6,7 @@ import functools
 import json
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
@@ -107,6 +108,12 @@ def test_what_a_ladder_sees_shrinks_with_seeds_and_span() -> None:
     assert 1.03 < planning.sees(more) < planning.sees(few) < 1.2
     assert planning.sees(wide) < planning.sees(few)
     assert planning.sees(ladder_folder.outline({"a": (1, 1), "b": (1, 1)}, seeds=1, sizes=3)) == math.inf
+
+
+def test_what_tuning_leaves_lessens_what_a_ladder_sees() -> None:
+    composed = ladder_folder.outline({"a": (1, 1), "b": (1, 1)}, sizes=4)
+    tuned = replace(composed, tune="optimizer.lr", tuned_sizes=tuple(composed.sizes)[:2])
+    assert planning.sees(composed) + 0.003 < planning.sees(tuned) < math.inf
 
 
 def test_a_plug_in_offers_ladders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from ladders import ladder
 
-from blockwright.lab.statistics.law import Common, Rung
+from blockwright.lab.statistics.law import Common, Form, Rung
 from blockwright.lab.statistics.law_check import cells, conclude, lack_of_fit
 from blockwright.lab.statistics.law_fit import Fit, fit
+from blockwright.lab.statistics.law_plan import Usual, expected
 from blockwright.lab.statistics.one_thread import on_one_thread
 from blockwright.lab.statistics.variance import Left
 
@@ -68,6 +69,18 @@ def test_it_widens_intervals_and_lessens_no_p() -> None:
     assert wide.lack_of_fit > plain.lack_of_fit
     assert plain.left_out is not None and wide.left_out is not None
     assert wide.left_out.half > plain.left_out.half
+
+
+@pytest.mark.parametrize("form", ["apart", "alike"])
+def test_it_is_planned_as_it_comes(form: Form) -> None:
+    rungs = ladder(np.random.default_rng(0), seeds=2)
+    found = []
+    for rng in map(np.random.default_rng, range(10)):
+        drawn = ladder(rng, seeds=2, tuning=SD)
+        found.append(fit(drawn, "plain", form, known(drawn)).speed_up("changed"))
+    planned = expected(rungs, "plain", form, Usual(), known(rungs))
+    assert planned.se == pytest.approx(np.median([each.se for each in found]), rel=0.1)
+    assert planned.se > 1.3 * expected(rungs, "plain", form, Usual()).se
 
 
 def test_the_noise_of_seeds_is_the_same_with_it() -> None:
