@@ -1,0 +1,214 @@
+"""Sweeps and ladders under ``benchmarks/results``: what their reports are made of, without the folders of their jobs.
+
+    python -m benchmarks.recorded FOLDER    # record one that has ended
+    python -m benchmarks.recorded           # conclude again those of which the statistics of today say something else
+
+A verdict means one thing, whenever its runs ended: a test holds the records to what the code says of them.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import re
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.record import RESULTS
+from blockwright.lab.ladder import findings as ladders
+from blockwright.lab.ladder import verdict as of_ladder
+from blockwright.lab.ladder.report import conclude
+from blockwright.lab.report import build
+from blockwright.lab.report import document as of_sweep
+from blockwright.lab.report.build import VERDICT
+from blockwright.lab.report.document import as_json
+from blockwright.lab.report.findings import Findings, find
+from blockwright.lab.report.reading import read
+from blockwright.lab.sweep import table
+from blockwright.lab.sweep.plan import PLAN
+from blockwright.registry.command import Parser, run_command
+from blockwright.training.result import Result
+
+FOLDERS = {"ablation": RESULTS / "ablations", "ladder": RESULTS / "ladders"}
+OF_RUN = {"params": "parameters", "active_params": "active_parameters", "fit_seconds": "fit_seconds"}  # by column
+SAID = ("kind", "difference", "interval", "p", "sees", "speed_up", "at_equal_flops")  # of a verdict
+UNKEPT = re.compile(r"\[([^\]]*)\]\(\.\./\d+/\)")  # a link to the folder of a job
+SECTION = re.compile(r"^(?=## )", re.M)
+
+
+def recorded() -> list[Path]:
+    """The folders of all that are recorded."""
+    return sorted(plan.parent for folder in FOLDERS.values() for plan in folder.glob(f"*/{PLAN}"))
+
+
+def record(folder: Path) -> Path:
+    """Write the report of a sweep that has ended, and keep it with the plan and the table.
+
+    Args:
+        folder: of the sweep
+
+    Returns:
+        the folder of the record
+    """
+    plan = json.loads((folder / PLAN).read_text())
+    table.summarise(folder)
+    report(folder)
+    to = FOLDERS[plan["kind"]] / plan["name"]
+    shutil.rmtree(to, ignore_errors=True)
+    to.mkdir(parents=True)
+    shutil.copytree(folder / "report", to / "report", ignore=shutil.ignore_patterns("index.html"))
+    shutil.copy(folder / "summary.csv", to)
+    (to / PLAN).write_text(json.dumps(plan))
+    for file in filter(Path.is_file, to.rglob("*")):
+        text = file.read_text()
+        for place, name in ((f"{folder}/", ""), (str(folder), plan["name"]), (f"{plan['cwd']}/", "")):
+            text = text.replace(place, name)
+        file.write_text(UNKEPT.sub(r"\1", text.replace(f'"cwd": "{plan["cwd"]}"', '"cwd": "."')))
+    return to
+
+
+def report(folder: Path) -> None:
+    """Write the report of a sweep or a ladder."""
+    if _is_ladder(folder):
+        conclude(folder)
+    else:
+        build.write(findings_of(folder))
+
+
+def document(folder: Path) -> dict[str, Any]:
+    """The verdicts of a sweep or a ladder."""
+    return of_ladder.document(ladders.find(folder)) if _is_ladder(folder) else of_sweep.document(findings_of(folder))
+
+
+def findings_of(folder: Path) -> Findings:
+    """The findings of a sweep."""
+    return find(read(folder, None, None, None))
+
+
+def _is_ladder(folder: Path) -> bool:
+    return bool(json.loads((folder / PLAN).read_text())["kind"] == "ladder")
+
+
+def restore(record: Path, into: Path) -> Path:
+    """A sweep with the figures of its jobs, from its record.
+
+    Args:
+        record: its folder
+        into: a new folder
+
+    Returns:
+        the folder of the sweep
+    """
+    folder = into / record.name
+    folder.mkdir()
+    shutil.copy(record / PLAN, folder)
+    said = json.loads((record / "report" / VERDICT).read_text()) if (record / "report" / VERDICT).exists() else {}
+    metric = json.loads((record / PLAN).read_text())["metric"]
+    figures = {"val/loss": {"unit": "nats per token", "better": "less"}}
+    if said.get("unit"):
+        figures[metric] = {name: said[name] for name in ("unit", "better")}
+    rows = _rows(record / "report" / "runs.csv")
+    for row in rows if "job" in rows[0] else _rows(record / "summary.csv"):  # a ladder's runs.csv is of its rungs
+        known = {name: float(row[column]) for column, name in OF_RUN.items() if row.get(column)}
+        metrics = {name: float(value) for name, value in row.items() if "/" in name and value}
+        plain = {"status": row["status"], "reason": row["reason"], "metrics": metrics, "figures": figures, **known}
+        Result.of(plain).write(folder / row["job"])
+    return folder
+
+
+def _rows(file: Path) -> list[dict[str, str]]:
+    with file.open(newline="") as lines:
+        return list(csv.DictReader(lines))
+
+
+def is_stale(record: Path) -> bool:
+    """Whether the code of today says something else of the figures that are recorded, or nothing is said of them."""
+    if not (record / "report" / VERDICT).exists():
+        return True
+    with tempfile.TemporaryDirectory() as into:
+        now = _figures(json.loads(as_json(document(restore(record, Path(into))))))
+    said = _figures(json.loads((record / "report" / VERDICT).read_text()))
+    return len(said) != len(now) or not all(map(_alike, said, now))
+
+
+def _figures(plain: Any) -> list[Any]:
+    """Kinds and figures of a verdict.json, in order; sentences may be written otherwise."""
+    verdicts = [{key: value for key, value in each.items() if key in SAID} for each in plain["verdicts"]]
+    return _flat([verdicts, plain.get("law")])
+
+
+def _flat(plain: Any) -> list[Any]:
+    if isinstance(plain, dict):
+        return [value for key in sorted(plain) for value in (key, *_flat(plain[key]))]
+    return [value for each in plain for value in _flat(each)] if isinstance(plain, list) else [plain]
+
+
+def _alike(one: Any, other: Any) -> bool:
+    if isinstance(one, float) and isinstance(other, float):
+        return math.isclose(one, other, rel_tol=1e-3, abs_tol=1e-9)  # fits end where their machine ends them
+    return bool(one == other)
+
+
+def again(record: Path) -> None:
+    """Conclude a record again. What is of more than the last figures, as how the loss fell, stays as it is."""
+    with tempfile.TemporaryDirectory() as into:
+        folder = restore(record, Path(into))
+        report(folder)
+        new, old = folder / "report", record / "report"
+        text = _merged((old / "report.md").read_text(), (new / "report.md").read_text())
+        text = text.replace(f"{folder}/", "").replace(str(folder), record.name)
+        (new / "report.md").write_text(UNKEPT.sub(r"\1", text))
+        for file in (new / "report.md", new / VERDICT, *new.glob("*.svg")):
+            shutil.copy(file, old)
+
+
+def _merged(old: str, new: str) -> str:
+    """The new head, and all sections in the old order: the new ones, and those that only the old one has."""
+    (_, *before), (head, *now) = SECTION.split(old), SECTION.split(new)
+    of, sections = {section.partition("\n")[0]: section for section in now}, []
+    for section in before:
+        following = of.pop(section.partition("\n")[0], None)
+        sections.append(section if following is None else _filled(following, section))
+    return "".join([head, *sections, *of.values()])
+
+
+def _filled(new: str, old: str) -> str:
+    """A section, with the cells of the old one's tables where it knows none: ``–``."""
+    known = {(row[0], name): cell for _, names, row in _rows_of(old) for name, cell in zip(names, row, strict=False)}
+    lines = new.split("\n")
+    for number, names, row in _rows_of(new):
+        cells = [known.get((row[0], n), c) if c == "–" else c for n, c in zip(names, row, strict=False)]
+        lines[number] = f"| {' | '.join(cells)} |"
+    return "\n".join(lines)
+
+
+def _rows_of(section: str) -> Iterator[tuple[int, list[str], list[str]]]:
+    """Line, names of the columns and cells of each row of the tables in a section."""
+    names: list[str] = []
+    for number, line in enumerate(section.split("\n")):
+        cells = line[2:-2].split(" | ") if line.startswith("| ") else []
+        if not cells or not names:
+            names = [cell.strip(" ↓↑") for cell in cells]
+        elif not set(line) <= set("|- "):  # the line below the names
+            yield number, names, cells
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Run the command."""
+    parser = Parser(prog="python -m benchmarks.recorded", description=__doc__)
+    parser.add_argument("folder", metavar="FOLDER", nargs="?", type=Path, help="a sweep or a ladder to record")
+    if (folder := parser.parse_args(arguments).folder) is not None:
+        print(record(folder.resolve()))
+        return
+    for each in filter(is_stale, recorded()):
+        again(each)
+        print(each)
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))

@@ -1,0 +1,46 @@
+"""Records of sweeps: what they say is what the code says of their figures."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import ladder_folder
+import pytest
+
+from benchmarks import recorded
+from benchmarks.recorded import VERDICT, again, is_stale, main
+
+RECORD = next(each for each in recorded.recorded() if each.name == "residuals")
+
+
+@pytest.mark.parametrize("folder", recorded.recorded(), ids=lambda folder: folder.name)
+def test_verdicts_are_those_of_the_statistics_of_today(folder: Path) -> None:
+    """After a change of the statistics: ``python -m benchmarks.recorded``, and correct the texts that quote them."""
+    assert not is_stale(folder)
+
+
+def test_another_verdict_is_seen_and_mended(tmp_path: Path) -> None:
+    kept = shutil.copytree(RECORD, tmp_path / "residuals")
+    file = kept / "report" / VERDICT
+    said = json.loads(file.read_text())
+    said["verdicts"][0]["p"] *= 1.01
+    file.write_text(json.dumps(said))
+    assert is_stale(kept)
+    page, charts = (kept / "report" / "report.md").read_text(), len([*kept.rglob("*.svg")])
+    again(kept)
+    assert not is_stale(kept)
+    assert (kept / "report" / "report.md").read_text() == page, "its charts and tables are there as before"
+    assert len([*kept.rglob("*.svg")]) == charts
+
+
+def test_a_ladder_is_recorded_without_the_place_of_its_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recorded, "FOLDERS", {"ladder": tmp_path / "kept"})
+    folder = ladder_folder.write(tmp_path / "run", {"a": (1, 1), "b": (1.2, 1)})
+    main([str(folder)])
+    (kept,) = recorded.recorded()
+    assert kept.name == "mine" and not is_stale(kept)
+    files = {file.name: file.read_text() for file in kept.rglob("*") if file.is_file()}
+    assert {"plan.json", "summary.csv", "report.md", VERDICT} <= set(files)
+    assert not [name for name, text in files.items() if str(tmp_path) in text]
