@@ -222,9 +222,12 @@ def _refuse_untaken(model: Mapping[str, Any], nodes: Nodes, layers: Layers) -> N
     """
     chosen = {kind for of_layer in nodes.values() for kind in of_layer} - set(LAYER_PARTS)
     for kind in sorted(chosen):
-        for index, node in ((i, of_layer[kind]) for i, of_layer in nodes.items() if kind in of_layer):
+        places = [i for i, of_layer in nodes.items() if kind in of_layer]
+        while places:
+            index, node = places[0], nodes[places[0]][kind]
             block = registry.lookup(kind, node["name"]).cls
-            alike = [i for i, of_layer in nodes.items() if of_layer.get(kind) == node]
+            alike = [i for i in places if nodes[i][kind] == node]
+            places = [i for i in places if i not in alike]
             taken = any(isinstance(module, block) for i in alike for module in layers[i].modules())
             reached = taken and any(_reaches(kind, nodes[i]) for i in alike)
             if reached or any(_declines(kind, nodes[i]) for i in alike):

@@ -253,7 +253,7 @@ def families() -> list[Family]:
 def names(kind: str, pattern: str = "*") -> list[str]:
     """Names registered in ``kind`` that match a shell wildcard, in alphabetical order; none for an unknown kind."""
     known = {*index().blocks.get(kind, {}), *_entries.get(kind, {})}
-    return sorted(name for name in known if fnmatch.fnmatchcase(name, pattern))
+    return sorted(known if pattern == "*" else (name for name in known if fnmatch.fnmatchcase(name, pattern)))
 
 
 def default(parameter: Parameter) -> str:

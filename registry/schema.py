@@ -17,6 +17,7 @@ import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Literal, Union
 
 from omegaconf import MISSING, OmegaConf
@@ -101,7 +102,7 @@ class Schema:
     dataclass: type
     summary: str
 
-    @property
+    @cached_property
     def children(self) -> dict[str, Parameter]:
         return {name: p for name, p in self.parameters.items() if p.child}
 
