@@ -144,7 +144,7 @@ def speed_ups(findings: Findings, found: Sequence[Verdict]) -> Figure | None:
         chart.add("circle", f"dot {cls}", cx=x(equal.s), cy=at, r=5, tip=f"at equal FLOPs {equal}")
     caption = (
         "Dot and bar: at equal training FLOPs, with its 95 % interval; ring: by parameters × tokens. 1.1: the baseline "
-        "needs 1.1 times the compute for the same loss, if each splits it best into size and data."
+        "needs 1.1 times the compute for the same loss, where the table says."
     )
     return Figure(chart, "Speed-up", caption)
 

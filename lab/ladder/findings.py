@@ -14,7 +14,6 @@ from blockwright.lab.ladder.design import Place, Tuned, common_of, tried_of, tun
 from blockwright.lab.ladder.outline import Job, Outline, outline_of
 from blockwright.lab.statistics.law import Common, Rung
 from blockwright.lab.statistics.law_check import Cells, Conclusion, cells, conclude
-from blockwright.lab.statistics.law_fit import Estimate
 from blockwright.lab.statistics.one_thread import on_one_thread
 from blockwright.lab.sweep import plan as plans
 from blockwright.lab.sweep.tuning import COMPARE
@@ -72,6 +71,11 @@ class Findings:
         return [self.baseline, *(arm for arm in every if arm != self.baseline)]
 
     @property
+    def largest_rung(self) -> Rung:
+        """One of the largest size, of its longest duration that has a figure."""
+        return max(self.rungs, key=lambda rung: (rung.parameters, rung.tokens))
+
+    @property
     def largest(self) -> str:
         return list(self.outline.sizes)[-1]
 
@@ -89,11 +93,6 @@ class Findings:
     def seeds(self) -> Cells | None:
         """The noise of the rungs, by their seeds and with what tuning leaves; None if no cell has two seeds."""
         return on_one_thread(cells)(self.rungs, self.common)
-
-
-def scaled(log_s: Estimate, factor: float) -> Estimate:
-    """log s, of which s is multiplied by a number that is known."""
-    return Estimate(log_s.mean + math.log(factor), log_s.se, log_s.dof)
 
 
 def find(directory: Path) -> Findings:

@@ -34,7 +34,7 @@ def planned(findings: Findings, at: str | None) -> Planned:
         ConfigError: it names none, or the law does not say
     """
     if at is None:
-        largest = max(findings.rungs, key=lambda rung: (rung.parameters, rung.tokens))
+        largest = findings.largest_rung
         return Planned(BEYOND * largest.parameters, BEYOND * largest.tokens)
     try:
         numbers = [float(word) for word in at.split(",")]

@@ -12,11 +12,11 @@ from blockwright.lab.ladder.differences import of_rungs, over_all
 from blockwright.lab.ladder.findings import Findings
 from blockwright.lab.ladder.verdict import Speed, Verdict
 from blockwright.lab.report.tables import Table, row
-from blockwright.lab.report.words import around, bare, plain, signed
+from blockwright.lab.report.words import around, bare, plain, short, signed
 from blockwright.lab.statistics.law import Rung
 from blockwright.lab.statistics.law_check import Conclusion
 from blockwright.lab.statistics.law_fit import Estimate
-from blockwright.lab.statistics.law_speed import Line, speed_up_along
+from blockwright.lab.statistics.law_speed import Line, best_split, spans_best_split, speed_up_along
 from blockwright.lab.statistics.tuning import ENDS
 
 
@@ -29,33 +29,37 @@ def speed(findings: Findings, found: Sequence[Verdict]) -> Table | None:
     law = findings.law
     if law is None or law.is_wrong:
         return None
-    columns = (
-        "arm",
-        "s",
-        "size ρ_N",
-        "data ρ_D",
-        "at equal FLOPs",
-        "by the clock",
-        "same tokens a parameter",
-        "same size",
-    )
-    largest = max(findings.rungs, key=lambda rung: (rung.parameters, rung.tokens))
+    places = ("same tokens a parameter", "same size")
+    columns = ("arm", "s, best split", "size ρ_N", "data ρ_D", *places, "at equal FLOPs", "by the clock")
+    largest = findings.largest_rung
     lines = []
     for verdict in found:
         if verdict.speed_up is None:
             continue
+        best = Speed.of(law.fit.speed_up(verdict.arm))
         apart = law.fit.apart(verdict.arm) if law.why_alike is None else (None, None)
         along = [_along(law, verdict.arm, largest, "ratio"), _along(law, verdict.arm, largest, "data")]
         clock = "–" if verdict.by_clock is None else str(verdict.by_clock)
-        own = [str(verdict.speed_up), *map(_speed, apart), str(verdict.at_equal_flops), clock, *along]
-        lines.append(row(verdict.arm, *own))
+        lines.append(row(verdict.arm, str(best), *map(_speed, apart), *along, str(verdict.at_equal_flops), clock))
     note = (
-        f"s = ρ_N ρ_D: against {findings.baseline}, at the best split of compute into size and data, at every budget. "
-        "At equal FLOPs: × the ratio of training FLOPs a token at the largest size; by the clock: × the ratio of "
-        "measured tokens a second there. The last two: at the largest rung, if the baseline grows at its tokens per "
-        "parameter, or sees more tokens at its size."
+        f"How many times the compute {findings.baseline} needs for the same loss. At the best split of it into size "
+        "and data, at every budget, s = ρ_N ρ_D; at the largest rung, if the baseline grows at its tokens per "
+        f"parameter, or sees more tokens at its size. {_verdict_at(law)} At equal FLOPs: × the ratio of training FLOPs "
+        "a token at the largest size; by the clock: × the ratio of measured tokens a second there."
     )
     return Table("Speed-up", columns, tuple(lines), frozenset(columns[1:]), note=note) if lines else None
+
+
+def _verdict_at(law: Conclusion) -> str:
+    """Where the verdicts are."""
+    if law.why_alike is not None or spans_best_split(law.fit):
+        return "Verdicts are at the best split."
+    largest = max(law.fit.ladder.rungs, key=lambda rung: (rung.parameters, rung.tokens))
+    parameters, tokens = map(short, best_split(law.fit, 6 * largest.parameters * largest.tokens))
+    return (
+        f"Verdicts are at the same tokens a parameter: the best split of the largest rung's compute, {parameters} "
+        f"parameters and {tokens} tokens, lies outside of the ladder, where ρ_N and ρ_D are extrapolated."
+    )
 
 
 def _along(law: Conclusion, arm: str, rung: Rung, line: Line) -> str:

@@ -8,15 +8,21 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from blockwright.lab.ladder.differences import of_rungs, over_all
-from blockwright.lab.ladder.findings import Findings, scaled
+from blockwright.lab.ladder.findings import Findings
 from blockwright.lab.report.words import around, plain
 from blockwright.lab.statistics.law_check import Conclusion, Why
 from blockwright.lab.statistics.law_fit import Estimate
+from blockwright.lab.statistics.law_speed import spans_best_split, speed_up_along
 from blockwright.lab.statistics.tuning import ENDS, Edge
 
 SCHEMA = "blockwright.ladder/1"  # another number, if a key is removed or changes its meaning; keys may be added
 Kind = Literal["better", "worse", "undecided", "none"]
 Reason = Literal["untuned", "law", "few", "lost"]
+Place = Literal["best split", "tokens per parameter"]
+PLACES: Mapping[Place, str] = {
+    "best split": "at the best split",
+    "tokens per parameter": "at equal tokens per parameter",
+}
 ALIKE: Mapping[Why, tuple[str, str]] = {  # why size and data are not fitted apart, and what to add
     "size": ("There is one size", "Add two sizes"),
     "durations": (
@@ -42,6 +48,19 @@ class Speed:
     def of(cls, log_s: Estimate) -> Speed:
         return cls(*map(_exp, (log_s.mean, log_s.low, log_s.high)))
 
+    def times(self, factor: float) -> Speed:
+        return Speed(self.s * factor, self.low * factor, self.high * factor)
+
+    @property
+    def is_one(self) -> bool:
+        """Whether the interval holds 1."""
+        return self.low <= 1 <= self.high
+
+    @property
+    def seen(self) -> float:
+        """The speed-up that such an interval about 1 would exclude, less 1."""
+        return math.sqrt(self.high / self.low) - 1 if self.low else math.inf
+
     def __str__(self) -> str:
         return f"{_number(self.s)} ({_number(self.low)} to {_number(self.high)})"
 
@@ -55,10 +74,11 @@ class Verdict:
         kind: ``none`` if the ladder cannot say anything, because of ``why``
         text: in words
         why: of ``none``; else None
-        speed_up: s = ρ_N ρ_D: how many times the parameters × tokens the baseline needs, at the best split
+        speed_up: s: how many times the parameters × tokens the baseline needs
         at_equal_flops: the same in training FLOPs, which differ per parameter and token
         by_clock: the same in time, at the measured throughput; None if unknown
         if_alike: whether that holds only if size and data gain alike
+        at: where: at the best split of the compute, or at the tokens per parameter of the largest rung
     """
 
     arm: str
@@ -70,6 +90,7 @@ class Verdict:
     at_equal_flops: Speed | None = None
     by_clock: Speed | None = None
     if_alike: bool = False
+    at: Place | None = None
 
 
 def verdicts(findings: Findings) -> list[Verdict]:
@@ -94,35 +115,47 @@ def verdict(arm: str, findings: Findings) -> Verdict:
 
 
 def _by_law(arm: str, findings: Findings, law: Conclusion) -> Verdict:
-    log_s = law.fit.speed_up(arm)
-    equal = scaled(log_s, findings.flops(arm))
+    speed, at = judged(arm, findings, law)
+    equal = speed.times(findings.flops(arm))
     ratio = findings.throughput(arm)
-    clock = None if ratio is None else Speed.of(scaled(log_s, ratio))
-    kind: Kind = "undecided" if not equal.excludes_zero else "better" if equal.mean > 0 else "worse"
-    text = " ".join([_sentence(arm, log_s, equal, findings, law), *_remarks(arm, findings, law)])
-    speeds = (Speed.of(log_s), Speed.of(equal), clock)
-    return Verdict(arm, findings.baseline, kind, text, None, *speeds, if_alike=law.why_alike is not None)
+    clock = None if ratio is None else speed.times(ratio)
+    kind: Kind = "undecided" if equal.is_one else "better" if equal.s > 1 else "worse"
+    text = " ".join([_sentence(arm, speed, equal, at, findings, law), *_remarks(arm, at, findings, law)])
+    alike = law.why_alike is not None
+    return Verdict(arm, findings.baseline, kind, text, None, speed, equal, clock, if_alike=alike, at=at)
 
 
-def _sentence(arm: str, log_s: Estimate, equal: Estimate, findings: Findings, law: Conclusion) -> str:
+def judged(arm: str, findings: Findings, law: Conclusion) -> tuple[Speed, Place]:
+    """s of an arm where the ladder shows it: at the best split if its rungs span that, else beside its largest rung."""
+    if law.why_alike is not None or spans_best_split(law.fit):
+        return Speed.of(law.fit.speed_up(arm)), "best split"
+    largest = findings.largest_rung
+    found = speed_up_along(law.fit, arm, largest.parameters, largest.tokens, "ratio")
+    return Speed(found.mean, found.low, found.high), "tokens per parameter"
+
+
+def _sentence(arm: str, speed: Speed, equal: Speed, at: Place, findings: Findings, law: Conclusion) -> str:
     """s, and what it means at equal training FLOPs."""
-    s, why = f"s = {Speed.of(log_s)}", law.why_alike
+    s, why = f"s = {speed}", law.why_alike
     if why is not None and why != "width":
         lacks, remedy = ALIKE[why]
         return f"{lacks}: {arm} has {s} only if both gain alike; no forecast. {remedy}."
     against = findings.baseline
     if abs(math.log(findings.flops(arm))) > 0.01:
-        s += f", at equal FLOPs {Speed.of(equal)}"
-    if not equal.excludes_zero:
-        seen = 100 * (_exp(equal.half) - 1)
-        return f"{s}: {arm} and {against} need the same compute, as far as {seen:.0f} % can be seen."
-    share = 1 - _exp(-equal.mean)
-    amount = f"{100 * abs(share):.2g} % {'less' if share > 0 else 'more'}"
-    return f"{s}: {arm} needs {amount} compute than {against} at the best split."
+        s += f", at equal FLOPs {equal}"
+    if equal.is_one:
+        same = f"{s}: {arm} and {against} need the same compute {PLACES[at]}"
+        return f"{same}, as far as {100 * equal.seen:.0f} % can be seen."
+    share = 1 - 1 / equal.s
+    percent = 100 * abs(share)
+    amount = f"{percent:.{0 if percent >= 10 else 1}f} % {'less' if share > 0 else 'more'}"
+    return f"{s}: {arm} needs {amount} compute than {against} {PLACES[at]}."
 
 
-def _remarks(arm: str, findings: Findings, law: Conclusion) -> list[str]:
+def _remarks(arm: str, at: Place, findings: Findings, law: Conclusion) -> list[str]:
     remarks = []
+    if at == "tokens per parameter":
+        remarks.append("The best split of its compute lies outside of the ladder.")
     if law.why_alike in (None, "width"):
         remarks.append(_apart(arm, law))
     if law.misses_largest:
@@ -142,6 +175,9 @@ def _apart(arm: str, law: Conclusion) -> str:
         if size.excludes_zero != data.excludes_zero:
             what, gain = ("size", size) if size.excludes_zero else ("data", data)
             return f"The gain is of {what}: as {_number(_exp(gain.mean))} times as much of it."
+        if size.excludes_zero:
+            times = [_number(_exp(gain.mean)) for gain in (size, data)]
+            return f"As {times[0]} times as much size, and {times[1]} times as much data."
     return "Size and data are not told apart."
 
 

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from blockwright.lab.statistics.law import Array, Common, Rung, arranged, predict
 from blockwright.lab.statistics.law_fit import Estimate, Fit, fit, minimise, starts
 from blockwright.lab.statistics.law_noise import RungNoise, noise_of
+from blockwright.lab.statistics.law_speed import shown
 from blockwright.lab.statistics.one_thread import on_one_thread
 
 WRONG = 0.01  # p of the lack-of-fit test; at 5 % it would reject a true law in 8 to 13 % of ladders
@@ -50,7 +51,7 @@ class Conclusion:
     @property
     def is_wrong(self) -> bool:
         """Whether one law does not fit these arms, so that there is no speed-up."""
-        return self.lack_of_fit is not None and self.lack_of_fit < WRONG
+        return _is_wrong(self.lack_of_fit)
 
     @property
     def misses_largest(self) -> bool:
@@ -99,12 +100,16 @@ def distinct(values: Sequence[float]) -> int:
     return 1 + sum(b > a * APART for a, b in pairwise(sorted(values)))
 
 
+def _is_wrong(lack_of_fit: float | None) -> bool:
+    return lack_of_fit is not None and lack_of_fit < WRONG
+
+
 def _unsteady(apart: Fit, alike: Fit) -> Why | None:
     """Why a fit with size and data apart may not be shown."""
     if apart.condition > ILL_CONDITIONED:
         return "condition"
-    arms = apart.ladder.arms[1:]
-    return "width" if any(apart.speed_up(a).se > TOO_WIDE * alike.speed_up(a).se for a in arms) else None
+    wide = any(shown(apart, arm).se > TOO_WIDE * alike.speed_up(arm).se for arm in apart.ladder.arms[1:])
+    return "width" if wide and not _is_wrong(lack_of_fit(alike)) else None  # arms that do not gain alike have no one s
 
 
 # --- does it fit ------------------------------------------------------------------------------------------------------

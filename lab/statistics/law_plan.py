@@ -11,6 +11,7 @@ import numpy as np
 from blockwright.lab.statistics.law import SHAPE, Common, Form, Rung, arranged, predict
 from blockwright.lab.statistics.law_fit import Estimate, Fit
 from blockwright.lab.statistics.law_noise import estimated, known_of, shares
+from blockwright.lab.statistics.law_speed import shown
 from blockwright.lab.statistics.variance import Left
 
 
@@ -25,7 +26,7 @@ class Usual:
         noise: standard deviation of a training, in nats
         pairing, trunk: shares of its variance that the arms of a seed, and the durations of a trunk, have in common
         tuning, tuning_dof: standard deviation of what tuning leaves in an arm at a size, in nats, and the degrees of
-            freedom with which its tries say so
+            freedom with which its tries say so; of ``blockwright ladder attention`` 0.0011 to 0.0046 nats, median 0.002
     """
 
     floor: float = 1.1
@@ -35,8 +36,8 @@ class Usual:
     noise: float = 0.007
     pairing: float = 0.5
     trunk: float = 0.2
-    tuning: float = 0.003
-    tuning_dof: int = 2
+    tuning: float = 0.002
+    tuning_dof: int = 3
 
     @property
     def left(self) -> Left:
@@ -46,6 +47,8 @@ class Usual:
 
 def expected(rungs: Sequence[Rung], baseline: str, form: Form, usual: Usual, common: Sequence[Common] = ()) -> Estimate:
     """log s of two equal arms, 0, with the standard error that a planned ladder will have, by the delta method.
+
+    At the best split, if the ladder spans it; else at the tokens per parameter of its largest rung.
 
     Args:
         rungs: planned; their losses do not matter
@@ -61,4 +64,4 @@ def expected(rungs: Sequence[Rung], baseline: str, form: Form, usual: Usual, com
     jacobian = predict(theta, ladder.n, ladder.d, ladder.size_gain, ladder.data_gain)[1]
     parts = np.array([1 - usual.pairing - usual.trunk, usual.pairing, usual.trunk])
     noise = estimated(shares(rungs), usual.noise**2 * parts, jacobian, known_of(rungs, common))
-    return Fit(ladder, theta, noise, noise.whitening @ jacobian, 0.0).speed_up(ladder.arms[1])
+    return shown(Fit(ladder, theta, noise, noise.whitening @ jacobian, 0.0), ladder.arms[1])

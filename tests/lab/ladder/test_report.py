@@ -22,6 +22,9 @@ from blockwright.registry import ConfigError
 GAINS = {"mha": (1.0, 1.0), "mla": (1.05, 1.1), "same": (1.0, 1.0)}
 
 
+WIDE = (0.25, 0.5, 1)  # tokens per parameter, which hardly separate size from data
+
+
 @pytest.fixture(scope="module")
 def ladder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return ladder_folder.write(tmp_path_factory.mktemp("ladder") / "1", GAINS)
@@ -36,8 +39,21 @@ def test_a_gain_and_none_are_told_apart(findings: Findings) -> None:
     faster, same = verdicts(findings)
     assert (faster.arm, faster.kind, same.kind) == ("mla", "better", "undecided")
     assert faster.speed_up is not None and faster.speed_up.low < 1.155 < faster.speed_up.high
-    assert not faster.if_alike
+    assert not faster.if_alike and faster.at == "best split"
     assert "best split" in faster.text and "can be seen" in same.text
+
+
+def test_far_from_the_best_split_arms_are_judged_beside_the_largest_rung(tmp_path: Path) -> None:
+    """With few tokens per parameter more parameters gain little, which the product of the gains does not know."""
+    folder = ladder_folder.write(tmp_path / "1", {"mha": (1, 1), "mla": (0.5, 1)}, ratios=(0.1, 0.2, 0.4))
+    found = verdict("mla", find(folder))
+    assert found.kind == "worse" and found.at == "tokens per parameter" and found.speed_up is not None
+    assert found.speed_up.low > 0.5 and "outside of the ladder" in found.text
+
+
+def test_arms_that_do_not_gain_alike_are_fitted_apart_however_wide_that_is(tmp_path: Path) -> None:
+    found = verdict("mla", find(ladder_folder.write(tmp_path / "1", {"mha": (1, 1), "mla": (0.5, 1)}, ratios=WIDE)))
+    assert found.kind == "worse" and not found.if_alike
 
 
 def test_flops_and_throughput_change_what_a_gain_is_worth(findings: Findings) -> None:

@@ -184,6 +184,28 @@ def test_along_a_line_the_interval_covers() -> None:
     assert np.mean(hits) >= 0.85
 
 
+STARVED = (0.1, 0.2, 0.4)  # tokens per parameter; the best split is at about thirty
+
+
+def test_a_ladder_of_few_tokens_does_not_span_the_best_split() -> None:
+    rich, poor = (fit(ladder(np.random.default_rng(6), ratios=r, noise=0.002), "plain") for r in ((5, 10, 20), STARVED))
+    assert law_speed.spans_best_split(rich) and not law_speed.spans_best_split(poor)
+
+
+def test_far_from_the_best_split_what_is_planned_is_what_its_largest_rung_shows() -> None:
+    rungs = ladder(np.random.default_rng(6), ratios=STARVED)
+    planned = law_plan.expected(rungs, "plain", "apart", law_plan.Usual())
+    widths, products = [], []
+    for seed in range(5):
+        found = fit(ladder(np.random.default_rng(seed), ratios=STARVED), "plain")
+        largest = max(rungs, key=lambda rung: (rung.parameters, rung.tokens))
+        at = law_speed.speed_up_along(found, "changed", largest.parameters, largest.tokens, "ratio")
+        widths.append(math.log(at.high / at.low) / 2)
+        products.append(found.speed_up("changed").half)
+    assert planned.half == pytest.approx(np.median(widths), rel=0.25)
+    assert np.median(products) > 1.5 * np.median(widths), "the product is an extrapolation"
+
+
 # --- Marin's worked examples ------------------------------------------------------------------------------------------
 
 MARIN = {"floor": 1.6, "exponent": 0.0941}  # issue 8096; experiments/grug/moe/agent.md
