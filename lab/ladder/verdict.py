@@ -177,7 +177,7 @@ def _apart(arm: str, law: Conclusion) -> str:
             return f"The gain is of {what}: as {_number(_exp(gain.mean))} times as much of it."
         if size.excludes_zero:
             times = [_number(_exp(gain.mean)) for gain in (size, data)]
-            return f"As {times[0]} times as much size, and {times[1]} times as much data."
+            return f"Its law is that of {times[0]} times the size and {times[1]} times the data."
     return "Size and data are not told apart."
 
 
