@@ -15,7 +15,7 @@ from blockwright.lab.statistics.law_fit import Estimate
 from blockwright.lab.statistics.law_speed import spans_best_split, speed_up_along
 from blockwright.lab.statistics.tuning import ENDS, Edge
 
-SCHEMA = "blockwright.ladder/1"  # another number, if a key is removed or changes its meaning; keys may be added
+SCHEMA = "blockwright.ladder/2"  # another number, if a key is removed or changes its meaning; keys may be added
 Kind = Literal["better", "worse", "undecided", "none"]
 Reason = Literal["untuned", "law", "few", "lost"]
 Place = Literal["best split", "tokens per parameter"]
