@@ -29,8 +29,10 @@ from blockwright.lab.report.build import VERDICT
 from blockwright.lab.report.document import as_json
 from blockwright.lab.report.findings import Findings, find
 from blockwright.lab.report.reading import read
+from blockwright.lab.sweep import plan as plans
 from blockwright.lab.sweep import table
 from blockwright.lab.sweep.plan import PLAN
+from blockwright.registry import ConfigError
 from blockwright.registry.command import Parser, run_command
 from blockwright.training.result import Result
 
@@ -54,8 +56,14 @@ def record(folder: Path) -> Path:
 
     Returns:
         the folder of the record
+
+    Raises:
+        ConfigError: neither an ablation nor a ladder
     """
-    plan = json.loads((folder / PLAN).read_text())
+    plan = plans.read(folder)
+    if plan["kind"] not in FOLDERS:
+        rule = f"is a {plan['kind']}, of which nothing is recorded"
+        raise ConfigError("FOLDER", str(folder), rule, f"Name the folder of one of: {', '.join(FOLDERS)}")
     table.summarise(folder)
     report(folder)
     to = FOLDERS[plan["kind"]] / plan["name"]

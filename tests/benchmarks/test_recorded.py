@@ -11,6 +11,8 @@ import pytest
 
 from benchmarks import recorded
 from benchmarks.recorded import VERDICT, again, is_stale, main
+from blockwright.lab.sweep import plan as plans
+from blockwright.registry import ConfigError
 
 RECORD = next(each for each in recorded.recorded() if each.name == "residuals")
 
@@ -33,6 +35,14 @@ def test_another_verdict_is_seen_and_mended(tmp_path: Path) -> None:
     assert not is_stale(kept)
     assert (kept / "report" / "report.md").read_text() == page, "its charts and tables are there as before"
     assert len([*kept.rglob("*.svg")]) == charts
+
+
+def test_what_is_no_comparison_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="holds no"):
+        main([str(tmp_path)])
+    plans.write(tmp_path, {"kind": "grid", "name": "mine", "metric": "val/loss", "direction": "minimize", "jobs": []})
+    with pytest.raises(ConfigError, match="is a grid"):
+        main([str(tmp_path)])
 
 
 def test_a_ladder_is_recorded_without_the_place_of_its_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
