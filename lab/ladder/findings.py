@@ -12,7 +12,7 @@ from typing import Any
 
 from blockwright.lab.ladder.design import Place, Tuned, common_of, tried_of, tuned_of
 from blockwright.lab.ladder.outline import Job, Outline, outline_of
-from blockwright.lab.statistics.law import Common, Rung
+from blockwright.lab.statistics.law import Common, Rung, largest
 from blockwright.lab.statistics.law_check import Cells, Conclusion, cells, conclude
 from blockwright.lab.statistics.one_thread import on_one_thread
 from blockwright.lab.sweep import plan as plans
@@ -73,7 +73,7 @@ class Findings:
     @property
     def largest_rung(self) -> Rung:
         """One of the largest size, of its longest duration that has a figure."""
-        return max(self.rungs, key=lambda rung: (rung.parameters, rung.tokens))
+        return largest(self.rungs)
 
     @property
     def largest(self) -> str:

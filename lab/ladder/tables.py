@@ -16,7 +16,7 @@ from blockwright.lab.report.words import around, bare, plain, short, signed
 from blockwright.lab.statistics.law import Rung
 from blockwright.lab.statistics.law_check import Conclusion
 from blockwright.lab.statistics.law_fit import Estimate
-from blockwright.lab.statistics.law_speed import Line, best_split, spans_best_split, speed_up_along
+from blockwright.lab.statistics.law_speed import Line, best_split, speed_up_along
 from blockwright.lab.statistics.tuning import ENDS
 
 
@@ -41,20 +41,21 @@ def speed(findings: Findings, found: Sequence[Verdict]) -> Table | None:
         along = [_along(law, verdict.arm, largest, "ratio"), _along(law, verdict.arm, largest, "data")]
         clock = "–" if verdict.by_clock is None else str(verdict.by_clock)
         lines.append(row(verdict.arm, str(best), *map(_speed, apart), *along, str(verdict.at_equal_flops), clock))
+    where = _verdicts_at(found, findings, law)
     note = (
         f"How many times the compute {findings.baseline} needs for the same loss. At the best split of it into size "
         "and data, at every budget, s = ρ_N ρ_D; at the largest rung, if the baseline grows at its tokens per "
-        f"parameter, or sees more tokens at its size. {_verdict_at(law)} At equal FLOPs: × the ratio of training FLOPs "
+        f"parameter, or sees more tokens at its size. {where} At equal FLOPs: × the ratio of training FLOPs "
         "a token at the largest size; by the clock: × the ratio of measured tokens a second there."
     )
     return Table("Speed-up", columns, tuple(lines), frozenset(columns[1:]), note=note) if lines else None
 
 
-def _verdict_at(law: Conclusion) -> str:
-    """Where the verdicts are."""
-    if law.why_alike is not None or spans_best_split(law.fit):
+def _verdicts_at(found: Sequence[Verdict], findings: Findings, law: Conclusion) -> str:
+    """Where the verdicts are, and why."""
+    if all(verdict.at != "tokens per parameter" for verdict in found):
         return "Verdicts are at the best split."
-    largest = max(law.fit.ladder.rungs, key=lambda rung: (rung.parameters, rung.tokens))
+    largest = findings.largest_rung
     parameters, tokens = map(short, best_split(law.fit, 6 * largest.parameters * largest.tokens))
     return (
         f"Verdicts are at the same tokens a parameter: the best split of the largest rung's compute, {parameters} "

@@ -58,6 +58,11 @@ class Rung:
     loss: float
 
 
+def largest(rungs: Sequence[Rung]) -> Rung:
+    """One of the largest size, and of the longest duration there."""
+    return max(rungs, key=lambda rung: (rung.parameters, rung.tokens))
+
+
 @dataclass(frozen=True)
 class Common:
     """What tuning leaves in an arm at some sizes, whose trainings have one value, or values that follow from others.

@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 
 from blockwright.lab.statistics.intervals import LEVEL
-from blockwright.lab.statistics.law import SHAPE, Array
+from blockwright.lab.statistics.law import SHAPE, Array, largest
 from blockwright.lab.statistics.law_fit import Estimate, Fit
 
 Line = Literal["data", "ratio", "size"]
@@ -108,8 +108,8 @@ def at_largest(fit: Fit, arm: str) -> Estimate:
     Size and data count by what more of them would still gain: (2 / (a + b)) (a log ρ_N + b log ρ_D), with
     a = α A N^−α and b = β B D^−β. At the best split a = b, and s = ρ_N ρ_D.
     """
-    largest = max(fit.ladder.rungs, key=lambda rung: (rung.parameters, rung.tokens))
-    n, d = fit.place(largest.parameters, largest.tokens)
+    rung = largest(fit.ladder.rungs)
+    n, d = fit.place(rung.parameters, rung.tokens)
     alpha, beta = fit.exponents
     a, b = alpha * np.exp(fit.theta[1] - alpha * n), beta * np.exp(fit.theta[2] - beta * d)
     size, data = fit.gains(arm)
