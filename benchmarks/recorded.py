@@ -16,10 +16,14 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from benchmarks.record import RESULTS
+from blockwright.lab.ablation import bank, ending
+from blockwright.lab.ablation.bank import Entry
 from blockwright.lab.ladder import findings as ladders
 from blockwright.lab.ladder import verdict as of_ladder
 from blockwright.lab.ladder.report import conclude
@@ -36,6 +40,7 @@ from blockwright.registry import ConfigError
 from blockwright.registry.command import Parser, run_command
 from blockwright.training.result import Result
 
+ROOT = RESULTS.parents[1]
 FOLDERS = {"ablation": RESULTS / "ablations", "ladder": RESULTS / "ladders"}
 OF_RUN = {"params": "parameters", "active_params": "active_parameters", "fit_seconds": "fit_seconds"}  # by column
 SAID = ("kind", "difference", "interval", "p", "sees", "speed_up", "at_equal_flops")  # of a verdict
@@ -77,7 +82,30 @@ def record(folder: Path) -> Path:
         for place, name in ((f"{folder}/", ""), (str(folder), plan["name"]), (f"{plan['cwd']}/", "")):
             text = text.replace(place, name)
         file.write_text(UNKEPT.sub(r"\1", text.replace(f'"cwd": "{plan["cwd"]}"', '"cwd": "."')))
+    ship(to)
     return to
+
+
+def ship(record: Path) -> None:
+    """Put the noise of a recorded ablation into the bank that is shipped, in place of what was there of it."""
+    if (entry := noise_of(record)) is None:
+        return
+    file, source = bank.SHIPPED / bank.FILE, (entry.source, entry.tuned)
+    old = {(each.source, each.tuned): each for each in bank.read(bank.SHIPPED)}
+    if source in old:
+        entry = replace(old[source], sd=entry.sd, dof=entry.dof, lr=entry.lr)
+    kept = [each for key, each in old.items() if key != source]
+    file.write_text("".join(each.as_line() for each in [*kept, entry]))
+
+
+def noise_of(record: Path) -> Entry | None:
+    """What the bank keeps of a recorded ablation; None of a ladder, and of what shows no noise."""
+    if _is_ladder(record):
+        return None
+    with tempfile.TemporaryDirectory() as into:
+        entry = ending.entry_of(findings_of(restore(record, Path(into))), json.loads((record / PLAN).read_text()), {})
+    source, versions = str(record.relative_to(ROOT)), {"torch": ".".join(version("torch").split(".")[:2])}
+    return entry and replace(entry, sd=float(f"{entry.sd:.4g}"), source=source, versions=versions)
 
 
 def report(folder: Path) -> None:
@@ -215,6 +243,7 @@ def main(arguments: Sequence[str]) -> None:
         return
     for each in filter(is_stale, recorded()):
         again(each)
+        ship(each)
         print(each)
 
 

@@ -32,6 +32,7 @@ NAME       a file of conf/ablation or of a plug-in, or the path of one
 seeds      how many, or which: seeds=3, seeds=[1,2,3]; or see=0.01, a difference that is to be seen, with pairs=3
            where the noise is not known; or hours=1; or until=verdict, with looks=[4,8,12,16], spend=pocock, hours=1
 tune       tries of the learning rate for each arm: tune=5; tune={optimizer.lr: 5, model.init.std: 3}; tune=null
+tune_seeds seeds of each of these tries, whose mean is fitted
 tuned_by   figure that judges these tries, where it is not the compared one
 within     difference below which arms count as the same
 tokens     that each job trains on; becomes trainer.max_steps

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from blockwright.lab.ablation.provision import tries_of
 from blockwright.lab.ablation.scheme import Scheme
 from blockwright.lab.ablation.seeds import FEWEST, Precision, affordable
 from blockwright.lab.report import reading
@@ -97,7 +98,8 @@ def _seen(plan: Mapping[str, Any], scheme: Scheme, compared: Jobs, results: Mapp
     values = [value for job in jobs if (value := results[job["job"]].value(plan["metric"])) is not None]
     if len(values) < FEWEST or scheme.see is None:
         return _all(scheme, FEWEST)
-    precision = Precision(unpaired(values), len(scheme.compared))
+    tries = tries_of(scheme.tune, scheme.tune_seeds, scheme.tuned_by)
+    precision = Precision(unpaired(values), len(scheme.compared), tries=tries)
     return _all(scheme, precision.needed(scheme.see) if precision.sd else FEWEST)
 
 

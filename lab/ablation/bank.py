@@ -106,6 +106,10 @@ class Entry(Shape):
         """For messages."""
         return " of ".join(filter(None, (self.name, self.date)))
 
+    def as_line(self) -> str:
+        """A line of the bank."""
+        return json.dumps({key: value for key, value in asdict(self).items() if value not in (None, {}, "")}) + "\n"
+
 
 def read(folder: Path) -> list[Entry]:
     """The entries of a folder's bank; none without a file.
@@ -168,10 +172,9 @@ def append(log_dir: Path, entry: Entry) -> None:
     """
     if any(each.source == entry.source for each in read(log_dir)):
         return
-    line = json.dumps({key: value for key, value in asdict(entry).items() if value not in (None, {}, "")}) + "\n"
     try:
         with (log_dir / FILE).open("ab", buffering=0) as file:
-            file.write(line.encode())  # at once, so that two ablations that end together keep their lines apart
+            file.write(entry.as_line().encode())  # at once: ablations that end together keep their lines apart
     except OSError as error:
         rule = f"cannot be written ({error.strerror or error}), so later ablations do not know this noise"
         raise ConfigError(str(log_dir / FILE), "…", rule, "Make room, or the folder writable, and resume") from None

@@ -8,8 +8,9 @@ from typing import Any
 from blockwright.registry import ConfigError
 
 SEQUENTIAL = ("until", "looks", "spend", "hours")
+OF_TUNING = ("tune", "tune_seeds", "tuned_by")
 REPLACES = {  # key of the command line → keys of the file that it takes the place of
-    "lr": ("tune", "tuned_by"),
+    "lr": OF_TUNING,
     "tune": ("lr",),
     "seeds": ("see", "pairs", *SEQUENTIAL),
     "see": ("seeds", *SEQUENTIAL),
@@ -21,7 +22,7 @@ CONTRADICT = (("lr", "tune"), ("seeds", "see"), ("seeds", "until"), ("seeds", "h
 def replaced(written: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
     """The settings of a file, changed by those of the command line."""
     gone = {key for change in changes for key in REPLACES.get(change, ())}
-    gone |= {"tuned_by"} if changes.get("tune", ...) is None else set()
+    gone |= set(OF_TUNING[1:]) if changes.get("tune", ...) is None else set()
     gone -= changes.keys()
     return {**{key: value for key, value in written.items() if key not in gone}, **changes}
 
@@ -44,7 +45,8 @@ def _faults(chosen: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
         if one in chosen and other in chosen:
             what = "which rate" if one == "lr" else "how many seeds"
             yield other, f"says {what}, and so does {one}", f"Leave out {one} or {other}"
-    for key, needed in {"looks": "until", "spend": "until", "pairs": "see", "tuned_by": "tune"}.items():
+    uses = {"looks": "until", "spend": "until", "pairs": "see", **dict.fromkeys(OF_TUNING[1:], "tune")}
+    for key, needed in uses.items():
         if key in chosen and needed not in chosen:
             example = {"until": "until: verdict", "see": "see: 0.01", "tune": "tune: 5"}[needed]
             yield key, f"has no use without {needed}", f"Write {example} too, or leave out {key}"

@@ -81,6 +81,7 @@ class Definition:
         lr: peak learning rates to compare each arm at; None: the composed one, or the tuned one
         tune: path of a setting → values tried for each arm, in octaves around the composed one, one setting after
             another; None: nothing is tuned. A file that has neither ``tune`` nor ``lr`` tunes the rate by five tries
+        tune_seeds: seeds of each of those tries, whose mean is fitted; they are compared with nothing
         tuned_by: figure by which those values are judged; None: the compared one
         see: difference in the metric's unit that is seen four times in five; chooses the seeds
         pairs: pairs of runs of the baseline that measure the noise for ``see`` first, where it is not known
@@ -109,6 +110,7 @@ class Definition:
     tokens: Annotated[float, Ge(1), Remedy("Write e.g. tokens=2e6")] | None = None
     lr: Annotated[tuple[Positive, ...] | None, Remedy("Write lr=[0.005,0.01]")] = None
     tune: Annotated[dict[str, Tries] | None, Remedy("Write tune: 5, or {optimizer.lr: 5, model.init.std: 3}")] = None
+    tune_seeds: Annotated[Annotated[int, Ge(1), Le(50)] | None, Remedy("Write tune_seeds=3")] = None
     tuned_by: str | None = None
     see: Annotated[Positive | None, Remedy("Write see=0.01")] = None
     pairs: Annotated[Annotated[int, Ge(2), Le(50)] | None, Remedy("Write pairs=3")] = None
@@ -135,7 +137,7 @@ class Definition:
 
 KEYS = tuple(key for key in keys(Definition) if key != "name")
 SEEDS = ("seeds", "see", "pairs", "hours", "until", "looks", "spend")  # that choose how many
-OTHERS = ("lr", "tune", "tuned_by", "within", "tokens", "workers", "metric", "direction", "baseline")
+OTHERS = ("lr", "tune", "tune_seeds", "tuned_by", "within", "tokens", "workers", "metric", "direction", "baseline")
 OF_COMMAND_LINE = (*SEEDS, *OTHERS, *keys(Match))
 
 

@@ -1,12 +1,13 @@
 """The design of an ablation: its jobs follow from those that have ended.
 
-The stage ``tune`` tries values of each tuned setting, one seed, the same for all values of an arm: first a few in
-octaves around the composed value, then two further ones for every arm while one needs them. The stage ``compare`` runs
-fresh seeds at each arm's best value, since the seed that chose a value flatters it.
+The stage ``tune`` tries values of each tuned setting, with one seed or a few, the same for all values of an arm: first
+some in octaves around the composed value, then two further ones for every arm while one needs them. The stage
+``compare`` runs fresh seeds at each arm's best value, since the seed that chose a value flatters it.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -68,7 +69,7 @@ class State:
     def tries(self, arm: str, path: str) -> list[Try]:
         """What has been tried of a setting, once those before it were chosen."""
         jobs = [job for job in self.of(TUNE) if job.get("arm") == arm and _path(job) == path]
-        return [Try(job["tries"][path], self.aim.loss(self.results[job["job"]])) for job in jobs]
+        return tuning.averaged((job["tries"][path], self.aim.loss(self.results[job["job"]])) for job in jobs)
 
     def chosen(self, arm: str, path: str) -> float:
         """The value that later jobs of an arm have, so that a retried try changes nothing; else the vertex."""
@@ -109,9 +110,10 @@ def _round(state: State, path: str, first: int) -> dict[str, list[float]]:
 def _tried(state: State, path: str, values: Mapping[str, Sequence[float]]) -> list[Job]:
     fixed = {arm: {p: state.chosen(arm, p) for p in state.tuned if p != path} for arm in values}
     wanted = [(arm, {**fixed[arm], path: rounded(value)}) for arm, each in values.items() for value in each]
-    seed = max([TUNING_SEED, *(s + 1 for s in state.scheme.seeds or ())])
-    first = _next_number(state)
-    return [_job(first + i, state.scheme, arm, seed, tries) | {"stage": TUNE} for i, (arm, tries) in enumerate(wanted)]
+    scheme, number = state.scheme, itertools.count(_next_number(state))
+    seed = max([TUNING_SEED, *(s + 1 for s in scheme.seeds or ())])
+    seeds = range(seed, seed + scheme.tune_seeds)
+    return [_job(next(number), scheme, arm, s, tries) | {"stage": TUNE} for arm, tries in wanted for s in seeds]
 
 
 def _compared(state: State, seeds: Mapping[str, Sequence[int]]) -> list[Job]:

@@ -42,14 +42,18 @@ def record(findings: Findings, plan: Mapping[str, Any], results: Mapping[int, Re
         results: number → result of each job
     """
     directory = findings.sweep.directory
-    if "shape" not in plan or directory.parent.parent.name != "ablation":
-        return
+    if directory.parent.parent.name == "ablation" and (entry := entry_of(findings, plan, results)) is not None:
+        bank.append(directory.parents[2], entry)
+
+
+def entry_of(findings: Findings, plan: Mapping[str, Any], results: Mapping[int, Result]) -> Entry | None:
+    """What the bank keeps of an ablation that has ended; None if it shows no noise. Arguments as of ``record``."""
     noise = noise_of(findings)
-    if noise is None or not noise.sd:
-        return
+    if "shape" not in plan or noise is None or not noise.sd:
+        return None
     shape = {**asdict(bank.shape_of(plan)), "lr": findings.baseline.lr or plan["shape"].get("lr")}
     took = [result.wall_seconds for result in results.values() if result.wall_seconds and not result.lost]
-    entry = Entry(
+    return Entry(
         **shape,
         sd=noise.sd,
         dof=noise.dof,
@@ -59,9 +63,8 @@ def record(findings: Findings, plan: Mapping[str, Any], results: Mapping[int, Re
         versions={name: version(name) for name in PACKAGES},
         date=f"{datetime.date.today():%Y-%m-%d}",
         name=str(plan.get("name", "")),
-        source=str(directory),
+        source=str(findings.sweep.directory),
     )
-    bank.append(directory.parents[2], entry)
 
 
 def noise_of(findings: Findings) -> Noise | None:

@@ -64,9 +64,12 @@ def seen(plan: Plan) -> str:
     if noise is None:
         measured = f"see=… pairs=3 measures it first, with 6 runs of {scheme.baseline}"
         return f"The noise of this shape, length and rate is not known, so neither is what this sweep sees: {measured}."
-    precision = provision.precision(len(scheme.compared), noise, scheme.bank)
+    tries = provision.tries_of(scheme.tune, scheme.tune_seeds, scheme.tuned_by)
+    precision = provision.precision(len(scheme.compared), noise, scheme.bank, tries)
     source = f"σ {noise.sd:.2g} from {noise.origin}{_rate(noise, bool(scheme.tune))}"
-    source += "; what tuning leaves, known from the tries, will be added" if scheme.tune else ""
+    source += (
+        f", and ± {math.sqrt(precision.left.variance):.2g} that tuning usually leaves" if precision and tries else ""
+    )
     if precision is None or count is None or precision.dof(count) <= 0:
         return f"One seed sees nothing, whatever the noise ({source})." if count == 1 else f"Noise: {source}."
     level = last_level(scheme.looks, scheme.spend) if scheme.looks else 0.05

@@ -39,12 +39,13 @@ def make(
     for_verdicts, seeds, looks = _for_verdicts(d, noise), d.seeds, d.looks
     if d.see is not None and d.pairs is None:
         arms = sum(recipe.compared for recipe in recipes.values())
-        count = needed(d, d.see, precision(arms, noise, for_verdicts))
+        count = needed(d, d.see, precision(arms, noise, for_verdicts, tries_of(d.tune, d.tune_seeds, tuned_by)))
         seeds, looks = (None, quarters(count)) if d.until else (tuple(range(count)), None)
     return Scheme(
         dict(recipes),
         str(d.baseline),
         d.tune,
+        d.tune_seeds or 1,
         tuned_by,
         _sd_of_run(d.metric, noise, entries) if tuned_by is None else _sd_of_run(tuned_by.metric, None, entries),
         d.lr,
@@ -70,9 +71,21 @@ def noise_of(definition: Definition, shape: Shape, entries: Sequence[Entry]) -> 
     return bank.nearest(shape, entries, tries // 2)
 
 
-def precision(arms: int, noise: Entry | None, for_verdicts: Bank | None) -> Precision | None:
-    """What the noise lets a sweep of so many compared arms see; None if it is not known."""
-    return None if noise is None else Precision(noise.sd, arms, noise.dof if for_verdicts else 0.0)
+def precision(arms: int, noise: Entry | None, for_verdicts: Bank | None, tries: int) -> Precision | None:
+    """What the noise lets a sweep of so many compared arms see; None if it is not known.
+
+    Args:
+        arms: that are compared
+        noise: of earlier sweeps
+        for_verdicts: that of them which verdicts use
+        tries: as of ``tries_of``
+    """
+    return None if noise is None else Precision(noise.sd, arms, noise.dof if for_verdicts else 0.0, tries)
+
+
+def tries_of(tune: Mapping[str, int] | None, seeds: int | None, tuned_by: Aim | None) -> int:
+    """Seeds of each try; 0 where tuning leaves nothing that is known: there is none, or another figure judged it."""
+    return (seeds or 1) if tune and tuned_by is None else 0
 
 
 def needed(definition: Definition, difference: float, precision: Precision | None) -> int:

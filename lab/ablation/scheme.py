@@ -40,6 +40,7 @@ class Scheme:
         recipes: arm → what its jobs have in common; empty in a plan that lists all of its jobs
         baseline: name of the arm that the others are compared with
         tune: path of a setting → number of tries to begin with
+        tune_seeds: seeds of each try
         tuned_by: figure by which tries are judged; None: the compared one
         sd_of_run: noise of a run, with which an arm counts as tuned; 0 if it is not known
         rates: peak learning rates that each arm is compared at; None: one
@@ -54,6 +55,7 @@ class Scheme:
     recipes: dict[str, Recipe] = field(default_factory=dict)
     baseline: str = ""
     tune: dict[str, Count] | None = None
+    tune_seeds: Count = 1
     tuned_by: Aim | None = None
     sd_of_run: NonNegative = 0.0
     rates: tuple[Positive, ...] | None = None

@@ -8,10 +8,14 @@ from dataclasses import dataclass
 
 from blockwright.lab.statistics import looks, power
 from blockwright.lab.statistics.looks import Spend
-from blockwright.lab.statistics.variance import dof_of
+from blockwright.lab.statistics.variance import Left, Noise, dof_of
 
 LEVEL = 0.05  # of a fixed number of seeds, two-sided
 FEWEST = 2  # seeds of a comparison
+LEFT = (
+    0.03  # variance that tuning leaves in a difference / σ²: median of the tuned arms in benchmarks/results/ablations
+)
+LEFT_DOF = 6  # of the tries of two arms
 
 
 @dataclass(frozen=True)
@@ -22,19 +26,28 @@ class Precision:
         sd: σ of a paired difference
         arms: that are compared, the baseline included
         bank: degrees of freedom of earlier sweeps, which add to the sweep's own
+        tries: seeds of each try that tunes an arm; 0 if none is tuned
     """
 
     sd: float
     arms: int
     bank: float = 0.0
+    tries: int = 0
+
+    @property
+    def left(self) -> Left:
+        """What tuning usually leaves in a difference; of tries with more seeds less, in inverse proportion at least."""
+        return Left(LEFT * self.sd**2 / self.tries, LEFT_DOF) if self.tries else Left()
 
     def dof(self, seeds: int) -> float:
-        """Of the sweep's own variance, and the bank's."""
-        return dof_of(self.arms, seeds) + self.bank
+        """Of the error of a mean: of the sweep's own variance and the bank's, and of what tuning leaves."""
+        own = dof_of(self.arms, seeds) + self.bank
+        return Noise(self.sd, own, "pooled", self.left).dof_of_error(seeds)
 
     def sees(self, seeds: int, level: float = LEVEL) -> float:
         """The difference that four in five such sweeps show, Holm's worst step."""
-        return power.detectable(self.sd, seeds, self.dof(seeds), self.arms - 1, level=level)
+        floor = math.sqrt(self.left.variance)
+        return power.detectable(self.sd, seeds, self.dof(seeds), self.arms - 1, level=level, floor=floor)
 
     def needed(self, difference: float) -> int:
         """Seeds that see a difference; at least two.
@@ -42,7 +55,8 @@ class Precision:
         Raises:
             ValueError: there is no such number below 100,000
         """
-        return max(FEWEST, power.seeds_to_see(difference, self.sd, self.dof, self.arms - 1))
+        floor = math.sqrt(self.left.variance)
+        return max(FEWEST, power.seeds_to_see(difference, self.sd, self.dof, self.arms - 1, floor=floor))
 
 
 def last_level(seeds: Sequence[int], spend: Spend) -> float:

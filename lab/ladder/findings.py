@@ -111,6 +111,8 @@ def find(directory: Path) -> Findings:
     jobs = [job for job in plan["jobs"] if job.get("stage") == COMPARE]
     losses = {job["job"]: results[job["job"]].value(plan["metric"]) for job in jobs}
     rungs = tuple(_rung(job, loss) for job in jobs if (loss := losses[job["job"]]) is not None)
+    if not rungs:
+        plans.refuse_record(directory)
     if outline.baseline not in {rung.arm for rung in rungs}:
         rule = f"has no figure of the baseline {outline.baseline} yet"
         raise ConfigError("DIR", str(directory), rule, f"Resume it: blockwright sweep resume {directory}")

@@ -13,6 +13,7 @@ from typing import Any
 
 from blockwright.lab.report import arms
 from blockwright.lab.report.sweep import Design, Run, Sweep
+from blockwright.lab.sweep import plan as plans
 from blockwright.lab.sweep.damage import damage_of
 from blockwright.lab.sweep.direction import described, maximizes
 from blockwright.lab.sweep.plan import overrides_of
@@ -156,6 +157,7 @@ def _within(value: Any, *keys: str) -> Any:
 def _check_any_figure(directory: Path, runs: Sequence[Run], metric: str) -> None:
     if any(run.result.value(metric) is not None for run in runs):
         return
+    plans.refuse_record(directory)
     results = [run.result for run in runs]
     logged = {name for result in results if result.status == "completed" for name in result.metrics}
     if logged and metric not in logged:

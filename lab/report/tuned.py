@@ -71,5 +71,5 @@ def from_tries(runs: Sequence[Run], used: Mapping[str, float], aim: Aim) -> tupl
 
 
 def _tries(runs: Sequence[Run], path: str, aim: Aim) -> tuple[Try, ...]:
-    ended = sorted((run for run in runs if not run.is_pending), key=lambda run: run.tries[path])
-    return tuple(Try(run.tries[path], aim.loss(run.result)) for run in ended)
+    ended = [(run.tries[path], aim.loss(run.result)) for run in runs if not run.is_pending]
+    return tuple(tuning.averaged(ended))

@@ -1,8 +1,9 @@
-"""Tuning of a knob of each arm, such as its learning rate, from a few tries of one seed.
+"""Tuning of a knob of each arm, such as its learning rate, from a few tries of one seed or of several.
 
 In octaves, x = log₂ value, the loss near the best value x* is L* + c (x − x*)². The best of a grid is up to half a
 spacing from x*, which makes a false difference of two arms out of c; the vertex of a fitted curve is not. Curves are
-lopsided (too large a rate costs more than too small a one), so that six tries or more are fitted by a cubic.
+lopsided (too large a rate costs more than too small a one), so that six tries or more are fitted by a cubic. A
+polynomial misses more of the curve the higher a try is above the best, so that a try counts the less (``_Curve``).
 
 The rounds: five tries an octave apart; while an arm asks for more (``next_tries``), two more for every arm
 (``further``), so that all are tuned alike; then fresh seeds at each arm's vertex, since a seed that chose a value
@@ -12,7 +13,7 @@ flatters it.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -20,8 +21,8 @@ from blockwright.lab.statistics.variance import Left
 
 COARSE = 0.75  # zoom where half a spacing costs more than this many standard deviations of a run
 FINEST = 0.25  # octaves between two tries; closer ones show noise alone
-WINDOW = 6.0  # spacings beside the best try, within which the curve is fitted: wider is biased, narrower noisy
-WIDEST = 2.5  # octaves, of that window
+BEST = 5  # tries that place the vertex
+STEEP = 2.0  # more leans on fewer tries, so that a vertex is less biased by the shape of the curve and noisier
 
 Edge = Literal["low", "high"]
 ENDS: dict[Edge, str] = {"low": "smallest", "high": "largest"}  # of the tries, in words
@@ -34,10 +35,12 @@ class Try:
     Args:
         value: of the knob; positive
         loss: final, less is better; not finite if the run diverged, which counts as worse than all others
+        seeds: whose mean the loss is; one of them that diverged makes it so
     """
 
     value: float
     loss: float
+    seeds: int = 1
 
     @property
     def octave(self) -> float:
@@ -46,6 +49,14 @@ class Try:
     @property
     def diverged(self) -> bool:
         return not math.isfinite(self.loss)
+
+
+def averaged(runs: Iterable[tuple[float, float]]) -> list[Try]:
+    """The tries of several seeds each, ascending, from the value and the loss of each run."""
+    losses: dict[float, list[float]] = {}
+    for value, loss in sorted(runs):
+        losses.setdefault(value, []).append(loss)
+    return [Try(value, math.fsum(each) / len(each), len(each)) for value, each in losses.items()]
 
 
 @dataclass(frozen=True)
@@ -59,7 +70,7 @@ class Fit:
             show it
         edge: the end of the tries at which the best try is, so that a better value may lie beyond; else None
         shake: Var(x̂) over the variance of a run, by the delta method; infinite where the curve is not convex
-        spread: of the losses that the curve is through, in nats
+        spread: of the losses of the five best tries, in nats
         dof: tries less parameters of the curve
     """
 
@@ -82,7 +93,7 @@ class Fit:
         and at most that of a rectangle as wide as the spread of the tries, spread² / 12.
 
         Args:
-            sd_of_run: σ of the tries; the standard deviation of a paired difference / √2
+            sd_of_run: σ of a run, not of the mean of several; the standard deviation of a paired difference / √2
         """
         widest = self.spread * self.spread / 12  # infinite, where a power would raise
         if not math.isfinite(widest):
@@ -100,57 +111,29 @@ def fit(tries: Sequence[Try]) -> Fit:
     Args:
         tries: at least one, of different values
     """
-    near = _near(tries)
-    if len(near) < 3:
+    good = [each for each in tries if not each.diverged]
+    if len(good) < 3:
         return Fit(_best(tries).value, math.inf, math.inf, _edge(tries))
-    curve = _Curve(near)
-    rest = _edge(tries), curve.shake, _spread(near), len(near) - curve.degree - 1
-    return Fit(2**curve.vertex, curve.curvature, _regret(near, curve), *rest)
-
-
-def _spread(near: Sequence[Try]) -> float:
-    losses = [each.loss for each in near]
-    return max(losses) - min(losses)
-
-
-def _regret(near: Sequence[Try], curve: _Curve) -> float:
-    """c Var(x̂), by the jackknife: (n − 1)/n Σ (x̂ᵢ − x̄)² over the fits that leave out one try each.
-
-    So it holds the noise of the tries and what the polynomial misses of the curve. At most the spread of the tries,
-    which is also the answer where the curve is not convex, or where no try can be left out.
-    """
-    spread = _spread(near)
-    if curve.curvature == 0 or len(near) < 4:
-        return spread
-    others = [_Curve([*near[:i], *near[i + 1 :]], curve.degree).vertex for i in range(len(near))]
-    middle = math.fsum(others) / len(others)
-    variance = (1 - 1 / len(others)) * math.fsum((at - middle) ** 2 for at in others)
-    return min(curve.curvature * variance, spread)
-
-
-def _near(tries: Sequence[Try]) -> list[Try]:
-    """The five nearest to the best, and all within the window, that did not diverge."""
-    best = _best(tries)
-    ordered = sorted((t for t in tries if not t.diverged), key=lambda each: abs(each.octave - best.octave))
-    width = min(WIDEST, WINDOW * _spacing(tries)) + 1e-9  # so that rounding leaves out no end
-    return [each for i, each in enumerate(ordered) if i < 5 or abs(each.octave - best.octave) <= width]
+    curve = _Curve(good)
+    rest = _edge(tries), curve.shake, curve.spread, len(good) - curve.degree - 1
+    return Fit(2**curve.vertex, curve.curvature, _regret(good, curve), *rest)
 
 
 def next_tries(tries: Sequence[Try], sd_of_run: float) -> list[float]:
     """Two further values if this arm needs them, else none: then it is tuned.
 
     An arm needs them if its best try is at an edge, if a value beside the best diverged, or if half a spacing beside it
-    costs more than noise: c/4 · spacing² > 0.75 σ. Equal arms whose curves are as lopsided as measured are then called
-    different by 8 fresh seeds in 5.5 to 6.1 % of sweeps, at c from .01 to .2 and σ = .005; by 16 fresh seeds, whose
-    interval is narrower than what tuning leaves, in 6 to 7.5 %; and if one arm's curve is a parabola, in up to 6.6 %
-    and 8.7 %.
+    costs more than noise: c/4 · spacing² > 0.75 σ, with σ of a try. Equal arms whose curves are as lopsided as measured
+    are then called different by 8 fresh seeds in 5.4 to 6.1 % of sweeps, at c from .01 to .2 and σ = .005; by 16 fresh
+    seeds, whose interval is narrower than what tuning leaves, in 6 to 7.5 %; and if one arm's curve is a parabola, in
+    up to 5.7 % and 6.7 %.
 
     Bound the rounds: an arm whose loss falls towards ever smaller or larger values asks for ever.
 
     Args:
         tries: as of ``fit``
-        sd_of_run: σ; the standard deviation of a paired difference / √2. Half or twice the true one calls up to 6.9 %
-            of equal arms different: too small, and more tries add noise; too large, and none are added.
+        sd_of_run: of a run; the standard deviation of a paired difference / √2. Half or twice the true one calls up to
+            6.8 % of equal arms different: too small, and more tries add noise; too large, and none are added.
     """
     return further(tries) if _edge(tries) or _is_coarse(tries, sd_of_run) else []
 
@@ -172,10 +155,11 @@ def _is_coarse(tries: Sequence[Try], sd_of_run: float) -> bool:
     spacing = _spacing(tries)
     if spacing <= FINEST:
         return False
-    near = _near(tries)
-    if len(near) < 3 or any(each.diverged for each in _beside(tries)):
+    good = [each for each in tries if not each.diverged]
+    if len(good) < 3 or any(each.diverged for each in _beside(tries)):
         return True
-    return _Curve(near).curvature / 4 * spacing**2 > COARSE * sd_of_run
+    noise = sd_of_run / math.sqrt(_best(tries).seeds)
+    return _Curve(good).curvature / 4 * spacing**2 > COARSE * noise
 
 
 def _best(tries: Sequence[Try]) -> Try:
@@ -202,27 +186,40 @@ def _spacing(tries: Sequence[Try]) -> float:
 
 
 class _Curve:
-    """A polynomial p of x in octaves, by least squares, and where it is least within its tries.
+    """A polynomial p of x in octaves, by weighted least squares, and where it is least among the five best tries.
+
+        min Σ r² / (h₅² + (2 h)²),    h = loss of a try − that of the best, h₅ of the fifth best
+
+    So the best tries count nearly alike, and one far above them hardly: whatever their unit, spacing and noise.
 
     Args:
-        tries: none of them diverged; more than ``degree``
-        degree: 2 or 3; None: 3 for six tries or more
+        tries: at least three, none of them diverged
+        left_out: number of a try that is not fitted, of which the rest keeps its weights
     """
 
-    def __init__(self, tries: Sequence[Try], degree: int | None = None) -> None:
+    def __init__(self, tries: Sequence[Try], left_out: int | None = None) -> None:
         import numpy as np
 
-        self.degree = degree or (2 if len(tries) < 6 else 3)
-        xs = [each.octave for each in tries]
-        self.middle = math.fsum(xs) / len(xs)
-        design = self._design = np.vander([x - self.middle for x in xs], self.degree + 1)
-        weights = np.linalg.lstsq(design, np.array([each.loss for each in tries]), rcond=None)[0]
-        self.cubic, self.square, self.slope, _ = (0.0,) * (3 - self.degree) + tuple(float(w) for w in weights)
-        low, high = min(xs) - self.middle, max(xs) - self.middle
+        octaves, losses = np.array([[each.octave, each.loss] for each in tries]).T
+        heights = losses - losses.min()
+        self._seeds = np.array([each.seeds for each in tries])
+        self.spread = float(np.sort(heights)[:BEST][-1])
+        self.middle = float(octaves[heights.argmin()])
+        self.degree = 2 if len(tries) < 6 else 3
+        unit = self.spread or float(heights.max()) or 1.0  # so that no square over- or underflows
+        xs, best = octaves - self.middle, heights <= self.spread
+        weights = 1 / np.hypot(1, STEEP * (heights / unit))
+        if left_out is not None:
+            weights[left_out] = 0
+        design = np.vander(xs, self.degree + 1)
+        self._inverse = np.linalg.pinv(design * weights[:, None]) * weights
+        factors = unit * (self._inverse @ (heights / unit))
+        self.cubic, self.square, self.slope, _ = (0.0,) * (3 - self.degree) + tuple(float(each) for each in factors)
+        low, high = float(xs[best].min()), float(xs[best].max())
         self.least = min((low, high, *(x for x in self._turns() if low <= x <= high)), key=self._height)
 
     def _height(self, x: float) -> float:
-        """p(x) − p(0), with x from the middle of the tries."""
+        """p(x) − p(0), with x from the best try."""
         return ((self.cubic * x + self.square) * x + self.slope) * x
 
     def _turns(self) -> list[float]:
@@ -241,17 +238,31 @@ class _Curve:
         return self.middle + self.least
 
     @property
+    def curvature(self) -> float:
+        """p″ / 2 at the vertex; 0 where that is not convex."""
+        return max(3 * self.cubic * self.least + self.square, 0.0)
+
+    @property
     def shake(self) -> float:
-        """Var(x̂) over the variance of a try: x̂ is where p′ = 0, so that dx̂/dw_j = −j x̂^(j−1) / p″."""
+        """Var(x̂) over the variance of a run: x̂ is where p′ = 0, so that dx̂/dw_j = −j x̂^(j−1) / p″."""
         import numpy as np
 
         if not self.curvature:
             return math.inf
         powers = np.arange(self.degree, -1, -1)
         slope = powers * float(self.least) ** np.maximum(powers - 1, 0) / (2 * self.curvature)
-        return float(np.sum((slope @ np.linalg.pinv(self._design)) ** 2))
+        return float(np.sum((slope @ self._inverse) ** 2 / self._seeds))
 
-    @property
-    def curvature(self) -> float:
-        """p″ / 2 at the vertex; 0 where that is not convex."""
-        return max(3 * self.cubic * self.least + self.square, 0.0)
+
+def _regret(tries: Sequence[Try], curve: _Curve) -> float:
+    """c Var(x̂), by the jackknife: (n − 1)/n Σ (x̂ᵢ − x̄)² over the fits that leave out one try each.
+
+    So it holds the noise of the tries and what the polynomial misses of the curve. At most the spread of the tries,
+    which is also the answer where the curve is not convex, or where no try can be left out.
+    """
+    if curve.curvature == 0 or len(tries) < 4:
+        return curve.spread
+    others = [_Curve(tries, i).vertex for i in range(len(tries))]
+    middle = math.fsum(others) / len(others)
+    variance = (1 - 1 / len(others)) * math.fsum((at - middle) ** 2 for at in others)
+    return min(curve.curvature * variance, curve.spread)

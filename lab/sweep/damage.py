@@ -23,6 +23,7 @@ PLAN: dict[str, Any] = {
     "n_trials": Whole | None,
     "study": dict,
     "tune": dict[str, Whole] | None,
+    "tune_seeds": Whole,
     "tuned_by": dict[str, str] | None,
     "within": NonNegative | None,
     "looks": list[Whole] | None,

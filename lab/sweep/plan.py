@@ -86,6 +86,18 @@ def read(directory: Path) -> dict[str, Any]:
     return plan
 
 
+def refuse_record(directory: Path) -> None:
+    """Refuse a folder that has the report of a sweep without the folders of its jobs, as a sweep is recorded.
+
+    Raises:
+        ConfigError: with the page to read
+    """
+    page = directory / "report" / "report.md"
+    if page.is_file() and not any(each.name.isdigit() for each in directory.iterdir()):
+        rule = "is a record: it holds the report of a sweep, and no folders of jobs"
+        raise ConfigError("DIR", str(directory), rule, f"Read {page}")
+
+
 def job_command(plan: Mapping[str, Any], job: Mapping[str, Any], more: Sequence[str] = ()) -> list[str]:
     """Arguments of ``blockwright train`` for one job alone, no sweep even if an experiment's file configures one."""
     return [*plan.get("flags", []), *job["overrides"], "hydra.mode=RUN", *more]

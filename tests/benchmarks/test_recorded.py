@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import ladder_folder
@@ -11,6 +12,9 @@ import pytest
 
 from benchmarks import recorded
 from benchmarks.recorded import VERDICT, again, is_stale, main
+from blockwright.lab.ablation import bank
+from blockwright.lab.ladder.__main__ import main as ladder
+from blockwright.lab.report.__main__ import main as report
 from blockwright.lab.sweep import plan as plans
 from blockwright.registry import ConfigError
 
@@ -21,6 +25,13 @@ RECORD = next(each for each in recorded.recorded() if each.name == "residuals")
 def test_verdicts_are_those_of_the_statistics_of_today(folder: Path) -> None:
     """After a change of the statistics: ``python -m benchmarks.recorded``, and correct the texts that quote them."""
     assert not is_stale(folder)
+
+
+@pytest.mark.parametrize("folder", recorded.recorded(), ids=lambda folder: folder.name)
+def test_noise_is_in_the_bank_that_is_shipped(folder: Path) -> None:
+    if (entry := recorded.noise_of(folder)) is not None:
+        shipped = {(each.source, each.tuned): each for each in bank.read(bank.SHIPPED)}[entry.source, entry.tuned]
+        assert (shipped.sd, shipped.dof, shipped.lr) == pytest.approx((entry.sd, entry.dof, entry.lr), rel=1e-6)
 
 
 def test_another_verdict_is_seen_and_mended(tmp_path: Path) -> None:
@@ -35,6 +46,16 @@ def test_another_verdict_is_seen_and_mended(tmp_path: Path) -> None:
     assert not is_stale(kept)
     assert (kept / "report" / "report.md").read_text() == page, "its charts and tables are there as before"
     assert len([*kept.rglob("*.svg")]) == charts
+
+
+@pytest.mark.parametrize(("command", "kind"), [(report, "ablations/residuals"), (ladder, "ladders/attention")])
+def test_the_report_of_a_record_is_read_and_not_written_again(
+    command: Callable[[list[str]], object], kind: str, tmp_path: Path
+) -> None:
+    kept = shutil.copytree(recorded.RESULTS / kind, tmp_path / "kept")
+    with pytest.raises(ConfigError, match="is a record") as caught:
+        command([str(kept)])
+    assert caught.value.remedy == f"Read {kept / 'report' / 'report.md'}"
 
 
 def test_what_is_no_comparison_is_refused(tmp_path: Path) -> None:

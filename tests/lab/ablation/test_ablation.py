@@ -514,6 +514,8 @@ MISTAKES: dict[str, tuple[dict[str, Any], list[str], str, str]] = {
     "one pair": ({}, ["see=0.01", "pairs=1"], "pairs = 1", "at least 2"),
     "pairs without a difference": ({}, ["pairs=3"], "pairs = 3", "see: 0.01"),
     "a judge of nothing": ({"tuned_by": "val/loss"}, [], "tuned_by = val/loss", "tune: 5"),
+    "seeds of no tries": ({"lr": [0.01], "tune_seeds": 2}, [], "tune_seeds = 2", "tune: 5"),
+    "no seed of a try": ({"tune": 5}, ["tune_seeds=0"], "tune_seeds = 0", "tune_seeds=3"),
     "a judge that is not measured": ({"tune": 5}, ["tuned_by=val/lss"], "tuned_by = val/lss", "val/loss"),
     "no time": ({}, ["hours=0"], "hours = 0", "above 0"),
     "time that is no number": ({}, ["hours=soon"], "hours = soon", "Write hours=1"),

@@ -96,6 +96,22 @@ def test_each_arm_is_compared_by_fresh_seeds_at_its_vertex(tmp_path: Path) -> No
     assert [job["job"] for job in jobs] == list(range(16))
 
 
+def test_tries_of_several_seeds_are_judged_by_their_mean(tmp_path: Path) -> None:
+    def shaken(arm: str, tries: Mapping[str, float], seed: int) -> float:
+        """Of each tuning seed another vertex, two octaves apart; their mean has the true one."""
+        off = {10_000: 1.0, 10_001: -1.0}.get(seed, 0.0)
+        return 2 + 0.02 * (math.log2(tries.get(RATE, 0.01) / BEST[arm]) - off) ** 2 + 0.001 * seed % 0.01
+
+    jobs = play(replace(SCHEME, tune_seeds=2), tmp_path, shaken)
+    for arm, best in BEST.items():
+        tries = stage(jobs, "tune", arm)
+        assert [(job["lr"], job["seed"]) for job in tries[:2]] == [(0.0025, 10_000), (0.0025, 10_001)]
+        assert len(tries) == 10
+        assert [job["lr"] for job in stage(jobs, "compare", arm)] == [pytest.approx(best, rel=0.01)] * 3
+    (tuned,) = find(read(tmp_path)).arms[0].tuned
+    assert [each.seeds for each in tuned.tries] == [2] * 5
+
+
 def test_tries_may_be_judged_by_another_figure_than_the_compared_one(tmp_path: Path) -> None:
     def compared(arm: str, tries: Mapping[str, float], seed: int) -> float:
         """Best far from the rates at which the other figure, of which more is better, is best."""

@@ -107,7 +107,7 @@ def test_tuned_arms_that_are_equal_are_rarely_called_different(curvature: float)
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("curvature", "eight", "sixteen"),
-    [(0.01, 0.060, 0.068), (0.02, 0.062, 0.076), (0.03, 0.060, 0.072), (0.05, 0.060, 0.073), (0.08, 0.056, 0.063),
+    [(0.01, 0.060, 0.068), (0.02, 0.062, 0.078), (0.03, 0.060, 0.072), (0.05, 0.060, 0.073), (0.08, 0.056, 0.063),
      (0.2, 0.057, 0.064)],
 )  # fmt: skip
 def test_false_positives_of_tuned_arms(curvature: float, eight: float, sixteen: float) -> None:
@@ -145,8 +145,10 @@ def test_best_of_the_listed_values_would_cry_wolf(
     assert false_positives(tuned(lopsided(curvature), lopsided(curvature), 300), at_best_tries) > wolf
 
 
-def test_a_parabola_without_a_zoom_would_cry_wolf(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_parabola_without_weights_and_a_zoom_would_cry_wolf(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tuning, "COARSE", math.inf)
+    assert false_positives(tuned(lopsided(0.08), lopsided(0.08), 300)) > 0.075
+    monkeypatch.setattr(tuning, "STEEP", 0.0)
     assert false_positives(tuned(lopsided(0.08), lopsided(0.08), 300)) > 0.10
 
 
@@ -170,11 +172,11 @@ def called_different(pairs: Sequence[tuple[Arm, Arm]], fresh: int, effect: float
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("curvature", "power"), [(0.015, 0.81), (0.03, 0.88), (0.08, 0.92)])
+@pytest.mark.parametrize(("curvature", "power"), [(0.015, 0.80), (0.03, 0.89), (0.08, 0.93)])
 def test_what_tuning_leaves_is_in_the_verdict(curvature: float, power: float) -> None:
     pairs = tuned(lopsided(curvature), lopsided(curvature), 500)
     for fresh in (3, 8, 16):
-        assert 0.035 <= called_different(pairs, fresh) <= 0.062, f"{fresh} seeds"
+        assert 0.03 <= called_different(pairs, fresh) <= 0.062, f"{fresh} seeds"
     assert called_different(pairs, 16, effect=0.007) > power  # .95 if the best values were known
 
 
@@ -188,11 +190,12 @@ def test_many_seeds_without_what_tuning_leaves_would_cry_wolf() -> None:
 def test_variance_that_is_left_is_about_that_of_the_excess(curvature: float) -> None:
     arms = [arm for pair in tuned(lopsided(curvature), lopsided(curvature), 150) for arm in pair]
     left = np.mean([fit(arm.tries).left(OF_RUN).variance for arm in arms])
-    assert 1 < left / np.var([arm.excess(fit(arm.tries).vertex) for arm in arms]) < 4
+    assert 0.8 < left / np.var([arm.excess(fit(arm.tries).vertex) for arm in arms]) < 4.5
 
 
-def test_a_parabola_is_left_what_noise_shakes_of_its_vertex() -> None:
-    """c x̂² of a normal x̂ with Var(x̂) = σ² / (Σ x² (2 c)²): twice the square of its mean."""
+def test_a_parabola_is_left_what_noise_shakes_of_its_vertex(monkeypatch: pytest.MonkeyPatch) -> None:
+    """c x̂² of a normal x̂ with Var(x̂) = σ² / (Σ x² (2 c)²) where tries count alike: twice the square of its mean."""
+    monkeypatch.setattr(tuning, "STEEP", 0.0)
     fitted = fit(tries_of(parabola(0.05), *range(-2, 3)))
     assert fitted.left(0.01).variance == pytest.approx(2 * (0.05 * 0.01**2 / (10 * 0.1**2)) ** 2)
     assert fitted.left(0.01).dof == 2 and fitted.left(0.0).variance == 0
@@ -207,6 +210,21 @@ def test_what_is_left_is_at_most_what_the_tries_differ_by() -> None:
 
 def tries_of(loss: Loss, *octaves: float) -> list[Try]:
     return [Try(2.0**octave, loss(octave)) for octave in octaves]
+
+
+def test_several_seeds_are_averaged_and_shake_a_vertex_less() -> None:
+    runs = [
+        (value, loss + off) for off in (-0.01, 0.01) for value, loss in ((2.0, 2.1), (1.0, 2.0), (4.0, 2.2), (8.0, 2.5))
+    ]
+    tries = tuning.averaged(runs)
+    assert [(each.value, each.seeds) for each in tries] == [(1.0, 2), (2.0, 2), (4.0, 2), (8.0, 2)]
+    assert [each.loss for each in tries] == pytest.approx([2.0, 2.1, 2.2, 2.5])
+    assert tuning.averaged([(1.0, 2.0), (1.0, math.inf)])[0].diverged
+    alone = tries_of(parabola(0.05), *range(-2, 3))
+    of_four = fit([Try(each.value, each.loss, 4) for each in alone])
+    assert of_four.shake == pytest.approx(fit(alone).shake / 4)
+    assert not next_tries(alone, 0.02) and next_tries(alone, 0.016)
+    assert next_tries([Try(each.value, each.loss, 4) for each in alone], 0.02)  # half the noise
 
 
 def test_vertex_of_a_parabola_is_exact() -> None:
