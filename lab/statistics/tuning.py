@@ -64,7 +64,7 @@ class Fit:
     """The best value of a knob, from tries.
 
     Args:
-        vertex: best value, in the unit of the knob; within the tries that did not diverge
+        vertex: best value, in the unit of the knob; among the five best tries
         curvature: c at the vertex, in nats per octave²; infinite where fewer than three tries show it
         regret: expected excess loss at the vertex over the best value, in nats; infinite where fewer than three tries
             show it
@@ -106,7 +106,7 @@ class Fit:
 
 
 def fit(tries: Sequence[Try]) -> Fit:
-    """Fit a parabola, or a cubic to six tries or more, to the tries near the best.
+    """Fit a parabola, or a cubic to six tries or more, that leans on the best of them (``_Curve``).
 
     Args:
         tries: at least one, of different values
@@ -205,7 +205,7 @@ class _Curve:
         self._seeds = np.array([each.seeds for each in tries])
         self.spread = float(np.sort(heights)[:BEST][-1])
         self.middle = float(octaves[heights.argmin()])
-        self.degree = 2 if len(tries) < 6 else 3
+        self.degree = 2 if len(tries) < 6 else 3  # a cubic of five would follow their noise
         unit = self.spread or float(heights.max()) or 1.0  # so that no square over- or underflows
         xs, best = octaves - self.middle, heights <= self.spread
         weights = 1 / np.hypot(1, STEEP * (heights / unit))
