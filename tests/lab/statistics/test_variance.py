@@ -183,3 +183,4 @@ def test_bank_adds_its_degrees_of_freedom() -> None:
     assert noise.sd == pytest.approx(math.sqrt((2 * 0.01**2 + 6 * 0.02**2) / 8))
     loud = Noise(0.2, 2, "paired")
     assert with_bank(loud, Noise(0.02, 6, "bank")) == loud
+    assert with_bank(enough := Noise(0.01, 30, "pooled"), Noise(0.02, 6, "bank")) == enough
