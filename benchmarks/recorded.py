@@ -82,18 +82,23 @@ def record(folder: Path) -> Path:
         for place, name in ((f"{folder}/", ""), (str(folder), plan["name"]), (f"{plan['cwd']}/", "")):
             text = text.replace(place, name)
         file.write_text(UNKEPT.sub(r"\1", text.replace(f'"cwd": "{plan["cwd"]}"', '"cwd": "."')))
-    ship(to)
+    ship(to, same_runs=False)
     return to
 
 
-def ship(record: Path) -> None:
-    """Put the noise of a recorded ablation into the bank that is shipped, in place of what was there of it."""
+def ship(record: Path, same_runs: bool) -> None:
+    """Put the noise of a recorded ablation into the bank that is shipped, in place of what was there of it.
+
+    Args:
+        record: its folder
+        same_runs: whether its runs are those of before, so that their date and versions are
+    """
     if (entry := noise_of(record)) is None:
         return
     file, source = bank.SHIPPED / bank.FILE, (entry.source, entry.tuned)
     old = {(each.source, each.tuned): each for each in bank.read(bank.SHIPPED)}
-    if source in old:
-        entry = replace(old[source], sd=entry.sd, dof=entry.dof, lr=entry.lr)
+    if same_runs and source in old:
+        entry = replace(entry, date=old[source].date, versions=old[source].versions)
     kept = [each for key, each in old.items() if key != source]
     file.write_text("".join(each.as_line() for each in [*kept, entry]))
 
@@ -243,7 +248,7 @@ def main(arguments: Sequence[str]) -> None:
         return
     for each in filter(is_stale, recorded()):
         again(each)
-        ship(each)
+        ship(each, same_runs=True)
         print(each)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import ladder_folder
@@ -31,7 +32,21 @@ def test_verdicts_are_those_of_the_statistics_of_today(folder: Path) -> None:
 def test_noise_is_in_the_bank_that_is_shipped(folder: Path) -> None:
     if (entry := recorded.noise_of(folder)) is not None:
         shipped = {(each.source, each.tuned): each for each in bank.read(bank.SHIPPED)}[entry.source, entry.tuned]
-        assert (shipped.sd, shipped.dof, shipped.lr) == pytest.approx((entry.sd, entry.dof, entry.lr), rel=1e-6)
+        assert shipped == replace(entry, date=shipped.date, versions=shipped.versions)
+
+
+def test_another_record_of_a_name_takes_its_place_in_the_bank(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copy(bank.SHIPPED / bank.FILE, tmp_path)
+    monkeypatch.setattr(bank, "SHIPPED", tmp_path)
+    (now,) = (each for each in bank.read(tmp_path) if each.name == "residuals")
+    others = [each for each in bank.read(tmp_path) if each != now]
+    old = replace(now, params=1.0, tokens=1.0, sd=1.0, date="2020-01-01", versions={"torch": "1.0"})
+    for same_runs in (True, False):
+        (tmp_path / bank.FILE).write_text("".join(each.as_line() for each in [*others, old]))
+        recorded.ship(RECORD, same_runs)
+        *kept, new = bank.read(tmp_path)
+        assert kept == others and new == replace(now, date=new.date, versions=new.versions)
+        assert ((new.date, new.versions) == (old.date, old.versions)) == same_runs
 
 
 def test_another_verdict_is_seen_and_mended(tmp_path: Path) -> None:
