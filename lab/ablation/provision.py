@@ -105,7 +105,10 @@ def needed(definition: Definition, difference: float, precision: Precision | Non
         count = MAX_SEEDS + 1
     if count > MAX_SEEDS:
         rule = f"needs more than {MAX_SEEDS:,} seeds at a noise of {precision.sd:.2g}"
-        raise ConfigError("see", difference, rule, f"{MAX_SEEDS:,} seeds see {precision.sees(MAX_SEEDS):.2g}")
+        remedy = f"{MAX_SEEDS:,} seeds see {precision.sees(MAX_SEEDS):.2g}"
+        if precision.tries:
+            remedy += f"; tune_seeds={2 * precision.tries} lessens what tuning leaves, which seeds do not"
+        raise ConfigError("see", difference, rule, remedy)
     return count
 
 

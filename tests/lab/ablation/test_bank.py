@@ -183,7 +183,7 @@ def test_tuned_arms_need_more_seeds_unless_another_figure_judged_them() -> None:
     assert make([ENTRY], Aim("val/other"), see=0.006, tune=tune).seeds_planned == plain
     with pytest.raises(ConfigError, match="more than 1,000 seeds") as caught:
         make([ENTRY], see=0.002, tune=tune)
-    assert "1,000 seeds see" in caught.value.remedy
+    assert "1,000 seeds see" in caught.value.remedy and "tune_seeds=2" in caught.value.remedy
 
 
 def test_verdicts_use_the_bank_where_rates_were_chosen_alike() -> None:
