@@ -7,7 +7,6 @@ run as a program, this file is the process that forks.
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import gc
 import importlib
@@ -19,7 +18,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 import traceback
 import warnings
@@ -222,15 +220,6 @@ def _forget_plugins() -> None:
     seam.chain.cache_clear()
 
 
-def _end(code: int) -> None:
-    """End as an interpreter does, but for taking apart every module, which would copy all of the memory first."""
-    threading._shutdown()  # type: ignore[attr-defined] # waits for threads
-    atexit._run_exitfuncs()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
-
-
 def _prepare_hydra() -> None:
     """Make Hydra remember what it reads, parses and composes; its grammar is learnt at the first override."""
     hydra_once = importlib.import_module("hydra_once")
@@ -283,4 +272,4 @@ if __name__ == "__main__":
     gc.freeze()  # what a collection would touch, every fork would copy
     gc.set_threshold(100_000, 10, 10)  # as in the tests' own processes
     if asked := _serve():
-        _end(_become(asked))
+        importlib.import_module("blockwright.lab.sweep.forking").end(_become(asked))

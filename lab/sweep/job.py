@@ -35,10 +35,10 @@ READY, WAITS, LOST = "ready", "waits", "lost"
 
 
 def command(sweep: Path, plan: Mapping[str, Any], job: Mapping[str, Any]) -> tuple[list[str], Path | None]:
-    """The command that runs a job of a plan, and the checkpoint that it resumes from, if any."""
+    """Python's arguments that run a job of a plan, and the checkpoint that it resumes from, if any."""
     start, checkpoint = origin(sweep, job)
     more = [f"hydra.run.dir={quoted(sweep / str(job['job']))}", *start]
-    return [sys.executable, *jobs.TRAIN, *plans.job_command(plan, job, more)], checkpoint
+    return [*jobs.TRAIN, *plans.job_command(plan, job, more)], checkpoint
 
 
 def origin(sweep: Path, job: Mapping[str, Any]) -> tuple[list[str], Path | None]:
@@ -141,7 +141,7 @@ class Attempt:
         print(f"job {self.number} {f'resumes from {checkpoint}' if checkpoint else 'starts'}", flush=True)
         log = self.folder / LOG
         self.start = log.stat().st_size if log.exists() else 0
-        return _run(arguments, self.cwd, log if logged else None, {**os.environ, **more})
+        return _run([sys.executable, *arguments], self.cwd, log if logged else None, {**os.environ, **more})
 
     def conclude(self, code: int, final: Collection[int] | None = None) -> tuple[int, Result]:
         """Record how the job ended.

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shlex
 import signal
-import subprocess
 import time
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
@@ -15,6 +14,7 @@ from typing import Any
 
 from blockwright.lab.sweep import endings, launcher
 from blockwright.lab.sweep import plan as plans
+from blockwright.lab.sweep.forking import Process, Processes
 from blockwright.lab.sweep.job import LOG, READY, WAITS, command, conclude, fail_after, state_of
 from blockwright.lab.sweep.locks import take_sweep
 from blockwright.lab.sweep.progress import Display
@@ -61,12 +61,12 @@ def _run_here(directory: Path, plan: Mapping[str, Any], workers: int, jobs: Coll
     """Run a plan in processes of this one; returns the exit code."""
     lock = take_sweep(directory)
     try:
-        with _noted() as signals:
-            _run_stage(directory, plan, workers, lock, jobs, signals)
+        with _noted() as signals, Processes(plan.get("cwd"), environment(workers), lock) as processes:
+            _run_stage(directory, plan, workers, processes, jobs, signals)
             while jobs is None and not signals and plans.grow(directory, plan):
                 plan = plans.read(directory)
                 check_can_run(directory, plan, workers)
-                _run_stage(directory, plan, workers, lock, jobs, signals)
+                _run_stage(directory, plan, workers, processes, jobs, signals)
         code = exit_code(summarise(directory))
     finally:
         os.close(lock)
@@ -81,7 +81,7 @@ def _run_stage(
     directory: Path,
     plan: Mapping[str, Any],
     workers: int,
-    lock: int,
+    processes: Processes,
     jobs: Collection[int] | None,
     signals: list[int],
 ) -> None:
@@ -90,7 +90,7 @@ def _run_stage(
     waiting = [j for j in waiting if not Result.read(directory / str(j["job"])).ended]
     with Display(directory, plan, workers) as display:
         display.say(f"{directory}: {len(waiting)} of {len(plan['jobs'])} jobs to run, {workers} at a time")
-        _Runner(directory, plan, workers, lock, display).run(waiting, signals)
+        _Runner(directory, plan, workers, processes, display).run(waiting, signals)
 
 
 def check_can_run(directory: Path, plan: Mapping[str, Any], workers: int) -> None:
@@ -132,14 +132,17 @@ def _noted() -> Iterator[list[int]]:
 @dataclass(frozen=True)
 class _Running:
     job: Mapping[str, Any]
-    process: subprocess.Popen[bytes]
+    process: Process
     since: float
     log_start: int  # offset of this attempt in its log
 
 
 class _Runner:
-    def __init__(self, directory: Path, plan: Mapping[str, Any], workers: int, lock: int, display: Display) -> None:
-        self.directory, self.plan, self.workers, self.lock, self.display = directory, plan, workers, lock, display
+    def __init__(
+        self, directory: Path, plan: Mapping[str, Any], workers: int, processes: Processes, display: Display
+    ) -> None:
+        self.directory, self.plan, self.workers = directory, plan, workers
+        self.processes, self.display = processes, display
         self.running: list[_Running] = []
         listed = [set(job["overrides"]) for job in plan["jobs"]]
         self._common = set.intersection(*listed) if len(listed) > 1 else set()
@@ -183,16 +186,8 @@ class _Runner:
         folder.mkdir(parents=True, exist_ok=True)
         arguments, checkpoint = command(self.directory, self.plan, job)
         with (folder / LOG).open("ab") as log:
-            process = subprocess.Popen(
-                arguments,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                cwd=self.plan.get("cwd"),
-                env=environment(self.workers),
-                pass_fds=(self.lock,),  # a job that outlives this process keeps the sweep locked
-            )
             start = log.tell()
+            process = self.processes.start(arguments, log)
         how = "resumes" if checkpoint else "starts"
         self.display.say(f"job {job['job']} {how}: {self._distinct(job)}")
         return _Running(job, process, time.monotonic(), start)

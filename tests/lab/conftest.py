@@ -2,33 +2,31 @@
 
 from __future__ import annotations
 
-import subprocess
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 import pytest
 from warm import Running, Warm
 
 from blockwright.lab.sweep import runner
+from blockwright.lab.sweep.forking import Processes
 
 
-class Forked:
-    """The part of ``subprocess`` that starts jobs: each is forked from a process that has loaded the imports."""
+class Forked(Processes):
+    """Jobs forked from the tests' own process, which has loaded the imports for all tests."""
 
-    DEVNULL, STDOUT = subprocess.DEVNULL, subprocess.STDOUT
-
-    def __init__(self, warm: Warm) -> None:
+    def __init__(self, warm: Warm, cwd: str | None, environment: Mapping[str, str], lock: int) -> None:
+        super().__init__(cwd, environment, lock)
         self.warm = warm
 
-    def Popen(  # noqa: N802 # its name
-        self, arguments: Sequence[str], *, stdout: IO[bytes], cwd: str | None, env: Mapping[str, str], **ignored: Any
-    ) -> Running:
-        log = Path(stdout.name).resolve()
-        return self.warm.start(*arguments[1:], cwd=Path(cwd or "."), env=env, log=log)
+    def start(self, arguments: Sequence[str], log: IO[bytes]) -> Running:
+        path = Path(log.name).resolve()
+        return self.warm.start(*arguments, cwd=Path(self.cwd or "."), env=self.environment, log=path)
 
 
 @pytest.fixture
 def forked_jobs(warm: Warm, monkeypatch: pytest.MonkeyPatch) -> None:
     """Sweeps that this process runs start their jobs warm; tests of the command itself start them cold."""
-    monkeypatch.setattr(runner, "subprocess", Forked(warm))
+    monkeypatch.setattr(runner, "Processes", partial(Forked, warm))

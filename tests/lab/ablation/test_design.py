@@ -317,9 +317,9 @@ def test_ablation_killed_among_its_compared_jobs_resumes_to_the_same(
     code = f"""
 import sys
 from pathlib import Path
-from blockwright.lab.sweep import runner
+from blockwright.lab.sweep import forking, runner
 from blockwright.training import jobs
-jobs.TRAIN = ({str(script)!r},)
+jobs.TRAIN, forking.IMPORTED = ({str(script)!r},), ()
 sys.exit(runner.run_plan(Path({str(folder)!r})))
 """
     process = warm.start("-c", code, cwd=ROOT, env=environment)

@@ -44,7 +44,7 @@ class Started:
 
     def start(self, number: int) -> Running:
         arguments, _ = command(self.sweep, self.plan, self.plan["jobs"][number])
-        return self.warm.start(*arguments[1:], cwd=self.sweep, env=self.environment)
+        return self.warm.start(*arguments, cwd=self.sweep, env=self.environment)
 
     def loss(self, number: int) -> float | None:
         return Result.read(self.sweep / str(number)).value("val/loss")

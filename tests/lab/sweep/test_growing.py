@@ -61,11 +61,12 @@ def offered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.setattr(endings, "entry_points", points)
     (file := tmp_path / "stand_in.py").write_text(STAND_IN)
     monkeypatch.setattr("blockwright.training.jobs.TRAIN", (str(file),))
+    monkeypatch.setattr("blockwright.lab.sweep.forking.IMPORTED", ())  # it needs none
     return f"""
 import importlib.util, sys
-from blockwright.lab.sweep import designs, endings
+from blockwright.lab.sweep import designs, endings, forking
 from blockwright.training import jobs
-jobs.TRAIN = ({str(file)!r},)
+jobs.TRAIN, forking.IMPORTED = ({str(file)!r},), ()
 sys.path[:0] = [{str(ROOT / "tests" / "lab")!r}, {str(ROOT / "tests")!r}]
 spec = importlib.util.spec_from_file_location("growing", {__file__!r})
 module = importlib.util.module_from_spec(spec)

@@ -33,6 +33,7 @@ def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     file = tmp_path / "stand_in.py"
     file.write_text(STAND_IN)
     monkeypatch.setattr("blockwright.training.jobs.TRAIN", (str(file),))
+    monkeypatch.setattr("blockwright.lab.sweep.forking.IMPORTED", ())  # it needs none
     return file
 
 
@@ -44,9 +45,9 @@ def started(stand_in: Path, warm: Warm, environment: dict[str, str]) -> Callable
         code = f"""
 import sys
 from pathlib import Path
-from blockwright.lab.sweep import runner
+from blockwright.lab.sweep import forking, runner
 from blockwright.training import jobs
-jobs.TRAIN = ({str(stand_in)!r},)
+jobs.TRAIN, forking.IMPORTED = ({str(stand_in)!r},), ()
 sys.exit(runner.run_plan(Path({str(sweep)!r})))
 """
         return warm.start("-c", code, cwd=ROOT, env=environment)
