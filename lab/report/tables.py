@@ -12,6 +12,7 @@ from blockwright.lab.statistics import variance
 from blockwright.lab.sweep.tuning import RATE, TUNE
 
 BUDGETS = (("params", "parameters"), ("active_params", "active"), ("flops", "FLOPs"), ("cache_bytes", "cache bytes"))
+MOST_RUNS = 8  # listed of an arm; more would push its figures out of sight
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ def arms(findings: Findings) -> Table:
     rows = []
     for f in findings.arms:
         cells: list[str | Sequence[Part]] = [
-            (Part(f"{len(f.values)} of {len(f.runs)}:"), *(link(run, str(run.job)) for run in f.runs)),
+            _runs(f),
             words.around(f.interval),
             *(("–" if f.is_baseline else f.against,) if several else ()),
             words.around(f.comparison.difference, sign=True) if f.comparison else "–",
@@ -95,6 +96,14 @@ def arms(findings: Findings) -> Table:
     if any(each.edge for f in findings.arms for each in f.tuned):
         note += " Edge: no value beyond it was tried, so a better one may be there."
     return Table("Arms", columns, tuple(rows), frozenset(columns[1:]), note=note)
+
+
+def _runs(f: Finding) -> Sequence[Part]:
+    """How many seeds an arm has, and its runs, of many the first and the last: another table leads to each."""
+    found = [link(run, str(run.job)) for run in f.runs]
+    if len(found) > MOST_RUNS:
+        found = [found[0], Part("…"), found[-1]]
+    return (Part(f"{len(f.values)} of {len(f.runs)}:"), *found)
 
 
 def differences(findings: Findings) -> Table | None:

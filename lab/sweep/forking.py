@@ -32,7 +32,7 @@ from blockwright.registry import ConfigError
 from blockwright.training.stops import SIGNALS
 
 IMPORTED = ("blockwright.training.entry.main", "blockwright.training.entry.cli", "torch._dynamo")
-LARGEST = 2**17  # bytes of a message, below what a socket takes by default
+LARGEST = 2**17  # bytes of a message; a socket takes more without being set
 
 
 class Process(Protocol):
@@ -79,7 +79,7 @@ class Processes:
         """
         if self._parent is None and sys.platform == "linux":
             self._parent = _Parent(self.cwd, self.environment)
-        if self._parent is not None and self._parent.can:
+        if self._parent is not None and self._parent.takes(arguments):
             return _Fork(self._parent, self._parent.ask({"run": list(arguments)}, log.fileno(), self.lock))
         return subprocess.Popen(
             [sys.executable, *arguments],
@@ -93,11 +93,7 @@ class Processes:
 
 
 class _Parent:
-    """The process that forks, as seen from outside; arguments as of ``Processes``.
-
-    Attributes:
-        can: whether its forks can do all that a new interpreter can
-    """
+    """The process that forks, as seen from outside; arguments as of ``Processes``."""
 
     def __init__(self, cwd: str | None, environment: Mapping[str, str]) -> None:
         self._socket, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -111,7 +107,14 @@ class _Parent:
                 env=environment,
                 pass_fds=(its.fileno(),),
             )
-        self.can = bool(self.ask({}))
+        try:
+            self._can = bool(self.ask({}))
+        except ConfigError:  # its imports ended it; what is wrong with them, a new interpreter says in a job's log
+            self._can = False
+
+    def takes(self, arguments: Sequence[str]) -> bool:
+        """Whether a fork can do all that a new interpreter can, and its arguments fit into a message."""
+        return self._can and len(json.dumps(list(arguments))) < LARGEST - 100
 
     def ask(self, request: Mapping[str, Any], *files: int) -> Any:
         """Ask, and wait for the answer.

@@ -248,12 +248,12 @@ def test_peers_are_counted_and_compared(run: Callable[..., dict[str, Any]]) -> N
 @pytest.mark.parametrize(
     ("name", "narrowed"),
     [
-        ("train_step", ["--families", "dense", "--only", "ours dense"]),
+        pytest.param("train_step", ["--families", "dense", "--only", "ours dense"], marks=pytest.mark.slow),
         ("decode", ["--only", "ours", "--cells", "decode 16 1"]),
         ("kernels", ["--dtypes", "fp32", "--parts", "loss"]),
         ("scaling", []),
-        ("startup", ["--only", "refusal,first optimizer step"]),
-        ("trainer_overhead", []),
+        pytest.param("startup", ["--only", "refusal,first optimizer step"], marks=pytest.mark.slow),
+        pytest.param("trainer_overhead", [], marks=pytest.mark.slow),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )

@@ -190,6 +190,15 @@ def test_half_a_sweep_says_so_on_top(tmp_path: Path) -> None:
     assert "1 of the 2 seeds of mla and mha have ended." in page
 
 
+def test_many_seeds_leave_an_arms_figures_in_sight(tmp_path: Path) -> None:
+    page = build.write(find(read(ablation(tmp_path, seeds=12)))).read_text()
+    reader = Reader(page)
+    assert "12 of 12:" in reader.text
+    arms = page[page.index("seeds: runs") :]
+    assert arms[: arms.index("</table>")].count('href="../') == 2 * 5  # the first and the last of each arm
+    assert all(f'href="../{job}/"' in page for job in range(12))  # by seed
+
+
 def test_search_shows_its_best_trial_first(tmp_path: Path) -> None:
     for i, loss in enumerate([2.5, 2.0, 2.25, 1.75, 3.0]):
         write_job(tmp_path, i, [f"optimizer.lr=0.0{i + 1}"], completed(loss), falling(loss, random.Random(i)))
