@@ -81,7 +81,18 @@ def _run(arguments: Sequence[str]) -> int:
         print(json.dumps({"widths": settings.widths, "rules": rules, "slopes": rows, "beyond": sorted(off)}, indent=1))
     else:
         show(_table(found, off))
+        for note in _notes(words.overrides, settings) if off else ():
+            print(note)
     return 1 if off else 0
+
+
+def _notes(overrides: Sequence[str], settings: Settings) -> list[str]:
+    """What the rules have to say of the widest model: the sides that do not grow, for one."""
+    from blockwright.lab.widths import Family
+    from blockwright.training.configuration import parts
+
+    wider = Family(min(settings.widths), settings.grow).overrides(max(settings.widths), parametrised=True)
+    return parts.parametrisation(_run_of([*overrides, *wider])).notes()
 
 
 def is_beyond(kind: str, change: float) -> bool:

@@ -138,6 +138,13 @@ def test_command_prints_json_and_fails_beyond_the_tolerance(
     assert "layers.*.attention.query" in json.loads(capsys.readouterr().out)["beyond"]
 
 
+def test_command_names_the_sides_that_should_have_grown(capsys: pytest.CaptureFixture[str]) -> None:
+    few = ["widths=64,128", "seeds=2", "steps=2"]
+    assert main([*MLA, *few, RULES, "grow={attention: {n_heads: 4}}"]) == 1
+    said, _, sides = capsys.readouterr().out.splitlines()[-1].rpartition("}: ")
+    assert "do not grow" in said and "layers.*.attention.kv_down.weight out" in sides and "query" not in sides
+
+
 @pytest.mark.parametrize(
     ("words", "path"),
     [
