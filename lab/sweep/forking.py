@@ -231,9 +231,9 @@ def main() -> None:
             importlib.import_module(name)
     gc.collect()
     gc.freeze()  # what a collection would touch, every fork would copy
-    if job := _serve(asked):
-        asked.close()
-        end(_become(job[0], *job[1]))
+    job = _serve(asked)
+    asked.close()
+    end(_become(job[0], *job[1]) if job else 0)
 
 
 if __name__ == "__main__":
