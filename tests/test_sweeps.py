@@ -33,7 +33,7 @@ class Witness(L.Callback):
     def on_train_start(self, trainer, task):
         told = {
             "pid": os.getpid(), "parent": os.getppid(), "rank": trainer.global_rank, "world": trainer.world_size,
-            "lr": task.recipe.lr, "attention": task.model_config["attention"]["name"],
+            "lr": task.configured.recipe.lr, "attention": task.model_config["attention"]["name"],
             "folder": trainer.default_root_dir,
         }
         with open(os.environ["WITNESS"], "a") as file:

@@ -282,17 +282,21 @@ def test_jobs_are_what_was_matched(write: Callable[..., str], shrunk: list[str])
 # --- the definitions that are there -----------------------------------------------------------------------------------
 
 
-CHAINED = ("extend_context", "objectives", "swap_and_keep")  # whose arms start from others' weights
-LATE = ("anneal_mixture",)  # whose arms differ after more than two steps: test_mixture_arms.py
+ELSEWHERE = ("anneal_mixture", "objectives")  # test_mixture_arms.py; alignment's tests/tasks/test_grpo.py
 TWO = ["trainer.max_steps=2", "trainer.val_check_interval=2"]
 PAGES = [*TWO, "scheduler.warmup=1", "callbacks.pictures.conversations=8"]
 PAGES += ["data.corpus.train=64", "data.corpus.held_out=16"]
 SKILLS = [*TWO, "callbacks.skills.samples=1"]
 # Small already, and their data fits no other model.
-OWN = {"pages": PAGES, "image_sides": PAGES, "mixers": TWO, "skills": SKILLS, "loops": SKILLS}
+OWN = {"pages": PAGES, "image_sides": PAGES, "mixers": TWO, "compressed": TWO, "skills": SKILLS, "loops": SKILLS}
 
 
-@pytest.mark.parametrize("name", [name for name in definition.names() if name not in (*CHAINED, *LATE)])
+def stands_alone(name: str) -> bool:
+    """Whether no arm starts from the weights of another."""
+    return all(arm.init_from is None for arm in definition.read(name, {}).arms.values())
+
+
+@pytest.mark.parametrize("name", [name for name in definition.names() if stands_alone(name) and name not in ELSEWHERE])
 @pytest.mark.slow
 def test_every_definition_plans_and_every_arm_takes_two_steps(name: str, shrunk: list[str], tmp_path: Path) -> None:
     read = definition.read(name, {"seeds": "1"})
