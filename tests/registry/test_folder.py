@@ -38,6 +38,7 @@ ELSEWHERE = {
     "registry/limits.py yaml.load": "the mechanism itself, a SafeLoader",
     "registry/folder.py json.loads": "the mechanism itself",
     "lab/definitions.py yaml.safe_load": "a text that read_text has bounded, of a file that the user names",
+    "lab/sweep/forking.py json.loads": "what this program and the process that it starts say to each other",
     "lab/evaluate.py read_text": "the source of installed packages",
     "src/blockwright/completion.py read_text": "the source of installed packages",
     "registry/index.py read_text": "the source of installed packages",

@@ -25,7 +25,7 @@ print(json.dumps({
     "argv": sys.argv[1:], "cwd": os.getcwd(), "path": sys.path[0], "parent": os.getppid(), "A": os.environ.get("A"),
     "blocked": [int(s) for s in signal.pthread_sigmask(signal.SIG_BLOCK, [])], "stdin": sys.stdin.read(),
     "handlers": [
-        signal.getsignal(signal.SIGINT) is signal.default_int_handler,
+        signal.getsignal(signal.SIGINT) in (signal.default_int_handler, signal.SIG_IGN),  # the latter under nohup
         *[signal.getsignal(s) is signal.SIG_DFL for s in (signal.SIGTERM, signal.SIGUSR1)],
     ],
 }))
