@@ -8,18 +8,17 @@ run as a program, this file is the process that forks.
 from __future__ import annotations
 
 import contextlib
+import functools
 import gc
 import importlib
 import json
 import logging
 import os
-import runpy
 import signal
 import subprocess
 import sys
 import tempfile
 import time
-import traceback
 import warnings
 from collections.abc import Mapping
 from contextlib import suppress
@@ -176,8 +175,8 @@ def _serve() -> dict[str, Any] | None:
     return None
 
 
-def _become(request: dict[str, Any]) -> int:
-    """Be ``python ARGUMENTS``; its exit code."""
+def _become(request: dict[str, Any]) -> None:
+    """Be ``python ARGUMENTS``."""
     os.setsid()
     os.chdir(request["cwd"])
     os.environ.clear()
@@ -192,23 +191,11 @@ def _become(request: dict[str, Any]) -> int:
     beside = {"-m": request["cwd"], "-c": request["cwd"]}.get(first, str(Path(first).parent))
     sys.path[:1] = [beside, *filter(None, request["env"].get("PYTHONPATH", "").split(":"))]
     _forget_plugins()  # PYTHONPATH may hold others
-    sys.argv = rest if first == "-m" else [first, *rest] if first != "-c" else [first, *rest[1:]]
-    try:
-        if first == "-m":
-            runpy.run_module(rest[0], run_name="__main__", alter_sys=True)
-        elif first == "-c":
-            exec(compile(rest[0], "<string>", "exec"), {"__name__": "__main__"})
-        else:
-            runpy.run_path(first, run_name="__main__")
-    except SystemExit as end:
-        if isinstance(end.code, int | None):
-            return end.code or 0
-        print(end.code, file=sys.stderr)
-        return 1
-    except BaseException:
-        traceback.print_exc()
-        return 1
-    return 0
+    if first == "-c":
+        sys.argv = [first, *rest[1:]]
+        exec(compile(rest[0], "<string>", "exec"), {"__name__": "__main__"})
+    else:
+        importlib.import_module("blockwright.lab.sweep.forking").run(request["arguments"])
 
 
 def _forget_plugins() -> None:
@@ -272,4 +259,4 @@ if __name__ == "__main__":
     gc.freeze()  # what a collection would touch, every fork would copy
     gc.set_threshold(100_000, 10, 10)  # as in the tests' own processes
     if asked := _serve():
-        importlib.import_module("blockwright.lab.sweep.forking").end(_become(asked))
+        importlib.import_module("blockwright.lab.sweep.forking").end(functools.partial(_become, asked))

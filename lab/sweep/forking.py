@@ -22,8 +22,9 @@ import subprocess
 import sys
 import threading
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, NoReturn, Protocol
@@ -188,33 +189,42 @@ def _can_fork() -> bool:
     return torch is None or not torch.accelerator.is_available()
 
 
-def _become(arguments: Sequence[str], log: int, lock: int) -> int:
-    """Be ``python ARGUMENTS``; its exit code."""
+def _become(arguments: Sequence[str], log: int, lock: int) -> None:
+    """Be ``python ARGUMENTS``, with the lock kept open."""
     signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)  # those since the fork arrive now
     os.dup2(log, 1)
     os.dup2(log, 2)
     os.close(log)
+    run(arguments)
+
+
+def run(arguments: Sequence[str]) -> None:
+    """Run ``python ARGUMENTS`` here, where the first is ``-m`` or a file."""
+    if arguments[0] == "-m":
+        sys.argv = list(arguments[1:])
+        runpy.run_module(arguments[1], run_name="__main__", alter_sys=True)
+    else:
+        sys.argv = list(arguments)
+        sys.path[0] = str(Path(arguments[0]).parent)
+        runpy.run_path(arguments[0], run_name="__main__")
+
+
+def end(program: Callable[[], object]) -> NoReturn:
+    """Run a program and end with it, as an interpreter does.
+
+    But for taking apart every module, which would copy all of the memory first.
+    """
+    code: Any = 0
     try:
-        if arguments[0] == "-m":
-            sys.argv = list(arguments[1:])
-            runpy.run_module(arguments[1], run_name="__main__", alter_sys=True)
-        else:
-            sys.argv = list(arguments)
-            sys.path[0] = str(Path(arguments[0]).parent)
-            runpy.run_path(arguments[0], run_name="__main__")
-    except SystemExit as end:
-        if isinstance(end.code, int | None):
-            return end.code or 0
-        print(end.code, file=sys.stderr)
-        return 1
+        program()
+    except SystemExit as ended:
+        code = ended.code or 0
+        if not isinstance(code, int):
+            print(code, file=sys.stderr)
+            code = 1
     except BaseException:
         traceback.print_exc()
-        return 1
-    return 0
-
-
-def end(code: int) -> NoReturn:
-    """End as an interpreter does, but for taking apart every module, which would copy all of the memory first."""
+        code = 1
     threading._shutdown()  # type: ignore[attr-defined] # waits for threads
     atexit._run_exitfuncs()
     sys.stdout.flush()
@@ -233,7 +243,7 @@ def main() -> None:
     gc.freeze()  # what a collection would touch, every fork would copy
     job = _serve(asked)
     asked.close()
-    end(_become(job[0], *job[1]) if job else 0)
+    end(partial(_become, job[0], *job[1]) if job else lambda: None)
 
 
 if __name__ == "__main__":
