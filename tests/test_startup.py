@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 import resource
 import subprocess
@@ -12,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from quickest import quickest
 
 from blockwright.commands import offers
 
@@ -113,6 +115,13 @@ def slower(environment: dict[str, str]) -> Callable[[int], float]:
     return measure
 
 
+def best_share(first: float, again: Callable[[], float], slower: Callable[[int], float]) -> float:
+    """The smallest share of its budget that an answer took. A busy or slower machine makes even CPU time longer, by
+    turns, so what is over its budget is asked again, a few times over, each time as torch's own import is slower."""
+    shares = itertools.chain([first], (again() / slower(number) for number in itertools.count(1)))
+    return quickest(lambda: next(shares), 1)
+
+
 @pytest.mark.parametrize("name", COMMANDS)
 def test_answers_within_its_budget(
     name: str,
@@ -122,12 +131,12 @@ def test_answers_within_its_budget(
     tmp_path: Path,
 ) -> None:
     assert ask(name).code == COMMANDS[name][1], ask(name).err
-    # Watched, it is slower than a user has it. A busy or slower machine makes even CPU time longer, so if need be
-    # unwatched, a few times over, each time as torch's own import is slower.
-    shares = [ask(name).seconds / BUDGET]
-    while min(shares) > 1 and len(shares) < 5:
-        shares.append(answer(name, environment, tmp_path).seconds / (BUDGET * slower(len(shares))))
-    assert min(shares) <= 1, shares
+
+    # Watched, it is slower than a user has it: it is asked again unwatched.
+    def unwatched() -> float:
+        return answer(name, environment, tmp_path).seconds / BUDGET
+
+    assert best_share(ask(name).seconds / BUDGET, unwatched, slower) <= 1
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -157,16 +166,24 @@ def test_refused_configuration_leaves_nothing_of_a_run_behind(ask: Callable[[str
     assert left <= {".hydra", "train.log"}  # Hydra's own, made before any check
 
 
+def helped(names: list[str], environment: dict[str, str]) -> dict[str, tuple[int, str, float, list[str]]]:
+    """Of each command's help: the exit code, what it said, its CPU-seconds without torch and what was imported."""
+    order = [[name for name in names if (name in WITHOUT_TORCH) == without] for without in (True, False)]
+    program = [sys.executable, "-c", HELP, json.dumps(order)]
+    done = subprocess.run(program, cwd=ROOT, env=environment, capture_output=True, text=True)
+    answers = {name: tuple(rest) for name, *rest in map(json.loads, done.stdout.splitlines())}
+    assert answers.keys() == set(names), done.stderr
+    return answers
+
+
 def test_help_of_every_command_needs_no_model(environment: dict[str, str], slower: Callable[[int], float]) -> None:
-    order = [WITHOUT_TORCH, [name for name in offers() if name not in WITHOUT_TORCH]]
-    done = subprocess.run(
-        [sys.executable, "-c", HELP, json.dumps(order)], cwd=ROOT, env=environment, capture_output=True, text=True
-    )
-    answers = {name: rest for name, *rest in map(json.loads, done.stdout.splitlines())}
-    assert answers.keys() == offers().keys(), done.stderr
-    for name, (code, said, seconds, imported) in answers.items():
+    share = BUDGET / 2  # torch takes the other half
+    for name, (code, said, seconds, imported) in helped(list(offers()), environment).items():
         assert code == 0 and f"blockwright {name}" in said, (name, said)
         assert not SLOW & set(imported), name
         assert name not in WITHOUT_TORCH or "torch" not in imported, name
-        # Torch takes the other half; a busy or slower machine is measured only where it matters.
-        assert seconds < BUDGET / 2 or seconds < BUDGET / 2 * slower(1), name
+
+        def again(name: str = name) -> float:
+            return helped([name], environment)[name][2] / share
+
+        assert best_share(seconds / share, again, slower) <= 1, name

@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from quickest import takes_less
 
 from blockwright.blocks.compose import compose, preset
 from blockwright.plugins.planner.costs import losses
@@ -115,14 +116,12 @@ def test_a_pipelines_bubble_is_its_formula(large: Any) -> None:
 
 
 def test_ten_thousand_layouts_are_ranked_in_seconds(large: Any) -> None:
-    import time
-
-    job, start = Job(gpus=1024, batch=9216, length=4096), time.process_time()
+    job, searches = Job(gpus=1024, batch=9216, length=4096), []
     experts = (1, 2, 4, 8, 10, 16, 20, 32, 40, 80, 160)
     wide = {"micro_batch": (1, 2, 3, 4, 6, 8), "interleave": (1, 2, 3, 4, 5, 6, 15), "expert": experts}
-    found = search(large, job, hardware("h800"), coefficients(), wide)
+    assert takes_less(10, lambda: searches.append(search(large, job, hardware("h800"), coefficients(), wide)))
+    found = searches[-1]
     assert found.considered > 10_000
-    assert time.process_time() - start < 10
     speeds = [c.speed for c in found.best]
     assert speeds == sorted(speeds, reverse=True) and len(speeds) == 5
     assert all(sum(c.memory.values()) <= 72e9 for c in found.best)
