@@ -44,6 +44,7 @@ def test_it_loads_neither_torch_nor_the_registry(application: Any) -> None:
     assert not {"torch", "blockwright.registry", "blockwright.training"} & set(modules)
 
 
+@pytest.mark.slow
 def test_groups_of_blocks_are_unknown_to_it_unless_it_asks_for_them(application: Any) -> None:
     block = "+model/attention=gqa"
     assert "model" not in json.loads(application(block).stdout)[0]

@@ -39,6 +39,7 @@ def composed(*overrides: str) -> Any:
     return OmegaConf.to_container(compose_config(overrides, output_dir="out"))
 
 
+@pytest.mark.slow
 def test_it_composes_what_hydra_does(environment: dict[str, str]) -> None:
     done = subprocess.run(
         [sys.executable, "-c", PLAIN], input=json.dumps(COMMANDS), env=environment, capture_output=True, text=True

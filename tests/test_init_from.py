@@ -98,6 +98,7 @@ def losses(folder: Path) -> list[str]:
     return [row["train/loss"] for row in csv.DictReader(file.open()) if row.get("train/loss")]
 
 
+@pytest.mark.slow
 def test_both_doors_start_from_it_and_a_resumed_run_does_not_read_it_again(
     settings: list[str], imported: Path, train_py: Run, tmp_path: Path
 ) -> None:

@@ -317,6 +317,7 @@ def test_plug_in_is_swept_by_a_wildcard(said: dict[str, Any], folder: Path) -> N
     assert set(rows.values()) == {"completed"}
 
 
+@pytest.mark.slow
 def test_start_of_the_plug_in_fills_a_run_which_resumes_without_it(
     small: list[str], warm: Warm, site: Path, environment: dict[str, str], tmp_path: Path
 ) -> None:
@@ -393,6 +394,7 @@ def test_memory_of_the_plug_in_trains_and_is_counted(said: dict[str, Any], folde
     assert model["weights"]["table_bytes"]["bf16"] == 2 * layers * 997 * width
 
 
+@pytest.mark.slow
 def test_plug_in_proves_its_blocks_by_the_kit_in_its_own_tests(
     site: Path, warm: Warm, environment: dict[str, str], tmp_path: Path
 ) -> None:

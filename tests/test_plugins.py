@@ -90,6 +90,7 @@ CONNECTED = {"alignment": {"vllm"}, "hub": {"transformers", "trl", "lm_eval"}}  
 THROUGH_HYDRA = {"yaml"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PLUGINS)
 def test_it_imports_packages_of_the_core_and_of_the_extra_of_its_name(name: str) -> None:
     extras = {name, *CONNECTED.get(name, ())} & PROJECT["optional-dependencies"].keys()

@@ -118,6 +118,7 @@ def test_sweep_is_one_job_each_and_one_table(
 OPTUNA = ["hydra/sweeper=optuna", "hydra.sweeper.direction=minimize", "hydra.sweeper.n_jobs=1"]
 
 
+@pytest.mark.slow
 def test_diverged_or_failed_trial_does_not_end_a_search(
     train_py: Callable[..., subprocess.CompletedProcess[str]], tiny_run: list[str], tmp_path: Path
 ) -> None:
@@ -453,6 +454,7 @@ def test_every_example_of_a_search_is_run_here() -> None:
     assert {*EXAMPLES, "pruning"} == {file.stem for file in (ROOT / "conf" / "hparams_search").glob("*.yaml")}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (n == "optuna_joblib")) for n in EXAMPLES])
 def test_example_of_a_search_runs(
     name: str, train_py: Callable[..., subprocess.CompletedProcess[str]], tiny_run: list[str], tmp_path: Path

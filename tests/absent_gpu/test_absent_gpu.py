@@ -34,6 +34,7 @@ SOME = {name for name in cases.block_names() if name.startswith("attention/")}
 SOME |= set({name.split("/")[0]: name for name in cases.block_names()}.values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", [name if name in SOME else pytest.param(name, marks=pytest.mark.slow) for name in cases.block_names()]
 )
@@ -41,6 +42,7 @@ def test_a_block_takes_a_step(h100: Worker, name: str) -> None:
     assert h100.ask("block", name)["fault"] is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PRESETS)
 def test_a_preset_takes_a_step(h100: Worker, name: str) -> None:
     assert h100.ask("preset", name)["fault"] is None
@@ -67,6 +69,7 @@ def test_a_layer_compiles_for_hopper_without_a_break_and_fits_into_shared_memory
     assert 128 << 10 < found["shared"] <= GPUS["sm_90"].shared  # more than any other kernel of a layer takes
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("planted", "seen"),
     [

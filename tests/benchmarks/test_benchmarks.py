@@ -245,6 +245,7 @@ def test_peers_are_counted_and_compared(run: Callable[..., dict[str, Any]]) -> N
     assert all(0 < row["difference of logits"] <= row["bound"] for row in equal)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "narrowed"),
     [

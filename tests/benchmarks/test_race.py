@@ -28,6 +28,7 @@ def race() -> Iterator[Race]:
         yield made
 
 
+@pytest.mark.slow
 def test_every_contender_has_a_process_of_its_own_with_the_threads_asked_for(race: Race) -> None:
     assert len({entry.about["pid"] for entry in race.entries[:3]}) == 3
     assert all(entry.about["threads"] == "1" for entry in race.entries[:3])

@@ -149,6 +149,7 @@ def filled(make: Make, n: int) -> Cache:
 # --- tokens that are forgotten ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ahead", [1, 2, 4])
 @pytest.mark.parametrize("before", [0, 2, 11])
 @pytest.mark.parametrize(("kind", "bits"), KINDS, ids=str)

@@ -38,8 +38,9 @@ from blockwright.registry import ConfigError, register
 ROOT = Path(__file__).resolve().parent.parent.parent
 
 
-# Compiling takes seconds: these are compiled by default, and the others with the slow tests.
-COMPILED = {
+# The longest checks, most of the kit's time, are made of these blocks by default, and of all with the slow tests.
+LONG = {"hyper-parameters", "width rules", "joining rows", "flops", "compile"}
+CHECKED_AT_LENGTH = {
     *(
         "attention/gated_delta",
         "attention/mla",
@@ -55,7 +56,7 @@ COMPILED = {
 def of_one_worker(case: Case) -> Any:
     """All checks of a block on one worker of xdist: they share its decoder."""
     marks = [pytest.mark.xdist_group(f"{case.kind} {case.name}")]
-    if case.check == "compile" and f"{case.kind}/{case.name}" not in COMPILED:
+    if case.check in LONG and f"{case.kind}/{case.name}" not in CHECKED_AT_LENGTH:
         marks.append(pytest.mark.slow)
     return pytest.param(case, id=str(case), marks=marks)
 
@@ -447,6 +448,7 @@ def test_every_check_has_a_block_that_fails_it() -> None:
     assert {check for _, _, check in BROKEN} == set(CHECKS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "cls", "check"), BROKEN, ids=[cls.__name__ for _, cls, _ in BROKEN])
 def test_a_block_that_breaks_one_promise_fails_exactly_that_check(
     failed: Callable[..., dict[str, str]], kind: str, cls: type, check: str
@@ -579,6 +581,7 @@ def test_command_prints_each_promise_of_one_block(capsys: pytest.CaptureFixture[
     assert "it does not route" in said
 
 
+@pytest.mark.slow
 def test_command_prints_a_row_for_each_block_and_fails_if_one_does(
     temporary_blocks: None, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -123,6 +123,7 @@ def test_completion_offers_what_begins_so(words: str, expected: set[str]) -> Non
     assert set(completion.complete(words.split(" "))) == expected
 
 
+@pytest.mark.slow
 def test_completion_in_bash_offers_keys_of_what_the_words_compose() -> None:
     bash = shutil.which("bash")
     assert bash, "bash runs the completion"

@@ -20,6 +20,7 @@ from blockwright.lab.catalogue import PAGE, REMEDY, builtin, main, papers, stale
 from blockwright.registry import ConfigError, register
 
 
+@pytest.mark.slow
 def test_page_is_current() -> None:
     fault = stale()
     assert fault is None, fault

@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import chat_folder
+import pytest
 from terminal import INTERRUPT, on_a_terminal
 
 
+@pytest.mark.slow
 def test_ctrl_c_stops_an_answer_keeps_the_conversation_and_ends_at_the_prompt(
     tiny: Callable[..., dict[str, Any]], tmp_path: Path, environment: dict[str, str]
 ) -> None:

@@ -458,6 +458,7 @@ def test_one_value_is_for_all_models_and_several_are_for_each() -> None:
 LARGEST = "deepseek_v3"
 
 
+@pytest.mark.slow
 def test_the_largest_model_takes_seconds_and_little_memory_and_no_lightning(environment: dict[str, str]) -> None:
     probe = (
         "import re, sys, blockwright.lab.describe as d\nd.main(sys.argv[1:])\n"
@@ -479,6 +480,7 @@ def test_refusal_is_a_message_and_not_a_traceback(warm: Warm, environment: dict[
     assert done.stderr.startswith("error: model = deepsek_v2") and "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_reader_that_has_seen_enough_is_no_error(environment: dict[str, str]) -> None:
     reading, writing = os.pipe()
     os.close(reading)

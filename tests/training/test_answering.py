@@ -30,6 +30,7 @@ def test_threads_get_their_own_answers(made: Answering) -> None:
     assert texts == [f"hello {i}" for i in range(64)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("question", "why"),
     [

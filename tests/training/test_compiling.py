@@ -75,6 +75,7 @@ def fresh() -> Iterator[None]:
     torch._dynamo.config.recompile_limit = limit
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "model", [pytest.param(m, marks=[] if m in FEW else pytest.mark.slow) for m in presets.names()]
 )

@@ -138,6 +138,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_two_ranks_sample_the_texts_of_one_and_take_its_steps(runs: Any, strategy: str) -> None:
     one, two = runs[strategy], [rank[strategy] for rank in runs["two"]]

@@ -32,6 +32,7 @@ def answer(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Pa
     return json.loads(said.getvalue()), folder / "report"
 
 
+@pytest.mark.slow
 def test_every_cell_is_as_full_as_it_can_be(answer: tuple[dict[str, Any], Path]) -> None:
     rows = answer[0]["rows"]
     assert len(rows) == 2 * 2 * 2 and {row["arm"] for row in rows} == {"mha", "gqa"}

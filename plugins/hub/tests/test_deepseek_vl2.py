@@ -194,6 +194,7 @@ def saved(folder: Path, tensors: dict[str, Tensor], config: dict[str, Any]) -> P
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", ["tiny", "small", "base"])
 @pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 1e-5), (torch.float64, 1e-10)], ids=["single", "double"])
 @torch.no_grad()
@@ -236,6 +237,7 @@ SIZES_OF_FILES = {  # parameters and tensors of the released files; the pooling 
 POOLING = (15_238_352, 13)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", SIZES_OF_FILES)
 def test_preset_has_the_tensors_of_the_released_file_but_the_pooling_head(size: str) -> None:
     decoder = compose(preset(f"deepseek_vl2_{size}"), device="meta")

@@ -38,6 +38,7 @@ def both(
     return make
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", EVERY)
 @torch.no_grad()
 def test_imported_logits_equal_transformers_in_single_precision(
@@ -94,6 +95,7 @@ def test_gradients_equal_transformers_in_double_precision(
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-7 * expected.abs().max().item())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", EVERY)
 @torch.no_grad()
 def test_decoding_with_a_cache_equals_transformers_with_its_own(
@@ -113,6 +115,7 @@ def test_decoding_with_a_cache_equals_transformers_with_its_own(
         torch.testing.assert_close(ours, found.logits, rtol=0, atol=2 * bound, msg=f"token {start}")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", EVERY)
 @torch.no_grad()
 def test_exported_folder_gives_transformers_the_same_logits(
@@ -136,6 +139,7 @@ def test_exported_folder_gives_transformers_the_same_logits(
         torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", EVERY)
 def test_what_is_imported_and_exported_is_the_same_to_the_bit(
     name: str, checkpoint: Callable[..., Path], tmp_path: Path

@@ -146,6 +146,7 @@ def test_preset_has_the_published_total_and_is_what_the_configuration_describes(
     assert difference(ours, described) is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TOTALS)
 def test_class_of_transformers_has_as_many(name: str) -> None:
     total, architecture, _ = TOTALS[name]

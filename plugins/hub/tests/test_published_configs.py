@@ -458,6 +458,7 @@ def test_published_config_describes_the_preset(name: str) -> None:
     assert difference(preset(name), compose(find(values).composition(values), device="meta")) is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(presets.names()))
 def test_every_published_preset_is_exported_under_its_name(name: str) -> None:
     family, _, why = recognise(preset(name), None, {})

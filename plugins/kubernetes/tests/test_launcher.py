@@ -98,6 +98,7 @@ def table(sweep: Path) -> list[dict[str, Any]]:
     return rows_of(sweep)
 
 
+@pytest.mark.slow
 def test_sweep_is_that_of_one_machine(start: Start, cluster: ScriptedCluster, tmp_path: Path) -> None:
     process = start()
     said, _ = process.communicate()
@@ -426,6 +427,7 @@ def test_killed_search_equals_one_never_killed(start: Start, cluster: ScriptedCl
     assert drawn[0] == drawn[1] and len(drawn[0]) == 8
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("moved", "override", "said"),
     [

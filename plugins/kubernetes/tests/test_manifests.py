@@ -276,6 +276,7 @@ def test_every_option_shows_in_the_manifest_or_is_refused(kind: str, name: str) 
     check(made[1])
 
 
+@pytest.mark.slow
 @settings(max_examples=200, suppress_health_check=[HealthCheck.too_slow])
 @given(option_sets(), FREE, st.integers(0, 9999), st.lists(FREE, max_size=3))
 def test_any_valid_options_render_to_what_is_accepted(options: Options, task: str, n: int, given: list[str]) -> None:

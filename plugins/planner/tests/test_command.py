@@ -60,6 +60,7 @@ def test_generation_says_what_it_waits_for(capsys: pytest.CaptureFixture[str]) -
     assert "attention, if it computes" in out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("model", "gpus", "length"),
     [("deepseek_v2_lite", 64, 32768), ("olmo_hybrid_7b", 64, 8192)],

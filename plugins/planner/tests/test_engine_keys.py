@@ -37,6 +37,7 @@ def named(engine: str, tree: Mapping[str, Any]) -> list[str]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", ENGINES)
 def test_only_keys_of_the_engine_are_written(engine: str) -> None:
     for layout, rates, weights in itertools.product(LAYOUTS, RATES, (True, False)):

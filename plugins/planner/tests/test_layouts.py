@@ -115,6 +115,7 @@ def test_a_pipelines_bubble_is_its_formula(large: Any) -> None:
     assert half["pipeline bubble"] == pytest.approx(parts["pipeline bubble"] / 2)
 
 
+@pytest.mark.slow
 def test_ten_thousand_layouts_are_ranked_in_seconds(large: Any) -> None:
     job, searches = Job(gpus=1024, batch=9216, length=4096), []
     experts = (1, 2, 4, 8, 10, 16, 20, 32, 40, 80, 160)

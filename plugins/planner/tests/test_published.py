@@ -17,6 +17,7 @@ pytestmark = pytest.mark.xdist_group("published_runs")
 ROOT = Path(__file__).resolve().parents[3]
 
 
+@pytest.mark.slow
 def test_the_committed_coefficients_are_those_of_the_fit() -> None:
     again, committed = (yaml.safe_load(text) for text in (fitted_text(published()), COEFFICIENTS.read_text()))
     for group in ("coefficients", "speed"):

@@ -97,6 +97,7 @@ def test_it_serves_from_its_start_until_sigterm_and_lets_a_request_end(process: 
         socket.create_connection((host[1].partition(":")[0], int(host[1].partition(":")[2])))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("times", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_ctrl_c_lets_requests_end_and_a_second_one_does_not(
     folder: Path, environment: dict[str, str], times: int

@@ -59,6 +59,7 @@ def streamed(server: Running, body: dict[str, Any]) -> str:
     return "".join(event["choices"][0]["text"] for event in events)
 
 
+@pytest.mark.slow
 def test_streams_and_whole_answers_are_those_without_drafts(server: Running) -> None:
     bodies = [asked(i) for i in range(10)]
     with ThreadPoolExecutor(10) as clients:

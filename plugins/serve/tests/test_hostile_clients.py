@@ -111,6 +111,7 @@ def test_what_a_slow_reader_leaves_unread_is_bounded(
     assert "slow_reader" not in pieces and pieces.endswith("data: [DONE]\n\n")
 
 
+@pytest.mark.slow
 def test_a_reader_that_stalls_is_cut(echo: Callable[..., Running], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(serving, "STALLED", 0.3)
     server = echo(rows=64, room=8000, several=50, buffer=4096)

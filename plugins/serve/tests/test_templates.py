@@ -103,6 +103,7 @@ def test_a_client_that_hangs_up_waits_for_no_template(server: Running) -> None:
         assert chat(server, "hi")[0] == 200 and time.monotonic() - start < 5 * LIMIT  # of 20
 
 
+@pytest.mark.slow
 def test_a_process_that_is_killed_is_replaced() -> None:
     made = TemplateProcess("{{ a }}")
     assert made.render({"a": "\ud800"}) == "\ud800"

@@ -71,6 +71,7 @@ REFUSED = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("changes", REFUSED, ids=str)
 def test_a_refusal_is_the_command_lines(changes: dict[str, str], capsys: pytest.CaptureFixture[str]) -> None:
     refused = draw(changes)

@@ -69,6 +69,7 @@ def same(choice: Choice) -> None:
     assert difference(compose(choice.text, device="meta"), compose(trained, device="meta")) is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CHANGES)
 def test_changes_are_made_in_all_three_forms(name: str) -> None:
     preset, changes, made = CHANGES[name]

@@ -35,6 +35,7 @@ def get(port: int, path: str, **headers: str) -> http.client.HTTPResponse:
     return connection.getresponse()
 
 
+@pytest.mark.slow
 def test_it_prints_its_address_serves_and_ends_with_sigterm(process: subprocess.Popen[str], tmp_path: Path) -> None:
     assert process.stdout is not None
     address, about = process.stdout.readline(), process.stdout.readline()

@@ -94,6 +94,7 @@ class Case:
         return [operation for operation in self.done if operation.name == name]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "old", "new"),
     [

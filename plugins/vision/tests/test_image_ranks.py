@@ -63,6 +63,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
     return {**spawn(2, all_)[0], "resumed": run(ckpt_path=first), "alone": run()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", [*STRATEGIES, "recomputed"])
 def test_losses_and_weights_are_those_of_one_process(runs: Any, strategy: str) -> None:
     losses, weights = far(runs[strategy], runs["alone"])

@@ -85,6 +85,7 @@ def drafts_of(decoder: Decoder, seed: int, monkeypatch: pytest.MonkeyPatch) -> t
     return text, drafts
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_drafts_of_a_trained_model_are_right_as_often_as_coupling_promises(
     trained: Decoder, monkeypatch: pytest.MonkeyPatch

@@ -171,6 +171,7 @@ def assert_ended_as(job: Job, right: list[int]) -> None:
     assert job.ended == ("length" if len(right) == job.new_tokens else "end")
 
 
+@pytest.mark.slow
 @given(st.sampled_from(list(MODELS)), schedules())
 @settings(max_examples=40)
 def test_tokens_are_those_of_each_job_alone(name: str, schedule: Schedule) -> None:
@@ -227,6 +228,7 @@ def perturbed(logits: Tensor, job: Job, at: int, before: list[int]) -> Tensor:
     return narrow(logits, job.sampling) - waits.log()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", NEAR, ids=str)
 def test_in_lower_precision_the_first_other_token_is_a_near_tie(dtype: torch.dtype) -> None:
     @given(st.sampled_from(list(MODELS)), schedules(WHOLE_VOCABULARY))
@@ -448,6 +450,7 @@ def poisoned(decoder: Decoder, token: int, value: float) -> Decoder:
     return decoder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "bits"), [*((name, None) for name in MODELS), ("gqa", 6), ("hybrid", 6)])
 def test_a_job_whose_logits_are_not_finite_fails_and_no_other_notices(name: str, bits: int | None) -> None:
     """One fails while its prompt is read, one while it runs; others run beside them, and take their rows."""

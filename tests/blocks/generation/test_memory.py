@@ -55,6 +55,7 @@ def turns(decoder: Decoder, sampling: Sampling, bits: int | None = None) -> None
     assert list(memory.continued(text, 4, sampling)) == fresh(decoder, text, 4, sampling, bits=bits)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("attention", registry.names("attention"))
 def test_every_attention_resumes_where_it_has_read(make: Callable[..., Decoder], attention: str) -> None:
     turns(make(attention=attention), Sampling(0))

@@ -92,6 +92,7 @@ def check(decoder: Decoder, kind: str, n: int, sampling: Sampling, new: int, bit
     return drafted.acceptance
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 def test_drafts_change_no_token_of_any_model(name: str) -> None:
     found = Acceptance()
@@ -122,6 +123,7 @@ def test_texts_may_be_shorter_than_the_depths_and_end_at_the_last_position(depth
         assert by_row(Speculation(decoder, [prompt], new, seed=1, drafts=MultiToken(decoder)), 1) == alone
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_jobs_that_come_and_go_have_the_tokens_of_a_run_without_drafts(kind: str) -> None:
     decoder, draws = model("hybrid"), random.Random(3)

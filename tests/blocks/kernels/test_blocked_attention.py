@@ -129,6 +129,7 @@ def test_weights_are_kept_up_to_a_length_and_computed_anew_beyond(monkeypatch: p
     assert saved[48] == [weights if width == 0 else width for width in saved[47]] and 0 in saved[47]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("asked", ASKED)
 @pytest.mark.parametrize("kept", [64, 0], ids=["weights kept", "weights recomputed"])
 def test_compiled_it_is_one_operator_and_the_same(kept: int, asked: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -75,6 +75,7 @@ print(kept, faults() - before)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's settings")
 def test_freed_memory_is_kept_for_the_next_allocation() -> None:
     counts = {}

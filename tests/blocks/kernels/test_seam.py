@@ -47,6 +47,7 @@ def test_every_implementation_that_runs_here_agrees_with_its_reference(case: Ker
     case.run()
 
 
+@pytest.mark.slow
 def test_own_implementations_are_held_to_it_and_a_wrong_one_is_found(restored: None) -> None:
     passed = {(c.kernel, c.name) for c in kernel_cases() if c.call != "causal" and c.outcome().status == "passed"}
     here = {(k, n) for k in KERNELS for n, one in implementations(k).items() if one.runs_on("cpu", (0, 0))}

@@ -337,6 +337,7 @@ def as_it_stands(kernel_pages: str) -> Callable[[str], planning.Plan]:
     return functools.cache(make)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", definition.names())
 def test_every_definition_says_its_claim_and_its_arms_are_matched_as_they_stand(
     name: str, as_it_stands: Callable[[str], planning.Plan]

@@ -278,6 +278,7 @@ def test_ablation_whose_jobs_are_all_lost_ends(tmp_path: Path) -> None:
     assert len(play(UNTIL, tmp_path, lambda *_: math.inf)) == 2 * 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("done", range(0, 26, 5))
 def test_killed_ablation_continues_to_the_same_jobs(done: int, tmp_path: Path) -> None:
     scheme = replace(SCHEME, seeds=None, until="verdict", looks=(4, 8))
@@ -309,6 +310,7 @@ loss = 2 + 0.02 * math.log2(rate / best) ** 2 + int(given["seed"]) % 7 / 1000
 """
 
 
+@pytest.mark.slow
 def test_ablation_killed_among_its_compared_jobs_resumes_to_the_same(
     warm: Warm, environment: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

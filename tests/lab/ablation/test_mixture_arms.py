@@ -52,6 +52,7 @@ def test_the_figures_of_sources_are_planned(words, tmp_path, capsys):
     assert plan["also"] == ALSO and len(plan["jobs"]) == 4
 
 
+@pytest.mark.slow
 def test_they_are_in_results_and_report(words, forked_jobs, tmp_path, capfd):
     assert main(words) == 0, capfd.readouterr()
     folder = folder_of(tmp_path)

@@ -145,6 +145,7 @@ def test_a_missing_extra_is_named_before_anything_starts(
     assert not (tmp_path / "logs").exists()
 
 
+@pytest.mark.slow
 def test_a_run_is_that_of_blockwright_train(warm: Warm, environment: dict[str, str], tmp_path: Path) -> None:
     """In processes of its own, with the same loss to the last bit."""
     overrides = (*TINY, "seed=3")

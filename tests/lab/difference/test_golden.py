@@ -55,6 +55,7 @@ def written(found: Difference) -> str:
     return "\n".join([*table, "", *sorted(boxes)]) + "\n"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("a", "b"), PAIRS, ids=[f"{a}-{b}" for a, b in PAIRS])
 def test_difference_is_that_of_the_file(a: str, b: str) -> None:
     found = difference(side(a), side(b))

@@ -33,6 +33,7 @@ def drawn(name: str) -> Scheme:
     return scheme(composition(name), name, SHORT)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", presets.names())
 @pytest.mark.parametrize("equations", [False, True])
 def test_no_text_of_a_preset_meets_another(name: str, equations: bool) -> None:
@@ -43,6 +44,7 @@ def test_no_text_of_a_preset_meets_another(name: str, equations: bool) -> None:
     assert outside(root, boxes) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("block", BLOCKS)
 def test_no_text_of_a_block_meets_another(block: str) -> None:
     of = alone(*block.split("/"))
@@ -52,6 +54,7 @@ def test_no_text_of_a_block_meets_another(block: str) -> None:
     assert groups(root)[of.kind].get("data-parameters") == str(of.parameters)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", presets.names())
 def test_numbers_of_a_picture_are_those_of_describe(name: str) -> None:
     """Read back from the SVG: the totals, and the sum of the parts."""
@@ -137,6 +140,7 @@ def test_many_layers_are_written_shortly(layers: Sequence[int], expected: str) -
     assert spans(layers) == expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", presets.names())
 def test_no_list_of_layers_is_cut(name: str) -> None:
     shown = {text.text for text in ET.fromstring(picture(drawn(name))).iter(f"{SVG}text")}

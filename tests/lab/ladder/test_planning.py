@@ -189,6 +189,7 @@ COMPOSED = [  # those that are seen when arms are composed
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("keys", "words", "path", "remedy"), COMPOSED)
 def test_a_mistake_in_what_is_composed(
     write: Callable[..., str], tmp_path: Path, keys: dict[str, Any], words: list[str], path: str, remedy: str

@@ -55,6 +55,7 @@ def ended(running: Running) -> None:
     assert running.returncode == 0, err[-3000:]
 
 
+@pytest.mark.slow
 def test_a_killed_trunk_and_its_decay_end_as_if_nothing_had_been(
     warm: Warm, environment: dict[str, str], tmp_path: Path
 ) -> None:
@@ -78,6 +79,7 @@ def test_a_killed_trunk_and_its_decay_end_as_if_nothing_had_been(
     assert Result.read(tmp_path / "alone").value("val/loss") == whole.loss(1)
 
 
+@pytest.mark.slow
 def test_a_trunk_that_lost_its_milestone_keeps_it_when_it_resumes(
     warm: Warm, environment: dict[str, str], tmp_path: Path
 ) -> None:

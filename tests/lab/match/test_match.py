@@ -177,6 +177,7 @@ def test_four_attentions_are_matched(base: list[str], budget: str, tol: float) -
     assert sizes["mqa"].changed and sizes["gqa"].changed
 
 
+@pytest.mark.slow
 def test_v2_lite_is_matched_within_seconds() -> None:
     names = ("of/deepseek_v2_lite", "of/deepseek_moe_16b", "gqa", "mqa")
     arms = [read_arm(name, [*LITE, f"model/attention={name}"]) for name in names]
@@ -198,6 +199,7 @@ def test_layers_behind_deepseek_v2s_comparison_are_found() -> None:
     assert sizes[names[1]].residual["params"] == sizes[names[1]].figures.params / 6.9e9 - 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("budget", "by"),
     [

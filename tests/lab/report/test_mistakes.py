@@ -117,6 +117,7 @@ def test_without_its_packages_a_report_is_refused_before_a_run_is(
     assert "(jinja2, scipy)" in said and "pip install 'blockwright[lab]'" in said
 
 
+@pytest.mark.slow
 def test_ablation_is_planned_without_the_packages_of_its_report(tmp_path: Path) -> None:
     """In a process of its own: it may be loaded already. The plan needs SciPy, which says what it will see."""
     program = (

@@ -125,6 +125,7 @@ def test_bank_of_noise_decides_where_three_seeds_alone_do_not(tmp_path: Path) ->
 # --- looks ------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_growing_sweep_stops_at_the_look_that_decides(tmp_path: Path) -> None:
     losses = noisy({"mha": 0, "gqa": 0.03}, 5, sd=0.004)
     found = of(planned(tmp_path, losses, looks=[4, 8, 12, 16], spend="pocock"))

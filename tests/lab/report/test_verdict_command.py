@@ -47,6 +47,7 @@ def test_exit_code_says_whether_all_is_decided(code: int, tmp_path: Path, capsys
     assert not (tmp_path / "report").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("code", LOSSES)
 def test_shell_sees_the_exit_code(code: int, tmp_path: Path) -> None:
     grid(tmp_path, LOSSES[code])

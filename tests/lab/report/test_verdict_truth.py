@@ -57,6 +57,7 @@ def fixed(sweeps: list[Sweep]) -> list[Sweep]:
     return [replace(sweep, design=Design()) for sweep in sweeps]
 
 
+@pytest.mark.slow
 def test_equal_arms_of_a_growing_sweep_are_seldom_called_different(sweeps: list[Sweep]) -> None:
     assert share_wrong(sweeps) == share_different(sweeps) <= 0.07
 

@@ -71,6 +71,7 @@ def test_every_start_leads_to_the_same_law() -> None:
     assert sorted(costs)[6] == pytest.approx(min(costs), rel=1e-4), "half of the starts at least reach the minimum"
 
 
+@pytest.mark.slow
 def test_coverage_and_bias() -> None:
     found = estimates("apart", 60, gains=((1, 1), BOTH))["changed"]
     errors = [each.mean - FASTER for each in found]
@@ -80,6 +81,7 @@ def test_coverage_and_bias() -> None:
     assert coverage(found, FASTER) >= 0.9
 
 
+@pytest.mark.slow
 def test_one_gain_for_both_is_twice_as_sharp_and_wrong_if_they_gain_apart() -> None:
     alike = estimates("alike", 40, gains=((1, 1), BOTH))["changed"]
     assert np.median([each.half for each in alike]) == pytest.approx(0.022, abs=0.004)

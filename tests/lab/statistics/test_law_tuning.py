@@ -44,6 +44,7 @@ def shares(trials: int, said: bool, seed: int = 3) -> tuple[float, float]:
     return wrong / trials, covered / trials
 
 
+@pytest.mark.slow
 def test_it_is_no_misfit() -> None:
     assert shares(30, said=True)[0] <= 0.14 < 0.15 <= shares(30, said=False)[0]
 

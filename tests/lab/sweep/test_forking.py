@@ -140,6 +140,7 @@ def test_jobs_are_new_interpreters_where_a_gpu_is(
     assert json.loads(next(line for line in said if line.startswith("{")))["parent"] == os.getpid()
 
 
+@pytest.mark.slow
 def test_forked_training_gives_what_a_new_interpreter_gives(
     small: list[str], environment: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

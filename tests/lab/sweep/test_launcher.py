@@ -247,6 +247,7 @@ def start(warm: Warm, environment: dict[str, str], small: list[str], tmp_path: P
     return call
 
 
+@pytest.mark.slow
 def test_real_jobs_are_resumed_after_a_kill_in_their_own_folders(start: Start, tmp_path: Path) -> None:
     from blockwright.training.checkpoints.find import newest
 

@@ -130,6 +130,7 @@ def test_search_tries_as_many_as_asked_and_learns(whole: list[tuple[Any, ...]]) 
     assert len({tuple(params.items()) for *_, params, _ in whole}) == 7
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("moment", [{"before": 4}, {"before": 5}, {"after": 4}, {"before": 0}])
 def test_killed_search_that_resumes_is_the_one_that_never_stopped(
     moment: dict[str, int], sweep: Path, whole: list[tuple[Any, ...]], monkeypatch: pytest.MonkeyPatch

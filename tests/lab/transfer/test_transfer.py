@@ -124,6 +124,7 @@ def _in_job(key: str, value: Any) -> Callable[[dict[str, Any]], None]:
     return lambda plan: plan["jobs"][-1].update({key: value})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "damage",
     [

@@ -139,6 +139,7 @@ def test_skipped_step_clips_nothing() -> None:
 STRATEGIES: dict[str, Any] = {"ddp": "ddp", "fsdp": {}, "tp": {"tensor": 2, "shard": 1}}
 
 
+@pytest.mark.slow
 def test_ranks_clip_like_one_process() -> None:
     def run(model: str, **how: Any) -> dict[str, Any]:
         def own(trainer: L.Trainer, task: Any) -> Any:

@@ -128,6 +128,7 @@ REFUSED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("override", REFUSED)
 def test_refusal_of_hydra_is_put_into_four_words(override: str) -> None:
     path, rule, remedy = REFUSED[override]

@@ -101,6 +101,7 @@ def test_a_killed_run_resumes_with_the_same_batches(make_module, tmp_path, step,
     assert resumed.epochs == whole.epochs[step:]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("before", "after"), [(0, 2), (2, 0), (2, 1)])
 def test_the_number_of_workers_may_change_on_resuming(make_module, tmp_path, before, after, uninterrupted):
     whole = uninterrupted(make_module)

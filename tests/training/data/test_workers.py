@@ -30,6 +30,7 @@ def gone(pid: int, seconds: float = 30) -> bool:
     return not is_there
 
 
+@pytest.mark.slow
 def test_loader_processes_come_of_a_server_with_one_thread_that_no_signal_to_the_run_reaches(make_module: Callable):
     data = make_module(num_workers=2)
     data.prepare_data()

@@ -59,6 +59,7 @@ def test_other_names_of_folders_pass() -> None:
     check_folders(["paths.log_dir=./1", "paths.log_dir='1'", "paths.data_dir=1a", "seed=1", "paths.log_dir=2026-11-29"])
 
 
+@pytest.mark.slow
 def test_command_leaves_no_folder_behind(tmp_path: Path) -> None:
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "blockwright.train", "paths.log_dir=1"]

@@ -75,6 +75,7 @@ def test_old_checkpoint_is_of_the_same_task() -> None:
     assert past_of({"configuration": settings}).settings["task"] == {"name": "causal_lm"}
 
 
+@pytest.mark.slow
 def test_old_exported_file_trains_and_resumes(
     train_py: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path, corpus_file: Path
 ) -> None:

@@ -65,6 +65,7 @@ def test_model_is_complete(checked: Checked) -> None:
     assert plain["model"]["vocab_size"] == 257 and plain["model"]["init"]["depth_scaled"] is False
 
 
+@pytest.mark.slow
 def test_mistake_in_the_model_is_refused_without_lightning_and_checking_writes_nothing(
     tmp_path: Path, small: list[str]
 ) -> None:

@@ -54,6 +54,7 @@ def test_weights_of_another_position_are_refused_before_the_run_unless_allowed(
     assert refusal(checked, *other, "resume.changed=perhaps").path == "resume.changed"
 
 
+@pytest.mark.slow
 def test_state_of_another_optimizer_is_refused_before_the_run(
     checked: Checked, fit: Callable[..., L.Trainer], tmp_path: Path
 ) -> None:

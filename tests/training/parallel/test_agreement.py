@@ -193,6 +193,7 @@ def test_two_ranks_train_what_one_does(strategy: str, case: str, pair: list[Any]
     assert losses < CLOSE and weights < CLOSE
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("strategy", "case"), FOUR, ids=lambda v: v)
 def test_four_ranks_train_what_one_does(strategy: str, case: str, four: list[Any], alone: dict[str, Any]) -> None:
     losses, weights = far(four[0][strategy, case], alone[case])

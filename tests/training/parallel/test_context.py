@@ -319,6 +319,7 @@ def trainings(devices: int) -> dict[tuple[str, str], Any]:
     return {(name, case): training(case, STRATEGIES[name][1], devices) for name, case in chosen}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("devices", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_training_under_each_strategy_is_that_of_one_process(devices: int) -> None:
     for (name, case), found in spawn(devices, trainings, devices)[0].items():
@@ -395,6 +396,7 @@ def _killed(path: Path) -> None:
     _trained(callbacks=[Killed(path)])
 
 
+@pytest.mark.slow
 def test_killed_run_resumes_bitwise(tmp_path: Path) -> None:
     whole = spawn(2, _trained)[0]
     with pytest.raises(EndedError):
@@ -465,6 +467,7 @@ def test_two_ranks_that_share_sequences_compute_what_one_does() -> None:
     check(2, SOME)
 
 
+@pytest.mark.slow
 def test_four_ranks_that_share_sequences_compute_what_one_does() -> None:
     check(4, [case for case in SOME if case[2] == "packed" and case[3] != "dense"])
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import lightning as L
+import pytest
 from counting import Counted
 from many_ranks import DEEPSEEK, spawn, train
 
@@ -38,6 +39,7 @@ def limits() -> dict[int, int]:
     return found
 
 
+@pytest.mark.slow
 def test_fewer_groups_send_less() -> None:
     ranks = spawn(RANKS, limits)
     limited, free = (sum(rank[m] for rank in ranks) for m in (2, 4))

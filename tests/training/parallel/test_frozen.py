@@ -55,6 +55,7 @@ def runs() -> dict[str, list[tuple[dict[str, Any], dict[str, Any]]]]:
     return {"one process": [both({})], **{name: [rank[name] for rank in ranks] for name in STRATEGIES}}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["one process", *STRATEGIES])
 def test_frozen_weights_and_gate_biases_stay_to_the_bit_and_others_move(runs: Any, strategy: str) -> None:
     weights = runs[strategy][0][1]["weights"]

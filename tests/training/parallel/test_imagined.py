@@ -38,6 +38,7 @@ WORLDS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", WORLDS)
 def test_every_rank_is_said_to_hold_what_it_holds_when_it_is_built(name: str) -> None:
     sizes, said = WORLDS[name], []

@@ -35,6 +35,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, dict
     return folder, {**spawn(2, all_)[0], "alone": run(folder, "alone")}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_losses_and_adapters_are_those_of_one_process(runs: Any, strategy: str) -> None:
     losses, weights = far(runs[1][strategy], runs[1]["alone"])

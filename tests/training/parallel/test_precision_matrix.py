@@ -215,6 +215,7 @@ def alone() -> dict[Any, Any]:
     return {c: cell(*c) for c in CELLS}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["one process", *STRATEGIES])
 @pytest.mark.parametrize(("precision", "gate"), CELLS, ids=str)
 def test_figures_are_exact_and_biases_move_by_their_step(

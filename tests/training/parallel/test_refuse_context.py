@@ -135,6 +135,7 @@ MISTAKES: dict[str, tuple[tuple[str, ...], str, str]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MISTAKES)
 def test_mistake_is_refused_where_it_is_written(
     name: str, checked: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch

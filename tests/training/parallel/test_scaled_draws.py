@@ -42,6 +42,7 @@ def _rates(recipe: AdamW, decoder: Any) -> dict[str, float]:
     return {names[id(p)]: g["lr"] for g in recipe.build(decoder).param_groups for p in g["params"]}
 
 
+@pytest.mark.slow
 def test_ranks_start_from_the_scaled_weights_at_the_same_rates() -> None:
     for ranks in spawn(2, starts_and_rates):
         for case in ranks:

@@ -124,6 +124,7 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> list[dict[Any, Any]]:
     return spawn(2, work, TWO, tmp_path_factory.mktemp("checkpoints"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("strategy", "case"), TWO, ids=lambda v: v)
 def test_two_ranks_train_what_one_does(strategy: str, case: str, two: list[Any]) -> None:
     losses, weights = far(two[0][strategy, case], alone(case))

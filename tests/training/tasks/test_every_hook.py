@@ -247,6 +247,7 @@ def test_every_task_of_the_core_is_tried(cases: dict[str, Case]) -> None:
     assert sorted(cases) == built.names("task", "blockwright.training")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["causal_lm", "recall"])
 def test_checkpoint_of_any_hook_is_that_of_its_step(fit: Fit, start: Path, name: str) -> None:
     assert_step_is_saved(fit, name, 2, start)

@@ -119,6 +119,7 @@ def figures(folder: Path, name: str) -> list[float]:
     return [float(row[name]) for row in csv.DictReader(next(folder.rglob("metrics.csv")).open()) if row.get(name)]
 
 
+@pytest.mark.slow
 def test_run_passes_its_stages_and_comes_nearer_the_teacher(
     small: list[str], train_py: Callable[..., Any], tmp_path: Path
 ) -> None:

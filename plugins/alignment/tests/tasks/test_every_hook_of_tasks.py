@@ -42,6 +42,7 @@ def test_every_task_is_tried() -> None:
     assert sorted(CASES) == built.names("task", "blockwright.plugins.alignment")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_checkpoint_of_any_hook_is_that_of_its_step(fit: Fit, start: Path, name: str) -> None:
     hooks.assert_step_is_saved(fit, name, CASES[name].micro_batches, start)

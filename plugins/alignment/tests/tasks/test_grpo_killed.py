@@ -120,6 +120,7 @@ def fit(tiny: Callable[..., Any], tmp_path: Path, temporary_blocks: None) -> Cal
     return run
 
 
+@pytest.mark.slow
 def test_killed_in_any_phase_it_resumes_bit_identical(fit: Callable[..., torch.Tensor], tmp_path: Path) -> None:
     whole = fit("whole")
     for phase in PHASES:

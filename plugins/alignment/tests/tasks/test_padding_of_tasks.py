@@ -43,6 +43,7 @@ def widen(packed: scoring._Packed) -> None:
     packed.places = [place // width * (width + COLUMNS) + place % width for place in packed.places]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_padding_changes_nothing(train: Make, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     def pad() -> None:

@@ -33,6 +33,7 @@ def windows(mixture: MixtureOrder, name: str, n_batches: int) -> list[int]:
     return [*chain(*first)]
 
 
+@pytest.mark.slow
 @settings(deadline=None)
 @given(st.integers(0, 3), st.integers(200, 900))
 def test_every_epoch_serves_each_window_of_a_source_once(seed, n_tokens):

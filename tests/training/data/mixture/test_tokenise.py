@@ -115,6 +115,7 @@ def contents(folder: Path) -> dict[str, str]:
     return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in sorted(folder.iterdir())}
 
 
+@pytest.mark.slow
 def test_shards_are_the_documents_whatever_the_number_of_processes(texts, tmp_path):
     for n in (1, 3):
         assert main([f"{texts}/*.jsonl", str(tmp_path / f"out{n}"), "--tokenizer=bytes", f"--processes={n}"]) == 0
@@ -131,6 +132,7 @@ def test_shards_are_the_documents_whatever_the_number_of_processes(texts, tmp_pa
         assert open_shard(out / name, Reading("data.sources.web.files", EOS)).n_tokens == len(ids)
 
 
+@pytest.mark.slow
 def test_a_stopped_job_continues_with_the_files_that_are_missing(texts, tmp_path, capsys):
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     assert main([f"{texts}/*.jsonl", str(whole), "--tokenizer=bytes", "--processes=1"]) == 0
@@ -145,6 +147,7 @@ def test_a_stopped_job_continues_with_the_files_that_are_missing(texts, tmp_path
     assert contents(stopped) == contents(whole) and (stopped / "00001.bin").stat().st_mtime_ns == before
 
 
+@pytest.mark.slow
 def test_a_killed_job_leaves_no_process_and_continues(tmp_path):
     folder = tmp_path / "texts"
     folder.mkdir()
@@ -172,6 +175,7 @@ def test_a_killed_job_leaves_no_process_and_continues(tmp_path):
     assert len({entry["sha256"] for entry in index["shards"].values()}) == 1 and len(index["shards"]) == 40
 
 
+@pytest.mark.slow
 def test_megatrons_format_is_read_as_megatrons(texts, tmp_path):
     out = tmp_path / "out"
     assert main([f"{texts}/*.jsonl", str(out), "--tokenizer=bytes", "--format=megatron", "--processes=1"]) == 0
@@ -183,6 +187,7 @@ def test_megatrons_format_is_read_as_megatrons(texts, tmp_path):
     assert begins == np.cumsum([0, *(len(text.encode()) + 1 for text in TEXTS[12:23])]).tolist()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "path"),
     [
@@ -201,6 +206,7 @@ def test_a_wrong_argument_is_refused(texts, tmp_path, capsys, change, path):
     assert not (tmp_path / "out" / "index.json").exists()
 
 
+@pytest.mark.slow
 def test_another_job_is_not_mixed_in(texts, tmp_path, capsys):
     out = str(tmp_path / "out")
     assert main([f"{texts}/*.jsonl", out, "--tokenizer=bytes", "--processes=1"]) == 0
@@ -212,6 +218,7 @@ def test_another_job_is_not_mixed_in(texts, tmp_path, capsys):
     assert [file.name for file in (tmp_path / "mine").iterdir()] == ["letter.txt"]
 
 
+@pytest.mark.slow
 def test_the_fingerprint_shows_another_tokenizer(texts, tmp_path):
     out = tmp_path / "out"
     assert main([f"{texts}/*.jsonl", str(out), "--tokenizer=bytes", "--processes=1"]) == 0
