@@ -48,6 +48,7 @@ def test_a_preset_takes_a_step(h100: Worker, name: str) -> None:
     assert h100.ask("preset", name)["fault"] is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", PARTS)
 def test_what_is_timed_on_a_gpu_takes_a_step(h100: Worker, part: str) -> None:
     assert h100.ask("timed", part)["fault"] is None

@@ -34,6 +34,7 @@ def test_every_contender_has_a_process_of_its_own_with_the_threads_asked_for(rac
     assert all(entry.about["threads"] == "1" for entry in race.entries[:3])
 
 
+@pytest.mark.slow
 def test_every_contender_takes_part_in_every_round_and_is_told_the_same(race: Race) -> None:
     good, large = race.entries[:2]
     for entry in (good, large):

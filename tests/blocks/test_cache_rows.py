@@ -46,6 +46,7 @@ def assert_rows_equal(found: list[Tensor], wanted: list[Tensor]) -> None:
 KINDS = [(kind, bits) for kind in WINDOWS for bits in (None, 8, 6, 4)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "bits"), KINDS, ids=str)
 def test_any_schedule_leaves_each_row_the_codes_that_it_has_alone(kind: str, bits: int | None) -> None:
     make, draw = maker(kind, bits), random.Random(kind + str(bits))

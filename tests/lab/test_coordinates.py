@@ -50,7 +50,6 @@ def test_standard_parametrisation_grows_with_the_width(optimizer: list[str]) -> 
     assert found["logits"] > 0.3
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("optimizer", [[], ADAMW], ids=["muon", "adamw"])
 def test_rules_keep_changes_of_a_dense_model(optimizer: list[str]) -> None:
     assert not beyond(changes([*DENSE, *optimizer, RULES]))
@@ -111,7 +110,6 @@ def test_a_tied_head_that_is_not_divided_is_seen(monkeypatch: pytest.MonkeyPatch
     assert changes(tied, widths=[64, 128])["logits"] > 0.3
 
 
-@pytest.mark.slow
 def test_scores_of_wider_heads_without_their_factor_are_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     model, grow = [*DENSE, *ADAMW, RULES], {"ffn": {"d_ff": 256}}
     assert not beyond(changes(model, grow))

@@ -21,7 +21,7 @@ from blockwright.training.parallel.strategy import Parallel
 from blockwright.training.schedulers.constant import Constant
 from tests import built
 
-pytestmark = pytest.mark.xdist_group("grpo_ranks")  # its fixture trains on two ranks, once
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("grpo_ranks")]  # its fixture trains on two ranks, once
 
 SPLIT = MOE.replace(", balance: [{name: hf_expert, alpha: 0.02}, {name: z_loss}]", "")  # losses of padding differ
 STRATEGIES = ("ddp", "fsdp", "fsdp_ep")
@@ -138,7 +138,6 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     }
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_two_ranks_sample_the_texts_of_one_and_take_its_steps(runs: Any, strategy: str) -> None:
     one, two = runs[strategy], [rank[strategy] for rank in runs["two"]]

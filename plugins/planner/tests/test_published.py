@@ -24,6 +24,7 @@ def test_the_committed_coefficients_are_those_of_the_fit() -> None:
         assert again[group] == pytest.approx(committed[group], rel=0.01)
 
 
+@pytest.mark.slow
 def test_held_out_runs_are_met_within_the_error_that_ties_are_judged_by() -> None:
     groups: dict[str, list[float]] = {}
     for row in judgement():

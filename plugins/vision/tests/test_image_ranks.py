@@ -10,7 +10,7 @@ from many_ranks import BATCHES, DEEPSEEK, LENGTH, WINDOWS, Descent, Tokens, far,
 
 from blockwright.blocks.kernels.cross_entropy import IGNORED
 
-pytestmark = pytest.mark.xdist_group("image_ranks")  # its fixture trains on two ranks, once
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("image_ranks")]  # its fixture trains on two ranks, once
 
 IMAGE = 39
 SIGHT = f"""
@@ -63,7 +63,6 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
     return {**spawn(2, all_)[0], "resumed": run(ckpt_path=first), "alone": run()}
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("strategy", [*STRATEGIES, "recomputed"])
 def test_losses_and_weights_are_those_of_one_process(runs: Any, strategy: str) -> None:
     losses, weights = far(runs[strategy], runs["alone"])

@@ -71,6 +71,7 @@ def test_so_do_long_caches_and_wide_latents() -> None:
 CASES = [(bits, capability) for bits in (8, 6, 4) for capability in (80, 90, 100)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kernel", ["scores", "averages"])
 @pytest.mark.parametrize(
     ("bits", "capability"), [case if case == (6, 90) else pytest.param(*case, marks=pytest.mark.slow) for case in CASES]

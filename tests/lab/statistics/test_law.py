@@ -71,7 +71,6 @@ def test_every_start_leads_to_the_same_law() -> None:
     assert sorted(costs)[6] == pytest.approx(min(costs), rel=1e-4), "half of the starts at least reach the minimum"
 
 
-@pytest.mark.slow
 def test_coverage_and_bias() -> None:
     found = estimates("apart", 60, gains=((1, 1), BOTH))["changed"]
     errors = [each.mean - FASTER for each in found]

@@ -88,6 +88,7 @@ def test_looks_without_spending_cry_wolf() -> None:
     assert 0.13 < Stopped(FOUR, [0.05] * 4, 0.0, 40_000).different < 0.15
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", COUNTS)
 @pytest.mark.parametrize(
     ("spend", "effect", "seeds", "power"),
@@ -110,11 +111,13 @@ def test_large_differences_stop_early(
     assert power is None or stopped.different == pytest.approx(power, abs=0.012)
 
 
+@pytest.mark.slow
 def test_estimates_of_early_stops_are_too_large() -> None:
     for spend in ("obrien_fleming", "pocock"):
         assert 0.03 < Stopped(FOUR, nominal(FOUR, spend), 1.0, 40_000).error < 0.10
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", COUNTS)
 @pytest.mark.parametrize(
     ("margin", "effect", "same", "different", "seeds"),

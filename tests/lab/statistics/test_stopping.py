@@ -12,6 +12,7 @@ from blockwright.lab.statistics.stopping import overestimate
 SWEEPS = 200_000
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("effect", [0.5, 1.0, 2.0])
 @pytest.mark.parametrize("spend", ["obrien_fleming", "pocock"])
 def test_overestimate_is_that_of_simulated_sweeps(spend: Spend, effect: float) -> None:

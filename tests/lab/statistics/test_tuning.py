@@ -96,7 +96,6 @@ def false_positives(
     return math.fsum(chances) / len(chances)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("curvature", [0.03, 0.08])
 def test_tuned_arms_that_are_equal_are_rarely_called_different(curvature: float) -> None:
     pairs = tuned(lopsided(curvature), lopsided(curvature), 400)

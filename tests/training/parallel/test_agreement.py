@@ -205,6 +205,7 @@ def _measured(name: str, pair: list[Any], four: list[Any]) -> tuple[Sizes, list[
     return sizes_of(strategy, devices), [rank["measured", name] for rank in (pair if devices == 2 else four)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["fsdp", "tp", "ep", "tp_ep"])
 def test_each_rank_holds_what_the_plan_says(name: str, pair: list[Any], four: list[Any]) -> None:
     sizes, ranks = _measured(name, pair, four)

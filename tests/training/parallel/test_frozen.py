@@ -16,7 +16,7 @@ from blockwright.training.patterns import matches, matching
 from blockwright.training.tasks.frozen import freeze
 from blockwright.training.tasks.routing import gates_of
 
-pytestmark = pytest.mark.xdist_group("frozen")  # its fixture trains on two ranks, once
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("frozen")]  # its fixture trains on two ranks, once
 
 STEPS = 20
 FROZEN = ["attention", "gating"]
@@ -55,7 +55,6 @@ def runs() -> dict[str, list[tuple[dict[str, Any], dict[str, Any]]]]:
     return {"one process": [both({})], **{name: [rank[name] for rank in ranks] for name in STRATEGIES}}
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["one process", *STRATEGIES])
 def test_frozen_weights_and_gate_biases_stay_to_the_bit_and_others_move(runs: Any, strategy: str) -> None:
     weights = runs[strategy][0][1]["weights"]

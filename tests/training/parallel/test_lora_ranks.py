@@ -14,7 +14,7 @@ from blockwright.blocks.compose import compose
 from blockwright.blocks.lora import is_adapter
 from blockwright.training.starts.adapter import Lora
 
-pytestmark = pytest.mark.xdist_group("lora_ranks")  # its fixture trains on two ranks, once
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("lora_ranks")]  # its fixture trains on two ranks, once
 
 STRATEGIES: dict[str, Any] = {"ddp": "ddp", "fsdp": {}, "fsdp_ep": {"expert": 2}, "tp": {"tensor": 2, "shard": 1}}
 
@@ -35,7 +35,6 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, dict
     return folder, {**spawn(2, all_)[0], "alone": run(folder, "alone")}
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_losses_and_adapters_are_those_of_one_process(runs: Any, strategy: str) -> None:
     losses, weights = far(runs[1][strategy], runs[1]["alone"])

@@ -21,7 +21,7 @@ from blockwright.training.tasks.causal_lm import CausalLM
 from blockwright.training.tasks.routing import gates_of
 from blockwright.training.tasks.setup import Setup
 
-pytestmark = pytest.mark.xdist_group("precision_matrix")  # its fixture trains on two ranks, once
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("precision_matrix")]  # its fixture trains on two ranks, once
 
 PRECISIONS = ("32-true", "bf16-mixed", "bf16-true")
 GATES = {"softmax": DEEPSEEK, "sigmoid_bias": BIASED.replace("bias_step: 0.05", "bias_step: 0.001")}
@@ -215,7 +215,6 @@ def alone() -> dict[Any, Any]:
     return {c: cell(*c) for c in CELLS}
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["one process", *STRATEGIES])
 @pytest.mark.parametrize(("precision", "gate"), CELLS, ids=str)
 def test_figures_are_exact_and_biases_move_by_their_step(

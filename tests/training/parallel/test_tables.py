@@ -20,7 +20,7 @@ from blockwright.training.parallel.dry_run import Meter
 from blockwright.training.parallel.local import own_place, plain
 from blockwright.training.parallel.sizes import sizes_of
 
-pytestmark = pytest.mark.xdist_group("tables")
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("tables")]
 
 CLOSE = 1e-5  # relative, fp32
 MEMORY = (
@@ -124,14 +124,12 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> list[dict[Any, Any]]:
     return spawn(2, work, TWO, tmp_path_factory.mktemp("checkpoints"))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("strategy", "case"), TWO, ids=lambda v: v)
 def test_two_ranks_train_what_one_does(strategy: str, case: str, two: list[Any]) -> None:
     losses, weights = far(two[0][strategy, case], alone(case))
     assert losses < CLOSE and weights < CLOSE
 
 
-@pytest.mark.slow
 def test_four_ranks_train_what_one_does() -> None:
     for (strategy, case), found in spawn(4, work, FOUR)[0].items():
         losses, weights = far(found, alone(case))
