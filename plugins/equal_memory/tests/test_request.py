@@ -34,7 +34,6 @@ def test_arms_are_those_of_a_sweep() -> None:
     assert request.baseline == "gqa" and request.log_dir == ["paths.log_dir=logs"] and request.as_json
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "path", "remedy"),
     [
