@@ -125,6 +125,6 @@ def test_ablates(repository: Path) -> None:
     arms = "{heads: [model/attention=mha], one: [model/attention=mqa]}"
     definition = f"about: heads\nbase: {json.dumps(SMALL)}\nbaseline: heads\narms: {arms}\n"
     (repository / "mine.yaml").write_text(definition)
-    run(repository, "blockwright", "ablate", "mine.yaml", "paths.log_dir=logs", "seeds=1")
+    run(repository, "blockwright", "ablate", "mine.yaml", "paths.log_dir=logs", "seeds=1", "tune=null")
     results = [json.loads(file.read_text()) for file in repository.glob("logs/ablation/**/results.json")]
     assert [result["status"] for result in results] == ["completed"] * 2
