@@ -380,9 +380,6 @@ CAMPAIGNS: dict[str, Callable[[Path, int], Figures]] = {
 }
 
 if __name__ == "__main__":
-    import warnings
-
-    warnings.filterwarnings("ignore", ".*skipped.*")
     torch.set_num_threads(1)
     name, count = sys.argv[1], int((sys.argv[2:] or ["20"])[0])
     home = Path(tempfile.mkdtemp(dir=sys.argv[3] if len(sys.argv) > 3 else None))
