@@ -1,6 +1,6 @@
 """``blockwright calibrate [--only NAME …]``: compare arms whose difference is known, and check that it is seen.
 
-Eight known effects have to be found, and four absent ones not. The runs are small: some minutes on two cores. Those
+Known effects have to be found, and absent ones not. The runs are small: some minutes on two cores. Those
 that are done are not run again, until the code, a package or the machine changes. The result is in calibration.json of
 paths.log_dir (paths.log_dir=DIR for another folder), and every report names it.
 """
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from blockwright.lab.ablation.definition import Overrides
 from blockwright.lab.calibration import control as controls
 from blockwright.lab.calibration import record as records
 from blockwright.lab.calibration import runs
@@ -85,18 +86,22 @@ def calibrate(
     """
     before = None if again else records.read(log_dir)
     losses = before.losses() if before is not None and before.instrument == records.instrument() else {}
-    needed = dict.fromkeys(run for control in chosen for pair in control.pairs() for run in pair)
-    waiting = [run for run in needed if run not in losses]
-    if waiting:
-        runs.check(chosen)
     record = records.updated(losses, known)
+    if waiting := _waiting(chosen, losses):
+        runs.check(chosen)
     record.write(log_dir)
-    for done, (run, loss) in enumerate(runs.all_losses(waiting, workers) if waiting else (), start=1):
-        losses[run] = loss
-        record = records.updated(losses, known)
-        record.write(log_dir)
-        _progress(done, len(waiting))
+    while waiting:  # what is compared after tuning is known once the tries have ended
+        for done, (run, loss) in enumerate(runs.all_losses(waiting, workers), start=1):
+            losses[run] = loss
+            record = records.updated(losses, known)
+            record.write(log_dir)
+            _progress(done, len(waiting))
+        waiting = _waiting(chosen, losses)
     return record
+
+
+def _waiting(controls: Iterable[Control], losses: Mapping[Overrides, float]) -> list[Overrides]:
+    return list(dict.fromkeys(run for control in controls for run in control.missing(losses)))
 
 
 def _log_dir(overrides: Sequence[str]) -> Path:
@@ -122,17 +127,18 @@ def table(outcomes: Iterable[Outcome]) -> Table:
     shown = Table("control", "arm − baseline, nats", "expected", "seen", "", box=box.SIMPLE_HEAD, highlight=False)
     for each in outcomes:
         expected = f"{each.expect} by {each.least:g}" if each.least else each.expect
-        wrong = Text("") if each.passes else Text("wrong", style="bold red")
-        shown.add_row(Text(each.name), difference(each), expected, each.seen, wrong)
+        wrong = f"{each.wrong} of {each.repeats} wrong" if each.repeats > 1 else "wrong"
+        mark = Text(wrong, style="bold red") if each.wrong else Text("")
+        shown.add_row(Text(each.name), difference(each), expected, each.seen, mark)
     return shown
 
 
 def difference(outcome: Outcome) -> str:
-    """``+0.292 ± 0.021``"""
+    """``+0.292 (+0.271 to +0.313)``"""
     if outcome.mean is None:
-        return "a run diverged"
-    half = "" if outcome.half is None else f" ± {outcome.half:.4f}"
-    return f"{outcome.mean:+.4f}{half}"
+        return "no difference is known"
+    known = None not in (outcome.low, outcome.high)
+    return f"{outcome.mean:+.4f}" + (f" ({outcome.low:+.4f} to {outcome.high:+.4f})" if known else "")
 
 
 def as_plain(record: Record, summary: Summary, sentence: str) -> dict[str, object]:
@@ -142,7 +148,7 @@ def as_plain(record: Record, summary: Summary, sentence: str) -> dict[str, objec
         "sentence": sentence,
         "date": record.date,
         **asdict(record.instrument),
-        "controls": [{**asdict(each), "passes": each.passes} for each in summary.outcomes],
+        "controls": [{**asdict(each), "passes": not each.wrong} for each in summary.outcomes],
     }
 
 

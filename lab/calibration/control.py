@@ -1,76 +1,154 @@
 """A control: a comparison whose outcome is known, read from conf/control.
 
 A plug-in offers a package folder of controls through the entry-point group ``blockwright.controls``. A control is data.
-Its overrides use Hydra's grammar, as in blockwright train.
+Its overrides use Hydra's grammar, as in blockwright train. Its runs make a sweep as reports read it, so that the code
+which gives an ablation's verdicts gives those of controls.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import itertools
+import math
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Literal
 
 from blockwright.lab.ablation.definition import Overrides
+from blockwright.lab.ablation.design import rounded
 from blockwright.lab.definitions import Files
+from blockwright.lab.report.sweep import Arm, Design, Run, Sweep
+from blockwright.lab.statistics import tuning
+from blockwright.lab.sweep.tuning import COMPARE, RATE, TUNE
 from blockwright.registry import BlockError
-from blockwright.registry.ranges import NonNegative, Seed
+from blockwright.registry.ranges import Count, NonNegative, Positive, Seed
 from blockwright.registry.reading import Remedy, keys
 from blockwright.registry.reading import read as read_settings
 from blockwright.training.configuration.conf import CONF
+from blockwright.training.result import UNFINISHED, Result
 
 ENTRY_POINTS = "blockwright.controls"
 METRIC = "val/loss"
+BASELINE = "baseline"
+TRY, APART, AGAIN = 500, 1_000, 100_000  # seeds further: of tries, of each arm with seeds of its own, of each repeat
 Expect = Literal["worse", "better", "absent", "identical"]
 Seeds = Annotated[tuple[Seed, ...], Remedy("Write seeds: [0, 1, 2, 3]")]
 
 
 @dataclass(frozen=True)
 class Control:
-    """Two arms, and how the loss of the second is known to differ from that of the first.
+    """A baseline and arms, and how their losses are known to differ from its.
 
     Args:
         name: of the file
         about: the known effect, in one line
-        expect: ``worse`` or ``better``: the arm differs in this direction; ``absent``: both are draws of one
-            distribution; ``identical``: both compute the same, bit for bit
-        base: overrides common to both arms
-        baseline, arm: overrides of each, after ``base``
+        expect: ``worse`` or ``better``: every arm differs in this direction; ``absent``: all are draws of one
+            distribution; ``identical``: all compute the same, bit for bit
+        arms: name → overrides, after ``base``
+        base: overrides common to all
+        baseline: overrides of the baseline, after ``base``
         least: nats by which ``worse`` and ``better`` must differ; about half of what was measured, so that a machine
             that rounds otherwise passes, and an effect that is nearly gone does not
         seeds: a run of each arm per seed
-        other_seeds: those of the arm, if they are not those of the baseline
+        apart: whether each arm has seeds of its own, so that equal arms differ by noise alone
+        looks: numbers of seeds at which it is judged; empty: once, at all of them
+        rates: learning rates at which each arm is tried before it is compared at its own best; empty: as composed
+        repeats: how often it is run, each time with other seeds
     """
 
     name: str
     about: str
     expect: Expect
+    arms: dict[str, Overrides]
     base: Overrides = ()
     baseline: Overrides = ()
-    arm: Overrides = ()
     least: NonNegative = 0.0
     seeds: Seeds = (0, 1, 2, 3, 4, 5)
-    other_seeds: Seeds | None = None
+    apart: bool = False
+    looks: tuple[Count, ...] = ()
+    rates: tuple[Positive, ...] = ()
+    repeats: Count = 1
 
     def __post_init__(self) -> None:
-        needed = 1 if self.expect == "identical" else 2
-        if len(set(self.seeds)) < max(needed, len(self.seeds)):
-            rule = f"must list at least {needed} different seeds: an interval takes two"
+        if not self.arms or BASELINE in self.arms:
+            rule = f"must name one arm or more, none of them {BASELINE}, with which they are compared"
+            raise BlockError("arms", list(self.arms), rule, "Write arms: {mine: [model/position=none]}")
+        if len(set(self.seeds)) < max(2, len(self.seeds)):
+            rule = "must list at least 2 different seeds: an interval takes two"
             raise BlockError("seeds", list(self.seeds), rule, "Write seeds: [0, 1, 2, 3]")
-        if self.other_seeds is not None and len(self.other_seeds) != len(self.seeds):
-            rule = f"must be as many as seeds ({len(self.seeds)}), since runs are compared in pairs"
-            raise BlockError("other_seeds", list(self.other_seeds), rule, "Write one for each")
+        if self.looks and self.looks[-1] != len(self.seeds):
+            rule = f"must end with all {len(self.seeds)} seeds"
+            raise BlockError("looks", list(self.looks), rule, f"Write looks: [2, {len(self.seeds)}]")
+        if self.rates and len(set(self.rates)) < tuning.BEST:
+            rule = f"must list at least {tuning.BEST} rates, which place the best one"
+            raise BlockError("rates", list(self.rates), rule, "Write rates an octave apart, or leave them out")
         if self.least and not self.is_effect:
             raise BlockError("least", self.least, f"is of an effect, and {self.expect} expects none", "Leave it out")
+        self.design  # noqa: B018 # refuses looks that do not rise
 
     @property
     def is_effect(self) -> bool:
         """Whether it expects a difference."""
         return self.expect in ("worse", "better")
 
-    def pairs(self) -> Iterator[tuple[tuple[str, ...], tuple[str, ...]]]:
-        """The overrides of each pair of runs: of the baseline, and of the arm."""
-        for seed, other in zip(self.seeds, self.other_seeds or self.seeds, strict=True):
-            yield (*self.base, *self.baseline, f"seed={seed}"), (*self.base, *self.arm, f"seed={other}")
+    @property
+    def design(self) -> Design:
+        return Design(looks=self.looks)
+
+    @property
+    def covers(self) -> tuple[str, ...]:
+        """What of the way to a verdict it goes through, besides a paired test."""
+        parts = {"Holm's correction": len(self.arms) > 1, "looks": bool(self.looks), "tuning": bool(self.rates)}
+        return tuple(part for part, used in parts.items() if used)
+
+    def sweeps(self, losses: Mapping[Overrides, float]) -> list[Sweep]:
+        """Its repeats, as reports read a sweep; a run without a loss has not ended.
+
+        Args:
+            losses: overrides of a run → its loss, infinite if it diverged. Compared runs of an arm that is tuned are
+                planned once its tries have ended
+        """
+        return [self._sweep(losses, AGAIN * i) for i in range(self.repeats)]
+
+    def missing(self, losses: Mapping[Overrides, float]) -> list[Overrides]:
+        """The runs that can start now, each once."""
+        runs = [run for sweep in self.sweeps(losses) for run in sweep.runs if run.is_pending]
+        return list(dict.fromkeys(run.overrides for run in runs))
+
+    def _sweep(self, losses: Mapping[Overrides, float], first: int) -> Sweep:
+        jobs = itertools.count()
+        arms = []
+        for place, (name, own) in enumerate({BASELINE: self.baseline, **self.arms}.items()):
+            shift = first + APART * place * self.apart
+            runs = list(self._runs((*self.base, *own), shift, losses, jobs))
+            arms.append(Arm(name, own, tuple(runs)))
+        return Sweep(Path(self.name), "ablation", self.name, "", METRIC, False, tuple(arms), 0, design=self.design)
+
+    def _runs(
+        self, common: Overrides, shift: int, losses: Mapping[Overrides, float], jobs: Iterator[int]
+    ) -> Iterator[Run]:
+        """Of one arm: its tries, and once these have ended what is compared. Runs are paired by ``Run.seed``."""
+        lr, tries = None, {}
+        for rate in self.rates:
+            overrides = (*common, f"{RATE}={rate:g}", f"seed={shift + TRY}")
+            tries[rate] = losses.get(overrides)
+            yield Run(next(jobs), None, overrides, TRY, rate, _result(tries[rate]), stage=TUNE, tries={RATE: rate})
+        known = [(rate, loss) for rate, loss in tries.items() if loss is not None]
+        if len(known) < len(self.rates):
+            return
+        if known:
+            lr = rounded(tuning.fit(tuning.averaged(known)).vertex)
+            common = (*common, f"{RATE}={lr:g}")
+        for seed in self.seeds:
+            overrides = (*common, f"seed={seed + shift}")
+            used = {} if lr is None else {RATE: lr}
+            yield Run(next(jobs), None, overrides, seed, lr, _result(losses.get(overrides)), stage=COMPARE, tries=used)
+
+
+def _result(loss: float | None) -> Result:
+    if loss is None:
+        return Result(UNFINISHED)
+    return Result("completed", metrics={METRIC: loss}) if math.isfinite(loss) else Result("diverged")
 
 
 FILES = Files("control", CONF / "control", ENTRY_POINTS, tuple(key for key in keys(Control) if key != "name"), "--only")

@@ -15,11 +15,11 @@ from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from multiprocessing import get_context, parent_process
 from multiprocessing.connection import wait
 
+from blockwright.lab.ablation.definition import Overrides
 from blockwright.lab.calibration.control import METRIC, Control
 from blockwright.training.configuration.composing import compose_config
 from blockwright.training.stops import Diverged
 
-Overrides = tuple[str, ...]
 QUIET = (  # no files, one evaluation at the end; before the overrides of a control
     "callbacks=[machine,guard]",
     "logger=none",
@@ -40,7 +40,7 @@ def check(controls: Iterable[Control]) -> None:
     from blockwright.training.entry.parse import parse_settings
     from blockwright.training.entry.preflight import check as check_run
 
-    for overrides in dict.fromkeys(each for control in controls for each in next(control.pairs())):
+    for overrides in dict.fromkeys(arm.runs[0].overrides for each in controls for arm in each.sweeps({})[0].arms):
         check_run(parse_settings(compose_config([*QUIET, *overrides], output_dir=".")))
 
 

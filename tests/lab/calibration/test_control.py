@@ -17,7 +17,7 @@ from blockwright.registry import ConfigError, plugins
 from blockwright.training.configuration.composing import compose_config
 
 OURS = [file.stem for file in sorted(control.FILES.folder.glob("*.yaml"))]
-MINIMAL = {"about": "a known effect", "expect": "worse", "arm": ["model/position=none"]}
+MINIMAL = {"about": "a known effect", "expect": "worse", "arms": {"mine": ["model/position=none"]}}
 
 
 @pytest.fixture
@@ -33,30 +33,36 @@ def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]
     return make
 
 
-def test_there_are_eight_effects_and_four_absent_ones() -> None:
+def test_every_effect_has_a_least_size_and_some_pairs_are_equal() -> None:
     read = [control.read(name) for name in OURS]
-    assert sum(each.is_effect for each in read) == 8 and len(read) == 12
     assert all(each.least > 0 for each in read if each.is_effect)
+    assert min(each.least for each in read if each.is_effect) < 0.01  # as small as verdicts are given on
+    assert sum(each.repeats for each in read if each.expect == "absent") >= 10
+    assert {part for each in read for part in each.covers} == {"Holm's correction", "looks", "tuning"}
 
 
 @pytest.mark.parametrize("name", OURS)
 def test_arms_of_a_control_compose_and_differ_in_what_it_is_about_alone(name: str) -> None:
     of = control.read(name)
-    (baseline, arm), *_ = of.pairs()
-    ours, theirs = (compose_config(each) for each in (baseline, arm))
-    assert ours != theirs
-    assert all(ours[part] == theirs[part] for part in ("data", "scheduler", "trainer", "task", "callbacks")) or (
-        of.other_seeds and ours.model == theirs.model
-    )
+    baseline, *arms = (compose_config(arm.runs[0].overrides) for arm in of.sweeps({})[0].arms)
+    for arm in arms:
+        assert arm != baseline
+        assert all(arm[part] == baseline[part] for part in ("scheduler", "task", "callbacks"))
+        if of.expect in ("absent", "identical"):
+            assert arm.trainer == baseline.trainer
+        if of.apart:
+            assert arm.model == baseline.model and arm.seed != baseline.seed
+        else:
+            assert arm.data == baseline.data
 
 
-def test_runs_are_paired_by_seed_unless_the_arm_has_its_own(write: Callable[..., str]) -> None:
+def test_runs_are_paired_by_seed_unless_each_arm_has_its_own(write: Callable[..., str]) -> None:
     alike = control.read(write(base=["a=1"], baseline=["b=2"], seeds=[3, 5]))
-    assert list(alike.pairs()) == [
-        (("a=1", "b=2", f"seed={seed}"), ("a=1", "model/position=none", f"seed={seed}")) for seed in (3, 5)
-    ]
-    apart = control.read(write(arm=..., seeds=[3, 5], other_seeds=[7, 9]))
-    assert list(apart.pairs()) == [(("seed=3",), ("seed=7",)), (("seed=5",), ("seed=9",))]
+    assert alike.missing({}) == [("a=1", arm, f"seed={s}") for arm in ("b=2", "model/position=none") for s in (3, 5)]
+    apart = control.read(write(arms={"mine": []}, seeds=[3, 5], apart=True, repeats=2))
+    seeds = [[[run.seed for run in arm.runs] for arm in sweep.arms] for sweep in apart.sweeps({})]
+    assert seeds == [[[3, 5], [3, 5]]] * 2
+    assert len(set(apart.missing({}))) == 8
 
 
 @pytest.mark.parametrize(
@@ -65,15 +71,19 @@ def test_runs_are_paired_by_seed_unless_the_arm_has_its_own(write: Callable[...,
         ({"expect": "different"}, "control.mine.expect"),
         ({"expect": ...}, "control.mine.expect"),
         ({"about": ...}, "control.mine.about"),
-        ({"arms": {"one": []}}, "control.mine.arms"),
+        ({"arms": {}}, "control.mine.arms"),
+        ({"arms": {"baseline": []}}, "control.mine.arms"),
+        ({"looks": [2, 4]}, "control.mine.looks"),
+        ({"looks": [4, 2, 6]}, "control.mine.looks"),
+        ({"rates": [0.1, 0.2]}, "control.mine.rates"),
         ({"least": -1.0}, "control.mine.least"),
         ({"expect": "absent", "least": 0.1}, "control.mine.least"),
         ({"seeds": [1]}, "control.mine.seeds"),
         ({"seeds": [1, 1]}, "control.mine.seeds"),
         ({"expect": "identical", "seeds": []}, "control.mine.seeds"),
         ({"seeds": [1, -1]}, "control.mine.seeds"),
-        ({"other_seeds": [1, 2, 3]}, "control.mine.other_seeds"),
-        ({"arm": {"a": 1}}, "control.mine.arm"),
+        ({"repeats": 0}, "control.mine.repeats"),
+        ({"arms": {"one": {"a": 1}}}, "control.mine.arms.one"),
     ],
 )
 def test_a_control_that_says_nothing_is_refused(write: Callable[..., str], keys: dict[str, Any], path: str) -> None:

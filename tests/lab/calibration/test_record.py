@@ -18,16 +18,17 @@ from blockwright.lab.report.findings import find
 from blockwright.lab.report.method import NOT_CALIBRATED, basis
 from blockwright.lab.report.reading import read as read_sweep
 
-EFFECT = Control("effect", "a known one", "worse", arm=("b=2",), seeds=(0, 1, 2))
-ABSENT = Control("absent", "an absent one", "absent", arm=("c={a: 1,  b: 2}",), seeds=(0, 1))
+EFFECT = Control("effect", "a known one", "worse", arms={"b": ("b=2",)}, seeds=(0, 1, 2))
+ABSENT = Control("absent", "an absent one", "absent", arms={"c": ("c={a: 1,  b: 2}",)}, seeds=(0, 1))
 
 
 def losses(*controls: Control) -> dict[tuple[str, ...], float]:
     """The effect is there, and the absent one is not."""
     found: dict[tuple[str, ...], float] = {}
     for control in controls:
-        for i, (baseline, arm) in enumerate(control.pairs()):
-            found |= {baseline: 2.0, arm: (2.3 if control.is_effect else 2.0) + 0.01 * (-1) ** i}
+        baseline, arm = control.sweeps({})[0].arms
+        found |= {run.overrides: 2.0 for run in baseline.runs}
+        found |= {run.overrides: (2.3 if control.is_effect else 2.0) + 0.01 * (-1) ** run.seed for run in arm.runs}
     return found
 
 
@@ -44,15 +45,15 @@ def test_it_is_read_as_it_was_written(tmp_path: Path, done: record.Record) -> No
 
 
 def test_a_diverged_run_is_read_as_one(tmp_path: Path) -> None:
-    known = {**losses(EFFECT), next(EFFECT.pairs())[1]: math.inf}
+    known = {**losses(EFFECT), EFFECT.missing({})[0]: math.inf}
     written = record.updated(known, [EFFECT])
     written.write(tmp_path)
     read = record.read(tmp_path)
-    assert read is not None and read.losses() == known and read.outcomes["effect"].seen == "diverged"
+    assert read is not None and read.losses() == known and read.outcomes["effect"].wrong == 1
 
 
 def test_the_line_counts_what_was_found(tmp_path: Path, done: record.Record) -> None:
-    assert record.line(tmp_path) == "Calibrated on this machine: 1 of 1 known effects found, 0 of 1 absent ones."
+    assert record.line(tmp_path) == done.summary.sentence
     inner = tmp_path / "ablation" / "name" / "now"
     inner.mkdir(parents=True)
     assert record.line_above(inner) == record.line(tmp_path)
