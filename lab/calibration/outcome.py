@@ -72,9 +72,8 @@ def judge(control: Control, losses: Mapping[Overrides, float]) -> Outcome | None
         said = [(arm, verdict(arm, findings)) for arm in findings.others]
         wrong += not all(_is_known(arm, each, control) for arm, each in said)
         every += said
-    arm, worst = min(
-        every, key=lambda pair: (_is_known(*pair, control), _p(pair[1]) * (-1 if control.is_effect else 1))
-    )
+    sign = -1 if control.is_effect else 1  # of an effect the least certain verdict, else the most certain one
+    arm, worst = min(every, key=lambda pair: (_is_known(pair[0], pair[1], control), sign * _p(pair[1])))
     low, high = worst.interval or (None, None)
     return Outcome(
         control.name,
