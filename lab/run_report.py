@@ -162,7 +162,7 @@ class RunReport(StepEnd, Finale):
         except NotImplementedError:  # a plug-in's attention may have no cache
             print("no sampled text: an attention of this model has no new_cache")
             return
-        (self.directory / "sample.txt").write_text(text)
+        write_text(self.directory / "sample.txt", text)
         printing.show_text(text, f"sampled at temperature {self.temperature:g}")
 
     def _sample(self, task: Task, tokenizer: Tokenizer) -> str:

@@ -23,8 +23,8 @@ def replaced(path: Path, partial: Path | None = None) -> Iterator[Path]:
     partial = partial or path.absolute().with_name(f".{path.absolute().name}.{os.getpid()}.partial")
     try:
         yield partial
-        if partial.is_file():
-            _to_storage(partial)
+        for written in [partial, *partial.rglob("*")]:  # or a power failure after the rename would leave zeros
+            _to_storage(written)
         os.replace(partial, path)
     finally:
         if partial.is_dir():
@@ -33,9 +33,9 @@ def replaced(path: Path, partial: Path | None = None) -> Iterator[Path]:
             partial.unlink(missing_ok=True)  # on a full disk it takes room
 
 
-def _to_storage(file: Path) -> None:
-    """Flush a file, or a power failure after the rename would leave zeros."""
-    descriptor = os.open(file, os.O_RDONLY)
+def _to_storage(written: Path) -> None:
+    """Flush a file, or the names of a folder."""
+    descriptor = os.open(written, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import csv
+import io
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from lightning.fabric.loggers.logger import rank_zero_experiment
+from lightning.pytorch.core.saving import save_hparams_to_yaml
 from lightning.pytorch.loggers import CSVLogger as LightningCSVLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 
 from blockwright.registry.replacing import replaced
+from blockwright.training.writing import append_lines, write_text
 
 
 class CSVLogger(LightningCSVLogger):
     """Lightning's CSVLogger, with the same arguments.
 
-    How this differs from Lightning's: that one deletes an existing file. Here its rows stay, except those logged again:
-    the steps between the checkpoint and the end of the previous run.
+    How this differs from Lightning's: that one deletes an existing file, and writes all rows again, in place, for every
+    figure that appears later. Here rows stay whatever ends the run, except those logged again: the steps between the
+    checkpoint and the end of the previous run.
     """
 
     @property
@@ -34,23 +39,64 @@ class _Continued(ExperimentWriter):
     def _check_log_dir_exists(self) -> None:
         """Keep existing files."""
 
+    def log_hparams(self, params: dict[str, Any]) -> None:
+        self.hparams.update(params)
+        with replaced(Path(self.log_dir) / self.NAME_HPARAMS_FILE) as partial:
+            save_hparams_to_yaml(partial, self.hparams)
+
     def log_metrics(self, metrics_dict: dict[str, float], step: int | None = None) -> None:
         if not self._begun and step is not None:
             self._drop_later_rows(set(metrics_dict), step)
         self._begun = True
         super().log_metrics(metrics_dict, step)
 
+    def save(self) -> None:
+        """Append the rows that were logged; with a new figure, write a file with all rows in place of the old one."""
+        if not self.metrics:
+            return
+        file = Path(self.metrics_file_path)
+        if self._record_new_keys() or not file.is_file():
+            self._write([*(_rows(file) or []), *self.metrics])
+        else:
+            append_lines(file, _text(self.metrics_keys, self.metrics))
+        self.metrics = []
+
     def _drop_later_rows(self, keys: set[str], step: int) -> None:
         """Keep rows of earlier steps, and rows of this step with other figures."""
         file = Path(self.metrics_file_path)
         if not file.is_file():
             return
-        with file.open(newline="") as opened:
-            rows: list[dict[str, Any]] = [{k: v for k, v in row.items() if v} for row in csv.DictReader(opened)]
+        if (rows := _rows(file)) is None:  # another program's
+            file.replace(file.with_suffix(".other.csv"))
+            return
         again = keys - {"epoch"}
         past = [row for row in rows if (at := int(row["step"])) < step or (at == step and not again & set(row))]
         self.metrics_keys = sorted(set().union(*past)) or ["step"]
-        with replaced(file) as partial, partial.open("w", newline="") as opened:
-            writer = csv.DictWriter(opened, fieldnames=self.metrics_keys)
-            writer.writeheader()
-            writer.writerows(past)
+        self._write(past)
+
+    def _write(self, rows: Sequence[dict[str, Any]]) -> None:
+        write_text(Path(self.metrics_file_path), _text(self.metrics_keys, rows, head=True))
+
+
+def _rows(file: Path) -> list[dict[str, Any]] | None:
+    """The rows that were written as a whole, without empty figures; None of a file that has no column of steps.
+
+    A kill or a full disk may have cut the last line, and a power failure leaves zeros.
+    """
+    if not file.is_file():
+        return []
+    text = file.read_bytes().decode(errors="replace").replace("\0", "").replace("\r", "")
+    head, *rows = list(csv.reader(text.split("\n")[:-1])) or [[]]
+    if "step" not in head and any(rows):
+        return None
+    found = (dict(zip(head, row, strict=True)) for row in rows if len(row) == len(head))
+    return [{key: value for key, value in row.items() if value} for row in found if row.get("step", "").isdecimal()]
+
+
+def _text(keys: Sequence[str], rows: Sequence[dict[str, Any]], head: bool = False) -> str:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, fieldnames=keys)
+    if head:
+        writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()

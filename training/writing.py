@@ -1,8 +1,10 @@
-"""Files that are written atomically."""
+"""Files that are replaced as a whole, and files that only grow: whatever ends a writer, what was there before stays."""
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -30,3 +32,25 @@ def write_bytes(file: Path, content: bytes) -> None:
 def write_json(file: Path, content: Any) -> None:
     """Write a JSON file atomically."""
     write_text(file, json.dumps(content, indent=1))
+
+
+def append_lines(file: Path, text: str) -> None:
+    """Append whole lines to a text file, all of them or none, at once: lines of several writers stay apart.
+
+    A last line that a killed writer has cut is ended first, so that it spoils no other.
+
+    Raises:
+        OSError: they cannot be written
+    """
+    with file.open("a+b", buffering=0) as opened:
+        end = opened.seek(0, os.SEEK_END)
+        if end:
+            opened.seek(end - 1)
+        content = (b"\n" if end and opened.read(1) != b"\n" else b"") + text.encode()
+        try:
+            if opened.write(content) < len(content):  # the rest did not fit
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError as error:
+            if file.stat().st_size > end:
+                os.truncate(opened.fileno(), end)
+            raise OSError(error.errno, error.strerror, str(file)) from error

@@ -10,6 +10,8 @@ from __future__ import annotations
 import io
 import pickle
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -75,9 +77,25 @@ def read_tensors(folder: Path, into: dict[str, Tensor], alone: bool = True) -> N
     """
     import torch.distributed.checkpoint as dcp
 
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), failures():
         warnings.filterwarnings("ignore", message=".*torch.distributed is disabled.*")
         dcp.load(into, storage_reader=_reader(folder), planner=_planner(), no_dist=alone)
+
+
+@contextmanager
+def failures() -> Iterator[None]:
+    """Raise what has failed on a rank, an OSError if there is one, instead of torch's exception of all ranks.
+
+    That one is a BaseException: no ``except Exception`` of a sweep or an entry point would see it.
+    """
+    from torch.distributed.checkpoint.api import CheckpointException
+
+    try:
+        yield
+    except CheckpointException as error:
+        found: list[BaseException] = [each for each, _ in error.failures.values()]
+        first = next((each for each in found if isinstance(each, OSError)), found[0])
+        raise (first if isinstance(first, Exception) else RuntimeError(str(first))) from None
 
 
 def read_folder(folder: Path, optimizers: bool = True) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from blockwright.registry import ConfigError
 from blockwright.registry.folder import MAX_JSON_BYTES, parse_json, read_text
 from blockwright.registry.ranges import Count, NonNegative, Positive
 from blockwright.registry.reading import read as read_settings
+from blockwright.training.writing import append_lines
 
 FILE = "noise.jsonl"
 SHIPPED = Path(__file__).parent
@@ -173,8 +174,7 @@ def append(log_dir: Path, entry: Entry) -> None:
     if any(each.source == entry.source for each in read(log_dir)):
         return
     try:
-        with (log_dir / FILE).open("ab", buffering=0) as file:
-            file.write(entry.as_line().encode())  # at once: ablations that end together keep their lines apart
+        append_lines(log_dir / FILE, entry.as_line())
     except OSError as error:
         rule = f"cannot be written ({error.strerror or error}), so later ablations do not know this noise"
         raise ConfigError(str(log_dir / FILE), "…", rule, "Make room, or the folder writable, and resume") from None

@@ -99,10 +99,11 @@ def save(directory: Path, head: Head, sections: list[Section], further: Mapping[
     files |= {**further, "report.md": markdown(head, sections), "index.html": html(head, sections)}
     try:
         folder.mkdir(exist_ok=True)
-        for old in folder.glob("*.svg"):
-            old.unlink()
         for name, text in files.items():
             write_text(folder / name, text)
+        for old in folder.glob("*.svg"):
+            if old.name not in files:
+                old.unlink()
     except OSError as error:
         rule = f"cannot be written ({error.strerror or error})"
         raise ConfigError("DIR", str(folder), rule, "Make room, or copy the sweep's folder elsewhere") from None

@@ -36,6 +36,7 @@ from blockwright.training.checkpoints.find import newest
 from blockwright.training.configuration import figures
 from blockwright.training.configuration.instantiate import check_target
 from blockwright.training.result import Result, record_failure
+from blockwright.training.writing import write_text
 
 log = logging.getLogger(__name__)
 OWNER = "blockwright_sweep"  # attribute of a trial: its folder, since searches may share a study
@@ -203,7 +204,7 @@ class Search:
             return
         value, best = (max if self.plan["direction"] == "maximize" else min)(ended, key=lambda pair: pair[0])
         found = {"name": "optuna", "best_params": best.params, "best_value": value, "best_job": best.number}
-        OmegaConf.save(OmegaConf.create(found), self.folder / "optimization_results.yaml")
+        write_text(self.folder / "optimization_results.yaml", OmegaConf.to_yaml(OmegaConf.create(found)))
         log.info(f"best: {value} of job {best.number} with {best.params}")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from blockwright.lab.sweep.locks import is_taken
 from blockwright.lab.sweep.plan import PLAN, name_of, overrides_of, read
 from blockwright.registry.printing import show
 from blockwright.training.result import LOST, RESULTS, UNFINISHED, Result
+from blockwright.training.writing import write_text
 
 LEFT = {"status": UNFINISHED}
 FIGURES = ("val/loss", "val/bits_per_byte", "test/loss", "speed/tokens_per_second")
@@ -64,10 +66,11 @@ def summarise(sweep: Path) -> list[dict[str, Any]]:
     """
     rows = rows_of(sweep)
     if rows:
-        with (sweep / "summary.csv").open("w", newline="") as file:
-            writer = csv.DictWriter(file, fieldnames=list(rows[0]))
-            writer.writeheader()
-            writer.writerows(rows)
+        text = io.StringIO()
+        writer = csv.DictWriter(text, fieldnames=list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+        write_text(sweep / "summary.csv", text.getvalue())
         show(table_of(rows, f"{len(rows)} jobs: {sweep}/summary.csv", best_of(sweep, _plan(sweep))))
     return rows
 

@@ -17,6 +17,7 @@ from blockwright.training.cadence import logs_now
 from blockwright.training.callbacks.step_end import StepEnd
 from blockwright.training.figure import TRAIN, Figure
 from blockwright.training.tasks.base import Sample, Task
+from blockwright.training.writing import append_lines
 
 FILE = "completions.jsonl"
 
@@ -53,10 +54,9 @@ class Completions(StepEnd):
         if not samples or not trainer.is_global_zero or trainer.sanity_checking:
             return
         self.file.parent.mkdir(parents=True, exist_ok=True)
-        with self.file.open("a") as file:
-            for prompt, completion, reward in samples:
-                row = {"step": trainer.global_step, "prompt": prompt, "completion": completion, "reward": reward}
-                file.write(json.dumps(row) + "\n")
+        step = trainer.global_step
+        rows = ({"step": step, "prompt": p, "completion": c, "reward": reward} for p, c, reward in samples)
+        append_lines(self.file, "".join(json.dumps(row) + "\n" for row in rows))
         shown = samples[: self.rows]
         if not shown:
             return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 
 from blockwright.blocks.kernels.cross_entropy import IGNORED
+from blockwright.registry.replacing import replaced
 
 
 class Predictions(L.Callback):
@@ -26,12 +28,14 @@ class Predictions(L.Callback):
     def __init__(self, folder: str) -> None:
         self.folder = Path(folder)
         self._file: IO[str] | None = None
+        self._replacing = ExitStack()
         self._scored = self._right = 0
 
     def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         rank = f".{trainer.global_rank}" if trainer.global_rank else ""
-        self._file = (self.folder / f"predictions{rank}.jsonl").open("w")
+        self.file = self.folder / f"predictions{rank}.jsonl"
+        self._file = self._replacing.enter_context(self._replacing.enter_context(replaced(self.file)).open("w"))
 
     def on_predict_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, *args: Any
@@ -48,10 +52,13 @@ class Predictions(L.Callback):
             self._right += int((targets == predicted)[scored].sum())
 
     def on_predict_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        assert self._file is not None
-        self._file.close()
+        self._replacing.close()
         counts: Tensor = torch.tensor([self._scored, self._right], dtype=torch.float64, device=pl_module.device)
         scored, right = trainer.strategy.reduce(counts, reduce_op="sum").tolist()
         if trainer.is_global_zero:
             share = f"{100 * right / scored:.2f} % of {scored:,.0f}" if scored else "none, for there is no test text"
-            print(f"{self._file.name}: next tokens predicted right: {share}")
+            print(f"{self.file}: next tokens predicted right: {share}")
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        with suppress(type(exception)):  # which leaves an older file as it is
+            self._replacing.__exit__(type(exception), exception, exception.__traceback__)

@@ -7,6 +7,7 @@ next start removes; a lock shows whether its writer has ended (see training/clai
 
 from __future__ import annotations
 
+import glob
 import os
 import re
 import shutil
@@ -140,7 +141,8 @@ def refused_if_unwritable(path: Path, partial: Path, owns: bool = True) -> Itera
         raise ConfigError("checkpoint", str(path), rule, remedy) from None
     finally:
         if owns:
-            _remove(partial)
+            for left in partial.parent.glob(f"{glob.escape(partial.name)}*"):  # a strategy may append to its name
+                _remove(left)
         claim.close()
 
 

@@ -51,10 +51,13 @@ def save(trainer: L.Trainer, path: Path, weights_only: bool | None = False) -> b
             strategy.checkpoint_io.wait()
         is_folder = strategy.broadcast(partial.is_dir())
         digests = together.seal(partial) if is_folder else None
-        if trainer.is_global_zero:
+
+        def end() -> None:
             if digests is not None:
                 manifest.seal_folder(partial, digests)
             put_in_place(partial, path, verify=not is_folder)
+
+        together.on_first(end)
     strategy.barrier("checkpoint in place")
     return True
 

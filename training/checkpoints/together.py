@@ -1,4 +1,4 @@
-"""Digests of a folder written by many ranks: each rank reads what it wrote, all at the same time.
+"""A folder written by many ranks: each rank digests what it wrote, at the same time, and one's failure is all ranks'.
 
 So ranks wait for each other only as long as one rank's share takes, far below the timeout of a process group, however
 large the checkpoint.
@@ -14,6 +14,7 @@ from typing import Any
 import torch.distributed as dist
 
 from blockwright.blocks.checkpoint import manifest
+from blockwright.registry.disk import os_error_of
 
 _WRITTEN_BY = re.compile(r"__(\d+)_")  # torch.distributed.checkpoint's file names
 
@@ -50,6 +51,15 @@ def check(folder: Path) -> None:
     _exchange(check_share)
 
 
+def on_first(work: Callable[[], object]) -> None:
+    """Let rank 0 work; must be called on all ranks, which wait for it.
+
+    Raises:
+        Damaged, OSError: what it has failed with; raised on all ranks, which would wait in vain otherwise
+    """
+    _exchange(work if _place()[0] == 0 else lambda: None)
+
+
 def _mine(names: Iterable[str]) -> list[str]:
     """The files that this rank reads: those it wrote, by their names, and a share of the others."""
     rank, ranks = _place()
@@ -71,8 +81,10 @@ def _exchange(work: Callable[[], Any]) -> list[Any]:
         own = (work(), None)
     except manifest.Damaged as error:
         own = (None, (str(error.path), error.reason))
-    except OSError as error:
-        own = (None, OSError(error.errno, error.strerror, str(error.filename)))
+    except (OSError, RuntimeError) as error:
+        if (found := os_error_of(error)) is None:
+            raise
+        own = (None, OSError(found.errno, found.strerror, str(found.filename)))
     all_of_them: list[Any] = [None] * ranks
     dist.all_gather_object(all_of_them, own)
     for _, failure in all_of_them:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from rich.text import Text
 from rich.tree import Tree
 
 from blockwright.registry.printing import console
+from blockwright.training.writing import write_text
 
 PARTS = ("model", "data", "task", "optimizer", "scheduler", "trainer", "callbacks", "logger", "paths", "extras")
 
@@ -21,8 +23,9 @@ def show(plain: Mapping[str, Any], directory: Path, print_config: bool) -> None:
         _grow(tree, key, plain[key])
     if print_config:
         console().print(tree)
-    with (directory / "config_tree.log").open("w") as file:
-        console(file).print(tree)
+    text = io.StringIO()
+    console(text).print(tree)
+    write_text(directory / "config_tree.log", text.getvalue())
 
 
 def _grow(tree: Tree, key: str, value: Any) -> None:

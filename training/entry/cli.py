@@ -40,6 +40,7 @@ from blockwright.training.entry.execute import conclude, fit, leave_processes, m
 from blockwright.training.entry.preflight import prepare
 from blockwright.training.entry.start import check_resumed, refuse_random_weights
 from blockwright.training.tasks.outline import outline
+from blockwright.training.writing import write_text
 
 SUBCOMMANDS = ("fit", "validate", "test", "predict")
 FILE = "lightning_cli.yaml"  # in the folder of a run: its configuration, for ``--config``
@@ -142,7 +143,7 @@ class Saved(SaveConfigCallback):
         folder = Path(trainer.default_root_dir)
         folder.mkdir(parents=True, exist_ok=True)
         if not (folder / FILE).exists():  # else it is this run's own, resumed here
-            (folder / FILE).write_text(self.parser.dump(self.config, skip_none=False))
+            write_text(folder / FILE, self.parser.dump(self.config, skip_none=False))
 
 
 class ComposedCLI(LightningCLI):
@@ -311,5 +312,5 @@ def _unparsed(error: ArgumentError, arguments: list[str]) -> ConfigError:
 def export(run: Run, directory: Path) -> Path:
     """Write ``lightning_cli.yaml``, from which ``fit --config`` repeats the run in a new folder, without Hydra."""
     path = directory / FILE
-    path.write_text(yaml.safe_dump(to_cli(run), sort_keys=False))
+    write_text(path, yaml.safe_dump(to_cli(run), sort_keys=False))
     return path

@@ -5,9 +5,12 @@ from __future__ import annotations
 import os
 import shlex
 import sys
+from pathlib import Path
+from typing import Any
 
+import hydra.core.utils
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from blockwright import registry
 from blockwright.registry import ConfigError, presets
@@ -20,6 +23,7 @@ from blockwright.training.entry.preflight import prepare
 from blockwright.training.entry.ranks import one_job, overrides
 from blockwright.training.jobs import HOST, SWEEP, host_of
 from blockwright.training.stops import refuse
+from blockwright.training.writing import write_text
 
 
 def hydra_job(cfg: DictConfig) -> float | None:
@@ -87,3 +91,14 @@ def _continuation(arguments: list[str], run: Run) -> str:
     longer = [f"trainer.max_steps={2 * steps}"] if steps > 0 else []
     folders = [f"{presets.VARIABLE}={value}" for value in [os.environ.get(presets.VARIABLE)] if value]
     return shlex.join([*folders, "blockwright", "train", *kept, *longer, f"ckpt_path={run.checkpoints / LAST}"])
+
+
+def _save_settings(settings: Any, name: str, folder: Path) -> None:
+    """As Hydra's, but atomic: a run that resumes writes .hydra/ again, and on a full disk the old files stay."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text(folder / name, OmegaConf.to_yaml(settings))
+
+
+hydra.core.utils._save_config = (
+    _save_settings  # here, for launchers run jobs in processes that import no more than this
+)

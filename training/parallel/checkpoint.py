@@ -12,14 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from blockwright.blocks.checkpoint import manifest
 from blockwright.blocks.checkpoint.read import read_file
-from blockwright.blocks.checkpoint.sharded import META, MODEL, join, outline, read_meta, read_tensors, split
+from blockwright.blocks.checkpoint.sharded import META, MODEL, failures, join, outline, read_meta, read_tensors, split
 from blockwright.registry import ConfigError
 from blockwright.training.checkpoints import together
 from blockwright.training.metrics import Sums
@@ -48,7 +47,11 @@ def gather(checkpoint: dict[str, Any], *, keep: bool) -> dict[str, Any]:
 
 
 def save_folder(checkpoint: dict[str, Any], path: Path) -> None:
-    """Write a folder with every rank's shards; what was at ``path`` is removed when the new one is complete."""
+    """Write a folder with every rank's shards; what was at ``path`` is removed when the new one is complete.
+
+    Raises:
+        OSError: a rank cannot write its part; raised on all ranks
+    """
     import torch.distributed.checkpoint as dcp
 
     tensors = {f"{MODEL}{name}": tensor.detach() for name, tensor in checkpoint["state_dict"].items()}
@@ -58,20 +61,24 @@ def save_folder(checkpoint: dict[str, Any], path: Path) -> None:
         states.append(rest)
         tensors |= own
     part = path.with_name(path.name + PART)
-    first = dist.get_rank() == 0
-    if first:
+
+    def begin() -> None:
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir(parents=True)
-    dist.barrier()
-    dcp.save(tensors, checkpoint_id=str(part), planner=_planner())
-    if first:
+
+    def end() -> None:
         rest = {k: v for k, v in checkpoint.items() if k not in ("state_dict", "optimizer_states")}
-        torch.save({**rest, "optimizer_states": states}, part / META)
+        with (part / META).open("wb") as file:  # torch's own would not say that the disk is full
+            torch.save({**rest, "optimizer_states": states}, file)
         if path.is_dir():
             shutil.rmtree(path)
         path.unlink(missing_ok=True)
         part.rename(path)
-    dist.barrier()
+
+    together.on_first(begin)
+    with failures():
+        dcp.save(tensors, checkpoint_id=str(part), planner=_planner())
+    together.on_first(end)
 
 
 def load_folder(path: Path, module: nn.Module, optimizers: Sequence[Optimizer]) -> dict[str, Any]:

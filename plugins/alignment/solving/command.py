@@ -20,6 +20,7 @@ from blockwright.plugins.alignment.solving.problems import read_problems
 from blockwright.registry import BlockError, ConfigError
 from blockwright.registry.command import Parser
 from blockwright.registry.printing import show
+from blockwright.training.writing import write_text
 
 
 def _parser() -> Parser:
@@ -60,7 +61,7 @@ def main(arguments: Sequence[str]) -> None:
     found = solve(*given, (lambda line: None) if words.json else (lambda line: print(line, flush=True)))
     if words.out is not None:
         words.out.parent.mkdir(parents=True, exist_ok=True)
-        words.out.write_text("".join(json.dumps(each) + "\n" for each in found.completions))
+        write_text(words.out, "".join(json.dumps(each) + "\n" for each in found.completions))
     if words.json:
         print(json.dumps({k: v for k, v in asdict(found).items() if k != "completions"}, indent=1))
     else:

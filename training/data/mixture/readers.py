@@ -85,7 +85,7 @@ def _records(path: Path, lines: Any, column: str) -> Iterator[str]:
             continue
         try:
             record = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:  # or it is nested too deeply
             _refuse(path, f"line {number} is not JSON ({error})")
         yield _text(record, column, f"line {number}", path)
 

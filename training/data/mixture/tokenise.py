@@ -44,12 +44,14 @@ def _run(arguments: Sequence[str]) -> None:
         raise ConfigError("--processes", given.processes, "counts processes, at least 1", "Leave it out for all cores")
     files = sorted({file for pattern in given.files for file in expand(pattern, "FILES")})
     job = Job(files, given.out, _tokenizer(given.tokenizer, given.eos), given.column, given.format)
-    job.begin()
-    _follow(job, given.processes)
-    shards = job.conclude()
+    with job.alone():
+        _follow(job, given.processes)
+        shards = job.conclude()
     tokens, n_bytes = (sum(shard[key] for shard in shards.values()) for key in ("tokens", "bytes"))
     if not tokens:
         raise ConfigError("FILES", given.files, "have no text", "Name others, or the column: --column NAME")
+    if repaired := sum(shard["repaired"] for shard in shards.values()):
+        print(f"{repaired:,} documents hold half of a surrogate pair, written as U+FFFD", file=sys.stderr)
     print(f"{len(shards):,} shards, {tokens:,} tokens, {n_bytes / tokens:.2f} bytes a token: {given.out}")
     print(f"Train on it: blockwright train data=mixture 'data.sources={{text: {{files: {given.out}/*.bin}}}}' …")
 

@@ -1,7 +1,8 @@
 """Tokenise files of text into shards, a shard for each file, by several processes.
 
-The shards depend on the files and the tokenizer alone, not on the number of processes. A file is written under another
-name and renamed when it is complete; so a job that was killed continues with the files that it had not finished.
+The shards depend on the files and the tokenizer alone, not on the number of processes. A file is written under a name
+of its own, read back and renamed when it is complete; so a job that was killed continues with the files that it had not
+finished. One command at a time writes a folder. Where a file system has no locks, two may: they then write the same.
 
 Batches of documents gain nothing a core over documents one by one (measured: 1.24 to 1.59 MB/s against 1.46 to 1.64).
 So each process encodes a file of its own, without threads of the library.
@@ -16,6 +17,7 @@ import signal
 from abc import ABC, abstractmethod
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,17 +27,18 @@ import numpy as np
 from blockwright.registry.errors import ConfigError
 from blockwright.registry.folder import read_json
 from blockwright.registry.reading import read
-from blockwright.training.data.fingerprint import digest
+from blockwright.training.claims import LOCK, claimed, forget, is_abandoned, new_owner, only_writer, remove_old_locks
+from blockwright.training.data.fingerprint import digest, of_file
 from blockwright.training.data.mixture import readers
 from blockwright.training.data.mixture.agreement import ids_digest
 from blockwright.training.data.mixture.shards import MEGATRON, MEGATRON_DTYPES, MEGATRON_HEAD
 from blockwright.training.data.packing import INDEX
 from blockwright.training.data.tokenizers.base import Tokenizer, token_dtype
 from blockwright.training.data.tokenizers.rebuild import rebuild
-from blockwright.training.writing import write_json
+from blockwright.training.writing import write_bytes, write_json
 
 JOB = "job.json"  # in the folder of shards: what they are made of
-PARTIAL = ".partial"
+PARTIAL = ".partial"  # a shard that is being written: .NUMBER.OWNER.partial
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,8 @@ class Written:
         documents: of the file, without blank ones
         bytes: of its text in UTF-8
         sha256: of the shard's file; empty for a shard without documents, which has no file
+        source: SHA-256 of the file of text; empty in records of earlier versions
+        repaired: documents with half of a surrogate pair, written as U+FFFD
     """
 
     input: str
@@ -55,6 +60,8 @@ class Written:
     documents: int
     bytes: int
     sha256: str
+    source: str = ""
+    repaired: int = 0
 
 
 class Format(ABC):
@@ -102,7 +109,7 @@ class Megatron(Format):
         pointers = (np.cumsum(tokens, dtype=np.int64) - tokens) * np.dtype(self.dtype).itemsize
         parts = (tokens, pointers, np.arange(n + 1, dtype=np.int64))
         head = MEGATRON_HEAD.pack(MEGATRON, 1, code, n, n + 1)
-        path.with_suffix(".idx").write_bytes(head + b"".join(part.tobytes() for part in parts))
+        write_bytes(path.with_suffix(".idx"), head + b"".join(part.tobytes() for part in parts))
 
 
 FORMATS: Mapping[str, type[Format]] = {"flat": Flat, "megatron": Megatron}
@@ -136,18 +143,33 @@ class Job:
         made = {"tokenizer": ids_digest(self.tokenizer), "column": self.column, "format": self.format}
         return {**made, "eos": self.tokenizer.eos, "files": digest(files), "shards": len(files)}
 
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Context of the one process that writes the folder, with those that it starts; the folder is begun in it.
+
+        Raises:
+            ConfigError: another process writes it; errors of ``begin``
+        """
+        for file in self.files:
+            readers.check(file)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with only_writer(self.folder) as alone:
+            if not alone:
+                rule = "is being written by another process"
+                raise ConfigError("OUT", str(self.folder), rule, "Wait for it, or name another folder")
+            self.begin()
+            yield
+
     def begin(self) -> None:
         """Create the folder, or continue in it.
 
         Raises:
             ConfigError: the folder has other files, or shards of other text or another tokenizer
         """
-        for file in self.files:
-            readers.check(file)
         self.folder.mkdir(parents=True, exist_ok=True)
         known = self.folder / JOB
         if not known.exists():
-            if any(self.folder.iterdir()):
+            if any(path.name != LOCK and not path.name.endswith(PARTIAL) for path in self.folder.iterdir()):
                 raise ConfigError(
                     "OUT", str(self.folder), "has other files in it", "Name a new folder, or an empty one"
                 )
@@ -156,15 +178,31 @@ class Job:
         if changed := [key for key in identity if written.get(key) != identity[key]]:
             rule = f"was begun with other {', '.join(changed)}"
             raise ConfigError("OUT", str(self.folder), rule, "Repeat the first command, or name a new folder")
+        for number, each in self.finished().items():
+            file, record = self.files[number], self.folder / f"{self.name(number)}.json"
+            touched = file.stat().st_ctime_ns > record.stat().st_mtime_ns  # copied, or changed to one of the same size
+            if touched and each.source and of_file(file) != each.source:
+                rule = f"has changed since {record.with_suffix('.bin')} was made of it"
+                raise ConfigError("FILES", str(file), rule, "Put the old file back, or name a new folder")
+        for path in self.folder.glob(f".*{PARTIAL}"):  # of commands that were killed
+            owner = path.name.removesuffix(PARTIAL).rpartition(".")[2]
+            if is_abandoned(path, owner):
+                path.unlink(missing_ok=True)
+                forget(self.folder, owner)
+        remove_old_locks(self.folder)
 
     def finished(self) -> dict[int, Written]:
-        """The shards that are complete."""
-        records = {number: f"{self.name(number)}.json" for number in range(len(self.files))}
-        return {
-            number: read(Written, read_json(self.folder, name), str(self.folder / name))
-            for number, name in records.items()
-            if (self.folder / name).exists()
-        }
+        """The shards that are complete: with a record, and a file of the size that it says."""
+        found = {}
+        size = np.dtype(FORMATS[self.format](self.tokenizer.vocab_size).dtype).itemsize
+        for number in range(len(self.files)):
+            record = self.folder / f"{self.name(number)}.json"
+            if record.exists():
+                written = read(Written, read_json(self.folder, record.name), str(record))
+                shard = record.with_suffix(".bin")
+                if not written.tokens or (shard.is_file() and shard.stat().st_size == written.tokens * size):
+                    found[number] = written
+        return found
 
     def run(self, processes: int) -> Iterator[tuple[int, Written]]:
         """Write the shards that are missing, in any order.
@@ -203,6 +241,7 @@ class _Shard:
     hasher: Any = field(default_factory=hashlib.sha256)
     lengths: array[int] = field(default_factory=lambda: array("q"))
     bytes: int = 0
+    repaired: int = 0
 
 
 def write_shard(job: Job, number: int) -> Written:
@@ -213,29 +252,56 @@ def write_shard(job: Job, number: int) -> Written:
         number: of the file
 
     Raises:
-        ConfigError: for a file that cannot be read
+        ConfigError: for a file that cannot be read, or changes meanwhile; the shard differs from what was written
     """
-    path, made = job.folder / f"{job.name(number)}.bin", FORMATS[job.format](job.tokenizer.vocab_size)
-    partial, shard, end = Path(f"{path}{PARTIAL}"), _Shard(), np.array([job.tokenizer.eos], made.dtype)
-    with partial.open("wb") as file:
-        for text in readers.documents(job.files[number], job.column):
-            parts = [job.tokenizer.encode(part).astype(made.dtype, copy=False) for part in job.tokenizer.parts([text])]
-            ids = np.concatenate([*parts, end])
-            shard.hasher.update(ids.tobytes())
-            file.write(ids.tobytes())
-            shard.lengths.append(len(ids))
-            shard.bytes += len(text.encode())
-        file.flush()
-        os.fsync(file.fileno())  # else a power failure after the rename leaves a file of zeros
-    if not shard.lengths:
-        partial.unlink()
-    else:
-        made.close(path, shard.lengths)
-        partial.rename(path)
-    sha256 = shard.hasher.hexdigest() if shard.lengths else ""
-    written = Written(job.files[number].name, sum(shard.lengths), len(shard.lengths), shard.bytes, sha256)
+    source, path = job.files[number], job.folder / f"{job.name(number)}.bin"
+    made, owner = FORMATS[job.format](job.tokenizer.vocab_size), new_owner()
+    partial, shard, end = path.with_name(f".{job.name(number)}.{owner}{PARTIAL}"), _Shard(), job.tokenizer.eos
+    before = source.stat()
+    with claimed(job.folder, owner):
+        try:
+            with partial.open("wb") as file:
+                for text, utf8 in _valid(readers.documents(source, job.column), shard):
+                    parts = [job.tokenizer.encode(part) for part in job.tokenizer.parts([text])]
+                    ids = np.concatenate([*parts, [end]]).astype(made.dtype)
+                    shard.hasher.update(ids.tobytes())
+                    file.write(ids.tobytes())
+                    shard.lengths.append(len(ids))
+                    shard.bytes += len(utf8)
+                file.flush()
+                os.fsync(file.fileno())  # else a power failure after the rename leaves a file of zeros
+            sha256, origin, after = shard.hasher.hexdigest(), of_file(source), source.stat()
+            if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
+                raise ConfigError(
+                    "FILES", str(source), "changes while it is read", "Repeat the command when it is whole"
+                )
+            if of_file(partial) != sha256:
+                raise ConfigError("OUT", str(path), "differs from what was written", "Check the disk, or name another")
+            if shard.lengths:
+                made.close(path, shard.lengths)
+                os.replace(partial, path)
+        finally:
+            partial.unlink(missing_ok=True)
+    found = (sum(shard.lengths), len(shard.lengths), shard.bytes, sha256 if shard.lengths else "")
+    written = Written(source.name, *found, origin, shard.repaired)
     write_json(job.folder / f"{job.name(number)}.json", asdict(written))
     return written
+
+
+def _valid(texts: Iterator[str], shard: _Shard) -> Iterator[tuple[str, bytes]]:
+    """Texts and their UTF-8.
+
+    JSON may hold half of a surrogate pair, as in dumps of the web where a text was cut amid an emoji. It is no
+    character, so it becomes U+FFFD, as in every decoder: a file of 100 GB is not refused for one of them.
+    """
+    for text in texts:
+        try:
+            utf8 = text.encode()
+        except UnicodeEncodeError:
+            text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+            utf8 = text.encode()
+            shard.repaired += 1
+        yield text, utf8
 
 
 _job: Job | None = None  # of a process of the pool

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 
 from blockwright.registry.errors import ConfigError
+from blockwright.training.claims import new_owner
 from blockwright.training.data.mixture import readers
 from blockwright.training.data.mixture.shards import Reading, open_shard
 from blockwright.training.data.mixture.tokenise import main
@@ -139,7 +140,9 @@ def test_a_stopped_job_continues_with_the_files_that_are_missing(texts, tmp_path
     job = Job(sorted(texts.iterdir()), stopped, Bytes())
     job.begin()
     write_shard(job, 1)
-    (stopped / "00000.bin.partial").write_bytes(b"half of a shard")
+    killed = new_owner()
+    for name in (f".00000.{killed}.partial", f".{killed}.lock"):
+        (stopped / name).write_bytes(b"half of a shard")
     before = (stopped / "00001.bin").stat().st_mtime_ns
     capsys.readouterr()
     assert main([f"{texts}/*.jsonl", str(stopped), "--tokenizer=bytes", "--processes=1"]) == 0
