@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from scipy.stats import t as student
 
+from blockwright_asap.replacing import replaced
 from blockwright_asap.robot import DT
 
 Results = Sequence[Mapping[str, Any]]
@@ -31,7 +32,8 @@ def draw(folder: Path, results: Results, names: Mapping[str, str]) -> list[Path]
         "closed_loop_over_time": _over_time(results, "closed", names, "Closed loop in the real", "s"),
     }
     for name, figure in figures.items():
-        figure.savefig(folder / f"{name}.svg")
+        with replaced(folder / f"{name}.svg") as partial:
+            figure.savefig(partial)
     return [folder / f"{name}.svg" for name in figures]
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Protocol
@@ -11,6 +10,8 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from torch import Tensor, nn
+
+from blockwright_asap.replacing import replaced
 
 GAMMA, LAMBDA, CLIP, KL = 0.99, 0.95, 0.2, 0.016
 HORIZON, EPOCHS, MINIBATCHES = 24, 5, 4
@@ -260,6 +261,5 @@ def _as_arrays(state: Any) -> Any:
 
 
 def _save(state: dict[str, Any], file: Path) -> None:
-    partial = file.with_name(f".{file.name}.{os.getpid()}.partial")
-    torch.save(state, partial)
-    os.replace(partial, file)
+    with replaced(file) as partial:
+        torch.save(state, partial)

@@ -12,6 +12,7 @@ from scipy.stats import t as student
 from blockwright_asap import plots, story
 from blockwright_asap.measures import HORIZONS
 from blockwright_asap.methods import MEANING
+from blockwright_asap.replacing import replaced
 from blockwright_asap.robot import JOINTS
 
 NAMES = {
@@ -48,7 +49,8 @@ def write(folder: Path, seeds: Sequence[int], tune: int) -> Path:
     found = plots.draw(folder, results, NAMES)
     parts += [f"![{file.stem}]({file.name})" for file in found]
     file = folder / "report.md"
-    file.write_text("\n\n".join(parts) + "\n")
+    with replaced(file) as partial:
+        partial.write_text("\n\n".join(parts) + "\n")
     return file
 
 
@@ -67,7 +69,8 @@ def compare(out: Path, gaps: Sequence[str], seeds: Sequence[int], tune: int) -> 
             rows.append(f"| {NAMES[name]} | {' | '.join(cells)} |")
         parts.append("\n".join(rows))
     file = out / "gaps.md"
-    file.write_text("\n\n".join(parts) + "\n")
+    with replaced(file) as partial:
+        partial.write_text("\n\n".join(parts) + "\n")
     return file
 
 

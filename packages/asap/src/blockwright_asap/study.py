@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import fcntl
 import json
-import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -24,6 +23,7 @@ from blockwright_asap import labels
 from blockwright_asap.gap import GAPS, NONE, Gap, redrawn
 from blockwright_asap.motion import Reference
 from blockwright_asap.ppo import PPO, ActorCritic
+from blockwright_asap.replacing import replaced
 from blockwright_asap.sysid import identify
 from blockwright_asap.tracking import N_ACTOR, N_CRITIC, Rollouts, Tracking, roll_out
 
@@ -139,9 +139,8 @@ class Study:
         """Take over the policy of a study with the same seed: the gap does not touch it."""
         file = self.folder / POLICY
         if not file.exists():
-            partial = file.with_name(f".{file.name}.{os.getpid()}.partial")
-            shutil.copy(other.folder / POLICY, partial)
-            os.replace(partial, file)
+            with replaced(file) as partial:
+                shutil.copy(other.folder / POLICY, partial)
 
     def again(self, policy: ActorCritic) -> Study:
         """A second round in a folder of its own: the rollouts of a tuned policy beside the first ones."""
@@ -165,9 +164,8 @@ class Study:
 def arrays(file: Path, make: Callable[[], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
     """The arrays of a file, made and written first if it is not there."""
     if not file.exists():
-        partial = file.with_name(f".{file.stem}.{os.getpid()}.partial.npz")
-        np.savez(partial, **make())
-        os.replace(partial, file)
+        with replaced(file) as partial:
+            np.savez(partial, **make())
     with np.load(file, allow_pickle=False) as stored:
         return dict(stored)
 
@@ -181,9 +179,8 @@ def alone(folder: Path, stage: str = "stages") -> Iterator[None]:
 
 
 def write_json(file: Path, content: Any) -> None:
-    partial = file.with_name(f".{file.name}.{os.getpid()}.partial")
-    partial.write_text(json.dumps(content, indent=1))
-    os.replace(partial, file)
+    with replaced(file) as partial:
+        partial.write_text(json.dumps(content, indent=1))
 
 
 def limit_threads() -> None:
