@@ -54,12 +54,12 @@ class _Continued(ExperimentWriter):
         """Append the rows that were logged; with a new figure, write a file with all rows in place of the old one."""
         if not self.metrics:
             return
-        file = Path(self.metrics_file_path)
-        if self._record_new_keys() or not file.is_file():
-            self._write([*(_rows(file) or []), *self.metrics])
+        file, keys = Path(self.metrics_file_path), sorted({*self.metrics_keys, *set().union(*self.metrics)})
+        if keys != self.metrics_keys or not file.is_file():
+            write_text(file, _text(keys, [*(_rows(file) or []), *self.metrics], head=True))
         else:
-            append_lines(file, _text(self.metrics_keys, self.metrics))
-        self.metrics = []
+            append_lines(file, _text(keys, self.metrics))
+        self.metrics_keys, self.metrics = keys, []  # not before: they are written again after an error
 
     def _drop_later_rows(self, keys: set[str], step: int) -> None:
         """Keep rows of earlier steps, and rows of this step with other figures."""
@@ -72,21 +72,21 @@ class _Continued(ExperimentWriter):
         again = keys - {"epoch"}
         past = [row for row in rows if (at := int(row["step"])) < step or (at == step and not again & set(row))]
         self.metrics_keys = sorted(set().union(*past)) or ["step"]
-        self._write(past)
-
-    def _write(self, rows: Sequence[dict[str, Any]]) -> None:
-        write_text(Path(self.metrics_file_path), _text(self.metrics_keys, rows, head=True))
+        write_text(file, _text(self.metrics_keys, past, head=True))
 
 
 def _rows(file: Path) -> list[dict[str, Any]] | None:
-    """The rows that were written as a whole, without empty figures; None of a file that has no column of steps.
+    """The rows that were written as a whole, without empty figures; None of a file that is no table of steps.
 
     A kill or a full disk may have cut the last line, and a power failure leaves zeros.
     """
     if not file.is_file():
         return []
     text = file.read_bytes().decode(errors="replace").replace("\0", "").replace("\r", "")
-    head, *rows = list(csv.reader(text.split("\n")[:-1])) or [[]]
+    try:
+        head, *rows = list(csv.reader(text.split("\n")[:-1])) or [[]]
+    except csv.Error:
+        return None
     if "step" not in head and any(rows):
         return None
     found = (dict(zip(head, row, strict=True)) for row in rows if len(row) == len(head))

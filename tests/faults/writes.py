@@ -129,7 +129,7 @@ class Watch:
             if self.fault == "kill":
                 os.killpg(0, signal.SIGKILL)
             if number == self.at:
-                Path(self.before).write_bytes(pickle.dumps(contents(Path(self.folder))))
+                Path(self.before).write_bytes(pickle.dumps(contents(Path(self.folder), temporary=True)))
             resource.setrlimit(resource.RLIMIT_FSIZE, (0, resource.RLIM_INFINITY))
 
     def note(self, write: Write) -> None:
@@ -153,10 +153,10 @@ def _inodes(path: Any) -> list[int]:
     return [os.stat(os.path.join(at, name)).st_ino for at, _, names in os.walk(path) for name in names]
 
 
-def contents(folder: Path) -> dict[str, bytes]:
-    """Path within a folder → what a file holds, without those that are temporary."""
+def contents(folder: Path, temporary: bool = False) -> dict[str, bytes]:
+    """Path within a folder → what a file holds; of those that are temporary only if asked for."""
     files = {str(path.relative_to(folder)): path for path in sorted(folder.rglob("*")) if path.is_file()}
-    return {name: path.read_bytes() for name, path in files.items() if not TEMPORARY.fullmatch(name)}
+    return {name: path.read_bytes() for name, path in files.items() if temporary or not TEMPORARY.fullmatch(name)}
 
 
 def command(arguments: Sequence[str], **watched: Any) -> None:

@@ -138,8 +138,8 @@ class Job:
         return f"{number:05}"
 
     def identity(self) -> dict[str, Any]:
-        """What the shards depend on, as plain types."""
-        files = [[file.name, file.stat().st_size] for file in self.files]
+        """What the shards depend on, as plain types; what is in a file, the record of its shard has."""
+        files = [file.name for file in self.files]
         made = {"tokenizer": ids_digest(self.tokenizer), "column": self.column, "format": self.format}
         return {**made, "eos": self.tokenizer.eos, "files": digest(files), "shards": len(files)}
 

@@ -84,6 +84,7 @@ BAD: dict[str, bytes] = {
     "a_list.jsonl": b"[1, 2]\n",
     "column.jsonl": lines(TEXTS[:2], "content"),
     "number.jsonl": b'{"text": 5}\n',
+    "nested.jsonl": b'{"text": "x", "n": ' + b"[" * 100_000 + b"\n",
     "half.jsonl.gz": gzip.compress(lines(TEXTS))[:-20],
     "no.jsonl.gz": lines(TEXTS),
     "latin.txt": "grün".encode("latin-1"),
@@ -176,6 +177,71 @@ def test_a_killed_job_leaves_no_process_and_continues(tmp_path):
     assert subprocess.run(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL).returncode == 0
     index = json.loads((tmp_path / "out" / "index.json").read_text())
     assert len({entry["sha256"] for entry in index["shards"].values()}) == 1 and len(index["shards"]) == 40
+
+
+def test_one_command_at_a_time_writes_a_folder(texts, tmp_path):
+    jobs = [Job(sorted(texts.iterdir()), tmp_path / "out", Bytes()) for _ in range(2)]
+    with jobs[0].alone():
+        with pytest.raises(ConfigError) as refused, jobs[1].alone():
+            pass
+        assert refused.value.path == "OUT"
+        write_shard(jobs[0], 0)
+    with jobs[1].alone():
+        assert jobs[1].finished()
+
+
+def test_two_that_do_not_see_each_other_write_the_same(texts, tmp_path, monkeypatch):
+    """The second begins a shard amid the first one's, and is killed there."""
+    first, second = (Job(sorted(texts.iterdir()), tmp_path / "out", Bytes()) for _ in range(2))
+    first.begin()
+    read = readers.documents
+
+    def documents(path, column):
+        monkeypatch.setattr(readers, "documents", lambda path, column: iter(["half of it"]))
+        write_shard(second, 1)
+        (tmp_path / "out" / "00001.json").unlink()  # before its record
+        yield from read(path, column)
+
+    monkeypatch.setattr(readers, "documents", documents)
+    written = write_shard(first, 1)
+    assert hashlib.sha256((tmp_path / "out" / "00001.bin").read_bytes()).hexdigest() == written.sha256
+
+
+def test_a_text_that_has_changed_since_is_refused_and_one_that_was_copied_is_not(texts, tmp_path):
+    job = Job(sorted(texts.glob("?.jsonl")), tmp_path / "out", Bytes())
+    job.begin()
+    write_shard(job, 0)
+    file, old = job.files[0], job.files[0].read_bytes()
+    file.write_bytes(old.replace(b"document 1", b"DOCUMENT 1"))
+    with pytest.raises(ConfigError) as refused:
+        job.begin()
+    assert refused.value.path == "FILES" and refused.value.value == str(file)
+    file.write_bytes(old)
+    job.files[1].write_bytes(b"not yet a shard")
+    job.begin()
+    assert [*job.finished()] == [0]
+
+
+def test_a_shard_that_is_cut_or_gone_is_written_again(texts, tmp_path):
+    job = Job(sorted(texts.glob("?.jsonl")), tmp_path / "out", Bytes())
+    job.begin()
+    whole = [write_shard(job, number) for number in range(3)]
+    os.truncate(job.folder / "00001.bin", 10)
+    (job.folder / "00002.bin").unlink()
+    assert [*job.finished()] == [0]
+    assert [write_shard(job, number) for number in (1, 2)] == whole[1:]
+
+
+def test_half_of_a_surrogate_pair_is_written_as_a_replacement_and_counted(tmp_path):
+    file = tmp_path / "a.jsonl"
+    file.write_text('{"text": "a \\ud83d b"}\n{"text": "\\ude00"}\n{"text": "\\ud83d\\ude00"}\n')
+    job = Job([file], tmp_path / "out", Bytes())
+    job.begin()
+    written = write_shard(job, 0)
+    ids = np.fromfile(job.folder / "00000.bin", np.uint16).tolist()
+    texts = ["a \ufffd b", "\ufffd", "\U0001f600"]
+    assert ids == [token for text in texts for token in (*text.encode(), EOS)]
+    assert (written.repaired, written.bytes) == (2, sum(len(text.encode()) for text in texts))
 
 
 @pytest.mark.slow
