@@ -16,6 +16,7 @@ from blockwright.blocks.kernels.choice import Kernels
 from blockwright.registry import Composable
 
 Placement = Literal["column", "row", "expert", "replicate"]
+Kind = Literal["matrix", "filter", "table", "vector"]  # of weights; blocks/weights.py says what each is
 
 
 class Block(nn.Module, Composable):
@@ -28,6 +29,9 @@ class Block(nn.Module, Composable):
             batch
         independent: whether in evaluation a row's output depends on that row alone
         counted_as: the line of a cost card that its parameters belong to; None: that of the block around it
+        weight_kinds: own parameter of two dimensions and more → what kind of weight it is (blocks/weights.py), which
+            dimensions do not show. Whether it decays and whether an optimizer may orthogonalise it follow. Every module
+            with such a parameter declares it, except torch's own; those with ``bias`` in their names are vectors
         empty: whether it leaves its slot empty: its output is 0, and no gradient comes through it
         conformance_settings: parameter values for its conformance checks, small, and such that every parameter has an
             effect
@@ -42,6 +46,7 @@ class Block(nn.Module, Composable):
     causal: ClassVar[bool] = True
     independent: ClassVar[bool] = True
     counted_as: ClassVar[str | None] = None
+    weight_kinds: ClassVar[Mapping[str, Kind]] = {}
     empty: ClassVar[bool] = False
     conformance_settings: ClassVar[Mapping[str, Any]] = {}
     conformance_model: ClassVar[Mapping[str, Any]] = {}

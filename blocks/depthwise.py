@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from typing import NamedTuple
+from collections.abc import Iterable, Iterator, Mapping
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
+
+from blockwright.blocks.base import Kind
 
 
 class Stretch(NamedTuple):
@@ -63,6 +65,8 @@ class CausalConv(nn.Module):
         bias: whether b is learned
         dilation: tokens from one of those seen to the next
     """
+
+    weight_kinds: ClassVar[Mapping[str, Kind]] = {"weight": "filter"}
 
     def __init__(self, channels: int, taps: int, bias: bool = False, dilation: int = 1) -> None:
         super().__init__()

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
 
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
+from blockwright.blocks.base import Kind
 from blockwright.blocks.memory.table import Table
-
-Kind = Literal["matrix", "filter", "table", "vector"]
 
 
 @dataclass(frozen=True)
@@ -23,7 +21,8 @@ class Weight:
         parameter: the tensor
         kind: `matrix`, of a linear map or a stack of them `(E, a, b)`; `filter`, of a convolution;
             `table`, indexed by row, not multiplied (token embeddings, learned positions);
-            `vector`, everything else: norm weights, biases, scalars
+            `vector`, everything else: norm weights, biases, scalars, and what begins as the identity, of which decay
+            would take away what it passes on. A module says so in `weight_kinds`
         sparse: whether its gradient holds only the rows that a batch reads
     """
 
@@ -68,6 +67,8 @@ def _places(module: nn.Module) -> Iterator[tuple[str, nn.Module, nn.Parameter]]:
 
 def _kind(name: str, owner: nn.Module, parameter: nn.Parameter) -> Kind:
     *path, leaf = name.split(".")
+    if (declared := getattr(owner, "weight_kinds", {}).get(leaf)) is not None:
+        return declared
     # A position block has rows per position or per distance; only a Linear inside it is a map.
     if isinstance(owner, nn.Embedding | nn.EmbeddingBag) or ("position" in path and not isinstance(owner, nn.Linear)):
         return "table"

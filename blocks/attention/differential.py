@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from blockwright.blocks.attention.base import even_heads
 from blockwright.blocks.attention.remembered import Memory
 from blockwright.blocks.attention.scored import Scored
-from blockwright.blocks.base import Placement
+from blockwright.blocks.base import Kind, Placement
 from blockwright.blocks.forward_pass import Pass
 from blockwright.blocks.linear import Linear
 from blockwright.blocks.norm.base import Norm
@@ -36,6 +36,7 @@ class Differential(Scored):
         selector: chooses which keys a query sees; null for none
     """
 
+    weight_kinds: ClassVar[Mapping[str, Kind]] = {"factors": "vector"}
     residual_outputs: ClassVar[tuple[str, ...]] = ("output.weight",)
 
     def __init__(

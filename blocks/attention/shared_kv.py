@@ -12,7 +12,7 @@ from blockwright.blocks.attention.beside import Beside, windowed
 from blockwright.blocks.attention.notes import refuse_notes
 from blockwright.blocks.attention.remembered import Memory
 from blockwright.blocks.attention.scored import Scored
-from blockwright.blocks.base import Placement
+from blockwright.blocks.base import Kind, Placement
 from blockwright.blocks.cache.base import Cache
 from blockwright.blocks.compressor.base import Compressor
 from blockwright.blocks.compressor.cache import WindowedCache
@@ -59,6 +59,7 @@ class SharedKV(Scored):
         scores: replaces the plain softmax; null for none
     """
 
+    weight_kinds: ClassVar[Mapping[str, Kind]] = {"group": "matrix"}
     residual_outputs: ClassVar[tuple[str, ...]] = ("output.weight",)
     conformance_settings: ClassVar[Mapping[str, Any]] = {"window": 4, "n_heads": 4, "n_groups": 2}
 

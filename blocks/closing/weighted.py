@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import ClassVar
+
 import torch
 from torch import Tensor, nn
 
-from blockwright.blocks.base import Placement
+from blockwright.blocks.base import Kind, Placement
 from blockwright.blocks.closing.base import Closing
 from blockwright.blocks.precision import at_least_fp32, full_linear, unlowered
 from blockwright.registry import register
@@ -20,6 +23,8 @@ class Weighted(Closing):
     Args:
         eps: ε, added to the mean square and to the weights
     """
+
+    weight_kinds: ClassVar[Mapping[str, Kind]] = {"weight": "matrix"}
 
     def __init__(self, d_model: int, n_layers: int, layer_idx: int, n_streams: int, eps: Positive = 1e-6) -> None:
         super().__init__()

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from blockwright.blocks.base import Kind
 from blockwright.blocks.linear import Linear
 from blockwright.blocks.precision import at_least_fp32
 
@@ -50,6 +52,8 @@ class Pool(nn.Module):
         overlapping: whether the mean is over the window before as well
         apart: whether nothing that it reads follows its gradient
     """
+
+    weight_kinds: ClassVar[Mapping[str, Kind]] = {"place": "table"}
 
     def __init__(self, d_model: int, width: int, every: int, overlapping: bool, apart: bool = False) -> None:
         super().__init__()

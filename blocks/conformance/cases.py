@@ -55,6 +55,7 @@ CHECKS: dict[str, Callable[[Setting], None]] = {
     "flops": construction.flops,
     "compile": construction.compiling,
     "parallel plan": construction.parallel_plan,
+    "weight kinds": construction.weight_kinds,
     "width rules": widths.width_rules,
     "routing": routing.routing_contract,
     "balance": routing.balance_gradients,

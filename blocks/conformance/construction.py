@@ -14,7 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from blockwright.blocks.attention.scored import Scored
-from blockwright.blocks.base import Block, Placement
+from blockwright.blocks.base import Block, Kind, Placement
 from blockwright.blocks.compose import assemble, check, compose
 from blockwright.blocks.conformance.behaviour import BOUND, CACHED, states
 from blockwright.blocks.conformance.setting import MODEL, Setting, shown, tokens
@@ -216,6 +216,19 @@ def parallel_plan(setting: Setting) -> None:
     if setting.kind in ("attention", "ffn"):
         for block in setting.instances(compose(setting.model()).double().eval()).values():
             _halves_add_up(block)
+
+
+def weight_kinds(setting: Setting) -> None:
+    """Every own parameter of two dimensions and more, but a bias or one of torch's Linear and Embedding, is declared in
+    ``weight_kinds`` of its module: dimensions do not show whether it decays or may be orthogonalised."""
+    for block in setting.instances(compose(setting.model(), device="meta")).values():
+        for name, parameter in own_parameters(block):
+            path, _, leaf = name.rpartition(".")
+            owner = block.get_submodule(path)
+            if parameter.ndim > 1 and "bias" not in leaf and not isinstance(owner, nn.Linear | nn.Embedding):
+                kind = getattr(owner, "weight_kinds", {}).get(leaf)
+                what = f"{name} {tuple(parameter.shape)}" + ("" if kind is None else f" is {kind!r}")
+                must(kind in get_args(Kind), f"{what}: declare it in weight_kinds of {type(owner).__name__}")
 
 
 def _halves_add_up(block: Block) -> None:

@@ -1,13 +1,13 @@
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Annotated, ClassVar
 
 import torch
 from annotated_types import Ge, Le
 from torch import Tensor, nn
 
-from blockwright.blocks.base import Placement
+from blockwright.blocks.base import Kind, Placement
 from blockwright.blocks.convolution.base import Convolution
 from blockwright.blocks.depthwise import weighted
 from blockwright.registry import register
@@ -31,6 +31,7 @@ class Canon(Convolution):
         spread: the first weights are uniform in ±spread/√taps, 1 as torch's; 0 begins as the identity
     """
 
+    weight_kinds: ClassVar[Mapping[str, Kind]] = {"weight": "filter"}
     scales: ClassVar[bool] = True
 
     def __init__(self, dim: int, taps: Taps = 4, spread: NonNegative = 1.0) -> None:

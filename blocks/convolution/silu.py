@@ -1,12 +1,13 @@
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from blockwright.blocks.base import Placement
+from blockwright.blocks.base import Kind, Placement
 from blockwright.blocks.convolution.base import Convolution
 from blockwright.blocks.convolution.canon import Taps
 from blockwright.blocks.depthwise import weighted
@@ -23,6 +24,8 @@ class SiLU(Convolution):
     Args:
         taps: tokens seen, the current one included
     """
+
+    weight_kinds: ClassVar[Mapping[str, Kind]] = {"weight": "filter"}
 
     def __init__(self, dim: int, taps: Taps = 4) -> None:
         super().__init__(dim, taps - 1)

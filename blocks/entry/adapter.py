@@ -1,12 +1,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from blockwright.blocks.base import Placement
+from blockwright.blocks.base import Kind, Placement
 from blockwright.blocks.entry.base import Entry, Norm
 from blockwright.blocks.kernels.few_rows import linear
 from blockwright.registry import register
@@ -25,6 +26,7 @@ class Adapter(Entry):
         noise: σ in training; √0.4 in Huginn. 0: the loop starts from zeros
     """
 
+    weight_kinds: ClassVar[Mapping[str, Kind]] = {"weight": "matrix"}
     injects: ClassVar[bool] = True
 
     def __init__(self, d_model: int, noise: NonNegative = 0.0) -> None:

@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from blockwright.blocks.base import Placement
+from blockwright.blocks.base import Kind, Placement
 from blockwright.blocks.exit.base import Exit
 from blockwright.blocks.precision import at_least_fp32, full_linear
 from blockwright.registry import register
@@ -27,6 +27,7 @@ class Gate(Exit):
         threshold: of the probability to have left; null: every token makes all visits, as the released models do
     """
 
+    weight_kinds: ClassVar[Mapping[str, Kind]] = {"weight": "matrix"}
     conformance_settings: ClassVar[Mapping[str, Any]] = {"entropy": 0.5, "threshold": 0.8}
 
     def __init__(self, d_model: int, entropy: NonNegative = 0.05, threshold: Share | None = None) -> None:

@@ -1,11 +1,12 @@
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from blockwright.blocks.base import Placement
+from blockwright.blocks.base import Kind, Placement
 from blockwright.blocks.experts.base import Experts
 from blockwright.blocks.gating.base import Routing
 from blockwright.blocks.kernels.grouped_matmul import combine, dispatch, grouped_matmul, sort_by_expert
@@ -29,6 +30,7 @@ class ClampedSwiGLUExperts(Experts):
         alpha: sharpness of the gate; 1.702 makes it nearly a GELU
     """
 
+    weight_kinds: ClassVar[Mapping[str, Kind]] = {"gate_up": "matrix", "down": "matrix"}
     residual_outputs: ClassVar[tuple[str, ...]] = ("down",)
 
     def __init__(

@@ -1,12 +1,13 @@
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from blockwright.blocks.base import Placement
+from blockwright.blocks.base import Kind, Placement
 from blockwright.blocks.experts.base import Experts
 from blockwright.blocks.gating.base import Routing
 from blockwright.blocks.kernels.grouped_matmul import combine, dispatch, grouped_matmul, sort_by_expert
@@ -25,6 +26,7 @@ class ReLU2Experts(Experts):
         d_ff: F, hidden width of one expert
     """
 
+    weight_kinds: ClassVar[Mapping[str, Kind]] = {"up": "matrix", "down": "matrix"}
     residual_outputs: ClassVar[tuple[str, ...]] = ("down",)
 
     def __init__(self, d_model: int, n_experts: int, d_ff: Count) -> None:

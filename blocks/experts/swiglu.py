@@ -1,11 +1,12 @@
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from blockwright.blocks.base import Placement
+from blockwright.blocks.base import Kind, Placement
 from blockwright.blocks.experts.base import Experts
 from blockwright.blocks.gating.base import Routing
 from blockwright.blocks.kernels.experts import Choices
@@ -26,6 +27,7 @@ class SwiGLUExperts(Experts):
         d_ff: F, hidden width of one expert
     """
 
+    weight_kinds: ClassVar[Mapping[str, Kind]] = {"gate_up": "matrix", "down": "matrix"}
     residual_outputs: ClassVar[tuple[str, ...]] = ("down",)
 
     def __init__(self, d_model: int, n_experts: int, d_ff: Count) -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from blockwright.blocks.balance.base import Balance
-from blockwright.blocks.base import Block, Placement
+from blockwright.blocks.base import Block, Kind, Placement
 from blockwright.blocks.drawn import Drawn
 from blockwright.blocks.precision import KeepsDtype, full_linear
 from blockwright.registry import BlockError, family
@@ -119,6 +120,8 @@ class LinearGating(Gating):
 
     The router computes in fp32 whatever the model's precision.
     """
+
+    weight_kinds: ClassVar[Mapping[str, Kind]] = {"weight": "matrix"}
 
     def __init__(
         self, d_model: int, n_experts: int, top_k: int, balance: list[Balance] | None, bias: bool = False

@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import ClassVar
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from blockwright.blocks.base import Placement
+from blockwright.blocks.base import Kind, Placement
 from blockwright.blocks.gating.hash import Hash
 from blockwright.blocks.precision import full_linear
 from blockwright.registry import register
@@ -22,6 +25,8 @@ class HashSoftplus(Hash):
         top_k: k, experts per token
         scaling: factor on the weights
     """
+
+    weight_kinds: ClassVar[Mapping[str, Kind]] = {"weight": "matrix"}
 
     def __init__(
         self, d_model: int, n_experts: int, vocab_size: int, top_k: Count = 2, scaling: Positive = 1.0

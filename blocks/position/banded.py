@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from blockwright.blocks.base import Placement
+from blockwright.blocks.base import Kind, Placement
 from blockwright.blocks.drawn import Drawn, number
 from blockwright.blocks.kernels.scoring import Band, Bias, dense
 from blockwright.blocks.linear import Linear
@@ -32,6 +32,7 @@ class Banded(Around):
         inner: a further position, whose bias is added; null, as in Inkling, for none
     """
 
+    weight_kinds: ClassVar[Mapping[str, Kind]] = {"bank": "table"}
     conformance_settings: ClassVar[Mapping[str, Any]] = {"rank": 3, "extent": 5}
 
     def __init__(

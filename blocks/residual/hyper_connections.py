@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from blockwright.blocks.base import Placement
+from blockwright.blocks.base import Kind, Placement
 from blockwright.blocks.closing.base import Closing
 from blockwright.blocks.norm.base import Norm
 from blockwright.blocks.precision import at_least_fp32, unlowered
@@ -82,6 +82,9 @@ class Connection(nn.Module):
         n_streams: M
         norm: of each stream
     """
+
+    # The paper decays what depends on the token alone (section 4): A begins as the identity.
+    weight_kinds: ClassVar[Mapping[str, Kind]] = {"weight": "matrix", "static": "vector"}
 
     def __init__(self, d_model: int, n_streams: int, norm: Norm) -> None:
         super().__init__()

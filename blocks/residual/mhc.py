@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from blockwright.blocks.base import Placement
+from blockwright.blocks.base import Kind, Placement
 from blockwright.blocks.closing.base import Closing
 from blockwright.blocks.mixing.base import Mixing
 from blockwright.blocks.norm.base import Norm
@@ -90,6 +90,8 @@ class Connection(nn.Module):
         n_logits: L
         eps: ε
     """
+
+    weight_kinds: ClassVar[Mapping[str, Kind]] = {"weight": "matrix"}
 
     def __init__(self, d_model: int, n_streams: int, n_logits: int, eps: float) -> None:
         super().__init__()

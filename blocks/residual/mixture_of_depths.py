@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from blockwright.blocks.base import Placement
+from blockwright.blocks.base import Kind, Placement
 from blockwright.blocks.forward_pass import Losses
 from blockwright.blocks.norm.base import Norm
 from blockwright.blocks.precision import at_least_fp32, full_linear, unlowered
@@ -38,6 +38,7 @@ class MixtureOfDepths(Residual):
         predictor_loss: weight of the predictor's loss, a mean over tokens
     """
 
+    weight_kinds: ClassVar[Mapping[str, Kind]] = {"router": "matrix", "predictor": "matrix"}
     causal: ClassVar[bool] = False
     selects = True
     conformance_settings: ClassVar[Mapping[str, Any]] = {"capacity": 0.5}

@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import ClassVar
+
 import torch
 from torch import Tensor, nn
 
-from blockwright.blocks.base import Placement
+from blockwright.blocks.base import Kind, Placement
 from blockwright.blocks.norm.base import Norm
 from blockwright.blocks.precision import at_least_fp32, full_linear, unlowered
 from blockwright.blocks.residual.base import Mixer, Residual
@@ -23,6 +26,8 @@ class SigmoidSkip(Residual):
         attention_norm: norm before the attention
         ffn_norm: norm before the feed-forward block
     """
+
+    weight_kinds: ClassVar[Mapping[str, Kind]] = {"weight": "matrix"}
 
     def __init__(self, d_model: int, attention_norm: Norm, ffn_norm: Norm) -> None:
         super().__init__()

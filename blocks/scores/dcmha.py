@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from blockwright.blocks.base import Placement
+from blockwright.blocks.base import Kind, Placement
 from blockwright.blocks.kernels.attention import visible
 from blockwright.blocks.kernels.scoring import Scoring, dense
 from blockwright.blocks.linear import Linear
@@ -86,15 +86,18 @@ class DynamicallyComposed(Scores):
 class _Compositions(nn.Module):
     """p, w and g of tokens x [B,T,D], [B,T,2,2R+1,N]: before the softmax, and after it."""
 
+    weight_kinds: ClassVar[Mapping[str, Kind]] = {"read": "matrix", "written": "matrix"}
+
     def __init__(self, d_model: int, n_heads: int, rank: int, width: int) -> None:
         super().__init__()
         self.shape = 2 * rank + 1, n_heads
         self.hidden = Linear(d_model, 2 * width, bias=False)
-        self.read, self.written = (nn.Parameter(torch.empty(2, width, rank, n_heads)) for _ in range(2))
+        self.read, self.written = (nn.Parameter(torch.empty(2, rank * n_heads, width)) for _ in range(2))
         self.gate = Linear(d_model, 2 * n_heads, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         hidden = F.gelu(self.hidden(x)).unflatten(-1, (2, -1))
-        read, written = (torch.einsum("btck,ckrn->btcrn", hidden, to) for to in (self.read, self.written))
+        made = (torch.einsum("btck,cok->btco", hidden, to) for to in (self.read, self.written))
+        read, written = (numbers.unflatten(-1, (-1, self.shape[1])) for numbers in made)
         gate = self.gate(x).tanh().unflatten(-1, (2, 1, -1))
         return torch.cat((F.rms_norm(read, read.shape[-1:], eps=EPS), written, gate), -2)

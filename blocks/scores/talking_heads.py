@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import ClassVar
+
 import torch
 from torch import Tensor, nn
 
-from blockwright.blocks.base import Placement
+from blockwright.blocks.base import Kind, Placement
 from blockwright.blocks.kernels.attention import visible
 from blockwright.blocks.kernels.scoring import Scoring, dense
 from blockwright.blocks.scores.base import Scores
@@ -19,6 +22,8 @@ class TalkingHeads(Scores):
     No fused kernel computes it, so the scores of all T × S pairs are materialised.
     """
 
+    # They begin as the identity: decay would silence the heads.
+    weight_kinds: ClassVar[Mapping[str, Kind]] = {"of_scores": "vector", "of_weights": "vector"}
     per_head = False
 
     def __init__(self, n_heads: int) -> None:

@@ -261,10 +261,22 @@ class Keeping(Plain):
 class Idle(Plain):
     def __init__(self, d_model: int) -> None:
         super().__init__(d_model)
-        self.spare = nn.Parameter(torch.empty(3, 3))
+        self.spare = nn.Parameter(torch.empty(3))
 
     def parallel_plan(self) -> Any:
         return {**super().parallel_plan(), "spare": "replicate"}
+
+
+class Undeclared(Plain):
+    def __init__(self, d_model: int) -> None:
+        super().__init__(d_model)
+        self.taps = nn.Parameter(torch.empty(d_model, 1))
+
+    def forward(self, x: Tensor, given: Pass | None = None) -> tuple[Tensor, None]:
+        return self.project(x) * (1 + self.taps[:, 0]), None
+
+    def parallel_plan(self) -> Any:
+        return {**super().parallel_plan(), "taps": "replicate"}
 
 
 class RoundedAngles(Position):
@@ -416,6 +428,7 @@ BROKEN: list[tuple[str, type, str]] = [
     ("ffn", Branching, "compile"),
     ("ffn", Unplanned, "parallel plan"),
     ("ffn", Overplanned, "parallel plan"),
+    ("ffn", Undeclared, "weight kinds"),
     ("ffn", Summing, "width rules"),
     ("gating", Doubling, "routing"),
     ("balance", LearnedAlpha, "balance"),

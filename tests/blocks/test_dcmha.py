@@ -36,7 +36,7 @@ def compositions(parts: Any, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def parts_of(parts: Any) -> tuple[Tensor, Tensor]:
-    return parts.read, parts.written
+    return tuple(to.mT.unflatten(-1, (-1, N)) for to in (parts.read, parts.written))
 
 
 def matrix(block: Any, of_query: Tensor, of_key: Tensor, when: int) -> Tensor:

@@ -39,7 +39,8 @@ class ConstrainedOptimizer(CombinedOptimizer):
         loss = evaluated(closure)
         rates = {parameter: group["lr"] for group in self.param_groups for parameter in group["params"]}
         before = {p: local(p).clone() for p in self.held if p.grad is not None}
-        torch._foreach_zero_([local(p) for p in before])
+        if before:  # none in a step that is skipped
+            torch._foreach_zero_([local(p) for p in before])
         super().step()
         for parameter, weight in before.items():
             self._settle(parameter, weight, float(rates[parameter]))
@@ -51,4 +52,7 @@ class ConstrainedOptimizer(CombinedOptimizer):
         length = partial(norms, parameter=parameter, dims=self.constraint.dims)
         if "radius" not in state:
             state["radius"] = placed(length(weight).to(weight.dtype), parameter, self.constraint.dims)
-        update.copy_(self.constraint.moved(weight, update, rate, local(state["radius"]), length))
+        radius = local(state["radius"])
+        moved = self.constraint.moved(weight, update, rate, radius, length)
+        # A matrix that begins at 0, as B of an adapter, has no size to keep: it takes the optimizer's own step.
+        update.copy_(torch.where(radius > 0, moved, weight + update))

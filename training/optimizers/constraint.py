@@ -22,7 +22,8 @@ class Constraint(ABC):
     """Where the matrices that it holds may be. An optimizer gives a direction; the constraint makes the step.
 
     A recipe takes it as ``constraint``, and its settings are its constructor's, plain values. Each expert of a stack
-    (E, a, b) is a matrix of its own. Decay of a weight that is held is left out: the constraint sets its size.
+    (E, a, b) is a matrix of its own. Decay of a weight that is held is left out: the constraint sets its size. A matrix
+    that begins at 0, or a row where ``dims`` are those of rows, has no size to keep: it takes the optimizer's own step.
 
     Args:
         free: patterns of parameter names that are not held (training/patterns.py). The norm of the head's rows is the

@@ -22,7 +22,8 @@ class Hyperball(Constraint):
         θ ← R · N(θ − lr · R · N(u))
 
     The learning rate is then the angle of a step, about 0.002 to 0.02, for every shape and optimizer; nothing decays.
-    R is the norm at the run's first step, also where the run starts from trained weights.
+    R is the norm at the run's first step, also where the run starts from trained weights. Where R is 0, as of an
+    adapter's B, the optimizer's own step is made instead.
 
     Args:
         free: as of ``Constraint``. The paper holds the matrices of the network; embeddings, which are looked up, are

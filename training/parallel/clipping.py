@@ -49,6 +49,8 @@ def clip(parameters: Iterable[nn.Parameter], limit: float, algorithm: str = "nor
     """Clip gradients in place: their total norm to ``limit``, or each number to ±``limit``."""
     parameters = list(parameters)
     gradients = [_numbers(p) for p in parameters if p.grad is not None]
+    if not gradients:  # of a step that is skipped, on all ranks
+        return
     if algorithm == "value":
         torch._foreach_clamp_max_(gradients, limit)
         torch._foreach_clamp_min_(gradients, -limit)

@@ -14,6 +14,8 @@ class Smear(Convolution):
         gated_by: n, channels that the gate reads
     """
 
+    weight_kinds = {"gate": "matrix"}
+
     def __init__(self, dim: int, gated_by: int = 12) -> None:
         super().__init__(dim, past=1)
         self.gate, self.strength = nn.Parameter(torch.empty(1, min(gated_by, dim))), nn.Parameter(torch.empty(1))
