@@ -29,6 +29,9 @@ class Block(nn.Module, Composable):
             batch
         independent: whether in evaluation a row's output depends on that row alone
         counted_as: the line of a cost card that its parameters belong to; None: that of the block around it
+        decides: its method that chooses by scores, where the smallest change may choose otherwise; None: it has none.
+            Where activations are recomputed it is called in the forward pass alone, and what it returned is stored with
+            what its gradient needs: it should be given scores, not states
         weight_kinds: own parameter of two dimensions and more → what kind of weight it is (blocks/weights.py), which
             dimensions do not show. Whether it decays and whether an optimizer may orthogonalise it follow. Every module
             with such a parameter declares it, except torch's own; those with ``bias`` in their names are vectors
@@ -46,6 +49,7 @@ class Block(nn.Module, Composable):
     causal: ClassVar[bool] = True
     independent: ClassVar[bool] = True
     counted_as: ClassVar[str | None] = None
+    decides: ClassVar[str | None] = None
     weight_kinds: ClassVar[Mapping[str, Kind]] = {}
     empty: ClassVar[bool] = False
     conformance_settings: ClassVar[Mapping[str, Any]] = {}

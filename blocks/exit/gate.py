@@ -43,6 +43,8 @@ class Gate(Exit):
             leaves = flat.view(h.shape[:2]).sigmoid()
             found.append(left * leaves)
             left = left * (1 - leaves)
+        if not found:  # one visit was drawn: the gate's gradient is 0 and not missing, which DDP would wait for
+            left = left + 0 * (self.weight.sum() + self.bias.sum())
         return torch.stack([*found, left])
 
     def losses(self, probabilities: Tensor, real: Tensor | None) -> dict[str, Tensor]:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from blockwright.blocks.balance.base import Balance
 from blockwright.blocks.base import Block, Kind, Placement
 from blockwright.blocks.drawn import Drawn
-from blockwright.blocks.precision import KeepsDtype, full_linear
+from blockwright.blocks.precision import KeepsDtype, full_linear, unlowered
 from blockwright.registry import BlockError, family
 
 Masked = Literal["exclude", "zero"]
@@ -72,14 +72,15 @@ class Gating(KeepsDtype, Block):
     """Routes tokens.
 
     State that changes between steps is a buffer, changed by ``update`` once per optimizer step, never in ``forward``,
-    which activation checkpointing may run twice. Buffers keep their dtype when the model is cast: routing state in
-    bfloat16 would lose its small steps.
+    which runs twice where activations are recomputed; a choice is made once (``decides``). Buffers keep their dtype
+    when the model is cast: routing state in bfloat16 would lose its small steps.
 
     Class attributes:
         by_id: whether it routes by the tokens' ids, which all places of an input share
     """
 
     by_id: ClassVar[bool] = False
+    decides: ClassVar[str | None] = "forward"
     counted_as: ClassVar[str | None] = "router"
 
     def __init__(self, n_experts: int, top_k: int) -> None:
@@ -116,11 +117,12 @@ class Gating(KeepsDtype, Block):
 
 
 class LinearGating(Gating):
-    """Gates with a learned router: logits = W read(x) (+ b). Subclasses turn logits into ``choose``.
+    """Gates with a learned router: logits = W read(x) (+ b). Subclasses turn logits into choices by ``choose``.
 
     The router computes in fp32 whatever the model's precision.
     """
 
+    decides: ClassVar[str | None] = "route"  # of [T,E] logits: the states that the router reads are recomputed
     weight_kinds: ClassVar[Mapping[str, Kind]] = {"weight": "matrix"}
 
     def __init__(
@@ -161,10 +163,14 @@ class LinearGating(Gating):
         experts: Tensor | None = None,
         real: Tensor | None = None,
     ) -> Routing:
-        device = "cpu" if x.is_meta else x.device.type  # autocast does not know the meta device
-        with torch.autocast(device, enabled=False):
+        with unlowered(x):
             bias = None if self.logit_bias is None else self.logit_bias.float()
             logits = full_linear(self.read(x).flatten(0, -2).float(), self.weight.float(), bias)
+        return self.route(logits, x.shape[-2], experts, real)
+
+    def route(self, logits: Tensor, length: int, experts: Tensor | None, real: Tensor | None) -> Routing:
+        """The routing of router logits [T,E] of sequences of a length; the others as in ``forward``."""
+        with unlowered(logits):
             if experts is None:
                 among = {"real": real.flatten()} if self._chooses_among and real is not None else {}
                 experts, weights, probs = self.choose(logits, **among)
@@ -173,7 +179,7 @@ class LinearGating(Gating):
                 experts = torch.where(none, self.choose(logits)[0], experts)
                 experts, weights, probs = self.choose(logits, experts)
         routing = routed(experts, weights, probs, real, self.pairs(len(experts)))
-        return routing._replace(losses=self._losses(routing, logits, x.shape[-2], real))
+        return routing._replace(losses=self._losses(routing, logits, length, real))
 
     def _losses(self, routing: Routing, logits: Tensor, length: int, real: Tensor | None) -> dict[str, Tensor]:
         """The balance losses of sequences of a length, by name."""

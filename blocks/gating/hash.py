@@ -21,6 +21,7 @@ class Hash(Gating):
     """
 
     by_id = True
+    decides = None
     table: Tensor
 
     def __init__(self, n_experts: int, vocab_size: int, top_k: Count = 1) -> None:

@@ -40,6 +40,7 @@ class MixtureOfDepths(Residual):
 
     weight_kinds: ClassVar[Mapping[str, Kind]] = {"router": "matrix", "predictor": "matrix"}
     causal: ClassVar[bool] = False
+    decides: ClassVar[str | None] = "chosen"
     selects = True
     conformance_settings: ClassVar[Mapping[str, Any]] = {"capacity": 0.5}
 
@@ -61,7 +62,7 @@ class MixtureOfDepths(Residual):
     def forward(self, x: Tensor, attention: Mixer, ffn: Mixer) -> Tensor:
         y, r = attention(self.attention_norm(x)), self._scores(x, self.router).to(x.dtype)[..., None]
         if self.training:
-            places = self._chosen(x)
+            places = self.chosen(x)
             some, y, r = (_at(t, places) for t in (x, y, r))
             d = y + ffn(self.ffn_norm(some + y), places)
             return x.scatter(1, places[..., None].expand_as(some), some + r * d)
@@ -69,14 +70,14 @@ class MixtureOfDepths(Residual):
         return torch.where(self._scores(x, self.predictor)[..., None] > 0, x + r * d, x)
 
     def losses(self, x: Tensor, real: Tensor | None) -> Losses:
-        places = self._chosen(x)
+        places = self.chosen(x)
         logits = self._scores(x.detach(), self.predictor)
         chosen = torch.zeros_like(logits).scatter(1, places, 1.0)
         each = F.binary_cross_entropy_with_logits(logits, chosen, reduction="none")
         mean = each.mean() if real is None else (each * real).sum() / real.sum().clamp(min=1)
         return {"depth_predictor": self.predictor_loss * mean}
 
-    def _chosen(self, x: Tensor) -> Tensor:
+    def chosen(self, x: Tensor) -> Tensor:
         """[B,k], places of the chosen tokens in their rows, in order."""
         k = max(1, int(self.capacity * x.shape[1]))
         return self._scores(x, self.router).topk(k, 1).indices.sort(1).values
