@@ -2,40 +2,19 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Protocol
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from blockwright.blocks.base import Block
 from blockwright.blocks.drawn import Drawn
+from blockwright.blocks.over_ranks import OverRanks, sums_of, tokens_of
 from blockwright.registry import BlockError, family
 
 
-class Ranks(Protocol):
-    """Processes that compute some of the tokens each.
-
-    Attributes:
-        number: of them
-    """
-
-    number: int
-
-    def sum(self, value: Tensor) -> Tensor:
-        """Σ over them, without a gradient."""
-
-
-class Alone:
-    """The only process."""
-
-    number = 1
-
-    def sum(self, value: Tensor) -> Tensor:
-        return value
-
-
 @family("balance", context=("n_experts", "top_k"))
-class Balance(Block):
+class Balance(OverRanks, Block):
     """Returns weighted losses. Token counts carry no gradient, so it flows through the affinities only.
 
     A batch has padding, which is no token, and a rank may have some of the batch's sequences and some of a sequence's
@@ -44,15 +23,9 @@ class Balance(Block):
 
     Class attributes:
         splits: whether a sequence may be spread over ranks; else a training that does so is refused
-
-    Attributes:
-        batch_ranks: those with tokens of the batch; multi-rank training sets them
-        sequence_ranks: those of them with tokens of the same sequences
     """
 
     splits: ClassVar[bool] = False
-    batch_ranks: Ranks = Alone()
-    sequence_ranks: Ranks = Alone()
 
     def drawn(self) -> Drawn:
         return Drawn(lines=(), acts="training")
@@ -79,31 +52,11 @@ class Balance(Block):
             values: [B,T,n]
             real: [B,T], as in ``forward``
         """
-        n_tokens = _tokens(values, real)
+        n_tokens = tokens_of(values, real)
         counts, n_tokens = self.sequence_ranks.sum(torch.cat((counts, n_tokens), 1)).split((counts.shape[1], 1), 1)
-        means = _sums(values, real) * self.sequence_ranks.number / n_tokens.clamp(min=1)
+        means = sums_of(values, real) * self.sequence_ranks.number / n_tokens.clamp(min=1)
         each = (counts / n_tokens.clamp(min=1) * means).sum(-1)  # 0 for a sequence of padding
         return each.sum() / (n_tokens > 0).sum().clamp(min=1)
-
-    def over_batch(self, counts: Tensor, values: Tensor, real: Tensor | None) -> Tensor:
-        """Σ_i counts_i / tokens · (mean of values over the tokens)_i, of all sequences together.
-
-        Args:
-            counts: [n], of the tokens of all sequences
-            values: [B,T,n]
-            real: [B,T], as in ``forward``
-        """
-        own = _tokens(values, real)
-        rows = (self.sequence_ranks.sum(own) > 0).sum().to(own.dtype)  # ranks are averaged with these weights
-        sums = self.batch_ranks.sum(torch.cat((counts, own.sum()[None], rows[None])))
-        counts, n_tokens, all_rows = sums[:-2], sums[-2].clamp(min=1), sums[-1]
-        means = _sums(values, real).sum(0) * all_rows / (rows.clamp(min=1) * n_tokens)
-        return (counts / n_tokens * means).sum()
-
-    def mean(self, values: Tensor, real: Tensor | None) -> Tensor:
-        """The mean of values [B,T] over the tokens of all sequences."""
-        values = values[..., None]
-        return self.over_batch(_tokens(values, real).sum()[None], values, real)
 
 
 def choices(experts: Tensor, probs: Tensor) -> Tensor:
@@ -134,15 +87,3 @@ def check_devices(n_experts: int, n_devices: int) -> None:
     if n_devices < 1 or n_experts % n_devices:
         remedy = "Choose a divisor of the number of experts"
         raise BlockError("n_devices", n_devices, f"must divide n_experts ({n_experts})", remedy)
-
-
-def _tokens(values: Tensor, real: Tensor | None) -> Tensor:
-    """How many tokens each sequence has, [B,1] in the dtype of values [B,T,n]."""
-    if real is None:
-        return values.new_full((len(values), 1), values.shape[1])
-    return real.sum(1, keepdim=True).to(values.dtype)
-
-
-def _sums(values: Tensor, real: Tensor | None) -> Tensor:
-    """Sums of values [B,T,n] over the tokens of each sequence, [B,n]."""
-    return (values if real is None else values.masked_fill(~real[..., None], 0)).sum(1)

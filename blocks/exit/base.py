@@ -8,11 +8,12 @@ from typing import ClassVar
 from torch import Tensor
 
 from blockwright.blocks.base import Block
+from blockwright.blocks.over_ranks import OverRanks
 from blockwright.registry import family
 
 
 @family("exit", context=("visits",), in_layers=False)
-class Exit(Block):
+class Exit(OverRanks, Block):
     """Gives each visit a probability that the token leaves after it. Context: ``visits``, r.
 
     In training the loss is the expected one, Σ_t p_t nll_t, and what ``losses`` adds. In evaluation ``choose`` takes
@@ -27,7 +28,7 @@ class Exit(Block):
         raise NotImplementedError
 
     def losses(self, probabilities: Tensor, real: Tensor | None) -> dict[str, Tensor]:
-        """Name → further loss, a mean over tokens, already weighted.
+        """Name → further loss, a mean over tokens (``OverRanks.mean``), already weighted.
 
         Args:
             probabilities: [r,B,T]

@@ -49,8 +49,7 @@ class Gate(Exit):
 
     def losses(self, probabilities: Tensor, real: Tensor | None) -> dict[str, Tensor]:
         entropy = -(probabilities * probabilities.clamp(min=1e-20).log()).sum(0)
-        mean = entropy.mean() if real is None else (entropy * real).sum() / real.sum().clamp(min=1)
-        return {"exit_entropy": -self.entropy * mean}
+        return {"exit_entropy": -self.entropy * self.mean(entropy, real)}
 
     def choose(self, states: Sequence[Tensor], norm: Callable[[Tensor], Tensor]) -> Tensor:
         if self.threshold is None:

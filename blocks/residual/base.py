@@ -60,7 +60,7 @@ class Residual(Block):
         return x
 
     def losses(self, x: Tensor, real: Tensor | None) -> Losses:
-        """Name → further loss of the layer in training, a mean over tokens, already weighted.
+        """Name → further loss of the layer in training, a mean over tokens (``OverRanks.mean``), already weighted.
 
         Args:
             x: what ``forward`` reads

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from blockwright.blocks.base import Kind, Placement
 from blockwright.blocks.forward_pass import Losses
 from blockwright.blocks.norm.base import Norm
+from blockwright.blocks.over_ranks import OverRanks
 from blockwright.blocks.precision import at_least_fp32, full_linear, unlowered
 from blockwright.blocks.residual.base import Mixer, Residual
 from blockwright.registry import register
@@ -17,7 +18,7 @@ from blockwright.registry.ranges import NonNegative, Share
 
 
 @register("residual", "mixture_of_depths")
-class MixtureOfDepths(Residual):
+class MixtureOfDepths(OverRanks, Residual):
     """A router chooses the tokens that a layer changes; the others skip it.
 
     Raposo et al. 2024, arXiv 2404.02258: r = w·x, y = attention(norm₁(x)), d = y + ffn(norm₂(x + y));
@@ -74,8 +75,7 @@ class MixtureOfDepths(Residual):
         logits = self._scores(x.detach(), self.predictor)
         chosen = torch.zeros_like(logits).scatter(1, places, 1.0)
         each = F.binary_cross_entropy_with_logits(logits, chosen, reduction="none")
-        mean = each.mean() if real is None else (each * real).sum() / real.sum().clamp(min=1)
-        return {"depth_predictor": self.predictor_loss * mean}
+        return {"depth_predictor": self.predictor_loss * self.mean(each, real)}
 
     def chosen(self, x: Tensor) -> Tensor:
         """[B,k], places of the chosen tokens in their rows, in order."""

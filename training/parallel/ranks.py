@@ -7,7 +7,7 @@ from typing import Any
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from blockwright.blocks.balance.base import Balance
+from blockwright.blocks.over_ranks import OverRanks
 
 
 class DataRanks:
@@ -47,12 +47,12 @@ def data_ranks(trainer: Any) -> DataRanks:
 
 
 def balance_over(module: nn.Module, batch: DataRanks, sequence: DataRanks) -> None:
-    """Make balance losses count the tokens of all ranks.
+    """Make losses that are means over tokens count those of all ranks.
 
     Args:
         batch: ranks with different tokens
         sequence: those of them with tokens of the same sequences
     """
     for block in module.modules():
-        if isinstance(block, Balance):
+        if isinstance(block, OverRanks):
             block.batch_ranks, block.sequence_ranks = batch, sequence
