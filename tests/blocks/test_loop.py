@@ -336,3 +336,18 @@ def test_loop_that_cannot_be_is_refused_where_it_is_written(changes: dict[str, A
 def test_visits_that_cannot_be_are_refused(loop: dict[str, Any] | None, visits: int) -> None:
     with pytest.raises(BlockError, match="visits"):
         looped(loop).with_visits(visits)
+
+
+@pytest.mark.parametrize("leave", registry.names("exit"))
+@pytest.mark.parametrize("entry", registry.names("entry"))
+def test_every_weight_has_a_gradient_however_many_visits_are_drawn(entry: str, leave: str) -> None:
+    """DDP ends a training in which a weight has none in a step, as a gate that the only visit does not read."""
+    decoder = looped({**CYCLE, "last": -1, "entry": entry, "exit": leave}).train()
+    for visits in (1, 2, 3):
+        assert decoder.loop is not None and decoder.loop.exit is not None
+        decoder.loop.drawn_visits = visits
+        states, routings = decoder.exits(TOKENS)
+        probabilities = decoder.loop.exit.probabilities(states)
+        loss = sum(p.mean() * h.square().mean() for p, h in zip(probabilities, states, strict=True))
+        found = gradients(decoder, loss + sum(sum(r.losses.values()) for r in routings if r is not None))
+        assert {name for name, _ in decoder.named_parameters()} - found.keys() <= {"head.weight"}, visits

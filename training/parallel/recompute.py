@@ -7,7 +7,8 @@ what it computed. Tokens sent to experts are sent once more.
 What a block decides by its scores it decides once: which experts a token goes to, which tokens a layer takes. A second
 pass may round otherwise, and a near tie would then choose otherwise: gradients would be those of experts that the loss
 never saw. So a block's ``decides`` is called in the forward pass alone. What it returned is stored, with what its
-gradient needs: for a router a few numbers in fp32 for each token and expert, beside the D numbers of a layer's input.
+gradient needs: with one balance loss about 1.2 numbers in fp32 for each token and expert, 333 bytes a token of 64
+experts, beside the 4,096 of a layer's input of 2,048 channels in bf16. Products with the states are recomputed.
 
 Selectors of keys choose again: what they choose is as large as the scores, T × S.
 
