@@ -128,7 +128,7 @@ def test_predictor_learns_what_the_router_chooses() -> None:
         optimizer.zero_grad()
         residual.losses(x, None)["depth_predictor"].backward()
         optimizer.step()
-    chosen = torch.zeros(1, 61).scatter(1, residual._chosen(x), 1.0) > 0
+    chosen = torch.zeros(1, 61).scatter(1, residual.chosen(x), 1.0) > 0
     agree = ((residual._scores(x, residual.predictor) > 0) == chosen).double().mean()
     assert agree > 0.9
 
