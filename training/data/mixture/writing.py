@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import multiprocessing
 import os
+import re
 import signal
 from abc import ABC, abstractmethod
 from array import array
@@ -27,7 +28,16 @@ import numpy as np
 from blockwright.registry.errors import ConfigError
 from blockwright.registry.folder import read_json
 from blockwright.registry.reading import read
-from blockwright.training.claims import LOCK, claimed, forget, is_abandoned, new_owner, only_writer, remove_old_locks
+from blockwright.training.claims import (
+    LOCK,
+    OWNER,
+    claimed,
+    forget,
+    is_abandoned,
+    new_owner,
+    only_writer,
+    remove_old_locks,
+)
 from blockwright.training.data.fingerprint import digest, of_file
 from blockwright.training.data.mixture import readers
 from blockwright.training.data.mixture.agreement import ids_digest
@@ -186,7 +196,7 @@ class Job:
                 raise ConfigError("FILES", str(file), rule, "Put the old file back, or name a new folder")
         for path in self.folder.glob(f".*{PARTIAL}"):  # of commands that were killed
             owner = path.name.removesuffix(PARTIAL).rpartition(".")[2]
-            if is_abandoned(path, owner):
+            if not re.fullmatch(OWNER, owner) or is_abandoned(path, owner):  # or of a record, which one process writes
                 path.unlink(missing_ok=True)
                 forget(self.folder, owner)
         remove_old_locks(self.folder)
