@@ -51,7 +51,7 @@ class Work:
 def tiny_run(tmp_path: Path, corpus_file: Path) -> list[str]:
     """Overrides of a run of two steps with a validation after each: its figures come later than those of training."""
     return [
-        *("model.n_layers=1", "model.d_model=16", "model.max_positions=64", "data=text", "data.sequence_length=32"),
+        *("model.n_layers=1", "model.d_model=32", "model.max_positions=64", "data=text", "data.sequence_length=32"),
         *(f"data.corpus.files={corpus_file}", "data.batch_size=2", "data.eval_batch_size=8", "data.eval_windows=4"),
         *(f"paths.data_dir={tmp_path}/x/data", f"paths.log_dir={tmp_path}/x/logs", "trainer.max_steps=2"),
         *("trainer.val_check_interval=1", "trainer.log_every_n_steps=1", "callbacks.report.sample_tokens=4"),
