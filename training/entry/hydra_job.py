@@ -93,10 +93,10 @@ def _continuation(arguments: list[str], run: Run) -> str:
     return shlex.join([*folders, "blockwright", "train", *kept, *longer, f"ckpt_path={run.checkpoints / LAST}"])
 
 
-def _save_settings(settings: Any, name: str, folder: Path) -> None:
+def _save_settings(cfg: Any, filename: str, output_dir: Path) -> None:
     """As Hydra's, but atomic: a run that resumes writes .hydra/ again, and on a full disk the old files stay."""
-    folder.mkdir(parents=True, exist_ok=True)
-    write_text(folder / name, OmegaConf.to_yaml(settings))
+    output_dir.mkdir(parents=True, exist_ok=True)
+    write_text(output_dir / filename, OmegaConf.to_yaml(cfg))
 
 
 hydra.core.utils._save_config = (
