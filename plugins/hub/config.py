@@ -6,6 +6,7 @@ composition, ``write`` puts what the built decoder has into config.json.
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
@@ -21,26 +22,44 @@ PROVENANCE = "origin of the file, and marks of the tools that wrote it"
 STORAGE = "storage dtype, which the tensors carry themselves"
 TRAINING = "training only"
 GENERATION = "generation defaults, repeated in generation_config.json"
-OUTPUTS = "what transformers returns, not what the model computes"
+TOKENS = "ids of tokens"
+OUTPUTS = "what transformers returns and which kernel it takes, not what the model computes"
 
 _IDLE = {
     PROVENANCE: """architectures auto_map transformers_version _name_or_path _model_name_or_path name_or_path
-        _commit_hash tokenizer_class unsloth_fixed unsloth_version finetuning_task is_llama_config rope_interleaved""",
-    STORAGE: "torch_dtype dtype",
-    TRAINING: """initializer_range attention_dropout resid_pdrop embd_pdrop attn_pdrop pretraining_tp
-        output_router_logits router_aux_loss_coef router_jitter_noise aux_loss_alpha seq_aux ep_size""",
-    GENERATION: """bos_token_id eos_token_id pad_token_id sep_token_id decoder_start_token_id bos_token eos_token
-        use_cache cache_implementation max_length min_length max_new_tokens do_sample early_stopping num_beams
-        num_beam_groups num_return_sequences temperature top_k top_p min_p typical_p repetition_penalty length_penalty
-        diversity_penalty no_repeat_ngram_size encoder_no_repeat_ngram_size prefix bad_words_ids suppress_tokens
-        begin_suppress_tokens forced_bos_token_id forced_eos_token_id remove_invalid_values
-        exponential_decay_length_penalty task_specific_params""",
-    OUTPUTS: """output_attentions output_hidden_states output_scores return_dict return_dict_in_generate problem_type
-        id2label label2id torchscript chunk_size_feed_forward is_encoder_decoder is_decoder _attn_implementation
-        _attn_implementation_autoset""",
+        _commit_hash tokenizer_class unsloth_fixed unsloth_version finetuning_task is_llama_config rope_interleaved
+        transformers.js_config""",
+    STORAGE: "torch_dtype dtype use_bfloat16",
+    TRAINING: """initializer_range attention_dropout hidden_dropout resid_pdrop embd_pdrop attn_pdrop pretraining_tp
+        output_router_logits router_aux_loss_coef router_jitter_noise aux_loss_alpha seq_aux ep_size
+        gradient_checkpointing tf_legacy_loss""",
+    GENERATION: """bos_token eos_token unk_token sep_token pad_token cls_token mask_token
+        use_cache cache_implementation cache_config max_cache_len max_length min_length max_new_tokens min_new_tokens
+        max_time stop_strings do_sample early_stopping num_beams num_beam_groups num_return_sequences temperature top_k
+        top_p top_h min_p typical_p epsilon_cutoff eta_cutoff repetition_penalty encoder_repetition_penalty
+        length_penalty diversity_penalty no_repeat_ngram_size encoder_no_repeat_ngram_size prefix bad_words_ids
+        force_words_ids constraints suppress_tokens begin_suppress_tokens sequence_bias remove_invalid_values
+        renormalize_logits token_healing guidance_scale watermarking_config exponential_decay_length_penalty
+        penalty_alpha dola_layers low_memory task_specific_params is_assistant num_assistant_tokens
+        num_assistant_tokens_schedule assistant_confidence_threshold assistant_lookbehind assistant_early_exit
+        assistant_ensemble_weight target_lookbehind speculation_type prompt_lookup_num_tokens max_matching_ngram_size
+        use_mtp prefill_chunk_size compile_config disable_compile continuous_batching_config _from_model_config""",
+    OUTPUTS: """output_attentions output_hidden_states output_scores output_logits output_past return_dict
+        return_dict_in_generate tie_last_hidden_states problem_type id2label label2id num_labels _num_labels torchscript
+        chunk_size_feed_forward is_encoder_decoder is_decoder attn_implementation _attn_implementation
+        _attn_implementation_autoset _flash_attn_2_enabled experts_implementation _experts_implementation""",
 }
-# Keys that change no logit of any family, and why. Any other key is translated, refused, or ignored on request.
 IDLE = {key: reason for reason, keys in _IDLE.items() for key in keys.split()}
+
+
+def idle(key: str) -> str | None:
+    """Why a key changes no logit of any family; None for one that is translated, refused, or ignored on request.
+
+    These are the keys that transformers writes for every model, whatever its family, and has written in the past.
+    """
+    return TOKENS if re.fullmatch(r"\w+_token_ids?", key) else IDLE.get(key)
+
+
 # Settings of transformers' base class that no family has; each passes at the value by which it is absent.
 ABSENT: dict[str, Any] = {
     "add_cross_attention": False,
@@ -101,12 +120,12 @@ class Config:
                 rule = f"{family} reads this setting: without it the model would compute something else"
                 raise ConfigError("--ignore", name, rule, f"Leave out --ignore {name}")
             if name not in self.values:
-                unread = [key for key in self.values if key not in self.taken | IDLE.keys()]
+                unread = [key for key in self.values if key not in self.taken and not idle(key)]
                 remedy = did_you_mean(name, unread, "Leave it out: this family reads every key of it")
                 raise ConfigError("--ignore", name, "config.json has no such key", remedy)
         for name, value in self.values.items():
             absent = value is None or (name in ABSENT and value == ABSENT[name])
-            if name not in self.taken | IDLE.keys() | self.ignored and not absent:
+            if name not in self.taken | self.ignored and not (absent or idle(name)):
                 rule = f"{family} does not read this setting, so its effect would be lost"
                 raise refusal(name, value, rule, f"If you know that it changes no logit, add --ignore {name}")
 

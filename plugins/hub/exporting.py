@@ -15,7 +15,7 @@ from blockwright.blocks.checkpoint.shards import Outgoing, write_shards
 from blockwright.blocks.checkpoint.source import Source, open_source
 from blockwright.blocks.compose import compose
 from blockwright.blocks.decoder import Decoder
-from blockwright.plugins.hub.config import GENERATION, IDLE, TRAINING
+from blockwright.plugins.hub.config import GENERATION, TOKENS, TRAINING, idle
 from blockwright.plugins.hub.families.catalogue import FAMILIES, WRITTEN
 from blockwright.plugins.hub.family import Family, UnlikeError
 from blockwright.plugins.hub.names import Link, links
@@ -26,8 +26,6 @@ from blockwright.training.data.tokenizers import files as tokenizer
 from blockwright.training.data.tokenizers.files import write_all
 
 IDS = ("bos_token_id", "eos_token_id", "pad_token_id")  # null where there is none: absent, it may be the class's own
-# Keys of the original config.json without effect on the composition, kept for other programs.
-KEPT = {key for key, reason in IDLE.items() if reason in (TRAINING, GENERATION)} - {*IDS, "initializer_range"}
 
 
 def export_folder(
@@ -123,9 +121,10 @@ def _published_dtype(origin: Mapping[str, Any]) -> torch.dtype:
 
 
 def _kept(came_from: Mapping[str, Any], family: Family) -> dict[str, Any]:
-    """Keys without effect from the original config.json, if the model still belongs to that family."""
+    """Keys without effect from the original config.json, for other programs, if the model still is of that family."""
     config = came_from.get("config", {}) if came_from.get("model_type") == family.model_type else {}
-    return {key: value for key, value in config.items() if key in KEPT}
+    kept = {key: value for key, value in config.items() if idle(key) in (TRAINING, GENERATION, TOKENS)}
+    return {key: value for key, value in kept.items() if key not in (*IDS, "initializer_range")}
 
 
 def recognise(

@@ -21,7 +21,7 @@ from blockwright.blocks.checkpoint.shards import Shards, ready, write_shards
 from blockwright.blocks.compose import compose
 from blockwright.blocks.decoder import Decoder
 from blockwright.blocks.model_config import read
-from blockwright.plugins.hub.config import IDLE, refusal
+from blockwright.plugins.hub.config import idle, refusal
 from blockwright.plugins.hub.families.catalogue import FAMILIES
 from blockwright.plugins.hub.family import Family
 from blockwright.plugins.hub.names import Link, Row, links
@@ -112,8 +112,8 @@ def read_folder(
     found = _pair(family, shards, decoder)
     kept = {name for name, _ in decoder.named_buffers()}  # gate biases, never rounded
     dtypes = _dtypes(found, shards, ours, dtype, kept)
-    idle, skipped = {key: IDLE[key] for key in values if key in IDLE}, {key: values[key] for key in ignored}
-    came_from = {"model_type": family.model_type, "config": values, "idle": idle, "ignored": skipped}
+    reasons, skipped = {key: why for key in values if (why := idle(key))}, {key: values[key] for key in ignored}
+    came_from = {"model_type": family.model_type, "config": values, "idle": reasons, "ignored": skipped}
     came_from = origin.check({**came_from, "licences": licences}, str(source))
     return Found(family.model_type, model, came_from, lambda: fill(found, shards, ours, dtypes))
 

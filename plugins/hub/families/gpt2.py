@@ -44,7 +44,7 @@ GPT2 = Family(
         Fixed("reorder_and_upcast_attn", False, also=(True,)),  # the same numbers in another precision
         Fixed("add_cross_attention", False),
         *(Unused(f"summary_{x}") for x in ("activation", "first_dropout", "proj_to_labels", "type", "use_proj")),
-        Unused("n_ctx"),
+        *(Unused(x) for x in ("n_ctx", "n_special", "predict_special_tokens")),
     ),
     names=(
         Row("embedding.weight", "transformer.wte.weight"),

@@ -162,6 +162,7 @@ KIMI_LINEAR = Family(
         *GATE,
         Fixed("mla_use_nope", True),
         Fixed("moe_layer_freq", 1),
+        Fixed("num_nextn_predict_layers", 0, written=False),
         *(Unused(key) for key in ("rope_theta", "rope_scaling", "rope_parameters")),  # nothing turns
     ),
     names=(*FRAME, *PRENORM, *FFN, *beside("!" + DELTA, LATENT), *beside(DELTA, KDA)),

@@ -61,6 +61,7 @@ MINIMAX_M2 = Family(
         Fixed("use_qk_norm", True, written=False),
         Fixed("qk_norm_type", "per_layer", written=False),
         Fixed("use_routing_bias", True, written=False),
+        Fixed("shared_intermediate_size", 0, written=False),
         *(Unused(f"layernorm_{part}_beta") for part in ("full_attention", "linear_attention", "mlp")),
         *(Unused(key) for key in ("attn_type_list", "mlp_intermediate_size", "shared_moe_mode")),
         *(Unused(key) for key in ("use_mtp", "num_mtp_modules", "mtp_transformer_layers")),

@@ -50,6 +50,7 @@ QWEN3_NEXT = Family(
         *(*MIXERS, rope("half_split", fraction=0.25), *MOE, RENORMALISE),
         Fixed("decoder_sparse_step", 1),
         Fixed("mlp_only_layers", []),
+        Fixed("use_sliding_window", False, written=False),
         Unused("intermediate_size"),
     ),
     names=(*NAMES, *ROUTER, *EXPERTS, *SHARED),
