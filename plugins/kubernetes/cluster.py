@@ -10,7 +10,7 @@ import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from blockwright.registry import ConfigError
@@ -26,7 +26,7 @@ TRANSIENT = re.compile(
 KLOG = re.compile(r"^[EWIF]\d{4} \d\d:\d\d:\d\d.*$", re.MULTILINE)  # what kubectl's library logs beside its answer
 UNKNOWN_KIND = r"no matches for kind|doesn't have a resource type"  # also where the server could not be asked
 UNSET = re.compile(r"localhost:8080|no configuration has been provided|current-context is not set", re.IGNORECASE)
-QUOTA, CERTIFICATE = "exceeded quota", "x509|certificate"
+QUOTA, CERTIFICATE, ROLES = "exceeded quota", "x509|certificate", "forbidden"
 LOGIN = r"unauthorized|must be logged in|provide credentials|token (has|is) expired|refresh token|getting credentials"
 REFUSALS: Sequence[tuple[str, str, str, str]] = (  # pattern, option, rule, remedy; the first one counts
     (UNSET.pattern, "context", "kubectl knows no cluster", "Get a kubeconfig: kubectl config get-contexts"),
@@ -38,7 +38,7 @@ REFUSALS: Sequence[tuple[str, str, str, str]] = (  # pattern, option, rule, reme
     (r"violates? PodSecurity", "namespace", "its pod security level forbids these pods", "Leave capabilities out"),
     (UNKNOWN_KIND, "kind", "the cluster lacks its definition", "See kind=job"),
     (r"immutable|conflict", "", "exists with other options", "Delete the job, or name another hydra.sweep.dir"),
-    (r"forbidden", "namespace", "you may not do this", "Ask for the role of deploy/kubernetes/role.yaml"),
+    (ROLES, "namespace", "you may not do this", "Ask for the role of deploy/kubernetes/role.yaml"),
     (r"unknown field|unmarshal|is invalid|quantities must", "", "the server refuses the manifest", "See render=FOLDER"),
 )
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -61,6 +61,11 @@ def last_line(error: str) -> str:
     return (KLOG.sub("", error).strip() or error).splitlines()[-1]
 
 
+def _says_no(arguments: Sequence[str], done: subprocess.CompletedProcess[str]) -> bool:
+    """Whether ``kubectl auth can-i`` has answered no, for which it ends with 1."""
+    return arguments[0] == "auth" and done.stdout.startswith("no")
+
+
 class NotFound(Exception):  # noqa: N818 - an answer
     """What was asked for is not in the cluster, or may not be looked at."""
 
@@ -73,6 +78,13 @@ class NoRoom(ConfigError):  # noqa: N818 - a state
     """A quota of the namespace is used up."""
 
 
+class Forbidden(ConfigError):  # noqa: N818 - a state
+    """The user may not do this, or the server has not read its roles yet."""
+
+
+STATES: Mapping[str, type[ConfigError]] = {QUOTA: NoRoom, ROLES: Forbidden}
+
+
 @dataclass
 class Cluster:
     """A namespace of a cluster.
@@ -83,6 +95,7 @@ class Cluster:
         run: like ``subprocess.run``
         say: prints a line
         waits: seconds before each further try of a call that was not answered; None for ``WAITS_S``
+        said: what was said to be unchecked, once
     """
 
     context: str | None = None
@@ -90,9 +103,13 @@ class Cluster:
     run: Run = subprocess.run
     say: Callable[[str], object] = print
     waits: Sequence[float] | None = None
+    said: set[str] = field(default_factory=set)
 
     def call(self, *arguments: str, given: Any = None, timeout: float | None = TIMEOUT_S) -> tuple[str, str]:
         """Call kubectl, again after errors that pass.
+
+        A server that starts denies everything until it has read its roles. What it denies is therefore asked again once
+        it says that it is ready.
 
         Args:
             arguments: of kubectl
@@ -104,23 +121,39 @@ class Cluster:
 
         Raises:
             NotFound: there is no such object
-            ConfigError: the cluster refuses; ``NoRoom`` for a quota, ``Unreachable`` if it does not answer
+            ConfigError: the cluster refuses; ``NoRoom`` for a quota, ``Forbidden`` for a missing right,
+                ``Unreachable`` if it does not answer
         """
-        command, text = self.command(*arguments), None if given is None else json.dumps(given)
+        text = None if given is None else json.dumps(given)
         for wait in (*(WAITS_S if self.waits is None else self.waits), None):
-            error = ""
-            try:
-                done = self._kubectl(command, input=text, capture_output=True, text=True, timeout=timeout)
-                if done.returncode == 0 or (arguments[0] == "auth" and done.stdout.startswith("no")):
-                    return done.stdout, done.stderr
-                error = done.stderr.strip()
-            except subprocess.TimeoutExpired:
-                error = f"timed out after {timeout} s"
-            if not passes(error) or wait is None:
+            done, starting = self._asked(arguments, text, timeout), False
+            if wait is not None and self._denied(arguments, done):
+                starting = self._asked(("get", "--raw", "/readyz"), None, TIMEOUT_S).stdout.strip() != "ok"
+                done = done if starting else self._asked(arguments, text, timeout)
+            error = done.stderr.strip()
+            if not starting and (done.returncode == 0 or _says_no(arguments, done)):
+                return done.stdout, done.stderr
+            if wait is None or not (starting or passes(error)):
                 break
-            self.say(f"the cluster does not answer ({last_line(error)[:80]}); trying again in {wait} s")
+            why = "it denies what is asked and is not ready" if starting else last_line(error)[:80]
+            self.say(f"the cluster does not answer ({why}); trying again in {wait} s")
             time.sleep(wait)
         raise self._refusal(arguments, error)
+
+    def _asked(
+        self, arguments: Sequence[str], text: str | None, timeout: float | None
+    ) -> subprocess.CompletedProcess[str]:
+        command = self.command(*arguments)
+        try:
+            return self._kubectl(command, input=text, capture_output=True, text=True, timeout=timeout)
+        except subprocess.TimeoutExpired:
+            return subprocess.CompletedProcess(command, 1, "", f"timed out after {timeout} s")
+
+    def _denied(self, arguments: Sequence[str], done: subprocess.CompletedProcess[str]) -> bool:
+        refused = done.returncode != 0 and not _says_no(arguments, done)
+        return _says_no(arguments, done) or (
+            refused and isinstance(self._refusal(arguments, done.stderr.strip()), Forbidden)
+        )
 
     def follow(self, *arguments: str) -> int:
         """Call kubectl, which writes where this process writes; its exit code.
@@ -147,6 +180,8 @@ class Cluster:
             rule = f"the cluster does not answer ({last_line(error)[:200]})"
             return Unreachable("hydra.launcher.context", self.context, rule, "Try: kubectl get --raw /readyz")
         error = KLOG.sub("", error).strip()
+        others = [line for line in error.splitlines() if QUOTA not in line and not line.startswith("Warning:")]
+        error = "\n".join(others).strip() or error  # of several objects: a quota is what may pass
         if re.search(r"\(NotFound\)", error) and "namespaces" not in error:
             return NotFound(error)
         short = " ".join(error.removeprefix("Error from server").split())[:300]
@@ -154,7 +189,7 @@ class Cluster:
             if re.search(pattern, error, re.IGNORECASE):
                 value = getattr(self, option) if option in ("context", "namespace") else " ".join(arguments[:2])
                 path = f"hydra.launcher.{option}" if option else "hydra.launcher"
-                return (NoRoom if pattern == QUOTA else ConfigError)(path, value, f"{rule} ({short})", remedy)
+                return STATES.get(pattern, ConfigError)(path, value, f"{rule} ({short})", remedy)
         rule = f"the cluster refused or did not answer ({short})"
         return ConfigError("hydra.launcher", f"kubectl {arguments[0]}", rule, "Try it by hand, and see render=FOLDER")
 
@@ -195,10 +230,11 @@ class Cluster:
         """
         try:
             return self.get(kind, name)
-        except ConfigError as error:
-            if "forbidden" not in error.rule.lower():
-                raise
-            self.say(f"{kind.partition('.')[0]} {name} is not checked: you may not read it")
+        except Forbidden:
+            unread = f"{kind.partition('.')[0]} {name} is not checked: you may not read it"
+            if unread not in self.said:
+                self.said.add(unread)
+                self.say(unread)
             return None
 
     def has(self, group: str) -> bool:
@@ -241,6 +277,6 @@ class Cluster:
         self.create([{**m, "metadata": {**m["metadata"], "ownerReferences": [reference]}} for m in manifests])
 
     def delete(self, kind: str, names: Sequence[str]) -> None:
-        """Delete objects, and wait until their pods have saved and ended."""
+        """Begin to delete objects: they are gone when their pods have saved and ended."""
         if names:
-            self.call("delete", kind, *names, "--cascade=foreground", "--wait=true", "--ignore-not-found", timeout=None)
+            self.call("delete", kind, *names, "--cascade=foreground", "--wait=false", "--ignore-not-found")

@@ -16,7 +16,7 @@ from typing import Any
 
 from blockwright.lab.sweep.job import LOG
 from blockwright.plugins.kubernetes import watch
-from blockwright.plugins.kubernetes.cluster import Cluster, NoRoom, Unreachable
+from blockwright.plugins.kubernetes.cluster import Cluster, NoRoom, NotFound, Unreachable
 from blockwright.plugins.kubernetes.options import GROUP, Options
 from blockwright.plugins.kubernetes.preflight import RESOURCES
 from blockwright.plugins.kubernetes.render import Manifest
@@ -25,7 +25,9 @@ from blockwright.training.jobs import STOP
 from blockwright.training.result import Result, record_failure
 
 TICK_S, LONGEST_S = 1.0, 8.0  # between two looks: at first, and while nothing changes
+REFUSED_S = 60  # that refusals may last: a server that comes back denies what it will allow
 UNSEEN_S = 5  # without a pod, after which a job's events are asked for
+RETRY_S = 30  # between two tries to read a log, at most
 SLOW_S = 20  # that a pod may be Pending without a reason, after which its events are asked for
 STORAGE = ("FailedMount", "FailedAttachVolume", "FailedCreatePodSandBox")  # events of pods that wait for their node
 
@@ -52,6 +54,8 @@ class Jobs:
     _told: dict[str, str] = field(default_factory=dict)
     _stuck: dict[int, float] = field(default_factory=dict)
     _seen: dict[int, float] = field(default_factory=dict)
+    _last: dict[int, float] = field(default_factory=dict)
+    _again: set[int] = field(default_factory=set)
     _quiet_s: float = 0.0
     _following: set[str] = field(default_factory=set)
 
@@ -118,17 +122,30 @@ class Jobs:
             options: ``parallel`` at a time; given up after ``start_deadline_s``
             ended: called when one has
             signals: received by this process, appended to while this runs
+
+        Raises:
+            ConfigError: the cluster has refused for ``REFUSED_S``
         """
         open_jobs = {n for n in made if not Result.read(self.folder / str(n)).ended}
         for number in made.keys() - open_jobs:
             ended(number)
+        refused_since = None
         patient, self.cluster = self.cluster, replace(self.cluster, waits=())  # waits between looks, not within calls
         try:
             while open_jobs and not signals and not (self.folder / STOP).exists():
                 try:
                     self._round(made, open_jobs, options, ended)
+                    refused_since = None
                 except Unreachable as away:
+                    refused_since = None
                     self._tell("cluster", f"{away.rule}; jobs continue, and this waits for it")
+                except NotFound as gone:  # since the look: the next one says what to do
+                    self._tell("cluster", watch.shortened(str(gone)))
+                except ConfigError as refusal:
+                    refused_since = refused_since or time.monotonic()
+                    if time.monotonic() - refused_since >= REFUSED_S:
+                        raise
+                    self._tell("cluster", f"{refusal.rule}; jobs continue, and this asks again for {REFUSED_S} s")
                 if open_jobs:
                     self._wait(signals)
         finally:
@@ -143,16 +160,17 @@ class Jobs:
     ) -> None:
         """Look once: read what has ended, say what has changed, and create what there is room for."""
         found, pods = self.look()
-        self._told.pop("cluster", None)
         for number in sorted(open_jobs & found.keys()):
+            self._last[number] = time.time()
             if self._read(number, found[number], pods.get(number, [])):
                 continue
             if number not in self._seen:
                 self.cluster.own(found[number], made[number][1:])  # its creator may have been killed in between
             self._watch(number, found[number], pods.get(number, []), options)
         for number in sorted(self._seen.keys() & (open_jobs - found.keys())):
-            if not Result.read(self.folder / str(number)).ended:
-                record_failure(self.folder / str(number), "deleted from the cluster by another user")
+            if not Result.read(self.folder / str(number)).ended and not self._expired(number, options):
+                expired = "" if options.ttl_s is None else f", or {options.ttl_s} s (ttl_s) after its end"
+                record_failure(self.folder / str(number), f"deleted from the cluster by another user{expired}")
         for number in sorted(n for n in open_jobs if Result.read(self.folder / str(n)).ended):
             open_jobs.remove(number)
             ended(number)
@@ -160,7 +178,17 @@ class Jobs:
         for number in sorted(open_jobs - found.keys())[: max(0, room)]:
             if not self._create(number, made[number], options):
                 break
+        self._told.pop("cluster", None)
         self.show([self._row(n, found[n], pods.get(n, [])) for n in sorted(open_jobs & found.keys())])
+
+    def _expired(self, number: int, options: Options) -> bool:
+        """Whether a job that is gone may have ended unseen for ``ttl_s``. Made again, its pod finds its results."""
+        if options.ttl_s is None or number in self._again or time.time() - self._last[number] < options.ttl_s:
+            return False
+        self._again.add(number)
+        del self._seen[number]
+        self.cluster.say(f"job {number}: has gone unseen, as ttl_s={options.ttl_s} allows; it is made again to report")
+        return True
 
     def _create(self, number: int, objects: Sequence[Manifest], options: Options) -> bool:
         """Create a job and what it owns; false while a quota leaves no room for it."""
@@ -175,7 +203,8 @@ class Jobs:
         self.cluster.own(objects[0], objects[1:])
         self._stuck.pop(number, None)
         self.cluster.say(f"job {number}: {name} is created")
-        self._seen[number], self._quiet_s = now, 0.0
+        self._seen[number] = self._last[number] = now
+        self._quiet_s = 0.0
         return True
 
     def _row(self, number: int, one: Manifest, pods: Sequence[Manifest]) -> tuple[int, str, float]:
@@ -247,6 +276,8 @@ class Jobs:
     def stop(self, numbers: Collection[int] | None = None) -> tuple[list[int], list[int]]:
         """Read the jobs that have ended, and delete the others, whose pods save first.
 
+        Waits until they are gone, and says what it waits for. Pods of a node that does not answer are left.
+
         Args:
             numbers: of jobs to delete even if they have ended; None for those that have not
 
@@ -260,7 +291,25 @@ class Jobs:
         chosen = [n for n, one in made.items() if (watch.ending(one) is None if numbers is None else n in numbers)]
         self.cluster.delete(RESOURCES[self.kind], [made[n]["metadata"]["name"] for n in chosen])
         ran = [n for n in chosen if any(not watch.is_pending(pod) for pod in pods.get(n, []))]
-        return ran, [n for n in chosen if n not in ran]
+        left = self._gone(set(chosen))
+        return [n for n in ran if n not in left], [n for n in chosen if n not in (*ran, *left)]
+
+    def _gone(self, chosen: set[int]) -> set[int]:
+        """Wait until jobs are gone; returns those that stay because a node does not answer."""
+        while True:
+            made, pods = self.look()
+            left, now = chosen & made.keys(), time.time()
+            shown = [pod for n in sorted(left) for pod in pods.get(n, [])]
+            for pod in shown:
+                self._tell(pod["metadata"]["name"], watch.line(pod, now))
+            alive = [pod for pod in shown if watch.terminated(pod) is None]
+            if not left or (alive and all(watch.is_lost(pod, now) for pod in alive)):
+                for n in sorted(left):
+                    self.cluster.say(
+                        f"job {n}: {made[n]['metadata']['name']} is left until its node is back or tainted"
+                    )
+                return left
+            self._wait([])
 
 
 def follow(cluster: Cluster, pod: str, file: Path, pause_s: float = 1.0) -> None:
@@ -270,11 +319,11 @@ def follow(cluster: Cluster, pod: str, file: Path, pause_s: float = 1.0) -> None
         cluster: of the pod
         pod: its name
         file: appended to
-        pause_s: seconds before a broken stream is opened again
+        pause_s: seconds before a broken stream is opened again; twice as long each time that it says nothing
     """
     file.parent.mkdir(parents=True, exist_ok=True)
     last, at_last = "", 0  # time of the last line, and how many lines had it
-    ended = False
+    ended, wait_s = False, pause_s
     while True:
         since = [f"--since-time={last}"] if last else []
         command = cluster.command("logs", "--follow", "--timestamps", pod, *since)
@@ -298,7 +347,8 @@ def follow(cluster: Cluster, pod: str, file: Path, pause_s: float = 1.0) -> None
         if code == 0:  # the container has ended, or the stream broke
             with suppress(Exception):
                 ended = watch.terminated(cluster.get("pod", pod)) is not None
-        time.sleep(pause_s)
+        time.sleep(wait_s)
+        wait_s = pause_s if grew else min(RETRY_S, 2 * wait_s)
 
 
 @contextmanager

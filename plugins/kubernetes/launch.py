@@ -145,8 +145,9 @@ class Launch:
         """The cluster of the sweep, by its plan if jobs of it have been created, and what names it."""
         given = {key: getattr(self.options, key) for key in ("context", "namespace")}
         if "kind" not in where:
-            identity = Cluster(**given, say=say).identity()
-            return Cluster(identity["context"], identity["namespace"], say=say), identity
+            asked = Cluster(**given, say=say)
+            identity = asked.identity()
+            return dataclasses.replace(asked, context=identity["context"], namespace=identity["namespace"]), identity
         for key, value in given.items():
             if value not in (None, where[key]):
                 rule = f"is not where the jobs of this sweep are ({where[key]})"
@@ -203,10 +204,15 @@ class Launch:
 
     def _stopped(self, jobs: Jobs, signals: Sequence[int], made: Mapping[int, Any]) -> None:
         left = [n for n in made if not self._ended(n)]
+        stopped = False
         if signals and self.options.on_stop == "stop":
-            ran, waiting = jobs.stop()
-            jobs.cluster.say(f"stopped: {len(ran)} jobs have saved and ended, {len(waiting)} had not started")
-        elif signals:
+            try:
+                ran, waiting = jobs.stop()
+                jobs.cluster.say(f"stopped: {len(ran)} jobs have saved and ended, {len(waiting)} had not started")
+                stopped = True
+            except ConfigError as error:
+                jobs.cluster.say(f"not stopped: {error.rule}")
+        if signals and not stopped:
             how = f"blockwright sweep stop {self.sweep}"
             jobs.cluster.say(f"{len(left)} jobs continue in the cluster; to stop them: {how}")
         raise Interrupted(None, 0, signals[0] if signals else signal.SIGTERM, self.sweep)

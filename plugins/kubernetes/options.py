@@ -48,7 +48,8 @@ class Options:
             least, and 120 before any has ended
         restarts: failed attempts that are tried again; stops on request do not count
         start_deadline_s: seconds after which a pod that cannot start is given up
-        ttl_s: seconds after which an ended job is deleted from the cluster; null for never
+        ttl_s: seconds after which an ended job is deleted from the cluster; null for never. The launcher must have
+            looked at it before, so a minute at least
         parallel: jobs at a time
         on_stop: when the launcher is stopped: ``leave`` the jobs running, or ``stop`` them
         render: folder for the manifests; nothing is run
@@ -84,7 +85,7 @@ class Options:
     grace_s: Annotated[int, Ge(10)] | None = None
     restarts: Int32 = 6
     start_deadline_s: Count = 1800
-    ttl_s: Int32 | None = None
+    ttl_s: Annotated[int, Ge(60), Le(2**31 - 1)] | None = None
     parallel: Count = 8
     on_stop: str = "leave"
     render: str | None = None

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from contextlib import suppress
 
-from blockwright.plugins.kubernetes.cluster import Cluster, NotFound
+from blockwright.plugins.kubernetes.cluster import Cluster, NoRoom, NotFound
 from blockwright.plugins.kubernetes.options import Options
 from blockwright.plugins.kubernetes.render import Manifest, inner_job
 from blockwright.registry import ConfigError
@@ -84,12 +85,16 @@ def _find(cluster: Cluster, option: str, kind: str, name: str, remedy: str) -> M
 def rehearse(cluster: Cluster, manifests: Sequence[Manifest]) -> None:
     """Have the server check all objects, and the Job inside a JobSet, which it would not look into.
 
+    A quota counts what is only tried, too. It may be filled by jobs that end, so it is no refusal here.
+
     Raises:
         ConfigError: one is refused, or its pods would be
     """
     tried = [each for one in manifests for each in (one, inner_job(one)) if each is not None]
     for i in range(0, len(tried), BATCH):
-        warned = cluster.create(tried[i : i + BATCH], rehearsed=True)
+        warned = ""
+        with suppress(NoRoom):
+            warned = cluster.create(tried[i : i + BATCH], rehearsed=True)
         if "would violate PodSecurity" in warned:
             found = warned[warned.index("would violate") :].splitlines()[0]
             rule = f"its pod security level forbids these pods, which would never start ({found[:200]})"

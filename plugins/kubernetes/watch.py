@@ -39,6 +39,7 @@ OF_MESSAGE = (  # pattern, remedy of a controller that makes no pods; the first 
     (r"violates PodSecurity", "leave hydra.launcher.capabilities out, or name another namespace"),
     (r"PriorityClass", "check hydra.launcher.priority: kubectl get priorityclasses"),
     (r"serviceaccount", "the namespace has no service account yet: kubectl get serviceaccounts"),
+    (r"must specify", "the namespace's quota wants limits: set hydra.launcher.cpu and memory"),
     (r"usage per|limit range|LimitRange", "change cpu, memory or gpus of hydra.launcher: kubectl get limitranges"),
 )
 FORBIDDEN = "an admission policy of the cluster forbids its pods: its message says which"
@@ -90,6 +91,7 @@ def blocked(reason: str, message: str) -> str:
     """An obstacle in a line, with the remedy."""
     remedy = REMEDIES.get(reason, "kubectl describe pod says more")
     if reason == "FailedCreate":
+        message = re.sub(r'pods "[^"]*"', "pods", message)  # of a random name, another at each try
         remedy = next((said for pattern, said in OF_MESSAGE if re.search(pattern, message)), FORBIDDEN)
     return f"cannot start: {reason}{f' ({shortened(message)})' if message else ''}. Remedy: {remedy}"
 
@@ -115,13 +117,19 @@ def line(pod: Object, now: float) -> str:
         parts.append(blocked(*found))
     if end := terminated(pod):
         parts.append(exit_words(end))
-    elif gone := pod["metadata"].get("deletionTimestamp"):  # when its grace period is over
-        lost = now - seconds(gone) > LOST_S
+    elif pod["metadata"].get("deletionTimestamp"):
+        lost = is_lost(pod, now)
         node = pod.get("spec", {}).get("nodeName", "")
         taint = f"kubectl taint node {node} node.kubernetes.io/out-of-service"
         remedy = f"if the machine is off, {taint}=nodeshutdown:NoExecute, and {taint}- when it is back"
         parts.append(f"its node {node} does not answer. Remedy: {remedy}" if lost else "is being stopped")
     return "; ".join([str(status.get("phase", "Pending")).lower(), *parts])
+
+
+def is_lost(pod: Object, now: float) -> bool:
+    """Whether a pod should have ended long ago, so that its node no longer answers."""
+    gone = pod["metadata"].get("deletionTimestamp")  # when its grace period is over
+    return bool(gone) and terminated(pod) is None and now - seconds(gone) > LOST_S
 
 
 def seconds(stamp: str) -> float:

@@ -37,8 +37,9 @@ class ScriptedCluster:
 
     Keys of the file, for tests: ``outcomes`` (job number → {code, message, reason, disrupted, index} of each
     attempt; with an index, of that node alone), ``pending`` (job number → what its pods wait for), ``podless``
-    (job numbers), ``lacks`` (API groups), ``faults`` ({match, stderr, times, after}: after means that the call
-    is carried out and its answer lost), ``events`` (name of an object, or ``pods of N`` → a message or an
+    (job numbers), ``lacks`` (API groups), ``faults`` ({match, stderr, times, after, from}: after means that the
+    call is carried out and its answer lost, from is the first call's number), ``stuck`` (names of jobs whose pods
+    do not end when they are deleted), ``events`` (name of an object, or ``pods of N`` → a message or an
     event), ``context``, ``namespace`` and ``uid`` of it, ``missing`` and ``forbidden`` (names of what pods
     refer to), ``since`` (when its clock began, in seconds since 1970), ``denied`` (verbs), ``warning`` (of dry
     runs), ``calls``, ``made`` and ``deleted`` (names, one each time), ``alive`` (jobs with processes, kept by a
@@ -84,10 +85,13 @@ def _options(arguments: list[str]) -> list[str]:
 def _fault(state: Object, arguments: list[str], do: Any) -> tuple[str, str]:
     state["calls"].append(" ".join(arguments)[:200])
     for fault in state.get("faults", []):
-        if fault["match"] in " ".join(arguments) and fault.get("times", 1) > 0:
+        due = len(state["calls"]) > fault.get("from", 0) and fault.get("times", 1) > 0
+        if fault["match"] in " ".join(arguments) and due:
             fault["times"] = fault.get("times", 1) - 1
             if fault.get("after"):
                 do()
+            if fault["stderr"] == "no" and "can-i" in arguments:
+                return "no\n", ""
             raise Refusal(fault["stderr"])
     return do()
 
@@ -106,6 +110,8 @@ def answer(state: Object, arguments: list[str], given: str | None) -> tuple[str,
         return ("no\n" if f"{rest[1]} {rest[2]}" in state.get("denied", []) else "yes\n"), ""
     if verb in ("create", "apply"):
         return _create(state, json.loads(given or ""), rehearsed="--dry-run=server" in rest)
+    if verb == "get" and rest[0] == "--raw":
+        return "ok", ""
     if verb == "get":
         return json.dumps(_get(state, rest)), ""
     if verb == "delete":
@@ -163,6 +169,11 @@ def _get(state: Object, rest: list[str]) -> Object:
 def _delete(state: Object, kind: str, names: list[str]) -> tuple[str, str]:
     wanted = KINDS[kind.partition(".")[0].rstrip("s")]
     for name in names:
+        if name in state.get("stuck", []):
+            for one in [state["objects"][f"{wanted}/{name}"], *pods_of(state, _named(state, name)[0])]:
+                one["metadata"]["deletionTimestamp"] = stamp(0)
+                one["spec"]["nodeName"] = "n7"
+            continue
         state["objects"].pop(f"{wanted}/{name}", None)
         state["deleted"].append(f"{wanted}/{name}")
         for key in [k for k, o in state["objects"].items() if _owned(o, name)]:

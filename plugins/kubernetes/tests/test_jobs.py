@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
+import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +35,17 @@ from blockwright.training.writing import write_json
 SWEEP = "0a1b2c3d"
 
 
+class InMemory(ScriptedCluster):
+    """Without its file, for many."""
+
+    def __init__(self, **state: Any) -> None:
+        self.kept = {"objects": {}, "made": [], "calls": [], "clock": 0, "deleted": [], "since": time.time(), **state}
+
+    @contextmanager
+    def open(self) -> Iterator[dict[str, Any]]:
+        yield self.kept
+
+
 class Swept:
     """A sweep of some jobs on a scripted cluster."""
 
@@ -39,6 +53,7 @@ class Swept:
         self.cluster, self.folder, self.said, self.ended = ScriptedCluster(folder / "cluster"), folder / "sweep", [], []
         self.folder.mkdir()
         self.shown: list[Any] = []
+        self.started = 0  # calls before the first look
         self.set(**state)
 
     def set(self, **state: Any) -> None:
@@ -561,6 +576,7 @@ def test_what_may_not_be_read_is_said_not_to_be_checked(swept: Callable[..., Swe
         ("exceeded quota: gpus", "parallel"),
         ('violates PodSecurity "restricted"', "capabilities"),
         ("no PriorityClass with name high was found", "priority"),
+        ("failed quota: q: must specify limits.cpu for: train", "hydra.launcher.cpu"),
         ("maximum cpu usage per Container is 2", "limitranges"),
         ('admission webhook "x" denied the request', "its message says which"),
     ],
@@ -568,3 +584,176 @@ def test_what_may_not_be_read_is_said_not_to_be_checked(swept: Callable[..., Swe
 def test_pods_that_are_not_made_have_the_remedy_of_their_cause(message: str, remedy: str) -> None:
     assert remedy in watch.blocked("FailedCreate", f"pods is forbidden: {message}")
     assert "quota" not in remedy or "quota" in message
+
+
+# Answers that a server gives for a while: any call of the launcher may meet one
+
+FORBIDDEN = 'Error from server (Forbidden): jobs.batch is forbidden: User "x" cannot list resource "jobs"'
+FOR_A_WHILE = {
+    "403": FORBIDDEN,
+    "refused": "The connection to the server 10.0.0.1:6443 was refused - did you specify the right host or port?",
+    "500": "Error from server (InternalError): an error on the server",
+    "429": "Error from server (TooManyRequests): the server has received too many requests",
+}
+AFTER_A_LOOK = {**FOR_A_WHILE, "401": "error: You must be logged in to the server (Unauthorized)"}
+
+
+def _whole(sweep: Swept) -> dict[int, Result]:
+    """All that a launcher asks of a cluster: what it checks first, two jobs with Services, one that cannot start."""
+    options = {"nodes": 2, "kind": "job", "secrets": ["wandb"], "queue": "team"}
+    asked = dataclasses.replace(sweep.client, namespace="team")
+    asked.identity()
+    given = settle(asked, Options(image=IMAGE, **options))
+    needs(asked, given)
+    rehearse(asked, render(given, "train", SWEEP, 0, "/runs/x", []))
+    sweep.started = len(sweep.state()["calls"])
+    return sweep.run(3, start_deadline_s=1, **options)
+
+
+def _fresh(folder: Path, **more: Any) -> Swept:
+    folder.mkdir()
+    outcomes = {"0": [{"code": 75}, said(0.5)], "1": [said(0.25)]}
+    events = {f"train-{SWEEP}-2": "Error creating: pods is forbidden: exceeded quota: n"}
+    swept = Swept(folder)
+    swept.cluster = InMemory(outcomes=outcomes, podless=["2"], events=events, **more)
+    return swept
+
+
+@pytest.mark.parametrize(
+    ("answers", "every"), [(["403", "refused"], False), pytest.param([*AFTER_A_LOOK], True, marks=pytest.mark.slow)]
+)
+def test_no_call_ends_the_launcher_or_makes_a_job_twice_while_a_server_comes_back(
+    answers: list[str], every: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three calls in a row, from each call on; in the quick form from the first of each kind."""
+    clock = iter(range(10**9))
+    monkeypatch.setattr(jobs_module.time, "time", lambda: 1e9 + next(clock) / 10)  # given up after some looks
+    plain = _fresh(tmp_path / "plain")
+    statuses = {n: result.status for n, result in _whole(plain).items()}
+    calls = plain.state()["calls"]
+    assert statuses == {0: "completed", 1: "completed", 2: "failed"}
+    verbs = {word for call in calls for word in call.split()}
+    assert verbs >= {"config", "api-resources", "auth", "events", "create", "apply", "delete"}
+    kinds = {(n > plain.started, re.sub(r"train-\S*", "", call)): n for n, call in reversed([*enumerate(calls)])}
+    for at in range(len(calls)) if every else sorted(kinds.values()):
+        for name, after in itertools.product(answers, (False, True) if every else (False,)):
+            if name not in FOR_A_WHILE and at <= plain.started:
+                continue
+            fault = {"match": "", "stderr": AFTER_A_LOOK[name], "from": at, "times": 3, "after": after}
+            sweep = _fresh(tmp_path / f"{at} {name} {after}", faults=[fault])
+            assert {n: result.status for n, result in _whole(sweep).items()} == statuses, (calls[at], name, after)
+            made = sweep.state()["made"]
+            assert len({*made}) == len(made) and {*made} <= {*plain.state()["made"]}, (calls[at], name, after)
+
+
+def test_a_right_is_missing_only_when_a_ready_server_says_so_twice(swept: Callable[..., Swept]) -> None:
+    sweep = swept(faults=[{"match": "can-i", "stderr": "no", "times": 1}])
+    _preflight(sweep)
+    sweep.set(faults=[{"match": "", "stderr": "no", "times": 2}])  # the question, and /readyz
+    assert sweep.client.may("create", "jobs.batch")
+    sweep.set(faults=[{"match": "can-i", "stderr": "no", "times": 10**6}])
+    _refused(sweep, "namespace", "may not create")
+
+
+def test_refusal_that_lasts_ends_the_launcher(swept: Callable[..., Swept], monkeypatch: pytest.MonkeyPatch) -> None:
+    sweep = swept(faults=[{"match": "get jobs", "stderr": FORBIDDEN, "from": 3, "times": 10**6}])
+    monkeypatch.setattr(jobs_module, "REFUSED_S", 0.05)
+    with pytest.raises(ConfigError, match="you may not do this"):
+        sweep.run()
+    assert any("asks again" in line for line in sweep.said) and len(sweep.state()["made"]) == 1
+
+
+def test_full_quota_is_no_refusal_of_a_rehearsal_and_hides_none(swept: Callable[..., Swept]) -> None:
+    """The jobs of the sweep itself may fill it."""
+    full = 'Error from server (Forbidden): jobs.batch "a" is forbidden: exceeded quota: n, requested: count/jobs=1'
+    sweep = swept(faults=[{"match": "--dry-run", "stderr": full, "times": 1}])
+    _preflight(sweep)
+    wrong = 'Error from server (BadRequest): strict decoding error: unknown field "spec.x"'
+    sweep.set(faults=[{"match": "--dry-run", "stderr": f"Warning: w\n{full}\n{wrong}\n{full}", "times": 1}])
+    _refused(sweep, "", "refuses the manifest")
+
+
+def test_job_that_its_ttl_may_have_deleted_unseen_is_made_again_once(
+    swept: Callable[..., Swept], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sweep = swept(outcomes={"0": [said(0.5)]})
+    slept = [0.0]
+    real = time.time
+    monkeypatch.setattr(jobs_module.time, "time", lambda: real() + slept[0])
+
+    class Deletes(list[Any]):
+        left = 1
+
+        def append(self, rows: Any) -> None:
+            if rows and self.left:
+                self.left -= 1
+                slept[0] += 100  # a laptop that was closed
+                sweep.set(objects={})
+
+    sweep.shown = Deletes()
+    assert sweep.run(ttl_s=60)[0].metrics == {"val/loss": 0.5}
+    assert len(sweep.state()["made"]) == 2
+    sweep.folder = sweep.folder.parent / "another"
+    sweep.folder.mkdir()
+    sweep.set(objects={}, made=[])
+    sweep.shown = Deletes()
+    sweep.shown.left = 2
+    assert "ttl_s" in sweep.run(ttl_s=60)[0].reason
+    assert len(sweep.state()["made"]) == 2
+
+
+def test_stop_names_a_node_that_does_not_answer_and_leaves_its_job(swept: Callable[..., Swept]) -> None:
+    sweep = swept(pending={"1": "Unschedulable"}, stuck=[f"train-{SWEEP}-0"], outcomes={"0": [{"index": 1}]})
+    signals: list[int] = []
+    sweep.shown = type("", (list,), {"append": lambda self, rows: signals.append(15) if len(rows) == 2 else None})()
+    sweep.run(2, signals)
+    assert Jobs(sweep.client, SWEEP, "job", sweep.folder).stop() == ([], [1])
+    assert any("kubectl taint node n7" in line for line in sweep.said)
+    assert any("is left" in line and f"train-{SWEEP}-0" in line for line in sweep.said)
+
+
+def test_log_that_cannot_be_read_is_asked_for_ever_more_rarely(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kubectl: Path
+) -> None:
+    waits: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        waits.append(seconds)
+        if len(waits) == 8:
+            raise InterruptedError
+
+    broken = ("sh", "-c", "echo no node >&2; exit 1")
+    monkeypatch.setattr(Cluster, "command", lambda self, *arguments: list(broken))
+    monkeypatch.setattr(jobs_module.time, "sleep", sleep)
+    with pytest.raises(InterruptedError):
+        follow(Cluster(), "p", tmp_path / "0" / "job.log")
+    assert waits == [1, 2, 4, 8, 16, 30, 30, 30]
+
+
+def test_pods_that_are_not_made_are_reported_once(swept: Callable[..., Swept]) -> None:
+    """Whatever the name is that each would have had."""
+    sweep = swept(podless=["0"])
+
+    class Tries(list[Any]):
+        def append(self, rows: Any) -> None:
+            super().append(rows)
+            words = f'Error creating: pods "train-{len(self)}" is forbidden: failed quota: q: must specify limits.cpu'
+            sweep.set(events={f"train-{SWEEP}-0": words})
+            if len(self) > 6:
+                signals.append(15)
+
+    signals: list[int] = []
+    sweep.shown = Tries()
+    sweep.run(signals=signals)
+    lines = [line for line in sweep.said if "must specify" in line]
+    assert len(lines) == 1 and "hydra.launcher.cpu" in lines[0]
+
+
+def test_what_may_not_be_read_is_said_once(swept: Callable[..., Swept]) -> None:
+    sweep = swept(forbidden=["team"])
+    asked = dataclasses.replace(sweep.client, namespace="team")
+    asked.identity()
+    settle(asked, Options(image=IMAGE))
+    assert [line for line in sweep.said if "not checked" in line] == [
+        "namespace team is not checked: you may not read it"
+    ]

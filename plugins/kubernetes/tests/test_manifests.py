@@ -146,7 +146,7 @@ NOT_OF_A_TRAINJOB = st.fixed_dictionaries(
         "secrets": st.lists(WORD, max_size=2, unique=True),
         "capabilities": st.lists(st.sampled_from(["IPC_LOCK", "SYS_PTRACE"]), max_size=1),
         "restarts": st.integers(0, 100),
-        "ttl_s": st.none() | st.integers(0, 10**6),
+        "ttl_s": st.none() | st.integers(60, 10**6),
     }
 )
 
@@ -253,7 +253,7 @@ OTHER: dict[str, Any] = {  # another value of each option, and what it needs
     "topology": "topology.kubernetes.io/zone",
     "grace_s": 99,
     "restarts": 2,
-    "ttl_s": 5,
+    "ttl_s": 600,
 }
 
 
@@ -334,7 +334,7 @@ WRONG: list[tuple[str, Any, str]] = [
     ("parallel", 0, "at least 1"),
     ("restarts", -1, "at least 0"),
     ("grace_s", 5, "at least 10"),
-    ("ttl_s", -1, "at least 0"),
+    ("ttl_s", 59, "at least 60"),
     ("start_deadline_s", 0, "at least 1"),
     ("kind", "pod", "Known: auto, job, jobset, trainjob"),
     ("on_stop", "kill", "on_stop=leave or hydra.launcher.on_stop=stop"),
