@@ -1,7 +1,8 @@
 """``blockwright skills RUN [--skill NAME] [--difficulty N,M] [--json]``: the skills of a trained run by difficulty.
 
 A run of data=skills has the skills that it was trained on, one or several. Each is measured on fresh rows, the same for
-every model: the share of right answers with its interval, chance, and the bytes of state that the model had for them.
+every model: the share of right answers with its interval, chance, the floor of guessing from the row, and the
+bytes of state that the model had for them.
 """
 
 from __future__ import annotations
@@ -137,14 +138,15 @@ def table(found: Measured) -> Table:
         title=f"{found.skill}, trained to {found.trained:,} {found.unit}", title_justify="left", box=box.SIMPLE_HEAD
     )
     knows = any(level.bits is not None for level in found.levels)
-    heads = (found.unit, "right", "95 % interval", "rows solved", "chance", "tokens", "state bytes")
+    heads = (found.unit, "right", "95 % interval", "rows solved", "chance", "floor", "tokens", "state bytes")
     for head in (*heads, *(("bits held", "of") if knows else ())):
         made.add_column(head, justify="right")
     for level in found.levels:
         low, high = level.interval
         state = "–" if level.state_bytes is None else f"{level.state_bytes:,}"
         cells = [f"{level.difficulty:,}", f"{level.accuracy:.3f}", f"{low:.3f} to {high:.3f}"]
-        cells += [f"{level.solved / level.rows:.3f}", f"{level.chance:.3f}", f"{level.length:,}", state]
+        cells += [f"{level.solved / level.rows:.3f}", f"{level.chance:.3f}", f"{level.floor:.3f}"]
+        cells += [f"{level.length:,}", state]
         held = level.learned_bits()
         made.add_row(*cells, *((f"{held:,.0f}", f"{level.bits:,.0f}") if held is not None and level.bits else ()))
     return made

@@ -13,7 +13,7 @@ from blockwright.lab.report.words import around
 from blockwright.lab.statistics.intervals import Interval
 from blockwright.plugins.skills.measure import Measured
 
-RADIUS = 118.0  # pixels from chance to 1
+RADIUS = 118.0  # pixels from what needs no skill to 1
 MIDDLE = (190.0, 166.0)
 RINGS = (0.25, 0.5, 0.75, 1.0)
 
@@ -34,13 +34,13 @@ class Spokes:
 
 
 def radar(name: str, title: str, skills: Mapping[str, float], arms: Sequence[Spokes]) -> Chart:
-    """A spoke per skill, from chance at the centre to all answers right at the rim; a closed line per arm.
+    """A spoke per skill, from what needs no skill at the centre to all answers right at the rim; a closed line per arm.
 
     An arm's marks carry its interval as tooltips and bars along the spoke, so that it is read without its colour too.
 
     Args:
         name, title: of the chart
-        skills: name → accuracy by chance, in the order of the spokes; at least three
+        skills: name → accuracy without the skill, in the order of the spokes; at least three
         arms: in the order of their legend
     """
     chart = Chart(name, title, 336 + LINE * (len(arms) // 3), top=8, bottom=8)

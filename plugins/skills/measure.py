@@ -36,6 +36,7 @@ class Level:
         solved: rows all of whose answers are right
         nats: mean loss of an answer
         chance: share of answers that are right without attention
+        floor: share that a guess among the answers of the row has right
         state_bytes: of the caches at this length, in fp32; None if the model cannot decode by cache
         bits: that weights must hold to answer everything; None if rows hold all that is asked
     """
@@ -48,6 +49,7 @@ class Level:
     solved: int
     nats: float
     chance: float
+    floor: float
     state_bytes: int | None = None
     bits: float | None = None
 
@@ -118,6 +120,7 @@ def _level(plain: Mapping[str, Any]) -> Level:
         **whole,
         nats=float(plain["nats"]),
         chance=float(plain["chance"]),
+        floor=float(plain["floor"]),
         state_bytes=None if state is None else int(state),
         bits=None if bits is None else float(bits),
     )
@@ -165,6 +168,7 @@ def _measured(decoder: Decoder, skill: Skill, place: int, ids: Ints, samples: in
         int((right == answers).sum()),
         nats / int(answers.sum()),
         skill.chance(difficulty),
+        skill.floor(difficulty),
         _state_bytes(decoder, length),
         skill.bits(difficulty),
     )

@@ -24,17 +24,19 @@ MOST = 20  # skills of a run
 def charts(findings: Findings) -> list[Figure]:
     """One radar, of the arms that have measured three skills or more."""
     known = {arm.name: _skills(arm) for arm in findings.arms}
-    chances = {skill: found[0].at_trained.chance for each in known.values() for skill, found in each.items()}
-    if len(chances) < 3:
+    at = {skill: found[0].at_trained for each in known.values() for skill, found in each.items()}
+    centre = {skill: max(level.chance, level.floor) for skill, level in at.items()}
+    if len(centre) < 3:
         return []
     arms = [
         Spokes(arm.name, colour(arm, findings), {skill: _accuracy(found) for skill, found in known[arm.name].items()})
         for arm in findings.arms
     ]
-    drawn = radar("skills", "Skills of the arms", chances, [arm for arm in arms if arm.found])
+    drawn = radar("skills", "Skills of the arms", centre, [arm for arm in arms if arm.found])
     caption = (
-        "Right answers at the hardest difficulty of training, mean over seeds: the centre is chance, what a model "
-        "without attention can guess; the rim is all right, as the oracle of each skill is. Bars: 95 % intervals."
+        "Right answers at the hardest difficulty of training, mean over seeds: the centre is what needs no skill, the "
+        "higher of chance and a guess among what the row tells; the rim is all right, as the oracle of each skill is. "
+        "Bars: 95 % intervals."
     )
     return [Figure(drawn, "Skills", caption)]
 
@@ -48,13 +50,13 @@ def tables(findings: Findings) -> list[Table]:
     heads = [f"{skill} ({each.at_trained.difficulty:,} {each.unit})" for skill, each in first.items()]
     columns = ("arm", *heads, "state bytes")
     rows = [row(arm.name, *_cells(known[arm.name], list(first))) for arm in findings.arms]
-    chances = [words.plain(each.at_trained.chance, 3) for each in first.values()]
-    rows.append(row("chance", *chances, "–"))
+    for name in ("chance", "floor"):
+        rows.append(row(name, *(words.plain(getattr(each.at_trained, name), 3) for each in first.values()), "–"))
     longest = max(each.at_trained.length for each in first.values())
     note = (
         "Share of right answers ± the 95 % interval over seeds. State: bytes of all caches in fp32, by skill at the "
         f"length of its rows, the longest here ({longest:,} tokens). Chance: the likeliest answer to the last symbol "
-        f"alone, as measured.{_capacity(known)}"
+        f"alone, as measured. Floor: a guess among the answers that the row tells.{_capacity(known)}"
     )
     return [Table("Accuracy and state", columns, tuple(rows), frozenset(columns[1:]), note=note)]
 

@@ -5,7 +5,7 @@ from typing import Annotated
 
 from annotated_types import Ge, Le
 
-from blockwright.plugins.skills.skill.base import ASK, CONTENT, MINUS, PLUS, TIMES, Random, Row, Skill
+from blockwright.plugins.skills.skill.base import ASK, CONTENT, MINUS, PLUS, TIMES, Question, Random, Row, Skill
 from blockwright.registry import register
 
 EXPRESSIONS = 4  # of a row
@@ -36,13 +36,8 @@ class Arithmetic(Skill):
         return EXPRESSIONS * (2 * difficulty + 3)
 
     def row(self, difficulty: int, random: Random) -> Row:
-        symbols: list[int] = []
-        scored = []
-        for _ in range(EXPRESSIONS):
-            expression, value = self._expression(difficulty, random)
-            scored.append(len(symbols) + len(expression) + 1)
-            symbols += [*expression, ASK, CONTENT[value]]
-        return Row(symbols, scored)
+        drawn = [self._expression(difficulty, random) for _ in range(EXPRESSIONS)]
+        return Row([], [Question([*expression, ASK], [CONTENT[value]]) for expression, value in drawn])
 
     def _expression(self, operations: int, random: Random) -> tuple[list[int], int]:
         """Symbols of a random expression, and its value."""

@@ -1,12 +1,14 @@
 """The contract of ``skill``: questions of one kind, made without end, of which the difficulty is one number.
 
-A row is a list of symbols, some of them answers, which are scored. An answer follows from the symbols before it:
-``oracle`` finds it. Symbols are small numbers and no text; the data module gives each a token.
+A row tells something, then asks questions, each followed by its answer. An answer follows from the symbols before it:
+``oracle`` finds it. Answers are scored, each where its question is asked first: later in the row it could be copied.
+Symbols are small numbers and no text; the data module gives each a token.
 """
 
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
@@ -22,19 +24,47 @@ LOWER, UPPER = CONTENT[:32], CONTENT[32:]  # two halves that cannot be confused
 MARKS = range(74, 94)  # of the skills of one run, by their places: what a row begins with
 SYMBOLS = MARKS.stop
 LEVELS = 5  # difficulties of a skill that is trained and measured
-QUESTIONS = 16  # of a row, at least, where a row may ask more than once: easy rows teach as much as hard ones
-GUESSED = 1000  # rows that chance is measured on
+GUESSED = 1000  # rows that chance is measured on, and the floor on a quarter
 
 Ints = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
 Random = np.random.RandomState
 
 
-class Row(NamedTuple):
-    """Symbols of a row, and the places of those that are scored."""
+class Question(NamedTuple):
+    """Symbols that ask, and those that answer them.
 
-    symbols: list[int]
-    scored: list[int]
+    Args:
+        asked: with the same told before, they have one answer
+        answer: right after them
+    """
+
+    asked: Sequence[int]
+    answer: Sequence[int]
+
+
+class Row(NamedTuple):
+    """What a row tells, then its questions."""
+
+    told: Sequence[int]
+    questions: Sequence[Question]
+
+    @property
+    def symbols(self) -> list[int]:
+        """All of them, in order."""
+        return [*self.told, *(symbol for asked, answer in self.questions for symbol in (*asked, *answer))]
+
+    @property
+    def scored(self) -> list[int]:
+        """The places of answers, without those to a question that the row has answered before."""
+        places: list[int] = []
+        at, before = len(self.told), set()
+        for asked, answer in self.questions:
+            at += len(asked) + len(answer)
+            if tuple(asked) not in before:
+                places += range(at - len(answer), at)
+            before.add(tuple(asked))
+        return places
 
 
 @dataclass(frozen=True)
@@ -122,6 +152,29 @@ class Skill(Composable):
         np.add.at(counts, (last[:half], answers[:half]), 1)
         return float((counts.argmax(axis=1)[last[half:]] == answers[half:]).mean())
 
+    def floor(self, difficulty: int, seed: int = 0) -> float:
+        """The share of answers that one gets right who answers with a symbol of the row, and has not the skill.
+
+        Computed: of the answers that the row tells, without the symbols of the question, one that is told most often,
+        each answer before counted off; where the row tells none, one of all answers of the skill.
+        """
+        random = random_state(seed, difficulty)
+        rows = [self.row(difficulty, random) for _ in range(GUESSED // 4)]
+        possible = {symbol for row in rows for _, answer in row.questions for symbol in answer}
+        right, answers = 0.0, 0
+        for told, questions in rows:
+            left = Counter(symbol for symbol in told if symbol in possible)
+            for asked, answer in questions:
+                for symbol in answer:
+                    known = {value: n for value, n in left.items() if value not in asked} or dict.fromkeys(possible, 1)
+                    most = max(known.values())
+                    guesses = [value for value, n in known.items() if n == most]
+                    right += (symbol in guesses) / len(guesses)
+                    answers += 1
+                    if symbol in left:
+                        left[symbol] -= 1
+        return right / answers
+
 
 def random_state(*key: int) -> Random:
     """Draws that are a function of the key alone: the streams of RandomState never change."""
@@ -141,17 +194,3 @@ def shuffled(items: Sequence[int], n: int, random: Random) -> list[int]:
 def drawn(items: Sequence[int], n: int, random: Random) -> list[int]:
     """n items, each drawn from all."""
     return [items[i] for i in random.randint(len(items), size=n)]
-
-
-def in_turn(pairs: Sequence[tuple[int, int]], least: int, random: Random) -> list[tuple[int, int]]:
-    """All pairs in a random order, then in another, until there are so many: no distance gives an answer away."""
-    asked: list[tuple[int, int]] = []
-    while len(asked) < max(least, len(pairs)):
-        asked += [pairs[i] for i in random.permutation(len(pairs))]
-    return asked[: max(least, len(pairs))]
-
-
-def ask(told: list[int], asked: Sequence[tuple[int, int]]) -> Row:
-    """A row that tells something, then gives questions of one symbol, each followed by its answer."""
-    symbols = [*told, *(symbol for pair in asked for symbol in pair)]
-    return Row(symbols, list(range(len(told) + 1, len(symbols), 2)))

@@ -5,7 +5,7 @@ from typing import Annotated
 
 from annotated_types import Ge, Le
 
-from blockwright.plugins.skills.skill.base import ASK, CONTENT, END, Random, Row, Skill, shuffled
+from blockwright.plugins.skills.skill.base import ASK, CONTENT, END, Question, Random, Row, Skill, shuffled
 from blockwright.registry import register
 
 PARENTS = 2  # of a node, at most
@@ -41,8 +41,7 @@ class Breadth(Skill):
         asked = edges[random.randint(len(edges))][0]
         told = [nodes[node] for edge in edges for node in edge]
         answer = [nodes[node] for node in _sorted(asked, parents, [node for edge in edges for node in edge])]
-        symbols = [*told, ASK, nodes[asked], *answer, END]
-        return Row(symbols, list(range(len(told) + 2, len(symbols))))
+        return Row(told, [Question([ASK, nodes[asked]], [*answer, END])])
 
     def oracle(self, symbols: Sequence[int]) -> int:
         at = symbols.index(ASK)

@@ -5,11 +5,9 @@ from typing import Annotated
 
 from annotated_types import Ge, Le
 
-from blockwright.plugins.skills.skill.base import LOWER, UPPER, Random, Row, Skill, shuffled
+from blockwright.plugins.skills.skill.base import LOWER, UPPER, Question, Random, Row, Skill, shuffled
 from blockwright.registry import register
 from blockwright.registry.errors import BlockError
-
-QUESTIONS = 8  # of a row
 
 
 @register("skill", "depth")
@@ -20,6 +18,7 @@ class Depth(Skill):
     permutation, then questions k q with answers that are k steps from q. As there, the permutation is a cycle and its
     edges are in random order. There a node is one or two tokens, n is up to 75 to 225, and k is drawn for each
     question; here a node is one symbol and the questions of a row have one k, so that the difficulty is that of a row.
+    They ask for half of the nodes, each once: no two have the same answer, so the last of all would be what is left.
 
     Args:
         difficulty: k, steps; less than ``nodes``
@@ -40,15 +39,14 @@ class Depth(Skill):
             raise BlockError("difficulty", difficulty, rule, f"Write at most {nodes - 1}, or raise nodes")
 
     def length(self, difficulty: int) -> int:
-        return 2 * self.nodes + 3 * QUESTIONS
+        return 2 * self.nodes + 3 * (self.nodes // 2)
 
     def row(self, difficulty: int, random: Random) -> Row:
         cycle = shuffled(LOWER, self.nodes, random)
         told = [node for i in random.permutation(self.nodes) for node in (cycle[i], cycle[(i + 1) % self.nodes])]
-        symbols = list(told)
-        for i in random.randint(self.nodes, size=QUESTIONS):
-            symbols += [UPPER[difficulty], cycle[i], cycle[(i + difficulty) % self.nodes]]
-        return Row(symbols, list(range(len(told) + 2, len(symbols), 3)))
+        asked = random.permutation(self.nodes)[: self.nodes // 2]
+        successors = [(cycle[i], cycle[(i + difficulty) % self.nodes]) for i in asked]
+        return Row(told, [Question([UPPER[difficulty], node], [successor]) for node, successor in successors])
 
     def oracle(self, symbols: Sequence[int]) -> int:
         edges = next(i for i, symbol in enumerate(symbols) if symbol in UPPER)

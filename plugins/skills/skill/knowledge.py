@@ -8,11 +8,11 @@ from typing import Annotated
 import numpy as np
 from annotated_types import Ge, Le
 
-from blockwright.plugins.skills.skill.base import CONTENT, Ints, Random, Row, Skill, random_state
+from blockwright.plugins.skills.skill.base import CONTENT, Ints, Question, Random, Row, Skill, random_state
 from blockwright.registry import register
 
 NAMES = len(CONTENT) ** 2  # of two symbols
-FACTS_A_ROW = 16
+FACTS_A_ROW = 16  # at most: each is asked for once
 WORLD = 20_251  # seed of the facts, which are the same for all runs
 
 
@@ -35,14 +35,15 @@ class Knowledge(Skill):
         super().__init__(difficulty)
 
     def length(self, difficulty: int) -> int:
-        return 3 * FACTS_A_ROW
+        return 3 * min(difficulty, FACTS_A_ROW)
 
     def bits(self, difficulty: int) -> float:
         return difficulty * math.log2(len(CONTENT))
 
     def row(self, difficulty: int, random: Random) -> Row:
-        facts = [_facts()[i] for i in random.randint(difficulty, size=FACTS_A_ROW)]
-        return Row([CONTENT[i] for fact in facts for i in fact], list(range(2, 3 * FACTS_A_ROW, 3)))
+        facts = _facts()[random.permutation(difficulty)[:FACTS_A_ROW]].tolist()
+        named = [[CONTENT[i] for i in fact] for fact in facts]
+        return Row([], [Question(fact[:2], fact[2:]) for fact in named])
 
     def oracle(self, symbols: Sequence[int]) -> int:
         """By going through the table of all facts, which a model has to learn."""

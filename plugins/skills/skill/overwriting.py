@@ -5,7 +5,7 @@ from typing import Annotated
 
 from annotated_types import Ge, Le
 
-from blockwright.plugins.skills.skill.base import LOWER, UPPER, Random, Row, Skill, ask, drawn, shuffled
+from blockwright.plugins.skills.skill.base import LOWER, UPPER, Question, Random, Row, Skill, drawn, shuffled
 from blockwright.registry import register
 from blockwright.registry.ranges import Count
 
@@ -42,7 +42,7 @@ class Overwriting(Skill):
         values = drawn(UPPER, len(written), random)
         last = dict(zip(written, values, strict=True))
         told = [symbol for pair in zip(written, values, strict=True) for symbol in pair]
-        return ask(told, [(key, last[key]) for key in shuffled(keys, self.keys, random)])
+        return Row(told, [Question([key], [last[key]]) for key in shuffled(keys, self.keys, random)])
 
     def oracle(self, symbols: Sequence[int]) -> int:
         key = symbols[-1]

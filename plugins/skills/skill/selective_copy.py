@@ -5,7 +5,7 @@ from typing import Annotated
 
 from annotated_types import Ge, Le
 
-from blockwright.plugins.skills.skill.base import ASK, BLANK, CONTENT, Random, Row, Skill, drawn
+from blockwright.plugins.skills.skill.base import ASK, BLANK, CONTENT, Question, Random, Row, Skill, drawn
 from blockwright.registry import register
 
 MOST = 256
@@ -35,7 +35,7 @@ class SelectiveCopy(Skill):
         copied, told = drawn(CONTENT, difficulty, random), [BLANK] * (2 * difficulty)
         for place, symbol in zip(sorted(random.permutation(len(told))[:difficulty]), copied, strict=True):
             told[place] = symbol
-        return Row([*told, ASK, *copied], list(range(len(told) + 1, len(told) + 1 + difficulty)))
+        return Row(told, [Question([ASK], copied)])
 
     def oracle(self, symbols: Sequence[int]) -> int:
         end = symbols.index(ASK)

@@ -47,7 +47,7 @@ def test_every_skill_of_the_run_is_measured_by_difficulty(
     said = capsys.readouterr().out
     found = json.loads((tmp_path / "skills.json").read_text())["skills"]
     assert [each["skill"] for each in found] == ["recall", "depth", "knowledge"]
-    assert [level["difficulty"] for level in found[1]["levels"]] == [1, 2] and found[1]["levels"][0]["length"] == 34
+    assert [level["difficulty"] for level in found[1]["levels"]] == [1, 2] and found[1]["levels"][0]["length"] == 16
     assert "depth, trained to 2 hops" in said and "bits held" in said and "95 % interval" in said
     assert "<svg" in (tmp_path / "skills.svg").read_text()
 

@@ -42,9 +42,9 @@ def test_the_oracle_scores_everything_through_the_tokens(name: str) -> None:
 def test_a_decoder_without_an_answer_has_none_right() -> None:
     (recall,) = skills("recall")
     level = measure(Silent([recall]), recall, 0, IDS, 5, [2]).levels[0]  # type: ignore[arg-type]
-    assert (level.right, level.solved, level.rows, level.answers, level.length) == (0, 0, 5, 80, 36)
+    assert (level.right, level.solved, level.rows, level.answers, level.length) == (0, 0, 5, 10, 8)
     low, high = level.interval
-    assert low < 1e-9 and 0.4 < high < 0.5  # of five rows, not of 80 answers
+    assert low < 1e-9 and 0.4 < high < 0.5  # of five rows, not of ten answers
 
 
 def test_a_mark_of_another_skill_is_another_question() -> None:
@@ -66,7 +66,16 @@ def test_an_untrained_model_is_near_chance_and_its_state_has_its_bytes(tiny: Cal
 
 
 def test_bits_held_are_what_the_loss_is_below_a_blind_guess() -> None:
-    usual = {"length": 48, "rows": 9, "answers": 144, "right": 9, "solved": 0, "chance": 0.1, "bits": 600.0}
+    usual = {
+        "length": 48,
+        "rows": 9,
+        "answers": 144,
+        "right": 9,
+        "solved": 0,
+        "chance": 0.1,
+        "floor": 0.2,
+        "bits": 600.0,
+    }
     blind, half, all_known = (Level(100, **usual, nats=6 * share * math.log(2)) for share in (1, 0.5, 0))  # type: ignore[arg-type]
     assert [round(level.learned_bits() or 0, 6) for level in (blind, half, all_known)] == [0, 300, 600]
     assert Level(100, **{**usual, "bits": None}, nats=9.0).learned_bits() is None  # type: ignore[arg-type]

@@ -96,7 +96,7 @@ class Joined(Chars):
 @pytest.mark.parametrize(
     ("changes", "path", "words"),
     [
-        ({"sequence_length": 20}, "data.skill", "needs rows of 40 tokens at"),
+        ({"sequence_length": 20}, "data.skill", "needs rows of 28 tokens at"),
         ({"skill": ["recall", "recall"]}, "data.skill", "named twice"),
         ({"skill": []}, "data.skill", "1 to 20 skills"),
         ({"skill": ["recal"]}, "data.skill.0.name", "no skill is registered"),

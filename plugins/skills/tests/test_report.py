@@ -23,7 +23,7 @@ SEEDS = 3
 
 def found(skill: str, right: int, state: int | None = 4096) -> Measured:
     bits = 16 * 6.0 if skill == "knowledge" else None
-    easy = Level(8, 32, 10, 100, 100, 10, 0.0, 0.1, 64, bits)
+    easy = Level(8, 32, 10, 100, 100, 10, 0.0, 0.1, 0.2, 64, bits)
     hard = replace(easy, difficulty=16, length=64, right=right, solved=2, nats=2.0, state_bytes=state)
     return Measured(skill, "pairs", 16, (easy, hard), 1000)
 
@@ -49,7 +49,8 @@ def test_the_table_has_every_arm_its_intervals_its_state_and_chance(sweep: Path)
     assert table.columns == ("arm", *(f"{skill} (16 pairs)" for skill in SKILLS_OF_RUNS), "state bytes")
     rows = cells(sweep)
     assert rows["mha"] == ["0.900 ± 0.025"] * 3 + ["4,096"]
-    assert rows["chance"] == ["0.100"] * 3 + ["–"] and rows["broken <b>&"] == ["–"] * 4
+    assert rows["chance"] == ["0.100"] * 3 + ["–"] and rows["floor"] == ["0.200"] * 3 + ["–"]
+    assert rows["broken <b>&"] == ["–"] * 4
     assert "mha 0.050" in table.note  # bits a parameter: 16 · (6 − 2 / ln 2) / 1000
 
 

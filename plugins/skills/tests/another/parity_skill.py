@@ -6,7 +6,7 @@ from typing import Annotated
 from annotated_types import Ge, Le
 
 from blockwright import register
-from blockwright.plugins.skills.skill.base import ASK, CONTENT, Random, Row, Skill
+from blockwright.plugins.skills.skill.base import ASK, CONTENT, Question, Random, Row, Skill
 
 
 @register("skill", "parity")
@@ -23,7 +23,7 @@ class Parity(Skill):
 
     def row(self, difficulty: int, random: Random) -> Row:
         bits = random.randint(2, size=difficulty)
-        return Row([*(CONTENT[bit] for bit in bits), ASK, CONTENT[bits.sum() % 2]], [difficulty + 1])
+        return Row([], [Question([*(CONTENT[bit] for bit in bits), ASK], [CONTENT[bits.sum() % 2]])])
 
     def oracle(self, symbols: Sequence[int]) -> int:
         return CONTENT[symbols.count(CONTENT[1]) % 2]
