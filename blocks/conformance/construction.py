@@ -167,11 +167,11 @@ def _tensors(holder: Any) -> list[Tensor]:
 
 
 def flops(setting: Setting) -> None:
-    """FLOPs counted on the meta device equal those on the CPU (with plain attention and experts on both: the CPU's fast
-    path pads the experts' rows, depending on the process's matmul backend)."""
-    counts, plain = {}, {"attention": "sdpa", "experts": "grouped"}
-    for device in ("meta", "cpu"):
-        decoder = compose(setting.model(), device=device).choose_kernels(plain).eval()
+    """FLOPs counted on the meta device equal those of the plain definition on the CPU, which pads neither widths nor
+    rows; the CPU's fast path pads the experts' rows, depending on the process's matmul backend."""
+    counts, plain = {}, {"experts": "grouped"}
+    for device, kernels in (("meta", plain), ("cpu", {**plain, "attention": "reference"})):
+        decoder = compose(setting.model(), device=device).choose_kernels(kernels).eval()
         counter = FlopCounterMode(display=False, custom_mapping=FLOPS)
         with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counter:
             ids, media = shown(decoder, tokens(2, 8).to(device))

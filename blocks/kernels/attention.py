@@ -33,10 +33,11 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor, scoring: Scoring) -> Tenso
     if softcap is not None:  # not supported by torch's fused kernels
         return causal_attention_reference(q, k, v, scoring)
     T, S, V, bias = q.shape[1], k.shape[1], v.shape[-1], dense(scoring.bias)
-    # Flash kernels need equal widths: zero columns change neither scores nor, once removed, the result.
-    if q.shape[-1] > V:
+    # Flash kernels need equal widths: zero columns change neither scores nor, once removed, the result. A cost, which
+    # is measured on the meta device, has none: kernels that take unequal widths make no products with them.
+    if q.shape[-1] > V and not q.is_meta:
         v = F.pad(v, (0, q.shape[-1] - V))
-    elif q.shape[-1] < V:
+    elif q.shape[-1] < V and not q.is_meta:
         q, k = F.pad(q, (0, V - q.shape[-1])), F.pad(k, (0, V - k.shape[-1]))
     window = None if window is None or window >= S else window
     plain = scoring._replace(window=window).plain
@@ -47,7 +48,7 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor, scoring: Scoring) -> Tenso
         mask = _lower_right(T, S) if plain and q.is_cuda else visible(T, S, q.device, segments, window)
     if bias is not None:
         mask = bias.to(q.dtype).masked_fill(~mask, float("-inf"))
-    if sinks is not None:  # one more key and value, of zeros, whose score is the sink
+    if sinks is not None and not q.is_meta:  # one more key and value, of zeros, whose score is the sink
         k, v, mask = F.pad(k, (0, 0, 0, 0, 0, 1)), F.pad(v, (0, 0, 0, 0, 0, 1)), _with_sinks(mask, sinks, q)
     y = F.scaled_dot_product_attention(
         q.transpose(1, 2),

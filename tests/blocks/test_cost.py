@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from blockwright.blocks.alike import alike
 from blockwright.blocks.compose import compose
@@ -76,6 +77,21 @@ def test_flops_of_a_dense_model_are_twice_its_matrices_and_the_attention(tiny: C
     config = tiny(attention={"name": "mha", "n_heads": 4}, position="none")
     matrices = L * (4 * D * D + 3 * D * 40) + V * D
     assert forward_flops_per_token(config, length) == 2 * matrices + L * mha(length)
+
+
+@pytest.mark.parametrize(("keys", "values"), [(8, 8), (20, 8), (8, 20), (12, 5)])
+def test_attention_costs_products_with_keys_and_values_and_none_with_padding(
+    tiny: Callable[..., Any], keys: int, values: int
+) -> None:
+    """2·T·N·(keys + values) a token in the forward pass, whatever their widths; and so much is what trains here."""
+    mla = {"name": "mla", "n_heads": 4, "kv_lora_rank": 16, "qk_rope_head_dim": 4, "v_head_dim": values}
+    config, T = tiny(attention={**mla, "qk_nope_head_dim": keys - 4}, position="none"), 128
+    linear = 2 * sum(p.numel() for n, p in compose(config).named_parameters() if p.ndim == 2 and "embedding" not in n)
+    assert forward_flops_per_token(config, T) == linear + L * 2 * T * 4 * (keys + values)
+    decoder, tokens = compose(config).train(), torch.zeros(1, T, dtype=torch.long)
+    with FlopCounterMode(display=False) as counter:
+        decoder(tokens).sum().backward()
+    assert counter.get_total_flops() / T == pytest.approx(training_flops_per_token(config, T), rel=5e-3)
 
 
 @pytest.mark.parametrize(
