@@ -58,7 +58,8 @@ class Row(NamedTuple):
     def scored(self) -> list[int]:
         """The places of answers, without those to a question that the row has answered before."""
         places: list[int] = []
-        at, before = len(self.told), set()
+        before: set[tuple[int, ...]] = set()
+        at = len(self.told)
         for asked, answer in self.questions:
             at += len(asked) + len(answer)
             if tuple(asked) not in before:
