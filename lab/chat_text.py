@@ -16,7 +16,7 @@ from blockwright import registry
 from blockwright.blocks.checkpoint.source import read_start
 from blockwright.registry import ConfigError, Node, Scope
 from blockwright.training.data.chat.base import BOS, EOS, Chat, Piece, encode
-from blockwright.training.data.chat.jinja import has_template
+from blockwright.training.data.chat.jinja import has_template, reread
 from blockwright.training.data.tokenizers.base import Tokenizer
 
 MARK = "\ue003"  # a private-use character, removed from texts
@@ -81,20 +81,16 @@ def own_format(model: Path, words: Tokenizer) -> str | dict[str, Any] | None:
         model: a run's folder, a checkpoint or an imported folder
         words: its tokenizer
     """
-    published = "jinja" if has_template(words) else None
-    trained = format_of(model)
-    if isinstance(trained, dict) and trained.get("name") == "jinja" and published:
-        return published  # the checkpoint has the text of the file that the training named
-    return trained or published
+    return format_of(model, words) or ("jinja" if has_template(words) else None)
 
 
-def format_of(start: Path) -> str | dict[str, Any] | None:
-    """The format of the conversations that a run was trained on; None for other models."""
+def format_of(start: Path, words: Tokenizer) -> str | dict[str, Any] | None:
+    """The format of the conversations that a run was trained on; None for other models. Arguments as ``own_format``."""
     try:
         data = (read_start(start).get("configuration") or {}).get("data") or {}
     except ConfigError:  # a model of another program, which has no such record
         return None
-    return data.get("chat") if isinstance(data, dict) else None
+    return reread(data.get("chat"), words) if isinstance(data, dict) else None
 
 
 def difference(trained: ChatText, words: Tokenizer) -> str | None:

@@ -50,7 +50,7 @@ def own_text(run: Path, option: str, most: int | None = None) -> TextDataModule:
         rule = f"holds no {SETTINGS}, which names its validation text"
         raise ConfigError(option, str(run), rule, "Name a run's folder, or the text: --text FILE")
     node = _settings(run)
-    corpus: Corpus = build_readable(node.get("corpus"), Corpus, "data.corpus", REMEDY)
+    corpus: Corpus = build_readable(node.get("corpus"), Corpus, "data.corpus", REMEDY, files=True)
     _check_files(corpus)
     settings = {key: node[key] for key in KEPT if key in node}
     state = tokenizer_state(read_start(run)) if checkpoint_of(run) else None

@@ -1,13 +1,13 @@
 """Build a block from a configuration node: strict keys and types, children found by scope, errors with their path.
 
 Only registered names build anything. A node may be untrusted: ``_target_`` and its relatives are refused anywhere in
-it, nothing is imported, and no string is evaluated.
+it, nothing is imported, no string is evaluated, and it names no file (``Scope.own``).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
@@ -30,11 +30,15 @@ class Scope:
         nodes: parameter name or kind → the node in effect
         context: values of the composer (``d_model``, ``layer_idx``, …)
         parents: kinds and names of the blocks being built, outermost first
+        own: whether the nodes were written by the one who runs the program, on a command line or in a file that must be
+            their own (docs/security.md): these alone may name files. Those of a checkpoint, of a run's folder and of
+            any other file that was read may not
     """
 
     nodes: Mapping[str, Node]
     context: Mapping[str, Any]
     parents: tuple[tuple[str, str], ...] = field(default=())
+    own: bool = False
 
 
 def to_plain(config: Any, path: str = "model") -> Any:
@@ -213,9 +217,17 @@ def build(kind: str, node: Node, scope: Scope) -> Any:
     Where a child is looked up: ``blockwright.registry.children``.
 
     Raises:
-        ConfigError: any error in the node or a child's, with the path where it is written
+        ConfigError: any error in the node or a child's, with the path where it is written; a file that a node names
+            which is not the user's own
     """
     entry, given = resolve(kind, node)
+    for p in entry.schema.parameters.values():
+        if p.place and not scope.own and given[p.name] not in (None, p.default):
+            rule = (
+                f"is a path, and a model, a checkpoint or a folder that is read names no file ({kind} {entry.name!r})"
+            )
+            remedy = "Choose another, or write this node yourself: on the command line, or in a file of your own"
+            raise ConfigError(f"{node.path}.{p.name}", given[p.name], rule, remedy)
     if (kind, entry.name) in scope.parents:
         chain = " → ".join(f"{k} {n}" for k, n in (*scope.parents, (kind, entry.name)))
         remedy = f"Name another {kind} as the inner one"
@@ -280,6 +292,6 @@ def _build_child(
     if not nodes and own.value != []:
         return None
     context = {**known, **parent.cls.child_context(p.name, {**known, **built})}
-    inner = Scope(scope.nodes, context, (*scope.parents, (parent.kind, parent.name)))
+    inner = replace(scope, context=context, parents=(*scope.parents, (parent.kind, parent.name)))
     children = [build(p.child, node, inner) for node in nodes]
     return children if p.many else children[0]

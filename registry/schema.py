@@ -18,7 +18,7 @@ import typing
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Literal, Union
+from typing import Annotated, Any, Literal, Union
 
 from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -29,6 +29,9 @@ from blockwright.registry.ranges import numbers, parts, within
 INHERIT = "inherit"  # default of a child: the model's, if any. null means none
 # OmegaConf supports these: asking it about each parameter takes 50 ms.
 _HELD = {t for plain in (int, float, str) for t in (plain, plain | None)}
+PLACE = "a path of this machine"
+# A file or a folder that the one who runs the program names: ``registry.build`` refuses it in a node that was read.
+Place = Annotated[str, PLACE]
 _WORDS = {int: "an integer", float: "a number", bool: "true or false", str: "a string", type(None): "null"}
 
 
@@ -66,6 +69,11 @@ class Parameter:
     def many(self) -> bool:
         """Whether it is a list."""
         return any(typing.get_origin(part) is list for part in (self.hint, *typing.get_args(self.hint)))
+
+    @property
+    def place(self) -> bool:
+        """Whether it names files or folders of this machine."""
+        return names_place(self.annotation)
 
     @property
     def type(self) -> str:
@@ -111,6 +119,12 @@ class Schema:
         left = dict(values)
         made = {name: group(**_taken(left, group)) for name, group in self.groups.items()}
         return {**left, **made}
+
+
+def names_place(hint: Any) -> bool:
+    """Whether ``Place`` is in an annotation: alone, in a list, or as one of several."""
+    plain, more = parts(hint)
+    return PLACE in more or any(map(names_place, typing.get_args(plain)))
 
 
 def conforms(value: Any, hint: Any) -> bool:
@@ -165,8 +179,13 @@ def in_words(hint: Any) -> str:
     if origin in (list, tuple, Sequence):
         length = f"{len(args)} " if origin is tuple and Ellipsis not in args else ""
         return f"a list of {length}" + ", ".join(dict.fromkeys(_plural(in_words(a)) for a in args if a is not Ellipsis))
-    words = _WORDS.get(
-        hint, "a list" if hint in (list, tuple) else "a mapping" if (origin or hint) in (dict, Mapping) else str(hint)
+    words = (
+        "a path"
+        if PLACE in more
+        else _WORDS.get(
+            hint,
+            "a list" if hint in (list, tuple) else "a mapping" if (origin or hint) in (dict, Mapping) else str(hint),
+        )
     )
     return words + ranges.in_words(more)
 
@@ -181,7 +200,13 @@ def _shown(hint: Any) -> str:
     hint, more = parts(hint)
     if typing.get_origin(hint) in (Union, types.UnionType):
         return " | ".join(_shown(part) for part in typing.get_args(hint))
-    text = hint.__name__ if isinstance(hint, type) and not typing.get_args(hint) else str(hint)
+    text = (
+        "path"
+        if PLACE in more
+        else hint.__name__
+        if isinstance(hint, type) and not typing.get_args(hint)
+        else str(hint)
+    )
     if any(within_it for _, within_it in numbers(hint)):  # a list of numbers with ranges
         inner = ", ".join("..." if part is Ellipsis else _shown(part) for part in typing.get_args(hint))
         text = f"{typing.get_origin(hint).__name__}[{inner}]"

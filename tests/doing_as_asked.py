@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import os
+import sys
 import time
 from typing import Any
 
@@ -22,6 +24,10 @@ def prepare(greeting: str) -> Answer:
                 return {"text": "a" * letters}
             case {"list": _}:
                 return [1]
+            case {"never": _}:
+                return {"text": str(math.factorial(10**8))}  # compiled code, which looks for no signal
+            case {"imported": module}:
+                return {"text": str(module in sys.modules)}
         return {"text": f"{greeting} {question}", "process": os.getpid()}
 
     return answer
@@ -30,3 +36,9 @@ def prepare(greeting: str) -> Answer:
 def refuse() -> Answer:
     """Fails to prepare."""
     os._exit(1)
+
+
+def wait(seconds: str) -> Answer:
+    """Takes long to prepare."""
+    time.sleep(float(seconds))
+    return prepare("slow")

@@ -2,83 +2,151 @@
 
 from __future__ import annotations
 
+import atexit
+import importlib
 import json
-import multiprocessing
+import os
 import signal
+import socket
+import subprocess
+import sys
 import threading
+import time
 from collections.abc import Callable
-from multiprocessing.connection import Connection
-from multiprocessing.process import BaseProcess
 from typing import Any
 
 Answer = Callable[[Any], dict[str, Any]]
+
+_CODE = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); import {0} as a; a.work(*sys.argv[2:])"
+_SIZE = 8  # bytes of the length before each message
+_ALONE = 2.0  # seconds after its time is over in which a process that nobody has ended ends itself
 
 
 class AnswerError(Exception):
     """No answer: it was late or too long, or its process has ended."""
 
 
+class StartError(AnswerError):
+    """No answer, whatever the question: the process has not started yet, or cannot."""
+
+
 class Answering:
     """Answers in a process of its own, which is started when it is first needed.
 
-    It is killed where it is late, even in compiled code, and started again for the next question. Questions wait for
-    each other, so any thread may ask. Both sides send JSON, since an answer of a process that a question has taken over
-    must do nothing here.
+    It imports the module that answers, and nothing else of this program. It is killed where an answer is late, even in
+    compiled code, and started again for the next question; while it starts, it is left alone. Questions wait for each
+    other, so any thread may ask; a fork of this process starts another. Both sides send JSON, since an answer of a
+    process that a question has taken over must do nothing here.
 
     Args:
-        prepare: a function of a module, called in the process with ``arguments``; returns what answers
-        arguments: plain values
+        prepare: ``module:function``, called in the process with ``arguments``; returns what answers
+        arguments: texts
         seconds: for an answer
-        start: seconds for the process to start and to prepare
+        start: seconds that a question waits for a process that is starting
         longest: bytes of an answer at most
     """
 
-    def __init__(
-        self, prepare: Callable[..., Answer], *arguments: Any, seconds: float, start: float, longest: int
-    ) -> None:
+    def __init__(self, prepare: str, *arguments: str, seconds: float, start: float, longest: int) -> None:
         self.seconds, self.start, self.longest = seconds, start, longest
-        self._work = (prepare, arguments)
-        self._one = threading.Lock()
-        self._process: BaseProcess | None = None
-        self._connection: Connection | None = None
+        self._work = (prepare, *arguments)
+        self._forget()
+
+    def _forget(self) -> None:
+        self._one, self._owner = threading.Lock(), os.getpid()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._line: socket.socket | None = None
+        self._ready = False
+
+    @property
+    def pid(self) -> int | None:
+        """Number of the process that runs now; None for none."""
+        return self._process.pid if self._process is not None and self._owner == os.getpid() else None
 
     def ask(self, question: Any) -> dict[str, Any]:
         """The answer to a question of plain values.
 
         Raises:
-            AnswerError
+            AnswerError: ``StartError`` where the question was not asked
         """
-        with self._one:
+        try:
+            message = json.dumps(question).encode()
+        except (TypeError, ValueError, RecursionError) as error:
+            raise AnswerError(f"the question is no plain data ({error})") from None
+        with self._held():
+            line = self._started(self.start)
             try:
-                connection = self._started()
-                connection.send_bytes(json.dumps(question).encode())
-                return self._received(connection, self.seconds)
-            except (EOFError, OSError, AnswerError) as error:
+                return self._exchanged(line, message, self.seconds)
+            except (OSError, AnswerError) as error:
                 self._end()
                 raise AnswerError(str(error) or "its process has ended") from None
 
+    def begin(self) -> None:
+        """Start the process, unless it runs, however long that takes.
+
+        Raises:
+            StartError: it has ended
+        """
+        with self._held():
+            self._started(None)
+
     def close(self) -> None:
         """End the process, whatever it does."""
-        if (process := self._process) is not None:
+        if (process := self._process) is not None and self._owner == os.getpid():
             process.kill()  # a question that waits for its answer ends at once
-        with self._one:
-            self._end()
+            with self._one:
+                self._end()
 
-    def _started(self) -> Connection:
-        if self._connection is None:
-            context = multiprocessing.get_context("spawn")
-            self._connection, theirs = context.Pipe()
-            self._process = context.Process(target=_work, args=(theirs, *self._work), name="answering", daemon=True)
-            self._process.start()
-            theirs.close()  # its end is then seen here
-            self._received(self._connection, self.start)
-        return self._connection
+    def _held(self) -> threading.Lock:
+        if self._owner != os.getpid():  # a fork: the process and its answers are the other's
+            if self._line is not None:
+                self._line.close()
+            self._forget()
+        return self._one
 
-    def _received(self, connection: Connection, seconds: float) -> dict[str, Any]:
-        if not connection.poll(seconds):
-            raise AnswerError(f"took longer than {seconds:g} seconds")
+    def _started(self, seconds: float | None) -> socket.socket:
         try:
-            answer = json.loads(connection.recv_bytes(self.longest))
+            if self._line is None:
+                self._line, theirs = socket.socketpair()
+                with theirs:
+                    words = (json.dumps(sys.path), str(theirs.fileno()), str(self.seconds), *self._work)
+                    command = [sys.executable, "-I", "-c", _CODE.format(__name__), *words]
+                    self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, pass_fds=[theirs.fileno()])
+                atexit.register(self.close)
+            if not self._ready:
+                self._line.settimeout(seconds)
+                self._line.recv(1, socket.MSG_PEEK)
+                self._exchanged(self._line, b"", self.seconds)
+                self._ready = True
+            return self._line
+        except TimeoutError:
+            raise StartError(f"it has not started within {seconds:g} seconds") from None
+        except (OSError, AnswerError) as error:
+            self._end()
+            raise StartError(f"it could not start ({error or 'its process has ended'})") from None
+
+    def _exchanged(self, line: socket.socket, message: bytes, seconds: float) -> dict[str, Any]:
+        """Send a message, unless it is empty, and receive an answer."""
+        until = time.monotonic() + seconds
+
+        def received(size: int) -> bytes:
+            parts = bytearray()
+            while len(parts) < size:
+                line.settimeout(max(until - time.monotonic(), 1e-3))
+                if not (part := line.recv(min(size - len(parts), 2**20))):
+                    raise AnswerError("its process has ended")
+                parts += part
+            return bytes(parts)
+
+        try:
+            if message:
+                line.settimeout(seconds)
+                line.sendall(len(message).to_bytes(_SIZE) + message)
+            size = int.from_bytes(received(_SIZE))
+            if size > self.longest:
+                raise AnswerError(f"its answer has {size:,} bytes, more than {self.longest:,}")
+            answer = json.loads(received(size).decode(errors="surrogatepass"))
+        except TimeoutError:
+            raise AnswerError(f"took longer than {seconds:g} seconds") from None
         except (ValueError, RecursionError):
             answer = None
         if not isinstance(answer, dict):
@@ -86,22 +154,35 @@ class Answering:
         return answer
 
     def _end(self) -> None:
+        atexit.unregister(self.close)
         if self._process is not None:
             self._process.kill()
-            self._process.join()
-        if self._connection is not None:
-            self._connection.close()
-        self._process = self._connection = None
+            self._process.wait()
+        if self._line is not None:
+            self._line.close()
+        self._process = self._line = None
+        self._ready = False
 
 
-def _work(connection: Connection, prepare: Callable[..., Answer], arguments: tuple[Any, ...]) -> None:
-    """Answer until the other end is closed."""
+def work(line: str, seconds: str, prepare: str, *arguments: str) -> None:
+    """In the process: prepare, say so, and answer until the other end is closed.
+
+    Args:
+        line: number of the file to read questions from and to write answers to
+        seconds: for an answer; soon after them this process ends itself, if it is not ended before
+        prepare, arguments: of ``Answering``
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the program that asks
-    answer = prepare(*arguments)
-    connection.send_bytes(b"{}")
-    while True:
-        try:
-            question = json.loads(connection.recv_bytes())
-        except EOFError:
-            return
-        connection.send_bytes(json.dumps(answer(question)).encode())
+    module, _, name = prepare.partition(":")
+    answer = getattr(importlib.import_module(module), name)(*arguments)
+    with socket.socket(fileno=int(line)) as other, other.makefile("rwb") as file:
+        given: dict[str, Any] = {}
+        while True:
+            said = json.dumps(given, ensure_ascii=False).encode(errors="surrogatepass")
+            file.write(len(said).to_bytes(_SIZE) + said)
+            file.flush()
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            if not (size := file.read(_SIZE)):
+                return
+            signal.setitimer(signal.ITIMER_REAL, float(seconds) + _ALONE)  # which ends it, even in compiled code
+            given = answer(json.loads(file.read(int.from_bytes(size))))

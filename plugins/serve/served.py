@@ -16,6 +16,7 @@ from blockwright.lab.writer import Writer
 from blockwright.plugins.serve.files import MOST_BYTES, Files
 from blockwright.plugins.serve.refusal import RefusedError, refused, shown
 from blockwright.registry import ConfigError
+from blockwright.training.data.chat.base import UnavailableError
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,8 @@ class Served:
         """The text of a conversation whose next turn is the model's, for ``encode_chat``.
 
         Raises:
-            RefusedError: the model has no chat format, or it refuses the conversation
+            RefusedError: the model has no chat format, or it refuses the conversation; with 503, so that clients try
+                again, where what renders does not run
         """
         if self.chat is None:
             rule = "This model has no chat format. Use /v1/completions, or start the server with --chat FORMAT"
@@ -94,6 +96,8 @@ class Served:
         try:
             return self.chat.render([dict(message) for message in messages])
         except ConfigError as error:
+            if isinstance(error, UnavailableError):
+                raise RefusedError(503, f"{error.rule}. Try again later", code="not_ready") from None
             raise refused(error, "messages") from None
 
     def refuse_marks(self, texts: Sequence[str], param: str) -> None:
@@ -153,6 +157,4 @@ def chat_of(model: str, writer: Writer, name: str | None) -> ChatText | None:
     chosen = name or own_format(Path(model), writer.words)
     if chosen is None:
         return None
-    form = ChatText(chosen, writer.words, "--chat")
-    form.chat.isolate()  # the loop, and the thread that decodes, work while a template renders
-    return form
+    return ChatText(chosen, writer.words, "--chat")

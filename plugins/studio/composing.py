@@ -8,13 +8,13 @@ import threading
 from blockwright.training.answering import Answer, AnswerError, Answering
 
 SECONDS = 20.0  # for an answer
-START = 120.0  # seconds for the process to import what it needs
+START = 120.0  # seconds that a question waits while the process imports what it needs
 LONGEST = 64_000_000  # bytes of an answer
 
 
 def composer() -> Answering:
     """Answers the requests of studio/answers.py."""
-    return Answering(_prepare, seconds=SECONDS, start=START, longest=LONGEST)
+    return Answering(f"{__name__}:prepare", seconds=SECONDS, start=START, longest=LONGEST)
 
 
 def warm_up(composer: Answering) -> None:
@@ -22,12 +22,13 @@ def warm_up(composer: Answering) -> None:
 
     def begin() -> None:
         with contextlib.suppress(AnswerError):  # the server has ended meanwhile
-            composer.ask({"what": "forms"})
+            composer.begin()
 
     threading.Thread(target=begin, daemon=True).start()
 
 
-def _prepare() -> Answer:
+def prepare() -> Answer:
+    """What answers, once the slow first answer is given."""
     import torch
 
     from blockwright.plugins.studio.answers import answer

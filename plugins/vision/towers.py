@@ -21,6 +21,7 @@ from blockwright.plugins.hub.families.deepseek_vl_v2 import OURS, TOWER
 from blockwright.plugins.hub.names import PATCHES, Link, Row, links
 from blockwright.plugins.vision.vision.siglip import SigLIP
 from blockwright.registry import ConfigError, register
+from blockwright.registry.schema import Place
 from blockwright.training.starts.base import Start
 
 PATH, OWN = "tower.folder", "images.vision."
@@ -63,7 +64,7 @@ class Tower(Start):
         folder: with safetensors and config.json
     """
 
-    def __init__(self, folder: str) -> None:
+    def __init__(self, folder: Place) -> None:
         self.folder = Path(folder)
 
     @cached_property

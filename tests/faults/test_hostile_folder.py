@@ -18,16 +18,19 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from hearing import opened
 
 import blockwright
+from blockwright import registry
 from blockwright.blocks.checkpoint.folder import dump_json
 from blockwright.blocks.compose import compose
 from blockwright.commands import command as known_command
 from blockwright.commands import offers
 from blockwright.lab.calibration import runs
+from blockwright.lab.chat_text import ChatText, own_format
 from blockwright.lab.own_text import own_text
 from blockwright.lab.writer import Writer
-from blockwright.registry import REFUSED, ConfigError
+from blockwright.registry import REFUSED, ConfigError, Node, Scope
 from blockwright.registry.command import run_command
 from blockwright.training.data.tokenizers.bytes import Bytes
 
@@ -37,6 +40,7 @@ SECRET, VARIABLE = "canary-of-the-environment", "CANARY_TOKEN"
 ENVIRONMENT = f"${{oc.env:{VARIABLE}}}"
 SECONDS = 10.0  # of the processor, for one command: the longest measures a model on a text
 CANARY = Path("ran")  # made by a payload
+YOURS = "credentials"  # a file beside the folder, which the folder names wherever a setting is a path
 
 # Command → its arguments, where FOLDER is the folder. A command that is not here is tried with those of ``ANY`` alone.
 FORMS: dict[str, list[str]] = {
@@ -60,7 +64,9 @@ FORMS: dict[str, list[str]] = {
     "chat": [f"{folder} --max-new-tokens 2 --device cpu" for folder in ("FOLDER", "FOLDER --format plain")],
     "skills": ["FOLDER --samples 1", "FOLDER --skill recall --difficulty 2"],
     "cache-loss": ["FOLDER --windows 1", "FOLDER --windows 1 --text FOLDER/huge.txt --text FOLDER/pipe"],
-    "evaluate": ["FOLDER --suite needle --lengths 32 --samples 1", "FOLDER --task FOLDER/model.yaml"],
+    "evaluate": [
+        "FOLDER --suite needle --lengths 32 --samples 1", "FOLDER --task FOLDER/model.yaml", "FOLDER --task task.yaml",
+    ],
     "import": ["FOLDER OUT", "FOLDER/model.gguf OUT"],
     "export": [
         "FOLDER OUT", "FOLDER OUT --adapter", "FOLDER OUT --to megatron-bridge gpus=8 gpu=h100",
@@ -89,6 +95,22 @@ QUICK = {
 # Training is a program; studio serves until it is ended, and its own tests have hostile folders.
 SUBCOMMANDS = [name for name in offers() if name not in ("train", "studio")]
 WORST = "data that is a pickle"
+
+
+def naming(file: Path) -> dict[str, Any]:
+    """Settings of a run that name a file in every parameter that a schema marks as a path."""
+    found: dict[str, Any] = {}
+    for family in registry.families():
+        for name in registry.names(family.kind):
+            places = [p.name for p in registry.lookup(family.kind, name).schema.parameters.values() if p.place]
+            if places:
+                *around, last = [name] if family.root == registry.SETTINGS else family.path.split(".")
+                node = found
+                for key in around:
+                    node = node.setdefault(key, {})
+                children = {k: v for k, v in node.get(last, {}).items() if isinstance(v, dict)}
+                node[last] = {"name": name, **dict.fromkeys(places, str(file)), **children}
+    return found
 
 
 class Runs:
@@ -183,8 +205,13 @@ def hostile(tiny: Callable[..., dict[str, Any]], tmp_path_factory: pytest.TempPa
         (folder / name).mkdir(parents=True)
     weights = {f"decoder.{k}": v for k, v in decoder.state_dict().items()}
     parts = {"state_dict": weights, "hyper_parameters": {"model": decoder.config}}
-    settings = {"data": {"chat": {"name": "jinja", "file": "/proc/self/environ"}}}
+    yours = base / YOURS
+    yours.write_text("aws_secret_access_key = abcdef")  # a fine template, too
+    settings = naming(yours)
     parts |= {"configuration": settings, "TextDataModule": {"tokenizer": Bytes().to_json()}}
+    parts |= {"reward_model": settings["data"]}
+    (base / "prompts.jsonl").write_text(json.dumps({"messages": [{"role": "user", "content": "It"}], "answer": "t"}))
+    (base / "task.yaml").write_text("{prompts: prompts.jsonl, reward: exact_match, samples: 1, max_new_tokens: 2}")
     torch.save(parts, folder / "checkpoints" / "last.ckpt")
     (folder / "checkpoints" / "other.ckpt").write_bytes(pickle.dumps(Runs()))
     for name in ("pickle.npy", "pytorch_model.bin", "adapter_model.bin", "model.gguf", "tokens.npz"):
@@ -256,13 +283,14 @@ def run(command: str, words: str, folder: Path) -> tuple[int, str]:
     """Exit code and output of a command, in this process."""
     arguments, said = words.replace("FOLDER", str(folder)).split(), io.StringIO()
     start = time.process_time()
-    with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+    with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said), opened(folder.parent / YOURS) as found:
         try:
             code = run_command(known_command(command).run, arguments)
         except SystemExit as end:
             code = end.code if isinstance(end.code, int) else 1
     assert time.process_time() - start < SECONDS, said.getvalue()
     assert SECRET not in said.getvalue() and "Traceback" not in said.getvalue()
+    assert not found, f"{command} {words} opened {found}"
     return code, said.getvalue()
 
 
@@ -334,11 +362,39 @@ def test_no_settings_of_data_run_anything_in_a_command(name: str, command: str, 
     write_settings(hostile, DATA[WORST](hostile))
 
 
-@pytest.mark.parametrize("opened", [blockwright.load, Writer.open])
-def test_python_runs_nothing_either(opened: Callable[[Path], Any], hostile: Path) -> None:
+def talk(place: Path) -> ChatText:
+    """A model's own format of conversations, as commands make it."""
+    words = Writer.open(place).words
+    return ChatText(own_format(place, words) or "plain", words)
+
+
+def judge(place: Path) -> Any:
+    """A reward that the one who trains names, of a stranger's run."""
+    return registry.build(
+        "reward", Node({"name": "reward_model", "run": str(place)}, "reward"), Scope({}, {}, own=True)
+    )
+
+
+@pytest.mark.parametrize("call", [blockwright.load, Writer.open, talk, judge])
+def test_python_runs_nothing_either(call: Callable[[Path], Any], hostile: Path) -> None:
     for place in (hostile, hostile / "checkpoints" / "last.ckpt", hostile / "checkpoints" / "other.ckpt"):
+        for around in (contextlib.nullcontext(), as_a_run(hostile)):
+            with around, opened(hostile.parent / YOURS) as found, contextlib.suppress(ConfigError):
+                call(place)
+            assert not found
+
+
+@pytest.mark.parametrize("name", ["text", "chat", "skills"])
+def test_no_settings_of_a_folder_name_files(name: str, hostile: Path) -> None:
+    """The corpus of a run is the exception: its text is measured, and never shown."""
+    node = {**naming(hostile.parent / YOURS)["data"], "name": name, "corpus": text_of(hostile), "sequence_length": 16}
+    write_settings(hostile, {**node, "skill": node})
+    with as_a_run(hostile), opened(hostile.parent / YOURS) as found:
+        run("skills", FORMS["skills"][0], hostile)
         with contextlib.suppress(ConfigError):
-            opened(place)
+            own_text(hostile, "RUN")
+    assert not found
+    write_settings(hostile, DATA[WORST](hostile))
 
 
 def test_every_subcommand_is_tried() -> None:

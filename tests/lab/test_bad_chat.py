@@ -147,7 +147,7 @@ def chat(words: list[str], lines: bytes, monkeypatch: pytest.MonkeyPatch) -> int
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(lines), encoding="utf-8"))
     monkeypatch.setattr(command, "set_float32_matmul", lambda *choice: None)
     monkeypatch.setattr(command, "keep_freed_memory", lambda: None)
-    monkeypatch.setattr("blockwright.training.data.chat.template.SECONDS", 0.3)
+    monkeypatch.setattr("blockwright.training.data.chat.template_process.PROCESS.seconds", 0.3)
     return run_command(run, ["chat", *words])
 
 

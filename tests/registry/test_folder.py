@@ -58,7 +58,7 @@ ELSEWHERE = {
     "lab/catalogue.py yaml.safe_load": "the configuration of this project",
     "training/data/shakespeare.py read_text": "files of an installed package",
     "blocks/kernels/machine.py read_text": "a file of the kernel",
-    "training/memory_limit.py read_text": "a file of the kernel",
+    "training/data/chat/template.py read_text": "a file of the kernel",
     "training/claims.py read_text": "a lock that this process has opened, and a file of the kernel",
     "training/data/mixture/module.py json.loads": "what a process of this run has prepared",
     "training/data/mixture/readers.py json.loads": "a record of the user's text, which is tokenised",
@@ -278,9 +278,9 @@ def test_only_declared_classes_are_found() -> None:
 )
 def test_declared_classes_take_their_own_plain_arguments(changes: dict[str, Any]) -> None:
     node = {"_target_": "blockwright.training.data.text.TextFiles", "files": "a.txt"}
-    assert build_readable(node, Corpus, "data.corpus", "r")
+    assert build_readable(node, Corpus, "data.corpus", "r", files=True)
     with pytest.raises(ConfigError) as caught:
-        build_readable({**node, **changes}, Corpus, "data.corpus", "r")
+        build_readable({**node, **changes}, Corpus, "data.corpus", "r", files=True)
     assert caught.value.path.startswith("data.corpus")
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import multiprocessing
 import threading
 import time
 from collections.abc import Iterator
@@ -7,14 +8,15 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
-from doing_as_asked import prepare, refuse
 
-from blockwright.training.answering import AnswerError, Answering
+from blockwright.training.answering import AnswerError, Answering, StartError
+
+LIMITS: dict[str, Any] = {"seconds": 30.0, "start": 60.0, "longest": 1000}
 
 
 @pytest.fixture(scope="module")
 def made() -> Iterator[Answering]:
-    answering = Answering(prepare, "hello", seconds=30.0, start=60.0, longest=1000)
+    answering = Answering("doing_as_asked:prepare", "hello", **LIMITS)
     yield answering
     answering.close()
 
@@ -30,13 +32,26 @@ def test_threads_get_their_own_answers(made: Answering) -> None:
     assert texts == [f"hello {i}" for i in range(64)]
 
 
-@pytest.mark.slow
+@pytest.mark.parametrize("module", ["torch", "numpy", "__mp_main__"])
+def test_the_process_imports_what_answers_alone(module: str, made: Answering) -> None:
+    assert made.ask({"imported": module}) == {"text": "False"}
+
+
+def test_a_fork_asks_a_process_of_its_own(made: Answering) -> None:
+    ours, theirs = made.ask("a")["process"], multiprocessing.get_context("fork").SimpleQueue()
+    fork = multiprocessing.get_context("fork").Process(target=lambda: theirs.put(made.ask("b")["process"]))
+    fork.start()
+    assert theirs.get() != ours and made.ask("c")["process"] == ours
+    fork.join()
+
+
 @pytest.mark.parametrize(
     ("question", "why"),
     [
         ({"sleep": 60}, "longer"),
+        ({"never": 1}, "longer"),
         ({"end": 1}, "ended"),
-        ({"long": 1000}, "message"),
+        ({"long": 1000}, "bytes"),
         ({"list": 1}, "something else"),
     ],
 )
@@ -51,15 +66,42 @@ def test_the_process_is_replaced_where_it_does_not_answer(
     assert made.ask("a")["process"] != before
 
 
-def test_a_process_that_cannot_prepare_is_an_error() -> None:
-    made = Answering(refuse, seconds=30.0, start=60.0, longest=1000)
-    with pytest.raises(AnswerError, match="ended"):
+def test_a_question_that_cannot_be_sent_is_an_error_of_its_own(made: Answering) -> None:
+    before = made.ask("a")["process"]
+    with pytest.raises(AnswerError):
+        made.ask(object())
+    assert made.ask("a")["process"] == before
+
+
+def test_a_process_that_cannot_prepare_is_an_error_of_the_start() -> None:
+    made = Answering("doing_as_asked:refuse", **LIMITS)
+    with pytest.raises(StartError):
         made.ask("a")
     made.close()
 
 
+def test_a_slow_start_is_waited_for_and_not_begun_anew() -> None:
+    made = Answering("doing_as_asked:wait", "1", **{**LIMITS, "start": 0.01})
+    with pytest.raises(StartError):
+        made.ask("a")
+    made.begin()
+    one = made.ask("a")
+    assert one["text"] == "slow a"
+    made.close()
+
+
+def test_a_process_ends_that_nobody_is_left_to_end() -> None:
+    """Even in compiled code: its questioner may have been killed."""
+    made = Answering("doing_as_asked:prepare", "hello", **{**LIMITS, "seconds": -1.5})  # two more are left to it
+    made.begin()
+    made.seconds = 30.0
+    with pytest.raises(AnswerError, match="ended"):
+        made.ask({"never": 1})
+    made.close()
+
+
 def test_close_ends_a_question_that_waits() -> None:
-    made = Answering(prepare, "hello", seconds=60.0, start=60.0, longest=1000)
+    made = Answering("doing_as_asked:prepare", "hello", **{**LIMITS, "seconds": 60.0})
     made.ask("a")
     errors = list[AnswerError]()
 

@@ -16,7 +16,7 @@ from typing import Any
 from blockwright.registry import ConfigError, did_you_mean, refuse_targets
 from blockwright.registry.ranges import numbers
 from blockwright.registry.readable import find_readable
-from blockwright.registry.schema import conforms, fault
+from blockwright.registry.schema import conforms, fault, names_place
 
 HYDRA_KEYS = {"_target_", "_partial_", "_convert_", "_recursive_", "_args_"}
 EXTRAS = {"wandb": "wandb", "mlflow": "mlflow", "tensorboard": "tensorboard"}  # package → extra
@@ -165,7 +165,7 @@ def build_part(node: Any, contract: type, path: str, remedy: str) -> Any:
     return instantiate(node, path)
 
 
-def build_readable(node: Any, contract: type, path: str, remedy: str) -> Any:
+def build_readable(node: Any, contract: type, path: str, remedy: str, files: bool = False) -> Any:
     """Build the node of an untrusted file, whose class is declared ``readable`` and takes plain values.
 
     Args:
@@ -173,9 +173,10 @@ def build_readable(node: Any, contract: type, path: str, remedy: str) -> Any:
         contract: the base class of what is built
         path: of the node
         remedy: what to do where it may not be built
+        files: whether it may name files: for what is measured, and never shown, alone
 
     Raises:
-        ConfigError: it names another class, or has arguments that the class does not take
+        ConfigError: it names another class, a file that it may not name, or has arguments that the class does not take
     """
     target = node.get("_target_") if isinstance(node, Mapping) else None
     cls = find_readable(target, contract)
@@ -185,6 +186,10 @@ def build_readable(node: Any, contract: type, path: str, remedy: str) -> Any:
     given = {key: value for key, value in node.items() if key != "_target_"}
     refuse_targets(given, path)
     check_target(node, path)
+    hints = {} if files else _signature(cls)[1]
+    for key, value in given.items():
+        if names_place(hints.get(key)):
+            raise ConfigError(f"{path}.{key}", value, "is a path, and a folder that is read names no file", remedy)
     try:
         return cls(**given)
     except ConfigError:

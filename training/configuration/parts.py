@@ -1,7 +1,8 @@
 """The parts of a run that are registered kinds: its task, its data module, and the starts of its weights.
 
-They are built as blocks are. What a family declares as context comes from the root of the configuration; a parameter
-whose class is no kind (a corpus, an optimizer) takes a node with ``_target_``.
+They are built as blocks are, and a run's configuration is its user's own, so it may name files. What a family declares
+as context comes from the root of the configuration; a parameter whose class is no kind (a corpus, an optimizer) takes a
+node with ``_target_``.
 """
 
 from __future__ import annotations
@@ -70,7 +71,7 @@ def build(kind: str, plain: Mapping[str, Any]) -> Any:
     context = {key: known[key] for key in registry.find_family(kind).context if key in known}
     context = {key: instantiate(value, key) if _is_target(value) else value for key, value in context.items()}
     node = Node(made, kind)
-    return registry.build(kind, node, Scope(_scope(kind, node), context))
+    return registry.build(kind, node, Scope(_scope(kind, node), context, own=True))
 
 
 def parametrisation(plain: Mapping[str, Any]) -> Any:
@@ -113,7 +114,7 @@ def _start(name: str, plain: Mapping[str, Any]) -> Any:
         rule = f"{name} is a setting of its own, not a choice among several"
         raise ConfigError(f"{name}.name", settings["name"], rule, f"Leave out {name}.name")
     context = {key: plain[key] for key in registry.find_family("start").context if key in plain}
-    return registry.build("start", Node({"name": name, **settings}, name), Scope({}, context))
+    return registry.build("start", Node({"name": name, **settings}, name), Scope({}, context, own=True))
 
 
 def _named(kind: str, node: Any) -> Any:

@@ -15,6 +15,7 @@ from pathlib import Path
 from blockwright.registry.enforcing import enforced
 from blockwright.registry.errors import ConfigError
 from blockwright.registry.readable import readable
+from blockwright.registry.schema import Place
 from blockwright.training.data.corpus import SPLITS, Corpus, Split
 from blockwright.training.data.fingerprint import digest, of_file
 from blockwright.training.data.text import assign, expand
@@ -35,7 +36,7 @@ class KernelDocumentation(Corpus):
         folder: that holds the pages, ``.rst`` or ``.rst.gz``: /usr/share/doc/linux-doc-6.12/Documentation on Debian
     """
 
-    def __init__(self, folder: str) -> None:
+    def __init__(self, folder: Place) -> None:
         self.folder = folder
 
     def documents(self, split: Split) -> Iterator[str]:

@@ -24,6 +24,7 @@ from blockwright.registry.errors import ConfigError, did_you_mean
 from blockwright.registry.limits import KERNEL
 from blockwright.registry.ranges import BelowOne, Whole
 from blockwright.registry.readable import readable
+from blockwright.registry.schema import Place
 from blockwright.training.data.corpus import SPLITS, Corpus, Split
 from blockwright.training.data.fingerprint import digest, of_file, state
 from blockwright.training.data.pieces import between, documents, line_starts, read
@@ -82,7 +83,7 @@ class TextFiles(Corpus):
 
     def __init__(
         self,
-        files: str | list[str],
+        files: Place | list[Place],
         separator: str | None = None,
         val_fraction: BelowOne = 0.05,
         test_fraction: BelowOne = 0.05,

@@ -15,6 +15,7 @@ from blockwright.blocks.decoder import Decoder
 from blockwright.blocks.lora import adaptable, attach, is_adapter
 from blockwright.registry import ConfigError, plugins, register
 from blockwright.registry.ranges import Count, Positive
+from blockwright.registry.schema import Place
 from blockwright.training.patterns import matching
 from blockwright.training.starts.base import Start
 
@@ -42,7 +43,7 @@ class Lora(Start):
         targets: Sequence[str] = ("attention",),
         rank: Count = 8,
         alpha: Positive = 16.0,
-        start: str | None = None,
+        start: Place | None = None,
         model: Mapping[str, Any] | None = None,
         init_from: str | None = None,
     ) -> None:

@@ -10,7 +10,9 @@ from blockwright import registry
 from blockwright.plugins.alignment.rewards.base import Column, Reward, Rewards, Texts
 from blockwright.registry import BlockError, Node, Scope, register
 from blockwright.registry.ranges import Count, Positive
+from blockwright.registry.schema import Place
 from blockwright.training.data.chat.base import encode
+from blockwright.training.data.chat.jinja import reread
 from blockwright.training.data.tokenizers.rebuild import rebuild
 
 if TYPE_CHECKING:
@@ -32,7 +34,7 @@ class Learned(Reward):
         timeout_s: seconds for the completions of a rollout
     """
 
-    def __init__(self, run: str, batch_size: Count = 16, timeout_s: Positive = 600.0) -> None:
+    def __init__(self, run: Place, batch_size: Count = 16, timeout_s: Positive = 600.0) -> None:
         from blockwright.blocks.checkpoint.source import read_start, tokenizer_state
 
         checkpoint = read_start(Path(run))
@@ -41,7 +43,8 @@ class Learned(Reward):
             raise BlockError("run", run, "is no run of a reward model", "Train one: task=reward data=preferences")
         self.run, self.batch_size, self.timeout_s = run, batch_size, timeout_s
         self.tokenizer = rebuild(tokenizer)
-        self.chat = registry.build("chat", Node(stored["chat"], "task.reward.run"), Scope({}, {}))
+        form = reread(stored["chat"], self.tokenizer)
+        self.chat = registry.build("chat", Node(form, "task.reward.run"), Scope({}, {}))
         self.chat.prepare(self.tokenizer)
 
     def __call__(self, prompts: Texts, completions: Texts, **columns: Column) -> Rewards:

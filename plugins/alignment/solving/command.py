@@ -51,7 +51,7 @@ def main(arguments: Sequence[str]) -> None:
     problems = read_problems(words.task)
     writer = Writer.open(words.model, dtype=words.dtype, device=words.device, visits=words.visits)
     problems.judge()
-    prompts, chat = problems.asked(writer.words, words.limit, format_of(Path(words.model)))
+    prompts, chat = problems.asked(writer.words, words.limit, format_of(Path(words.model), writer.words))
     try:
         check_lengths(writer.decoder, [max((p.ids for p in prompts), key=len)], problems.max_new_tokens)
     except BlockError as error:

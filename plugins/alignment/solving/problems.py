@@ -79,7 +79,7 @@ class Problems:
 
     def judge(self) -> Reward:
         """The reward."""
-        scope = Scope({}, {"max_new_tokens": self.max_new_tokens})
+        scope = Scope({}, {"max_new_tokens": self.max_new_tokens}, own=True)
         return registry.build("reward", Node(self.reward, "task.reward"), scope)
 
     def asked(
@@ -95,7 +95,8 @@ class Problems:
         Raises:
             ConfigError: none, or one that the tokenizer does not cover, or that lacks a column which the reward reads
         """
-        chat = registry.build("chat", Node(self.chat or usual or "plain", "task.chat"), Scope({}, {}))
+        node, scope = Node(self.chat or usual or "plain", "task.chat"), Scope({}, {}, own=bool(self.chat))
+        chat = registry.build("chat", node, scope)
         chat.prepare(tokenizer)
         found: list[Prompt] = []
         corpus, split = self._corpus()

@@ -14,7 +14,7 @@ from blockwright.blocks.kernels.cross_entropy import IGNORED
 from blockwright.plugins.alignment.teaching import Lesson, Teaching
 from blockwright.registry import BlockError, ConfigError, Node, Scope, did_you_mean, register
 from blockwright.registry.ranges import NonNegative
-from blockwright.registry.schema import conforms
+from blockwright.registry.schema import Place, conforms
 from blockwright.training.figure import MEASURED, OF_TEXT, TRAIN, Figure
 from blockwright.training.patterns import matching
 from blockwright.training.tasks.base import Batch
@@ -67,7 +67,7 @@ class Distill(CausalLM):
     def __init__(
         self,
         setup: Setup,
-        teacher: str | None = None,
+        teacher: Place | None = None,
         stages: Sequence[Mapping[str, Any]] = ({"loss": "logits"},),
         z_loss: NonNegative = 0.0,
     ) -> None:

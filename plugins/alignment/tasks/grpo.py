@@ -37,6 +37,7 @@ from blockwright.plugins.alignment.rollouts.scoring import score
 from blockwright.plugins.alignment.tasks.needed_data import data_of
 from blockwright.registry import ConfigError, register
 from blockwright.registry.ranges import Count, Fraction, Positive, Whole
+from blockwright.registry.schema import Place
 from blockwright.training.data.corpus import SPLITS
 from blockwright.training.figure import EVERY, TRAIN, Figure
 from blockwright.training.parallel.gathered import gathered
@@ -135,7 +136,7 @@ class Grpo(Task):
         advantage: Advantage,
         engine: Engine,
         ratio: Ratio | None = None,
-        reference: str | None = None,
+        reference: Place | None = None,
         group_size: GroupSize = 8,
         max_new_tokens: Count = 64,
         temperature: Positive = 1.0,

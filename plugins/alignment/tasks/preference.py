@@ -17,6 +17,7 @@ from blockwright.plugins.alignment.preferences import Answers, PreferenceLoss
 from blockwright.plugins.alignment.tasks.pairs import Pairwise, of_sequences
 from blockwright.plugins.alignment.tasks.reference import Logs, digest_of, place, read, write
 from blockwright.registry import ConfigError, register
+from blockwright.registry.schema import Place
 from blockwright.training.data.corpus import SPLITS, Split
 from blockwright.training.tasks.base import Batch
 from blockwright.training.tasks.setup import Setup
@@ -44,7 +45,7 @@ class Preference(Pairwise):
     improves: ClassVar[bool] = True
     default_children: ClassVar[Mapping[str, Any]] = {"preference": "sigmoid"}
 
-    def __init__(self, setup: Setup, preference: PreferenceLoss, reference: str | None = None) -> None:
+    def __init__(self, setup: Setup, preference: PreferenceLoss, reference: Place | None = None) -> None:
         super().__init__(setup)
         self.loss = preference
         self.reference = setup.trained if reference is None else reference

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -13,8 +16,8 @@ from running import Echo, Running, running, tiny
 
 from blockwright.lab.writer import Writer
 from blockwright.plugins.serve.served import chat_of
-from blockwright.training.data.chat import template, template_process
-from blockwright.training.data.chat.template_process import TemplateProcess
+from blockwright.training.answering import Answering
+from blockwright.training.data.chat import template_process
 from blockwright.training.data.tokenizers.bytes import Bytes
 
 pytestmark = pytest.mark.xdist_group("serve_templates")
@@ -33,8 +36,7 @@ GREEDY = 1.5 * 2**30  # bytes: more than a template may have
 @pytest.fixture(scope="module")
 def server() -> Iterator[Running]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(template, "SECONDS", LIMIT)
-        patch.setattr(template_process, "LATE", 0.5)
+        patch.setattr(template_process.PROCESS, "seconds", LIMIT)
         words = Bytes()
         words.companions = {"chat_template.jinja": TEMPLATE}
         with running(Echo(pause=0.01, room=700), tiny()) as made:
@@ -65,31 +67,39 @@ def test_a_template_that_takes_too_much_fails_its_own_request(server: Running, t
     assert status == 200 and answer["choices"][0]["message"]["content"] == "né  日本"
 
 
-def test_streams_flow_and_others_are_answered_while_a_template_loops(server: Running) -> None:
-    with ThreadPoolExecutor(12) as clients:
-        looping = [clients.submit(chat, server, "loop") for _ in range(2)]
+@contextmanager
+def looping(server: Running, n: int) -> Iterator[None]:
+    """While templates loop, until their processes are killed: one is at work all along."""
+    with ThreadPoolExecutor(n) as clients, pytest.MonkeyPatch.context() as patch:
+        template_process.PROCESS.begin()
+        patch.setattr(template_process.PROCESS, "seconds", 600.0)
+        waiting = [clients.submit(chat, server, "loop") for _ in range(n)]
         time.sleep(0.2)
-        start = time.monotonic()
+        yield
+        assert not any(each.done() for each in waiting)
+        patch.setattr(template_process.PROCESS, "seconds", LIMIT)
+        assert template_process.PROCESS.pid is not None
+        os.kill(template_process.PROCESS.pid, signal.SIGKILL)
+        assert [each.result()[0] for each in waiting] == [400] * n
+
+
+def test_streams_flow_and_others_are_answered_while_a_template_loops(server: Running) -> None:
+    with looping(server, 2):
         for _ in range(3):
             body = {"model": "tiny", "prompt": "abc" * 5, "max_tokens": 20, "stream": True}
             assert server.ask("/v1/completions", body)[0] == 200
-        assert time.monotonic() - start < LIMIT and not any(each.done() for each in looping)
-        assert [each.result()[0] for each in looping] == [400, 400]
 
 
 def test_decoding_may_allocate_while_a_template_renders(server: Running) -> None:
-    with ThreadPoolExecutor(1) as client:
-        looping = client.submit(chat, server, "loop")
-        time.sleep(0.3)
+    with looping(server, 1):
         for _ in range(20):
             torch.empty(int(GREEDY), dtype=torch.uint8)
             time.sleep(0.01)
-        assert not looping.done() and looping.result()[0] == 400
 
 
 def test_a_client_that_hangs_up_waits_for_no_template(server: Running) -> None:
     with ThreadPoolExecutor(1) as client:
-        looping = client.submit(chat, server, "loop")
+        busy = client.submit(chat, server, "loop")
         time.sleep(0.2)
         at_work = server.server.server_state.tasks
         body = {"model": "tiny", "messages": [{"role": "user", "content": "loop"}]}
@@ -98,19 +108,42 @@ def test_a_client_that_hangs_up_waits_for_no_template(server: Running) -> None:
         for connection in waiting:
             connection.close()
         server.until(lambda: len(at_work) <= 1, 2 * LIMIT)
-        looping.result()
+        busy.result()
         start = time.monotonic()
         assert chat(server, "hi")[0] == 200 and time.monotonic() - start < 5 * LIMIT  # of 20
 
 
-@pytest.mark.slow
-def test_a_process_that_is_killed_is_replaced() -> None:
-    made = TemplateProcess("{{ a }}")
-    assert made.render({"a": "\ud800"}) == "\ud800"
-    assert made.answering._process is not None
-    made.answering._process.kill()
-    made.answering._process.join()
-    with pytest.raises(template.TemplateError):
-        made.render({"a": 1})
-    assert made.render({"a": 2}) == "2"
-    made.answering.close()
+def test_a_process_that_is_killed_is_replaced(server: Running) -> None:
+    assert chat(server, "hi")[0] == 200
+    pid = template_process.PROCESS.pid
+    assert pid is not None
+    os.kill(pid, signal.SIGKILL)
+    assert chat(server, "hi")[0] == 400  # it may have been this template's doing
+    assert chat(server, "hi")[0] == 200
+
+
+def test_a_slow_start_is_not_the_clients_fault(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    """503 until it has started, which no request begins anew; 503 too where it cannot start."""
+    slow = Answering("starting:slowly", "1.5", seconds=30.0, start=0.01, longest=1000)
+    monkeypatch.setattr(template_process, "PROCESS", slow)
+    answers = [chat(server, "hi") for _ in range(3)]
+    assert [status for status, _ in answers] == [503] * 3
+    assert answers[0][1]["error"]["type"] == "server_error"
+    pid = slow.pid
+    slow.begin()
+    assert chat(server, "hi")[0] == 200 and slow.pid == pid is not None
+    slow.close()
+    broken = Answering("starting:never", seconds=30.0, start=30.0, longest=1000)
+    monkeypatch.setattr(template_process, "PROCESS", broken)
+    assert chat(server, "hi")[0] == 503
+
+
+def test_the_process_of_templates_runs_before_the_server_listens(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However long its start takes: making the format waits for it."""
+    slow = Answering("starting:slowly", "0.5", seconds=30.0, start=0.01, longest=1000)
+    monkeypatch.setattr(template_process, "PROCESS", slow)
+    words = Bytes()
+    words.companions = {"chat_template.jinja": TEMPLATE}
+    form = chat_of("nowhere", Writer(tiny(), words), None)
+    assert form is not None and slow.pid is not None and form.render([{"role": "user", "content": "hi"}])
+    slow.close()

@@ -12,7 +12,9 @@ import pytest
 
 from blockwright import registry
 from blockwright.registry import ConfigError, Node, Scope
-from blockwright.training.data.chat.base import Chat, Piece, encode
+from blockwright.training.answering import Answering
+from blockwright.training.data.chat import template, template_process
+from blockwright.training.data.chat.base import Chat, Piece, UnavailableError, encode
 from blockwright.training.data.conversations import read_record
 from blockwright.training.data.tokenizers.bytes import Bytes
 
@@ -274,10 +276,39 @@ def test_format_without_a_form_for_tools_refuses_them(name: str) -> None:
         assert refusal.value.path == "data.chat" and "data/chat=jinja" in refusal.value.remedy
 
 
-def test_template_without_an_end_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("blockwright.training.data.chat.template.SECONDS", 0.2)
-    loops = "{% for i in range(99999) %}" * 3 + "{% endfor %}" * 3
-    assert "took longer than 0.2 seconds" in refused("{% generation %}{% endgeneration %}" + loops).rule
+@pytest.mark.parametrize(
+    "loops",
+    [
+        "{% for i in range(99999) %}" * 3 + "{% endfor %}" * 3,
+        "{% set n = namespace(a=[0], b=[0]) %}{% for i in range(60) %}{% set n.a = [n.a, n.a] %}"
+        "{% set n.b = [n.b, n.b] %}{% endfor %}{{ n.a == n.b }}",  # compiled code, which looks for no signal
+        "{{ 9 ** (9 ** 9) % 7 }}",  # as it is compiled
+    ],
+)
+def test_template_without_an_end_is_stopped(loops: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(template_process.PROCESS, "seconds", 0.3)
+    template_process.PROCESS.begin()
+    assert "took longer than 0.3 seconds" in refused("{% generation %}{% endgeneration %}" + loops).rule
+
+
+def test_a_template_runs_nowhere_but_in_the_process_that_can_be_killed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever a format is asked, from its first rendering on: where that process does not run, nothing renders."""
+    jinja2 = pytest.importorskip("jinja2")
+    monkeypatch.setattr(jinja2.Environment, "from_string", lambda *_: pytest.fail("a template was compiled here"))
+    form = chat("jinja")
+    assert form.render(TALK) and form.open(TALK[:2]) and form.ends(TOKENIZER)
+
+    monkeypatch.setattr(
+        template_process, "PROCESS", Answering("doing_as_asked:refuse", seconds=9.0, start=9.0, longest=9)
+    )
+    for ask in (
+        lambda: form.render(TALK),
+        lambda: form.open(TALK),
+        lambda: form.ends(TOKENIZER),
+        lambda: chat("jinja"),
+    ):
+        with pytest.raises(UnavailableError):
+            ask()
 
 
 @pytest.mark.parametrize(
@@ -295,13 +326,22 @@ def test_template_without_an_end_is_stopped(monkeypatch: pytest.MonkeyPatch) -> 
     ],
 )
 def test_template_that_would_fill_memory_is_stopped(bomb: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("blockwright.training.data.chat.template.SECONDS", 1.0)
-    limits = resource.getrlimit(resource.RLIMIT_AS)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    monkeypatch.setattr(template_process.PROCESS, "seconds", 1.0)
+    limits, before = resource.getrlimit(resource.RLIMIT_AS), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     rule = refused("{% generation %}{% endgeneration %}" + bomb).rule
     assert re.match("is no Jinja template|the template refuses a conversation", rule)
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 1.2 * 2**20  # KiB
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 0.2 * 2**20  # KiB
     assert resource.getrlimit(resource.RLIMIT_AS) == limits
+
+
+@pytest.mark.skipif(not template.STATM.is_file(), reason="a limit of memory needs /proc")
+def test_the_process_of_templates_is_small_and_may_take_little_more() -> None:
+    """Its own limit, which the kernel keeps, is what it has at its start and ``MEMORY``: no torch, no other threads."""
+    chat("jinja").render(TALK)
+    pid = template_process.PROCESS.pid
+    assert pid is not None
+    soft, hard = resource.prlimit(pid, resource.RLIMIT_AS)
+    assert soft == hard and template_process.MEMORY < soft < template_process.MEMORY + 0.2 * 2**30
 
 
 def test_adjacent_texts_are_encoded_as_one() -> None:

@@ -170,7 +170,7 @@ def render(rendering: Rendering) -> tuple[str, Any]:
 
 
 def chat_of(node: Any) -> Any:
-    return registry.build("chat", registry.Node(node, "data.chat"), registry.Scope({}, {}))
+    return registry.build("chat", registry.Node(node, "data.chat"), registry.Scope({}, {}, own=True))
 
 
 @pytest.mark.parametrize("name", registry.names("chat"))

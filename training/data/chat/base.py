@@ -22,6 +22,10 @@ Message = Mapping[str, Any]
 Tools = Sequence[Mapping[str, Any]]  # JSON schemas
 
 
+class UnavailableError(ConfigError):
+    """Nothing can be rendered now, through no fault of the format or of the conversation."""
+
+
 @dataclass(frozen=True)
 class Piece:
     """A part of a rendered conversation.
@@ -61,10 +65,6 @@ class Chat(Composable):
         """
         for word in self.words():
             encode_special(word, tokenizer)
-
-    def isolate(self) -> None:  # by default nothing of others runs
-        """Run what others wrote, such as a template, in a process of its own from now on: its limits then hit no other
-        thread of this one."""
 
     def check_scores(self) -> None:  # by default answers are scored
         """Refuse a format that would score no token; called before training alone.
@@ -133,7 +133,8 @@ class Chat(Composable):
         return {"name": registered.Config.name, **self.settings()}
 
     def settings(self) -> dict[str, Any]:
-        """The arguments of its constructor, as plain types."""
+        """The arguments of its constructor, as plain types; no file, whose text is ``template`` and so beside the
+        tokenizer of a checkpoint."""
         return {}
 
     def identity(self) -> str:

@@ -8,9 +8,19 @@ from typing import Any, ClassVar
 from blockwright.registry import ConfigError, register
 from blockwright.registry.extras import require
 from blockwright.registry.limits import read_text
-from blockwright.training.data.chat.base import Chat, Message, Piece, Tools, answered, encode_special
-from blockwright.training.data.chat.template import CLOSE, HIDDEN, OPEN, Template, TemplateError
-from blockwright.training.data.chat.template_process import TemplateProcess
+from blockwright.registry.schema import Place
+from blockwright.training.data.chat import template_process
+from blockwright.training.data.chat.base import (
+    Chat,
+    Message,
+    Piece,
+    Tools,
+    UnavailableError,
+    answered,
+    encode_special,
+)
+from blockwright.training.data.chat.template import CLOSE, HIDDEN, OPEN
+from blockwright.training.data.chat.template_process import NotStartedError, TemplateError
 from blockwright.training.data.tokenizers import companions
 from blockwright.training.data.tokenizers.base import Tokenizer
 
@@ -23,26 +33,22 @@ class Jinja(Chat):
     """The Jinja template of an imported tokenizer, or of a file.
 
     What is scored lies between ``{% generation %}`` and ``{% endgeneration %}``, as in transformers; few published
-    templates have these marks, and without them training refuses a template. Templates run in Jinja's sandbox, with
-    ``messages``, ``bos_token``, ``eos_token``, ``add_generation_prompt``, ``tools`` (null without any),
-    ``raise_exception`` and ``tojson``, for at most 10 seconds and in 1 GiB of memory a conversation. Unlike
-    transformers, the words of special tokens in messages and tools are encoded as ordinary text, and ``strftime_now``
-    is missing: a text would depend on the day.
+    templates have these marks, and without them training refuses a template. Templates run in Jinja's sandbox and in a
+    process of their own, with ``messages``, ``bos_token``, ``eos_token``, ``add_generation_prompt``, ``tools`` (null
+    without any), ``raise_exception`` and ``tojson``, for at most 10 seconds and in 1 GiB of memory a conversation.
+    Unlike transformers, the words of special tokens in messages and tools are encoded as ordinary text, and
+    ``strftime_now`` is missing: a text would depend on the day.
 
     Args:
-        template: file of the template; null for the one beside the tokenizer
+        template: file of the template; null for the one beside the tokenizer. Checkpoints hold its text
     """
 
     version: ClassVar[int] = 2  # before, no template saw reasoning_content
     left_out: ClassVar[Mapping[str, str]] = {"file": "its text is compared"}
 
-    def __init__(self, template: str | None = None) -> None:
+    def __init__(self, template: Place | None = None) -> None:
         self.file = template
-        self._template: Template | TemplateProcess | None = None
         self._text, self._words, self._special = "", dict[str, str](), list[str]()
-
-    def settings(self) -> dict[str, Any]:
-        return {"template": self.file}
 
     def prepare(self, tokenizer: Tokenizer) -> None:
         require("lab", "jinja2", path="data.chat", value="jinja")
@@ -52,13 +58,12 @@ class Jinja(Chat):
         self._words = {name: inverse.get(i, "") if i is not None else "" for name, i in named.items()}
         self._special = [word for word in sorted(tokenizer.special_words, key=len, reverse=True) if word]
         try:
-            self._template = Template(self._text)
+            template_process.check(self._text)
         except TemplateError as error:
             rule = f"is no Jinja template ({error})"
             raise ConfigError("data.chat.template", self.file, rule, REMEDY) from None
-
-    def isolate(self) -> None:
-        self._template = TemplateProcess(self._text)
+        except NotStartedError as error:
+            raise _unavailable(error) from None
 
     def check_scores(self) -> None:
         if not re.search(r"\{%-?\s*generation\s*-?%\}", self._text):
@@ -93,14 +98,15 @@ class Jinja(Chat):
 
     def _pieces(self, messages: Sequence[Message], tools: Tools, *, add_generation_prompt: bool) -> list[Piece]:
         """Render, then find the template's own special tokens; those in messages are hidden from it meanwhile."""
-        assert self._template is not None, "prepare has not run"
         known = [_with_older_names(message) for message in messages]
         values = {"messages": self._hide(known), "tools": self._hide(list(tools)) or None, **self._words}
         try:
-            text = self._template.render({**values, "add_generation_prompt": add_generation_prompt})
+            text = template_process.render(self._text, {**values, "add_generation_prompt": add_generation_prompt})
         except TemplateError as error:
             rule = f"the template refuses a conversation ({error})"
             raise ConfigError("data.chat", "jinja", rule, "Fix the conversation, or the template") from None
+        except NotStartedError as error:
+            raise _unavailable(error) from None
         answers = iter([answered(message) for message in messages if message["role"] == "assistant"])
         pieces: list[Piece] = []
         for i, part in enumerate(re.split(f"[{OPEN}{CLOSE}]", text)):
@@ -130,6 +136,17 @@ class Jinja(Chat):
         return content
 
 
+def _unavailable(error: Exception) -> UnavailableError:
+    rule = f"the process that renders templates does not run: {error}"
+    return UnavailableError("data.chat", "jinja", rule, "Try again, or look at what keeps this machine busy")
+
+
+def reread(node: Any, tokenizer: Tokenizer) -> Any:
+    """The node of a format in a checkpoint, which names no file: its template's text is beside the tokenizer."""
+    named = isinstance(node, Mapping) and node.get("name") == "jinja" and has_template(tokenizer)
+    return "jinja" if named else node
+
+
 def has_template(tokenizer: Tokenizer) -> bool:
     """Whether there is a template beside a tokenizer."""
     return _beside(tokenizer) is not None
@@ -149,7 +166,7 @@ def _of(tokenizer: Tokenizer) -> str:
 
 
 def _beside(tokenizer: Tokenizer) -> str | None:
-    files = getattr(tokenizer, "companions", {})
+    files = tokenizer.companions
     older = (
         companions.values(files, name).get("chat_template") for name in (companions.SETTINGS, "chat_template.json")
     )

@@ -1,65 +1,57 @@
-"""A Jinja template of a chat format: a program of its author, which runs in a sandbox, limited in time and memory."""
+"""Compile and render Jinja templates, each a program of its author, in a process for them alone (template_process.py).
+
+That process imports little, so that it starts at once and is small.
+"""
 
 from __future__ import annotations
 
 import json
 import re
+import resource
 from collections.abc import Callable, Mapping
+from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
-from blockwright.training.memory_limit import memory_limit
-from blockwright.training.time_limit import Overdue, time_limit
-
 OPEN, CLOSE, HIDDEN = "\ue000", "\ue001", "\ue002"  # private-use characters, which no real text holds
-SECONDS = 10.0  # to render a conversation
-MEMORY = 2**30  # bytes, for the same
-LONGEST = 2**25  # characters of a rendered conversation
+STATM = Path("/proc/self/statm")
 
 
-class TemplateError(Exception):
-    """A template is none, refuses what it is given, or takes too much; in its own words."""
+def prepare(memory: str, longest: str) -> Callable[[tuple[str, Mapping[str, Any] | None]], dict[str, str]]:
+    """What answers a template and the values of its variables by ``text``, or by why it is ``refused``.
 
-
-class Template:
-    """A template, in Jinja's sandbox.
-
-    The limits are those of ``time_limit`` and ``memory_limit``: of time in the main thread alone, of memory for the
-    whole process while it renders. Where other threads compute, use ``TemplateProcess``.
+    For null in place of values the template is compiled only.
 
     Args:
-        text: of the template
-
-    Raises:
-        TemplateError: it is no template, or takes too much: Jinja computes constant expressions when it compiles
+        memory: bytes of address space beside what this process has now; allocations beyond them raise ``MemoryError``.
+            Systems without /proc have no limit
+        longest: characters of a text at most
     """
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-    def __init__(self, text: str) -> None:
-        from jinja2.sandbox import ImmutableSandboxedEnvironment
+    extensions = [_marks(), "jinja2.ext.loopcontrols"]
+    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=extensions)
+    environment.globals["raise_exception"] = _refuse
+    environment.filters["tojson"] = _json  # Jinja's own escapes for HTML
+    environment.from_string("{{ 1 }}").render()  # what is imported on first use
+    if STATM.is_file():
+        wanted = int(STATM.read_text().split()[0]) * resource.getpagesize() + int(memory)
+        before = [limit for limit in resource.getrlimit(resource.RLIMIT_AS) if limit != resource.RLIM_INFINITY]
+        resource.setrlimit(resource.RLIMIT_AS, (min([wanted, *before]),) * 2)
+    compiled = lru_cache(maxsize=1)(environment.from_string)
 
-        extensions = [_marks(), "jinja2.ext.loopcontrols"]
-        environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=extensions)
-        environment.globals["raise_exception"] = _refuse
-        environment.filters["tojson"] = _json  # Jinja's own escapes for HTML
-        self._compiled = _limited(lambda: environment.from_string(text))
+    def answer(question: tuple[str, Mapping[str, Any] | None]) -> dict[str, str]:
+        template, values = question
+        try:
+            made = compiled(template)
+            text = "" if values is None else made.render(**values)
+        except Exception as error:  # Jinja's own, those of Python's compiler, complaints of templates
+            return {"refused": " ".join(str(error).split())[:200] or type(error).__name__}
+        if len(text) > int(longest):
+            return {"refused": f"it writes {len(text):,} characters, more than {int(longest):,}"}
+        return {"text": text}
 
-    def render(self, values: Mapping[str, Any]) -> str:
-        """The text for values of its variables.
-
-        Raises:
-            TemplateError: it raises an error, or takes too much
-        """
-        text = _limited(lambda: self._compiled.render(**values))
-        if len(text) > LONGEST:
-            raise TemplateError(f"it writes {len(text):,} characters, more than {LONGEST:,}")
-        return text
-
-
-def _limited(run: Callable[[], Any]) -> Any:
-    try:
-        with time_limit(SECONDS), memory_limit(MEMORY):
-            return run()
-    except (Exception, Overdue) as error:  # Jinja's own, those of Python's compiler, complaints of templates
-        raise TemplateError(" ".join(str(error).split())[:200] or type(error).__name__) from None
+    return answer
 
 
 def _refuse(message: str) -> None:

@@ -1,53 +1,70 @@
-"""A template in a process of its own, for programs that do other work meanwhile."""
+"""Templates are rendered in one process, which is killed where one takes too long, whatever it does.
+
+It is the only one in which a template runs. All formats of a program share it, so it is started once.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-from blockwright.training.answering import Answer, AnswerError, Answering
-from blockwright.training.data.chat import template
-from blockwright.training.data.chat.template import Template, TemplateError
+from blockwright.training.answering import AnswerError, Answering, StartError
 
-START = 30.0  # seconds for the process to start, and to compile the template
-LATE = 2.0  # seconds beyond those of a template after which its process is killed
-ANSWER = 12 * template.LONGEST  # bytes of an answer at most: six a character in JSON, and two of them beyond 16 bits
+SECONDS = 10.0  # to compile a template and to render a conversation
+MEMORY = 2**30  # bytes, for the same, beside what the process has when it starts
+START = 30.0  # seconds that a conversation waits for the process, where it has to start again
+LONGEST = 2**25  # characters of a rendered conversation
+ANSWER = 6 * LONGEST + 1000  # bytes of an answer at most: a control character has six in JSON
+
+PROCESS = Answering(
+    "blockwright.training.data.chat.template:prepare",
+    str(MEMORY),
+    str(LONGEST),
+    seconds=SECONDS,
+    start=START,
+    longest=ANSWER,
+)
 
 
-class TemplateProcess:
-    """A ``Template`` whose limits hit no thread of this process, and hold in any thread.
+class TemplateError(Exception):
+    """A template is none, refuses what it is given, or takes too much; in its own words."""
 
-    Args:
-        text: of the template, which has been compiled once
+
+class NotStartedError(Exception):
+    """The process does not run, which is no fault of a template."""
+
+
+def check(text: str) -> None:
+    """Compile a template; first start the process, however long that takes.
+
+    Raises:
+        TemplateError: it is no template, or takes too much: Jinja computes constant expressions when it compiles
+        NotStartedError
     """
-
-    def __init__(self, text: str) -> None:
-        limit = template.SECONDS
-        self.answering = Answering(_prepare, text, limit, seconds=limit + LATE, start=START, longest=ANSWER)
-
-    def render(self, values: Mapping[str, Any]) -> str:
-        """As ``Template.render``.
-
-        Raises:
-            TemplateError
-        """
-        try:
-            answer = self.answering.ask(values)
-        except AnswerError as error:
-            raise TemplateError(str(error)) from None
-        if (text := answer.get("text")) is None:
-            raise TemplateError(str(answer.get("refused")))
-        return str(text)
+    try:
+        PROCESS.begin()
+    except StartError as error:
+        raise NotStartedError(str(error)) from None
+    _asked(text, None)
 
 
-def _prepare(text: str, seconds: float) -> Answer:
-    template.SECONDS = seconds
-    compiled = Template(text)
+def render(text: str, values: Mapping[str, Any]) -> str:
+    """What a template writes for values of its variables.
 
-    def answer(values: Mapping[str, Any]) -> dict[str, str]:
-        try:
-            return {"text": compiled.render(values)}
-        except TemplateError as error:
-            return {"refused": str(error)}
+    Raises:
+        TemplateError: it raises an error, or takes too much
+        NotStartedError
+    """
+    return _asked(text, values)
 
-    return answer
+
+def _asked(text: str, values: Mapping[str, Any] | None) -> str:
+    try:
+        answer = PROCESS.ask([text, values])
+    except StartError as error:
+        raise NotStartedError(str(error)) from None
+    except AnswerError as error:
+        raise TemplateError(str(error)) from None
+    if (written := answer.get("text")) is None:
+        raise TemplateError(str(answer.get("refused")))
+    return str(written)

@@ -23,6 +23,7 @@ from torch.utils.data import DataLoader, Dataset
 from blockwright.registry.enforcing import enforced
 from blockwright.registry.errors import ConfigError
 from blockwright.registry.ranges import Count, Seed, Whole
+from blockwright.registry.schema import Place
 from blockwright.training.data import ranks
 from blockwright.training.data.modules.base import DataModule
 from blockwright.training.data.order import EpochBatches, MixedOrder, Order
@@ -57,7 +58,7 @@ class Feeding:
     eval_windows: Count | None = None
     num_workers: Whole = 0
     seed: Seed = 0
-    cache_dir: str = "data/cache"
+    cache_dir: Place = "data/cache"
 
 
 class RowDataModule(DataModule):

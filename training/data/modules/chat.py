@@ -109,10 +109,11 @@ class ChatDataModule(CorpusDataModule):
         return LineBatches(rows + 1, 1, batch_size, self.eval_windows, *self._share())
 
     def state_dict(self) -> dict[str, Any]:
-        """As in ``CorpusDataModule``; the template of ``data.chat`` takes the place of the tokenizer's, for exports."""
+        """As in ``CorpusDataModule``; the template of ``data.chat`` takes the place of the tokenizer's, for exports and
+        for whoever has the checkpoint and not the file."""
         state, template = super().state_dict(), self.rendering.chat.template()
-        if template is not None and COMPANIONS in state["tokenizer"]:
-            files = {**state["tokenizer"][COMPANIONS], "chat_template.jinja": template}
+        if template is not None:
+            files = {**state["tokenizer"].get(COMPANIONS, {}), "chat_template.jinja": template}
             state["tokenizer"] = {**state["tokenizer"], COMPANIONS: files}
         return state
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 import numpy as np
@@ -51,11 +52,13 @@ class Tokenizer(ABC):
         vocab_size: ids are in [0, vocab_size). It is *declared*, since the model is sized by it before any text is
             read; unused ids are padding
         eos: the id that ends a document. ``encode`` never returns it, for any text
+        companions: files beside it (companions.py), such as the template of a checkpoint's chat format: name → text
     """
 
     kind: ClassVar[str]
     vocab_size: int
     eos: int
+    companions: Mapping[str, str] = MappingProxyType({})
 
     @property
     def bos(self) -> int | None:

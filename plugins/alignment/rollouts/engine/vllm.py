@@ -17,6 +17,7 @@ from blockwright.plugins.hub.exporting import export_decoder
 from blockwright.registry import ConfigError, register
 from blockwright.registry.extras import require
 from blockwright.registry.ranges import Positive
+from blockwright.registry.schema import Place
 
 Share = Annotated[float, Gt(0), Lt(1)]
 
@@ -39,7 +40,7 @@ class Vllm(Engine):
         folder: for the exported weights; null for a temporary one, better on a RAM disk
     """
 
-    def __init__(self, memory: Share = 0.3, tolerance: Positive = 0.1, folder: str | None = None) -> None:
+    def __init__(self, memory: Share = 0.3, tolerance: Positive = 0.1, folder: Place | None = None) -> None:
         self.memory, self.tolerance = memory, tolerance
         self.folder = folder
         self._engine: Any = None

@@ -192,7 +192,7 @@ def test_reward_model_learns_and_scores_completions(train: Make, start: str, fol
     assert watch.figures[-1]["train/accuracy"] > watch.figures[0]["train/accuracy"]
     trainer.save_checkpoint(folder / "judge.ckpt")
     node = {"name": "reward_model", "run": str(folder / "judge.ckpt"), "batch_size": 3}
-    reward = registry.build("reward", Node(node, "task.reward"), Scope({}, {}))
+    reward = registry.build("reward", Node(node, "task.reward"), Scope({}, {}, own=True))
     pairs = list(trainer.datamodule.corpus.conversations("train"))[:8]
     batch = trainer.datamodule._packed("train", 24).__getitems__(list(range(8)))
     with torch.no_grad():
@@ -209,7 +209,7 @@ def test_reward_model_learns_and_scores_completions(train: Make, start: str, fol
 
 def test_run_that_is_no_reward_model_is_refused(start: str) -> None:
     with pytest.raises(ConfigError, match="is no run of a reward model") as refusal:
-        registry.build("reward", Node({"name": "reward_model", "run": start}, "task.reward"), Scope({}, {}))
+        registry.build("reward", Node({"name": "reward_model", "run": start}, "task.reward"), Scope({}, {}, own=True))
     assert refusal.value.path == "task.reward.run"
 
 
