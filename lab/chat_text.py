@@ -19,6 +19,7 @@ from blockwright.training.data.chat.base import BOS, EOS, Chat, Piece, encode
 from blockwright.training.data.chat.jinja import has_template, reread
 from blockwright.training.data.tokenizers.base import Tokenizer
 
+READ = "Name the format yourself, or resume the run for a step: its checkpoint then holds the text of its template"
 MARK = "\ue003"  # a private-use character, removed from texts
 _ASK, _ANSWER = {"role": "user", "content": "Why?"}, {"role": "assistant", "content": "Because."}
 TALKS = ([_ASK], [{"role": "system", "content": "Be brief."}, _ASK], [_ASK, _ANSWER, _ASK])  # to compare formats by
@@ -45,7 +46,8 @@ class ChatText:
         try:
             self.chat: Chat = registry.build("chat", Node(name, path), Scope({}, {}))
         except ConfigError as error:
-            raise ConfigError(error.path.removesuffix(".name"), error.value, error.rule, error.remedy) from None
+            remedy = error.remedy if isinstance(name, str) else READ
+            raise ConfigError(error.path.removesuffix(".name"), error.value, error.rule, remedy) from None
         try:
             self.chat.prepare(words)
             self.ends = self.chat.ends(words)

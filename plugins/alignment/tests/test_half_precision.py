@@ -180,7 +180,7 @@ def test_objective_depends_on_neither_default_dtype_nor_autocast(
     more = NODES.get(name, {})
     if name == "reward_model":
         more = {"run": str(request.getfixturevalue("run")("reward", "fp32")["folder"] / "fp32.ckpt")}
-    scope = Scope({"ratio": Node("sequence", "task.ratio")}, {"max_new_tokens": 257})
+    scope = Scope({"ratio": Node("sequence", "task.ratio")}, {"max_new_tokens": 257}, own=True)
     objective = registry.build(kind, Node({"name": name, **more}, f"task.{kind}"), scope)
     plain = tree_leaves(CALLS[kind](objective))
     with default_dtype(torch.bfloat16):

@@ -10,10 +10,12 @@ import pytest
 from tokenizers import Tokenizer as Engine
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
+from blockwright import registry
 from blockwright.registry import ConfigError
+from blockwright.training.data.chat.jinja import reread
 from blockwright.training.data.tokenizers import companions, files
 from blockwright.training.data.tokenizers.pretrained import Pretrained
-from blockwright.training.data.tokenizers.rebuild import rebuild
+from blockwright.training.data.tokenizers.rebuild import KINDS, rebuild
 from tests import built
 
 TEXT = "To be, or not to be:\n\tthat is the question — naïve café! 日本語 0123\n\n"
@@ -213,3 +215,21 @@ def test_template_of_a_training_takes_the_place_of_the_tokenizers(file: Path, tm
         data.prepare_data()
         data.setup()
         assert rebuild(data.state_dict()["tokenizer"]).companions["chat_template.jinja"] == kept
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_checkpoint_holds_the_text_of_the_template_with_every_tokenizer(
+    kind: str, file: Path, tmp_path: Path
+) -> None:
+    from blockwright.training.data.sorting import Sorting
+
+    own = tmp_path / "own.jinja"
+    own.write_text("{% for m in messages %}{% generation %}{{ m.content }}!{% endgeneration %}{% endfor %}")
+    tokenizer = Pretrained(str(file)) if kind == "pretrained" else KINDS[kind](300)  # type: ignore[call-arg]
+    chat = {"name": "jinja", "template": str(own)}
+    data = built.data("chat", corpus=Sorting(8, 1), tokenizer=tokenizer, chat=chat, cache_dir=str(tmp_path / "cache"))
+    words = rebuild(data.state_dict()["tokenizer"])
+    own.unlink()
+    form = registry.build("chat", registry.Node(reread(chat, words), "data.chat"), registry.Scope({}, {}))
+    form.prepare(words)
+    assert [piece.text for piece in form.render([{"role": "assistant", "content": "a"}])] == ["a!"]
