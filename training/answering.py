@@ -79,6 +79,9 @@ class Answering:
             except (OSError, AnswerError) as error:
                 self._end()
                 raise AnswerError(str(error) or "its process has ended") from None
+            except BaseException:  # Ctrl-C: its answer, when it comes, would be taken for that of the next question
+                self._end()
+                raise
 
     def begin(self) -> None:
         """Start the process, unless it runs, however long that takes.

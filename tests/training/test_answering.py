@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from blockwright.training.answering import AnswerError, Answering, StartError
+from blockwright.training.time_limit import Overdue, time_limit
 
 LIMITS: dict[str, Any] = {"seconds": 30.0, "start": 60.0, "longest": 1000}
 
@@ -64,6 +65,13 @@ def test_the_process_is_replaced_where_it_does_not_answer(
         with pytest.raises(AnswerError, match=why):
             made.ask(question)
     assert made.ask("a")["process"] != before
+
+
+def test_the_answer_to_an_interrupted_question_is_not_the_next_ones(made: Answering) -> None:
+    """Ctrl-C, or the limit of time of who asks."""
+    with pytest.raises(Overdue), time_limit(0.2):
+        made.ask({"sleep": 0.5})
+    assert made.ask("a")["text"] == "hello a"
 
 
 def test_a_question_that_cannot_be_sent_is_an_error_of_its_own(made: Answering) -> None:
