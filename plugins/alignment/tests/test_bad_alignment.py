@@ -180,7 +180,7 @@ def test_bad_input_ends_in_one_message(
     case: Case, train: Callable[..., Any], start: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _, records, overrides, path, rule = case
-    monkeypatch.setattr("blockwright.training.data.chat.template.SECONDS", 0.2)
+    monkeypatch.setattr("blockwright.training.data.chat.template_process.PROCESS.seconds", 0.2)
     file, template, written = tmp_path / "data.jsonl", tmp_path / "template.jinja", []
     for override in overrides:
         if override.startswith("TEMPLATE="):
