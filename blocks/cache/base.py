@@ -5,6 +5,10 @@ of unequal length the shorter are padded on the left, so that all rows grow toge
 ``padding`` counts each row's padding tokens, and is the only thing that differs by row. A row of n tokens therefore
 joins a batch of length L where its tokens are copied to [L − n, L) (``put``): positions, scores and kernels need no
 change. Not supported: pages shared between sequences.
+
+What a row holds comes from its own tokens alone, hidden places included, for a hidden number still reaches what is
+computed: 0 · NaN is NaN. So ``put`` and ``move`` write the whole row, and ``rewind`` leaves nothing of the tokens that
+it takes back.
 """
 
 from __future__ import annotations
@@ -168,7 +172,8 @@ class Cache:
         """Make a row that of another cache of the same attention, made with the same room: its tokens become the last
         ones before ``length``, in the numbers or codes that they have.
 
-        ``padding`` is the caller's: that of the row becomes ``length`` minus its own tokens.
+        ``padding`` is the caller's: that of the row becomes ``length`` minus its own tokens. All other places of
+        the row become 0.
 
         Args:
             row: index of the row, in use
@@ -185,6 +190,8 @@ class Cache:
         if n > self.length:
             rule = f"is longer than the {self.length} tokens of the rows that it joins"
             raise BlockError("length", n, rule, f"Shift them by {n - self.length} first")
+        for held in self.buffers.values():
+            held[row].zero_()
         self._put(row, other, source, n)
 
     def _put(self, row: int, other: Cache, source: int, n: int) -> None:
@@ -195,13 +202,7 @@ class Cache:
     def move(self, source: int, target: int) -> None:
         """Copy a row onto another of the same cache."""
         for held in self.buffers.values():
-            held[target, : self.length] = held[source, : self.length]
-
-    def clear(self, row: int) -> None:
-        """Forget the numbers of a row, which are not finite: hidden ones would still reach what is computed, as 0 · NaN
-        is NaN."""
-        for held in self.buffers.values():
-            held[row] = 0
+            held[target] = held[source]
 
     def shift(self, by: int) -> None:
         """Put ``by`` tokens of padding before every row; negative: drop so many, which every row has.
@@ -256,8 +257,9 @@ class Cache:
             self._delay([row for row, n in enumerate(kept) if most - n == by], by)
 
     def _restore(self, mark: Mark, kept: Sequence[int]) -> None:
-        """Restore what the tokens after the first ``kept`` of each row have overwritten; one number is for all rows.
-        Nothing here."""
+        """Restore what the tokens after the first ``kept`` of each row have overwritten; one number is for all rows."""
+        for held in self.buffers.values():
+            held[:, mark.length + max(kept) : self.length] = 0
 
     def _delay(self, rows: list[int], by: int) -> None:
         """Move the tokens of rows to the right, within ``length``: their last ``by`` are no longer theirs."""

@@ -118,14 +118,6 @@ class LayerCache(Cache):
         for name, part in self.parts.items():
             part._put(row, other.parts[name], source, n)
 
-    def move(self, source: int, target: int) -> None:
-        for part in self.parts.values():
-            part.move(source, target)
-
-    def clear(self, row: int) -> None:
-        for part in self.parts.values():
-            part.clear(row)
-
     def _shift(self, by: int) -> None:
         for part in self.parts.values():
             part._shift(by)

@@ -54,10 +54,6 @@ class State(Cache):
         for held, theirs in zip(self.buffers.values(), other.buffers.values(), strict=True):
             held[row] = theirs[source]
 
-    def move(self, source: int, target: int) -> None:
-        for held in self.buffers.values():
-            held[target] = held[source]
-
     def _shift(self, by: int) -> None:
         """Nothing: a state keeps no positions."""
 

@@ -105,13 +105,19 @@ class WindowedCache(Cache):
         self.open._shift(by)
 
     def mark(self, ahead: int | None = None) -> Mark:
-        """As in ``Cache``. The means of the windows that are closed are never overwritten, and no token sees others."""
+        """As in ``Cache``. The means of the windows that are closed are never overwritten."""
         recent, opened = self.recent.mark(ahead), self.open.mark(ahead)
         return Mark(self.length, ahead, {}, recent.after, (recent, opened))
 
     def _restore(self, mark: Mark, kept: Sequence[int]) -> None:
         for ring, of_ring in zip((self.recent, self.open), mark.parts, strict=True):
             ring._restore(of_ring, kept)
+        # The means that the tokens after ``kept`` have written, each row's counted from the start of its document.
+        for held in self.means.values():
+            own = torch.tensor(kept, device=held.device) + mark.length - (0 if self.padding is None else self.padding)
+            later = own[:, None] // self.every + torch.arange((self.length - mark.length) // self.every + 2).to(own)
+            rows = torch.arange(len(held), device=held.device)[:, None]
+            held[rows, later.clamp(max=held.shape[1] - 1)] = 0
 
     def _delay(self, rows: list[int], by: int) -> None:
         self.recent._delay(rows, by)

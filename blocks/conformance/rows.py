@@ -37,8 +37,9 @@ LENGTHS = (9, 14, 12, 18, 16)  # tokens of each row that joins; it is not fed mo
 
 def joining_rows(setting: Setting) -> None:
     """With a cache, exact or of 8, 6 and 4 bits, rows that join a batch, move and leave it have the states that each
-    has alone, within 3e-5 (with bits the median token, within 1e-5); in fp64 a running batch draws the tokens of each
-    request alone. An attention whose caches rows cannot join is refused by ``Batch``."""
+    has alone, within 3e-5 (with bits the median token, within 1e-5), though all that the batch held of them before is
+    NaN; in fp64 a running batch draws the tokens of each request alone. An attention whose caches rows cannot join is
+    refused by ``Batch``."""
     refuse(setting)
     decoder = setting.decoder()
     documents = [tokens(1, n, seed=i) for i, n in enumerate(LENGTHS)]
@@ -122,6 +123,8 @@ def join(batch: Sequence[Cache], rows: list[Row], row: Row, own: Sequence[Cache]
     rows.append(row)
     align(batch, rows)
     for cache, theirs in zip(batch, own, strict=True):
+        for held in cache.buffers.values():
+            held[len(rows) - 1] = float("nan") if held.is_floating_point() else 255
         cache.put(len(rows) - 1, theirs)
 
 
@@ -170,7 +173,7 @@ def drawn_alike(decoder: Decoder) -> None:
 def drafts(setting: Setting) -> None:
     """With a cache, exact or of 6 bits, ``rewind(mark(2), keep)`` after two tokens equals never having read those
     beyond ``keep``, for 0, 1 and 2, and for another number in each row, within 3e-5 (with bits the median token, within
-    1e-5)."""
+    1e-5). Where a row keeps none of a pass, its tokens there are NaN."""
     refuse(setting)
     decoder, ids = setting.decoder(), tokens(3, 14)
     padding = torch.tensor([0, 5, 2], dtype=torch.int64)
@@ -209,8 +212,9 @@ def redone(
     wrong = (ids[:, 8:10] + 7) % MODEL["vocab_size"]
     draft = torch.where(torch.arange(2) < kept[:, None], ids[:, 8:10], wrong)
     marks = [cache.mark(2) for cache in caches]
-    for part in draft.split(list(chunks), 1):
-        decoder.hidden(part, caches=caches)
+    for at, part in zip((0, 1), draft.split(list(chunks), 1), strict=False):
+        nothing_kept = (kept <= at)[:, None, None]
+        decoder.hidden(part, caches=caches, embedded=decoder.look_up(part).masked_fill(nothing_kept, float("nan")))
     for cache, mark in zip(caches, marks, strict=True):
         cache.rewind(mark, keep)
         cache.padding = padding + kept.max() - kept

@@ -14,7 +14,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from blockwright.blocks.cache.base import Cache
 from blockwright.blocks.decoder import Decoder
 from blockwright.blocks.generation.acceptance import Acceptance
 from blockwright.blocks.generation.drafts.base import Checked, Drafter, Drafts, as_padding, next_positions
@@ -173,12 +172,9 @@ class Batch:
             if reading.done:
                 self._reading = None
                 news += self._draw([reading.row], self.decoder.logits(hidden[:, -1]).float())
-                match reading.row.job.ended:
-                    case None:
-                        self._draft(self._own_drafts, [reading.row], hidden, [1])
-                        self._join(reading.row)
-                    case "failed":
-                        _clear(self._own, 0)
+                if reading.row.job.ended is None:
+                    self._draft(self._own_drafts, [reading.row], hidden, [1])
+                    self._join(reading.row)
         return news
 
     def _next(self) -> Reading | None:
@@ -191,15 +187,19 @@ class Batch:
         return self._reading
 
     def _decode(self) -> list[News]:
-        self.steps += 1
         rows, n = self._running, 1 + max(len(row.drafts) for row in self._running)
         self._drop_padding(n)
-        read = [_padded([row.job.tokens[-1], *row.drafts], n) for row in rows]
-        tokens = torch.tensor(read, device=self.device, dtype=torch.int64)
         marks = [cache.mark(n) for cache in self._of_model] if n > 1 else []
-        positions = next_positions(self.decoder, n, self._of_model[0])
-        hidden, _ = self.decoder.hidden(tokens, positions, caches=self._of_model)
-        news, kept = self._check(self.decoder.logits(hidden).float())
+        hidden, logits = self._computed(n)
+        if marks and not all(drawable(logits.flatten(0, 1))):
+            # Within a pass a number that is not finite reaches the tokens before it, too. So drafts are left out: what
+            # fails then has failed by itself.
+            for cache, mark in zip(self._of_model, marks, strict=True):
+                cache.rewind(mark)
+            for row in rows:
+                row.drafts = []
+            marks, (hidden, logits) = [], self._computed(1)
+        news, kept = self._check(logits)
         for cache, mark in zip(self._of_model, marks, strict=False):
             cache.rewind(mark, torch.tensor(kept, dtype=torch.int64))
         self._draft(self._drafts, rows, hidden, kept)
@@ -210,6 +210,15 @@ class Batch:
                 self._leave(i)
         self._align()
         return news
+
+    def _computed(self, n: int) -> tuple[Tensor, Tensor]:
+        """A pass over the last token of each row and its drafts, n together: states [B,n,D] and logits [B,n,V]."""
+        self.steps += 1
+        read = [_filled_up([row.job.tokens[-1], *row.drafts], n) for row in self._running]
+        tokens = torch.tensor(read, device=self.device, dtype=torch.int64)
+        positions = next_positions(self.decoder, n, self._of_model[0])
+        hidden, _ = self.decoder.hidden(tokens, positions, caches=self._of_model)
+        return hidden, self.decoder.logits(hidden).float()
 
     def _check(self, logits: Tensor) -> tuple[list[News], list[int]]:
         """Draw tokens of each row from logits [B,n,V] as long as its drafts are these tokens; how many it was."""
@@ -230,7 +239,7 @@ class Batch:
         if not self.drafted_at_most or not any(row.left for row in rows):
             return
         texts, most = [row.text for row in rows], max(kept)
-        later = [_padded(text[-own:], most) for text, own in zip(texts, kept, strict=True)]
+        later = [_filled_up(text[-own:], most) for text, own in zip(texts, kept, strict=True)]
         checked = Checked(hidden[:, :most], torch.tensor(later, device=self.device, dtype=torch.int64), kept, texts)
         proposed = drafts.propose(checked, [row.draws.copy() for row in rows], max(row.left for row in rows) - 1)
         for row, own in zip(rows, proposed, strict=True):
@@ -257,8 +266,6 @@ class Batch:
             cache.put(len(self._running) - 1, own)
 
     def _leave(self, index: int) -> None:
-        if self._running[index].job.ended == "failed":
-            _clear(self._caches, index)
         last = self._running.pop()
         if index < len(self._running):
             for cache in self._caches:
@@ -303,10 +310,6 @@ class Batch:
         return news + [each for row, token in zip(rows, tokens, strict=True) for each in row.job.receive(token)]
 
 
-def _clear(caches: Sequence[Cache], row: int) -> None:
-    for cache in caches:
-        cache.clear(row)
-
-
-def _padded(tokens: list[int], n: int) -> list[int]:
-    return [*tokens, *[0] * (n - len(tokens))]
+def _filled_up(tokens: list[int], n: int) -> list[int]:
+    """n tokens, of which the last ones are never kept. They are the row's own, since what is computed for them is."""
+    return [*tokens, *tokens[-1:] * (n - len(tokens))]

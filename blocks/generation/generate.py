@@ -96,7 +96,10 @@ class Continuations:
         check_lengths(decoder, prompts, new_tokens)
         device = decoder.embedding.weight.device
         longest = max(map(len, prompts))
-        padded = [[*[0] * (longest - len(row)), *row] for row in prompts]
+        # By a token of its own: padding is computed, and hidden numbers that are not finite reach what is not.
+        of_media = {block.token for block in decoder.inputs.values()}
+        before = [next((token for token in row if token not in of_media), 0) for row in prompts]
+        padded = [[first] * (longest - len(row)) + [*row] for first, row in zip(before, prompts, strict=True)]
         self.decoder, self.sampling = decoder, sampling or Sampling()
         self.stop_tokens, self.left = frozenset(stop_tokens), new_tokens
         self.ended = [False] * len(prompts)
@@ -121,7 +124,11 @@ class Continuations:
         self.left -= 1
         logits = prefill(self.decoder, self._pending, self._caches, self.chunk, self._media)
         self._media = None
-        tokens = draw_each(self._draws, logits)
+        running = [i for i, over in enumerate(self.ended) if not over]
+        some = logits if len(running) == len(logits) else logits[running]
+        tokens = self._pending[:, -1].tolist()  # rows that have ended read their last token again
+        for i, token in zip(running, draw_each([self._draws[i] for i in running], some), strict=True):
+            tokens[i] = token
         self._pending = torch.tensor(tokens, device=logits.device, dtype=torch.int64)[:, None]
         self.ended = [over or token in self.stop_tokens for over, token in zip(self.ended, tokens, strict=True)]
         if all(self.ended):

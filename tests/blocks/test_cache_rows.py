@@ -91,13 +91,13 @@ def test_any_schedule_leaves_each_row_the_codes_that_it_has_alone(kind: str, bit
         assert all(len(held) == len(solo) for held in batch.buffers.values())
 
 
-def test_a_row_joins_from_any_row_of_a_padded_cache_and_writes_its_own_tokens_only() -> None:
+def test_a_row_joins_from_any_row_of_a_padded_cache_and_holds_its_own_tokens_only() -> None:
     source, batch = (Cache(2, 9, {"k": (1,)}, torch.float32, CPU) for _ in range(2))
     source.padding = torch.tensor([0, 3])
     source.append(torch.arange(10.0).view(2, 5, 1))
     batch.append(torch.full((2, 7, 1), -1.0))
     batch.put(0, source, source=1)
-    assert batch.buffers["k"][:, :, 0].tolist() == [[-1] * 5 + [8, 9, 0, 0], [-1] * 7 + [0, 0]]
+    assert batch.buffers["k"][:, :, 0].tolist() == [[0] * 5 + [8, 9, 0, 0], [-1] * 7 + [0, 0]]
 
 
 def test_rows_not_in_use_are_not_touched_and_keep_their_memory() -> None:

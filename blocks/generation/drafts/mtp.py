@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from blockwright.blocks.cache.state import State
 from blockwright.blocks.decoder import Decoder
@@ -74,8 +73,9 @@ class MultiTokenDrafts(Drafts):
             cache.rewind(mark, last + 1)
             if k < most:
                 drafts.append(draw_drafts(draws, self.decoder.logits(states[rows, last + k])))
-                tokens = F.pad(tokens, (0, 1))
-                tokens[rows, last + k + 1] = tokens.new_tensor(drafts[-1])
+                drafted = tokens.new_tensor(drafts[-1])
+                tokens = torch.cat((tokens, drafted[:, None]), 1)
+                tokens[rows, last + k + 1] = drafted
             states = self._delayed(k, states, last)
         return [list(row) for row in zip(*drafts, strict=True)] if drafts else [[] for _ in rows]
 

@@ -20,6 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from blockwright import registry
 from blockwright.blocks.attention.base import Attention
+from blockwright.blocks.cache.base import Cache
 from blockwright.blocks.compose import compose
 from blockwright.blocks.decoder import Decoder
 from blockwright.blocks.generation.batch import Batch
@@ -64,6 +65,8 @@ MODELS: dict[str, dict[str, Any]] = {
         "experts": {"name": "swiglu", "d_ff": 16},
     },
     "hybrid": HYBRID,
+    "convolved": {"residual": {"name": "convolved", "residual": "prenorm", "attention_conv": "canon"}},
+    "engram": {"memory": {"name": "engram", "rows": 31, "n_heads": 2, "width": 12, "end": 0}},
 }
 SAMPLINGS = [
     Sampling(0.0),
@@ -178,6 +181,30 @@ def test_tokens_are_those_of_each_job_alone(name: str, schedule: Schedule) -> No
     decoder = model(name)
     for job in run(decoder, schedule):
         assert_ended_as(job, alone(decoder, job, schedule.bits))
+
+
+def own_classes(cache: type[Cache]) -> set[type[Cache]]:
+    """Those of this package that a block's cache may have."""
+    found = {each for child in cache.__subclasses__() for each in (child, *own_classes(child))}
+    return {each for each in found if each.__module__.startswith("blockwright.")}
+
+
+OF_EACH_CLASS = ["mla", "window of 5", "gated_delta", "hca", "convolved"]
+
+
+def test_these_models_have_every_class_of_caches() -> None:
+    made = [cache for name in OF_EACH_CLASS for cache in model(name).new_caches(1, ROOM)]
+    parts = [part for cache in made for part in getattr(cache, "parts", {}).values()]
+    assert {type(cache) for cache in (*made, *parts)} >= own_classes(Cache)
+
+
+@pytest.mark.parametrize("bits", [None, 8, 6, 4])
+@pytest.mark.parametrize("name", OF_EACH_CLASS)
+def test_nothing_of_a_row_reaches_the_job_that_has_it_next(name: str, bits: int | None) -> None:
+    """Whatever its caches held is NaN: see conftest.py."""
+    some = [{"prompt": [i] * n, "new_tokens": 6 - i, "seed": i} for i, n in enumerate((3, 7, 2, 5))]
+    for job in run(model(name), Schedule(some, [0, 0, 1, 4], [], 2, 4, bits)):
+        assert_ended_as(job, alone(model(name), job, bits))
 
 
 @pytest.mark.slow

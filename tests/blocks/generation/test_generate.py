@@ -48,6 +48,14 @@ def test_greedy_decoding_equals_recomputing_everything(
     assert torch.equal(generate(decoder, prompt(), 12, temperature=0), greedy(decoder, prompt(), 12))
 
 
+def test_numbers_of_padding_reach_no_row(make: Callable[..., Decoder]) -> None:
+    decoder, prompts = make(tie_embeddings=False).double(), [[3, 9, 8, 7], [5]]
+    right = list(Continuations(decoder, prompts, 6, Sampling(0.0), stop_tokens={0}))
+    with torch.no_grad():
+        decoder.embedding.weight[0] = float("nan")  # of a token that is in no text
+    assert list(Continuations(decoder, prompts, 6, Sampling(0.0), stop_tokens={0})) == right
+
+
 def test_greedy_decoding_works_with_experts(make: Callable[..., Decoder]) -> None:
     decoder = make(moe=True).double()
     assert torch.equal(generate(decoder, prompt(), 12, temperature=0), greedy(decoder, prompt(), 12))

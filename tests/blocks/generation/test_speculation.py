@@ -266,6 +266,50 @@ def test_drafts_from_numbers_that_are_not_finite_are_wrong_and_change_no_token(k
         assert (job.ended == "failed") == (job in failed)
 
 
+def of_no_text(name: str, token: int = 0) -> tuple[Decoder, Decoder]:
+    """A model, and one that drafts for it, whose numbers are not finite for a token."""
+    decoders = copy.deepcopy(model(name)), copy.deepcopy(small(torch.float64))
+    with torch.no_grad():
+        for decoder in decoders:
+            decoder.embedding.weight[token] = math.nan
+    return decoders
+
+
+def check_that_no_text_notices(name: str, kind: str, bits: int | None) -> None:
+    """Rows come, go and change places beside others with drafts: of a token that none has read, nothing is seen."""
+    decoder, drafting = of_no_text(name)
+    drafter = SmallerModel(drafting, 3) if kind == "smaller model" else KINDS[kind](decoder)
+    batch, draws = Batch(decoder, 3, 40, bits=bits, chunk=4, drafts=drafter), random.Random(name + kind)
+    texts = [[draws.randrange(1, V) for _ in range(draws.choice([1, 3, 7, 12]))] for _ in range(7)]
+    jobs = [Job(text, draws.choice([2, 6, 20]), SAMPLINGS[i % 4], i, {0}) for i, text in enumerate(texts)]
+    waiting = list(jobs)
+    while waiting or batch.busy:
+        if waiting and draws.random() < 0.6:
+            batch.add(waiting.pop(0))
+        batch.step()
+        if draws.random() < 0.05 and batch.running:
+            batch.cancel(batch.running[0])
+    for job in jobs:
+        given: dict[str, Any] = {"seed": job.seed, "stop_tokens": {0}, "bits": bits}
+        alone = by_row(Continuations(model(name), [job.prompt], job.new_tokens, job.sampling, **given), 1)[0]
+        assert job.ended != "failed"
+        assert job.tokens == (alone[: len(job.tokens)] if job.ended == "cancelled" else alone)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", ["csa", pytest.param("hybrid", marks=pytest.mark.slow)])
+def test_a_token_that_no_text_has_read_reaches_none(name: str, kind: str) -> None:
+    check_that_no_text_notices(name, kind, None)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("bits", [None, 8, 6, 4])
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", MODELS)
+def test_a_token_that_no_text_has_read_reaches_none_of_any_model(name: str, kind: str, bits: int | None) -> None:
+    check_that_no_text_notices(name, kind, bits)
+
+
 def test_the_text_of_a_model_that_has_diverged_ends_with_an_error() -> None:
     decoder = copy.deepcopy(model("gqa"))
     with torch.no_grad():
