@@ -1,11 +1,14 @@
-"""What servers share: the socket that waits for connections, the settings of uvicorn, the end by a signal."""
+"""What servers share: the socket that waits for connections, whom they answer, the settings of uvicorn, the end by a
+signal."""
 
 from __future__ import annotations
 
+import ipaddress
 import signal
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import closing, contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 from blockwright.registry import ConfigError
@@ -19,6 +22,54 @@ PLAIN: Mapping[str, Any] = {
     "access_log": False,
     "server_header": False,
 }
+
+
+@dataclass(frozen=True)
+class Site:
+    """Which requests come from programs and the server's own page, and which from a page of another site.
+
+    A name of another site may lead to this machine (DNS rebinding), so the host is checked. A browser sends what pages
+    of other servers ask for too, so the origin is.
+
+    Args:
+        port: that the server listens at
+        loopback: whether it listens to this machine alone: then it has the names of this machine; else any, unless
+            some are ``allowed``
+        allowed: further names, with any port and scheme, such as that of a proxy in front
+    """
+
+    port: int
+    loopback: bool = True
+    allowed: Collection[str] = ()
+
+    def foreign(self, headers: Mapping[str, str], path: str, page: str = "/") -> str:
+        """Why a request is of another site; empty for this one's.
+
+        Args:
+            headers: of the request, by their names in small letters
+            path: of the request
+            page: the path that links of other sites may lead to
+        """
+        host, origin = headers.get("host", "").lower(), headers.get("origin")
+        own = {f"{name}:{self.port}" for name in ("127.0.0.1", "localhost", "[::1]")}
+        if host not in own and not self._allows(host) and (self.loopback or self.allowed):
+            return "This server answers to the host of the address that it has printed, and to no other"
+        if origin is not None:
+            scheme, _, of_origin = origin.lower().partition("://")
+            same = of_origin == host and (scheme == "http" or host not in own)
+            if not same and not self._allows(of_origin):
+                return "Requests of other origins are refused"
+        if path != page and headers.get("sec-fetch-site", "none") not in ("same-origin", "none"):
+            return "Requests of other sites are refused"
+        return ""
+
+    def _allows(self, host: str) -> bool:
+        return any(host == name or host.startswith(f"{name}:") for name in map(str.lower, self.allowed))
+
+
+def is_loopback(listening: socket.socket) -> bool:
+    """Whether a socket is reached from this machine alone."""
+    return ipaddress.ip_address(listening.getsockname()[0].partition("%")[0]).is_loopback
 
 
 def listen(host: str, port: int) -> socket.socket:

@@ -40,6 +40,8 @@ def _parser() -> Parser:
     parser.add_argument("--device", help="cpu, cuda:0, …; default: a GPU where there is one")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen at; default: this machine alone")
     parser.add_argument("--port", type=int, default=PORT, help=f"0 for any that is free; default {PORT}")
+    proxy = "answer to this name too, such as that of a proxy; may be repeated"
+    parser.add_argument("--allow-host", action="append", default=[], metavar="NAME", help=proxy)
     parser.add_argument(
         "--api-key-file", type=Path, metavar="FILE", help=f"holds a key that requests must show; or set {KEY}"
     )
@@ -67,6 +69,10 @@ def read(arguments: Sequence[str]) -> argparse.Namespace:
         raise ConfigError(
             "--name", ascii(options.name), "is no name: visible characters in a line", "Write e.g. --name mine"
         )
+    for name in options.allow_host:
+        if not name or not name.isascii() or not name.isprintable() or set(name) & set("/ @?#"):
+            rule = "is no host: a name or an address, without http:// and a path"
+            raise ConfigError("--allow-host", ascii(name), rule, "Write e.g. --allow-host models.example.com")
     if options.port > 65535:
         raise ConfigError("--port", options.port, "must be at most 65535", "Write e.g. --port 8000")
     if options.grace > 86400:

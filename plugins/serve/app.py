@@ -15,6 +15,7 @@ from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, R
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from blockwright.lab.listening import Site
 from blockwright.plugins.serve.answer import Streamed, Whole
 from blockwright.plugins.serve.body import most_bytes, read_object
 from blockwright.plugins.serve.chat import Chat
@@ -34,17 +35,38 @@ POLICY = "default-src 'none'; connect-src 'self'; script-src 'unsafe-inline'; st
 WITHOUT_KEY = ("/", "/health")  # they show nothing of the model
 
 
-def application(engine: Engine, served: Served, key: str | None = None) -> ASGIApp:
+def application(engine: Engine, served: Served, site: Site, key: str | None = None) -> ASGIApp:
     """The ASGI application.
 
     Args:
         engine: runs the jobs
         served: the model
+        site: whose requests are answered
         key: that requests must show; None for none
     """
     routes = Routes(engine, served)
     app: ASGIApp = routes.app()
-    return Observed(app if key is None else Keyed(app, key), routes.metrics, routes.paths)
+    return Observed(Own(app if key is None else Keyed(app, key), site), routes.metrics, routes.paths)
+
+
+class Own:
+    """An application that no page of another site reaches through a browser.
+
+    Args:
+        app: the application
+        site: tells them apart
+    """
+
+    def __init__(self, app: ASGIApp, site: Site) -> None:
+        self.app, self.site = app, site
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+        if rule := self.site.foreign(headers, scope["path"]):
+            error = RefusedError(403, f"{rule}. A name of your own is allowed by --allow-host NAME", code="other_site")
+            await JSONResponse(error.body, 403)(scope, receive, send)
+            return
+        await self.app(scope, receive, send)
 
 
 class Keyed:

@@ -25,7 +25,7 @@ def most_bytes(room: int) -> int:
 async def read_object(request: Request, most: int) -> dict[str, Any]:
     """The JSON object of a request.
 
-    A body must be declared as JSON: a page of another site can send a browser's user here with any other type, unasked.
+    A body must be declared as JSON, as that of any other type may be sent by a form of a page.
 
     Args:
         request: its body is read as it comes, and no further than ``most``
@@ -47,8 +47,8 @@ async def read_object(request: Request, most: int) -> dict[str, Any]:
         raise RefusedError(408, f"The body has not arrived within {SECONDS:g} seconds") from None
     except ClientDisconnect:
         raise GoneError from None
-    try:
-        values = parse_json(data.decode(), "body")
+    try:  # in a thread: streams continue meanwhile
+        values = await asyncio.to_thread(lambda: parse_json(data.decode(), "body"))
     except UnicodeDecodeError:
         raise RefusedError(400, "The body is not UTF-8") from None
     except ConfigError as error:

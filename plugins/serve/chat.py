@@ -30,7 +30,11 @@ class Chat(Protocol):
 
     async def read(self, fields: Fields, served: Served) -> Order:
         files = Files.of(served.writer.decoder)
-        messages = [_message(each, i, files, served) for i, each in enumerate(fields.need("messages", list))]
+        fields.check_count("messages", served.room)
+        found = fields.need("messages", list)
+        for each in found:
+            Fields(each if isinstance(each, dict) else {}, "messages.").check_count("content", served.room)
+        messages = await asyncio.to_thread(lambda: [_message(each, i, files, served) for i, each in enumerate(found)])
         if not messages:
             raise fields.refuse("messages", [], "a conversation has at least one message")
         new_tokens = _new_tokens(fields)

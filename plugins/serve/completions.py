@@ -10,7 +10,7 @@ from annotated_types import Ge, Le
 
 from blockwright.plugins.serve.choice import Token
 from blockwright.plugins.serve.fields import Fields
-from blockwright.plugins.serve.order import Order, read_order
+from blockwright.plugins.serve.order import Order, read_order, room_for
 from blockwright.plugins.serve.protocol import Json, Protocol
 from blockwright.plugins.serve.served import Served
 from blockwright.registry.ranges import Count
@@ -27,14 +27,22 @@ class Completions(Protocol):
     kind = chunk_kind = "text_completion"
 
     async def read(self, fields: Fields, served: Served) -> Order:
+        return await asyncio.to_thread(self._read, fields, served)
+
+    def _read(self, fields: Fields, served: Served) -> Order:
+        given = fields.left.get("prompt")
+        if isinstance(given, list) and given:  # numbers of items, before each is looked at
+            several = not isinstance(given[0], int)
+            served.check_texts(len(given) if several else 1, "prompt")
+            for ids in given if several else [given]:
+                room_for(served, len(ids) if isinstance(ids, list) else 0, None)
         value: Any = fields.need("prompt", Prompt)
         new_tokens = fields.take("max_tokens", Count, NEW_TOKENS)
         likeliest = fields.take("logprobs", Likeliest)
         prompts = [value] if isinstance(value, str) or (value and isinstance(value[0], int)) else value
         if not prompts:
             raise fields.refuse("prompt", value, "must hold a text, or ids of tokens")
-        served.check_texts(len(prompts), "prompt")
-        ids = [await _ids(prompt, fields, served) for prompt in prompts]
+        ids = [_ids(prompt, fields, served) for prompt in prompts]
         return read_order(fields, served, ids, new_tokens, likeliest, chat=False)
 
     def text(self, text: str) -> Json:
@@ -55,9 +63,9 @@ class Completions(Protocol):
         }
 
 
-async def _ids(prompt: str | list[int], fields: Fields, served: Served) -> list[int]:
+def _ids(prompt: str | list[int], fields: Fields, served: Served) -> list[int]:
     if isinstance(prompt, str):
-        return await asyncio.to_thread(served.encode, prompt, "prompt")
+        return served.encode(prompt, "prompt")
     if not prompt:
         raise fields.refuse("prompt", prompt, "a model continues at least one token")
     return served.check_ids(prompt, "prompt")

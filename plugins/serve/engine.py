@@ -106,7 +106,8 @@ class Engine:
 
         Args:
             jobs: of the request
-            unread: tokens that may wait to be read before the request fails; None for any number
+            unread: tokens that may wait to be read before the request fails, beside those of the steps that the thread
+                is ahead by, which come at once; None for any number
 
         Raises:
             RefusedError: too many jobs wait, or the thread has failed; from the listener: a job cannot run, or failed
@@ -116,6 +117,8 @@ class Engine:
         if len(self._jobs) + len(jobs) > self.places:
             raise RefusedError(429, "Too many requests wait. Try again later", code="rate_limit_exceeded")
         self._loop = asyncio.get_running_loop()
+        if unread is not None:
+            unread += 2 * AHEAD * len(jobs) * (1 + self.batch.drafted_at_most)
         listener = Listener(jobs, unread)
         for job in jobs:
             self._jobs[job] = listener

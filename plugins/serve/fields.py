@@ -58,6 +58,16 @@ class Fields:
             raise self.refuse(name, value, fault(value, hint))
         return value
 
+    def check_count(self, name: str, most: int) -> None:
+        """Refuse a list that is longer than any that can be answered, before each of its items is looked at.
+
+        Raises:
+            RefusedError
+        """
+        value = self.left.get(name)
+        if isinstance(value, list) and len(value) > most:
+            raise self.refuse(name, value[:2], f"has {len(value):,} items, and at most {most:,} can be read")
+
     def need(self, name: str, hint: Any) -> Any:
         """As ``take``, of a field that must be present."""
         if (value := self.take(name, hint)) is None:

@@ -72,23 +72,25 @@ def read_order(
         RefusedError
     """
     stops = _stops(fields)
-    ends = frozenset() if fields.take("ignore_eos", bool, False) else served.ends(stops, chat)
+    ends = served.ends(stops, chat, ignored=fields.take("ignore_eos", bool, False))
     copies = fields.take("n", Copies, 1)
     served.check_texts(len(prompts) * copies, "n")
-    first = fields.take("seed", Seed, secrets.randbits(62))
+    first = fields.take("seed", Seed)
     stream = fields.take("stream", bool, False)
     usage = _usage(fields, stream)
     sampling = _sampling(fields)
     fields.finish()
-    jobs = [
-        Job(prompt, _room(served, prompt, new_tokens), sampling, first + i, ends, logprobs=likeliest, media=media)
-        for prompt in prompts
-        for i in range(copies)
-    ]
+    jobs = list[Job]()
+    for prompt in prompts:
+        room = room_for(served, len(prompt), new_tokens)
+        for i in range(copies):
+            seed = secrets.randbits(62) if first is None else first + i
+            jobs.append(Job(prompt, room, sampling, seed, ends, logprobs=likeliest, media=media))
     return Order(jobs, len(prompts), stops, likeliest, stream, usage)
 
 
 def _stops(fields: Fields) -> tuple[str, ...]:
+    fields.check_count("stop", MOST_STOPS)
     value = fields.take("stop", str | list[str], [])
     stops = (value,) if isinstance(value, str) else tuple(value)
     if len(stops) > MOST_STOPS or not all(0 < len(stop) <= LONGEST_STOP for stop in stops):
@@ -118,10 +120,15 @@ def _sampling(fields: Fields) -> Sampling:
         raise refused(error, error.parameter) from None
 
 
-def _room(served: Served, prompt: Sequence[int], new_tokens: int | None) -> int:
-    room = served.room - len(prompt)
+def room_for(served: Served, n_prompt: int, new_tokens: int | None) -> int:
+    """New tokens after a prompt of so many tokens: those wanted, or None for all that there is room for.
+
+    Raises:
+        RefusedError: there is no room for them
+    """
+    room = served.room - n_prompt
     if room < 1 or (new_tokens or 1) > room:
-        total = f"The prompt has {len(prompt)} tokens, and {new_tokens or 1} more are wanted"
+        total = f"The prompt has {n_prompt} tokens, and {new_tokens or 1} more are wanted"
         rule = f"{total}: this server has room for {served.room} together"
         raise RefusedError(400, rule, "max_tokens" if room >= 1 else "prompt", "context_length_exceeded")
     return new_tokens or room

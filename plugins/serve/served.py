@@ -136,10 +136,13 @@ class Served:
         """The text of ids, as far as it is text."""
         return self.writer.words.decode(list(ids))
 
-    def ends(self, stops: Sequence[str], chat: bool) -> frozenset[int]:
-        """Tokens that end a text, or an answer; special tokens among the stop strings too."""
-        ends = self.writer.words.stop_tokens(stops)
-        return ends | self.chat.ends if chat and self.chat is not None else ends
+    def ends(self, stops: Sequence[str], chat: bool, ignored: bool = False) -> frozenset[int]:
+        """Tokens that end a text, or an answer, unless these are ``ignored``; special tokens among the stop strings."""
+        words = self.writer.words
+        of_stops = frozenset(words.special_words[stop] for stop in stops if stop in words.special_words)
+        if ignored:
+            return of_stops
+        return of_stops | words.ends | (self.chat.ends if chat and self.chat is not None else frozenset())
 
 
 def chat_of(model: str, writer: Writer, name: str | None) -> ChatText | None:

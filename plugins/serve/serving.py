@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import ipaddress
 import logging
 import socket
 import sys
@@ -15,7 +14,7 @@ from blockwright.blocks.generation.drafts.base import Drafter
 from blockwright.blocks.kernels.machine import keep_freed_memory, set_float32_matmul
 from blockwright.lab.card import in_bytes
 from blockwright.lab.drafter import drafter
-from blockwright.lab.listening import check_free, listen
+from blockwright.lab.listening import Site, check_free, is_loopback, listen
 from blockwright.lab.writer import Writer, begin
 from blockwright.plugins.serve.app import application
 from blockwright.plugins.serve.engine import Engine
@@ -52,9 +51,10 @@ def serve(options: argparse.Namespace, key: str | None) -> None:
     with listen(options.host, options.port) as listening:
         engine = Engine(batch, options.queue)
         print(_start(served, batch, listening, options), flush=True)
-        if key is None and not _loopback(listening):
+        site = Site(listening.getsockname()[1], is_loopback(listening), options.allow_host)
+        if key is None and not site.loopback:
             print("warning: any machine that reaches this address can use the model: set a key", file=sys.stderr)
-        Server(application(engine, served, key), engine, options.grace).run_until_signal(listening)
+        Server(application(engine, served, site, key), engine, options.grace).run_until_signal(listening)
 
 
 def batch_of(writer: Writer, options: argparse.Namespace) -> Batch:
@@ -118,7 +118,3 @@ def _start(served: Served, batch: Batch, listening: socket.socket, options: argp
         f"caches: {in_bytes(batch.nbytes)} ({values}){drafts}\n"
         f"http://{host}:{port}/v1"
     )
-
-
-def _loopback(listening: socket.socket) -> bool:
-    return ipaddress.ip_address(listening.getsockname()[0].partition("%")[0]).is_loopback

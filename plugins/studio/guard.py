@@ -1,8 +1,8 @@
 """Who may use the page: this machine's browser that has the token of its address, and no page of another site.
 
-A name of another site may lead to this machine (DNS rebinding), so the host is checked. Pages of other servers on this
-machine send its cookies too, so the origin is. What passes gets headers by which the browser runs no script but those
-of this package, sends the address to no other site, and shows the page in no frame.
+Pages of other servers on this machine send its cookies too, so host and origin are checked (lab/listening.py). What
+passes gets headers by which the browser runs no script but those of this package, sends the address to no other site,
+and shows the page in no frame.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ from urllib.parse import parse_qsl
 
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from blockwright.lab.listening import Site
 
 PAGE = "/"
 POLICY = (
@@ -42,7 +44,7 @@ class Guard:
 
     def __init__(self, app: ASGIApp, token: str, port: int) -> None:
         self.app, self._expected = app, _digest(token)
-        self._hosts = (f"127.0.0.1:{port}", f"localhost:{port}")
+        self._site = Site(port)
         self._cookie = f"studio-{port}"
         self._set = f"{self._cookie}={token}; HttpOnly; SameSite=Strict; Path=/"
 
@@ -50,7 +52,7 @@ class Guard:
         if scope["type"] != "http":  # neither web sockets nor events of a life span
             return
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
-        if rule := self._foreign(headers, scope["path"]):
+        if rule := self._site.foreign(headers, scope["path"], PAGE):
             await _refused(403, rule)(scope, receive, _with(send, HEADERS))
         elif scope["path"] == PAGE and self._is_token(_of_query(scope)):
             await self.app(scope, receive, _with(send, {**HEADERS, "set-cookie": self._set}))
@@ -59,17 +61,6 @@ class Guard:
         else:
             rule = "Open the address that blockwright studio has printed: its token is needed once"
             await _refused(401, rule)(scope, receive, _with(send, HEADERS))
-
-    def _foreign(self, headers: Mapping[str, str], path: str) -> str:
-        """Why a request is of another site; empty for this one's."""
-        host = headers.get("host", "")
-        if host not in self._hosts:
-            return "This server answers to the host that blockwright studio has printed, and to no other"
-        if headers.get("origin", f"http://{host}") != f"http://{host}":
-            return "Requests of other origins are refused"
-        if path != PAGE and headers.get("sec-fetch-site", "none") not in ("same-origin", "none"):
-            return "Requests of other sites are refused"
-        return ""
 
     def _is_token(self, token: str) -> bool:
         return hmac.compare_digest(_digest(token), self._expected)

@@ -22,7 +22,7 @@ from blockwright.blocks.generation.job import Job
 from blockwright.blocks.generation.sample import Sampling
 from blockwright.blocks.generation.text_stream import TextStream
 from blockwright.lab.chat_text import ChatText
-from blockwright.lab.listening import listen
+from blockwright.lab.listening import Site, listen
 from blockwright.lab.writer import Writer
 from blockwright.plugins.serve.app import application
 from blockwright.plugins.serve.engine import Engine
@@ -70,7 +70,7 @@ class Echo:
         self.rows, self.room, self.pause, self.several = rows, room, pause, several
         self.waiting: deque[Job] = deque()
         self.running: list[Job] = []
-        self.steps, self.nbytes = 0, 1000
+        self.steps, self.nbytes, self.drafted_at_most = 0, 1000, several - 1
         self.acceptance = Acceptance()
         self.open = threading.Event()  # steps wait while it is not set
         self.open.set()
@@ -145,7 +145,8 @@ class Running:
         if buffer is not None:
             self._listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, buffer)
         self.port = self._listening.getsockname()[1]
-        self.server = Server(application(self.engine, self.served, key), self.engine, grace)
+        site = Site(self.port, allowed=["a"])  # the host of the tests that write their requests by hand
+        self.server = Server(application(self.engine, self.served, site, key), self.engine, grace)
         self._thread = threading.Thread(target=self.server.run, args=([self._listening],), daemon=True)
         self._thread.start()
         self.until(lambda: self.server.started)

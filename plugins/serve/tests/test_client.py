@@ -256,3 +256,11 @@ def test_no_number_of_a_request_ends_the_model_for_others(server: Running, colde
     status, answer = server.ask("/v1/completions", {**ASKED, **coldest})
     assert status == 200 and answer["usage"]["completion_tokens"] > 0
     assert server.ask("/health") == (200, "ok\n")
+
+
+def test_without_a_seed_every_text_has_one_of_its_own(client: openai.OpenAI) -> None:
+    asked: dict[str, Any] = {"model": "tiny", "max_tokens": 12, "temperature": 1}
+    for more in ({"prompt": ["Hello"] * 4}, {"prompt": "Hello", "n": 4}):
+        assert len({choice.text for choice in client.completions.create(**asked, **more).choices}) == 4
+    given = client.completions.create(**asked, prompt=["Hello"] * 2, n=2, seed=5).choices
+    assert given[0].text == given[2].text != given[1].text == given[3].text

@@ -171,7 +171,9 @@ def test_a_name_and_a_beginning_can_be_chosen(
 ) -> None:
     made: list[Served] = []
     application = serving.application
-    monkeypatch.setattr(serving, "application", lambda e, served, key: made.append(served) or application(e, served))
+    monkeypatch.setattr(
+        serving, "application", lambda e, served, *others: made.append(served) or application(e, served, *others)
+    )
     assert run_command(run, ["serve", str(folder), "--port", "0", "--name", "mine", "--bos"]) == 0
     batch_of(started)
     assert made[0].name == "mine" and made[0].encode("a", "prompt") == [256, 97]
@@ -238,6 +240,7 @@ MISTAKES = {
     "RUN --port -1": "--port",
     "RUN --port USED": "--port",
     "RUN --host nowhere.invalid": "--host",
+    "RUN --allow-host http://a": "--allow-host",
     "RUN --host 192.0.2.1": "--port",
     "RUN --grace -1": "--grace",
     "RUN --grace nan": "--grace",

@@ -8,14 +8,17 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
+from typing import Any
 
 import load
 import pytest
 from running import Running, alone, real, running
 
-from blockwright.plugins.serve import answer, body
+from blockwright.plugins.serve import answer, body, fields
+from blockwright.plugins.serve import body as reading
 from blockwright.plugins.serve import server as serving
 
 LONG = {"model": "tiny", "prompt": "a" * 300, "max_tokens": 390}
@@ -245,3 +248,46 @@ def test_a_thousand_clients_at_once_of_which_a_third_hang_up(capsys: pytest.Capt
         resource.setrlimit(resource.RLIMIT_NOFILE, before)
     with capsys.disabled():
         print(f"\n1,000 clients at once on 16 rows: p99 of a whole answer {p99:.1f} s")
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/completions", {"prompt": [65] * 50_000}),
+        ("/v1/completions", {"prompt": [[65]] * 50_000}),
+        ("/v1/completions", {"prompt": [[65] * 50_000]}),
+        ("/v1/completions", {"prompt": ["a"] * 50_000}),
+        ("/v1/completions", {"prompt": "a", "stop": ["a"] * 50_000}),
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": "a"}] * 20_000}),
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": [{"type": "text", "text": ""}] * 9_000}]}),
+    ],
+    ids=lambda value: str(value)[:60],
+)
+def test_what_is_too_much_is_counted_before_it_is_looked_at(
+    echo: Callable[..., Running], path: str, body: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server, seen, threads = echo(), list[int](), list[str]()
+    conforms, parse = fields.conforms, reading.parse_json
+
+    def noted(value: Any, hint: Any) -> bool:
+        seen.append(len(value) if isinstance(value, list) else 0)
+        return conforms(value, hint)
+
+    def parsed(*given: Any) -> Any:
+        threads.append(threading.current_thread().name)
+        return parse(*given)
+
+    monkeypatch.setattr(fields, "conforms", noted)
+    monkeypatch.setattr(reading, "parse_json", parsed)
+    status, answer = server.ask(path, {"model": "tiny", **body})
+    assert status == 400 and answer["error"]["param"] and max(seen) <= server.served.room
+    assert len(seen) <= server.served.room and threads and server._thread.name not in threads
+
+
+def test_a_step_of_many_drafts_is_no_slow_reader(echo: Callable[..., Running]) -> None:
+    server = echo(rows=32, several=65, room=400)
+    body = {"model": "tiny", "prompt": "a" * 150, "max_tokens": 150, "n": 32, "stream": True}
+    status, text = server.ask("/v1/completions", body)
+    events = [json.loads(line[6:]) for line in text.split("\n\n")[:-2]]
+    assert status == 200 and text.endswith("data: [DONE]\n\n")
+    assert sum(len(event["choices"][0]["text"]) for event in events) == 32 * 150

@@ -71,3 +71,14 @@ def test_a_text_that_a_stop_string_ends_leaves_its_row_to_the_next(echo: Callabl
     assert [choice["text"] for choice in whole["choices"]] == ["", "b" * 20]
     server.idle()
     assert server.batch.steps < 50  # 20 for the second, and a few of the first
+
+
+def test_ignore_eos_leaves_what_the_request_itself_ends_at(
+    echo: Callable[..., Running], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    served = echo().served
+    monkeypatch.setattr(type(served.writer.words), "special_words", {"<|turn|>": 7})
+    assert served.ends([], chat=True, ignored=True) == frozenset() != served.ends([], chat=True)
+    for ignored in (False, True):
+        assert 7 in served.ends(["<|turn|>", "other"], chat=True, ignored=ignored)
+    assert served.ends(["<|turn|>"], chat=True, ignored=True) == {7}
