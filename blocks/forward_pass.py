@@ -90,9 +90,11 @@ class Pass(NamedTuple):
         return found
 
     @property
-    def declared(self) -> int:
-        """Tokens that the sequences are declared to have, for ``Position.rotate_in``."""
-        return self.positions.shape[1] if self.cache is None else self.cache.declared or self.cache.room
+    def declared(self) -> int | Tensor:
+        """Tokens that the sequences are declared to have, or [B] each, for ``Position.rotate_in``."""
+        if self.cache is None:
+            return self.positions.shape[1]
+        return self.cache.room if self.cache.declared is None else self.cache.declared
 
     @property
     def real(self) -> Tensor | None:

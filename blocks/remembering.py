@@ -49,13 +49,13 @@ class Remembering(Block):
         """What it has cached of each token: name → shape."""
         return {}
 
-    def remember(self, x: Tensor, positions: Tensor, declared: int) -> tuple[Tensor, ...]:
+    def remember(self, x: Tensor, positions: Tensor, declared: int | Tensor) -> tuple[Tensor, ...]:
         """Values [B,T,…] for each slot.
 
         Args:
             x: [B,T,D], the attention's input
             positions: [B|1,T]
-            declared: tokens that the sequences are declared to have, for ``Position.rotate_in``
+            declared: tokens that the sequences are declared to have, or [B] each, for ``Position.rotate_in``
         """
         return ()
 

@@ -134,7 +134,7 @@ class SharedKV(Scored):
     def memory(self) -> Memory:
         return {"k": [(1, self.head_dim)]}
 
-    def _rotated(self, heads: Tensor, positions: Tensor, length: int, which: int = 1) -> Tensor:
+    def _rotated(self, heads: Tensor, positions: Tensor, length: int | Tensor, which: int = 1) -> Tensor:
         """[B,T,·,W] with its last part rotated, as keys are (1) or as queries are (0)."""
         rest, turning = heads.split((heads.shape[-1] - self.rope, self.rope), -1)
         return torch.cat((rest, self.position.rotate_in(turning, turning, positions, length)[which]), -1)

@@ -63,10 +63,10 @@ class Cache:
         spread: whether it is of one pass over sequences whose tokens are spread over ranks, as in training
         padding: [B] padding tokens at the start of each row; None for none. Shared by the caches of a batch, and not
             counted in ``nbytes``
-        declared: tokens of the sequences that it is made for, where it holds fewer; None: its capacity
+        declared: tokens of the sequences that it is made for, or [B] of each, where it holds others; None: its capacity
     """
 
-    declared: int | None = None
+    declared: int | Tensor | None = None
     overwrites: ClassVar[bool] = False
     quantises: ClassVar[bool] = True
     fills: ClassVar[bool] = True
@@ -155,6 +155,7 @@ class Cache:
         for store in self.stores.values():
             store.take(rows)
         self.padding = None if self.padding is None else self.padding[rows]
+        self.declared = self.declared[rows] if isinstance(self.declared, Tensor) else self.declared
 
     def take_over(self, smaller: Cache) -> None:
         """Hold what another cache of the same attention holds, which has less room and is not yet full."""

@@ -85,11 +85,11 @@ class LayerCache(Cache):
             part.padding = tokens
 
     @property
-    def declared(self) -> int | None:
+    def declared(self) -> int | Tensor | None:
         return self.first.declared
 
     @declared.setter
-    def declared(self, tokens: int | None) -> None:
+    def declared(self, tokens: int | Tensor | None) -> None:
         for part in self.parts.values():
             part.declared = tokens
 

@@ -165,7 +165,7 @@ def drawn_alike(decoder: Decoder) -> None:
     while batch.busy:
         batch.step()
     for i, job in enumerate(jobs):
-        own = Continuations(decoder, [job.prompt], job.new_tokens, job.sampling, seed=job.seed, room=ROOM)
+        own = Continuations(decoder, [job.prompt], job.new_tokens, job.sampling, seed=job.seed)
         right = [token for (token,) in own]
         must(job.tokens == right, f"request {i + 1} of 4 drew {job.tokens}, not {right}")
 

@@ -23,6 +23,7 @@ from blockwright.blocks.generation.job import Job, News, note_likelihoods
 from blockwright.blocks.generation.joining import joinable_caches, refuse_dependent_rows
 from blockwright.blocks.generation.reading import Reading, Row
 from blockwright.blocks.generation.sample import drawable
+from blockwright.blocks.position.boundaries import boundaries
 from blockwright.registry import BlockError
 
 CHUNK = 512  # prompt tokens between two tokens of the running jobs
@@ -40,11 +41,10 @@ class Batch:
             for job, token in batch.step():
                 ...  # None: the job has ended
 
-    A job's tokens are those of ``Continuations`` for its prompt alone, with caches of the same ``room`` where rotations
-    depend on it. In fp32 and below, logits of a batch differ from those of a row in their last digits, so a near tie
-    may fall the other way. A job whose logits are not finite fails alone. All memory is allocated at once, and a job
-    is admitted by the most that it may need: none that runs is ever set back. Not supported: threads, of which one has
-    to make all calls; pages shared by rows.
+    A job's tokens are those of ``Continuations`` for its prompt alone. In fp32 and below, logits of a batch differ from
+    those of a row in their last digits, so a near tie may fall the other way. A job whose logits are not finite fails
+    alone. All memory is allocated at once, and a job is admitted by the most that it may need: none that runs is ever
+    set back. Not supported: threads, of which one has to make all calls; pages shared by rows.
 
     Args:
         decoder: in evaluation mode
@@ -92,6 +92,7 @@ class Batch:
             self._drafts, self._own_drafts = (drafter.new(decoder, n, room, bits) for n in (rows, 1))
             self._caches, self._own = [*self._of_model, *self._drafts.caches], [*own, *self._own_drafts.caches]
             self._own_drafts.align([0], self.device)
+            self._of_lengths = bool(boundaries(decoder))  # whether rotations depend on what a row needs
             self._empty = [cache.mark() for cache in self._own]
         self.drafted_at_most = drafter.tokens
         self._align()
@@ -182,8 +183,10 @@ class Batch:
         if self._reading is None and self._waiting and len(self._running) < self.rows:
             for cache, empty in zip(self._own, self._empty, strict=True):
                 cache.rewind(empty)
-            caches = self._own[: len(self._of_model)]
-            self._reading = Reading(self._waiting.popleft(), self.decoder, caches, self._own_drafts)
+            caches, row = self._own[: len(self._of_model)], self._waiting.popleft()
+            for cache in self._own if self._of_lengths else ():
+                cache.declared = row.needed
+            self._reading = Reading(row, self.decoder, caches, self._own_drafts)
         return self._reading
 
     def _decode(self) -> list[News]:
@@ -296,6 +299,10 @@ class Batch:
             cache.use(len(of_rows))
             cache.padding = padding
         self._drafts.align(of_rows, self.device)
+        if self._of_lengths:
+            needed = torch.tensor([row.needed for row in self._running], dtype=torch.int64, device=self.device)
+            for cache in self._caches:
+                cache.declared = needed
 
     # --- draws --------------------------------------------------------------------------------------------------------
 

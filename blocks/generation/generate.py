@@ -73,7 +73,7 @@ class Continuations:
         chunk: prompt tokens per forward pass: smaller chunks of long prompts take less memory. None for 8192, fewer
             where padding is masked or a selector chooses
         media: what all prompts hold beside text, in order; each has its places in a prompt
-        room: tokens that the caches have room for, which some rotations depend on; None: those that are needed
+        room: tokens that each row is declared to have, which some rotations depend on; None: those that it needs
 
     Raises:
         BlockError: a prompt is empty, or longer than the model's positions
@@ -113,6 +113,9 @@ class Continuations:
         )
         # The last token is returned and never read.
         self._caches = decoder.new_caches(len(prompts), room or max(longest + new_tokens - 1, 1), bits, padding)
+        if padding is not None and room is None:
+            for cache in self._caches:
+                cache.declared = longest + new_tokens - 1 - padding
 
     def __iter__(self) -> Iterator[list[int | None]]:
         return self

@@ -44,7 +44,7 @@ class Memory:
         first = list(memory.continued([5, 3, 8], 20))
         second = list(memory.continued([5, 3, 8, *first, 2], 20))  # reads what follows ``first`` alone
 
-    A text gives the tokens that ``Continuations`` gives with caches of the same room, up to rounding: a token that was
+    A text gives the tokens that ``Continuations`` gives with the same room, up to rounding: a token that was
     decoded and one that was read in a prompt are products of other shapes. Texts with media are read from the start:
     equal tokens do not mean equal content. If an exception ends a computation, the next text is read from a place
     before it.

@@ -21,6 +21,7 @@ class Row:
         self.job, self.padding = job, 0
         self.draws = Draws.of(job.sampling, job.seed, job.prompt, vocabulary, device)
         self.drafts: list[int] = []
+        self.needed = len(job.prompt) + job.new_tokens - 1  # tokens that are read at most: the last one never is
 
     @property
     def text(self) -> list[int]:

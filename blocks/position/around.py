@@ -25,7 +25,7 @@ class Around(Position):
     def rotate(self, q: Tensor, k: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
         return (q, k) if self.inner is None else self.inner.rotate(q, k, positions)
 
-    def rotate_in(self, q: Tensor, k: Tensor, positions: Tensor, length: int) -> tuple[Tensor, Tensor]:
+    def rotate_in(self, q: Tensor, k: Tensor, positions: Tensor, length: int | Tensor) -> tuple[Tensor, Tensor]:
         return (q, k) if self.inner is None else self.inner.rotate_in(q, k, positions, length)
 
     def bias(self, queries: Queries, keys: Keys) -> Bias:
@@ -34,5 +34,5 @@ class Around(Position):
     def slots(self) -> dict[str, tuple[int, ...]]:
         return {} if self.inner is None else self.inner.slots()
 
-    def remember(self, x: Tensor, positions: Tensor, declared: int) -> tuple[Tensor, ...]:
+    def remember(self, x: Tensor, positions: Tensor, declared: int | Tensor) -> tuple[Tensor, ...]:
         return () if self.inner is None else self.inner.remember(x, positions, declared)

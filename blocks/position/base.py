@@ -56,11 +56,12 @@ class Position(Remembering):
         """Queries q [B,T,N,H] and keys k [B,T,K,H], both at positions [B|1,T], → the same shapes."""
         return q, k
 
-    def rotate_in(self, q: Tensor, k: Tensor, positions: Tensor, length: int) -> tuple[Tensor, Tensor]:
-        """``rotate`` in sequences declared to have ``length`` tokens; for blocks that rotate short and long ones apart.
+    def rotate_in(self, q: Tensor, k: Tensor, positions: Tensor, length: int | Tensor) -> tuple[Tensor, Tensor]:
+        """``rotate`` in sequences declared to have ``length`` tokens, or [B] each; for blocks that rotate short and
+        long ones apart.
 
-        Declared is the window without a cache and the cache's capacity with one, never what has been read so far: the
-        keys of all chunks of a sequence must be rotated alike.
+        Declared is the window without a cache, and with one what may be read at most, never what has been read so far:
+        the keys of all chunks of a sequence must be rotated alike.
         """
         return self.rotate(q, k, positions)
 

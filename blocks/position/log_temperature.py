@@ -38,7 +38,7 @@ class LogTemperature(Around):
         q, k = super().rotate(q, k, positions)
         return self._grown(q, positions), k
 
-    def rotate_in(self, q: Tensor, k: Tensor, positions: Tensor, length: int) -> tuple[Tensor, Tensor]:
+    def rotate_in(self, q: Tensor, k: Tensor, positions: Tensor, length: int | Tensor) -> tuple[Tensor, Tensor]:
         q, k = super().rotate_in(q, k, positions, length)
         return self._grown(q, positions), k
 

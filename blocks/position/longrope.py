@@ -30,12 +30,13 @@ class LongRoPE(Position):
     λ_j = factor^min(j/c, 1): NTK below c, the full factor from there on. 2.7 turns give c = 25.0 for Phi3-mini and 30.1
     for Llama-3-8B, where the searches found 25 and 30; the theory, 1 turn, gives 31 and 35.
 
-    A sequence has the length that is *declared*: its window without a cache, the cache's capacity with one, or
-    ``length`` where given. So a chunked prefill and the tokens decoded after it are rotated alike, and nothing cached
-    ever has to be computed again; but a text is read otherwise in a longer window. So evaluation pads no short sequence
-    to a long one (blocks/position/boundaries.py), and policy optimisation needs ``length``, unless all sequences are on
-    one side of L. transformers and the paper switch at the token that exceeds L, where keys cached before keep the
-    short factors (transformers) or all are computed again (the paper).
+    A sequence has the length that is *declared*: its window without a cache, its prompt and the new tokens that are
+    asked for where a text is continued, the room of a conversation, or ``length`` where given. So a chunked prefill and
+    the tokens decoded after it are rotated alike, and nothing cached ever has to be computed again; but a text is read
+    otherwise in a longer window. So evaluation pads no short sequence to a long one (blocks/position/boundaries.py),
+    and policy optimisation needs ``length``, unless all sequences are on one side of L. transformers and the paper
+    switch at the token that exceeds L, where keys cached before keep the short factors (transformers) or all are
+    computed again (the paper).
 
     Args:
         theta: base of the frequencies as trained
@@ -92,11 +93,18 @@ class LongRoPE(Position):
     def rotate(self, q: Tensor, k: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
         return self.rotate_in(q, k, positions, self.longest)
 
-    def rotate_in(self, q: Tensor, k: Tensor, positions: Tensor, length: int) -> tuple[Tensor, Tensor]:
-        length = self.declared or length
-        amplitude = self.long_mscale if length > self.original_positions else self.short_mscale
-        frequencies = self.frequencies(q.device, length)
-        return turn(q, k, angles(positions, frequencies, amplitude), self.interleaved, self.kernels.rotate)
+    def rotate_in(self, q: Tensor, k: Tensor, positions: Tensor, length: int | Tensor) -> tuple[Tensor, Tensor]:
+        length, ends = self.declared or length, self.original_positions
+        short, long = (
+            angles(positions, self.frequencies(q.device, ends + i), (self.short_mscale, self.long_mscale)[i])
+            for i in (0, 1)
+        )
+        if isinstance(length, Tensor):
+            is_long = (length > ends)[:, None, None]
+            of_rows = torch.where(is_long, long[0], short[0]), torch.where(is_long, long[1], short[1])
+        else:
+            of_rows = long if length > ends else short
+        return turn(q, k, of_rows, self.interleaved, self.kernels.rotate)
 
 
 def _one_each(name: str, given: list[float] | None, default: list[float]) -> list[float]:

@@ -48,7 +48,7 @@ class DynamicallyComposed(Scores):
     def slots(self) -> dict[str, tuple[int, ...]]:
         return {"compositions": (2, *self.of_key.shape)}
 
-    def remember(self, x: Tensor, positions: Tensor, declared: int) -> tuple[Tensor, ...]:
+    def remember(self, x: Tensor, positions: Tensor, declared: int | Tensor) -> tuple[Tensor, ...]:
         return (self.of_key(x),)
 
     def forward(

@@ -33,7 +33,7 @@ class Asked(NamedTuple):
     latent: Tensor
     q: Tensor
     positions: Tensor
-    declared: int
+    declared: int | Tensor
     rotate: Callable[[Tensor, Tensor], Tensor] | None = None
     real: Tensor | None = None
 

@@ -82,7 +82,7 @@ class DSA(Indexer):
     def slots(self) -> dict[str, tuple[int, ...]]:
         return {"index": (self.head_dim,)}
 
-    def remember(self, x: Tensor, positions: Tensor, declared: int) -> tuple[Tensor, ...]:
+    def remember(self, x: Tensor, positions: Tensor, declared: int | Tensor) -> tuple[Tensor, ...]:
         return (self._rotate(self.k_norm(self.key(x.detach()))[:, :, None], positions, declared)[:, :, 0],)
 
     def candidates(self, asked: Asked, held: Held) -> Candidates:
@@ -92,7 +92,7 @@ class DSA(Indexer):
         q = self._rotate(self.query(asked.latent).unflatten(-1, (self.n_heads, -1)), asked.positions, asked.declared)
         return relu_scores(q, keys, at_least_fp32(self.weights(asked.x)) * self.n_heads**-0.5)
 
-    def _rotate(self, heads: Tensor, positions: Tensor, declared: int) -> Tensor:
+    def _rotate(self, heads: Tensor, positions: Tensor, declared: int | Tensor) -> Tensor:
         """[B,T,·,I] with its first part rotated."""
         turning, rest = heads.split((self.rope, self.head_dim - self.rope), -1)
         return torch.cat((self.position.rotate_in(turning, turning, positions, declared)[0], rest), -1)

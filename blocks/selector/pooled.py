@@ -74,7 +74,7 @@ class Pooled(Indexer):
     def slots(self) -> dict[str, tuple[int, ...]]:
         return {"index": (self.head_dim,)}
 
-    def remember(self, x: Tensor, positions: Tensor, declared: int) -> tuple[Tensor, ...]:
+    def remember(self, x: Tensor, positions: Tensor, declared: int | Tensor) -> tuple[Tensor, ...]:
         return (self.key(x.detach()),)
 
     def takes_all(self, n_keys: int) -> bool:

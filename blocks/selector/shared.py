@@ -41,7 +41,7 @@ class Shared(Selector):
     def slots(self) -> dict[str, tuple[int, ...]]:
         return {} if self.of is None else self.of.slots()
 
-    def remember(self, x: Tensor, positions: Tensor, declared: int) -> tuple[Tensor, ...]:
+    def remember(self, x: Tensor, positions: Tensor, declared: int | Tensor) -> tuple[Tensor, ...]:
         return () if self.of is None else self.of.remember(x, positions, declared)
 
     def takes_all(self, n_keys: int) -> bool:

@@ -161,7 +161,6 @@ def alone(decoder: Decoder, job: Job, bits: int | None) -> list[int]:
         seed=job.seed,
         stop_tokens=job.stop_tokens,
         bits=bits,
-        room=ROOM,
     )
     return [token for (token,) in made if token is not None]
 
@@ -187,6 +186,17 @@ def own_classes(cache: type[Cache]) -> set[type[Cache]]:
     """Those of this package that a block's cache may have."""
     found = {each for child in cache.__subclasses__() for each in (child, *own_classes(child))}
     return {each for each in found if each.__module__.startswith("blockwright.")}
+
+
+def test_a_job_is_rotated_for_what_it_needs_and_not_for_the_room_of_the_batch() -> None:
+    decoder, prompts = model("longrope"), [[3, 7, 9], list(range(1, 15)), [5, 8], [6] * 18]
+    right = [list(Continuations(decoder, [prompt], 8, Sampling(0.0))) for prompt in prompts]
+    together = list(Continuations(decoder, prompts, 8, Sampling(0.0)))
+    batch = Batch(decoder, 2, ROOM, chunk=5)
+    made = [batch.add(Job(prompt, 8, Sampling(0.0))) for prompt in prompts]  # of 10 and 21 tokens; 16 are short
+    finished(batch)
+    for i, job in enumerate(made):
+        assert job.tokens == [token for (token,) in right[i]] == [step[i] for step in together]
 
 
 OF_EACH_CLASS = ["mla", "window of 5", "gated_delta", "hca", "convolved"]
@@ -235,7 +245,7 @@ def gap(decoder: Decoder, job: Job, right: list[int], bits: int | None) -> float
         assert len(job.tokens) == len(right)
         return 0.0
     before = [*job.prompt, *right[:at]]
-    caches = decoder.new_caches(1, ROOM, bits)
+    caches = decoder.new_caches(1, len(job.prompt) + job.new_tokens - 1, bits)
     logits = decoder.logits(decoder.hidden(torch.tensor([before]), caches=caches)[0][:, -1]).float()
     scores = perturbed(logits, job, at, before)[0]
     return float((scores[job.tokens[at]] - scores[right[at]]).abs() / logits.abs().max().clamp(min=1))

@@ -84,8 +84,7 @@ def check(decoder: Decoder, kind: str, n: int, sampling: Sampling, new: int, bit
     """Tokens of rows with drafts are those of each row alone without."""
     texts, stops = prompts(n), {0} if n > 1 else set()
     given: dict[str, Any] = {"stop_tokens": stops, "bits": bits}
-    room = max(map(len, texts)) + new - 1
-    rows = [Continuations(decoder, [p], new, sampling, seed=5 + i, room=room, **given) for i, p in enumerate(texts)]
+    rows = [Continuations(decoder, [p], new, sampling, seed=5 + i, **given) for i, p in enumerate(texts)]
     alone = [by_row(row, 1)[0] for row in rows]
     drafted = Speculation(decoder, texts, new, sampling, seed=5, drafts=KINDS[kind](decoder), **given)
     assert by_row(drafted, n) == alone
