@@ -6,7 +6,6 @@ Shapes of weights are compared in ``blockwright.blocks.checkpoint.fits.check_fit
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -18,6 +17,7 @@ from blockwright.training.checkpoints.find import by_age, first_good, good, insi
 from blockwright.training.checkpoints.record import Past, peek
 from blockwright.training.configuration.instantiate import instantiate
 from blockwright.training.configuration.run import FOLDER, Run
+from blockwright.training.processes import is_first
 from blockwright.training.schedulers.base import Schedule
 
 LATEST = "last"  # as ``ckpt_path``: the newest checkpoint, wherever it is
@@ -147,7 +147,7 @@ def _rate(past: Past, found: Sequence[Change], run: Run) -> str | None:
 
 @lru_cache(maxsize=1)  # Lightning CLI compares twice
 def _tell(level: int, line: str) -> None:
-    if os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")) == "0":
+    if is_first():
         log.log(level, line)
 
 

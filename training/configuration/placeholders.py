@@ -18,6 +18,7 @@ import lightning as L
 from jsonargparse import Namespace
 
 from blockwright.registry import ConfigError
+from blockwright.training.processes import is_first
 
 RUN_DIR, NOW = "${run_dir}", "${now}"
 SECRET = re.compile(r"\$\{oc\.env:(\w+)\}")
@@ -47,7 +48,7 @@ def choose(run_dir: str, resumed: str | None = None) -> str:
         ConfigError: the folder is not empty
     """
     chosen = run_dir.replace(NOW, f"{datetime.now():%Y-%m-%d_%H-%M-%S_%f}")
-    if os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")) == "0":
+    if is_first():
         folder = Path(chosen)
         free = not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
         own = resumed is not None and Path(resumed).resolve().parent.parent == folder.resolve()

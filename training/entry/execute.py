@@ -210,6 +210,7 @@ def quieten(ignore: bool) -> None:
     for name in ("pytorch.utilities.rank_zero", "fabric.utilities.seed", "fabric.utilities.distributed"):
         logging.getLogger(f"lightning.{name}").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", ".*does not have many workers.*")
+    warnings.filterwarnings("ignore", ".*`srun` command is available.*")  # on a machine of Slurm, outside of its jobs
     warnings.filterwarnings("ignore", ".*Checkpoint directory .* exists and is not empty.*")
     # Logged values come from torchmetrics, which sum over the ranks themselves.
     warnings.filterwarnings("ignore", ".*It is recommended to use `self.log.*sync_dist=True.*")

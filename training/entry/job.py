@@ -18,8 +18,8 @@ from blockwright.registry.folder import read_json
 from blockwright.training.claims import only_writer
 from blockwright.training.configuration import figures
 from blockwright.training.configuration.run import Run
-from blockwright.training.entry.ranks import is_child
 from blockwright.training.jobs import HOST, STOP, SWEEP
+from blockwright.training.processes import is_first
 from blockwright.training.result import Result, record_failure
 from blockwright.training.stops import Diverged, Interrupted, Pruned
 
@@ -45,7 +45,7 @@ class Job:
     def __init__(self, folder: Path, swept: bool) -> None:
         self.folder, self.sweep, self.swept = folder, folder.parent, swept
         self.in_sweep = swept or (self.sweep / SWEEP).is_file()
-        self.first = not is_child()  # of the processes of the run
+        self.first = is_first()  # of the processes of the run
         self.value: float | None = None
         self._claim = ExitStack()
 

@@ -23,6 +23,7 @@ from blockwright.training.configuration.refusals import REFUSALS, explain, is_no
 from blockwright.training.entry.hydra_job import hydra_job
 from blockwright.training.entry.ranks import leave_no_folder
 from blockwright.training.parallel.lost_peer import is_lost_peer
+from blockwright.training.processes import environment
 from blockwright.training.stops import DIVERGED, PREEMPTED, Diverged, Interrupted, Pruned, refuse, stoppable
 
 NO_STRING = re.compile(r"|null|~|true|false|[-+]?(\d[\d_]*\.?\d*|\.\d+)(e[-+]?\d+)?", re.IGNORECASE)
@@ -59,8 +60,8 @@ def main() -> None:
     except SystemExit as end:  # parse errors are refused like others
         sys.exit(REFUSED if end.code == 2 else end.code)
     except Exception as error:
-        if "NODE_RANK" in os.environ and is_lost_peer(error):
-            print(f"error: a process on another machine is lost ({error}). Resume from the last checkpoint", flush=True)
+        if environment() is not None and is_lost_peer(error):
+            print(f"error: another process of the run is lost ({error}). Resume from the last checkpoint", flush=True)
             sys.stdout.flush()
             os._exit(PREEMPTED)  # the process group would wait for the lost one
         refusal = refusal_of(error, arguments)

@@ -28,7 +28,7 @@ from blockwright.training.checkpoints.resume import resolve_checkpoint
 from blockwright.training.configuration.named_model import composition_of, is_patched
 from blockwright.training.configuration.run import Node, Run
 from blockwright.training.configuration.secrets import read_from_environment, refuse_in_model
-from blockwright.training.parallel.sizes import launched
+from blockwright.training.processes import launched
 
 
 def parse(cfg: DictConfig) -> Run:

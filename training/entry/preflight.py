@@ -18,12 +18,12 @@ from blockwright.training.configuration import figures, packages, parts, trainer
 from blockwright.training.configuration.instantiate import check_target, find_target, instantiate
 from blockwright.training.configuration.run import GROUPS, OWN, Run
 from blockwright.training.entry.parse import parse
-from blockwright.training.entry.ranks import is_child
 from blockwright.training.entry.start import check_sources, compare_start, outline_of, recipe_of, refuse_untrained
 from blockwright.training.optimizers.base import trained
 from blockwright.training.parallel.refusals import check as check_ranks
 from blockwright.training.parallel.refusals import no_shards
 from blockwright.training.parallel.sizes import STRATEGY
+from blockwright.training.processes import is_first
 
 if TYPE_CHECKING:
     from blockwright.training.data.modules.base import DataModule
@@ -40,7 +40,7 @@ def prepare(cfg: DictConfig, compared: bool = False) -> Run:
         ConfigError: with the path, the value, the rule and the remedy
     """
     run = preflight(cfg, compared)
-    if not is_child():
+    if is_first():
         for note in filter(None, (figures.left_out(run), *parts.parametrisation(run).notes())):
             print(note, file=sys.stderr)
     refuse_untrained(run)

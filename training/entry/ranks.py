@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
 import importlib.util
 import os
+import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -16,14 +18,9 @@ from omegaconf import OmegaConf, read_write
 from blockwright.registry.quoting import quoted
 from blockwright.training import jobs
 from blockwright.training.configuration.overrides import config_flags, kept
+from blockwright.training.processes import is_first
 
 LAUNCHED = ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-
-
-def is_child() -> bool:
-    """Whether this is not the first process of a run: of another machine, or started by Lightning or torchrun."""
-    ranks = ("RANK",) if "RANK" in os.environ else ("LOCAL_RANK", "NODE_RANK")
-    return any(os.environ.get(name, "0") != "0" for name in ranks)
 
 
 def overrides() -> list[str]:
@@ -79,12 +76,14 @@ def one_job(directory: Path, checkpoint: str | None) -> Iterator[list[str]]:
 
 
 def leave_no_folder() -> None:
-    """Under torchrun every rank composes, and on several machines one of each: only the first keeps a run folder.
+    """Let only the first process make the run's folder, where a launcher starts several that compose for themselves.
 
-    A configured folder is kept, since all ranks look there for the checkpoint to resume from.
+    The others learn of it from the first, when the trainer runs; what Hydra makes for them is removed at their end. A
+    configured folder is kept, since all look there for the checkpoint to resume from.
     """
-    machine = "NODE_RANK" in os.environ and "LOCAL_RANK" not in os.environ
-    if ("TORCHELASTIC_RUN_ID" in os.environ or machine) and is_child():
+    if not is_first():
         sys.argv.append("hydra.output_subdir=null")
         if not any(argument.startswith("hydra.run.dir=") for argument in sys.argv):
-            sys.argv.append(f"hydra.run.dir={tempfile.mkdtemp(prefix='blockwright-rank-')}")
+            folder = tempfile.mkdtemp(prefix="blockwright-rank-")
+            atexit.register(shutil.rmtree, folder, ignore_errors=True)
+            sys.argv.append(f"hydra.run.dir={folder}")

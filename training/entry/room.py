@@ -14,11 +14,11 @@ from blockwright.registry import ConfigError
 from blockwright.training.configuration.instantiate import instantiate
 from blockwright.training.configuration.run import Run
 from blockwright.training.configuration.trainer_settings import STRATEGIES
-from blockwright.training.entry.ranks import is_child
 from blockwright.training.entry.start import outline_of
 from blockwright.training.parallel.arithmetic import held_bytes
 from blockwright.training.parallel.refusals import world_of
 from blockwright.training.parallel.sizes import STRATEGY, Sizes, sizes_of
+from blockwright.training.processes import is_first
 from blockwright.training.starts.options import options
 
 SURE = 0.05  # share of the memory below which the state of no optimizer matters
@@ -39,7 +39,7 @@ def check_room(run: Run) -> None:
     """
     trainer = run.trainer
     world = world_of(trainer)
-    if is_child() or not run.train or trainer.get("dry_run") or world is None:
+    if not is_first() or not run.train or trainer.get("dry_run") or world is None:
         return  # each child would take memory of the first GPU to ask for its size
     sizes = _sizes(trainer.get("strategy", "auto"), world)
     if sizes is None:

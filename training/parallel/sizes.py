@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -86,15 +85,3 @@ def _product(given: Mapping[str, Any], *more: str) -> str:
     """The sizes whose product is meant, by name; ``context`` only where there is any."""
     named = ("replicate", *more, *(("context",) if given["context"] > 1 else ()), "tensor")
     return " × ".join(named)
-
-
-def launched() -> dict[str, int]:
-    """``devices`` and ``num_nodes`` from torchrun or srun, if one of them has started the processes; else nothing."""
-    environment = os.environ
-    if "TORCHELASTIC_RUN_ID" in environment:
-        local = int(environment["LOCAL_WORLD_SIZE"])
-        return {"devices": local, "num_nodes": int(environment["WORLD_SIZE"]) // local}
-    a_node = environment.get("SLURM_NTASKS_PER_NODE", "")
-    if "SLURM_STEP_ID" in environment and a_node.isdigit() and int(environment.get("SLURM_NTASKS", 1)) > 1:
-        return {"devices": int(a_node), "num_nodes": int(environment["SLURM_NTASKS"]) // int(a_node)}
-    return {}
