@@ -6,17 +6,20 @@ import inspect
 import os
 import socket
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
+import lightning as L
 import pytest
 from lightning.fabric.plugins import environments
 from lightning.fabric.plugins.environments import ClusterEnvironment
 
 from blockwright.registry import ConfigError
 from blockwright.training.configuration import placeholders
+from blockwright.training.entry.execute import quieten
 from blockwright.training.entry.job import Job
 from blockwright.training.entry.ranks import leave_no_folder
 from blockwright.training.processes import MARK, environment, is_first
@@ -116,6 +119,18 @@ def test_second_process_on_a_machine_is_not_the_first(
     started("LightningEnvironment", 0)
     monkeypatch.setenv("LOCAL_RANK", "1")
     assert not is_first()
+
+
+def test_run_outside_of_slurm_is_silent_on_a_machine_that_has_it(
+    started: Callable[[str, int], None], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "srun").touch(mode=0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    with warnings.catch_warnings(action="error"):
+        quieten(ignore=False)
+        L.Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, enable_checkpointing=False)
+        started("LightningEnvironment", 1)
+        assert not is_first()
 
 
 def test_process_that_nothing_has_started_is_the_first(started: Callable[[str, int], None]) -> None:

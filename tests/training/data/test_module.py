@@ -183,6 +183,7 @@ def test_fit_validate_test_and_predict_run_and_say_nothing_wrong_of_the_loaders(
     model = Counter()
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
+        warnings.filterwarnings("ignore", ".*`srun` command is available.*")  # on a machine of Slurm
         trainer().fit(model, make_module())
         trainer().validate(model, make_module(), verbose=False)
         trainer().test(model, make_module(), verbose=False)
