@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -34,7 +36,7 @@ class Interruption(Checkpoint):
     A KeyboardInterrupt in the middle of a backward pass leaves nothing worth saving, and Lightning saves nothing on
     SIGTERM; here the signal (SIGINT, SIGTERM or SIGUSR1) is only noted, and handled after the optimizer step or
     validation batch. A second Ctrl-C stops at once, without saving. With several processes the ranks agree first.
-    Under Slurm, the signal that announces the time limit is passed to Lightning, which requeues the job.
+    Under Slurm, the signal that announces the time limit (Lightning's ``requeue_signal``) also queues the job again.
 
     As a ``Checkpoint`` it runs after all other callbacks, whose states it saves.
 
@@ -113,9 +115,11 @@ class Interruption(Checkpoint):
             signum = self._signum or signal.SIGTERM
             slurm = trainer._accelerator_connector.cluster_environment
             requeue = slurm.requeue_signal if isinstance(slurm, SLURMEnvironment) and slurm.auto_requeue else None
-            if requeue is not None and self._agreed(trainer, signum == requeue):
-                # Lightning requeues the job, and leaves a checkpoint of its own in the run's folder.
-                trainer._signal_connector._slurm_sigusr_handler_fn(signum, None)  # type: ignore[arg-type]
+            if requeue is not None and self._agreed(trainer, signum == requeue) and trainer.is_global_zero:
+                # Lightning's handler would also leave a second checkpoint, which it prefers to weights in memory.
+                array, task = (os.environ.get(f"SLURM_ARRAY_{name}_ID") for name in ("JOB", "TASK"))
+                job = f"{array}_{task}" if array else os.environ["SLURM_JOB_ID"]
+                subprocess.run(["scontrol", "requeue", job], check=False)
             raise Interrupted(last_checkpoint(trainer), trainer.global_step, signum)
 
     @staticmethod

@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
+from unittest.mock import patch
 
 import lightning as L
 import torch
@@ -84,13 +85,15 @@ def fit(trainer: L.Trainer, task: L.LightningModule, data: L.LightningDataModule
 def restoring(trainer: L.Trainer, ckpt_path: str | None) -> Iterator[None]:
     """Name the trainer's checkpoint before it builds the model, which then reads nothing else to start from.
 
-    Lightning's argument ``ckpt_path`` says it to the trainer, and so to the task, only afterwards.
+    Lightning's argument ``ckpt_path`` says it to the trainer, and so to the task, only afterwards. Where there is none,
+    Lightning would load what an earlier job of Slurm has left in the folder, also to measure weights that are newer.
     """
     trainer.ckpt_path = ckpt_path
-    try:
-        yield
-    finally:
-        trainer.ckpt_path = None
+    with patch.object(type(trainer._checkpoint_connector), "_hpc_resume_path", None):
+        try:
+            yield
+        finally:
+            trainer.ckpt_path = None
 
 
 @contextmanager
@@ -207,8 +210,9 @@ def _numbers(trainer: L.Trainer) -> dict[str, float]:
 
 def quieten(ignore: bool) -> None:
     """Silence Lightning's start-up advice; with ``ignore`` all other warnings too."""
-    for name in ("pytorch.utilities.rank_zero", "fabric.utilities.seed", "fabric.utilities.distributed"):
+    for name in ("fabric.utilities.seed", "fabric.utilities.distributed", "pytorch.utilities.rank_zero"):
         logging.getLogger(f"lightning.{name}").setLevel(logging.WARNING)
+    logging.getLogger("lightning.pytorch.trainer.connectors.signal_connector").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", ".*does not have many workers.*")
     warnings.filterwarnings("ignore", ".*`srun` command is available.*")  # on a machine of Slurm, outside of its jobs
     warnings.filterwarnings("ignore", ".*Checkpoint directory .* exists and is not empty.*")

@@ -14,6 +14,7 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from blockwright.training.callbacks.interruption import Interrupted, Interruption
+from blockwright.training.entry.execute import conclude
 
 Fit = Callable[..., L.Trainer]
 
@@ -57,6 +58,47 @@ def test_signal_stops_after_the_step_with_a_checkpoint(fit: Fit, tmp_path: Path,
     assert (told.step, told.signum, told.checkpoint) == (3, signum, tmp_path / "checkpoints" / "last.ckpt")
     assert str(told) == f"stopped by {signal.Signals(signum).name} after step 3"
     assert saved(tmp_path)["global_step"] == 3
+
+
+@pytest.fixture
+def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """This process as the only task of a job of Slurm; the file that lists what scontrol is asked for."""
+    (tmp_path / "scontrol").write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/asked\n')
+    (tmp_path / "scontrol").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    numbers = {"JOB_ID": 77, "NTASKS": 1, "NTASKS_PER_NODE": 1, "PROCID": 0, "LOCALID": 0, "NODEID": 0, "NNODES": 1}
+    for name, value in {**numbers, "JOB_NAME": "train"}.items():
+        monkeypatch.setenv(f"SLURM_{name}", str(value))
+    return tmp_path / "asked"
+
+
+@pytest.mark.parametrize(("array", "asked"), [(None, "requeue 77\n"), ("70", "requeue 70_3\n")])
+def test_signal_of_slurm_queues_the_job_again_and_leaves_one_checkpoint(
+    fit: Fit, tmp_path: Path, slurm: Path, array: str | None, asked: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if array:
+        monkeypatch.setenv("SLURM_ARRAY_JOB_ID", array)
+        monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "3")
+    with pytest.raises(Interrupted):
+        fit(callbacks=[Interruption(), Signals(2, signal.SIGUSR1)], enable_checkpointing=True)
+    assert slurm.read_text() == asked and saved(tmp_path)["global_step"] == 3
+    assert list(tmp_path.rglob("*.ckpt")) == [tmp_path / "checkpoints" / "last.ckpt"]
+
+
+def test_figures_of_a_run_are_of_its_weights_and_not_of_what_an_earlier_job_has_left(
+    fit: Fit, tmp_path: Path, slurm: Path
+) -> None:
+    trainer = fit(limit_val_batches=1)
+    task, data = trainer.lightning_module, trainer.datamodule  # type: ignore[attr-defined]
+    trained = conclude(trainer, task, data, test=False)
+    with torch.no_grad():
+        for weight in task.parameters():
+            weight.mul_(1.5)
+    trainer.save_checkpoint(tmp_path / "hpc_ckpt_1.ckpt")
+    with torch.no_grad():
+        for weight in task.parameters():
+            weight.div_(1.5)
+    assert conclude(trainer, task, data, test=False)["val/loss"] == pytest.approx(trained["val/loss"], rel=1e-6)
 
 
 def test_state_of_callbacks_that_stand_behind_it_is_in_the_checkpoint(fit: Fit, tmp_path: Path, handlers: None) -> None:
