@@ -12,6 +12,7 @@ import lightning as L
 from lightning.pytorch.callbacks import RichProgressBar
 
 from blockwright.training.cadence import logs_now
+from blockwright.training.configuration.overrides import is_lightning_cli
 from blockwright.training.tasks.base import Task
 
 QUIET_S = 10  # seconds without a line
@@ -38,13 +39,13 @@ class Progress(RichProgressBar):
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         super().on_validation_start(trainer, pl_module)
         if self._says(trainer) and trainer.state.fn == "validate":
-            less = _less(trainer.num_val_batches, "+trainer.limit_val_batches=8")
+            less = _less(trainer.num_val_batches, "trainer.limit_val_batches=8")
             self._say(f"measuring the model on the validation set, {_counted(trainer.num_val_batches)}{less}")
 
     def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         super().on_test_start(trainer, pl_module)
         if self._says(trainer):
-            less = _less(trainer.num_test_batches, "+trainer.limit_test_batches=8, or test=false")
+            less = _less(trainer.num_test_batches, "trainer.limit_test_batches=8", ", or test=false")
             self._say(f"measuring the model on the test set, {_counted(trainer.num_test_batches)}{less}")
 
     def on_train_batch_end(
@@ -124,6 +125,8 @@ def _counted(batches: Sequence[int | float]) -> str:
     return f"{count:,.0f} batch{'es' * (count != 1)}" if math.isfinite(count) else "batches without end"
 
 
-def _less(batches: Sequence[int | float], remedy: str) -> str:
-    """How to measure less, where there is more than that."""
-    return f"; less: {remedy}" if sum(batches) > 8 else ""
+def _less(batches: Sequence[int | float], setting: str, or_else: str = "") -> str:
+    """How to measure less, where there is more than that, as this command line writes it."""
+    if sum(batches) <= 8:
+        return ""
+    return f"; less: --{setting}" if is_lightning_cli(sys.argv[1:]) else f"; less: +{setting}{or_else}"

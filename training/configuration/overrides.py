@@ -1,8 +1,14 @@
-"""Overrides and options of Hydra's command line that are passed to another process."""
+"""The two command lines: which one this is, and what of Hydra's is passed to another process."""
 
 from __future__ import annotations
 
 CONFIG_FLAGS = ("--config-name", "-cn", "--config-dir", "-cd", "--config-path", "-cp")
+SUBCOMMANDS = ("fit", "validate", "test", "predict")  # of Lightning CLI, as the first word
+
+
+def is_lightning_cli(arguments: list[str]) -> bool:
+    """Whether settings are written ``--KEY VALUE``, and not ``KEY=VALUE``."""
+    return bool(arguments) and arguments[0] in SUBCOMMANDS
 
 
 def config_flags(arguments: list[str]) -> list[str]:

@@ -2,8 +2,9 @@
 
 ``to_cli`` maps a composed configuration onto the CLI's names; nothing is configured twice. Values that live inside
 the composition are changed through ``--compose`` (Hydra overrides): Lightning CLI replaces a nested dictionary as a
-whole when one key of it is given. Every command writes to its own folder (see placeholders.py), so a run that is
-repeated, resumed or measured is unchanged. Not supported: subcommands of the tuner.
+whole when one key of it is given. What is composed comes first, wherever ``--compose`` is written; files and options
+change it. Every command writes to its own folder (see placeholders.py), so a run that is repeated, resumed or measured
+is unchanged. Not supported: subcommands of the tuner.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import sys
 from argparse import Action, ArgumentError, ArgumentParser, Namespace
 from inspect import Parameter, Signature
 from pathlib import Path
-from typing import Any
+from typing import Any, Union, get_args
 
 import lightning as L
 import yaml
@@ -42,7 +43,6 @@ from blockwright.training.entry.start import check_resumed, refuse_random_weight
 from blockwright.training.tasks.outline import outline
 from blockwright.training.writing import write_text
 
-SUBCOMMANDS = ("fit", "validate", "test", "predict")
 FILE = "lightning_cli.yaml"  # in the folder of a run: its configuration, for ``--config``
 MODE = "settings"  # of the parser: YAML in which a class may have its path of an older version
 set_loader(MODE, lambda text: with_moved(get_loader("yaml")(text)), exceptions=(yaml.YAMLError,))
@@ -260,20 +260,79 @@ def _refusal_within(error: BaseException) -> ConfigError | None:
     return inner
 
 
+def _composed_first(arguments: list[str]) -> list[str]:
+    """The arguments with ``--compose`` before all others, since it replaces what was read before it.
+
+    Without it the default composition comes first, unless there is help to print, or the files are a whole run.
+
+    Raises:
+        ConfigError: a file replaces as a whole what an override changes
+    """
+    others: list[str] = []
+    files: list[str] = []
+    overrides: list[str] | None = None
+    is_override = False
+    for word, following in zip(arguments, [*arguments[1:], ""], strict=True):
+        option, _, value = word.partition("=")
+        if option == "--compose":
+            overrides, is_override = [*(overrides or []), *([value] if value else [])], True
+        elif is_override and not word.startswith("-"):
+            overrides = [*(overrides or []), word]
+        else:
+            is_override = False
+            others.append(word)
+            files += [value or following] if option in ("-c", "--config") else []
+    settings = _settings_in(files)
+    needed = {name for name, (_, default) in _settings_of_task().items() if default is Parameter.empty}
+    is_whole = settings is None or {*needed, "data"} <= settings
+    for override in overrides or ():
+        if settings and (is_whole or re.split(r"[./@=]", override.lstrip("+~"))[0] in settings):
+            rule = "changes what the file of --config replaces"
+            raise ConfigError("--compose", override, rule, "Change it in the file, or leave the node out of the file")
+    if overrides is None and (is_whole or {"-h", "--help"} & {*arguments}):
+        return arguments
+    return [others[0], "--compose", *(overrides or []), *others[1:]]
+
+
+def _settings_in(files: list[str]) -> set[str] | None:
+    """The nodes of a run, such as model and data, that files of ``--config`` have; None if one cannot be read."""
+    found: set[str] = set()
+    for file in files:
+        try:
+            content = get_loader(MODE)(Path(file).read_text())
+        except (OSError, yaml.YAMLError):
+            return None  # which jsonargparse refuses
+        for part in ("model", "data") if isinstance(content, dict) else ():
+            found |= {*(content.get(part) or ())}
+    return found
+
+
+def _whole_numbers_first() -> None:
+    """Let the trainer's 1 be one batch, and 1.0 all of them, whatever was imported before.
+
+    jsonargparse takes the first type of a union that a value fits, and 1 fits ``float``. Lightning writes
+    ``Optional[Union[int, float]]``; typing caches it without regard to the order, and answers with another module's.
+    """
+    hints = L.Trainer.__init__.__annotations__
+    for name, hint in hints.items():
+        types = get_args(hint)
+        if {int, float} <= {*types}:
+            hints[name] = Union[(int, *(each for each in types if each is not int))]
+
+
 def main(arguments: list[str]) -> None:
-    """Run a subcommand; without ``--config`` or ``--compose`` the default composition is used.
+    """Run a subcommand.
 
     Raises:
         ConfigError: the composition is refused
         Interrupted: stopped by a signal, after saving
     """
-    given = {a.split("=")[0] for a in arguments}
-    if not given & {"-c", "--config", "--compose", "-h", "--help"}:
-        arguments = [arguments[0], "--compose", *arguments[1:]]
     _refuse_values_inside(arguments)
+    arguments = _composed_first(arguments)
     quieten(ignore=False)
     sys.argv = [sys.argv[0], *arguments]
     _declare_settings(make_task)
+    _whole_numbers_first()
     try:
         ComposedCLI(
             make_task,

@@ -19,6 +19,7 @@ from blockwright.registry.errors import refused_path
 from blockwright.registry.hydra import include_config_dir
 from blockwright.registry.printing import Outlived
 from blockwright.training.configuration.conf import CONF
+from blockwright.training.configuration.overrides import is_lightning_cli
 from blockwright.training.configuration.refusals import REFUSALS, explain, is_no_name
 from blockwright.training.entry.hydra_job import hydra_job
 from blockwright.training.entry.ranks import leave_no_folder
@@ -27,7 +28,6 @@ from blockwright.training.processes import environment
 from blockwright.training.stops import DIVERGED, PREEMPTED, Diverged, Interrupted, Pruned, refuse, stoppable
 
 NO_STRING = re.compile(r"|null|~|true|false|[-+]?(\d[\d_]*\.?\d*|\.\d+)(e[-+]?\d+)?", re.IGNORECASE)
-SUBCOMMANDS = ("fit", "validate", "test", "predict")
 
 
 def main() -> None:
@@ -39,7 +39,7 @@ def main() -> None:
     arguments = sys.argv[1:]
     try:
         with stoppable(), contextlib.redirect_stdout(cast(IO[str], Outlived(sys.stdout))):  # files have it all
-            if arguments and arguments[0] in SUBCOMMANDS:
+            if is_lightning_cli(arguments):
                 from blockwright.training.entry import cli
 
                 cli.main(arguments)
@@ -132,5 +132,5 @@ def _how_to_resume(stop: Interrupted, arguments: list[str]) -> str:
         return f"Resume with: {shlex.join(['blockwright', 'sweep', 'resume', str(stop.sweep)])}"
     if stop.checkpoint is None:
         return "No training was lost: start the same command again"
-    option = "--ckpt_path=" if arguments[:1] and arguments[0] in SUBCOMMANDS else "ckpt_path="
+    option = "--ckpt_path=" if is_lightning_cli(arguments) else "ckpt_path="
     return f"Continue with the same command and {option}{stop.checkpoint}"

@@ -69,6 +69,9 @@ def test_quiet_training_and_measuring_get_a_line(
     assert "measured 1 of 1 batch\n" in said
 
 
-def test_measuring_says_how_to_measure_less_where_that_is_less() -> None:
-    assert module._less([9], "+trainer.limit_val_batches=8") == "; less: +trainer.limit_val_batches=8"
-    assert module._less([4, 4], "+trainer.limit_val_batches=8") == ""
+def test_measuring_says_how_to_measure_less_where_that_is_less(monkeypatch: pytest.MonkeyPatch) -> None:
+    setting = "trainer.limit_val_batches=8"
+    for command, hint in (("test=false", f"; less: +{setting}, or x"), ("validate", f"; less: --{setting}")):
+        monkeypatch.setattr(module.sys, "argv", ["train.py", command])
+        assert module._less([9], setting, ", or x") == hint
+    assert module._less([4, 4], setting) == ""

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import sys
+import typing
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 import pytest
 import yaml
+from lightning.pytorch.cli import LightningCLI
 
 from blockwright.registry import ConfigError
 from blockwright.training.configuration.class_paths import to_class_paths, to_targets
@@ -71,16 +74,25 @@ def test_exported_file_reads_back_as_it_was(checked: Callable[..., dict[str, Any
         (["fit", "--trainer.max_steps=3"], ["fit", "--compose", "--trainer.max_steps=3"]),
         (["fit", "--print_config"], ["fit", "--compose", "--print_config"]),
         (["validate", "--ckpt_path", "x"], ["validate", "--compose", "--ckpt_path", "x"]),
-        (["fit", "--config", "x.yaml"], ["fit", "--config", "x.yaml"]),
-        (["fit", "--config=x.yaml"], ["fit", "--config=x.yaml"]),
+        (["fit", "--config", "{tmp}/whole.yaml"], ["fit", "--config", "{tmp}/whole.yaml"]),
+        (["fit", "--config={tmp}/part.yaml"], ["fit", "--compose", "--config={tmp}/part.yaml"]),
+        (["fit", "--config", "{tmp}/none.yaml"], ["fit", "--config", "{tmp}/none.yaml"]),
         (["fit", "--compose", "seed=1"], ["fit", "--compose", "seed=1"]),
+        (
+            ["fit", "-c", "{tmp}/part.yaml", "--compose", "seed=1", "test=false", "--print_config", "--compose", "a=2"],
+            ["fit", "--compose", "seed=1", "test=false", "a=2", "-c", "{tmp}/part.yaml", "--print_config"],
+        ),
         (["fit", "--help"], ["fit", "--help"]),
     ],
 )
-def test_default_composition_is_used_where_none_is_given(
-    given: list[str], wanted: list[str], monkeypatch: pytest.MonkeyPatch
+def test_composition_comes_first_and_is_the_default_where_none_is_given(
+    given: list[str], wanted: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     seen: list[list[str]] = []
+    (tmp_path / "part.yaml").write_text("trainer: {max_steps: 3}")
+    parts = {"task": {}, "model": {}, "optimizer": {}, "scheduler": {}}
+    (tmp_path / "whole.yaml").write_text(yaml.safe_dump({"model": parts, "data": {"data": {}}}))
+    given, wanted = ([word.replace("{tmp}", str(tmp_path)) for word in words] for words in (given, wanted))
     monkeypatch.setattr(sys, "argv", ["train.py"])
     monkeypatch.setattr(cli, "ComposedCLI", lambda *args, **kwargs: seen.append(sys.argv[1:]))
     cli.main(given)
@@ -88,12 +100,65 @@ def test_default_composition_is_used_where_none_is_given(
 
 
 @pytest.mark.parametrize(
+    ("file", "override"),
+    [
+        ({"model": {"model": {"n_layers": 1}}}, "model/attention=gqa"),
+        ({"model": {"optimizer": {}}, "trainer": {"max_steps": 3}}, "optimizer.lr=1"),
+        ({"model": {key: {} for key in ("task", "model", "optimizer", "scheduler")}, "data": {"data": {}}}, "seed=1"),
+    ],
+)
+def test_override_of_what_a_file_replaces_is_refused_and_not_dropped(
+    file: dict[str, Any], override: str, tmp_path: Path
+) -> None:
+    (tmp_path / "x.yaml").write_text(yaml.safe_dump(file))
+    with pytest.raises(ConfigError) as refused:
+        cli.main(["fit", "--config", f"{tmp_path}/x.yaml", "--compose", override])
+    assert (refused.value.path, refused.value.value) == ("--compose", override)
+
+
+def numbers_of_the_trainer() -> dict[str, Any]:
+    """Every option of Lightning's trainer that takes a number → one that it takes, whole where it may be."""
+    hints = {name: typing.get_args(hint) or (hint,) for name, hint in typing.get_type_hints(L.Trainer.__init__).items()}
+    return {name: 1 if int in types else 0.5 for name, types in hints.items() if {int, float} & {*types}}
+
+
+def printed(run: Callable[[], Any], capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
+    """The trainer's settings that --print_config prints."""
+    with pytest.raises(SystemExit) as ended:
+        run()
+    out = capsys.readouterr().out
+    assert not ended.value.code, out
+    return yaml.safe_load(out)["trainer"]
+
+
+@pytest.mark.parametrize("in_file", [False, True], ids=["line", "file"])
+def test_every_number_of_the_trainer_is_what_lightnings_own_command_line_makes_of_it(
+    in_file: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    numbers = numbers_of_the_trainer()
+    assert len(numbers) > 15 and numbers["limit_val_batches"] == 1
+    (tmp_path / "x.yaml").write_text(yaml.safe_dump({"trainer": numbers}))
+    options = [f"--trainer.{name}={value}" for name, value in numbers.items()]
+    words = ["fit", *([f"--config={tmp_path}/x.yaml"] if in_file else options), "--print_config"]
+    monkeypatch.setattr(sys, "argv", ["train.py"])
+    hints = L.Trainer.__init__.__annotations__
+    for name, hint in list(hints.items()):  # what typing's cache may give Lightning, by what was imported before
+        if {int, float} <= {*typing.get_args(hint)}:
+            rest = [each for each in typing.get_args(hint) if each is not float]
+            monkeypatch.setitem(hints, name, typing.Union[(float, *rest)])
+    ours = printed(lambda: cli.main(words), capsys)
+    plain = printed(lambda: LightningCLI(L.LightningModule, auto_configure_optimizers=False, args=words), capsys)
+    assert {name: repr(ours[name]) for name in numbers} == {name: repr(plain[name]) for name in numbers}
+    assert all(type(ours[name]) is int for name in numbers if name.startswith("limit_"))
+
+
+@pytest.mark.parametrize(
     ("words", "path", "value", "rule"),
     [
         (["--config", "{tmp}/nope.yaml"], "--config", "{tmp}/nope.yaml", "File does not exist: '{tmp}/nope.yaml'"),
-        (["--config={tmp}/empty.yaml", "--nope"], "command line", "fit --config={tmp}/empty.yaml --nope", "--nope"),
+        (["--config={tmp}/whole.yaml", "--nope"], "command line", "fit --config={tmp}/whole.yaml --nope", "--nope"),
         (
-            ["--config={tmp}/empty.yaml", "--trainer.max_steps=abc"],
+            ["--config={tmp}/whole.yaml", "--trainer.max_steps=abc"],
             *("--trainer.max_steps", "abc", "Expected a <class 'int'>. Got value: abc"),
         ),
     ],
@@ -107,7 +172,8 @@ def test_argument_that_is_not_taken_is_one_message_and_no_usage(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    (tmp_path / "empty.yaml").write_text("{}\n")
+    parts = {key: {} for key in ("task", "model", "optimizer", "scheduler")}
+    (tmp_path / "whole.yaml").write_text(yaml.safe_dump({"model": parts, "data": {"data": {}}}))
     monkeypatch.setattr(sys, "argv", ["train.py"])
     with pytest.raises(ConfigError) as caught:
         cli.main(["fit", *(word.replace("{tmp}", str(tmp_path)) for word in words)])
