@@ -115,11 +115,13 @@ class Interruption(Checkpoint):
             signum = self._signum or signal.SIGTERM
             slurm = trainer._accelerator_connector.cluster_environment
             requeue = slurm.requeue_signal if isinstance(slurm, SLURMEnvironment) and slurm.auto_requeue else None
-            if requeue is not None and self._agreed(trainer, signum == requeue) and trainer.is_global_zero:
+            if requeue is not None and self._agreed(trainer, signum == requeue):
                 # Lightning's handler would also leave a second checkpoint, which it prefers to weights in memory.
                 array, task = (os.environ.get(f"SLURM_ARRAY_{name}_ID") for name in ("JOB", "TASK"))
                 job = f"{array}_{task}" if array else os.environ["SLURM_JOB_ID"]
-                subprocess.run(["scontrol", "requeue", job], check=False)
+                if trainer.is_global_zero:
+                    subprocess.run(["scontrol", "requeue", job], check=False)
+                trainer.strategy.barrier("queued again")  # srun may end all tasks as soon as one has ended
             raise Interrupted(last_checkpoint(trainer), trainer.global_step, signum)
 
     @staticmethod
