@@ -124,4 +124,6 @@ def refuse_overrides(overrides: Iterable[str], kind: str, name: str, keys: Conta
             raise ConfigError(key, value, f"can only be changed in the file of the {kind}", remedy)
         if key in ("seed", "hparams_search") or key.startswith(("hydra.", "hydra/")):
             remedy = "Write seeds=[7] for a seed of your own" if key == "seed" else "Leave it out"
+            if key in ("hydra.run.dir", "hydra.sweep.dir"):
+                remedy = "Choose the folder of all logs instead: paths.log_dir=DIR"
             raise ConfigError(key, value, f"is set by the {kind} for each job", remedy)

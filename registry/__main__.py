@@ -18,7 +18,7 @@ USAGE = """\
 blockwright blocks [KIND[/NAME] | model[/NAME]]
 
                  every registered block, by kind
-KIND             the blocks of one kind, with their parameters: attention
+KIND             the blocks of one kind: attention
 KIND/NAME        one block: type, default, range and meaning of each parameter. Wildcards work: 'attention/m*'
 model[/NAME]     the presets
 """
@@ -53,7 +53,7 @@ def main(arguments: Sequence[str]) -> None:
         for k, n in found:
             _show_block(catalogue.lookup(k, n))
     else:
-        _show_family(found, with_parameters=len(kinds) == 1)
+        _show_family(found)
 
 
 def _show_presets(pattern: str) -> None:
@@ -67,13 +67,13 @@ def _show_presets(pattern: str) -> None:
     show(table)
 
 
-def _show_family(found: list[tuple[str, str]], with_parameters: bool) -> None:
+def _show_family(found: list[tuple[str, str]]) -> None:
     table = Table()
     roots = {catalogue.find_family(kind).root for kind, _ in found}
     table.add_column(
         f"{'<root>/' if len(roots) > 1 else f'{root}/' if (root := min(roots)) else ''}<kind>=<name>", no_wrap=True
     )
-    for heading in ("provider", "what it is", *(["parameters"] if with_parameters else [])):
+    for heading in ("provider", "what it is"):
         table.add_column(heading)
     last = None
     for kind, name in found:
@@ -81,12 +81,12 @@ def _show_family(found: list[tuple[str, str]], with_parameters: bool) -> None:
         if last not in (None, kind):
             table.add_section()
         last = kind
-        parameters = ", ".join(f"{p.name}={catalogue.default(p)}" for p in entry.schema.parameters.values())
-        cells = [entry.provider, entry.schema.summary, *([parameters] if with_parameters else [])]
         family = catalogue.find_family(kind)
         group = family.group if len(roots) > 1 else kind
-        table.add_row(f"{group}{'/' if family.root else '='}[bold]{name}[/]", *map(escape, cells))
+        option = f"{group}{'/' if family.root else '='}[bold]{name}[/]"
+        table.add_row(option, escape(entry.provider), escape(entry.schema.summary))
     show(table)
+    print("blockwright blocks KIND/NAME lists the parameters of one.")
 
 
 def _show_block(entry: catalogue.Entry) -> None:

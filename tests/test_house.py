@@ -7,7 +7,9 @@ import importlib
 import io
 import re
 import tokenize
+import tomllib
 from collections.abc import Iterator
+from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
@@ -122,3 +124,15 @@ def _prose() -> Iterator[tuple[str, str]]:
 def test_prose_uses_the_words_of_the_glossary() -> None:
     found = [f"{where}: {match[0]}" for where, text in _prose() for match in AVOIDED.finditer(str(text))]
     assert not found, "see the glossary in CONTRIBUTING.md"
+
+
+def test_every_file_of_the_package_that_is_no_python_is_in_the_wheel() -> None:
+    """But for documents, which the site shows from the repository."""
+    patterns = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]["*"]
+    linked = [each.resolve() for each in (ROOT / "src" / "blockwright").iterdir()]
+    files = [file for each in linked for file in ([each] if each.is_file() else each.rglob("*")) if file.is_file()]
+    files = [file for file in files if not {"tests", "__pycache__"} & {*file.relative_to(ROOT).parts}]
+    data = [file for file in files if file.suffix not in (".py", ".md")]
+    assert len(data) > 200
+    left = [str(file.relative_to(ROOT)) for file in data if not any(fnmatch(file.name, each) for each in patterns)]
+    assert not left

@@ -36,11 +36,11 @@ def test_everything_is_listed_with_its_summary(show: Callable[..., str]) -> None
 
 
 @pytest.mark.parametrize("kind", registry.kinds())
-def test_kind_is_listed_with_parameters(show: Callable[..., str], kind: str) -> None:
+def test_kind_is_listed_without_the_parameters_of_its_blocks(show: Callable[..., str], kind: str) -> None:
     for printed in (show(kind), show(f"{kind}/")):
         assert all(f"{kind}/{name}" in printed for name in registry.names(kind))
         assert not any(f"{k}/{n}" in printed for k, n in EVERY if k != kind)
-    assert "parameters" in printed
+        assert max(map(len, printed.splitlines())) < 300
 
 
 @pytest.mark.parametrize(("kind", "name"), EVERY)
@@ -75,7 +75,8 @@ def test_brackets_of_a_plug_ins_docstring_are_printed_as_written(show: Callable[
             super().__init__()
 
     for printed in (show("norm/bracketed"), show("norm")):
-        assert "Scales x [b,t,d] by [bold]much[/]." in printed and "['[red]']" in printed
+        assert "Scales x [b,t,d] by [bold]much[/]." in printed
+    assert "['[red]']" in show("norm/bracketed")
     assert "shape [dim, heads]" in show("norm/bracketed")
 
 

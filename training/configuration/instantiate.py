@@ -16,7 +16,7 @@ from typing import Any
 from blockwright.registry import ConfigError, did_you_mean, refuse_targets
 from blockwright.registry.ranges import numbers
 from blockwright.registry.readable import find_readable
-from blockwright.registry.schema import conforms, fault, names_place
+from blockwright.registry.schema import conforms, fault, in_words, names_place
 
 HYDRA_KEYS = {"_target_", "_partial_", "_convert_", "_recursive_", "_args_"}
 EXTRAS = {"wandb": "wandb", "mlflow": "mlflow", "tensorboard": "tensorboard"}  # package → extra
@@ -62,7 +62,10 @@ def _check_arguments(node: Mapping[str, Any], path: str, skip: tuple[str, ...]) 
         if checked and isinstance(value, list):
             checked = any(more for _, more in numbers(hints[key]))
         if checked and not conforms(value, hints[key]):
-            raise ConfigError(f"{path}.{key}", value, fault(value, hints[key]), f"{node['_target_']} declares it so")
+            example = getattr(parameters.get(key), "default", None)
+            is_number = isinstance(example, int | float) and not isinstance(example, bool)
+            shown = example if is_number else f"<{in_words(hints[key])}>"
+            raise ConfigError(f"{path}.{key}", value, fault(value, hints[key]), f"Write {path}.{key}={shown}")
     if not node.get("_partial_"):
         for key, p in parameters.items():
             if p.default is p.empty and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY) and key not in node:

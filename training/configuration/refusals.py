@@ -104,6 +104,7 @@ def _no_name(found: re.Match[str], text: str, overrides: Sequence[str]) -> Confi
 def _several(found: re.Match[str], text: str, overrides: Sequence[str]) -> ConfigError:
     key, values = found.groups()
     listed = "" if "/" in key else f". A list is written {key}=[{values}]"
+    listed += "; to compare models untrained: blockwright diff, or match" if key.startswith("model") else ""
     rule = "a run has one value, and several are for a sweep"
     return ConfigError(key, values, rule, f"Sweep over them: blockwright train -m {key}={values}{listed}")
 

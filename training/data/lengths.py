@@ -126,5 +126,6 @@ def _stage(path: str, value: Any, is_last: bool) -> Stage:
         raise ConfigError(f"{path}.shares", stage.shares, rule, "Write e.g. {4096: 0.6, 512: 0.4}")
     if (stage.batches is None) != is_last:
         rule = "the last stage has no end" if is_last else "every stage but the last ends after so many batches"
-        raise ConfigError(f"{path}.batches", stage.batches, rule, EXAMPLE)
+        remedy = "Leave batches out of the last stage" if is_last else EXAMPLE
+        raise ConfigError(f"{path}.batches", stage.batches, rule, remedy)
     return Stage({int(length): float(share) for length, share in stage.shares.items()}, stage.batches)

@@ -79,5 +79,6 @@ def _stage(path: str, value: Any, is_last: bool, sources: Collection[str]) -> St
         raise ConfigError(f"{path}.batches", batches, "counts batches, at least 1", EXAMPLE)
     if (batches is None) != is_last:
         rule = "the last stage has no end" if is_last else "every stage but the last ends after so many batches"
-        raise ConfigError(f"{path}.batches", batches, rule, EXAMPLE)
+        remedy = "Leave batches out of the last stage" if is_last else EXAMPLE
+        raise ConfigError(f"{path}.batches", batches, rule, remedy)
     return Stage(weights, batches)
