@@ -1,8 +1,9 @@
 """The bank of noise: what earlier ablations measured of the standard deviation of a paired difference.
 
 It is a line of JSON for each ablation that has ended, in ``noise.jsonl`` of the log folder; a few recorded ones are
-shipped. A plan looks up the noise of its own shape, length and rate. It never takes that of another rate: the higher
-the rate, the less two runs of a seed have in common.
+shipped. A plan looks up the noise of its own data, shape, length and rate. It never takes that of another rate: the
+higher the rate, the less two runs of a seed have in common. Verdicts take it only from runs of other seeds than their
+own: an ablation that is started again, or with more seeds, would else count the same runs twice.
 """
 
 from __future__ import annotations
@@ -14,15 +15,17 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from blockwright.lab.report.sweep import Bank
 from blockwright.registry import ConfigError
 from blockwright.registry.folder import MAX_JSON_BYTES, parse_json, read_text
-from blockwright.registry.ranges import Count, NonNegative, Positive
+from blockwright.registry.ranges import Count, NonNegative, Positive, Seed
 from blockwright.registry.reading import read as read_settings
 from blockwright.training.writing import append_lines
 
 FILE = "noise.jsonl"
 SHIPPED = Path(__file__).parent
 ROUNDING = 1e-9
+SAME = ("metric", "data", "d_model", "n_layers", "optimizer", "scheduler", "precision")  # of two near shapes
 Maybe = Positive | None
 
 
@@ -38,6 +41,9 @@ class Shape:
         tokens_per_step: over all processes; None if the data does not say
         optimizer: name of its class
         lr: peak rate of the baseline; None if the optimizer has none
+        scheduler: name of its class, with its settings
+        precision: of the trainer
+        data: digest of corpus, windows, length, task and callbacks; empty of older entries, which are near no shape
     """
 
     metric: str
@@ -48,6 +54,9 @@ class Shape:
     tokens_per_step: Maybe = None
     optimizer: str = ""
     lr: Maybe = None
+    scheduler: str = ""
+    precision: str = ""
+    data: str = ""
 
     @property
     def steps(self) -> float | None:
@@ -60,7 +69,7 @@ class Shape:
             other: the shape whose noise is known
             rates: octaves that their rates may be apart
         """
-        if (self.metric, self.optimizer) != (other.metric, other.optimizer):
+        if not self.data or any(getattr(self, name) != getattr(other, name) for name in SAME):
             return math.inf
         size, length, rate = (
             _apart(self.params, other.params),
@@ -84,6 +93,7 @@ class Entry(Shape):
         sd: σ of a paired difference, in the unit of the metric
         dof: degrees of freedom of its estimate
         tuned: whether ``lr`` is the vertex of tries
+        seeds: of the runs
         seconds: wall time of a job on this machine; None of a shipped entry
         workers: jobs at a time while that was measured
         versions: package → version
@@ -95,6 +105,7 @@ class Entry(Shape):
     sd: Positive = 1.0
     dof: Positive = 1.0
     tuned: bool = False
+    seeds: tuple[Seed, ...] = ()
     seconds: NonNegative | None = None
     workers: Count = 1
     versions: dict[str, str] = field(default_factory=dict)
@@ -107,9 +118,14 @@ class Entry(Shape):
         """For messages."""
         return " of ".join(filter(None, (self.name, self.date)))
 
+    @property
+    def bank(self) -> Bank:
+        """For verdicts."""
+        return Bank(self.sd, self.dof, self.origin, self.seeds)
+
     def as_line(self) -> str:
         """A line of the bank."""
-        return json.dumps({key: value for key, value in asdict(self).items() if value not in (None, {}, "")}) + "\n"
+        return json.dumps({key: value for key, value in asdict(self).items() if value not in (None, {}, "", ())}) + "\n"
 
 
 def read(folder: Path) -> list[Entry]:
@@ -155,10 +171,8 @@ def nearest(shape: Shape, entries: Sequence[Entry], tuned: float = 0) -> Entry |
 def seconds_a_job(shape: Shape, entries: Sequence[Entry], workers: int) -> float | None:
     """Wall time of a job on this machine, by the nearest earlier one of as many workers; None if there is none."""
     timed = [each for each in entries if each.seconds and each.workers == workers and each.tokens and shape.tokens]
-    near = [
-        (shape.distance(replace(each, metric=shape.metric, optimizer=shape.optimizer, lr=shape.lr)), each)
-        for each in timed
-    ]
+    alike = {name: getattr(shape, name) for name in (*SAME, "lr") if name != "precision"}
+    near = [(shape.distance(replace(each, **alike)), each) for each in timed]
     distance, best = min(near, key=lambda pair: pair[0], default=(math.inf, None))
     if best is None or distance == math.inf:
         return None

@@ -58,6 +58,7 @@ def entry_of(findings: Findings, plan: Mapping[str, Any], results: Mapping[int, 
         sd=noise.sd,
         dof=noise.dof,
         tuned=bool(plan.get("tune")),
+        seeds=tuple(sorted({seed for arm in findings.arms for seed in arm.values})),
         seconds=round(math.fsum(took) / len(took), 1) if took else None,
         workers=plan.get("workers", 1),
         versions={name: version(name) for name in PACKAGES},
@@ -68,9 +69,6 @@ def entry_of(findings: Findings, plan: Mapping[str, Any], results: Mapping[int, 
 
 
 def noise_of(findings: Findings) -> Noise | None:
-    """Of a paired difference: pooled over the arms, else of the only pair. None where arms differ in their noise."""
+    """Of a difference to the baseline. None where arms differ in it."""
     table = {arm.name: arm.values for arm in findings.arms if len(arm.values) > 1}
-    if len(table) != 2:
-        return variance.pooled(table)
-    one, other = table.values()
-    return variance.paired([one[seed] - other[seed] for seed in sorted(one.keys() & other.keys())])
+    return variance.of_sweep(table, findings.baseline.name)

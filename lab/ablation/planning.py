@@ -20,10 +20,12 @@ from blockwright.registry.reading import read as read_settings
 from blockwright.training.configuration import figures, parts
 from blockwright.training.configuration.composing import compose_config
 from blockwright.training.configuration.run import Run
+from blockwright.training.data.fingerprint import digest
 from blockwright.training.entry.parse import parse_settings
 from blockwright.training.entry.preflight import check
 
 STEPS = "trainer.max_steps"
+NO_DATA = ("seed", "batch_size", "eval_batch_size", "num_workers", "cache_dir")  # settings on which no loss depends
 
 
 @dataclass(frozen=True)
@@ -140,6 +142,9 @@ def _shape(metric: str, base: Run, params: float, tokens: int | None, per_step: 
     """The shape of the baseline."""
     optimizer = base.optimizer
     lr = optimizer.get("lr")
+    trainer = base.trainer
+    data = {key: value for key, value in base.data.items() if key not in NO_DATA}
+    windows = [trainer.get(key) for key in ("limit_val_batches", "limit_test_batches")]
     return Shape(
         metric,
         params,
@@ -149,7 +154,22 @@ def _shape(metric: str, base: Run, params: float, tokens: int | None, per_step: 
         per_step or None,
         str(optimizer.get("_target_")).rpartition(".")[2],
         lr if isinstance(lr, float) and lr > 0 else None,
+        _scheduler(base.scheduler),
+        str(trainer.get("precision")),
+        digest(data, dict(base.task), windows, [name for name, node in base.callbacks.items() if node], _sizes(data)),
     )
+
+
+def _scheduler(node: Mapping[str, Any]) -> str:
+    settings = ", ".join(f"{key}={value}" for key, value in sorted(node.items()) if key != "_target_")
+    return f"{str(node.get('_target_')).rpartition('.')[2]}({settings})"
+
+
+def _sizes(node: Any) -> list[int]:
+    """Bytes of the files that a node names: other texts may have the path of this one."""
+    if isinstance(node, Mapping | list | tuple):
+        return [size for each in (node.values() if isinstance(node, Mapping) else node) for size in _sizes(each)]
+    return [Path(node).stat().st_size] if isinstance(node, str) and Path(node).is_file() else []
 
 
 def _composed_arms(

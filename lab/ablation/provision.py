@@ -36,7 +36,7 @@ def make(
     """
     d = definition
     noise = noise_of(d, shape, entries)
-    for_verdicts, seeds, looks = _for_verdicts(d, noise), d.seeds, d.looks
+    for_verdicts, seeds, looks = _for_verdicts(d, shape, entries), d.seeds, d.looks
     if d.see is not None and d.pairs is None:
         arms = sum(recipe.compared for recipe in recipes.values())
         count = needed(d, d.see, precision(arms, noise, for_verdicts, tries_of(d.tune, d.tune_seeds, tuned_by)))
@@ -77,10 +77,10 @@ def precision(arms: int, noise: Entry | None, for_verdicts: Bank | None, tries: 
     Args:
         arms: that are compared
         noise: of earlier sweeps
-        for_verdicts: that of them which verdicts use
+        for_verdicts: that which verdicts use
         tries: as of ``tries_of``
     """
-    return None if noise is None else Precision(noise.sd, arms, noise.dof if for_verdicts else 0.0, tries)
+    return None if noise is None else Precision(noise.sd, arms, for_verdicts.dof if for_verdicts else 0.0, tries)
 
 
 def tries_of(tune: Mapping[str, int] | None, seeds: int | None, tuned_by: Aim | None) -> int:
@@ -112,11 +112,15 @@ def needed(definition: Definition, difference: float, precision: Precision | Non
     return count
 
 
-def _for_verdicts(definition: Definition, noise: Entry | None) -> Bank | None:
-    """The noise that verdicts may use beside their own: of the same rate, so that of tuned arms if these are tuned."""
-    if noise is None or bool(definition.tune) != noise.tuned:
-        return None
-    return Bank(noise.sd, noise.dof, noise.origin)
+def _for_verdicts(definition: Definition, shape: Shape, entries: Sequence[Entry]) -> Bank | None:
+    """The noise that verdicts may use beside their own.
+
+    Of the same rate, so that of tuned arms if these are tuned; and of runs of other seeds than any that are planned.
+    """
+    seeds = definition.seeds or range(definition.looks[-1] if definition.looks else MAX_SEEDS)
+    apart = [each for each in entries if each.tuned == bool(definition.tune) and each.bank.is_apart_from(seeds)]
+    noise = noise_of(definition, shape, apart)
+    return noise and noise.bank
 
 
 def _sd_of_run(metric: str, noise: Entry | None, entries: Sequence[Entry]) -> float:

@@ -77,17 +77,18 @@ class Spread:
 
     Args:
         noise: as estimated
-        arms: whose residuals it is of; 2 for a pair's own
+        seeds: by which it is
         bank: degrees of freedom of earlier sweeps in it
     """
 
     noise: Noise
-    arms: int = 2
+    seeds: int
     bank: float = 0.0
 
     def ahead(self, seeds: int) -> Noise:
         """As so many seeds will know it."""
-        return replace(self.noise, dof=variance.dof_of(self.arms, seeds) + self.bank)
+        of_a_seed = (self.noise.dof - self.bank) / (self.seeds - 1)
+        return replace(self.noise, dof=of_a_seed * (seeds - 1) + self.bank)
 
     @property
     def floor(self) -> float:
@@ -125,6 +126,28 @@ class Evidence:
     @property
     def is_decided(self) -> bool:
         return self.is_different or self.is_same
+
+
+def of_losses(
+    losses: Mapping[str, Mapping[int, float]],
+    baseline: str,
+    design: Design = Design(),  # noqa: B008  # frozen
+    fits: Mapping[str, Sequence[Fit]] | None = None,
+) -> dict[str, Evidence]:
+    """The evidence on every arm but the baseline, from final figures of runs that have all ended.
+
+    Args:
+        losses: arm → seed → figure, in the order of the looks
+        baseline: the arm that the others are compared with
+        design: looks, margin and bank
+        fits: arm → those of its tuned settings, at whose vertices its runs are
+    """
+    fits = fits or {}
+    sides = [
+        Side(arm, "" if arm == baseline else baseline, tuple(of), of, frozenset(), {}, tuple(fits.get(arm, ())))
+        for arm, of in losses.items()
+    ]
+    return weigh(sides, design)
 
 
 def weigh(sides: Sequence[Side], design: Design) -> dict[str, Evidence]:
@@ -228,21 +251,23 @@ def _spread(
     """The noise of a paired difference, with what the tuning of both arms leaves."""
     if plain.noise is None:
         return None
-    spread = _of_seeds(plain, plain.noise, seeds, sides, design)
+    spread = _of_seeds(pair, plain, plain.noise, seeds, sides, design)
     of_run = spread.noise.sd / math.sqrt(2)
     return replace(spread, noise=replace(spread.noise, left=pair.arm.left(of_run) + pair.other.left(of_run)))
 
 
-def _of_seeds(plain: Comparison, own: Noise, seeds: Sequence[int], sides: Sequence[Side], design: Design) -> Spread:
-    """The noise of seeds: pooled over the arms that have all of them, else of the pair, with the bank."""
+def _of_seeds(
+    pair: Pair, plain: Comparison, own: Noise, seeds: Sequence[int], sides: Sequence[Side], design: Design
+) -> Spread:
+    """The noise of seeds: with what the arms tell that have all of them, and the bank."""
     shared = [seed for seed in seeds if seed in plain.by_seed]
     table = {side.name: {s: side.values[s] for s in shared} for side in sides if side.values.keys() >= {*shared}}
-    pooled = variance.pooled(table)
-    spread = Spread(own) if pooled is None else Spread(pooled, len(table))
-    if design.bank is None or not spread.noise.sd:
-        return spread
-    noise = variance.with_bank(spread.noise, Noise(design.bank.sd, design.bank.dof, "bank"))
-    return replace(spread, noise=noise, bank=noise.dof - spread.noise.dof)
+    noise = variance.between(table, pair.arm.name, pair.other.name) or own
+    bank = design.bank
+    if bank is None or not noise.sd or not bank.is_apart_from(pair.seeds):
+        return Spread(noise, len(shared))
+    with_bank = variance.with_bank(noise, Noise(bank.sd, bank.dof, "bank"))
+    return Spread(with_bank, len(shared), bank=with_bank.dof - noise.dof)
 
 
 def _corrected(

@@ -38,10 +38,11 @@ def method(findings: Findings) -> str:
 
 def _variance(tested: list[Evidence]) -> str:
     spreads = [each.spread for each in tested if each.spread]
-    pooled = [spread.arms for spread in spreads if spread.arms > 2]
-    of = f"pooled over {' or '.join(map(str, sorted({*pooled})))} arms" if pooled else "of each pair"
+    pooled = [spread.noise.arms for spread in spreads if spread.noise.arms > 2]
+    over = f"pooled over {' or '.join(map(str, sorted({*pooled})))} arms, that of the one compared with apart"
+    of = over if pooled else "of each pair"
     if 0 < len(pooled) < len(spreads):
-        of = f"{of}, or of the pair where an arm lacks seeds"
+        of = f"{of}, or of the pair where an arm is noisier or lacks seeds"
     bank = max((spread.bank for spread in spreads), default=0.0)
     dof = " or ".join(map(str, sorted({round(spread.noise.dof) for spread in spreads})))
     with_bank, share = (" and over earlier sweeps", f", {bank:g} of them theirs") if bank else ("", "")

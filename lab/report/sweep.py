@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,7 +12,7 @@ from annotated_types import Ge, Le
 from blockwright.lab.statistics.looks import Spend
 from blockwright.lab.sweep.tuning import COMPARE, Aim
 from blockwright.registry import BlockError
-from blockwright.registry.ranges import Count, NonNegative, Number, Positive
+from blockwright.registry.ranges import Count, NonNegative, Number, Positive, Seed
 from blockwright.training.figure import Figure
 from blockwright.training.result import UNFINISHED, Result
 
@@ -95,11 +95,23 @@ class Arm:
 
 @dataclass(frozen=True)
 class Bank:
-    """Noise of earlier sweeps of the same shape: σ of a paired difference, its degrees of freedom, its source."""
+    """Noise of an earlier sweep of the same shape and data.
+
+    Args:
+        sd: σ of a paired difference
+        dof: its degrees of freedom
+        source: its name and date
+        seeds: of its runs; empty where that is not known
+    """
 
     sd: Positive
     dof: Annotated[float, Ge(1), Le(MOST_DOF)]
     source: str = ""
+    seeds: tuple[Seed, ...] = ()
+
+    def is_apart_from(self, seeds: Iterable[int]) -> bool:
+        """Whether none of its runs has one of these seeds: that may be the same run, whatever its arm is called."""
+        return bool(self.seeds) and {*self.seeds}.isdisjoint(seeds)
 
 
 @dataclass(frozen=True)

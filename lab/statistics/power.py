@@ -51,9 +51,13 @@ def chance(
     return float(np.mean(ndtr(shift - critical) + ndtr(-shift - critical)))
 
 
-@cache
 def estimates(dof: float) -> np.ndarray[Any, Any]:
-    """s / σ of an estimated standard deviation, at evenly spaced probabilities."""
+    """s / σ of an estimated standard deviation, at evenly spaced probabilities; of ``dof`` to two digits."""
+    return _estimates(float(f"{dof:.2g}"))
+
+
+@cache
+def _estimates(dof: float) -> np.ndarray[Any, Any]:
     import numpy as np
     from scipy.stats import chi2
 

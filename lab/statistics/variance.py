@@ -1,8 +1,14 @@
-"""Noise of a comparison: from its own pairs, pooled over all arms of a sweep, or with a bank of earlier sweeps.
+"""Noise of a comparison: from its own pairs, with the other arms of a sweep, or with a bank of earlier sweeps.
 
 A seed moves all arms alike (its data order, its shared initial weights), so that the difference of two arms of a seed
 varies less than either. ``Noise.sd`` is of that paired difference. With three seeds its estimate has two degrees of
 freedom, and Student's t then asks for 4.3 standard errors; the functions here find more degrees of freedom.
+
+Arms are not assumed to be equally noisy. The one that all others are compared with has a variance of its own, and of
+the others those share one that no test tells apart. Of simulated sweeps of four equal arms and eight seeds whose
+baseline is twice as noisy, a single variance for all calls a difference in 8 %, and its intervals hold the truth in
+90 %. What it costs where all are equally noisy: four arms of three seeds see 2 sd in 42 % and not in 57 %, of eight
+seeds 1.2 sd in 72 % and not in 78 %.
 """
 
 from __future__ import annotations
@@ -10,11 +16,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from statistics import median
 from typing import Literal
 
-UNEQUAL = 4.0  # largest residual variance of an arm / the median, above which arms are not pooled
-DOUBTFUL = 0.90  # point of F above which a sweep is noisier than its bank
+APART = 0.99  # point of F above which an arm tells nothing of the noise of others
+DOUBTFUL = 0.90  # above which it has the noise of its own pairs, and a sweep is noisier than its bank
 ENOUGH = 30  # degrees of freedom of its own, at which Student's t is 4 % above the normal: a bank has little to add
 
 Source = Literal["paired", "pooled", "bank"]
@@ -54,14 +59,16 @@ class Noise:
     Args:
         sd: estimate, in the unit of the values
         dof: degrees of freedom of the estimate
-        source: paired: of the differences themselves; pooled: of all arms; bank: with earlier sweeps
+        source: paired: of the differences themselves; pooled: with other arms; bank: with earlier sweeps
         left: what the tuning of both arms leaves in their difference
+        arms: whose values it is of
     """
 
     sd: float
     dof: float
     source: Source
     left: Left = Left()
+    arms: int = 2
 
     def error(self, n: int) -> float:
         """Standard error of the mean of ``n`` paired differences, with what tuning leaves."""
@@ -93,37 +100,129 @@ class Noise:
 def paired(differences: Sequence[float]) -> Noise | None:
     """From the differences of two arms themselves; None for fewer than two."""
     n = len(differences)
-    if n < 2:
-        return None
-    mean = math.fsum(differences) / n
-    return Noise(math.hypot(*(d - mean for d in differences)) / math.sqrt(n - 1), n - 1, "paired")
+    return None if n < 2 else Noise(_sd(differences), n - 1, "paired")
 
 
-def pooled(table: Mapping[str, Mapping[int, float]]) -> Noise | None:
-    """From the residuals r of all arms × common seeds, after the means of arms and of seeds are removed.
+Table = Mapping[str, Mapping[int, float]]  # arm → seed → value
 
-        v = Σ r² / ((A − 1)(S − 1)),    sd = √(2 v),    dof = (A − 1)(S − 1)
 
-    This assumes that all arms are equally noisy. If the baseline alone is twice as noisy as the others, 8 % of sweeps
-    of equal arms instead of 5 % call a difference; if four times, up to 10 %, and 17 % without the guard. Of three arms
-    the guard sees nothing: there the largest is at most 4 × the median.
+def between(table: Table, arm: str, against: str) -> Noise | None:
+    """The noise of arm − against, with what the other arms tell of it: ``shared``.
+
+    An arm that is noisier than the others (F above its 90 % point) has that of its own pairs alone; so have all where
+    nothing else is known. Arms with equal values at every seed are the same runs, and count once.
 
     Args:
-        table: arm → seed → value; arms without a value are left out, and so are seeds that an arm lacks
+        table: seeds that an arm lacks are left out
 
     Returns:
-        None if the guard refuses (the largest residual variance of an arm is above 4 × the median), or for fewer than
-        three arms or two common seeds, where nothing is gained.
+        None for fewer than two common seeds
     """
-    norms, count = _residual_norms(table)
-    arms = len(norms)
-    if arms < 3 or count < 2 or max(norms.values()) > math.sqrt(UNEQUAL) * median(norms.values()):
+    rows = _common(table)
+    distinct = {tuple(row): name for name, row in rows.items() if name not in (arm, against)}
+    others = [arm, *(name for row, name in distinct.items() if list(row) not in (rows[arm], rows[against]))]
+    alike = _alike(rows, others, against)
+    if arm in alike and not _is_noisier(rows, arm, alike, against, DOUBTFUL):
+        return _shared(rows, alike, against)
+    return paired(_minus(rows[arm], rows[against]))
+
+
+def of_sweep(table: Table, against: str) -> Noise | None:
+    """The noise of a difference to one arm, the same for all others; None where they differ in it, or show none."""
+    rows = _common({name: row for name, row in table.items() if row})
+    others = [name for name in rows if name != against]
+    if against not in rows or not others or _alike(rows, others, against) != others:
         return None
-    dof = dof_of(arms, count)
-    return Noise(math.hypot(*norms.values()) * math.sqrt(2 / dof), dof, "pooled")
+    return _shared(rows, others, against)
 
 
-def of_each_arm(table: Mapping[str, Mapping[int, float]]) -> dict[str, float]:
+def _shared(rows: Mapping[str, list[float]], arms: Sequence[str], against: str) -> Noise | None:
+    """Of arms of one variance w², and the one that they are compared with, whose variance is its own.
+
+    With c the difference of that one to the mean of the m others, and r the residuals of these,
+
+        v = s_c² + (m − 1) / m · w²,    s_c² = Σ (c − c̄)² / (S − 1),    w² = Σ r² / ((m − 1)(S − 1))
+
+    is the variance of each difference, from two independent parts; its degrees of freedom are by Satterthwaite.
+    """
+    seeds, m = len(rows[against]), len(arms)
+    if m < 2 or seeds < 2:
+        return paired(_minus(rows[arms[0]], rows[against]))
+    apart = _sd(_minus(rows[against], _mean(rows, arms)))
+    within = _within(rows, arms) * math.sqrt((m - 1) / m)
+    sd, dofs = math.hypot(apart, within), (seeds - 1, (m - 1) * (seeds - 1))
+    parts = [Left((each / sd) ** 2, dof) for each, dof in zip((apart, within), dofs, strict=True)] if sd else []
+    return Noise(sd, satterthwaite(*parts) if sd else sum(dofs), "pooled", arms=m + 1)
+
+
+def _alike(rows: Mapping[str, list[float]], arms: Sequence[str], against: str) -> list[str]:
+    """Without those that are far noisier than the others, the noisiest first, as long as two are left."""
+    left = list(arms)
+    while len(left) > 2:
+        far = [arm for arm in left if _is_noisier(rows, arm, left, against, APART)]
+        if not far:
+            break
+        mean = _mean(rows, left)
+        left.remove(max(far, key=lambda arm: _sd(_minus(rows[arm], mean))))
+    return left
+
+
+def _is_noisier(rows: Mapping[str, list[float]], arm: str, arms: Sequence[str], against: str, level: float) -> bool:
+    """Whether one of some arms is noisier than the others, by an exact test that does not ask how noisy ``against`` is.
+
+    Its difference to their mean and their residuals are independent, with equal variances up to m / (m − 1). Of two
+    arms there is only their difference: they are tested by the correlation of sum and difference of what each differs
+    by from ``against`` (Pitman 1939, doi 10.1093/biomet/31.1-2.9).
+    """
+    from scipy.special import fdtri, stdtrit
+
+    others, seeds = [each for each in arms if each != arm], len(rows[against])
+    if len(others) > 1 and seeds > 1:
+        ratio = math.sqrt(float(fdtri(seeds - 1, (len(others) - 1) * (seeds - 1), level)) * len(arms) / len(others))
+        return _sd(_minus(rows[arm], _mean(rows, others))) > ratio * _within(rows, others)
+    if len(others) != 1 or seeds < 3:
+        return False
+    ours, theirs = (_minus(rows[each], rows[against]) for each in (arm, others[0]))
+    both = [_unit([a + b for a, b in zip(ours, theirs, strict=True)]), _unit(_minus(ours, theirs))]
+    critical = float(stdtrit(seeds - 2, level))
+    return math.fsum(a * b for a, b in zip(*both, strict=True)) > critical / math.hypot(critical, math.sqrt(seeds - 2))
+
+
+def _common(table: Table) -> dict[str, list[float]]:
+    """The values at the seeds that all arms have."""
+    seeds = sorted(set.intersection(*(set(row) for row in table.values()))) if table else []
+    return {name: [row[seed] for seed in seeds] for name, row in table.items()}
+
+
+def _minus(one: Sequence[float], other: Sequence[float]) -> list[float]:
+    return [a - b for a, b in zip(one, other, strict=True)]
+
+
+def _mean(rows: Mapping[str, list[float]], arms: Sequence[str]) -> list[float]:
+    return [math.fsum(values) / len(arms) for values in zip(*(rows[arm] for arm in arms), strict=True)]
+
+
+def _sd(values: Sequence[float]) -> float:
+    """``hypot`` does not overflow, whatever a diverging run has left."""
+    mean = math.fsum(values) / len(values)
+    return math.hypot(*(value - mean for value in values)) / math.sqrt(len(values) - 1)
+
+
+def _unit(values: Sequence[float]) -> list[float]:
+    """What is left of them after their mean, of length 1; zeros where nothing is."""
+    mean = math.fsum(values) / len(values)
+    length = math.hypot(*(value - mean for value in values))
+    return [(value - mean) / length if length else 0.0 for value in values]
+
+
+def _within(rows: Mapping[str, list[float]], arms: Sequence[str]) -> float:
+    """Standard deviation of some arms about the means of arms and seeds."""
+    mean = _mean(rows, arms)
+    dof = (len(arms) - 1) * (len(mean) - 1)
+    return math.hypot(*(_sd(_minus(rows[arm], mean)) for arm in arms)) * math.sqrt((len(mean) - 1) / dof)
+
+
+def of_each_arm(table: Table) -> dict[str, float]:
     """Standard deviation of each arm over seeds, without what a seed does to all arms alike.
 
     It shows the gain of an option against noise. Grubbs 1948, doi 10.1214/aoms/1177730261: with residuals r of the
@@ -132,42 +231,25 @@ def of_each_arm(table: Mapping[str, Mapping[int, float]]) -> dict[str, float]:
         q_a = Σ r² / (S − 1),    v_a = A / (A − 2) (q_a − Σ q / (A (A − 1)))
 
     Args:
-        table: as of ``pooled``
+        table: arms without a value are left out, and so are seeds that an arm lacks
 
     Returns:
         arm → σ, 0 where the estimate is below it; empty for fewer than three arms or seeds
     """
-    norms, count = _residual_norms(table)
-    arms = len(norms)
-    if arms < 3 or count < 3:
+    rows = _common({name: row for name, row in table.items() if row})
+    arms = len(rows)
+    if arms < 3 or len(next(iter(rows.values()))) < 3:
         return {}
-    roots = {name: norm / math.sqrt(count - 1) for name, norm in norms.items()}
+    mean = _mean(rows, list(rows))
+    roots = {name: _sd(_minus(row, mean)) for name, row in rows.items()}
     total = math.hypot(*roots.values()) / math.sqrt(arms * (arms - 1))
     scale = math.sqrt(arms / (arms - 2))  # of q − total as (√q − √total)(√q + √total), which does not overflow
     return {name: scale * math.sqrt(max(q - total, 0.0)) * math.sqrt(q + total) for name, q in roots.items()}
 
 
-def _residual_norms(table: Mapping[str, Mapping[int, float]]) -> tuple[dict[str, float], int]:
-    """Arm → √Σ r² after the means of arms and of seeds are removed, and the number of common seeds.
-
-    ``hypot`` does not overflow, whatever a diverging run has left.
-    """
-    rows = {name: row for name, row in table.items() if row}
-    seeds = sorted(set.intersection(*(set(row) for row in rows.values()))) if rows else []
-    if not seeds:
-        return dict.fromkeys(rows, 0.0), 0
-    of_seed = [math.fsum(row[seed] for row in rows.values()) / len(rows) for seed in seeds]
-    norms = {}
-    for name, row in rows.items():
-        residuals = [row[seed] - mean for seed, mean in zip(seeds, of_seed, strict=True)]
-        of_arm = math.fsum(residuals) / len(seeds)
-        norms[name] = math.hypot(*(residual - of_arm for residual in residuals))
-    return norms, len(seeds)
-
-
-def dof_of(arms: int, seeds: int) -> int:
-    """(A − 1)(S − 1), the degrees of freedom of a variance pooled over arms; of two arms, that of their pairs."""
-    return (arms - 1) * max(seeds - 1, 0)
+def dof_of(arms: int, seeds: int) -> float:
+    """4 (A − 1)(S − 1) / (A + 2), the degrees of freedom of ``_shared`` where all arms are equally noisy."""
+    return 4 * (arms - 1) * max(seeds - 1, 0) / (arms + 2)
 
 
 def with_bank(own: Noise, bank: Noise) -> Noise:
@@ -185,4 +267,5 @@ def with_bank(own: Noise, bank: Noise) -> Noise:
     if own.dof >= ENOUGH or own.sd > math.sqrt(float(fdtri(own.dof, bank.dof, DOUBTFUL))) * bank.sd:
         return own
     dof = own.dof + bank.dof
-    return Noise(math.hypot(math.sqrt(own.dof / dof) * own.sd, math.sqrt(bank.dof / dof) * bank.sd), dof, "bank")
+    sd = math.hypot(math.sqrt(own.dof / dof) * own.sd, math.sqrt(bank.dof / dof) * bank.sd)
+    return Noise(sd, dof, "bank", arms=own.arms)

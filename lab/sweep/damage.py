@@ -29,7 +29,7 @@ PLAN: dict[str, Any] = {
     "looks": list[Whole] | None,
     "spend": str | None,
     "until": str | None,
-    "bank": dict[str, NonNegative | str] | None,
+    "bank": dict[str, NonNegative | str | list[Whole]] | None,
     "solved": dict[str, Number | str] | None,
     "seeds_planned": Whole | None,
     "seconds_a_job": NonNegative | None,

@@ -6,7 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import scipy.stats
 from sweep_folder import noisy, planned
 
 from blockwright.lab.report.findings import find
@@ -41,15 +43,23 @@ def test_difference_is_said_with_all_that_it_rests_on(effect: float, kind: str, 
     )
 
 
-def test_interval_is_of_the_pooled_variance(tmp_path: Path) -> None:
-    """By hand: residuals of the table of arms and seeds, 2·2 degrees of freedom."""
+def test_interval_is_of_the_noise_of_the_baseline_and_of_the_others(tmp_path: Path) -> None:
+    """By hand: the baseline against the mean of the others, and these about their means (Welch and Satterthwaite)."""
     losses = {"a": [2.0, 2.1, 2.2], "b": [2.11, 2.2, 2.29], "c": [2.0, 2.11, 2.19]}
     found = of(planned(tmp_path, losses))
-    means = [sum(v) / 3 for v in losses.values()]
-    columns, grand = [sum(v[s] for v in losses.values()) / 3 for s in range(3)], sum(means) / 3
-    squares = sum((v[s] - means[i] - columns[s] + grand) ** 2 for i, v in enumerate(losses.values()) for s in range(3))
-    error = (2 * squares / 4 / 3) ** 0.5
-    assert found.interval is not None and found.interval[1] - 0.1 == pytest.approx(2.7764451 * error, rel=1e-6)
+    a, b, c = (np.array(each) for each in losses.values())
+    parts = np.array([np.var(a - (b + c) / 2, ddof=1), np.var(b - c, ddof=1) / 4])
+    dof = parts.sum() ** 2 / (parts**2 / 2).sum()
+    assert found.interval is not None and found.noise is not None and found.noise.dof == pytest.approx(dof)
+    half = scipy.stats.t.ppf(0.975, dof) * (parts.sum() / 3) ** 0.5
+    assert found.interval[1] - 0.1 == pytest.approx(half, rel=1e-6)
+
+
+def test_an_arm_that_runs_twice_tells_nothing_more(tmp_path: Path) -> None:
+    losses = noisy({"mha": 0, "gqa": 0.01, "mla": 0, "moe": 0}, 4)
+    once = of(planned(tmp_path / "a", losses))
+    twice = of(planned(tmp_path / "b", {**losses, "again": losses["mla"], "as mha": losses["mha"]}))
+    assert once.noise == twice.noise
 
 
 def test_loud_arm_is_not_pooled_with_the_others(tmp_path: Path) -> None:
@@ -116,10 +126,13 @@ def test_correction_is_named_where_it_is_what_decides(tmp_path: Path) -> None:
 def test_bank_of_noise_decides_where_three_seeds_alone_do_not(tmp_path: Path) -> None:
     losses = {"mha": [2.0, 2.1, 2.2], "gqa": [2.02, 2.106, 2.221]}
     alone = of(planned(tmp_path / "a", losses))
-    bank = of(planned(tmp_path / "b", losses, bank={"sd": 0.006, "dof": 20, "source": "balance"}))
-    loud = of(planned(tmp_path / "c", losses, bank={"sd": 0.0005, "dof": 20, "source": "another shape"}))
+    bank = of(planned(tmp_path / "b", losses, bank={"sd": 0.006, "dof": 20, "source": "balance", "seeds": [7]}))
+    loud = of(planned(tmp_path / "c", losses, bank={"sd": 0.0005, "dof": 20, "source": "another shape", "seeds": [7]}))
     assert alone.kind == "undecided" and bank.kind == "worse"
     assert loud.p == alone.p  # the guard: this sweep is noisier than its bank
+    for seeds in ([], [2, 7]):  # of runs that may be among these
+        same = of(planned(tmp_path / f"d{seeds}", losses, bank={"sd": 0.006, "dof": 20, "seeds": seeds}))
+        assert same.p == alone.p
 
 
 # --- looks ------------------------------------------------------------------------------------------------------------
