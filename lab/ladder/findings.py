@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from blockwright.lab.ladder.design import Place, Tuned, common_of, tried_of, tuned_of
-from blockwright.lab.ladder.outline import Job, Outline, outline_of
+from blockwright.lab.ladder.outline import Cell, Job, Outline, outline_of
 from blockwright.lab.statistics.law import Common, Rung, largest
 from blockwright.lab.statistics.law_check import Cells, Conclusion, cells, conclude
 from blockwright.lab.statistics.one_thread import on_one_thread
@@ -80,14 +80,22 @@ class Findings:
         return list(self.outline.sizes)[-1]
 
     def flops(self, arm: str) -> float:
-        """Training FLOPs per token of the baseline over those of an arm, at the largest size."""
-        cells = self.outline.sizes[self.largest].arms
-        return cells[self.baseline].flops / cells[arm].flops
+        """Training FLOPs per token and parameter of the baseline over those of an arm, at the largest size.
+
+        Per parameter too, since s is of parameters × tokens: an arm of half the size that costs half as much a token
+        has its saving in s already.
+        """
+        ours, theirs = self._largest(arm), self._largest(self.baseline)
+        return theirs.flops / ours.flops * ours.parameters / theirs.parameters
 
     def throughput(self, arm: str) -> float | None:
-        """Measured tokens per second of an arm over those of the baseline, at the largest size."""
+        """Measured tokens × parameters per second of an arm over those of the baseline, at the largest size."""
         ours, theirs = self.speeds.get(arm), self.speeds.get(self.baseline)
-        return ours / theirs if ours and theirs else None
+        sizes = self._largest(arm).parameters / self._largest(self.baseline).parameters
+        return ours / theirs * sizes if ours and theirs else None
+
+    def _largest(self, arm: str) -> Cell:
+        return self.outline.sizes[self.largest].arms[arm]
 
     @cached_property
     def seeds(self) -> Cells | None:

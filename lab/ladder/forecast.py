@@ -80,7 +80,8 @@ def table(findings: Findings, planned: Planned) -> Table | None:
     columns = ("arm", "loss, nats", "training FLOPs")
     note = (
         f"At {short(planned.parameters)} parameters without embedding and head and {short(planned.tokens)} tokens; "
-        f"FLOPs as at the largest size, per parameter. Of another size: blockwright ladder {findings.directory} "
+        f"FLOPs as at the largest size, per parameter. ± is that of a true law: one that bends between here and there "
+        f"is not in it. Of another size: blockwright ladder {findings.directory} "
         "--at PARAMETERS,TOKENS, or --at FLOPS."
     )
     return Table("Forecast", columns, tuple(lines), frozenset(columns[1:]), note=note)

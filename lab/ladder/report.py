@@ -78,9 +78,12 @@ def _method(findings: Findings) -> str:
     if findings.law is None:
         return ""
     tuned = f" {findings.outline.tune} is tuned for each arm." if findings.outline.tune else ""
+    compared = sum(each.p is not None for each in verdicts(findings))
+    holm = f"; p is corrected for {compared} comparisons at once (Holm)" if compared > 1 else ""
     return (
         "s is how many times the compute the baseline needs for the same loss, by one law of all arms (in brackets: "
-        f"its 95 % interval, over {findings.law.fit.ladder.trunks} pairs of size and seed).{tuned}"
+        f"its 95 % interval, over {findings.law.fit.ladder.trunks} pairs of size and seed{holm}).{tuned} "
+        "A difference counts at p < 0.05."
     )
 
 

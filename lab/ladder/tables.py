@@ -46,7 +46,8 @@ def speed(findings: Findings, found: Sequence[Verdict]) -> Table | None:
         f"How many times the compute {findings.baseline} needs for the same loss. At the best split of it into size "
         "and data, at every budget, s = ρ_N ρ_D; at the largest rung, if the baseline grows at its tokens per "
         f"parameter, or sees more tokens at its size. {where} At equal FLOPs: × the ratio of training FLOPs "
-        "a token at the largest size; by the clock: × the ratio of measured tokens a second there."
+        "a token and parameter at the largest size; by the clock: × the ratio of measured tokens × parameters a second "
+        "there."
     )
     return Table("Speed-up", columns, tuple(lines), frozenset(columns[1:]), note=note) if lines else None
 

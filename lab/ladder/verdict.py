@@ -9,7 +9,8 @@ from typing import Any, Literal
 
 from blockwright.lab.ladder.differences import of_rungs, over_all
 from blockwright.lab.ladder.findings import Findings
-from blockwright.lab.report.words import around, plain
+from blockwright.lab.report.words import around, plain, probability
+from blockwright.lab.statistics.intervals import LEVEL, holm
 from blockwright.lab.statistics.law_check import Conclusion, Why
 from blockwright.lab.statistics.law_fit import Estimate
 from blockwright.lab.statistics.law_speed import spans_best_split, speed_up_along
@@ -79,6 +80,7 @@ class Verdict:
         by_clock: the same in time, at the measured throughput; None if unknown
         if_alike: whether that holds only if size and data gain alike
         at: where: at the best split of the compute, or at the tokens per parameter of the largest rung
+        p: of the test that it is 1 at equal training FLOPs, after Holm's correction over all arms
     """
 
     arm: str
@@ -91,15 +93,29 @@ class Verdict:
     by_clock: Speed | None = None
     if_alike: bool = False
     at: Place | None = None
+    p: float | None = None
 
 
 def verdicts(findings: Findings) -> list[Verdict]:
     """Of every arm but the baseline."""
-    return [verdict(arm, findings) for arm in findings.arms[1:]]
+    law, arms = findings.law, findings.arms[1:]
+    against = {arm: _obstacle(arm, findings) for arm in arms}
+    speeds = {} if law is None else {arm: judged(arm, findings, law) for arm in arms if against[arm] is None}
+    corrected = dict(zip(speeds, holm([each.p for each in speeds.values()]), strict=True))
+    found = []
+    for arm in arms:
+        obstacle = against[arm]
+        found.append(obstacle or _by_law(arm, findings, speeds[arm], corrected[arm] or 0.0, len(speeds)))
+    return found
 
 
 def verdict(arm: str, findings: Findings) -> Verdict:
-    """Of one arm."""
+    """Of one arm, among all."""
+    return next(each for each in verdicts(findings) if each.arm == arm)
+
+
+def _obstacle(arm: str, findings: Findings) -> Verdict | None:
+    """Why there is none on an arm."""
     against, law = findings.baseline, findings.law
     if untuned := _untuned(arm, findings) or _untuned(against, findings):
         return Verdict(arm, against, "none", f"{arm}: no verdict: {untuned}.", "untuned")
@@ -111,45 +127,61 @@ def verdict(arm: str, findings: Findings) -> Verdict:
     if law.is_wrong:
         text = f"{arm}: one law does not fit these arms ({_misfit(law)}): no speed-up. {_rungs(arm, findings)}"
         return Verdict(arm, against, "none", text, "law")
-    return _by_law(arm, findings, law)
+    return None
 
 
-def _by_law(arm: str, findings: Findings, law: Conclusion) -> Verdict:
-    speed, at = judged(arm, findings, law)
+@dataclass(frozen=True)
+class Judged:
+    """s of an arm where the ladder shows it, and the p of the test that it is 1 at equal training FLOPs."""
+
+    speed: Speed
+    at: Place
+    p: float
+
+
+def judged(arm: str, findings: Findings, law: Conclusion) -> Judged:
+    """At the best split if the arm's rungs span that, else at the largest rung."""
+    one = 1 / findings.flops(arm)
+    if law.why_alike is not None or spans_best_split(law.fit):
+        log_s = law.fit.speed_up(arm)
+        return Judged(Speed.of(log_s), "best split", log_s.p(math.log(one)))
+    largest = findings.largest_rung
+    found = speed_up_along(law.fit, arm, largest.parameters, largest.tokens, "ratio")
+    return Judged(Speed(found.mean, found.low, found.high), "tokens per parameter", found.p(one))
+
+
+def _by_law(arm: str, findings: Findings, of: Judged, p: float, comparisons: int) -> Verdict:
+    law, speed, at = findings.law, of.speed, of.at
+    assert law is not None
     equal = speed.times(findings.flops(arm))
     ratio = findings.throughput(arm)
     clock = None if ratio is None else speed.times(ratio)
-    kind: Kind = "undecided" if equal.is_one else "better" if equal.s > 1 else "worse"
-    text = " ".join([_sentence(arm, speed, equal, at, findings, law), *_remarks(arm, at, findings, law)])
+    kind: Kind = "undecided" if p >= 1 - LEVEL else "better" if equal.s > 1 else "worse"
+    says = f"{probability(p)} of {comparisons} comparisons" if comparisons > 1 else probability(p)
+    text = " ".join([_sentence(arm, kind, speed, equal, at, findings, says), *_remarks(arm, at, findings, law)])
     alike = law.why_alike is not None
-    return Verdict(arm, findings.baseline, kind, text, None, speed, equal, clock, if_alike=alike, at=at)
+    return Verdict(arm, findings.baseline, kind, text, None, speed, equal, clock, if_alike=alike, at=at, p=p)
 
 
-def judged(arm: str, findings: Findings, law: Conclusion) -> tuple[Speed, Place]:
-    """s of an arm where the ladder shows it: at the best split if its rungs span that, else beside its largest rung."""
-    if law.why_alike is not None or spans_best_split(law.fit):
-        return Speed.of(law.fit.speed_up(arm)), "best split"
-    largest = findings.largest_rung
-    found = speed_up_along(law.fit, arm, largest.parameters, largest.tokens, "ratio")
-    return Speed(found.mean, found.low, found.high), "tokens per parameter"
-
-
-def _sentence(arm: str, speed: Speed, equal: Speed, at: Place, findings: Findings, law: Conclusion) -> str:
+def _sentence(arm: str, kind: Kind, speed: Speed, equal: Speed, at: Place, findings: Findings, says: str) -> str:
     """s, and what it means at equal training FLOPs."""
-    s, why = f"s = {speed}", law.why_alike
+    assert findings.law is not None
+    s, why = f"s = {speed}", findings.law.why_alike
     if why is not None and why != "width":
         lacks, remedy = ALIKE[why]
         return f"{lacks}: {arm} has {s} only if both gain alike; no forecast. {remedy}."
     against = findings.baseline
     if abs(math.log(findings.flops(arm))) > 0.01:
         s += f", at equal FLOPs {equal}"
-    if equal.is_one:
+    if kind == "undecided":
+        if not equal.is_one:
+            return f"{s}: {arm} is not told from {against} {PLACES[at]} ({says})."
         same = f"{s}: {arm} and {against} need the same compute {PLACES[at]}"
         return f"{same}, as far as {100 * equal.seen:.0f} % can be seen."
     share = 1 - 1 / equal.s
     percent = 100 * abs(share)
     amount = f"{percent:.{0 if percent >= 10 else 1}f} % {'less' if share > 0 else 'more'}"
-    return f"{s}: {arm} needs {amount} compute than {against} {PLACES[at]}."
+    return f"{s}: {arm} needs {amount} compute than {against} {PLACES[at]} ({says})."
 
 
 def _remarks(arm: str, at: Place, findings: Findings, law: Conclusion) -> list[str]:

@@ -91,16 +91,18 @@ def short(value: float | None) -> str:
     """A count in three digits: 1.23M."""
     if value is None:
         return "–"
-    for size, suffix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if abs(value) >= size:
-            return f"{value / size:.3g}{suffix}"
-    return f"{value:.4g}"
+    if abs(value) < 999.5:
+        return f"{value:.4g}".replace("-", MINUS)
+    for size, suffix in ((1e3, "k"), (1e6, "M"), (1e9, "G")):
+        if abs(value) < 999.5 * size:  # above, it rounds to 1000 of them
+            return f"{value / size:.3g}{suffix}".replace("-", MINUS)
+    many = value / 1e12
+    return f"{f'{many:.3g}' if abs(many) < 999.5 else f'{many:,.0f}'}T".replace("-", MINUS)
 
 
 def percent(share: float | None) -> str:
-    if share is None:
-        return "–"
-    return f"{100 * share:+.2f} %".replace("-", MINUS) if share else "0 %"
+    """A difference in percent; of less than 0.005 % without a sign, of none at all without decimals."""
+    return "–" if share is None else f"{signed(100 * share, 2)} %" if share else "0 %"
 
 
 def seeds(n: int) -> str:

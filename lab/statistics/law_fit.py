@@ -53,6 +53,14 @@ class Estimate:
     def excludes_zero(self) -> bool:
         return abs(self.mean) > self.half
 
+    def p(self, value: float) -> float:
+        """Two-sided p of the test that the truth is ``value``; 1 without an interval."""
+        from scipy.stats import t
+
+        if self.dof < 1 or not self.se < math.inf or self.mean == value:
+            return 1.0
+        return float(2 * t.sf(abs(self.mean - value) / self.se, self.dof)) if self.se else 0.0
+
 
 def t_quantile(dof: float) -> float:
     """The two-sided quantile of Student's t at ``LEVEL``."""

@@ -19,13 +19,26 @@ REACH = 2.0  # times beyond the rungs, in size and in tokens, to which a law is 
 FARTHEST = 12.0  # log of the largest speed-up along a line; beyond, the baseline does not get there
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Range:
-    """An estimate and its interval at ``LEVEL``; infinite where the baseline never reaches the arm's loss."""
+    """An estimate and its interval at ``LEVEL``; infinite where the baseline never reaches the arm's loss.
+
+    Args:
+        mean, low, high: of the speed-up
+        draws: of it, from the law's uncertain parameters; empty without an interval
+    """
 
     mean: float
     low: float
     high: float
+    draws: Array
+
+    def p(self, value: float) -> float:
+        """Two-sided p of the test that the truth is ``value``, at least 1 / ``DRAWS``; 1 without an interval."""
+        if not len(self.draws):
+            return 1.0
+        below, above = (self.draws <= value).mean(), (self.draws >= value).mean()
+        return float(min(1.0, max(2 * min(below, above), 1 / len(self.draws))))
 
 
 def speed_up_along(fit: Fit, arm: str, parameters: float, tokens: float, line: Line) -> Range:
@@ -52,7 +65,7 @@ def speed_up_along(fit: Fit, arm: str, parameters: float, tokens: float, line: L
     found = np.where(high >= FARTHEST, math.inf, np.exp((low + high) / 2))
     ends = [(1 - LEVEL) / 2, (1 + LEVEL) / 2]
     low_end, high_end = np.quantile(found[1:], ends, method="nearest") if dof >= 1 else (0.0, math.inf)
-    return Range(float(found[0]), float(low_end), float(high_end))
+    return Range(float(found[0]), float(low_end), float(high_end), found[1:] if dof >= 1 else found[:0])
 
 
 def _draws(fit: Fit, dof: float) -> Array:

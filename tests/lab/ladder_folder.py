@@ -44,7 +44,20 @@ def write(
         lost: number of a job that failed
         shape: of ``outline``
     """
-    own = outline(gains, **shape)
+    return write_of(directory, outline(gains, **shape), gains, noise, exponent, lost)
+
+
+def write_of(
+    directory: Path,
+    own: Outline,
+    gains: Gains,
+    noise: float = 0.005,
+    exponent: float = EXPONENT,
+    lost: int | None = None,
+) -> Path:
+    """A ladder of this outline that has ended; arms that ``gains`` does not name gain nothing."""
+    arms_of = next(iter(own.sizes.values())).arms
+    gains = {arm: gains.get(arm, (1, 1)) for arm in arms_of}
     jobs = compared(own, {}, 0)
     plan = {"kind": "ladder", "name": "mine", "command": "blockwright ladder mine", "metric": "val/loss", "workers": 1}
     arms = [{"name": arm, "overrides": [], "baseline": arm == own.baseline} for arm in gains]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,14 @@ from typing import Any
 import ladder_folder
 import pytest
 
+from blockwright.lab.ladder import verdict as of_ladder
 from blockwright.lab.ladder.__main__ import main
 from blockwright.lab.ladder.design import Tuned
 from blockwright.lab.ladder.findings import Findings, find
+from blockwright.lab.ladder.outline import Cell
 from blockwright.lab.ladder.verdict import document, verdict, verdicts
 from blockwright.lab.report.__main__ import main as report
+from blockwright.lab.statistics.law_speed import speed_up_along
 from blockwright.lab.statistics.tuning import Fit, Try
 from blockwright.registry import ConfigError
 
@@ -67,6 +71,49 @@ def test_flops_and_throughput_change_what_a_gain_is_worth(findings: Findings) ->
     assert ours.at_equal_flops.s == pytest.approx(ours.speed_up.s / 2)
     assert ours.by_clock.s == pytest.approx(ours.speed_up.s * 1.5)
     assert ours.kind == "worse", "it is judged at equal FLOPs"
+
+
+@pytest.mark.parametrize(("flops", "truth"), [(1.0, 1.0), (0.5, 2.0)])
+def test_of_equal_losses_the_gain_is_that_of_the_costs_whatever_the_parameters(
+    flops: float, truth: float, tmp_path: Path
+) -> None:
+    """An arm of half the parameters and the same loss at the same tokens: its cost a token alone counts, once."""
+    own = ladder_folder.outline({"base": (1, 1), "half": (1, 1)})
+    sizes = {
+        name: replace(of, arms={**of.arms, "half": Cell(("arm=half",), base.parameters / 2, base.flops * flops)})
+        for name, of in own.sizes.items()
+        for base in [of.arms["base"]]
+    }
+    found = find(ladder_folder.write_of(tmp_path / "1", replace(own, sizes=sizes), {"half": (2, 1)}))
+    ours = verdict("half", replace(found, speeds={"base": 1000.0, "half": 1000.0 / flops}))
+    assert ours.at_equal_flops and ours.by_clock
+    for speed in (ours.at_equal_flops, ours.by_clock):
+        assert speed.low < truth < speed.high and speed.s == pytest.approx(truth, rel=0.06)
+    assert ours.kind == ("undecided" if truth == 1 else "better")
+
+
+def test_verdicts_are_corrected_for_all_arms(findings: Findings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Holm: by hand, of the arms' own p."""
+    alone = {"mla": 0.02, "same": 0.03}
+    speed = of_ladder.Speed(1.1, 1.01, 1.2)
+    monkeypatch.setattr(of_ladder, "judged", lambda arm, *_: of_ladder.Judged(speed, "best split", alone[arm]))
+    both = verdicts(findings)
+    assert [each.p for each in both] == pytest.approx([0.04, 0.04]) and {each.kind for each in both} == {"better"}
+    alone["mla"] = 0.026
+    assert {(each.kind, each.p) for each in verdicts(findings)} == {("undecided", 0.052)}
+
+
+def test_a_p_and_an_interval_say_the_same(findings: Findings, tmp_path: Path) -> None:
+    far = find(ladder_folder.write(tmp_path / "1", {"mha": (1, 1), "mla": (0.7, 1)}, ratios=(0.1, 0.2, 0.4)))
+    for found, place in ((findings, "best split"), (far, "tokens per parameter")):
+        assert found.law is not None
+        of = of_ladder.judged("mla", found, found.law)
+        log_s, largest = found.law.fit.speed_up("mla"), found.largest_rung
+        along = speed_up_along(found.law.fit, "mla", largest.parameters, largest.tokens, "ratio")
+        assert of.at == place and 0 < of.p < 1
+        for end in (of.speed.low, of.speed.high):
+            p = log_s.p(math.log(end)) if place == "best split" else along.p(end)
+            assert p == pytest.approx(0.05, abs=0.002)
 
 
 def test_the_files(ladder: Path, capsys: pytest.CaptureFixture[str]) -> None:
