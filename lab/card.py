@@ -9,6 +9,7 @@ from rich import box
 from rich.table import Table
 
 from blockwright.blocks.cost import in_order
+from blockwright.lab.report.words import percent
 from blockwright.registry import printing
 
 
@@ -196,4 +197,4 @@ def _comparisons(document: Mapping[str, Any], models: list[dict[str, Any]]) -> l
 
 
 def _percent(change: float | None) -> str:
-    return "" if change is None else f"{100 * change:+,.2f} %"
+    return "" if change is None else percent(change)

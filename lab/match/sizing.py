@@ -77,8 +77,7 @@ class Sized:
         target: its target; None: the baseline's figure
         changed: dotted path → value before, value after
         overrides: that define it after matching
-        residual: relative excess of each figure over the baseline's; for the matched budget over ``target`` if there is
-            one
+        residual: relative excess of each figure over the baseline's, also where the arm has a target of its own
         multiple: the multiple found by the search; None if the arm is unchanged
     """
 
@@ -177,11 +176,8 @@ def size(
 
 
 def _compared(sized: Sized, goal: dict[str, Any], is_base: bool) -> Sized:
-    against = dict(goal)
-    if sized.match and sized.target is not None:
-        against[sized.match.budget] = sized.target
     match = None if is_base and sized.target is None else sized.match
-    return replace(sized, residual=residuals(sized.figures, against), match=match)
+    return replace(sized, residual=residuals(sized.figures, goal), match=match)
 
 
 def _sized(arm: Arm, match: Match | None, goal: Mapping[str, Any] | None, target: float | None) -> Sized:

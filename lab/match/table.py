@@ -12,6 +12,7 @@ from rich.text import Text
 from blockwright.lab.card import scaled
 from blockwright.lab.match.budgets import BUDGETS, WORDS
 from blockwright.lab.match.sizing import Sized
+from blockwright.lab.report.words import percent
 
 HEADS = {  # of columns that fit a terminal of 80
     "params": "params",
@@ -59,12 +60,8 @@ def _cell(sized: Sized, budget: str, is_base: bool) -> str:
         return "none"
     written = scaled(value)
     if sized.match and sized.match.budget == budget and sized.target is not None:
-        return f"{written}\n{_percent(off)}\nof {sized.target:g}"
-    return written if is_base or off is None else f"{written}\n{_percent(off)}"
-
-
-def _percent(fraction: float | None) -> str:
-    return "" if fraction is None else f"{100 * fraction:+,.2f} %"
+        return f"{written}\n{percent(value / sized.target - 1)}\nof {sized.target:g}"
+    return written if is_base or off is None else f"{written}\n{percent(off)}"
 
 
 def _note(arms: Sequence[Sized], context: int) -> str:

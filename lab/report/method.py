@@ -33,7 +33,7 @@ def method(findings: Findings) -> str:
         return ""
     interval = "an interval at the level of the look" if findings.sweep.design.looks else "a 95 % interval"
     said = f"± is {interval}; p is of a t-test of paired differences, {_variance(tested)}{_correction(findings)}."
-    return " ".join(filter(None, (said, _level(findings), _sees(tested, findings))))
+    return " ".join(filter(None, (said, _level(findings), _sees(tested, findings), _untuned(findings))))
 
 
 def _variance(tested: list[Evidence]) -> str:
@@ -49,6 +49,17 @@ def _variance(tested: list[Evidence]) -> str:
     floor = max((spread.floor for spread in spreads), default=0.0)
     tuning = f" and of what tuning leaves (± {small(floor)})" if floor else ""
     return f"with the variance {of}{with_bank} ({dof} degrees of freedom{share}){tuning}"
+
+
+def _untuned(findings: Findings) -> str:
+    """Of arms at one rate, of which some may have had a better one for them than others."""
+    sweep = findings.sweep
+    if sweep.kind != "ablation" or any(f.tuned for f in findings.arms):
+        return ""
+    rate = (
+        "the one rate that it was composed with" if sweep.design.rate is None else f"the rate {sweep.design.rate:.3g}"
+    )
+    return f"No rate was tuned: every arm was compared at {rate}, unless its overrides set another."
 
 
 def _correction(findings: Findings) -> str:

@@ -85,6 +85,7 @@ def design_of(plan: Mapping[str, Any]) -> Design:
     """
     settings = {
         "see": _within(plan, "definition", "see"),
+        "rate": _within(plan, "shape", "lr"),
         **{key: plan.get(key) for key in keys(Design) if key in plan},
     }
     return read_settings(Design, {key: value for key, value in settings.items() if value is not None}, PLAN)

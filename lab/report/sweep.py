@@ -135,6 +135,7 @@ class Design:
         solved: where the share of seeds that solved a task is compared, instead of the mean
         seconds_a_job: wall time of a job; None: as measured
         workers: jobs at a time
+        rate: that the baseline was composed with; None if it is not known
     """
 
     within: Positive | None = None
@@ -145,6 +146,7 @@ class Design:
     solved: Solved | None = None
     seconds_a_job: NonNegative | None = None
     workers: Count = 1
+    rate: Positive | None = None
 
     def __post_init__(self) -> None:
         if list(self.looks) != sorted(set(self.looks)) or len(self.looks) > MOST_LOOKS:

@@ -153,6 +153,7 @@ def matches(findings: Findings) -> Table | None:
         changed = "; ".join(f"{k} {_change(v)}" for k, v in (match.get("changed") or {}).items())
         differences = [words.percent(residual.get(key)) if match else "–" for key, _ in BUDGETS]
         within = f"{match['budget']} within {100 * match['tol']:g} %" if {"budget", "tol"} <= match.keys() else ""
+        within += f" of {words.short(match['target'])}" if within and match.get("target") else ""
         rows.append(
             row(
                 f.name, within or str(match.get("budget", "–")), str(match.get("by", "–")), changed or "–", *differences

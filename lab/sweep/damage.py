@@ -34,7 +34,7 @@ PLAN: dict[str, Any] = {
     "seeds_planned": Whole | None,
     "seconds_a_job": NonNegative | None,
 }
-MATCH = {"budget": str, "by": str, "tol": Number, "changed": dict, "residual": Figures}
+MATCH = {"budget": str, "by": str, "tol": Number, "target": Number | None, "changed": dict, "residual": Figures}
 ENTRIES: dict[str, dict[str, Any]] = {
     "jobs": {
         "job": Whole,

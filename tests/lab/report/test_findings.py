@@ -133,3 +133,27 @@ def test_front_holds_what_nothing_beats() -> None:
 )
 def test_uncertainty_is_shown_with_two_digits(half: float | None, places: int) -> None:
     assert words.decimals(half) == places
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0, "0"),
+        (999.4, "999.4"),
+        (999.6, "1k"),
+        (999_400, "999k"),
+        (999_600, "1M"),
+        (-2.5e6, "−2.5M"),
+        (1e15, "1,000T"),
+    ],
+)
+def test_counts_have_three_digits_and_no_exponent(value: float | None, text: str) -> None:
+    assert words.short(value) == text
+
+
+@pytest.mark.parametrize(
+    ("share", "text"),
+    [(4e-5, "0.00 %"), (-4e-5, "0.00 %"), (6e-5, "+0.01 %"), (-0.2, "−20.00 %"), (0.0, "0 %"), (None, "–")],
+)
+def test_a_share_that_rounds_to_nothing_has_no_sign(share: float | None, text: str) -> None:
+    assert words.percent(share) == text
