@@ -319,8 +319,8 @@ def test_published_savings_of_v2_against_67b_at_six_bits_and_at_equal_precision(
 ) -> None:
     pair = "model=deepseek_v2,deepseek_67b context=16"
     mixed, equal = answer(capsys, f"{pair} cache.bits=6,16"), answer(capsys, f"{pair} cache.bits=16")
-    assert [c.strip() for c in row(mixed, "bytes at these bits") if c.strip()] == ["25,920", "-93.34 %", "389,120"]
-    assert [c.strip() for c in row(equal, "bf16") if c.strip()] == ["69,120", "-82.24 %", "389,120"]
+    assert [c.strip() for c in row(mixed, "bytes at these bits") if c.strip()] == ["25,920", "−93.34 %", "389,120"]
+    assert [c.strip() for c in row(equal, "bf16") if c.strip()] == ["69,120", "−82.24 %", "389,120"]
 
 
 def test_json_is_one_document_of_plain_numbers_under_stable_keys(capsys: pytest.CaptureFixture[str]) -> None:
