@@ -36,7 +36,8 @@ def make(
     """
     d = definition
     noise = noise_of(d, shape, entries)
-    for_verdicts, seeds, looks = _for_verdicts(d, shape, entries), d.seeds, d.looks
+    usable = noise_of(d, shape, [each for each in entries if _for_verdicts(d, each)])
+    for_verdicts, seeds, looks = _for_verdicts(d, usable), d.seeds, d.looks
     if d.see is not None and d.pairs is None:
         arms = sum(recipe.compared for recipe in recipes.values())
         count = needed(d, d.see, precision(arms, noise, for_verdicts, tries_of(d.tune, d.tune_seeds, tuned_by)))
@@ -112,15 +113,15 @@ def needed(definition: Definition, difference: float, precision: Precision | Non
     return count
 
 
-def _for_verdicts(definition: Definition, shape: Shape, entries: Sequence[Entry]) -> Bank | None:
-    """The noise that verdicts may use beside their own.
+def _for_verdicts(definition: Definition, noise: Entry | None) -> Bank | None:
+    """The noise that verdicts may use beside their own, if they may.
 
     Of the same rate, so that of tuned arms if these are tuned; and of runs of other seeds than any that are planned.
     """
     seeds = definition.seeds or range(definition.looks[-1] if definition.looks else MAX_SEEDS)
-    apart = [each for each in entries if each.tuned == bool(definition.tune) and each.bank.is_apart_from(seeds)]
-    noise = noise_of(definition, shape, apart)
-    return noise and noise.bank
+    if noise is None or noise.tuned != bool(definition.tune) or not noise.bank.is_apart_from(seeds):
+        return None
+    return noise.bank
 
 
 def _sd_of_run(metric: str, noise: Entry | None, entries: Sequence[Entry]) -> float:
