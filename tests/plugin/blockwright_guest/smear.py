@@ -1,3 +1,5 @@
+from typing import ClassVar
+
 import torch
 from torch import nn
 
@@ -14,7 +16,7 @@ class Smear(Convolution):
         gated_by: n, channels that the gate reads
     """
 
-    weight_kinds = {"gate": "matrix"}
+    weight_kinds: ClassVar[dict] = {"gate": "matrix"}
 
     def __init__(self, dim: int, gated_by: int = 12) -> None:
         super().__init__(dim, past=1)
