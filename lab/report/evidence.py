@@ -128,28 +128,6 @@ class Evidence:
         return self.is_different or self.is_same
 
 
-def of_losses(
-    losses: Mapping[str, Mapping[int, float]],
-    baseline: str,
-    design: Design = Design(),  # noqa: B008  # frozen
-    fits: Mapping[str, Sequence[Fit]] | None = None,
-) -> dict[str, Evidence]:
-    """The evidence on every arm but the baseline, from final figures of runs that have all ended.
-
-    Args:
-        losses: arm → seed → figure, in the order of the looks
-        baseline: the arm that the others are compared with
-        design: looks, margin and bank
-        fits: arm → those of its tuned settings, at whose vertices its runs are
-    """
-    fits = fits or {}
-    sides = [
-        Side(arm, "" if arm == baseline else baseline, tuple(of), of, frozenset(), {}, tuple(fits.get(arm, ())))
-        for arm, of in losses.items()
-    ]
-    return weigh(sides, design)
-
-
 def weigh(sides: Sequence[Side], design: Design) -> dict[str, Evidence]:
     """The evidence on every arm that is compared.
 

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from blockwright.lab.report import verdict as giving
-from blockwright.lab.report.evidence import of_losses
+from blockwright.lab.report.evidence import Side, weigh
 from blockwright.lab.report.findings import find
 from blockwright.lab.report.sweep import Arm, Design, Run, Sweep
 from blockwright.lab.report.verdict import verdicts
@@ -154,7 +154,11 @@ def test_a_noisy_baseline_is_in_every_interval() -> None:
     rng, missed, number = np.random.default_rng(0), 0, 600
     for _ in range(number):
         losses = rng.standard_normal((3, 3)) * np.array([[4], [1], [1]])
-        found = of_losses({str(i): dict(enumerate(row.tolist())) for i, row in enumerate(losses)}, "0")
+        sides = [
+            Side(str(i), "0" if i else "", (0, 1, 2), dict(enumerate(row.tolist())), frozenset(), {})
+            for i, row in enumerate(losses)
+        ]
+        found = weigh(sides, Design())
         for each in found.values():
             assert each.comparison is not None
             low, high = each.comparison.difference.low, each.comparison.difference.high
