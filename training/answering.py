@@ -19,7 +19,7 @@ Answer = Callable[[Any], dict[str, Any]]
 
 _CODE = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); import {0} as a; a.work(*sys.argv[2:])"
 _SIZE = 8  # bytes of the length before each message
-_ALONE = 2.0  # seconds after its time is over in which a process that nobody has ended ends itself
+_ALONE = 2.0  # seconds after its time is over in which an unended process ends itself
 
 
 class AnswerError(Exception):

@@ -59,7 +59,7 @@ class TextStream:
         if len(tokens) > LONGEST:
             tokens = tokens[-1 - PARTS :]
             shorter = self.decode(tokens)
-            if not shorter.endswith(left):  # by no rule that is known here: it is taken as it is
+            if not shorter.endswith(left):  # by no rule: it is taken as it is
                 new, left = new + left, ""
             text = shorter
         self._tokens, self._text, self._given = tokens, text, len(text) - len(left)

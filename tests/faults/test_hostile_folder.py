@@ -369,7 +369,7 @@ def talk(place: Path) -> ChatText:
 
 
 def judge(place: Path) -> Any:
-    """A reward that the one who trains names, of a stranger's run."""
+    """A reward that the one who trains names, of an untrusted run."""
     return registry.build(
         "reward", Node({"name": "reward_model", "run": str(place)}, "reward"), Scope({}, {}, own=True)
     )

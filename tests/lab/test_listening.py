@@ -59,7 +59,7 @@ def test_requests_of_other_sites_are_foreign(site: Site, sent: dict[str, str]) -
         (OPEN, headers("anything", "https://anything")),
         (NAMED, headers("models.example")),
         (NAMED, headers("models.example:8443", "https://models.example:8443")),
-        (NAMED, headers(HERE, "https://models.example")),  # a proxy that writes the host anew
+        (NAMED, headers(HERE, "https://models.example")),  # a proxy that writes the host again
         (NAMED, headers(HERE)),
     ],
     ids=str,

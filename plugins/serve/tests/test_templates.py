@@ -123,7 +123,7 @@ def test_a_process_that_is_killed_is_replaced(server: Running) -> None:
 
 
 def test_a_slow_start_is_not_the_clients_fault(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
-    """503 until it has started, which no request begins anew; 503 too where it cannot start."""
+    """503 until it has started, which no request begins again; 503 too where it cannot start."""
     slow = Answering("starting:slowly", "1.5", seconds=30.0, start=0.01, longest=1000)
     monkeypatch.setattr(template_process, "PROCESS", slow)
     answers = [chat(server, "hi") for _ in range(3)]

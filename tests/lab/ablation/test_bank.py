@@ -215,7 +215,7 @@ def test_verdicts_use_no_bank_of_a_seed_that_may_run_again(asked: dict[str, Any]
     """The same ablation, the same with more seeds, or one with another name: its runs would count twice."""
     own = replace(ENTRY, seeds=(0, 1, 2))
     assert make([own], **asked).bank is None
-    assert make([replace(own, seeds=())], **asked).bank is None  # nothing is known of its seeds
+    assert make([replace(own, seeds=())], **asked).bank is None  # its seeds are unknown
     far = replace(own, seeds=(7000,), sd=0.008, params=4e6)
     assert make([own, far], **asked).bank.seeds == (7000,)  # the nearest of those that may count
 
