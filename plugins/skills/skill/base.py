@@ -156,7 +156,7 @@ class Skill(Composable):
     def floor(self, difficulty: int, seed: int = 0) -> float:
         """The share of answers that one gets right who answers with a symbol of the row, and has not the skill.
 
-        Computed: of the answers that the row tells, without the symbols of the question, one that is told most often,
+        Computed: of the answers that the row tells, without the symbols of the question, one that occurs most often,
         each answer before counted off; where the row tells none, one of all answers of the skill.
         """
         random = random_state(seed, difficulty)

@@ -110,7 +110,7 @@ class ChatDataModule(CorpusDataModule):
 
     def state_dict(self) -> dict[str, Any]:
         """As in ``CorpusDataModule``; the template of ``data.chat`` takes the place of the tokenizer's, for exports and
-        for whoever has the checkpoint and not the file."""
+        for those who have the checkpoint and not the file."""
         state, template = super().state_dict(), self.rendering.chat.template()
         if template is not None:
             files = {**state["tokenizer"].get(COMPANIONS, {}), "chat_template.jinja": template}
