@@ -28,5 +28,5 @@ def opened(place: Path) -> Iterator[list[str]]:
     try:
         yield found
     finally:
-        _heard.remove(names)
+        _heard[:] = [each for each in _heard if each is not names]
         found += [name for name in names if name.startswith(str(place))]

@@ -114,7 +114,8 @@ class WindowedCache(Cache):
             ring._restore(of_ring, kept)
         # The means that the tokens after ``kept`` have written, each row's counted from the start of its document.
         for held in self.means.values():
-            own = torch.tensor(kept, device=held.device) + mark.length - (0 if self.padding is None else self.padding)
+            own = torch.tensor(kept, dtype=torch.int64, device=held.device) + mark.length
+            own = own - (0 if self.padding is None else self.padding)
             later = own[:, None] // self.every + torch.arange((self.length - mark.length) // self.every + 2).to(own)
             rows = torch.arange(len(held), device=held.device)[:, None]
             held[rows, later.clamp(max=held.shape[1] - 1)] = 0

@@ -160,7 +160,7 @@ SETTINGS = {
     "no tile": Mistake(None, "model.tiling.max_tiles=0", "model.tiling.max_tiles", "at least 1"),
     "tower of experts": Mistake(None, "~model.vision.ffn", "model.vision.ffn", "dense"),
     "folder without a tower": Mistake(None, "tower=siglip tower.folder={tmp}", "tower.folder", "safetensors"),
-    "tower that is a number": Mistake(None, "tower=siglip tower.folder=3", "tower.folder", "must be a string"),
+    "tower that is a number": Mistake(None, "tower=siglip tower.folder=3", "tower.folder", "must be a path"),
 }
 MISTAKES = {**FILES, **RECORDS, **SETTINGS}
 
