@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -44,3 +46,35 @@ def test_file_is_in_storage_before_it_is_renamed(tmp_path: Path, monkeypatch: py
     with replaced(tmp_path / "a") as partial:
         partial.write_text("new")
     assert calls == ["fsync", "replace"]
+
+
+@pytest.mark.parametrize("is_folder", [False, True])
+def test_remains_of_a_killed_writer_are_removed_by_the_next_and_those_of_another_stay(
+    tmp_path: Path, is_folder: bool
+) -> None:
+    program = f"""
+from pathlib import Path
+from blockwright.registry.replacing import replaced
+with replaced(Path("a")) as partial:
+    {"partial.mkdir(); (partial / 'x').touch()" if is_folder else "partial.touch()"}
+    print("begun", flush=True)
+    input()
+"""
+    pipes: dict[str, object] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen([sys.executable, "-c", program], cwd=tmp_path, **pipes) as other:  # type: ignore[call-overload]
+        assert other.stdout.readline() == "begun\n"
+        (theirs,) = os.listdir(tmp_path)
+        (tmp_path / f".ab{theirs[2:]}").touch()  # of another path
+        elsewhere = ".".join([*theirs.split(".")[:2], "01234567_1", *theirs.split(".")[-2:]])
+        (tmp_path / elsewhere).touch()  # of another machine
+
+        def write() -> set[str]:
+            with replaced(tmp_path / "a") as partial:
+                partial.write_text("new")
+            return set(os.listdir(tmp_path))
+
+        stays = {"a", f".ab{theirs[2:]}", elsewhere}
+        assert write() == {theirs, *stays}
+        other.kill()
+        other.wait()
+        assert write() == stays
