@@ -46,10 +46,14 @@ def claimed(folder: Path, owner: str) -> Iterator[None]:
         OSError: the folder cannot be written
     """
     lock = _lock(folder, owner)
-    descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o644)
-    try:
+    while True:
+        descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o644)
         with contextlib.suppress(OSError):  # no locks on this file system
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(descriptor, fcntl.LOCK_EX)  # others have it only while they look whether it is free
+        if _is_file(descriptor, lock):
+            break
+        os.close(descriptor)  # before it was locked, it was taken for a killed writer's, and removed
+    try:
         yield
     finally:
         lock.unlink(missing_ok=True)
@@ -163,9 +167,9 @@ def forget(folder: Path, owner: str | None) -> None:
 
 
 def remove_old_locks(folder: Path) -> None:
-    """Remove locks that no process has held for a day, of processes killed before they wrote anything."""
+    """Remove locks of processes that were killed when they had not written anything else, or nothing any more."""
     for lock in folder.glob(".*.lock"):
-        if _LOCK.match(lock.name) and _is_free(lock) and time.time() - _changed(lock) > ABANDONED_S:
+        if (of := _LOCK.match(lock.name)) and is_abandoned(lock, of[1]):
             lock.unlink(missing_ok=True)
 
 

@@ -63,3 +63,27 @@ def test_lock_that_is_just_taken_or_left_has_a_writer(left: str | None, tmp_path
             patch.setattr(claims, "take", fails)
             with claims.only_writer(tmp_path) as second:
                 assert not second
+
+
+def test_locks_of_the_killed_are_removed_and_those_of_the_living_and_of_other_machines_stay(tmp_path: Path) -> None:
+    (killed := tmp_path / f".{claims.new_owner()}.lock").touch()
+    (elsewhere := tmp_path / ".another-machine-01234567-0123456789ab.lock").touch()
+    with claims.claimed(tmp_path, owner := claims.new_owner()):
+        claims.remove_old_locks(tmp_path)
+        assert set(tmp_path.iterdir()) == {elsewhere, tmp_path / f".{owner}.lock"} and not killed.exists()
+
+
+def test_claim_whose_lock_is_removed_before_it_is_locked_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flock = fcntl.flock
+
+    def removed_before(descriptor: int, operation: int) -> Any:
+        monkeypatch.setattr(fcntl, "flock", flock)
+        claims.remove_old_locks(tmp_path)
+        return flock(descriptor, operation)
+
+    monkeypatch.setattr(fcntl, "flock", removed_before)
+    with claims.claimed(tmp_path, owner := claims.new_owner()):
+        claims.remove_old_locks(tmp_path)
+        assert [path.name for path in tmp_path.iterdir()] == [f".{owner}.lock"]
