@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -60,9 +61,9 @@ with replaced(Path("a")) as partial:
     print("begun", flush=True)
     input()
 """
-    pipes: dict[str, object] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    with subprocess.Popen([sys.executable, "-c", program], cwd=tmp_path, **pipes) as other:  # type: ignore[call-overload]
-        assert other.stdout.readline() == "begun\n"
+    pipes: Any = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen([sys.executable, "-c", program], cwd=tmp_path, **pipes) as other:
+        assert other.stdout and other.stdout.readline() == "begun\n"
         (theirs,) = os.listdir(tmp_path)
         (tmp_path / f".ab{theirs[2:]}").touch()  # of another path
         elsewhere = ".".join([*theirs.split(".")[:2], "01234567_1", *theirs.split(".")[-2:]])
