@@ -71,7 +71,7 @@ class Parameters:
 def count_parameters(decoder: Decoder | Sample) -> Parameters:
     """Count parameters; the share of experts that a token uses is read off an actual routing."""
     families = count_families(decoder)
-    probe, groups = sampled(_on_meta(decoder))
+    probe, groups = _sampled(decoder)
     pairs = [(len(group), layer) for layer, group in zip(probe.layers, groups, strict=True)]
     idle, unread = (sum(n * of(layer, probe) for n, layer in pairs) for of in (idle_experts, unread_rows))
     tables = sum(n * _numel(_tables(layer)) for n, layer in pairs)
@@ -137,12 +137,6 @@ def _family(module: nn.Module, around: str) -> str:
 
 
 MANY = 80_640  # tokens; divisible by every usual number of experts
-
-
-def _on_meta(model: Decoder | Sample) -> Decoder | Sample:
-    if isinstance(model, Decoder) and not model.embedding.weight.is_meta:
-        return compose(model.config, device="meta")
-    return model
 
 
 def idle(layer: nn.Module, decoder: Decoder) -> int:
@@ -259,7 +253,7 @@ def forward_flops_per_token(model: Mapping[str, Any] | Decoder | Sample, length:
     causality, a multiplication and an addition counted as two.
 
     Args:
-        model: a composition, or a decoder on the meta device
+        model: a composition, or a decoder on any device
         length: T, tokens
     """
     decoder, groups = _sampled(model)
@@ -288,7 +282,13 @@ def _loop_flops(decoder: Decoder, length: int) -> int:
 
 
 def _sampled(model: Mapping[str, Any] | Decoder | Sample) -> Sample:
-    return sampled(compose(model, device="meta") if isinstance(model, Mapping) else model)
+    """One of each group of equal layers, on the meta device, where everything here is measured."""
+    if not isinstance(model, Mapping):
+        decoder = model.decoder if isinstance(model, Sample) else model
+        if decoder.embedding.weight.is_meta:
+            return sampled(model)
+        model = decoder.config  # kernels of a CPU take no input without numbers
+    return sampled(compose(model, device="meta"))
 
 
 def _layer_flops(layer: nn.Module, decoder: Decoder, length: int, measured: dict[Any, int]) -> int:

@@ -24,6 +24,7 @@ from blockwright.blocks.experts.base import Experts
 from blockwright.blocks.ffn.base import FFN
 from blockwright.blocks.ffn.moe import MoE
 from blockwright.blocks.gating.base import Gating
+from blockwright.blocks.sample import sampled
 from blockwright.registry import register
 
 V, D, L = 61, 48, 2
@@ -121,6 +122,29 @@ def test_multi_token_prediction_costs_a_layer_a_projection_and_the_head_for_each
     assert without == 3 * forward_flops_per_token(tiny(), length)
     expected = 3 * sum(of_depth(k) for k in (1, 2) if k < length) / length
     assert trained - without == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"moe": True},
+        {"moe": True, "mtp": {"depth": 1}},
+        {"moe": True, "gating": {"name": "expert_choice", "top_k": 2}},
+        {"loop": {"name": "cycle", "visits": 3, "exit": {"name": "gate"}}},
+    ],
+    ids=str,
+)
+def test_a_model_costs_what_it_costs_wherever_its_weights_are(
+    tiny: Callable[..., Any], changes: dict[str, Any]
+) -> None:
+    config = tiny(**changes)
+    without, held = compose(config, device="meta"), compose(config)
+    for model in (held, sampled(held)):
+        assert forward_flops_per_token(model, 9) == forward_flops_per_token(without, 9)
+        assert training_flops_per_token(model, 9) == training_flops_per_token(without, 9)
+        assert count_parameters(model) == count_parameters(without)
+        assert cache_bytes(model, 9, torch.float32) == cache_bytes(without, 9, torch.float32)
 
 
 def test_costing_allocates_no_weights(tiny: Callable[..., Any]) -> None:
