@@ -19,7 +19,7 @@ Answer = Callable[[Any], dict[str, Any]]
 
 _CODE = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); import {0} as a; a.work(*sys.argv[2:])"
 _SIZE = 8  # bytes of the length before each message
-_ALONE = 2.0  # seconds after its time is over in which an unended process ends itself
+_ALONE = 2.0  # seconds after all of its time is over in which an unended process ends itself
 
 
 class AnswerError(Exception):
@@ -33,21 +33,26 @@ class StartError(AnswerError):
 class Answering:
     """Answers in a process of its own, which is started when it is first needed.
 
-    It imports the module that answers, and nothing else of this program. It is killed where an answer is late, even in
-    compiled code, and started again for the next question; while it starts, it is left alone. Questions wait for each
-    other, so any thread may ask; a fork of this process starts another. Both sides send JSON, since an answer of a
-    process that a question has taken over must do nothing here.
+    It imports the module that answers, and nothing else of this program. It ends where an answer takes too much
+    computing, even in compiled code, and is started again for the next question; while it starts, it is left alone. The
+    time of its processor is counted, of which other work on the machine takes nothing; the time that passes has a limit
+    of its own, for a process that waits, or that a question has taken over. Questions wait for each other: any thread
+    may ask; a fork of this process starts another. Both sides send JSON, since an answer of a process that a question
+    has taken over must do nothing here.
 
     Args:
         prepare: ``module:function``, called in the process with ``arguments``; returns what answers
         arguments: texts
-        seconds: for an answer
+        seconds: of computing for an answer, CPU time
+        within: seconds that may pass until it is there
         start: seconds that a question waits for a process that is starting
         longest: bytes of an answer at most
     """
 
-    def __init__(self, prepare: str, *arguments: str, seconds: float, start: float, longest: int) -> None:
-        self.seconds, self.start, self.longest = seconds, start, longest
+    def __init__(
+        self, prepare: str, *arguments: str, seconds: float, within: float, start: float, longest: int
+    ) -> None:
+        self.seconds, self.within, self.start, self.longest = seconds, within, start, longest
         self._work = (prepare, *arguments)
         self._forget()
 
@@ -69,15 +74,16 @@ class Answering:
             AnswerError: ``StartError`` where the question was not asked
         """
         try:
-            message = json.dumps(question).encode()
+            message = json.dumps([self.seconds, self.within, question]).encode()
         except (TypeError, ValueError, RecursionError) as error:
             raise AnswerError(f"the question is no plain data ({error})") from None
         with self._held():
             line = self._started(self.start)
             try:
-                return self._exchanged(line, message, self.seconds)
+                return self._exchanged(line, message)
             except (OSError, AnswerError) as error:
-                self._end()
+                if self._end() == -signal.SIGPROF:
+                    raise AnswerError(f"took longer than {self.seconds:g} seconds of computing") from None
                 raise AnswerError(str(error) or "its process has ended") from None
             except BaseException:  # Ctrl-C: its answer, when it comes, would be taken for that of the next question
                 self._end()
@@ -111,14 +117,14 @@ class Answering:
             if self._line is None:
                 self._line, theirs = socket.socketpair()
                 with theirs:
-                    words = (json.dumps(sys.path), str(theirs.fileno()), str(self.seconds), *self._work)
+                    words = (json.dumps(sys.path), str(theirs.fileno()), *self._work)
                     command = [sys.executable, "-I", "-c", _CODE.format(__name__), *words]
                     self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, pass_fds=[theirs.fileno()])
                 atexit.register(self.close)
             if not self._ready:
                 self._line.settimeout(seconds)
                 self._line.recv(1, socket.MSG_PEEK)
-                self._exchanged(self._line, b"", self.seconds)
+                self._exchanged(self._line, b"")
                 self._ready = True
             return self._line
         except TimeoutError:
@@ -127,9 +133,9 @@ class Answering:
             self._end()
             raise StartError(f"it could not start ({error or 'its process has ended'})") from None
 
-    def _exchanged(self, line: socket.socket, message: bytes, seconds: float) -> dict[str, Any]:
+    def _exchanged(self, line: socket.socket, message: bytes) -> dict[str, Any]:
         """Send a message, unless it is empty, and receive an answer."""
-        until = time.monotonic() + seconds
+        until = time.monotonic() + self.within
 
         def received(size: int) -> bytes:
             parts = bytearray()
@@ -142,37 +148,42 @@ class Answering:
 
         try:
             if message:
-                line.settimeout(seconds)
+                line.settimeout(self.within)
                 line.sendall(len(message).to_bytes(_SIZE) + message)
             size = int.from_bytes(received(_SIZE))
             if size > self.longest:
                 raise AnswerError(f"its answer has {size:,} bytes, more than {self.longest:,}")
             answer = json.loads(received(size).decode(errors="surrogatepass"))
         except TimeoutError:
-            raise AnswerError(f"took longer than {seconds:g} seconds") from None
+            raise AnswerError(f"took longer than {self.within:g} seconds") from None
         except (ValueError, RecursionError):
             answer = None
         if not isinstance(answer, dict):
             raise AnswerError("its process has answered something else")
         return answer
 
-    def _end(self) -> None:
+    def _end(self) -> int | None:
+        """End the process; how it has ended, as ``Popen.returncode``."""
         atexit.unregister(self.close)
+        ended = None
         if self._process is not None:
             self._process.kill()
-            self._process.wait()
+            ended = self._process.wait()
         if self._line is not None:
             self._line.close()
         self._process = self._line = None
         self._ready = False
+        return ended
 
 
-def work(line: str, seconds: str, prepare: str, *arguments: str) -> None:
+def work(line: str, prepare: str, *arguments: str) -> None:
     """In the process: prepare, say so, and answer until the other end is closed.
+
+    The signals of both timers end the process, even in compiled code. That of the time that passes is for a process
+    whose questioner was killed.
 
     Args:
         line: number of the file to read questions from and to write answers to
-        seconds: for an answer; soon after them this process ends itself, if it is not ended before
         prepare, arguments: of ``Answering``
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the program that asks
@@ -184,8 +195,11 @@ def work(line: str, seconds: str, prepare: str, *arguments: str) -> None:
             said = json.dumps(given, ensure_ascii=False).encode(errors="surrogatepass")
             file.write(len(said).to_bytes(_SIZE) + said)
             file.flush()
+            signal.setitimer(signal.ITIMER_PROF, 0)
             signal.setitimer(signal.ITIMER_REAL, 0)
             if not (size := file.read(_SIZE)):
                 return
-            signal.setitimer(signal.ITIMER_REAL, float(seconds) + _ALONE)  # which ends it, even in compiled code
-            given = answer(json.loads(file.read(int.from_bytes(size))))
+            seconds, within, question = json.loads(file.read(int.from_bytes(size)))
+            signal.setitimer(signal.ITIMER_PROF, seconds)
+            signal.setitimer(signal.ITIMER_REAL, within + _ALONE)
+            given = answer(question)

@@ -7,14 +7,15 @@ import threading
 
 from blockwright.training.answering import Answer, AnswerError, Answering
 
-SECONDS = 20.0  # for an answer
+SECONDS = 20.0  # of computing for an answer
+WITHIN = 300.0  # seconds that pass meanwhile, on a machine that does other work
 START = 120.0  # seconds that a question waits while the process imports what it needs
 LONGEST = 64_000_000  # bytes of an answer
 
 
 def composer() -> Answering:
     """Answers the requests of studio/answers.py."""
-    return Answering(f"{__name__}:prepare", seconds=SECONDS, start=START, longest=LONGEST)
+    return Answering(f"{__name__}:prepare", seconds=SECONDS, within=WITHIN, start=START, longest=LONGEST)
 
 
 def warm_up(composer: Answering) -> None:

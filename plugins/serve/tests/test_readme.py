@@ -10,7 +10,7 @@ import pytest
 from blockwright.plugins.serve import __main__ as command
 from blockwright.plugins.serve import answer, body, engine, files, order, server, serving
 from blockwright.registry.limits import MAX_DEPTH
-from blockwright.training.data.chat import template_process
+from blockwright.training.data.chat import template_process as template
 
 README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
 MIB = 2**20
@@ -24,9 +24,10 @@ LIMITS: dict[str, tuple[float, ...]] = {
     "They arrive within {} seconds": (body.SECONDS,),
     "are JSON of at most {} levels": (MAX_DEPTH,),
     "at most {} a request, of {} MiB together": (files.MOST, files.MOST_BYTES / MIB),
-    "renders in a process of its own, for at most {} seconds and in {} GiB": (
-        template_process.SECONDS,
-        template_process.MEMORY / 2**30,
+    "renders in a process of its own, for at most {} seconds of computing, within {}, and in {} GiB": (
+        template.SECONDS,
+        template.WITHIN,
+        template.MEMORY / 2**30,
     ),
     "(at most {}), `stream`": (order.MOST_STOPS,),
     "texts computed at once, default {};": (serving.ROWS,),

@@ -124,7 +124,7 @@ def test_a_process_that_is_killed_is_replaced(server: Running) -> None:
 
 def test_a_slow_start_is_not_the_clients_fault(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
     """503 until it has started, which no request begins again; 503 too where it cannot start."""
-    slow = Answering("starting:slowly", "1.5", seconds=30.0, start=0.01, longest=1000)
+    slow = Answering("starting:slowly", "1.5", seconds=30.0, within=30.0, start=0.01, longest=1000)
     monkeypatch.setattr(template_process, "PROCESS", slow)
     answers = [chat(server, "hi") for _ in range(3)]
     assert [status for status, _ in answers] == [503] * 3
@@ -133,14 +133,14 @@ def test_a_slow_start_is_not_the_clients_fault(server: Running, monkeypatch: pyt
     slow.begin()
     assert chat(server, "hi")[0] == 200 and slow.pid == pid is not None
     slow.close()
-    broken = Answering("starting:never", seconds=30.0, start=30.0, longest=1000)
+    broken = Answering("starting:never", seconds=30.0, within=30.0, start=30.0, longest=1000)
     monkeypatch.setattr(template_process, "PROCESS", broken)
     assert chat(server, "hi")[0] == 503
 
 
 def test_the_process_of_templates_runs_before_the_server_listens(monkeypatch: pytest.MonkeyPatch) -> None:
     """However long its start takes: making the format waits for it."""
-    slow = Answering("starting:slowly", "0.5", seconds=30.0, start=0.01, longest=1000)
+    slow = Answering("starting:slowly", "0.5", seconds=30.0, within=30.0, start=0.01, longest=1000)
     monkeypatch.setattr(template_process, "PROCESS", slow)
     words = Bytes()
     words.companions = {"chat_template.jinja": TEMPLATE}

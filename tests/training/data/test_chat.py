@@ -288,7 +288,7 @@ def test_format_without_a_form_for_tools_refuses_them(name: str) -> None:
 def test_template_without_an_end_is_stopped(loops: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(template_process.PROCESS, "seconds", 0.3)
     template_process.PROCESS.begin()
-    assert "took longer than 0.3 seconds" in refused("{% generation %}{% endgeneration %}" + loops).rule
+    assert "took longer than 0.3 seconds of computing" in refused("{% generation %}{% endgeneration %}" + loops).rule
 
 
 def test_a_template_runs_nowhere_but_in_the_process_that_can_be_killed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -299,7 +299,7 @@ def test_a_template_runs_nowhere_but_in_the_process_that_can_be_killed(monkeypat
     assert form.render(TALK) and form.open(TALK[:2]) and form.ends(TOKENIZER)
 
     monkeypatch.setattr(
-        template_process, "PROCESS", Answering("doing_as_asked:refuse", seconds=9.0, start=9.0, longest=9)
+        template_process, "PROCESS", Answering("doing_as_asked:refuse", seconds=9.0, within=9.0, start=9.0, longest=9)
     )
     for ask in (
         lambda: form.render(TALK),

@@ -10,7 +10,8 @@ from typing import Any
 
 from blockwright.training.answering import AnswerError, Answering, StartError
 
-SECONDS = 10.0  # to compile a template and to render a conversation
+SECONDS = 10.0  # of computing, to compile a template and to render a conversation
+WITHIN = 60.0  # seconds that pass meanwhile
 MEMORY = 2**30  # bytes, for the same, beside what the process has when it starts
 START = 30.0  # seconds that a conversation waits for the process, where it has to start again
 LONGEST = 2**25  # characters of a rendered conversation
@@ -21,6 +22,7 @@ PROCESS = Answering(
     str(MEMORY),
     str(LONGEST),
     seconds=SECONDS,
+    within=WITHIN,
     start=START,
     longest=ANSWER,
 )
