@@ -17,11 +17,14 @@ function App({ forms }) {
     <header><strong>Blockwright studio</strong>
       <nav aria-label="views"><a href="#/model" aria-current=${here("model")}>Compose</a><a href="#/runs" aria-current=${here("runs")}>Runs</a></nav></header>
     ${at.view === "runs" ? html`<${RunsView} at=${at} />` : at.view === "run" ? html`<${RunView} key=${at.name} at=${at} />`
-      : forms.failure ? html`<main class="runs"><p class="trouble" role="status">${forms.failure}</p></main>`
-      : forms.kinds ? html`<${ModelView} forms=${forms} at=${at} />` : html`<main class="runs"><p class="help">Reading the blocks…</p></main>`}`
+      : forms.failure ? html`<main class="runs"><h1 class="unseen">Compose a model</h1><p class="trouble" role="status">${forms.failure}</p><button type="button" onclick=${read}>Try again</button></main>`
+      : forms.kinds ? html`<${ModelView} forms=${forms} at=${at} />` : html`<main class="runs"><h1 class="unseen">Compose a model</h1><p class="help">Reading the blocks…</p></main>`}`
 }
 
 if (new URLSearchParams(location.search).has("token")) history.replaceState(null, "", `${location.pathname}${location.hash}`)
 const show = forms => render(html`<${App} forms=${forms} />`, document.body)
-show({})
-ask("forms").then(show, error => show({ failure: error.message }))
+function read() {
+  show({})
+  ask("forms").then(show, error => show({ failure: error.message }))
+}
+read()

@@ -72,10 +72,11 @@ function alternatives(forms, block) {
 /** The state of the first view: what is chosen, and the last answer that has a picture. */
 function useModel(forms, at) {
   const preset = at.name || PRESET, changes = at.options
-  const [state, set] = useState({ serial: 0 }), request = useRef(null)
+  const [state, set] = useState({ serial: 0 }), request = useRef(null), [attempt, retry] = useState(0)
   const key = JSON.stringify([preset, changes])
   useEffect(() => {
     request.current?.abort()
+    set(old => old.failure ? { ...old, failure: null } : old)
     const { signal } = request.current = new AbortController()
     const draw = changes => ask("draw", { preset, changes }, signal)
     const changed = Object.keys(changes).length > 0
@@ -88,8 +89,8 @@ function useModel(forms, at) {
       })
     }, error => error.name !== "AbortError" && set(old => ({ ...old, failure: error.message })))
     return () => request.current.abort()
-  }, [key])
-  return { ...state, preset: state.preset ?? preset, changes }
+  }, [key, attempt])
+  return { ...state, preset: state.preset ?? preset, changes, retry: () => retry(attempt + 1) }
 }
 
 /** A refusal with the field that shows it: that of its path, or the nearest around it. */
@@ -156,6 +157,7 @@ export function ModelView({ forms, at }) {
           <div class="copy"><button type="button" onclick=${() => copy("yaml")}>Copy as YAML</button>
             <button type="button" onclick=${() => copy("command")}>Copy as command</button></div>
           <div role="status" aria-live="polite" class=${trouble || page.refusal ? "trouble" : "unseen"}>${trouble ?? page.refusal?.text}</div>
+          ${state.failure && html`<button type="button" onclick=${state.retry}>Try again</button>`}
         </div>
         ${drawn ? html`<${Picture} drawn=${drawn} onopen=${openPath} />` : html`<p class="help waiting">${state.failure ? "" : "Composing…"}</p>`}
       </div>

@@ -256,6 +256,25 @@ def test_a_name_that_is_typed_is_chosen_before_names_and_descriptions_that_hold_
     assert page.evaluate("location.hash") == "#/model/tiny?attention=gqa"
 
 
+@pytest.mark.parametrize("path", ["forms", "draw"])
+def test_a_question_without_an_answer_is_asked_again_by_a_button(path: str, browser: Any, address: str) -> None:
+    context = browser.new_context()
+    page = context.new_page()
+    page.set_default_timeout(SECONDS)
+    page.route(f"**/{path}", lambda route: route.fulfill(status=504, json={"error": "No answer: it took longer"}))
+    page.goto(f"{address}#/model/tiny")
+    for _ in range(2):  # it may fail again
+        page.click("text=Try again")
+        page.wait_for_selector('.trouble:has-text("took longer")')
+    assert violations(page) == []
+    page.unroute(f"**/{path}")
+    page.click("text=Try again")
+    settled(page)
+    assert page.locator(".picture svg").count() and not trouble(page)
+    assert not page.locator("text=Try again").count()
+    context.close()
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_the_page_is_accessible(scheme: str, visit: Open, folder: Path) -> None:
     finished(folder / "logs" / "train" / "runs" / "finished")
