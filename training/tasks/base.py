@@ -248,15 +248,26 @@ class Task(Composable, KeepsDtype, L.LightningModule):
             group.update(settings, initial_lr=peak, lr=peak * factor(scheduler.last_epoch))
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        if lacking := [key for key in self.reads if key not in batch]:
-            rule = f"gives batches without {', '.join(lacking)}, which {type(self).__name__} reads"
-            data = type(self.trainer.datamodule).__name__  # type: ignore[attr-defined]
-            raise ConfigError("data", data, rule, "Choose other data, or another task")
+        self._check_keys(batch)
         # The generator's state is a function of the position in training, so a resumed run draws the same.
         torch.manual_seed(stable_seed(self.seed, f"{self.current_epoch}/{batch_idx}/{self.ranks().index}"))
         if not self.step.begun:
             self._begin_step([batch, *micro_batches_to_come(self.trainer)])
         validate_by_steps(self.trainer, self.trainer.global_step + 1)
+
+    def _check_keys(self, batch: Any) -> None:
+        """Refuse a batch that is no mapping with the keys that this task reads."""
+        held = batch if isinstance(batch, Mapping) else {}
+        if not (lacking := [key for key in self.reads if key not in held]):
+            return
+        data, loader = getattr(self.trainer, "datamodule", None), self.trainer.train_dataloader
+        source = data if data is not None else getattr(loader, "dataset", loader)
+        gives = (
+            f"gives batches without {', '.join(lacking)}" if held else f"gives batches of type {type(batch).__name__}"
+        )
+        rule = f"{gives}, and {type(self).__name__} reads a mapping with {', '.join(self.reads)}"
+        remedy = "Choose other data, or another task; in your own loader, collate what docs/how-to/lightning.md lists"
+        raise ConfigError("data", type(source).__name__, rule, remedy)
 
     def _begin_step(self, batches: Sequence[Batch]) -> None:
         self.model.begin_step(stable_seed(self.seed, f"step {self.trainer.global_step}"))  # the same on all ranks

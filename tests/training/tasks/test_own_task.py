@@ -48,7 +48,7 @@ def test_key_that_it_reads_and_the_data_do_not_give_is_refused(
     from blockwright_guest.previous_token import PreviousToken
 
     monkeypatch.setattr(PreviousToken, "reads", ("tokens", "labels"))
-    with pytest.raises(ConfigError, match="gives batches without labels, which PreviousToken reads"):
+    with pytest.raises(ConfigError, match="gives batches without labels, and PreviousToken reads"):
         execute(own())
 
 
