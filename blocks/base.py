@@ -36,6 +36,8 @@ class Block(nn.Module, Composable):
             dimensions do not show. Whether it decays and whether an optimizer may orthogonalise it follow. Every module
             with such a parameter declares it, except torch's own; those with ``bias`` in their names are vectors
         empty: whether it leaves its slot empty: its output is 0, and no gradient comes through it
+        flops_within: share by which the FLOPs counted of a training step may differ from those that run, where what it
+            computes in training is not counted, with the reason; None: 0.5 %
         conformance_settings: parameter values for its conformance checks, small, and such that every parameter has an
             effect
         conformance_model: keys of the model that its checks compose, beside it: ``overrides`` by which another layer
@@ -52,6 +54,7 @@ class Block(nn.Module, Composable):
     decides: ClassVar[str | None] = None
     weight_kinds: ClassVar[Mapping[str, Kind]] = {}
     empty: ClassVar[bool] = False
+    flops_within: ClassVar[float | None] = None
     conformance_settings: ClassVar[Mapping[str, Any]] = {}
     conformance_model: ClassVar[Mapping[str, Any]] = {}
     kernels: Kernels = Kernels()

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from blockwright.blocks.base import Block
 from blockwright.blocks.compose import compose
+from blockwright.blocks.counting import forward_flops, trained_flops
 from blockwright.blocks.decoder import Decoder
 from blockwright.blocks.experts.base import Experts
 from blockwright.blocks.ffn.base import FFN, rounded_width
@@ -256,15 +257,20 @@ def forward_flops_per_token(model: Mapping[str, Any] | Decoder | Sample, length:
         model: a composition, or a decoder on any device
         length: T, tokens
     """
-    decoder, groups = _sampled(model)
+    return _pass_flops(_sampled(model), length, learns=False) / length
+
+
+def _pass_flops(made: Sample, length: int, learns: bool) -> int:
+    """FLOPs of a pass through a decoder, and of the gradients if it ``learns``."""
+    decoder, groups = made
     tokens = torch.zeros(1, length, dtype=torch.long, device="meta")
-    around = _flops(lambda: decoder.with_layers([])(tokens)) + _loop_flops(decoder, length)
+    around = forward_flops(lambda: decoder.with_layers([])(tokens)) + _loop_flops(decoder, length)
     measured = known()
     layers = (
-        decoder.visits(group) * _layer_flops(layer, decoder, length, measured)
+        decoder.visits(group) * _layer_flops(layer, decoder, length, measured, learns)
         for layer, group in zip(decoder.layers, groups, strict=True)
     )
-    return (around + sum(layers)) / length
+    return around * (3 if learns else 1) + sum(layers)
 
 
 def _loop_flops(decoder: Decoder, length: int) -> int:
@@ -278,7 +284,7 @@ def _loop_flops(decoder: Decoder, length: int) -> int:
         if loop.exit is not None:
             loop.exit.choose(states, decoder.norm)
 
-    return _flops(visit)
+    return forward_flops(visit)
 
 
 def _sampled(model: Mapping[str, Any] | Decoder | Sample) -> Sample:
@@ -291,50 +297,60 @@ def _sampled(model: Mapping[str, Any] | Decoder | Sample) -> Sample:
     return sampled(compose(model, device="meta"))
 
 
-def _layer_flops(layer: nn.Module, decoder: Decoder, length: int, measured: dict[Any, int]) -> int:
+def _layer_flops(layer: nn.Module, decoder: Decoder, length: int, measured: dict[Any, int], learns: bool) -> int:
     """FLOPs of a layer alone: those of its mixers, and those of its residual block between them.
 
     Args:
         measured: what a part computes with, and its input → its FLOPs; layers often differ in one part only
+        learns: with those of the gradients
     """
-    x, given = _tokens(decoder, length)
-    residual: Any = layer.residual
-
-    fed = length
+    attention, ffn, memory, residual = (getattr(layer, part) for part in ("attention", "ffn", "memory", "residual"))
+    x, fed = _tokens(decoder, length)[0], length
 
     def mix(h: Tensor, places: Tensor | None = None) -> Tensor:
-        return torch.empty_like(h)
+        return h.clone()
 
     def feed(h: Tensor, places: Tensor | None = None) -> Tensor:
         nonlocal fed
         fed = h.shape[1]
-        return torch.empty_like(h)
+        return h.clone()
 
-    def connect() -> None:
-        residual.close(residual(residual.open(x), *residual.mixers(mix, feed, given)))
+    def connect(x: Tensor, given: Pass) -> Tensor:
+        return residual.close(residual(residual.open(x), *residual.mixers(mix, feed, given)))
 
-    def once(part: Any, run: Callable[[], Any], read: Tensor = x) -> int:
-        if (what := measurement("flops", part, read)) not in measured:
-            measured[what] = _flops(run)
+    def once(part: nn.Module, run: Callable[[Tensor, Pass], Any], n_tokens: int = length) -> int:
+        x, given = _tokens(decoder, n_tokens)
+        if (what := measurement("trained" if learns else "flops", part, x)) not in measured:
+            if learns:
+                x.requires_grad_()
+                measured[what] = trained_flops(lambda: (_learnt(run(x, given)), given.losses, given.carry), part)
+            else:
+                measured[what] = forward_flops(lambda: run(x, given))
         return measured[what]
 
-    attention: Any = layer.attention
-    ffn: Any = layer.ffn
-    memory: Any = layer.memory
     with torch.no_grad():
-        connect()
-    some, of_some = _tokens(decoder, fed)  # a residual block may give the ffn fewer tokens
-    mixers = once(attention, lambda: attention(x, given)) + once(ffn, lambda: ffn(some, of_some), some)
-    recalled = 0 if memory is None else once(memory, lambda: memory(residual.open(x), given))
+        connect(x, _tokens(decoder, length)[1])
+    mixers = once(attention, attention) + once(ffn, ffn, fed)  # a residual block may give the ffn fewer tokens
+    recalled = 0 if memory is None else once(memory, lambda x, given: memory(residual.open(x), given))
     return mixers + recalled + once(residual, connect)
 
 
-def training_flops_per_token(model: Mapping[str, Any] | Decoder | Sample, length: int) -> float:
-    """FLOPs of one training step, per token: three times those of the forward pass, whose every product has two in the
-    backward pass, and of all depths of multi-token prediction, with the head for each. Recomputation is not in it.
+def _learnt(out: Any) -> Any:
+    """What of a mixer's output has gradients: with a routing, its losses."""
+    if not isinstance(out, tuple):
+        return out
+    y, routing = out
+    return y, None if routing is None else routing.losses
 
-    A loop makes as many visits as outside of training, with the head for each that tokens may leave after; its visits
-    without gradients have no backward pass.
+
+def training_flops_per_token(model: Mapping[str, Any] | Decoder | Sample, length: int) -> float:
+    """FLOPs of one training step, per token: of the forward pass, of the gradients, and of all depths of multi-token
+    prediction, with the head for each. Recomputation is not in it.
+
+    A product has two in the backward pass. So most blocks cost three times their forward pass; less where no gradient
+    passes, as through the choice of a selector, or where it has a formula of its own; more where a loss is of training
+    alone. A loop makes as many visits as outside of training, with the head for each that tokens may leave after; its
+    visits without gradients have no backward pass.
 
     Arguments as in ``forward_flops_per_token``.
     """
@@ -344,9 +360,15 @@ def training_flops_per_token(model: Mapping[str, Any] | Decoder | Sample, length
 def flops_per_token(model: Mapping[str, Any] | Decoder | Sample, length: int) -> tuple[float, float]:
     """``forward_flops_per_token`` and ``training_flops_per_token``."""
     made = _sampled(model)
-    forward = forward_flops_per_token(made, length)
-    further = _mtp_flops(made.decoder, length) + _exit_flops(made.decoder, length)
-    return forward, 3 * (forward + further / length) - 2 * _unlearned_flops(made, length) / length
+    forward, loop = _pass_flops(made, length, learns=False), made.decoder.loop
+    further = _mtp_flops(made.decoder, length) + 3 * _exit_flops(made.decoder, length)
+    if loop is None or loop.gradient_visits is None or loop.gradient_visits >= loop.visits:
+        trained = _pass_flops(made, length, learns=True)
+    else:
+        learned = Sample(made.decoder.with_visits(loop.gradient_visits), made.layers)
+        unlearned = forward - _pass_flops(learned, length, learns=False)
+        trained = unlearned + _pass_flops(learned, length, learns=True)
+    return forward / length, (trained + further) / length
 
 
 def _exit_flops(decoder: Decoder, length: int) -> int:
@@ -354,42 +376,25 @@ def _exit_flops(decoder: Decoder, length: int) -> int:
     if decoder.loop is None or decoder.loop.exit is None:
         return 0
     x = _tokens(decoder, length)[0]
-    return (decoder.loop.visits - 1) * _flops(lambda: decoder.logits(x))
-
-
-def _unlearned_flops(made: Sample, length: int) -> float:
-    """FLOPs of the visits of a loop that gradients do not pass through."""
-    loop = made.decoder.loop
-    if loop is None or loop.gradient_visits is None or loop.gradient_visits >= loop.visits:
-        return 0.0
-    learned = Sample(made.decoder.with_visits(loop.gradient_visits), made.layers)
-    return (forward_flops_per_token(made, length) - forward_flops_per_token(learned, length)) * length
+    return (decoder.loop.visits - 1) * forward_flops(lambda: decoder.logits(x))
 
 
 def _mtp_flops(decoder: Decoder, length: int) -> int:
+    """FLOPs of multi-token prediction and of its gradients."""
     if not len(decoder.mtp):
         return 0
-    hidden = _tokens(decoder, length)[0]
+    hidden = _tokens(decoder, length)[0].requires_grad_()
     tokens = torch.zeros(1, length, dtype=torch.long, device="meta")
-
-    def predict() -> None:
-        for states, _ in decoder.mtp_states(hidden, tokens):
-            decoder.logits(states)
-
-    return _flops(predict)
-
-
-def _flops(run: Callable[[], Any]) -> int:
-    from torch.utils.flop_counter import FlopCounterMode  # imports triton, which refusals of a run have no time for
-
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        run()
-    return counter.get_total_flops()
+    made = decoder.mtp_states
+    return trained_flops(
+        lambda: [(decoder.logits(h), routing and routing.losses) for h, routing in made(hidden, tokens)],
+        decoder,
+    )
 
 
 def input_flops(block: Input, content: Any) -> int:
     """FLOPs of embedding content of an input, on the meta device."""
-    return _flops(lambda: block(content))
+    return forward_flops(lambda: block(content))
 
 
 def ffn_ratio(decoder: Decoder, counted: Parameters) -> float:

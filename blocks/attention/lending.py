@@ -87,6 +87,7 @@ def _of_no_layer(block: Scored, x: Tensor, S: int, prefix: str) -> Slots:
         BlockError: the layer computes with values, and no layer below lends any
     """
     if x.is_meta:
-        return tuple(x.new_empty(len(x), S, *shape) for shape in block.remembered().slots().values())
+        shapes = block.remembered().slots().values()
+        return tuple(x.new_empty(len(x), S, *shape, requires_grad=x.requires_grad) for shape in shapes)
     rule = f"reads keys and values of a layer below, and none below lends any ({prefix})"
     raise BlockError("kv_source", type(block.kv_source).__name__, rule, "Give a layer below kv_source: lent")

@@ -22,6 +22,8 @@ class Exit(OverRanks, Block):
     """
 
     counted_as: ClassVar[str | None] = "loop"
+    # The head's logits of each visit are computed again for the gradient, and recomputation is not counted.
+    flops_within: ClassVar[float | None] = 0.06
 
     def probabilities(self, states: Sequence[Tensor]) -> Tensor:
         """Normalised states of each visit, r of [B,T,D] → probabilities [r,B,T], which add up to 1 over r."""

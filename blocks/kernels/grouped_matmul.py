@@ -208,13 +208,3 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
 
 
 _opaque.register_autograd(_backward, setup_context=_keep)
-
-
-def _grouped_mm_flops(
-    rows: Any, weight: Any, offs: Any = None, bias: Any = None, out_dtype: Any = None, out_shape: Any = None
-) -> int:
-    """FLOPs of one grouped matmul, for either grouped operand: [M,K] × [E,K,N], or [N,M] × [M,K] → [E,N,K]."""
-    return 2 * rows[0] * rows[1] * weight[-1]
-
-
-FLOPS = {torch.ops.aten._grouped_mm: _grouped_mm_flops}  # torch's counter does not know this operator
