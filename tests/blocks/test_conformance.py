@@ -43,13 +43,21 @@ LONG = {"hyper-parameters", "width rules", "joining rows", "flops", "compile"}
 CHECKED_AT_LENGTH = {
     *(
         "attention/gated_delta",
+        "attention/mha",
         "attention/mla",
         "attention/sliding_window",
         "experts/swiglu",
         "ffn/moe",
         "norm/rmsnorm",
     ),
-    *("gating/sigmoid_bias", "position/alibi", "position/yarn", "residual/prenorm", "images/early_fusion"),
+    *(
+        "gating/sigmoid_bias",
+        "position/alibi",
+        "position/yarn",
+        "residual/prenorm",
+        "residual/hyper_connections",
+        "images/early_fusion",
+    ),
 }
 
 
@@ -334,6 +342,11 @@ class Hidden(Plain):
         return self.project(x if x.is_meta else self.project(x)), None
 
 
+class HiddenInTraining(Plain):
+    def forward(self, x: Tensor, given: Pass | None = None) -> tuple[Tensor, None]:
+        return self.project(self.project(x) if torch.is_grad_enabled() and not x.is_meta else x), None
+
+
 class Branching(Plain):
     def forward(self, x: Tensor, given: Pass | None = None) -> tuple[Tensor, None]:
         return self.project(x / 2 if not x.is_meta and x.abs().max() > 1e6 else x), None
@@ -425,6 +438,7 @@ BROKEN: list[tuple[str, type, str]] = [
     ("attention", Flattering, "allocation"),
     ("attention", Misremembering, "memory"),
     ("ffn", Hidden, "flops"),
+    ("ffn", HiddenInTraining, "flops"),
     ("ffn", Branching, "compile"),
     ("ffn", Unplanned, "parallel plan"),
     ("ffn", Overplanned, "parallel plan"),

@@ -29,6 +29,8 @@ class Vision(Block):
     mean: ClassVar[tuple[float, float, float]] = (0.5, 0.5, 0.5)
     std: ClassVar[tuple[float, float, float]] = (0.5, 0.5, 0.5)
     counted_as: ClassVar[str | None] = "vision"
+    # Pixels have no gradient: of the product that embeds patches only that of its weight is computed.
+    flops_within: ClassVar[float | None] = 0.03
     tile: int
     side: int
     width: int
