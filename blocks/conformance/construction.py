@@ -195,7 +195,7 @@ def _step_costs_what_is_counted(setting: Setting) -> None:
     # Content beside text is of the row.
     length = ROW - shown(decoder, tokens(1, 1))[0].shape[1] + 1
     counted = ROW * training_flops_per_token(ghost, ROW)
-    for kind, block in ghost.inputs.items():
+    for block in ghost.inputs.values():
         counted += 3 * input_flops(block, block.conformance_content(1, torch.device("meta")))
     within = max((m.flops_within or WITHIN for m in decoder.modules() if isinstance(m, Block)), default=WITHIN)
     ran = _flops_of_a_step(decoder, length)
