@@ -111,8 +111,8 @@ MACHINE: Sections = (
 # Settings, not measurements.
 SETTINGS = {"flops.context", "cache.bits", "cache.context", "training.gpus", "training.bytes_per_parameter"}
 NOTE = (
-    "FLOPs: attention not halved for causality. Training is 3x the forward pass, multi-token prediction included: each "
-    "product has two in the backward."
+    "FLOPs: attention not halved for causality. Training: with all gradients and multi-token prediction; most products "
+    "have two in the backward."
 )
 # Left out where no model has them, with all keys that begin so.
 OPTIONAL = (
