@@ -1,4 +1,4 @@
-"""A task in a script of one's own, with a plain loader: the page's snippet, and batches that are none."""
+"""A task in a script of your own, with a plain loader: the page's snippet, and batches that are none."""
 
 from __future__ import annotations
 
