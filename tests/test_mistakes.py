@@ -322,7 +322,7 @@ LATE = {
     "no such class": Mistake("+callbacks.x._target_=nope.Nope", "callbacks.x._target_", "No module named 'nope'"),
     "z-loss that rewards": Mistake("task.z_loss=-0.1", "task.z_loss", "at least 0"),
     "+key of the task": Mistake("+task.lr=3", "task.lr", "no parameter 'lr'"),
-    "null for a folder": Mistake("data.cache_dir=null", "data.cache_dir", "must be a string"),
+    "null for a folder": Mistake("data.cache_dir=null", "data.cache_dir", "must be a path"),
     "batch larger than the corpus": Mistake("data.batch_size=5000", "data.batch_size", "has only"),
 }
 

@@ -59,6 +59,7 @@ ELSEWHERE = {
     "training/data/shakespeare.py read_text": "files of an installed package",
     "blocks/kernels/machine.py read_text": "a file of the kernel",
     "training/data/chat/template.py read_text": "a file of the kernel",
+    "registry/replacing.py read_text": "a file of the kernel",
     "training/csv_logger.py read_bytes": "the table of this run, which it resumes",
     "training/entry/cli.py read_text": "a configuration that the user names",
     "training/claims.py read_text": "a lock that this process has opened, and a file of the kernel",
