@@ -24,6 +24,7 @@ from blockwright.lab.calibration import runs
 from blockwright.lab.calibration.control import Control
 from blockwright.lab.calibration.outcome import Outcome, Summary
 from blockwright.lab.calibration.record import Record
+from blockwright.lab.report.words import signed
 from blockwright.registry import ConfigError
 from blockwright.registry.command import Parser, run_command
 from blockwright.registry.extras import require
@@ -134,11 +135,12 @@ def table(outcomes: Iterable[Outcome]) -> Table:
 
 
 def difference(outcome: Outcome) -> str:
-    """``+0.292 (+0.271 to +0.313)``"""
+    """``+0.2923 (+0.2710 to +0.3131)``"""
     if outcome.mean is None:
         return "no difference is known"
-    known = None not in (outcome.low, outcome.high)
-    return f"{outcome.mean:+.4f}" + (f" ({outcome.low:+.4f} to {outcome.high:+.4f})" if known else "")
+    if outcome.low is None or outcome.high is None:
+        return signed(outcome.mean, 4)
+    return f"{signed(outcome.mean, 4)} ({signed(outcome.low, 4)} to {signed(outcome.high, 4)})"
 
 
 def as_plain(record: Record, summary: Summary, sentence: str) -> dict[str, object]:
