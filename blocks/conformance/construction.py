@@ -21,11 +21,13 @@ from blockwright.blocks.conformance.verdict import ExemptError, PromiseError, mu
 from blockwright.blocks.cost import count_parameters, input_flops, training_flops_per_token
 from blockwright.blocks.counting import Counter
 from blockwright.blocks.decoder import Decoder
+from blockwright.blocks.experts.base import Experts
 from blockwright.blocks.forward_pass import Pass
 from blockwright.blocks.gating.base import Gating
 from blockwright.blocks.initialise import initialise
 from blockwright.blocks.kernels.grouped_swiglu import WASTE_OF_THIN
 from blockwright.blocks.kernels.quantise import BITS
+from blockwright.blocks.norm.base import Norm
 from blockwright.blocks.readout.base import Readout
 from blockwright.blocks.scores.base import Scores
 from blockwright.blocks.selector.base import Selector
@@ -168,10 +170,15 @@ def _tensors(holder: Any) -> list[Tensor]:
 
 ROW = 128  # tokens of the step: blocked attention takes them, as one block of queries
 WITHIN = 0.005  # of the FLOPs of a training step, what is counted may differ from what runs
-# Kernels of a CPU that compute more than is counted: the one that does not, and by how much of a step the other may.
-COMPUTE_MORE = {
-    "rms_norm": ("torch", 0.01),  # the gradient averages by a product with a column: 2 FLOPs a number, of narrow models
-    "experts": ("grouped", WASTE_OF_THIN - 1),  # experts of a group are padded to the longest
+# Kernels of a CPU that compute more than is counted: whose they are, the one that does not, and by how much of a step
+# the other may in a model with such a block.
+COMPUTE_MORE: dict[str, tuple[type[Block], str, float]] = {
+    "rms_norm": (
+        Norm,
+        "torch",
+        0.01,
+    ),  # the gradient averages by a product with a column
+    "experts": (Experts, "grouped", WASTE_OF_THIN - 1),  # experts of a group are padded to the longest
 }
 
 
@@ -200,10 +207,11 @@ def _step_costs_what_is_counted(setting: Setting) -> None:
     within = max((m.flops_within or WITHIN for m in decoder.modules() if isinstance(m, Block)), default=WITHIN)
     ran = _flops_of_a_step(decoder, length)
     if abs(counted / ran - 1) > within:
-        exact = _flops_of_a_step(decoder.choose_kernels({k: name for k, (name, _) in COMPUTE_MORE.items()}), length)
+        more = [each for cls, _, each in COMPUTE_MORE.values() if any(isinstance(m, cls) for m in decoder.modules())]
+        exact = _flops_of_a_step(decoder.choose_kernels({k: name for k, (_, name, _) in COMPUTE_MORE.items()}), length)
         off = counted / exact - 1
         must(abs(off) <= within, f"{counted:,.0f} FLOPs are counted of a training step, {exact:,} run: {off:+.1%}")
-        most = 1 + within + sum(more for _, more in COMPUTE_MORE.values())
+        most = 1 + within + sum(more)
         must(exact <= ran * (1 + within) and ran <= exact * most, f"{ran:,} FLOPs run where {exact:,} are needed")
 
 
