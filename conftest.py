@@ -305,7 +305,6 @@ def small(corpus_file: Path, tmp_path_factory: pytest.TempPathFactory) -> list[s
         "trainer.val_check_interval=3",
         "trainer.log_every_n_steps=1",
         "callbacks.report.sample_tokens=8",
-        "extras.print_config=false",
         "test=false",
     ]
 

@@ -78,7 +78,7 @@ class Trainer:
 
         self.shape = SHAPES[shape]
         self.folder = tempfile.TemporaryDirectory()  # as long as the process lives
-        wanted = ["extras.print_config=false", "data=text", "data.corpus.files=LICENSE", "test=false"]
+        wanted = ["data=text", "data.corpus.files=LICENSE", "test=false"]
         cfg = compose_config([*wanted, f"paths.data_dir={self.folder.name}"], output_dir=self.folder.name)
         run = preflight(cfg)
         self.run = replace(run, model=composition(self.shape, "mla_moe"))

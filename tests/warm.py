@@ -42,7 +42,7 @@ LOADED = (
 
 FIRST = (
     *("data=sorting", "model.n_layers=2", "model.d_model=32", "trainer.max_steps=2", "trainer.val_check_interval=1"),
-    *("callbacks.report.sample_tokens=2", "extras.print_config=false", "test=false", "logger=csv"),
+    *("callbacks.report.sample_tokens=2", "test=false", "logger=csv"),
 )
 
 

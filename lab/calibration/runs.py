@@ -26,7 +26,6 @@ QUIET = (  # no files, one evaluation at the end; before the overrides of a cont
     "test=false",
     "trainer.val_check_interval=1000000000",
     "++trainer.enable_checkpointing=false",
-    "extras.print_config=false",
     "extras.ignore_warnings=true",
 )
 

@@ -46,7 +46,6 @@ from blockwright.training.writing import write_text
 LEAST_GRACE_S = 60
 FOLDER = "hydra.sweep.subdir="  # override that numbers a job by its plan (lab/sweep/rounds.py)
 SHAPES = ("trainer", "experiment", "debug")  # groups that may change a job's world
-IN_PODS = ("extras.print_config=false",)  # else a killed pod's last words would be the configuration
 
 
 def with_grace(options: Options, sweep: Path, say: Callable[[str], object]) -> Options:
@@ -176,8 +175,7 @@ class Launch:
         flags = plans.read(self.sweep).get("flags", [])
         task, folder = str(self.config.task_name), self._folder(name)
         made = {
-            n: render(options, task, name, n, folder, [*flags, *o, *IN_PODS, *more], self._start(n))
-            for n, o in given.items()
+            n: render(options, task, name, n, folder, [*flags, *o, *more], self._start(n)) for n, o in given.items()
         }
         check_names(options, (objects[0]["metadata"]["name"] for objects in made.values()))
         return made

@@ -272,7 +272,7 @@ def _base(folder: Path) -> list[str]:
         "test=false",
     ]
     made += ["trainer.max_steps=16", "trainer.val_check_interval=5", "trainer.log_every_n_steps=2", "logger=none"]
-    made += ["callbacks.report.sample_tokens=0", "extras.print_config=false", f"paths.root_dir={folder}"]
+    made += ["callbacks.report.sample_tokens=0", f"paths.root_dir={folder}"]
     return [*made, "callbacks.interruption.every_n_steps=3"]
 
 

@@ -18,7 +18,7 @@ from blockwright.training.figure import Figure
 
 pytestmark = pytest.mark.xdist_group("figures")  # one run is the start of another
 
-TINY = ["logger=none", "extras.print_config=false", "callbacks.report.sample_tokens=0", "scheduler.warmup=1",
+TINY = ["logger=none", "callbacks.report.sample_tokens=0", "scheduler.warmup=1",
         "model.n_layers=2", "model.d_model=32", "model.max_positions=96", "trainer.max_steps=2",
         "trainer.val_check_interval=2", "trainer.log_every_n_steps=1", "data.batch_size=2", "test=false"]  # fmt: skip
 OF_CALLBACK = {  # what a callback needs of a run of text

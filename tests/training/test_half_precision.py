@@ -40,7 +40,7 @@ SMALL = [
     *("model.attention.kv_lora_rank=8", "model.ffn.n_experts=4", "model.gating.top_k=2", "data.sequence_length=16"),
     *("model.init.std=0.3", "data.batch_size=4", "data.eval_batch_size=4", "optimizer=adamw", "optimizer.lr=1e-4"),
     *("scheduler=constant", "scheduler.warmup=1", "trainer.max_steps=2", "trainer.val_check_interval=2"),
-    *("trainer.log_every_n_steps=1", "trainer.num_sanity_val_steps=0", "extras.print_config=false"),
+    *("trainer.log_every_n_steps=1", "trainer.num_sanity_val_steps=0"),
 ]
 SORTING = ["data=sorting", "data.tokenizer.vocab_size=16", "data.corpus.train=8", "data.corpus.held_out=4"]
 TEXT = ["data=text", "data.corpus.files={corpus}", "data.sequence_length=32", "data.eval_windows=4"]

@@ -17,15 +17,17 @@ PARTS = ("model", "data", "task", "optimizer", "scheduler", "trainer", "callback
 
 
 def show(plain: Mapping[str, Any], directory: Path, print_config: bool) -> None:
-    """Print the tree if ``print_config``, and save it as ``config_tree.log``."""
+    """Save the tree as ``config_tree.log``, and print it if ``print_config``, else where it is."""
     tree = Tree("configuration")
     for key in [*PARTS, *(k for k in plain if k not in PARTS)]:
         _grow(tree, key, plain[key])
+    text, saved = io.StringIO(), directory / "config_tree.log"
+    console(text).print(tree)
+    write_text(saved, text.getvalue())
     if print_config:
         console().print(tree)
-    text = io.StringIO()
-    console(text).print(tree)
-    write_text(directory / "config_tree.log", text.getvalue())
+    else:
+        print(f"Configuration: {saved}")
 
 
 def _grow(tree: Tree, key: str, value: Any) -> None:

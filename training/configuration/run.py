@@ -160,7 +160,7 @@ OLDER: dict[str, Any] = {  # settings that older configurations lack
     "direction": None,
     "parametrisation": STANDARD,
 }
-EXTRAS = {"print_config": True, "ignore_warnings": False, "enforce_tags": False}  # for a file with some of them
+EXTRAS = {"print_config": False, "ignore_warnings": False, "enforce_tags": False}  # for a file with some of them
 
 
 def _starts() -> list[str]:

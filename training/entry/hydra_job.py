@@ -58,12 +58,11 @@ def _execute(run: Run, job: Job) -> None:
     from blockwright.training.entry import cli  # these import Lightning
     from blockwright.training.entry.execute import execute
 
-    shown = run.shown
+    shown, printed = run.shown, run.extras["print_config"]
     if job.first:
         cli.export(shown, job.folder)
-    printed = run.extras["print_config"] and job.first
     with one_job(job.folder, run.ckpt_path) as arguments:
-        metrics = execute(run, lambda: config_tree.show(shown, job.folder, printed))
+        metrics = execute(run, lambda: job.first and config_tree.show(shown, job.folder, printed))
     if run.trainer.get("dry_run"):
         job.value = 0.0
         return

@@ -28,7 +28,7 @@ def test_delta_trains_by_the_command_swaps_and_resumes(study: Study, tmp_path: P
     given = [f"data.folder='{study.folder}'", "data.iterations=2", "data.episodes=2", "data.held_out=1"]
     # The study's robots of PPO are not a setting of the data, whose folder is made beside it.
     given[0] = f"data.folder='{tmp_path / 'made'}'"
-    quiet = ["logger=none", "extras.print_config=false", "data.history=3", "data.prompt=4", "trainer.max_steps=4"]
+    quiet = ["logger=none", "data.history=3", "data.prompt=4", "trainer.max_steps=4"]
     quiet += ["trainer.val_check_interval=2", "data.base=sysid", f"hydra.run.dir='{tmp_path / 'run'}'"]
     done = blockwright("train", "experiment=asap_delta", "model/attention=gqa", *given, *quiet)
     assert done.returncode == 0, done.stderr[-2000:]
@@ -71,7 +71,7 @@ def test_delta_trains_by_the_command_swaps_and_resumes(study: Study, tmp_path: P
 )
 def test_mistake_is_one_message(words: list[str], path: str, says: str, tmp_path: Path) -> None:
     out = [f"data.folder='{tmp_path / 'made'}'", f"hydra.run.dir='{tmp_path / 'run'}'", "logger=none"]
-    out += ["extras.print_config=false", *([] if any("iterations" in w for w in words) else ["data.iterations=1"])]
+    out += [*([] if any("iterations" in w for w in words) else ["data.iterations=1"])]
     done = blockwright("train", "experiment=asap_delta", "trainer.max_steps=2", *out, *words)
     assert done.returncode == 64, done.stderr[-2000:]
     assert "Traceback" not in done.stderr and done.stderr.count("error: ") == 1

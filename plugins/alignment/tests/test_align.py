@@ -22,7 +22,7 @@ def figures(root: Path, name: str) -> dict[str, float]:
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_reward_decides_between_what_demonstrations_left_open(train_py: Run, tmp_path: Path, seed: int) -> None:
     """Before, 25 to 50 %; after, 80 % sampled and 90 % of the likeliest. The first update goes where it should."""
-    common = [f"paths.root_dir={tmp_path}", f"seed={seed}", "extras.print_config=false", "test=false"]
+    common = [f"paths.root_dir={tmp_path}", f"seed={seed}", "test=false"]
     assert train_py("experiment=sft_sort", *common).returncode == 0
     (run,) = (tmp_path / "logs" / "sft_sort" / "runs").iterdir()
     aligned = ["experiment=grpo_sort", f"init_from={run}", *common]

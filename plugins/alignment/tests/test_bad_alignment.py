@@ -199,7 +199,7 @@ def test_bad_input_ends_in_one_message(
         "data.corpus.val_fraction=0",
         "data.corpus.test_fraction=0",
     ]
-    small += ["trainer.max_steps=1", "logger=none", "callbacks=none", "test=false", "extras.print_config=false"]
+    small += ["trainer.max_steps=1", "logger=none", "callbacks=none", "test=false"]
     quiet = [f"data.corpus.files={file}", f"paths.root_dir={tmp_path}", f"paths.data_dir={tmp_path / 'cache'}"]
     code, said = train(*written, *small, *quiet)
     assert code == 64, said

@@ -81,7 +81,7 @@ def launch(
     run = ["model.n_layers=2", "model.d_model=64", "model.max_positions=64", "data=text", "data.sequence_length=32"]
     run += [f"data.corpus.files={seen}", "data.batch_size=2", "data.eval_batch_size=8", "data.eval_windows=4"]
     run += ["trainer.max_steps=60", "trainer.val_check_interval=30", "trainer.log_every_n_steps=1", "test=false"]
-    run += ["callbacks.interruption.every_n_steps=5", "callbacks.report.sample_tokens=8", "extras.print_config=false"]
+    run += ["callbacks.interruption.every_n_steps=5", "callbacks.report.sample_tokens=8"]
 
     def call(*arguments: str, folder: str = "sweep", local: bool = False) -> subprocess.Popen[str]:
         where = [f"hydra.launcher.image={IMAGE}", "hydra/launcher=kubernetes", "hydra.launcher.grace_s=60"]

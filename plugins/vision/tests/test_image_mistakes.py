@@ -33,7 +33,7 @@ from blockwright.training.entry.parse import parse_settings
 from blockwright.training.entry.preflight import check
 
 BASE = [
-    *("experiment=vl2_small", "data=images", "callbacks=default", "extras.print_config=false", "test=false"),
+    *("experiment=vl2_small", "data=images", "callbacks=default", "test=false"),
     *("data.corpus.files={tmp}/good.jsonl", "data.corpus.val_fraction=0", "data.corpus.test_fraction=0"),
     *("data.batch_size=1", "data.cache_dir={tmp}/cache", "data.tokenizer.vocab_size=258", "trainer.max_steps=99"),
 ]

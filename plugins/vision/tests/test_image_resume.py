@@ -16,7 +16,7 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 STEPS = 24
 GIVEN = [
-    *("experiment=vl2_small", "callbacks=default", "test=false", "extras.print_config=false"),
+    *("experiment=vl2_small", "callbacks=default", "test=false"),
     *("data.corpus.train=200", "data.corpus.held_out=12", "data.batch_size=4", "data.num_workers=2"),
     *("data.sequence_length=96", "model.max_positions=128", "model.d_model=32", "model.vision.width=32"),
     *("model.vision.depth=1", f"trainer.max_steps={STEPS}", "trainer.val_check_interval=5", "scheduler.warmup=2"),

@@ -11,7 +11,7 @@ from pathlib import Path
 from blockwright_asap.study import Study, alone
 
 QUIET = (
-    *("logger=none", "extras.print_config=false", "test=false", "callbacks.report.sample_tokens=0"),
+    *("logger=none", "test=false", "callbacks.report.sample_tokens=0"),
     *("callbacks.throughput=null", "auto_resume=true"),
 )
 
