@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from omegaconf import OmegaConf
+from pairwise import each
 from quickest import cpu_seconds
 
 from blockwright import registry
@@ -84,8 +85,7 @@ def test_text_of_a_preset_is_what_compose_takes(path: Path) -> None:
 # --- swapping ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("attention", registry.names("attention"))
-@pytest.mark.parametrize("position", registry.names("position"))
+@pytest.mark.parametrize(("attention", "position"), each(registry.names("attention"), registry.names("position")))
 def test_every_attention_and_position_can_be_swapped_into_the_small_preset(attention: str, position: str) -> None:
     check(preset("tiny", {"vocab_size": BYTES, "attention": {"name": attention}, "position": {"name": position}}))
 

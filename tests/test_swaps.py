@@ -11,9 +11,11 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
+from pairwise import each
 
 from blockwright import registry
-from blockwright.blocks.compose import compose
+from blockwright.blocks.compose import check, compose
+from blockwright.training.configuration.composing import compose_config
 
 INSIDE = ["+model.experts.experts={name: swiglu, d_ff: 32}"]
 NEEDS = {  # parameters without a default, by kind or block
@@ -51,8 +53,10 @@ def assert_learns(fit: Callable[..., L.Trainer], *overrides: str) -> L.Lightning
     return trainer.lightning_module
 
 
-@pytest.mark.parametrize("position", registry.names("position"))
-@pytest.mark.parametrize("attention", [name for name in registry.names("attention") if takes_positions(name)])
+WITH_POSITIONS = [name for name in registry.names("attention") if takes_positions(name)]
+
+
+@pytest.mark.parametrize(("attention", "position"), each(WITH_POSITIONS, registry.names("position")))
 def test_any_attention_trains_with_any_position(
     tiny: Callable[..., dict[str, Any]], attention: str, position: str
 ) -> None:
@@ -73,10 +77,24 @@ def test_any_attention_trains_with_any_position(
     assert losses[-1] < losses[0] - 0.1, losses
 
 
-@pytest.mark.parametrize(("kind", "name"), ALONE, ids=[f"{kind}-{name}" for kind, name in ALONE])
-def test_any_block_trains_by_its_override(fit: Callable[..., L.Trainer], kind: str, name: str) -> None:
+WHOLE = [next(pair for pair in ALONE if pair[0] == kind) for kind in KINDS]
+WHOLE += [tuple(known.split("/")) for known in NEEDS if "/" in known]
+
+
+@pytest.mark.parametrize(("kind", "name"), WHOLE, ids=[f"{kind}-{name}" for kind, name in WHOLE])
+def test_a_block_of_each_kind_trains_by_its_override(fit: Callable[..., L.Trainer], kind: str, name: str) -> None:
+    """Through the whole program."""
     task = assert_learns(fit, f"model/{kind}={name}", *NEEDS.get(f"{kind}/{name}", NEEDS.get(kind, [])))
     assert any(isinstance(m, registry.lookup(kind, name).cls) for m in task.modules())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_block_is_chosen_by_its_override(kind: str) -> None:
+    """Every name is an option by the same code (tests/registry/test_hydra.py), and composes (tests/test_presets.py)."""
+    for name in (registry.names(kind)[1], registry.names(kind)[-1]):
+        given = NEEDS.get(f"{kind}/{name}", NEEDS.get(kind, []))
+        decoder = compose(check(compose_config([f"model/{kind}={name}", *given]).model), device="meta")
+        assert any(isinstance(m, registry.lookup(kind, name).cls) for m in decoder.modules())
 
 
 @pytest.mark.parametrize("name", registry.names("balance"))

@@ -118,6 +118,16 @@ class Case:
         if outcome.status == "not applicable":
             raise unittest.SkipTest(outcome.reason)
 
+    def brief(self) -> Outcome:
+        """Run the check briefly: at a few places and lengths, on the block with its options enabled for every second
+        check and with its defaults for the others. All checks of a block together compute both.
+
+        Any exception in the block is a failure.
+        """
+        usual = Setting(self.kind, self.name, brief=True)
+        more = _switched_on((usual.entry.cls,), self.kind, self.name) if list(CHECKS).index(self.check) % 2 else None
+        return self._outcome(usual if more is None else Setting(self.kind, self.name, more, brief=True))
+
     def outcome(self) -> Outcome:
         """Run the check on the block with its defaults and with its options enabled.
 

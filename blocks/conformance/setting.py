@@ -43,6 +43,8 @@ FRAME = {"attention": "gqa", "position": "rope", "ffn": "swiglu", "norm": "rmsno
 PARTS = {"gating": "softmax_topk", "experts": "swiglu"}
 # Sizes by parameter name; defaults are for real models, and would be slow or have no effect in a small one.
 SIZES = {"d_ff": 24, "n_heads": 4, "n_experts": 8, "n_devices": 4, "window": 5}
+# Kinds whose blocks know nothing of other layers: one layer is enough in brief.
+OF_ONE_LAYER = ("ffn", "experts", "gating", "balance", "norm", "qk_norm", "output_gate", "scores", "readout")
 REQUIRED = {"top_k": 2, "factor": 4.0, "top_devices": 2, "n_groups": 4, "top_groups": 2}
 
 
@@ -53,11 +55,13 @@ class Setting:
     Args:
         kind, name: as registered
         written: its node; None for a small one with default values
+        brief: whether a check tries a few of the places and lengths that it could, chosen to find the same faults
     """
 
     kind: str
     name: str
     written: Mapping[str, Any] | None = None
+    brief: bool = False
 
     @property
     def entry(self) -> Entry:
@@ -67,8 +71,9 @@ class Setting:
         """The block's own configuration."""
         return filled(self.entry) if self.written is None else dict(self.written)
 
-    def model(self, node: Mapping[str, Any] | None = None, n_layers: int = 2) -> dict[str, Any]:
+    def model(self, node: Mapping[str, Any] | None = None, n_layers: int | None = None) -> dict[str, Any]:
         """The configuration of a decoder around the block, or around another node of its kind."""
+        n_layers = n_layers or (1 if self.brief and self.kind in OF_ONE_LAYER else 2)
         own = dict(node or self.node())
         around: dict[str, Any] = {}
         for _, entry, _ in registry.walk(self.kind, Node(own, self.kind), {}):

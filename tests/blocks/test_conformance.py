@@ -21,9 +21,9 @@ from blockwright.blocks.attention.sliding_window import SlidingWindow
 from blockwright.blocks.balance.expert import ExpertBalance
 from blockwright.blocks.cache.base import Cache, Mark
 from blockwright.blocks.cache.ring import Ring
-from blockwright.blocks.conformance import Case, PromiseError, cases
+from blockwright.blocks.conformance import PromiseError, cases
 from blockwright.blocks.conformance.__main__ import main
-from blockwright.blocks.conformance.cases import CHECKS
+from blockwright.blocks.conformance.cases import CHECKS, chosen
 from blockwright.blocks.conformance.default_dtype import _step
 from blockwright.blocks.conformance.setting import Setting
 from blockwright.blocks.ffn.base import FFN
@@ -38,41 +38,31 @@ from blockwright.registry import ConfigError, register
 ROOT = Path(__file__).resolve().parent.parent.parent
 
 
-# The longest checks, most of the kit's time, are made of these blocks by default, and of all with the slow tests.
+# A quick run takes every check of every block in brief; the longest, most of the kit's time, of these blocks alone. The
+# slow tests take all of both, as `blockwright check` does.
 LONG = {"hyper-parameters", "width rules", "joining rows", "flops", "compile"}
 CHECKED_AT_LENGTH = {
-    *(
-        "attention/gated_delta",
-        "attention/mha",
-        "attention/mla",
-        "attention/sliding_window",
-        "experts/swiglu",
-        "ffn/moe",
-        "norm/rmsnorm",
-    ),
-    *(
-        "gating/sigmoid_bias",
-        "position/alibi",
-        "position/yarn",
-        "residual/prenorm",
-        "residual/hyper_connections",
-        "images/early_fusion",
-    ),
+    "norm/rmsnorm": LONG,
+    "attention/gqa": {"joining rows", "flops"},
+    "ffn/moe": {"width rules", "hyper-parameters"},
 }
+BLOCKS = [f"{kind}/{name}" for kind, name in chosen("*")]
 
 
-def of_one_worker(case: Case) -> Any:
-    """All checks of a block on one worker of xdist: they share its decoder."""
-    marks = [pytest.mark.xdist_group(f"{case.kind} {case.name}")]
-    if case.check in LONG and f"{case.kind}/{case.name}" not in CHECKED_AT_LENGTH:
-        marks.append(pytest.mark.slow)
-    return pytest.param(case, id=str(case), marks=marks)
+@pytest.mark.parametrize("block", BLOCKS)
+def test_a_block_keeps_its_promises_in_brief(block: str) -> None:
+    """One test a block: its checks share its decoder."""
+    brief = {c.check: c.brief() for c in cases(block) if c.check not in LONG}
+    long = {c.check: c.outcome() for c in cases(block) if c.check in CHECKED_AT_LENGTH.get(block, ())}
+    outcomes = {**brief, **long}
+    assert not {check: o.reason for check, o in outcomes.items() if o.status == "failed"}
 
 
-@pytest.mark.parametrize("case", map(of_one_worker, cases()))
-def test_every_registered_block_keeps_every_promise(case: Case) -> None:
-    outcome = case.outcome()
-    assert outcome.status != "failed", outcome.reason
+@pytest.mark.slow
+@pytest.mark.parametrize("block", BLOCKS)
+def test_every_registered_block_keeps_every_promise(block: str) -> None:
+    outcomes = {case.check: case.outcome() for case in cases(block)}
+    assert not {check: o.reason for check, o in outcomes.items() if o.status == "failed"}
 
 
 # Blocks that break one promise each. Sound in all else, or they would prove nothing.
@@ -469,6 +459,13 @@ def failed(temporary_blocks: None) -> Callable[..., dict[str, str]]:
 
 # A running batch needs what these checks are of.
 NEEDED_BY_ROWS = ("stepping", "ragged rows")
+
+
+@pytest.mark.parametrize(("kind", "cls", "check"), BROKEN, ids=[cls.__name__ for _, cls, _ in BROKEN])
+def test_a_broken_promise_is_found_in_brief(temporary_blocks: None, kind: str, cls: type, check: str) -> None:
+    register(kind, "under_test")(cls)
+    (case,) = (case for case in cases(f"{kind}/under_test") if case.check == check)
+    assert (case.outcome() if check in LONG else case.brief()).status == "failed"
 
 
 def test_every_check_has_a_block_that_fails_it() -> None:
