@@ -246,17 +246,10 @@ def test_peers_are_counted_and_compared(run: Callable[..., dict[str, Any]]) -> N
 
 
 @pytest.mark.slow
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "narrowed"),
-    [
-        pytest.param("train_step", ["--families", "dense", "--only", "ours dense"], marks=pytest.mark.slow),
-        ("decode", ["--only", "ours", "--cells", "decode 16 1"]),
-        ("kernels", ["--dtypes", "fp32", "--parts", "loss"]),
-        ("scaling", []),
-        pytest.param("startup", ["--only", "refusal,first optimizer step"], marks=pytest.mark.slow),
-        pytest.param("trainer_overhead", [], marks=pytest.mark.slow),
-    ],
-    ids=lambda value: value if isinstance(value, str) else "",
+    [("kernels", ["--dtypes", "fp32", "--parts", "loss"]), ("startup", ["--only", "refusal,first optimizer step"])],
 )
 def test_command_runs_in_processes(
     name: str, narrowed: list[str], warm: Warm, environment: dict[str, str], tmp_path: Path

@@ -19,6 +19,7 @@ import pytest
 import torch
 import yaml
 from hearing import opened
+from pairwise import each
 
 import blockwright
 from blockwright import registry
@@ -352,8 +353,7 @@ def test_no_settings_of_data_build_anything(name: str, hostile: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", DATA)
-@pytest.mark.parametrize("command", ["cache-loss", "evaluate", "surgery"])
+@pytest.mark.parametrize(("name", "command"), each(list(DATA), ["cache-loss", "evaluate", "surgery"]))
 def test_no_settings_of_data_run_anything_in_a_command(name: str, command: str, hostile: Path) -> None:
     write_settings(hostile, DATA[name](hostile))
     with as_a_run(hostile):

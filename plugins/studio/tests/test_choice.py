@@ -88,8 +88,8 @@ def test_another_model_is_not_the_same(changes: dict[str, str]) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("preset", presets.names())
-def test_every_preset_is_itself(preset: str) -> None:
+@pytest.mark.parametrize("preset", presets.names()[::8])
+def test_a_preset_is_itself(preset: str) -> None:
     same(Choice(preset))
 
 

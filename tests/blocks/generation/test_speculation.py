@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from pairwise import each, pairs
 from torch import Tensor
 
 from blockwright import registry
@@ -103,11 +104,9 @@ def test_drafts_change_no_token_of_any_model(name: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("bits", [None, 6])
-@pytest.mark.parametrize("n", [1, 3])
-@pytest.mark.parametrize("sampling", SAMPLINGS, ids=str)
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(
+    ("name", "kind", "sampling", "n", "bits"), pairs(list(MODELS), list(KINDS), SAMPLINGS, [1, 3], [None, 6])
+)
 def test_drafts_change_no_token_under_any_sampling(
     name: str, kind: str, sampling: Sampling, n: int, bits: int | None
 ) -> None:
@@ -302,10 +301,8 @@ def test_a_token_that_no_text_has_read_reaches_none(name: str, kind: str) -> Non
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("bits", [None, 8, 6, 4])
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("name", MODELS)
-def test_a_token_that_no_text_has_read_reaches_none_of_any_model(name: str, kind: str, bits: int | None) -> None:
+@pytest.mark.parametrize(("name", "bits", "kind"), each(list(MODELS), [None, 8, 6, 4], list(KINDS)))
+def test_a_token_that_no_text_has_read_reaches_none_of_any_model(name: str, bits: int | None, kind: str) -> None:
     check_that_no_text_notices(name, kind, bits)
 
 

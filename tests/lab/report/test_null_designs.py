@@ -142,11 +142,12 @@ def _without_advice(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("null", DESIGNS, ids=str)
+@pytest.mark.parametrize("null", DESIGNS[::4], ids=str)
 def test_equal_arms_are_rarely_called_different_and_intervals_hold_the_truth(null: Null) -> None:
-    found = counted(null, 1500)
-    assert found.false <= 0.06 + 0.006  # and an error of the simulation of 0.6 %
-    assert found.coverage >= 0.94 - 0.006
+    """A part of the designs; ``DESIGNS`` with 1,500 sweeps each takes an hour."""
+    found = counted(null, 500)
+    assert found.false <= 0.06 + 0.021  # two errors of the simulation: 2 √(0.06 · 0.94 / 500)
+    assert found.coverage >= 0.94 - 0.011  # of three times as many intervals, which share a baseline
 
 
 def test_a_noisy_baseline_is_in_every_interval() -> None:

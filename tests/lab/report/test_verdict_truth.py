@@ -18,7 +18,7 @@ from blockwright.lab.statistics.looks import Spend
 
 pytestmark = pytest.mark.xdist_group("verdict_truth")  # its sweeps are slow to write
 
-SWEEPS, MANY = 200, 2000
+SWEEPS, MANY = 200, 1000
 ARMS = ("mha", "gqa", "mqa", "mla")
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pairwise import each
 
 from blockwright import registry
 from blockwright.plugins.alignment.data.sorting import SortingPreferences
@@ -49,8 +50,7 @@ def test_checkpoint_of_any_hook_is_that_of_its_step(fit: Fit, start: Path, name:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("accumulate", [1, 2])
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(("name", "accumulate"), each(list(CASES), [2, 1]))
 def test_run_resumes_from_every_hook(fit: Fit, start: Path, name: str, accumulate: int) -> None:
     if accumulate <= CASES[name].micro_batches:
         hooks.assert_resumes_from_every_hook(fit, name, accumulate, start)
