@@ -19,6 +19,7 @@ import hydra_once
 import hypothesis
 import pytest
 import torch
+from budget import Budget
 from torch import Tensor, nn
 from warm import Warm
 
@@ -35,7 +36,8 @@ MOE = {
 }
 
 
-def pytest_configure() -> None:
+def pytest_configure(config: pytest.Config) -> None:
+    config.pluginmanager.register(Budget())
     hydra_once.install()
     torch.set_num_threads(1)  # as many workers as cores: more threads would only wait for each other
     gc.set_threshold(

@@ -7,13 +7,15 @@ from typing import Any
 
 import pytest
 import torch
+from pairwise import pairs
 from torch import Tensor
-from torch.nn import functional as F
 
 from blockwright import registry
 from blockwright.blocks.experts.base import Experts
 from blockwright.blocks.gating.base import Routing
 from blockwright.registry import ConfigError
+from tests.blocks.test_formulas import EXPERTS as FORMULAS
+from tests.blocks.test_formulas import by_token
 
 EXPERTS = [n for n in registry.names("experts") if "d_ff" in registry.lookup("experts", n).schema.parameters]
 T, D, E, K = 63, 48, 6, 3
@@ -39,75 +41,17 @@ def some_routing(spare: tuple[int, ...] = (), seed: int = 0) -> Routing:
     return routing(scores.topk(K).indices, torch.rand(T, K, generator=generator).requires_grad_())
 
 
-def swiglu(block: Any, e: int, x: Tensor) -> Tensor:
-    gate, up = block.gate_up[e].chunk(2)
-    return block.down[e] @ (F.silu(gate @ x) * (up @ x))
+SIZES = [(torch.float64, 12, D, 1e-11), (torch.float32, 12, D, 2e-5), (torch.float32, 7, 45, 2e-5)]
 
 
-def clamped_swiglu(block: Any, e: int, x: Tensor) -> Tensor:
-    gate, up = (block.gate_up[e] @ x + block.gate_up_bias[e]).chunk(2)
-    gate, up = gate.clamp(max=7.0), up.clamp(-7.0, 7.0)
-    return block.down[e] @ ((up + 1) * gate / (1 + (-1.702 * gate).exp())) + block.down_bias[e]
-
-
-def bounded_swiglu(block: Any, e: int, x: Tensor) -> Tensor:
-    gate, up = (block.gate_up[e] @ x).chunk(2)
-    gate, up = gate.clamp(max=block.limit), up.clamp(-block.limit, block.limit)
-    return block.down[e] @ (gate * gate.sigmoid() * up)
-
-
-def situ(block: Any, e: int, x: Tensor) -> Tensor:
-    gate, up = (block.gate_up[e] @ x).chunk(2)
-    gate = block.bound * torch.tanh(gate / block.bound) / (1 + (-gate).exp())
-    return block.down[e] @ (gate * block.linear_bound * torch.tanh(up / block.linear_bound))
-
-
-def geglu(block: Any, e: int, x: Tensor) -> Tensor:
-    gate, up = (block.gate_up[e] @ x).chunk(2)
-    return block.down[e] @ (0.5 * gate * (1 + torch.tanh((2 / torch.pi) ** 0.5 * (gate + 0.044715 * gate**3))) * up)
-
-
-def relu2(block: Any, e: int, x: Tensor) -> Tensor:
-    return block.down[e] @ F.relu(block.up[e] @ x).square()
-
-
-FORMULAS = {f.__name__: f for f in (swiglu, clamped_swiglu, bounded_swiglu, situ, geglu, relu2)}
-
-
-def token_by_token(name: str, block: Any, x: Tensor, route: Routing) -> Tensor:
-    rows = []
-    for t in range(len(x)):
-        y = torch.zeros_like(x[t])
-        for e, w in zip(route.experts[t].tolist(), route.weights[t], strict=True):
-            if e < E:  # E is no expert
-                y = y + w * FORMULAS[name](block, e, x[t])
-        rows.append(y)
-    return torch.stack(rows)
-
-
-def test_every_registered_network_has_a_formula_here() -> None:
-    assert set(EXPERTS) == set(FORMULAS)
-
-
-@pytest.mark.parametrize("spare", [(), (0,), (5,), (1, 2), (0, 2, 5)], ids=str)
-@pytest.mark.parametrize(
-    ("dtype", "d_ff", "d_model", "tolerance"),
-    [(torch.float64, 12, D, 1e-11), (torch.float32, 12, D, 2e-5), (torch.float32, 7, 45, 2e-5)],
-    ids=["double", "single", "single, unaligned"],
-)
-@pytest.mark.parametrize("name", EXPERTS)
+@pytest.mark.parametrize(("name", "size", "spare"), pairs(EXPERTS, SIZES, [(), (0,), (5,), (1, 2), (0, 2, 5)]), ids=str)
 def test_output_and_gradients_equal_a_loop_over_tokens(
-    make: Callable[..., Experts],
-    name: str,
-    dtype: torch.dtype,
-    d_ff: int,
-    d_model: int,
-    tolerance: float,
-    spare: tuple[int, ...],
+    make: Callable[..., Experts], name: str, size: tuple[torch.dtype, int, int, float], spare: tuple[int, ...]
 ) -> None:
+    dtype, d_ff, d_model, tolerance = size
     block, route = make(name, dtype=dtype, d_ff=d_ff, d_model=d_model), some_routing(spare)
     x = (3 * torch.randn(T, d_model, dtype=dtype)).requires_grad_()  # far enough for the clamp to cut
-    y, expected = block(x, route), token_by_token(name, block, x, route)
+    y, expected = block(x, route), by_token(FORMULAS[name], block, x, route)
     torch.testing.assert_close(y, expected, rtol=0, atol=10 * tolerance)
     learning = (x, route.weights, *block.parameters())
     cotangent = torch.randn_like(y)
@@ -125,7 +69,7 @@ def test_pairs_without_an_expert_add_nothing_in_either_direction(make: Callable[
     experts = route.experts.masked_fill(torch.rand(T, K) < 0.4, E)
     experts[5] = E
     dropped = route._replace(experts=experts, pairs=int((experts < E).sum()))
-    y, expected = block(x, dropped), token_by_token(name, block, x, dropped)
+    y, expected = block(x, dropped), by_token(FORMULAS[name], block, x, dropped)
     torch.testing.assert_close(y, expected, rtol=0, atol=1e-10)
     assert (y[5] == 0).all()
     learning, cotangent = (x, route.weights, *block.parameters()), torch.randn_like(y)
@@ -190,29 +134,6 @@ def test_width_below_one_is_refused(make: Callable[..., Experts], name: str, d_f
     with pytest.raises(ConfigError) as caught:
         make(name, d_ff=d_ff)
     assert caught.value.path == "model.experts.d_ff" and caught.value.value == d_ff
-
-
-@pytest.mark.parametrize("name", ["with_identity", "with_skip"])
-def test_idle_experts_return_the_input_or_nothing(make_block: Callable[..., Any], name: str) -> None:
-    inner = {"name": "swiglu", "d_ff": 12}
-    block = make_block("experts", {"name": name, "n_idle": 2, "experts": inner}, n_experts=E + 2)
-    x = torch.randn(T, D, dtype=torch.float64)
-    scores = torch.rand(T, E + 2, generator=torch.Generator().manual_seed(0))
-    experts, weights = scores.topk(K).indices, torch.rand(T, K)
-    y = block(x, Routing(experts, weights, scores, {}, torch.zeros(E + 2)))
-    for t in range(T):
-        right = torch.zeros(D, dtype=torch.float64)
-        for e, w in zip(experts[t].tolist(), weights[t].double(), strict=True):
-            right = right + w * (swiglu(block.experts, e, x[t]) if e < E else x[t] if name == "with_identity" else 0)
-        torch.testing.assert_close(y[t], right, rtol=0, atol=1e-6)
-
-
-def test_experts_of_a_latent_see_the_latent_alone(make_block: Callable[..., Any]) -> None:
-    block = make_block("experts", {"name": "latent", "width": 7, "experts": {"name": "relu2", "d_ff": 5}}, n_experts=E)
-    assert block.experts.up.shape == (E, 5, 7) and block.up.weight.shape == (D, 7)
-    x, route = torch.randn(T, D, dtype=torch.float64), some_routing()
-    right = token_by_token("relu2", block.experts, x @ block.down.weight.T, route) @ block.up.weight.T
-    torch.testing.assert_close(block(x, route), right, rtol=0, atol=1e-11)
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-10)])

@@ -19,16 +19,6 @@ WEIGHTS: dict[str, tuple[int, Callable[[Tensor], Tensor]]] = {  # rows, and the 
 }
 
 
-@pytest.mark.parametrize("name", WEIGHTS)
-def test_gate_weighs_by_a_function_of_the_input(make_block: Callable[..., Any], name: str) -> None:
-    gate = make_block("output_gate", name, n_heads=4, head_dim=12)
-    x, y = torch.randn(2, 5, 48, dtype=torch.float64), torch.randn(2, 5, 4, 12, dtype=torch.float64)
-    rows, formula = WEIGHTS[name]
-    assert gate.project.weight.shape == (rows, 48)
-    weight = formula(x @ gate.project.weight.t())
-    torch.testing.assert_close(gate(x, y), y * weight.view(2, 5, 4, -1), rtol=0, atol=1e-12)
-
-
 @pytest.mark.parametrize("attention", ["mha", "gqa", "mqa", "sliding_window"])
 @pytest.mark.parametrize("name", ["elementwise", "per_head"])
 def test_open_gate_leaves_the_attention_as_it_was(make_block: Callable[..., Any], attention: str, name: str) -> None:

@@ -14,25 +14,6 @@ from blockwright.blocks.forward_pass import Pass
 CONTEXT = {"n_heads": 4, "n_kv_heads": 2, "head_dim": 12}
 
 
-def test_per_head_normalises_each_head_with_shared_gains(make_block: Callable[..., Any]) -> None:
-    norm = make_block("qk_norm", "per_head", **CONTEXT)
-    q, k = (torch.randn(2, 5, n, 12, dtype=torch.float64) for n in (4, 2))
-    a, b = norm(q, k)
-    for x, y, gain in ((q, a, norm.q_norm.weight), (k, b, norm.k_norm.weight)):
-        assert gain.shape == (12,)
-        torch.testing.assert_close(y, x / (x.square().mean(-1, keepdim=True) + 1e-6).sqrt() * gain, rtol=0, atol=1e-12)
-
-
-def test_full_normalises_the_whole_projection(make_block: Callable[..., Any]) -> None:
-    norm = make_block("qk_norm", "full", **CONTEXT)
-    q, k = (torch.randn(2, 5, n, 12, dtype=torch.float64) for n in (4, 2))
-    a, b = norm(q, k)
-    for x, y, gain in ((q, a, norm.q_norm.weight), (k, b, norm.k_norm.weight)):
-        flat = x.flatten(-2)
-        expected = flat / (flat.square().mean(-1, keepdim=True) + 1e-6).sqrt() * gain
-        torch.testing.assert_close(y.flatten(-2), expected, rtol=0, atol=1e-12)
-
-
 @pytest.mark.parametrize("attention", ["mha", "gqa", "mqa", "sliding_window"])
 @pytest.mark.parametrize("name", registry.names("qk_norm"))
 def test_attention_tells_its_norm_how_many_heads_there_are(
