@@ -18,6 +18,7 @@ from typing import Any
 import hydra_once
 import hypothesis
 import pytest
+import strict
 import torch
 from budget import Budget
 from torch import Tensor, nn
@@ -38,6 +39,8 @@ MOE = {
 
 def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(Budget())
+    config.pluginmanager.register(strict)
+    strict.install()
     hydra_once.install()
     torch.set_num_threads(1)  # as many workers as cores: more threads would only wait for each other
     gc.set_threshold(
@@ -51,7 +54,11 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_collection_finish() -> None:
     gc.collect()
-    gc.freeze()  # ten thousand tests, and what they import, would be searched again and again
+    gc.freeze()  # thousands of tests, and what they import, would be searched again and again
+
+
+def pytest_unconfigure() -> None:
+    gc.unfreeze()  # or what triton binds would count as leaked at the end, with a line for each
 
 
 @pytest.fixture(autouse=True)
