@@ -1,4 +1,4 @@
-"""Runs the slow tests and notes that they were green: ``python -m tests.slow_tier``. At most 25 minutes on two idle cores.
+"""Runs the slow tests and notes that they were green: ``python -m tests.slow_tier``, 25 minutes on two idle cores.
 
 It needs ``pip install 'blockwright[test,browser,site]'``, and chromium, bubblewrap and git on the PATH. A test that is
 skipped for want of something is a hole, so the run is green only where the skips are those of ``HERE``. The commit is
@@ -21,7 +21,7 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 GREEN = ROOT / "tests" / "slow_tier.json"
 MOST_COMMITS = 100  # since it was green
-HERE = (  # reasons to skip that no package mends
+HERE = (  # reasons to skip that no package takes away
     "needs a GPU",
 )
 

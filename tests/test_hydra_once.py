@@ -58,6 +58,7 @@ def test_what_one_configuration_becomes_changes_no_other() -> None:
     assert composed("data=sorting") == before
 
 
+@pytest.mark.slow
 def test_a_mistake_is_refused_each_time() -> None:
     for _ in range(2):
         for wrong in (["model=gpt22"], ["model.d_modle=3"], ["data=sorting", "nothing=1"]):

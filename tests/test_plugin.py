@@ -160,6 +160,7 @@ def said(small: list[str], warm: Warm, site: Path, environment: dict[str, str], 
     return run(warm, commands, site, environment, folder)
 
 
+@pytest.mark.slow
 def test_plug_in_is_in_the_catalogue_with_its_provider(said: dict[str, Any]) -> None:
     code, text = said["catalogue"]
     assert code == 0
@@ -172,6 +173,7 @@ def test_plug_in_is_in_the_catalogue_with_its_provider(said: dict[str, Any]) -> 
     assert "blockwright-guest" not in next(line for line in text.splitlines() if "attention/mla " in line)
 
 
+@pytest.mark.slow
 def test_parameters_of_a_plug_in_are_explained(said: dict[str, Any]) -> None:
     code, text = said["block"]
     assert code == 0
@@ -179,6 +181,7 @@ def test_parameters_of_a_plug_in_are_explained(said: dict[str, Any]) -> None:
     assert re.search(r"noise +float +1\.0 +factor on the noise", text)
 
 
+@pytest.mark.slow
 def test_plug_in_is_in_the_help(said: dict[str, Any]) -> None:
     code, text = said["help"]
     assert code == 0
@@ -186,6 +189,7 @@ def test_plug_in_is_in_the_help(said: dict[str, Any]) -> None:
     assert re.search(r"model/position: .*\bxpos\b", text)
 
 
+@pytest.mark.slow
 def test_kernel_of_the_plug_in_is_in_the_cost_card_and_among_the_names(said: dict[str, Any]) -> None:
     code, text = said["card"]
     assert code in (0, None), text
@@ -194,6 +198,7 @@ def test_kernel_of_the_plug_in_is_in_the_cost_card_and_among_the_names(said: dic
     assert code == 64 and "(auto, fa3, fa4, " in text and "Did you mean 'band'" in text
 
 
+@pytest.mark.slow
 def test_plug_in_trains_on_the_command_line(said: dict[str, Any], folder: Path) -> None:
     code, text = said["trains"]
     assert code == 0, text
@@ -208,6 +213,7 @@ def test_plug_in_trains_on_the_command_line(said: dict[str, Any], folder: Path) 
     assert json.loads((folder / "run" / "results.json").read_text())["status"] == "completed"
 
 
+@pytest.mark.slow
 def test_keys_that_the_plug_in_shares_over_depth_train_and_are_cached_once(said: dict[str, Any], folder: Path) -> None:
     code, text = said["shares"]
     assert code == 0, text
@@ -219,6 +225,7 @@ def test_keys_that_the_plug_in_shares_over_depth_train_and_are_cached_once(said:
     assert weights["decoder.layers.1.attention.kv_source.weight"] != 0.9
 
 
+@pytest.mark.slow
 def test_layers_of_the_plug_in_that_take_some_tokens_train(said: dict[str, Any]) -> None:
     code, text = said["drops"]
     assert code == 0, text
@@ -226,6 +233,7 @@ def test_layers_of_the_plug_in_that_take_some_tokens_train(said: dict[str, Any])
     assert losses[-1] < losses[0] - 0.5
 
 
+@pytest.mark.slow
 def test_children_of_the_plug_in_train_and_generate_in_blocks_of_this_project(
     said: dict[str, Any], folder: Path
 ) -> None:
@@ -237,6 +245,7 @@ def test_children_of_the_plug_in_train_and_generate_in_blocks_of_this_project(
     assert "no sampled text" not in text
 
 
+@pytest.mark.slow
 def test_preset_of_the_plug_in_is_a_model_like_any_other(said: dict[str, Any]) -> None:
     code, text = said["preset"]
     assert code == 0, text
@@ -247,6 +256,7 @@ def test_preset_of_the_plug_in_is_a_model_like_any_other(said: dict[str, Any]) -
     assert code == 0 and re.search(r"retentive_tiny .*blockwright-guest.*Retention in place of attention", text)
 
 
+@pytest.mark.slow
 def test_configurations_of_the_plug_in_are_options_like_any_other(said: dict[str, Any]) -> None:
     code, text = said["experiment"]
     assert code == 0, text
@@ -256,6 +266,7 @@ def test_configurations_of_the_plug_in_are_options_like_any_other(said: dict[str
     assert code == 64 and "Did you mean 'retentive'" in text
 
 
+@pytest.mark.slow
 def test_data_of_the_plug_in_train_its_task_and_resume(said: dict[str, Any], folder: Path) -> None:
     results = {}
     for name, run in (("data", "whole"), ("data, half", None), ("data, resumed", "parts")):
@@ -269,6 +280,7 @@ def test_data_of_the_plug_in_train_its_task_and_resume(said: dict[str, Any], fol
     assert len(set(losses)) > 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "path", "remedy"),
     [
@@ -294,6 +306,7 @@ def test_command_of_the_plug_in_is_one_of_blockwright(
     assert "after how many tokens" in command.usage()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "path", "rule"),
     [
@@ -308,6 +321,7 @@ def test_plug_in_is_typed_like_the_built_ins(said: dict[str, Any], name: str, pa
     assert f"error: {path} = " in text and rule in text and "Traceback" not in text
 
 
+@pytest.mark.slow
 def test_plug_in_is_swept_by_a_wildcard(said: dict[str, Any], folder: Path) -> None:
     assert said["sweep"][0] == 0, said["sweep"][1]
     with (folder / "sweep" / "summary.csv").open(newline="") as file:
@@ -382,6 +396,7 @@ def test_kernel_is_chosen_where_it_applies_and_passed_over_elsewhere(monkeypatch
 """
 
 
+@pytest.mark.slow
 def test_memory_of_the_plug_in_trains_and_is_counted(said: dict[str, Any], folder: Path) -> None:
     assert said["remembers"][0] == 0, said["remembers"][1]
     assert (folder / "remembers" / "checkpoints" / "last.ckpt").is_file()

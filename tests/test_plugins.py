@@ -67,15 +67,15 @@ def required(name: str) -> Iterator[tuple[str, list[str]]]:
                 yield str(extra), list(map(str, packages))
 
 
-@pytest.mark.parametrize("name", PLUGINS)
-def test_missing_packages_are_those_of_the_extra_that_the_message_names(name: str) -> None:
+def test_missing_packages_are_those_of_the_extra_that_the_message_names() -> None:
     distributions = packages_distributions()
-    text = "".join(file.read_text() for file in [*sources(name), ROOT / "plugins" / name / "README.md"])
-    assert set(re.findall(r"blockwright\[([\w,]+)\]", text)) <= PROJECT["optional-dependencies"].keys()
-    for extra, packages in required(name):
-        for package in packages:
-            owners = {distribution(owner) for owner in distributions.get(package, [package])}
-            assert owners & brought(extra), f"{package} is not in the extra {extra}"
+    for name in PLUGINS:
+        text = "".join(file.read_text() for file in [*sources(name), ROOT / "plugins" / name / "README.md"])
+        assert set(re.findall(r"blockwright\[([\w,]+)\]", text)) <= PROJECT["optional-dependencies"].keys()
+        for extra, packages in required(name):
+            for package in packages:
+                owners = {distribution(owner) for owner in distributions.get(package, [package])}
+                assert owners & brought(extra), f"{package} is not in the extra {extra}"
 
 
 def imported(file: Path) -> set[str]:

@@ -9,7 +9,6 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 from pairwise import each
-from quickest import cpu_seconds
 
 from blockwright import registry
 from blockwright.blocks.alike import alike
@@ -38,9 +37,10 @@ def decoder() -> Callable[[str], Decoder]:
     return build
 
 
-@pytest.mark.parametrize("name", [file.stem for file in FILES])
-def test_preset_composes_within_seconds_and_runs(decoder: Callable[[str], Decoder], name: str) -> None:
-    assert cpu_seconds(lambda: decoder(name)) < 10
+@pytest.mark.parametrize(
+    "name", [pytest.param(file.stem, marks=[] if i % 12 == 0 else pytest.mark.slow) for i, file in enumerate(FILES)]
+)
+def test_preset_composes_and_runs(decoder: Callable[[str], Decoder], name: str) -> None:
     built = decoder(name)
     one_of_each = built.with_layers(built.layers[group[0]] for group in alike(built.layers))
     logits = one_of_each(torch.zeros(1, 3, dtype=torch.long, device="meta"))
@@ -69,13 +69,12 @@ def test_conf_holds_no_variant_of_a_block_and_no_yaml_of_a_registered_name() -> 
     }
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda p: p.stem)
-def test_a_model_is_a_screenful_that_says_what_it_is(path: Path) -> None:
-    assert len(path.read_text().splitlines()) <= 18
-    assert len(presets.find(path.stem).summary) > 20
+def test_a_model_is_a_screenful_that_says_what_it_is() -> None:
+    assert not [path for path in FILES if len(path.read_text().splitlines()) > 18]
+    assert not [path for path in FILES if len(presets.find(path.stem).summary) <= 20]
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", FILES[::6], ids=lambda p: p.stem)
 def test_text_of_a_preset_is_what_compose_takes(path: Path) -> None:
     text = path.read_text()
     text += "" if "vocab_size" in preset(path.stem) else f"\nvocab_size: {BYTES}\n"
@@ -85,9 +84,9 @@ def test_text_of_a_preset_is_what_compose_takes(path: Path) -> None:
 # --- swapping ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("attention", "position"), each(registry.names("attention"), registry.names("position")))
-def test_every_attention_and_position_can_be_swapped_into_the_small_preset(attention: str, position: str) -> None:
-    check(preset("tiny", {"vocab_size": BYTES, "attention": {"name": attention}, "position": {"name": position}}))
+def test_every_attention_and_position_can_be_swapped_into_the_small_preset() -> None:
+    for attention, position in each(registry.names("attention"), registry.names("position")):
+        check(preset("tiny", {"vocab_size": BYTES, "attention": {"name": attention}, "position": {"name": position}}))
 
 
 AROUND = {  # blocks around another of their kind, which is named
@@ -98,11 +97,10 @@ AROUND = {  # blocks around another of their kind, which is named
 }
 
 
-@pytest.mark.parametrize(
-    ("kind", "name"), [(k, n) for k in ("gating", "norm", "residual", "ffn") for n in registry.names(k)]
-)
-def test_every_other_block_can_be_swapped_into_the_small_preset(kind: str, name: str) -> None:
-    check(preset("tiny", {"vocab_size": BYTES, kind: {"name": name, **AROUND.get(name, {})}}))
+@pytest.mark.parametrize("kind", ["gating", "norm", "residual", "ffn"])
+def test_every_other_block_can_be_swapped_into_the_small_preset(kind: str) -> None:
+    for name in registry.names(kind):
+        check(preset("tiny", {"vocab_size": BYTES, kind: {"name": name, **AROUND.get(name, {})}}))
 
 
 def test_swap_on_the_command_line_leaves_nothing_of_the_presets_own_block() -> None:

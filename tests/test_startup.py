@@ -122,6 +122,7 @@ def best_share(first: float, again: Callable[[], float], slower: Callable[[int],
     return quickest(lambda: next(shares), 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", COMMANDS)
 def test_answers_within_its_budget(
     name: str,
@@ -139,16 +140,18 @@ def test_answers_within_its_budget(
     assert best_share(ask(name).seconds / BUDGET, unwatched, slower) <= 1
 
 
-@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[] if n == "refusal" else pytest.mark.slow) for n in COMMANDS])
 def test_imports_torch_but_neither_lightning_nor_the_compiler(name: str, ask: Callable[[str], Answer]) -> None:
     assert "torch" in ask(name).imported
     assert not ask(name).imported & SLOW
 
 
+@pytest.mark.slow
 def test_catalogue_of_blocks_needs_no_hydra(ask: Callable[[str], Answer]) -> None:
     assert "hydra" not in ask("catalogue").imported
 
 
+@pytest.mark.slow
 def test_help_lists_the_blocks_and_the_other_door(ask: Callable[[str], Answer]) -> None:
     help_text = ask("help").out
     attention = next(line for line in help_text.splitlines() if line.startswith("model/attention: "))
@@ -176,6 +179,7 @@ def helped(names: list[str], environment: dict[str, str]) -> dict[str, tuple[int
     return answers
 
 
+@pytest.mark.slow
 def test_help_of_every_command_needs_no_model(environment: dict[str, str], slower: Callable[[int], float]) -> None:
     share = BUDGET / 2  # torch takes the other half
     for name, (code, said, seconds, imported) in helped(list(offers()), environment).items():

@@ -56,7 +56,12 @@ def assert_learns(fit: Callable[..., L.Trainer], *overrides: str) -> L.Lightning
 WITH_POSITIONS = [name for name in registry.names("attention") if takes_positions(name)]
 
 
-@pytest.mark.parametrize(("attention", "position"), each(WITH_POSITIONS, registry.names("position")))
+CHOSEN = each(WITH_POSITIONS, registry.names("position"))
+
+
+@pytest.mark.parametrize(
+    ("attention", "position"), [*CHOSEN[:6], *(pytest.param(*pair, marks=pytest.mark.slow) for pair in CHOSEN[6:])]
+)
 def test_any_attention_trains_with_any_position(
     tiny: Callable[..., dict[str, Any]], attention: str, position: str
 ) -> None:
@@ -81,6 +86,7 @@ WHOLE = [next(pair for pair in ALONE if pair[0] == kind) for kind in KINDS]
 WHOLE += [tuple(known.split("/")) for known in NEEDS if "/" in known]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "name"), WHOLE, ids=[f"{kind}-{name}" for kind, name in WHOLE])
 def test_a_block_of_each_kind_trains_by_its_override(fit: Callable[..., L.Trainer], kind: str, name: str) -> None:
     """Through the whole program."""
@@ -97,12 +103,14 @@ def test_a_block_is_chosen_by_its_override(kind: str) -> None:
         assert any(isinstance(m, registry.lookup(kind, name).cls) for m in decoder.modules())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", registry.names("balance"))
 def test_any_balance_trains_and_its_loss_is_logged(fit: Callable[..., L.Trainer], name: str) -> None:
     task = assert_learns(fit, f"model.gating.balance={{name: {name}}}")
     assert any(isinstance(m, registry.lookup("balance", name).cls) for m in task.modules())
 
 
+@pytest.mark.slow
 def test_swap_on_the_real_command_line(
     train_py: Callable[..., subprocess.CompletedProcess[str]], small: list[str], tmp_path: Path
 ) -> None:

@@ -75,6 +75,7 @@ def _table(document: dict[str, Any], title: str) -> list[dict[str, Any]]:
     return [dict(zip(found["columns"], row, strict=True)) for row in found["rows"]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("family", "peer"),
     [("mla_moe", "transformers DeepSeek-V3"), ("dense", "transformers Llama"), ("mixtral", "transformers Mixtral")],
@@ -99,6 +100,7 @@ def test_training_step_is_raced_and_recorded(run: Callable[..., dict[str, Any]],
     assert not any("litgpt" in name for name in names)
 
 
+@pytest.mark.slow
 def test_step_on_pictures_is_raced_and_its_parts_are_timed(
     run: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -136,6 +138,7 @@ def test_decoding_is_raced_and_its_cache_weighed(run: Callable[..., dict[str, An
     assert all(value < 1e-5 for value in off.values())
 
 
+@pytest.mark.slow
 def test_a_long_prompt_is_read_into_both_caches_and_decoded_behind(run: Callable[..., dict[str, Any]]) -> None:
     document = run(long_prompt.main)
     rows = _table(document, "Prefill · smoke")
@@ -160,6 +163,7 @@ def test_kernels_are_timed_and_recorded(run: Callable[..., dict[str, Any]]) -> N
     assert any(ratio["name"].startswith("experts: share") for ratio in document["ratios"])
 
 
+@pytest.mark.slow
 def test_kernels_without_a_cell_of_experts_have_no_share_of_them(run: Callable[..., dict[str, Any]]) -> None:
     document = run(kernels.main, "--dtypes", "fp32", "--parts", "experts", "--only", "no such cell")
     assert document["names"] == ["kernels_experts"] and document["ratios"] == []

@@ -42,12 +42,14 @@ def test_every_contender_takes_part_in_every_round_and_is_told_the_same(race: Ra
         assert all(turn["arguments"] == {"word": "hello"} for turn in entry.turns.values())
 
 
+@pytest.mark.slow
 def test_failure_is_recorded_and_ends_that_contender_only(race: Race) -> None:
     failing = race.entries[2]
     assert failing.failed == "RuntimeError: told to"
     assert list(failing.turns) == [0]
 
 
+@pytest.mark.slow
 def test_peak_memory_is_that_of_the_contenders_own_process(race: Race) -> None:
     good, large = (max(t["peak_bytes"] for t in entry.turns.values()) for entry in race.entries[:2])
     assert 250e6 < large - good < 400e6

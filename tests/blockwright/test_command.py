@@ -37,6 +37,7 @@ def offer(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., None
     return put
 
 
+@pytest.mark.slow
 def test_every_command_says_what_it_does_and_how_it_is_written() -> None:
     assert len(commands()) > 15
     for name, each in commands().items():

@@ -31,6 +31,7 @@ def pages() -> Pages:
     return collect(PRESETS, [registry.catalogue.find_family(kind) for kind in KINDS])
 
 
+@pytest.mark.slow
 def test_every_document_is_a_page(pages: Pages) -> None:
     paths = {path for path in sources.documents() if path not in sources.GENERATED}
     assert {"docs/tutorial.md", "docs/how-to/sweep.md", "plugins/hub/README.md", "CONTRIBUTING.md"} <= paths
@@ -38,6 +39,7 @@ def test_every_document_is_a_page(pages: Pages) -> None:
         assert title(pages.texts[sources.place(path)]), path
 
 
+@pytest.mark.slow
 def test_documents_read_alike_in_commonmark_and_by_the_builder(pages: Pages) -> None:
     """So that they are shown right next to the code too, and by another builder."""
     python_markdown = pytest.importorskip("markdown", reason="needs the extra site, which brings Python-Markdown")
@@ -68,6 +70,7 @@ def test_place_of_a_file(path: str, place: str) -> None:
     assert (sources.ROOT / path).exists() and sources.place(path) == place
 
 
+@pytest.mark.slow
 def test_links_of_documents_lead_to_pages_and_files(pages: Pages) -> None:
     known = {*pages.texts, *pages.files}
     generated = re.compile(r"reference/(?:presets|blocks)/")  # only some of these are collected here
@@ -78,18 +81,21 @@ def test_links_of_documents_lead_to_pages_and_files(pages: Pages) -> None:
             assert path in known or generated.match(path), f"{place}: {target}"
 
 
+@pytest.mark.slow
 def test_every_guide_is_in_the_navigation_once(pages: Pages) -> None:
     guides = sorted(place for place in pages.texts if place.startswith("how-to/") and place != HOW_TO)
     listed = [target.removeprefix("/") for target in links(pages.texts[HOW_TO].partition("\n## ")[2])]
     assert sorted(listed) == guides, "docs/how-to/README.md lists every how-to page under a heading"
 
 
+@pytest.mark.slow
 def test_every_page_but_sources_is_in_the_navigation(pages: Pages) -> None:
     text = configuration(pages, sources.ROOT / "src")
     missing = [place for place in pages.texts if f'"{place}"' not in text and not place.startswith("source/")]
     assert not missing
 
 
+@pytest.mark.slow
 def test_every_name_of_what_was_collected_has_a_page(pages: Pages) -> None:
     for kind in KINDS:
         for name in registry.names(kind):
@@ -99,6 +105,7 @@ def test_every_name_of_what_was_collected_has_a_page(pages: Pages) -> None:
     assert all(f"reference/presets/{name}.md" in pages.texts for name in PRESETS)
 
 
+@pytest.mark.slow
 def test_page_of_a_block_has_its_parts(pages: Pages) -> None:
     page = pages.texts["reference/blocks/attention/mla.md"]
     assert "arxiv.org/abs/2405.04434" in page and "| `kv_lora_rank` | `int ≥ 1 \\| None` | `null` |" in page
@@ -108,6 +115,7 @@ def test_page_of_a_block_has_its_parts(pages: Pages) -> None:
     assert any("latent 64 + 8" in text for text in drawn.itertext())
 
 
+@pytest.mark.slow
 def test_page_of_a_preset_has_the_figures_of_describe(pages: Pages) -> None:
     page = pages.texts["reference/presets/deepseek_v2.md"]
     assert "| parameters | 235,741,434,880 |" in page and "| cache, bytes a token in bf16 | 69,120 |" in page
@@ -115,11 +123,13 @@ def test_page_of_a_preset_has_the_figures_of_describe(pages: Pages) -> None:
     assert "/reference/blocks/gating/group_limited.md" in page
 
 
+@pytest.mark.slow
 def test_page_of_a_command_has_its_help_and_the_documents_that_use_it(pages: Pages) -> None:
     page = pages.texts["reference/commands/sweep.md"]
     assert "resume" in page and "--workers" in page and "/how-to/sweep.md" in page
 
 
+@pytest.mark.slow
 def test_command_that_no_document_uses_is_not_among_its_readers(pages: Pages) -> None:
     assert "/how-to/sweep.md" not in pages.texts["reference/commands/import.md"]
 
@@ -141,11 +151,13 @@ def test_paper_is_called_what_stands_before_its_number(text: str, name: str) -> 
     assert list(papers.cited(text)) == [(name, "2305.13245")]
 
 
+@pytest.mark.slow
 def test_papers_lead_to_blocks_and_presets(pages: Pages) -> None:
     (row,) = [line for line in pages.texts[papers.PLACE].splitlines() if "2405.04434" in line]
     assert "DeepSeek-AI 2024" in row and "/reference/blocks/attention/mla.md" in row and "presets/deepseek_v2.md" in row
 
 
+@pytest.mark.slow
 def test_every_paper_has_a_name(pages: Pages) -> None:
     rows = re.findall(r"^\| \[([\d.]+)\].*? \| (.*?) \|", pages.texts[papers.PLACE], re.M)
     assert len(rows) > 90 and not [number for number, name in rows if not name]
@@ -167,11 +179,13 @@ ANSWERS = {
 }
 
 
+@pytest.mark.slow
 def test_questions_of_a_newcomer_are_on_the_first_page(pages: Pages) -> None:
     asked = re.findall(r"^\| (.+\?) \|", pages.texts["index.md"], re.M)
     assert asked == list(ANSWERS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("question", ANSWERS)
 def test_answer_is_two_clicks_away(question: str, pages: Pages) -> None:
     place, answer = ANSWERS[question]
@@ -184,6 +198,7 @@ def test_answer_is_two_clicks_away(question: str, pages: Pages) -> None:
 # --- writing ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_written_links_are_relative_and_lead_to_files(pages: Pages, tmp_path: Path) -> None:
     write(pages, tmp_path)
     page = tmp_path / "pages" / "reference" / "blocks" / "attention" / "mla.md"

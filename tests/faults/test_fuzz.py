@@ -30,7 +30,7 @@ from blockwright.registry.schema import Parameter
 
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", 0))
 FUZZ = settings(
-    max_examples=EXAMPLES or 150,
+    max_examples=EXAMPLES or 40,
     deadline=None,
     derandomize=not EXAMPLES,
     database=None,

@@ -55,7 +55,7 @@ def tiny_run(tmp_path: Path, corpus_file: Path) -> list[str]:
         *(f"data.corpus.files={corpus_file}", "data.batch_size=2", "data.eval_batch_size=8", "data.eval_windows=4"),
         *(f"paths.data_dir={tmp_path}/x/data", f"paths.log_dir={tmp_path}/x/logs", "trainer.max_steps=2"),
         *("trainer.val_check_interval=1", "trainer.log_every_n_steps=1", "callbacks.report.sample_tokens=4"),
-        *("test=false"),
+        "test=false",
     ]
 
 

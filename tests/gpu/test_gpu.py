@@ -116,6 +116,7 @@ def test_the_report_counts_and_names(tmp_path: Path) -> None:
     assert not has_failed(rows) and has_failed([*rows, Row("speed", "x", "fail", "", {}, 0.0)])
 
 
+@pytest.mark.slow
 def test_the_command_tries_kernels_in_a_process(tmp_path: Path) -> None:
     given = ["--sections", "kernels", "--only", "rms_norm/fused", "--out", str(tmp_path), "--threads", "1"]
     assert main(["--device", "cpu", "--small", *given]) == 0
