@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -37,28 +38,23 @@ def refuse_writes_in_the_checkout(event: str, arguments: tuple[Any, ...]) -> Non
         raise PermissionError(f"a test writes into the checkout: {path}")
 
 
-def running() -> set[Any]:
-    """Threads of this process that it would wait for, and its processes."""
-    threads = {t for t in threading.enumerate() if not t.name.startswith(MONITORS)}
-    return threads | {
-        child for child in Path("/proc/self/task", str(os.getpid()), "children").read_text().split() if _counts(child)
-    }
-
-
-def _counts(process: str) -> bool:
-    """Not what Python keeps for all of its processes, nor what has ended and is not waited for yet."""
-    try:
-        return b"resource_tracker" not in (said := Path("/proc", process, "cmdline").read_bytes()) and bool(said)
-    except OSError:
-        return False
+def running() -> dict[str, str]:
+    """Threads of this process that it would wait for, and its processes: what each is called."""
+    found = {str(t.ident): t.name for t in threading.enumerate() if not t.name.startswith(MONITORS)}
+    for process in Path("/proc/self/task", str(os.getpid()), "children").read_text().split():
+        with suppress(OSError):
+            command = Path("/proc", process, "cmdline").read_text().replace("\0", " ")
+            if command and "resource_tracker" not in command:  # it has not ended, and is no process of Python's own
+                found[process] = command
+    return found
 
 
 @pytest.fixture(autouse=True)
 def nothing_left_running() -> Iterator[None]:
-    before = running()
+    before = running().keys()
     yield
     end = time.monotonic() + ENDS_WITHIN_S
-    while (left := running() - before) and time.monotonic() < end:
+    while (left := {name for key, name in running().items() if key not in before}) and time.monotonic() < end:
         time.sleep(0.01)
     assert not left, f"left running: {left}"
 

@@ -85,6 +85,7 @@ class Strategies:
                     code = f"none within {PATIENCE} s: killed"
                 finally:
                     _kill(process.pid)
+                    process.wait()
             if code or not file.exists():
                 raise RuntimeError(f"{case} on {ranks}: exit code {code}; {_last_error(log.read_text())}")
             return torch.load(file, weights_only=True)
