@@ -406,7 +406,7 @@ def test_every_subcommand_is_tried() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("command", SUBCOMMANDS)
+@pytest.mark.parametrize("command", ["describe", "generate", "import", "report", "sweep"])
 def test_no_command_runs_anything_as_a_process(command: str, hostile: Path) -> None:
     words = (FORMS[command] or list(ANY))[0].replace("FOLDER", str(hostile)).split()
     root = Path(inspect.getfile(blockwright)).parents[1]
