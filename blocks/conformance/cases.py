@@ -124,9 +124,8 @@ class Case:
 
         Any exception in the block is a failure.
         """
-        usual = Setting(self.kind, self.name, brief=True)
-        more = _switched_on((usual.entry.cls,), self.kind, self.name) if list(CHECKS).index(self.check) % 2 else None
-        return self._outcome(usual if more is None else Setting(self.kind, self.name, more, brief=True))
+        tested = (registry.lookup(self.kind, self.name).cls,)
+        return self._outcome(_in_brief(tested, self.kind, self.name, bool(list(CHECKS).index(self.check) % 2)))
 
     def outcome(self) -> Outcome:
         """Run the check on the block with its defaults and with its options enabled.
@@ -179,6 +178,13 @@ def _switched_on(tested: Hashable, kind: str, name: str) -> dict[str, Any] | Non
     """The node with every option of the block enabled; None if it has none."""
     node = switched_on(Setting(kind, name))
     return None if node == Setting(kind, name).node() else node
+
+
+@functools.lru_cache(maxsize=4)
+def _in_brief(tested: Hashable, kind: str, name: str, more: bool) -> Setting:
+    """One for all checks of a block, with or without its options enabled."""
+    node = _switched_on(tested, kind, name) if more else None
+    return _in_brief(tested, kind, name, False) if more and node is None else Setting(kind, name, node, brief=True)
 
 
 def cases(pattern: str = "*") -> list[Case]:

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Mapping
 from typing import Any
+
+import torch
 
 from blockwright import registry
 from blockwright.blocks.base import Block
-from blockwright.blocks.compose import check, compose
+from blockwright.blocks.compose import assemble, check
 from blockwright.blocks.conformance.alternatives import valid
 from blockwright.blocks.conformance.setting import Setting
 from blockwright.blocks.conformance.verdict import ExemptError, must
+from blockwright.blocks.decoder import Decoder
+from blockwright.blocks.model_config import read
 from blockwright.registry import ConfigError
 from blockwright.registry.schema import Parameter
 
@@ -30,8 +35,16 @@ def null_children(setting: Setting) -> None:
 
 def _goes_without(setting: Setting, p: Parameter) -> None:
     node = {k: v for k, v in setting.node().items() if k != p.name}
-    without = {**node, p.name: None}
+    without, own = {**node, p.name: None}, setting.node().get(p.name)
+    # In brief it has a child among its options already, and the decoder around it is there.
+    if setting.brief and isinstance(own, Mapping) and not _around_another(str(p.child), own["name"]):
+        of_the_model = {p.name: own} if p.name in registry.kinds() else {}
+        none = _size(setting, {**setting.model(without), **of_the_model})
+        must(none < _within(setting, setting.composed("meta")), f"{p.name} is null, and as many blocks are built")
+        return
     check(setting.model(without))
+    if setting.brief and own is p.default is None:  # no child suits it, or its options would have one
+        return
     alone = (v for v in valid(setting, without, p) if v is not None and not _around_another(str(p.child), v["name"]))
     for child in itertools.islice(alone, 1):
         of_the_model = {p.name: child} if p.name in registry.kinds() else {}
@@ -47,8 +60,12 @@ def _around_another(kind: str, name: str) -> bool:
 
 def _size(setting: Setting, model: dict[str, Any]) -> int:
     """The number of blocks inside the tested ones."""
-    tested = setting.instances(compose(model, device="meta")).values()
-    return sum(isinstance(module, Block) for block in tested for module in block.modules())
+    with torch.device("meta"):
+        return _within(setting, assemble(read(model)))
+
+
+def _within(setting: Setting, decoder: Decoder) -> int:
+    return sum(isinstance(m, Block) for block in setting.instances(decoder).values() for m in block.modules())
 
 
 def _refuses(setting: Setting, p: Parameter) -> None:

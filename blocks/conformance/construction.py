@@ -36,12 +36,15 @@ from blockwright.registry import BlockError
 
 def state_dict_round_trip(setting: Setting) -> None:
     """Weights and buffers, saved and loaded into a model of another seed, restore its outputs bit for bit."""
-    decoder, ids = setting.decoder(), tokens(2, 8)
+    decoder, ids = setting.decoder(own=True), tokens(2, 8)
     move_gates(decoder)
     file = io.BytesIO()
     torch.save(decoder.state_dict(), file)
     file.seek(0)
-    other = compose(setting.model(), seed=1).eval()
+    if setting.brief:
+        other = _initialised(setting.composed(), seed=1).eval()
+    else:
+        other = compose(setting.model(), seed=1).eval()
     other.load_state_dict(torch.load(file, weights_only=True))
     same = torch.equal(states(other, ids), states(decoder, ids))
     must(same, "a model that loads the state dict computes something else: state lives outside parameters and buffers")
@@ -57,15 +60,14 @@ def move_gates(decoder: Decoder) -> None:
 def meta_build(setting: Setting) -> None:
     """A model built on the meta device, materialised and initialised is bit-identical to one built directly, and no
     buffer filled by the constructor is lost (what ``reset_parameters`` does not restore becomes 0)."""
-    model = check(setting.model())
-    rule = {**model["init"], "n_layers": model["n_layers"], "seed": 0}
+    model = setting.composed("meta").config if setting.brief else check(setting.model())
     direct = _built_directly(model)
     made = {n: b.clone() for n, b in direct.named_buffers()}
-    initialise(direct, **rule)
+    _initialised(direct)
     _seed_all(0)
     with torch.device("meta"):
         lazily = assemble(model)
-    initialise(lazily.to_empty(device="cpu"), **rule)
+    _initialised(lazily.to_empty(device="cpu"))
     theirs = dict(lazily.named_parameters()) | dict(lazily.named_buffers())
     for name, tensor in (dict(direct.named_parameters()) | dict(direct.named_buffers())).items():
         must(name in theirs and torch.equal(theirs[name], tensor), f"{name} differs from the one built directly")
@@ -75,6 +77,11 @@ def meta_build(setting: Setting) -> None:
         must(not lost, f"buffer {name} loses what the constructor put there: set it in reset_parameters")
     ids = tokens(2, 8)
     must(torch.equal(states(lazily.eval(), ids), states(direct.eval(), ids)), "it computes something else")
+
+
+def _initialised(decoder: Decoder, seed: int = 0) -> Decoder:
+    initialise(decoder, **decoder.config["init"], n_layers=decoder.config["n_layers"], seed=seed)
+    return decoder
 
 
 def _built_directly(model: dict[str, Any]) -> Decoder:
@@ -98,7 +105,14 @@ def determinism(setting: Setting) -> None:
     ids, seen = tokens(2, 8), []
     for drawn in (0, 1):
         _seed_all(drawn)
-        decoder = compose(setting.model(), seed=3)
+        if not setting.brief:
+            decoder = compose(setting.model(), seed=3)
+        elif drawn:
+            with torch.device("meta"):
+                decoder = assemble(setting.composed("meta").config)
+            _initialised(decoder.to_empty(device="cpu"))
+        else:
+            decoder = setting.composed()
         seen.append((decoder.state_dict(), states(decoder.train(), ids), states(decoder.eval(), ids)))
     (weights, training, evaluation), (again, *outputs) = seen
     for name, tensor in weights.items():
@@ -110,11 +124,12 @@ def determinism(setting: Setting) -> None:
 def allocation(setting: Setting) -> None:
     """The cost card equals what the objects hold: parameters, and bytes of the cache, empty and filled, exact and
     quantised."""
-    decoder, ghost = compose(setting.model()).eval(), compose(setting.model(), device="meta")
+    decoder, ghost = setting.composed().eval(), setting.composed("meta")
     held = sum(t.untyped_storage().nbytes() for t in _one_a_storage(decoder.parameters()))
     counted = count_parameters(ghost).total * 4
     must(held == counted, f"parameters hold {held:,} bytes, and {counted:,} are counted")
-    for bits in (None, *BITS) if setting.kind in CACHED else (None,):
+    every = (None, BITS[0]) if setting.brief else (None, *BITS)
+    for bits in every if setting.kind in CACHED else (None,):
         try:
             caches, promised = decoder.new_caches(2, 8, bits), [c.nbytes for c in ghost.new_caches(2, 8, bits)]
         except (NotImplementedError, BlockError):  # no caches, or none with bits
@@ -128,7 +143,7 @@ def allocation(setting: Setting) -> None:
 def remembers_what_it_says(setting: Setting) -> None:
     """Attention by scores attends once, remembers of a token the shapes that it declares, where it does, and attends
     with the selector, the scores and the readout that it is given."""
-    decoder = compose(setting.model(), device="meta")
+    decoder = setting.composed("meta")
     scored = [block for block in decoder.modules() if isinstance(block, Scored)]
     own = [block for block in scored if block.borrows() is None]
     measured = [block for block in own if type(block).new_cache is Scored.new_cache]
@@ -253,7 +268,7 @@ def parallel_plan(setting: Setting) -> None:
     dimensions that its placement splits, and what two ranks compute of an attention or a dense ffn adds up: each has
     whole heads, with the queries, keys and values that belong together."""
     needs = {"column": 1, "row": 2, "expert": 2, "replicate": 0}
-    for block in setting.instances(compose(setting.model(), device="meta")).values():
+    for block in setting.instances(setting.composed("meta")).values():
         own, plan = dict(own_parameters(block)), block.parallel_plan()
         for name in plan.keys() - own.keys():
             must(False, f"it places {name}, which is not a parameter of its own")
@@ -264,14 +279,14 @@ def parallel_plan(setting: Setting) -> None:
             fits = own[name].ndim >= needs[placement]
             must(fits, f"{name} {tuple(own[name].shape)} cannot be split as {placement!r}")
     if setting.kind in ("attention", "ffn"):
-        for block in setting.instances(compose(setting.model()).double().eval()).values():
+        for block in setting.instances(setting.composed().double().eval()).values():
             _halves_add_up(block)
 
 
 def weight_kinds(setting: Setting) -> None:
     """Every own parameter of two dimensions and more, but a bias or one of torch's Linear and Embedding, is declared in
     ``weight_kinds`` of its module: dimensions do not show whether it decays or may be orthogonalised."""
-    for block in setting.instances(compose(setting.model(), device="meta")).values():
+    for block in setting.instances(setting.composed("meta")).values():
         for name, parameter in own_parameters(block):
             path, _, leaf = name.rpartition(".")
             owner = block.get_submodule(path)

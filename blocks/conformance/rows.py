@@ -178,7 +178,7 @@ def drafts(setting: Setting) -> None:
     decoder, ids = setting.decoder(), tokens(3, 14)
     padding = torch.tensor([0, 5, 2], dtype=torch.int64)
     by_row = torch.tensor([0, 2, 1], dtype=torch.int64)
-    for bits in known_bits(decoder, (None, 6)):
+    for bits in known_bits(decoder, (None,) if setting.brief else (None, 6)):
         right = torch.cat([alone(decoder, ids[i : i + 1, n:], bits)[:, -6:] for i, n in enumerate(padding)])
         every: list[tuple[int | Tensor, list[int]]] = [(0, [2]), (1, [1, 1]), (2, [2]), (by_row, [2])]
         for keep, chunks in every[-1:] if setting.brief else every:

@@ -24,6 +24,7 @@ from blockwright.blocks.base import Block
 from blockwright.blocks.compose import compose
 from blockwright.blocks.conformance.verdict import must
 from blockwright.blocks.decoder import Decoder
+from blockwright.blocks.initialise import initialise
 from blockwright.blocks.input import Input, Media, is_input
 from blockwright.blocks.layer import OPTIONAL_PARTS
 from blockwright.blocks.loop.base import Loop
@@ -44,7 +45,8 @@ PARTS = {"gating": "softmax_topk", "experts": "swiglu"}
 # Sizes by parameter name; defaults are for real models, and would be slow or have no effect in a small one.
 SIZES = {"d_ff": 24, "n_heads": 4, "n_experts": 8, "n_devices": 4, "window": 5}
 # Kinds whose blocks know nothing of other layers: one layer is enough in brief.
-OF_ONE_LAYER = ("ffn", "experts", "gating", "balance", "norm", "qk_norm", "output_gate", "scores", "readout")
+OF_ONE_LAYER = ("ffn", "experts", "gating", "balance", "norm", "qk_norm", "output_gate", "scores", "readout", "decay")
+OF_ONE_LAYER += ("images", "vision", "projector", "tiling")
 REQUIRED = {"top_k": 2, "factor": 4.0, "top_devices": 2, "n_groups": 4, "top_groups": 2}
 
 
@@ -73,6 +75,14 @@ class Setting:
 
     def model(self, node: Mapping[str, Any] | None = None, n_layers: int | None = None) -> dict[str, Any]:
         """The configuration of a decoder around the block, or around another node of its kind."""
+        return json.loads(self._usual) if node is None and n_layers is None else self._model(node, n_layers)
+
+    @functools.cached_property
+    def _usual(self) -> str:
+        """JSON of the configuration around the block as it is."""
+        return json.dumps(self._model(None, None))
+
+    def _model(self, node: Mapping[str, Any] | None, n_layers: int | None) -> dict[str, Any]:
         n_layers = n_layers or (1 if self.brief and self.kind in OF_ONE_LAYER else 2)
         own = dict(node or self.node())
         around: dict[str, Any] = {}
@@ -80,9 +90,33 @@ class Setting:
             around |= entry.cls.conformance_model  # type: ignore[attr-defined]
         return {**placed(self.kind, own), **around, "n_layers": n_layers}
 
-    def decoder(self, node: Mapping[str, Any] | None = None, *, dtype: torch.dtype = torch.float32) -> Decoder:
-        """A new decoder in evaluation mode. Gains and biases are moved off their initial values."""
-        return copy.deepcopy(_prototype(json.dumps(self.model(node)), (self.entry.cls,))).to(dtype).eval()
+    def decoder(
+        self, node: Mapping[str, Any] | None = None, *, dtype: torch.dtype = torch.float32, own: bool = False
+    ) -> Decoder:
+        """A new decoder in evaluation mode. Gains and biases are moved off their initial values.
+
+        Args:
+            node: in place of the block's
+            dtype: of its parameters
+            own: whether the check changes it, other than its mode; in brief the others share one of each dtype
+        """
+        if self.brief and node is None and not own:
+            if dtype not in self._shared:
+                self._shared[dtype] = self.decoder(dtype=dtype, own=True)
+            return self._shared[dtype].eval()
+        model = self._usual if node is None else json.dumps(self.model(node))
+        return copy.deepcopy(_prototype(model, (self.entry.cls,))).to(dtype).eval()
+
+    @functools.cached_property
+    def _shared(self) -> dict[torch.dtype, Decoder]:
+        return {}
+
+    def composed(self, device: str = "cpu") -> Decoder:
+        """A decoder as it is composed; in brief all checks share the one on the meta device, and copy the other."""
+        if not self.brief:
+            return compose(self.model(), device=device)
+        made = _composed(self._usual, (self.entry.cls,), device)
+        return made if device == "meta" else copy.deepcopy(made)
 
     def instances(self, decoder: Decoder) -> dict[str, Block]:
         """The instances of the tested block in the decoder: qualified name → block."""
@@ -104,10 +138,19 @@ class Setting:
         return all(m.causal for m in self.decoder().modules() if isinstance(m, Block))
 
 
+@functools.lru_cache(maxsize=8)
+def _composed(model: str, tested: tuple[type], device: str) -> Decoder:
+    if device == "meta":
+        return compose(json.loads(model), device="meta")
+    decoder = copy.deepcopy(_composed(model, tested, "meta")).to_empty(device=device)
+    initialise(decoder, **decoder.config["init"], n_layers=decoder.config["n_layers"], seed=0)
+    return decoder
+
+
 @functools.lru_cache(maxsize=64)
 def _prototype(model: str, tested: tuple[type]) -> Decoder:
     """Cached per configuration and class: a name may be registered again, in a notebook or a test."""
-    decoder = compose(json.loads(model))
+    decoder = copy.deepcopy(_composed(model, tested, "cpu"))
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in decoder.parameters():

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, get_args
+from typing import Any
 
 import pytest
-import torch
 
 from blockwright import registry
-from blockwright.blocks.base import Block, Placement
+from blockwright.blocks.base import Block
 
 CONTEXT = {
     "width": 48,
@@ -35,7 +34,6 @@ AROUND |= {"residual": "prenorm"}  # in another residual block
 AROUND |= {"vision": {"name": "siglip", **SMALL}, "projector": "downsample_mlp", "tiling": "grid_2d"}
 VALUES = {"d_ff": 12, "image_token": 60, "rows": 97}  # of required parameters
 WIDER = {"bias": True, "q_lora_rank": 13, "shared": "swiglu"}  # options that bring more parameters
-EVERY = [(kind, name) for kind in registry.kinds() for name in registry.names(kind)]
 
 
 def nodes(kind: str, name: str) -> list[dict[str, Any]]:
@@ -55,24 +53,14 @@ def blocks_of(make_block: Callable[..., Any]) -> Callable[[str, str], list[Block
     return lambda kind, name: [make_block(kind, node, around=around(name), **CONTEXT) for node in nodes(kind, name)]
 
 
-@pytest.mark.parametrize(("kind", "name"), EVERY)
-def test_plan_splits_parameters_that_are_there(blocks_of: Callable[..., list[Block]], kind: str, name: str) -> None:
-    for block in blocks_of(kind, name):
-        parameters = dict(block.named_parameters())
-        for parameter, placement in block.parallel_plan().items():
-            assert placement in get_args(Placement)
-            needs = {"column": 1, "row": 2, "expert": 2, "replicate": 0}[placement]
-            assert parameters[parameter].ndim >= needs, parameter
-
-
-@pytest.mark.parametrize(("kind", "name"), EVERY)
-def test_residual_outputs_are_matrices_that_write_the_models_width(
-    blocks_of: Callable[..., list[Block]], kind: str, name: str
-) -> None:
-    for block in blocks_of(kind, name):
-        parameters = dict(block.named_parameters())
-        for output in block.residual_outputs:
-            assert parameters[output].shape[-2] == 48
+def test_residual_outputs_are_matrices_that_write_the_models_width(blocks_of: Callable[..., list[Block]]) -> None:
+    wrong = []
+    for kind in registry.kinds():
+        for name in registry.names(kind):
+            for block in blocks_of(kind, name):
+                parameters = dict(block.named_parameters())
+                wrong += [(kind, name, out) for out in block.residual_outputs if parameters[out].shape[-2] != 48]
+    assert not wrong
 
 
 @pytest.mark.parametrize("kind", ["attention", "ffn", "experts"])
@@ -81,24 +69,3 @@ def test_whatever_writes_into_the_stream_says_so(blocks_of: Callable[..., list[B
         for block in blocks_of(kind, name):
             writes = any(m.residual_outputs for m in block.modules() if isinstance(m, Block))
             assert writes or getattr(block, "empty", False), name
-
-
-@pytest.mark.parametrize(("kind", "name"), EVERY)
-def test_block_built_on_the_meta_device_has_the_same_parameters(
-    blocks_of: Callable[..., list[Block]], make_block: Callable[..., Any], kind: str, name: str
-) -> None:
-    for node, real in zip(nodes(kind, name), blocks_of(kind, name), strict=True):
-        with torch.device("meta"):
-            ghost = registry.build(
-                kind,
-                registry.Node(node, "model"),
-                registry.Scope(
-                    {
-                        k: registry.Node(v, k)
-                        for k, v in {**around(name), "norm": "rmsnorm", "position": "none"}.items()
-                    },
-                    {"d_model": 48, "n_layers": 2, "layer_idx": 0, "max_positions": 64, **CONTEXT},
-                ),
-            )
-        assert {n: p.shape for n, p in ghost.state_dict().items()} == {n: p.shape for n, p in real.state_dict().items()}
-        assert all(p.is_meta for p in ghost.state_dict().values())

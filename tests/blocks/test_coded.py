@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from pairwise import each
 from torch import Tensor
 
 from blockwright.blocks.cache.base import Cache
@@ -85,8 +86,7 @@ def off(found: Tensor, right: Tensor) -> float:
     return float((found - right).float().norm() / right.float().norm())
 
 
-@pytest.mark.parametrize("bits", BITS)
-@pytest.mark.parametrize("name", READ)
+@pytest.mark.parametrize(("name", "bits"), each(list(READ), BITS))
 def test_what_is_read_as_codes_is_what_dequantised_caches_give(name: str, bits: int) -> None:
     decoder, padding = built(READ[name]), torch.tensor([0, 4])
     by_one, mixed = [1] * 9, (9, 1, 1, 3, 1, 1, 1, 7, 1)

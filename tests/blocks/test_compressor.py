@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from pairwise import each
 from torch import Tensor
 
 from blockwright.blocks.attention import beside
@@ -73,9 +74,9 @@ def windows(positions: list[int], segments: list[int], every: int) -> list[tuple
 
 
 @compressed
-@pytest.mark.parametrize("documents", [(23,), (7, 1, 11, 4), (3, 3, 2)], ids=str)
-@pytest.mark.parametrize("first", [0, 2, 5])
-@pytest.mark.parametrize("least", [1, 1024], ids=["gathered", "all scores"])
+@pytest.mark.parametrize(
+    ("documents", "first", "least"), each([(23,), (7, 1, 11, 4), (3, 3, 2)] * 2, [0, 2, 5], [1, 1024]), ids=str
+)
 @torch.no_grad()
 def test_attention_is_that_of_the_definition(
     model: Callable[..., Decoder],

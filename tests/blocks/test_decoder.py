@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from pairwise import each
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -131,8 +132,7 @@ def around(kind: str, name: str, inner: str) -> dict[str, Any]:
     return {"name": name, **{p.name: inner for p in children if p.child == kind and not p.optional}}
 
 
-@pytest.mark.parametrize("residual", registry.names("residual"))
-@pytest.mark.parametrize("norm", registry.names("norm"))
+@pytest.mark.parametrize(("residual", "norm"), each(registry.names("residual"), registry.names("norm")))
 def test_training_step_works_under_autocast(tiny: Callable[..., Any], residual: str, norm: str) -> None:
     nodes = {"residual": around("residual", residual, "prenorm"), "norm": around("norm", norm, "rmsnorm")}
     decoder = compose(tiny(moe=True, **nodes))

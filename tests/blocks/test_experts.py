@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from pairwise import pairs
+from pairwise import each
 from torch import Tensor
 
 from blockwright import registry
@@ -44,7 +44,7 @@ def some_routing(spare: tuple[int, ...] = (), seed: int = 0) -> Routing:
 SIZES = [(torch.float64, 12, D, 1e-11), (torch.float32, 12, D, 2e-5), (torch.float32, 7, 45, 2e-5)]
 
 
-@pytest.mark.parametrize(("name", "size", "spare"), pairs(EXPERTS, SIZES, [(), (0,), (5,), (1, 2), (0, 2, 5)]), ids=str)
+@pytest.mark.parametrize(("name", "size", "spare"), each(EXPERTS, SIZES, [(), (0,), (5,), (1, 2), (0, 2, 5)]), ids=str)
 def test_output_and_gradients_equal_a_loop_over_tokens(
     make: Callable[..., Experts], name: str, size: tuple[torch.dtype, int, int, float], spare: tuple[int, ...]
 ) -> None:

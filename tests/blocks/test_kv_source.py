@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from pairwise import each
 from torch import Tensor, nn
 
 from blockwright.blocks.compose import check, compose
@@ -163,9 +164,9 @@ def test_recomputed_layers_have_the_same_gradients(how: Any) -> None:
     other = copy.deepcopy(decoder)
     recompute(other, how)
     found = []
-    for each in (decoder, other):
-        loss = each.nll(each.hidden(ids[:, :-1])[0], ids[:, 1:])
-        found.append(torch.autograd.grad(loss, list(each.parameters())))
+    for model in (decoder, other):
+        loss = model.nll(model.hidden(ids[:, :-1])[0], ids[:, 1:])
+        found.append(torch.autograd.grad(loss, list(model.parameters())))
     for mine, theirs in zip(*found, strict=True):
         torch.testing.assert_close(mine, theirs)
 
@@ -253,9 +254,9 @@ def test_a_borrower_alone_says_what_it_lacks() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["stepping", "ragged rows", "quantised caches", "joining rows", "drafts", "allocation"]
+    ("name", "attention"),
+    each(["stepping", "ragged rows", "quantised caches", "joining rows", "drafts", "allocation"], ["window", "mla"]),
 )
-@pytest.mark.parametrize("attention", ["window", "mla"])
 def test_other_attentions_keep_the_contract_too(attention: str, name: str) -> None:
     node = {**ATTENTIONS[attention], "kv_source": {"name": "borrowed"}}
     CHECKS[name](Setting("attention", node["name"], node))

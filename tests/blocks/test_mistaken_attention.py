@@ -245,14 +245,14 @@ TOLD: dict[type[Written], tuple[str, str]] = {
 def test_mistake_is_named(cls: type[Written]) -> None:
     register("attention", "written")(cls)
     check, said = TOLD[cls]
-    first = next(c for c in CHECKS if c == check or Case("attention", "written", c).outcome().status == "failed")
+    first = next(c for c in CHECKS if c == check or Case("attention", "written", c).brief().status == "failed")
     outcome = Case("attention", "written", check).outcome()
-    assert (first, outcome.status) == (check, "failed"), Case("attention", "written", first).outcome()
+    assert (first, outcome.status) == (check, "failed"), Case("attention", "written", first).brief()
     assert said in outcome.reason, outcome.reason
 
 
 @pytest.mark.usefixtures("temporary_blocks")
 def test_block_without_a_mistake_passes() -> None:
     register("attention", "written")(Written)
-    failed = {check: Case("attention", "written", check).outcome() for check in CHECKS if check != "compile"}
+    failed = {check: Case("attention", "written", check).brief() for check in CHECKS if check != "compile"}
     assert not {check: o.reason for check, o in failed.items() if o.status == "failed"}

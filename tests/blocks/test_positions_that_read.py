@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from pairwise import each
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -137,8 +138,7 @@ ATTENTIONS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("position", POSITIONS)
-@pytest.mark.parametrize("attention", ATTENTIONS)
+@pytest.mark.parametrize(("attention", "position"), each(list(ATTENTIONS), list(POSITIONS)))
 @torch.no_grad()
 def test_caches_in_parts_equal_one_pass(attention: str, position: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whole, absorbed, some heads at a time, on few keys gathered, and part by part; and after a rewind."""

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from pairwise import each
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -217,8 +218,10 @@ class Averaging(Recurrent):
         return total / count, {"sum": total[:, -1], "count": count[:, -1]}
 
 
-@pytest.mark.parametrize("name", [*OTHERS, *LATER])
-@pytest.mark.parametrize(("dtype", "bound"), [(torch.float64, 1e-13), (torch.float32, 2e-6), (torch.bfloat16, 0.05)])
+@pytest.mark.parametrize(
+    ("name", "dtype", "bound"),
+    each([*OTHERS, *LATER], [torch.float64, torch.float32, torch.bfloat16], [1e-13, 2e-6, 0.05]),
+)
 @torch.inference_mode()
 def test_first_tokens_of_a_pass_are_kept_as_if_the_others_had_not_been_read(
     tiny: Callable[..., Any], name: str, dtype: torch.dtype, bound: float

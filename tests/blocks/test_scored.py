@@ -139,7 +139,7 @@ def test_block_that_is_written_rightly_gets_every_promise(decoder: Callable[...,
     made = decoder(Written)
     assert [cache.nbytes for cache in made.new_caches(1, 8)] == [8 * 24 * 4] * 2
     for check in ("memory", "stepping", "ragged rows", "quantised caches", "packing", "allocation"):
-        assert Case("attention", "written", check).outcome().status == "passed", check
+        assert Case("attention", "written", check).brief().status == "passed", check
 
 
 # --- blocks beside their definitions ----------------------------------------------------------------------------------
@@ -291,7 +291,7 @@ def test_example_of_the_page_is_a_block(temporary_blocks: None) -> None:
         "parallel plan",
         "hyper-parameters",
     ):
-        assert Case("attention", "tied", check).outcome().status == "passed", check
+        assert Case("attention", "tied", check).brief().status == "passed", check
 
 
 def test_talking_heads_begin_as_a_plain_softmax() -> None:
@@ -303,6 +303,7 @@ def test_talking_heads_begin_as_a_plain_softmax() -> None:
     torch.testing.assert_close(talking(ids), plain(ids), rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_one_cause_is_told_once(decoder: Callable[..., Decoder], capsys: pytest.CaptureFixture[str]) -> None:
     decoder(Misdeclared)
     assert main(["attention/written"]) == 1

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 import pytest
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
@@ -311,6 +311,7 @@ PLAIN = st.recursive(
 )
 
 
+@settings(max_examples=30)
 @given(st.dictionaries(st.text(max_size=5), PLAIN, max_size=4))
 def test_plain_data_are_what_omegaconf_makes_of_them(data: dict[str, Any]) -> None:
     assume("${" not in repr(data))

@@ -246,7 +246,7 @@ def test_block_of_a_plugin_is_known_before_it_is_imported(install: Callable[...,
     assert registry.lookup("norm", "later").provider == "another_package"
 
 
-@pytest.mark.parametrize("error", ["ImportError('no flash')", "RuntimeError('CUDA is away')", "KeyError('x')"])
+@pytest.mark.parametrize("error", ["ImportError('no flash')", "KeyError('x')"])
 def test_broken_plugin_is_refused_by_name_and_stops_nothing(install: Callable[..., list[str]], error: str) -> None:
     good = BLOCK.format(name="plain", mark="")
     assert not install(a_bad=BLOCK.format(name="broken", mark=f"raise {error}\n"), b_good=good)

@@ -54,10 +54,7 @@ def test_null_child_is_none_in_text_in_a_variant_and_in_a_layer() -> None:
 @pytest.mark.parametrize(
     ("overrides", "child"),
     [
-        (["model=qwen3_8b", "model.attention.qk_norm=null"], "qk_norm"),
         (["model=gpt_oss_20b", "model.attention.scores=null"], "scores"),
-        (["model=gemma2_9b", "model.attention.scores=null"], "scores"),
-        (["model=olmo2_7b", "model.attention.qk_norm=null"], "qk_norm"),
         (["model=qwen3_8b", "model.overrides=[{layers: 0, attention: {qk_norm: null}}]"], "qk_norm"),
         (["model=qwen3_8b", "model.qk_norm=null"], "qk_norm"),
         (["+model.balance.name=expert", "model.gating.balance=null"], "balance"),
@@ -117,6 +114,7 @@ def ablations() -> dict[str, list[str]]:
     return {f"{name}: {o}": [o] for name, found in taken.items() for o in found}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("override", ablations().values(), ids=ablations())
 def test_ablation_that_takes_a_child_away_changes_the_model(override: list[str]) -> None:
     with_it, without = (compose(compose_config(o).model, device="meta") for o in ([], override))

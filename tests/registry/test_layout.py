@@ -7,7 +7,7 @@ from types import MappingProxyType
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from quickest import takes_less
 
@@ -127,6 +127,7 @@ parameters = st.dictionaries(st.sampled_from(["a", "b", "c"]), st.integers() | s
 patterns = st.sampled_from([None, "moe", "swiglu moe*", "few ffn*", "moe*1 dense*", ["few", "dense*"], "(ffn few)*"])
 
 
+@settings(max_examples=25)
 @given(
     st.integers(1, 5).map(lambda half: 2 * half),
     parameters,
@@ -163,6 +164,7 @@ def containers(value: Any) -> list[Any]:
     ]
 
 
+@settings(max_examples=40)
 @given(parameters, parameters, st.integers(-4, 3))
 def test_patch_keeps_every_parameter_that_it_does_not_name(own: dict[str, Any], patch: dict[str, Any], at: int) -> None:
     node = {"name": "moe", **own}

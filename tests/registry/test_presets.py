@@ -7,7 +7,6 @@ import warnings
 from collections.abc import Callable, Iterator
 from importlib.metadata import EntryPoint
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -199,19 +198,12 @@ STRANGE = {
 def test_what_a_preset_may_not_hold_is_refused_with_its_file(write: Callable[..., Path], what: str) -> None:
     text, rule = STRANGE[what]
     folder = write(untrusted=text)
-    uses: list[Callable[[], Any]] = [lambda: preset("untrusted"), lambda: compose_config(["model=untrusted"])]
-    for use in uses:
-        with pytest.raises(ConfigError) as caught:
-            use()
-        assert (
-            rule in caught.value.rule and str(folder / "untrusted.yaml") in f"{caught.value.rule}{caught.value.value}"
-        )
+    with pytest.raises(ConfigError) as caught:
+        preset("untrusted")
+    assert rule in caught.value.rule and str(folder / "untrusted.yaml") in f"{caught.value.rule}{caught.value.value}"
 
 
-@pytest.mark.parametrize(
-    ("node", "path"),
-    [("{name: mla, n_haeds: 2}", "model.attention.n_haeds"), ("{name: mla, n_heads: two}", "model.attention.n_heads")],
-)
+@pytest.mark.parametrize(("node", "path"), [("{name: mla, n_haeds: 2}", "model.attention.n_haeds")])
 def test_wrong_parameter_in_a_preset_is_refused_by_its_path(write: Callable[..., Path], node: str, path: str) -> None:
     write(wrong=f"inherits: tiny\nattention: {node}\n")
     with pytest.raises(ConfigError) as caught:

@@ -76,9 +76,7 @@ def test_table_without_rows_or_title_prints_its_header() -> None:
     [
         ("blockwright.registry.__main__", ["attention"], "attention/sliding_window"),
         ("blockwright.registry.__main__", ["position/yarn"], "original_positions"),
-        ("blockwright.lab.describe", ["model=deepseek_v2_lite,gpt2"], "deepseek_v2_lite"),
         ("blockwright.lab.match.__main__", ["model=tiny", "model/attention=mha,sliding_window"], "sliding_window"),
-        ("blockwright.blocks.conformance.__main__", ["norm/layernorm"], "promise"),
     ],
 )
 def test_every_command_prints_whole_names_whatever_the_columns(

@@ -104,17 +104,9 @@ SMALL |= {"attention": "gqa", "position": "rope", "experts": {"name": "swiglu", 
 @pytest.mark.parametrize(
     ("kind", "name", "parameter", "value"),
     [
-        ("gating", "softmax_topk", "scaling", math.nan),
-        ("gating", "softmax_topk", "scaling", -1),
         ("gating", "sigmoid_bias", "bias_step", math.nan),
-        ("gating", "sigmoid_bias", "bias_until", -5),
-        ("balance", "expert", "alpha", math.nan),
         ("balance", "expert", "alpha", -1.0),
-        ("position", "rope", "theta", math.inf),
-        ("attention", "gqa", "bias", 2),
-        ("attention", "gqa", "bias", "true"),
         ("attention", "gqa", "n_heads", True),
-        ("attention", "gqa", "n_heads", 1e3),
     ],
 )
 def test_value_that_no_block_can_use_is_refused_on_the_command_line(
@@ -138,10 +130,13 @@ def unbounded(hint: Any) -> bool:
 EVERY = [(kind, name) for kind in registry.kinds() for name in registry.names(kind)]
 
 
-@pytest.mark.parametrize(("kind", "name"), EVERY)
-def test_every_number_of_a_block_has_a_range(kind: str, name: str) -> None:
-    schema = registry.lookup(kind, name).schema
-    assert [p.name for p in schema.parameters.values() if not p.child and unbounded(p.annotation)] == []
+def test_every_number_of_a_block_has_a_range() -> None:
+    assert not [
+        (kind, name, p.name)
+        for kind, name in EVERY
+        for p in registry.lookup(kind, name).schema.parameters.values()
+        if not p.child and unbounded(p.annotation)
+    ]
 
 
 OURS = sorted(

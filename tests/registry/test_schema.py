@@ -9,12 +9,12 @@ from collections.abc import Mapping
 from typing import Any, Literal, Optional, Union
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from omegaconf import MISSING, OmegaConf
 
 from blockwright import registry
-from blockwright.registry.schema import Schema, conforms, in_words, read_schema
+from blockwright.registry.schema import Schema, conforms, documented, in_words, read_schema
 
 EVERY = [(kind, name) for kind in registry.kinds() for name in registry.names(kind)]
 
@@ -195,6 +195,7 @@ def signatures(draw: st.DrawFn) -> list[tuple[str, Any, Any]]:
     return [(n, h, draw(values[h])) for n, h in zip(names, hints, strict=True) if n not in keywords]
 
 
+@settings(max_examples=25)
 @given(signatures())
 def test_any_signature_makes_a_node_that_comes_back_whole_and_conforms(signature: list[tuple[str, Any, Any]]) -> None:
     scope: dict[str, Any] = {"typing": typing}
@@ -277,6 +278,7 @@ def test_value_conforms_or_not(value: Any, hint: Any, fits: bool) -> None:
     assert conforms(value, hint) is fits
 
 
+@settings(max_examples=25)
 @given(
     st.recursive(
         st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
@@ -329,31 +331,27 @@ def test_annotation_reads_as_words(hint: Any, words: str) -> None:
 # --- every registered block -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("kind", "name"), EVERY)
-def test_block_and_each_of_its_parameters_is_described(kind: str, name: str) -> None:
-    entry = registry.lookup(kind, name)
-    assert entry.schema.summary.endswith(".") and len(entry.schema.summary) > 20
-    assert entry.cls.__doc__ is not entry.cls.__mro__[1].__doc__
-    for parameter, p in entry.schema.parameters.items():
-        assert len(p.description) > 5, parameter
-        assert p.hint is not Any, parameter
+def test_every_block_and_each_of_its_parameters_and_nothing_else_is_described() -> None:
+    wrong: list[tuple[str, ...]] = []
+    for kind, name in EVERY:
+        entry = registry.lookup(kind, name)
+        if not entry.schema.summary.endswith(".") or len(entry.schema.summary) <= 20:
+            wrong.append((kind, name))
+        if entry.cls.__doc__ is entry.cls.__mro__[1].__doc__:
+            wrong.append((kind, name, "the docstring of another block"))
+        for parameter, p in entry.schema.parameters.items():
+            if len(p.description) <= 5 or p.hint is Any:
+                wrong.append((kind, name, parameter))
+        wrong += [(kind, name, gone) for gone in set(documented(entry.cls)) - set(entry.schema.parameters)]
+    assert not wrong
 
 
-@pytest.mark.parametrize(("kind", "name"), EVERY)
-def test_docstring_describes_no_parameter_that_is_not_there(kind: str, name: str) -> None:
-    from blockwright.registry.schema import documented
-
-    entry = registry.lookup(kind, name)
-    assert set(documented(entry.cls)) <= set(entry.schema.parameters)
-
-
-@pytest.mark.parametrize(("kind", "name"), EVERY)
-def test_node_of_a_block_pickles_and_its_defaults_conform(kind: str, name: str) -> None:
-    schema = registry.lookup(kind, name).schema
-    node = OmegaConf.structured(schema.dataclass)
-    assert pickle.loads(pickle.dumps(node)) == node
-    assert pickle.loads(pickle.dumps(schema.dataclass())) == schema.dataclass()
-    for p in schema.parameters.values():
-        if not p.required and not p.child:
-            assert p.fault(p.default) is None
-    assert isinstance(schema.parameters, Mapping)
+def test_node_of_every_block_pickles_and_its_defaults_conform() -> None:
+    for kind, name in EVERY:
+        schema = registry.lookup(kind, name).schema
+        node = OmegaConf.structured(schema.dataclass)
+        assert pickle.loads(pickle.dumps(node)) == node, (kind, name)
+        assert pickle.loads(pickle.dumps(schema.dataclass())) == schema.dataclass(), (kind, name)
+        for p in schema.parameters.values():
+            assert p.required or p.child or p.fault(p.default) is None, (kind, name, p.name)
+        assert isinstance(schema.parameters, Mapping)

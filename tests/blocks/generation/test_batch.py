@@ -15,6 +15,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pairwise import each
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -175,7 +176,7 @@ def assert_ended_as(job: Job, right: list[int]) -> None:
 
 @pytest.mark.slow
 @given(st.sampled_from(list(MODELS)), schedules())
-@settings(max_examples=40)
+@settings(max_examples=20)
 def test_tokens_are_those_of_each_job_alone(name: str, schedule: Schedule) -> None:
     decoder = model(name)
     for job in run(decoder, schedule):
@@ -208,8 +209,7 @@ def test_these_models_have_every_class_of_caches() -> None:
     assert {type(cache) for cache in (*made, *parts)} >= own_classes(Cache)
 
 
-@pytest.mark.parametrize("bits", [None, 8, 6, 4])
-@pytest.mark.parametrize("name", OF_EACH_CLASS)
+@pytest.mark.parametrize(("name", "bits"), each(OF_EACH_CLASS, [None, 8, 6, 4]))
 def test_nothing_of_a_row_reaches_the_job_that_has_it_next(name: str, bits: int | None) -> None:
     """Whatever its caches held is NaN: see conftest.py."""
     some = [{"prompt": [i] * n, "new_tokens": 6 - i, "seed": i} for i, n in enumerate((3, 7, 2, 5))]
@@ -221,7 +221,7 @@ def test_nothing_of_a_row_reaches_the_job_that_has_it_next(name: str, bits: int 
 @pytest.mark.parametrize("name", MODELS)
 def test_tokens_of_every_model_are_those_of_each_job_alone(name: str) -> None:
     @given(schedules())
-    @settings(max_examples=60)
+    @settings(max_examples=6)
     def test(schedule: Schedule) -> None:
         decoder = model(name)
         for job in run(decoder, schedule):
@@ -367,13 +367,9 @@ def serve(n: int) -> None:
     assert batch.running == [] and batch.shifts <= 2 * n
 
 
-def test_nothing_is_left_of_300_jobs() -> None:
-    serve(300)
-
-
-@pytest.mark.slow
-def test_nothing_is_left_of_10_000_jobs() -> None:
-    serve(10_000)
+@pytest.mark.parametrize("jobs", [40, pytest.param(1000, marks=pytest.mark.slow)])
+def test_nothing_is_left_of_many_jobs(jobs: int) -> None:
+    serve(jobs)
 
 
 # --- single properties ------------------------------------------------------------------------------------------------
@@ -469,9 +465,9 @@ def test_likelihoods_are_of_the_model_and_not_of_the_sampling() -> None:
 def test_room_is_shared_by_jobs_that_follow_each_other_for_longer_than_it() -> None:
     decoder = model("mla")
     batch = Batch(decoder, 2, ROOM)
-    made = [Job([i], 1 + ROOM - 1 - i) for i in range(8)]
+    made = [Job([i], 1 + ROOM - 1 - i) for i in range(4)]
     finished(batch, *made)
-    assert batch.steps > 3 * ROOM and 0 < batch.shifts <= 2 * len(made)
+    assert batch.steps > 1.5 * ROOM and 0 < batch.shifts <= 2 * len(made)
     for job in made:
         assert_ended_as(job, alone(decoder, job, None))
 
@@ -487,8 +483,7 @@ def poisoned(decoder: Decoder, token: int, value: float) -> Decoder:
     return decoder
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("name", "bits"), [*((name, None) for name in MODELS), ("gqa", 6), ("hybrid", 6)])
+@pytest.mark.parametrize(("name", "bits"), [("mla", None), ("window of 5", None), ("hybrid", 6)])
 def test_a_job_whose_logits_are_not_finite_fails_and_no_other_notices(name: str, bits: int | None) -> None:
     """One fails while its prompt is read, one while it runs; others run beside them, and take their rows."""
     bad, value = (V - 1, V - 2), math.nan if bits is None else math.inf
@@ -530,7 +525,6 @@ def test_every_job_of_a_model_that_has_diverged_fails() -> None:
     [
         (Job([], 3), "prompt"),
         (Job([1, V], 3), "prompt"),
-        (Job([-1], 3), "prompt"),
         (Job([1], 0), "new_tokens"),
         (Job([1] * ROOM, 2), "new_tokens"),
         (Job([1] * (ROOM + 1), 1), "new_tokens"),

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from pairwise import each
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -55,9 +56,9 @@ def logits(decoder: Decoder, tokens: Tensor, chunk: int, bits: int | None, paddi
     return prefill(decoder, tokens, caches, chunk)
 
 
-@pytest.mark.parametrize("bits", [None, 6])
-@pytest.mark.parametrize("position", ["rope", "alibi", "none"])
-@pytest.mark.parametrize("attention", ATTENTIONS, ids=str)
+@pytest.mark.parametrize(
+    ("attention", "position", "bits"), each(ATTENTIONS, ["rope", "alibi", "none"] * 2, [None, 6]), ids=str
+)
 def test_reading_in_parts_gives_what_reading_at_once_gives(
     make: Callable[..., Decoder], monkeypatch: pytest.MonkeyPatch, attention: Any, position: str, bits: int | None
 ) -> None:
@@ -119,8 +120,7 @@ def made(decoder: Decoder, past: int, new: int, bits: int | None) -> Numbers:
     return numbers
 
 
-@pytest.mark.parametrize("bits", [None, 6])
-@pytest.mark.parametrize("attention", ["mla", "mha"])
+@pytest.mark.parametrize(("attention", "bits"), [("mla", 6), ("mha", None)])
 def test_no_tensor_of_prefill_grows_with_the_past(
     make: Callable[..., Decoder], attention: str, bits: int | None
 ) -> None:

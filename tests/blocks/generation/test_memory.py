@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import torch
 
-from blockwright import registry
 from blockwright.blocks.compose import compose
 from blockwright.blocks.decoder import Decoder
 from blockwright.blocks.generation import generate as module
@@ -55,13 +54,12 @@ def turns(decoder: Decoder, sampling: Sampling, bits: int | None = None) -> None
     assert list(memory.continued(text, 4, sampling)) == fresh(decoder, text, 4, sampling, bits=bits)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("attention", registry.names("attention"))
+@pytest.mark.parametrize("attention", ["gated_delta"])
 def test_every_attention_resumes_where_it_has_read(make: Callable[..., Decoder], attention: str) -> None:
     turns(make(attention=attention), Sampling(0))
 
 
-@pytest.mark.parametrize("position", ["alibi", "learned", "yarn"])
+@pytest.mark.parametrize("position", ["yarn"])
 def test_every_kind_of_position_resumes(make: Callable[..., Decoder], position: str) -> None:
     turns(make(position=position), Sampling(0))
 
@@ -70,14 +68,12 @@ def test_window_that_has_wrapped_returns_to_the_prompt(make: Callable[..., Decod
     turns(make(attention={"name": "sliding_window", "window": 4}), Sampling(0))
 
 
-@pytest.mark.parametrize("sampling", [Sampling(1.0, top_p=0.9), Sampling(0.8, top_k=5, repetition_penalty=1.3)])
-def test_draws_are_those_of_a_fresh_reading(make: Callable[..., Decoder], sampling: Sampling) -> None:
-    turns(make(attention="mla"), sampling)
+def test_draws_are_those_of_a_fresh_reading(make: Callable[..., Decoder]) -> None:
+    turns(make(attention="mla"), Sampling(0.8, top_k=5, top_p=0.9, repetition_penalty=1.3))
 
 
-@pytest.mark.parametrize("bits", [8, 4])
-def test_codes_resume(make: Callable[..., Decoder], bits: int) -> None:
-    turns(make(), Sampling(0), bits)
+def test_codes_resume(make: Callable[..., Decoder]) -> None:
+    turns(make(), Sampling(0), bits=4)
 
 
 def test_only_what_is_new_is_read(make: Callable[..., Decoder]) -> None:
@@ -107,8 +103,7 @@ def test_stop_token_ends_a_continuation(make: Callable[..., Decoder]) -> None:
     assert list(memory.continued(text, 5, Sampling(0))) == fresh(decoder, text, 5)
 
 
-@pytest.mark.parametrize("at", [1, 2], ids=["prompt", "answer"])
-@pytest.mark.parametrize("attention", ["gqa", "mla", "gated_delta"])
+@pytest.mark.parametrize(("attention", "at"), [("mla", 1), ("gated_delta", 2)])
 def test_interrupted_reading_is_forgotten(make: Callable[..., Decoder], attention: str, at: int) -> None:
     decoder = make(attention=attention)
     memory, text = Memory(decoder, ROOM), [5, 3, 8]

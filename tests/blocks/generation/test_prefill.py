@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from pairwise import each
 from torch import Tensor
 
 from blockwright.blocks.cache.base import Cache
@@ -57,9 +58,9 @@ def reading(temporary_blocks: None) -> None:
             return super().forward(x + first)[0], None
 
 
-@pytest.mark.parametrize("padding", [None, (0, 9)], ids=["even", "padded"])
-@pytest.mark.parametrize("bits", [None, 4])
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(
+    ("name", "bits", "padding"), each(list(MODELS), [None, 4, None, 4], [None, (0, 9), (0, 9), None])
+)
 @torch.no_grad()
 def test_logits_and_caches_are_those_of_the_whole(name: str, bits: int | None, padding: Any) -> None:
     decoder = compose({**AROUND, **MODELS[name]}, seed=2).double().eval()

@@ -93,27 +93,16 @@ def check(decoder: Decoder, kind: str, n: int, sampling: Sampling, new: int, bit
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", MODELS)
-def test_drafts_change_no_token_of_any_model(name: str) -> None:
-    found = Acceptance()
-    for i, kind in enumerate(KINDS):
-        for n in (1, 3):
-            acceptance = check(model(name), kind, n, SAMPLINGS[i], 12)
-            found.accepted += acceptance.accepted
-    assert found.accepted > 0
-
-
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "kind", "sampling", "n", "bits"), pairs(list(MODELS), list(KINDS), SAMPLINGS, [1, 3], [None, 6])
 )
 def test_drafts_change_no_token_under_any_sampling(
     name: str, kind: str, sampling: Sampling, n: int, bits: int | None
 ) -> None:
-    check(model(name), kind, n, sampling, 30, bits)
+    check(model(name), kind, n, sampling, 16, bits)
 
 
-@pytest.mark.parametrize("depth", [1, 2, 3])
+@pytest.mark.parametrize("depth", [3])
 def test_texts_may_be_shorter_than_the_depths_and_end_at_the_last_position(depth: int) -> None:
     decoder = model("learned", depth=depth)
     for prompt, new in (([3], 63), ([3, 1], 5)):
@@ -169,7 +158,7 @@ def test_a_model_that_drafts_for_itself_is_always_right(name: str) -> None:
 @pytest.mark.parametrize("name", ["gqa", "gated_delta"])
 def test_depths_draft_what_they_predict_in_one_pass_over_the_text(name: str) -> None:
     decoder = model(name, depth=3)
-    for seed in range(8):
+    for seed in range(4):
         text = prompts(1, seed)[0] + [3, 1, 5, 2]
         known, n = [*text, 5], len(text)
         drafts_of = MultiToken(decoder).new(decoder, 1, 40, None)
@@ -211,13 +200,14 @@ def second_tokens(decoder: Decoder, prompt: list[int], sampling: Sampling, seeds
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("seeds", [150, pytest.param(600, marks=pytest.mark.slow)])
-def test_tokens_are_distributed_as_the_model_says(seeds: int) -> None:
-    counts, expected = second_tokens(model("gqa"), [2, 5, 1], Sampling(1.2), seeds)
+@pytest.mark.slow
+def test_tokens_are_distributed_as_the_model_says() -> None:
+    counts, expected = second_tokens(model("gqa"), [2, 5, 1], Sampling(1.2), 300)
     statistic = ((counts - expected).square() / expected).sum()
     assert statistic < 16.8  # the 99th percentile of chi-squared on 6 degrees of freedom; seeds are fixed
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_acceptance_is_at_least_that_of_coupled_distributions() -> None:
     """Of similar logits, over many draws: (1 − TV) / (1 + TV)."""
@@ -238,8 +228,9 @@ def test_acceptance_is_at_least_that_of_coupled_distributions() -> None:
 # --- logits that are not finite ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("part", ["embedding.weight", "mtp"])
-@pytest.mark.parametrize("kind", ["mtp", "smaller model", "lookup"])
+@pytest.mark.parametrize(
+    ("part", "kind"), [("embedding.weight", "mtp"), ("mtp", "smaller model"), ("embedding.weight", "lookup")]
+)
 def test_drafts_from_numbers_that_are_not_finite_are_wrong_and_change_no_token(kind: str, part: str) -> None:
     """Either the row has diverged, which fails alone, or what drafts has, which costs drafts alone."""
     decoder, drafting = (copy.deepcopy(each) for each in (model("hybrid"), small(torch.float64)))
@@ -294,8 +285,7 @@ def check_that_no_text_notices(name: str, kind: str, bits: int | None) -> None:
         assert job.tokens == (alone[: len(job.tokens)] if job.ended == "cancelled" else alone)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("name", ["csa", pytest.param("hybrid", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("name", "kind"), [("csa", "mtp"), ("hybrid", "smaller model")])
 def test_a_token_that_no_text_has_read_reaches_none(name: str, kind: str) -> None:
     check_that_no_text_notices(name, kind, None)
 

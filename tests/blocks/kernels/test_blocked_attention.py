@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from pairwise import pairs
 from torch import Tensor
 
 from blockwright.blocks.kernels import blocked_attention as module
@@ -56,9 +57,7 @@ ASKED = ("plain", "bias", "bias of each sequence", "window", "window wider than 
 ASKED = (*ASKED, "documents that come again", "all")
 
 
-@pytest.mark.parametrize("asked", ASKED)
-@pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("kept", [64, 0], ids=["weights kept", "weights recomputed"])
+@pytest.mark.parametrize(("asked", "shape", "kept"), pairs(list(ASKED), list(SHAPES), [64, 0]))
 def test_blocks_and_their_gradients_equal_the_reference(
     kept: int, shape: str, asked: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -77,9 +76,9 @@ def test_blocks_and_their_gradients_equal_the_reference(
             torch.testing.assert_close(one.double(), other, rtol=tolerance, atol=4 * tolerance)
 
 
-@pytest.mark.parametrize("asked", ASKED)
-@pytest.mark.parametrize("shape", ["last block is short", "whole blocks, one KV head"])
-@pytest.mark.parametrize("heads", [1, 2, None], ids=["a head at a time", "two heads at a time", "all heads"])
+@pytest.mark.parametrize(
+    ("asked", "shape", "heads"), pairs(list(ASKED), ["last block is short", "whole blocks, one KV head"], [1, 2, None])
+)
 def test_last_queries_on_more_keys_and_some_heads_at_a_time_equal_the_reference(
     heads: int | None, shape: str, asked: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -147,7 +146,7 @@ def test_compiled_it_is_one_operator_and_the_same(kept: int, asked: str, monkeyp
         torch.testing.assert_close(got, expected, rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("asked", ["plain", "all"])
+@pytest.mark.parametrize("asked", [pytest.param("plain", marks=pytest.mark.slow), "all"])
 def test_the_operator_keeps_the_rules_of_operators(asked: str) -> None:
     scoring = Scoring(0.3, **options("three sequences", asked, torch.float32))
     rest = (scoring.bias, scoring.segments, scoring.window, scoring.scale)

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from pairwise import pairs
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
@@ -39,12 +40,15 @@ def drawn(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> Ten
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
 
 
-@pytest.mark.parametrize("precision", ["highest", "medium"])
-@pytest.mark.parametrize("with_bias", [False, True])
 @pytest.mark.parametrize(
-    "shape", [(1, 1, 37), (37,), (2, 37), (1, 3, 37), (2, 2, 37), (FEW, 37), (FEW + 1, 37), (0, 37)]
+    ("shape", "n", "with_bias", "precision"),
+    pairs(
+        [(1, 1, 37), (37,), (2, 37), (1, 3, 37), (2, 2, 37), (FEW, 37), (FEW + 1, 37), (0, 37)],
+        [PARTS, 5 * PARTS, 5 * PARTS + 1],
+        [False, True],
+        ["highest", "medium"],
+    ),
 )
-@pytest.mark.parametrize("n", [PARTS, 5 * PARTS, 5 * PARTS + 1])
 @torch.no_grad()
 def test_few_rows_are_torchs(n: int, shape: tuple[int, ...], with_bias: bool, precision: str) -> None:
     x, weight, bias = drawn(*shape), drawn(n, 37, seed=1), drawn(n, seed=2) if with_bias else None
@@ -154,6 +158,7 @@ print(torch.backends.mkldnn.matmul.fp32_precision)
 """
 
 
+@pytest.mark.slow
 def test_either_way_to_set_the_precision_is_minded(environment: dict[str, str]) -> None:
     env = {**environment, "PYTHONPATH": str(Path(__file__).parents[3])}
     done = subprocess.run([sys.executable, "-c", PROGRAM], env=env, capture_output=True, text=True)

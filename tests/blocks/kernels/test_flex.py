@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from pairwise import pairs
 from torch import Tensor
 from torch._dynamo.testing import CompileCounter
 from torch.nn.attention.flex_attention import create_block_mask
@@ -62,8 +63,8 @@ def backwards(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("name", "kv_heads", "width"),
     [
-        ("all", 2, 8),
-        ("all, slopes", 2, 8),
+        pytest.param("all", 2, 8, marks=pytest.mark.slow),
+        pytest.param("all, slopes", 2, 8, marks=pytest.mark.slow),
         ("all, band", 2, 8),
         *(pytest.param(name, 2, 8, marks=pytest.mark.slow) for name in OPTIONS if not name.startswith("all")),
         *(pytest.param("all", *shape, marks=pytest.mark.slow) for shape in ((4, 8), (1, 4), (4, 12))),
@@ -156,12 +157,14 @@ def test_slopes_of_alibi_make_no_tensor_of_all_pairs(
     assert largest.bytes < length * length < 4 * length * length  # a byte a pair; the bias would be 4 heads of fp32
 
 
-@pytest.mark.parametrize("window", [None, 1, 128, 400])
-@pytest.mark.parametrize(("length", "keys"), [(5, 517), (128, 128), (300, 300), (513, 1024), (1024, 1024)])
-@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize(
+    ("window", "size", "packed"),
+    pairs([None, 1, 128, 400], [(5, 517), (128, 128), (300, 300), (513, 1024), (1024, 1024)], [False, True]),
+)
 def test_blocks_are_those_that_torch_finds_by_looking_at_every_pair(
-    length: int, keys: int, window: int | None, packed: bool
+    window: int | None, size: tuple[int, int], packed: bool
 ) -> None:
+    length, keys = size
     if packed and length != keys:
         return
     generator = torch.Generator().manual_seed(length)
@@ -179,7 +182,7 @@ def test_blocks_are_those_that_torch_finds_by_looking_at_every_pair(
             assert torch.equal(*sets), (side, whole)
 
 
-@pytest.mark.parametrize("windowed", [False, True])
+@pytest.mark.parametrize("windowed", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_twelve_lengths_take_at_most_three_graphs(windowed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     torch._dynamo.reset()
     counter = CompileCounter()
@@ -224,7 +227,7 @@ def test_kernels_that_would_not_fit_are_made_smaller(
     assert asked == [expected]
 
 
-@pytest.mark.parametrize("sinks", [None, draw(N)])
+@pytest.mark.parametrize("sinks", [pytest.param(None, marks=pytest.mark.slow), draw(N)])
 def test_log_of_the_sum_is_asked_for_with_sinks_alone(sinks: Tensor | None, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[bool] = []
     operator = flex._flex(torch.device("cpu"))

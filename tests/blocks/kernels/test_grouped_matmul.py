@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from pairwise import pairs
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd import gradcheck
@@ -46,13 +47,17 @@ def by_hand(rows: Tensor, weight: Tensor, counts: list[int]) -> Tensor:
 
 
 @pytest.mark.parametrize(
-    ("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-5), (torch.bfloat16, 3e-2)], ids=str
+    ("load", "size", "precision"),
+    pairs(
+        list(COUNTS),
+        [(16, 8), (8, 24), (7, 5), (16, 5), (5, 16)],
+        [(torch.float64, 1e-12), (torch.float32, 1e-5), (torch.bfloat16, 3e-2)],
+    ),
 )
-@pytest.mark.parametrize(("K", "N"), [(16, 8), (8, 24), (7, 5), (16, 5), (5, 16)])
-@pytest.mark.parametrize("load", COUNTS)
 def test_product_and_its_gradients_equal_row_by_row(
-    load: str, K: int, N: int, dtype: torch.dtype, tolerance: float
+    load: str, size: tuple[int, int], precision: tuple[torch.dtype, float]
 ) -> None:
+    (K, N), (dtype, tolerance) = size, precision
     counts = COUNTS[load]
     torch.manual_seed(0)
     rows = torch.randn(sum(counts), K, dtype=dtype, requires_grad=True)

@@ -22,7 +22,7 @@ def given(channels: int) -> list[Tensor]:
     return [q, k, v, decay, 2 * draw(2, T, 3).sigmoid(), draw(2, 3, 5, 7)]
 
 
-@pytest.mark.parametrize("chunk", [1, 2, 4, 8, 16, 32, 64])
+@pytest.mark.parametrize("chunk", [1, 4, 16, 64])
 @pytest.mark.parametrize("channels", [1, 5])
 def test_chunks_of_any_length_compute_the_recurrence(channels: int, chunk: int) -> None:
     documents = torch.arange(T)[None] // torch.tensor([[13], [T]])
@@ -43,7 +43,7 @@ def erasing() -> list[Tensor]:
     return [2 * e, a]
 
 
-@pytest.mark.parametrize("chunk", [1, 2, 16, 64])
+@pytest.mark.parametrize("chunk", [1, 16])
 @pytest.mark.parametrize("channels", [1, 5])
 def test_chunks_erase_apart_from_writing(channels: int, chunk: int) -> None:
     documents = torch.arange(T)[None] // torch.tensor([[13], [T]])

@@ -42,9 +42,18 @@ def order(kernel: str, device: str, capability: tuple[int, int], name: str | Non
     return [one.name for one in chain(kernel, name, device, capability)]
 
 
-@pytest.mark.parametrize("case", kernel_cases(), ids=str)
-def test_every_implementation_that_runs_here_agrees_with_its_reference(case: KernelCase) -> None:
-    case.run()
+def failing(cases: list[KernelCase]) -> dict[str, str]:
+    return {str(case): found.reason for case in cases if (found := case.outcome()).status == "failed"}
+
+
+def test_every_implementation_that_runs_here_agrees_with_its_reference() -> None:
+    """In single precision; flex, which compiles for each call, has tests of its own."""
+    assert not failing([c for c in kernel_cases() if c.dtype == torch.float32 and c.name != "flex"])
+
+
+@pytest.mark.slow
+def test_every_implementation_that_runs_here_agrees_in_every_precision() -> None:
+    assert not failing(kernel_cases())
 
 
 @pytest.mark.slow
