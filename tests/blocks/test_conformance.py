@@ -44,7 +44,7 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 # A quick run takes every check of every block in brief; the longest, most of the kit's time, of these blocks alone. The
 # slow tests take all of both, as `blockwright check` does.
 LONG = {"hyper-parameters", "width rules", "joining rows", "flops", "compile"}
-CHECKED_AT_LENGTH = {
+CHECKED_AT_LENGTH: dict[str, set[str]] = {
     "norm/rmsnorm": LONG,
     "attention/gqa": {"joining rows", "flops"},
     "ffn/moe": {"width rules", "hyper-parameters"},
@@ -56,9 +56,8 @@ BLOCKS_OF_NORM = [f"{kind}/{name}" for kind, name in chosen("norm")]
 @pytest.mark.parametrize("block", BLOCKS)
 def test_a_block_keeps_its_promises_in_brief(block: str) -> None:
     """One test a block: its checks share its decoder."""
-    brief = {c.check: c.brief() for c in cases(block) if c.check not in LONG}
-    long = {c.check: c.outcome() for c in cases(block) if c.check in CHECKED_AT_LENGTH.get(block, ())}
-    outcomes = {**brief, **long}
+    left_out = LONG - CHECKED_AT_LENGTH.get(block, set())
+    outcomes = {c.check: c.brief() for c in cases(block) if c.check not in left_out}
     assert not {check: o.reason for check, o in outcomes.items() if o.status == "failed"}
 
 
@@ -500,10 +499,15 @@ def test_every_check_has_a_block_that_fails_it() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(("kind", "cls", "check"), BROKEN, ids=[cls.__name__ for _, cls, _ in BROKEN])
 def test_a_block_that_breaks_one_promise_fails_exactly_that_check(
-    failed: Callable[..., dict[str, str]], kind: str, cls: type, check: str
+    temporary_blocks: None, kind: str, cls: type, check: str
 ) -> None:
-    quick = [c for c in CHECKS if c != "compile" or c == check]  # compiling takes a second
-    reasons = failed(kind, cls, checks=quick)
+    register(kind, "under_test")(cls)
+    found = {
+        case.check: case.outcome() if case.check == check else case.brief()
+        for case in cases(f"{kind}/under_test")
+        if case.check == check or case.check not in LONG
+    }
+    reasons = {name: outcome.reason for name, outcome in found.items() if outcome.status == "failed"}
     of_rows = {"joining rows", "drafts"} if check in NEEDED_BY_ROWS else set[str]()
     assert set(reasons) - of_rows == {check}, reasons
     assert "Error:" not in reasons[check]  # seen by the check, not stumbled over
