@@ -38,7 +38,7 @@ MOE = {
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.pluginmanager.register(Budget())
+    config.pluginmanager.register(Budget(), "budget")
     config.pluginmanager.register(strict)
     strict.install()
     hydra_once.install()

@@ -256,6 +256,7 @@ class Mutants:
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtestloop(self, session: pytest.Session) -> bool:
+        session.config.pluginmanager.unregister(name="budget")  # its hooks need those of whole tests
         found, stood = reached(session.items), 0
         chosen = self.choose(found)
         for n, (file, place, kind, line) in enumerate(chosen, 1):

@@ -186,11 +186,11 @@ class _Runner:
         folder.mkdir(parents=True, exist_ok=True)
         arguments, checkpoint = command(self.directory, self.plan, job)
         with (folder / LOG).open("ab") as log:
-            start = log.tell()
+            start, since = log.tell(), time.monotonic()
             process = self.processes.start(arguments, log)
         how = "resumes" if checkpoint else "starts"
         self.display.say(f"job {job['job']} {how}: {self._distinct(job)}")
-        return _Running(job, process, time.monotonic(), start)
+        return _Running(job, process, since, start)
 
     def _distinct(self, job: Mapping[str, Any]) -> str:
         return plans.name_of(job) or " ".join(o for o in job["overrides"] if o not in self._common)
@@ -211,7 +211,7 @@ class _Runner:
             self.display.say(f"job {number} stopped; it can be resumed")
             return
         conclude(folder, code, one.log_start)
-        replace(Result.read(folder), wall_seconds=round(time.monotonic() - one.since, 1)).write(folder)
+        replace(Result.read(folder), wall_seconds=round(time.monotonic() - one.since, 3)).write(folder)
         self.display.ended(number)
 
 

@@ -39,20 +39,15 @@ def folder(tiny: Callable[..., dict[str, Any]], tmp_path_factory: pytest.TempPat
     save("learned", position="learned")
     save("no_format", None)
     chat_folder.save(base / "bytes", tiny, Bytes())
-    chat_folder.save(base / "no_tokenizer", tiny, None)
     save("no_template", "{% for %}")
-    save("refusing", "{{ raise_exception('never') }}")
     save(
         "no_system",
         "{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}{{ messages[0].content }}",
     )
     save("endless", LONG)
     save("bomb", "{{ 'a' * 10**11 }}")
-    save("silent", "{# nothing #}")
     save("unknown_format", trained="nope")
-    save("odd_format", trained={"name": "chatml", "colour": 3})
     save("gone", None, {"name": "jinja", "template": "/gone/template.jinja"})
-    save("kernel", None, {"name": "jinja", "template": "/proc/self/environ"})
     file = save("few_ids") / "checkpoints" / "last.ckpt"
     small = chat_folder.save(base / "small", tiny, None, None) / "checkpoints" / "last.ckpt"
     cut = torch.load(file, weights_only=True)
@@ -61,7 +56,6 @@ def folder(tiny: Callable[..., dict[str, Any]], tmp_path_factory: pytest.TempPat
     torch.save(cut, file)
     small.write_bytes(small.read_bytes()[:1000])
     (base / "empty").mkdir()
-    (base / "text").write_text("no model")
     (base / "there.jsonl").write_text("kept")
     (base / "hf").mkdir()
     (base / "hf" / "config.json").write_text(json.dumps({"model_type": "llama"}))
@@ -74,62 +68,39 @@ def folder(tiny: Callable[..., dict[str, Any]], tmp_path_factory: pytest.TempPat
 OF_A_MODEL = {
     "nowhere": "no such file or folder",
     "empty": "holds neither",
-    "text": "cannot be loaded safely",
-    "https://example.org/a.ckpt": "no such file or folder",
     "small": "cannot be loaded safely",
     "hf": "model.safetensors",
     "of_none": "is not a known architecture",
     "no.gguf": "cannot be read as GGUF",
 }
 OF_A_CHAT = {
-    "no_tokenizer": "has no tokenizer",
     "no_format": "has no chat format",
-    "bytes": "has no chat format",
     "bytes --format chatml": "has no special token",
     "good --format nope": "nope",
     "no_template": "is no Jinja template",
-    "refusing": "refuses a conversation",
     "no_system --system kind": "no system",
     "endless": "took longer than",
     "bomb": "Memory",
-    "silent": "is empty",
     "unknown_format": "nope",
-    "odd_format": "colour",
     "gone": "names no file",
-    "kernel": "names no file",
     "few_ids": "do not belong together",
     "learned --context 100000": "has positions for",
     "good --context 3": "at least 16",
     "good --context 1000000000000": "memory of cpu",
-    "good --context many": "many",
-    "good --bits 5": "5",
     "good --temperature -1": "temperature",
     "good --temperature nan": "temperature",
-    "good --top-k 0": "top-k",
-    "good --top-p 2": "top-p",
-    "good --min-p -1": "min-p",
     "good --temperature 0 --top-k 3": "no effect",
-    "good --repetition-penalty 0": "repetition-penalty",
     "good --max-new-tokens 0": "at least 1",
     "good --seed -1": "2^63",
-    "good --dtype int8": "is not supported",
-    "good --device banana": "no such device",
     "good --sistem x": "unrecognized",
-    "good --prompt x": "unrecognized",
     "": "required",
-    "good good": "unrecognized",
 }
 OF_A_LINE = {
     "/nope": "is not a command",
-    "/": "is not a command",
     "/save": "needs a file",
     "/save new.jsonl": "nothing to save",
     "hi|/save {}/there.jsonl": "cannot be written",
-    "hi|/save {}/absent/new.jsonl": "cannot be written",
-    "hi|/save a\0b": "cannot be written",
     "/retry": "no message to answer",
-    "hi|/retry again": "takes nothing",
-    "/clear all": "takes nothing",
     "/quit now": "takes nothing",
     "/image a.png": "reads text alone",
     "x" * 3000: "raise --context",
@@ -173,11 +144,11 @@ def test_line_that_cannot_be_is_one_message(
     assert (folder / "there.jsonl").read_text() == "kept"
 
 
-@pytest.mark.parametrize("name", OF_A_MODEL)
-def test_model_that_cannot_be_loaded_is_one_error(name: str, folder: Path) -> None:
-    with pytest.raises(ConfigError) as refusal:
-        blockwright.load(folder / name)
-    assert OF_A_MODEL[name] in str(refusal.value) and refusal.value.remedy
+def test_model_that_cannot_be_loaded_is_one_error(folder: Path) -> None:
+    for name, says in OF_A_MODEL.items():
+        with pytest.raises(ConfigError) as refusal:
+            blockwright.load(folder / name)
+        assert says in str(refusal.value) and refusal.value.remedy
 
 
 @pytest.mark.parametrize(("given", "says"), [({"dtype": "int8"}, "not supported"), ({"device": "banana"}, "no such")])

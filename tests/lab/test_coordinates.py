@@ -42,33 +42,33 @@ def beyond(found: dict[str, float]) -> dict[str, float]:
     return {kind: change for kind, change in found.items() if is_beyond(kind, change)}
 
 
-@pytest.mark.parametrize("optimizer", [[], ADAMW], ids=["muon", "adamw"])
-def test_standard_parametrisation_grows_with_the_width(optimizer: list[str]) -> None:
-    found = changes([*DENSE, *optimizer], rules=False, widths=[64, 128])
+def test_standard_parametrisation_grows_with_the_width() -> None:
+    found = changes(DENSE, rules=False, widths=[64, 128])
     assert found["layers.*.ffn.down"] > 1
     assert found["layers.*.attention.query"] > 0.3
     assert found["logits"] > 0.3
 
 
-@pytest.mark.parametrize("optimizer", [[], ADAMW], ids=["muon", "adamw"])
-def test_rules_keep_changes_of_a_dense_model(optimizer: list[str]) -> None:
-    assert not beyond(changes([*DENSE, *optimizer, RULES]))
+def test_rules_keep_changes_of_a_dense_model() -> None:
+    assert not beyond(changes([*DENSE, RULES], widths=[64, 128]))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("optimizer", [[], ADAMW], ids=["muon", "adamw"])
 @pytest.mark.parametrize(
-    ("model", "grow"),
+    ("model", "grow", "optimizer"),
     [
-        (DENSE, GROW),
-        (MLA, OF_MLA),
-        (KDA, {**GROW, "attention": {**HEADS, **LOW_RANK}}),
-        ([*DENSE, "model.tie_embeddings=true"], GROW),
+        (DENSE, GROW, ADAMW),
+        (DENSE, GROW, []),
+        (MLA, OF_MLA, []),
+        (KDA, {**GROW, "attention": {**HEADS, **LOW_RANK}}, ADAMW),
+        ([*DENSE, "model.tie_embeddings=true"], GROW, []),
     ],
-    ids=["dense", "mla_moe", "kda", "tied"],
+    ids=["dense", "dense_muon", "mla_moe", "kda", "tied"],
 )
 def test_rules_keep_changes_of_every_architecture(model: list[str], grow: dict[str, Any], optimizer: list[str]) -> None:
-    assert not beyond(changes([*model, *optimizer, RULES], grow, widths=[64, 128, 256, 512], seeds=4))
+    # Of two seeds and up to 256 a slope of kda is noise of more than is allowed.
+    more: dict[str, Any] = {"widths": [64, 128, 256, 512], "seeds": 4} if model is KDA else {}
+    assert not beyond(changes([*model, *optimizer, RULES], grow, **more))
 
 
 @pytest.mark.slow
@@ -93,6 +93,7 @@ def test_the_ffn_behind_normalised_heads_keeps_its_change_unless_training_swamps
     assert ("layers.*.ffn" in json.loads(ended.stdout)["beyond"]) == is_beyond
 
 
+@pytest.mark.slow
 def test_a_map_without_its_factor_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(widths.Grown, "scale", _forgetting(widths.Grown.scale, "ffn.down"))
     found = changes([*DENSE, *ADAMW, RULES], widths=[64, 128])
@@ -100,6 +101,7 @@ def test_a_map_without_its_factor_is_seen(monkeypatch: pytest.MonkeyPatch) -> No
     assert abs(found["layers.*.ffn.up"]) < 0.2
 
 
+@pytest.mark.slow
 def test_a_tied_head_that_is_not_divided_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     def embedding_alone(*given: Any) -> Any:
         return [pair for pair in of_embedding(*given) if pair[0] == "embedding.weight"]
@@ -110,6 +112,7 @@ def test_a_tied_head_that_is_not_divided_is_seen(monkeypatch: pytest.MonkeyPatch
     assert changes(tied, widths=[64, 128])["logits"] > 0.3
 
 
+@pytest.mark.slow
 def test_scores_of_wider_heads_without_their_factor_are_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     model, grow = [*DENSE, *ADAMW, RULES], {"ffn": {"d_ff": 256}}
     assert not beyond(changes(model, grow))
@@ -138,6 +141,7 @@ def test_command_prints_json_and_fails_beyond_the_tolerance(
     assert "layers.*.attention.query" in json.loads(capsys.readouterr().out)["beyond"]
 
 
+@pytest.mark.slow
 def test_command_names_the_sides_that_should_have_grown(capsys: pytest.CaptureFixture[str]) -> None:
     few = ["widths=64,128", "seeds=2", "steps=2"]
     assert main([*MLA, *few, RULES, "grow={attention: {n_heads: 4}}"]) == 1

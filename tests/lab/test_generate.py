@@ -149,17 +149,11 @@ def test_json_is_one_document(run: Path, writer: Writer, capsys: pytest.CaptureF
     [
         (["nowhere", "--prompt", "x"], "MODEL", "no such file or folder"),
         (["RUN"], "--prompt", "is required"),
-        (["RUN", "--prompt", ""], "--prompt", "is empty"),
         (["RUN", "--prompt", "x", "--prompt="], "--prompt", "is empty"),
         (["RUN", "--prompt", "x", "--top-p", "2"], "--top-p", "at most 1"),
-        (["RUN", "--prompt", "x", "--top-k", "0"], "--top-k", "at least 1"),
-        (["RUN", "--prompt", "x", "--min-p", "-1"], "--min-p", "at most 1"),
         (["RUN", "--prompt", "x", "--temperature", "nan"], "--temperature", "finite"),
-        (["RUN", "--prompt", "x", "--repetition-penalty", "0"], "--repetition-penalty", "at least 1e-09"),
         (["RUN", "--prompt", "x", "--max-new-tokens", "0"], "--max-new-tokens", "1 or more"),
-        (["RUN", "--prompt", "x", "--max-new-tokens", "many"], "command line", "invalid int"),
         (["RUN", "--prompt", "x", "--seed", "-1"], "--seed", "whole number"),
-        (["RUN", "--prompt", "x", "--bits", "5"], "command line", "8, 6, 4"),
         (["RUN", "--prompt", "x", "--tempreture", "1"], "command line", "--temperature"),
         (["RUN", "--prompt", "x", "--dtype", "int8"], "dtype", "bfloat16"),
         (["RUN", "--prompt", "x", "--device", "abacus"], "device", "no such device"),
@@ -193,11 +187,10 @@ def test_more_than_learned_positions_is_refused_with_what_fits(save: Callable[..
         main([str(run), "--prompt", "x" * 10, "--max-new-tokens", "1"])
 
 
-@pytest.mark.parametrize("n", [10**12, 10**26])
-@pytest.mark.parametrize("words", [[], ["--drafts", "lookup"], ["--bits", "6"]])
-def test_more_tokens_than_memory_holds_are_refused(save: Callable[..., Path], n: int, words: list[str]) -> None:
+@pytest.mark.parametrize(("n", "words"), [(10**12, []), (10**26, ["--drafts", "lookup"]), (10**12, ["--bits", "6"])])
+def test_more_tokens_than_memory_holds_are_refused(run: Path, n: int, words: list[str]) -> None:
     with pytest.raises(ConfigError, match="memory of cpu") as refused:
-        main([str(save()), "--prompt", "xy", "--max-new-tokens", str(n), *words])
+        main([str(run), "--prompt", "xy", "--max-new-tokens", str(n), *words])
     assert refused.value.path == "--max-new-tokens"
 
 
@@ -209,7 +202,7 @@ def test_attention_without_a_cache_is_refused(writer: Writer, monkeypatch: pytes
         writer.write("x")
 
 
-@pytest.mark.parametrize("words", [[], ["--temperature", "0"], ["--drafts", "lookup"]], ids=" ".join)
+@pytest.mark.parametrize("words", [["--temperature", "0"], ["--drafts", "lookup"]], ids=" ".join)
 def test_model_that_has_diverged_is_refused(save: Callable[..., Path], words: list[str]) -> None:
     folder = save()
     checkpoint = folder / "checkpoints" / "last.ckpt"
@@ -249,7 +242,7 @@ def test_drafts_of_every_kind_leave_texts_as_they_are_and_are_counted(
     model, small = str(save(mtp={"depth": 2})), str(save(n_layers=1))
     plain = printed(capsys, model)
     assert "drafts" not in plain
-    for kind, tokens in (("mtp", []), ("mtp", ["--draft-tokens", "1"]), ("lookup", []), (small, [])):
+    for kind, tokens in (("mtp", ["--draft-tokens", "1"]), ("lookup", []), (small, [])):
         found = printed(capsys, model, "--drafts", kind, *tokens)
         drafts = found.pop("drafts")
         assert found == plain

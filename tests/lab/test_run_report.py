@@ -65,6 +65,7 @@ def test_run_is_shown_and_written(
     assert {"attention mla", "layer 0"} <= {tip.partition(":")[0] for tip in drawn(folder / "model.svg")}
 
 
+@pytest.mark.slow
 def test_dense_run_draws_no_experts_and_samples_nothing_when_told(
     plain: Callable[..., dict[str, Any]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -77,6 +78,7 @@ def test_dense_run_draws_no_experts_and_samples_nothing_when_told(
     assert results["parameters"] == results["active_parameters"]
 
 
+@pytest.mark.slow
 def test_attention_without_a_cache_is_reported_without_a_sample(
     plain: Callable[..., dict[str, Any]],
     tmp_path: Path,
@@ -90,6 +92,7 @@ def test_attention_without_a_cache_is_reported_without_a_sample(
     assert not (tmp_path / "run" / "sample.txt").exists()
 
 
+@pytest.mark.slow
 def test_sample_is_as_long_as_the_model_allows(plain: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
     execute(plain("data/tokenizer=chars", "callbacks.report.sample_tokens=500"))
     text = (tmp_path / "run" / "sample.txt").read_text()
@@ -176,6 +179,7 @@ def test_curves_hold_what_was_learnt_and_what_a_token_costs(
     assert metrics["val/loss"] > 0
 
 
+@pytest.mark.slow
 def test_run_that_validates_at_its_end_only_has_that_in_its_curves(
     plain: Callable[..., dict[str, Any]], tmp_path: Path
 ) -> None:
@@ -183,7 +187,11 @@ def test_run_that_validates_at_its_end_only_has_that_in_its_curves(
     assert curves_of(tmp_path / "run")["val"] == [[2, metrics["val/loss"]]]
 
 
-@pytest.mark.parametrize("end", [RuntimeError("no"), Interrupted(None, 3, 15)], ids=["failed", "interrupted"])
+@pytest.mark.parametrize(
+    "end",
+    [RuntimeError("no"), pytest.param(Interrupted(None, 3, 15), marks=pytest.mark.slow)],
+    ids=["failed", "interrupted"],
+)
 def test_run_that_ends_before_its_time_leaves_what_it_had(
     plain: Callable[..., dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, end: BaseException
 ) -> None:

@@ -41,7 +41,7 @@ def test_every_effect_has_a_least_size_and_some_pairs_are_equal() -> None:
     assert {part for each in read for part in each.covers} == {"Holm's correction", "looks", "tuning"}
 
 
-@pytest.mark.parametrize("name", OURS)
+@pytest.mark.parametrize("name", [OURS[0], *(pytest.param(name, marks=pytest.mark.slow) for name in OURS[1::2])])
 def test_arms_of_a_control_compose_and_differ_in_what_it_is_about_alone(name: str) -> None:
     of = control.read(name)
     baseline, *arms = (compose_config(arm.runs[0].overrides) for arm in of.sweeps({})[0].arms)

@@ -151,6 +151,7 @@ def test_the_sentence_says_what_was_covered_and_the_smallest_effect() -> None:
     assert "0.03 nats" in sentence and "looks" in sentence and "tuning" not in sentence
 
 
+@pytest.mark.slow
 def test_absent_effects_are_seen_one_time_in_twenty_and_a_halved_rate_is_seen() -> None:
     """A/A pairs with the noise of the small text runs, sd 0.010; and a difference of 0.05, that of a halved rate."""
     noise = random.Random(0)

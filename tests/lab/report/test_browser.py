@@ -22,8 +22,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     return [write(find(read(folder))) for folder in (ablation(folders[0]), grid(folders[1], long))]
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", [1280, 390, 320])
+@pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (390, "dark"), (320, "light")])
 def test_page_fits_and_is_quiet(browser: Any, pages: list[Path], width: int, scheme: str) -> None:
     for file in pages:
         page = browser.new_page(viewport={"width": width, "height": 800}, color_scheme=scheme)

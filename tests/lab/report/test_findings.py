@@ -16,7 +16,7 @@ from blockwright.lab.report.verdict import verdict
 from blockwright.training.figure import Figure
 from blockwright.training.result import Result
 
-SWEEPS = 1000
+SWEEPS = 300
 
 
 def sweep_of(losses: Mapping[str, Mapping[tuple[float | None, int], float]], maximize: bool = False) -> Sweep:
@@ -52,24 +52,24 @@ def simulated(
 # --- against the truth ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("seeds", [3, *(pytest.param(n, marks=pytest.mark.slow) for n in (2, 5))])
+@pytest.mark.slow
+@pytest.mark.parametrize("seeds", [2, 5])
 def test_interval_holds_the_truth_as_often_as_it_says(seeds: int) -> None:
     rng, effect, held = random.Random(seeds), -0.015, 0
     for _ in range(SWEEPS):
         comparison = simulated(rng, [0.0, effect], seeds).arms[1].comparison
         assert comparison is not None and comparison.difference.low is not None
         held += comparison.difference.low <= effect <= (comparison.difference.high or -math.inf)
-    assert 0.93 <= held / SWEEPS <= 0.97
+    assert 0.91 <= held / SWEEPS <= 0.99  # three standard errors
 
 
-@pytest.mark.parametrize(
-    ("arms", "seeds"), [(2, 3), *(pytest.param(4, seeds, marks=pytest.mark.slow) for seeds in (3, 5))]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("arms", "seeds"), [(2, 3), (4, 5)])
 def test_what_is_the_same_is_called_noise(arms: int, seeds: int) -> None:
     rng = random.Random(arms)
     found = [simulated(rng, [0.0] * arms, seeds) for _ in range(SWEEPS)]
     quiet = sum(not any(f.evidence.is_different for f in of.others if f.evidence) for of in found)
-    assert quiet / SWEEPS >= 0.94
+    assert quiet / SWEEPS >= 0.91  # .95 less three standard errors
 
 
 @pytest.mark.slow
@@ -82,15 +82,16 @@ def test_four_arms_without_a_correction_would_cry_wolf() -> None:
 
 def test_what_differs_by_more_than_noise_is_found() -> None:
     rng = random.Random(0)
-    found = [simulated(rng, [0.0, -0.1, 0.1, 0.0], 3) for _ in range(200)]
+    found = [simulated(rng, [0.0, -0.1, 0.1, 0.0], 3) for _ in range(40)]
     for arm, kind in ((1, "better"), (2, "worse")):
-        assert sum(verdict(of.arms[arm], of).kind == kind for of in found) > 180
+        assert sum(verdict(of.arms[arm], of).kind == kind for of in found) > 34
 
 
+@pytest.mark.slow
 def test_learning_rates_chosen_on_the_same_seeds_do_not_cry_wolf() -> None:
     rng = random.Random(1)
     found = [simulated(rng, [0.0, 0.0], 3, rates=(0.001, 0.003, 0.01)) for _ in range(SWEEPS)]
-    assert sum(verdict(of.arms[1], of).is_decided for of in found) / SWEEPS <= 0.06
+    assert sum(verdict(of.arms[1], of).is_decided for of in found) / SWEEPS <= 0.09  # .05 and three standard errors
 
 
 # --- learning rates ---------------------------------------------------------------------------------------------------

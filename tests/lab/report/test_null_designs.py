@@ -142,17 +142,17 @@ def _without_advice(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("null", DESIGNS[::4], ids=str)
+@pytest.mark.parametrize("null", DESIGNS[::6], ids=str)
 def test_equal_arms_are_rarely_called_different_and_intervals_hold_the_truth(null: Null) -> None:
     """A part of the designs; ``DESIGNS`` with 1,500 sweeps each takes an hour."""
-    found = counted(null, 500)
-    assert found.false <= 0.06 + 0.021  # two errors of the simulation: 2 √(0.06 · 0.94 / 500)
-    assert found.coverage >= 0.94 - 0.011  # of three times as many intervals, which share a baseline
+    found = counted(null, 150)
+    assert found.false <= 0.06 + 0.058  # three errors of the simulation: 3 √(0.06 · 0.94 / 150)
+    assert found.coverage >= 0.94 - 0.033  # of three times as many intervals, which share a baseline
 
 
 def test_a_noisy_baseline_is_in_every_interval() -> None:
     """With one variance for all arms, 11 % of these miss the truth."""
-    rng, missed, number = np.random.default_rng(0), 0, 600
+    rng, missed, number = np.random.default_rng(0), 0, 300
     for _ in range(number):
         losses = rng.standard_normal((3, 3)) * np.array([[4], [1], [1]])
         sides = [

@@ -103,6 +103,7 @@ def test_undecided_says_what_it_takes(tmp_path: Path) -> None:
     assert f"To see 0.010: about {found.needs_seeds} more seeds, {found.minutes:.0f} minutes." in found.text
 
 
+@pytest.mark.slow
 def test_seeds_that_are_said_to_be_needed_are_enough(tmp_path: Path) -> None:
     """With as many seeds, a sweep of that noise sees the difference four times in five."""
     asked = of(planned(tmp_path, swinging(4, 0.01 * 2**0.5), definition={"see": 0.02}))

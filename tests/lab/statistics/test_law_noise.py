@@ -48,6 +48,7 @@ def test_more_arms_are_the_pooled_test() -> None:
     assert (of, dof) == pytest.approx((2 * (about**2).sum() / 12 / 4, 12), rel=1e-3)
 
 
+@pytest.mark.slow
 def test_variances_are_unbiased() -> None:
     """Products of residuals, without what the fit takes of them, found a correlation of arms of .46 for .50."""
     rng, seen = np.random.default_rng(1), []

@@ -45,23 +45,19 @@ def shares(trials: int, said: bool, seed: int = 3) -> tuple[float, float]:
 
 
 @pytest.mark.slow
-def test_it_is_no_misfit() -> None:
-    assert shares(30, said=True)[0] <= 0.14 < 0.15 <= shares(30, said=False)[0]
-
-
-@pytest.mark.slow
 def test_it_is_no_misfit_and_intervals_cover() -> None:
-    """Of two seeds; a true law without it is rejected in 5 % too, at a nominal 1 %."""
-    wrong, covered = shares(400, said=True)
-    assert wrong <= 0.07 and 0.93 <= covered <= 0.985
-    wrong, covered = shares(400, said=False)
-    assert wrong >= 0.2 and covered <= 0.92
+    """Of two seeds; a true law without it is rejected in 5 % too, at a nominal 1 %; three standard errors of 60."""
+    wrong, covered = shares(60, said=True)
+    assert wrong <= 0.14 and covered >= 0.87
+    wrong_unsaid, covered_unsaid = shares(60, said=False)
+    assert wrong_unsaid > max(0.15, wrong) and covered_unsaid < covered
 
 
 def interval(found: Fit) -> float:
     return found.speed_up("changed").half
 
 
+@pytest.mark.slow
 def test_it_widens_intervals_and_lessens_no_p() -> None:
     rungs = ladder(np.random.default_rng(5), GAINS, seeds=2)
     plain, wide = conclude(rungs, "plain"), conclude(rungs, "plain", known(rungs))
@@ -72,6 +68,7 @@ def test_it_widens_intervals_and_lessens_no_p() -> None:
     assert wide.left_out.half > plain.left_out.half
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["apart", "alike"])
 def test_it_is_planned_as_it_comes(form: Form) -> None:
     rungs = ladder(np.random.default_rng(0), seeds=2)

@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from blockwright.lab.statistics.looks import SPENDING, Spend, nominal
 
 FOUR = (4, 8, 12, 16)
-COUNTS = [40_000, pytest.param(200_000, marks=pytest.mark.slow)]
 
 
 class Stopped:
@@ -74,60 +73,45 @@ def test_one_look_spends_all() -> None:
 
 @pytest.mark.parametrize("looks", [(3, 5, 8, 12), FOUR, (5, 10, 15, 20), (3, 6, 12)])
 @pytest.mark.parametrize("spend", ["obrien_fleming", "pocock"])
-@pytest.mark.parametrize("count", [pytest.param(200_000, marks=pytest.mark.slow)])
-def test_size_of_all_looks_together(looks: Sequence[int], spend: Spend, count: int) -> None:
-    assert 0.045 <= Stopped(looks, nominal(looks, spend), 0.0, count).different <= 0.055
-
-
-@pytest.mark.parametrize("spend", ["obrien_fleming", "pocock"])
-def test_size_at_four_looks(spend: Spend) -> None:
-    assert 0.045 <= Stopped(FOUR, nominal(FOUR, spend), 0.0, 40_000).different <= 0.055
+def test_size_of_all_looks_together(looks: Sequence[int], spend: Spend) -> None:
+    assert 0.045 <= Stopped(looks, nominal(looks, spend), 0.0, 40_000).different <= 0.055
 
 
 def test_looks_without_spending_cry_wolf() -> None:
     assert 0.13 < Stopped(FOUR, [0.05] * 4, 0.0, 40_000).different < 0.15
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("count", COUNTS)
 @pytest.mark.parametrize(
     ("spend", "effect", "seeds", "power"),
     [
         ("obrien_fleming", 0.0, 15.9, None),
         ("obrien_fleming", 1.0, 12.1, 0.95),
-        ("obrien_fleming", 1.5, 9.7, None),
         ("obrien_fleming", 2.0, 8.4, None),
         ("pocock", 0.0, 15.6, None),
         ("pocock", 1.0, 10.6, 0.91),
-        ("pocock", 1.5, 7.7, None),
         ("pocock", 2.0, 6.3, None),
     ],
 )
-def test_large_differences_stop_early(
-    spend: Spend, effect: float, seeds: float, power: float | None, count: int
-) -> None:
-    stopped = Stopped(FOUR, nominal(FOUR, spend), effect, count)
+def test_large_differences_stop_early(spend: Spend, effect: float, seeds: float, power: float | None) -> None:
+    stopped = Stopped(FOUR, nominal(FOUR, spend), effect, 40_000)
     assert stopped.seeds == pytest.approx(seeds, abs=0.2)
     assert power is None or stopped.different == pytest.approx(power, abs=0.012)
 
 
-@pytest.mark.slow
 def test_estimates_of_early_stops_are_too_large() -> None:
     for spend in ("obrien_fleming", "pocock"):
         assert 0.03 < Stopped(FOUR, nominal(FOUR, spend), 1.0, 40_000).error < 0.10
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("count", COUNTS)
 @pytest.mark.parametrize(
     ("margin", "effect", "same", "different", "seeds"),
     [(1.0, 0.0, 0.89, 0.05, 11.1), (1.0, 1.0, 0.04, 0.90, None), (1.5, 0.0, 0.97, None, 7.5)],
 )
 def test_looks_for_difference_and_for_equivalence(
-    margin: float, effect: float, same: float, different: float | None, seeds: float | None, count: int
+    margin: float, effect: float, same: float, different: float | None, seeds: float | None
 ) -> None:
     sides = [p / 2 for p in nominal(FOUR, "pocock", 0.10)]
-    stopped = Stopped(FOUR, nominal(FOUR, "pocock", 0.05), effect, count, margin, sides)
+    stopped = Stopped(FOUR, nominal(FOUR, "pocock", 0.05), effect, 40_000, margin, sides)
     assert stopped.same == pytest.approx(same, abs=0.012)
     assert different is None or stopped.different == pytest.approx(different, abs=0.012)
     assert seeds is None or stopped.seeds == pytest.approx(seeds, abs=0.2)

@@ -47,6 +47,7 @@ def called(ps: NDArray[np.float64], ours: float, theirs: float) -> float:
     return float(weights[0] @ (ps < 0.05) @ weights[1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("chance", [0.15, 0.5, 0.8])
 def test_level_is_kept_and_is_nearer_to_it_than_fishers(ps: NDArray[np.float64], chance: float) -> None:
     tables = [[[[ours, theirs], [6 - ours, 6 - theirs]] for theirs in range(7)] for ours in range(7)]

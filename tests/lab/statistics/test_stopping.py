@@ -9,12 +9,10 @@ from scipy.stats import norm
 from blockwright.lab.statistics.looks import Spend, nominal
 from blockwright.lab.statistics.stopping import overestimate
 
-SWEEPS = 200_000
+SWEEPS = 50_000
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("effect", [0.5, 1.0, 2.0])
-@pytest.mark.parametrize("spend", ["obrien_fleming", "pocock"])
+@pytest.mark.parametrize(("effect", "spend"), [(0.5, "pocock"), (1.0, "obrien_fleming"), (2.0, "pocock")])
 def test_overestimate_is_that_of_simulated_sweeps(spend: Spend, effect: float) -> None:
     looks = (4, 8, 12)
     values = np.random.default_rng(0).standard_normal((SWEEPS, looks[-1])) + effect
@@ -24,7 +22,7 @@ def test_overestimate_is_that_of_simulated_sweeps(spend: Spend, effect: float) -
         stops = going & (abs(mean) * np.sqrt(n) > norm.isf(p / 2))
         estimates.append(abs(mean[stops]) - effect)
         going &= ~stops
-    assert overestimate(looks, spend, effect) == pytest.approx(np.concatenate(estimates).mean(), abs=0.006)
+    assert overestimate(looks, spend, effect) == pytest.approx(np.concatenate(estimates).mean(), abs=0.012)
 
 
 def test_small_differences_are_overestimated_most() -> None:

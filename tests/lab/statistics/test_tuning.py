@@ -96,6 +96,7 @@ def false_positives(
     return math.fsum(chances) / len(chances)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("curvature", [0.03, 0.08])
 def test_tuned_arms_that_are_equal_are_rarely_called_different(curvature: float) -> None:
     pairs = tuned(lopsided(curvature), lopsided(curvature), 400)
@@ -107,11 +108,10 @@ def test_tuned_arms_that_are_equal_are_rarely_called_different(curvature: float)
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("curvature", "eight", "sixteen"),
-    [(0.01, 0.060, 0.068), (0.02, 0.062, 0.078), (0.03, 0.060, 0.072), (0.05, 0.060, 0.073), (0.08, 0.056, 0.063),
-     (0.2, 0.057, 0.064)],
-)  # fmt: skip
+    [(0.01, 0.060, 0.068), (0.05, 0.060, 0.073), (0.2, 0.057, 0.064)],
+)
 def test_false_positives_of_tuned_arms(curvature: float, eight: float, sixteen: float) -> None:
-    pairs = tuned(lopsided(curvature), lopsided(curvature), 2000)
+    pairs = tuned(lopsided(curvature), lopsided(curvature), 400)
     assert 0.05 <= false_positives(pairs) <= 0.062
     assert 0.05 <= false_positives(pairs, fresh=8) <= eight
     assert 0.05 <= false_positives(pairs, fresh=16) <= sixteen
@@ -120,23 +120,23 @@ def test_false_positives_of_tuned_arms(curvature: float, eight: float, sixteen: 
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("shape", "curvature", "most"),
-    [(parabola, 0.03, 0.061), (parabola, 0.05, 0.068), (parabola, 0.08, 0.056), (mirrored, 0.03, 0.061),
-     (mirrored, 0.05, 0.061), (mirrored, 0.08, 0.057)],
-)  # fmt: skip
+    [(parabola, 0.05, 0.068), (mirrored, 0.03, 0.061)],
+)
 def test_false_positives_of_arms_whose_curves_differ_in_shape(
     shape: Callable[[float], Loss], curvature: float, most: float
 ) -> None:
-    assert 0.05 <= false_positives(tuned(lopsided(curvature), shape(curvature), 1500), fresh=8) <= most
+    assert 0.05 <= false_positives(tuned(lopsided(curvature), shape(curvature), 300), fresh=8) <= most
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("curvature", [0.03, 0.08])
 def test_best_values_far_from_the_first_tries(curvature: float) -> None:
-    pairs = tuned(lopsided(curvature), lopsided(curvature), 1500, within=3.0)
+    pairs = tuned(lopsided(curvature), lopsided(curvature), 300, within=3.0)
     assert 0.05 <= false_positives(pairs) <= 0.062
     assert not any(fit(arm.tries).edge for pair in pairs for arm in pair)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("curvature", "wolf"), [(0.03, 0.20), (0.08, 0.45)])
 def test_best_of_the_listed_values_would_cry_wolf(
     curvature: float, wolf: float, monkeypatch: pytest.MonkeyPatch
@@ -145,6 +145,7 @@ def test_best_of_the_listed_values_would_cry_wolf(
     assert false_positives(tuned(lopsided(curvature), lopsided(curvature), 300), at_best_tries) > wolf
 
 
+@pytest.mark.slow
 def test_a_parabola_without_weights_and_a_zoom_would_cry_wolf(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tuning, "COARSE", math.inf)
     assert false_positives(tuned(lopsided(0.08), lopsided(0.08), 300)) > 0.075
@@ -152,6 +153,7 @@ def test_a_parabola_without_weights_and_a_zoom_would_cry_wolf(monkeypatch: pytes
     assert false_positives(tuned(lopsided(0.08), lopsided(0.08), 300)) > 0.10
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("curvature", [0.03, 0.08])
 def test_regret_is_about_what_the_vertex_costs(curvature: float) -> None:
     arms = [arm for pair in tuned(lopsided(curvature), lopsided(curvature), 150) for arm in pair]
@@ -174,18 +176,19 @@ def called_different(pairs: Sequence[tuple[Arm, Arm]], fresh: int, effect: float
 @pytest.mark.slow
 @pytest.mark.parametrize(("curvature", "power"), [(0.015, 0.80), (0.03, 0.89), (0.08, 0.93)])
 def test_what_tuning_leaves_is_in_the_verdict(curvature: float, power: float) -> None:
-    pairs = tuned(lopsided(curvature), lopsided(curvature), 500)
+    pairs = tuned(lopsided(curvature), lopsided(curvature), 100)
     for fresh in (3, 8, 16):
         assert 0.03 <= called_different(pairs, fresh) <= 0.062, f"{fresh} seeds"
     assert called_different(pairs, 16, effect=0.007) > power  # .95 if the best values were known
 
 
 def test_many_seeds_without_what_tuning_leaves_would_cry_wolf() -> None:
-    pairs = tuned(lopsided(0.015), lopsided(0.015), 150)
+    pairs = tuned(lopsided(0.015), lopsided(0.015), 100)
     assert false_positives(pairs, fresh=16) > 0.065
     assert called_different(pairs, 16) <= 0.06
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("curvature", [0.015, 0.08])
 def test_variance_that_is_left_is_about_that_of_the_excess(curvature: float) -> None:
     arms = [arm for pair in tuned(lopsided(curvature), lopsided(curvature), 150) for arm in pair]

@@ -19,6 +19,7 @@ def errors(model: str) -> list[float]:
     return [1 - accuracy for accuracy in DEBERTA[model]["accuracies"]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", ["deberta", "deberta_v3"])
 def test_bands_hold_the_true_curve(model: str) -> None:
     curve, truth = bands(errors(model)), [1 - best for best in DEBERTA[model]["median_of_best"]]

