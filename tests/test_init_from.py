@@ -49,9 +49,9 @@ def checked_start(settings: list[str], tmp_path: Path) -> Callable[..., dict[str
     return make
 
 
-@pytest.mark.parametrize("start", ["out", "some.ckpt", "run"])
+@pytest.mark.parametrize("start", ["out", "run"])
 def test_task_starts_from_the_weights(checked_start: Callable[..., dict[str, Any]], imported: Path, start: str) -> None:
-    """Of an imported folder, a checkpoint, and the folder of a run."""
+    """Of an imported folder, and the folder of a run."""
     last = imported.parent / "run" / "checkpoints" / "last.ckpt"
     last.parent.mkdir(parents=True, exist_ok=True)
     shutil.copy(imported.parent / "some.ckpt", last)
@@ -77,11 +77,8 @@ def test_composition_comes_from_there_and_may_be_patched(
     [
         (["init_from=OUT"], "init_from", "Add model=pretrained"),  # the default model is another
         (["init_from=OUT", "model=pretrained", "+model.attention.n_heads=4"], "init_from", "has other weights"),
-        (["init_from=OUT", "model=pretrained", "+model.attention.n_haeds=4"], "model.attention.n_haeds", "n_heads"),
         (["model=pretrained"], "init_from", "none is named"),
         (["init_from=/nowhere", "model=pretrained"], "init_from", "holds neither model.yaml nor"),
-        (["init_from=/nowhere"], "init_from", "holds neither model.yaml nor"),
-        (["init_from=5", "model=pretrained"], "init_from", "a string or null.*a run's folder"),
     ],
 )
 def test_start_that_cannot_be_right_is_refused(

@@ -15,10 +15,11 @@ import pytest
 import torch
 from warm import Warm
 
-pytestmark = pytest.mark.xdist_group("resume")  # its fixture runs a whole program, once
+pytestmark = pytest.mark.xdist_group("resume")  # its fixtures run whole programs, once
 
 ROOT = Path(__file__).resolve().parent.parent
 BIAS = "model/gating=sigmoid_bias"
+QUICK = "balancing bias"  # which is stopped between micro-batches, with a state that is no weight
 
 
 class Case(NamedTuple):
@@ -52,7 +53,6 @@ CASES = {
 }
 
 REFUSED = {  # each where a run that was stopped has left its checkpoints
-    "new run": (),
     "automatic start with another seed": ("auto_resume=true", "seed=1"),
     "automatic start with a callback that changes weights": ("auto_resume=true", "callbacks=qk_clip"),
     "another position": ("ckpt_path=last", "model/position=alibi"),
@@ -158,24 +158,47 @@ def sends(signum: int, at: int, times: int = 1, when: str = "train_batch_start")
     return [f"+callbacks.sends={json.dumps(callback)}".replace('"', "")]
 
 
-def sends_of(case: Case) -> list[str]:
-    return sends(case.signum, case.at, when=case.when)
+Said = dict[str, tuple[Any, str]]
+Stories = Callable[[list[Any]], Said]
 
 
 @pytest.fixture(scope="module")
-def said(base: list[str], warm: Warm, environment: dict[str, str], folder: Path) -> dict[str, tuple[Any, str]]:
-    """Each case three times: never stopped; stopped; resumed. All in one process."""
-    commands = []
-    for i, case in enumerate(CASES.values()):
-        run = [*base, *case.overrides]
-        commands += [
-            [f"{i} whole", [*run, f"hydra.run.dir={folder}/{i}/whole"]],
-            [
-                f"{i} stopped",
-                [*run, f"hydra.run.dir={folder}/logs/case{i}/runs/a", *sends(case.signum, case.at, when=case.when)],
-            ],
-            [f"{i} resumed", [*run, f"hydra.run.dir={folder}/{i}/on", "ckpt_path=last", f"task_name=case{i}"]],
-        ]
+def stories(warm: Warm, environment: dict[str, str], folder: Path) -> Stories:
+    """Runs commands one after the other in one process: what each said."""
+
+    def run(commands: list[Any]) -> Said:
+        there = {**environment, "PYTHONPATH": str(folder)}
+        done = warm.run("-c", DRIVER, input=json.dumps(commands), cwd=folder, env=there, timeout=500)
+        assert done.returncode == 0, done.stderr
+        return {name: (code, text) for name, code, text in map(json.loads, done.stdout.splitlines())}
+
+    return run
+
+
+def three(base: list[str], folder: Path, name: str) -> list[Any]:
+    """A case never stopped; stopped; resumed."""
+    i, case = list(CASES).index(name), CASES[name]
+    run = [*base, *case.overrides]
+    stopped = [*run, f"hydra.run.dir={folder}/logs/case{i}/runs/a", *sends(case.signum, case.at, when=case.when)]
+    return [
+        [f"{i} whole", [*run, f"hydra.run.dir={folder}/{i}/whole"]],
+        [f"{i} stopped", stopped],
+        [f"{i} resumed", [*run, f"hydra.run.dir={folder}/{i}/on", "ckpt_path=last", f"task_name=case{i}"]],
+    ]
+
+
+@pytest.fixture(scope="module")
+def once(base: list[str], stories: Stories, folder: Path) -> Said:
+    """One case, and a run that would overwrite what it left."""
+    i = list(CASES).index(QUICK)
+    there = f"callbacks.checkpoint.dirpath={folder}/logs/case{i}/runs/a/checkpoints"
+    return stories([*three(base, folder, QUICK), ["over it", [*base, there]]])
+
+
+@pytest.fixture(scope="module")
+def said(base: list[str], stories: Stories, folder: Path, once: Said) -> Said:
+    """The other cases and stories."""
+    commands = [command for name in CASES if name != QUICK for command in three(base, folder, name)]
     impatient = [*base, f"hydra.run.dir={folder}/impatient", *sends(signal.SIGINT, 2, times=2)]
     commands.append(["impatient", impatient])
     crashes = [*base, "trainer.val_check_interval=3", f"hydra.run.dir={folder}/crashed"]
@@ -234,10 +257,7 @@ def said(base: list[str], warm: Warm, environment: dict[str, str], folder: Path)
     commands.append(["worse on", [*worse[:-1], *on_from_worse, "trainer.max_steps=8"]])
     by_cli = ["fit", "--compose", *base, "task_name=cli"]
     commands.append(["cli stopped", [*by_cli, *sends(signal.SIGTERM, 2)]])
-    there = {**environment, "PYTHONPATH": str(folder)}
-    done = warm.run("-c", DRIVER, input=json.dumps(commands), cwd=folder, env=there, timeout=500)
-    assert done.returncode == 0, done.stderr
-    return {name: (code, text) for name, code, text in map(json.loads, done.stdout.splitlines())}
+    return stories(commands)
 
 
 def final(run: Path) -> dict[str, float]:
@@ -249,30 +269,20 @@ def checkpoint(run: Path) -> dict[str, Any]:
     return torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
 
 
-@pytest.mark.parametrize(("i", "name"), enumerate(CASES), ids=list(CASES))
-def test_stopped_run_leaves_a_checkpoint_and_says_how_to_resume(
-    i: int, name: str, said: dict[str, tuple[Any, str]], folder: Path
-) -> None:
-    case, (code, text) = CASES[name], said[f"{i} stopped"]
+def assert_stopped_and_resumed(name: str, said: Said, folder: Path) -> None:
+    """It left a checkpoint, said how to resume, and on is the run that never stopped: its curves too."""
+    i, case = list(CASES).index(name), CASES[name]
+    code, text = said[f"{i} stopped"]
     run = folder / "logs" / f"case{i}" / "runs" / "a"
-    assert code == 75, text
-    assert "Traceback" not in text
-    wanted = (
-        f"stopped by {signal.Signals(case.signum).name} after step {case.step}. Continue with the same command and "
-    )
-    assert f"{wanted}ckpt_path={run}/checkpoints/last.ckpt" in text
+    assert code == 75 and "Traceback" not in text, text
+    assert f"stopped by {signal.Signals(case.signum).name} after step {case.step}. Continue with " in text
+    assert f"ckpt_path={run}/checkpoints/last.ckpt" in text
     assert checkpoint(run)["global_step"] == case.step
     assert not (run / "results.json").exists()
 
-
-@pytest.mark.parametrize(("i", "name"), enumerate(CASES), ids=list(CASES))
-def test_resumed_run_is_the_run_that_never_stopped(
-    i: int, name: str, said: dict[str, tuple[Any, str]], folder: Path
-) -> None:
     assert said[f"{i} whole"][0] == said[f"{i} resumed"][0] == 0, said[f"{i} resumed"][1]
     whole, on = folder / str(i) / "whole", folder / str(i) / "on"
-    assert final(on)["val/loss"] == final(whole)["val/loss"]  # to the last bit
-    assert final(on) == final(whole)
+    assert final(on) == final(whole) and final(on)["val/loss"] > 0  # to the last bit
     ours, theirs = checkpoint(on), checkpoint(whole)
     assert ours["state_dict"].keys() == theirs["state_dict"].keys()
     for key, value in theirs["state_dict"].items():
@@ -280,34 +290,45 @@ def test_resumed_run_is_the_run_that_never_stopped(
     for key, value in theirs.get("current_model_state", {}).items():
         assert torch.equal(ours["current_model_state"][key], value), key
     assert ours["global_step"] == theirs["global_step"]
+    ours, theirs = (each["callbacks"]["RunReport"] for each in (ours, theirs))
+    assert ours["train"] == theirs["train"] and ours["val"] == theirs["val"]
 
 
-@pytest.mark.parametrize(("i", "name"), enumerate(CASES), ids=list(CASES))
-def test_curves_of_a_resumed_run_are_whole(i: int, name: str, said: dict[str, tuple[Any, str]], folder: Path) -> None:
-    assert said
-    ours, theirs = (checkpoint(folder / str(i) / run)["callbacks"]["RunReport"] for run in ("on", "whole"))
-    assert ours["train"] == theirs["train"]
-    assert ours["val"] == theirs["val"]
+def test_stopped_and_resumed_run_is_the_run_that_never_stopped(once: Said, folder: Path) -> None:
+    assert_stopped_and_resumed(QUICK, once, folder)
 
 
-def test_balancing_bias_has_moved_and_survives(said: dict[str, tuple[Any, str]], folder: Path) -> None:
-    i = list(CASES).index("balancing bias")
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in CASES if name != QUICK])
+def test_run_stopped_anywhere_is_the_run_that_never_stopped(name: str, said: Said, folder: Path) -> None:
+    assert_stopped_and_resumed(name, said, folder)
+
+
+def test_balancing_bias_has_moved_and_survives(once: Said, folder: Path) -> None:
+    i = list(CASES).index(QUICK)
     key = "decoder.layers.1.ffn.gating.bias"
     stopped = checkpoint(folder / "logs" / f"case{i}" / "runs" / "a")["state_dict"][key]
     end = checkpoint(folder / str(i) / "on")["state_dict"][key]
-    assert said and stopped.abs().max() > 0 and not torch.equal(stopped, end)
+    assert once and stopped.abs().max() > 0 and not torch.equal(stopped, end)
     assert (stopped / 0.05).round().sub(stopped / 0.05).abs().max() < 1e-4  # whole steps
     assert stopped.abs().max() <= 0.05 * 3 + 1e-6  # one an optimizer step, of which there were three
 
 
-def test_crashed_run_resumes_from_its_last_validation(said: dict[str, tuple[Any, str]], folder: Path) -> None:
+def test_new_run_that_would_overwrite_a_checkpoint_is_refused_with_one_message(once: Said) -> None:
+    code, text = once["over it"]
+    assert code == 64 and text.count("error: ") == 1 and "Traceback" not in text, text
+
+
+@pytest.mark.slow
+def test_crashed_run_resumes_from_its_last_validation(said: Said, folder: Path) -> None:
     assert said["crashed"][0] == "raised" and "crashed" in said["crashed"][1]
     assert checkpoint(folder / "crashed")["global_step"] == 3
     assert said["on after a crash"][0] == 0, said["on after a crash"][1]
     assert final(folder / "on")["val/loss"] == final(folder / "0" / "whole")["val/loss"]
 
 
-def test_finished_run_made_longer_is_the_long_run(said: dict[str, tuple[Any, str]], folder: Path) -> None:
+@pytest.mark.slow
+def test_finished_run_made_longer_is_the_long_run(said: Said, folder: Path) -> None:
     assert said["long"][0] == said["short"][0] == said["longer"][0] == 0, said["longer"][1]
     assert checkpoint(folder / "short")["global_step"] == 6  # though no validation fell on it
     assert final(folder / "longer") == final(folder / "long")
@@ -315,7 +336,8 @@ def test_finished_run_made_longer_is_the_long_run(said: dict[str, tuple[Any, str
         assert torch.equal(checkpoint(folder / "longer")["state_dict"][name], value), name
 
 
-def test_last_checkpoint_is_the_newest_though_nothing_improves(said: dict[str, tuple[Any, str]], folder: Path) -> None:
+@pytest.mark.slow
+def test_last_checkpoint_is_the_newest_though_nothing_improves(said: Said, folder: Path) -> None:
     assert said["worse"][0] == 0
     val = [float(x) for x in re.findall(r"val/loss=(\S+)", said["worse"][1])]
     best = torch.load(folder / "worse" / "checkpoints" / "best.ckpt", weights_only=True)
@@ -323,18 +345,16 @@ def test_last_checkpoint_is_the_newest_though_nothing_improves(said: dict[str, t
     assert checkpoint(folder / "worse")["global_step"] == 6
 
 
-def test_signal_while_data_are_built_stops_at_once_and_leaves_nothing_half_done(
-    said: dict[str, tuple[Any, str]], folder: Path
-) -> None:
+@pytest.mark.slow
+def test_signal_while_data_are_built_stops_at_once_and_leaves_nothing_half_done(said: Said, folder: Path) -> None:
     code, text = said["in the data"]
     assert code == 75 and "stopped by SIGTERM outside of training" in text and "Traceback" not in text
     assert not list((folder / "data").rglob("*.partial")) and not list((folder / "in_data").rglob("*.ckpt"))
     assert said["data again"][0] == 0, said["data again"][1]
 
 
-def test_signal_in_the_final_validation_leaves_the_last_checkpoint_to_resume_from(
-    said: dict[str, tuple[Any, str]], folder: Path
-) -> None:
+@pytest.mark.slow
+def test_signal_in_the_final_validation_leaves_the_last_checkpoint_to_resume_from(said: Said, folder: Path) -> None:
     code, text = said["in the end"]
     assert code == 75 and "stopped by SIGTERM after step 6" in text and "Traceback" not in text
     assert f"ckpt_path={folder}/in_end/checkpoints/last.ckpt" in text
@@ -343,67 +363,68 @@ def test_signal_in_the_final_validation_leaves_the_last_checkpoint_to_resume_fro
     assert said["end again"][0] == 0 and again == {name: whole[name] for name in again}  # it need not train
 
 
-def test_auto_resume_starts_a_new_run_or_resumes_an_old_one(said: dict[str, tuple[Any, str]], folder: Path) -> None:
+@pytest.mark.slow
+def test_auto_resume_starts_a_new_run_or_resumes_an_old_one(said: Said, folder: Path) -> None:
     assert said["auto first"][0] == 75 and said["auto second"][0] == 0, said["auto second"][1]
     assert final(folder / "logs/auto/runs/second") == final(folder / "0" / "whole")
 
 
-def test_run_in_a_folder_resumes_from_that_folder_though_another_of_its_task_is_newer(
-    said: dict[str, tuple[Any, str]], folder: Path
-) -> None:
+@pytest.mark.slow
+def test_run_in_a_folder_resumes_from_that_folder_though_another_of_its_task_is_newer(said: Said, folder: Path) -> None:
     assert said["own stopped"][0] == 75 and said["decoy"][0] == said["own on"][0] == 0, said["own on"][1]
     assert final(folder / "own") == final(folder / "0" / "whole")
     for name, value in checkpoint(folder / "0" / "whole")["state_dict"].items():
         assert torch.equal(checkpoint(folder / "own")["state_dict"][name], value), name
 
 
-def test_run_that_keeps_its_checkpoints_elsewhere_resumes_from_there(
-    said: dict[str, tuple[Any, str]], folder: Path
-) -> None:
+@pytest.mark.slow
+def test_run_that_keeps_its_checkpoints_elsewhere_resumes_from_there(said: Said, folder: Path) -> None:
     assert said["scratch stopped"][0] == 75 and said["scratch on"][0] == 0, said["scratch on"][1]
     assert final(folder / "logs/scratch/runs/on") == final(folder / "0" / "whole")
     assert checkpoint(folder / "logs/scratch/runs/on")["global_step"] == 6  # found from the folder of the run
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_would_overwrite_or_misread_a_checkpoint_is_refused_with_one_message(
-    name: str, said: dict[str, tuple[Any, str]], folder: Path
+    name: str, said: Said, folder: Path
 ) -> None:
     code, text = said[name]
     assert code == 64 and text.count("error: ") == 1 and "Traceback" not in text, text
     assert "step=" not in text
 
 
-def test_best_checkpoint_is_that_of_the_whole_run_also_after_a_resume(
-    said: dict[str, tuple[Any, str]], folder: Path
-) -> None:
+@pytest.mark.slow
+def test_best_checkpoint_is_that_of_the_whole_run_also_after_a_resume(said: Said, folder: Path) -> None:
     assert said["worse on"][0] == 0, said["worse on"][1]
     old, new = (folder / run / "checkpoints" / "best.ckpt" for run in ("worse", "worse_on"))
     assert new.read_bytes() == old.read_bytes()
 
 
-def test_damaged_last_gives_way_to_the_one_before_with_a_warning(
-    said: dict[str, tuple[Any, str]], folder: Path
-) -> None:
+@pytest.mark.slow
+def test_damaged_last_gives_way_to_the_one_before_with_a_warning(said: Said, folder: Path) -> None:
     code, text = said["on after damage"]
     assert code == 0 and "skipped" in text and "last.ckpt is damaged" in text, text
     assert final(folder / "on_after_damage") == final(folder / "0" / "whole")
 
 
-def test_cli_door_says_how_to_resume_in_its_own_words(said: dict[str, tuple[Any, str]], folder: Path) -> None:
+@pytest.mark.slow
+def test_cli_door_says_how_to_resume_in_its_own_words(said: Said, folder: Path) -> None:
     code, text = said["cli stopped"]
     assert code == 75, text
     (told,) = re.findall(r"stopped by SIGTERM after step 3\. Continue .* --ckpt_path=(\S+)", text)
     assert Path(folder, told).is_file() and "Traceback" not in text
 
 
-def test_second_ctrl_c_stops_at_once_and_saves_nothing(said: dict[str, tuple[Any, str]], folder: Path) -> None:
+@pytest.mark.slow
+def test_second_ctrl_c_stops_at_once_and_saves_nothing(said: Said, folder: Path) -> None:
     code, text = said["impatient"]
     assert code == 130
     assert "Traceback" not in text
     assert not list((folder / "impatient").rglob("*.ckpt"))
 
 
+@pytest.mark.slow
 def test_signal_from_outside_ends_the_process_with_its_code(
     base: list[str], warm: Warm, environment: dict[str, str], folder: Path
 ) -> None:

@@ -1,4 +1,4 @@
-"""Every way to train × every way to stop × what is resumed: the run that never stopped, or one message.
+"""Every way to train, and every way to stop: resumed it is the run that never stopped, or one message.
 
 In no case is a checkpoint written over that is not the run's own: the folder in which the runs keep theirs holds those
 of another run from the beginning.
@@ -11,13 +11,14 @@ import json
 import os
 import signal
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 import torch
+from pairwise import each
+from warm import Warm
 
 from blockwright.training.checkpoints.atomic import write_file
 
@@ -54,8 +55,8 @@ class Door(NamedTuple):
     resume: Callable[[Path, list[str]], list[str]]
 
 
-TRAIN = [sys.executable, str(ROOT / "train.py")]
-LAB_SWEEP = [sys.executable, "-m", "blockwright.lab.sweep", "resume"]
+TRAIN = [str(ROOT / "train.py")]
+LAB_SWEEP = ["-m", "blockwright.lab.sweep", "resume"]
 
 
 def sweep_of(*given: str) -> Callable[[Path, list[str]], list[str]]:
@@ -91,13 +92,13 @@ STOPS = {"kill": signal.SIGKILL, "sigterm": signal.SIGTERM, "finished": 0}
 
 
 @pytest.fixture(scope="module")
-def call(environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any]:
+def call(warm: Warm, environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any]:
     modules = tmp_path_factory.mktemp("modules")
     (modules / "stop_once.py").write_text(CALLBACK)
 
     def run(command: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
         there = {**environment, "PYTHONPATH": f"{ROOT}:{modules}"}
-        return subprocess.run(command, cwd=folder, env=there, capture_output=True, text=True, timeout=900)
+        return warm.run(*command, cwd=folder, env=there, timeout=900)
 
     return run
 
@@ -161,8 +162,7 @@ def assert_whole(files: list[Path], whole: dict[str, Any]) -> None:
         assert [name for name in theirs if not torch.equal(ours[name], theirs[name])] == [], file
 
 
-@pytest.mark.parametrize("stop", STOPS)
-@pytest.mark.parametrize("door", DOORS)
+@pytest.mark.parametrize(("door", "stop"), each(list(DOORS), list(STOPS)))
 def test_resumed_it_is_the_run_that_never_stopped_or_one_message(
     door: str, stop: str, small: list[str], call: Callable[..., Any], whole: dict[str, Any], tmp_path: Path
 ) -> None:

@@ -20,6 +20,7 @@ import pytest
 import yaml
 from warm import Running, Warm
 
+ROOT = Path(__file__).resolve().parent.parent
 CALLBACKS = """
 import json
 import os
@@ -41,11 +42,11 @@ class Witness(L.Callback):
 
 
 class Crash(L.Callback):
-    '''Fails in the middle of training, where the model has two heads.'''
+    '''Fails in the middle of training, where heads of keys are fewer than of queries.'''
 
     def on_train_batch_start(self, trainer, task, batch, batch_idx):
-        if batch_idx == 2 and task.model_config["attention"]["n_heads"] == 2:
-            raise RuntimeError("the second head fell off")
+        if batch_idx == 1 and task.model_config["attention"]["name"] == "gqa":
+            raise RuntimeError("the queries fell off their keys")
 """
 
 
@@ -76,25 +77,31 @@ def tiny_run(small: list[str]) -> list[str]:
     return [*small, *quick, "trainer.max_steps=4", "trainer.val_check_interval=4"]
 
 
-def test_sweep_is_one_job_each_and_one_table(
-    train_py: Callable[..., subprocess.CompletedProcess[str]],
-    tiny_run: list[str],
-    callbacks: dict[str, str],
-    tmp_path: Path,
-) -> None:
-    grid = ["model/attention=mha,gqa", "model.attention.n_heads=8,7,2"]
-    crash = "+callbacks.crash._target_=own_callbacks.Crash"
-    done = train_py("-m", *tiny_run, *grid, crash, **callbacks)  # in the folder that the configuration says
+@pytest.fixture(scope="module")
+def swept(
+    warm: Warm, environment: dict[str, str], tiny_run: list[str], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, subprocess.CompletedProcess[str]]:
+    """A sweep in the folder that the configuration says, and what it said."""
+    folder = tmp_path_factory.mktemp("swept")
+    (folder / "own_callbacks.py").write_text(CALLBACKS)
+    grid = ["model/attention=mha,gqa", "model.attention.n_heads=7,8", "+callbacks.crash._target_=own_callbacks.Crash"]
+    short = ["trainer.max_steps=3", "trainer.val_check_interval=3"]
+    there = {**environment, "PYTHONPATH": str(folder)}
+    done = warm.run(str(ROOT / "train.py"), "-m", *tiny_run, *short, *grid, cwd=folder, env=there)
     assert done.returncode == 0, done.stderr[-3000:]
+    (sweep,) = (folder / "logs" / "train" / "multiruns").iterdir()
+    return sweep, done
 
-    (sweep,) = (tmp_path / "logs" / "train" / "multiruns").iterdir()
-    assert jobs_of(sweep) == ["0", "1", "2", "3", "4", "5"]
+
+def test_sweep_is_one_job_each_and_one_table(swept: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
+    sweep, done = swept
+    assert jobs_of(sweep) == ["0", "1", "2", "3"]
     rows = rows_of(sweep)
-    assert [row["job"] for row in rows] == ["0", "1", "2", "3", "4", "5"]
+    assert [row["job"] for row in rows] == ["0", "1", "2", "3"]
     assert [row["overrides"] for row in rows] == [
-        f"model/attention={name} model.attention.n_heads={heads}" for name in ("mha", "gqa") for heads in (8, 7, 2)
+        f"model/attention={name} model.attention.n_heads={heads}" for name in ("mha", "gqa") for heads in (7, 8)
     ]
-    assert [row["status"] for row in rows] == ["completed", "failed", "failed"] * 2
+    assert [row["status"] for row in rows] == ["failed", "completed", "failed", "failed"]
 
     for row, job in zip(rows, jobs_of(sweep), strict=True):
         results = results_of(sweep / job)
@@ -104,15 +111,14 @@ def test_sweep_is_one_job_each_and_one_table(
             assert int(row["parameters"]) == results["parameters"] and row["reason"] == ""
         else:
             assert row["val/loss"] == "" and row["reason"] == results["reason"]
-    assert "model.attention.n_heads = 7: must divide d_model (64)" in rows[1]["reason"]
-    assert rows[2]["reason"] == "RuntimeError: the second head fell off"
-    assert rows[0]["val/loss"] != rows[3]["val/loss"]
+    assert "model.attention.n_heads = 7: must divide d_model (64)" in rows[0]["reason"]
+    assert rows[3]["reason"] == "RuntimeError: the queries fell off their keys"
     assert "Traceback" not in done.stderr
 
-    said = done.stdout.partition("6 jobs")[2]
-    assert "the second head fell off" in said and "model/attention=gqa" in said
-    assert (sweep / "0" / "checkpoints" / "last.ckpt").is_file()
-    assert not (sweep / "1" / "checkpoints").exists()
+    said = done.stdout.partition("4 jobs")[2]
+    assert "the queries fell off" in said and "model/attention=gqa" in said
+    assert (sweep / "1" / "checkpoints" / "last.ckpt").is_file()
+    assert not (sweep / "0" / "checkpoints").exists()
 
 
 OPTUNA = ["hydra/sweeper=optuna", "hydra.sweeper.direction=minimize", "hydra.sweeper.n_jobs=1"]
@@ -191,8 +197,6 @@ def test_searching_with_two_processes_a_job_trains_each_trial_once(
 
 MANY = {
     "ddp": ["trainer=ddp_sim"],
-    "fsdp": ["trainer=[fsdp,sim]"],
-    "ddp, two jobs at a time": ["trainer=ddp_sim", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2"],
     "fsdp, two jobs at a time": ["trainer=[fsdp,sim]", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2"],
 }
 
@@ -208,14 +212,14 @@ def test_sweeping_with_two_processes_a_job_trains_each_once(
 ) -> None:
     if "joblib" in str(MANY[way]):
         pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
-    grid = ["model/attention=mha,gqa", "optimizer.lr=0.001,0.002", *MANY[way]]
+    grid = ["model/attention=mha,gqa", "optimizer.lr=0.001", *MANY[way]]
     witness = "+callbacks.witness._target_=own_callbacks.Witness"
     done = train_py("-m", *tiny_run, *grid, witness, f"hydra.sweep.dir={tmp_path}/sweep", **callbacks)
     assert done.returncode == 0, done.stderr[-3000:]
     told = witnesses(tmp_path / "witness")
-    assert_each_job_had_its_own_processes(told, tmp_path / "sweep", jobs=4, launchers=1 + ("two" in way))
-    assert len({(t["lr"], t["attention"]) for t in told}) == 4
-    assert [row["status"] for row in rows_of(tmp_path / "sweep")] == ["completed"] * 4
+    assert_each_job_had_its_own_processes(told, tmp_path / "sweep", jobs=2, launchers=1 + ("two" in way))
+    assert len({t["attention"] for t in told}) == 2
+    assert [row["status"] for row in rows_of(tmp_path / "sweep")] == ["completed"] * 2
 
 
 @pytest.mark.slow
@@ -225,13 +229,13 @@ def test_sweep_outlives_a_job_whose_processes_crash(
     callbacks: dict[str, str],
     tmp_path: Path,
 ) -> None:
-    grid = ["model/attention=mha", "model.attention.n_heads=2,8", "trainer=ddp_sim"]
+    grid = ["model/attention=gqa,mha", "trainer=ddp_sim"]
     crash = "+callbacks.crash._target_=own_callbacks.Crash"
     done = train_py("-m", *tiny_run, *grid, crash, f"hydra.sweep.dir={tmp_path}/sweep", **callbacks)
     assert done.returncode == 0, done.stderr[-3000:]
     rows = rows_of(tmp_path / "sweep")
     assert [(row["status"], row["reason"]) for row in rows] == [
-        ("failed", "RuntimeError: the second head fell off"),
+        ("failed", "RuntimeError: the queries fell off their keys"),
         ("completed", ""),
     ]
 
@@ -311,7 +315,6 @@ def test_processes_of_a_failed_run_are_ended_and_no_longer_watched() -> None:
 # Sweeps that are killed
 
 Start = Callable[..., Running]
-ROOT = Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture
@@ -455,7 +458,7 @@ def test_every_example_of_a_search_is_run_here() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (n == "optuna_joblib")) for n in EXAMPLES])
+@pytest.mark.parametrize("name", EXAMPLES)
 def test_example_of_a_search_runs(
     name: str, train_py: Callable[..., subprocess.CompletedProcess[str]], tiny_run: list[str], tmp_path: Path
 ) -> None:
@@ -476,14 +479,14 @@ SEARCHED = [
     "model/gating=choice(softmax_topk,topk_softmax,sigmoid_bias)",
 ]
 WAYS = {
-    "joblib": ["hparams_search=optuna_joblib", "hydra.sweeper.n_trials=12"],
-    "ddp": ["hparams_search=optuna", "hydra.sweeper.n_trials=12", "trainer=ddp_sim", *SEARCHED],
+    "joblib": ["hparams_search=optuna_joblib", "hydra.sweeper.n_trials=6"],
+    "ddp": ["hparams_search=optuna", "hydra.sweeper.n_trials=5", "trainer=ddp_sim", *SEARCHED],
 }
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("way", WAYS)
-def test_killed_search_of_twelve_trials_is_the_one_that_never_stopped(
+def test_killed_search_of_several_trials_is_the_one_that_never_stopped(
     way: str,
     start: Start,
     lab_sweep: Callable[..., subprocess.CompletedProcess[str]],
@@ -495,12 +498,12 @@ def test_killed_search_of_twelve_trials_is_the_one_that_never_stopped(
         pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
     sweep, whole = tmp_path / "sweep", tmp_path / "whole"
     process = start(*tiny_run, *SAVING, *WAYS[way], f"hydra.sweep.dir={sweep}")
-    until_saved(sweep / "6", process)
+    until_saved(sweep / "3", process)
     kill(process)
     done = lab_sweep("resume", str(sweep))
     assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stdout.count(" jobs: ") == 1 and "12 jobs: " in done.stdout
-    assert len(rows_of(sweep)) == 12
+    assert done.stdout.count(" jobs: ") == 1
+    assert len(rows_of(sweep)) == int(WAYS[way][1].rpartition("=")[2])
 
     process = start(*tiny_run, *SAVING, *WAYS[way], f"hydra.sweep.dir={whole}")
     process.communicate()

@@ -20,7 +20,7 @@ from warm import Warm
 
 from blockwright.lab.sweep import plan as plans
 
-pytestmark = pytest.mark.xdist_group("train")  # its fixture runs a whole program, once
+pytestmark = pytest.mark.xdist_group("train")  # its fixtures run whole programs, once
 
 DRIVER = """
 import contextlib, io, json, pathlib, shutil, sys, traceback, zlib
@@ -54,17 +54,49 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("doors")
 
 
+Doors = dict[str, dict[str, Any]]
+
+
 @pytest.fixture(scope="module")
-def doors(small: list[str], warm: Warm, environment: dict[str, str], folder: Path) -> dict[str, dict[str, Any]]:
-    """What each command said."""
+def choice(small: list[str], folder: Path) -> list[str]:
     # More validation text than data.eval_windows: what looks at a part of it has other figures.
-    choice = [*small, "model/attention=gqa", f"paths.log_dir={folder}/logs", "data.corpus.val_fraction=0.3"]
+    return [*small, "model/attention=gqa", f"paths.log_dir={folder}/logs", "data.corpus.val_fraction=0.3"]
+
+
+@pytest.fixture(scope="module")
+def entering(warm: Warm, environment: dict[str, str], folder: Path) -> Callable[[dict[str, list[str]]], Doors]:
+    """Runs commands one after the other in one process: what each said."""
+
+    def run(commands: dict[str, list[str]]) -> Doors:
+        done = warm.run("-c", DRIVER, input=json.dumps(commands), cwd=folder, env=environment)
+        assert done.returncode == 0, done.stderr
+        return {outcome["name"]: outcome for outcome in map(json.loads, done.stdout.splitlines())}
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def front(choice: list[str], entering: Any, folder: Path) -> Doors:
+    """A run, the same from its file, and a mistake."""
+    return entering(
+        {
+            "hydra": [*choice, f"hydra.run.dir={folder}/run"],
+            "config": ["fit", "--config", f"{folder}/run/lightning_cli.yaml"],
+            "another model's checkpoint": [
+                *("validate", "--compose", *choice, "model.d_model=32"),
+                *("--ckpt_path", f"{folder}/run/checkpoints/last.ckpt"),
+            ],
+        }
+    )
+
+
+@pytest.fixture(scope="module")
+def doors(choice: list[str], entering: Any, folder: Path, front: Doors) -> Doors:
+    """What each other command said too."""
     last, file = f"{folder}/run/checkpoints/last.ckpt", f"{folder}/run/lightning_cli.yaml"
     bare = [o for o in choice if not o.startswith(("callbacks.", "trainer."))]
     commands = {
-        "hydra": [*choice, f"hydra.run.dir={folder}/run"],
         "compose": ["fit", "--compose", *choice, "task_name=compose"],
-        "config": ["fit", "--config", file],
         "print": ["fit", "--compose", *choice, "--print_config"],
         "help": ["fit", "--help"],
         "validate": ["validate", "--compose", *choice, "--ckpt_path", last, "--run_dir", f"{folder}/validate"],
@@ -107,7 +139,6 @@ def doors(small: list[str], warm: Warm, environment: dict[str, str], folder: Pat
         "unknown argument": ["fit", "--trainer.max_stepz=3"],
         "value refused by the data": ["fit", "--compose", *choice, "data.batch_size=0"],
         "no checkpoint": ["validate", "--compose", *choice, "--ckpt_path", "nope.ckpt"],
-        "another model's checkpoint": ["validate", "--compose", *choice, "model.d_model=32", "--ckpt_path", last],
         "random weights": ["validate", "--compose", *choice],
         "folder of a run": ["fit", "--config", file, "--run_dir", f"{folder}/run"],
         "checkpoints of a run": [
@@ -116,9 +147,7 @@ def doors(small: list[str], warm: Warm, environment: dict[str, str], folder: Pat
         "seed out of range": ["fit", "--compose", *choice, "--seed_everything=5000000000"],
     }
     plans.write(folder / "sweep", {"kind": "grid", "metric": "val/loss", "direction": "minimize", "jobs": []})
-    done = warm.run("-c", DRIVER, input=json.dumps(commands), cwd=folder, env=environment)
-    assert done.returncode == 0, done.stderr
-    return {outcome["name"]: outcome for outcome in map(json.loads, done.stdout.splitlines())}
+    return {**front, **entering(commands)}
 
 
 def metrics_of(file: Path) -> dict[str, float]:
@@ -137,8 +166,8 @@ def only(folder: Path) -> Path:
     return run
 
 
-def test_run_leaves_everything_a_person_needs(doors: dict[str, dict[str, Any]], folder: Path) -> None:
-    assert doors["hydra"]["code"] == 0, doors["hydra"]["err"]
+def test_run_leaves_everything_a_person_needs(front: Doors, folder: Path) -> None:
+    assert front["hydra"]["code"] == 0, front["hydra"]["err"]
     left = {p.relative_to(folder / "run").as_posix() for p in (folder / "run").rglob("*") if p.is_file()}
     wanted = {"results.json", "loss.svg", "expert_load.svg", "sample.txt", "lightning_cli.yaml", "config_tree.log"}
     wanted |= {
@@ -150,65 +179,76 @@ def test_run_leaves_everything_a_person_needs(doors: dict[str, dict[str, Any]], 
     }
     assert left >= wanted
     assert any(name.startswith("tensorboard/events") for name in left)
-    assert "Traceback" not in doors["hydra"]["err"]
+    assert "Traceback" not in front["hydra"]["err"]
 
 
-def test_three_doors_give_the_same_figures_to_the_last_digit(doors: dict[str, dict[str, Any]], folder: Path) -> None:
-    for door in ("hydra", "compose", "config"):
-        assert doors[door]["code"] == 0, doors[door]["err"]
-    by_hydra = metrics_of(folder / "run" / "results.json")
-    assert by_hydra == metrics_of(only(folder / "logs" / "compose" / "cli") / "results.json")
-    assert by_hydra == metrics_of(only(folder / "logs" / "train" / "cli") / "results.json")
-    assert {"train/loss", "val/loss", "val/bits_per_byte", "train/expert_balance"} <= set(by_hydra)
-    printed = re.findall(r"^step=\d+ val/loss=\S+", doors["hydra"]["out"], re.M)
-    assert len(printed) == 3
-    for door in ("compose", "config"):
-        assert re.findall(r"^step=\d+ val/loss=\S+", doors[door]["out"], re.M) == printed
-    steps = re.findall(r"^step=\d+ train/loss=\S+ train/lr=\S+", doors["hydra"]["out"], re.M)
-    assert len(steps) == 6
-    for door in ("compose", "config"):
-        assert re.findall(r"^step=\d+ train/loss=\S+ train/lr=\S+", doors[door]["out"], re.M) == steps
+def assert_same_figures(one: Path, other: Path, *said: str) -> None:
+    """To the last digit, in what is written and in what is printed."""
+    assert metrics_of(one / "results.json") == metrics_of(other / "results.json")
+    for line, n in ((r"^step=\d+ val/loss=\S+", 3), (r"^step=\d+ train/loss=\S+ train/lr=\S+", 6)):
+        ours, theirs = (re.findall(line, out, re.M) for out in said)
+        assert ours == theirs and len(ours) == n
 
 
-def test_exported_file_holds_no_hydra(doors: dict[str, dict[str, Any]], folder: Path) -> None:
+def test_run_from_its_file_has_the_same_figures_and_leaves_the_first_as_it_is(front: Doors, folder: Path) -> None:
+    for door in ("hydra", "config"):
+        assert front[door]["code"] == 0, front[door]["err"]
+    again = only(folder / "logs" / "train" / "cli")
+    assert_same_figures(folder / "run", again, front["hydra"]["out"], front["config"]["out"])
+    found = metrics_of(folder / "run" / "results.json")
+    assert {"train/loss", "val/loss", "val/bits_per_byte", "train/expert_balance"} <= set(found)
+    assert len(front["hydra"]["run"]) > 10 and front["config"]["run"] == front["hydra"]["run"]
+
+
+@pytest.mark.slow
+def test_composing_door_gives_the_same_figures(doors: Doors, folder: Path) -> None:
+    assert doors["compose"]["code"] == 0, doors["compose"]["err"]
+    run = only(folder / "logs" / "compose" / "cli")
+    assert_same_figures(folder / "run", run, doors["hydra"]["out"], doors["compose"]["out"])
+
+
+def test_exported_file_holds_no_hydra(front: Doors, folder: Path) -> None:
     text = (folder / "run" / "lightning_cli.yaml").read_text()
-    assert doors and "_target_" not in text and "${" not in text.replace("${run_dir}", "").replace("${now}", "")
+    assert front and "_target_" not in text and "${" not in text.replace("${run_dir}", "").replace("${now}", "")
     written = yaml.safe_load(text)
     assert written["model"]["task"]["name"] == "causal_lm" and written["data"]["data"]["name"] == "text"
     assert written["model"]["model"]["attention"]["name"] == "gqa"
     assert written["weights_only"] is True
 
 
-def test_exported_file_does_not_name_the_folder_of_its_run(doors: dict[str, dict[str, Any]], folder: Path) -> None:
+def test_exported_file_does_not_name_the_folder_of_its_run(front: Doors, folder: Path) -> None:
     again = only(folder / "logs" / "train" / "cli")
-    for run in (folder / "run", again, folder / "validate config"):
+    for run in (folder / "run", again):
         text = (run / "lightning_cli.yaml").read_text()
-        assert doors and str(run) not in text and text.count("${run_dir}") >= 5, run
-        new = folder if run.name == "validate config" else folder / "logs" / "train" / "cli"
-        assert yaml.safe_load(text)["run_dir"] == f"{new}/${{now}}"  # a folder beside it, if one was named
+        assert front and str(run) not in text and text.count("${run_dir}") >= 5, run
+        assert yaml.safe_load(text)["run_dir"] == f"{folder}/logs/train/cli/${{now}}"
     left = {p.relative_to(again).as_posix() for p in again.rglob("*") if p.is_file()}
     assert left >= {"results.json", "checkpoints/last.ckpt", "checkpoints/best.ckpt", "csv/metrics.csv"}
 
 
-def test_run_that_is_repeated_resumed_or_measured_stays_as_it_is(doors: dict[str, dict[str, Any]]) -> None:
+@pytest.mark.slow
+def test_run_that_is_repeated_resumed_or_measured_stays_as_it_is(doors: Doors) -> None:
     whole = doors["hydra"]["run"]
     assert len(whole) > 10
     assert [name for name, door in doors.items() if door["run"] != whole] == []
 
 
-def test_printed_configuration_is_the_composed_one(doors: dict[str, dict[str, Any]]) -> None:
+@pytest.mark.slow
+def test_printed_configuration_is_the_composed_one(doors: Doors) -> None:
     assert doors["print"]["code"] == 0, doors["print"]["err"]
     printed = yaml.safe_load(doors["print"]["out"])
     assert printed["trainer"]["max_steps"] == 6
     assert printed["model"]["model"]["attention"]["name"] == "gqa"
 
 
-def test_help_of_the_cli_names_its_way_to_compose(doors: dict[str, dict[str, Any]]) -> None:
+@pytest.mark.slow
+def test_help_of_the_cli_names_its_way_to_compose(doors: Doors) -> None:
     assert doors["help"]["code"] == 0
     assert "--compose" in doors["help"]["out"] and "--trainer.max_steps" in doors["help"]["out"]
 
 
-def test_validating_a_checkpoint_gives_the_figures_of_its_run(doors: dict[str, dict[str, Any]], folder: Path) -> None:
+@pytest.mark.slow
+def test_validating_a_checkpoint_gives_the_figures_of_its_run(doors: Doors, folder: Path) -> None:
     wanted = {k: v for k, v in metrics_of(folder / "run" / "results.json").items() if k.startswith("val/")}
     during = logged(folder / "run", "val/loss")
     assert during[1] != during[2] == wanted["val/loss"]  # the last step's, on a part of the text and on all of it
@@ -221,7 +261,8 @@ def test_validating_a_checkpoint_gives_the_figures_of_its_run(doors: dict[str, d
         assert re.search(rf"^validation loss +{wanted['val/loss']:.6g} ", doors[door]["out"], re.M)
 
 
-def test_testing_a_checkpoint_prints_and_keeps_its_figures(doors: dict[str, dict[str, Any]], folder: Path) -> None:
+@pytest.mark.slow
+def test_testing_a_checkpoint_prints_and_keeps_its_figures(doors: Doors, folder: Path) -> None:
     assert doors["test config"]["code"] == 0, doors["test config"]["err"]
     found = metrics_of(folder / "test config" / "results.json")
     assert found["test/loss"] == metrics_of(folder / "only" / "results.json")["test/loss"]
@@ -229,7 +270,8 @@ def test_testing_a_checkpoint_prints_and_keeps_its_figures(doors: dict[str, dict
     assert re.search(rf"^test loss +{found['test/loss']:.6g} ", doors["test config"]["out"], re.M)
 
 
-def test_predicting_writes_the_next_tokens_of_all_windows(doors: dict[str, dict[str, Any]], folder: Path) -> None:
+@pytest.mark.slow
+def test_predicting_writes_the_next_tokens_of_all_windows(doors: Doors, folder: Path) -> None:
     assert doors["predict"]["code"] == 0, doors["predict"]["err"]
     lines = list(map(json.loads, (folder / "predict" / "predictions.jsonl").read_text().splitlines()))
     pairs = [(t, p) for line in lines for t, p in zip(line["targets"], line["predicted"], strict=True)]
@@ -238,9 +280,8 @@ def test_predicting_writes_the_next_tokens_of_all_windows(doors: dict[str, dict[
     assert f"predicted right: {100 * right / len(pairs):.2f} % of {len(pairs)}" in doors["predict"]["out"]
 
 
-def test_run_without_validation_says_what_it_does_not_measure_and_ends_well(
-    doors: dict[str, dict[str, Any]], folder: Path
-) -> None:
+@pytest.mark.slow
+def test_run_without_validation_says_what_it_does_not_measure_and_ends_well(doors: Doors, folder: Path) -> None:
     ended = doors["no validation"]
     assert ended["code"] == 0, ended["err"]
     said = [line for line in ended["err"].splitlines() if line.startswith(("note:", "warning:"))]
@@ -252,17 +293,17 @@ def test_run_without_validation_says_what_it_does_not_measure_and_ends_well(
     assert re.search(r"^train/loss +\d", ended["out"], re.M)  # where no callback shows the figures
 
 
-def test_testing_without_training_measures_the_checkpoint(doors: dict[str, dict[str, Any]], folder: Path) -> None:
+@pytest.mark.slow
+def test_testing_without_training_measures_the_checkpoint(doors: Doors, folder: Path) -> None:
     assert doors["test only"]["code"] == 0, doors["test only"]["err"]
     found = metrics_of(folder / "only" / "results.json")
     assert found["val/loss"] == metrics_of(folder / "run" / "results.json")["val/loss"]
     assert found["test/loss"] > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("door", ["resume", "resume by compose"])
-def test_settings_on_the_command_line_win_over_a_checkpoint(
-    door: str, doors: dict[str, dict[str, Any]], folder: Path
-) -> None:
+def test_settings_on_the_command_line_win_over_a_checkpoint(door: str, doors: Doors, folder: Path) -> None:
     assert doors[door]["code"] == 0, doors[door]["err"]
     run = folder / "on" if door == "resume" else only(folder / "logs" / "on" / "cli")
     rates = logged(run, "train/lr")
@@ -273,21 +314,22 @@ def test_settings_on_the_command_line_win_over_a_checkpoint(
     assert checkpoint["global_step"] == 8
 
 
-def test_run_that_is_resumed_from_its_file_continues_in_a_new_folder(
-    doors: dict[str, dict[str, Any]], folder: Path
-) -> None:
+@pytest.mark.slow
+def test_run_that_is_resumed_from_its_file_continues_in_a_new_folder(doors: Doors, folder: Path) -> None:
     assert doors["resume by config"]["code"] == 0, doors["resume by config"]["err"]
     run = folder / "further"
     assert torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 8
     assert len(logged(run, "train/lr")) == 2
 
 
-def test_debug_run_of_one_batch_ends_well(doors: dict[str, dict[str, Any]], folder: Path) -> None:
+@pytest.mark.slow
+def test_debug_run_of_one_batch_ends_well(doors: Doors, folder: Path) -> None:
     assert doors["debug fdr"]["code"] == 0, doors["debug fdr"]["err"]
     assert not list((folder / "fdr").rglob("*.ckpt"))
 
 
-def test_debug_run_on_three_batches_learns_them_by_heart(doors: dict[str, dict[str, Any]], folder: Path) -> None:
+@pytest.mark.slow
+def test_debug_run_on_three_batches_learns_them_by_heart(doors: Doors, folder: Path) -> None:
     assert doors["debug overfit"]["code"] == 0, doors["debug overfit"]["err"]
     last = re.findall(r"^train/loss +(\d\S+)", doors["debug overfit"]["out"], re.M)[-1]
     assert float(last) < 0.5
@@ -298,7 +340,6 @@ MISTAKES = {
     "unknown key of a block": "model.attention.widow",
     "value refused by the data": "data.batch_size",
     "no checkpoint": "ckpt_path",
-    "another model's checkpoint": "ckpt_path",
     "random weights": "ckpt_path",
     "folder of a run": "run_dir",
     "checkpoints of a run": "callbacks.checkpoint.dirpath",
@@ -307,25 +348,29 @@ MISTAKES = {
 }
 
 
+def assert_one_message(said: dict[str, Any], path: str) -> None:
+    text = said["err"] + said["out"]
+    assert said["code"] == 64 and "Traceback" not in text, text
+    assert re.findall(r"^error: (.+?) = ", text, re.M) == [path]
+    assert re.search(r"^  remedy: .", text, re.M)
+
+
+def test_mistake_at_the_cli_door_is_one_message(front: Doors) -> None:
+    assert_one_message(front["another model's checkpoint"], "ckpt_path")
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MISTAKES)
-def test_mistake_at_the_cli_door_is_one_message(name: str, doors: dict[str, dict[str, Any]]) -> None:
-    said = doors[name]["err"] + doors[name]["out"]
-    assert doors[name]["code"] == 64, said
-    assert "Traceback" not in said
-    assert re.findall(r"^error: (.+?) = ", said, re.M) == [MISTAKES[name]]
-    assert re.search(r"^  remedy: .", said, re.M)
+def test_each_mistake_at_the_cli_door_is_one_message(name: str, doors: Doors) -> None:
+    assert_one_message(doors[name], MISTAKES[name])
 
 
-def test_argument_the_cli_has_not_is_named(doors: dict[str, dict[str, Any]]) -> None:
-    assert re.search(r"^  rule:   .*--trainer\.max_stepz", doors["unknown argument"]["err"], re.M)
-
-
-def test_printed_continuation_is_a_command_that_composes(doors: dict[str, dict[str, Any]]) -> None:
+def test_printed_continuation_is_a_command_that_composes(front: Doors) -> None:
     import shlex
 
     from blockwright.training.configuration.composing import compose_config
 
-    (line,) = re.findall(r"^Continue: blockwright train (.+)$", doors["hydra"]["out"], re.M)
+    (line,) = re.findall(r"^Continue: blockwright train (.+)$", front["hydra"]["out"], re.M)
     words = shlex.split(line)
     cfg = compose_config(words, output_dir="x")
     assert cfg.trainer.max_steps == 12 and cfg.model.attention.name == "gqa"
@@ -334,7 +379,7 @@ def test_printed_continuation_is_a_command_that_composes(doors: dict[str, dict[s
 
 @pytest.mark.slow
 def test_real_command_line_repeats_a_run_from_its_file(
-    doors: dict[str, dict[str, Any]], folder: Path, train_py: Callable[..., subprocess.CompletedProcess[str]]
+    doors: Doors, folder: Path, train_py: Callable[..., subprocess.CompletedProcess[str]]
 ) -> None:
     again = folder / "again"
     done = train_py("fit", "--config", str(folder / "run" / "lightning_cli.yaml"), f"--run_dir={again}")

@@ -51,7 +51,7 @@ def test_a_fork_asks_a_process_of_its_own(made: Answering) -> None:
 @pytest.mark.parametrize(
     ("question", "why"),
     [
-        ({"sleep": 60}, "longer than 1 seconds$"),
+        pytest.param({"sleep": 60}, "longer than 1 seconds$", marks=pytest.mark.slow),
         ({"never": 1}, "longer than 0.5 seconds of computing"),
         ({"end": 1}, "ended"),
         ({"long": 1000}, "bytes"),

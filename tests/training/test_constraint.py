@@ -178,6 +178,7 @@ def test_a_parametrisation_by_width_is_refused() -> None:
 # Matrices and stacks over ranks
 
 
+@pytest.mark.slow
 def test_shards_step_as_the_whole_does() -> None:
     spawn(2, step_sharded)
 

@@ -163,6 +163,7 @@ def test_callback_that_would_act_in_the_wrong_direction_is_refused(
     assert caught.value.path == path and says in str(caught.value)
 
 
+@pytest.mark.slow
 def test_task_refuses_a_callback_of_lightning_before_the_first_step(fit: Callable[..., L.Trainer]) -> None:
     with pytest.raises(ConfigError, match="contradicts val/right, of which more is better"):
         fit(callbacks=[Right(), LightningEarlyStopping("val/right")], **EACH)
@@ -177,8 +178,6 @@ RIGHT = f"+callbacks.right._target_={__name__}.Right"
     [
         (["direction=maximize"], "direction", "contradicts val/loss, of which less is better"),
         (["callbacks.checkpoint.mode=max"], "callbacks.checkpoint.mode", "contradicts val/loss"),
-        (["callbacks.checkpoint.monitor=val/odd"], "callbacks.checkpoint.monitor", "callbacks.checkpoint.mode=max"),
-        (["callbacks.checkpoint.monitor=train/lr"], "callbacks.checkpoint.monitor", "neither better nor worse"),
         (["optimized_metric=val/right", "direction=minimize", RIGHT], "direction", "of which more is better"),
         ([f"+callbacks.stop._target_={LIGHTNING}", "+callbacks.stop.monitor=val/right", RIGHT], "callbacks.stop.mode",
          "Write +callbacks.stop.mode=max"),

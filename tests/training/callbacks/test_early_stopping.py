@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import lightning as L
+import pytest
 
 from blockwright.training.callbacks.early_stopping import EarlyStopping
 from blockwright.training.callbacks.interruption import Interruption
@@ -14,6 +15,7 @@ WORSE = ("optimizer.lr=3.0", "scheduler=constant", "trainer.max_steps=6")
 EACH = {"enable_checkpointing": True, "limit_val_batches": 1, "val_check_interval": 1}
 
 
+@pytest.mark.slow
 def test_resumed_run_keeps_its_count_and_takes_the_patience_of_now(
     fit: Callable[..., L.Trainer], tmp_path: Path
 ) -> None:

@@ -29,6 +29,7 @@ def heard() -> Any:
     return Hears.heard
 
 
+@pytest.mark.slow
 def test_final_figures_are_of_all_held_out_text(checked: Callable[..., dict[str, Any]], heard: Any) -> None:
     node = f"+callbacks.hears._target_={__name__}.Hears"
     small = ("logger=none", "callbacks=none", node, "data.eval_windows=1", "test=true", "data.corpus.val_fraction=0.2")

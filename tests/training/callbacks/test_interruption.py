@@ -50,14 +50,16 @@ def handlers() -> Any:
     assert [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)] == before
 
 
-@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
-def test_signal_stops_after_the_step_with_a_checkpoint(fit: Fit, tmp_path: Path, handlers: None, signum: int) -> None:
+def test_signal_stops_after_the_step_with_the_state_of_all_callbacks(fit: Fit, tmp_path: Path, handlers: None) -> None:
+    """Of those behind it too."""
+    signum = signal.SIGTERM
     with pytest.raises(Interrupted) as caught:
         fit(callbacks=[Interruption(), Signals(2, signum)], enable_checkpointing=True)
     told = caught.value
     assert (told.step, told.signum, told.checkpoint) == (3, signum, tmp_path / "checkpoints" / "last.ckpt")
-    assert str(told) == f"stopped by {signal.Signals(signum).name} after step 3"
+    assert str(told) == "stopped by SIGTERM after step 3"
     assert saved(tmp_path)["global_step"] == 3
+    assert saved(tmp_path)["callbacks"]["Signals"] == {"ends": 3}
 
 
 @pytest.fixture
@@ -72,6 +74,7 @@ def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "asked"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("array", "asked"), [(None, "requeue 77\n"), ("70", "requeue 70_3\n")])
 def test_signal_of_slurm_queues_the_job_again_and_leaves_one_checkpoint(
     fit: Fit, tmp_path: Path, slurm: Path, array: str | None, asked: str, monkeypatch: pytest.MonkeyPatch
@@ -85,6 +88,7 @@ def test_signal_of_slurm_queues_the_job_again_and_leaves_one_checkpoint(
     assert list(tmp_path.rglob("*.ckpt")) == [tmp_path / "checkpoints" / "last.ckpt"]
 
 
+@pytest.mark.slow
 def test_figures_of_a_run_are_of_its_weights_and_not_of_what_an_earlier_job_has_left(
     fit: Fit, tmp_path: Path, slurm: Path
 ) -> None:
@@ -101,13 +105,6 @@ def test_figures_of_a_run_are_of_its_weights_and_not_of_what_an_earlier_job_has_
     assert conclude(trainer, task, data, test=False)["val/loss"] == pytest.approx(trained["val/loss"], rel=1e-6)
 
 
-def test_state_of_callbacks_that_stand_behind_it_is_in_the_checkpoint(fit: Fit, tmp_path: Path, handlers: None) -> None:
-    others = Signals(2, signal.SIGTERM)
-    with pytest.raises(Interrupted):
-        fit(callbacks=[Interruption(), others], enable_checkpointing=True)
-    assert saved(tmp_path)["callbacks"]["Signals"] == {"ends": 3}
-
-
 def test_second_interrupt_does_not_wait_for_the_step(fit: Fit, tmp_path: Path, handlers: None) -> None:
     with pytest.raises(SystemExit) as caught:
         fit(callbacks=[Interruption(), Signals(2, signal.SIGINT, signal.SIGINT)], enable_checkpointing=True)
@@ -122,14 +119,16 @@ def test_second_sigterm_waits_for_the_step(fit: Fit, tmp_path: Path, handlers: N
 
 
 def test_last_step_is_kept_without_a_validation_on_it(fit: Fit, tmp_path: Path, handlers: None) -> None:
-    settings = {"enable_checkpointing": True, "limit_val_batches": 1, "val_check_interval": 4}
+    settings = {"enable_checkpointing": True, "limit_val_batches": 1, "val_check_interval": 2}
     keeper = ModelCheckpoint(tmp_path / "kept", filename="best", monitor="val/loss")
-    fit(callbacks=[keeper, Interruption()], **settings)
+    fit("trainer.max_steps=3", callbacks=[keeper, Interruption()], **settings)
     last = torch.load(tmp_path / "kept" / "last.ckpt", weights_only=True)  # beside the best one
-    assert last["global_step"] == 6
-    assert torch.load(tmp_path / "kept" / "best.ckpt", weights_only=True)["global_step"] == 4
+    assert last["global_step"] == 3
+    assert (tmp_path / "checkpoints").is_symlink() and saved(tmp_path)["global_step"] == 3  # found from the run
+    assert torch.load(tmp_path / "kept" / "best.ckpt", weights_only=True)["global_step"] == 2
 
 
+@pytest.mark.slow
 def test_each_validation_leaves_one(fit: Fit, tmp_path: Path) -> None:
     class Seen(Interruption):
         steps: list[int] = []  # noqa: RUF012
@@ -142,13 +141,7 @@ def test_each_validation_leaves_one(fit: Fit, tmp_path: Path) -> None:
     assert Seen.steps == [2, 4, 6, 6]  # the last step, and the validation on it
 
 
-def test_training_that_ends_by_epochs_leaves_one(fit: Fit, tmp_path: Path) -> None:
-    trainer = fit(
-        "data.batch_size=32", callbacks=[Interruption()], enable_checkpointing=True, max_steps=-1, max_epochs=2
-    )
-    assert saved(tmp_path)["global_step"] == trainer.global_step > 1
-
-
+@pytest.mark.slow
 def test_fast_dev_run_leaves_none(fit: Fit, tmp_path: Path) -> None:
     fit(callbacks=[Interruption()], enable_checkpointing=True, fast_dev_run=True)
     assert not (tmp_path / "checkpoints").exists()
@@ -165,9 +158,3 @@ def test_leftovers_are_cleaned_where_the_checkpoints_are_and_nowhere_above(
     keeper = ModelCheckpoint(tmp_path / "kept", filename="best")
     fit("trainer.max_steps=1", callbacks=[keeper, Interruption()], enable_checkpointing=True)
     assert cleaned == [tmp_path.parent, tmp_path / "kept"]
-
-
-def test_checkpoints_that_are_kept_elsewhere_are_found_from_the_folder_of_the_run(fit: Fit, tmp_path: Path) -> None:
-    keeper = ModelCheckpoint(tmp_path / "kept", filename="best")
-    fit("trainer.max_steps=1", callbacks=[keeper, Interruption()], enable_checkpointing=True)
-    assert (tmp_path / "checkpoints").is_symlink() and saved(tmp_path)["global_step"] == 1

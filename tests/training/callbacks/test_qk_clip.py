@@ -91,10 +91,9 @@ def test_passes_without_a_gradient_are_not_measured(make_block: Callable[..., An
     assert watched.take(0) is None
 
 
-@pytest.mark.parametrize("model", [DENSE, DEEPSEEK], ids=["gqa", "mla"])
-def test_run_below_the_threshold_is_the_run_without_it(model: str) -> None:
+def test_run_below_the_threshold_is_the_run_without_it() -> None:
     clip, seen = QKClip(1e6), Seen()
-    one, two = train(model, steps=3), train(model, steps=3, callbacks=[clip, seen])
+    one, two = train(DEEPSEEK, steps=2), train(DEEPSEEK, steps=2, callbacks=[clip, seen])
     assert all(torch.equal(one["weights"][name], two["weights"][name]) for name in one["weights"])
     assert all(0 < value < 1e3 for value in seen.largest)
 
@@ -113,6 +112,7 @@ def test_micro_batches_of_a_step_are_measured_together() -> None:
     assert max(apart.largest) not in (apart.largest[0], apart.largest[-1])
 
 
+@pytest.mark.slow
 def test_clipped_run_resumes_exactly(tmp_path: Path) -> None:
     saved = str(tmp_path / "two.ckpt")
     whole, seen = train(DEEPSEEK, steps=4, callbacks=[QKClip(0.02), Seen()]), Seen()

@@ -63,6 +63,7 @@ def test_tokens_are_those_of_all_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
     assert throughput._of_all(torch.tensor(40), L.Trainer(logger=False), torch.device("cpu")) == 51
 
 
+@pytest.mark.slow
 def test_rate_leaves_out_warm_up_and_validation(fit: Fit, clock: Clock) -> None:
     passing = Passing(clock)
     settings = {"log_every_n_steps": 1, "limit_val_batches": 1, "val_check_interval": 3}
@@ -71,13 +72,11 @@ def test_rate_leaves_out_warm_up_and_validation(fit: Fit, clock: Clock) -> None:
     assert float(trainer.callback_metrics["speed/tokens_per_second"]) == TOKENS
 
 
-def test_rate_is_the_mean_since_the_last_log(fit: Fit, clock: Clock) -> None:
-    trainer = fit(callbacks=[Passing(clock), Throughput(warmup=1)], log_every_n_steps=3)
+def test_rate_is_the_mean_since_the_last_log_and_utilisation_three_forward_passes_over_the_peak(
+    fit: Fit, clock: Clock
+) -> None:
+    trainer = fit("trainer.max_steps=4", callbacks=[Passing(clock), Throughput(warmup=1)], log_every_n_steps=2)
     assert float(trainer.callback_metrics["speed/tokens_per_second"]) == TOKENS
-
-
-def test_utilisation_is_three_forward_passes_over_the_peak(fit: Fit, clock: Clock) -> None:
-    trainer = fit(callbacks=[Passing(clock), Throughput()])
     flops = 3 * forward_flops_per_token(trainer.lightning_module.model_config, 32)
     assert float(trainer.callback_metrics["speed/mfu"]) == pytest.approx(TOKENS * flops / 1e9, rel=1e-5)
 

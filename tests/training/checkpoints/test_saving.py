@@ -96,6 +96,7 @@ def test_asynchronous_failure_is_told_at_the_next_save_and_at_the_end(tmp_path: 
         io.teardown()
 
 
+@pytest.mark.slow
 def test_asynchronous_run_ends_with_its_checkpoint(fit: Fit, tmp_path: Path) -> None:
     io = SealedCheckpoints(asynchronous=True)
     keeper = Keeper(tmp_path, "best", every_n_train_steps=2)
@@ -157,6 +158,7 @@ def resume(fit: Fit, last: Path, callback: L.Callback) -> L.Trainer:
     )
 
 
+@pytest.mark.slow
 def test_best_checkpoint_and_its_score_survive_a_resume_in_another_folder(
     fit: Fit, stopped: Path, tmp_path: Path
 ) -> None:
@@ -170,6 +172,7 @@ def test_best_checkpoint_and_its_score_survive_a_resume_in_another_folder(
     assert read_file(stopped.with_name("best.ckpt"))["global_step"] == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", ["missing", "later"])
 def test_best_checkpoint_that_is_not_of_the_past_is_left_out_with_a_warning(
     what: str, fit: Fit, stopped: Path, tmp_path: Path

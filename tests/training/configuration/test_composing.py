@@ -12,6 +12,7 @@ import pytest
 import yaml
 from hydra.errors import HydraException, InstantiationException
 from omegaconf import OmegaConf
+from pairwise import each
 
 from blockwright.registry import ConfigError
 from blockwright.training.configuration import parts
@@ -36,14 +37,22 @@ def chosen(*groups: str) -> list[str]:
 
 
 WHOLE = chosen("experiment", "debug", "hparams_search")
-PARTS = chosen("trainer", "logger", "optimizer", "scheduler", "data/tokenizer")  # models: tests/test_presets.py
+# Choices that know nothing of each other; models: tests/test_presets.py
+GROUPS = ("trainer", "logger", "optimizer", "scheduler", "data/tokenizer", "callbacks")
+TOGETHER = each(*map(chosen, GROUPS))
 
 
 def check(override: list[str], small: list[str], tmp_path: Path) -> dict[str, Any]:
     return preflight(compose_config([*small, *override], output_dir=str(tmp_path)))
 
 
-@pytest.mark.parametrize("override", WHOLE)
+QUICK = ("experiment=attention_ablation", "debug=overfit")
+
+
+@pytest.mark.parametrize(
+    "override",
+    [override if override in QUICK else pytest.param(override, marks=pytest.mark.slow) for override in WHOLE],
+)
 def test_named_list_of_overrides_composes_and_is_sound(override: str, kernel_pages: str, tmp_path: Path) -> None:
     folder = [kernel_pages] if override == "experiment=mixture" else []
     plain = preflight(compose_config([override, *folder], output_dir=str(tmp_path)))  # as it stands: on Shakespeare
@@ -51,38 +60,29 @@ def test_named_list_of_overrides_composes_and_is_sound(override: str, kernel_pag
     check_target(plain["trainer"], "trainer", skip=OWN)
 
 
-@pytest.mark.parametrize("override", PARTS)
-def test_option_composes_and_is_sound(
-    override: str, small: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("overrides", TOGETHER, ids=lambda o: o[0])
+def test_option_composes_and_its_arguments_exist(
+    overrides: tuple[str, ...], small: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
         "blockwright.training.configuration.packages.has_package", lambda name: True
     )  # those of loggers need not be
-    on_cpus = {"trainer=gpu": ["trainer.accelerator=cpu"]}
-    if override.startswith("trainer=") and override not in ("trainer=default", "trainer=ddp_sim", "trainer=gpu"):
-        on_cpus = {
-            override: ["trainer.accelerator=cpu", "trainer.devices=4", "data.batch_size=4", "data.eval_batch_size=4"]
-        }  # this machine need not have a GPU
-    plain = check([override, *on_cpus.get(override, [])], small, tmp_path)
-    check_target(plain["trainer"], "trainer", skip=OWN)
-
-
-@pytest.mark.parametrize("name", [*options("callbacks"), "[default,early_stopping]"])
-def test_callbacks_compose_and_their_arguments_exist(name: str, small: list[str], tmp_path: Path) -> None:
+    trainer, on_cpus = overrides[0], ["trainer.accelerator=cpu"]  # this machine need not have a GPU
+    if trainer not in ("trainer=default", "trainer=ddp_sim", "trainer=gpu"):
+        on_cpus += ["trainer.devices=4", "data.batch_size=4", "data.eval_batch_size=4"]
     kept = [o for o in small if not o.startswith("callbacks.")]
-    check_target(check([f"callbacks={name}"], kept, tmp_path)["callbacks"] or {}, "callbacks")
+    plain = check([*overrides, *on_cpus], kept, tmp_path)
+    check_target(plain["trainer"], "trainer", skip=OWN)
+    check_target(plain["callbacks"] or {}, "callbacks")
 
 
-@pytest.mark.parametrize("file", sorted((CONF / "experiment").glob("*.yaml")), ids=lambda p: p.stem)
-def test_experiment_says_on_top_how_it_is_launched(file: Path) -> None:
-    package, command = file.read_text().splitlines()[:2]
-    assert package == "# @package _global_"
-    assert re.match(rf"# blockwright train experiment={file.stem}(\s|$)", command), command
-
-
-@pytest.mark.parametrize("file", sorted((CONF / "debug").glob("*.yaml")), ids=lambda p: p.stem)
-def test_debug_file_names_itself(file: Path) -> None:
-    assert file.read_text().splitlines()[1].startswith(f"# debug={file.stem}")
+def test_file_says_on_top_how_it_is_launched() -> None:
+    for file in (CONF / "experiment").glob("*.yaml"):
+        package, command = file.read_text().splitlines()[:2]
+        assert package == "# @package _global_", file
+        assert re.match(rf"# blockwright train experiment={file.stem}(\s|$)", command), command
+    for file in (CONF / "debug").glob("*.yaml"):
+        assert file.read_text().splitlines()[1].startswith(f"# debug={file.stem}")
 
 
 def test_no_file_names_a_machine_or_an_absolute_path() -> None:
@@ -125,49 +125,30 @@ REFUSED = {
     "+model.overrides.0.layers=1": ("model.overrides.0.layers", "index out of range", "--help"),
     "model=[tiny,gpt2]": ("model", "each choose model/residual", "Write one: model=tiny"),
     "hydra.x=1": ("hydra.x", "", ""),
+    # written at the root, to be written as a group, and a key that only what is selected lacks
+    "lr=0.1": ("lr", "", "Write optimizer.lr=0.1"),
+    "trainer.callbacks=[]": ("trainer.callbacks", "", "Write callbacks=NAME"),
+    "model=file & model.file=x & model.n_layers=2": ("model.n_layers", "", "Add it: +model.n_layers=2"),
+    # several values without a sweep
+    "seed=0,1": ("seed", "", "blockwright train -m seed=0,1"),
+    "model/attention=mha,gqa": ("model/attention", "", "blockwright train -m model/attention=mha,gqa"),
 }
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("override", REFUSED)
-def test_refusal_of_hydra_is_put_into_four_words(override: str) -> None:
-    path, rule, remedy = REFUSED[override]
-    with pytest.raises(ConfigError) as caught:
-        compose_config(["seed=1", override, "data.batch_size=4"], output_dir="x")
-    error = caught.value
-    assert error.path == path and rule in error.rule and remedy in error.remedy
-    assert error.remedy.strip() and "\n" not in error.render().split("remedy:")[1]
-    assert error.__cause__ is None and error.__suppress_context__
-
-
-def test_key_of_a_part_written_at_the_root_is_named_where_it_belongs() -> None:
-    with pytest.raises(ConfigError) as caught:
-        compose_config(["lr=0.1"], output_dir="x")
-    assert (caught.value.path, caught.value.remedy) == ("lr", "Write optimizer.lr=0.1")
-
-
-def test_argument_of_the_trainer_that_is_a_group_is_not_to_be_added_to_it() -> None:
-    with pytest.raises(ConfigError) as caught:
-        compose_config(["trainer.callbacks=[]"], output_dir="x")
-    assert caught.value.remedy.startswith("Write callbacks=NAME")
-
-
-def test_key_that_only_what_is_selected_lacks_is_to_be_added() -> None:
-    with pytest.raises(ConfigError) as caught:
-        compose_config(["model=file", "model.file=x", "model.n_layers=2"], output_dir="x")
-    assert caught.value.remedy == "Add it: +model.n_layers=2"
-
-
-def test_refusal_shows_the_value_at_fault_and_not_the_whole_command_line() -> None:
-    for override, value in {"~nothing": "~nothing", "model.d_modle=17": "17"}.items():
+def test_refusal_of_hydra_is_put_into_four_words() -> None:
+    for override, (path, rule, remedy) in REFUSED.items():
         with pytest.raises(ConfigError) as caught:
-            compose_config(["seed=1", override], output_dir="x")
-        assert caught.value.value == value
+            compose_config(["seed=1", *override.split(" & "), "data.batch_size=4"], output_dir="x")
+        error = caught.value
+        assert error.path == path and rule in error.rule and remedy in error.remedy, override
+        assert error.remedy.strip() and "\n" not in error.render().split("remedy:")[1]
+        assert error.__cause__ is None and error.__suppress_context__
+        assert "seed=1" not in str(error.value), override  # the value at fault, not the whole command line
 
 
 def test_empty_mapping_where_nothing_is_means_what_it_says() -> None:
-    assert compose_config(["+model.balance={}", "logger=none", "logger={}"], output_dir="x").logger == {}
-    assert compose_config(["+model.overrides=[]"], output_dir="x").model.overrides == []
+    composed = compose_config(["+model.balance={}", "logger=none", "logger={}", "+model.overrides=[]"], output_dir="x")
+    assert composed.logger == {} and composed.model.overrides == []
 
 
 def test_search_without_optuna_names_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -179,15 +160,6 @@ def test_search_without_optuna_names_its_extra(monkeypatch: pytest.MonkeyPatch) 
         hydra.utils.instantiate(node)
     refused = explain(raised.value, ["hparams_search=optuna"])
     assert refused.path == "hydra/sweeper" and "pip install 'blockwright[optuna]'" in str(refused)
-
-
-@pytest.mark.parametrize("override", ["seed=0,1", "model/attention=mha,gqa"])
-def test_several_values_without_a_sweep_name_the_sweep(override: str) -> None:
-    key, _, values = override.partition("=")
-    with pytest.raises(ConfigError) as caught:
-        compose_config([override], output_dir="x")
-    assert (caught.value.path, caught.value.value) == (key, values)
-    assert f"blockwright train -m {override}" in caught.value.remedy
 
 
 def test_folder_of_configurations_that_is_not_there() -> None:

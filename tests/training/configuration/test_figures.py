@@ -31,7 +31,7 @@ def test_figure_that_a_callback_may_log_is_let_through(checked: Checked) -> None
         checked("optimized_metric=val/los")
 
 
-NONE_OF_VALIDATION = ("data.corpus.val_fraction=0", "+trainer.limit_val_batches=0", "+trainer.limit_val_batches=0.0")
+NONE_OF_VALIDATION = ("data.corpus.val_fraction=0", "+trainer.limit_val_batches=0.0")
 
 
 @pytest.mark.parametrize("override", NONE_OF_VALIDATION)

@@ -16,7 +16,7 @@ from blockwright.training.data.rows import RowOrder, best_fit
 loads = st.lists(st.integers(0, 30), min_size=1, max_size=12)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(st.lists(st.tuples(st.integers(1, 20), st.integers(0, 9)), min_size=1, max_size=60))
 def test_rows_keep_two_budgets(items: list[tuple[int, int]]) -> None:
     lengths, tiles = (np.array(each) for each in zip(*items, strict=True))
@@ -28,7 +28,7 @@ def test_rows_keep_two_budgets(items: list[tuple[int, int]]) -> None:
     assert best_fit(lengths, 20, 0 * tiles, 9) == best_fit(lengths, 20)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(st.integers(1, 4).flatmap(lambda n: st.tuples(st.just(n), loads.map(lambda found: found * n))), st.randoms())
 def test_hands_have_equally_many_items_and_differ_by_one_load_at_most(
     dealt: tuple[int, list[int]], draw: random.Random

@@ -47,6 +47,7 @@ def write(file: Path, n_bytes: int) -> Path:
     return file
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tokenizer", [Bytes(), Chars(64)], ids=lambda t: t.kind)
 def test_a_file_is_prepared_in_less_memory_than_it_has_bytes(tmp_path: Path, tokenizer: Tokenizer) -> None:
     corpus = TextFiles(str(write(tmp_path / "a.txt", 12 * MIB)))

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
-from quickest import takes_less
 
 from blockwright.registry.errors import ConfigError
 from blockwright.training.configuration import parts
@@ -122,16 +121,6 @@ def test_a_class_in_place_of_a_name_is_refused_with_the_way_to_register_it(node)
     assert re.search(r"^data\.name = 'txet': .*Did you mean 'text'", refusal({**node, "name": "txet"}))
 
 
-@pytest.mark.parametrize("kind", ["bytes.Bytes", "chars.Chars", "bpe.BPE"])
-def test_checking_the_plays_costs_less_than_a_second(kind):
-    node = {
-        "name": "text",
-        "corpus": {"_target_": "blockwright.training.data.shakespeare.Shakespeare"},
-        "tokenizer": {"_target_": f"blockwright.training.data.tokenizers.{kind}"},
-    }
-    assert takes_less(1, lambda: check(node))
-
-
 # ---- the YAML
 
 
@@ -139,14 +128,6 @@ def composed(*overrides: str) -> dict:
     with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
         config = compose(overrides=["+seed=3", "+paths.data_dir=/data", *overrides])
     return OmegaConf.to_container(config.data, resolve=True)
-
-
-@pytest.mark.parametrize("kind", ["bytes", "chars", "bpe"])
-def test_each_tokenizer_is_chosen_by_name_and_passes(kind):
-    node = composed("+data=shakespeare", f"data/tokenizer={kind}")
-    assert node["seed"] == 3 and node["cache_dir"] == "/data/cache"
-    assert node["tokenizer"]["vocab_size"] == {"bytes": 257, "chars": 128, "bpe": 4096}[kind]
-    check(node)
 
 
 def test_text_asks_for_its_files(tmp_path):

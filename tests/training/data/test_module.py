@@ -70,13 +70,6 @@ def test_an_epoch_covers_the_train_split_and_every_epoch_is_as_long(ready):
     assert not torch.equal(epochs[0][0]["tokens"], epochs[1][0]["tokens"])
 
 
-def test_workers_change_no_batch(ready):
-    alone, helped = ready().train_dataloader(), ready(num_workers=2).train_dataloader()
-    for _ in range(2):
-        for a, b in zip(alone, helped, strict=True):
-            assert all(torch.equal(a[name], b[name]) for name in a)
-
-
 @pytest.mark.parametrize("world_size", [2, 4])
 def test_processes_together_train_on_the_batches_of_one(ready, world_size):
     ranks = [as_rank(ready(), rank, world_size).train_dataloader() for rank in range(world_size)]

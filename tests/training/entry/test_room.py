@@ -29,8 +29,9 @@ def needs(run: Run, monkeypatch: pytest.MonkeyPatch) -> float:
 
 
 def test_weights_gradients_and_states_are_counted(checked: Checked, monkeypatch: pytest.MonkeyPatch) -> None:
-    weights = 4 * size(outline_of(checked(ADAMW)))
-    assert needs(checked(ADAMW), monkeypatch) == pytest.approx(4 * weights, rel=0.01)
+    run = checked(ADAMW)
+    weights = 4 * size(outline_of(run))
+    assert needs(run, monkeypatch) == pytest.approx(4 * weights, rel=0.01)
     assert needs(checked(ADAMW, "trainer.precision=bf16-true"), monkeypatch) == pytest.approx(2 * weights, rel=0.01)
     assert needs(checked(ADAMW, "trainer=ddp_sim"), monkeypatch) == pytest.approx(8 * weights, rel=0.01)
     assert needs(checked(ADAMW, "trainer=[fsdp,sim]"), monkeypatch) == pytest.approx(4 * weights, rel=0.05)
@@ -38,14 +39,14 @@ def test_weights_gradients_and_states_are_counted(checked: Checked, monkeypatch:
 
 
 def test_what_fits_or_is_not_trained_passes(checked: Checked, monkeypatch: pytest.MonkeyPatch) -> None:
-    room.check_room(checked(ADAMW))
-    monkeypatch.setattr(room, "device_memory", lambda device: 4.5 * 4 * size(outline_of(checked(ADAMW))))
-    room.check_room(checked(ADAMW))
+    run = checked(ADAMW)
+    room.check_room(run)
+    monkeypatch.setattr(room, "device_memory", lambda device: 4.5 * 4 * size(outline_of(run)))
+    room.check_room(run)
     monkeypatch.setattr(room, "device_memory", lambda device: 1.0)
     room.check_room(checked("train=false", "trainer.dry_run=true"))
 
     def under(strategy: Any) -> Run:
-        run = checked(ADAMW)
         return replace(run, trainer={**run.trainer, "strategy": strategy})
 
     for foreign in ("deepspeed_stage_2", {"_target_": "lightning.pytorch.strategies.FSDPStrategy"}):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import itertools
 import os
 import signal
 from collections.abc import Iterator
@@ -16,6 +15,7 @@ import torch
 import torch.distributed as dist
 from counting import Counted
 from many_ranks import BIASED, DEEPSEEK, DENSE, GPT, MOE, MTP, STREAMS, Descent, EndedError, Restored, far, spawn, train
+from pairwise import each
 from torch import Tensor, nn
 
 from blockwright.blocks.attention.base import Attention, even_heads
@@ -100,7 +100,7 @@ FEEDS["canon"] = {"ffn": {**NO_EXPERTS["ffn"], "gate_conv": WIDE, "up_conv": "si
 FEEDS["canon"]["residual"] = {"name": "convolved", "residual": "prenorm", "attention_conv": "canon", "ffn_conv": "silu"}
 FEEDS["canon"]["residual"] |= {"attention_out_conv": WIDE, "ffn_out_conv": "canon"}
 OWN = [name for name, node in ATTENTIONS.items() if "kv_source" not in node]
-ALL = list(itertools.product(OWN, POSITIONS, ("whole", "packed"), ("moe, mtp",)))
+ALL = each(OWN, POSITIONS, ("packed", "whole"), ("moe, mtp",))
 SOME = [
     ("mha", "alibi", "packed", "dense"),
     ("gqa", "yarn", "packed", "moe"),
@@ -320,7 +320,7 @@ def trainings(devices: int) -> dict[tuple[str, str], Any]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("devices", [2, pytest.param(4, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("devices", [2, 4])
 def test_training_under_each_strategy_is_that_of_one_process(devices: int) -> None:
     for (name, case), found in spawn(devices, trainings, devices)[0].items():
         alone = training(case)
@@ -354,7 +354,7 @@ def handed_over(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     for form in ("file", "folder"):
         written = {**context, "sharded_checkpoints": form == "folder"}
         saved[form] = train(BIASED, save=str(folder / form), **settings_of(written), **HALF)["weights"]
-    found = {(form, name): resumed(folder / form, other) for form in saved for name, other in OTHERS.items()}
+    found = {(form, name): resumed(folder / form, OTHERS[name]) for form, name in each([*saved] * 2, list(OTHERS))}
     for name in ("tensor", "ddp"):
         saved[name] = train(BIASED, save=str(folder / name), **settings_of(OTHERS[name]), **HALF)["weights"]
         found[name, "context"] = resumed(folder / name, context)
@@ -366,7 +366,7 @@ def test_checkpoint_is_bitwise_the_same_under_any_other_strategy(tmp_path: Path)
     saved, found = spawn(2, handed_over, tmp_path)[0]
     found |= {(form, "alone"): resumed(tmp_path / form, "auto", 1) for form in ("file", "folder")}
     whole = train(BIASED, **REST)
-    assert len(found) == 12
+    assert len(found) == 8
     for (source, name), (weights, rest) in found.items():
         assert all(torch.equal(weights[key], value) for key, value in saved[source].items()), (source, name)
         losses, apart = far(rest, {**whole, "losses": whole["losses"][2:]})
@@ -463,16 +463,11 @@ def check(ranks: int, cases: list[tuple[str, str, str, str]]) -> None:
         assert not far, (case, far)
 
 
+@pytest.mark.slow
 def test_two_ranks_that_share_sequences_compute_what_one_does() -> None:
     check(2, SOME)
 
 
 @pytest.mark.slow
-def test_four_ranks_that_share_sequences_compute_what_one_does() -> None:
-    check(4, [case for case in SOME if case[2] == "packed" and case[3] != "dense"])
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("ranks", [2, 4])
-def test_every_attention_at_every_position_whole_and_packed(ranks: int) -> None:
-    check(ranks, ALL)
+def test_every_attention_and_position_whole_and_packed_on_four_ranks() -> None:
+    check(4, ALL)

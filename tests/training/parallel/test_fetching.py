@@ -39,6 +39,7 @@ def record() -> list[str]:
     return events
 
 
+@pytest.mark.slow
 def test_gates_of_the_next_layer_are_gathered_before_this_one_reaches_its_own() -> None:
     for events in spawn(2, record):
         for i in range(2):

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from many_ranks import BIASED, read_model, spawn, train
+from pairwise import each
 
 from blockwright.blocks.compose import compose
 from blockwright.registry import ConfigError
@@ -16,9 +17,9 @@ from blockwright.training.patterns import matches, matching
 from blockwright.training.tasks.frozen import freeze
 from blockwright.training.tasks.routing import gates_of
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("frozen")]  # its fixture trains on two ranks, once
+pytestmark = pytest.mark.xdist_group("frozen")  # its fixture trains on two ranks, once
 
-STEPS = 20
+STEPS = 6
 FROZEN = ["attention", "gating"]
 STRATEGIES: dict[str, dict[str, Any]] = {
     "ddp": {"strategy": "ddp", "devices": 2},
@@ -55,6 +56,7 @@ def runs() -> dict[str, list[tuple[dict[str, Any], dict[str, Any]]]]:
     return {"one process": [both({})], **{name: [rank[name] for rank in ranks] for name in STRATEGIES}}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["one process", *STRATEGIES])
 def test_frozen_weights_and_gate_biases_stay_to_the_bit_and_others_move(runs: Any, strategy: str) -> None:
     weights = runs[strategy][0][1]["weights"]
@@ -64,6 +66,7 @@ def test_frozen_weights_and_gate_biases_stay_to_the_bit_and_others_move(runs: An
     assert any(name.endswith("gating.bias") for name in still)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["one process", *STRATEGIES])
 def test_optimizer_state_is_smaller_by_exactly_the_frozen_parts(runs: Any, strategy: str) -> None:
     for trained, frozen in runs[strategy]:
@@ -87,14 +90,13 @@ def test_pattern_that_matches_nothing_is_refused(recipe: Any) -> None:
         freeze(decoder, ["atention"])
 
 
-@pytest.mark.parametrize("factor", [0, -1, float("nan"), float("inf"), "slow", True])
-@pytest.mark.parametrize("recipe", [AdamW, Muon])
+@pytest.mark.parametrize(("factor", "recipe"), each([0, -1, float("nan"), float("inf"), "slow", True], [AdamW, Muon]))
 def test_multiplier_that_is_no_positive_number_is_refused(recipe: Any, factor: Any) -> None:
     with pytest.raises(ConfigError, match=r"optimizer\.multipliers\.attention"):
         recipe(multipliers={"attention": factor})
 
 
-@pytest.mark.parametrize("override", ["task.frozen=[atention]", "optimizer.multipliers={atention:0.1}"])
+@pytest.mark.parametrize("override", ["optimizer.multipliers={atention:0.1}"])
 def test_pattern_that_matches_nothing_is_refused_before_training(override: str, checked: Any) -> None:
     with pytest.raises(ConfigError, match="Did you mean 'attention'"):
         checked(override)
@@ -121,6 +123,7 @@ def test_no_multipliers_leave_the_groups_as_they_were() -> None:
     assert groups == ["muon", "adamw_decay", "adamw_no_decay"]
 
 
+@pytest.mark.slow
 def test_multiplied_parts_move_less_through_a_schedule() -> None:
     plain, slow = (
         train(BIASED, steps=3, optimizer=AdamW(lr=3e-3, weight_decay=0.0, multipliers=m), gradient_clip_val=None)

@@ -46,6 +46,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     return spawn(2, work, tmp_path_factory.mktemp("full"))
 
 
+@pytest.mark.slow
 def test_every_rank_refuses_and_nothing_is_left_beside_the_old_one(found: list[dict[str, Any]]) -> None:
     for each in found:
         assert {kind for kind, _, _ in each.values()} == {ConfigError}

@@ -106,6 +106,7 @@ def four(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     return spawn(4, work, folder)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("disk", ["own", "shared"])
 def test_one_rank_of_a_node_reads_the_corpus_and_the_others_map_it(four: list[dict[str, Any]], disk: str) -> None:
     reads, builds, fingerprints, vocabularies = zip(*(told[disk] for told in four), strict=True)
@@ -114,6 +115,7 @@ def test_one_rank_of_a_node_reads_the_corpus_and_the_others_map_it(four: list[di
     assert len(set(fingerprints)) == 1 and all(each == vocabularies[0] for each in vocabularies)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", ["missing", "one node", "different", "broken"])
 def test_a_failure_to_prepare_reaches_every_rank(four: list[dict[str, Any]], case: str) -> None:
     messages = {told[case] for told in four}

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from pairwise import each
 from torch import Tensor, nn
 
 from blockwright import registry
@@ -99,14 +100,15 @@ def agree(decoder: Decoder, how: Any, monkeypatch: pytest.MonkeyPatch) -> None:
         assert gradient is found[name] is None or torch.equal(gradient, found[name]), name
 
 
-@pytest.mark.parametrize("how", HOW)
-@pytest.mark.parametrize(("kind", "name"), DECIDING)
-def test_every_block_that_decides_does_so_once(kind: str, name: str, how: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("block", "how"), each(DECIDING, HOW), ids=str)
+def test_every_block_that_decides_does_so_once(
+    block: tuple[str, str], how: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kind, name = block
     agree(Setting(kind, name).decoder().train(), how, monkeypatch)
 
 
-@pytest.mark.parametrize("how", HOW)
-@pytest.mark.parametrize("around", AROUND)
+@pytest.mark.parametrize(("around", "how"), each(list(AROUND), HOW))
 def test_experts_are_chosen_once_wherever_a_gate_is(
     around: str, how: Any, monkeypatch: pytest.MonkeyPatch, temporary_blocks: None
 ) -> None:
@@ -156,9 +158,9 @@ def test_pass_that_is_differentiated_twice_finds_its_choices_twice() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("how", HOW)
-@pytest.mark.parametrize(("kind", "name"), [pair for pair in DECIDING if pair[0] == "gating"])
-def test_compiled_layers_keep_what_was_chosen(kind: str, name: str, how: Any) -> None:
+@pytest.mark.parametrize(("block", "how"), each([pair for pair in DECIDING if pair[0] == "gating"], HOW), ids=str)
+def test_compiled_layers_keep_what_was_chosen(block: tuple[str, str], how: Any) -> None:
+    kind, name = block
     from torch._dynamo.backends.common import aot_autograd
 
     from blockwright.training.compiling import compile_layers

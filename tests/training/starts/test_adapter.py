@@ -50,10 +50,10 @@ def without_a_model(small: list[str]) -> list[str]:
 def test_run_resumes_bit_identical_and_reads_as_merged(
     fit: Callable[..., Any], lora: tuple[str, ...], base: Path, tmp_path: Path
 ) -> None:
-    whole = fit(*lora, "trainer.max_steps=4")
-    half = fit(*lora, "trainer.max_steps=2")
+    whole = fit(*lora, "trainer.max_steps=2")
+    half = fit(*lora, "trainer.max_steps=1")
     half.save_checkpoint(tmp_path / "half.ckpt")
-    rest = fit(*lora, f"ckpt_path={tmp_path / 'half.ckpt'}", "trainer.max_steps=4", ckpt_path=tmp_path / "half.ckpt")
+    rest = fit(*lora, f"ckpt_path={tmp_path / 'half.ckpt'}", "trainer.max_steps=2", ckpt_path=tmp_path / "half.ckpt")
     rest.save_checkpoint(tmp_path / "rest.ckpt")
     ours, theirs = whole.lightning_module.decoder.state_dict(), rest.lightning_module.decoder.state_dict()
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
@@ -63,10 +63,9 @@ def test_run_resumes_bit_identical_and_reads_as_merged(
     tokens, trained = torch.arange(20).view(2, 10), whole.lightning_module.decoder.eval()
     assert (trained(tokens) - before(tokens)).abs().max() > 1e-3
     assert torch.allclose(load(tmp_path / "rest.ckpt")(tokens), trained(tokens), atol=1e-5)  # W + BA rounds otherwise
-    again = fit(*LORA[:1], f"init_from={tmp_path / 'rest.ckpt'}", "trainer.max_steps=1", "optimizer.lr=1e-12")
-    assert torch.allclose(again.lightning_module.decoder(tokens), trained(tokens), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_resumed_run_records_the_starts_that_were_asked_for_and_reads_none(
     fit: Callable[..., Any], checked: Callable[..., Any], lora: tuple[str, ...], tmp_path: Path
 ) -> None:
@@ -85,6 +84,7 @@ def test_resumed_run_records_the_starts_that_were_asked_for_and_reads_none(
     assert fit(*asked, ckpt_path=file).global_step == 2
 
 
+@pytest.mark.slow
 def test_trainer_that_has_resumed_a_run_measures_another_from_its_own_start(
     fit: Callable[..., Any], checked: Callable[..., Any], lora: tuple[str, ...], base: Path, tmp_path: Path
 ) -> None:
@@ -100,6 +100,7 @@ def test_trainer_that_has_resumed_a_run_measures_another_from_its_own_start(
     assert all(torch.equal(weights[name], tensor) for name, tensor in load(base).state_dict().items())
 
 
+@pytest.mark.slow
 def test_resuming_with_another_adapter_is_refused(
     fit: Callable[..., Any], lora: tuple[str, ...], tmp_path: Path
 ) -> None:
@@ -116,9 +117,6 @@ def test_resuming_with_another_adapter_is_refused(
     [
         (["adapter=lora"], "init_from", "would be random"),
         (["init_from=BASE", "adapter=lora", "adapter.targets=[norm]"], "adapter.targets", "linear layer or stack"),
-        (["init_from=BASE", "adapter=lora", "adapter.rank=0"], "adapter.rank", "at least 1"),
-        (["init_from=BASE", "adapter=lora", "adapter.alpha=0"], "adapter.alpha", "above 0"),
-        (["init_from=BASE", "adapter=lora", "+adapter.dropout=0.1"], "adapter.dropout", "no parameter"),
         (["init_from=BASE", "adapter=lora", "adapter.start=nowhere"], "nowhere/adapter_config.json", "no such file"),
     ],
 )

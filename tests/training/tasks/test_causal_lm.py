@@ -109,8 +109,7 @@ def by_hand(model: dict[str, Any], given: Batch, seed: int = 0) -> tuple[float, 
 # The loss
 
 
-@pytest.mark.parametrize("packed", [False, True], ids=["one document", "packed"])
-@pytest.mark.parametrize("moe", [False, True], ids=["dense", "experts"])
+@pytest.mark.parametrize(("moe", "packed"), [(False, False), (True, True)], ids=["dense", "experts, packed"])
 def test_loss_is_the_mean_over_scored_tokens_plus_the_balance(
     make_task: Callable[..., CausalLM], tmp_path: Path, moe: bool, packed: bool
 ) -> None:
@@ -370,8 +369,9 @@ def test_training_without_an_end_needs_a_schedule_that_bears_it(
         train(make_task(scheduler=WarmupCosine()), [batch(1)], tmp_path, **endless)
 
 
-@pytest.mark.parametrize("warmup", [1, 2])
-@pytest.mark.parametrize("kind", [Constant, WarmupCosine, WarmupStableDecay, WarmupStepDecay])
+@pytest.mark.parametrize(
+    ("kind", "warmup"), [(Constant, 1), (WarmupCosine, 2), (WarmupStableDecay, 2), (WarmupStepDecay, 2)]
+)
 def test_training_that_is_all_warm_up_ends(
     make_task: Callable[..., CausalLM], tmp_path: Path, kind: type[Schedule], warmup: int
 ) -> None:

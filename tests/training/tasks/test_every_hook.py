@@ -220,9 +220,9 @@ def assert_step_is_saved(fit: Fit, name: str, accumulate: int, start: Path) -> N
 
 def assert_resumes_from_every_hook(fit: Fit, name: str, accumulate: int, start: Path) -> None:
     whole, saved = saved_everywhere(fit, name, accumulate, start)
-    left = [each for each in saved if each[1]["global_step"] < STEPS]
-    assert len(left) > len(HOOKS)
-    for each in left:
+    left = {hook: (hook, checkpoint) for hook, checkpoint in saved if checkpoint["global_step"] < STEPS}
+    assert len(left) > len(HOOKS) / 2  # the last time that each is called; the others end a training
+    for each in left.values():
         resume_and_compare(fit, name, accumulate, start, each, whole)
 
 
@@ -254,12 +254,13 @@ def test_checkpoint_of_any_hook_is_that_of_its_step(fit: Fit, start: Path, name:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("accumulate", [1, 2])
-def test_run_resumes_from_every_hook(fit: Fit, start: Path, accumulate: int) -> None:
-    assert_resumes_from_every_hook(fit, "causal_lm", accumulate, start)
+def test_run_resumes_from_every_hook(fit: Fit, start: Path) -> None:
+    assert_resumes_from_every_hook(fit, "causal_lm", 2, start)
 
 
-@pytest.mark.parametrize("batches", [1, 4])  # amid a step; at the end of an epoch
-@pytest.mark.parametrize("hook", ["on_train_end", pytest.param("on_train_epoch_end", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("hook", "batches"), [("on_train_end", 1), ("on_train_epoch_end", 4)]
+)  # amid a step; after one
 def test_run_that_its_time_has_ended_resumes(fit: Fit, start: Path, hook: str, batches: int) -> None:
     assert_resumes_after_a_stop(fit, "causal_lm", start, hook, batches)

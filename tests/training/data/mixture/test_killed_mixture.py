@@ -24,8 +24,8 @@ from tests.training.data.mixture.formats import documents
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("killed_mixture")]
 
 ROOT = Path(__file__).resolve().parents[4]
-STEPS, SECOND_STAGE, KILLED = 9, 3, 6
-WAYS = {"one process": [], "ddp": ["trainer=[ddp,sim]"], "fsdp": ["trainer=[fsdp,sim]"]}
+STEPS, SECOND_STAGE, KILLED = 6, 2, 4
+TWO = ["trainer=[fsdp,sim]"]
 
 CALLBACK = """
 import os
@@ -109,25 +109,18 @@ def story(
 
 
 @pytest.fixture(scope="module")
-def stories(story: Callable[[], Story]) -> Callable[[str], tuple[Story, Story]]:
-    """For a way to train, the run that was not killed, and one that was; each made once."""
-    made: dict[str, tuple[Story, Story]] = {}
-
-    def make(way: str) -> tuple[Story, Story]:
-        if way not in made:
-            made[way] = whole, killed = story(), story()
-            assert whole.train(*WAYS[way]) == 0
-            assert killed.train(*WAYS[way], killed_at=KILLED) == -9
-        return made[way]
-
-    return make
+def stories(story: Callable[[], Story]) -> tuple[Story, Story]:
+    """The run of two processes that was not killed, and the one that was."""
+    whole, killed = story(), story()
+    assert whole.train(*TWO) == 0
+    assert killed.train(*TWO, killed_at=KILLED) == -9
+    return whole, killed
 
 
-@pytest.mark.parametrize("way", WAYS)
-def test_a_mixture_killed_in_its_second_stage_is_the_run_that_was_not(stories, way, tmp_path):
-    whole, killed = stories(way)
+def test_a_mixture_killed_in_its_second_stage_is_the_run_that_was_not(stories, tmp_path):
+    whole, killed = stories
     resumed = copy_of(killed, tmp_path)
-    assert resumed.train(*WAYS[way]) == 0
+    assert resumed.train(*TWO) == 0
     assert resumed.batches() == whole.batches() and len(whole.batches()) == STEPS
     assert resumed.figures() == whole.figures() and len(whole.figures()["train/loss"]) == STEPS
     assert {"val/code/loss", "val/web/loss", "data/code/epochs", "data/stage"} <= {*whole.figures()}
@@ -135,9 +128,8 @@ def test_a_mixture_killed_in_its_second_stage_is_the_run_that_was_not(stories, w
     assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
-@pytest.mark.parametrize("way", ["ddp", "fsdp"])
-def test_two_processes_are_resumed_by_one(stories, way, tmp_path):
-    whole, killed = stories(way)
+def test_two_processes_are_resumed_by_one(stories, tmp_path):
+    whole, killed = stories
     resumed = copy_of(killed, tmp_path)
     assert resumed.train() == 0
     assert resumed.batches() == whole.batches()

@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 LATE = """
 import json, resource, sys, time
 import numpy as np
@@ -36,6 +38,7 @@ print(json.dumps({"seconds": seconds, "megabytes": used / 1024, "shape": shape})
 """
 
 
+@pytest.mark.slow
 def test_a_trillion_tokens(tmp_path: Path):
     for name, n in (("web", 35), ("code", 15)):
         for i in range(n):
