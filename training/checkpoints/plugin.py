@@ -79,7 +79,9 @@ class SealedCheckpoints(CheckpointIO):
             Path(path).unlink(missing_ok=True)
 
     def teardown(self) -> None:
-        self.wait()
-        if self._writer is not None:
-            self._writer.shutdown()
-            self._writer = None
+        try:
+            self.wait()
+        finally:
+            if self._writer is not None:
+                self._writer.shutdown()
+                self._writer = None

@@ -31,12 +31,6 @@ def test_default_run_names_both_extras_in_one_message(checked: Callable[..., dic
 
 
 @pytest.mark.usefixtures("core")
-def test_run_without_them_passes(checked: Callable[..., dict[str, Any]]) -> None:
-    plain = checked("callbacks=default", "logger=default", "logger.tensorboard=null")
-    assert plain["logger"]["csv"]
-
-
-@pytest.mark.usefixtures("core")
 def test_either_package_that_lightning_takes_for_tensorboard_is_enough(
     checked: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -134,8 +134,7 @@ def test_text_asks_for_its_files(tmp_path):
     with pytest.raises(ConfigError, match=r"^data\.corpus\.files"):
         check(composed("+data=text"))
     (tmp_path / "a.txt").write_text("a line of text\n" * 2000)
-    check(composed("+data=text", f"data.corpus.files={tmp_path}/a.txt"))
-    check(composed("+data=text", f"data.corpus.files=[{tmp_path}/a.txt]", "data.corpus.val_fraction=0.1"))
+    check(composed("+data=text", f"data.corpus.files={tmp_path}/a.txt", "data.corpus.val_fraction=0.1"))
 
 
 def test_the_yaml_builds_the_data_module(tmp_path):

@@ -238,6 +238,7 @@ def test_numbers_out_of_range_are_refused(make_module, key, value):
 # ---- the other door
 
 
+@pytest.mark.slow
 def test_the_cli_takes_corpus_and_tokenizer_by_class_path(tmp_path):
     (tmp_path / "a.txt").write_text("line of text\n" * 200)
     arguments = [
@@ -258,6 +259,7 @@ def test_the_cli_takes_corpus_and_tokenizer_by_class_path(tmp_path):
     assert cli.model.counts["fit"] == 2
 
 
+@pytest.mark.slow
 def test_the_cli_shows_a_sentence_for_each_argument(capsys):
     with pytest.raises(SystemExit):
         LightningCLI(Counter, TextDataModule, args=["fit", "--help"], save_config_callback=None)

@@ -113,7 +113,7 @@ def test_every_wanted_split_gets_documents(n, val, test, seed):
 TEXTS = st.lists(st.text("ab \n|\r\u00e9\u2028\ufeff\U0001f40b", max_size=30), min_size=1, max_size=12)
 
 
-@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     TEXTS,
     st.sampled_from([None, "|", "\n", "ab|", "\u2028"]),

@@ -18,6 +18,10 @@ Checked = Callable[..., Run]
 ADAMW = "optimizer=adamw"  # two numbers of state for each of a weight
 
 
+def with_trainer(run: Run, **settings: Any) -> Run:
+    return replace(run, trainer={**run.trainer, **settings})
+
+
 def needs(run: Run, monkeypatch: pytest.MonkeyPatch) -> float:
     """Bytes that a run is refused below."""
     found: list[str] = []
@@ -32,7 +36,7 @@ def test_weights_gradients_and_states_are_counted(checked: Checked, monkeypatch:
     run = checked(ADAMW)
     weights = 4 * size(outline_of(run))
     assert needs(run, monkeypatch) == pytest.approx(4 * weights, rel=0.01)
-    assert needs(checked(ADAMW, "trainer.precision=bf16-true"), monkeypatch) == pytest.approx(2 * weights, rel=0.01)
+    assert needs(with_trainer(run, precision="bf16-true"), monkeypatch) == pytest.approx(2 * weights, rel=0.01)
     assert needs(checked(ADAMW, "trainer=ddp_sim"), monkeypatch) == pytest.approx(8 * weights, rel=0.01)
     assert needs(checked(ADAMW, "trainer=[fsdp,sim]"), monkeypatch) == pytest.approx(4 * weights, rel=0.05)
     assert needs(checked(ADAMW, "task.frozen=[attention]"), monkeypatch) == pytest.approx(weights, rel=0.01)
@@ -45,13 +49,9 @@ def test_what_fits_or_is_not_trained_passes(checked: Checked, monkeypatch: pytes
     room.check_room(run)
     monkeypatch.setattr(room, "device_memory", lambda device: 1.0)
     room.check_room(checked("train=false", "trainer.dry_run=true"))
-
-    def under(strategy: Any) -> Run:
-        return replace(run, trainer={**run.trainer, "strategy": strategy})
-
     for foreign in ("deepspeed_stage_2", {"_target_": "lightning.pytorch.strategies.FSDPStrategy"}):
-        room.check_room(under(foreign))
+        room.check_room(with_trainer(run, strategy=foreign))
     with pytest.raises(ConfigError, match="GB for weights"):
-        room.check_room(under("ddp"))
+        room.check_room(with_trainer(run, strategy="ddp"))
     monkeypatch.setenv("LOCAL_RANK", "1")
-    room.check_room(under("ddp"))
+    room.check_room(with_trainer(run, strategy="ddp"))

@@ -9,7 +9,7 @@ import lightning as L
 import pytest
 import torch
 from many_ranks import BIASED, DEEPSEEK, IGNORED, LENGTH, MTP, VOCABULARY, Descent, read_model, spawn
-from pairwise import each
+from pairwise import each as once_each
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -28,7 +28,7 @@ PRECISIONS = ("32-true", "bf16-mixed", "bf16-true")
 GATES = {"softmax": DEEPSEEK, "sigmoid_bias": BIASED.replace("bias_step: 0.05", "bias_step: 0.001")}
 STRATEGIES = {"ddp": lambda: "ddp", "fsdp": Parallel}
 STEPS, ROWS, VALIDATED = 2, 4, 12
-CELLS = each(PRECISIONS, ["sigmoid_bias", "softmax"])
+CELLS = once_each(PRECISIONS, ["sigmoid_bias", "softmax"])
 
 
 def rows(first: int, number: int) -> dict[str, Tensor]:

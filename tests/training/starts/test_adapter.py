@@ -130,6 +130,7 @@ def test_wrong_settings_are_refused_before_work(
     assert caught.value.path.endswith(path) and words in caught.value.rule
 
 
+@pytest.mark.slow
 def test_frozen_run_resumes(fit: Callable[..., Any], tmp_path: Path) -> None:
     """Its optimizer has no state for frozen parts, neither in the checkpoint nor in the run that resumes."""
     small = ("model.n_layers=1", "task.frozen=[embedding]")

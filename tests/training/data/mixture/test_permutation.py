@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from blockwright.training.data.mixture.permutation import draw, permuted
@@ -11,11 +11,13 @@ from blockwright.training.data.mixture.permutation import draw, permuted
 keys = st.integers(0, 2**64 - 1)
 
 
+@settings(max_examples=40)
 @given(st.integers(1, 700), keys)
 def test_every_place_goes_to_another(n, key):
     assert sorted(permuted(np.arange(n), n, key).tolist()) == list(range(n))
 
 
+@settings(max_examples=40)
 @given(st.lists(st.tuples(st.integers(1, 2**53), keys), min_size=1, max_size=20), st.data())
 def test_rows_of_different_lengths_and_keys_are_those_of_each_alone(pairs, data):
     places = [data.draw(st.integers(0, n - 1)) for n, _ in pairs]

@@ -36,6 +36,7 @@ def row_by_row(stage: Stage, n: int) -> list[tuple[str, int]]:
     return rows
 
 
+@settings(max_examples=40)
 @given(weights, st.integers(1, 300))
 def test_a_stage_is_the_chain_counted_row_by_row(mixture, n):
     stage = Stage(mixture)
@@ -45,6 +46,7 @@ def test_a_stage_is_the_chain_counted_row_by_row(mixture, n):
     assert stage.counts(n) == [sum(name == each for name, _ in slow) for each in stage.names]
 
 
+@settings(max_examples=40)
 @given(weights, st.integers(0, MOST_ROWS - 200))
 def test_counts_agree_with_the_rows_anywhere(mixture, first):
     stage = Stage(mixture)
@@ -69,7 +71,7 @@ def test_a_batch_has_its_share_to_within_a_row_and_a_half():
     assert of_batches.min() >= 76 and of_batches.max() <= 78
 
 
-@settings(deadline=None)
+@settings(max_examples=40)
 @given(schedules, st.integers(0, 40), st.integers(1, 6))
 def test_stages_continue_every_source_where_the_last_one_ended(schedule, first, n):
     walked = dict.fromkeys(schedule.names, 0)
