@@ -26,6 +26,7 @@ ROOT = str(Path(__file__).resolve().parent.parent) + os.sep
 KEPT = ("__pycache__", ".hypothesis", ".pytest_cache", ".venv", ".git")  # what Python and the test's tools write
 WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
 MONITORS = ("tqdm_monitor", "ThreadPoolExecutor", "asyncio_", "pymp-", "QueueFeederThread", "AnyIO worker thread")
+SHARED = ("multiprocessing.resource_tracker", "blockwright.training.answering")  # processes
 ENDS_WITHIN_S = 5.0
 
 
@@ -44,7 +45,7 @@ def running() -> dict[str, str]:
     for process in Path("/proc/self/task", str(os.getpid()), "children").read_text().split():
         with suppress(OSError):
             command = Path("/proc", process, "cmdline").read_text().replace("\0", " ")
-            if command and "resource_tracker" not in command:  # it has not ended, and is no process of Python's own
+            if command and not any(kept in command for kept in SHARED):  # it has not ended
                 found[process] = command
     return found
 

@@ -72,7 +72,7 @@ def test_resumed_run_validates_when_it_would_have(steps: Callable[..., Steps], t
     assert first.logged + rest.logged == [2, 4, 6, 8]
 
 
-@pytest.mark.parametrize(("interval", "validated"), [(2, [2, 5]), (1.0, [3, 6]), (0.5, [1, 2, 3, 4, 5, 6])])
+@pytest.mark.parametrize(("interval", "validated"), [(2, [2, 5]), (0.5, [1, 2, 3, 4, 5, 6])])
 def test_intervals_within_an_epoch_begin_anew_in_each(
     steps: Callable[..., Steps], interval: int | float, validated: list[int]
 ) -> None:

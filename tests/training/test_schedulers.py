@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from blockwright.registry.errors import ConfigError
@@ -137,6 +137,7 @@ schedules = st.one_of(
 )
 
 
+@settings(max_examples=40)
 @given(schedules, st.integers(100, 400))
 def test_the_factor_lies_between_0_and_1_and_the_first_step_learns(schedule: Schedule, max_steps: int) -> None:
     values = curve(schedule, max_steps)
@@ -144,6 +145,7 @@ def test_the_factor_lies_between_0_and_1_and_the_first_step_learns(schedule: Sch
     assert values[0] == 1 / schedule.warmup_steps(max_steps)
 
 
+@settings(max_examples=40)
 @given(schedules, st.integers(100, 400))
 def test_it_rises_strictly_to_the_peak_and_never_rises_again(schedule: Schedule, max_steps: int) -> None:
     values, warmup = curve(schedule, max_steps), schedule.warmup_steps(max_steps)
@@ -152,12 +154,14 @@ def test_it_rises_strictly_to_the_peak_and_never_rises_again(schedule: Schedule,
     assert all(later <= earlier for earlier, later in pairwise(values[warmup - 1 :]))
 
 
+@settings(max_examples=40)
 @given(lengths, ratios, st.integers(100, 400))
 def test_the_last_step_has_the_lowest_rate(warmup: int | float, low: float, max_steps: int) -> None:
     assert curve(WarmupCosine(warmup, low), max_steps)[-1] == pytest.approx(low, abs=1e-9)
     assert curve(WarmupStableDecay(warmup, 0.3, low), max_steps)[-1] == pytest.approx(low, abs=1e-9)
 
 
+@settings(max_examples=40)
 @given(lengths, lengths, st.sampled_from(["linear", "cosine"]), st.integers(100, 400))
 def test_wsd_is_continuous(warmup: int | float, decay: int | float, shape: Any, max_steps: int) -> None:
     schedule = WarmupStableDecay(warmup, decay, 0.0, shape)
@@ -167,6 +171,7 @@ def test_wsd_is_continuous(warmup: int | float, decay: int | float, shape: Any, 
     assert max(drops, default=0.0) <= steepest + 1e-12
 
 
+@settings(max_examples=40)
 @given(lengths, st.integers(1, 100), st.integers(200, 400))
 def test_sqrt_decay_begins_at_the_peak(warmup: int | float, decay: int, max_steps: int) -> None:
     # Its slope at the peak is unbounded, so that continuity shows in the value alone: √(1/d) below 1 at the first step.
@@ -175,6 +180,7 @@ def test_sqrt_decay_begins_at_the_peak(warmup: int | float, decay: int, max_step
     assert schedule.factor(first, max_steps) == pytest.approx(1 - math.sqrt(1 / decay), abs=1e-12)
 
 
+@settings(max_examples=40)
 @given(st.lists(st.floats(0.1, 0.9), min_size=1, max_size=3, unique=True).map(sorted), st.integers(50, 5000))
 def test_each_milestone_is_the_first_step_of_its_stair(milestones: list[float], max_steps: int) -> None:
     schedule = WarmupStepDecay(1, milestones, 0.5)

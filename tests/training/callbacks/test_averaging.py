@@ -124,6 +124,7 @@ def test_a_strategy_that_shards_the_model_is_refused() -> None:
     assert refused.value.path == "callbacks.averaging"
 
 
+@pytest.mark.slow
 def test_it_is_refused_with_shards_before_a_process_starts() -> None:
     run = parse_settings(compose_config(["trainer=[fsdp,sim]", "callbacks=averaging"], output_dir="."))
     with pytest.raises(ConfigError) as refused:

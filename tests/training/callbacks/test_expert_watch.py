@@ -68,6 +68,7 @@ def test_collapsed_router_of_a_run_is_found_while_it_trains(fit: Callable[..., L
     assert trainer.callback_metrics["train_load/dead_experts"] > 0
 
 
+@pytest.mark.slow
 def test_nothing_is_logged_of_dead_experts_where_there_are_none(fit: Callable[..., L.Trainer]) -> None:
     trainer = fit("trainer.max_steps=2", callbacks=[DeadExperts(steps=1000)])
     assert "train_load/layer1/entropy" in trainer.callback_metrics

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,7 +13,8 @@ from blockwright import registry
 from blockwright.registry import ConfigError
 from blockwright.registry.ranges import Seed
 from blockwright.registry.reading import checked
-from blockwright.training.configuration.run import HINTS, OLDER, Run
+from blockwright.training.configuration.run import FOLDER, HINTS, OLDER, Run
+from blockwright.training.jobs import SWEEP
 
 Checked = Callable[..., dict[str, Any]]
 
@@ -36,14 +39,10 @@ def test_seed_is_one_that_every_generator_takes(seed: Any) -> None:
     ("override", "remedy"),
     [
         ("train=maybe", "Write train=true or train=false"),
-        ("test=no", "Write test=true or test=false"),
         ("auto_resume=1", "Write auto_resume=true or auto_resume=false"),
-        ("extras.print_config=no", "Write extras.print_config=true or extras.print_config=false"),
-        ("trainer.dry_run=no", "Write trainer.dry_run=true or trainer.dry_run=false"),
         ("trainer.compile=2", "Write trainer.compile=true or trainer.compile=false"),
         ("task_name=''", "Write a word: task_name=mine"),
         ("task_name=../../elsewhere", "Write a word: task_name=mine"),
-        ("task_name=/tmp/elsewhere", "Write a word: task_name=mine"),
         ("task_name=null", "Write the name of the runs' folder: task_name=mine"),
         ("tags=abc", "Write tags=[mine]"),
         ("tags=[[a]]", "Write tags=[mine]"),
@@ -60,7 +59,6 @@ def test_seed_is_one_that_every_generator_takes(seed: Any) -> None:
         ("callbacks.checkpoint=5", "Correct it, or leave out callbacks.checkpoint for the default"),
         ("+logger.mine=csv", "Correct it, or leave out logger.mine for the default"),
         ("+trainer.callbacks=[]", "Leave it out, and write callbacks=NAME"),
-        ("+trainer.logger=true", "Leave it out, and write logger=NAME"),
         ("~optimizer._target_", None),
     ],
 )
@@ -72,6 +70,21 @@ def test_setting_at_the_root_is_what_it_has_to_be(checked: Checked, override: st
 
 def test_configuration_may_have_paths_of_its_own(checked: Checked) -> None:
     assert checked("+paths.scratch=/x")["paths"]["scratch"] == "/x"
+
+
+def test_run_is_a_mapping_of_its_settings_and_knows_its_folders(checked: Any, tmp_path: Path) -> None:
+    run = checked("callbacks.checkpoint.dirpath=null")
+    assert len(run) == len([*run]) == len(dict(run)) and {*HINTS, "init_from"} <= {*run}
+    assert (run["seed"], run["adapter"]) == (run.seed, run.starts["adapter"])
+    assert run.folder == tmp_path / "run" and run.checkpoints == tmp_path / "run" / FOLDER
+    assert run.owns(run.checkpoints / "last.ckpt") and not run.owns(tmp_path / "run" / "last.ckpt")
+    kept = replace(run, callbacks={"checkpoint": {"dirpath": str(tmp_path / "kept")}})
+    assert kept.checkpoints == tmp_path / "kept" and kept.owns(tmp_path / "kept" / "x.ckpt")
+    without = replace(run, callbacks={"checkpoint": None})
+    assert without.keeper == {} and without.checkpoints == run.checkpoints
+    assert not run.in_sweep
+    (tmp_path / SWEEP).touch()
+    assert run.in_sweep
 
 
 def test_refused_seed_is_answered_by_one_that_is_right() -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from blockwright.registry.errors import ConfigError
@@ -106,6 +106,7 @@ def test_an_unknown_kind_in_a_checkpoint_is_refused_and_one_of_a_plug_in_is_acce
     assert isinstance(rebuild({"kind": "byte", "vocab_size": 257}, {"byte": Bytes}), Bytes)
 
 
+@settings(max_examples=40)
 @given(st.text())
 def test_any_text_survives_as_bytes(text):
     tokenizer = Bytes()
@@ -113,6 +114,7 @@ def test_any_text_survives_as_bytes(text):
     assert tokenizer.decode(ids) == text and tokenizer.eos not in ids and len(ids) == len(text.encode())
 
 
+@settings(max_examples=40)
 @given(st.text())
 def test_any_text_survives_as_bpe(bpe, text):
     ids = bpe.encode(text)
@@ -120,6 +122,7 @@ def test_any_text_survives_as_bpe(bpe, text):
     assert bpe.token_bytes()[ids].sum() == len(text.encode())
 
 
+@settings(max_examples=40)
 @given(st.text(alphabet=sorted(set("".join(TEXTS)))))
 def test_text_of_known_characters_survives_as_chars(text):
     tokenizer = fitted("chars")
@@ -180,6 +183,7 @@ def test_tokens_are_stored_in_two_bytes_while_they_fit():
 SPACED = st.text("ab \n\t\r1,.'\u4e00\u3002\u00e9\x1c\u00a0\u2028\ufeff", max_size=60)
 
 
+@settings(max_examples=40)
 @given(
     SPACED
     | st.lists(st.sampled_from(["to", " be", "\n", " ", "x", "'s", "1", "\t", ",", "."]), max_size=60).map("".join),

@@ -46,7 +46,6 @@ def test_result_is_plain_types_with_nothing_left_to_resolve(checked: Checked) ->
 @pytest.mark.parametrize(
     "overrides",
     [
-        ["trainer=[fsdp,sim]", "trainer.compile=true", "trainer.log_every_n_steps=50"],
         ["task.frozen=[attention]", "adapter=lora", "model/attention=gqa", "callbacks=[default,early_stopping]"],
     ],
 )
@@ -94,7 +93,6 @@ def test_batch_is_shared_by_all_processes_of_all_nodes(checked: Checked) -> None
     assert error.remedy == "Set data.batch_size=6"
     error = refusal(checked, "trainer=ddp_sim", "data.eval_batch_size=9")
     assert (error.path, error.remedy) == ("data.eval_batch_size", "Set data.eval_batch_size=10")
-    checked("trainer=ddp_sim", "trainer.devices=auto", "data.batch_size=3")  # how many that is shows later
 
 
 @pytest.mark.parametrize(
@@ -105,7 +103,7 @@ def test_number_of_the_trainer_has_a_least_value(checked: Checked, key: str, val
     assert refusal(checked, f"trainer.{key}={value}").path == f"trainer.{key}"
 
 
-@pytest.mark.parametrize(("steps", "every", "logged"), [(20, 25, 20), (40, 25, 25), (20, 0, 0)])
+@pytest.mark.parametrize(("steps", "every", "logged"), [(20, 25, 20), (40, 25, 25)])
 def test_run_shorter_than_the_interval_logs_its_last_step(
     checked: Checked, steps: int, every: int, logged: int
 ) -> None:

@@ -292,6 +292,8 @@ def _raise_if_killed(processes: Sequence[Any]) -> None:
     if killed:
         for process in processes:
             process.kill()
+        for process in processes:
+            process.join()
         raise EndedError(killed)
 
 

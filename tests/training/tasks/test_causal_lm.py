@@ -303,6 +303,7 @@ class Recompute(L.Callback):
         return call
 
 
+@pytest.mark.slow
 def test_recomputing_activations_moves_the_bias_no_further(make_task: Callable[..., CausalLM], tmp_path: Path) -> None:
     plain, again, recompute = Watch(), Watch(), Recompute()
     batches = [batch(i) for i in range(8)]

@@ -50,7 +50,7 @@ def test_key_that_it_reads_and_the_data_do_not_give_is_refused(
 
     monkeypatch.setattr(PreviousToken, "reads", ("tokens", "labels"))
     with pytest.raises(ConfigError, match="gives batches without labels, and PreviousToken reads"):
-        execute(own())
+        execute(own("trainer.max_steps=1"))
 
 
 def test_page_on_adding_a_task_shows_this_one() -> None:

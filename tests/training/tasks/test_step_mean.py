@@ -121,6 +121,7 @@ def test_loader_without_a_length_is_read_ahead_too(gradients: Callable[..., Seen
     assert max(map(far, seen.gradients, alone.gradients)) < 1e-6
 
 
+@pytest.mark.slow
 def test_limit_of_batches_ends_the_last_step(gradients: Callable[..., Seen]) -> None:
     seen = gradients(cut(windows(), 4, 4, 4, 4), 2, limit_train_batches=3)
     third = cut(windows(), 4, 4, 4, 4)[2]

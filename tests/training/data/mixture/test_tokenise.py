@@ -134,6 +134,7 @@ def test_shards_are_the_documents_whatever_the_number_of_processes(texts, tmp_pa
         assert open_shard(out / name, Reading("data.sources.web.files", EOS)).n_tokens == len(ids)
 
 
+@pytest.mark.slow
 def test_a_stopped_job_continues_with_the_files_that_are_missing(texts, tmp_path, capsys):
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     assert main([f"{texts}/*.jsonl", str(whole), "--tokenizer=bytes", "--processes=1"]) == 0
@@ -243,6 +244,7 @@ def test_half_of_a_surrogate_pair_is_written_as_a_replacement_and_counted(tmp_pa
     assert (written.repaired, written.bytes) == (2, sum(len(text.encode()) for text in texts))
 
 
+@pytest.mark.slow
 def test_megatrons_format_is_read_as_megatrons(texts, tmp_path):
     out = tmp_path / "out"
     assert main([f"{texts}/*.jsonl", str(out), "--tokenizer=bytes", "--format=megatron", "--processes=1"]) == 0
@@ -257,8 +259,7 @@ def test_megatrons_format_is_read_as_megatrons(texts, tmp_path):
 @pytest.mark.parametrize(
     ("change", "path"),
     [
-        (["--tokenizer=nowhere.json"], "data.tokenizer.file"),
-        (["--column=content"], "FILES"),
+        pytest.param(["--column=content"], "FILES", marks=pytest.mark.slow),
         (["--processes=0"], "--processes"),
         (["--procs=2"], "command line"),
     ],
@@ -271,6 +272,7 @@ def test_a_wrong_argument_is_refused(texts, tmp_path, capsys, change, path):
     assert not (tmp_path / "out" / "index.json").exists()
 
 
+@pytest.mark.slow
 def test_another_job_is_not_mixed_in(texts, tmp_path, capsys):
     out = str(tmp_path / "out")
     assert main([f"{texts}/*.jsonl", out, "--tokenizer=bytes", "--processes=1"]) == 0
@@ -282,6 +284,7 @@ def test_another_job_is_not_mixed_in(texts, tmp_path, capsys):
     assert [file.name for file in (tmp_path / "mine").iterdir()] == ["letter.txt"]
 
 
+@pytest.mark.slow
 def test_the_fingerprint_shows_another_tokenizer(texts, tmp_path):
     out = tmp_path / "out"
     assert main([f"{texts}/*.jsonl", str(out), "--tokenizer=bytes", "--processes=1"]) == 0
