@@ -162,8 +162,7 @@ def test_a_norm_per_head_and_a_learned_table_of_biases_are_not_maps() -> None:
     assert kinds == {"position.buckets": "table", "position.gate.weight": "matrix", "q_norm.weight": "vector"}
 
 
-@pytest.mark.parametrize("tied", [False, True])
-@pytest.mark.parametrize("recipe", [*EVERY, *HELD])
+@pytest.mark.parametrize(("recipe", "tied"), each([*EVERY, *HELD], [False, True]))
 def test_every_trainable_parameter_is_held_exactly_once(recipe: OptimizerRecipe, tied: bool) -> None:
     model = Tiny(tied)
     model.mix.requires_grad_(False)

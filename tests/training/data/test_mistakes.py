@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
+from pairwise import each
 
 from blockwright.registry.errors import ConfigError
 from blockwright.training.configuration import parts
@@ -41,11 +42,6 @@ def refusal(node: dict) -> str:
     with pytest.raises(ConfigError) as caught:
         check(node)
     return str(caught.value)
-
-
-def test_a_right_configuration_passes_and_leaves_nothing_on_disk(node, tmp_path):
-    check(node)
-    assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
 
 
 @pytest.mark.parametrize(
@@ -94,26 +90,15 @@ def test_errors_of_the_tokenizer_come_out_as_they_are(node):
     assert re.search(r"^data\.tokenizer\.vocab_size = 5: .*vocab_size=13", refusal(node))
 
 
-@pytest.mark.parametrize(("split", "sequence_length"), [("train", 5000), ("val", 1000), ("test", 130)])
-def test_a_split_shorter_than_a_sequence_is_refused(node, split, sequence_length):
-    node["corpus"] |= {"val_fraction": 0.1, "test_fraction": 0.04}
-    assert refusal({**node, "sequence_length": sequence_length}).startswith(
-        f"data.sequence_length = {sequence_length}: the {split} split has "
-    )
-
-
-@pytest.mark.parametrize("key", ["corpus", "tokenizer"])
 @pytest.mark.parametrize(
-    "bad",
-    [None, "shakespeare", {}, {"_target_": "blockwright.training.data.nowhere.Corpus"}, {"_target_": "pathlib.Path"}],
+    ("bad", "key"),
+    each(
+        [None, "x", {}, {"_target_": "blockwright.training.data.nowhere.Corpus"}, {"_target_": "pathlib.Path"}],
+        ["corpus", "tokenizer"],
+    ),
 )
 def test_what_is_no_corpus_or_tokenizer_is_refused_and_not_called(node, key, bad):
     assert re.search(rf"^data\.{key}(\._target_)? = .*For example: data", refusal({**node, key: bad}))
-
-
-def test_a_value_of_a_wrong_type_is_refused_with_what_it_said(node):
-    node["corpus"]["val_fraction"] = "much"
-    assert re.search(r"^data\.corpus\.val_fraction = 'much': must be a number", refusal(node))
 
 
 def test_a_class_in_place_of_a_name_is_refused_with_the_way_to_register_it(node):
@@ -135,12 +120,4 @@ def test_text_asks_for_its_files(tmp_path):
         check(composed("+data=text"))
     (tmp_path / "a.txt").write_text("a line of text\n" * 2000)
     check(composed("+data=text", f"data.corpus.files={tmp_path}/a.txt", "data.corpus.val_fraction=0.1"))
-
-
-def test_the_yaml_builds_the_data_module(tmp_path):
-    (tmp_path / "a.txt").write_text("a line of text\n" * 2000)
-    node = composed("+data=text", f"data.corpus.files=[{tmp_path}/a.txt]", f"data.cache_dir={tmp_path}/cache")
-    data = parts.build("data", {"data": node})
-    data.prepare_data()
-    data.setup()
-    assert next(iter(data.train_dataloader()))["tokens"].shape == (8, 256)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]  # checking leaves nothing on disk
