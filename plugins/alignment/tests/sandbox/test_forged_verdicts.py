@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import textwrap
+from collections.abc import Iterable, Sequence
 
 import pytest
 from boxes import strongest
@@ -204,15 +205,26 @@ def f(x): return x * x
 }
 
 
-@pytest.fixture(scope="module")
-def rewarded() -> dict[str, float]:
-    """The rewards of all of them, in one rollout, with an honest program behind each."""
+# Of the others, most take all of the seconds or of the memory that a box has.
+QUICK = (
+    "frames",
+    "equal to all",
+    "builtins",
+    "its side of the pipe",
+    "prepared verdicts",
+    "end in a call",
+    "not a number",
+)
+
+
+def rewarded(names: Iterable[str]) -> dict[str, float]:
+    """The rewards of some of them, in one rollout, with an honest program behind every fourth."""
     box = strongest(seconds=1, memory_mb=128, file_mb=1)
     limits = {"seconds": 1, "memory_mb": 128, "file_mb": 1, "weaker": box.weaker}
     reward = registry.build("reward", Node({"name": "unit_tests", **limits}, "task.reward"), Scope({}, {}))
     programs: dict[str, str] = {}
-    for i, (name, text) in enumerate(FORGED.items()):
-        programs |= {name: textwrap.dedent(text)} | (
+    for i, name in enumerate(names):
+        programs |= {name: textwrap.dedent(FORGED[name])} | (
             {f"honest after {name}": "def f(x): return x * x"} if i % 4 == 0 else {}
         )
     programs |= {text: text for text in HONEST}
@@ -222,12 +234,10 @@ def rewarded() -> dict[str, float]:
     return dict(zip(programs, found["unit_tests"], strict=True))
 
 
-@pytest.mark.parametrize("name", FORGED)
-def test_forged_verdict_is_worth_nothing(name: str, rewarded: dict[str, float]) -> None:
-    assert rewarded[name] == 0
-
-
-def test_neighbours_keep_their_rewards(rewarded: dict[str, float]) -> None:
-    honest = {name: value for name, value in rewarded.items() if name not in FORGED}
-    assert len(honest) >= len(HONEST) + len(FORGED) // 4
+@pytest.mark.parametrize("names", [QUICK, pytest.param(tuple(FORGED), marks=pytest.mark.slow)], ids=["some", "all"])
+def test_forged_verdict_is_worth_nothing_and_its_neighbours_keep_their_rewards(names: Sequence[str]) -> None:
+    found = rewarded(names)
+    assert {name: found[name] for name in names if found[name] != 0} == {}
+    honest = {name: value for name, value in found.items() if name not in FORGED}
+    assert len(honest) >= len(HONEST) + len(names) // 4
     assert honest == {name: HONEST.get(name, 1.0) for name in honest}

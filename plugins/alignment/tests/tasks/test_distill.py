@@ -9,16 +9,16 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from torch.nn import functional as F
 
 from blockwright.blocks.compose import compose
 from blockwright.plugins.alignment.teaching import Language, Layers, Lesson, Logits
 from blockwright.registry import BlockError, ConfigError
-from blockwright.training.configuration import parts
-from blockwright.training.configuration.composing import compose_config
-from blockwright.training.entry.preflight import preflight
+from blockwright.training.optimizers.adamw import AdamW
+from blockwright.training.schedulers.constant import Constant
+from tests import built
 
-pytestmark = pytest.mark.xdist_group("distill")  # its fixture is slow to set up
 Make = Callable[..., dict[str, Any]]
 
 
@@ -78,40 +78,31 @@ def test_layers_that_cannot_be_compared_are_refused(tiny: Make, changes: dict[st
         Layers()(Lesson(compose(tiny(**changes)), compose(tiny()), tokens, tokens))
 
 
-@pytest.fixture
-def make_task(small: list[str], tmp_path: Path) -> Callable[..., Any]:
-    def make(stages: str, *more: str) -> Any:
-        words = [*small, "task=distill", f"task.stages={stages}", *more]
-        plain = preflight(compose_config(words, output_dir=str(tmp_path / "run")))
-        return parts.build("task", plain)
-
-    return make
+def make_task(model: dict[str, Any], stages: str) -> Any:
+    return built.task("distill", model, AdamW(), Constant(), teacher="START", stages=yaml.safe_load(stages))
 
 
-def test_stages_follow_each_other_by_tokens(make_task: Callable[..., Any]) -> None:
-    task = make_task(
-        "[{loss: layers, tokens: 100}, {loss: {name: logits, temperature: 2}, tokens: 50}, {loss: language}]"
-    )
+def test_stages_follow_each_other_by_tokens(tiny: Make) -> None:
+    stages = "[{loss: layers, tokens: 100}, {loss: {name: logits, temperature: 2}, tokens: 50}, {loss: language}]"
+    task = make_task(tiny(), stages)
     assert [task.stage_at(seen) for seen in (0, 99, 100, 149, 150, 10**9)] == [0, 0, 1, 1, 2, 2]
     assert task.stages[1].loss.temperature == 2
 
 
 @pytest.mark.parametrize(
-    ("stages", "path", "words"),
+    ("stages", "path"),
     [
-        ("[]", "task.stages", "only the last"),
-        ("[{loss: logits}, {loss: language}]", "task.stages", "only the last"),
-        ("[{loss: logit}]", "task.stages.0.loss.name", "logits"),
-        ("[{loss: logits, token: 3}]", "task.stages.0.token", "tokens"),
-        ("[{loss: logits, tokens: 0}]", "task.stages.0.tokens", "at least 1"),
-        ("[{tokens: 3}]", "task.stages.0", "with a loss"),
+        ("[]", "task.stages"),
+        ("[{loss: logits}, {loss: language}]", "task.stages"),
+        ("[{loss: logit}]", "task.stages.0.loss.name"),
+        ("[{loss: logits, token: 3}]", "task.stages.0.token"),
+        ("[{loss: logits, tokens: 0}]", "task.stages.0.tokens"),
+        ("[{tokens: 3}]", "task.stages.0"),
     ],
 )
-def test_stages_that_mean_nothing_are_refused(
-    make_task: Callable[..., Any], stages: str, path: str, words: str
-) -> None:
-    with pytest.raises(ConfigError, match=words) as caught:
-        make_task(stages)
+def test_stages_that_mean_nothing_are_refused(tiny: Make, stages: str, path: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        make_task(tiny(), stages)
     assert caught.value.path == path
 
 

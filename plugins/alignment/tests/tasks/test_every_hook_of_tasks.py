@@ -56,7 +56,7 @@ def test_run_resumes_from_every_hook(fit: Fit, start: Path, name: str, accumulat
         hooks.assert_resumes_from_every_hook(fit, name, accumulate, start)
 
 
-@pytest.mark.parametrize("batches", [1, 4])  # amid a step; at the end of an epoch
-@pytest.mark.parametrize("hook", ["on_train_end", pytest.param("on_train_epoch_end", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize(("hook", "batches"), [("on_train_end", 1), ("on_train_epoch_end", 4)])  # amid a step; after it
 def test_run_that_its_time_has_ended_resumes_in_its_stage(fit: Fit, start: Path, hook: str, batches: int) -> None:
     hooks.assert_resumes_after_a_stop(fit, "distill", start, hook, batches)

@@ -329,6 +329,7 @@ def test_report_shows_no_text_from_nothing_of_a_model_that_answers(
     assert (tmp_path / "report" / "results.json").exists()
 
 
+@pytest.mark.slow
 def test_shuffled_reward_raises_nothing(train: Make) -> None:
     Shuffled.said.clear()
     train(16, reward="permuted", group_size=16)
@@ -342,11 +343,11 @@ def test_reward_without_spread_and_failing_reward_change_nothing(train: Make) ->
             with pytest.warns(
                 UserWarning, match="the reward failing failed for 16 of 16 completions: RuntimeError: no judge"
             ):
-                task, _, trainer = train(2, reward=reward)
+                task, _, trainer = train(1, reward=reward)
             assert trainer.callback_metrics["train/reward_failures"] == 1
             assert trainer.callback_metrics["train/reward"].isnan() and trainer.callback_metrics["train/judged"] == 0
         else:
-            task, _, trainer = train(2, reward=reward)
+            task, _, trainer = train(1, reward=reward)
         # Balance losses alone move routers, and what leads to them.
         head = task.model.output_weight
         assert task.rollouts.whole and not any(next(iter(task.rollouts.whole.values())).advantage)
@@ -379,7 +380,7 @@ def test_figures_are_of_the_completions_that_have_a_reward(train: Make) -> None:
 def test_groups_without_spread_are_replaced(train: Make) -> None:
     """By groups of other prompts, as often as is allowed; what still has none stays, and all of it is counted."""
     rollouts: dict[int, list[Any]] = {}
-    for resamples in (0, 1, 6):
+    for resamples in (0, 6):
         found = rollouts[resamples] = []
 
         class Keep(L.Callback):
@@ -390,8 +391,8 @@ def test_groups_without_spread_are_replaced(train: Make) -> None:
     groups = {n: torch.tensor(r.advantage).view(4, 4).ne(0).any(1) for n, (r,) in rollouts.items()}
     figures = {n: r.figures for n, (r,) in rollouts.items()}
     flat = [int((~g).sum()) for g in groups.values()]
-    assert flat[0] >= 2 and flat[0] >= flat[1] >= flat[2] and flat[0] > flat[2]
-    for n in (0, 1, 6):
+    assert flat[0] >= 2 and flat[0] > flat[1]
+    for n in (0, 6):
         assert figures[n]["zero_spread"] == 4 * (~groups[n]).sum()
         assert figures[n]["replaced"] == (0 if n == 0 else 4 * flat[0])
     first, last = rollouts[0][0], rollouts[6][0]
@@ -403,16 +404,13 @@ def test_groups_without_spread_are_replaced(train: Make) -> None:
     assert [len(row[0]) for row in last.experts] == lengths  # all that belongs to a completion was replaced
 
 
-@pytest.mark.parametrize("stop", [2, 3])
-def test_resumed_run_equals_the_uninterrupted_one(train: Make, tmp_path: Path, stop: int) -> None:
-    """At the end of a rollout, and between its two updates."""
+def test_run_resumed_between_the_updates_of_a_rollout_equals_the_uninterrupted_one(train: Make, tmp_path: Path) -> None:
     settings = {"updates": 2, "surrogate": {"name": "clip", "high": 0.28}, "correction": "truncate"}
-    _, whole, _ = train(5, **settings)
-    _, _, trainer = train(stop, **settings)
+    _, whole, _ = train(4, **settings)
+    _, _, trainer = train(3, **settings)
     trainer.save_checkpoint(tmp_path / "stop.ckpt")
-    _, rest, _ = train(5, ckpt_path=tmp_path / "stop.ckpt", **settings)
-    assert len(rest.weights) == 5 - stop
-    assert all(torch.equal(a, b) for a, b in zip(whole.weights[stop:], rest.weights, strict=True))
+    _, rest, _ = train(4, ckpt_path=tmp_path / "stop.ckpt", **settings)
+    assert torch.equal(whole.weights[3], rest.weights[0]) and len(rest.weights) == 1
 
 
 def test_text_is_sampled_while_a_step_is_prepared_and_never_while_it_is_counted(
@@ -457,8 +455,7 @@ def test_updates_of_a_rollout_take_each_completion_once(train: Make) -> None:
     assert seen[0][2] != seen[2][2]
 
 
-@pytest.mark.parametrize("precision", ["32-true", "bf16-true", "bf16-mixed"])
-def test_ratio_of_a_first_update_is_1(train: Make, precision: str) -> None:
+def test_ratio_of_a_first_update_is_1(train: Make) -> None:
     """With MLA, experts that are replayed, and several updates of a rollout, whose first changes the weights."""
     away: list[float] = []
 
@@ -468,12 +465,13 @@ def test_ratio_of_a_first_update_is_1(train: Make, precision: str) -> None:
             ratio = ((logp - padded(rollout.old)) * completion_mask(rollout)).exp()
             away.append(float((ratio - 1).abs().max()))
 
-    trainer = train(4, updates=2, replay=True, callbacks=[Ratios()], precision=precision)[2]
+    trainer = train(4, updates=2, replay=True, callbacks=[Ratios()], precision="bf16-mixed")[2]
     assert away[0] == away[2] == 0  # the same computation, bit-identical
     assert min(away[1], away[3]) > 1e-3
     assert trainer.callback_metrics["train/rerouted"] == 0
 
 
+@pytest.mark.slow
 def test_penalty_pulls_towards_the_reference(train: Make, tmp_path: Path) -> None:
     _, _, trainer = train(1)
     trainer.save_checkpoint(tmp_path / "start.ckpt")
@@ -500,7 +498,7 @@ def test_penalty_of_an_adapter_compares_with_the_model_without_it(train: Make) -
     assert not torch.equal(reference, score(later.model, rollout, 1.0).logp)
 
 
-@pytest.mark.parametrize("objective", [{"surrogate": "cispo"}, {"ratio": "sequence"}, {"average": "constant"}])
+@pytest.mark.parametrize("objective", [{"surrogate": "cispo"}, {"ratio": "sequence", "average": "constant"}])
 def test_objectives_train(train: Make, objective: dict[str, Any]) -> None:
     _, watch, _ = train(2, updates=2, **objective)
     assert watch.weights[-1].isfinite().all() and not torch.equal(*watch.weights[-2:])
