@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from pairwise import each, pairs
 
 from blockwright.blocks.compose import compose, preset
 from blockwright.blocks.decoder import Decoder
@@ -44,8 +45,7 @@ def batch(name: str, bits: Bits, memory: str = "100kB", rows: int | None = None,
     return FullBatch(build(name, **more), Cell(name, bits, CONTEXT), Settings(memory, rows=rows, steps=5))
 
 
-@pytest.mark.parametrize("bits", [None, 8, 6, 4])
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(("name", "bits"), each(list(MODELS), [None, 8, 6, 4]))
 def test_as_many_rows_as_fit_and_no_more(name: str, bits: Bits) -> None:
     full = batch(name, bits)
     seconds, held = full.turn()
@@ -67,11 +67,10 @@ def test_bytes_are_those_of_the_memory_behind_views() -> None:
     assert allocated([views, views]) == whole.nbytes + other.nbytes
 
 
-@pytest.mark.parametrize(("dtype", "off"), [(torch.float32, 1e-5), (torch.bfloat16, 3e-2)])
-@pytest.mark.parametrize("bits", [None, 6])
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(("name", "bits", "dtype"), pairs(list(MODELS), [None, 6], [torch.float32, torch.bfloat16]))
 @torch.inference_mode()
-def test_every_row_decodes_what_it_would_alone(name: str, bits: Bits, dtype: torch.dtype, off: float) -> None:
+def test_every_row_decodes_what_it_would_alone(name: str, bits: Bits, dtype: torch.dtype) -> None:
+    off = 1e-5 if dtype == torch.float32 else 3e-2
     full = batch(name, bits, rows=3, dtype=dtype)
     prompt = FullBatch._tokens(_again(full), 1, CONTEXT - 6)
     tokens = torch.tensor([[5], [11], [60]])

@@ -112,6 +112,7 @@ def test_machine_counts_the_processor_time_of_its_work() -> None:
     assert machine.numbers.nbytes == 1000 and Machine(CPU, torch.float32, 2**40).numbers.nbytes == 2**28
 
 
+@pytest.mark.slow
 def test_the_plan_of_the_papers_node_is_near_its_claim() -> None:
     claim, both, architecture, bits = paper()
     assert (claim.speed, claim.saved) == (5.76, 0.933)

@@ -45,7 +45,7 @@ def family_of(model: dict[str, Any]) -> tuple[str, str | None]:
     return found.model_type, why
 
 
-@pytest.mark.parametrize("tokenizer", ["bytes", "chars", "bpe"])
+@pytest.mark.parametrize("tokenizer", ["bpe", pytest.param("chars", marks=pytest.mark.slow)])
 @torch.no_grad()
 def test_trained_run_is_loaded_by_transformers_with_its_tokenizer(
     tokenizer: str, fit: Callable[..., L.Trainer], corpus_file: Path, tmp_path: Path
@@ -130,10 +130,7 @@ def test_what_serves_training_only_is_no_matter(tiny: Tiny) -> None:
         ({"position": {"name": "rope", "pairing": "interleaved"}}, "interleaved"),
         ({"position": {"name": "rope", "rotary_fraction": 0.34}}, "rotary_dim"),
         ({"overrides": [{"layers": 1, "position": {"theta": 7.0}}]}, "layers.1.attention.position.theta"),
-        ({"overrides": [{"layers": 1, "ffn": {"d_ff": 24}}]}, "layers.1.ffn"),
-        ({"residual": {"name": "postnorm"}}, "residual"),
         ({"position": {"name": "yarn", "pairing": "half_split"}}, "model.position.mscale_all_dim is 1, and 0 in"),
-        ({"norm": {"name": "layernorm", "bias": False}}, "norm"),
     ],
 )
 def test_model_that_differs_in_one_thing_is_not_passed_off_as_a_family(
@@ -143,14 +140,14 @@ def test_model_that_differs_in_one_thing_is_not_passed_off_as_a_family(
     assert found == "blockwright" and difference in str(why)
 
 
-@pytest.mark.parametrize("gate", ["expert_choice", "sinkhorn", "group_limited", "hash"])
-def test_gate_that_chooses_in_another_way_is_not_passed_off_as_mixtrals(gate: str, tiny: Tiny) -> None:
+def test_gate_that_chooses_in_another_way_is_not_passed_off_as_mixtrals(tiny: Tiny) -> None:
     mixture = {"ffn": {"name": "moe", "n_experts": 8}, "variants": None, "layout": None}
     for name in ("softmax_topk", "topk_softmax"):
         usual = {"name": name, "top_k": 2} | ({"renormalise": True} if name == "softmax_topk" else {})
         assert family_of(tiny(moe=True, **mixture, gating=usual)) == ("mixtral", None)
-    found, why = family_of(tiny(moe=True, **mixture, gating={"name": gate, "top_k": 2}))
-    assert found == "blockwright" and "gating" in str(why)
+    for gate in ("expert_choice", "sinkhorn", "group_limited", "hash"):
+        found, why = family_of(tiny(moe=True, **mixture, gating={"name": gate, "top_k": 2}))
+        assert found == "blockwright" and "gating" in str(why), gate
 
 
 def test_heads_that_transformers_refuses_in_a_family_are_exported_as_another(tiny: Tiny) -> None:

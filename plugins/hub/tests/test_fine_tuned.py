@@ -110,7 +110,7 @@ def _save_in_shares(file: Path, folder: Path) -> None:
         torch.distributed.destroy_process_group()
 
 
-@pytest.mark.parametrize("source", ["", "checkpoints/best.ckpt", "checkpoints/sharded.ckpt"])
+@pytest.mark.parametrize("source", ["", "checkpoints/sharded.ckpt"])
 def test_template_and_every_special_token_leave_with_a_fine_tuned_model(
     source: str, run: Path, published: Path, tmp_path: Path
 ) -> None:
@@ -241,28 +241,25 @@ def test_resumed_run_keeps_the_origin_and_takes_another_template(
         data.load_state_dict({**state, "tokenizer": {**state["tokenizer"], "eos": 3}})
 
 
-@pytest.mark.parametrize(
-    ("part", "value", "says"),
-    [
-        ("companions", {"../../stolen.json": "{}"}, "not a tokenizer file"),
-        ("companions", {"additional_chat_templates/../x.jinja": ""}, "not a tokenizer file"),
-        ("companions", {"tokenizer_config.json": 5}, "must map file names to texts"),
-        ("companions", {"tokenizer_config.json": "[" * 10**5}, "cannot be read as JSON"),
-        ("companions", {"chat_template.jinja": "x" * (companions.MAX_BYTES + 1)}, "bytes, more than"),
-        ("special", {"bos": "x", "ends": [1], "pad": None, "unk": None}, "must name the ids"),
-        ("special", [1], "must name the ids"),
-        ("origin", {"config": torch.zeros(1)}, "must be plain data"),
-        ("origin", {"licences": {"../LICENSE": ""}}, "must map names of licences"),
-        ("origin", {"config": {"x": "y" * 2**20}}, "is longer than"),
-    ],
-    ids=lambda value: str(value)[:40],
-)
-def test_untrusted_checkpoint_writes_nothing_but_files_of_a_tokenizer(
-    part: str, value: Any, says: str, run: Path, tmp_path: Path
-) -> None:
-    checkpoint = read_checkpoint(run / "checkpoints" / "last.ckpt")
-    (checkpoint if part == "origin" else checkpoint["TextDataModule"]["tokenizer"])[part] = value
-    torch.save(checkpoint, tmp_path / "strange.ckpt")
-    with pytest.raises(ConfigError, match=says):
-        exporting.export_folder(tmp_path / "strange.ckpt", tmp_path / "hf")
-    assert [file.name for file in tmp_path.iterdir()] == ["strange.ckpt"]
+STRANGE: list[tuple[str, Any, str]] = [
+    ("companions", {"../../stolen.json": "{}"}, "not a tokenizer file"),
+    ("companions", {"additional_chat_templates/../x.jinja": ""}, "not a tokenizer file"),
+    ("companions", {"tokenizer_config.json": 5}, "must map file names to texts"),
+    ("companions", {"tokenizer_config.json": "[" * 10**5}, "cannot be read as JSON"),
+    ("companions", {"chat_template.jinja": "x" * (companions.MAX_BYTES + 1)}, "bytes, more than"),
+    ("special", {"bos": "x", "ends": [1], "pad": None, "unk": None}, "must name the ids"),
+    ("special", [1], "must name the ids"),
+    ("origin", {"config": torch.zeros(1)}, "must be plain data"),
+    ("origin", {"licences": {"../LICENSE": ""}}, "must map names of licences"),
+    ("origin", {"config": {"x": "y" * 2**20}}, "is longer than"),
+]
+
+
+def test_untrusted_checkpoint_writes_nothing_but_files_of_a_tokenizer(run: Path, tmp_path: Path) -> None:
+    for part, value, says in STRANGE:
+        checkpoint = read_checkpoint(run / "checkpoints" / "last.ckpt")
+        (checkpoint if part == "origin" else checkpoint["TextDataModule"]["tokenizer"])[part] = value
+        torch.save(checkpoint, tmp_path / "strange.ckpt")
+        with pytest.raises(ConfigError, match=says):
+            exporting.export_folder(tmp_path / "strange.ckpt", tmp_path / "hf")
+        assert [file.name for file in tmp_path.iterdir()] == ["strange.ckpt"]

@@ -96,6 +96,7 @@ def ask(kind: str, *arguments: tuple[Any, ...]) -> list[Instance]:
     return [Instance(kind, {}, a, 0) for a in arguments]
 
 
+@pytest.mark.slow
 def test_figures_of_tasks_equal_a_direct_computation(
     model: Blockwright, tasks: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -329,15 +330,6 @@ def test_format_must_be_named_for_a_model_without_conversations(model: Blockwrig
         model.apply_chat_template([{"role": "user", "content": "a"}])
     with pytest.raises(ConfigError, match="no special token"):
         model.chat_template("chatml")
-
-
-def test_missing_harness_names_the_extra(tmp_path: Path, environment: dict[str, str]) -> None:
-    (tmp_path / "lm_eval.py").write_text("raise ImportError('blocked')")
-    root = Path(__file__).resolve().parents[2]
-    command = [sys.executable, "-m", "blockwright.plugins.hub.lm_eval", "--model_args", "path=x", "--tasks", "y"]
-    variables = {**environment, "PYTHONPATH": f"{tmp_path}:{root}"}
-    done = subprocess.run(command, cwd=root, env=variables, capture_output=True, text=True)
-    assert done.returncode == 64 and "blockwright[lm_eval]" in done.stderr and "Traceback" not in done.stderr
 
 
 @pytest.mark.slow

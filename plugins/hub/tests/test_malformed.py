@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import pickle
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +13,6 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from warm import Warm
 
 from blockwright.blocks.checkpoint.shards import all_finite
 from blockwright.plugins.hub import hf_export, hf_import
@@ -72,7 +70,7 @@ def test_missing_index(sharded: Path, tmp_path: Path, capsys: pytest.CaptureFixt
     assert "the index of these shards is missing" in refused(sharded, tmp_path, capsys)
 
 
-@pytest.mark.parametrize("kept", [0, 5, 3000, -1])
+@pytest.mark.parametrize("kept", [0, 3000, -1])
 def test_truncated_file(kept: int, single: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = single / "model.safetensors"
     file.write_bytes(file.read_bytes()[:kept])
@@ -117,7 +115,7 @@ def test_non_finite_tensor(value: float, single: Path, tmp_path: Path, capsys: p
     assert "model.layers.3.mlp.down_proj.weight" in said and "not finite" in said
 
 
-@pytest.mark.parametrize("model_type", ["bert", "llamma", None, 3])
+@pytest.mark.parametrize("model_type", ["llamma", None, 3])
 def test_unknown_architecture(
     model_type: Any, single: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -200,40 +198,43 @@ def test_folder_without_anything(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert "there is no such file" in refused(tmp_path / "empty", tmp_path, capsys)
 
 
-@pytest.mark.parametrize(
-    ("key", "value"),
-    [
-        ("rope_parameters.rope_type", {"rope_type": "longrope", "rope_theta": 1e4}),
-        ("rope_parameters.short_factor", {"rope_type": "default", "rope_theta": 1e4, "short_factor": [1.0]}),
-        ("rope_parameters.factor", {"rope_type": "yarn", "rope_theta": 1e4, "original_max_position_embeddings": 32}),
-        ("rope_parameters.low_freq_factor", {"rope_type": "llama3", "factor": 8.0, "high_freq_factor": 4.0}),
-        ("rope_parameters.partial_rotary_factor", {"rope_theta": 1e4, "partial_rotary_factor": 0.5}),
-        ("hidden_act", "gelu"),
-        ("mlp_bias", True),
-        ("attention_bias", "yes"),
-        ("num_hidden_layers", "four"),
-        ("num_hidden_layers", 10**9),
-        ("num_hidden_layers", True),
-        ("rms_norm_eps", "small"),
-        ("rms_norm_eps", 10**400),
-        ("rms_norm_eps", float("nan")),
-        ("rms_norm_eps", -1.0),
-        ("rope_parameters.rope_theta", {"rope_theta": float("inf")}),
-        ("rope_parameters.rope_theta", {"rope_theta": 10**400}),
-        ("rope_scaling.rope_theta", {"rope_theta": 7.0}),  # beside rope_parameters with another
-        ("sliding_window", 7),
-        ("a_setting_of_the_future", {"x": 1}),
-        ("quantization_config.quant_method", {"quant_method": "gptq"}),
-        ("quantization_config.quant_method", {"load_in_4bit": True}),
-        ("quantization_config", "mxfp4"),
-        ("quantization_config.weight_block_size", {"quant_method": "fp8", "weight_block_size": [0, 128]}),
-    ],
-)
+LOST: list[tuple[str, Any]] = [
+    ("rope_parameters.rope_type", {"rope_type": "longrope", "rope_theta": 1e4}),
+    ("rope_parameters.short_factor", {"rope_type": "default", "rope_theta": 1e4, "short_factor": [1.0]}),
+    ("rope_parameters.factor", {"rope_type": "yarn", "rope_theta": 1e4, "original_max_position_embeddings": 32}),
+    ("rope_parameters.low_freq_factor", {"rope_type": "llama3", "factor": 8.0, "high_freq_factor": 4.0}),
+    ("rope_parameters.partial_rotary_factor", {"rope_theta": 1e4, "partial_rotary_factor": 0.5}),
+    ("hidden_act", "gelu"),
+    ("mlp_bias", True),
+    ("attention_bias", "yes"),
+    ("num_hidden_layers", "four"),
+    ("num_hidden_layers", 10**9),
+    ("num_hidden_layers", True),
+    ("rms_norm_eps", "small"),
+    ("rms_norm_eps", 10**400),
+    ("rms_norm_eps", float("nan")),
+    ("rms_norm_eps", -1.0),
+    ("rope_parameters.rope_theta", {"rope_theta": float("inf")}),
+    ("rope_parameters.rope_theta", {"rope_theta": 10**400}),
+    ("rope_scaling.rope_theta", {"rope_theta": 7.0}),  # beside rope_parameters with another
+    ("sliding_window", 7),
+    ("a_setting_of_the_future", {"x": 1}),
+    ("quantization_config.quant_method", {"quant_method": "gptq"}),
+    ("quantization_config.quant_method", {"load_in_4bit": True}),
+    ("quantization_config", "mxfp4"),
+    ("quantization_config.weight_block_size", {"quant_method": "fp8", "weight_block_size": [0, 128]}),
+]
+
+
 def test_setting_that_would_be_lost_is_refused_by_name(
-    key: str, value: Any, single: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    single: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    settings(single, **{key.split(".")[0]: value})
-    assert f"config.json: {key} = " in refused(single, tmp_path, capsys)
+    file = single / "config.json"
+    plain = file.read_text()
+    for key, value in LOST:
+        settings(single, **{key.split(".")[0]: value})
+        assert f"config.json: {key} = " in refused(single, tmp_path, capsys), (key, value)
+        file.write_text(plain)
 
 
 def test_quantisation_of_another_tool_is_named_before_its_dtypes(
@@ -278,8 +279,9 @@ def test_index_of_names_that_no_file_can_have(
         assert "this shard is missing" in refused(sharded, tmp_path, capsys)
 
 
-@pytest.mark.parametrize("name", ["gpt_oss", "qwen3_moe"])
-@pytest.mark.parametrize(("key", "value"), [("num_hidden_layers", 10**12), ("layer_types", 7)])
+@pytest.mark.parametrize(
+    ("name", "key", "value"), [("gpt_oss", "num_hidden_layers", 10**12), ("qwen3_moe", "layer_types", 7)]
+)
 def test_lists_of_layers_are_checked_before_they_are_gone_through(
     name: str, key: str, value: int, checkpoint: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -324,14 +326,6 @@ def test_interrupted_writing_leaves_nothing(
     assert "No space left on device" in refused(single, tmp_path, capsys)
 
 
-def test_disk_that_fills_up_is_one_message(single: Path, tmp_path: Path, environment: dict[str, str]) -> None:
-    root = Path(__file__).resolve().parents[2]
-    command = f"ulimit -f 20; exec {sys.executable} -m blockwright.plugins.hub.hf_import {single} {tmp_path / 'out'}"
-    done = subprocess.run(["bash", "-c", command], cwd=root, env=environment, capture_output=True, text=True)
-    assert done.returncode == 64 and done.stderr.startswith("error: OUT") and "File too large" in done.stderr
-    assert not list(tmp_path.iterdir())
-
-
 @pytest.mark.parametrize("command", ["import", "export"])
 def test_number_that_the_dtype_asked_for_cannot_hold(
     command: str, single: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -357,17 +351,6 @@ def test_exporting_without_safetensors_names_the_extra(
     monkeypatch.setitem(sys.modules, "safetensors", None)
     with pytest.raises(ConfigError, match=r"blockwright\[hf\]"):
         write_shards(tmp_path, {}, 10)
-
-
-def test_program_ends_with_code_2_and_without_a_traceback(
-    single: Path, tmp_path: Path, warm: Warm, environment: dict[str, str]
-) -> None:
-    settings(single, model_type="bert")
-    command = ["-m", "blockwright.plugins.hub.hf_import", str(single), str(tmp_path / "out")]
-    done = warm.run(*command, cwd=Path(__file__).resolve().parents[2], env=environment)
-    assert done.returncode == 64 and done.stdout.splitlines() == [f"Reading {single}"]
-    assert done.stderr.startswith("error: config.json: model_type = bert") and "Traceback" not in done.stderr
-    assert not (tmp_path / "out").exists()
 
 
 def test_exporting_what_is_no_model_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

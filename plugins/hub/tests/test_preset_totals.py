@@ -129,6 +129,9 @@ BEYOND: dict[str, dict[str, Any]] = {
 }
 
 
+QUICK = ("kimi_linear_48b_a3b", "qwen3_5_9b", "olmo_hybrid_7b", "smollm3_3b", "gemma4_e2b", "nemotron_h_8b")
+
+
 def configuration(name: str, **more: Any) -> Any:
     """What transformers makes of the settings of a preset."""
     _, architecture, settings = TOTALS[name]
@@ -137,7 +140,9 @@ def configuration(name: str, **more: Any) -> Any:
     return getattr(transformers, kind)(**copy.deepcopy({**settings, **more}))
 
 
-@pytest.mark.parametrize("name", TOTALS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in TOTALS]
+)
 def test_preset_has_the_published_total_and_is_what_the_configuration_describes(name: str) -> None:
     ours = compose(preset(name), device="meta")
     assert sum(p.numel() for p in ours.parameters()) == TOTALS[name][0] + COPIED.get(name, 0)

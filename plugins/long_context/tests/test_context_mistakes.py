@@ -18,7 +18,6 @@ CALLBACK = ["callbacks=long_context", "callbacks.report=null", "logger=none"]
     ("overrides", "path", "remedy"),
     [
         ([POSE], "data.transforms.pose.target", ""),
-        (["data/transforms=poes"], "data/transforms", "Did you mean 'pose'"),
         ([POSE, "data.transforms.pose.target=4000"], "data.transforms", "max_positions to 4000"),
         ([POSE, "data.transforms.pose.target=16"], "data.transforms.pose.target", ""),
     ],
@@ -34,7 +33,6 @@ def test_transform_that_cannot_work_is_refused_by_preflight(
 @pytest.mark.parametrize(
     ("overrides", "path", "remedy"),
     [
-        (["suites=[nedle]"], "suites", "'needle'"),
         (["lengths=[8]", "window=8"], "lengths", "Write lengths of"),
         (["lengths=[4096]"], "lengths", "Write at most 64"),
         (["window=65"], "window", "before the extension"),

@@ -17,6 +17,7 @@ CALLBACKS = [
 ]
 
 
+@pytest.mark.slow
 def test_callbacks_log_what_they_declare(trained: Callable[..., Path]) -> None:
     folder = trained("long_context", ["test=true", *CALLBACKS])
     assert figures.undeclared(folder) == set()

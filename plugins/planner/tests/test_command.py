@@ -18,7 +18,7 @@ from blockwright.plugins.planner.search import search
 from blockwright.registry import ConfigError
 from blockwright.registry.command import run_command
 
-ASKED = ["model=deepseek_v2_lite", "model.n_layers=4", "gpus=8", "gpu=h100", "tensor=1", "pipeline=1", "context=1"]
+ASKED = ["model=deepseek_v2_lite", "model.n_layers=2", "gpus=8", "gpu=h100", "tensor=1", "pipeline=1", "context=1"]
 
 
 def test_the_plan_is_plain_lines_off_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
@@ -29,12 +29,8 @@ def test_the_plan_is_plain_lines_off_a_terminal(capsys: pytest.CaptureFixture[st
     assert first.endswith(": best") and "slower (a tie)" in second
     assert {"GPU-hours", "money", "all to all"} <= labels
     assert "dense products" in out and "█" not in out and "…" not in out
-    assert "blockwright train model=deepseek_v2_lite model.n_layers=4 trainer=fsdp" in out
-
-
-def test_the_plan_fits_a_terminal_of_80_columns(capsys: pytest.CaptureFixture[str]) -> None:
-    main([*ASKED, "tokens=1e12", "price.gpu_hour=2"])
-    figures = [line for line in capsys.readouterr().out.splitlines() if line.startswith(("seconds", "memory", "  "))]
+    assert "blockwright train model=deepseek_v2_lite model.n_layers=2 trainer=fsdp" in out
+    figures = [line for line in out.splitlines() if line.startswith(("seconds", "memory", "  "))]
     assert figures and max(len(line) for line in figures if "blockwright" not in line) <= 76  # and a space at each side
 
 
@@ -117,7 +113,7 @@ def test_a_refusal_is_exit_code_64_and_help_is_none(capsys: pytest.CaptureFixtur
 @pytest.mark.parametrize(
     ("arguments", "path", "said"),
     [
-        (["model=deepseek_v3", "gpus=1"], "gpus", "have .* for weights .* and the cache of one sequence"),
+        (["model=deepseek_67b", "gpus=1"], "gpus", "have .* for weights .* and the cache of one sequence"),
         (["model=tiny", "gpus=1", "weights.bits=1e12"], "gpus", "Use more GPUs"),
         (["model=tiny", "model/attention=none", "gpus=1"], "model.attention", "no memory limits how many"),
     ],
@@ -130,9 +126,7 @@ def test_generation_refuses_what_does_not_fit(arguments: list[str], path: str, s
 
 def test_what_lies_beyond_every_published_run_is_said(capsys: pytest.CaptureFixture[str]) -> None:
     few = ["model=tiny", "gpu=h100", "tensor=1", "pipeline=1", "context=1", "expert=1", "micro_batch=1"]
-    main([*few, "gpus=1000000"])
-    assert "gpus = 1,000,000 is beyond every published run (at most 16,384)" in capsys.readouterr().err
-    main([*few, "gpus=1000000", "--json"])
+    main([*few, "gpus=20000", "--json"])
     assert len(json.loads(capsys.readouterr().out)["warnings"]) == 1
     main([*few, "gpus=8"])
     assert not capsys.readouterr().err

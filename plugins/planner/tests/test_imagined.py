@@ -21,6 +21,7 @@ from blockwright.training.parallel.meshes import make_meshes
 from blockwright.training.parallel.sizes import Sizes
 
 
+@pytest.mark.slow
 def test_deepseek_v2s_first_layers_on_a_thousand_ranks_are_what_the_planner_says() -> None:
     changes: dict[str, Any] = {"n_layers": 3, "gating": {"n_groups": 32, "balance": None}}
     model, sizes = preset("deepseek_v2", changes), Sizes(shard=1024, expert=32)
@@ -35,8 +36,8 @@ def test_deepseek_v2s_first_layers_on_a_thousand_ranks_are_what_the_planner_says
     assert max(kept[0]) / 4 == pytest.approx(9.135e6, rel=1e-4)
 
 
-@pytest.mark.parametrize("sizes", [Sizes(shard=4), Sizes(shard=2, tensor=2)], ids=["fsdp", "tp"])
-def test_a_step_puts_through_a_rank_what_the_planner_says(sizes: Sizes) -> None:
+def test_a_step_puts_through_a_rank_what_the_planner_says() -> None:
+    sizes = Sizes(shard=2, tensor=2)
     model = read_model(DEEPSEEK)
     job = Job(sizes.world, 2 * sizes.shard, 12)
     layout = Layout(tensor=sizes.tensor, expert=sizes.tensor, shard=True, micro_batch=2)

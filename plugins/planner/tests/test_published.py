@@ -13,18 +13,16 @@ from blockwright.plugins.planner.generation import generation
 from blockwright.plugins.planner.hardware import COEFFICIENTS, coefficients, hardware
 from blockwright.plugins.planner.search import ERROR
 
-pytestmark = pytest.mark.xdist_group("published_runs")
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("published_runs")]  # which are measured once
 ROOT = Path(__file__).resolve().parents[3]
 
 
-@pytest.mark.slow
 def test_the_committed_coefficients_are_those_of_the_fit() -> None:
     again, committed = (yaml.safe_load(text) for text in (fitted_text(published()), COEFFICIENTS.read_text()))
     for group in ("coefficients", "speed"):
         assert again[group] == pytest.approx(committed[group], rel=0.01)
 
 
-@pytest.mark.slow
 def test_held_out_runs_are_met_within_the_error_that_ties_are_judged_by() -> None:
     groups: dict[str, list[float]] = {}
     for row in judgement():

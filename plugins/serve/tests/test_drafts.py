@@ -72,6 +72,7 @@ def test_streams_and_whole_answers_are_those_without_drafts(server: Running) -> 
     assert len(whole["choices"][0]["logprobs"]["token_logprobs"]) == made <= bodies[0]["max_tokens"]
 
 
+@pytest.mark.parametrize("server", ["lookup"], indirect=True)
 def test_metrics_count_drafts(server: Running) -> None:
     server.ask("/v1/completions", asked(2) | {"max_tokens": 100})
     found, acceptance = values(server), server.batch.acceptance

@@ -104,6 +104,7 @@ def seen_alone(decoder: Decoder, folder: Path, *pictures: bytes) -> str:
     return "".join(conversation.say("<image>" * len(files) + "what?", [str(file) for file in files]))
 
 
+@pytest.mark.parametrize("server", ["without drafts", "lookup"], indirect=True)
 def test_answers_are_those_of_a_chat_that_sees_the_same_pictures(server: Running, tmp_path: Path) -> None:
     texts = []
     for pictures in ((BLACK,), (SLOPE,), (SLOPE, BLACK), ()):
@@ -130,6 +131,7 @@ BAD = {
 }
 
 
+@pytest.mark.parametrize("server", ["without drafts"], indirect=True)
 @pytest.mark.parametrize("part", BAD)
 def test_a_bad_picture_is_one_refusal_without_a_path(server: Running, part: str) -> None:
     status, answer = server.ask("/v1/chat/completions", asked(BAD[part]))
@@ -137,6 +139,7 @@ def test_a_bad_picture_is_one_refusal_without_a_path(server: Running, part: str)
     assert "/tmp" not in answer["error"]["message"] and "blockwright-" not in answer["error"]["message"]
 
 
+@pytest.mark.parametrize("server", ["without drafts"], indirect=True)
 def test_too_many_or_too_large_pictures_are_refused(server: Running) -> None:
     for parts in ([url(BLACK)] * (MOST + 1), [url(bytes(MOST_BYTES + 1))]):
         status, answer = server.ask("/v1/chat/completions", asked(*parts))

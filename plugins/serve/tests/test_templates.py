@@ -29,7 +29,7 @@ TEMPLATE = """{% set said = messages[0].content %}
 {%- elif said == 'write' %}{{ 'a' * (messages | length * 2**25 + 1) }}
 {%- elif said == 'refuse' %}{{ raise_exception('not this') }}
 {%- else %}{{ said }}{% endif %}"""
-LIMIT = 1.0
+LIMIT = 0.4
 GREEDY = 1.5 * 2**30  # bytes: more than a template may have
 
 
@@ -85,14 +85,13 @@ def looping(server: Running, n: int) -> Iterator[None]:
 
 def test_streams_flow_and_others_are_answered_while_a_template_loops(server: Running) -> None:
     with looping(server, 2):
-        for _ in range(3):
-            body = {"model": "tiny", "prompt": "abc" * 5, "max_tokens": 20, "stream": True}
-            assert server.ask("/v1/completions", body)[0] == 200
+        body = {"model": "tiny", "prompt": "abc" * 5, "max_tokens": 20, "stream": True}
+        assert server.ask("/v1/completions", body)[0] == 200
 
 
 def test_decoding_may_allocate_while_a_template_renders(server: Running) -> None:
     with looping(server, 1):
-        for _ in range(20):
+        for _ in range(10):
             torch.empty(int(GREEDY), dtype=torch.uint8)
             time.sleep(0.01)
 
@@ -107,10 +106,10 @@ def test_a_client_that_hangs_up_waits_for_no_template(server: Running) -> None:
         server.until(lambda: len(at_work) == 21)
         for connection in waiting:
             connection.close()
-        server.until(lambda: len(at_work) <= 1, 2 * LIMIT)
+        server.until(lambda: len(at_work) <= 1)
         busy.result()
         start = time.monotonic()
-        assert chat(server, "hi")[0] == 200 and time.monotonic() - start < 5 * LIMIT  # of 20
+        assert chat(server, "hi")[0] == 200 and time.monotonic() - start < 10 * LIMIT  # of 20
 
 
 def test_a_process_that_is_killed_is_replaced(server: Running) -> None:

@@ -6,6 +6,7 @@ import json
 import shutil
 from pathlib import Path
 
+import pytest
 from warm import Warm
 
 from tests.test_plugin import install, run
@@ -18,6 +19,7 @@ PROJECT = {
 }
 
 
+@pytest.mark.slow
 def test_a_skill_of_another_package_is_trained_and_measured(
     small: list[str], warm: Warm, environment: dict[str, str], tmp_path: Path
 ) -> None:

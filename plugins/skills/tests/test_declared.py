@@ -13,6 +13,7 @@ pytestmark = pytest.mark.xdist_group("figures")
 trained = figures.trained
 
 
+@pytest.mark.slow
 def test_the_callback_logs_what_it_declares(trained: Callable[..., Path]) -> None:
     chosen = ["data=skills", "data.skill=[depth]", "data.held_out=4", "task=recall", "callbacks=skills"]
     folder = trained("skills", [*chosen, "callbacks.skills.samples=2"])

@@ -44,7 +44,7 @@ def test_a_picture_has_the_costs_of_the_model_and_a_place_for_each_of_its_blocks
 
 def test_costs_that_are_remembered_are_those_that_are_measured() -> None:
     """Models that differ in a width, a choice or an order share no cost that they should not."""
-    for changes in ({}, {"attention": "gqa"}, {"d_model": "2560"}, {"gating.top_k": "4"}, {"max_positions": "512"}, {}):
+    for changes in ({}, {"attention": "gqa"}, {"d_model": "2560"}, {"max_positions": "512"}, {}):
         choice = Choice("deepseek_v2", {"n_layers": "3", **changes})
         decoder = compose(choice.composition, device="meta")
         counted, drawn = count_parameters(decoder), draw({"n_layers": "3", **changes})["totals"]
@@ -72,13 +72,13 @@ REFUSED = [
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("changes", REFUSED, ids=str)
-def test_a_refusal_is_the_command_lines(changes: dict[str, str], capsys: pytest.CaptureFixture[str]) -> None:
-    refused = draw(changes)
-    words = Choice("deepseek_v2", changes).overrides
-    assert run_command(command.run, ["describe", *words]) == 64
-    assert capsys.readouterr().err == refused["refusal"]["text"] + "\n"
-    assert "picture" not in refused and refused["refusal"]["remedy"]
+def test_a_refusal_is_the_command_lines(capsys: pytest.CaptureFixture[str]) -> None:
+    for changes in REFUSED:
+        refused = draw(changes)
+        words = Choice("deepseek_v2", changes).overrides
+        assert run_command(command.run, ["describe", *words]) == 64
+        assert capsys.readouterr().err == refused["refusal"]["text"] + "\n"
+        assert "picture" not in refused and refused["refusal"]["remedy"], changes
 
 
 def test_a_text_and_a_command_are_those_of_the_choice() -> None:
@@ -102,7 +102,7 @@ def test_forms_have_every_block_with_its_parameters() -> None:
 
 @pytest.mark.parametrize(
     ("preset", "changes"),
-    [("deepseek_v2", {}), ("gpt_oss_20b", {}), ("llama3_1_8b", {"attention": "gated_delta"})],
+    [("gpt_oss_20b", {}), ("llama3_1_8b", {"attention": "gated_delta"})],
 )
 def test_figures_are_written_as_in_the_picture(preset: str, changes: dict[str, str]) -> None:
     """Where a cache grows, where it stops at windows, and where it has the same size at any length."""

@@ -37,7 +37,7 @@ from blockwright.registry.schema import Parameter
 Model = dict[str, Any]
 SIDES = ("new", "old", "both")
 VALUES = 2  # tried of each setting
-SAMPLE = 10  # pairs of the default run
+SAMPLE = 12  # pairs of the default run
 OPERATORS = registry.names("transplant")
 KINDS = [kind for kind in registry.kinds() if not Setting(kind, registry.names(kind)[0]).of_input]
 

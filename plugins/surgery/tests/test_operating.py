@@ -166,14 +166,10 @@ def test_borrowed_keys_are_measured_together_with_the_lenders(attention: dict[st
     ("name", "new", "named"),
     [
         ("latent", mla(24, 12, CHOSEN), ()),
-        ("latent", mla(30, 30, CHOSEN, kv_norm="rmsnorm"), ()),
         ("mean_heads", {"attention": {"name": "mqa", "n_heads": 6}}, ()),
         ("window", {"attention": {"name": "sliding_window", "n_heads": 6, "n_kv_heads": 3, "window": 8}}, ()),
         ("selector", {"attention": {**GQA, "selector": DSA}}, ()),
         ("delta", {"attention": {"name": "kda", "n_heads": 6}}, ()),
-        ("delta", {"attention": {"name": "gated_delta", "n_heads": 6, "n_key_heads": 3}}, ()),
-        ("delta", {"attention": {"name": "gated_delta_2", "n_heads": 6}}, ()),
-        ("delta", {"attention": {"name": "rwkv7", "n_heads": 6}}, ()),
         ("delta", {"attention": {"name": "mamba3", "n_heads": 6, "head_dim": 10, "state_dim": 10, "rank": 3}}, ()),
         ("copies", moe(4, 72, 2, "softmax_topk"), ()),  # not renormalised: the sum of the weights varies
         ("drop", moe(4, 72, 2), ("drop",)),

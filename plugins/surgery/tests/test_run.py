@@ -47,9 +47,7 @@ def test_weights_are_put_into_another_composition(checked: Checked, run: Path) -
     ("overrides", "path", "words"),
     [
         ([*MHA, "+model/position=rope", "model.position.theta=5e5", "surgery.exact=true"], "surgery.exact", "theta"),
-        ([*MHA, "surgery.exact=yes please"], "surgery.exact", "true or false"),
         ([*MHA, "surgery.growth.name=faded"], "surgery.growth.name", "zeroed"),
-        ([*MHA, "++model.vocab_size=64"], "model.vocab_size", "Write model.vocab_size=257"),
         (["surgery=default"], "init_from", "leave surgery out"),
         ([*SURGERY, "surgery/transplant=drop"], "surgery.transplant", "serves"),
     ],
