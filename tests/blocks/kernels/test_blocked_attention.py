@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from pairwise import pairs
+from pairwise import each, pairs
 from torch import Tensor
 
 from blockwright.blocks.kernels import blocked_attention as module
@@ -129,8 +129,7 @@ def test_weights_are_kept_up_to_a_length_and_computed_anew_beyond(monkeypatch: p
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("asked", ASKED)
-@pytest.mark.parametrize("kept", [64, 0], ids=["weights kept", "weights recomputed"])
+@pytest.mark.parametrize(("asked", "kept"), each(list(ASKED), [64, 0]))
 def test_compiled_it_is_one_operator_and_the_same(kept: int, asked: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "KEPT", kept)
     given, chosen = inputs("three sequences", torch.float32), options("three sequences", asked, torch.float32)
