@@ -294,14 +294,6 @@ def test_rope_of_an_odd_part_is_refused_where_it_is_written(make: Callable[..., 
     assert caught.value.path == "model.position.rotary_fraction" and "even" in caught.value.remedy
 
 
-def test_contract_is_left_to_its_blocks() -> None:
-    bare = Attention()
-    with pytest.raises(NotImplementedError):
-        bare(torch.zeros(1, 1, 1), order(1))
-    with pytest.raises(NotImplementedError):
-        bare.new_cache(1, 1, torch.float32, torch.device("cpu"))
-
-
 def test_bias_makes_every_projection_add_one(make: Callable[..., Attention]) -> None:
     names = {n for n, _ in make({"name": "gqa", "bias": True}, "none").named_parameters()}
     assert {f"{p}.bias" for p in ("query", "key", "value", "output")} <= names

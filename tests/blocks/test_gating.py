@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from blockwright import registry
-from blockwright.blocks.gating.base import Gating, LinearGating, Routing, keep_groups, replays
+from blockwright.blocks.gating.base import Gating, LinearGating, keep_groups, replays
 from blockwright.blocks.gating.sinkhorn import balanced
 from blockwright.registry import BlockError, ConfigError
 
@@ -149,24 +149,6 @@ def test_group_of_one_expert_is_scored_by_it_alone(make: Callable[..., Gating]) 
 # --- what every gate promises -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", [n for n in LEARNED if n in BY_TOKEN])
-def test_routing_has_the_shapes_and_types_of_the_contract(make: Callable[..., Gating], name: str) -> None:
-    routing: Routing = make(name, top_k=2, balance={"name": "expert"})(tokens(3, 21))
-    assert routing.experts.shape == routing.weights.shape == (63, 2) and routing.probs.shape == (63, 8)
-    assert routing.experts.dtype == torch.int64
-    assert {routing.weights.dtype, routing.probs.dtype, routing.load.dtype} == {torch.float32}
-    assert all(len(set(row)) == 2 for row in routing.experts.tolist())
-    assert all(loss.shape == () for loss in routing.losses.values()) and routing.losses
-    assert routing.weights.requires_grad and not routing.load.requires_grad
-
-
-@pytest.mark.parametrize("name", BY_TOKEN)
-def test_load_counts_every_choice_once(make: Callable[..., Gating], name: str) -> None:
-    routing = make(name, top_k=3)(tokens(3, 21), torch.arange(63).view(3, 21) % 61)
-    assert routing.load.sum() == 63 * 3
-    assert routing.load.tolist() == [(routing.experts == e).sum() for e in range(8)]
-
-
 @pytest.mark.parametrize("name", CAUSAL)
 def test_tokens_come_in_order_and_without_a_batch_too(make: Callable[..., Gating], name: str) -> None:
     gate, x = make(name, balance={"name": "expert"}), tokens(1, 63)
@@ -217,14 +199,6 @@ def test_all_experts_at_once_is_a_choice_too(make: Callable[..., Gating], name: 
     gate.reset_parameters()
     routing = gate(tokens(1, 5), torch.arange(5)[None])
     assert routing.load.tolist() == [5.0] * 8
-
-
-@pytest.mark.parametrize("name", GATES)
-def test_gate_works_on_the_meta_device(make: Callable[..., Gating], name: str) -> None:
-    balance = {"balance": {"name": "expert"}} if name in LEARNED else {}
-    x, ids = torch.empty(2, 3, 48, device="meta"), torch.empty(2, 3, dtype=torch.long, device="meta")
-    routing = make(name, top_k=2, **balance).to("meta")(x, ids)
-    assert routing.experts.shape == (6, 2 if name in BY_TOKEN else 8) and routing.load.shape == (8,)
 
 
 # --- the balancing bias -----------------------------------------------------------------------------------------------
@@ -448,10 +422,3 @@ def test_impossible_choices_are_refused_by_name(
         make(node)
     assert caught.value.path == f"model.gating.{parameter}"
     assert caught.value.value == node[parameter] and caught.value.rule and caught.value.remedy
-
-
-def test_contract_is_left_to_its_blocks() -> None:
-    with pytest.raises(NotImplementedError):
-        Gating(2, 1)(torch.zeros(1, 2))
-    with pytest.raises(NotImplementedError):
-        LinearGating(4, 2, 1, None).choose(torch.zeros(1, 2))
