@@ -25,7 +25,7 @@ def independent_of_default_dtype(setting: Setting) -> None:
     """Under a bf16 default dtype, which a trainer may set inside a step, fp32 weights give bit-identical states, losses
     and gradients, and gates the same update. Of a position its angles and, without weights, its biases, of a gate
     or a balance loss the routing and the losses are bit-identical inside autocast too."""
-    decoder = setting.decoder(own=True).train()
+    decoder = setting.decoder().train()
     step, exact = _step(decoder), _exact(decoder, setting.kind)
     with default_dtype(torch.bfloat16):
         _same(step, _step(decoder), "under a bf16 default dtype")

@@ -46,7 +46,6 @@ PARTS = {"gating": "softmax_topk", "experts": "swiglu"}
 SIZES = {"d_ff": 24, "n_heads": 4, "n_experts": 8, "n_devices": 4, "window": 5}
 # Kinds whose blocks know nothing of other layers: one layer is enough in brief.
 OF_ONE_LAYER = ("ffn", "experts", "gating", "balance", "norm", "qk_norm", "output_gate", "scores", "readout", "decay")
-OF_ONE_LAYER += ("images", "vision", "projector", "tiling")
 REQUIRED = {"top_k": 2, "factor": 4.0, "top_devices": 2, "n_groups": 4, "top_groups": 2}
 
 
@@ -83,7 +82,7 @@ class Setting:
         return json.dumps(self._model(None, None))
 
     def _model(self, node: Mapping[str, Any] | None, n_layers: int | None) -> dict[str, Any]:
-        n_layers = n_layers or (1 if self.brief and self.kind in OF_ONE_LAYER else 2)
+        n_layers = n_layers or (1 if self.brief and (self.kind in OF_ONE_LAYER or self.of_input) else 2)
         own = dict(node or self.node())
         around: dict[str, Any] = {}
         for _, entry, _ in registry.walk(self.kind, Node(own, self.kind), {}):
@@ -98,7 +97,7 @@ class Setting:
         Args:
             node: in place of the block's
             dtype: of its parameters
-            own: whether the check changes it, other than its mode; in brief the others share one of each dtype
+            own: whether the check changes it, its mode and gradients aside; in brief the others share one of each dtype
         """
         if self.brief and node is None and not own:
             if dtype not in self._shared:
@@ -124,7 +123,7 @@ class Setting:
         must(bool(found), f"the decoder built for it contains no {self.kind} {self.name!r}")
         return found
 
-    @property
+    @functools.cached_property
     def of_input(self) -> bool:
         """Whether the block is an input of its decoder, or a part of one."""
         kind = self.kind
