@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 
 import pytest
+from pairwise import each
 
 from benchmarks import same_arms
 
@@ -28,7 +29,7 @@ def test_arms_that_share_seeds_vary_less_than_others() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seeds", same_arms.SEEDS)
-@pytest.mark.parametrize("how", same_arms.DRAWS)
+@pytest.mark.parametrize(("how", "seeds"), each([*same_arms.DRAWS], same_arms.SEEDS))
 def test_equal_arms_are_rarely_called_different(how: str, seeds: int) -> None:
-    assert same_arms.wrong(same_arms.bank(), how, seeds).value <= 0.07
+    # .05 and three standard errors; ``python -m benchmarks.same_arms`` draws 200 of each.
+    assert same_arms.wrong(same_arms.bank(), how, seeds, number=60).value <= 0.135
