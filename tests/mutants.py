@@ -256,7 +256,8 @@ class Mutants:
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtestloop(self, session: pytest.Session) -> bool:
-        session.config.pluginmanager.unregister(name="budget")  # its hooks need those of whole tests
+        if session.config.pluginmanager.has_plugin("budget"):  # its hooks need those of whole tests
+            session.config.pluginmanager.unregister(name="budget")
         found, stood = reached(session.items), 0
         chosen = self.choose(found)
         for n, (file, place, kind, line) in enumerate(chosen, 1):

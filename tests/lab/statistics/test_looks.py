@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 import scipy.stats
 from numpy.typing import NDArray
+from scipy.stats import norm
 
 from blockwright.lab.statistics.looks import SPENDING, Spend, nominal
+from blockwright.lab.statistics.stopping import overestimate
 
 FOUR = (4, 8, 12, 16)
 
@@ -115,3 +117,27 @@ def test_looks_for_difference_and_for_equivalence(
     assert stopped.same == pytest.approx(same, abs=0.012)
     assert different is None or stopped.different == pytest.approx(different, abs=0.012)
     assert seeds is None or stopped.seeds == pytest.approx(seeds, abs=0.2)
+
+
+# --- how much too large early estimates are ---------------------------------------------------------------------------
+
+
+SWEEPS = 50_000
+
+
+@pytest.mark.parametrize(("effect", "spend"), [(0.5, "pocock"), (1.0, "obrien_fleming"), (2.0, "pocock")])
+def test_overestimate_is_that_of_simulated_sweeps(spend: Spend, effect: float) -> None:
+    looks = (4, 8, 12)
+    values = np.random.default_rng(0).standard_normal((SWEEPS, looks[-1])) + effect
+    going, estimates = np.ones(SWEEPS, bool), []
+    for n, p in zip(looks[:-1], nominal(looks, spend)[:-1], strict=True):
+        mean = values[:, :n].mean(1)
+        stops = going & (abs(mean) * np.sqrt(n) > norm.isf(p / 2))
+        estimates.append(abs(mean[stops]) - effect)
+        going &= ~stops
+    assert overestimate(looks, spend, effect) == pytest.approx(np.concatenate(estimates).mean(), abs=0.012)
+
+
+def test_small_differences_are_overestimated_most() -> None:
+    found = [overestimate((4, 8, 12, 16), "pocock", effect) for effect in (0.5, 1.0, 1.5, 2.0)]
+    assert found == sorted(found, reverse=True) and found[-1] > 0
