@@ -18,7 +18,7 @@ EXPERTS = MOE + "loop: {name: repeat, visits: 2, entry: add}\nmtp: {depth: 1, lo
 MODELS = {"huginn": HUGINN, "ouro": OURO, "experts": EXPERTS}
 STRATEGIES: dict[str, Any] = {"ddp": "ddp", "shard": {"shard": 2}, "tensor": {"tensor": 2}, "expert": {"expert": 2}}
 CASES = [
-    *(("huginn", how, task) for how in ("ddp", "shard", "tensor") for task in ("none", "full")),
+    *(("huginn", how, task) for how, task in (("ddp", "none"), ("shard", "full"), ("tensor", "none"))),
     ("ouro", "shard", "none"),
     ("ouro", "tensor", "selective"),
     ("experts", "shard", "none"),
