@@ -158,7 +158,7 @@ def test_pass_that_is_differentiated_twice_finds_its_choices_twice() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("block", "how"), each([pair for pair in DECIDING if pair[0] == "gating"], HOW), ids=str)
+@pytest.mark.parametrize(("block", "how"), each([pair for pair in DECIDING if pair[0] == "gating"][::2], HOW), ids=str)
 def test_compiled_layers_keep_what_was_chosen(block: tuple[str, str], how: Any) -> None:
     kind, name = block
     from torch._dynamo.backends.common import aot_autograd

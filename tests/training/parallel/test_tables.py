@@ -86,9 +86,9 @@ CASES: dict[str, dict[str, Any]] = {
     "adam": {"model": MEMORY, "optimizer": AdamW(lr=3e-3), "steps": 3},
     "together": {"model": TOGETHER, "optimizer": Descent(), "steps": 3, "packed": True},
 }
-TWO = [("ddp", "descent"), ("fsdp", "packed, recomputed"), ("fsdp", "adam"), ("tp", "descent")]
-TWO += [("context", "packed, recomputed"), ("fsdp", "together"), ("context", "together")]
-FOUR = [("copies", "packed, recomputed"), ("copies", "adam"), ("all", "descent"), ("all", "together")]
+TWO = [("ddp", "descent"), ("fsdp", "packed, recomputed"), ("tp", "descent")]
+TWO += [("context", "packed, recomputed"), ("fsdp", "together")]
+FOUR = [("copies", "adam"), ("all", "together")]
 HALF = {"optimizer": AdamW(lr=1e-3), "steps": 2}
 REST = {"optimizer": AdamW(lr=1e-3), "steps": 4}
 
