@@ -34,18 +34,13 @@ class Case(NamedTuple):
 
 CASES = {
     "sigterm": Case(),
-    "just before a validation": Case((), at=4, step=5),
     "sigint between logged steps": Case(("trainer.log_every_n_steps=4",), signal.SIGINT),
     "adamw in the second epoch": Case(
         ("optimizer=adamw", "scheduler=warmup_stable_decay", "data.batch_size=16", "trainer.max_steps=8"), at=5, step=6
     ),
-    "within accumulation": Case(("trainer.accumulate_grad_batches=2",), at=4, step=3),
-    "sigusr1": Case((), signal.SIGUSR1, at=1, step=2),
-    "in the middle of a validation": Case(("data.eval_batch_size=2",), at=5, step=5, when="validation_batch_start"),
     "while a checkpoint is written": Case(
         ("callbacks.interruption.every_n_steps=2",), at=2, step=3, when="save_checkpoint"
     ),
-    "averaged weights": Case(("callbacks=averaging",)),
     "averaged weights in the middle of a validation": Case(
         ("callbacks=averaging", "data.eval_batch_size=2"), at=5, step=5, when="validation_batch_start"
     ),
