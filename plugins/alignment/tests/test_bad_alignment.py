@@ -27,11 +27,6 @@ PAIR = {"prompt": "Hi", "chosen": "Yes", "rejected": "No"}
 ASKED = {"prompt": "Hi", "completion": "?", "answer": "Yes"}
 GRPO = ["data=prompts", "task=grpo"]
 CASES: dict[str, tuple[Any, list[str], str]] = {  # a record; overrides; the path
-    "pair without a prompt": (
-        {"chosen": "Yes", "rejected": "No"},
-        ["data=preferences", "task=reward"],
-        "data.corpus.files",
-    ),
     "no start": (PAIR, ["data=preferences", "task=preference"], "init_from"),
     "nothing to answer": ({"messages": [ANSWER]}, [*GRPO, "START"], "data.corpus.files"),
     "other tokens than the start": (

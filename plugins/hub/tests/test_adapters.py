@@ -46,6 +46,7 @@ def without_a_model(small: list[str]) -> list[str]:
     return [o for o in small if not o.startswith("model.")]
 
 
+@pytest.mark.slow
 def test_adapter_leaves_and_returns_in_pefts_layout(
     fit: Callable[..., Any], lora: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -152,11 +152,8 @@ KIMI = {"full_attn_layers": [2], "kda_layers": [1, 3, 4], "num_heads": 3, "head_
 @pytest.mark.parametrize(
     ("name", "keys"),
     [
-        ("gpt2", {"n_ctx": 64, "n_special": 0, "predict_special_tokens": True, "output_past": True, "_num_labels": 1}),
         ("llama", {"is_llama_config": True, "rope_interleaved": False, "transformers.js_config": {"dtype": "q4"}}),
         ("qwen2", {"use_mrope": False, "sliding_window": 131072, "max_window_layers": 28}),
-        ("apertus", {"hidden_dropout": 0.0, "post_norm": False, "qk_norm": True}),
-        ("qwen3_next", {"use_sliding_window": False, "full_attention_interval": 4}),
         ("smollm3", {"no_rope_layers": None, "no_rope_layer_interval": 2}),
         (
             "gemma3_text",
@@ -165,16 +162,12 @@ KIMI = {"full_attn_layers": [2], "kda_layers": [1, 3, 4], "num_heads": 3, "head_
         ),
         ("glm4_moe", {"rope_parameters": None, "rope_theta": 500.0}),  # half of a head turns
         ("minimax_m2", {"rope_parameters": SLOW, "num_mtp_modules": 3, "attn_type_list": [1, 1, 1, 1]}),
-        ("minimax_m2", {"shared_intermediate_size": 0, "qk_norm_type": "per_layer", "use_mtp": True}),
-        ("olmo_hybrid", {"linear_num_value_heads": None}),
         ("qwen3_5_text", {"mamba_ssm_dtype": "float32", "mtp_num_hidden_layers": 1, "attn_output_gate": True}),
         ("glm_moe_dsa reused", {"indexer_types": None, "index_topk_pattern": "FSFS"}),
         ("glm_moe_dsa reused", {"indexer_types": None, "index_topk_freq": 2, "index_skip_topk_offset": 1}),
         ("bailing_hybrid", {"head_dim": 5, "linear_head_dim": None, "linear_num_heads": None, "no_kda_lora": True}),
         ("bailing_hybrid", {"n_group": 4, "num_expert_group": None, "score_function": "sigmoid"}),
-        ("longcat_flash", {"moe_topk": None, "num_experts_per_tok": 3, "mla_scale_q_lora": True}),
         ("kimi_linear", {**HUB, "linear_attn_config": KIMI, "layer_types": None, "linear_num_heads": None}),
-        ("kimi_linear", {"num_nextn_predict_layers": 0}),
         ("kimi_linear", {"mlp_layer_types": None, "first_k_dense_replace": 1, "rope_theta": 10000.0}),
         (
             "inkling_text",

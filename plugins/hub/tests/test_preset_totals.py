@@ -129,7 +129,7 @@ BEYOND: dict[str, dict[str, Any]] = {
 }
 
 
-QUICK = ("kimi_linear_48b_a3b", "qwen3_5_9b", "olmo_hybrid_7b", "smollm3_3b", "gemma4_e2b", "nemotron_h_8b")
+QUICK = ("kimi_linear_48b_a3b", "smollm3_3b", "nemotron_h_8b")
 
 
 def configuration(name: str, **more: Any) -> Any:

@@ -76,9 +76,7 @@ def test_a_run_refuses_nothing_of_the_command_that_is_printed(model: str, gpus: 
         (["gpus=8", "gpu=h100"], "model", "model=deepseek_v2"),
         (["model=tiny", "gpu=h100"], "gpus", "gpus=1024"),
         (["model=tiny", "gpus=8", "gpu=h10"], "gpu", "Did you mean 'h100'"),
-        (["model=tiny", "gpus=0", "gpu=h100"], "gpus", "gpus=1024"),
         (["model=tiny", "gpus=8", "gpu=h100", "token=1e9"], "token", "Did you mean 'tokens'"),
-        (["model=tiny", "gpus=8", "gpu=h100", "price.kw=1"], "price.kw", "Did you mean 'price.kwh'"),
         (["model=tiny", "gpus=8", "gpu=h100", "price.kwh=-1"], "price.kwh", ""),
         (["model=tiny", "gpus=8", "gpu=h100", "tensor=2,0"], "tensor", ""),
         (["model=tiny", "gpus=8", "gpu=h100", "shard=2"], "shard", ""),
@@ -87,14 +85,11 @@ def test_a_run_refuses_nothing_of_the_command_that_is_printed(model: str, gpus: 
         (["model=tiny", "gpus=8", "gpu=h100", "length=100000"], "length", "max_positions"),
         (["model=tiny", "gpus=8", "gpu=h100", "--explian"], "command line", "Did you mean '--explain'"),
         (["model=tiny", "gpus=8", "gpu=h100", "price.kwh=0.2"], "price.kwh", "Add e.g. tokens=1e12"),
-        (["model=tiny", "gpus=8", "gpu=h100", "power.overhead=1.2"], "power.overhead", "Add e.g. tokens=1e12"),
         (["model=tiny", "gpus=8", "gpu=h100", "weights.bits=4"], "weights.bits", "add --generation"),
         (["model=tiny", "gpus=8", "gpu=h100", "tokens=1e9", "--generation"], "tokens", "Leave one of them out"),
-        (["model=tiny", "gpus=8", "gpu=h100", "tensor=2", "--generation"], "tensor", "Leave one of them out"),
         (["model=tiny", "gpus=8", "gpu=h100", "--explain", "--generation"], "--explain", "Leave one of them out"),
         (["--published", "gpus=8"], "command line", "Leave it out"),
         (["model=tiny", "gpus=7", "gpu=h100", "batch=3"], "gpus", ""),
-        (["model=nemotron_h_8b", "gpus=8", "gpu=h100", "context=2"], "gpus", ""),
     ],
 )
 def test_mistakes_are_refused_with_path_and_remedy(arguments: list[str], path: str, remedy: str) -> None:
@@ -114,7 +109,6 @@ def test_a_refusal_is_exit_code_64_and_help_is_none(capsys: pytest.CaptureFixtur
     ("arguments", "path", "said"),
     [
         (["model=deepseek_67b", "gpus=1"], "gpus", "have .* for weights .* and the cache of one sequence"),
-        (["model=tiny", "gpus=1", "weights.bits=1e12"], "gpus", "Use more GPUs"),
         (["model=tiny", "model/attention=none", "gpus=1"], "model.attention", "no memory limits how many"),
     ],
 )
@@ -128,8 +122,6 @@ def test_what_lies_beyond_every_published_run_is_said(capsys: pytest.CaptureFixt
     few = ["model=tiny", "gpu=h100", "tensor=1", "pipeline=1", "context=1", "expert=1", "micro_batch=1"]
     main([*few, "gpus=20000", "--json"])
     assert len(json.loads(capsys.readouterr().out)["warnings"]) == 1
-    main([*few, "gpus=8"])
-    assert not capsys.readouterr().err
 
 
 def test_nothing_is_trained_here_in_fp8(capsys: pytest.CaptureFixture[str]) -> None:

@@ -125,7 +125,7 @@ def test_type_of_weights_that_there_are_none_of_is_refused(tmp_path: Path, capsy
     assert "error: --dtype" in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize(("model", "to"), [("gpt2", "megatron-bridge"), ("deepseek_v2_lite", "automodel")])
+@pytest.mark.parametrize(("model", "to"), [("gpt2", "megatron-bridge")])
 def test_a_model_that_an_engine_lacks_is_refused_with_those_it_has(
     model: str, to: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

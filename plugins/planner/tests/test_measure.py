@@ -40,7 +40,7 @@ def test_flops_are_those_of_the_cost_card(name: str) -> None:
     assert found.whole.dense + found.whole.routed + 100 * sum(s.flops for s in found.scores) == pytest.approx(card)
 
 
-@pytest.mark.parametrize("mixer", ["kda", "mamba2", "short_conv"])
+@pytest.mark.parametrize("mixer", ["kda", "short_conv"])
 def test_flops_of_a_recurrent_mixer_are_those_of_the_cost_card(mixer: str) -> None:
     decoder = compose(
         preset("tiny", {"n_layers": 2, "attention": mixer, "vocab_size": 64}), device="meta"
@@ -115,7 +115,7 @@ def test_the_decoder_itself_is_left_as_it_was(tiny: Callable[..., Any]) -> None:
 
 @pytest.mark.parametrize(
     ("residual", "streams"),
-    [("mhc", 1 + 3 * 4), ({"name": "attention_residual", "block": 2}, 1 + 2 + 3 + 4)],
+    [({"name": "attention_residual", "block": 2}, 1 + 2 + 3 + 4)],
 )
 def test_layers_read_all_streams_and_the_first_one_opens_them(
     tiny: Callable[..., Any], residual: Any, streams: int

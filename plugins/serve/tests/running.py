@@ -149,6 +149,7 @@ class Running:
         self.server = Server(application(self.engine, self.served, site, key), self.engine, grace)
         self._thread = threading.Thread(target=self.server.run, args=([self._listening],), daemon=True)
         self._thread.start()
+        self.served.renderer.submit(int).result()  # its thread is the server's, not a test's
         self.until(lambda: self.server.started)
 
     @property
@@ -198,6 +199,7 @@ class Running:
         self._thread.join(30)
         assert not self._thread.is_alive()
         self.engine.close()
+        self.served.renderer.shutdown()
 
 
 @contextmanager

@@ -104,7 +104,7 @@ def seen_alone(decoder: Decoder, folder: Path, *pictures: bytes) -> str:
     return "".join(conversation.say("<image>" * len(files) + "what?", [str(file) for file in files]))
 
 
-@pytest.mark.parametrize("server", ["without drafts", "lookup"], indirect=True)
+@pytest.mark.parametrize("server", ["lookup"], indirect=True)
 def test_answers_are_those_of_a_chat_that_sees_the_same_pictures(server: Running, tmp_path: Path) -> None:
     texts = []
     for pictures in ((BLACK,), (SLOPE,), (SLOPE, BLACK), ()):

@@ -70,7 +70,7 @@ def same(choice: Choice) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", CHANGES)
+@pytest.mark.parametrize("name", [*CHANGES][::2])
 def test_changes_are_made_in_all_three_forms(name: str) -> None:
     preset, changes, made = CHANGES[name]
     choice = Choice(preset, changes if "n_layers" in made else {**changes, "n_layers": "4"})
@@ -88,7 +88,7 @@ def test_another_model_is_not_the_same(changes: dict[str, str]) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("preset", presets.names()[::8])
+@pytest.mark.parametrize("preset", presets.names()[::16])
 def test_a_preset_is_itself(preset: str) -> None:
     same(Choice(preset))
 

@@ -37,7 +37,7 @@ from blockwright.registry.schema import Parameter
 Model = dict[str, Any]
 SIDES = ("new", "old", "both")
 VALUES = 2  # tried of each setting
-SAMPLE = 12  # pairs of the default run
+SAMPLE = 8  # pairs of the default run
 OPERATORS = registry.names("transplant")
 KINDS = [kind for kind in registry.kinds() if not Setting(kind, registry.names(kind)[0]).of_input]
 
@@ -180,11 +180,6 @@ def held(pair: Pair) -> bool:
     return True
 
 
-def every() -> list[Pair]:
-    listed = [*map(of_operator, OPERATORS), *map(of_blocks, KINDS)]
-    return list(itertools.chain.from_iterable(listed))
-
-
 # --- the cases that were wrong ----------------------------------------------------------------------------------------
 
 GQA: Model = {"name": "gqa", "n_heads": 4, "n_kv_heads": 2}
@@ -266,8 +261,10 @@ def test_every_operator_has_an_example_in_which_it_serves() -> None:
 
 
 def test_some_pairs_hold() -> None:
-    found = every()
-    random.Random(0).shuffle(found)
+    draw = random.Random(0)
+    listed = [*map(of_operator, draw.sample(OPERATORS, 3)), of_blocks(draw.choice(KINDS))]
+    found = list(itertools.chain.from_iterable(listed))
+    draw.shuffle(found)
     assert len(list(itertools.islice(filter(held, found), SAMPLE))) == SAMPLE
 
 

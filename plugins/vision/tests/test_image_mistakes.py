@@ -11,6 +11,7 @@ import re
 import struct
 import warnings
 import zlib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -157,7 +158,6 @@ SETTINGS = {
     "folder without a tower": Mistake(None, "tower=siglip tower.folder={tmp}", "tower.folder", "safetensors"),
     "tower that is a number": Mistake(None, "tower=siglip tower.folder=3", "tower.folder", "must be a path"),
 }
-MISTAKES = {**FILES, **RECORDS, **SETTINGS}
 
 
 def pictures(folder: Path) -> None:
@@ -239,18 +239,38 @@ def changed(base: DictConfig, given: list[str], folder: Path) -> DictConfig:
     return cfg
 
 
-@pytest.mark.parametrize("name", MISTAKES)
-def test_mistake_is_one_message_before_training(name: str, base: DictConfig, folder: Path) -> None:
-    mistake = MISTAKES[name]
+@pytest.mark.parametrize("name", SETTINGS)
+def test_mistake_in_settings_is_one_message_before_training(name: str, base: DictConfig, folder: Path) -> None:
+    mistake = SETTINGS[name]
     cfg = changed(base, overrides(name, mistake, folder), folder)
-    with pytest.raises(ConfigError) as caught, warnings.catch_warnings():
-        warnings.simplefilter("error")
+    with pytest.raises(ConfigError) as caught:
         run = checked(cfg)
         assert not mistake.early, "found too late"
         data = parts.build("data", run)
         data.prepare_data()
         data.setup("fit")
-    error = caught.value
+    assert_said(mistake, caught.value, folder)
+
+
+def test_mistake_in_files_and_records_is_one_message(base: DictConfig, folder: Path) -> None:
+    """What is early is found by the check of the data, which the check of a run calls."""
+    good = checked(base)
+    for name, mistake in {**FILES, **RECORDS}.items():
+        settings = dict(override.split("=", 1) for override in overrides(name, mistake, folder))
+        given = {**good.data, "corpus": {**good.data["corpus"], "files": settings.get("data.corpus.files", "")}}
+        if mistake.record is None:
+            given = {**good.data, "sequence_length": int(settings["data.sequence_length"])}
+        with pytest.raises(ConfigError) as caught, warnings.catch_warnings():
+            warnings.simplefilter("error")
+            data: Any = parts.build("data", replace(good, data=given))
+            data.check()
+            assert not mistake.early, f"{name} is found too late"
+            data.prepare_data()
+            data.setup("fit")
+        assert_said(mistake, caught.value, folder)
+
+
+def assert_said(mistake: Mistake, error: ConfigError, folder: Path) -> None:
     assert error.path == mistake.path.replace("{tmp}", str(folder)), str(error)
     assert re.search(mistake.says, f"{error.value} {error.rule}. {error.remedy}"), str(error)
 

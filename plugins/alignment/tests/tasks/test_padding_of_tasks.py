@@ -54,7 +54,8 @@ def test_padding_changes_nothing(train: Make, monkeypatch: pytest.MonkeyPatch, n
     padding.assert_padding_changes_nothing(train, name, pad)
 
 
-@pytest.mark.parametrize("name", ["grpo", pytest.param("distill", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["grpo", "distill"])
 def test_layers_are_compiled_where_batches_have_one_shape(
     train: Make, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
