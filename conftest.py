@@ -41,6 +41,9 @@ def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(Budget(), "budget")
     config.pluginmanager.register(strict)
     strict.install()
+    # Without bytecode, each of the processes that tests start would compile all sources again, and pytest the tests.
+    sys.dont_write_bytecode = False
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     hydra_once.install()
     torch.set_num_threads(1)  # as many workers as cores: more threads would only wait for each other
     gc.set_threshold(

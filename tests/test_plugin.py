@@ -471,17 +471,20 @@ def among_bad_company(
     return run(warm, commands, crowd, environment, crowd)
 
 
+@pytest.mark.slow
 def test_clash_of_names_names_both_owners(among_bad_company: dict[str, Any]) -> None:
     (told,) = set(re.findall(r"UserWarning: (attention 'mha' is already .*)", among_bad_company["warnings"]))
     assert "by blockwright (blockwright.blocks.attention.mha)" in told and "the-copycat (copycat)" in told
 
 
+@pytest.mark.slow
 def test_plugin_that_cannot_be_imported_is_named_with_its_reason(among_bad_company: dict[str, Any]) -> None:
     (told,) = re.findall(r"UserWarning: (block plug-in 'wreck' .*)", among_bad_company["warnings"])
     assert "of the-wreck did not load: ModuleNotFoundError: No module named 'a_missing_package'" in told
     assert "block plug-in 'ghost' of the-ghost did not load" in among_bad_company["warnings"]
 
 
+@pytest.mark.slow
 def test_everything_else_works_in_bad_company(among_bad_company: dict[str, Any]) -> None:
     code, text = among_bad_company["catalogue"]
     assert code == 0 and "attention/retention" in text and "ffn/moe" in text

@@ -177,6 +177,7 @@ OVERRIDE = re.compile(r"(?<![\w.~+/{}\[-])~?[a-z_]+(?:[./][a-z_]+)*=[a-z0-9_]+(?
 CHOICES = r"(model|task|data|trainer|experiment|callbacks|logger)(/\w+)?="
 
 
+@pytest.mark.slow
 def test_choices_in_messages_are_there(texts: list[tuple[str, str]]) -> None:
     """Others are values, which their own tests write."""
     asking = [text for _, text in texts if re.search(r"\b(Write|Add|Leave|blockwright train|Use|or)\b", text)]

@@ -140,7 +140,8 @@ def test_answers_within_its_budget(
     assert best_share(ask(name).seconds / BUDGET, unwatched, slower) <= 1
 
 
-@pytest.mark.parametrize("name", [pytest.param(n, marks=[] if n == "refusal" else pytest.mark.slow) for n in COMMANDS])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", COMMANDS)
 def test_imports_torch_but_neither_lightning_nor_the_compiler(name: str, ask: Callable[[str], Answer]) -> None:
     assert "torch" in ask(name).imported
     assert not ask(name).imported & SLOW
@@ -164,6 +165,7 @@ def test_help_lists_the_blocks_and_the_other_door(ask: Callable[[str], Answer]) 
     assert ask("help").err == ""
 
 
+@pytest.mark.slow
 def test_refused_configuration_leaves_nothing_of_a_run_behind(ask: Callable[[str], Answer]) -> None:
     left = {p.name for p in ask("refusal").folder.iterdir()}
     assert left <= {".hydra", "train.log"}  # Hydra's own, made before any check

@@ -55,6 +55,7 @@ def test_peak_memory_is_that_of_the_contenders_own_process(race: Race) -> None:
     assert 250e6 < large - good < 400e6
 
 
+@pytest.mark.slow
 def test_settings_are_applied_where_asked_for(race: Race) -> None:
     settings = {entry.label: entry.about["settings"] for entry in race.entries[:3]}
     assert settings["good"] == settings["failing"]
@@ -69,6 +70,7 @@ def test_order_turns_from_round_to_round() -> None:
     assert ["".join(entry.label for entry in race.order(i)) for i in range(4)] == ["abc", "bca", "cab", "abc"]
 
 
+@pytest.mark.slow
 def test_contender_that_cannot_start_is_recorded(race: Race) -> None:
     absent = race.entries[3]
     assert absent.failed is not None

@@ -241,7 +241,9 @@ TOLD: dict[type[Written], tuple[str, str]] = {
 
 
 @pytest.mark.usefixtures("temporary_blocks")
-@pytest.mark.parametrize("cls", TOLD)
+@pytest.mark.parametrize(
+    "cls", [pytest.param(cls, marks=[] if i % 4 == 0 else pytest.mark.slow) for i, cls in enumerate(TOLD)]
+)
 def test_mistake_is_named(cls: type[Written]) -> None:
     register("attention", "written")(cls)
     check, said = TOLD[cls]

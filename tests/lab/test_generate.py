@@ -215,6 +215,7 @@ def test_model_that_has_diverged_is_refused(save: Callable[..., Path], words: li
     assert refused.value.path == "MODEL" and refused.value.remedy
 
 
+@pytest.mark.slow
 def test_command_refuses_without_a_traceback(warm: Warm, environment: dict[str, str]) -> None:
     done = warm.run("-m", "blockwright.lab.generate", "nowhere", "--prompt", "x", cwd=ROOT, env=environment)
     assert done.returncode == 64 and not done.stdout

@@ -32,6 +32,7 @@ def answer(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Pa
     return json.loads(said.getvalue()), folder / "report"
 
 
+@pytest.mark.slow
 def test_every_cell_is_as_full_as_it_can_be(answer: tuple[dict[str, Any], Path]) -> None:
     rows = answer[0]["rows"]
     assert len(rows) == 2 * 2 * 2 and {row["arm"] for row in rows} == {"mha", "gqa"}
@@ -42,18 +43,21 @@ def test_every_cell_is_as_full_as_it_can_be(answer: tuple[dict[str, Any], Path])
         assert 0 < row["tokens_per_second"]["least"] <= row["tokens_per_second"]["most"]
 
 
+@pytest.mark.slow
 def test_the_planner_fits_as_many_within_5_percent(answer: tuple[dict[str, Any], Path]) -> None:
     for row in answer[0]["rows"]:
         assert abs(row["planner_off"]["rows"]) <= 0.05
         assert 0 < row["planned"]["tokens_per_second"] <= 1.01 * row["roofline_tokens_per_second"]
 
 
+@pytest.mark.slow
 def test_tokens_a_second_are_rows_over_seconds_of_the_processor(answer: tuple[dict[str, Any], Path]) -> None:
     for row in answer[0]["rows"]:
         rates = sorted(row["rows"] / seconds for seconds in row["processor_seconds"])
         assert list(row["tokens_per_second"].values()) == pytest.approx([rates[1], rates[0], rates[2]])
 
 
+@pytest.mark.slow
 def test_bits_save_what_codes_and_scales_say(answer: tuple[dict[str, Any], Path]) -> None:
     bits = [each for each in answer[0]["comparisons"] if each["change"] == "bits"]
     share = (6 + 16 / 8) / 32  # heads of 8 numbers, of which each has a scale in bf16
@@ -61,6 +65,7 @@ def test_bits_save_what_codes_and_scales_say(answer: tuple[dict[str, Any], Path]
     assert all(each["rows"] == pytest.approx(1 / share, rel=0.2) for each in bits)  # both are whole numbers
 
 
+@pytest.mark.slow
 def test_the_report_says_the_same_as_the_document(answer: tuple[dict[str, Any], Path]) -> None:
     document, report = answer
     assert json.loads((report / "throughput.json").read_text()) == document

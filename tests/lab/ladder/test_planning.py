@@ -76,6 +76,7 @@ def written(compose_once: None, tmp_path_factory: pytest.TempPathFactory) -> dic
     return json.loads(file.read_text())
 
 
+@pytest.mark.slow
 def test_arms_are_matched_at_every_size_and_tokens_are_the_same(written: dict[str, Any]) -> None:
     outline, jobs = outline_of(written), written["jobs"]
     assert written["kind"] == "ladder" and outline.seeds == (0, 1) and list(outline.sizes) == ["16", "32"]
