@@ -56,11 +56,13 @@ class Budget:
     def __init__(self) -> None:
         self.pieces: list[float] = []
         self.timed = -EVERY_S
+        self.last = False
         self.tests: dict[str, float] = {}
         self.files: Counter[str] = Counter()
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
-    def pytest_runtest_protocol(self, item: pytest.Item) -> Iterator[None]:
+    def pytest_runtest_protocol(self, item: pytest.Item, nextitem: pytest.Item | None) -> Iterator[None]:
+        self.last = nextitem is None
         if time.monotonic() - self.timed > EVERY_S:
             self.pieces.append(min(_piece(), _piece()))
             self.timed = time.monotonic()
@@ -68,9 +70,9 @@ class Budget:
         return (yield)
 
     @pytest.hookimpl(wrapper=True)
-    def pytest_runtest_makereport(self, item: pytest.Item) -> Iterator[None]:
+    def pytest_runtest_makereport(self, item: pytest.Item, call: Any) -> Iterator[None]:
         report: Any = yield
-        now = _spent()
+        now = item.stash[SINCE] if self.last and call.when == "teardown" else _spent()  # of all: ``warm`` has ended
         slower = max(1.0, median(self.pieces) / PIECE)
         report.user_properties.append(("cpu", (now - item.stash[SINCE]) / slower))
         item.stash[SINCE] = now

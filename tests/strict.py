@@ -26,7 +26,7 @@ ROOT = str(Path(__file__).resolve().parent.parent) + os.sep
 KEPT = ("__pycache__", ".hypothesis", ".pytest_cache", ".venv", ".git")  # what Python and the test's tools write
 WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
 MONITORS = ("tqdm_monitor", "ThreadPoolExecutor", "asyncio_", "pymp-", "QueueFeederThread", "AnyIO worker thread")
-SHARED = ("multiprocessing.resource_tracker", "blockwright.training.answering")  # processes
+SHARED = ("multiprocessing.resource_tracker", "blockwright.training.answering", "tests/warm.py")  # processes
 ENDS_WITHIN_S = 5.0
 
 

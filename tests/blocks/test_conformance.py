@@ -67,7 +67,7 @@ def changed() -> set[str] | None:
 
 
 def has_changed(block: str, files: set[str] | None) -> bool:
-    """Whether its source, or that of a class that it derives from, is among the files; None: nobody knows."""
+    """Whether its source, or that of a class that it derives from, is among the files; None: no one knows."""
     classes = registry.lookup(*block.split("/")).cls.__mro__
     own = {Path(inspect.getfile(c)).resolve() for c in classes if c.__module__.startswith("blockwright.")}
     return files is None or bool({str(file.relative_to(ROOT)) for file in own if ROOT in file.parents} & files)

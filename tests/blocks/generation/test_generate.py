@@ -39,7 +39,7 @@ def greedy(decoder: Decoder, tokens: Tensor, new: int) -> Tensor:
     return tokens
 
 
-# One of each kind of cache: that of every attention is held to its one pass by the conformance kit.
+# One of each kind of cache: that of every attention is checked against its one pass by the conformance kit.
 CACHED = ["gqa", "mla", "gated_delta", "shared_kv", "depth", {"name": "sliding_window", "window": 3}]
 
 
