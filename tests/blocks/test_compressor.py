@@ -217,6 +217,7 @@ def test_index_learns_from_its_own_loss_alone(model: Callable[..., Decoder]) -> 
     assert all(g is None for g in torch.autograd.grad(loss, others, allow_unused=True))
 
 
+@pytest.mark.slow
 def test_a_step_against_its_gradient_brings_the_index_nearer(model: Callable[..., Decoder]) -> None:
     decoder, tokens = model({**CSA, "dense": True}), ids(41)
     own = [p for n, p in decoder.named_parameters() if ".index" in n]

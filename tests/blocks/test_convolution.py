@@ -178,7 +178,7 @@ def test_canon_layers_stand_where_the_paper_has_them() -> None:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("names", MODELS, ids=str)
+@pytest.mark.parametrize("names", MODELS[::2], ids=str)
 def test_prompt_in_parts_and_packed_documents_are_one_pass(names: dict[str, str]) -> None:
     decoder, rows = composed(**names), ids(2, T)
     whole, caches = decoder(rows), decoder.new_caches(2, T)

@@ -259,4 +259,4 @@ def test_a_borrower_alone_says_what_it_lacks() -> None:
 )
 def test_other_attentions_keep_the_contract_too(attention: str, name: str) -> None:
     node = {**ATTENTIONS[attention], "kv_source": {"name": "borrowed"}}
-    CHECKS[name](Setting("attention", node["name"], node))
+    CHECKS[name](Setting("attention", node["name"], node, brief=True))

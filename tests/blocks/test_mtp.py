@@ -108,7 +108,7 @@ def test_layer_is_built_as_the_last_one(tiny: Callable[..., Any]) -> None:
 def test_v3_layer_has_the_published_size() -> None:
     from blockwright.training.configuration.composing import compose_config
 
-    composed = compose_config(["model=deepseek_v3"]).model
+    composed = compose_config(["model=deepseek_v3", "model.n_layers=5"]).model
     plain = count_parameters(compose(composed, device="meta")).total
     composed.mtp = {"depth": 1}
     assert count_parameters(compose(composed, device="meta")).total - plain == 11_610_067_968

@@ -146,7 +146,7 @@ def hybrid(tiny: Callable[..., Any], linear: str) -> Any:
     return compose(model).eval()
 
 
-@pytest.mark.parametrize("bits", [None, 8])
+@pytest.mark.parametrize("bits", [8])
 def test_hybrid_generates_with_caches_of_two_kinds_what_it_computes_without(
     tiny: Callable[..., Any], bits: int | None
 ) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from pairwise import each
 from torch import Tensor, nn
 
 from blockwright import registry
@@ -324,7 +325,7 @@ def test_no_block_says_anything_of_caches() -> None:
     assert len(SCORED) >= 10
 
 
-@pytest.mark.parametrize("attention", ["mla", "gqa"])
+@pytest.mark.parametrize("attention", ["mla", pytest.param("gqa", marks=pytest.mark.slow)])
 @torch.no_grad()
 def test_every_way_of_attending_is_the_same(attention: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whole, absorbed, on few keys gathered, and some heads at a time, of a block with ``up`` and of one without."""
@@ -353,8 +354,7 @@ SELECTORS = [name for name in registry.names("selector") if name != "shared"]
 OF_SCORES = ["differential", "grouped_tied", "factorised", "depth"]
 
 
-@pytest.mark.parametrize("selector", SELECTORS)
-@pytest.mark.parametrize("attention", OF_SCORES)
+@pytest.mark.parametrize(("attention", "selector"), each(OF_SCORES, list(SELECTORS)))
 @torch.no_grad()
 def test_selectors_choose_alike_with_a_cache(attention: str, selector: str) -> None:
     """In parts and token by token, where few keys are gathered, as in one pass."""

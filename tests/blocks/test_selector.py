@@ -282,7 +282,8 @@ def test_its_loss_moves_nothing_but_the_selector(
     assert not any(decoder.eval().hidden(tokens)[1])
 
 
-@pytest.mark.parametrize("dense", [pytest.param(True, marks=pytest.mark.slow), False])
+@pytest.mark.slow
+@pytest.mark.parametrize("dense", [True, False])
 def test_an_indexer_learns_what_attention_looks_at(model: Callable[..., Decoder], dense: bool) -> None:
     decoder = model(LATENT, {**DSA, "dense": dense}).train()
     for name, parameter in decoder.named_parameters():

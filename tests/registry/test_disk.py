@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import resource
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -20,32 +21,37 @@ from blockwright.training.writing import write_text
 LARGE = 100_000
 
 
-@pytest.fixture
+@contextmanager
 def full() -> Iterator[None]:
-    """No file grows beyond a kilobyte."""
+    """No file grows beyond a kilobyte: not for longer, as pytest may write its lines to a file."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1024, hard))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-def test_command_says_what_could_not_be_written(full: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run_command(lambda given: write_text(tmp_path / "table.csv", "x" * LARGE), []) == 64
+def test_command_says_what_could_not_be_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with full():
+        code = run_command(lambda given: write_text(tmp_path / "table.csv", "x" * LARGE), [])
+    assert code == 64
     shown = capsys.readouterr().err
     assert f"error: disk = {tmp_path / 'table.csv'}" in shown and "File too large" in shown and "Traceback" not in shown
     assert not list(tmp_path.iterdir())
 
 
-def test_training_says_what_could_not_be_written(full: None, tmp_path: Path) -> None:
-    with pytest.raises(OSError) as caught:
+def test_training_says_what_could_not_be_written(tmp_path: Path) -> None:
+    with pytest.raises(OSError) as caught, full():
         write_text(tmp_path / "results.json", "x" * LARGE)
     refusal = refusal_of(caught.value, [])
     assert refusal is not None and refusal.value == str(tmp_path / "results.json")
 
 
-def test_error_of_torch_is_one_of_its_file(full: None, tmp_path: Path) -> None:
+def test_error_of_torch_is_one_of_its_file(tmp_path: Path) -> None:
     with (
         pytest.raises(ConfigError, match="File too large"),
+        full(),
         whole(tmp_path / "out") as folder,
         (folder / "last.ckpt").open("wb") as file,
     ):
