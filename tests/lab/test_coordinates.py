@@ -49,6 +49,7 @@ def test_standard_parametrisation_grows_with_the_width() -> None:
     assert found["logits"] > 0.3
 
 
+@pytest.mark.slow
 def test_rules_keep_changes_of_a_dense_model() -> None:
     assert not beyond(changes([*DENSE, RULES], widths=[64, 256], seeds=1))
 

@@ -67,6 +67,7 @@ def undeclared(folder: Path) -> set[str]:
     return set(results["metrics"]) - set(results["figures"])
 
 
+@pytest.mark.slow
 def test_every_figure_of_a_run_of_text_is_declared(of_text: Path) -> None:
     assert undeclared(of_text) == set()
 
@@ -88,6 +89,7 @@ def test_what_a_callback_declares_says_its_direction_or_that_it_has_none() -> No
     assert len(every) > 5 and all(isinstance(figure, Figure) for figure in every)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("callback", sorted(set(CALLBACKS) - {"completions", "guard"}))
 def test_every_callback_has_logged_what_it_declares(callback: str, of_text: Path) -> None:
     """But for what needs rewards or a bad step."""

@@ -161,6 +161,7 @@ def curves_of(folder: Path) -> dict[str, Any]:
     return json.loads((folder / "curves.json").read_text())
 
 
+@pytest.mark.slow
 def test_curves_hold_what_was_learnt_and_what_a_token_costs(
     plain: Callable[..., dict[str, Any]], tmp_path: Path
 ) -> None:
@@ -187,9 +188,10 @@ def test_run_that_validates_at_its_end_only_has_that_in_its_curves(
     assert curves_of(tmp_path / "run")["val"] == [[2, metrics["val/loss"]]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "end",
-    [RuntimeError("no"), pytest.param(Interrupted(None, 3, 15), marks=pytest.mark.slow)],
+    [RuntimeError("no"), Interrupted(None, 3, 15)],
     ids=["failed", "interrupted"],
 )
 def test_run_that_ends_before_its_time_leaves_what_it_had(

@@ -196,21 +196,20 @@ def test_generated_arms_stand_beside_written_ones(write: Callable[..., str]) -> 
 
 
 def test_a_job_for_every_arm_rate_and_seed(write: Callable[..., str], shrunk: list[str]) -> None:
-    file = write(lr=[0.01, 0.02], seeds=[0, 7], base=["model/norm=layernorm"])
-    plan = planning.make(definition.read(file), [*shrunk, "model/attention=mqa"])
+    name = "it's a,b (1)"
+    file = Path(write(lr=[0.01, 0.02], seeds=[0, 7], base=["model/norm=layernorm"], tokens=1000))
+    file = file.rename(file.with_name(f"{name}.yaml"))
+    plan = planning.make(definition.read(str(file)), [*shrunk, "model/attention=mqa"])
     assert [(j["job"], j["arm"], j["lr"], j["seed"]) for j in plan.jobs] == [
         (i, arm, lr, seed)
         for i, (arm, lr, seed) in enumerate((a, r, s) for a in ("one", "two") for r in (0.01, 0.02) for s in (0, 7))
     ]
     config = compose_config(plan.jobs[7]["overrides"])
-    assert (config.optimizer.lr, config.seed, config.task_name) == (0.02, 7, "mine")
+    assert plan.steps == 2  # they are given, so that tokens become none
+    assert (config.optimizer.lr, config.seed, config.task_name) == (0.02, 7, name)
     assert (config.model.attention.name, config.model.norm.name) == ("gqa", "layernorm")
     # An override for all arms does not undo what makes one.
     assert [sized.arm.model["attention"]["name"] for sized in plan.arms] == ["mqa", "gqa"]
-
-
-def test_tokens_become_no_steps_where_steps_are_given(write: Callable[..., str], shrunk: list[str]) -> None:
-    assert planning.make(definition.read(write(tokens=1000)), shrunk).steps == 2
 
 
 def test_arms_of_other_batches_see_as_many_tokens(write: Callable[..., str], shrunk: list[str]) -> None:
@@ -221,13 +220,6 @@ def test_arms_of_other_batches_see_as_many_tokens(write: Callable[..., str], shr
     assert plan.tokens == {"one": 6400, "two": 6400}
     with pytest.raises(ConfigError, match="one step of arm two \\(256 tokens"):
         planning.make(definition.read(write(tokens=128, arms={"one": None, "two": "data.batch_size=8"})), without)
-
-
-def test_file_may_have_any_name(write: Callable[..., str], shrunk: list[str]) -> None:
-    name = "it's a,b (1)"
-    file = Path(write()).rename(Path(write()).with_name(f"{name}.yaml"))
-    plan = planning.make(definition.read(str(file)), shrunk)
-    assert compose_config(plan.jobs[0]["overrides"]).task_name == name
 
 
 def test_figure_of_a_split_that_is_not_measured_is_refused(write: Callable[..., str], shrunk: list[str]) -> None:
@@ -407,51 +399,23 @@ def test_deepseek_v2s_four_attentions_are_at_equal_parameters(as_it_stands: Call
     assert cache == [0.0, -0.75, -0.875, -0.71875]
 
 
-STAND_IN = """
-import json, sys
-from pathlib import Path
-given = dict(a.lstrip("+").split("=", 1) for a in sys.argv[1:] if "=" in a)
-folder = Path(given["hydra.run.dir"].strip("'"))
-results = {"status": "completed", "metrics": {"val/loss": 2.0 + int(given["seed"]) / 100}}
-(folder / "results.json").write_text(json.dumps(results))
-"""
-
-
-@pytest.mark.parametrize("trains", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.slow
 def test_whole_ablation_from_one_command(
-    trains: bool,
-    write: Callable[..., str],
-    shrunk: list[str],
-    warm: Warm,
-    environment: dict[str, str],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capfd: pytest.CaptureFixture[str],
+    write: Callable[..., str], shrunk: list[str], warm: Warm, environment: dict[str, str], tmp_path: Path
 ) -> None:
-    """Its jobs train in the slow test; else they write a loss."""
-    budget = {"match": "params", "by": "d_ff", "tol": 0.01} if trains else None
-    file = write(budget=budget, workers=2)
+    file = write(budget={"match": "params", "by": "d_ff", "tol": 0.01}, workers=2)
     words = [file, *shrunk, "model.n_layers=1", f"paths.log_dir={tmp_path}/logs", "seeds=1"]
-    if trains:
-        done = warm.run("-m", "blockwright.lab.ablation", *words, cwd=ROOT, env=environment)
-        assert done.returncode == 0, done.stdout + done.stderr
-        said = done.stdout
-    else:
-        (script := tmp_path / "train.py").write_text(STAND_IN)
-        monkeypatch.setattr("blockwright.training.jobs.TRAIN", (str(script),))
-        monkeypatch.setattr("blockwright.lab.sweep.forking.IMPORTED", ())
-        assert main(words) == 0
-        said = capfd.readouterr().out
+    done = warm.run("-m", "blockwright.lab.ablation", *words, cwd=ROOT, env=environment)
+    assert done.returncode == 0, done.stdout + done.stderr
     (folder,) = (tmp_path / "logs" / "ablation" / "mine").iterdir()
     plan = json.loads((folder / "plan.json").read_text())
     assert plan["command"].startswith("blockwright ablate ") and len(plan["jobs"]) == 2 == plan["workers"]
     for job, arm in zip(plan["jobs"], plan["arms"], strict=True):
         results = json.loads((folder / str(job["job"]) / "results.json").read_text())
-        assert results["status"] == "completed"
-        assert not trains or results["parameters"] == arm["figures"]["params"]
+        assert results["status"] == "completed" and results["parameters"] == arm["figures"]["params"]
     with (folder / "summary.csv").open(newline="") as table:
         assert len(list(csv.DictReader(table))) == 2
-    assert (folder / "report" / "index.html").is_file() and "report/index.html" in said
+    assert (folder / "report" / "index.html").is_file() and "report/index.html" in done.stdout
 
 
 # --- the command ------------------------------------------------------------------------------------------------------

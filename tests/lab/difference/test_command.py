@@ -77,6 +77,7 @@ def test_picture_is_one_document_that_fetches_nothing(tmp_path: Path, capsys: py
     assert "≠ attention" in {each.text for each in root.iter()}
 
 
+@pytest.mark.slow
 def test_every_depth_of_multi_token_prediction_has_a_mark() -> None:
     ours, theirs = (preset("tiny", {"vocab_size": 257, "n_layers": 1, "mtp": {"depth": depth}}) for depth in (1, 2))
     root = ET.fromstring(side_by_side(difference(Side("a", settings(ours)), Side("b", settings(theirs)))))

@@ -46,6 +46,7 @@ def matched(base: list[str], match: Match, names: tuple[str, ...] = ATTENTIONS, 
 # --- what is counted --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_figures_are_those_of_the_whole_model_run_at_once() -> None:
     """Identical layers are counted once, which changes nothing."""
     decoder = compose(compose_config(["model=tiny"]).model, device="meta")
@@ -100,6 +101,7 @@ def test_dense_model_has_one_width_and_no_experts() -> None:
     assert knobs.knobs_of(model) == ["d_ff", "d_model", "n_layers"]
 
 
+@pytest.mark.slow
 def test_a_width_that_a_block_chooses_itself_is_told(tiny: Callable[..., Any]) -> None:
     for kind in ("swiglu", "gelu"):
         model = check(tiny(ffn=kind, n_layers=1, d_model=100, attention={"name": "gqa", "n_heads": 2}))
@@ -237,6 +239,7 @@ def test_number_that_follows_the_knob_is_refused_since_another_model_would_be_tr
         _sized(arm, Match("params", "d_ff"), None, 1.1 * measure(arm.model, arm.context).params)
 
 
+@pytest.mark.slow
 def test_an_arm_that_is_near_enough_is_left_alone() -> None:
     sizes = matched(["model=tiny"], Match("params", "d_ff", 0.005), ("mha", "mla"))
     assert sizes["mla"].changed == {} and 0 < (sizes["mla"].residual["params"] or 0) < 0.005
@@ -249,6 +252,7 @@ def test_baseline_moves_to_a_target_of_its_own() -> None:
     assert abs(sizes["mqa"].figures.params / sizes["mha"].figures.params - 1) <= 0.005
 
 
+@pytest.mark.slow
 def test_unknown_block_of_a_plug_in_is_matched(temporary_blocks: None) -> None:
     """Its parameters are counted, not declared."""
     from torch import Tensor, nn
@@ -349,6 +353,7 @@ def test_refusal_names_a_tolerance_that_does(capsys: pytest.CaptureFixture[str],
     assert answer(capsys, *words, f"tol={tol}")[0] == 0
 
 
+@pytest.mark.slow
 def test_cache_of_a_plug_in_without_one_cannot_be_matched(
     temporary_blocks: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -366,6 +371,7 @@ def test_cache_of_a_plug_in_without_one_cannot_be_matched(
     assert code == REFUSED and "arm forgetful: match = cache_bytes" in err
 
 
+@pytest.mark.slow
 def test_arm_in_brackets_keeps_its_name(capsys: pytest.CaptureFixture[str]) -> None:
     code, out, _ = answer(capsys, "model.n_layers=2", "model.layout.ffn=[dense,ffn],[ffn,dense]")
     assert code == 0 and "[dense,ffn] (baseline)" in out

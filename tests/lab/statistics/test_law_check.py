@@ -60,9 +60,7 @@ def test_the_largest_rung_shows_what_the_fit_does_not() -> None:
 @pytest.mark.parametrize(
     ("settings", "why"),
     [
-        ({"sizes": DOUBLED[:1]}, "size"),
         ({"ratios": (20,)}, "durations"),
-        ({"sizes": DOUBLED[:2]}, "sizes"),
         ({"sizes": [1e5, 2e5, 2.002e5], "ratios": (10, 20)}, "sizes"),
     ],
 )

@@ -182,6 +182,7 @@ def test_what_tuning_leaves_is_in_the_verdict(curvature: float, power: float) ->
     assert called_different(pairs, 16, effect=0.007) > power  # .95 if the best values were known
 
 
+@pytest.mark.slow
 def test_many_seeds_without_what_tuning_leaves_would_cry_wolf() -> None:
     pairs = tuned(lopsided(0.015), lopsided(0.015), 100)
     assert false_positives(pairs, fresh=16) > 0.065

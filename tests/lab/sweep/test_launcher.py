@@ -18,7 +18,6 @@ from stand_in import make_plan, statuses, until
 from warm import Running, Warm
 
 from blockwright.lab.ablation import __main__ as ablate
-from blockwright.lab.ladder import __main__ as ladder
 from blockwright.lab.sweep import callback, designs, launcher, locks, runner
 from blockwright.lab.sweep import plan as plans
 from blockwright.lab.sweep.__main__ import main
@@ -176,10 +175,9 @@ def test_mistake_is_refused_before_anything_is_written(
     with pytest.raises(ConfigError) as refused:
         taken(*given)
     assert refused.value.path == path and remedy in refused.value.remedy
-    for command, name in ((ablate, "balance_losses"), (ladder, "attention")):
-        if case == "no such launcher":
-            assert run_command(command.main, [name, *given, f"paths.log_dir={tmp_path}"]) == REFUSED
-            assert capsys.readouterr().err.startswith(f"error: {path} =")
+    if case == "no such launcher":
+        assert run_command(ablate.main, ["balance_losses", *given, f"paths.log_dir={tmp_path}"]) == REFUSED
+        assert capsys.readouterr().err.startswith(f"error: {path} =")
     assert not list(tmp_path.iterdir())
 
 

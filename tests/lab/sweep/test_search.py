@@ -130,9 +130,8 @@ def test_search_tries_as_many_as_asked_and_learns(whole: list[tuple[Any, ...]]) 
     assert len({tuple(params.items()) for *_, params, _ in whole}) == 7
 
 
-@pytest.mark.parametrize(
-    "moment", [{"before": 4}, *(pytest.param(m, marks=pytest.mark.slow) for m in ({"before": 0}, {"after": 4}))]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("moment", [{"before": 4}, {"before": 0}, {"after": 4}])
 def test_killed_search_that_resumes_is_the_one_that_never_stopped(
     moment: dict[str, int], sweep: Path, whole: list[tuple[Any, ...]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -200,6 +199,7 @@ def test_direction_that_is_not_the_figures_is_refused(sweep: Path, direction: An
     assert caught.value.path == "hydra.sweeper.direction"
 
 
+@pytest.mark.slow
 def test_study_of_others_trials_is_shared_but_not_run(sweep: Path, tmp_path: Path) -> None:
     study = {"name": "s", "storage": f"sqlite:///{tmp_path}/shared.db"}
     for name in ("one", "two"):
