@@ -18,7 +18,7 @@ from blockwright.registry import ConfigError
 from blockwright.training.compiling import check_compiler, compile_layers, run_as_written
 
 # Presets that together have most blocks of all presets; the kit compiles each block by itself.
-MIXED = (*("deepseek_v4_flash", "gemma4_e2b", "inkling", "kimi_k3", "huginn_3_5b", "longcat_flash", "nemotron_h_8b"),)
+MIXED = (*("deepseek_v4_flash", "gemma4_e2b", "kimi_k3", "huginn_3_5b", "nemotron_h_8b"),)
 # Every number of a preset that says how large something is, made small; what it is made of stays.
 SMALL = {
     "vocab_size": 61,

@@ -48,14 +48,13 @@ dist.destroy_process_group()
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("sizes", [{"shard": 2, "tensor": 2}], ids=["fsdp and tp"])
-def test_building_two_gigabytes_on_four_ranks_peaks_at_a_share_and_half_a_gigabyte(
-    sizes: dict[str, int], environment: dict[str, str], tmp_path: Path
+def test_building_two_gigabytes_on_two_ranks_peaks_at_a_share_and_half_a_gigabyte(
+    environment: dict[str, str], tmp_path: Path
 ) -> None:
     (tmp_path / "program.py").write_text(PROGRAM)
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=4"]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     done = subprocess.run(
-        [*torchrun, "program.py", json.dumps(sizes)],
+        [*torchrun, "program.py", json.dumps({"shard": 2})],
         cwd=tmp_path,
         env={**environment, "PYTHONPATH": str(Path(__file__).parents[3])},
         capture_output=True,
@@ -64,5 +63,5 @@ def test_building_two_gigabytes_on_four_ranks_peaks_at_a_share_and_half_a_gigaby
     )
     assert done.returncode == 0, done.stderr[-3000:]
     for row in json.loads(done.stdout.splitlines()[-1]):
-        assert row["model"] > 2.0e9 and row["held"] == pytest.approx(row["model"] / 4, rel=0.04)
+        assert row["model"] > 2.0e9 and row["held"] == pytest.approx(row["model"] / 2, rel=0.04)
         assert row["peak"] < row["held"] + 0.5e9, row
