@@ -1,6 +1,6 @@
 """A mixture that is killed in its second stage resumes with the batches, losses and weights of the run that was not.
 
-Whole programs, in one process, under DDP and under FSDP; what was written by two processes is resumed by one too.
+Whole programs, of two processes under FSDP; what they wrote is resumed by one process too.
 """
 
 from __future__ import annotations
@@ -8,8 +8,6 @@ from __future__ import annotations
 import csv
 import json
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from warm import Warm
 
 from tests.training.data.mixture import formats
 from tests.training.data.mixture.formats import documents
@@ -84,7 +83,7 @@ class Story:
 
 @pytest.fixture(scope="module")
 def story(
-    small: list[str], environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory
+    small: list[str], warm: Warm, environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[[], Story]:
     folder = tmp_path_factory.mktemp("mixture")
     (folder / "watch.py").write_text(CALLBACK)
@@ -99,9 +98,8 @@ def story(
     base += [f"paths.data_dir={folder}/data", f"paths.log_dir={folder}/logs"]
 
     def call(overrides: list[str]) -> int:
-        command = [sys.executable, str(ROOT / "train.py"), *base, *overrides]
         paths = {**environment, "PYTHONPATH": f"{ROOT}:{folder}"}
-        done = subprocess.run(command, env=paths, capture_output=True, text=True, timeout=300, start_new_session=True)
+        done = warm.run(str(ROOT / "train.py"), *base, *overrides, cwd=folder, env=paths, timeout=900)
         print(done.stdout[-3000:], done.stderr[-3000:])
         return done.returncode
 
