@@ -60,12 +60,17 @@ def test_page_on_adding_a_task_shows_this_one() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("trainer", ["[fsdp,sim]"])
 def test_it_is_trained_on_several_ranks_as_on_one(
-    trainer: str, train_py: Callable[..., Any], small: list[str], tmp_path: Path
+    train_py: Callable[..., Any], small: list[str], tmp_path: Path
 ) -> None:
+    info = tmp_path / "site" / "guest-0.dist-info"  # as an installer leaves it
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: guest\nVersion: 0\n")
+    points = "[blockwright.blocks]\nprevious_token = blockwright_guest.previous_token\n"
+    (info / "entry_points.txt").write_text(points)
+    (info.parent / "blockwright_guest").symlink_to(PLUGIN / "blockwright_guest")
     losses = []
-    for where in ("default", trainer):
+    for where in ("default", "[fsdp,sim]"):
         folder = tmp_path / where
         quiet = [
             "logger=none",
@@ -73,7 +78,7 @@ def test_it_is_trained_on_several_ranks_as_on_one(
             f"hydra.run.dir='{folder}'",
             "data.batch_size=4",
         ]
-        done = train_py(*small, *OWN, *quiet, f"trainer={where}", "trainer.max_steps=4", PYTHONPATH=str(PLUGIN))
+        done = train_py(*small, *OWN, *quiet, f"trainer={where}", "trainer.max_steps=4", PYTHONPATH=str(info.parent))
         assert done.returncode == 0, done.stderr
         losses.append(json.loads((folder / "results.json").read_text())["metrics"]["val/loss"])
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
