@@ -49,8 +49,8 @@ def test_the_battery_is_here() -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_the_oracle_answers_everything_from_the_symbols_alone(name: str) -> None:
     made = skill(name)
-    for difficulty in {*made.levels, made.least, 3}:
-        asked = answers(made, difficulty, 20)
+    for difficulty in {made.least, made.levels[0], made.levels[-1]}:
+        asked = answers(made, difficulty, 10)
         assert asked and all(made.oracle(before) == answer for before, answer in asked)
 
 
@@ -72,7 +72,7 @@ def test_no_question_is_scored_that_its_row_answers(name: str) -> None:
     Such a guess is one of the answers that the row tells, or one of all; the bound is that of so many answers.
     """
     made, random = skill(name), random_state(1)
-    for difficulty in {*made.levels, made.least, 3}:
+    for difficulty in {made.least, made.levels[0], made.levels[-1]}:
         rows = [made.row(difficulty, random_state(2, i)) for i in range(40)]
         possible = {row.symbols[at] for row in rows for at in row.scored}
         right = scored = repeated = 0
@@ -95,7 +95,7 @@ def test_no_question_is_scored_that_its_row_answers(name: str) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_rows_are_a_function_of_the_seed_and_fit_their_length(name: str) -> None:
     made = skill(name)
-    for difficulty in made.levels:
+    for difficulty in {made.levels[0], made.levels[-1]}:
         one, again, other = (made.generate(seed, difficulty, 12) for seed in (0, 0, 1))
         assert (one.symbols == again.symbols).all() and (one.scored == again.scored).all()
         assert (one.symbols != other.symbols).any()
