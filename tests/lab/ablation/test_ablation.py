@@ -280,7 +280,7 @@ TRAINED = {
 @pytest.mark.slow
 def test_every_arm_of_a_definition_takes_two_steps(name: str, shrunk: list[str], tmp_path: Path) -> None:
     read = definition.read(name, {"seeds": "1"})
-    plan = planning.make(read, TRAINED[name] or shrunk)
+    plan = planning.make(read, [*(TRAINED[name] or shrunk), f"paths.data_dir={tmp_path}/data"])
     for job in plan.jobs:
         folder = tmp_path / str(job["job"])
         overrides = [*job["overrides"], "logger=none", "~callbacks.report", "~callbacks.checkpoint"]

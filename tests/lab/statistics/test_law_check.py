@@ -96,7 +96,6 @@ def test_a_wide_ladder_falls_back_to_one_gain() -> None:
     assert found.why_alike in ("condition", "width")
 
 
-@pytest.mark.slow
 def test_a_floor_at_its_bound_forecasts_nothing() -> None:
     """Losses that are a power of size and data alone have no floor."""
     rungs = [

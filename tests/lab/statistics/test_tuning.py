@@ -237,6 +237,14 @@ def test_vertex_of_a_parabola_is_exact() -> None:
     assert fitted.regret == pytest.approx(0, abs=1e-12) and fitted.edge is None
 
 
+def test_a_try_weighs_the_less_the_higher_it_is_above_the_best() -> None:
+    octaves, losses = np.arange(-2, 3.0), np.array([0.5, 0.12, 0.0, 0.03, 0.3])
+    weights = 1 / np.hypot(1, tuning.STEEP * losses / sorted(losses)[: tuning.BEST][-1])
+    square, slope, _ = np.polyfit(octaves, losses, 2, w=weights)
+    fitted = fit([Try(2.0**x, y) for x, y in zip(octaves.tolist(), losses.tolist(), strict=True)])
+    assert math.log2(fitted.vertex) == pytest.approx(-slope / (2 * square))
+
+
 def test_vertex_of_a_cubic_is_exact() -> None:
     def loss(x: float) -> float:
         return 0.05 * (x - 0.2) ** 2 + 0.01 * (x - 0.2) ** 3
