@@ -238,11 +238,11 @@ def test_vertex_of_a_parabola_is_exact() -> None:
 
 
 def test_a_try_weighs_the_less_the_higher_it_is_above_the_best() -> None:
-    octaves, losses = np.arange(-2, 3.0), np.array([0.5, 0.12, 0.0, 0.03, 0.3])
+    octaves, losses = np.arange(-3, 4.0), np.array([2.0, 0.5, 0.12, 0.0, 0.03, 0.3, 0.9])
     weights = 1 / np.hypot(1, tuning.STEEP * losses / sorted(losses)[: tuning.BEST][-1])
-    square, slope, _ = np.polyfit(octaves, losses, 2, w=weights)
+    cubic = np.poly1d(np.polyfit(octaves, losses, 3, w=weights))
     fitted = fit([Try(2.0**x, y) for x, y in zip(octaves.tolist(), losses.tolist(), strict=True)])
-    assert math.log2(fitted.vertex) == pytest.approx(-slope / (2 * square))
+    assert math.log2(fitted.vertex) == pytest.approx(min(cubic.deriv().roots, key=cubic).item())
 
 
 def test_vertex_of_a_cubic_is_exact() -> None:
