@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from blockwright import registry
-from blockwright.blocks.gating.base import Gating, LinearGating, keep_groups, replays
+from blockwright.blocks.gating.base import Gating, LinearGating, keep_groups, replays, rows
 from blockwright.blocks.gating.sinkhorn import balanced
 from blockwright.registry import BlockError, ConfigError
 
@@ -109,6 +109,19 @@ def test_gates_say_whether_a_routing_can_be_replayed(make: Callable[..., Gating]
 def test_renormalised_softmax_is_a_softmax_over_the_chosen_logits(make: Callable[..., Gating]) -> None:
     chosen, weights, _ = make("softmax_topk", top_k=3, renormalise=True, scaling=1.5).choose(LOGITS)
     torch.testing.assert_close(weights, 1.5 * LOGITS.gather(1, chosen).softmax(-1), rtol=0, atol=1e-12)
+
+
+def test_normed_softmax_is_a_softmax_over_the_chosen_logits_times_gains(make: Callable[..., Gating]) -> None:
+    gate = make("normed_softmax", top_k=3)
+    chosen, weights, probs = gate.choose(LOGITS)
+    expected = gate.gain.double()[chosen] * LOGITS.gather(1, chosen).softmax(-1)
+    torch.testing.assert_close(weights, expected, rtol=0, atol=1e-12)
+    assert torch.equal(chosen, probs.topk(3).indices)
+
+
+def test_choices_of_no_expert_are_left_out_where_counting_is_free() -> None:
+    choices = torch.tensor([[0, 7], [8, 1]])
+    assert rows(choices, 8, 4) == 3 and rows(choices.to("meta"), 8, 4) == 4
 
 
 @pytest.mark.parametrize("name", ["sigmoid_bias", "softplus_bias"])
