@@ -63,9 +63,9 @@ def test_page_on_adding_a_task_shows_this_one() -> None:
 def test_it_is_trained_on_several_ranks_as_on_one(
     train_py: Callable[..., Any], small: list[str], tmp_path: Path
 ) -> None:
-    info = tmp_path / "site" / "guest-0.dist-info"  # as an installer leaves it
+    info = tmp_path / "site" / "own-0.dist-info"  # as an installer leaves it
     info.mkdir(parents=True)
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: guest\nVersion: 0\n")
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: own\nVersion: 0\n")
     points = "[blockwright.blocks]\nprevious_token = blockwright_guest.previous_token\n"
     (info / "entry_points.txt").write_text(points)
     (info.parent / "blockwright_guest").symlink_to(PLUGIN / "blockwright_guest")
