@@ -290,9 +290,18 @@ def test_what_cannot_be_made_is_refused(new: dict[str, Any], named: tuple[str, .
         ({"n_layers": 4}, {"n_layers": 2}, Ends(3), "surgery.growth.front"),
         ({}, {"n_layers": 4}, Ends(1), "surgery.growth.front"),
         ({"n_layers": 4, "loop": "cycle"}, {"n_layers": 2}, Zeroed(), "model.n_layers"),
+        ({"attention": {**GQA, "bias": True}}, mla(24, 12, CHOSEN), Zeroed(), "model.attention.name"),
+        (
+            {"attention": {**GQA, "scores": {"name": "softcap", "cap": 2.0}}},
+            mla(24, 12, CHOSEN),
+            Zeroed(),
+            "model.attention.name",
+        ),
     ],
 )
-def test_depth_that_cannot_be_made_is_refused(old: Any, new: Any, growth: Growth, path: str) -> None:
+def test_what_the_trained_model_has_that_cannot_be_kept_is_refused(
+    old: Any, new: Any, growth: Growth, path: str
+) -> None:
     with pytest.raises(ConfigError) as caught:
         Case(old, new, growth=growth)
     assert caught.value.path == path

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 import torch
 
-ROOT = Path(__file__).resolve().parent.parent
-STEPS = 24
+ROOT = Path(__file__).resolve().parents[3]
+STEPS = 12
 GIVEN = [
     *("experiment=vl2_small", "callbacks=default", "test=false"),
     *("data.corpus.train=200", "data.corpus.held_out=12", "data.batch_size=4", "data.num_workers=2"),
