@@ -37,6 +37,10 @@ MOE = {
 }
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--budget", action="store_true", help="fail where quick tests are beyond their budget of time")
+
+
 def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(Budget(), "budget")
     config.pluginmanager.register(strict)

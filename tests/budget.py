@@ -51,7 +51,7 @@ def _spent() -> float:
 
 
 class Budget:
-    """Plug-in of pytest that measures tests and, where all quick tests run, fails a run beyond the budget."""
+    """Plug-in of pytest that measures tests, names those beyond the budget, and with ``--budget`` fails the run."""
 
     def __init__(self) -> None:
         self.pieces: list[float] = []
@@ -96,7 +96,7 @@ class Budget:
             terminalreporter.write_line(f"{all_:.0f} CPU-seconds: {most}")
         if config.option.markexpr == "not slow":
             for line in self.beyond():
-                terminalreporter.write_line(line, red=True)
+                terminalreporter.write_line(line, red=config.option.budget)
 
     def beyond(self) -> list[str]:
         """What is beyond the budget, in words."""
@@ -113,8 +113,9 @@ class Budget:
         ]
 
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
-        whole = session.config.option.markexpr == "not slow" and not hasattr(session.config, "workerinput")
-        if whole and self.beyond() and session.exitstatus == pytest.ExitCode.OK:
+        options = session.config.option
+        asked = options.budget and options.markexpr == "not slow" and not hasattr(session.config, "workerinput")
+        if asked and self.beyond() and session.exitstatus == pytest.ExitCode.OK:
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 

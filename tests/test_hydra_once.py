@@ -66,6 +66,7 @@ def test_a_mistake_is_refused_each_time() -> None:
                 compose_config(wrong)
 
 
+@pytest.mark.slow
 def test_a_block_that_a_test_registers_is_an_option_until_it_ends(temporary_blocks: None) -> None:
     before = composed("model=gpt2", "model/ffn=swiglu")
     register("ffn", "mine")(type("Mine", (SwiGLU,), {"__doc__": SwiGLU.__doc__}))
@@ -73,6 +74,7 @@ def test_a_block_that_a_test_registers_is_an_option_until_it_ends(temporary_bloc
     assert composed("model=gpt2", "model/ffn=swiglu") == before
 
 
+@pytest.mark.slow
 def test_a_file_of_a_test_is_read_as_it_is(tmp_path: Path) -> None:
     group = tmp_path / "experiment"
     group.mkdir()

@@ -425,6 +425,7 @@ def test_plug_in_proves_its_blocks_by_the_kit_in_its_own_tests(
     assert skipped < passed / 2
 
 
+@pytest.mark.slow
 def test_nothing_here_names_the_plug_in() -> None:
     own = (
         "dropped_tokens",

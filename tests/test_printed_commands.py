@@ -69,6 +69,7 @@ def trains(small: list[str], tmp_path: Path) -> Callable[..., dict[str, Any]]:
     return check
 
 
+@pytest.mark.slow
 @pytest.mark.skipif("surgery" not in offers(), reason="no package offers blockwright surgery")
 def test_the_command_of_surgery(
     odd: Path, tmp_path: Path, printed: Callable[..., list[str]], trains: Callable[..., dict[str, Any]]
@@ -84,6 +85,7 @@ HERE = ("gpu=h100", "length=32", "micro_batch=1", "tensor=1", "pipeline=1", "con
 needs_a_plan = pytest.mark.skipif("plan" not in offers(), reason="no package offers blockwright plan")
 
 
+@pytest.mark.slow
 @needs_a_plan
 @pytest.mark.parametrize(("model", "gpus"), [("model.yaml", 12), ("run", 7)])
 def test_the_command_of_a_plan(
@@ -96,6 +98,7 @@ def test_the_command_of_a_plan(
     assert plain["init_from"] == (named if model == "run" else None)
 
 
+@pytest.mark.slow
 @needs_a_plan
 def test_a_plan_says_what_its_command_lacks(odd: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["plan", f"model={odd / 'run'}", "model.n_layers=4", "gpus=8", *HERE]

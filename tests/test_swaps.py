@@ -94,6 +94,7 @@ def test_a_block_of_each_kind_trains_by_its_override(fit: Callable[..., L.Traine
     assert any(isinstance(m, registry.lookup(kind, name).cls) for m in task.modules())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["attention", "gating", "experts"])
 def test_a_block_is_chosen_by_its_override(kind: str) -> None:
     """Every name is an option by the same code (tests/registry/test_hydra.py), and composes (tests/test_presets.py)."""

@@ -408,6 +408,7 @@ def test_stopped_grid_resumes_in_processes_of_its_own(
     assert results_of(sweep / "0")["steps"] > 1 == results_of(sweep / "1")["steps"]
 
 
+@pytest.mark.slow
 def test_search_with_a_typo_is_refused_before_its_first_trial(
     train_py: Callable[..., subprocess.CompletedProcess[str]],
     tiny_run: list[str],

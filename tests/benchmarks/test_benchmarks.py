@@ -127,6 +127,7 @@ def test_unequal_outputs_stop_the_race(run: Callable[..., dict[str, Any]], monke
         run(train_step.main, "--families", "dense", "--only", "ours")
 
 
+@pytest.mark.slow
 def test_decoding_is_raced_and_its_cache_weighed(run: Callable[..., dict[str, Any]]) -> None:
     document = run(decode.main, "--only", "transformers DeepSeek")
     rows = _table(document, "Decoding · smoke · fp32")
@@ -154,6 +155,7 @@ def test_a_long_prompt_is_read_into_both_caches_and_decoded_behind(run: Callable
     assert ratios["ours ÷ transformers DeepSeek-V3"] > 0
 
 
+@pytest.mark.slow
 def test_kernels_are_timed_and_recorded(run: Callable[..., dict[str, Any]]) -> None:
     document = run(kernels.main, "--dtypes", "fp32")
     assert document["names"] == ["kernels_experts", "kernels_attention", "kernels_loss"]
@@ -169,6 +171,7 @@ def test_kernels_without_a_cell_of_experts_have_no_share_of_them(run: Callable[.
     assert document["names"] == ["kernels_experts"] and document["ratios"] == []
 
 
+@pytest.mark.slow
 def test_mixers_are_timed_beside_attention_and_a_reference(
     run: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -193,6 +196,7 @@ def test_mixers_are_timed_beside_attention_and_a_reference(
     assert {row["mixer"] for row in _table(document, "Decoding, µs a token · fp32")} == set(mixers.MIXERS)
 
 
+@pytest.mark.slow
 def test_gathered_keys_are_timed_against_all_scores_and_no_selector(run: Callable[..., dict[str, Any]]) -> None:
     document = run(selectors.main)
     rows = _table(document, "Few of many keys · fp32")
@@ -235,6 +239,7 @@ def test_running_batch_compares_all_ways_on_equal_models(run: Callable[..., dict
     assert about["parameters"][0] == about["parameters"][1]  # an equal Llama
 
 
+@pytest.mark.slow
 def test_peers_are_counted_and_compared(run: Callable[..., dict[str, Any]]) -> None:
     document = run(peers.main)
     sizes = _table(document, "Parameters, smoke")

@@ -49,6 +49,7 @@ def test_another_record_of_a_name_takes_its_place_in_the_bank(tmp_path: Path, mo
         assert ((new.date, new.versions) == (old.date, old.versions)) == same_runs
 
 
+@pytest.mark.slow
 def test_another_verdict_is_seen_and_mended(tmp_path: Path) -> None:
     kept = shutil.copytree(RECORD, tmp_path / "residuals")
     file = kept / "report" / VERDICT
@@ -81,6 +82,7 @@ def test_what_is_no_comparison_is_refused(tmp_path: Path) -> None:
         main([str(tmp_path)])
 
 
+@pytest.mark.slow
 def test_a_ladder_is_recorded_without_the_place_of_its_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(recorded, "FOLDERS", {"ladder": tmp_path / "kept"})
     folder = ladder_folder.write(tmp_path / "run", {"a": (1, 1), "b": (1.2, 1)})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from typing import Any
 
+import pytest
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -83,6 +84,7 @@ def test_unmutated_model_is_valid() -> None:
     compose(VALID, device="meta")
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @example({**VALID, "vocab_size": 10**40})
 @example({**VALID, "d_model": 2**62})

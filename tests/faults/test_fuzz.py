@@ -183,6 +183,7 @@ def compositions(model: dict[str, Any]) -> None:
     built[holds(model)] += 1
 
 
+@pytest.mark.slow
 def test_any_composition_works_or_is_refused() -> None:
     """And both happen: a generator that only ever made nonsense would prove little."""
     compositions()
@@ -257,6 +258,7 @@ def composed() -> dict[str, Any]:
     }
 
 
+@pytest.mark.slow
 def test_every_yaml_of_conf_survives_damage(tmp_path: Path) -> None:
     """A file cut short or with a byte of another is YAML or is refused; reading it does nothing else."""
     draw = random.Random(0)

@@ -147,6 +147,7 @@ def test_attention_at_real_widths_is_held_to_the_reference(monkeypatch: pytest.M
     assert job.turn(case)["result"] == "fail"
 
 
+@pytest.mark.slow
 def test_losses_are_held_to_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     losses = curves.Curves(True, "cpu")
     found = losses.turn("bf16")
@@ -158,6 +159,7 @@ def test_losses_are_held_to_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     assert losses.turn("fp32")["result"] == "fail" and losses.turn("bf16")["result"] == "pass"
 
 
+@pytest.mark.slow
 def test_speed_has_a_row_for_each_block(monkeypatch: pytest.MonkeyPatch) -> None:
     job = Speed(True, "cpu")
     cases = job.about()["cases"]

@@ -125,6 +125,7 @@ def unticked(kind: str, name: str) -> set[str]:
     return {tick for tick, asked in abilities.ABILITIES[kind].items() if not asked(host(kind, name)[0])}
 
 
+@pytest.mark.slow
 def test_ticks_of_gates_are_those_of_what_they_do() -> None:
     assert unticked("gating", "softmax_topk") == {"adds a loss", "adapts"}
     assert unticked("gating", "sigmoid_bias") == {"adds a loss"}

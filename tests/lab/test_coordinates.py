@@ -42,6 +42,7 @@ def beyond(found: dict[str, float]) -> dict[str, float]:
     return {kind: change for kind, change in found.items() if is_beyond(kind, change)}
 
 
+@pytest.mark.slow
 def test_standard_parametrisation_grows_with_the_width() -> None:
     found = changes(DENSE, rules=False, widths=[64, 128])
     assert found["layers.*.ffn.down"] > 1
@@ -130,6 +131,7 @@ def _forgetting(scale: Any, part: str) -> Any:
     return forget
 
 
+@pytest.mark.slow
 def test_command_prints_json_and_fails_beyond_the_tolerance(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

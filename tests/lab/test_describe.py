@@ -195,6 +195,7 @@ def test_cache_at_a_context_is_that_many_tokens() -> None:
     assert cache["bytes_at_context"]["at_bits"] == 1000 * CACHE["gpt2"] * 6 / 8
 
 
+@pytest.mark.slow
 def test_flops_are_those_of_the_whole_decoder_run_at_once() -> None:
     from torch.utils.flop_counter import FlopCounterMode
 
@@ -341,6 +342,7 @@ def test_json_is_one_document_of_plain_numbers_under_stable_keys(capsys: pytest.
     assert "cache.bits" not in change["change"]
 
 
+@pytest.mark.slow
 def test_overrides_hold_for_every_model_and_contexts_for_each(capsys: pytest.CaptureFixture[str]) -> None:
     words = "model/attention=mqa model.attention.n_heads=4 against=gpt2 context=64,32 cache.context=99 --json"
     told = json.loads(answer(capsys, f"model=gpt2,tiny {words}"))
@@ -359,6 +361,7 @@ def test_table_off_a_terminal_folds_no_line(capsys: pytest.CaptureFixture[str], 
     assert "\x1b" not in table
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("plugins")
 def test_model_without_a_cache_is_shown_and_drawn_all_the_same(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
@@ -370,6 +373,7 @@ def test_model_without_a_cache_is_shown_and_drawn_all_the_same(
     assert (tmp_path / "costs.svg").exists()
 
 
+@pytest.mark.slow
 def test_plot_draws_families_and_cache(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     answer(capsys, f"model=gpt2,tiny context=8 --plot {tmp_path / 'costs.svg'}")
     written = (tmp_path / "costs.svg").read_text()
@@ -377,6 +381,7 @@ def test_plot_draws_families_and_cache(capsys: pytest.CaptureFixture[str], tmp_p
     assert written.count('class="curve') == 4  # a line of the cache and one of the legend, for each model
 
 
+@pytest.mark.slow
 def test_a_file_of_a_composition_and_a_checkpoint_are_described_too(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, tiny: Callable[..., dict[str, Any]]
 ) -> None:
@@ -471,6 +476,7 @@ def test_the_largest_model_takes_seconds_and_little_memory_and_no_lightning(envi
     assert int(kilobytes) < 1.5e6 and lightning == "False"
 
 
+@pytest.mark.slow
 def test_refusal_is_a_message_and_not_a_traceback(warm: Warm, environment: dict[str, str]) -> None:
     done = warm.run("-m", "blockwright.lab.describe", "model=deepsek_v2", cwd=ROOT, env=environment)
     assert done.returncode == 64 and done.stdout == ""

@@ -237,6 +237,7 @@ def printed(capsys: pytest.CaptureFixture[str], *words: str) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.slow
 def test_drafts_of_every_kind_leave_texts_as_they_are_and_are_counted(
     save: Callable[..., Path], capsys: pytest.CaptureFixture[str]
 ) -> None:

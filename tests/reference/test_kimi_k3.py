@@ -181,6 +181,7 @@ def test_steps_with_a_cache_are_those_of_the_formulas(decoder: Decoder) -> None:
     torch.testing.assert_close(torch.cat(parts, 1), expected, rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_preset_has_the_published_total() -> None:
     """2.78 T, 104 B of them active beside the embedding: table 1 of the report."""
     from blockwright.blocks.cost import count_parameters

@@ -70,6 +70,7 @@ def test_export_of_a_run_without_adapter_is_refused(
     assert "holds no adapter" in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_llama_like_adapter_has_published_names(
     tiny: Callable[..., dict[str, Any]], fit: Callable[..., Any], tmp_path: Path
 ) -> None:

@@ -82,6 +82,7 @@ def test_deepseek_moe_equals_the_text_model_of_deepseek_ocr2(
     assert after.keys() == tensors.keys() and all(torch.equal(after[k], v) for k, v in tensors.items())
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_sigmoid_gate_under_v2s_name_is_v3s(
     checkpoint: Callable[..., Path], foreign: Callable[..., nn.Module], tokens: Tensor, tmp_path: Path

@@ -255,6 +255,7 @@ STRANGE: list[tuple[str, Any, str]] = [
 ]
 
 
+@pytest.mark.slow
 def test_untrusted_checkpoint_writes_nothing_but_files_of_a_tokenizer(run: Path, tmp_path: Path) -> None:
     for part, value, says in STRANGE:
         checkpoint = read_checkpoint(run / "checkpoints" / "last.ckpt")

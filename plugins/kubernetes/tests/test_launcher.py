@@ -261,6 +261,7 @@ def launched(kubectl: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sma
         yield call
 
 
+@pytest.mark.slow
 def test_pod_gets_the_number_of_its_job_and_of_the_one_it_starts_from(
     launched: Launched, cluster: ScriptedCluster, small: list[str], tmp_path: Path
 ) -> None:
@@ -279,6 +280,7 @@ def test_pod_gets_the_number_of_its_job_and_of_the_one_it_starts_from(
     assert not any(str(sweep) in word or "subdir" in word for word in command)
 
 
+@pytest.mark.slow
 def test_pruning_is_refused_as_pods_do_not_see_the_study(launched: Launched, cluster: ScriptedCluster) -> None:
     with pytest.raises(ConfigError, match="pods do not see") as refused:
         launched("callbacks=[default,pruning]", "callbacks.pruning.pruner=null")
@@ -317,6 +319,7 @@ def test_secret_by_value_is_refused(
     assert not json.loads(cluster.file.read_text())["calls"]
 
 
+@pytest.mark.slow
 def test_later_jobs_have_a_grace_period_from_the_saves_of_earlier_ones(
     launched: Launched, cluster: ScriptedCluster, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -32,6 +32,7 @@ def measured(checked: Callable[..., dict[str, Any]]) -> Callable[..., dict[str, 
     return figures
 
 
+@pytest.mark.slow
 def test_longer_windows_are_the_same_tokens(measured: Callable[..., dict[str, float]], monkeypatch: Any) -> None:
     """Each is scored once, in windows of four times the length."""
     from blockwright.training.data.modules.text import TextDataModule
@@ -50,6 +51,7 @@ def test_longer_windows_are_the_same_tokens(measured: Callable[..., dict[str, fl
     assert seen[32][0] == 32 and seen[128][0] == 128 and seen[32][1] == seen[128][1] > 32
 
 
+@pytest.mark.slow
 def test_another_position_block_takes_over_for_the_longer_windows_alone(
     measured: Callable[..., dict[str, float]],
 ) -> None:
@@ -75,6 +77,7 @@ def test_what_cannot_be_measured_is_refused_before_training(
         measured(override)
 
 
+@pytest.mark.slow
 def test_conversations_are_refused_before_training(measured: Callable[..., dict[str, float]], tmp_path: Path) -> None:
     """They are packed whole: in longer rows they are what they are in shorter ones."""
     file = tmp_path / "chats.jsonl"

@@ -251,6 +251,7 @@ def given(run: Any, *more: str) -> list[str]:
     return [str(run / "some.ckpt"), "--text", str(run / "text.txt"), "--samples", "2", *more]
 
 
+@pytest.mark.slow
 def test_the_command_prints_grids_and_writes_heat_maps(
     run: Any, capsys: pytest.CaptureFixture[str], tmp_path: Any
 ) -> None:

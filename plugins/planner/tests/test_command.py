@@ -21,6 +21,7 @@ from blockwright.registry.command import run_command
 ASKED = ["model=deepseek_v2_lite", "model.n_layers=2", "gpus=8", "gpu=h100", "tensor=1", "pipeline=1", "context=1"]
 
 
+@pytest.mark.slow
 def test_the_plan_is_plain_lines_off_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     main([*ASKED, "tokens=1e12", "price.gpu_hour=2", "--explain"])
     out = capsys.readouterr().out
@@ -34,6 +35,7 @@ def test_the_plan_is_plain_lines_off_a_terminal(capsys: pytest.CaptureFixture[st
     assert figures and max(len(line) for line in figures if "blockwright" not in line) <= 76  # and a space at each side
 
 
+@pytest.mark.slow
 def test_json_adds_up(capsys: pytest.CaptureFixture[str]) -> None:
     main([*ASKED, "tokens=1e12", "price.gpu_hour=2", "price.kwh=0.1", "power.overhead=1.5", "--json"])
     found = json.loads(capsys.readouterr().out)
@@ -124,6 +126,7 @@ def test_what_lies_beyond_every_published_run_is_said(capsys: pytest.CaptureFixt
     assert len(json.loads(capsys.readouterr().out)["warnings"]) == 1
 
 
+@pytest.mark.slow
 def test_nothing_is_trained_here_in_fp8(capsys: pytest.CaptureFixture[str]) -> None:
     main([*ASKED, "precision=fp8"])
     out = capsys.readouterr().out

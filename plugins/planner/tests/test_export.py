@@ -65,6 +65,7 @@ def test_a_preset_is_handed_to_megatron_bridge(llama: Path, tmp_path: Path, caps
     assert "not yet run with that engine" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_run_is_handed_to_automodel_with_its_weights_and_settings(run: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     assert main([str(run), str(out), "--to", "automodel", *PLANNED, "pipeline=2", "micro_batch=1", "tensor=1"]) == 0

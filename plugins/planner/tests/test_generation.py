@@ -46,6 +46,7 @@ def test_bits_that_an_attention_does_not_take_are_refused(monkeypatch: pytest.Mo
     assert refused.value.path == "cache.bits"
 
 
+@pytest.mark.slow
 def test_states_do_not_shrink_with_the_numbers_of_caches() -> None:
     decoder = compose(preset("kimi_linear_48b_a3b", KIMI), device="meta")
     whole, quarter = (

@@ -36,6 +36,7 @@ def test_deepseek_v2s_first_layers_on_a_thousand_ranks_are_what_the_planner_says
     assert max(kept[0]) / 4 == pytest.approx(9.135e6, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_a_step_puts_through_a_rank_what_the_planner_says() -> None:
     sizes = Sizes(shard=2, tensor=2)
     model = read_model(DEEPSEEK)

@@ -41,6 +41,7 @@ def large() -> Any:
     return measure(compose(preset("deepseek_v2"), device="meta"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["fsdp", "cp_tp_ep"])
 def test_a_rank_holds_and_moves_what_this_projects_plan_says(name: str, lite: Any) -> None:
     layout, sizes = SIZES[name]
@@ -59,6 +60,7 @@ def test_a_rank_holds_and_moves_what_this_projects_plan_says(name: str, lite: An
         assert ours[kind] == pytest.approx(layout.micro_batches(JOB) * value, rel=1e-9), kind
 
 
+@pytest.mark.slow
 def test_a_layer_of_deepseek_v2_at_128k_fits_eight_gpus_that_share_the_sequence() -> None:
     layer = measure(compose(preset("deepseek_v2", {"n_layers": 1, "layout": {"ffn": "ffn*"}}), device="meta"))
     job, device = Job(gpus=8, batch=1, length=131072), hardware("h100")
@@ -101,6 +103,7 @@ def test_collectives_run_over_nvlink_inside_an_island_and_over_all_its_nics_betw
     assert collective(device, 800.0, 4, 8) == pytest.approx(800 * 3 / 4 / 10)  # one rank in each island
 
 
+@pytest.mark.slow
 def test_a_pipelines_bubble_is_its_formula(large: Any) -> None:
     job = Job(gpus=1024, batch=9216, length=4096)
     layout = Layout(pipeline=16, expert=8)
@@ -133,6 +136,7 @@ def test_ten_thousand_layouts_are_ranked_in_seconds(large: Any) -> None:
     assert found.here is not None and found.here.layout.runs_here()
 
 
+@pytest.mark.slow
 def test_chosen_sizes_are_kept_to_and_what_cannot_be_is_refused(large: Any) -> None:
     fitted, device = coefficients(), hardware("h800")
     job = Job(gpus=256, batch=2304, length=4096)

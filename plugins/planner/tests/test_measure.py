@@ -40,6 +40,7 @@ def test_flops_are_those_of_the_cost_card(name: str) -> None:
     assert found.whole.dense + found.whole.routed + 100 * sum(s.flops for s in found.scores) == pytest.approx(card)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mixer", ["kda", "short_conv"])
 def test_flops_of_a_recurrent_mixer_are_those_of_the_cost_card(mixer: str) -> None:
     decoder = compose(
@@ -67,6 +68,7 @@ def test_a_window_hides_scores_and_is_read_off_the_cache() -> None:
     assert by_window[128].seen(4096) == pytest.approx(by_window[128].flops * seen, rel=1e-2)
 
 
+@pytest.mark.slow
 def test_multi_token_prediction_computes_a_layer_its_projection_and_the_head_again(tiny: Callable[..., Any]) -> None:
     alone, longer = (measured(tiny(moe=True, n_layers=n)) for n in (4, 5))
     further = measured(tiny(moe=True, n_layers=4, mtp={"depth": 1}))

@@ -155,6 +155,7 @@ def test_an_answer_can_be_sent_back(client: openai.OpenAI) -> None:
     assert client.chat.completions.create(model="tiny", messages=history, max_tokens=3).choices
 
 
+@pytest.mark.slow
 def test_a_chat_has_room_for_what_is_left(client: openai.OpenAI) -> None:
     answer = client.chat.completions.create(model="tiny", messages=TALK, extra_body={"ignore_eos": True})
     assert answer.usage and answer.usage.total_tokens == 200 and answer.choices[0].finish_reason == "length"

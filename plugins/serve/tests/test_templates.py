@@ -83,6 +83,7 @@ def looping(server: Running, n: int) -> Iterator[None]:
         assert [each.result()[0] for each in waiting] == [400] * n
 
 
+@pytest.mark.slow
 def test_streams_flow_and_others_are_answered_while_a_template_loops(server: Running) -> None:
     with looping(server, 2):
         body = {"model": "tiny", "prompt": "abc" * 5, "max_tokens": 20, "stream": True}
@@ -96,6 +97,7 @@ def test_decoding_may_allocate_while_a_template_renders(server: Running) -> None
             time.sleep(0.01)
 
 
+@pytest.mark.slow
 def test_a_client_that_hangs_up_waits_for_no_template(server: Running) -> None:
     with ThreadPoolExecutor(1) as client:
         busy = client.submit(chat, server, "loop")

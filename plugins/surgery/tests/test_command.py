@@ -123,6 +123,7 @@ def test_what_cannot_be_done_is_refused_and_nothing_written(
     assert caught.value.path == path and not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_other_text_is_measured_instead(ledger: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
     (tmp_path / "other.txt").write_text("A tale of two cities. " * 60)
     given = ["--text", str(tmp_path / "other.txt"), "--length", "40", "--windows", "1", "--ledger"]

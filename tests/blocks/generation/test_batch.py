@@ -462,6 +462,7 @@ def test_likelihoods_are_of_the_model_and_not_of_the_sampling() -> None:
     assert stopped.likelihoods == []  # one for each token of the answer
 
 
+@pytest.mark.slow
 def test_room_is_shared_by_jobs_that_follow_each_other_for_longer_than_it() -> None:
     decoder = model("mla")
     batch = Batch(decoder, 2, ROOM)

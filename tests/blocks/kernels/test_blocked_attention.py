@@ -145,6 +145,7 @@ def test_compiled_it_is_one_operator_and_the_same(kept: int, asked: str, monkeyp
         torch.testing.assert_close(got, expected, rtol=0, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("asked", [pytest.param("plain", marks=pytest.mark.slow), "all"])
 def test_the_operator_keeps_the_rules_of_operators(asked: str) -> None:
     scoring = Scoring(0.3, **options("three sequences", asked, torch.float32))

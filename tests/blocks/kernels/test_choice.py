@@ -42,6 +42,7 @@ def loss_and_gradients(decoder: Decoder) -> list[torch.Tensor]:
 HERE = [(k, name) for k in KERNELS for name, one in implementations(k).items() if one.runs_on("cpu", (0, 0))]
 
 
+@pytest.mark.slow
 def test_every_implementation_gives_the_same_loss_and_gradients() -> None:
     decoder = compose(MODEL).double()
     expected = loss_and_gradients(decoder)

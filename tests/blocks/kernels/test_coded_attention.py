@@ -132,6 +132,7 @@ def test_without_a_compiler_the_same_is_computed_by_parts(
     assert off(y, coded_attention_reference(q.double(), keys, values, Scoring(0.3))) < 2e-6
 
 
+@pytest.mark.slow
 def test_compiling_leaves_nothing_behind_and_its_mode_is_that_of_the_process(
     forgotten: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -89,6 +89,7 @@ def test_half_precision_is_summed_in_single(chunk: tuple[int, int]) -> None:
         assert (got.double() - right).norm() < 1e-2 * right.norm()
 
 
+@pytest.mark.slow
 def test_half_precision_is_summed_over_chunks_in_single(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of 512 addends of one size bf16 would lose the second half."""
     monkeypatch.setattr(cross_entropy, "CHUNK_ELEMENTS", 1)

@@ -60,6 +60,7 @@ def backwards(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.nn.attention.flex_attention._validate_device", lambda *tensors: None)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "kv_heads", "width"),
     [
@@ -87,6 +88,7 @@ def test_result_and_gradients_equal_the_reference(backwards: None, name: str, kv
         torch.testing.assert_close(got, right, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
     ["all", *(pytest.param(name, marks=pytest.mark.slow) for name in ("causal", "window", "sinks", "documents"))],
@@ -182,6 +184,7 @@ def test_blocks_are_those_that_torch_finds_by_looking_at_every_pair(
             assert torch.equal(*sets), (side, whole)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("windowed", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_twelve_lengths_take_at_most_three_graphs(windowed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     torch._dynamo.reset()

@@ -195,6 +195,7 @@ def test_generated_arms_stand_beside_written_ones(write: Callable[..., str]) -> 
 # --- plans ------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_job_for_every_arm_rate_and_seed(write: Callable[..., str], shrunk: list[str]) -> None:
     name = "it's a,b (1)"
     file = Path(write(lr=[0.01, 0.02], seeds=[0, 7], base=["model/norm=layernorm"], tokens=1000))
@@ -212,6 +213,7 @@ def test_a_job_for_every_arm_rate_and_seed(write: Callable[..., str], shrunk: li
     assert [sized.arm.model["attention"]["name"] for sized in plan.arms] == ["mqa", "gqa"]
 
 
+@pytest.mark.slow
 def test_arms_of_other_batches_see_as_many_tokens(write: Callable[..., str], shrunk: list[str]) -> None:
     without = [o for o in shrunk if not o.startswith("trainer.max_steps")]
     plan = planning.make(definition.read(write(tokens=6400, arms={"one": None, "two": "data.batch_size=8"})), without)
@@ -222,6 +224,7 @@ def test_arms_of_other_batches_see_as_many_tokens(write: Callable[..., str], shr
         planning.make(definition.read(write(tokens=128, arms={"one": None, "two": "data.batch_size=8"})), without)
 
 
+@pytest.mark.slow
 def test_figure_of_a_split_that_is_not_measured_is_refused(write: Callable[..., str], shrunk: list[str]) -> None:
     with pytest.raises(
         ConfigError, match=r"arm one.*test/loss.*because of test=false|test/loss.*because of test=false"
@@ -317,6 +320,7 @@ def as_it_stands(kernel_pages: str) -> Callable[[str], planning.Plan]:
     return functools.cache(make)
 
 
+@pytest.mark.slow
 def test_every_definition_says_its_claim() -> None:
     texts = {name: definition.FILES.known()[name][0].read_text() for name in definition.names()}
     assert not [
@@ -362,6 +366,7 @@ def test_an_arm_like_another_has_its_overrides_before_its_own(write: Callable[..
     assert read.arms["three"].overrides == ("b=2", "a=1", "b=3") and read.also == ("x/y",)
 
 
+@pytest.mark.slow
 def test_an_arm_that_others_only_start_from_is_not_compared(write: Callable[..., str], shrunk: list[str]) -> None:
     """It need not have the metric, so it is in the jobs but in no comparison."""
     arms = {

@@ -214,6 +214,7 @@ def noisy(effect: float, sd: float = 0.005) -> Loss:
 UNTIL = replace(SCHEME, tune=None, seeds=None, until="verdict", looks=(4, 8, 12, 16))
 
 
+@pytest.mark.slow
 def test_difference_that_is_plain_ends_at_an_early_look(tmp_path: Path) -> None:
     few = play(UNTIL, tmp_path / "plain", noisy(0.5))
     many = play(UNTIL, tmp_path / "none", noisy(0.0))

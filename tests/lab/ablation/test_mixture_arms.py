@@ -46,6 +46,7 @@ def folder_of(tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_the_figures_of_sources_are_planned(words, tmp_path, capsys):
     assert main([*words, "--plan-only"]) == 0
     plan = json.loads((folder_of(tmp_path) / "plan.json").read_text())

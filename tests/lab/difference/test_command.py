@@ -31,6 +31,7 @@ def lines(said: str) -> dict[str, list[str]]:
     return {f"{sign} {label}": cells for sign, label, *cells in rows}
 
 
+@pytest.mark.slow
 def test_preset_and_a_file_in_lines_that_grep_sees(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "mine.yaml").write_text(YAML)
     assert run_command(run, ["diff", "tiny", str(tmp_path / "mine.yaml")]) == 0
@@ -40,6 +41,7 @@ def test_preset_and_a_file_in_lines_that_grep_sees(tmp_path: Path, capsys: pytes
     assert "≠ ffn.gating.top_k" not in said
 
 
+@pytest.mark.slow
 def test_document_has_the_figures_of_describe_and_every_setting(capsys: pytest.CaptureFixture[str]) -> None:
     assert run_command(run, ["describe", "model=tiny,gpt2", "against=tiny", "--json"]) == 0
     described = json.loads(capsys.readouterr().out)
@@ -56,6 +58,7 @@ def test_document_has_the_figures_of_describe_and_every_setting(capsys: pytest.C
     assert ("ffn", {"a": [1, 2, 3]}) in parts
 
 
+@pytest.mark.slow
 def test_model_against_itself_changed_differs_in_what_is_changed(capsys: pytest.CaptureFixture[str]) -> None:
     assert run_command(run, ["diff", "tiny", "model.gating.top_k=2", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
@@ -111,6 +114,7 @@ def runs(tmp_path: Path) -> list[Path]:
     return made
 
 
+@pytest.mark.slow
 def test_runs_are_compared_in_settings_data_and_losses_without_a_verdict(
     runs: list[Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -132,6 +136,7 @@ def test_runs_are_compared_in_settings_data_and_losses_without_a_verdict(
     assert known["tokenizer.kind"] == "bytes" and known["tokens"] == 4000
 
 
+@pytest.mark.slow
 def test_checkpoint_and_run_are_compared_in_what_both_record(
     runs: list[Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -146,6 +151,7 @@ def test_run_and_a_preset_are_compared_as_models(runs: list[Path], capsys: pytes
     assert json.loads(capsys.readouterr().out)["runs"] is None
 
 
+@pytest.mark.slow
 def test_runs_in_lines_whose_names_move_no_cursor(runs: list[Path], capsys: pytest.CaptureFixture[str]) -> None:
     settings = runs[0] / ".hydra/config.yaml"
     settings.write_text(settings.read_text() + 'tags: ["\\e[2J\\e]0;x\\a[bold]"]\n"\\e[31mkey": 1\n')

@@ -55,6 +55,7 @@ def test_far_from_the_best_split_arms_are_judged_beside_the_largest_rung(tmp_pat
     assert found.speed_up.low > 0.5 and "outside of the ladder" in found.text
 
 
+@pytest.mark.slow
 def test_arms_that_do_not_gain_alike_are_fitted_apart_however_wide_that_is(tmp_path: Path) -> None:
     found = verdict("mla", find(ladder_folder.write(tmp_path / "1", {"mha": (1, 1), "mla": (0.5, 1)}, ratios=WIDE)))
     assert found.kind == "worse" and not found.if_alike
@@ -90,6 +91,7 @@ def test_of_equal_losses_the_gain_is_that_of_the_costs_whatever_the_parameters(t
     assert ours.kind == "better"
 
 
+@pytest.mark.slow
 def test_verdicts_are_corrected_for_all_arms(findings: Findings, monkeypatch: pytest.MonkeyPatch) -> None:
     """Holm: by hand, of the arms' own p."""
     alone = {"mla": 0.02, "same": 0.03}
@@ -101,6 +103,7 @@ def test_verdicts_are_corrected_for_all_arms(findings: Findings, monkeypatch: py
     assert {(each.kind, each.p) for each in verdicts(findings)} == {("undecided", 0.052)}
 
 
+@pytest.mark.slow
 def test_a_p_and_an_interval_say_the_same(findings: Findings, tmp_path: Path) -> None:
     far = find(ladder_folder.write(tmp_path / "1", {"mha": (1, 1), "mla": (0.7, 1)}, ratios=(0.1, 0.2, 0.4)))
     for found, place in ((findings, "best split"), (far, "tokens per parameter")):
@@ -114,6 +117,7 @@ def test_a_p_and_an_interval_say_the_same(findings: Findings, tmp_path: Path) ->
             assert p == pytest.approx(0.05, abs=0.002)
 
 
+@pytest.mark.slow
 def test_the_files(ladder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(ladder), "--at", "4e6,8e7"]) == 0
     out = capsys.readouterr().out
@@ -137,6 +141,7 @@ def test_no_such_size(ladder: Path, at: str) -> None:
     assert refused.value.path == "--at" and "1e9" in refused.value.remedy
 
 
+@pytest.mark.slow
 def test_a_law_that_does_not_fit_has_no_speed_up_and_splits_no_flops(tmp_path: Path) -> None:
     ladder = ladder_folder.write(tmp_path / "1", GAINS, exponent=0.45)
     wrong = verdict("mla", find(ladder))

@@ -296,6 +296,7 @@ def answer(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, s
     return code, said.out, said.err
 
 
+@pytest.mark.slow
 def test_table_says_what_changed_and_how_far_off_every_budget_is(
     capsys: pytest.CaptureFixture[str], composed_once: None
 ) -> None:
@@ -305,6 +306,7 @@ def test_table_says_what_changed_and_how_far_off_every_budget_is(
     assert "mqa: model=tiny model/attention=mqa model.ffn.shared.d_ff=240 model.variants.ffn.dense.d_ff=624" in out
 
 
+@pytest.mark.slow
 def test_json_says_the_same_in_plain_numbers(capsys: pytest.CaptureFixture[str], composed_once: None) -> None:
     words = ("model=tiny", "model/attention=mha,mqa", "match=params", "by=d_ff", "baseline=mqa", "--json")
     code, out, _ = answer(capsys, *words)

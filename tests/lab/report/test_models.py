@@ -44,6 +44,7 @@ def drawn(folder: Path) -> dict[str, Any]:
     return {each.heading: each for each in models(find(read(folder)))}
 
 
+@pytest.mark.slow
 def test_each_arm_with_another_model_is_drawn_against_the_baseline(sweep: Path) -> None:
     found = drawn(sweep)
     names = ["mha, the baseline", *(f"{arm}, against mha" for arm in ("gqa", "broken <b>&"))]

@@ -184,6 +184,7 @@ def test_a_ladder_of_few_tokens_does_not_span_the_best_split() -> None:
     assert law_speed.spans_best_split(rich) and not law_speed.spans_best_split(poor)
 
 
+@pytest.mark.slow
 def test_far_from_the_best_split_what_is_planned_is_what_its_largest_rung_shows() -> None:
     rungs = ladder(np.random.default_rng(6), ratios=STARVED)
     planned = law_plan.expected(rungs, "plain", "apart", law_plan.Usual())

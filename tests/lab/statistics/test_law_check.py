@@ -49,6 +49,7 @@ def test_a_wrong_law_gives_no_forecast() -> None:
     assert found.is_wrong and not found.forecasts
 
 
+@pytest.mark.slow
 def test_the_largest_rung_shows_what_the_fit_does_not() -> None:
     """The smallest size .03 above the law, at sizes × 4: the F test hardly sees it."""
     share, off = missed(4, 2, sizes=QUADRUPLED, above=0.03)
@@ -91,6 +92,7 @@ def test_one_duration_still_gives_one_speed_up() -> None:
     assert fit(rungs, "plain", "apart").condition > 1e4
 
 
+@pytest.mark.slow
 def test_a_wide_ladder_falls_back_to_one_gain() -> None:
     found = concluded(gains=((1, 1), BOTH), sizes=[1e5, 1.06e5, 1.13e5], ratios=(10, 11), noise=0.02)
     assert found.why_alike in ("condition", "width")

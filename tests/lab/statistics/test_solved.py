@@ -55,5 +55,6 @@ def test_level_is_kept_and_is_nearer_to_it_than_fishers(ps: NDArray[np.float64],
     assert called(fisher, chance, chance) <= called(ps, chance, chance) <= 0.05 + 1e-9
 
 
+@pytest.mark.slow
 def test_six_seeds_see_a_task_that_one_arm_solves(ps: NDArray[np.float64]) -> None:
     assert called(ps, 0.95, 0.15) > 0.85 and called(ps, 0.9, 0.6) < 0.3

@@ -29,6 +29,7 @@ def test_bands_hold_the_true_curve(model: str) -> None:
     assert list(curve.high) == sorted(curve.high, reverse=True)  # more tries are never worse
 
 
+@pytest.mark.slow
 def test_bands_are_opdas() -> None:
     import numpy as np
     from opda.nonparametric import EmpiricalDistribution

@@ -42,6 +42,7 @@ def test_plan_with_a_value_that_has_no_octaves_is_refused(key: str, value: Any, 
         main(["resume", str(sweep)])
 
 
+@pytest.mark.slow
 def test_resumed_ladder_is_reported_though_a_loss_is_a_huge_integer(tmp_path: Path) -> None:
     ladder = ladder_folder.write(tmp_path / "ladder", {"plain": (1, 1), "changed": (1.1, 1.1)})
     ladder_folder.finish(ladder, 14, 10**30)

@@ -169,6 +169,7 @@ def test_sweep_that_could_not_be_concluded_is_refused_before_its_jobs(
     assert not (sweep / "0").exists()
 
 
+@pytest.mark.slow
 def test_failed_jobs_have_ended_and_retried_ones_alone_do_not_grow_it(offered: str, tmp_path: Path) -> None:
     sweep = make_plan(tmp_path / "sweep", "do=crash", "do=ok loss=2", kind="halving")
     assert runner.run_plan(sweep, jobs=[0]) == 0 and len(losses(sweep)) == 2

@@ -145,6 +145,7 @@ def taken(*given: str) -> tuple[Any, dict[str, Any]]:
     return launcher.take(sort_words(given, ("launcher", "workers", "seeds")))
 
 
+@pytest.mark.slow
 def test_plan_keeps_the_launcher_and_how_many_jobs_it_runs() -> None:
     words, plan = taken("seeds=3", "launcher=joblib", "hydra.launcher.n_jobs=2", "data=text")
     assert plan == {"launcher": JOBLIB} and words.overrides == ["data=text"]

@@ -88,6 +88,7 @@ def test_progress_is_told_line_by_line_where_there_is_no_terminal(
     assert any(line.startswith("job 2 done: val/loss 2.0000; 3/3 ended; best 2.0000 (job 2)") for line in said)
 
 
+@pytest.mark.slow
 def test_only_what_has_not_ended_runs(stand_in: Path, tmp_path: Path) -> None:
     sweep = make_plan(tmp_path / "sweep", "do=ok loss=3", "do=crash", "do=ok loss=2")
     runner.run_plan(sweep, jobs=[0, 1])
@@ -162,6 +163,7 @@ def test_job_that_outlives_its_runner_keeps_the_sweep_locked(
     assert statuses(sweep) == ["completed"]
 
 
+@pytest.mark.slow
 def test_retry_runs_what_failed_again_and_keeps_what_it_said(stand_in: Path, tmp_path: Path) -> None:
     sweep = make_plan(tmp_path / "sweep", "do=ok loss=3", "do=crash", "do=diverge", "do=ok loss=2")
     runner.run_plan(sweep, jobs=[0, 1, 2])
@@ -173,6 +175,7 @@ def test_retry_runs_what_failed_again_and_keeps_what_it_said(stand_in: Path, tmp
     assert [len(calls(sweep / n)) for n in "0123"] == [1, 3, 2, 1]
 
 
+@pytest.mark.slow
 def test_retried_job_that_diverged_starts_anew_and_one_that_failed_resumes(
     stand_in: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -147,6 +147,7 @@ def test_killed_search_that_resumes_is_the_one_that_never_stopped(
     assert sorted(ended | {number for number, _ in again.launched}) == list(range(7))
 
 
+@pytest.mark.slow
 def test_trial_that_was_running_resumes_from_its_own_checkpoint(
     sweep: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -167,6 +168,7 @@ def test_trial_that_was_running_resumes_from_its_own_checkpoint(
     assert none.launched == [] and trials_of(sweep) == before  # it has ended
 
 
+@pytest.mark.slow
 def test_failed_trial_is_told_as_the_worst_and_never_the_best(sweep: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In the direction of the figure, which nothing else says; the Optuna of both sees it."""
     of_reward = {"optimized_metric": "val/accuracy", "task": {"name": "reward"}}
@@ -278,6 +280,7 @@ def test_settings_that_cannot_be_right_are_refused(
         made.setup(config=config, hydra_context=None, task_function=None)
 
 
+@pytest.mark.slow
 def test_retried_trial_is_a_new_job_with_the_same_parameters(
     sweep: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -54,6 +54,7 @@ def run(directory: Path) -> list[int]:
             return rounds
 
 
+@pytest.mark.slow
 def test_the_plan_tunes_three_models_at_equal_tries(tmp_path: Path) -> None:
     plan = plans.read(planned(tmp_path))
     assert "transfer" in kinds()
@@ -65,6 +66,7 @@ def test_the_plan_tunes_three_models_at_equal_tries(tmp_path: Path) -> None:
     assert "++parametrisation.base={d_model: 16}" in overrides[RULES]
 
 
+@pytest.mark.slow
 def test_tries_grow_where_a_model_needs_them_then_it_is_compared(tmp_path: Path) -> None:
     directory = planned(tmp_path)
     rounds = run(directory)
@@ -84,6 +86,7 @@ def test_tries_grow_where_a_model_needs_them_then_it_is_compared(tmp_path: Path)
     assert not tuned & {job["seed"] for job in compared}  # fresh seeds
 
 
+@pytest.mark.slow
 def test_a_plan_that_was_killed_grows_by_the_same_jobs(tmp_path: Path) -> None:
     directory = planned(tmp_path)
     run(directory)
@@ -94,6 +97,7 @@ def test_a_plan_that_was_killed_grows_by_the_same_jobs(tmp_path: Path) -> None:
         assert design.more(directory, part, results) == whole["jobs"][cut : cut + 6]
 
 
+@pytest.mark.slow
 def test_an_ended_transfer_prints_its_table_and_writes_its_answer(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -106,6 +110,7 @@ def test_an_ended_transfer_prints_its_table_and_writes_its_answer(
     json.dumps(read_json(directory, answer.FILE), allow_nan=False)
 
 
+@pytest.mark.slow
 def test_a_best_rate_at_the_end_of_what_was_tried_is_no_verdict(tmp_path: Path) -> None:
     directory = planned(tmp_path)
     plan = plans.read(directory)
@@ -139,6 +144,7 @@ DAMAGES = [
 ]
 
 
+@pytest.mark.slow
 def test_a_damaged_plan_is_refused(tmp_path: Path) -> None:
     directory = planned(tmp_path)
     run(directory)

@@ -29,6 +29,7 @@ def test_resumed_run_keeps_its_count_and_takes_the_patience_of_now(
     assert longer.global_step == 4
 
 
+@pytest.mark.slow
 def test_patience_of_zero_ends_with_the_first_validation_that_is_no_better(fit: Callable[..., L.Trainer]) -> None:
     stopped = fit(*WORSE, callbacks=[EarlyStopping("val/loss", min_delta=100.0, patience=0)], **EACH)
     assert stopped.global_step == 2  # the first is better than nothing

@@ -54,6 +54,7 @@ def test_layer_without_tokens_has_no_dead(recwarn: pytest.WarningsRecorder) -> N
     assert not [w for w in recwarn if w.category is not ResourceWarning]  # of what an earlier test left unclosed
 
 
+@pytest.mark.slow
 def test_collapsed_router_of_a_run_is_found_while_it_trains(fit: Callable[..., L.Trainer]) -> None:
     class Collapse(L.Callback):
         def on_train_batch_start(

@@ -22,6 +22,7 @@ def lines(text: str) -> list[dict[str, float]]:
     return [{k: float(v) for k, v in (pair.split("=") for pair in line.split())} for line in found]
 
 
+@pytest.mark.slow
 def test_logged_steps_and_validations_are_lines(fit: Fit, capsys: pytest.CaptureFixture[str]) -> None:
     settings = {"log_every_n_steps": 2, "limit_val_batches": 1, "val_check_interval": 3}
     fit(callbacks=[Throughput(warmup=1), Progress()], enable_progress_bar=True, **settings)

@@ -72,6 +72,7 @@ def test_rate_leaves_out_warm_up_and_validation(fit: Fit, clock: Clock) -> None:
     assert float(trainer.callback_metrics["speed/tokens_per_second"]) == TOKENS
 
 
+@pytest.mark.slow
 def test_rate_is_the_mean_since_the_last_log_and_utilisation_three_forward_passes_over_the_peak(
     fit: Fit, clock: Clock
 ) -> None:

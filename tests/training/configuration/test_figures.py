@@ -60,6 +60,7 @@ def test_figure_that_another_task_measures_is_told_and_refused_in_a_sweep(checke
         checked(*grpo, "optimized_metric=val/rewards")
 
 
+@pytest.mark.slow
 def test_note_is_only_of_what_is_missing(checked: Checked) -> None:
     assert figures.left_out(checked()) is None
     assert figures.left_out(checked("optimized_metric=test/loss", "test=true")) is None

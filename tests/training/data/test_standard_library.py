@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from itertools import islice
 
+import pytest
+
 from blockwright.training.data.corpus import SPLITS
 from blockwright.training.data.standard_library import StandardLibrary
 
 
+@pytest.mark.slow
 def test_its_files_are_the_librarys_own_and_each_in_one_split():
     corpus = StandardLibrary()
     paths = corpus.paths()

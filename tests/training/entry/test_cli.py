@@ -146,6 +146,7 @@ def test_every_number_of_the_trainer_is_what_lightnings_own_command_line_makes_o
     assert all(type(ours[name]) is int for name in numbers if name.startswith("limit_"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "path", "value", "rule"),
     [

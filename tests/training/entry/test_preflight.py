@@ -85,6 +85,7 @@ def test_value_that_the_data_lack_is_named_before_what_the_model_takes_from_them
     assert refusal(checked, "data/tokenizer=pretrained").path == "data.tokenizer.file"
 
 
+@pytest.mark.slow
 def test_batch_is_shared_by_all_processes_of_all_nodes(checked: Checked) -> None:
     checked("trainer=ddp_sim", "data.batch_size=4")
     error = refusal(checked, "trainer=ddp_sim", "data.batch_size=3")

@@ -32,6 +32,7 @@ def needs(run: Run, monkeypatch: pytest.MonkeyPatch) -> float:
     return float(found[-1].replace(",", "")) * 1e9
 
 
+@pytest.mark.slow
 def test_weights_gradients_and_states_are_counted(checked: Checked, monkeypatch: pytest.MonkeyPatch) -> None:
     run = checked(ADAMW)
     weights = 4 * size(outline_of(run))
@@ -42,6 +43,7 @@ def test_weights_gradients_and_states_are_counted(checked: Checked, monkeypatch:
     assert needs(checked(ADAMW, "task.frozen=[attention]"), monkeypatch) == pytest.approx(weights, rel=0.01)
 
 
+@pytest.mark.slow
 def test_what_fits_or_is_not_trained_passes(checked: Checked, monkeypatch: pytest.MonkeyPatch) -> None:
     run = checked(ADAMW)
     room.check_room(run)

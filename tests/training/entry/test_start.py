@@ -41,6 +41,7 @@ def test_checkpoint_of_another_model_is_refused_before_the_run(
     checked("model/attention=gqa", "optimizer.lr=0.5", "seed=5", f"ckpt_path={tmp_path}/x.ckpt")
 
 
+@pytest.mark.slow
 def test_weights_of_another_position_are_refused_before_the_run_unless_allowed(
     checked: Checked, fit: Callable[..., L.Trainer], tmp_path: Path
 ) -> None:

@@ -434,6 +434,7 @@ def travelled(names: list[str]) -> dict[str, dict[str, int]]:
     return done
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("devices", "names"), [(2, ["context"]), pytest.param(4, ["shards", "heads"], marks=pytest.mark.slow)]
 )

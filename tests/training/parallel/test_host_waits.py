@@ -46,6 +46,7 @@ def _counted(name: str, called: Counter[str]) -> Any:
     return call
 
 
+@pytest.mark.slow
 def test_a_layer_of_experts_waits_once() -> None:
     for over_experts, over_tensor in spawn(2, count_waits):
         assert sum(over_experts.values()) <= 1, over_experts

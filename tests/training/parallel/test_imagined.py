@@ -60,6 +60,7 @@ def test_runs_of_ranks_are_written_short() -> None:
     assert _runs([0, 2, 4, 6, 8]) == "0, 2, 4, … (5 in all)"
 
 
+@pytest.mark.slow
 def test_the_dry_run_prints_every_rank_and_the_plan(checked: Callable[..., Any], capsys: Any) -> None:
     ask = ["trainer=fsdp", "trainer.dry_run=true", "data.batch_size=96", "data.eval_batch_size=96", "optimizer=adamw"]
     figures = imagine(checked(*ask, "trainer.world=96"))

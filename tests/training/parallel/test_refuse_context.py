@@ -152,6 +152,7 @@ def test_what_is_refused_with_context_passes_without(checked: Callable[..., dict
     checked(*CP, *MISTAKES["window of odd length"][0], "trainer.strategy.context=1")
 
 
+@pytest.mark.slow
 def test_built_in_blocks_pass(checked: Callable[..., dict[str, Any]]) -> None:
     for attention, position in (("mla", "rope"), ("sliding_window", "alibi")):
         checked(*CP, f"model/attention={attention}", f"model/position={position}")

@@ -43,6 +43,7 @@ def test_it_trains_logs_resumes_and_is_reported(own: Callable[..., dict[str, Any
     assert on["val/loss"] < whole["val/loss"]
 
 
+@pytest.mark.slow
 def test_key_that_it_reads_and_the_data_do_not_give_is_refused(
     own: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -21,6 +21,7 @@ def reward(**settings: Any) -> Any:
     return registry.build("reward", Node({"name": "unit_tests", **settings}, "task.reward"), Scope({}, {}))
 
 
+@pytest.mark.slow
 def test_share_of_tests_that_pass() -> None:
     good = "Here:\n```python\nimport math\ndef f(x):\n    return math.floor(x)\n```\nDone."
     tests = ["assert f(1.5) == 1", "assert f(-1.5) == -2"]
@@ -90,6 +91,7 @@ FAIL = [
 ]
 
 
+@pytest.mark.slow
 def test_what_tests_may_ask_of_code() -> None:
     tests = [test for both in zip(PASS, [*FAIL, *FAIL], strict=False) for test in both]
     assert [reward()([""], [PROGRAM], tests=[[*PASS[:i], PASS[i]]]) for i in (len(PASS) - 1,)] == [[1.0]]

@@ -110,6 +110,7 @@ def request(**changes: Any) -> Request:
     return Request(**{**given, "ends": {1, 2, 3}, **changes})
 
 
+@pytest.mark.slow
 def test_completions_are_those_of_the_present_weights_and_stale_ones_are_noticed(
     vllm: type[LLM], decoder: Decoder, tmp_path: Path
 ) -> None:

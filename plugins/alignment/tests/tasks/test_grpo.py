@@ -394,6 +394,7 @@ def test_groups_without_spread_are_replaced(train: Make) -> None:
     assert [len(row[0]) for row in last.experts] == lengths  # all that belongs to a completion was replaced
 
 
+@pytest.mark.slow
 def test_run_resumed_between_the_updates_of_a_rollout_equals_the_uninterrupted_one(train: Make, tmp_path: Path) -> None:
     settings = {"updates": 2, "surrogate": {"name": "clip", "high": 0.28}, "correction": "truncate"}
     _, whole, _ = train(4, **settings)
@@ -473,6 +474,7 @@ def test_penalty_pulls_towards_the_reference(train: Make, tmp_path: Path) -> Non
     assert not any(name.startswith("_held") for name, _ in first.named_parameters())
 
 
+@pytest.mark.slow
 def test_penalty_of_an_adapter_compares_with_the_model_without_it(train: Make) -> None:
     """In no further memory: the KL is 0 while the adapter is new, and that of a second model afterwards."""
     how = {"penalty": {"name": "k3", "beta": 0.5}, "starts": [Lora(["attention"], rank=2)]}

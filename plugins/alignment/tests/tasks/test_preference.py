@@ -100,6 +100,7 @@ def whole(train: Make, start: str, folder: Path) -> Any:
     return train(4, init_from=start)
 
 
+@pytest.mark.slow
 def test_policy_begins_as_the_reference_and_learns(whole: Any) -> None:
     _, watch, trainer = whole
     first, last = watch.figures[0], watch.figures[-1]
@@ -144,6 +145,7 @@ def test_resumed_run_reads_the_reference_and_equals_the_uninterrupted_one(
     assert all(torch.equal(a, b) for a, b in zip(whole[1].weights[2:], rest.weights, strict=True))
 
 
+@pytest.mark.slow
 def test_reference_that_is_gone_is_computed_again_or_refused(train: Make, whole: Any, start: str, folder: Path) -> None:
     _, _, trainer = train(2, init_from=start)
     trainer.save_checkpoint(folder / "stop.ckpt")
@@ -187,6 +189,7 @@ def test_micro_batches_count_together(train: Make, start: str) -> None:
     assert totals == [8.0, 8.0]
 
 
+@pytest.mark.slow
 def test_reward_model_learns_and_scores_completions(train: Make, start: str, folder: Path) -> None:
     task, watch, trainer = train(12, "reward", init_from=start, centre=0.01)
     assert watch.figures[-1]["train/accuracy"] > watch.figures[0]["train/accuracy"]
