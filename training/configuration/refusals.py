@@ -39,7 +39,7 @@ TYPES = {"Integer": "an integer", "Float": "a number", "Boolean": "true or false
 def explain(error: BaseException, overrides: Sequence[str]) -> ConfigError:
     """A Hydra or OmegaConf exception → path, value, rule, remedy."""
     chain = [error]
-    while (cause := chain[-1].__cause__) is not None:
+    while (cause := chain[-1].__cause__) is not None and cause not in chain:  # OmegaConf's is itself, when traced
         chain.append(cause)
     if isinstance(chain[-1], ConfigError):  # of a class that Hydra has built, such as a sweeper
         return chain[-1]
@@ -111,7 +111,7 @@ def _several(found: re.Match[str], text: str, overrides: Sequence[str]) -> Confi
 
 def _no_option(found: re.Match[str], text: str, overrides: Sequence[str]) -> ConfigError:
     group, _, option = found[1].rpartition("/")
-    if group.endswith("/of"):  # model/<kind>/of/NAME
+    if re.fullmatch("model/[^/]+/of", group):  # model/<kind>/of/NAME
         kind = group.split("/")[1]
         rule, presets_of = f"no preset of this name has a block of kind {kind}", presets.names(kind)
         return ConfigError(

@@ -126,6 +126,7 @@ REFUSED = {
     "ladder=x": ("ladder", "comparison of many runs", "Write: blockwright ladder x"),
     "preset=tiny": ("preset", "folder of presets", "Write model=tiny"),
     "model/ffn=of/mixtral": ("model/ffn", "has a block of kind ffn", "'of/mixtral_8x7b'"),
+    "model=of/x": ("model/of", "no such group or file", "--help"),
     "task._target_=x": ("task._target_", "not by its class", "@register('task', NAME)"),
     # a key that is not there, of a class, of a block, below another
     "optimizer.lrr=1": ("optimizer.lrr", "no 'lrr' in optimizer", "not listed: +optimizer.lrr=1"),
@@ -184,6 +185,13 @@ def test_other_sentences_of_hydra_keep_their_advice_and_the_longest_override_tha
     nothing = explain(HydraException("It cannot be.\nIt is so."), ["seed=0", "test=true"])
     assert (nothing.path, nothing.value) == ("configuration", "seed=0 test=true")
     assert nothing.rule == "It cannot be: It is so" and "--help" in nothing.remedy
+
+
+def test_error_that_is_its_own_cause_is_explained() -> None:
+    """As errors of OmegaConf are under a debugger and where coverage is measured."""
+    error = HydraException("It cannot be.")
+    error.__cause__ = error
+    assert explain(error, []).rule == "It cannot be"
 
 
 def test_file_that_is_not_yaml_is_refused_at_its_line() -> None:
