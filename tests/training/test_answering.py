@@ -54,7 +54,7 @@ def test_a_fork_asks_a_process_of_its_own(made: Answering) -> None:
         pytest.param({"sleep": 60}, "longer than 1 seconds$", marks=pytest.mark.slow),
         ({"never": 1}, "longer than 0.5 seconds of computing"),
         ({"end": 1}, "ended"),
-        ({"long": 1000}, "bytes"),
+        pytest.param({"long": 1000}, "bytes", marks=pytest.mark.slow),
         ({"list": 1}, "something else"),
     ],
 )

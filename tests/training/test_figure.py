@@ -124,6 +124,7 @@ class Right(L.Callback):
 EACH: dict[str, Any] = {"limit_val_batches": 1, "val_check_interval": 1, "num_sanity_val_steps": 0, "max_steps": 6}
 
 
+@pytest.mark.slow
 def test_callbacks_act_in_the_direction_of_their_figures(fit: Callable[..., L.Trainer], tmp_path: Path) -> None:
     """The best is of most answers right, and of least loss; training stops where no more are right."""
     monitors = ("val/right", "val/loss")

@@ -271,6 +271,7 @@ def steps_as_torch(shapes: list[tuple[int, ...]], adjust_lr_fn: str, ns_dtype: s
         torch.testing.assert_close(parameter.detach(), expected, rtol=0, atol=tolerance)
 
 
+@pytest.mark.slow
 def test_sharded_parameters_step_as_whole_ones_do() -> None:
     # Forked ranks end without Python's finalization, in which gloo's threads may still let go of tensors and abort.
     spawn(2, step_sharded)

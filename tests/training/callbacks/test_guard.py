@@ -44,7 +44,9 @@ class Poison(L.Callback):
         self.seen.append([t.clone() for t in kept])
 
 
-@pytest.mark.parametrize(("optimizer", "factor"), [("muon_tiny", math.nan), ("adamw", math.inf)])
+@pytest.mark.parametrize(
+    ("optimizer", "factor"), [("muon_tiny", math.nan), pytest.param("adamw", math.inf, marks=pytest.mark.slow)]
+)
 def test_skipped_step_moves_nothing_and_training_ends_finite(
     fit: Fit, factor: float, optimizer: str, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -147,6 +147,7 @@ def test_fast_dev_run_leaves_none(fit: Fit, tmp_path: Path) -> None:
     assert not (tmp_path / "checkpoints").exists()
 
 
+@pytest.mark.slow
 def test_leftovers_are_cleaned_where_the_checkpoints_are_and_nowhere_above(
     fit: Fit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

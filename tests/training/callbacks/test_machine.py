@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import replace
+from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,7 +10,6 @@ import pytest
 import torch
 
 from blockwright.training.callbacks import machine
-from blockwright.training.entry.execute import execute
 
 
 @pytest.fixture(autouse=True)
@@ -21,16 +19,12 @@ def restored() -> Iterator[None]:
     torch.set_float32_matmul_precision(before)
 
 
-def test_settings_are_made_as_configured(
-    checked: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_settings_are_made_as_configured(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[str] = []
     monkeypatch.setattr(machine, "keep_freed_memory", lambda: calls.append("kept"))
-    run = checked("logger=none", "trainer.max_steps=1", "test=false")
-    node = {"_target_": "blockwright.training.callbacks.machine.Machine", "float32_matmul": "high", "keep_memory": True}
-    execute(replace(run, callbacks={"machine": node}))
+    trainer: Any = SimpleNamespace(strategy=SimpleNamespace(root_device=torch.device("cpu")))
+    machine.Machine("high").setup(trainer, None, "fit")  # type: ignore[arg-type]
     assert torch.get_float32_matmul_precision() == "high" and calls
     calls.clear()
-    trainer: Any = SimpleNamespace(strategy=SimpleNamespace(root_device=torch.device("cpu")))
     machine.Machine(keep_memory=False).setup(trainer, None, "fit")  # type: ignore[arg-type]
     assert not calls

@@ -52,6 +52,7 @@ def test_terminal_gets_a_bar_and_no_lines(
     assert progress._get_train_description(0) == "training"
 
 
+@pytest.mark.slow
 def test_quiet_training_and_measuring_get_a_line(
     fit: Fit, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -37,12 +37,6 @@ class Sharding(SingleDeviceStrategy):
         torch.save(checkpoint["global_step"], Path(filepath) / "shard.pt")
 
 
-def test_file_of_a_run_is_sealed(fit: Fit, tmp_path: Path) -> None:
-    trainer = fit("trainer.max_steps=1")
-    assert save(trainer, tmp_path / "x.ckpt")
-    assert manifest.check(tmp_path / "x.ckpt")
-
-
 def test_folder_of_a_strategy_is_sealed_and_takes_its_place_whole(fit: Fit, tmp_path: Path) -> None:
     trainer = fit("trainer.max_steps=1", strategy=Sharding("cpu"))
     for _ in range(2):
@@ -51,10 +45,11 @@ def test_folder_of_a_strategy_is_sealed_and_takes_its_place_whole(fit: Fit, tmp_
     assert manifest.check(tmp_path / "saved" / "last.ckpt")
 
 
-def test_weights_that_are_no_numbers_are_not_saved_over_good_ones(fit: Fit, tmp_path: Path) -> None:
+def test_file_is_sealed_and_weights_that_are_no_numbers_are_not_saved_over_good_ones(fit: Fit, tmp_path: Path) -> None:
     trainer = fit(
         "trainer.max_steps=2", callbacks=[Keeper(tmp_path, "best", every_n_train_steps=1)], enable_checkpointing=True
     )
+    assert save(trainer, tmp_path / "x.ckpt") and manifest.check(tmp_path / "x.ckpt")
     weight = next(trainer.lightning_module.parameters())
     good = read_file(tmp_path / "best.ckpt")["global_step"]
     with torch.no_grad():

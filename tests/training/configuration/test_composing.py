@@ -149,7 +149,7 @@ REFUSED = {
 }
 
 
-@pytest.mark.parametrize("part", range(4))
+@pytest.mark.parametrize("part", [0, 1, *(pytest.param(i, marks=pytest.mark.slow) for i in (2, 3))])
 def test_refusal_of_hydra_is_put_into_four_words(part: int) -> None:
     for override, (path, rule, remedy) in list(REFUSED.items())[part::4]:
         with pytest.raises(ConfigError) as caught:

@@ -52,6 +52,7 @@ def test_a_fixed_distance_is_fixed():
     assert {n for batch in batches(module(shortest=7, longest=7), 5) for n in periods(batch)} == {7}
 
 
+@pytest.mark.slow
 def test_symbols_are_drawn_evenly_and_are_ids_of_the_tokenizer():
     strings = Strings(np.arange(2, 10), 64, 32, 32, seed=0)
     counts = np.bincount(np.concatenate([strings.row("train", r)[0][:32] for r in range(2000)]), minlength=10)

@@ -47,6 +47,7 @@ def without_a_model(small: list[str]) -> list[str]:
     return [o for o in small if not o.startswith("model.")]
 
 
+@pytest.mark.slow
 def test_run_resumes_bit_identical_and_reads_as_merged(
     fit: Callable[..., Any], lora: tuple[str, ...], base: Path, tmp_path: Path
 ) -> None:

@@ -45,6 +45,7 @@ def test_a_loader_without_a_name_has_no_figures_of_its_own():
     assert losses.figures() == {}
 
 
+@pytest.mark.slow
 def test_a_training_logs_each_source_and_what_was_read_of_it(tiny: Callable[..., dict[str, Any]], tmp_path: Path):
     formats.npy(tmp_path / "a.npy", documents(60, 1))
     formats.npy(tmp_path / "b.npy", documents(60, 2, b"0123456789"))

@@ -225,6 +225,7 @@ def test_validation_counts_every_token_of_all_batches_once(make_task: Callable[.
     assert not any("val/expert_balance" in name for name in metrics)
 
 
+@pytest.mark.slow
 def test_loads_of_validation_and_of_training_are_kept_apart(make_task: Callable[..., CausalLM], tmp_path: Path) -> None:
     def loads(val: Sequence[Batch], **settings: Any) -> list[dict[str, float]]:
         watch, batches = Watch(), [batch(i) for i in range(4)]
@@ -330,6 +331,7 @@ def test_balancing_bias_is_no_parameter(make_task: Callable[..., CausalLM], tmp_
     assert min(watch.gradients) > 0 and len(watch.gradients) == len(list(task.parameters()))
 
 
+@pytest.mark.slow
 def test_bias_does_not_move_in_validation(make_task: Callable[..., CausalLM], tmp_path: Path) -> None:
     one, other = Watch(), Watch()
     batches = [batch(i) for i in range(3)]

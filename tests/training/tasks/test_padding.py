@@ -181,5 +181,6 @@ def test_padding_changes_nothing(train: Make, monkeypatch: pytest.MonkeyPatch) -
     assert_padding_changes_nothing(train, "causal_lm", lambda: pad(monkeypatch, ChatDataModule))
 
 
+@pytest.mark.slow
 def test_layers_are_compiled_where_batches_have_one_shape(train: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     assert_compiled_where_batches_have_one_shape(train, monkeypatch, "causal_lm")

@@ -100,6 +100,7 @@ def test_micro_batches_have_the_gradient_of_one_batch(
     assert parts.figures[-1] == pytest.approx(one.figures[-1], rel=1e-5)  # train/mtp and the like are of the whole step
 
 
+@pytest.mark.slow
 def test_last_step_of_an_epoch_is_divided_by_what_it_holds(gradients: Callable[..., Seen]) -> None:
     guard, parts = Guard(), cut(windows(), 4, 4, 4, 4)
     seen = gradients(parts, 3, [guard], max_epochs=2)
