@@ -140,12 +140,7 @@ def _kill_and_resume(start: Start, cluster: ScriptedCluster, folder: Path, momen
 def test_killed_launcher_loses_no_job_and_makes_none_twice(
     start: Start, cluster: ScriptedCluster, tmp_path: Path
 ) -> None:
-    _kill_and_resume(start, cluster, tmp_path, 1, seed=3)
-
-
-@pytest.mark.slow
-def test_launcher_killed_at_twenty_moments(start: Start, cluster: ScriptedCluster, tmp_path: Path) -> None:
-    _kill_and_resume(start, cluster, tmp_path, 20, seed=2)
+    _kill_and_resume(start, cluster, tmp_path, 5, seed=2)
 
 
 @pytest.mark.slow
