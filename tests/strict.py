@@ -23,7 +23,7 @@ from blockwright.blocks.ffn.base import FFN
 from blockwright.blocks.norm.base import Norm
 
 ROOT = str(Path(__file__).resolve().parent.parent) + os.sep
-KEPT = ("__pycache__", ".hypothesis", ".pytest_cache", ".venv", ".git")  # what Python and the test's tools write
+KEPT = ("__pycache__", ".hypothesis", ".pytest_cache", "pytest-cache", ".venv", ".git")  # what Python and the test's tools write
 WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
 MONITORS = ("tqdm_monitor", "ThreadPoolExecutor", "asyncio_", "pymp-", "QueueFeederThread", "AnyIO worker thread")
 SHARED = ("multiprocessing.resource_tracker", "blockwright.training.answering", "tests/warm.py")  # processes
@@ -35,7 +35,7 @@ def refuse_writes_in_the_checkout(event: str, arguments: tuple[Any, ...]) -> Non
     if event != "open" or not isinstance(arguments[0], str) or not arguments[2] or not arguments[2] & WRITES:
         return
     path = os.path.abspath(arguments[0])
-    if path.startswith(ROOT) and not any(part in KEPT for part in path[len(ROOT) :].split(os.sep)):
+    if path.startswith(ROOT) and not any(part.startswith(KEPT) for part in path[len(ROOT) :].split(os.sep)):
         raise PermissionError(f"a test writes into the checkout: {path}")
 
 
