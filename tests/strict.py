@@ -23,7 +23,14 @@ from blockwright.blocks.ffn.base import FFN
 from blockwright.blocks.norm.base import Norm
 
 ROOT = str(Path(__file__).resolve().parent.parent) + os.sep
-KEPT = ("__pycache__", ".hypothesis", ".pytest_cache", "pytest-cache", ".venv", ".git")  # what Python and the test's tools write
+KEPT = (
+    "__pycache__",
+    ".hypothesis",
+    ".pytest_cache",
+    "pytest-cache",
+    ".venv",
+    ".git",
+)  # what Python and the test's tools write
 WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
 MONITORS = ("tqdm_monitor", "ThreadPoolExecutor", "asyncio_", "pymp-", "QueueFeederThread", "AnyIO worker thread")
 SHARED = ("multiprocessing.resource_tracker", "blockwright.training.answering", "tests/warm.py")  # processes

@@ -102,7 +102,8 @@ def _seed_all(seed: int) -> None:
 
 def determinism(setting: Setting) -> None:
     """The same seed gives bit-identical weights and outputs, whatever was drawn before."""
-    ids, seen, modes = tokens(2, 8), [], (True,) if setting.brief else (True, False)
+    ids, modes = tokens(2, 8), (True,) if setting.brief else (True, False)
+    seen: list[tuple[dict[str, Tensor], list[Tensor]]] = []
     for drawn in (0, 1):
         _seed_all(drawn)
         if not setting.brief:
@@ -113,8 +114,8 @@ def determinism(setting: Setting) -> None:
             _initialised(decoder.to_empty(device="cpu"))
         else:
             decoder = setting.composed()
-        seen.append((decoder.state_dict(), *(states(decoder.train(mode), ids) for mode in modes)))
-    (weights, *before), (again, *after) = seen
+        seen.append((decoder.state_dict(), [states(decoder.train(mode), ids) for mode in modes]))
+    (weights, before), (again, after) = seen
     for name, tensor in weights.items():
         must(torch.equal(tensor, again[name]), f"{name} differs between two models of one seed")
     must(all(map(torch.equal, before, after)), "two models of one seed compute different things")

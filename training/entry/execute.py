@@ -31,7 +31,7 @@ from blockwright.training.stops import Interrupted
 LOGGED = ("task_name", "seed", "model", "optimizer", "scheduler", "data")
 
 
-def execute(run: Run, announce: Callable[[], object] = lambda: None) -> dict[str, float]:
+def execute(run: Run, announce: Callable[[], None] = lambda: None) -> dict[str, float]:
     """Train, validate and test as configured.
 
     Args:

@@ -61,8 +61,13 @@ def _execute(run: Run, job: Job) -> None:
     shown, printed = run.shown, run.extras["print_config"]
     if job.first:
         cli.export(shown, job.folder)
+
+    def announce() -> None:
+        if job.first:
+            config_tree.show(shown, job.folder, printed)
+
     with one_job(job.folder, run.ckpt_path) as arguments:
-        metrics = execute(run, lambda: job.first and config_tree.show(shown, job.folder, printed))
+        metrics = execute(run, announce)
     if run.trainer.get("dry_run"):
         job.value = 0.0
         return
