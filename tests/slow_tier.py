@@ -2,7 +2,7 @@
 
 It needs ``pip install 'blockwright[test,browser,site]'``, and chromium, bubblewrap and git on the PATH. A test that is
 skipped for want of something is a hole, so the run is green only where the skips are those of ``HERE``. The commit is
-written to tests/slow_tier.json, and tests/test_slow_tier.py fails where that is too many commits ago.
+then written to tests/slow_tier.json.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 GREEN = ROOT / "tests" / "slow_tier.json"
-MOST_COMMITS = 100  # since it was green
 HERE = (  # reasons to skip that no package takes away
     "needs a GPU",
 )
