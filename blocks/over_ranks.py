@@ -50,12 +50,24 @@ class OverRanks:
             values: [B,T,n]
             real: [B,T], as in ``forward``
         """
-        own = tokens_of(values, real)
-        rows = (self.sequence_ranks.sum(own) > 0).sum().to(own.dtype)  # ranks are averaged with these weights
-        sums = self.batch_ranks.sum(torch.cat((counts, own.sum()[None], rows[None])))
-        counts, n_tokens, all_rows = sums[:-2], sums[-2].clamp(min=1), sums[-1]
-        means = sums_of(values, real).sum(0) * all_rows / (rows.clamp(min=1) * n_tokens)
-        return (counts / n_tokens * means).sum()
+        counts, n_tokens, factor = self._of_all(counts, tokens_of(values, real))
+        return (counts / n_tokens * sums_of(values, real).sum(0) * factor).sum()
+
+    def mean_of(self, total: Tensor, tokens: Tensor) -> Tensor:
+        """The mean over the tokens of all sequences, from the sum over this rank's.
+
+        Args:
+            total: that sum
+            tokens: [B,1], how many of each sequence are in it
+        """
+        return total * self._of_all(tokens.new_empty(0), tokens)[2]
+
+    def _of_all(self, counts: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Counts and tokens of all ranks, and the factor on a sum over this rank's tokens."""
+        rows = (self.sequence_ranks.sum(tokens) > 0).sum().to(tokens.dtype)  # ranks are averaged with these weights
+        sums = self.batch_ranks.sum(torch.cat((counts, tokens.sum()[None], rows[None])))
+        n_tokens, all_rows = sums[-2].clamp(min=1), sums[-1]
+        return sums[:-2], n_tokens, all_rows / (rows.clamp(min=1) * n_tokens)
 
     def mean(self, values: Tensor, real: Tensor | None) -> Tensor:
         """The mean of values [B,T] over the tokens of all sequences."""

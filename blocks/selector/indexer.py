@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from blockwright.blocks.over_ranks import OverRanks, tokens_of
 from blockwright.blocks.precision import at_least_fp32
 from blockwright.blocks.selector.base import Asked, Held, Selector, highest
 from blockwright.blocks.selector.documents import Blocks
@@ -51,7 +52,7 @@ def relu_scores(q: Tensor, keys: Tensor, weights: Tensor) -> Tensor:
     return torch.cat([some(part) for part in keys.split(together, 1)], -1)
 
 
-class Indexer(Selector):
+class Indexer(OverRanks, Selector):
     """A selector with small queries and keys of its own, which learns to find what the attention looks at: the shared
     base of ``dsa`` and ``pooled``. A subclass has ``candidates`` and their ``scores``.
 
@@ -120,8 +121,8 @@ class Indexer(Selector):
             total = torch.stack([checkpoint(some, rows, use_reentrant=False) for rows in every]).sum()
         # Of each rank's heads where they are split: the sum over the ranks has the gradient of the mean over all heads.
         share = q.shape[2] / self.attention_heads
-        n_queries = x[..., 0].numel() if asked.real is None else asked.real.sum().clamp(min=1)
-        return {"index_kl": self.loss_weight * share * total / n_queries}
+        mean = self.mean_of(total, tokens_of(x, asked.real).to(total.dtype))
+        return {"index_kl": self.loss_weight * share * mean}
 
     def _rows(self, asked: Asked, n: int, heads: int) -> Iterator[slice]:
         B, T = asked.x.shape[:2]

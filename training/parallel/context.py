@@ -31,6 +31,7 @@ from blockwright.blocks.carry import joined, split
 from blockwright.blocks.forward_pass import Pass
 from blockwright.blocks.kernels.documents import is_real
 from blockwright.blocks.memory.base import Memory
+from blockwright.blocks.over_ranks import OverRanks
 from blockwright.blocks.share import Share
 from blockwright.registry import BlockError, ConfigError
 from blockwright.training.parallel.collectives import gather
@@ -93,7 +94,7 @@ class HeadAndTail(Share):
         if given.carry is not None:
             given.carry.update(joined(*carried))
         if given.losses is not None and head.losses and tail.losses:
-            shares = self._shares(x, given.segments, length)
+            shares = self._shares(attention, x, given.segments, length)
             given.losses.update({n: shares[0] * value + shares[1] * tail.losses[n] for n, value in head.losses.items()})
         if memory.appends != 2:
             rule = "must append to its cache once in a pass, for its keys to be gathered from other ranks"
@@ -132,18 +133,25 @@ class HeadAndTail(Share):
             ends[name] = [*heads.unbind(), *tails.flip(0).unbind()]
         return [{name: end[i - 1] if i else end[0][:, :0] for name, end in ends.items()} for i in places]
 
-    def _shares(self, x: Tensor, segments: Tensor | None, length: int) -> tuple[Tensor, Tensor]:
-        """The factors on the means of this rank's two chunks with which the mean over ranks is that over all tokens.
+    def _shares(self, attention: Attention, x: Tensor, segments: Tensor | None, length: int) -> Tensor:
+        """The factors on the means of two chunks with which the mean over ranks is that over all tokens.
+
+        A loss that ``OverRanks`` averages is a mean over the heads of all ranks, then over their tails. Another is a
+        mean over this rank's.
 
         Args:
+            attention: whose losses they are
             x: [B,t,D] of this rank's tokens
             segments: [B,T'] of the whole sequences; None: none is padding
             length: T'
         """
         real = x.new_ones(len(x), length, dtype=torch.bool) if segments is None else is_real(segments)
-        head, tail = self.take(real).tensor_split([self.chunk], 1)
-        n = real.sum().clamp(min=1) / self.context.size
-        return head.sum() / n, tail.sum() / n
+        own = torch.stack([part.sum() for part in self.take(real).tensor_split([self.chunk], 1)]).float()
+        for block in attention.modules():
+            if isinstance(block, OverRanks):
+                every = block.batch_ranks.sum(own)
+                return every / every.sum().clamp(min=1)
+        return own * self.context.size / real.sum().clamp(min=1)
 
     def documents(self, segments: Tensor, start: int, end: int) -> Tensor:
         """Documents of some tokens; for all layers one tensor, by which kernels know what they have made of it."""
