@@ -33,7 +33,15 @@ KEPT = (
     ".git",
 )  # what Python and the test's tools write
 WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
-MONITORS = ("tqdm_monitor", "ThreadPoolExecutor", "asyncio_", "pymp-", "QueueFeederThread", "AnyIO worker thread")
+MONITORS = (
+    "tqdm_monitor",
+    "ExecutorManagerThread",
+    "ThreadPoolExecutor",
+    "asyncio_",
+    "pymp-",
+    "QueueFeederThread",
+    "AnyIO worker thread",
+)
 SHARED = ("resource_tracker", "joblib.externals.loky", "blockwright.training.answering", "tests/warm.py")  # processes
 ENDS_WITHIN_S = 5.0
 
