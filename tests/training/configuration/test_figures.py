@@ -31,6 +31,14 @@ def test_figure_that_a_callback_may_log_is_let_through(checked: Checked) -> None
         checked("optimized_metric=val/los")
 
 
+def test_name_near_a_known_figure_is_refused_and_one_far_from_all_is_not() -> None:
+    with pytest.raises(ConfigError, match="Did you mean 'val/loss'") as caught:
+        figures.refuse_misspelt("metric", "val/los")
+    assert (caught.value.path, caught.value.value) == ("metric", "val/los")
+    for name in ("val/loss", "mine/own"):
+        figures.refuse_misspelt("metric", name)
+
+
 NONE_OF_VALIDATION = ("data.corpus.val_fraction=0", "+trainer.limit_val_batches=0.0")
 
 
