@@ -71,7 +71,7 @@ def test_delta_trains_by_the_command_swaps_and_resumes(study: Study, tmp_path: P
 )
 def test_mistake_is_one_message(words: list[str], path: str, says: str, tmp_path: Path) -> None:
     out = [f"data.folder='{tmp_path / 'made'}'", f"hydra.run.dir='{tmp_path / 'run'}'", "logger=none"]
-    out += [*([] if any("iterations" in w for w in words) else ["data.iterations=1"])]
+    out += [] if any("iterations" in w for w in words) else ["data.iterations=1"]
     done = blockwright("train", "experiment=asap_delta", "trainer.max_steps=2", *out, *words)
     assert done.returncode == 64, done.stderr[-2000:]
     assert "Traceback" not in done.stderr and done.stderr.count("error: ") == 1
