@@ -42,7 +42,13 @@ MONITORS = (
     "QueueFeederThread",
     "AnyIO worker thread",
 )
-SHARED = ("resource_tracker", "joblib.externals.loky", "blockwright.training.answering", "tests/warm.py")  # processes
+SHARED = (
+    "resource_tracker",
+    "multiprocessing.forkserver",
+    "joblib.externals.loky",
+    "blockwright.training.answering",
+    "tests/warm.py",
+)  # processes
 ENDS_WITHIN_S = 5.0
 
 

@@ -255,7 +255,6 @@ def test_peers_are_counted_and_compared(run: Callable[..., dict[str, Any]]) -> N
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "narrowed"),
     [("kernels", ["--dtypes", "fp32", "--parts", "loss"]), ("startup", ["--only", "refusal,first optimizer step"])],

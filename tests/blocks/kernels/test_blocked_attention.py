@@ -146,7 +146,7 @@ def test_compiled_it_is_one_operator_and_the_same(kept: int, asked: str, monkeyp
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("asked", [pytest.param("plain", marks=pytest.mark.slow), "all"])
+@pytest.mark.parametrize("asked", ["plain", "all"])
 def test_the_operator_keeps_the_rules_of_operators(asked: str) -> None:
     scoring = Scoring(0.3, **options("three sequences", asked, torch.float32))
     rest = (scoring.bias, scoring.segments, scoring.window, scoring.scale)

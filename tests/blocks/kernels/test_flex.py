@@ -60,7 +60,6 @@ def backwards(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.nn.attention.flex_attention._validate_device", lambda *tensors: None)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "kv_heads", "width"),
     [
@@ -89,10 +88,7 @@ def test_result_and_gradients_equal_the_reference(backwards: None, name: str, kv
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "name",
-    ["all", *(pytest.param(name, marks=pytest.mark.slow) for name in ("causal", "window", "sinks", "documents"))],
-)
+@pytest.mark.parametrize("name", ["all", "causal", "window", "sinks", "documents"])
 def test_last_tokens_see_all_that_came_before(name: str) -> None:
     q, k, v = draw(B, 9, N, H), draw(B, T, N, H), draw(B, T, N, H)
     options = {k: v.clone() if isinstance(v, Tensor) else v for k, v in OPTIONS[name].items()}
@@ -185,7 +181,7 @@ def test_blocks_are_those_that_torch_finds_by_looking_at_every_pair(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("windowed", [pytest.param(False, marks=pytest.mark.slow), True])
+@pytest.mark.parametrize("windowed", [False, True])
 def test_twelve_lengths_take_at_most_three_graphs(windowed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     torch._dynamo.reset()
     counter = CompileCounter()

@@ -32,7 +32,6 @@ DEEP = [  # blocks that differ by depth
 ]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes", [c if i == 4 else pytest.param(c, marks=pytest.mark.slow) for i, c in enumerate(DEEP)], ids=str
 )

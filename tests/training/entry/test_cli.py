@@ -150,10 +150,7 @@ def test_every_number_of_the_trainer_is_what_lightnings_own_command_line_makes_o
 @pytest.mark.parametrize(
     ("words", "path", "value", "rule"),
     [
-        pytest.param(
-            *(["--config", "{tmp}/nope.yaml"], "--config", "{tmp}/nope.yaml", "File does not exist: '{tmp}/nope.yaml'"),
-            marks=pytest.mark.slow,
-        ),
+        (["--config", "{tmp}/nope.yaml"], "--config", "{tmp}/nope.yaml", "File does not exist: '{tmp}/nope.yaml'"),
         (
             ["--config={tmp}/whole.yaml", "--trainer.max_steps=abc"],
             *("--trainer.max_steps", "abc", "Expected a <class 'int'>. Got value: abc"),

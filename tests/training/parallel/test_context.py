@@ -435,9 +435,7 @@ def travelled(names: list[str]) -> dict[str, dict[str, int]]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("devices", "names"), [(2, ["context"]), pytest.param(4, ["shards", "heads"], marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize(("devices", "names"), [(2, ["context"]), (4, ["shards", "heads"])])
 def test_bytes_that_travel_are_those_of_the_formula(devices: int, names: list[str]) -> None:
     decoder, tokens = compose(UNBALANCED, device="meta"), 8 * 12
     for rank in spawn(devices, travelled, names):

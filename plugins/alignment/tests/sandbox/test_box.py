@@ -165,7 +165,6 @@ MORE_WEAK = (
 )
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("names", [WEAK, pytest.param(MORE_WEAK, marks=pytest.mark.slow)], ids=["some", "others"])
 def test_weaker_box_still_has_limits_and_no_processes_or_network(names: tuple[str, ...]) -> None:
     weak = Box(seconds=1, memory_mb=256, file_mb=2, weaker=True)
