@@ -333,8 +333,8 @@ def test_reward_without_spread_and_failing_reward_change_nothing(train: Make) ->
             with pytest.warns(
                 UserWarning, match="the reward failing failed for 16 of 16 completions: RuntimeError: no judge"
             ):
-                task, _, trainer = train(1, reward=reward)
-            assert trainer.callback_metrics["train/reward_failures"] == 1
+                task, _, trainer = train(1, reward=reward, resamples=2)
+            assert trainer.callback_metrics["train/reward_failures"] == 3  # groups without spread are judged again
             assert trainer.callback_metrics["train/reward"].isnan() and trainer.callback_metrics["train/judged"] == 0
         else:
             task, _, trainer = train(1, reward=reward)
