@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import posixpath
 import re
-import resource
 import zlib
 from dataclasses import dataclass, field
 from html.parser import HTMLParser
@@ -33,24 +32,17 @@ BLOCKS = [f"{kind}/{name}" for kind in registry.kinds(None) for name in registry
 
 @dataclass
 class Built:
-    """The site, what its builder printed, and how long all of it took in CPU-seconds."""
+    """The site, and what its builder printed."""
 
     folder: Path
     printed: str
-    seconds: float
 
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
-    folder, before = tmp_path_factory.mktemp("site"), _seconds()
+    folder = tmp_path_factory.mktemp("site")
     file = site.write(site.collect(presets.names(), catalogue.families()), folder)
-    printed = site.build(file)
-    return Built(folder / "site", printed, _seconds() - before)
-
-
-def _seconds() -> float:
-    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    return sum(each.ru_utime + each.ru_stime for each in used)
+    return Built(folder / "site", site.build(file))
 
 
 @dataclass
@@ -93,9 +85,8 @@ def html(built: Built) -> dict[str, Page]:
     return read
 
 
-def test_it_is_built_without_a_warning_in_under_a_minute(built: Built) -> None:
+def test_it_is_built_without_a_warning(built: Built) -> None:
     assert "No issues found" in built.printed and not re.search("warning|error|griffe", built.printed, re.IGNORECASE)
-    assert built.seconds < 60, built.seconds
 
 
 def test_every_block_preset_command_and_public_name_has_a_page(built: Built) -> None:
