@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-from pairwise import each
+from pairwise import pairs
 from torch import Tensor
 
 from blockwright.blocks.attention import beside
@@ -17,7 +16,8 @@ from blockwright.blocks.compressor.pool import Pool, ends_of
 from blockwright.blocks.decoder import Decoder
 from blockwright.blocks.forward_pass import Pass
 from blockwright.blocks.kernels import few_keys
-from blockwright.registry import BlockError, ConfigError
+from blockwright.registry import BlockError
+from tests.blocks.small import Make, drawn, ids, near, packed, rewind
 
 CSA = {"name": "csa", "every": 3, "n_heads": 2, "head_dim": 8, "top_k": 2}
 HCA = {"name": "hca", "every": 4}
@@ -25,29 +25,16 @@ compressed = pytest.mark.parametrize("compressor", [CSA, HCA, None], ids=["csa",
 
 
 @pytest.fixture
-def model(tiny: Callable[..., dict[str, Any]], randomise: Callable[..., None]) -> Callable[..., Decoder]:
+def model(tiny: Make, randomise: Make) -> Make:
     """A model of one layer with every weight random, in fp64."""
 
-    def make(compressor: dict[str, Any] | None, **attention: Any) -> Decoder:
+    def make(compressor: Any, **attention: Any) -> Decoder:
         node = {"name": "shared_kv", "n_heads": 4, "window": 5, "n_groups": 2, "scores": "sinks", **attention}
         decoder = compose(tiny(n_layers=1, max_positions=256, attention={**node, "compressor": compressor}))
         randomise(decoder)
         return decoder.double().eval()
 
     return make
-
-
-def ids(length: int, rows: int = 2) -> Tensor:
-    return torch.randint(0, 61, (rows, length), generator=torch.Generator().manual_seed(3))
-
-
-def packed(*lengths: int, first: int = 0) -> tuple[Tensor, Tensor]:
-    """Positions and segments [1,T] of documents; those of the first begin at ``first``."""
-    at = torch.cat([torch.arange(n) + (first if i == 0 else 0) for i, n in enumerate(lengths)])
-    return at[None], torch.cat([torch.full((n,), i) for i, n in enumerate(lengths)])[None]
-
-
-# --- the definition, one query after another --------------------------------------------------------------------------
 
 
 def key_of(pool: Pool, x: Tensor, tokens: list[int], before: list[int]) -> Tensor:
@@ -73,26 +60,23 @@ def windows(positions: list[int], segments: list[int], every: int) -> list[tuple
     return found
 
 
-@compressed
 @pytest.mark.parametrize(
-    ("documents", "first", "least"), each([(23,), (7, 1, 11, 4), (3, 3, 2)] * 2, [0, 2, 5], [1, 1024]), ids=str
+    ("compressor", "documents", "first", "least"),
+    pairs([CSA, HCA, None], [(23,), (7, 1, 11, 4), (3, 3, 2)], [0, 2, 5], [1, 1024]),
+    ids=str,
 )
 @torch.no_grad()
 def test_attention_is_that_of_the_definition(
-    model: Callable[..., Decoder],
-    monkeypatch: pytest.MonkeyPatch,
-    compressor: dict[str, Any] | None,
-    documents: tuple[int, ...],
-    first: int,
-    least: int,
+    model: Make, monkeypatch: pytest.MonkeyPatch, compressor: Any, documents: tuple[int, ...], first: int, least: int
 ) -> None:
     monkeypatch.setattr(few_keys, "LEAST", least)
     for part in ("PART", "PART_OF_SEVERAL"):
         monkeypatch.setattr(few_keys, part, 1)
     attention: Any = model(compressor).layers[0].attention
-    positions, segments = packed(*documents, first=first)
+    positions, segments = packed(*documents)
+    positions = positions + first * (segments == 0)
     T, at, of = positions.shape[1], positions[0].tolist(), segments[0].tolist()
-    x = torch.randn(1, T, 48, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    x = drawn(1, T, 48, seed=1)
 
     def turned(heads: Tensor, position: int) -> Tensor:
         return attention._rotated(heads[None, None], torch.tensor([[position]]), 64)[0, 0]
@@ -111,7 +95,7 @@ def test_attention_is_that_of_the_definition(
     want = []
     for t in range(T):
         q = turned(attention.query_norm(attention.q_up(latent[t]).unflatten(-1, (4, -1))), at[t])
-        near = [turned(key[s][None], at[s])[0] for s in range(max(0, t - 4), t + 1) if of[s] == of[t]]
+        close = [turned(key[s][None], at[s])[0] for s in range(max(0, t - 4), t + 1) if of[s] == of[t]]
         seen = [entry for entry in entries if entry[0] <= t and entry[1] == of[t]]
         if compressor is CSA and len(seen) > 2:
             asks = turned(part.index.query(latent[t]).unflatten(-1, (2, -1)), at[t])
@@ -119,12 +103,12 @@ def test_attention_is_that_of_the_definition(
             scores = [((asks @ entry[3] * 8**-0.5).relu() * weights).sum().item() for entry in seen]
             best = sorted(range(len(seen)), key=lambda i: (scores[i], i))[-2:]
             seen = [seen[i] for i in best]
-        keys = torch.stack([*near, *(entry[2] for entry in seen)])
+        keys = torch.stack([*close, *(entry[2] for entry in seen)])
         scores_t = torch.cat((q @ keys.T * attention.scale, attention.scores.sinks[:, None]), -1).softmax(-1)[:, :-1]
         y = turned(scores_t @ keys, -at[t]).flatten().unflatten(0, (2, -1))
         want.append(attention.output(torch.einsum("gh,glh->gl", y, attention.group).flatten()))
     found = attention(x, Pass(positions, segments=None if len(documents) == 1 else segments))
-    torch.testing.assert_close(found[0], torch.stack(want), rtol=0, atol=1e-10)
+    near(found[0], torch.stack(want), 1e-10)
 
 
 def test_windows_close_where_positions_say() -> None:
@@ -133,137 +117,39 @@ def test_windows_close_where_positions_say() -> None:
     assert ends.real.tolist() == [[True, True, False], [True, True, True]]
 
 
-# --- in parts ---------------------------------------------------------------------------------------------------------
-
-
 @compressed
-@pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 1e-5), (torch.bfloat16, 0.08)])
 @torch.no_grad()
-def test_queries_in_parts_are_those_together(
-    model: Callable[..., Decoder],
-    monkeypatch: pytest.MonkeyPatch,
-    compressor: dict[str, Any] | None,
-    dtype: torch.dtype,
-    bound: float,
-) -> None:
-    decoder = model(compressor).to(dtype)
-    positions, segments = packed(17, 1, 19)
-    tokens = ids(37, 1)
-    whole = decoder.hidden(tokens, positions, segments)[0]
-    for rows in (1, 7, 36):
-        monkeypatch.setattr(beside, "ROWS", rows)
-        found = decoder.hidden(tokens, positions, segments)[0]
-        assert ((found - whole).float().norm(dim=-1) / whole.float().norm(dim=-1)).median() <= bound / 20
-        torch.testing.assert_close(found, whole, rtol=0, atol=bound if dtype == torch.float32 else 1.0)
+def test_queries_in_parts_are_those_together(model: Make, monkeypatch: pytest.MonkeyPatch, compressor: Any) -> None:
+    decoder, tokens, documents = model(compressor), ids(37, 1), packed(17, 1, 19)
+    for dtype, bound, most in ((torch.float32, 1e-5, 1e-5), (torch.bfloat16, 0.08, 1.0)):
+        monkeypatch.undo()
+        whole = decoder.to(dtype).hidden(tokens, *documents)[0]
+        for rows in (1, 7, 36):
+            monkeypatch.setattr(beside, "ROWS", rows)
+            found = decoder.hidden(tokens, *documents)[0]
+            assert ((found - whole).float().norm(dim=-1) / whole.float().norm(dim=-1)).median() <= bound / 20
+            near(found, whole, most)
 
 
 @compressed
 @torch.no_grad()
-def test_cache_goes_back_and_to_other_rows(model: Callable[..., Decoder], compressor: dict[str, Any] | None) -> None:
+def test_cache_goes_back_and_to_other_rows(model: Make, compressor: Any) -> None:
     decoder, tokens = model(compressor), ids(31)
     caches = decoder.new_caches(2, 40, padding=torch.tensor([0, 6]))
     decoder.hidden(tokens[:, :17], caches=caches)
     marks = [cache.mark() for cache in caches]
     want = decoder.hidden(tokens[:, 17:], caches=caches)[0]
-    for cache, mark in zip(caches, marks, strict=True):
-        cache.rewind(mark)
+    rewind(caches, marks)
     decoder.hidden(tokens[:, :9].flip(0), caches=caches)  # overwrites
-    for cache, mark in zip(caches, marks, strict=True):
-        cache.rewind(mark)
+    rewind(caches, marks)
+    for cache in caches:
         cache.take(torch.tensor([1, 0, 1]))
-    found = decoder.hidden(tokens[[1, 0, 1], 17:], caches=caches)[0]
-    torch.testing.assert_close(found, want[[1, 0, 1]], rtol=0, atol=1e-10)
-
-
-def test_cache_holds_a_window_and_a_key_of_each_closed_one(model: Callable[..., Decoder]) -> None:
-    attention: Any = model(CSA, head_dim=16).layers[0].attention
-    sizes = [attention.new_cache(1, n, torch.float32, torch.device("meta")).nbytes // 4 for n in (60, 120)]
-    assert sizes[1] - sizes[0] == 60 // 3 * (16 + 8)
-    near: Any = model(None, head_dim=16).layers[0].attention
-    assert near.new_cache(1, 60, torch.float32, torch.device("meta")).nbytes // 4 == 5 * 16
-
-
-def test_cache_that_is_full_or_of_another_kind_is_refused(model: Callable[..., Decoder]) -> None:
-    decoder = model(HCA)
-    caches = decoder.new_caches(1, 8)
-    decoder.hidden(ids(8, 1), caches=caches)
-    with pytest.raises(BlockError, match="has room for 8 tokens"):
-        decoder.hidden(ids(1, 1), caches=caches)
-    other = Cache(1, 8, {"k": (1, 12)}, torch.float64, torch.device("cpu"))
-    with pytest.raises(BlockError, match="new_cache"):
-        decoder.hidden(ids(2, 1), caches=[other])
-
-
-# --- the index --------------------------------------------------------------------------------------------------------
-
-
-def losses_of(decoder: Decoder, tokens: Tensor) -> tuple[Tensor, Tensor]:
-    """The sum of the outputs, and the index's loss."""
-    hidden, routings = decoder.train().hidden(tokens)
-    found = [loss for r in routings if r is not None for loss in r.losses.values()]
-    assert len(found) == 1
-    return hidden.square().sum(), found[0]
-
-
-def test_index_learns_from_its_own_loss_alone(model: Callable[..., Decoder]) -> None:
-    decoder = model(CSA)
-    output, loss = losses_of(decoder, ids(23))
-    assert 0 < loss.item() < 10
-    own = [p for n, p in decoder.named_parameters() if ".index" in n]
-    others = [p for n, p in decoder.named_parameters() if ".index" not in n]
-    assert len(own) == 6  # of its pool, its norm, its query and its weights
-    assert all(g is None for g in torch.autograd.grad(output, own, allow_unused=True, retain_graph=True))
-    assert all(g is not None and g.abs().sum() > 0 for g in torch.autograd.grad(loss, own, retain_graph=True))
-    assert all(g is None for g in torch.autograd.grad(loss, others, allow_unused=True))
-
-
-@pytest.mark.slow
-def test_a_step_against_its_gradient_brings_the_index_nearer(model: Callable[..., Decoder]) -> None:
-    decoder, tokens = model({**CSA, "dense": True}), ids(41)
-    own = [p for n, p in decoder.named_parameters() if ".index" in n]
-    optimizer = torch.optim.Adam(own, lr=0.02)
-    found = []
-    for _ in range(60):
-        optimizer.zero_grad()
-        loss = losses_of(decoder, tokens)[1]
-        loss.backward()
-        optimizer.step()
-        found.append(loss.item())
-    assert found[-1] < found[0] / 2
-
-
-def test_dense_index_leaves_nothing_out(model: Callable[..., Decoder]) -> None:
-    tokens = ids(30)
-    dense, many = (model({**CSA, **change})(tokens) for change in ({"dense": True}, {"top_k": 10}))
-    torch.testing.assert_close(dense, many, rtol=0, atol=0)
-    assert (model(CSA)(tokens) - many).abs().max() > 1e-3
-
-
-# --- refusals ---------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("node", "path"),
-    [
-        ({"n_groups": 3}, "model.attention.n_groups"),
-        ({"rope_head_dim": 14}, "model.attention.rope_head_dim"),
-        ({"compressor": {**CSA, "head_dim": 4}}, "model.attention.compressor.head_dim"),
-        ({"compressor": {**HCA, "every": 1}}, "model.attention.compressor.every"),
-    ],
-)
-def test_sizes_that_do_not_fit_are_refused(
-    tiny: Callable[..., dict[str, Any]], node: dict[str, Any], path: str
-) -> None:
-    with pytest.raises(ConfigError) as caught:
-        compose(tiny(attention={"name": "shared_kv", "n_heads": 4, **node}))
-    assert caught.value.path == path and caught.value.remedy
+    near(decoder.hidden(tokens[[1, 0, 1], 17:], caches=caches)[0], want[[1, 0, 1]], 1e-10)
 
 
 @compressed
 @torch.no_grad()
-def test_a_row_joins_and_a_draft_is_forgotten_by_row(
-    model: Callable[..., Decoder], compressor: dict[str, Any] | None
-) -> None:
+def test_a_row_joins_and_a_draft_is_forgotten_by_row(model: Make, compressor: Any) -> None:
     decoder, tokens = model(compressor), ids(31)
     want = [decoder.hidden(tokens[i : i + 1])[0] for i in range(2)]
     batch, own = decoder.new_caches(3, 40), decoder.new_caches(1, 40)
@@ -283,5 +169,65 @@ def test_a_row_joins_and_a_draft_is_forgotten_by_row(
         cache.rewind(mark, torch.tensor([3, 1]))
         cache.padding = padding + torch.tensor([0, 2])
     found = decoder.hidden(torch.cat((tokens[:1, 28:31], tokens[1:, 18:21])), caches=batch)[0]
-    torch.testing.assert_close(found[0], want[0][0, 28:31], rtol=0, atol=1e-10)
-    torch.testing.assert_close(found[1], want[1][0, 18:21], rtol=0, atol=1e-10)
+    near(found, torch.stack((want[0][0, 28:31], want[1][0, 18:21])), 1e-10)
+
+
+def test_cache_holds_a_window_and_a_key_of_each_closed_one(model: Make) -> None:
+    attention: Any = model(CSA, head_dim=16).layers[0].attention
+    sizes = [attention.new_cache(1, n, torch.float32, torch.device("meta")).nbytes // 4 for n in (60, 120)]
+    assert sizes[1] - sizes[0] == 60 // 3 * (16 + 8)
+    plain: Any = model(None, head_dim=16).layers[0].attention
+    assert plain.new_cache(1, 60, torch.float32, torch.device("meta")).nbytes // 4 == 5 * 16
+
+
+def test_cache_that_is_full_or_of_another_kind_is_refused(model: Make) -> None:
+    decoder = model(HCA)
+    caches = decoder.new_caches(1, 8)
+    decoder.hidden(ids(8, 1), caches=caches)
+    with pytest.raises(BlockError, match="has room for 8 tokens"):
+        decoder.hidden(ids(1, 1), caches=caches)
+    other = Cache(1, 8, {"k": (1, 12)}, torch.float64, torch.device("cpu"))
+    with pytest.raises(BlockError, match="new_cache"):
+        decoder.hidden(ids(2, 1), caches=[other])
+
+
+def losses_of(decoder: Decoder, tokens: Tensor) -> tuple[Tensor, Tensor]:
+    """The sum of the outputs, and the index's loss."""
+    hidden, routings = decoder.train().hidden(tokens)
+    found = [loss for r in routings if r is not None for loss in r.losses.values()]
+    assert len(found) == 1
+    return hidden.square().sum(), found[0]
+
+
+def test_index_learns_from_its_own_loss_alone(model: Make) -> None:
+    decoder = model(CSA)
+    output, loss = losses_of(decoder, ids(23))
+    assert 0 < loss.item() < 10
+    own = [p for n, p in decoder.named_parameters() if ".index" in n]
+    others = [p for n, p in decoder.named_parameters() if ".index" not in n]
+    assert len(own) == 6  # of its pool, its norm, its query and its weights
+    assert all(g is None for g in torch.autograd.grad(output, own, allow_unused=True, retain_graph=True))
+    assert all(g is not None and g.abs().sum() > 0 for g in torch.autograd.grad(loss, own, retain_graph=True))
+    assert all(g is None for g in torch.autograd.grad(loss, others, allow_unused=True))
+
+
+@pytest.mark.slow
+def test_a_step_against_its_gradient_brings_the_index_nearer(model: Make) -> None:
+    decoder, tokens = model({**CSA, "dense": True}), ids(41)
+    own = [p for n, p in decoder.named_parameters() if ".index" in n]
+    optimizer = torch.optim.Adam(own, lr=0.02)
+    found = []
+    for _ in range(60):
+        optimizer.zero_grad()
+        loss = losses_of(decoder, tokens)[1]
+        loss.backward()
+        optimizer.step()
+        found.append(loss.item())
+    assert found[-1] < found[0] / 2
+
+
+def test_dense_index_leaves_nothing_out(model: Make) -> None:
+    tokens = ids(30)
+    dense, many = (model({**CSA, **change})(tokens) for change in ({"dense": True}, {"top_k": 10}))
+    assert torch.equal(dense, many)
+    assert (model(CSA)(tokens) - many).abs().max() > 1e-3

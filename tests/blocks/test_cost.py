@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -26,155 +25,105 @@ from blockwright.blocks.ffn.moe import MoE
 from blockwright.blocks.gating.base import Gating
 from blockwright.blocks.sample import sampled
 from blockwright.registry import register
+from tests.blocks.small import Make, model
 
 V, D, L = 61, 48, 2
+MHA = {"attention": {"name": "mha", "n_heads": 4}, "position": "none"}
+OF_MHA = 4 * D  # scores and averages, uncausal: 2·2·N·H a token and key
 
 
-def test_dense_models_have_no_idle_parameters(tiny: Callable[..., Any]) -> None:
-    counted = count_parameters(compose(tiny()))
-    attention = D * (8 + 2 * 2 + 8) * 6
-    total = 2 * V * D + L * (attention + 3 * D * 40 + 2 * D) + D
-    assert (counted.total, counted.active, counted.embedding) == (total, total, V * D)
+def ghost(config: Any) -> Any:
+    return compose(config, device="meta")
 
 
-@pytest.mark.parametrize(("n_experts", "top_k"), [(6, 2), (7, 3), (4, 4), (5, 1)])
+def test_dense_and_tied_models_have_no_idle_parameters(tiny: Make) -> None:
+    total = 2 * V * D + L * (D * (8 + 2 * 2 + 8) * 6 + 3 * D * 40 + 2 * D) + D
+    for tied, saved in ((False, 0), (True, V * D)):
+        counted = count_parameters(ghost(tiny(tie_embeddings=tied)))
+        assert (counted.total, counted.active, counted.embedding) == (total - saved, total - saved, V * D)
+
+
+@pytest.mark.parametrize(("n_experts", "top_k"), [(6, 2), (4, 4), (5, 1)])
 def test_active_parameters_take_k_of_the_routed_experts_and_all_of_the_rest(
-    tiny: Callable[..., Any], n_experts: int, top_k: int
+    tiny: Make, n_experts: int, top_k: int
 ) -> None:
     config = tiny(moe=True, n_layers=3)
     config["ffn"]["n_experts"], config["gating"]["top_k"] = n_experts, top_k
-    counted = count_parameters(compose(config, device="meta"))
-    one_expert = 3 * D * 12
+    counted, one_expert = count_parameters(ghost(config)), 3 * D * 12
     assert counted.total - counted.active == 2 * (n_experts - top_k) * one_expert  # two mixtures
-    dense = count_parameters(compose(tiny(n_layers=3, ffn={"name": "swiglu", "d_ff": 40})))
+    dense = count_parameters(ghost(tiny(n_layers=3, ffn={"name": "swiglu", "d_ff": 40})))
     router, shared = D * n_experts, 3 * D * 20
     assert counted.total == dense.total + 2 * (n_experts * one_expert + router + shared - 3 * D * 40)
+    chosen = count_parameters(ghost({**config, "gating": {"name": "expert_choice", "top_k": top_k}}))
+    assert chosen.active == counted.active  # experts that choose tokens are visited top_k times on average
 
 
-def test_experts_that_choose_tokens_are_visited_top_k_times_on_average(tiny: Callable[..., Any]) -> None:
-    config = tiny(moe=True)
-    chosen = tiny(moe=True, gating={"name": "expert_choice", "top_k": config["gating"]["top_k"]})
-    by_token, by_expert = (count_parameters(compose(c, device="meta")) for c in (config, chosen))
-    assert by_expert.active == by_token.active < by_token.total
-
-
-def test_counts_are_the_same_with_and_without_memory(tiny: Callable[..., Any]) -> None:
-    config = tiny(moe=True, tie_embeddings=True)
-    assert count_parameters(compose(config)) == count_parameters(compose(config, device="meta"))
-
-
-def test_tied_embedding_is_counted_once(tiny: Callable[..., Any]) -> None:
-    tied, untied = (count_parameters(compose(tiny(tie_embeddings=t), device="meta")) for t in (True, False))
-    assert untied.total - tied.total == tied.embedding == V * D
-
-
-def mha(length: int) -> int:
-    """Scores and averages, uncausal: 2·2·T·N·H a token."""
-    return 4 * length * D
-
-
-@pytest.mark.parametrize("length", [1, 16, 63])
-def test_flops_of_a_dense_model_are_twice_its_matrices_and_the_attention(tiny: Callable[..., Any], length: int) -> None:
-    config = tiny(attention={"name": "mha", "n_heads": 4}, position="none")
+@pytest.mark.parametrize("length", [1, 63])
+def test_flops_of_a_dense_model_are_twice_its_matrices_and_the_attention(tiny: Make, length: int) -> None:
     matrices = L * (4 * D * D + 3 * D * 40) + V * D
-    assert forward_flops_per_token(config, length) == 2 * matrices + L * mha(length)
+    assert forward_flops_per_token(tiny(**MHA), length) == 2 * matrices + L * OF_MHA * length
 
 
 @pytest.mark.parametrize(("keys", "values"), [(20, 8), (12, 5)])
 def test_attention_costs_products_with_keys_and_values_and_none_with_padding(
-    tiny: Callable[..., Any], keys: int, values: int
+    tiny: Make, keys: int, values: int
 ) -> None:
     """2·T·N·(keys + values) a token in the forward pass, whatever their widths; and so much is what trains here."""
     mla = {"name": "mla", "n_heads": 4, "kv_lora_rank": 16, "qk_rope_head_dim": 4, "v_head_dim": values}
     config, T = tiny(attention={**mla, "qk_nope_head_dim": keys - 4}, position="none"), 128
-    linear = 2 * sum(p.numel() for n, p in compose(config).named_parameters() if p.ndim == 2 and "embedding" not in n)
+    decoder = compose(config).train()
+    linear = 2 * sum(p.numel() for n, p in decoder.named_parameters() if p.ndim == 2 and "embedding" not in n)
     assert forward_flops_per_token(config, T) == linear + L * 2 * T * 4 * (keys + values)
-    decoder, tokens = compose(config).train(), torch.zeros(1, T, dtype=torch.long)
     with FlopCounterMode(display=False) as counter:
-        decoder(tokens).sum().backward()
+        decoder(torch.zeros(1, T, dtype=torch.long)).sum().backward()
     assert counter.get_total_flops() / T == pytest.approx(training_flops_per_token(config, T), rel=5e-3)
 
 
 @pytest.mark.parametrize(
     "wrapped", [{}, {"experts": {"name": "latent", "width": 8, "experts": {"name": "swiglu", "d_ff": 12}}}]
 )
-def test_flops_of_a_mixture_are_those_of_its_active_parameters(
-    tiny: Callable[..., Any], wrapped: dict[str, Any]
-) -> None:
-    config = tiny(moe=True, attention={"name": "mha", "n_heads": 4}, position="none", **wrapped)
-    counted = count_parameters(compose(config, device="meta"))
-    norms = (2 * L + 1) * D
-    matrices = counted.active - counted.embedding - norms
-    assert forward_flops_per_token(config, 16) == 2 * matrices + L * mha(16)
+def test_flops_of_a_mixture_are_those_of_its_active_parameters(tiny: Make, wrapped: dict[str, Any]) -> None:
+    config = tiny(moe=True, **MHA, **wrapped)
+    counted = count_parameters(ghost(config))
+    matrices = counted.active - counted.embedding - (2 * L + 1) * D
+    assert forward_flops_per_token(config, 16) == 2 * matrices + L * OF_MHA * 16
 
 
-@pytest.mark.parametrize("length", [2, 24])
-def test_multi_token_prediction_costs_a_layer_a_projection_and_the_head_for_each_depth(
-    tiny: Callable[..., Any], length: int
-) -> None:
+def test_multi_token_prediction_costs_a_layer_a_projection_and_the_head_for_each_depth(tiny: Make) -> None:
     """Depth k has length − k tokens; of two tokens only the first depth has any."""
 
-    def of_depth(k: int) -> float:
+    def of_depth(k: int, length: int) -> float:
         deeper, model = (forward_flops_per_token(tiny(n_layers=n), length - k) for n in (L + 1, L))
         return (length - k) * (deeper - model + 2 * 2 * D * D + 2 * V * D)
 
-    without, trained = (training_flops_per_token(tiny(mtp=mtp), length) for mtp in (None, {"depth": 2}))
-    assert without == 3 * forward_flops_per_token(tiny(), length)
-    expected = 3 * sum(of_depth(k) for k in (1, 2) if k < length) / length
-    assert trained - without == pytest.approx(expected, rel=1e-12)
+    for length in (2, 24):
+        without, trained = (training_flops_per_token(tiny(mtp=mtp), length) for mtp in (None, {"depth": 2}))
+        assert without == 3 * forward_flops_per_token(tiny(), length)
+        expected = 3 * sum(of_depth(k, length) for k in (1, 2) if k < length) / length
+        assert trained - without == pytest.approx(expected, rel=1e-12)
 
 
 @pytest.mark.parametrize(
     "changes",
     [
         {"moe": True, "mtp": {"depth": 1}, "gating": {"name": "expert_choice", "top_k": 2}},
-        {"loop": {"name": "cycle", "visits": 3, "exit": {"name": "gate"}}},
+        {"loop": {"name": "cycle", "visits": 3, "exit": {"name": "gate"}}, "n_layers": 1},
     ],
-    ids=str,
+    ids=["mixture", "loop"],
 )
-def test_a_model_costs_what_it_costs_wherever_its_weights_are(
-    tiny: Callable[..., Any], changes: dict[str, Any]
-) -> None:
-    config = tiny(**changes)
-    without, held = compose(config, device="meta"), compose(config)
-    for model in (held, sampled(held)):
-        assert forward_flops_per_token(model, 9) == forward_flops_per_token(without, 9)
-        assert training_flops_per_token(model, 9) == training_flops_per_token(without, 9)
-        assert count_parameters(model) == count_parameters(without)
-        assert cache_bytes(model, 9, torch.float32) == cache_bytes(without, 9, torch.float32)
+def test_a_model_costs_what_it_costs_wherever_its_weights_are(tiny: Make, changes: dict[str, Any]) -> None:
+    held, without = compose(tiny(**changes)), ghost(tiny(**changes))
+    for made in (held, sampled(held)):
+        assert forward_flops_per_token(made, 9) == forward_flops_per_token(without, 9)
+        assert training_flops_per_token(made, 9) == training_flops_per_token(without, 9)
+        assert count_parameters(made) == count_parameters(without)
+        assert cache_bytes(made, 9, torch.float32) == cache_bytes(without, 9, torch.float32)
 
 
-def test_costing_allocates_no_weights(tiny: Callable[..., Any]) -> None:
-    config = tiny(moe=True, d_model=2**16, vocab_size=2**20)  # a terabyte, were it made
-    decoder = compose(config, device="meta")
-    assert count_parameters(decoder).total > 1e11
-    assert all(p.is_meta for p in decoder.parameters())
+def test_costing_allocates_no_weights(tiny: Make) -> None:
+    decoder = ghost(tiny(moe=True, d_model=2**16, vocab_size=2**20))  # a terabyte, were it made
+    assert count_parameters(decoder).total > 1e11 and all(p.is_meta for p in decoder.parameters())
     assert sum(c.nbytes for c in decoder.new_caches(1, 1)) == L * 2 * 2 * (2**16 // 8) * 4
-
-
-@torch.no_grad()
-def test_kv_heads_save_cache_and_projections_but_no_attention_flops(tiny: Callable[..., Any]) -> None:
-    flops = {
-        k: forward_flops_per_token(tiny(attention={"name": "gqa", "n_heads": 4, "n_kv_heads": k}, position="none"), 32)
-        for k in (1, 2, 4)
-    }
-    assert flops[4] - flops[2] == 2 * L * 2 * D * 2 * 12
-    assert flops[2] - flops[1] == 2 * L * 2 * D * 1 * 12
-
-
-# --- families and layers ----------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("changes", [{}, {"tie_embeddings": True}, {"position": "learned"}, {"moe": True}], ids=str)
-def test_families_share_out_every_parameter(tiny: Callable[..., Any], changes: dict[str, Any]) -> None:
-    decoder = compose(tiny(**changes), device="meta")
-    families = count_parameters(decoder).families
-    assert list(families) == in_order([])
-    assert sum(families.values()) == sum(p.numel() for p in decoder.parameters())
-    assert families["other"] == families["mtp"] == 0
-    assert families["norms"] == (2 * L + 1) * D
-    assert families["head"] == (0 if changes.get("tie_embeddings") else V * D)
-    assert families["position"] == (64 * D if changes.get("position") else 0)
 
 
 class ScaledMoE(MoE):
@@ -187,27 +136,32 @@ class ScaledMoE(MoE):
         self.gain = nn.Parameter(torch.empty(d_model))
 
 
-@pytest.mark.usefixtures("temporary_blocks")
-def test_what_a_mixture_holds_besides_its_parts_is_other(tiny: Callable[..., Any]) -> None:
-    register("ffn", "scaled_moe")(ScaledMoE)
-    ours = tiny(moe=True)
-    families = count_parameters(compose(ours | {"ffn": ours["ffn"] | {"name": "scaled_moe"}}, device="meta")).families
-    plain = count_parameters(compose(ours, device="meta")).families
-    assert families == {**plain, "other": D}
+@pytest.mark.parametrize("changes", [{}, {"tie_embeddings": True}, {"position": "learned"}, {"moe": True}], ids=str)
+def test_families_share_out_every_parameter(temporary_blocks: None, tiny: Make, changes: dict[str, Any]) -> None:
+    decoder = ghost(tiny(**changes))
+    families = count_parameters(decoder).families
+    assert list(families) == in_order([])
+    assert sum(families.values()) == sum(p.numel() for p in decoder.parameters())
+    assert families["other"] == families["mtp"] == 0 and families["norms"] == (2 * L + 1) * D
+    assert families["head"] == (0 if changes.get("tie_embeddings") else V * D)
+    assert families["position"] == (64 * D if changes.get("position") else 0)
+    if "moe" in changes:  # what a mixture holds besides its parts
+        register("ffn", "scaled_moe")(ScaledMoE)
+        config = tiny(moe=True)
+        config["ffn"]["name"] = "scaled_moe"
+        assert count_parameters(ghost(config)).families == {**families, "other": D}
 
 
 @pytest.mark.parametrize(
     "patch", [{"attention": {"n_kv_heads": 1}}, {"experts": {"d_ff": 16}}, {"position": {"theta": 500.0}}], ids=str
 )
-def test_layers_are_alike_when_neither_shapes_nor_settings_tell_them_apart(
-    tiny: Callable[..., Any], patch: dict[str, Any]
-) -> None:
+def test_layers_are_alike_when_neither_shapes_nor_settings_tell_them_apart(tiny: Make, patch: dict[str, Any]) -> None:
     config = tiny(moe=True, n_layers=5, overrides=[{"layers": -1, **patch}])
-    assert alike(compose(config, device="meta").layers) == [[0], [1, 2, 3], [4]]
+    assert alike(ghost(config).layers) == [[0], [1, 2, 3], [4]]
 
 
-def test_block_that_two_layers_share_counts_once(tiny: Callable[..., Any]) -> None:
-    decoder = compose(tiny(), device="meta")
+def test_block_that_two_layers_share_counts_once(tiny: Make) -> None:
+    decoder = ghost(tiny())
     apart = count_parameters(decoder)
     decoder.layers[1].attention = decoder.layers[0].attention
     shared = count_parameters(decoder)
@@ -215,18 +169,19 @@ def test_block_that_two_layers_share_counts_once(tiny: Callable[..., Any]) -> No
     assert shared.total == sum(p.numel() for p in decoder.parameters())
 
 
-def test_flops_and_caches_of_unlike_layers_add_up(tiny: Callable[..., Any]) -> None:
+def test_kv_heads_save_cache_and_projections_but_no_attention_flops_in_the_layers_that_have_fewer(tiny: Make) -> None:
     config = tiny(n_layers=3, position="none", attention={"name": "gqa", "n_heads": 4, "n_kv_heads": 4})
-    mixed = config | {"overrides": [{"layers": 1, "attention": {"n_kv_heads": 1}}]}
-    saved = 2 * 2 * D * 3 * 12  # three heads of keys and values
-    assert forward_flops_per_token(config, 32) - forward_flops_per_token(mixed, 32) == saved
-    sizes = [cache_bytes(compose(c, device="meta"), 10, torch.bfloat16) for c in (config, mixed)]
-    assert sizes[0] - sizes[1] == 10 * 2 * 3 * 12 * 2
+    for heads in (1, 2):
+        mixed = {**config, "overrides": [{"layers": 1, "attention": {"n_kv_heads": heads}}]}
+        saved = forward_flops_per_token(config, 32) - forward_flops_per_token(mixed, 32)
+        assert saved == 2 * 2 * D * (4 - heads) * 12  # keys and values
+        sizes = [cache_bytes(ghost(c), 10, torch.bfloat16) for c in (config, mixed)]
+        assert sizes[0] - sizes[1] == 10 * 2 * (4 - heads) * 12 * 2
 
 
-def test_full_windows_and_states_weigh_less_the_longer_the_sequence_is(tiny: Callable[..., Any]) -> None:
+def test_full_windows_and_states_weigh_less_the_longer_the_sequence_is(tiny: Make) -> None:
     def weigh(length: int, **attention: Any) -> float:
-        decoder = compose(tiny(attention={"n_heads": 4, **attention}, position="none"), device="meta")
+        decoder = ghost(tiny(attention={"n_heads": 4, **attention}, position="none"))
         return cache_bytes_per_token(decoder, length, torch.bfloat16)
 
     a_token = L * 2 * 2 * 12 * 2  # layers × keys and values × heads × width × bytes
@@ -238,17 +193,15 @@ def test_full_windows_and_states_weigh_less_the_longer_the_sequence_is(tiny: Cal
 
 
 def test_streams_cost_their_projection_and_mixing() -> None:
-    base = {"d_model": 48, "vocab_size": 61, "n_layers": 3, "max_positions": 64, "position": "rope", "norm": "rmsnorm"}
-    base |= {"attention": {"name": "gqa", "n_heads": 4, "n_kv_heads": 2}, "ffn": {"name": "swiglu", "d_ff": 24}}
     plain, mhc, hyper, sources = (
-        compose({**base, "residual": residual}, device="meta")
+        ghost(model(n_layers=3, residual=residual))
         for residual in ("prenorm", "mhc", "hyper_connections", {"name": "attention_residual", "block": 4})
     )
     size, flops = count_parameters(plain).total, forward_flops_per_token(plain, 8)
     rows = 2 * 4 + 24  # read, write and a logit for each permutation, of four streams
-    assert count_parameters(mhc).total - size == 6 * (rows * 4 * 48 + rows + 3)
-    assert forward_flops_per_token(mhc, 8) - flops == 6 * 2 * (rows * 4 * 48 + 24 * 16 + 4 * 4 * 48)
-    assert count_parameters(hyper).total - size == 6 * (6 * 48 + 4 * 6 + 2 + 48)
-    assert forward_flops_per_token(hyper, 8) - flops == 6 * 2 * (4 * 6 * 48 + 5 * 4 * 48)
-    assert count_parameters(sources).total - size == 6 * 48  # no query of the first attention, one at the end
+    assert count_parameters(mhc).total - size == 6 * (rows * 4 * D + rows + 3)
+    assert forward_flops_per_token(mhc, 8) - flops == 6 * 2 * (rows * 4 * D + 24 * 16 + 4 * 4 * D)
+    assert count_parameters(hyper).total - size == 6 * (6 * D + 4 * 6 + 2 + D)
+    assert forward_flops_per_token(hyper, 8) - flops == 6 * 2 * (4 * 6 * D + 5 * 4 * D)
+    assert count_parameters(sources).total - size == 6 * D  # no query of the first attention, one at the end
     assert forward_flops_per_token(sources, 8) == flops  # like those of norms, elementwise operations are not counted
