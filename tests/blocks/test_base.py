@@ -2,32 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
-
-import pytest
 
 from blockwright import registry
 from blockwright.blocks.base import Block
+from tests.blocks.small import Make
 
-CONTEXT = {
-    "width": 48,
-    "side": 4,
-    "tile": 16,
-    "dim": 48,
-    "head_dim": 12,
-    "n_heads": 4,
-    "n_experts": 8,
-    "top_k": 2,
-    "n_kv_heads": 2,
-    "vocab_size": 61,
-    "n_streams": 3,
-    "visits": 3,
-    "latent_dim": 48,
-    "attention_heads": 4,
-    "kv_dim": 12,
-    "rope_dim": 6,
-}
+CONTEXT = {"width": 48, "side": 4, "tile": 16, "dim": 48, "head_dim": 12, "n_heads": 4, "n_experts": 8, "top_k": 2}
+CONTEXT |= {"n_kv_heads": 2, "vocab_size": 61, "n_streams": 3, "visits": 3, "latent_dim": 48, "attention_heads": 4}
+CONTEXT |= {"kv_dim": 12, "rope_dim": 6}
 SMALL = {"tile": 16, "patch": 4, "width": 48, "depth": 1}
 AROUND: dict[str, Any] = {"gating": "softmax_topk", "experts": {"name": "swiglu", "d_ff": 12}, "ffn": "swiglu"}
 AROUND |= {"residual": "prenorm"}  # in another residual block
@@ -43,29 +26,17 @@ def nodes(kind: str, name: str) -> list[dict[str, Any]]:
     return [{"name": name, **needed}, {"name": name, **needed, **{k: v for k, v in WIDER.items() if k in parameters}}]
 
 
-def around(name: str) -> dict[str, Any]:
-    """The children that a block takes; a selector is an option of others, and needed by the one that shares it."""
-    return {**AROUND, "selector": "block"} if name == "shared" else AROUND
-
-
-@pytest.fixture(scope="module")
-def blocks_of(make_block: Callable[..., Any]) -> Callable[[str, str], list[Block]]:
-    return lambda kind, name: [make_block(kind, node, around=around(name), **CONTEXT) for node in nodes(kind, name)]
-
-
-def test_residual_outputs_are_matrices_that_write_the_models_width(blocks_of: Callable[..., list[Block]]) -> None:
+def test_what_writes_into_the_stream_says_so_by_matrices_of_the_models_width(make_block: Make) -> None:
     wrong = []
     for kind in registry.kinds():
         for name in registry.names(kind):
-            for block in blocks_of(kind, name):
+            # A selector is an option of others, and needed by the one that shares it.
+            around = {**AROUND, "selector": "block"} if name == "shared" else AROUND
+            for node in nodes(kind, name):
+                block = make_block(kind, node, around=around, **CONTEXT)
                 parameters = dict(block.named_parameters())
                 wrong += [(kind, name, out) for out in block.residual_outputs if parameters[out].shape[-2] != 48]
+                writes = any(m.residual_outputs for m in block.modules() if isinstance(m, Block))
+                if kind in ("attention", "ffn", "experts") and not writes and not getattr(block, "empty", False):
+                    wrong.append((kind, name, "says nothing"))
     assert not wrong
-
-
-@pytest.mark.parametrize("kind", ["attention", "ffn", "experts"])
-def test_whatever_writes_into_the_stream_says_so(blocks_of: Callable[..., list[Block]], kind: str) -> None:
-    for name in registry.names(kind):
-        for block in blocks_of(kind, name):
-            writes = any(m.residual_outputs for m in block.modules() if isinstance(m, Block))
-            assert writes or getattr(block, "empty", False), name

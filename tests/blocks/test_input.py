@@ -4,7 +4,6 @@ their own (test_images.py)."""
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,29 +19,12 @@ from blockwright.lab.card import table
 from blockwright.lab.card_request import Options, Request
 from blockwright.lab.describe import document
 from blockwright.registry import BlockError, ConfigError
+from tests.blocks.small import Make, drawn
 
 ROOT = Path(__file__).resolve().parents[2]
-CORE = [
-    *(f"blocks/{name}.py" for name in ("input", "decoder", "compose", "refusals", "model_config", "forward_pass")),
-    *(f"blocks/{name}" for name in ("cost.py", "generation", "conformance", "base.py")),
-    *("training/tasks/causal_lm.py", "plugins/alignment/tasks/distill.py", "training/parallel"),
-    *(f"lab/{name}.py" for name in ("attachment", "writer", "generate", "describe", "card", "report/card_chart")),
-]
-IMAGE = {
-    "images": {"name": "early_fusion", "image_token": 60},
-    "vision": {
-        "name": "siglip",
-        "tile": 16,
-        "patch": 8,
-        "width": 8,
-        "depth": 1,
-        "n_heads": 2,
-        "norm": "layernorm",
-        "ffn": {"name": "gelu", "d_ff": 8},
-    },
-    "projector": "linear",
-    "tiling": "native",
-}
+SIGLIP = {"name": "siglip", "tile": 16, "patch": 8, "width": 8, "depth": 1, "n_heads": 2, "norm": "layernorm"}
+IMAGE = {"images": {"name": "early_fusion", "image_token": 60}, "projector": "linear", "tiling": "native"}
+IMAGE |= {"vision": {**SIGLIP, "ffn": {"name": "gelu", "d_ff": 8}}}
 SOUND = {"sound": {"name": "frames", "sound_token": 59}}
 
 
@@ -55,20 +37,16 @@ def sound(temporary_blocks: None) -> None:
 
 
 def heard(n: int, seed: int = 0) -> Tensor:
-    return torch.randn(n, 8, generator=torch.Generator().manual_seed(seed), dtype=torch.float32)
+    return drawn(n, 8, dtype=torch.float32, seed=seed)
 
 
-def test_several_inputs_each_take_the_places_of_their_token(tiny: Callable[..., Any]) -> None:
+def test_several_inputs_each_take_the_places_of_their_token(tiny: Make) -> None:
     decoder = compose(tiny(**IMAGE, **SOUND)).eval()
     assert list(decoder.inputs) == ["images", "sound"]
     tokens = torch.tensor([[5, 59, 59, 7, 60, 60, 60, 60, 59]])
     tiles = torch.zeros(1, 3, 16, 16, dtype=torch.uint8)
-    batch = {
-        "tokens": tokens,
-        "sound.samples": heard(3),
-        "images.tiles": tiles,
-        "images.grids": torch.ones(1, 2).long(),
-    }
+    batch = {"tokens": tokens, "sound.samples": heard(3), "images.tiles": tiles}
+    batch |= {"images.grids": torch.ones(1, 2).long()}
     x = decoder.look_up(tokens, decoder.media(batch))
     ear: Any = decoder.inputs["sound"]
     assert torch.equal(x[tokens == 59], ear(heard(3)))
@@ -76,32 +54,24 @@ def test_several_inputs_each_take_the_places_of_their_token(tiny: Callable[..., 
     assert torch.equal(x[0, [0, 3]], decoder.embedding(tokens[0, [0, 3]]))
 
 
-def test_batch_of_text_holds_no_media(tiny: Callable[..., Any]) -> None:
+def test_media_without_an_input_and_places_that_disagree_are_refused(tiny: Make) -> None:
     assert compose(tiny(**SOUND)).media({"tokens": torch.zeros(1, 4)}) == {}
-
-
-def test_media_without_an_input_are_refused(tiny: Callable[..., Any]) -> None:
     with pytest.raises(BlockError) as caught:
         compose(tiny(**IMAGE)).media({"sound.samples": heard(3)})
     assert caught.value.parameter == "sound" and "Choose a model with sound" in caught.value.remedy
-
-
-def test_places_and_embeddings_that_disagree_are_refused(tiny: Callable[..., Any]) -> None:
     with pytest.raises(BlockError, match="2 places of token 59, and 3 embeddings"):
         compose(tiny(**SOUND))(torch.tensor([[5, 59, 59]]), media={"sound": heard(3)})
 
 
-@pytest.mark.parametrize(
-    ("changes", "path"), [({"mtp": {"depth": 1}}, "model.mtp"), ({"gating": "hash"}, "model.gating")]
-)
-def test_what_reads_ids_is_refused_beside_inputs(changes: dict[str, Any], path: str, tiny: Callable[..., Any]) -> None:
-    with pytest.raises(ConfigError) as caught:
-        check(tiny(moe=True, **SOUND, **changes))
-    assert caught.value.path == path and "model.sound=null" in caught.value.remedy
+def test_what_reads_ids_is_refused_beside_inputs(tiny: Make) -> None:
+    for path, changes in (("model.mtp", {"mtp": {"depth": 1}}), ("model.gating", {"gating": "hash"})):
+        with pytest.raises(ConfigError) as caught:
+            check(tiny(moe=True, **SOUND, **changes))
+        assert caught.value.path == path and "model.sound=null" in caught.value.remedy
 
 
 @torch.no_grad()
-def test_generation_embeds_media_before_it_splits_a_prompt(tiny: Callable[..., Any], randomise: Any) -> None:
+def test_generation_embeds_media_before_it_splits_a_prompt(tiny: Make, randomise: Any) -> None:
     decoder = compose(tiny(**SOUND)).eval()
     randomise(decoder)
     prompt = [5, *[59] * 30, 7]
@@ -110,7 +80,7 @@ def test_generation_embeds_media_before_it_splits_a_prompt(tiny: Callable[..., A
     assert rows[0] == rows[1] != other
 
 
-def test_card_counts_an_input_in_its_own_line_and_shows_its_examples(tiny: Callable[..., Any]) -> None:
+def test_card_counts_an_input_in_its_own_line_and_shows_its_examples(tiny: Make) -> None:
     hearing, text = (compose(tiny(**more), device="meta") for more in (SOUND, {}))
     assert count_families(hearing)["ear"] == 8 * 48 and "ear" not in count_families(text)
     found = document(Request(["hearing", "text"], [Options(context=8)] * 2, [], 1, False, None), [hearing, text])
@@ -126,10 +96,3 @@ def test_card_counts_an_input_in_its_own_line_and_shows_its_examples(tiny: Calla
 def test_input_of_another_package_passes_the_conformance_checks() -> None:
     found = {name: Case("sound", "frames", name).brief() for name in CHECKS if name != "compile"}
     assert not {name: outcome.reason for name, outcome in found.items() if outcome.status == "failed"}
-
-
-def test_core_has_no_word_of_images() -> None:
-    words = re.compile(r"\b(?:images?|pictures?|vision|projector|tiling)\b", re.IGNORECASE)
-    files = [file for name in CORE for file in ([ROOT / name] if name.endswith(".py") else (ROOT / name).rglob("*.py"))]
-    assert len(files) > 40
-    assert [file for file in files if words.search(file.read_text())] == []

@@ -18,21 +18,13 @@ from blockwright.blocks.memory.engram import Engram
 from blockwright.blocks.memory.hashing import last_tokens, primes_from
 from blockwright.blocks.memory.per_layer_embedding import PerLayerEmbedding
 from blockwright.blocks.norm.rmsnorm import RMSNorm
-from blockwright.registry import BlockError, ConfigError
+from blockwright.registry import BlockError
+from tests.blocks.small import in_parts, near, order, rewind
+from tests.blocks.small import model as small
 
 V, D, END = 53, 24, 5
 BOUND = {torch.float64: 1e-12, torch.float32: 2e-5}
-TINY: dict[str, Any] = {
-    "vocab_size": V,
-    "d_model": D,
-    "n_layers": 3,
-    "attention": {"name": "gqa", "n_heads": 2, "n_kv_heads": 1},
-    "position": "rope",
-    "ffn": {"name": "swiglu", "d_ff": 20},
-    "norm": "rmsnorm",
-    "residual": "prenorm",
-    "init": {"std": 0.3},
-}
+TINY = small(vocab_size=V, d_model=D, n_layers=3, init={"std": 0.3})
 ENGRAM = {"name": "engram", "rows": 31, "n_heads": 2, "width": 12, "end": END}
 
 
@@ -46,9 +38,6 @@ def model(**more: Any) -> Decoder:
     return compose({**TINY, **more}).double().eval()
 
 
-# ---- parity ---------------------------------------------------------------------------------------------------------
-
-
 @pytest.fixture
 def whole_precision(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let transformers' norms, which compute in fp32, leave fp64 as it is."""
@@ -56,24 +45,19 @@ def whole_precision(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Tensor, "float", lambda t: t if t.dtype == torch.float64 else lowered(t))
 
 
+def assert_near(pairs: dict[str, tuple[Tensor, Tensor]], bound: float) -> None:
+    off = {n: float((a - b).detach().abs().max() / b.detach().abs().max()) for n, (a, b) in pairs.items()}
+    assert max(off.values()) < bound, off
+
+
 def qwen4_exp(streams: int, ordinal: int, dtype: torch.dtype) -> Any:
     from transformers.models.qwen4_exp.modeling_qwen4_exp import Qwen4ExpTextPLELayer
 
-    config = SimpleNamespace(
-        hidden_size=D,
-        hc_count=streams,
-        ple_embed_dim=18,
-        ple_conv_kernel_size=3,
-        ngram_size=4,
-        heads_per_ngram=2,
-        vocab_size=V,
-        ngram_vocab_size_base=29,
-        make_ngram_vocab_size_divisible_by=1,
-        seed=7,
-        eos_token_id=END,
-        rms_norm_eps=1e-6,
-    )
-    theirs = Qwen4ExpTextPLELayer(config, 5, ordinal)  # type: ignore[arg-type]
+    sizes = {"hidden_size": D, "hc_count": streams, "ple_embed_dim": 18, "ple_conv_kernel_size": 3, "vocab_size": V}
+    grams = {"ngram_size": 4, "heads_per_ngram": 2, "ngram_vocab_size_base": 29, "eos_token_id": END, "seed": 7}
+    grams |= {"make_ngram_vocab_size_divisible_by": 1, "rms_norm_eps": 1e-6}
+    config = SimpleNamespace(**sizes, **grams)
+    theirs = Qwen4ExpTextPLELayer(config, 5, ordinal)
     for parameter in theirs.parameters():
         nn.init.normal_(parameter, std=0.5)
     return theirs.to(dtype)
@@ -82,7 +66,7 @@ def qwen4_exp(streams: int, ordinal: int, dtype: torch.dtype) -> Any:
 def engram_of(theirs: Any, streams: int, ordinal: int, dtype: torch.dtype) -> Engram:
     norms = RMSNorm(D), RMSNorm(D)
     settings = {"rows": 29, "width": 18, "n_heads": 2, "ngram": 4, "taps": 3, "end": END, "seed": 7}
-    ours = Engram(D, V, streams, 5, *norms, ordinal=ordinal, **settings).to(dtype)  # type: ignore[arg-type]
+    ours = Engram(D, V, streams, 5, *norms, ordinal=ordinal, **settings).to(dtype)
     with torch.no_grad():
         ours.table.weight.copy_(theirs.ple_embedding.ngram_embedding.weight)
         ours.key.weight.copy_(theirs.key_proj.weight)
@@ -94,8 +78,7 @@ def engram_of(theirs: Any, streams: int, ordinal: int, dtype: torch.dtype) -> En
     return ours
 
 
-@pytest.mark.parametrize("dtype", BOUND, ids=str)
-@pytest.mark.parametrize(("streams", "ordinal"), [(1, 0), (3, 2)])
+@pytest.mark.parametrize(("streams", "ordinal", "dtype"), [(1, 0, torch.float32), (3, 2, torch.float64)], ids=str)
 def test_engram_computes_what_qwen4_exp_does(
     streams: int, ordinal: int, dtype: torch.dtype, whole_precision: None
 ) -> None:
@@ -105,24 +88,19 @@ def test_engram_computes_what_qwen4_exp_does(
     x = torch.randn(*ids.shape, streams * D, dtype=dtype, requires_grad=True)
     y = x.detach().unflatten(-1, (streams, D)).requires_grad_()
     right, weigh = theirs(x, ids, None), torch.randn(*ids.shape, streams * D, dtype=dtype)
-    found = ours(y if streams > 1 else y[:, :, 0], Pass(torch.arange(ids.shape[1])[None], tokens=ids))
+    found = ours(y if streams > 1 else y[:, :, 0], Pass(order(ids.shape[1]), tokens=ids))
     (right * weigh).sum().backward()
     (found.reshape(right.shape) * weigh).sum().backward()
     pairs = {
         "output": (found.reshape(right.shape), right),
-        "x": (y.grad.flatten(2), x.grad),  # type: ignore[union-attr]
-        "table": (ours.table.weight.grad.to_dense(), theirs.ple_embedding.ngram_embedding.weight.grad),  # type: ignore[union-attr]
+        "x": (y.grad.flatten(2), x.grad),
+        "table": (ours.table.weight.grad.to_dense(), theirs.ple_embedding.ngram_embedding.weight.grad),
         "key": (ours.key.weight.grad, theirs.key_proj.weight.grad),
         "value": (ours.value.weight.grad, theirs.value_proj.weight.grad),
-        "gain": (torch.cat([n.weight.grad for n in ours.query_norms]), theirs.norm_query.weight.grad),  # type: ignore[misc]
-        "taps": (
-            ours.smooth.weight.grad * (1 + theirs.norm_conv.weight)[:, None],  # type: ignore[operator]
-            theirs.conv1d.weight.grad[:, 0],
-        ),
+        "gain": (torch.cat([n.weight.grad for n in ours.query_norms]), theirs.norm_query.weight.grad),
+        "taps": (ours.smooth.weight.grad * (1 + theirs.norm_conv.weight)[:, None], theirs.conv1d.weight.grad[:, 0]),
     }
-    for name, (one, other) in pairs.items():
-        off = float((one - other).detach().abs().max() / other.detach().abs().max())
-        assert off < BOUND[dtype], (name, off)
+    assert_near(pairs, BOUND[dtype])
 
 
 def test_engram_gives_packed_documents_what_qwen4_exp_gives_each_alone(whole_precision: None) -> None:
@@ -134,7 +112,7 @@ def test_engram_gives_packed_documents_what_qwen4_exp_gives_each_alone(whole_pre
     packed = ours(x, Pass(torch.arange(17)[None], segments, tokens=ids))
     documents = zip(packed.split(lengths, 1), x.split(lengths, 1), ids.split(lengths, 1), strict=True)
     for found, states, own in documents:
-        torch.testing.assert_close(found, theirs(states, own, None), rtol=1e-12, atol=1e-12)
+        near(found, theirs(states, own, None), 1e-12, 1e-12)
 
 
 @pytest.mark.parametrize("dtype", BOUND, ids=str)
@@ -175,13 +153,11 @@ def test_a_per_layer_embedding_computes_what_gemma4_does(dtype: torch.dtype, who
     pairs = {
         "output": (found, right),
         "x": (y.grad, x.grad),
-        "table": (ours.table.weight.grad.to_dense(), theirs.embed_tokens_per_layer.weight.grad[:, at]),  # type: ignore[union-attr]
+        "table": (ours.table.weight.grad.to_dense(), theirs.embed_tokens_per_layer.weight.grad[:, at]),
         "gate": (ours.gate.weight.grad, layer.per_layer_input_gate.weight.grad),
         "context": (ours.project.weight.grad, theirs.per_layer_model_projection.weight.grad[at]),
     }
-    for name, (one, other) in pairs.items():
-        off = float((one - other).detach().abs().max() / other.detach().abs().max())  # type: ignore[operator, union-attr]
-        assert off < BOUND[dtype], (name, off)
+    assert_near(pairs, BOUND[dtype])
 
 
 def test_n_grams_are_those_of_a_loop_over_documents() -> None:
@@ -204,52 +180,36 @@ def test_primes_are_consecutive_and_distinct_over_memories() -> None:
     assert primes_from(2, 0, 6) == (2, 3, 5, 7, 11, 13)
 
 
-# ---- in a decoder ---------------------------------------------------------------------------------------------------
-
-
 def test_a_layout_and_overrides_say_which_layers_have_one() -> None:
     variants = {"memory": {"without": None, "narrow": {"width": 4}}}
     some = model(memory=ENGRAM, variants=variants, layout={"memory": "without memory narrow"})
-    assert [None if m is None else m.table.weight.shape[1] for m in (layer.memory for layer in some.layers)] == [
-        None,
-        3,
-        1,
-    ]
+    assert [layer.memory and layer.memory.table.weight.shape[1] for layer in some.layers] == [None, 3, 1]
     last = model(overrides=[{"layers": -1, "memory": ENGRAM}])
     assert [layer.memory is None for layer in last.layers] == [True, True, False]
     assert len(set(some.layers[1].memory.primes) | set(some.layers[2].memory.primes)) == 8
 
 
 @pytest.mark.parametrize("memory", [ENGRAM, {"name": "per_layer_embedding", "width": 4}], ids=lambda m: m["name"])
+@torch.no_grad()
 def test_it_reads_prompts_in_parts_and_is_rewound_across_ends_of_documents(memory: dict[str, Any]) -> None:
-    decoder, ids = model(memory=memory), tokens()
-    padding = torch.tensor([0, 3, 5])
+    decoder, ids, padding = model(memory=memory), tokens(), torch.tensor([0, 3, 5])
     caches = decoder.new_caches(3, 17, padding=padding)
-    with torch.no_grad():
-        found = [decoder(part, caches=caches) for part in ids[:, :9].split([4, 1, 4], 1)]
-        marks = [cache.mark(3) for cache in caches]
-        decoder(ids[:, 9:12], caches=caches)
-        for cache, mark in zip(caches, marks, strict=True):
-            cache.rewind(mark, 1)
-        found += [decoder(part, caches=caches) for part in ids[:, 10:].split([1, 6], 1)]
-        kept = torch.cat([*found[:3], *found[3:]], 1)
-        for row, n in enumerate(padding.tolist()):
-            whole = decoder(ids[row : row + 1, n:])
-            torch.testing.assert_close(kept[row : row + 1, n:9], whole[:, : 9 - n])
-            torch.testing.assert_close(kept[row : row + 1, 9:], whole[:, 10 - n :])
+    found = [in_parts(decoder, ids[:, :9], [4, 1, 4], caches)]
+    marks = [cache.mark(3) for cache in caches]
+    decoder(ids[:, 9:12], caches=caches)
+    rewind(caches, marks, 1)
+    kept = torch.cat([*found, in_parts(decoder, ids[:, 10:], [1, 6], caches)], 1)
+    for row, n in enumerate(padding.tolist()):
+        whole = decoder.hidden(ids[row : row + 1, n:])[0]
+        torch.testing.assert_close(kept[row : row + 1, n:9], whole[:, : 9 - n])
+        torch.testing.assert_close(kept[row : row + 1, 9:], whole[:, 10 - n :])
     assert isinstance(caches[0], LayerCache) == (memory is ENGRAM)
+    if memory is ENGRAM:
+        with pytest.raises(BlockError, match="ids"):
+            decoder.layers[0].memory(torch.zeros(1, 3, D, dtype=torch.float64), Pass(order(3)))
 
 
-def test_a_decoder_refuses_to_call_it_without_ids() -> None:
-    memory: Any = model(memory=ENGRAM).layers[0].memory
-    with pytest.raises(BlockError, match="ids"):
-        memory(torch.zeros(1, 3, D, dtype=torch.float64), Pass(torch.arange(3)[None]))
-
-
-# ---- cost -----------------------------------------------------------------------------------------------------------
-
-
-def test_a_card_counts_of_tables_the_rows_that_a_token_reads() -> None:
+def test_a_card_counts_of_tables_the_rows_that_a_token_reads_and_the_flops_of_products() -> None:
     dense, with_it = (count_parameters(compose({**TINY, **more}, device="meta")) for more in ({}, {"memory": ENGRAM}))
     rows = sum(sum(primes_from(31, 4 * i, 4)) for i in range(3))
     assert with_it.tables == 3 * rows and not dense.tables
@@ -257,35 +217,6 @@ def test_a_card_counts_of_tables_the_rows_that_a_token_reads() -> None:
     assert with_it.total == dense.total + with_it.tables + matrices
     assert with_it.active == dense.active + 3 * 12 + matrices
     assert with_it.families["memory"] == with_it.total - dense.total
-    counted = compose({**TINY, "memory": ENGRAM})
-    assert count_parameters(counted) == with_it
-
-
-def test_its_flops_are_those_of_its_products() -> None:
+    assert count_parameters(compose({**TINY, "memory": ENGRAM})) == with_it
     flops = [forward_flops_per_token({**TINY, **more}, 16) for more in ({}, {"memory": ENGRAM})]
     assert flops[1] - flops[0] == 3 * 2 * 2 * 12 * D
-
-
-# ---- mistakes -------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("more", "path"),
-    [
-        ({"memory": {**ENGRAM, "width": 13}}, "model.memory.width"),
-        ({"memory": {**ENGRAM, "end": V}}, "model.memory.end"),
-        ({"memory": {**ENGRAM, "ngram": 1}}, "model.memory.ngram"),
-        ({"memory": {**ENGRAM, "rows": 1}}, "model.memory.rows"),
-        ({"memory": {**ENGRAM, "rows": 2**40}}, "model"),
-        ({"memory": {"name": "engram"}}, "model.memory.rows"),
-        ({"memory": {"name": "per_layer_embedding", "width": 0}}, "model.memory.width"),
-        ({"memory": {"name": "engrams"}}, "model.memory.name"),
-        ({"memory": ENGRAM, "residual": "attention_residual"}, "model.memory"),
-        ({"memory": ENGRAM, "layout": {"memory": "engram*2 none"}}, "model.layout.memory"),
-    ],
-    ids=lambda v: v if isinstance(v, str) else "",
-)
-def test_what_cannot_be_is_refused_before_anything_is_allocated(more: dict[str, Any], path: str) -> None:
-    with pytest.raises(ConfigError) as refusal:
-        compose({**TINY, **more})
-    assert refusal.value.path.startswith(path) and refusal.value.remedy

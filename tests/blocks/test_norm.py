@@ -1,74 +1,52 @@
-"""Norms against their formulas, torch's own and transformers'."""
+"""Norms in other precisions, and against transformers' code; their formulas are in test_formulas.py."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-from torch import nn
 
 from blockwright import registry
-from blockwright.blocks.norm.base import Norm
+from tests.blocks.small import Make, drawn, near
+
+X = 3 + 2 * drawn(2, 7, 45)
 
 
-@pytest.fixture(scope="module")
-def make(make_block: Callable[..., Any]) -> Callable[..., Norm]:
+@pytest.fixture
+def make(make_block: Make) -> Make:
     return lambda node, dtype=torch.float64: make_block("norm", node, dim=45, dtype=dtype)
 
 
-def activations() -> torch.Tensor:
-    torch.manual_seed(0)
-    return 3 + 2 * torch.randn(2, 7, 45, dtype=torch.float64)
-
-
-@pytest.mark.parametrize(("name", "torchs"), [("rmsnorm", nn.RMSNorm(45, eps=1e-6)), ("layernorm", nn.LayerNorm(45))])
-def test_norm_equals_torchs_own(make: Callable[..., Norm], name: str, torchs: nn.Module) -> None:
-    norm, theirs = make(name), torchs.double()
-    theirs.load_state_dict(norm.state_dict())
-    torch.testing.assert_close(norm(activations()), theirs(activations()), rtol=0, atol=1e-14)
-
-
-def test_rmsnorm_equals_transformers_llama(make: Callable[..., Norm]) -> None:
+def test_rmsnorms_equal_those_of_transformers(make: Make) -> None:
+    from transformers.models.gemma2.modeling_gemma2 import Gemma2RMSNorm
     from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
-    x = activations().float()
-    norm, theirs = make("rmsnorm", torch.float32), LlamaRMSNorm(45, eps=1e-6)
-    theirs.load_state_dict(norm.state_dict())
-    torch.testing.assert_close(norm(x), theirs(x), rtol=0, atol=1e-6)
-    half = norm.bfloat16()(x.bfloat16()).float()  # rounds once where transformers rounds twice
-    torch.testing.assert_close(half, theirs.bfloat16()(x.bfloat16()).float(), rtol=2**-7, atol=0)
-
-
-def test_rmsnorm_takes_the_mean_in_single_precision(make: Callable[..., Norm]) -> None:
-    norm, x = make("rmsnorm", torch.bfloat16), activations().bfloat16()
-    exact = x.double() / (x.double().square().mean(-1, keepdim=True) + 1e-6).sqrt() * norm.weight.double()
-    torch.testing.assert_close(norm(x).double(), exact, rtol=2**-8, atol=1e-9)
-
-
-@pytest.mark.parametrize("name", registry.names("norm"))
-def test_silence_stays_silence(make: Callable[..., Norm], name: str) -> None:
-    norm = make(name)
-    y = norm(torch.zeros(1, 45, dtype=torch.float64))
-    assert y.isfinite().all() and torch.equal(
-        y[0], getattr(norm, "bias", None) if name in ("layernorm", "dynamic_tanh") else y[0] * 0
-    )
+    norm, llama = make("rmsnorm", torch.float32), LlamaRMSNorm(45, eps=1e-6)
+    llama.load_state_dict(norm.state_dict())
+    near(norm(X.float()), llama(X.float()), 1e-6)
+    half = norm.bfloat16()(X.bfloat16()).float()  # rounds once where transformers rounds twice
+    near(half, llama.bfloat16()(X.bfloat16()).float(), 0, 2**-7)
+    plus_one, gemma = make("rmsnorm1p", torch.bfloat16), Gemma2RMSNorm(45, eps=1e-6).to(torch.bfloat16)
+    gemma.load_state_dict(plus_one.state_dict())
+    assert torch.equal(plus_one(X.bfloat16()), gemma(X.bfloat16()))
 
 
 @pytest.mark.filterwarnings("error")  # torch warns when it must leave the fused path
-def test_rmsnorm_gives_half_for_half_though_its_gain_is_single(make: Callable[..., Norm]) -> None:
-    norm, x = make("rmsnorm", torch.float32), activations().bfloat16()
+def test_rmsnorm_takes_the_mean_in_single_precision_and_gives_half_for_half(make: Make) -> None:
+    norm, x = make("rmsnorm", torch.bfloat16), X.bfloat16().double()
+    exact = x / (x.square().mean(-1, keepdim=True) + 1e-6).sqrt() * norm.weight.double()
+    near(norm(X.bfloat16()).double(), exact, 1e-9, 2**-8)
+    single = make("rmsnorm", torch.float32)  # its gain
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        y = norm(x)
+        y = single(X.bfloat16())
     assert y.dtype == torch.bfloat16
-    torch.testing.assert_close(y.float(), norm(x.float()), rtol=2**-7, atol=0)
+    near(y.float(), single(X.bfloat16().float()), 0, 2**-7)
 
 
-def test_rmsnorm1p_rounds_once_as_transformers_gemma_does(make: Callable[..., Norm]) -> None:
-    from transformers.models.gemma2.modeling_gemma2 import Gemma2RMSNorm
-
-    norm, x = make("rmsnorm1p", torch.bfloat16), activations().bfloat16()
-    theirs = Gemma2RMSNorm(45, eps=1e-6).to(torch.bfloat16)
-    theirs.load_state_dict(norm.state_dict())
-    assert torch.equal(norm(x), theirs(x))
+def test_silence_stays_silence(make: Make) -> None:
+    for name in registry.names("norm"):
+        norm: Any = make(name)
+        y = norm(torch.zeros(1, 45, dtype=torch.float64))
+        right = norm.bias if name in ("layernorm", "dynamic_tanh") else torch.zeros(45, dtype=torch.float64)
+        assert torch.equal(y[0], right), name

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -16,6 +16,7 @@ from blockwright.blocks.compose import compose
 from blockwright.blocks.gating.base import count
 from blockwright.blocks.gating.sigmoid_bias import SigmoidBias
 from blockwright.blocks.gating.softmax_topk import SoftmaxTopK
+from tests.blocks.small import Make
 
 GATING = {"name": "sigmoid_bias", "top_k": 2, "bias_step": 0.001}
 
@@ -33,41 +34,25 @@ def gate_of(decoder: Any) -> SigmoidBias:
     return gate
 
 
-@pytest.mark.parametrize("device", ["cpu", "meta"])
-def test_gate_built_in_bf16_has_a_bias_in_fp32(in_bf16: None, tiny: Callable[..., dict[str, Any]], device: str) -> None:
-    decoder = compose(tiny(moe=True, gating=GATING), device=device)
-    assert {p.dtype for p in decoder.parameters()} == {torch.bfloat16}
-    assert gate_of(decoder).bias.dtype == torch.float32
+def test_model_built_in_bf16_has_a_bias_in_fp32_and_starts_from_the_same_numbers(in_bf16: None, tiny: Make) -> None:
+    for device in ("meta", "cpu"):
+        low = compose(tiny(moe=True, gating=GATING), device=device)
+        assert {p.dtype for p in low.parameters()} == {torch.bfloat16} and gate_of(low).bias.dtype == torch.float32
     assert SigmoidBias(8, 4).bias.dtype == torch.float32  # by itself, too
+    experts = torch.tensor([0] * 1351 + [1] * 2537)[:, None]
+    assert count(experts, 3).tolist() == [1351, 2537, 0] and count(experts, 3).dtype == torch.float32
+    torch.set_default_dtype(torch.float32)
+    right = compose(low.config).state_dict()
+    assert all(torch.equal(a, right[name].to(a.dtype)) for name, a in low.state_dict().items())
 
 
-def test_bias_moves_by_its_exact_step_after_every_cast(tiny: Callable[..., dict[str, Any]]) -> None:
+def test_bias_moves_by_its_exact_step_after_every_cast(tiny: Make) -> None:
     decoder = compose(tiny(moe=True, gating=GATING))
     gate = gate_of(decoder)
     gate.bias.fill_(0.5)
     decoder.to(torch.bfloat16).half().bfloat16()
     gate.update(torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0, 3.0]))
     assert torch.equal(gate.bias, torch.tensor([0.501, 0.501, 0.5, 0.499, 0.499, 0.5]))
-
-
-def test_loads_are_whole_numbers_in_bf16(in_bf16: None) -> None:
-    experts = torch.tensor([0] * 1351 + [1] * 2537)[:, None]
-    assert count(experts, 3).tolist() == [1351, 2537, 0] and count(experts, 3).dtype == torch.float32
-
-
-def test_weights_start_from_the_same_numbers_in_bf16(in_bf16: None, tiny: Callable[..., dict[str, Any]]) -> None:
-    low = compose(tiny(moe=True))
-    torch.set_default_dtype(torch.float32)
-    for (name, a), b in zip(low.state_dict().items(), compose(tiny(moe=True)).state_dict().values(), strict=True):
-        assert torch.equal(a, b.to(a.dtype)), name
-
-
-@pytest.fixture
-def tf32() -> Iterator[None]:
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("high")
-    yield
-    torch.set_float32_matmul_precision(before)
 
 
 def test_router_on_a_gpu_multiplies_by_the_product_that_is_not_rounded(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -83,21 +68,16 @@ def test_router_on_a_gpu_multiplies_by_the_product_that_is_not_rounded(monkeypat
 
 
 def test_product_of_a_router_is_not_rounded_forward_or_back_and_leaves_the_setting(
-    tf32: None, monkeypatch: pytest.MonkeyPatch
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    seen: list[str] = []
+    seen, x, weight = list[str](), torch.randn(5, 16, requires_grad=True), torch.randn(8, 16, requires_grad=True)
 
     def mm(a: Tensor, b: Tensor) -> Tensor:
         seen.append(torch.backends.cuda.matmul.fp32_precision)
         return a @ b
 
     monkeypatch.setattr(torch, "mm", mm)
-    x, weight = (torch.randn(*shape, requires_grad=True) for shape in ((5, 16), (8, 16)))
-
-    def gradients(y: Tensor) -> tuple[Tensor, ...]:
-        return torch.autograd.grad(y.square().sum(), (x, weight))
-
-    found = gradients(precision._full_product(x, weight.t()))
+    torch.set_float32_matmul_precision("high")  # a fixture of all tests sets it back
+    found = torch.autograd.grad(precision._full_product(x, weight.t()).square().sum(), (x, weight))
     assert seen == ["ieee"] * 3 and torch.backends.cuda.matmul.fp32_precision == "tf32"
-    for got, right in zip(found, gradients(F.linear(x, weight)), strict=True):
-        torch.testing.assert_close(got, right)
+    torch.testing.assert_close(found, torch.autograd.grad(F.linear(x, weight).square().sum(), (x, weight)))
