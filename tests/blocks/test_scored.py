@@ -1,11 +1,10 @@
-"""The seam of scored attention: what a block must say, what it gets for it, and blocks beside their definitions."""
+"""The seam of scored attention: what a block gets, how each mistake is named, and blocks beside their definitions."""
 
 from __future__ import annotations
 
-import copy
 import inspect
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,132 +14,232 @@ from pairwise import each
 from torch import Tensor, nn
 
 from blockwright import registry
-from blockwright.blocks.attention import attending
 from blockwright.blocks.attention.depth import NAMES
 from blockwright.blocks.attention.scored import Scored
-from blockwright.blocks.compose import compose
 from blockwright.blocks.conformance.__main__ import main
-from blockwright.blocks.conformance.cases import Case
-from blockwright.blocks.decoder import Decoder
+from blockwright.blocks.conformance.cases import CHECKS, Case
 from blockwright.blocks.forward_pass import Pass
-from blockwright.blocks.kernels import few_keys, latent_attention
+from blockwright.blocks.norm.base import Norm
 from blockwright.blocks.position.base import Position
+from blockwright.blocks.selector.base import Selector
 from blockwright.registry import register
+from tests.blocks.small import D, Make, decoder, drawn, ids, in_parts, near, order
 
-T, D, V = 13, 48, 61
+T = 13
 LENGTHS = (7, 6)  # documents of a packed row
+SHORT = [c for c in CHECKS if c not in ("hyper-parameters", "width rules", "joining rows", "flops", "compile")]
 
 
-# --- blocks that are written wrongly ----------------------------------------------------------------------------------
+# --- an attention that is written rightly, and the ways to write it wrongly -------------------------------------------
 
 
 class Written(Scored):
-    """One head of keys and values for four of queries, written rightly."""
+    """One head of keys and values for four of queries; nothing is declared: its slots are found."""
 
     def __init__(self, d_model: int, position: Position) -> None:
         super().__init__(d_model)
-        self.position, self.scale, self.head_dim = position, 12**-0.5, 12
+        self.position, self.scale = position, 12**-0.5
         self.query, self.output = nn.Linear(d_model, 48, bias=False), nn.Linear(48, d_model, bias=False)
         self.both = nn.Linear(d_model, 24, bias=False)
 
     @classmethod
-    def child_context(cls, child: str, known: Any) -> Any:
-        return {**super().child_context(child, {**known, "n_heads": 4})}
+    def child_context(cls, child: str, known: Mapping[str, Any]) -> Mapping[str, Any]:
+        return {**super().child_context(child, {**known, "n_heads": 4}), "head_dim": 12}
 
-    def project(self, x: Tensor, given: Pass) -> tuple[Tensor, Tensor, Tensor]:
+    def given_to_attend(self, x: Tensor, given: Pass) -> tuple[Tensor, Any]:
         k, v = self.both(x).unflatten(-1, (2, 1, 12)).unbind(2)
-        return *given.rotated(self.position, self.query(x).unflatten(-1, (4, 12)), k), v
+        q, k = given.rotated(self.position, self.query(x).unflatten(-1, (4, 12)), k)
+        return q, {"k": k, "v": v}
 
     def mix(self, x: Tensor, given: Pass) -> Tensor:
-        q, k, v = self.project(x, given)
-        return self.output(self.attend(x, given, q, {"k": k, "v": v}).flatten(-2))
+        return self.output(self.attend(x, given, *self.given_to_attend(x, given)).flatten(-2))
 
     def parallel_plan(self) -> Any:
-        return dict.fromkeys(("query.weight", "both.weight", "output.weight"), "replicate")
+        return dict.fromkeys((name for name, _ in self.named_parameters()), "replicate")
 
 
-class Twice(Written):
-    """It attends twice."""
-
-    def mix(self, x: Tensor, given: Pass) -> Tensor:
-        return super().mix(x, given) + super().mix(x, given)
-
-
-class Never(Written):
-    """It attends by itself."""
-
-    def mix(self, x: Tensor, given: Pass) -> Tensor:
-        q, _, v = self.project(x, given)
-        return self.output((q * v).flatten(-2))
+class NoScale(Written):
+    def __init__(self, d_model: int, position: Position) -> None:
+        super().__init__(d_model, position)
+        del self.scale
 
 
-class Misdeclared(Written):
-    """Its memory is not what it remembers."""
+class NoPosition(Written):
+    def __init__(self, d_model: int) -> None:
+        super().__init__(d_model, None)
+        del self.position
 
-    def memory(self) -> Any:
-        return {"k": [(1, 12)], "v": [(1, 24)]}
-
-
-class OtherName(Written):
-    """Its memory has another name."""
-
-    def memory(self) -> Any:
-        return {"k": [(1, 12)], "values": [(1, 12)]}
+    def given_to_attend(self, x: Tensor, given: Pass) -> tuple[Tensor, Any]:
+        k, v = self.both(x).unflatten(-1, (2, 1, 12)).unbind(2)
+        return self.query(x).unflatten(-1, (4, 12)), {"k": k, "v": v}
 
 
-class Valued(Written):
-    """Its shapes follow from values."""
+class WidthOfANorm(Written):
+    def __init__(self, d_model: int, position: Position, head_norm: Norm) -> None:
+        super().__init__(d_model, position)
+        self.head_norm = head_norm
 
     def mix(self, x: Tensor, given: Pass) -> Tensor:
-        return super().mix(x * float(x.max()), given)
+        return self.output(self.head_norm(self.attend(x, given, *self.given_to_attend(x, given))).flatten(-2))
 
 
-WRONG = {
-    Twice: "Twice.mix calls attend 2 times; it must once",
-    Never: "Never.mix calls attend 0 times; it must once",
-    Misdeclared: "'v': (1, 24)",
-    OtherName: "'values': (1, 12)",
-    Valued: "Valued.mix fails on a token without values",
+class PartedHeads(Written):
+    """The last head of queries uses the first of values, which another rank has."""
+
+    def __init__(self, d_model: int, position: Position) -> None:
+        super().__init__(d_model, position)
+        del self.both
+        self.key, self.value = (nn.Linear(d_model, 48, bias=False) for _ in range(2))
+
+    def given_to_attend(self, x: Tensor, given: Pass) -> tuple[Tensor, Any]:
+        q, k, v = (W(x).unflatten(-1, (-1, 12)) for W in (self.query, self.key, self.value))
+        q, k = given.rotated(self.position, q, k)
+        return q, {"k": k, "v": v.flip(2)}
+
+    def parallel_plan(self) -> Any:
+        return {**dict.fromkeys(("query.weight", "key.weight", "value.weight"), "column"), "output.weight": "row"}
+
+
+class IgnoredSelector(Written):
+    def __init__(self, d_model: int, position: Position, selector: Selector | None = None) -> None:
+        super().__init__(d_model, position)
+        self.chooses = selector
+
+
+def wrong(**methods: Any) -> type[Written]:
+    return type("Wrong", (Written,), methods)
+
+
+def mixing(f: Callable[[Any, Tensor, Pass], Tensor]) -> type[Written]:
+    return wrong(mix=f)
+
+
+def giving(f: Callable[[Tensor, Any], Any]) -> type[Written]:
+    return wrong(given_to_attend=lambda self, x, given: f(*Written.given_to_attend(self, x, given)))
+
+
+def without_attending(block: Any, x: Tensor, given: Pass) -> Tensor:
+    q, held = block.given_to_attend(x, given)
+    return block.output((q * held["v"]).flatten(-2))
+
+
+def changing(block: Any, x: Tensor, given: Pass) -> Tensor:
+    y = Written.mix(block, x, given)
+    x += 1
+    return y
+
+
+def counting(block: Any, x: Tensor, given: Pass) -> Any:
+    return Written.given_to_attend(block, x, given._replace(positions=torch.arange(x.shape[1], device=x.device)[None]))
+
+
+def keeping(block: Any, x: Tensor, given: Pass, q: Tensor, held: Any, latent: Any = None, beside: Any = None) -> Tensor:
+    block.last = held["k"]
+    return Scored.attend(block, x, given, q, held)
+
+
+mix = Written.mix
+# The first check that fails, and a word of what it says.
+MISTAKES: dict[str, tuple[type[Written], str, str]] = {
+    "attends twice": (mixing(lambda s, x, g: mix(s, x, g) + mix(s, x, g)), "memory", "2 times"),
+    "attends never": (mixing(without_attending), "memory", "0 times"),
+    "declares other shapes": (wrong(memory=lambda self: {"k": [(1, 12)], "v": [(1, 24)]}), "memory", "(1, 24)"),
+    "declares other names": (wrong(memory=lambda self: {"k": [(1, 12)], "vs": [(1, 12)]}), "memory", "'vs'"),
+    "reads values": (mixing(lambda s, x, g: mix(s, x if float(x.sum()) < 99 else -x, g)), "memory", "without values"),
+    "sets no scale": (NoScale, "shape and dtype", "self.scale"),
+    "sets no position": (NoPosition, "shape and dtype", "self.position"),
+    "has heads before tokens": (giving(lambda q, h: (q.transpose(1, 2), h)), "shape and dtype", "[2, 4, 7, 12]"),
+    "leaves heads flat": (giving(lambda q, h: (q.flatten(2), h)), "shape and dtype", "[B,T,N,H]"),
+    "remembers a tuple": (giving(lambda q, h: (q, tuple(h.values()))), "shape and dtype", "dict"),
+    "remembers no tensor": (giving(lambda q, h: (q, {**h, "decay": 0.5})), "shape and dtype", "float"),
+    "remembers one token": (giving(lambda q, h: (q, {**h, "k": h["k"][:, :1]})), "shape and dtype", "each token"),
+    "has wider queries": (giving(lambda q, h: (q, {**h, "k": h["k"][..., :8]})), "shape and dtype", "width 8"),
+    "has heads that do not divide": (
+        giving(lambda q, h: (q, {name: t.expand(-1, -1, 3, -1) for name, t in h.items()})),
+        "shape and dtype",
+        "3 of keys",
+    ),
+    "expands keys alone": (wrong(expand=lambda self, held: held[0]), "shape and dtype", "expand"),
+    "expands to other heads": (
+        wrong(expand=lambda self, held: (held[0], held[1].repeat_interleave(2, 2))),
+        "shape and dtype",
+        "as many heads",
+    ),
+    "forgets the projection": (
+        mixing(lambda s, x, g: s.attend(x, g, *s.given_to_attend(x, g))),
+        "shape and dtype",
+        "W_o",
+    ),
+    "forgets the width of a norm": (WidthOfANorm, "shape and dtype", "child_context"),
+    "changes its input": (mixing(changing), "nothing written", "in place"),
+    "keeps its keys": (wrong(attend=keeping), "nothing written", "self.last"),
+    "looks ahead": (mixing(lambda s, x, g: mix(s, x + x.mean(1, keepdim=True), g)), "causality", ""),
+    "mixes rows": (mixing(lambda s, x, g: mix(s, x - 0.5 * x.mean(0), g)), "batch invariance", ""),
+    "places too little": (
+        wrong(parallel_plan=lambda self: {"query.weight": "column", "output.weight": "row"}),
+        "parallel plan",
+        "both.weight",
+    ),
+    "parts heads that belong together": (PartedHeads, "parallel plan", "two ranks"),
+    "ignores its selector": (IgnoredSelector, "memory", "self.selector"),
+    "counts positions itself": (wrong(given_to_attend=counting), "stepping", ""),
 }
 
 
-@pytest.fixture
-def decoder(temporary_blocks: None) -> Callable[..., Decoder]:
-    def build(cls: type[Scored], **more: Any) -> Decoder:
-        register("attention", "written")(cls)
-        return compose(model("written", **more), seed=1).eval()
-
-    return build
-
-
-def model(attention: Any, **more: Any) -> dict[str, Any]:
-    node = {"name": attention} if isinstance(attention, str) else attention
-    around: dict[str, Any] = {"vocab_size": V, "d_model": D, "n_layers": 2, "max_positions": 64, "norm": "rmsnorm"}
-    around |= {"init": {"std": 0.2, "depth_scaled": False}, "position": "rope", "ffn": {"name": "swiglu", "d_ff": 24}}
-    return {**around, "residual": "prenorm", "attention": node, **more}
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if i % 4 == 0 else pytest.mark.slow) for i, name in enumerate(MISTAKES)]
+)
+def test_mistake_is_named(temporary_blocks: None, name: str) -> None:
+    cls, check, word = MISTAKES[name]
+    register("attention", "written")(cls)
+    first = next(c for c in SHORT if c == check or Case("attention", "written", c).brief().status == "failed")
+    outcome = Case("attention", "written", check).outcome()
+    assert (first, outcome.status) == (check, "failed"), Case("attention", "written", first).brief()
+    assert word in outcome.reason, outcome.reason
 
 
-@pytest.mark.parametrize("cls", WRONG)
-def test_block_that_is_written_wrongly_is_named(cls: type[Written], decoder: Callable[..., Decoder]) -> None:
-    made = decoder(cls)
-    with pytest.raises(TypeError) as refused, torch.no_grad():
+@pytest.mark.parametrize("name", list(MISTAKES)[:5])
+@torch.no_grad()
+def test_block_that_is_written_wrongly_gets_no_caches(temporary_blocks: None, name: str) -> None:
+    register("attention", "written")(MISTAKES[name][0])
+    made = decoder(torch.float32, attention="written")
+    with pytest.raises(TypeError, match=re.escape(MISTAKES[name][2])):
         made.hidden(torch.zeros(1, 3, dtype=torch.int64), caches=made.new_caches(1, 8))
-    assert WRONG[cls] in str(refused.value)
 
 
-@pytest.mark.parametrize("cls", [cls for cls in WRONG if cls is not Valued])
-def test_kit_says_what_is_wrong(cls: type[Written], decoder: Callable[..., Decoder]) -> None:
-    decoder(cls)
-    outcome = Case("attention", "written", "memory").outcome()
-    assert outcome.status == "failed" and outcome.reason
-
-
-def test_block_that_is_written_rightly_gets_every_promise(decoder: Callable[..., Decoder]) -> None:
-    """Nothing is declared: its slots are found."""
-    made = decoder(Written)
+def test_block_without_a_mistake_gets_every_promise(temporary_blocks: None) -> None:
+    register("attention", "written")(Written)
+    failed = {check: Case("attention", "written", check).brief() for check in SHORT}
+    assert not {check: o.reason for check, o in failed.items() if o.status == "failed"}
+    made = decoder(torch.float32, attention="written")
     assert [cache.nbytes for cache in made.new_caches(1, 8)] == [8 * 24 * 4] * 2
-    for check in ("memory", "stepping", "ragged rows", "quantised caches", "packing", "allocation"):
-        assert Case("attention", "written", check).brief().status == "passed", check
+
+
+@pytest.mark.slow
+def test_one_cause_is_told_once(temporary_blocks: None, capsys: pytest.CaptureFixture[str]) -> None:
+    register("attention", "written")(MISTAKES["declares other shapes"][0])
+    assert main(["attention/written"]) == 1
+    said = capsys.readouterr().out
+    assert said.count("memory() must say the same") == 1 and "as 'stepping'" in said and "failed, of " in said
+
+
+def test_example_of_the_page_is_a_block(temporary_blocks: None) -> None:
+    page = (Path(__file__).parents[2] / "docs/how-to/add-a-block.md").read_text()
+    (code,) = re.findall(r"```python\n(# my_blocks/tied.py.*?)```", page, re.S)
+    exec(code, {"__name__": "tied"})
+    for check in ("memory", "stepping", "quantised caches", "packing", "parallel plan", "hyper-parameters"):
+        assert Case("attention", "tied", check).brief().status == "passed", check
+
+
+def test_no_block_says_anything_of_caches() -> None:
+    """But one that keeps other keys too; and each declares what it remembers, so nothing has to be found."""
+    blocks = {n: registry.lookup("attention", n).cls for n in registry.names("attention")}
+    scored = {n: cls for n, cls in blocks.items() if issubclass(cls, Scored)}
+    for name, cls in scored.items():
+        assert "forward" not in vars(cls) and cls.memory is not Scored.memory, name
+        own = cls.new_cache is not Scored.new_cache
+        assert own or "cache." not in inspect.getsource(inspect.getmodule(cls)), name
+    assert len(scored) >= 10
 
 
 # --- blocks beside their definitions ----------------------------------------------------------------------------------
@@ -210,8 +309,7 @@ def depth(x: Tensor, block: Any) -> Tensor:
 
 def below() -> list[Tensor]:
     """Keys and values [B,T,2,K,H] of two layers below."""
-    draws = torch.Generator().manual_seed(5)
-    return [torch.randn(2, T, 2, 2, 6, dtype=torch.float64, generator=draws) for _ in range(2)]
+    return [drawn(2, T, 2, 2, 6, seed=seed) for seed in (5, 6)]
 
 
 DEFINED: dict[str, tuple[Any, Callable[[Tensor, Any], Tensor]]] = {
@@ -224,22 +322,19 @@ DEFINED: dict[str, tuple[Any, Callable[[Tensor, Any], Tensor]]] = {
 
 
 @pytest.mark.parametrize("name", DEFINED)
-def test_block_is_its_definition(name: str, make_block: Callable[..., Any]) -> None:
+def test_block_is_its_definition(make_block: Make, name: str) -> None:
     """In double precision, without positions, on two packed documents; and the gradients."""
     node, definition = DEFINED[name]
     block = make_block("attention", node, layer_idx=1, around={"position": "none"})
-    x = torch.randn(2, T, D, dtype=torch.float64, generator=torch.Generator().manual_seed(2)).requires_grad_()
+    x = drawn(2, T, D, seed=2).requires_grad_()
     segments, positions = (torch.arange(T) >= LENGTHS[0]).long()[None].expand(2, -1), torch.arange(T)[None]
     carry = dict(zip(NAMES, below(), strict=True))
     found, right = block(x, Pass(positions, segments=segments, carry=carry)), definition(x, block)
-    torch.testing.assert_close(found, right, rtol=0, atol=1e-11)
-    weights = [*block.parameters(), x]
-    ours, theirs = (torch.autograd.grad(y.square().sum(), weights) for y in (found, right))
-    for one, other in zip(ours, theirs, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9)
+    near(found, right, 1e-11)
+    near(*(torch.autograd.grad(y.square().sum(), [*block.parameters(), x]) for y in (found, right)), 1e-9, 1e-9)
 
 
-def test_differential_attention_is_that_of_transformers(make_block: Callable[..., Any]) -> None:
+def test_differential_attention_is_that_of_transformers(make_block: Make) -> None:
     """DiffLlama puts the first maps of all heads before the second ones; here a head's two maps lie side by side."""
     from transformers import DiffLlamaConfig
     from transformers.models.diffllama.modeling_diffllama import DiffLlamaAttention, DiffLlamaRotaryEmbedding
@@ -255,113 +350,29 @@ def test_differential_attention_is_that_of_transformers(make_block: Callable[...
     ours.output.weight.data.copy_(theirs.o_proj.weight)
     ours.factors.data.copy_(torch.stack((theirs.lambda_q1, theirs.lambda_k1, theirs.lambda_q2, theirs.lambda_k2)))
     ours.head_norm.weight.data.fill_(1)
-    x, positions = torch.randn(2, T, D, dtype=torch.float64), torch.arange(T)[None]
+    x = drawn(2, T, D)
     with torch.no_grad():
-        right = theirs(x, turn(x, positions))[0]
-        torch.testing.assert_close(ours(x, Pass(positions)), right, rtol=0, atol=1e-6)  # its λ is fp32
-
-
-@pytest.mark.parametrize("name", DEFINED)
-def test_parts_of_the_plan_add_up(name: str, make_block: Callable[..., Any]) -> None:
-    """Two halves of the heads, as ranks hold them, give the whole together."""
-    block = make_block("attention", DEFINED[name][0], layer_idx=1, around={"position": "none"})
-    x, positions = torch.randn(2, T, D, dtype=torch.float64), torch.arange(T)[None]
-    plan, total = block.parallel_plan(), 0
-    if "column" not in plan.values():
-        return
-    for half in (0, 1):
-        part = copy.deepcopy(block)
-        for parameter, how in plan.items():
-            tensor = part.get_parameter(parameter)
-            if how != "replicate":
-                tensor.data = tensor.data.chunk(2, 0 if how == "column" else 1)[half]
-        total = total + part(x, Pass(positions))
-    torch.testing.assert_close(total, block(x, Pass(positions)), rtol=0, atol=1e-10)
-
-
-def test_example_of_the_page_is_a_block(temporary_blocks: None) -> None:
-    page = (Path(__file__).parents[2] / "docs/how-to/add-a-block.md").read_text()
-    (code,) = re.findall(r"```python\n(# my_blocks/tied.py.*?)```", page, re.S)
-    exec(code, {"__name__": "tied"})
-    for check in (
-        "memory",
-        "stepping",
-        "ragged rows",
-        "quantised caches",
-        "packing",
-        "parallel plan",
-        "hyper-parameters",
-    ):
-        assert Case("attention", "tied", check).brief().status == "passed", check
+        near(ours(x, Pass(order(T))), theirs(x, turn(x, order(T)))[0], 1e-6)  # its λ is fp32
 
 
 def test_talking_heads_begin_as_a_plain_softmax() -> None:
-    plain, talking = (
-        compose(model({"name": "mha", **more}), seed=3).eval() for more in ({}, {"scores": "talking_heads"})
-    )
+    nodes = ({"name": "mha", "n_heads": 4, **more} for more in ({}, {"scores": "talking_heads"}))
+    plain, talking = (decoder(torch.float32, attention=node) for node in nodes)
     talking.load_state_dict(plain.state_dict(), strict=False)
-    ids = torch.arange(T)[None]
-    torch.testing.assert_close(talking(ids), plain(ids), rtol=0, atol=1e-5)
+    near(talking(ids(T)), plain(ids(T)), 1e-5)
 
 
-@pytest.mark.slow
-def test_one_cause_is_told_once(decoder: Callable[..., Decoder], capsys: pytest.CaptureFixture[str]) -> None:
-    decoder(Misdeclared)
-    assert main(["attention/written"]) == 1
-    said = capsys.readouterr().out
-    assert said.count("memory() must say the same") == 1 and "as 'stepping'" in said and "failed, of " in said
-
-
-BLOCKS = {n: registry.lookup("attention", n).cls for n in registry.names("attention")}
-SCORED = {n: cls for n, cls in BLOCKS.items() if issubclass(cls, Scored)}
-
-
-def test_no_block_says_anything_of_caches() -> None:
-    """But one that keeps other keys too; and each declares what it remembers, so nothing has to be found."""
-    for name, cls in SCORED.items():
-        assert "forward" not in vars(cls) and cls.memory is not Scored.memory, name
-        if cls.new_cache is Scored.new_cache:
-            assert "cache." not in inspect.getsource(inspect.getmodule(cls)), name  # type: ignore[arg-type]
-    assert len(SCORED) >= 10
-
-
-@pytest.mark.parametrize("attention", ["mla", pytest.param("gqa", marks=pytest.mark.slow)])
-@torch.no_grad()
-def test_every_way_of_attending_is_the_same(attention: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whole, absorbed, on few keys gathered, and some heads at a time, of a block with ``up`` and of one without."""
-    ids = torch.randint(V, (2, 57), generator=torch.Generator().manual_seed(3))
-    chosen = {"selector": {"name": "dsa", "top_k": 3}}
-    for more in ({}, chosen):
-        decoder = compose(model({"name": attention, "n_heads": 4, **more}), seed=3).double().eval()
-        right = decoder.hidden(ids)[0]
-        for way in ("absorbed", "expanded", "one head at a time", "few keys"):
-            with monkeypatch.context() as patch:
-                patch.setattr(attending, "absorbs", lambda *_, way=way: way == "absorbed")
-                patch.setattr(latent_attention, "KEPT", 0 if way == "one head at a time" else 2**26)
-                patch.setattr(latent_attention, "EXPANDED", 1 if way == "one head at a time" else 2**28)
-                for name in ("PART", "PART_OF_SEVERAL", "LEAST"):
-                    patch.setattr(few_keys, name, 1 if way == "few keys" else 10**6)
-                caches = decoder.new_caches(2, 57)
-                parts = [decoder.hidden(part, caches=caches)[0] for part in ids.split([20, 13, 1, 1, 22], 1)]
-            torch.testing.assert_close(
-                torch.cat(parts, 1), right, rtol=0, atol=1e-9, msg=lambda m, way=way: f"{way}: {m}"
-            )
-
-
-# --- what a block gets ------------------------------------------------------------------------------------------------
-
-SELECTORS = [name for name in registry.names("selector") if name != "shared"]
-OF_SCORES = ["differential", "grouped_tied", "factorised", "depth"]
-
-
-@pytest.mark.parametrize(("attention", "selector"), each(OF_SCORES, list(SELECTORS)))
+@pytest.mark.parametrize(
+    ("attention", "selector"),
+    each(
+        ["differential", "grouped_tied", "factorised", "depth"],
+        [name for name in registry.names("selector") if name != "shared"],
+    ),
+)
 @torch.no_grad()
 def test_selectors_choose_alike_with_a_cache(attention: str, selector: str) -> None:
     """In parts and token by token, where few keys are gathered, as in one pass."""
-    settings = {"block": {"block_size": 4}, "pooled": {}, "dsa": {}}.get(selector, {})
+    settings = {"block_size": 4} if selector == "block" else {}
     node = {"name": attention, "n_heads": 4, "selector": {"name": selector, "top_k": 2, **settings}}
-    decoder = compose(model(node), seed=3).double().eval()
-    ids = torch.randint(V, (2, 41), generator=torch.Generator().manual_seed(3))
-    caches = decoder.new_caches(2, 41)
-    parts = [decoder.hidden(part, caches=caches)[0] for part in ids.split([19, 1, 1, 20], 1)]
-    torch.testing.assert_close(torch.cat(parts, 1), decoder.hidden(ids)[0], rtol=0, atol=1e-9)
+    made, tokens = decoder(seed=3, attention=node), ids(41, seed=3)
+    near(in_parts(made, tokens, [19, 1, 1, 20]), made.hidden(tokens)[0], 1e-9)
