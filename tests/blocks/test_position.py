@@ -1,102 +1,82 @@
-"""Position blocks against their formulas, their published anchors and transformers' own code."""
+"""Position blocks against their formulas, their published anchors and transformers' own code, however one attends."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from lightning.pytorch.plugins.precision import HalfPrecision
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from blockwright import registry
+from blockwright.blocks.attention import attending, biases
+from blockwright.blocks.attention.biases import score_bias
+from blockwright.blocks.base import Placement
 from blockwright.blocks.compose import compose
+from blockwright.blocks.decoder import Decoder
 from blockwright.blocks.forward_pass import Pass
-from blockwright.blocks.kernels.scoring import dense
+from blockwright.blocks.kernels import few_keys, latent_attention, long_attention
+from blockwright.blocks.kernels.choice import Kernels
+from blockwright.blocks.kernels.scoring import Band, Slopes, dense, part
 from blockwright.blocks.position.base import Position
 from blockwright.blocks.position.boundaries import alike
 from blockwright.blocks.position.rope import RoPE
 from blockwright.blocks.remembering import Keys, Queries
-from blockwright.registry import ConfigError
+from blockwright.registry import BlockError, ConfigError, register
+from tests.blocks.small import D, Make, V, drawn, in_parts, model, near, order, packed, rewind
 
-ROTARY = {
+CPU = torch.device("cpu")
+YARN = {"name": "yarn", "factor": 8, "original_positions": 16}
+LONG = {"name": "longrope", "original_positions": 16}
+ROTARY: dict[str, dict[str, Any]] = {
     "half split": {"name": "rope"},
     "interleaved": {"name": "rope", "pairing": "interleaved"},
     "partial": {"name": "rope", "rotary_fraction": 0.5},
-    "yarn": {"name": "yarn", "factor": 8, "original_positions": 16},
-    "yarn, scaled": {"name": "yarn", "factor": 8, "original_positions": 16, "mscale": 1.0, "mscale_all_dim": 0.0},
-    "yarn, untruncated": {"name": "yarn", "factor": 8, "original_positions": 16, "truncate": False},
+    "yarn": YARN,
+    "yarn, scaled": {**YARN, "mscale": 1.0, "mscale_all_dim": 0.0},
+    "yarn, untruncated": {**YARN, "truncate": False},
     "linear": {"name": "rope_linear", "factor": 3.0},
     "ntk": {"name": "rope_ntk", "factor": 3.0},
     "llama3": {"name": "rope_llama3", "factor": 3.0, "original_positions": 64},
-    "longrope": {"name": "longrope", "factor": 3.0, "original_positions": 16, "turns": 0.5},
+    "longrope": {**LONG, "factor": 3.0, "turns": 0.5},
 }
 
 
-@pytest.fixture(scope="module")
-def make(make_block: Callable[..., Any]) -> Callable[..., Position]:
-    def build(node: dict[str, Any] | str, **context: Any) -> Position:
-        return make_block("position", node, **{"d_model": 48, "head_dim": 12, "n_heads": 4, **context})
+@pytest.fixture
+def make(make_block: Make) -> Make:
+    def build(node: Any, **context: Any) -> Position:
+        return make_block("position", node, **{"d_model": D, "head_dim": 12, "n_heads": 4, **context})
 
     return build
 
 
-def heads(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
-def order(length: int, start: int = 0) -> Tensor:
-    return torch.arange(start, start + length)[None]
-
-
-def added(position: Position, x: Tensor, q: Tensor, queries: Tensor, keys: Tensor) -> Tensor | None:
+def added(position: Position, x: Tensor, q: Tensor, queries: Tensor, keys: Tensor) -> Any:
     """The bias on scores of tokens x [B,T,D] with queries q, on keys without notes."""
     return dense(position.bias(Queries(x, q, queries), Keys(keys, keys[0])))
 
 
-# --- what every position block promises -------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("name", registry.names("position"))
-def test_every_hook_keeps_shapes_and_precision(make: Callable[..., Position], name: str) -> None:
-    position = make(name).to(torch.bfloat16)
-    x, q, k = (torch.randn(2, 5, *s).bfloat16() for s in ((48,), (4, 12), (2, 12)))
-    turned = position.rotate(q, k, order(5))
-    bias = added(position, x, q, order(5), order(7))
-    assert [(t.shape, t.dtype) for t in (*turned, position.embed(x, order(5)))] == [
-        (t.shape, t.dtype) for t in (q, k, x)
-    ]
-    assert bias is None or torch.broadcast_to(bias, (2, 4, 5, 7)).shape == (2, 4, 5, 7)
-
-
-@pytest.mark.parametrize("name", [n for n in registry.names("position") if not n.startswith("log_")])  # start late
-def test_block_works_at_one_place_only(make: Callable[..., Position], name: str) -> None:
-    position, x, q = make(name), heads(2, 5, 48), heads(2, 5, 4, 12)
-    in_attention = added(position, x, q, order(5), order(5)) is not None or not torch.equal(
-        position.rotate(q, q, order(5))[0], q
-    )
-    in_embedding = not torch.equal(position.embed(x, order(5)), x)
-    assert (in_attention, in_embedding) == (
-        (position.place == "attention" and name != "none"),
-        position.place == "embedding",
-    )
-
-
-def test_none_does_nothing(make: Callable[..., Position]) -> None:
-    position, x, q = make("none"), heads(2, 5, 48), heads(2, 5, 4, 12)
-    assert position.embed(x, order(5)) is x and position.rotate(q, x, order(5)) == (q, x)
-    assert added(position, x, q, order(5), order(5)) is None and position.softmax_scale == 1.0
+def test_block_works_at_one_place_only(make: Make) -> None:
+    x, q = drawn(2, 5, D), drawn(2, 5, 4, 12)
+    for name in registry.names("position"):
+        position, bias = make(name), added(make(name), x, q, order(5), order(5))
+        turns = bias is not None or not torch.equal(position.rotate(q, q, order(5))[0], q)
+        adds = not torch.equal(position.embed(x, order(5)), x)
+        at = position.place == "attention" and name != "none", position.place == "embedding"
+        assert (turns, adds) == at or name.startswith("log_"), name  # these start late
+    none = make("none")
+    assert none.embed(x, order(5)) is x and none.rotate(q, x, order(5)) == (q, x) and none.softmax_scale == 1.0
 
 
 # --- rotary -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("node", ROTARY.values(), ids=ROTARY)
-def test_scores_depend_on_distances_only(make: Callable[..., Position], node: dict[str, Any]) -> None:
-    position, q, k = make(node), heads(1, 1, 1, 12), heads(1, 1, 1, 12, seed=1)
+def test_scores_depend_on_distances_only(make: Make, node: dict[str, Any]) -> None:
+    position, q, k = make(node), drawn(1, 1, 1, 12), drawn(1, 1, 1, 12, seed=1)
 
     def score(i: int, j: int) -> float:
         return (position.rotate(q, q, order(1, i))[0] * position.rotate(k, k, order(1, j))[1]).sum().item()
@@ -104,92 +84,105 @@ def test_scores_depend_on_distances_only(make: Callable[..., Position], node: di
     for distance in (0, 1, 5, 31):
         scores = [score(start + distance, start) for start in (0, 1, 7, 100)]
         assert max(scores) - min(scores) < 1e-4
-    assert abs(score(3, 0) - score(0, 3)) > 1e-3
-    assert abs(score(3, 0) - score(4, 0)) > 1e-3
-
-
-@pytest.mark.parametrize("node", ROTARY.values(), ids=ROTARY)
-def test_rows_may_stand_at_positions_of_their_own(make: Callable[..., Position], node: dict[str, Any]) -> None:
-    position, q = make(node), heads(2, 5, 3, 12)
-    where = torch.tensor([[0, 1, 2, 3, 4], [9, 0, 1, 7, 7]])
-    together = position.rotate(q, q[:, :, :1], where)
-    for row in range(2):
-        for t in range(5):
-            alone = position.rotate(
-                q[row : row + 1, t : t + 1], q[row : row + 1, t : t + 1, :1], where[row, t].view(1, 1)
-            )
-            for one, other in zip(together, alone, strict=True):
-                torch.testing.assert_close(one[row, t], other[0, 0], rtol=0, atol=1e-14)
+    assert abs(score(3, 0) - score(0, 3)) > 1e-3 and abs(score(3, 0) - score(4, 0)) > 1e-3
+    if node == {"name": "rope"}:
+        assert torch.equal(position.rotate(q, q, order(1))[0], q)  # the first position is not turned
 
 
 @pytest.mark.parametrize("name", ["rope", "yarn"])
-def test_interleaved_weights_become_half_split_ones_by_permuting_rows(make: Callable[..., Position], name: str) -> None:
-    q, k = heads(1, 9, 4, 12), heads(1, 9, 2, 12, seed=1)
-    p = [*range(0, 12, 2), *range(1, 12, 2)]
-    paired = make({"name": name, "pairing": "interleaved"}).rotate(q, k, order(9))
-    split = make({"name": name, "pairing": "half_split"}).rotate(q[..., p], k[..., p], order(9))
-    for one, other in zip(paired, split, strict=True):
-        torch.testing.assert_close(one[..., p], other, rtol=0, atol=1e-14)
+def test_pairings_and_fractions_turn_other_numbers_in_the_same_way(make: Make, name: str) -> None:
+    q, k, p = drawn(1, 9, 4, 12), drawn(1, 9, 2, 12, seed=1), [*range(0, 12, 2), *range(1, 12, 2)]
+    paired, split = (make({"name": name, "pairing": pairing}) for pairing in ("interleaved", "half_split"))
+    turned = paired.rotate(q, k, order(9))
+    near([t[..., p] for t in turned], list(split.rotate(q[..., p], k[..., p], order(9))), 1e-14)
+    assert (turned[0] - split.rotate(q, k, order(9))[0]).abs().max() > 0.1
+    q = drawn(1, 9, 4, 16)
+    for fraction, width in ((0.25, 4), (0.5, 8), (1.0, 16)):
+        some = make({"name": name, "rotary_fraction": fraction}, head_dim=16).rotate(q, q, order(9))[0]
+        assert torch.equal(some[..., width:], q[..., width:])
+        assert (some[:, 1:, :, :width] != q[:, 1:, :, :width]).all()
+        whole = make(name, head_dim=width).rotate(q[..., :width], q[..., :width], order(9))[0]
+        assert name != "rope" or (some[..., :width] - whole).abs().max() < 1e-14  # as if the head were that narrow
 
 
-def test_pairings_differ_on_the_same_weights(make: Callable[..., Position]) -> None:
-    q = heads(1, 9, 4, 12)
-    one, other = (make(ROTARY[n]).rotate(q, q, order(9))[0] for n in ("half split", "interleaved"))
-    assert (one - other).abs().max() > 0.1
-
-
-@pytest.mark.parametrize("name", ["rope", "yarn"])
-@pytest.mark.parametrize(("fraction", "width"), [(0.25, 4), (0.5, 8), (1.0, 16)])
-def test_fraction_leaves_the_back_of_the_head_alone(
-    make: Callable[..., Position], name: str, fraction: float, width: int
-) -> None:
-    q = heads(1, 9, 4, 16)
-    turned = make({"name": name, "rotary_fraction": fraction}, head_dim=16).rotate(q, q, order(9))[0]
-    assert torch.equal(turned[..., width:], q[..., width:])
-    assert (turned[:, 1:, :, :width] != q[:, 1:, :, :width]).all()
-    whole = make(name, head_dim=width).rotate(q[..., :width], q[..., :width], order(9))[0]
-    assert name != "rope" or (turned[..., :width] - whole).abs().max() < 1e-14  # as if the head were that narrow
-
-
-def test_first_position_is_not_turned(make: Callable[..., Position]) -> None:
-    q = heads(1, 1, 4, 12)
-    assert torch.equal(make("rope").rotate(q, q, order(1))[0], q)
-
-
-def test_theta_belongs_to_the_instance(make: Callable[..., Position]) -> None:
+def test_frequencies_are_of_the_instances_theta_in_single_precision(make: Make) -> None:
     slow, fast = make({"name": "rope", "theta": 10000.0}), make({"name": "rope", "theta": 100.0})
-    cpu = torch.device("cpu")
-    before = slow.frequencies(cpu)
-    torch.testing.assert_close(fast.frequencies(cpu), torch.tensor([100.0 ** (-j / 6) for j in range(6)]))
-    assert torch.equal(slow.frequencies(cpu), before)
-    torch.testing.assert_close(before, torch.tensor([10000.0 ** (-j / 6) for j in range(6)]))
+    for position, theta in ((slow, 10000.0), (fast, 100.0), (slow, 10000.0)):
+        torch.testing.assert_close(position.frequencies(CPU), torch.tensor([theta ** (-j / 6) for j in range(6)]))
+    for name in ("rope", "yarn"):
+        position = make(name).to(torch.bfloat16)
+        assert position.frequencies(CPU).dtype == torch.float32
+        assert not list(position.buffers()) and not list(position.parameters())
 
 
-@pytest.mark.parametrize("name", ["rope", "yarn"])
-def test_frequencies_stay_single_precision_when_the_model_does_not(make: Callable[..., Position], name: str) -> None:
-    position = make(name).to(torch.bfloat16)
-    assert position.frequencies(torch.device("cpu")).dtype == torch.float32
-    assert not list(position.buffers()) and not list(position.parameters())
+def test_only_the_fastest_pairs_turn(make: Make) -> None:
+    """Angles t · theta^(−2j/H) over the full head, as ``proportional`` in Gemma-4, and none for the other pairs."""
+    position, q = make({"name": "rope_fastest", "theta": 50.0, "rotary_fraction": 0.5}), drawn(1, 9, 2, 12)
+    angles = torch.arange(9)[:, None] * 50.0 ** (-torch.arange(6, dtype=torch.float64) / 6) * (torch.arange(6) < 3)
+    (a, b), cos, sin = q.chunk(2, -1), angles.cos()[:, None], angles.sin()[:, None]
+    near(position.rotate(q, q, order(9))[0], torch.cat((a * cos - b * sin, b * cos + a * sin), -1), 1e-5)
+
+
+def test_queries_grow_with_the_logarithm_of_their_position(make: Make) -> None:
+    q, k = drawn(1, 9, 4, 12), drawn(1, 9, 2, 12, seed=1)
+    growth = torch.tensor([1 + 0.5 * math.log(1 + (t + 1) // 4) for t in range(9)], dtype=torch.float64)
+    for inner in (None, "rope"):
+        position = make({"name": "log_temperature", "scale": 0.5, "every": 4, "inner": inner})
+        turned, same = position.rotate(q, k, order(9))
+        right = (q, k) if inner is None else make("rope").rotate(q, k, order(9))
+        near(turned, right[0] * growth[:, None, None], 1e-6)
+        assert torch.equal(same, right[1])
+
+
+def test_blocks_share_angles_only_if_every_setting_is_equal(make: Make) -> None:
+    for name in set(registry.names("position")) - {"log_temperature"}:
+        one, same, other = (make(name, head_dim=width) for width in (12, 12, 8))
+        assert one.alike() == same.alike(), name
+        if one.alike() is not None:
+            assert one.alike() != other.alike() and one.alike() != make({"name": "rope", "theta": 3.0}).alike(), name
+            assert all(map(torch.equal, one.angles(order(5)), same.angles(order(5)))), name
+    assert len({make(n).alike() for n in ("rope", "yarn", "rope_linear")}) == 3
+
+
+@torch.no_grad()
+def test_layers_and_blocks_that_rotate_in_their_own_way_do_so_with_a_cache_too() -> None:
+    """Where layers that rotate alike compute their angles once."""
+
+    class Backwards(RoPE):
+        def rotate(self, q: Tensor, k: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+            return super().rotate(q, k, -positions)
+
+    block, (q, k) = Backwards(12), (drawn(1, 5, 2, 12, seed=s) for s in (0, 1))
+    assert all(map(torch.equal, Pass(order(5), made={}).rotated(block, q, k), block.rotate(q, k, order(5))))
+    slow = {"attention": {"slow": {"name": "gqa", "n_heads": 4, "position": {"name": "rope", "theta": 1e6}}}}
+    config, ids = model(n_layers=4, variants=slow), torch.arange(23)[None] % V
+    mixed, same = (
+        compose({**config, "layout": {"attention": layout}}, seed=1).double().eval()
+        for layout in ("(attention slow)*", "attention*")
+    )
+    steps = in_parts(mixed, ids, [9, 1, 13])
+    near(steps, mixed.hidden(ids)[0], 1e-9)
+    assert (same.hidden(ids)[0] - steps).abs().max() > 0.01
 
 
 # --- YaRN -------------------------------------------------------------------------------------------------------------
 
 
-def yarn(make: Callable[..., Position], **changes: Any) -> Position:
+def yarn(make: Make, **changes: Any) -> Any:
     return make({"name": "yarn", "factor": 40, "original_positions": 4096, **changes}, head_dim=64)
 
 
-def test_yarn_frequencies_meet_the_published_anchors(make: Callable[..., Position]) -> None:
-    frequencies = yarn(make).frequencies(torch.device("cpu")).tolist()
+def test_yarn_frequencies_meet_the_published_anchors(make: Make) -> None:
+    frequencies, plain = yarn(make).frequencies(CPU).tolist(), [10000.0 ** (-2 * j / 64) for j in range(32)]
     anchors = {0: 1.0, 1: 0.7498942, 10: 0.056234129, 11: 0.039006926, 16: 0.0055, 22: 1.77828e-4, 23: 3.3338e-5}
     for j, value in {**anchors, 31: 3.33380e-6}.items():
         assert frequencies[j] == pytest.approx(value, rel=2e-5), j
-    plain = [10000.0 ** (-2 * j / 64) for j in range(32)]
-    for j in range(11):
-        assert frequencies[j] == pytest.approx(plain[j], rel=1e-6)
-    for j in range(23, 32):
-        assert frequencies[j] == pytest.approx(plain[j] / 40, rel=1e-6)
+    assert frequencies[:11] == pytest.approx(plain[:11], rel=1e-6)
+    assert frequencies[23:] == pytest.approx([p / 40 for p in plain[23:]], rel=1e-6)
     assert all(plain[j] / 40 < frequencies[j] < plain[j] for j in range(11, 23))
+    # low = high: the ramp is a step, not a division by zero.
+    step = make({"name": "yarn", "factor": 4, "original_positions": 16, "beta_fast": 32, "beta_slow": 2.8})
+    assert step.frequencies(CPU).isfinite().all() and (step.frequencies(CPU) > 0).all()
 
 
 @pytest.mark.parametrize(
@@ -203,27 +196,24 @@ def test_yarn_frequencies_meet_the_published_anchors(make: Callable[..., Positio
     ],
 )
 def test_yarn_scales_amplitude_and_softmax_as_published(
-    make: Callable[..., Position], mscale: float, mscale_all_dim: float, amplitude: float, softmax_scale: float
+    make: Make, mscale: float, mscale_all_dim: float, amplitude: float, softmax_scale: float
 ) -> None:
-    position = yarn(make, mscale=mscale, mscale_all_dim=mscale_all_dim)
+    position, q = yarn(make, mscale=mscale, mscale_all_dim=mscale_all_dim), drawn(1, 3, 2, 64)
     assert position.softmax_scale == pytest.approx(softmax_scale, rel=1e-9)
-    q = heads(1, 3, 2, 64)
-    turned = position.rotate(q, q, order(3, 1))[0]
-    torch.testing.assert_close(turned.norm(dim=-1), amplitude * q.norm(dim=-1), rtol=1e-6, atol=0)
+    near(position.rotate(q, q, order(3, 1))[0].norm(dim=-1), amplitude * q.norm(dim=-1), 0, 1e-6)
 
 
-def test_yarn_of_factor_one_is_rope(make: Callable[..., Position]) -> None:
-    position, q = yarn(make, factor=1), heads(1, 63, 2, 64)
+def test_factors_of_one_are_plain_rope_and_ntk_stretches_the_slowest_pair_alone(make: Make) -> None:
+    position, q = yarn(make, factor=1), drawn(1, 63, 2, 64)
     assert position.softmax_scale == 1.0
     rope = make({"name": "rope", "pairing": "interleaved"}, head_dim=64)
-    torch.testing.assert_close(position.rotate(q, q, order(63))[0], rope.rotate(q, q, order(63))[0], rtol=0, atol=1e-5)
-
-
-def test_yarn_steps_where_fast_and_slow_pairs_meet(make: Callable[..., Position]) -> None:
-    """low = high: the ramp is a step, not a division by zero."""
-    position = make({"name": "yarn", "factor": 4, "original_positions": 16, "beta_fast": 32, "beta_slow": 2.8})
-    frequencies = position.frequencies(torch.device("cpu"))
-    assert frequencies.isfinite().all() and (frequencies > 0).all()
+    near(position.rotate(q, q, order(63))[0], rope.rotate(q, q, order(63))[0], 1e-5)
+    plain = make({"name": "rope", "theta": 777.0}).frequencies(CPU)
+    for name in ("rope_linear", "rope_ntk", "rope_llama3"):
+        near(make({"name": name, "factor": 1.0, "theta": 777.0}).frequencies(CPU), plain, 0, 1e-6)
+    ratio = plain / make({"name": "rope_ntk", "factor": 4.0, "theta": 777.0}).frequencies(CPU)
+    near(ratio[[0, -1]], torch.tensor([1.0, 4.0]), 0, 1e-5)
+    assert (ratio.diff() > 0).all()
 
 
 # --- LongRoPE ---------------------------------------------------------------------------------------------------------
@@ -233,7 +223,7 @@ def test_yarn_steps_where_fast_and_slow_pairs_meet(make: Callable[..., Position]
     ("theta", "width", "trained", "factor", "pair"), [(1e4, 96, 2048, 64, 25), (5e5, 128, 8192, 16, 30)]
 )
 def test_longropes_critical_pair_is_where_the_papers_search_found_it(
-    make: Callable[..., Position], theta: float, width: int, trained: int, factor: int, pair: int
+    make: Make, theta: float, width: int, trained: int, factor: int, pair: int
 ) -> None:
     node = {"name": "longrope", "theta": theta, "original_positions": trained, "factor": factor}
     factors = make(node, head_dim=width).long_factors
@@ -242,9 +232,7 @@ def test_longropes_critical_pair_is_where_the_papers_search_found_it(
 
 
 @pytest.mark.parametrize("length", [4096, 8193])
-def test_longropes_angles_at_position_8192_do_not_depend_on_the_default_dtype(
-    make: Callable[..., Position], length: int
-) -> None:
+def test_longropes_angles_at_position_8192_do_not_depend_on_the_default_dtype(make: Make, length: int) -> None:
     """Lightning's ``bf16-true`` lowers the default dtype in a training step, and not in an evaluation by itself: a
     divisor in bf16 would be up to 20 radians off."""
     longrope = make({"name": "longrope", "theta": 10000.0, "factor": 32.0, "original_positions": 4096}, head_dim=96)
@@ -255,276 +243,59 @@ def test_longropes_angles_at_position_8192_do_not_depend_on_the_default_dtype(
     a, b = evaluated[0, 0, 0].double().chunk(2)  # of a pair (1, 1), turned from 45 degrees
     factors = torch.tensor(longrope.long_factors if length > 4096 else longrope.short_factors, dtype=torch.float64)
     exact = 8192 * 10000.0 ** -(torch.arange(48, dtype=torch.float64) / 48) / factors
-    torch.testing.assert_close((b.atan2(a) - math.pi / 4 - exact).cos(), torch.ones(48).double(), rtol=0, atol=1e-6)
+    near((b.atan2(a) - math.pi / 4 - exact).cos(), torch.ones(48).double(), 1e-6)
 
 
-def test_batches_that_are_rotated_alike_have_rows_on_one_side_of_every_boundary(make: Callable[..., Position]) -> None:
-    longropes = [make({"name": "longrope", "original_positions": n}) for n in (16, 8)]
-    lengths = [3, 16, 9, 40, 8, 16]
+def test_batches_that_are_rotated_alike_have_rows_on_one_side_of_every_boundary(make: Make) -> None:
+    longropes, lengths = [make({**LONG, "original_positions": n}) for n in (16, 8)], [3, 16, 9, 40, 8, 16]
     batches = [[lengths[i] for i in rows] for rows in alike(nn.ModuleList(longropes), lengths, 2)]
     assert batches == [[40], [16, 16], [9], [8, 3]]
-    fixed = make({"name": "longrope", "original_positions": 16, "length": 64})
+    fixed = make({**LONG, "length": 64})
     assert [[lengths[i] for i in rows] for rows in alike(fixed, lengths, 4)] == [[40, 16, 16, 9], [8, 3]]
 
 
-def test_longrope_declares_short_and_long(make: Callable[..., Position]) -> None:
+def test_longrope_declares_short_and_long(make: Make) -> None:
     """Up to the trained length all is as trained; beyond it, also the first tokens are rotated as the last will be."""
-    q = heads(1, 5, 4, 12)
-    longrope = make({"name": "longrope", "original_positions": 16}, max_positions=64)
+    q, longrope = drawn(1, 5, 4, 12), make(LONG, max_positions=64)
     short, long = (longrope.rotate_in(q, q, order(5), length)[0] for length in (16, 17))
     assert torch.equal(short, make("rope").rotate(q, q, order(5))[0]) and (long - short).abs().max() > 0.1
     assert torch.equal(longrope.rotate(q, q, order(5))[0], long)  # of an attention that declares nothing: the model's
     for declared, expected in ((16, short), (64, long)):
-        fixed = make({"name": "longrope", "original_positions": 16, "length": declared}, max_positions=64)
+        fixed = make({**LONG, "length": declared}, max_positions=64)
         assert torch.equal(fixed.rotate_in(q, q, order(5), 80 - declared)[0], expected)
 
 
 @pytest.mark.parametrize("attention", ["mha", "mla", {"name": "sliding_window", "window": 6}], ids=str)
-def test_chunks_and_decoded_tokens_are_rotated_as_the_whole_they_belong_to(
-    make_block: Callable[..., Any], attention: Any
-) -> None:
+def test_chunks_and_decoded_tokens_are_rotated_as_the_whole_they_belong_to(make_block: Make, attention: Any) -> None:
     """A cache made for more than the trained length is rotated for it from its first chunk on; one for less is not."""
-    mix = make_block("attention", attention, around={"position": {"name": "longrope", "original_positions": 16}})
-    plain = make_block("attention", attention, around={"position": {"name": "rope"}})
-    x = heads(1, 40, 48)
-
-    def chunked(block: Any, length: int) -> Tensor:
-        cache, ends = block.new_cache(1, length, torch.float64, torch.device("cpu")), (8, 14, 15, 16, 33, length)
-        starts = [0, *(end for end in ends if end < length)]
-        parts = [(a, min(b, length)) for a, b in zip(starts, ends, strict=False) if a < length]
-        return torch.cat([block(x[:, a:b], Pass(order(b - a, a), cache=cache)) for a, b in parts], 1)
-
-    for length in (16, 40):
-        whole = mix(x[:, :length], Pass(order(length)))
-        torch.testing.assert_close(chunked(mix, length), whole, rtol=0, atol=1e-9)
-        assert ((whole - plain(x[:, :length], Pass(order(length)))).abs().max() > 1e-3) == (length > 16)
+    mix, plain = (make_block("attention", attention, around={"position": p}) for p in (LONG, "rope"))
+    for length, chunks in ((16, [8, 6, 1, 1]), (40, [8, 6, 1, 1, 17, 7])):
+        x, cache = drawn(1, 40, D)[:, :length], mix.new_cache(1, length, torch.float64, CPU)
+        whole, parts = mix(x, Pass(order(length))), zip(x.split(chunks, 1), order(length).split(chunks, 1), strict=True)
+        near(torch.cat([mix(part, Pass(where, cache=cache)) for part, where in parts], 1), whole, 1e-9)
+        assert ((whole - plain(x, Pass(order(length)))).abs().max() > 1e-3) == (length > 16)
 
 
-# --- the others -------------------------------------------------------------------------------------------------------
+# --- slopes and embeddings --------------------------------------------------------------------------------------------
 
 
-def test_alibi_slopes_are_the_papers(make: Callable[..., Position]) -> None:
+def test_alibi_takes_distance_times_the_papers_slope_off_the_score(make: Make, make_block: Make) -> None:
     def slopes(n: int) -> list[float]:
-        return make("alibi", n_heads=n).slopes(torch.device("cpu")).tolist()
+        return make("alibi", n_heads=n).slopes(CPU).tolist()
 
     eight = [2.0**-i for i in range(1, 9)]
-    assert slopes(8) == eight
+    assert slopes(8) == eight and slopes(1) == [2.0**-8]
     assert slopes(12) == pytest.approx([*eight, *(2.0 ** (-0.5 * i) for i in (1, 3, 5, 7))])
     assert slopes(16) == pytest.approx([2.0 ** (-0.5 * i) for i in range(1, 17)])
-    assert slopes(1) == [2.0**-8]
-
-
-def test_alibi_takes_distance_times_slope_off_the_score(make: Callable[..., Position]) -> None:
-    bias = added(make("alibi", n_heads=2), heads(1, 2, 48), heads(1, 2, 2, 12), order(2, 3), order(5))
-    assert bias is not None
-    slopes = [2.0**-4, 2.0**-8]
-    for n in range(2):
+    bias = added(make("alibi", n_heads=2), drawn(1, 2, D), drawn(1, 2, 2, 12), order(2, 3), order(5))
+    for n, slope in enumerate((2.0**-4, 2.0**-8)):
         for t, i in enumerate((3, 4)):
-            assert bias[0, n, t, : i + 1].tolist() == [-slopes[n] * (i - j) for j in range(i + 1)]
-
-
-def test_alibi_is_told_the_heads_of_its_attention(make_block: Callable[..., Any]) -> None:
+            assert bias[0, n, t, : i + 1].tolist() == [-slope * (i - j) for j in range(i + 1)]
     for node, heads in (({"name": "gqa", "n_heads": 6}, 6), ({"name": "mla", "n_heads": 3}, 3), ("mha", 8)):
-        attention = make_block("attention", node, around={"position": "alibi"})
-        assert attention.position.n_heads == heads
+        assert make_block("attention", node, around={"position": "alibi"}).position.n_heads == heads
 
 
-def test_sinusoidal_adds_sines_and_cosines(make: Callable[..., Position]) -> None:
-    x = heads(2, 63, 48)
-    signal = make({"name": "sinusoidal", "scale": 0.5, "theta": 100}).embed(x, order(63)) - x
-    for t in (0, 1, 17, 62):
-        for j in range(24):
-            angle = t / 100 ** (2 * j / 48)
-            expected = [0.5 * math.sin(angle), 0.5 * math.cos(angle)]
-            assert signal[0, t, 2 * j : 2 * j + 2].tolist() == pytest.approx(expected, abs=1e-5)
-    assert torch.allclose(signal[0], signal[1], atol=1e-12)
-
-
-def test_learned_adds_its_table(make: Callable[..., Position]) -> None:
-    position, x = make("learned"), heads(2, 3, 48)
-    assert position.embedding.weight.shape == (64, 48)
-    where = torch.tensor([[0, 63, 5], [1, 1, 2]])
-    assert torch.equal(position.embed(x, where), x + position.embedding.weight[where])
-
-
-# --- other implementations --------------------------------------------------------------------------------------------
-
-
-def test_rope_turns_as_transformers_llama_does(make: Callable[..., Position]) -> None:
-    from transformers import LlamaConfig
-    from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding, apply_rotary_pos_emb
-
-    config = LlamaConfig(
-        hidden_size=48, num_attention_heads=4, rope_parameters={"rope_type": "default", "rope_theta": 500.0}
-    )
-    q, k = heads(2, 63, 4, 12).float(), heads(2, 63, 2, 12, seed=1).float()
-    cos, sin = LlamaRotaryEmbedding(config)(q, order(63, 5))
-    theirs = apply_rotary_pos_emb(q.transpose(1, 2), k.transpose(1, 2), cos, sin)
-    ours = make({"name": "rope", "theta": 500.0}).rotate(q, k, order(63, 5))
-    for one, other in zip(ours, theirs, strict=True):
-        torch.testing.assert_close(one.transpose(1, 2), other, rtol=0, atol=2e-5)
-
-
-@pytest.mark.parametrize("mscales", [(0.707, 0.707), (1.0, 1.0), (1.0, 0.5)])
-def test_yarn_turns_as_transformers_deepseek_does(make: Callable[..., Position], mscales: tuple[float, float]) -> None:
-    from transformers import DeepseekV2Config
-    from transformers.models.deepseek_v2.modeling_deepseek_v2 import DeepseekV2RotaryEmbedding, apply_rotary_emb
-
-    yarn = {"factor": 8.0, "beta_fast": 32, "beta_slow": 1, "mscale": mscales[0], "mscale_all_dim": mscales[1]}
-    rope = {"rope_type": "yarn", "rope_theta": 10000.0, "original_max_position_embeddings": 64, **yarn}
-    config = DeepseekV2Config(qk_rope_head_dim=12, max_position_embeddings=512, rope_parameters=rope)
-    q, k = heads(2, 63, 4, 12).float(), heads(2, 63, 1, 12, seed=1).float()
-    freqs = DeepseekV2RotaryEmbedding(config)(q, order(63, 100))
-    theirs = apply_rotary_emb(q.transpose(1, 2), k.transpose(1, 2), freqs)
-    ours = make({"name": "yarn", "original_positions": 64, **yarn}).rotate(q, k, order(63, 100))
-    for one, other in zip(ours, theirs, strict=True):
-        torch.testing.assert_close(one.transpose(1, 2), other, rtol=0, atol=1e-4)
-
-
-@pytest.mark.parametrize("attention_factor", [None, 1.19])
-def test_longropes_frequencies_are_transformers(make: Callable[..., Position], attention_factor: float | None) -> None:
-    from transformers import LlamaConfig
-    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
-
-    factors = {"short_factor": [1.0, 1.1, 1.2, 1.5, 1.7, 2.0], "long_factor": [1.0, 1.3, 2.5, 9.0, 30.0, 47.5]}
-    rope = {"rope_type": "longrope", "rope_theta": 500.0, "original_max_position_embeddings": 64, **factors}
-    rope |= {"factor": 32.0, "attention_factor": attention_factor}
-    config = LlamaConfig(hidden_size=48, num_attention_heads=4, max_position_embeddings=2048, rope_parameters=rope)
-    node = {"name": "longrope", "theta": 500.0, "factor": 32, "original_positions": 64, "long_mscale": attention_factor}
-    ours = make({**node, **{f"{key}s": value for key, value in factors.items()}})
-    for length in (64, 65):
-        theirs, amplitude = ROPE_INIT_FUNCTIONS["longrope"](config, torch.device("cpu"), seq_len=length)
-        torch.testing.assert_close(ours.frequencies(torch.device("cpu"), length), theirs, rtol=1e-6, atol=0)
-        assert ours.long_mscale == pytest.approx(amplitude, rel=1e-6)
-    q = heads(1, 3, 4, 12)
-    for length, amplitude in ((64, 1.0), (65, ours.long_mscale)):
-        turned = ours.rotate_in(q, q, order(3), length)[0]
-        torch.testing.assert_close(turned.norm(dim=-1), amplitude * q.norm(dim=-1), rtol=1e-6, atol=0)
-
-
-# --- refusals ---------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("node", "path"),
-    [
-        ({"name": "rope", "theta": 0}, "model.position.theta"),
-        ({"name": "rope", "theta": -1.0}, "model.position.theta"),
-        ({"name": "rope", "theta": float("nan")}, "model.position.theta"),
-        ({"name": "rope", "rotary_fraction": 0.0}, "model.position.rotary_fraction"),
-        ({"name": "rope", "rotary_fraction": 1.1}, "model.position.rotary_fraction"),
-        ({"name": "rope", "pairing": "halves"}, "model.position.pairing"),
-        ({"name": "yarn", "factor": 0.5}, "model.position.factor"),
-        ({"name": "yarn", "factor": float("nan")}, "model.position.factor"),
-        ({"name": "yarn", "theta": 1.0}, "model.position.theta"),
-        ({"name": "yarn", "original_positions": 0}, "model.position.original_positions"),
-        ({"name": "yarn", "beta_slow": 0.0}, "model.position.beta_slow"),
-        ({"name": "longrope", "long_factors": [1.0, 2.0]}, "model.position.long_factors"),
-        ({"name": "longrope", "short_factors": [0, 1, 1, 1, 1, 1]}, "model.position.short_factors"),
-        ({"name": "longrope", "original_positions": 1}, "model.position.original_positions"),
-        ({"name": "sinusoidal", "theta": 0.0}, "model.position.theta"),
-    ],
-    ids=str,
-)
-def test_what_cannot_turn_is_refused(make: Callable[..., Position], node: dict[str, Any], path: str) -> None:
-    with pytest.raises(ConfigError) as caught:
-        make(node)
-    assert caught.value.path == path and caught.value.rule and caught.value.remedy
-
-
-def test_odd_widths_are_refused(make: Callable[..., Position]) -> None:
-    with pytest.raises(ConfigError, match="even width"):
-        make("rope", head_dim=7)
-    with pytest.raises(ConfigError, match="even d_model"):
-        make("sinusoidal", d_model=47)
-
-
-# --- stretched contexts, against transformers' own frequencies --------------------------------------------------------
-
-STRETCHES = ("rope_linear", "rope_ntk", "rope_llama3")
-STRETCHED: dict[str, tuple[dict[str, Any], dict[str, Any], int | None]] = {
-    "linear": ({"name": "rope_linear", "factor": 8.0}, {"rope_type": "linear", "factor": 8.0}, None),
-    # transformers' dynamic type with a sequence of twice the trained length has (4 · 2 − 3) in the factor's place
-    "ntk": ({"name": "rope_ntk", "factor": 5.0}, {"rope_type": "dynamic", "factor": 4.0}, 2 * 4096),
-    "llama3": (
-        {"name": "rope_llama3", "theta": 10000.0, "factor": 8.0, "original_positions": 1024},
-        {
-            "rope_type": "llama3",
-            "factor": 8.0,
-            "low_freq_factor": 1.0,
-            "high_freq_factor": 4.0,
-            "original_max_position_embeddings": 1024,
-        },
-        None,
-    ),
-    "gpt-oss": (
-        {"name": "yarn", "factor": 32.0, "mscale": 1.0, "mscale_all_dim": 0.0, "truncate": False},
-        {
-            "rope_type": "yarn",
-            "factor": 32.0,
-            "beta_fast": 32.0,
-            "beta_slow": 1.0,
-            "truncate": False,
-            "original_max_position_embeddings": 4096,
-        },
-        None,
-    ),
-}
-
-
-@pytest.mark.parametrize("case", STRETCHED)
-def test_stretched_frequencies_are_those_of_transformers(make: Callable[..., Position], case: str) -> None:
-    from transformers import LlamaConfig
-    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
-
-    node, theirs, length = STRETCHED[case]
-    parameters = {"rope_theta": 10000.0, **theirs}
-    config = LlamaConfig(
-        hidden_size=256, num_attention_heads=4, max_position_embeddings=4096, rope_parameters=parameters
-    )
-    expected, amplitude = ROPE_INIT_FUNCTIONS[theirs["rope_type"]](config, device="cpu", seq_len=length)
-    position = make(node, head_dim=64)
-    torch.testing.assert_close(position.frequencies(torch.device("cpu")), expected, rtol=2e-6, atol=0)
-    assert getattr(position, "amplitude", 1.0) == pytest.approx(amplitude)
-    assert position.softmax_scale == 1.0
-
-
-@pytest.mark.parametrize("name", STRETCHES)
-def test_factor_of_one_is_plain_rope(make: Callable[..., Position], name: str) -> None:
-    plain, stretched = make({"name": "rope", "theta": 777.0}), make({"name": name, "factor": 1.0, "theta": 777.0})
-    cpu = torch.device("cpu")
-    torch.testing.assert_close(stretched.frequencies(cpu), plain.frequencies(cpu), rtol=1e-6, atol=0)
-
-
-def test_ntk_stretches_the_slowest_pair_by_the_factor_and_the_fastest_not_at_all(make: Callable[..., Position]) -> None:
-    plain, ntk = (make(n).frequencies(torch.device("cpu")) for n in ("rope", {"name": "rope_ntk", "factor": 4.0}))
-    ratio = plain / ntk
-    torch.testing.assert_close(ratio[[0, -1]], torch.tensor([1.0, 4.0]), rtol=1e-5, atol=0)
-    assert (ratio.diff() > 0).all()
-
-
-@pytest.mark.parametrize(
-    ("node", "parameter"),
-    [
-        *[
-            ({"name": n, "factor": f}, "factor")
-            for n in ("rope_linear", "rope_ntk", "rope_llama3")
-            for f in (0.5, -1.0)
-        ],
-        *[({"name": n, "theta": 0.0}, "theta") for n in STRETCHES],
-        ({"name": "rope_llama3", "high_freq_factor": 1.0}, "high_freq_factor"),
-        ({"name": "rope_llama3", "original_positions": 0}, "original_positions"),
-        ({"name": "rope_ntk", "rotary_fraction": 0.2}, "rotary_fraction"),
-    ],
-    ids=str,
-)
-def test_impossible_stretches_are_refused(make: Callable[..., Position], node: dict[str, Any], parameter: str) -> None:
-    with pytest.raises(ConfigError) as caught:
-        make(node)
-    assert caught.value.path == f"model.position.{parameter}"
-
-
-def test_slopes_of_alibi_are_not_copied_from_the_host(make: Callable[..., Position]) -> None:
+def test_slopes_of_alibi_are_not_copied_from_the_host(make: Make) -> None:
     ran: list[str] = []
 
     class Operators(TorchDispatchMode):
@@ -533,75 +304,260 @@ def test_slopes_of_alibi_are_not_copied_from_the_host(make: Callable[..., Positi
             return func(*args, **(kwargs or {}))
 
     with Operators():
-        make("alibi", n_heads=12).slopes(torch.device("cpu"))
+        make("alibi", n_heads=12).slopes(CPU)
     assert "aten::arange.start" in ran and not any("lift_fresh" in name for name in ran)
 
 
-def test_only_the_fastest_pairs_turn(make: Callable[..., Position]) -> None:
-    """Angles t · theta^(−2j/H) over the full head, as ``proportional`` in Gemma-4, and none for the other pairs."""
-    position, q = make({"name": "rope_fastest", "theta": 50.0, "rotary_fraction": 0.5}), heads(1, 9, 2, 12)
-    angles = torch.arange(9)[:, None] * 50.0 ** (-torch.arange(6, dtype=torch.float64) / 6)
-    cos, sin = (f(angles) * (torch.arange(6) < 3) + (0 if f is torch.sin else (torch.arange(6) >= 3).double())
-                for f in (torch.cos, torch.sin))  # fmt: skip
-    a, b = q.chunk(2, -1)
-    cos, sin = cos[:, None], sin[:, None]
-    expected = torch.cat((a * cos - b * sin, b * cos + a * sin), -1)
-    torch.testing.assert_close(position.rotate(q, q, order(9))[0], expected, rtol=0, atol=1e-5)
+def test_sinusoidal_and_learned_add_to_embeddings(make: Make) -> None:
+    x = drawn(2, 63, D)
+    signal = make({"name": "sinusoidal", "scale": 0.5, "theta": 100}).embed(x, order(63)) - x
+    angles = order(63)[0, :, None] / 100 ** (torch.arange(24, dtype=torch.float64) / 24)
+    near(signal, 0.5 * torch.stack((angles.sin(), angles.cos()), -1).flatten(1).expand(2, -1, -1), 1e-5)
+    position, x, where = make("learned"), drawn(2, 3, D), torch.tensor([[0, 63, 5], [1, 1, 2]])
+    assert position.embedding.weight.shape == (64, D)
+    assert torch.equal(position.embed(x, where), x + position.embedding.weight[where])
 
 
-def test_queries_grow_with_the_logarithm_of_their_position(make: Callable[..., Position]) -> None:
-    q, k = heads(1, 9, 4, 12), heads(1, 9, 2, 12, seed=1)
-    growth = torch.tensor([1 + 0.5 * math.log(1 + (t + 1) // 4) for t in range(9)], dtype=torch.float64)
-    for inner in (None, "rope"):
-        turned, same = make({"name": "log_temperature", "scale": 0.5, "every": 4, "inner": inner}).rotate(
-            q, k, order(9)
-        )
-        right = (q, k) if inner is None else make("rope").rotate(q, k, order(9))
-        torch.testing.assert_close(turned, right[0] * growth[:, None, None], rtol=0, atol=1e-6)
-        assert torch.equal(same, right[1])
+# --- transformers' own code -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", [n for n in registry.names("position") if n != "log_temperature"])
-def test_blocks_share_angles_only_if_every_setting_is_equal(make: Callable[..., Position], name: str) -> None:
-    one, same, other = (make(name, head_dim=width) for width in (12, 12, 8))
-    assert one.alike() == same.alike()
-    if one.alike() is not None:
-        assert one.alike() != other.alike() and one.alike() != make({"name": "rope", "theta": 3.0}).alike()
-        assert all(torch.equal(a, b) for a, b in zip(one.angles(order(5)), same.angles(order(5)), strict=True))
-        assert len({make(n).alike() for n in ("rope", "yarn", "rope_linear")}) == 3
+def test_rope_turns_as_transformers_llama_does(make: Make) -> None:
+    from transformers import LlamaConfig
+    from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding, apply_rotary_pos_emb
+
+    rope = {"rope_type": "default", "rope_theta": 500.0}
+    config = LlamaConfig(hidden_size=48, num_attention_heads=4, rope_parameters=rope)
+    q, k = drawn(2, 63, 4, 12).float(), drawn(2, 63, 2, 12, seed=1).float()
+    theirs = apply_rotary_pos_emb(*(t.transpose(1, 2) for t in (q, k)), *LlamaRotaryEmbedding(config)(q, order(63, 5)))
+    ours = make({"name": "rope", "theta": 500.0}).rotate(q, k, order(63, 5))
+    near([t.transpose(1, 2) for t in ours], list(theirs), 2e-5)
+
+
+@pytest.mark.parametrize("mscales", [(0.707, 0.707), (1.0, 0.5)])
+def test_yarn_turns_as_transformers_deepseek_does(make: Make, mscales: tuple[float, float]) -> None:
+    from transformers import DeepseekV2Config
+    from transformers.models.deepseek_v2.modeling_deepseek_v2 import DeepseekV2RotaryEmbedding, apply_rotary_emb
+
+    yarn = {"factor": 8.0, "beta_fast": 32, "beta_slow": 1, "mscale": mscales[0], "mscale_all_dim": mscales[1]}
+    rope = {"rope_type": "yarn", "rope_theta": 10000.0, "original_max_position_embeddings": 64, **yarn}
+    config = DeepseekV2Config(qk_rope_head_dim=12, max_position_embeddings=512, rope_parameters=rope)
+    q, k = drawn(2, 63, 4, 12).float(), drawn(2, 63, 1, 12, seed=1).float()
+    freqs = DeepseekV2RotaryEmbedding(config)(q, order(63, 100))
+    theirs = apply_rotary_emb(q.transpose(1, 2), k.transpose(1, 2), freqs)
+    ours = make({"name": "yarn", "original_positions": 64, **yarn}).rotate(q, k, order(63, 100))
+    near([t.transpose(1, 2) for t in ours], list(theirs), 1e-4)
+
+
+def theirs_of(kind: str, length: int | None, theta: float, width: int, longest: int, **rope: Any) -> tuple[Any, float]:
+    """Frequencies and amplitude of transformers, for heads of a width."""
+    from transformers import LlamaConfig
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    parameters = {"rope_type": kind, "rope_theta": theta, **rope}
+    sizes = {"hidden_size": width * 4, "num_attention_heads": 4, "max_position_embeddings": longest}
+    return ROPE_INIT_FUNCTIONS[kind](LlamaConfig(**sizes, rope_parameters=parameters), CPU, seq_len=length)
+
+
+@pytest.mark.parametrize("attention_factor", [None, 1.19])
+def test_longropes_frequencies_are_transformers(make: Make, attention_factor: float | None) -> None:
+    factors = {"short_factor": [1.0, 1.1, 1.2, 1.5, 1.7, 2.0], "long_factor": [1.0, 1.3, 2.5, 9.0, 30.0, 47.5]}
+    rope = {"factor": 32.0, "attention_factor": attention_factor, "original_max_position_embeddings": 64, **factors}
+    node = {"name": "longrope", "theta": 500.0, "factor": 32, "original_positions": 64, "long_mscale": attention_factor}
+    ours, q = make({**node, **{f"{key}s": value for key, value in factors.items()}}), drawn(1, 3, 4, 12)
+    for length in (64, 65):
+        theirs, amplitude = theirs_of("longrope", length, 500.0, 12, 2048, **rope)
+        near(ours.frequencies(CPU, length), theirs, 0, 1e-6)
+        assert ours.long_mscale == pytest.approx(amplitude, rel=1e-6)
+        turned = ours.rotate_in(q, q, order(3), length)[0]
+        near(turned.norm(dim=-1), (ours.long_mscale if length > 64 else 1.0) * q.norm(dim=-1), 0, 1e-6)
+
+
+LLAMA3 = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 1024}
+GPT_OSS = {"factor": 32.0, "beta_fast": 32.0, "beta_slow": 1.0, "original_max_position_embeddings": 4096}
+STRETCHED: dict[str, tuple[dict[str, Any], str, dict[str, Any], int | None]] = {
+    "linear": ({"name": "rope_linear", "factor": 8.0}, "linear", {"factor": 8.0}, None),
+    # transformers' dynamic type with a sequence of twice the trained length has (4 · 2 − 3) in the factor's place
+    "ntk": ({"name": "rope_ntk", "factor": 5.0}, "dynamic", {"factor": 4.0}, 2 * 4096),
+    "llama3": (
+        {"name": "rope_llama3", "theta": 10000.0, "factor": 8.0, "original_positions": 1024},
+        "llama3",
+        LLAMA3,
+        None,
+    ),
+    "gpt-oss": (
+        {"name": "yarn", "factor": 32.0, "mscale": 1.0, "mscale_all_dim": 0.0, "truncate": False},
+        "yarn",
+        {**GPT_OSS, "truncate": False},
+        None,
+    ),
+}
+
+
+@pytest.mark.parametrize("case", STRETCHED)
+def test_stretched_frequencies_are_those_of_transformers(make: Make, case: str) -> None:
+    node, kind, rope, length = STRETCHED[case]
+    expected, amplitude = theirs_of(kind, length, 10000.0, 64, 4096, **rope)
+    position = make(node, head_dim=64)
+    near(position.frequencies(CPU), expected, 0, 2e-6)
+    assert getattr(position, "amplitude", 1.0) == pytest.approx(amplitude) and position.softmax_scale == 1.0
+
+
+# --- biases that depend on their query, or on what was noted of each key ----------------------------------------------
+
+BANDED = {"name": "banded", "rank": 3, "extent": 9}
+SCALED = {"name": "log_scaled", "floor": 5, "scale": 0.5, "inner": BANDED}
+
+
+@pytest.fixture
+def between(temporary_blocks: None) -> None:
+    """A position that has a number remembered of each token: a bias of what lies between a key and its query."""
+
+    @register("position", "between")
+    class Between(Position):
+        def __init__(self, d_model: int, n_heads: int) -> None:
+            super().__init__()
+            self.gate = nn.Linear(d_model, n_heads)
+
+        def slots(self) -> dict[str, tuple[int, ...]]:
+            return {"fade": (self.gate.out_features,)}
+
+        def remember(self, x: Tensor, positions: Tensor, declared: int) -> tuple[Tensor, ...]:
+            return (F.logsigmoid(self.gate(x)),)
+
+        def bias(self, queries: Queries, keys: Keys) -> Tensor:
+            at = keys.order.argsort()
+            since = keys.noted[0][:, at].cumsum(1)
+            own = since[:, since.shape[1] - queries.q.shape[1] :]
+            return own.mT[..., None] - since[:, at.argsort()].mT[:, :, None]
+
+        def parallel_plan(self) -> dict[str, Placement]:
+            return {"gate.weight": "column", "gate.bias": "column"}
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-5)], ids=str)
+def test_band_is_that_of_transformers(make: Make, dtype: torch.dtype, tolerance: float) -> None:
+    """Forward and gradients, of the last queries of longer keys too."""
+    from transformers.models.inkling.modeling_inkling import InklingRelativeLogits
+
+    ours, theirs = make(BANDED).to(dtype), InklingRelativeLogits(3, 9).to(dtype)
+    theirs.proj.data.copy_(ours.bank.data)
+    x, q = drawn(2, 13, D, dtype=dtype).requires_grad_(), drawn(2, 13, 4, 12, dtype=dtype)
+    queries, keys = torch.arange(4, 17), torch.arange(17)
+    found = dense(ours.bias(Queries(x, q, queries[None]), Keys(keys[None], keys)))
+    right = theirs(ours.mixture(x).unflatten(-1, (4, 3)), queries, keys)
+    near(found, right, tolerance)
+    weigh = torch.randn_like(right)
+    one = torch.autograd.grad((found * weigh).sum(), [x, ours.mixture.weight, ours.bank])
+    other = torch.autograd.grad((right * weigh).sum(), [x, ours.mixture.weight, theirs.proj])
+    near(one, other, 10 * tolerance, tolerance)
+
+
+def test_scores_and_bias_grow_together_from_the_floor_on(make: Make) -> None:
+    scaled, plain = make(SCALED), make(BANDED)
+    plain.load_state_dict({n.removeprefix("inner."): t for n, t in scaled.state_dict().items()})
+    x, q = drawn(1, 9, D), drawn(1, 9, 4, 12)
+    growth = torch.tensor([1 + 0.5 * max(0.0, math.log((t + 1) / 5)) for t in range(9)], dtype=torch.float64)
+    turned, key = scaled.rotate(q, q, order(9))
+    near(turned, q * growth[None, :, None, None], 1e-6, 1e-6)
+    assert torch.equal(key, q)
+    found, right = (added(p, x, q, order(9), order(9)) for p in (scaled, plain))
+    near(found, right * growth[:, None], 1e-6, 1e-6)
+
+
+PLACES = torch.stack((torch.arange(13) % 5, torch.arange(13)))
+
+
+@pytest.mark.parametrize(
+    "formula",
+    [Slopes(torch.randn(4), PLACES, PLACES), Band(torch.randn(2, 13, 4, 6), PLACES, PLACES)],
+    ids=["slopes", "band"],
+)
+def test_a_part_of_a_formula_is_that_of_the_tensor(formula: Any) -> None:
+    whole, parts = formula.dense(), (slice(1, 2), slice(1, 3), slice(4, 9), slice(2, 13))
+    assert torch.equal(part(formula, *parts), whole[parts]) and torch.equal(part(whole, *parts), whole[parts])
+    at = torch.meshgrid(*(torch.arange(n) for n in whole.shape), indexing="ij")
+    torch.testing.assert_close(formula.added(2)(*at), whole)
+
+
+T = 57
+POSITIONS: dict[str, Any] = {"banded": BANDED, "scaled": SCALED, "between": "between", "rope": "rope"}
+GQA, DSA = {"name": "gqa", "n_heads": 4, "n_kv_heads": 2}, {"name": "dsa", "top_k": 5}
+ATTENTIONS: dict[str, tuple[dict[str, Any], str]] = {
+    "gqa": (GQA, "banded"),
+    "mla": ({"name": "mla", "n_heads": 4}, "scaled"),
+    "window": ({"name": "sliding_window", "n_heads": 4, "window": 7}, "between"),
+    "selector": ({**GQA, "selector": DSA}, "banded"),
+    "composed": ({**GQA, "scores": {"name": "dcmha", "rank": 1, "width": 5}}, "scaled"),
+    "differential": ({"name": "differential", "n_heads": 2}, "between"),
+    "mla, selector": ({"name": "mla", "n_heads": 4, "selector": DSA}, "rope"),
+}
+
+
+def placed(attention: str, position: str) -> Decoder:
+    return compose(model(attention=ATTENTIONS[attention][0], position=POSITIONS[position]), seed=3).double().eval()
+
+
+def tokens() -> Tensor:
+    """None twice in a row: where nothing rotates, their keys are equal, and rounding decides which is chosen."""
+    draw = torch.Generator().manual_seed(3)
+    return torch.stack([torch.randperm(V, generator=draw)[:T] for _ in range(2)])
+
+
+@pytest.mark.parametrize("attention", ATTENTIONS)
+@torch.no_grad()
+def test_caches_in_parts_equal_one_pass_in_every_way_of_attending(
+    between: None, attention: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whole, absorbed, some heads at a time, on few keys gathered, and part by part; and after a rewind."""
+    made, ids = placed(attention, ATTENTIONS[attention][1]), tokens()
+    right = made.hidden(ids)[0]
+    for way in ("plain", "absorbed", "one head at a time", "few keys", "part by part"):
+        with monkeypatch.context() as patch:
+            patch.setattr(attending, "absorbs", lambda *_, way=way: way == "absorbed")
+            if way == "one head at a time":
+                patch.setattr(latent_attention, "KEPT", 0)
+                patch.setattr(latent_attention, "EXPANDED", 1)
+            for name in ("PART", "PART_OF_SEVERAL", "LEAST") if way == "few keys" else ():
+                patch.setattr(few_keys, name, 1)
+            if way == "part by part":
+                made.choose_kernels({"attention": "blocked"})
+                patch.setattr(biases, "suits", lambda T, S: 1 < T < S)
+                patch.setattr(long_attention, "PARTS", (5, 11))
+                patch.setattr(long_attention, "ROWS", 4)
+            caches = made.new_caches(2, T)
+            found = in_parts(made, ids[:, :34], [20, 13, 1], caches)
+            marks = [cache.mark(4) for cache in caches]
+            made.hidden(ids[:, 40:44], caches=caches)
+            rewind(caches, marks)
+            found = torch.cat((found, in_parts(made, ids[:, 34:], [1, 22], caches)), 1)
+        torch.testing.assert_close(found, right, rtol=0, atol=1e-9, msg=lambda m, way=way: f"{way}: {m}")
 
 
 @torch.no_grad()
-def test_block_that_rotates_in_its_own_way_does_so_with_a_cache_too(make: Callable[..., Position]) -> None:
-    class Backwards(RoPE):
-        def rotate(self, q: Tensor, k: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
-            return super().rotate(q, k, -positions)
-
-    block, (q, k) = Backwards(12), (heads(1, 5, 2, 12, seed=s) for s in (0, 1))
-    for own, right in zip(Pass(order(5), made={}).rotated(block, q, k), block.rotate(q, k, order(5)), strict=True):
-        assert torch.equal(own, right)
+def test_kernels_agree_on_packed_documents(between: None) -> None:
+    for position in ("banded", "scaled", "between"):
+        made, documents = placed("window", position), packed(20, 20, 17, rows=2)
+        right = made.choose_kernels({"attention": "reference"}).hidden(tokens(), *documents)[0]
+        for kernel in ("blocked", "sdpa"):
+            near(made.choose_kernels({"attention": kernel}).hidden(tokens(), *documents)[0], right, 1e-9)
 
 
-@torch.no_grad()
-def test_layers_that_rotate_in_other_ways_keep_their_own_angles() -> None:
-    """With caches, where layers that rotate alike compute them once."""
-    model: dict[str, Any] = {
-        "vocab_size": 61,
-        "d_model": 48,
-        "n_layers": 4,
-        "max_positions": 64,
-        "init": {"std": 0.2},
-        "norm": "rmsnorm",
-        "residual": "prenorm",
-        "ffn": {"name": "swiglu", "d_ff": 24},
-        "position": "rope",
-        "attention": "gqa",
-        "variants": {"attention": {"slow": {"name": "gqa", "position": {"name": "rope", "theta": 1e6}}}},
-        "layout": {"attention": "(attention slow)*"},
-    }
-    decoder, ids = compose(model, seed=1).double().eval(), torch.arange(23)[None] % 61
-    caches = decoder.new_caches(1, 23)
-    steps = torch.cat([decoder.hidden(part, caches=caches)[0] for part in ids.split([9, 1, 13], 1)], 1)
-    torch.testing.assert_close(steps, decoder.hidden(ids)[0], rtol=0, atol=1e-9)
-    same = compose({**model, "layout": {"attention": "attention*"}}, seed=1).double().eval()
-    assert (same.hidden(ids)[0] - steps).abs().max() > 0.01
+def test_long_sequences_make_no_bias_of_all_pairs_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By blocks of queries, of which each has its part of the bias."""
+    made, largest, of_part = placed("gqa", "banded").float(), list[int](), Band.dense
+    made.layers[0].attention.kernels = Kernels(attention="blocked")
+    monkeypatch.setattr(Band, "dense", lambda self: largest.append((found := of_part(self)).shape[2]) or found)
+    with torch.no_grad():
+        made.layers[0].attention(torch.randn(1, 400, D), Pass(order(400)))
+    assert max(largest) == 128 and len(largest) == 4
+
+
+def test_attention_that_keeps_no_notes_of_means_is_named(between: None, make_block: Make, make: Make) -> None:
+    x, q = torch.randn(1, 5, D), torch.randn(1, 5, 4, 12)
+    with pytest.raises(BlockError, match="keeps no notes"):
+        score_bias(make("between"), Queries(x, q, order(5)), Pass(order(5)))
+    node = {"name": "shared_kv", "n_heads": 4, "position": "between", "compressor": None}
+    assert make_block("attention", node).new_cache(1, 8, torch.float32, CPU)
+    with pytest.raises(ConfigError) as refused:
+        make_block("attention", {**node, "compressor": {"name": "hca"}})
+    assert refused.value.path == "model.attention.position"
