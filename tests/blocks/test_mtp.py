@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -13,7 +12,7 @@ from torch.nn import functional as F
 from blockwright.blocks.compose import check, compose
 from blockwright.blocks.cost import count_parameters
 from blockwright.blocks.forward_pass import Pass
-from blockwright.registry import ConfigError
+from tests.blocks.small import Make, order
 
 T = 12
 
@@ -32,15 +31,8 @@ def by_hand(decoder: Any, tokens: Tensor, hidden: Tensor, segments: Tensor | Non
         for i in range(T - k):
             embedded = decoder.embedding(tokens[:, i + k])
             rows.append(depth.project(torch.cat((depth.embedding_norm(embedded), depth.hidden_norm(states[i])), -1)))
-        x, *_ = depth.layer(
-            torch.stack(rows, 1),
-            Pass(
-                torch.arange(T - k)[None],
-                None if segments is None else segments[:, : T - k],
-                tokens=tokens[:, k:T],
-            ),
-        )
-        x = depth.norm(x)
+        given = Pass(order(T - k), None if segments is None else segments[:, : T - k], tokens=tokens[:, k:T])
+        x = depth.norm(depth.layer(torch.stack(rows, 1), given)[0])
         states = {i: x[:, i] for i in range(T - k)}
         losses = []
         for i in range(T - k):
@@ -52,16 +44,13 @@ def by_hand(decoder: Any, tokens: Tensor, hidden: Tensor, segments: Tensor | Non
     return found
 
 
-@pytest.mark.parametrize("packed", [False, True], ids=["one document", "packed"])
-@pytest.mark.parametrize("depth", [1, 3])
+@pytest.mark.parametrize(("depth", "packed"), [(1, False), (3, True)])
 @torch.no_grad()
-def test_losses_are_those_of_the_formula(
-    tiny: Callable[..., Any], randomise: Callable[..., None], tokens: Tensor, depth: int, packed: bool
-) -> None:
+def test_losses_are_those_of_the_formula(tiny: Make, randomise: Make, tokens: Tensor, depth: int, packed: bool) -> None:
     decoder = compose(tiny(moe=True, mtp={"depth": depth}))
     randomise(decoder)
     segments = (torch.arange(T) >= 7).long().expand(2, T) if packed else None
-    positions = torch.arange(T)[None]
+    positions = order(T)
     hidden, _ = decoder.hidden(tokens[:, :T], positions, segments)
     losses, routings = decoder.mtp_nll(hidden, tokens[:, :T], tokens[:, 1:], positions, segments)
     expected = by_hand(decoder, tokens, hidden, segments)
@@ -70,39 +59,31 @@ def test_losses_are_those_of_the_formula(
     assert len(routings) == depth and all(r is not None for r in routings)
 
 
-@pytest.mark.parametrize("length", [1, 2])
-def test_depth_beyond_the_end_of_a_short_sequence_predicts_nothing(
-    tiny: Callable[..., Any], tokens: Tensor, length: int
-) -> None:
-    decoder, x = compose(tiny(moe=True, mtp={"depth": 2})), tokens[:, :length]
-    hidden, _ = decoder.hidden(x)
-    losses, routings = decoder.mtp_nll(hidden, x, tokens[:, 1 : length + 1], torch.arange(length)[None])
-    assert [int(n) for _, n in losses] == [2 * (length - 1), 0]
-    assert float(losses[1][0]) == 0 and [r is not None for r in routings] == [length == 2, False]
+def test_depth_beyond_the_end_of_a_short_sequence_predicts_nothing(tiny: Make, tokens: Tensor) -> None:
+    decoder = compose(tiny(moe=True, mtp={"depth": 2}))
+    assert type(decoder.mtp[0].layer.ffn) is type(decoder.layers[-1].ffn) is not type(decoder.layers[0].ffn)
+    for length in (1, 2):
+        x = tokens[:, :length]
+        losses, routings = decoder.mtp_nll(decoder.hidden(x)[0], x, tokens[:, 1 : length + 1], order(length))
+        assert [int(n) for _, n in losses] == [2 * (length - 1), 0]
+        assert float(losses[1][0]) == 0 and [r is not None for r in routings] == [length == 2, False]
 
 
-def test_concatenation_has_the_embedding_first(tiny: Callable[..., Any], tokens: Tensor) -> None:
+def test_concatenation_has_the_embedding_first(tiny: Make, tokens: Tensor) -> None:
     """As the released weights have it: with only the first half of the projection, states do not matter."""
     decoder = compose(tiny(mtp={"depth": 1}))
     with torch.no_grad():
         decoder.mtp[0].project.weight[:, 48:] = 0
-    hidden, positions = torch.randn(2, T, 48), torch.arange(T)[None]
-    one, other = (
-        decoder.mtp_nll(h, tokens[:, :T], tokens[:, 1:], positions)[0][0][0] for h in (hidden, hidden.flip(0))
-    )
+    both = torch.randn(2, T, 48), torch.randn(2, T, 48)
+    one, other = (decoder.mtp_nll(h, tokens[:, :T], tokens[:, 1:], order(T))[0][0][0] for h in both)
     assert torch.equal(one, other)
 
 
-def test_model_beside_it_is_the_same_to_the_bit(tiny: Callable[..., Any], tokens: Tensor) -> None:
+def test_model_beside_it_is_the_same_to_the_bit(tiny: Make, tokens: Tensor) -> None:
     plain, further = compose(tiny(moe=True)), compose(tiny(moe=True, mtp={"depth": 2}))
     assert torch.equal(plain(tokens), further(tokens))
-    names = set(plain.state_dict())
-    assert {n for n in further.state_dict() if not n.startswith("mtp.")} == names
-
-
-def test_layer_is_built_as_the_last_one(tiny: Callable[..., Any]) -> None:
-    decoder = compose(tiny(moe=True, mtp={"depth": 1}))
-    assert type(decoder.mtp[0].layer.ffn) is type(decoder.layers[-1].ffn) is not type(decoder.layers[0].ffn)
+    assert {n for n in further.state_dict() if not n.startswith("mtp.")} == set(plain.state_dict())
+    assert check(tiny(mtp={"depth": 0}))["mtp"] is None
 
 
 def test_v3_layer_has_the_published_size() -> None:
@@ -112,23 +93,3 @@ def test_v3_layer_has_the_published_size() -> None:
     plain = count_parameters(compose(composed, device="meta")).total
     composed.mtp = {"depth": 1}
     assert count_parameters(compose(composed, device="meta")).total - plain == 11_610_067_968
-
-
-@pytest.mark.parametrize(
-    ("mtp", "path"),
-    [
-        ({"depht": 1}, "model.mtp.depht"),
-        ({"depth": -1}, "model.mtp.depth"),
-        ({"depth": 1.5}, "model.mtp.depth"),
-        ({"loss_weight": -0.1}, "model.mtp.loss_weight"),
-        ({"loss_weight": "much"}, "model.mtp.loss_weight"),
-    ],
-)
-def test_impossible_settings_are_refused(tiny: Callable[..., Any], mtp: dict[str, Any], path: str) -> None:
-    with pytest.raises(ConfigError) as caught:
-        check(tiny(mtp=mtp))
-    assert caught.value.path == path and caught.value.remedy
-
-
-def test_no_depth_is_no_prediction(tiny: Callable[..., Any]) -> None:
-    assert check(tiny(mtp={"depth": 0}))["mtp"] is None

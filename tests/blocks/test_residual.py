@@ -10,9 +10,11 @@ from typing import Any
 
 import pytest
 import torch
+from pairwise import each
 from torch import Tensor
 
 from blockwright import registry
+from tests.blocks.small import Make, drawn, near
 
 STREAMS = {"attention_residual", "hyper_connections", "mhc"}
 SKIPPED = {"mixture_of_depths", "sigmoid_skip"}
@@ -41,11 +43,6 @@ def postnorm(r: Any, x: Tensor, attention: Callable, ffn: Callable) -> Tensor:
 def sandwich(r: Any, x: Tensor, attention: Callable, ffn: Callable) -> Tensor:
     h = x + r.attention_out_norm(attention(r.attention_norm(x)))
     return h + r.ffn_out_norm(ffn(r.ffn_norm(h)))
-
-
-@formula
-def scaled_sandwich(r: Any, x: Tensor, attention: Callable, ffn: Callable) -> Tensor:
-    return sandwich(r, x, attention, ffn)  # scaled when a layer is left
 
 
 @formula
@@ -79,55 +76,35 @@ def test_every_registered_wiring_is_tested() -> None:
     assert set(registry.names("residual")) == set(FORMULAS) | STREAMS | SKIPPED | AROUND
 
 
-@pytest.mark.parametrize("norm", ["rmsnorm", "layernorm"])
-@pytest.mark.parametrize("name", FORMULAS)
-def test_wiring_follows_its_formula(
-    make_block: Callable[..., Any], mixers: tuple[Callable, Callable], name: str, norm: str
-) -> None:
-    residual = make_block("residual", name, around={"norm": norm})
-    x = torch.randn(2, 5, 48, dtype=torch.float64)
-    torch.testing.assert_close(residual(x, *mixers), FORMULAS[name](residual, x, *mixers), rtol=0, atol=1e-12)
-
-
-@pytest.mark.parametrize("name", sorted({*registry.names("residual")} - AROUND))
-def test_each_mixer_is_called_once(make_block: Callable[..., Any], name: str) -> None:
-    calls: list[str] = []
-
-    def mixer(called: str) -> Callable[..., Tensor]:
-        return lambda x, places=None: calls.append(called) or x
-
-    residual = make_block("residual", name)
-    residual(residual.open(torch.randn(1, 3, 48, dtype=torch.float64)), mixer("attention"), mixer("ffn"))
-    assert calls == ["attention", "ffn"]
-
-
-@pytest.mark.parametrize("name", FORMULAS)
-def test_wiring_owns_norms_of_the_models_width_and_all_of_them_learn(
-    make_block: Callable[..., Any], mixers: tuple[Callable, Callable], name: str
-) -> None:
-    residual = make_block("residual", name, around={"norm": "layernorm"})
+@pytest.mark.parametrize(("name", "norm"), each(list(FORMULAS), ["rmsnorm", "layernorm"]))
+def test_wiring_follows_its_formula(make_block: Make, mixers: tuple[Callable, Callable], name: str, norm: str) -> None:
+    residual, x = make_block("residual", name, around={"norm": norm}), drawn(2, 5, 48)
+    near(residual(x, *mixers), FORMULAS[name](residual, x, *mixers))
     assert {p.shape for p in residual.parameters()} == {(48,)}
-    residual(torch.randn(2, 5, 48, dtype=torch.float64), *mixers).pow(3).sum().backward()
+    residual(x, *mixers).pow(3).sum().backward()
     assert all(p.grad.norm() > 1e-6 for p in residual.parameters())
 
 
-def test_one_norm_of_a_wiring_may_differ_from_the_others(make_block: Callable[..., Any]) -> None:
-    residual = make_block("residual", {"name": "prenorm", "ffn_norm": {"name": "layernorm", "bias": False}})
-    assert type(residual.attention_norm).__name__ == "RMSNorm" and type(residual.ffn_norm).__name__ == "LayerNorm"
-    patched = make_block("residual", {"name": "prenorm", "ffn_norm": {"eps": 0.5}})
-    assert (patched.attention_norm.eps, patched.ffn_norm.eps) == (1e-6, 0.5)
+def test_each_mixer_is_called_once(make_block: Make) -> None:
+    for name in {*registry.names("residual")} - AROUND:
+        calls: list[str] = []
+
+        def mixer(called: str, calls: list[str] = calls) -> Callable[..., Tensor]:
+            return lambda x, places=None: calls.append(called) or x
+
+        residual = make_block("residual", name)
+        residual(residual.open(drawn(1, 3, 48)), mixer("attention"), mixer("ffn"))
+        assert calls == ["attention", "ffn"], name
 
 
-def test_a_scaled_sandwich_multiplies_the_whole_stream_when_a_layer_is_left(make_block: Callable[..., Any]) -> None:
-    residual = make_block("residual", "scaled_sandwich")
+def test_a_scaled_sandwich_multiplies_the_whole_stream_when_a_layer_is_left(make_block: Make) -> None:
+    residual, x = make_block("residual", "scaled_sandwich"), drawn(2, 5, 48)
     residual.scale.fill_(0.25)
-    x = torch.randn(2, 5, 48, dtype=torch.float64)
     assert torch.equal(residual.leave(x), x / 4)
 
 
-def test_normed_embeddings_norm_the_input_of_the_first_layer_alone(make_block: Callable[..., Any]) -> None:
-    node, x = {"name": "normed_embeddings", "residual": "prenorm"}, torch.randn(2, 5, 48, dtype=torch.float64)
+def test_normed_embeddings_norm_the_input_of_the_first_layer_alone(make_block: Make) -> None:
+    node, x = {"name": "normed_embeddings", "residual": "prenorm"}, drawn(2, 5, 48)
     first, second = (make_block("residual", node, layer_idx=index) for index in range(2))
-    wanted = x * x.square().mean(-1, keepdim=True).add(1e-6).rsqrt() * first.norm.weight
-    torch.testing.assert_close(first.open(x), wanted, rtol=0, atol=1e-12)
+    near(first.open(x), x * x.square().mean(-1, keepdim=True).add(1e-6).rsqrt() * first.norm.weight)
     assert second.open(x) is x and second.norm is None
