@@ -96,7 +96,7 @@ def test_multi_token_prediction_costs_a_layer_a_projection_and_the_head_for_each
         deeper, model = (forward_flops_per_token(tiny(n_layers=n), length - k) for n in (L + 1, L))
         return (length - k) * (deeper - model + 2 * 2 * D * D + 2 * V * D)
 
-    for length in (2, 24):
+    for length in (2, 9):
         without, trained = (training_flops_per_token(tiny(mtp=mtp), length) for mtp in (None, {"depth": 2}))
         assert without == 3 * forward_flops_per_token(tiny(), length)
         expected = 3 * sum(of_depth(k, length) for k in (1, 2) if k < length) / length

@@ -114,9 +114,6 @@ def test_sizes_and_initial_values(make_block: Callable[..., Any], kind: str, nod
         )
 
 
-# --- ffn --------------------------------------------------------------------------------------------------------------
-
-
 def sigmoid(u: Tensor) -> Tensor:
     return 1 / (1 + (-u).exp())
 
@@ -197,9 +194,6 @@ def _(f: Any, x: Tensor) -> Tensor:
     return f.dense_out_norm(f.dense(f.dense_norm(x))[0]) + f.sparse_out_norm(f.sparse(x)[0])
 
 
-# --- experts ----------------------------------------------------------------------------------------------------------
-
-
 def glu(act: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Any, int, Tensor], Tensor]:
     return lambda f, e, x: f.down[e] @ act(*(f.gate_up[e] @ x).chunk(2))
 
@@ -253,9 +247,6 @@ def _(f: Any, x: Tensor, r: Routing) -> Tensor:
 def _(f: Any, x: Tensor, r: Routing) -> Tensor:
     y = by_token(EXPERTS["relu2"], f.experts, x @ f.down.weight.T, r)
     return (y if f.up_norm is None else rms(y) * f.up_norm.weight) @ f.up.weight.T
-
-
-# --- norms and gates --------------------------------------------------------------------------------------------------
 
 
 def rms(x: Tensor, eps: float = 1e-6) -> Tensor:
