@@ -241,9 +241,10 @@ def gradients(setting: Setting) -> None:
 def precision(setting: Setting) -> None:
     """bf16 differs from fp32 with the same weights by at most 8 % of a token's norm, for the median token (a near tie
     between experts may change sides), at positions around 200, where bf16 angles would be off by half a radian."""
-    low, ids, positions = setting.decoder(dtype=torch.bfloat16), tokens(2, 24), torch.arange(200, 224)[None]
-    exact = states(setting.decoder(dtype=torch.bfloat16, own=True).float(), ids, positions)
-    off = (states(low, ids, positions).float() - exact).norm(dim=-1) / exact.norm(dim=-1)
+    ids, positions = tokens(2, 24), torch.arange(200, 224)[None]
+    low = states(setting.decoder(dtype=torch.bfloat16), ids, positions)
+    exact = states(setting.last_decoder(torch.bfloat16).float(), ids, positions)
+    off = (low.float() - exact).norm(dim=-1) / exact.norm(dim=-1)
     must(off.median().item() <= BF16_BOUND, f"bf16 is off by {off.median():.1%} of a token's norm")
 
 

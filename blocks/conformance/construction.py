@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import io
-import random
 from collections.abc import Iterable, Mapping
 from typing import Any, get_args
 
@@ -14,9 +13,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from blockwright.blocks.attention.scored import Scored
 from blockwright.blocks.base import Block, Kind, Placement
-from blockwright.blocks.compose import assemble, check, compose
+from blockwright.blocks.compose import assemble, compose
 from blockwright.blocks.conformance.behaviour import BOUND, CACHED, states
-from blockwright.blocks.conformance.setting import MODEL, Setting, shown, tokens
+from blockwright.blocks.conformance.setting import MODEL, Setting, initialised, seed_all, shown, tokens
 from blockwright.blocks.conformance.verdict import ExemptError, PromiseError, must, must_agree
 from blockwright.blocks.cost import count_parameters, input_flops, training_flops_per_token
 from blockwright.blocks.counting import Counter
@@ -24,7 +23,6 @@ from blockwright.blocks.decoder import Decoder
 from blockwright.blocks.experts.base import Experts
 from blockwright.blocks.forward_pass import Pass
 from blockwright.blocks.gating.base import Gating
-from blockwright.blocks.initialise import initialise
 from blockwright.blocks.kernels.grouped_swiglu import WASTE_OF_THIN
 from blockwright.blocks.kernels.quantise import BITS
 from blockwright.blocks.norm.base import Norm
@@ -36,16 +34,14 @@ from blockwright.registry import BlockError
 
 def state_dict_round_trip(setting: Setting) -> None:
     """Weights and buffers, saved and loaded into a model of another seed, restore its outputs bit for bit."""
-    decoder, ids = setting.decoder(own=True), tokens(2, 8)
-    move_gates(decoder)
-    file = io.BytesIO()
+    decoder, ids, file = setting.decoder(), tokens(2, 8), io.BytesIO()
+    if any(isinstance(module, Gating) for module in decoder.modules()):
+        decoder = setting.decoder(own=True)
+        move_gates(decoder)
     torch.save(decoder.state_dict(), file)
     file.seek(0)
-    if setting.brief:
-        other = _initialised(setting.composed(), seed=1).eval()
-    else:
-        other = compose(setting.model(), seed=1).eval()
-    other.load_state_dict(torch.load(file, weights_only=True))
+    other = initialised(setting.composed(), seed=1) if setting.brief else compose(setting.model(), seed=1)
+    other.eval().load_state_dict(torch.load(file, weights_only=True))
     same = torch.equal(states(other, ids), states(decoder, ids))
     must(same, "a model that loads the state dict computes something else: state lives outside parameters and buffers")
 
@@ -60,14 +56,10 @@ def move_gates(decoder: Decoder) -> None:
 def meta_build(setting: Setting) -> None:
     """A model built on the meta device, materialised and initialised is bit-identical to one built directly, and no
     buffer filled by the constructor is lost (what ``reset_parameters`` does not restore becomes 0)."""
-    model = setting.composed("meta").config if setting.brief else check(setting.model())
-    direct = _built_directly(model)
+    lazily = setting.composed_again
+    direct = _built_directly(lazily.config)
     made = {n: b.clone() for n, b in direct.named_buffers()}
-    _initialised(direct)
-    _seed_all(0)
-    with torch.device("meta"):
-        lazily = assemble(model)
-    _initialised(lazily.to_empty(device="cpu"))
+    initialised(direct)
     theirs = dict(lazily.named_parameters()) | dict(lazily.named_buffers())
     for name, tensor in (dict(direct.named_parameters()) | dict(direct.named_buffers())).items():
         must(name in theirs and torch.equal(theirs[name], tensor), f"{name} differs from the one built directly")
@@ -79,15 +71,10 @@ def meta_build(setting: Setting) -> None:
     must(torch.equal(states(lazily.eval(), ids), states(direct.eval(), ids)), "it computes something else")
 
 
-def _initialised(decoder: Decoder, seed: int = 0) -> Decoder:
-    initialise(decoder, **decoder.config["init"], n_layers=decoder.config["n_layers"], seed=seed)
-    return decoder
-
-
 def _built_directly(model: dict[str, Any]) -> Decoder:
     """Build on the CPU, with NaN in everything that no constructor fills."""
     before, warns = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
-    _seed_all(0)
+    seed_all(0)
     torch.use_deterministic_algorithms(True)  # fills torch.empty with NaN
     try:
         return assemble(model)
@@ -95,25 +82,16 @@ def _built_directly(model: dict[str, Any]) -> Decoder:
         torch.use_deterministic_algorithms(before, warn_only=warns)
 
 
-def _seed_all(seed: int) -> None:
-    torch.manual_seed(seed)
-    random.seed(seed)
-
-
 def determinism(setting: Setting) -> None:
     """The same seed gives bit-identical weights and outputs, whatever was drawn before."""
     ids, modes = tokens(2, 8), (True,) if setting.brief else (True, False)
     seen: list[tuple[dict[str, Tensor], list[Tensor]]] = []
     for drawn in (0, 1):
-        _seed_all(drawn)
+        seed_all(drawn)
         if not setting.brief:
             decoder = compose(setting.model(), seed=3)
-        elif drawn:
-            with torch.device("meta"):
-                decoder = assemble(setting.composed("meta").config)
-            _initialised(decoder.to_empty(device="cpu"))
         else:
-            decoder = setting.composed()
+            decoder = setting.composed_again if drawn else setting.composed()
         seen.append((decoder.state_dict(), [states(decoder.train(mode), ids) for mode in modes]))
     (weights, before), (again, after) = seen
     for name, tensor in weights.items():
@@ -124,7 +102,7 @@ def determinism(setting: Setting) -> None:
 def allocation(setting: Setting) -> None:
     """The cost card equals what the objects hold: parameters, and bytes of the cache, empty and filled, exact and
     quantised."""
-    decoder, ghost = setting.composed().eval(), setting.composed("meta")
+    decoder, ghost = setting.decoder() if setting.brief else setting.composed().eval(), setting.composed("meta")
     held = sum(t.untyped_storage().nbytes() for t in _one_a_storage(decoder.parameters()))
     counted = count_parameters(ghost).total * 4
     must(held == counted, f"parameters hold {held:,} bytes, and {counted:,} are counted")

@@ -10,7 +10,9 @@ from __future__ import annotations
 import copy
 import functools
 import json
+import random
 import typing
+from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,7 +23,7 @@ from torch import Tensor, nn
 
 from blockwright import registry
 from blockwright.blocks.base import Block
-from blockwright.blocks.compose import compose
+from blockwright.blocks.compose import assemble, check, compose
 from blockwright.blocks.conformance.verdict import must
 from blockwright.blocks.decoder import Decoder
 from blockwright.blocks.initialise import initialise
@@ -46,6 +48,7 @@ PARTS = {"gating": "softmax_topk", "experts": "swiglu"}
 SIZES = {"d_ff": 24, "n_heads": 4, "n_experts": 8, "n_devices": 4, "window": 5}
 # Kinds whose blocks know nothing of other layers: one layer is enough in brief.
 OF_ONE_LAYER = ("ffn", "experts", "gating", "balance", "norm", "qk_norm", "output_gate", "scores", "readout", "decay")
+OF_ONE_LAYER += ("compressor", "convolution", "dropping", "mixing")
 REQUIRED = {"top_k": 2, "factor": 4.0, "top_devices": 2, "n_groups": 4, "top_groups": 2}
 
 
@@ -104,7 +107,11 @@ class Setting:
                 self._shared[dtype] = self.decoder(dtype=dtype, own=True)
             return self._shared[dtype].eval()
         model = self._usual if node is None else json.dumps(self.model(node))
-        return copy.deepcopy(_prototype(model, (self.entry.cls,))).to(dtype).eval()
+        return _copied(_prototype(model, (self.entry.cls,))).to(dtype).eval()
+
+    def last_decoder(self, dtype: torch.dtype) -> Decoder:
+        """As ``decoder(own=True)``; in brief the shared one, which later checks do not get."""
+        return self._shared.pop(dtype) if dtype in self._shared else self.decoder(dtype=dtype, own=True)
 
     @functools.cached_property
     def _shared(self) -> dict[torch.dtype, Decoder]:
@@ -115,7 +122,16 @@ class Setting:
         if not self.brief:
             return compose(self.model(), device=device)
         made = _composed(self._usual, (self.entry.cls,), device)
-        return made if device == "meta" else copy.deepcopy(made)
+        return made if device == "meta" else _copied(made)
+
+    @functools.cached_property
+    def composed_again(self) -> Decoder:
+        """One that is composed by itself, on the CPU, after global seeds of 0; no check changes its weights."""
+        seed_all(0)
+        config = self.composed("meta").config if self.brief else check(self.model())
+        with torch.device("meta"):
+            made = assemble(config)
+        return initialised(made.to_empty(device="cpu"))
 
     def instances(self, decoder: Decoder) -> dict[str, Block]:
         """The instances of the tested block in the decoder: qualified name → block."""
@@ -141,15 +157,32 @@ class Setting:
 def _composed(model: str, tested: tuple[type], device: str) -> Decoder:
     if device == "meta":
         return compose(json.loads(model), device="meta")
-    decoder = copy.deepcopy(_composed(model, tested, "meta")).to_empty(device=device)
-    initialise(decoder, **decoder.config["init"], n_layers=decoder.config["n_layers"], seed=0)
+    seed_all(1)  # others than ``composed_again``, which must be equal nevertheless
+    return initialised(_copied(_composed(model, tested, "meta")).to_empty(device=device))
+
+
+def seed_all(seed: int) -> None:
+    """Seed the global generators, from which a block must draw nothing."""
+    torch.manual_seed(seed)
+    random.seed(seed)
+
+
+def initialised(decoder: Decoder, seed: int = 0) -> Decoder:
+    initialise(decoder, **decoder.config["init"], n_layers=decoder.config["n_layers"], seed=seed)
     return decoder
+
+
+def _copied(decoder: Decoder) -> Decoder:
+    """A deep copy that does not look into the many empty containers of modules, which takes half of the time."""
+    holders = (value for module in decoder.modules() for value in vars(module).values())
+    empty = {id(h): type(h)() for h in holders if type(h) in (dict, OrderedDict, set) and not h}
+    return copy.deepcopy(decoder, empty)
 
 
 @functools.lru_cache(maxsize=64)
 def _prototype(model: str, tested: tuple[type]) -> Decoder:
     """Cached per configuration and class: a name may be registered again, in a notebook or a test."""
-    decoder = copy.deepcopy(_composed(model, tested, "cpu"))
+    decoder = _copied(_composed(model, tested, "cpu"))
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in decoder.parameters():
