@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import random
 import unittest
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -17,19 +17,15 @@ from torch.nn import functional as F
 from blockwright import registry
 from blockwright.blocks.attention.base import Attention
 from blockwright.blocks.attention.gqa import GQA
-from blockwright.blocks.attention.score_rows import ScoreRows
 from blockwright.blocks.attention.sliding_window import SlidingWindow
 from blockwright.blocks.balance.expert import ExpertBalance
-from blockwright.blocks.cache.base import Cache, Mark
+from blockwright.blocks.cache.base import Cache
 from blockwright.blocks.cache.ring import Ring
 from blockwright.blocks.conformance import PromiseError, cases
 from blockwright.blocks.conformance.__main__ import main
 from blockwright.blocks.conformance.cases import CHECKS, chosen
-from blockwright.blocks.conformance.default_dtype import _step
-from blockwright.blocks.conformance.setting import Setting
 from blockwright.blocks.ffn.base import FFN
 from blockwright.blocks.forward_pass import Pass
-from blockwright.blocks.gating.base import Routing
 from blockwright.blocks.gating.softmax_topk import SoftmaxTopK
 from blockwright.blocks.norm.base import Norm
 from blockwright.blocks.norm.rmsnorm import RMSNorm
@@ -39,18 +35,11 @@ from blockwright.registry.command import run_command
 from tests.slow_tier import changed_files
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-
-
-# A quick run takes every check of every block in brief; the longest, most of the kit's time, of these blocks alone. The
-# slow tests take all of both, as `blockwright check` does.
+# A quick run takes every check of every block in brief; the longest, most of the kit's time, of these blocks alone, and
+# of norm/rmsnorm by the command. The slow tests take all of both, as `blockwright check` does.
 LONG = {"hyper-parameters", "width rules", "joining rows", "flops", "compile"}
-CHECKED_AT_LENGTH: dict[str, set[str]] = {
-    "norm/rmsnorm": LONG,
-    "attention/gqa": {"joining rows", "flops"},
-    "ffn/moe": {"width rules", "hyper-parameters"},
-}
+CHECKED_AT_LENGTH = {"attention/gqa": {"joining rows", "flops"}, "ffn/moe": {"width rules", "hyper-parameters"}}
 BLOCKS = [f"{kind}/{name}" for kind, name in chosen("*")]
-BLOCKS_OF_NORM = [f"{kind}/{name}" for kind, name in chosen("norm")]
 
 
 @pytest.mark.parametrize("block", BLOCKS)
@@ -86,14 +75,15 @@ def test_a_block_has_changed_where_its_source_or_that_of_a_base_has() -> None:
     assert all(has_changed(block, None) for block in BLOCKS)
     found = {block for block in BLOCKS if has_changed(block, {"blocks/attention/gqa.py", "README.md"})}
     assert "attention/gqa" in found and "ffn/swiglu" not in found
-    assert {block for block in BLOCKS if has_changed(block, {"blocks/norm/base.py"})} == set(BLOCKS_OF_NORM)
+    norms = {f"{kind}/{name}" for kind, name in chosen("norm")}
+    assert {block for block in BLOCKS if has_changed(block, {"blocks/norm/base.py"})} == norms
 
 
-# Blocks that break one promise each. Sound in all else, or they would prove nothing.
+# --- sound blocks, from which those derive that break one promise each ------------------------------------------------
 
 
 class Plain(FFN):
-    """y = W x: the sound block that the broken feed-forward blocks derive from."""
+    """y = W x"""
 
     residual_outputs = ("project.weight",)
 
@@ -108,8 +98,21 @@ class Plain(FFN):
         return {"project.weight": "replicate"}
 
 
+class Wider(Plain):
+    """With a parameter more."""
+
+    shape: Callable[[int], tuple[int, ...]]
+
+    def __init__(self, d_model: int) -> None:
+        super().__init__(d_model)
+        self.more = nn.Parameter(torch.empty(*type(self).shape(d_model)))
+
+    def parallel_plan(self) -> Any:
+        return {**super().parallel_plan(), "more": "replicate"}
+
+
 class Averaging(Attention):
-    """y_t = W mean_{visible s} x_s, without a cache: the sound block that broken attentions derive from."""
+    """y_t = W mean_{visible s} x_s, without a cache"""
 
     residual_outputs = ("project.weight",)
 
@@ -131,31 +134,8 @@ class Averaging(Attention):
         return {"project.weight": "replicate"}
 
 
-class Narrow(Plain):
-    def forward(self, x: Tensor, given: Pass | None = None) -> tuple[Tensor, None]:
-        return self.project(x)[..., :1], None  # one number a token, which broadcasts without a word
-
-
-class Peeking(Averaging):
-    def seen(self, positions: Tensor) -> Tensor:
-        return super().seen(positions) | (positions[:, :, None] // 2 == positions[:, None, :] // 2)
-
-
-class PeekingInTraining(Plain):
-    def forward(self, x: Tensor, given: Pass | None = None) -> tuple[Tensor, None]:
-        return self.project(x.roll(-1, 1) if self.training else x), None
-
-
-class Amnesia(Cache):
-    def append(self, *new: Tensor) -> tuple[Tensor, ...]:
-        if self.length:
-            for buffer in self.buffers.values():
-                buffer[:, 0] = 0
-        return super().append(*new)
-
-
 class Small(GQA):
-    """Grouped-query attention without a choice: the sound block of the broken ones that have a cache."""
+    """Grouped-query attention without a choice."""
 
     def __init__(self, d_model: int, position: Position) -> None:
         super().__init__(d_model, position, n_heads=4, n_kv_heads=2)
@@ -165,93 +145,68 @@ class Small(GQA):
         return super().child_context(child, {**known, "n_heads": 4, "n_kv_heads": 2})
 
 
-class Forgetful(Small):
-    def new_cache(self, batch: int, length: int, dtype: torch.dtype, device: torch.device) -> Cache:
-        return Amnesia(
-            batch,
-            length,
-            {"k": (self.n_kv_heads, self.head_dim)} | {"v": (self.n_kv_heads, self.head_dim)},
-            dtype,
-            device,
-        )
+class Turning(Position):
+    """Rotates by the angles of ``turned_by``."""
+
+    def __init__(self, head_dim: int) -> None:
+        super().__init__()
+        self.head_dim = head_dim
+
+    def rotate(self, q: Tensor, k: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+        angles = self.turned_by(positions, q)  # type: ignore[attr-defined]
+        q, k = (self.kernels.rotate(t, angles.cos(), angles.sin(), False) for t in (q, k))
+        return q, k
 
 
-class Blind(Cache):
-    def padding_bias(self, n_new: int) -> Tensor | None:
-        return None
+def broken(base: type, **methods: Any) -> type:
+    return type("Broken", (base,), methods)
+
+
+def plain(f: Callable[[Any, Tensor], Tensor], base: type = Plain, **more: Any) -> type:
+    return broken(base, forward=lambda self, x, given=None: (f(self, x), None), **more)
+
+
+def wider(shape: Callable[[int], tuple[int, ...]], f: Callable[[Any, Tensor], Tensor]) -> type:
+    return plain(f, Wider, shape=staticmethod(shape))
+
+
+def with_cache(**methods: Any) -> type:
+    """``Small`` with another cache, without bits."""
+    cls = broken(Cache, **methods)
+
+    def new_cache(self: Any, batch: int, length: int, dtype: torch.dtype, device: torch.device) -> Cache:
+        return cls(batch, length, dict.fromkeys(("k", "v"), (self.n_kv_heads, self.head_dim)), dtype, device)
+
+    return broken(Small, new_cache=new_cache)
+
+
+# --- broken ones ------------------------------------------------------------------------------------------------------
+
+
+def amnesia(self: Cache, *new: Tensor) -> tuple[Tensor, ...]:
+    for buffer in self.buffers.values() if self.length else ():
+        buffer[:, 0] = 0
+    return Cache.append(self, *new)
 
 
 class PaddingSeen(GQA):
     def new_cache(self, batch: int, length: int, dtype: torch.dtype, device: torch.device) -> Cache:
         made = super().new_cache(batch, length, dtype, device)
-        made.__class__ = Blind
+        made.__class__ = broken(Cache, padding_bias=lambda self, n_new: None)
         return made
 
 
-class Misplacing(Cache):
-    def _put(self, row: int, other: Cache, source: int, n: int) -> None:
-        super()._put(row, other, source, max(1, n - 1))
-
-
-class Lingering(Ring):
-    def _restore(self, mark: Mark, kept: Sequence[int]) -> None:
-        super()._restore(mark, [len(mark.after)])
-
-
-class RowsMisplaced(Small):
-    def new_cache(self, batch: int, length: int, dtype: torch.dtype, device: torch.device) -> Cache:
-        return Misplacing(batch, length, dict.fromkeys(("k", "v"), (self.n_kv_heads, self.head_dim)), dtype, device)
-
-
-class DraftsLinger(SlidingWindow):
-    def new_cache(
-        self, batch: int, length: int, dtype: torch.dtype, device: torch.device, bits: int | None = None
-    ) -> Cache:
-        cache = super().new_cache(batch, length, dtype, device, bits)
-        cache.__class__ = Lingering if type(cache) is Ring else type(cache)
-        return cache
-
-
 class Coarse(GQA):
-    def new_cache(
-        self, batch: int, length: int, dtype: torch.dtype, device: torch.device, bits: int | None = None
-    ) -> Cache:
+    def new_cache(self, batch: int, length: int, dtype: Any, device: Any, bits: int | None = None) -> Cache:
         return super().new_cache(batch, length, dtype, device, bits and 4)
 
 
-class OneSided(Small):
-    def score_rows(self) -> tuple[ScoreRows, ...]:
-        return tuple(rows._replace(side="query") for rows in super().score_rows())
-
-
-class Understated(Cache):
-    @property
-    def nbytes(self) -> int:
-        return super().nbytes // 2
-
-
-class Flattering(Small):
-    def new_cache(self, batch: int, length: int, dtype: torch.dtype, device: torch.device) -> Cache:
-        return Understated(
-            batch,
-            length,
-            {"k": (self.n_kv_heads, self.head_dim)} | {"v": (self.n_kv_heads, self.head_dim)},
-            dtype,
-            device,
-        )
-
-
-class Misremembering(Small):
-    """Attends once more where what it remembers is found: by a token on the meta device."""
-
-    def mix(self, x: Tensor, given: Pass) -> Tensor:
-        again = x.is_meta and x.shape[1] == 1
-        return super().mix(x, given) + (super().mix(x, given) if again else 0)
-
-
-class Unsegmented(Small):
-    def forward(self, x: Tensor, given: Pass) -> Tensor:
-        return super().forward(x, given._replace(segments=None))
+class DraftsLinger(SlidingWindow):
+    def new_cache(self, batch: int, length: int, dtype: Any, device: Any, bits: int | None = None) -> Cache:
+        cache = super().new_cache(batch, length, dtype, device, bits)
+        if type(cache) is Ring:
+            cache.__class__ = broken(Ring, _restore=lambda self, mark, _: Ring._restore(self, mark, [len(mark.after)]))
+        return cache
 
 
 class BatchCentred(Norm):
@@ -260,63 +215,6 @@ class BatchCentred(Norm):
 
     def forward(self, x: Tensor) -> Tensor:
         return F.rms_norm(x - 0.5 * x.mean(0), x.shape[-1:], eps=1e-6)
-
-
-class LengthScaled(Averaging):
-    def forward(self, x: Tensor, given: Pass) -> Tensor:
-        one = torch.zeros(1, x.shape[1], device=x.device) if given.segments is None else given.segments
-        length = (one[:, :, None] == one[:, None, :]).sum(-1, keepdim=True)
-        return super().forward(x, given._replace(cache=None)) * length.to(x.dtype)
-
-
-class Overwriting(Plain):
-    def forward(self, x: Tensor, given: Pass | None = None) -> tuple[Tensor, None]:
-        return self.project(x if torch.is_grad_enabled() else x.add_(0)), None
-
-
-class Keeping(Plain):
-    def forward(self, x: Tensor, given: Pass | None = None) -> tuple[Tensor, None]:
-        self.last = x.detach()
-        return self.project(x), None
-
-
-class Idle(Plain):
-    def __init__(self, d_model: int) -> None:
-        super().__init__(d_model)
-        self.spare = nn.Parameter(torch.empty(3))
-
-    def parallel_plan(self) -> Any:
-        return {**super().parallel_plan(), "spare": "replicate"}
-
-
-class Undeclared(Plain):
-    def __init__(self, d_model: int) -> None:
-        super().__init__(d_model)
-        self.taps = nn.Parameter(torch.empty(d_model, 1))
-
-    def forward(self, x: Tensor, given: Pass | None = None) -> tuple[Tensor, None]:
-        return self.project(x) * (1 + self.taps[:, 0]), None
-
-    def parallel_plan(self) -> Any:
-        return {**super().parallel_plan(), "taps": "replicate"}
-
-
-class RoundedAngles(Position):
-    def __init__(self, head_dim: int) -> None:
-        super().__init__()
-        self.head_dim = head_dim
-
-    def rotate(self, q: Tensor, k: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
-        pairs = torch.arange(0, self.head_dim, 2, device=q.device, dtype=torch.float32) / self.head_dim
-        angles = positions[..., None].to(q.dtype) * (100.0**-pairs).to(q.dtype)
-        return tuple(self.kernels.rotate(t, angles.cos(), angles.sin(), False) for t in (q, k))  # type: ignore[return-value]
-
-
-class Counting(Plain):
-    def forward(self, x: Tensor, given: Pass | None = None) -> tuple[Tensor, None]:
-        places = torch.arange(1, x.shape[-1] + 1, device=x.device)
-        share = places / x.shape[-1]  # of whole numbers, so of the default dtype
-        return self.project(x * share.to(x.dtype)), None
 
 
 class Epsless(Norm):
@@ -328,52 +226,34 @@ class Epsless(Norm):
         return F.rms_norm(x, x.shape[-1:], eps=1e-6)
 
 
+class LengthScaled(Averaging):
+    def forward(self, x: Tensor, given: Pass) -> Tensor:
+        one = torch.zeros(1, x.shape[1], device=x.device) if given.segments is None else given.segments
+        length = (one[:, :, None] == one[:, None, :]).sum(-1, keepdim=True)
+        return super().forward(x, given._replace(cache=None)) * length.to(x.dtype)
+
+
+class RoundedAngles(Turning):
+    def turned_by(self, positions: Tensor, q: Tensor) -> Tensor:
+        pairs = torch.arange(0, self.head_dim, 2, device=q.device, dtype=torch.float32) / self.head_dim
+        return positions[..., None].to(q.dtype) * (100.0**-pairs).to(q.dtype)
+
+
+class Tabulated(Turning):
+    def __init__(self, head_dim: int) -> None:
+        super().__init__(head_dim)
+        self.register_buffer("frequencies", 100.0 ** -(torch.arange(0, head_dim, 2) / head_dim))
+
+    def turned_by(self, positions: Tensor, q: Tensor) -> Tensor:
+        return positions[..., None].float() * self.frequencies.float()
+
+
 class Secretive(Plain):
     def reset_parameters(self) -> None:
         self.factor = 1 + torch.rand(()).item()
 
     def forward(self, x: Tensor, given: Pass | None = None) -> tuple[Tensor, None]:
         return self.project(x) * getattr(self, "factor", 1.0), None
-
-
-class Tabulated(Position):
-    def __init__(self, head_dim: int) -> None:
-        super().__init__()
-        self.register_buffer("frequencies", 100.0 ** -(torch.arange(0, head_dim, 2) / head_dim))
-
-    def rotate(self, q: Tensor, k: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
-        angles = positions[..., None].float() * self.frequencies.float()
-        return tuple(self.kernels.rotate(t, angles.cos(), angles.sin(), False) for t in (q, k))  # type: ignore[return-value]
-
-
-class Capricious(Plain):
-    def reset_parameters(self) -> None:
-        self.project.weight.mul_(1 + random.random())
-
-
-class Hidden(Plain):
-    def forward(self, x: Tensor, given: Pass | None = None) -> tuple[Tensor, None]:
-        return self.project(x if x.is_meta else self.project(x)), None
-
-
-class HiddenInTraining(Plain):
-    def forward(self, x: Tensor, given: Pass | None = None) -> tuple[Tensor, None]:
-        return self.project(self.project(x) if torch.is_grad_enabled() and not x.is_meta else x), None
-
-
-class Branching(Plain):
-    def forward(self, x: Tensor, given: Pass | None = None) -> tuple[Tensor, None]:
-        return self.project(x / 2 if not x.is_meta and x.abs().max() > 1e6 else x), None
-
-
-class Unplanned(Plain):
-    def parallel_plan(self) -> Any:
-        return {}
-
-
-class Overplanned(Plain):
-    def parallel_plan(self) -> Any:
-        return {**super().parallel_plan(), "projekt.weight": "column"}
 
 
 class NeverBare(Plain):
@@ -396,7 +276,7 @@ class Doubling(SoftmaxTopK):
 
 
 class PaddingCounted(SoftmaxTopK):
-    def forward(self, x: Tensor, tokens: Any = None, experts: Any = None, real: Any = None) -> Routing:
+    def forward(self, x: Tensor, tokens: Any = None, experts: Any = None, real: Any = None) -> Any:
         return super().forward(x, tokens, experts)
 
 
@@ -412,68 +292,133 @@ class LearnedAlpha(ExpertBalance):
         return {"factor": "replicate"}
 
 
-class Summing(Plain):
-    """Adds w · x: a map to one number, whose weight is stored as a vector, and which the rules do not see."""
-
-    def __init__(self, d_model: int) -> None:
-        super().__init__(d_model)
-        self.sums = nn.Parameter(torch.empty(d_model))
-
-    def forward(self, x: Tensor, given: Pass | None = None) -> tuple[Tensor, None]:
-        return self.project(x) + (x @ self.sums)[..., None] / 16, None
-
-    def parallel_plan(self) -> Any:
-        return {**super().parallel_plan(), "sums": "replicate"}
+def by_twos(self: Averaging, positions: Tensor) -> Tensor:
+    return Averaging.seen(self, positions) | (positions[:, :, None] // 2 == positions[:, None, :] // 2)
 
 
-BROKEN: list[tuple[str, type, str]] = [
-    ("ffn", Narrow, "shape and dtype"),
-    ("attention", Peeking, "causality"),
-    ("ffn", PeekingInTraining, "causality"),
-    ("attention", Forgetful, "stepping"),
-    ("attention", PaddingSeen, "ragged rows"),
-    ("attention", Coarse, "quantised caches"),
-    ("attention", RowsMisplaced, "joining rows"),
-    ("attention", DraftsLinger, "drafts"),
-    ("attention", Unsegmented, "packing"),
-    ("norm", BatchCentred, "batch invariance"),
-    ("attention", LengthScaled, "padding invariance"),
-    ("ffn", Overwriting, "nothing written"),
-    ("ffn", Keeping, "nothing written"),
-    ("ffn", Idle, "gradients"),
-    ("position", RoundedAngles, "precision"),
-    ("ffn", Counting, "default dtype"),
-    ("attention", OneSided, "score rows"),
-    ("norm", Epsless, "hyper-parameters"),
-    ("ffn", NeverBare, "null children"),
-    ("ffn", Secretive, "state dict"),
-    ("position", Tabulated, "meta build"),
-    ("ffn", Capricious, "determinism"),
-    ("attention", Flattering, "allocation"),
-    ("attention", Misremembering, "memory"),
-    ("ffn", Hidden, "flops"),
-    ("ffn", HiddenInTraining, "flops"),
-    ("ffn", Branching, "compile"),
-    ("ffn", Unplanned, "parallel plan"),
-    ("ffn", Overplanned, "parallel plan"),
-    ("ffn", Undeclared, "weight kinds"),
-    ("ffn", Summing, "width rules"),
-    ("gating", Doubling, "routing"),
-    ("balance", LearnedAlpha, "balance"),
-    ("gating", PaddingCounted, "padding"),
-]
+def again(self: Any, x: Tensor, given: Pass) -> Tensor:
+    """Attends once more where what it remembers is found: by a token on the meta device."""
+    return GQA.mix(self, x, given) + (GQA.mix(self, x, given) if x.is_meta and x.shape[1] == 1 else 0)
 
 
-def test_losses_of_every_layer_are_held_under_another_default_dtype() -> None:
-    found = _step(Setting("balance", "expert").decoder().train())
-    assert {name[-7:] for name in found if " of layer " in name} == {"layer 0", "layer 1"}
+def counted(x: Tensor) -> Tensor:
+    share = torch.arange(1, x.shape[-1] + 1, device=x.device) / x.shape[-1]  # of whole numbers: of the default dtype
+    return x * share.to(x.dtype)
+
+
+BROKEN: dict[str, tuple[str, type, str]] = {
+    "one number a token": ("ffn", plain(lambda f, x: f.project(x)[..., :1]), "shape and dtype"),
+    "peeks": ("attention", broken(Averaging, seen=by_twos), "causality"),
+    "peeks in training": ("ffn", plain(lambda f, x: f.project(x.roll(-1, 1) if f.training else x)), "causality"),
+    "forgets": ("attention", with_cache(append=amnesia), "stepping"),
+    "sees padding": ("attention", PaddingSeen, "ragged rows"),
+    "has coarse codes": ("attention", Coarse, "quantised caches"),
+    "misplaces rows": (
+        "attention",
+        with_cache(_put=lambda self, row, other, source, n: Cache._put(self, row, other, source, max(1, n - 1))),
+        "joining rows",
+    ),
+    "keeps drafts": ("attention", DraftsLinger, "drafts"),
+    "sees other documents": (
+        "attention",
+        broken(Small, forward=lambda self, x, given: GQA.forward(self, x, given._replace(segments=None))),
+        "packing",
+    ),
+    "centres the batch": ("norm", BatchCentred, "batch invariance"),
+    "scales by the length": ("attention", LengthScaled, "padding invariance"),
+    "overwrites": (
+        "ffn",
+        plain(lambda f, x: f.project(x if torch.is_grad_enabled() else x.add_(0))),
+        "nothing written",
+    ),
+    "keeps a tensor": ("ffn", plain(lambda f, x: f.project(setattr(f, "last", x.detach()) or x)), "nothing written"),
+    "has an idle weight": ("ffn", wider(lambda d: (3,), lambda f, x: f.project(x)), "gradients"),
+    "rounds angles": ("position", RoundedAngles, "precision"),
+    "counts in the default dtype": ("ffn", plain(lambda f, x: f.project(counted(x))), "default dtype"),
+    "names queries alone": (
+        "attention",
+        broken(Small, score_rows=lambda self: tuple(r._replace(side="query") for r in GQA.score_rows(self))),
+        "score rows",
+    ),
+    "ignores eps": ("norm", Epsless, "hyper-parameters"),
+    "is never bare": ("ffn", NeverBare, "null children"),
+    "has a secret": ("ffn", Secretive, "state dict"),
+    "fills a buffer": ("position", Tabulated, "meta build"),
+    "draws by itself": (
+        "ffn",
+        broken(Plain, reset_parameters=lambda self: self.project.weight.mul_(1 + random.random())),
+        "determinism",
+    ),
+    "flatters": (
+        "attention",
+        with_cache(nbytes=property(lambda self: Cache.nbytes.fget(self) // 2)),  # type: ignore[attr-defined]
+        "allocation",
+    ),
+    "attends twice": ("attention", broken(Small, mix=again), "memory"),
+    "hides a product": ("ffn", plain(lambda f, x: f.project(x if x.is_meta else f.project(x))), "flops"),
+    "hides one in training": (
+        "ffn",
+        plain(lambda f, x: f.project(f.project(x) if torch.is_grad_enabled() and not x.is_meta else x)),
+        "flops",
+    ),
+    "branches": (
+        "ffn",
+        plain(lambda f, x: f.project(x / 2 if not x.is_meta and x.abs().max() > 1e6 else x)),
+        "compile",
+    ),
+    "has no plan": ("ffn", broken(Plain, parallel_plan=lambda self: {}), "parallel plan"),
+    "has a plan for nothing": (
+        "ffn",
+        broken(Plain, parallel_plan=lambda self: {**Plain.parallel_plan(self), "projekt.weight": "column"}),
+        "parallel plan",
+    ),
+    "declares no kind": (
+        "ffn",
+        wider(lambda d: (d, 1), lambda f, x: f.project(x) * (1 + f.more[:, 0])),
+        "weight kinds",
+    ),
+    # A map to one number, whose weight is stored as a vector, and which the rules do not see.
+    "sums": ("ffn", wider(lambda d: (d,), lambda f, x: f.project(x) + (x @ f.more)[..., None] / 16), "width rules"),
+    "chooses one twice": ("gating", Doubling, "routing"),
+    "learns a factor": ("balance", LearnedAlpha, "balance"),
+    "counts padding": ("gating", PaddingCounted, "padding"),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_broken_promise_is_found_in_brief(temporary_blocks: None, name: str) -> None:
+    kind, cls, check = BROKEN[name]
+    register(kind, "under_test")(cls)
+    (case,) = (case for case in cases(f"{kind}/under_test") if case.check == check)
+    assert (case.outcome() if check in LONG else case.brief()).status == "failed"
+
+
+def test_every_check_has_a_block_that_fails_it() -> None:
+    assert {check for _, _, check in BROKEN.values()} == set(CHECKS)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_block_that_breaks_one_promise_fails_exactly_that_check(temporary_blocks: None, name: str) -> None:
+    kind, cls, check = BROKEN[name]
+    register(kind, "under_test")(cls)
+    every = [case for case in cases(f"{kind}/under_test") if case.check == check or case.check not in LONG]
+    found = {case.check: case.outcome() if case.check == check else case.brief() for case in every}
+    reasons = {name: outcome.reason for name, outcome in found.items() if outcome.status == "failed"}
+    # A running batch needs what these checks are of.
+    of_rows = {"joining rows", "drafts"} if check in ("stepping", "ragged rows") else set[str]()
+    assert set(reasons) - of_rows == {check}, reasons
+    assert "Error:" not in reasons[check]  # seen by the check, not stumbled over
+
+
+# --- what a check says ------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def failed(temporary_blocks: None) -> Callable[..., dict[str, str]]:
     """Registers a class until the test ends, and tells the checks that it fails, with their reasons."""
 
-    def run(kind: str, cls: type, name: str = "under_test", checks: Container[str] = CHECKS) -> dict[str, str]:
+    def run(cls: type, checks: Container[str], kind: str = "ffn", name: str = "under_test") -> dict[str, str]:
         register(kind, name)(cls)
         outcomes = {case.check: case.outcome() for case in cases(f"{kind}/{name}") if case.check in checks}
         return {check: o.reason for check, o in outcomes.items() if o.status == "failed"}
@@ -481,48 +426,11 @@ def failed(temporary_blocks: None) -> Callable[..., dict[str, str]]:
     return run
 
 
-# A running batch needs what these checks are of.
-NEEDED_BY_ROWS = ("stepping", "ragged rows")
-
-
-@pytest.mark.parametrize(("kind", "cls", "check"), BROKEN, ids=[cls.__name__ for _, cls, _ in BROKEN])
-def test_a_broken_promise_is_found_in_brief(temporary_blocks: None, kind: str, cls: type, check: str) -> None:
-    register(kind, "under_test")(cls)
-    (case,) = (case for case in cases(f"{kind}/under_test") if case.check == check)
-    assert (case.outcome() if check in LONG else case.brief()).status == "failed"
-
-
-def test_every_check_has_a_block_that_fails_it() -> None:
-    assert {check for _, _, check in BROKEN} == set(CHECKS)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("kind", "cls", "check"), BROKEN, ids=[cls.__name__ for _, cls, _ in BROKEN])
-def test_a_block_that_breaks_one_promise_fails_exactly_that_check(
-    temporary_blocks: None, kind: str, cls: type, check: str
-) -> None:
-    register(kind, "under_test")(cls)
-    found = {
-        case.check: case.outcome() if case.check == check else case.brief()
-        for case in cases(f"{kind}/under_test")
-        if case.check == check or case.check not in LONG
-    }
-    reasons = {name: outcome.reason for name, outcome in found.items() if outcome.status == "failed"}
-    of_rows = {"joining rows", "drafts"} if check in NEEDED_BY_ROWS else set[str]()
-    assert set(reasons) - of_rows == {check}, reasons
-    assert "Error:" not in reasons[check]  # seen by the check, not stumbled over
-
-
-class PeekingByDesign(Peeking):
-    causal: ClassVar[bool] = False
-
-
 def test_a_block_that_says_it_is_not_causal_is_exempt_from_causality_only(temporary_blocks: None) -> None:
-    register("attention", "under_test")(PeekingByDesign)
+    register("attention", "under_test")(broken(Averaging, seen=by_twos, causal=False))
     few = ("causality", "packing", "stepping", "gradients", "shape and dtype")
     outcomes = {case.check: case.outcome() for case in cases("attention/under_test") if case.check in few}
-    assert outcomes["causality"].status == "not applicable"
-    assert outcomes["causality"].reason == "not causal by design"
+    assert (outcomes["causality"].status, outcomes["causality"].reason) == ("not applicable", "not causal by design")
     assert outcomes["packing"].status == "passed"
     assert not [o for o in outcomes.values() if o.status == "failed"]
 
@@ -540,33 +448,12 @@ class Declared(Unguessable):
     conformance_settings: ClassVar[dict[str, Any]] = {"weights": {"a": 0.5}}
 
 
-def test_a_required_parameter_of_an_unknown_kind_is_declared_by_the_class(
-    failed: Callable[..., dict[str, str]],
-) -> None:
-    assert "conformance_settings" in failed("ffn", Unguessable, checks=["causality"])["causality"]
-    few = ("causality", "hyper-parameters", "determinism", "state dict")
-    assert failed("ffn", Declared, "under_test_too", few) == {}
-
-
-class Crashing(Plain):
-    def forward(self, x: Tensor, given: Pass | None = None) -> tuple[Tensor, None]:
-        raise RuntimeError("out of\ncheese")
-
-
-def test_what_a_block_raises_is_its_failure_told_in_one_line(failed: Callable[..., dict[str, str]]) -> None:
-    assert failed("ffn", Crashing, checks=["causality"])["causality"] == "RuntimeError: out of cheese"
-
-
 class Free(Plain):
     def __init__(self, d_model: int, mode: str = "usual") -> None:
         super().__init__(d_model)
 
 
-def test_a_parameter_of_which_no_other_value_is_known_is_told_so(failed: Callable[..., dict[str, str]]) -> None:
-    assert "Literal" in failed("ffn", Free, checks=["hyper-parameters"])["hyper-parameters"]
-
-
-class Optional(Plain):
+class Looking(Plain):
     """Sound by default; with its option it looks ahead."""
 
     def __init__(self, d_model: int, ahead: bool = False) -> None:
@@ -575,12 +462,6 @@ class Optional(Plain):
 
     def forward(self, x: Tensor, given: Pass | None = None) -> tuple[Tensor, None]:
         return self.project(x.roll(-1, 1) if self.ahead else x), None
-
-
-def test_options_are_switched_on_too(failed: Callable[..., dict[str, str]]) -> None:
-    reasons = failed("ffn", Optional, checks=["causality", "hyper-parameters"])
-    assert "(with ahead=True)" in reasons["causality"]
-    assert "hyper-parameters" not in reasons
 
 
 class Coupled(Plain):
@@ -595,65 +476,35 @@ class Coupled(Plain):
         return y.clamp(-self.limit, self.limit) if self.limited else y, None
 
 
-def test_a_parameter_may_matter_beside_another_only(failed: Callable[..., dict[str, str]]) -> None:
-    assert failed("ffn", Coupled, checks=["hyper-parameters"]) == {}
+def test_parameters_of_unknown_kinds_are_declared_by_the_class(failed: Callable[..., dict[str, str]]) -> None:
+    assert "conformance_settings" in failed(Unguessable, ["causality"])["causality"]
+    few = ("causality", "hyper-parameters", "determinism", "state dict")
+    assert failed(Declared, few, name="under_test_too") == {}
+    assert "Literal" in failed(Free, ["hyper-parameters"], name="free")["hyper-parameters"]
+
+
+def test_options_are_switched_on_alone_and_beside_each_other(failed: Callable[..., dict[str, str]]) -> None:
+    reasons = failed(Looking, ["causality", "hyper-parameters"])
+    assert "(with ahead=True)" in reasons["causality"] and "hyper-parameters" not in reasons
+    assert failed(Coupled, ["hyper-parameters"], name="coupled") == {}
+
+
+def test_what_a_block_raises_is_its_failure_told_in_one_line(failed: Callable[..., dict[str, str]]) -> None:
+    def crash(block: Any, x: Tensor) -> Tensor:
+        raise RuntimeError("out of\ncheese")
+
+    assert failed(plain(crash), ["causality"]) == {"causality": "RuntimeError: out of cheese"}
 
 
 def test_a_case_passes_fails_and_skips_as_pytest_understands(temporary_blocks: None) -> None:
-    register("ffn", "under_test")(Unplanned)
+    register("ffn", "under_test")(BROKEN["has no plan"][1])
     by_check = {case.check: case for case in cases("ffn/under_test")}
     by_check["determinism"].run()
-    with pytest.raises(AssertionError, match="replicate"):
+    with pytest.raises(PromiseError, match="replicate") as broke:
         by_check["parallel plan"].run()
-    with pytest.raises(PromiseError, match="The promise: The plan places every own parameter"):
-        by_check["parallel plan"].run()
+    assert isinstance(broke.value, AssertionError) and by_check["parallel plan"].promise in str(broke.value)
     with pytest.raises(unittest.SkipTest, match="does not route"):
         by_check["routing"].run()
-
-
-def test_each_check_says_its_promise() -> None:
-    assert all(len(case.promise) > 40 for case in cases("norm/rmsnorm"))
-    assert str(cases("norm/rmsnorm")[0]) == "norm/rmsnorm: shape and dtype"
-
-
-def test_wildcards_choose_as_in_the_catalogue() -> None:
-    assert {case.name for case in cases("attention/m*")} == {"mamba2", "mamba3", "mha", "mla", "mqa"}
-    assert {case.kind for case in cases("*/rmsnorm")} == {"norm"}
-    assert cases("norm") == cases("norm/*")
-
-
-@pytest.mark.parametrize(("pattern", "near"), [("atention", "attention"), ("attention/gqua", "gqa")])
-def test_an_unknown_block_is_refused_with_the_nearest(pattern: str, near: str) -> None:
-    with pytest.raises(ConfigError, match=f"Did you mean '{near}'"):
-        cases(pattern)
-
-
-def test_command_prints_each_promise_of_one_block(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["norm/rmsnorm"]) == 0
-    said = capsys.readouterr().out
-    assert all(check in said for check in CHECKS)
-    assert "it does not route" in said
-
-
-@pytest.mark.slow
-def test_command_prints_a_row_for_each_block_and_fails_if_one_does(
-    temporary_blocks: None, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("COLUMNS", "200")
-    register("norm", "under_test")(Epsless)
-    assert main(["norm/[lu]*"]) == 1
-    said = capsys.readouterr().out
-    assert "norm/layernorm" in said
-    assert "hyper-parameters: eps changes nothing" in said
-
-
-@pytest.mark.parametrize("arguments", [["norm/rmsnorn"], ["norm", "ffn"]])
-def test_command_ends_with_64_and_no_traceback_on_a_users_mistake(
-    arguments: list[str], capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert run_command(main, arguments) == 64
-    said = capsys.readouterr().err
-    assert said.startswith("error: ") and "Traceback" not in said
 
 
 def test_flops_do_not_depend_on_how_the_process_has_its_products_computed() -> None:
@@ -664,3 +515,38 @@ def test_flops_do_not_depend_on_how_the_process_has_its_products_computed() -> N
         assert case.outcome().status == "passed"
     finally:
         torch.set_float32_matmul_precision(before)
+
+
+# --- patterns and the command -----------------------------------------------------------------------------------------
+
+
+def test_wildcards_choose_as_in_the_catalogue_and_an_unknown_block_is_refused_with_the_nearest() -> None:
+    assert {case.name for case in cases("attention/m*")} == {"mamba2", "mamba3", "mha", "mla", "mqa"}
+    assert {case.kind for case in cases("*/rmsnorm")} == {"norm"} and cases("norm") == cases("norm/*")
+    for pattern, nearest in (("atention", "attention"), ("attention/gqua", "gqa")):
+        with pytest.raises(ConfigError, match=f"'{nearest}'"):
+            cases(pattern)
+
+
+def test_command_prints_each_promise_of_one_block(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["norm/rmsnorm"]) == 0
+    said = capsys.readouterr().out
+    assert all(check in said for check in CHECKS) and "it does not route" in said
+
+
+@pytest.mark.slow
+def test_command_prints_a_row_for_each_block_and_fails_if_one_does(
+    temporary_blocks: None, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    register("norm", "under_test")(Epsless)
+    assert main(["norm/[lu]*"]) == 1
+    said = capsys.readouterr().out
+    assert "norm/layernorm" in said and "hyper-parameters: eps changes nothing" in said
+
+
+def test_command_ends_with_64_and_no_traceback_on_a_users_mistake(capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments in (["norm/rmsnorn"], ["norm", "ffn"]):
+        assert run_command(main, arguments) == 64
+        said = capsys.readouterr().err
+        assert said.startswith("error: ") and "Traceback" not in said
