@@ -1,9 +1,8 @@
-"""Long prompts: chunks whose keys are read from the cache in parts, and what prefill and decoding grow with."""
+"""Prompts that are read in parts, of whose last layer the last token alone is computed; and what costs grow with."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -13,37 +12,21 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from blockwright.blocks.attention import base
+from blockwright.blocks.cache.base import Cache
 from blockwright.blocks.compose import compose
 from blockwright.blocks.cost import cache_bytes
 from blockwright.blocks.decoder import Decoder
+from blockwright.blocks.ffn.swiglu import SwiGLU
+from blockwright.blocks.forward_pass import Pass
 from blockwright.blocks.generation.generate import prefill
 from blockwright.blocks.kernels import long_attention
-
-ATTENTIONS = ("mla", "gqa", {"name": "gqa", "qk_norm": "per_head"})
-
-
-@pytest.fixture(autouse=True)
-def short_is_long(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in (("SHORTEST", 8), ("LONGEST", 16), ("ROWS", 8), ("SCORES", 2**8), ("PARTS", (8, 16))):
-        monkeypatch.setattr(long_attention, name, value)
+from blockwright.registry import register
 
 
 @pytest.fixture
-def make(tiny: Callable[..., Any], randomise: Callable[..., None]) -> Callable[..., Decoder]:
-    def build(attention: Any, position: str = "rope", n_layers: int = 2) -> Decoder:
-        decoder = compose(tiny(attention=attention, position=position, n_layers=n_layers)).eval().double()
-        randomise(decoder)
-        return decoder
-
-    return build
-
-
-@contextmanager
-def whole(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Everything cached is read at once."""
-    with monkeypatch.context() as patched:
-        patched.setattr(long_attention, "LONGEST", 10**9)
-        yield
+def short_is_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("SHORTEST", 8), ("LONGEST", 16), ("ROWS", 8), ("SCORES", 2**8), ("PARTS", (8, 16))):
+        monkeypatch.setattr(long_attention, name, value)
 
 
 def prompt(length: int, rows: int = 1) -> Tensor:
@@ -52,30 +35,32 @@ def prompt(length: int, rows: int = 1) -> Tensor:
 
 @torch.inference_mode()
 def logits(decoder: Decoder, tokens: Tensor, chunk: int, bits: int | None, padding: Tensor | None = None) -> Tensor:
-    caches = decoder.new_caches(*tokens.shape, bits, padding)
-    return prefill(decoder, tokens, caches, chunk)
+    return prefill(decoder, tokens, decoder.new_caches(*tokens.shape, bits, padding), chunk)
 
 
+@pytest.mark.usefixtures("short_is_long")
 @pytest.mark.parametrize(
-    ("attention", "position", "bits"), each(ATTENTIONS, ["rope", "alibi", "none"] * 2, [None, 6]), ids=str
+    ("attention", "position", "bits"),
+    each(["mla", "gqa", {"name": "gqa", "qk_norm": "per_head"}], ["rope", "alibi", "none"], [None, 6, None]),
+    ids=str,
 )
 def test_reading_in_parts_gives_what_reading_at_once_gives(
     make: Callable[..., Decoder], monkeypatch: pytest.MonkeyPatch, attention: Any, position: str, bits: int | None
 ) -> None:
-    decoder, tokens, padding = make(attention, position), prompt(83, 2), torch.tensor([0, 37])
-    for padded in (None, padding):
+    decoder, tokens = make(attention=attention, position=position), prompt(83, 2)
+    for padded in (None, torch.tensor([0, 37])):
         got = logits(decoder, tokens, 20, bits, padded)
-        with whole(monkeypatch):
-            expected = logits(decoder, tokens, 20, bits, padded)
-        torch.testing.assert_close(got, expected, rtol=0, atol=1e-9)
+        with monkeypatch.context() as whole:
+            whole.setattr(long_attention, "LONGEST", 10**9)
+            torch.testing.assert_close(got, logits(decoder, tokens, 20, bits, padded), rtol=0, atol=1e-9)
 
 
+@pytest.mark.usefixtures("short_is_long")
 @pytest.mark.parametrize("attention", ["mla", "gqa"])
 def test_parts_are_read_where_prompts_are_long_and_a_gradient_is_not_needed(
     make: Callable[..., Decoder], monkeypatch: pytest.MonkeyPatch, attention: str
 ) -> None:
-    decoder, read = make(attention), base.Cache.append
-    at_once: list[int] = []
+    decoder, read, at_once = make(attention=attention), base.Cache.append, list[int]()
 
     def append(cache: Any, *new: Tensor, multiple: int = 1) -> tuple[Tensor, ...]:
         at_once.append(cache.length + new[0].shape[1])
@@ -120,30 +105,23 @@ def made(decoder: Decoder, past: int, new: int, bits: int | None) -> Numbers:
     return numbers
 
 
-@pytest.mark.parametrize(("attention", "bits"), [("mla", 6), ("mha", None)])
-def test_no_tensor_of_prefill_grows_with_the_past(
-    make: Callable[..., Decoder], attention: str, bits: int | None
-) -> None:
-    decoder = make(attention, n_layers=1)
-    assert made(decoder, 4000, 32, bits).largest == made(decoder, 1000, 32, bits).largest
-
-
-@pytest.mark.parametrize("bits", [None, 6])
-@pytest.mark.parametrize("attention", ["mla", "mha", {"name": "sliding_window", "window": 64}], ids=str)
-def test_numbers_of_a_decoding_step_are_linear_in_the_past(
+@pytest.mark.usefixtures("short_is_long")
+@pytest.mark.parametrize(
+    ("attention", "bits"), [("mla", 6), ("mha", None), ({"name": "sliding_window", "window": 64}, None)], ids=str
+)
+def test_no_tensor_of_prefill_grows_with_the_past_and_a_step_is_linear_in_it(
     make: Callable[..., Decoder], attention: Any, bits: int | None
 ) -> None:
-    decoder = make(attention, n_layers=1)
+    decoder = make(attention=attention, n_layers=1)
+    assert made(decoder, 1500, 32, bits).largest == made(decoder, 500, 32, bits).largest
     one, two, three = (made(decoder, past, 1, bits).all for past in (2048, 4096, 6144))
     assert three - two == two - one
     assert two == one if isinstance(attention, dict) else two >= one  # torch's own attention makes none
 
 
-# --- bytes at 128K ----------------------------------------------------------------------------------------------------
-
-LENGTH = 131072
 # Bytes per token and layer of 160 numbers of a latent and its keys, and of 2 heads of 64 keys and values, in bf16; with
 # 6 bits three quarters of a byte each, and a scale of two bytes for at most 64 numbers.
+LENGTH = 131072
 SIZES = {
     ("mla", None): 2 * 160,
     ("mla", 6): 120 + 2 * 3,
@@ -152,20 +130,73 @@ SIZES = {
     ("gqa", 6): 192 + 2 * 4,
     ("mha", None): 2 * 2 * 8 * 64,
     ("mqa", None): 2 * 2 * 64,
+    ("sliding_window", None): 2 * 2 * 2 * 64,
+    ("sliding_window", 6): 192 + 2 * 4,
 }
 
 
-@pytest.mark.parametrize(("kind", "expected"), SIZES.items(), ids=str)
-def test_bytes_of_caches_at_128k(tiny: Callable[..., Any], kind: tuple[str, int | None], expected: int) -> None:
-    name, bits = kind
-    sizes = {"kv_lora_rank": 128, "qk_rope_head_dim": 32} if name == "mla" else {"head_dim": 64}
-    decoder = compose(tiny(d_model=512, attention={"name": name, "n_heads": 8, **sizes}), device="meta")
-    assert cache_bytes(decoder, LENGTH, torch.bfloat16, bits) == 2 * LENGTH * expected
+def test_bytes_of_caches_at_128k(tiny: Callable[..., Any]) -> None:
+    more: dict[str, dict[str, int]] = {"mla": {"kv_lora_rank": 128, "qk_rope_head_dim": 32}}
+    more["sliding_window"] = {"head_dim": 64, "window": 1024}  # a ring, of any length
+    for (name, bits), a_token in SIZES.items():
+        attention = {"name": name, "n_heads": 8, **more.get(name, {"head_dim": 64})}
+        decoder = compose(tiny(d_model=512, attention=attention), device="meta")
+        held = 1024 if name == "sliding_window" else LENGTH
+        assert cache_bytes(decoder, LENGTH, torch.bfloat16, bits) == 2 * held * a_token, (name, bits)
 
 
-@pytest.mark.parametrize("bits", [None, 6])
-def test_a_ring_keeps_its_window_at_any_length(tiny: Callable[..., Any], bits: int | None) -> None:
-    attention = {"name": "sliding_window", "n_heads": 8, "head_dim": 64, "window": 1024}
-    decoder = compose(tiny(d_model=512, attention=attention), device="meta")
-    a_token = SIZES["gqa", bits]
-    assert cache_bytes(decoder, LENGTH, torch.bfloat16, bits) == 2 * 1024 * a_token
+# --- the last layer ---------------------------------------------------------------------------------------------------
+
+DSA = {"name": "dsa", "n_heads": 2, "head_dim": 8, "top_k": 4}
+AROUND: dict[str, Any] = {"vocab_size": 61, "d_model": 48, "n_layers": 2, "max_positions": 64, "init": {"std": 0.2}}
+AROUND |= {"position": "rope", "norm": "rmsnorm", "residual": "prenorm", "ffn": {"name": "swiglu", "d_ff": 24}}
+HASHED = {"ffn": {"name": "moe", "n_experts": 4}, "gating": {"name": "hash", "top_k": 2}}
+MODELS: dict[str, dict[str, Any]] = {
+    "latents": {"attention": "mla"},
+    "window": {"attention": {"name": "sliding_window", "window": 5}},
+    "values and a gate": {"attention": "gqa", "values": "value_residual", "output_gate": "per_head"},
+    "over depth": {"attention": "depth"},
+    "chosen": {"attention": {"name": "mla", "selector": DSA}},
+    "chosen below": {"attention": {"name": "gqa", "selector": {"name": "shared", "every": 2, "of": DSA}}},
+    "a state": {"attention": "gated_delta"},
+    "streams": {"attention": "differential", "residual": "mhc"},
+    "routed by id": {"attention": "gqa", **HASHED, "experts": {"name": "swiglu", "d_ff": 8}},
+    "ffn that reads below": {"attention": "gqa", "ffn": "reading"},
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "bits", "padding"), each(list(MODELS), [None, 4, None, 4], [None, (0, 9), (0, 9), None])
+)
+@torch.no_grad()
+def test_logits_and_caches_are_those_of_the_whole(
+    name: str, bits: int | None, padding: Any, temporary_blocks: None
+) -> None:
+    @register("ffn", "reading")
+    class Reading(SwiGLU):
+        """Adds the input of the first layer's."""
+
+        def forward(self, x: Tensor, given: Pass | None = None) -> tuple[Tensor, None]:
+            first = x if given is None or given.carry is None else given.carry.setdefault("first", x)
+            return super().forward(x + first)[0], None
+
+    decoder = compose({**AROUND, **MODELS[name]}, seed=2).double().eval()
+    ids, rows = prompt(41, 2), None if padding is None else torch.tensor(padding)
+    ours, right = (decoder.new_caches(2, 41, bits, rows) for _ in range(2))
+    for part in ids.split([20, 1, 13, 7], 1):
+        wanted = decoder.logits(decoder.hidden(part, caches=right)[0][:, -1]).float()
+        torch.testing.assert_close(prefill(decoder, part, ours), wanted, rtol=0, atol=1e-5)
+    for mine, other in zip(ours, right, strict=True):
+        assert mine.length == other.length == 41
+        for buffer, expected in zip(mine.buffers.values(), other.buffers.values(), strict=True):
+            torch.testing.assert_close(buffer.double(), expected.double(), rtol=0, atol=1e-9)
+
+
+def test_cache_that_hides_padding_in_its_own_way_shares_no_mask() -> None:
+    class Seeing(Cache):
+        def padding_bias(self, n_new: int) -> Tensor | None:
+            found = super().padding_bias(n_new)
+            return None if found is None else torch.zeros_like(found)
+
+    caches = [cls(2, 8, {"k": (3,)}, torch.float32, torch.device("cpu")) for cls in (Cache, Seeing)]
+    assert [cache.alike() is None for cache in caches] == [False, True]
