@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from pairwise import pairs
 from torch import Tensor
 
 from blockwright.blocks.compose import compose
@@ -15,10 +16,10 @@ from blockwright.blocks.kernels.attention import causal_attention_reference
 from blockwright.blocks.kernels.few_keys import attend_few, few, taken
 from blockwright.blocks.kernels.latent_attention import latent_attention, latent_attention_reference
 from blockwright.blocks.kernels.scoring import Scoring
+from tests.blocks.kernels.compared import PRECISIONS, drawn, wide
 
 # B, T, S, N, K, H, keys that a query sees at most
 SIZES = [(2, 7, 43, 4, 2, 9, 5), (1, 1, 21, 3, 1, 8, 5), (3, 5, 40, 2, 2, 6, 1), (1, 33, 90, 6, 3, 4, 18)]
-DTYPES = [(torch.float64, 1e-12), (torch.float32, 2e-6), (torch.bfloat16, 2e-2)]
 
 
 @pytest.fixture(autouse=True)
@@ -40,42 +41,31 @@ def seen_by(B: int, T: int, S: int, most: int) -> Tensor:
     return seen
 
 
-@pytest.mark.parametrize("heads", ["one bias", "a bias each"])
-@pytest.mark.parametrize(("dtype", "tolerance"), DTYPES, ids=str)
-@pytest.mark.parametrize("sizes", SIZES, ids=str)
-def test_it_equals_attention_on_all_keys(
-    sizes: tuple[int, ...], dtype: torch.dtype, tolerance: float, heads: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@torch.no_grad()
+def test_it_equals_attention_on_all_keys(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(few_keys, "GATHERED", {"cpu": 2**11})  # some queries at a time
-    B, T, S, N, K, H, most = sizes
-    draw = torch.Generator().manual_seed(0)
-    shapes = ((B, T, N, H), (B, S, K, H), (B, S, K, H + 2), (B, N if heads == "a bias each" else 1, T, S))
-    q, k, v, bias = (torch.randn(shape, generator=draw).to(dtype) for shape in shapes)
-    bias = bias.masked_fill(~seen_by(B, T, S, most)[:, None], float("-inf"))
-    with torch.no_grad():
-        found = attend_few(
-            lambda q, stored, bias: causal_attention_reference(*q, *stored, Scoring(0.3, bias)), (q,), (k, v), bias
-        )
-        wide = (t.double() for t in (q, k, v))
-        expected = causal_attention_reference(*wide, Scoring(0.3, bias.double()))
+    for (B, T, S, N, K, H, most), (dtype, tolerance), each in pairs(SIZES, list(PRECISIONS.items()), [False, True]):
+        shapes = ((B, T, N, H), (B, S, K, H), (B, S, K, H + 2), (B, N if each else 1, T, S))
+        q, k, v, bias = (drawn(*shape, dtype=dtype, seed=i) for i, shape in enumerate(shapes))
+        bias = bias.masked_fill(~seen_by(B, T, S, most)[:, None], float("-inf"))
+        found = attend_few(lambda q, kv, b: causal_attention_reference(*q, *kv, Scoring(0.3, b)), (q,), (k, v), bias)
+        expected = causal_attention_reference(wide(q), wide(k), wide(v), Scoring(0.3, wide(bias)))
         assert found is not None and found.dtype == dtype
         torch.testing.assert_close(found.double(), expected, rtol=0, atol=tolerance)
 
-        memory = torch.cat((k[:, :, 0], v[:, :, 0, :2]), -1)
-        queries = torch.cat((q, q[..., :2]), -1)
+        memory, queries = torch.cat((k[:, :, 0], v[:, :, 0, :2]), -1), torch.cat((q, q[..., :2]), -1)
         latents = attend_few(
-            lambda q, stored, bias: latent_attention(*q, stored[0], stored[0].shape[1], H, 0.3, bias),
-            *((queries,), (memory,), bias),
+            lambda q, kv, b, H=H: latent_attention(*q, kv[0], kv[0].shape[1], H, 0.3, b), (queries,), (memory,), bias
         )
-        slow = latent_attention_reference(queries.double(), memory.double(), S, H, 0.3, bias.double())
+        slow = latent_attention_reference(wide(queries), wide(memory), S, H, 0.3, wide(bias))
         assert latents is not None
         torch.testing.assert_close(latents.double(), slow, rtol=0, atol=tolerance)
 
 
+@torch.no_grad()
 def test_indices_are_those_of_the_keys_seen() -> None:
     seen = seen_by(2, 5, 60, 9)
-    with torch.no_grad():
-        index = few(seen)
+    index = few(seen)
     assert index is not None and index.shape == (2, 5, 9)
     found = torch.zeros_like(seen).scatter(-1, index, True)
     assert bool((found >= seen).all())
@@ -101,22 +91,26 @@ def test_keys_are_gathered_where_few_are_seen_and_nothing_needs_a_gradient(monke
     assert few(seen) is None
 
 
-ATTENTIONS: dict[str, dict[str, Any]] = {
-    "mla": {"name": "mla", "n_heads": 3, "kv_lora_rank": 10, "selector": {"name": "dsa", "n_heads": 2, "top_k": 3}},
-    "gqa": {"name": "gqa", "n_heads": 4, "selector": {"name": "dsa", "n_heads": 2, "top_k": 3}},
-    "shared_kv": {"name": "shared_kv", "n_heads": 4, "window": 5, "compressor": {"name": "csa", "top_k": 2}},
-}
-ATTENTIONS["shared_kv"]["compressor"] |= {"every": 2, "n_heads": 2, "head_dim": 8}
+DSA = {"name": "dsa", "n_heads": 2, "top_k": 3}
+CSA = {"name": "csa", "top_k": 2, "every": 2, "n_heads": 2, "head_dim": 8}
+ATTENTIONS: list[tuple[dict[str, Any], str]] = [
+    ({"name": "mla", "n_heads": 3, "kv_lora_rank": 10, "selector": DSA}, "rope"),
+    ({"name": "gqa", "n_heads": 4, "selector": DSA}, "alibi"),
+    ({"name": "shared_kv", "n_heads": 4, "window": 5, "compressor": CSA}, "rope"),
+]
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("position", ["rope", "alibi"])
-@pytest.mark.parametrize("name", ATTENTIONS)
+@pytest.mark.parametrize(("attention", "position"), ATTENTIONS, ids=str)
 def test_a_model_gathers_and_gives_the_logits_of_all_scores(
-    name: str, position: str, tiny: Callable[..., Any], randomise: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+    attention: dict[str, Any],
+    position: str,
+    tiny: Callable[..., Any],
+    randomise: Callable[..., None],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Long parts of a prompt and single tokens, rows of several lengths."""
-    decoder = compose(tiny(max_positions=128, attention=ATTENTIONS[name], position=position)).double().eval()
+    decoder = compose(tiny(max_positions=128, attention=attention, position=position)).double().eval()
     randomise(decoder)
     draw, padding = torch.Generator().manual_seed(2), torch.tensor([0, 7, 2])
     # Each token once: without positions two equal ones can tie but for rounding, and the later is chosen or not.

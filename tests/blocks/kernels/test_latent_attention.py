@@ -7,29 +7,22 @@ from typing import Any
 
 import pytest
 import torch
+from pairwise import each, pairs
 from torch import Tensor
 
 from blockwright.blocks.attention import attending
 from blockwright.blocks.attention.mla import MLA
 from blockwright.blocks.forward_pass import Pass
 from blockwright.blocks.kernels import few_rows
-from blockwright.blocks.kernels import latent_attention as latent_module
+from blockwright.blocks.kernels import latent_attention as module
 from blockwright.blocks.kernels.attention import causal_attention_reference
-from blockwright.blocks.kernels.latent_attention import (
-    absorbs,
-    into_latents,
-    key_multiple,
-    latent_attention,
-    out_of_latents,
-)
+from blockwright.blocks.kernels.latent_attention import absorbs, into_latents, key_multiple, out_of_latents
 from blockwright.blocks.kernels.scoring import Scoring
+from tests.blocks.kernels.compared import drawn
 
 B, N, NOPE, ROPE, VALUE, C = 2, 3, 7, 4, 5, 11
 SCALE = 0.37
-
-
-def drawn(*shape: int, dtype: torch.dtype = torch.float64, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+BOUNDS = {torch.float64: 1e-10, torch.float32: 1e-5, torch.bfloat16: 0.06}
 
 
 def both_ways(T: int, S: int, extra: int, dtype: torch.dtype, bias: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -39,7 +32,7 @@ def both_ways(T: int, S: int, extra: int, dtype: torch.dtype, bias: Tensor | Non
     up = drawn(N, NOPE + VALUE, C, dtype=dtype, seed=3) / C**0.5
     key_up, value_up = up.split((NOPE, VALUE), 1)
     q = torch.cat((into_latents(q_nope, key_up), q_rope), -1)
-    absorbed = out_of_latents(latent_attention(q, memory, S, C, scale=SCALE, bias=bias), value_up)
+    absorbed = out_of_latents(module.latent_attention(q, memory, S, C, scale=SCALE, bias=bias), value_up)
     latent, k_rope = memory[:, :S].split((C, ROPE), -1)
     k_nope, v = torch.einsum("bsc,nic->bsni", latent, up).split((NOPE, VALUE), -1)
     k = torch.cat((k_nope, k_rope[:, :, None].expand(-1, -1, N, -1)), -1)
@@ -47,49 +40,42 @@ def both_ways(T: int, S: int, extra: int, dtype: torch.dtype, bias: Tensor | Non
     return absorbed, expanded
 
 
-@pytest.fixture(params=[latent_module.LARGE, 0], ids=["batch", "row by row"], autouse=True)
+@pytest.fixture(params=[module.LARGE, 0], ids=["batch", "row by row"])
 def large(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Both ways to go over a batch."""
-    monkeypatch.setattr(latent_module, "LARGE", request.param)
+    monkeypatch.setattr(module, "LARGE", request.param)
 
 
-@pytest.mark.parametrize("extra", [0, 5])
-@pytest.mark.parametrize(("T", "S"), [(1, 1), (1, 63), (5, 5), (7, 63), (latent_module.FEW // N + 1, 63)])
-@pytest.mark.parametrize(
-    ("dtype", "bound"), [(torch.float64, 1e-10), (torch.float32, 1e-5), (torch.bfloat16, 0.06)], ids=str
-)
-def test_absorbed_equals_expanded(T: int, S: int, extra: int, dtype: torch.dtype, bound: float) -> None:
-    absorbed, expanded = both_ways(T, S, extra, dtype, None)
-    assert absorbed.dtype == dtype
-    torch.testing.assert_close(absorbed, expanded, rtol=0, atol=bound)
+@pytest.mark.usefixtures("large")
+def test_absorbed_equals_expanded() -> None:
+    sizes = [(1, 1), (1, 63), (5, 5), (7, 63), (module.FEW // N + 1, 63)]
+    for (T, S), extra, (dtype, bound) in pairs(sizes, [0, 5], list(BOUNDS.items())):
+        absorbed, expanded = both_ways(T, S, extra, dtype, None)
+        assert absorbed.dtype == dtype
+        torch.testing.assert_close(absorbed, expanded, rtol=0, atol=bound)
+    for shape in ((1, N), (B, 1), (B, N)):
+        absorbed, expanded = both_ways(4, 9, 3, torch.float64, drawn(*shape, 4, 9, seed=7))
+        torch.testing.assert_close(absorbed, expanded, rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("biased", [False, True])
-@pytest.mark.parametrize("S", [64, 63, 17])
-def test_parts_of_a_long_memory_give_the_same(S: int, biased: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_parts_of_a_long_memory_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(few_rows, "_pays", lambda: True)
-    monkeypatch.setattr(latent_module, "LARGE", 0)
-    monkeypatch.setattr(latent_module, "PART", 16)
-    bias = drawn(B, N, 1, S, dtype=torch.float32, seed=7) if biased else None
-    with torch.inference_mode(), torch.profiler.profile(record_shapes=True) as profile:
-        absorbed, expanded = both_ways(1, S, 64 - S, torch.float32, bias)
-    torch.testing.assert_close(absorbed, expanded, rtol=0, atol=1e-5)
-    products = [e.input_shapes for e in profile.events() if e.name == "aten::bmm"]
-    assert [[4, 16, C + ROPE], [4, C + ROPE, N]] in products and [[4, N, 16], [4, 16, C]] in products
+    monkeypatch.setattr(module, "LARGE", 0)
+    monkeypatch.setattr(module, "PART", 16)
+    for S, biased in each([64, 63, 17], [False, True, True]):
+        bias = drawn(B, N, 1, S, dtype=torch.float32, seed=7) if biased else None
+        with torch.inference_mode(), torch.profiler.profile(record_shapes=True) as profile:
+            absorbed, expanded = both_ways(1, S, 64 - S, torch.float32, bias)
+        torch.testing.assert_close(absorbed, expanded, rtol=0, atol=1e-5)
+        products = [e.input_shapes for e in profile.events() if e.name == "aten::bmm"]
+        assert [[4, 16, C + ROPE], [4, C + ROPE, N]] in products and [[4, N, 16], [4, 16, C]] in products
 
 
-@pytest.mark.parametrize("shape", [(1, N), (B, 1), (B, N)])
-def test_biases_are_added_to_the_scores(shape: tuple[int, int]) -> None:
-    bias = drawn(*shape, 4, 9, seed=7)
-    absorbed, expanded = both_ways(4, 9, 3, torch.float64, bias)
-    torch.testing.assert_close(absorbed, expanded, rtol=0, atol=1e-12)
-    assert not torch.allclose(absorbed, both_ways(4, 9, 3, torch.float64, None)[0])
-
-
+@pytest.mark.usefixtures("large")
 def test_latents_are_not_copied() -> None:
     memory, q = drawn(1, 300, C + ROPE), drawn(1, 1, N, C + ROPE)
     with torch.profiler.profile(profile_memory=True) as profile:
-        latent_attention(q, memory, 200, C, scale=1.0)
+        module.latent_attention(q, memory, 200, C, scale=1.0)
     taken = sum(event.self_cpu_memory_usage for event in profile.key_averages() if event.self_cpu_memory_usage > 0)
     assert taken < memory.nbytes / 1.5  # scores and weights, of 3 numbers a token where the latent has 15
 
@@ -99,46 +85,33 @@ def test_latents_are_not_copied() -> None:
 DEEPSEEK = {"latent": 512, "rope": 64, "nope": 128, "value": 128}
 
 
-@pytest.mark.parametrize(
-    ("T", "S", "chosen"),
-    [(1, 2, True), (1, 100_000, True), (16, 8192, True), (4096, 4096, False), (128, 128, False), (256, 100_000, False)],
-)
-def test_decoding_absorbs_and_prefill_expands(T: int, S: int, chosen: bool) -> None:
-    assert absorbs(T, S, **DEEPSEEK) == chosen
+def test_decoding_absorbs_and_prefill_expands_by_multiplications_and_never_holds_more_scores() -> None:
+    absorbed, expanded = [(1, 2), (1, 100_000), (16, 8192)], [(4096, 4096), (128, 128), (256, 100_000)]
+    assert all(absorbs(*size, **DEEPSEEK) for size in absorbed)
+    assert not any(absorbs(*size, **DEEPSEEK) for size in expanded)
+    for S in (200, 1000, 10_000):
+        for T in range(1, 200):
+            cheaper = T * 512 * 256 + T * S * 1088 < S * 512 * 256 + T * S * 320
+            assert absorbs(T, S, **DEEPSEEK) == cheaper
+    assert absorbs(8, 1000, 2, 2, 4, 4) and not absorbs(9, 1000, 2, 2, 4, 4)  # than there would be keys and values
 
 
-@pytest.mark.parametrize("S", [200, 1000, 10_000])
-def test_choice_is_by_multiplications(S: int) -> None:
-    for T in range(1, 200):
-        expanded = S * 512 * 256 + T * S * 320
-        absorbed = T * 512 * 256 + T * S * 1088
-        assert absorbs(T, S, **DEEPSEEK) == (absorbed < expanded)
-
-
-def test_absorbing_never_holds_more_scores_than_there_would_be_keys_and_values() -> None:
-    assert absorbs(8, 1000, 2, 2, 4, 4) and not absorbs(9, 1000, 2, 2, 4, 4)
+YARN = {"name": "yarn", "factor": 8.0, "original_positions": 16}
 
 
 @torch.no_grad()
 @pytest.mark.parametrize(
-    "position", ["rope", "alibi", {"name": "yarn", "factor": 8.0, "original_positions": 16}], ids=str
-)
-@pytest.mark.parametrize(
-    ("dtype", "bound"), [(torch.float64, 1e-10), (torch.float32, 1e-5), (torch.bfloat16, 0.1)], ids=str
+    ("position", "dtype", "bound"),
+    each(["rope", "alibi", YARN], list(BOUNDS), [1e-10, 1e-5, 0.1]),
+    ids=str,
 )
 def test_mla_gives_the_same_both_ways(
-    make_block: Callable[..., Any],
-    position: Any,
-    dtype: torch.dtype,
-    bound: float,
-    monkeypatch: pytest.MonkeyPatch,
+    make_block: Callable[..., Any], position: Any, dtype: torch.dtype, bound: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     node = {"name": "mla", "n_heads": 3, "kv_lora_rank": 11, "qk_rope_head_dim": 4, "v_head_dim": 5}
-    attention: MLA = make_block(
-        "attention", {**node, "qk_nope_head_dim": 7}, dtype=dtype, around={"position": position}
-    )
-    x, where = drawn(2, 21, 48, dtype=dtype), torch.arange(21)[None]
-    outputs = []
+    node["qk_nope_head_dim"] = 7
+    attention: MLA = make_block("attention", node, dtype=dtype, around={"position": position})
+    x, where, outputs = drawn(2, 21, 48, dtype=dtype), torch.arange(21)[None], []
     for choice in (True, False):
         monkeypatch.setattr(attending, "absorbs", lambda *a, choice=choice: choice)
         cache = attention.new_cache(2, 21, dtype, torch.device("cpu"))

@@ -1,79 +1,165 @@
-"""Linear recurrences in chunks against the recurrence itself. Gradients and precisions: ``kernel_cases``."""
+"""Linear recurrences in chunks, and over a few tokens in C, are those of the formula."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
+from pairwise import pairs
 from torch import Tensor
+from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
 
+from blockwright.blocks.compose import compose
+from blockwright.blocks.kernels import c_library, few_tokens
+from blockwright.blocks.kernels.few_tokens import FEW, LANES, after_each, recurrence_of_few, suits
 from blockwright.blocks.kernels.recurrence import recurrence, recurrence_reference
+from tests.blocks.kernels.compared import drawn, threads, wide
 
 T = 67
 
 
+def unit(*shape: int, seed: int, dtype: torch.dtype = torch.float64) -> Tensor:
+    return F.normalize(drawn(*shape, seed=seed), dim=-1).to(dtype)
+
+
 def given(channels: int) -> list[Tensor]:
-    generator = torch.Generator().manual_seed(0)
-
-    def draw(*shape: int) -> Tensor:
-        return torch.randn(shape, generator=generator, dtype=torch.float64)
-
-    q, k, v = (torch.nn.functional.normalize(draw(2, T, 3, width), dim=-1) for width in (5, 5, 7))
-    decay = -(3 * draw(2, T, 3, channels)).exp()  # up to −1000: e^{−G} alone would overflow
-    return [q, k, v, decay, 2 * draw(2, T, 3).sigmoid(), draw(2, 3, 5, 7)]
+    q, k, v = (unit(2, T, 3, width, seed=i) for i, width in enumerate((5, 5, 7)))
+    decay = -(3 * drawn(2, T, 3, channels, seed=3)).exp()  # up to −1000: e^{−G} alone would overflow
+    return [q, k, v, decay, 2 * drawn(2, T, 3, seed=4).sigmoid(), drawn(2, 3, 5, 7, seed=5)]
 
 
 @pytest.mark.parametrize("chunk", [1, 4, 16, 64])
-@pytest.mark.parametrize("channels", [1, 5])
-def test_chunks_of_any_length_compute_the_recurrence(channels: int, chunk: int) -> None:
+def test_chunks_of_any_length_compute_the_recurrence(chunk: int) -> None:
     documents = torch.arange(T)[None] // torch.tensor([[13], [T]])
-    for segments in (None, documents):
+    # What is erased, and where, has at most the length of the delta rule, so that the state stays bounded.
+    erase, at = 2 * unit(2, T, 3, 5, seed=6), unit(2, T, 3, 5, seed=7)
+    for channels, segments in ((1, None), (1, documents), (5, None), (5, documents)):
         q, k, v, decay, strength, state = given(channels)
-        for beta in (strength, None):
-            right, last = recurrence_reference(q, k, v, decay, beta, state, segments)
-            y, final = recurrence(q, k, v, decay, beta, state, segments, chunk=chunk)
-            torch.testing.assert_close(y, right, rtol=0, atol=1e-10)
-            torch.testing.assert_close(final, last, rtol=0, atol=1e-10)
+        for beta, *more in ((strength,), (None,), (None, erase, at), (None, erase, None)):
+            found = recurrence(q, k, v, decay, beta, state, segments, *more, chunk=chunk)
+            right = recurrence_reference(q, k, v, decay, beta, state, segments, *more)
+            torch.testing.assert_close(found, right, rtol=0, atol=1e-9 if more else 1e-10)
 
 
-def erasing() -> list[Tensor]:
-    """What is erased, and where; of the length that the delta rule has at most, so that the state stays bounded."""
-    generator = torch.Generator().manual_seed(1)
-    e, a = (torch.nn.functional.normalize(torch.randn(2, T, 3, 5, generator=generator, dtype=torch.float64), dim=-1)
-            for _ in range(2))  # fmt: skip
-    return [2 * e, a]
-
-
-@pytest.mark.parametrize("chunk", [1, 16])
-@pytest.mark.parametrize("channels", [1, 5])
-def test_chunks_erase_apart_from_writing(channels: int, chunk: int) -> None:
-    documents = torch.arange(T)[None] // torch.tensor([[13], [T]])
-    erase, at = erasing()
-    for segments in (None, documents):
-        q, k, v, decay, _, state = given(channels)
-        for place in (at, None):
-            right, last = recurrence_reference(q, k, v, decay, None, state, segments, erase, place)
-            y, final = recurrence(q, k, v, decay, None, state, segments, erase, place, chunk=chunk)
-            torch.testing.assert_close(y, right, rtol=0, atol=1e-9)
-            torch.testing.assert_close(final, last, rtol=0, atol=1e-9)
-
-
-def test_delta_rule_is_erasing_by_its_own_key() -> None:
-    q, k, v, decay, beta, state = given(5)
-    right = recurrence(q, k, v, decay, beta, state)
-    erase = k * beta[..., None]
-    for at in (None, k):
-        found = recurrence(q, k, v * beta[..., None], decay, None, state, None, erase, at)
-        for got, wanted in zip(found, right, strict=True):
-            torch.testing.assert_close(got, wanted, rtol=0, atol=1e-10)
-
-
-@pytest.mark.parametrize("piece", [1, 2, 3, 17, 63, 64, 65])
-def test_pieces_that_pass_their_state_on_equal_one_pass(piece: int) -> None:
+def test_delta_rule_is_erasing_by_its_own_key_and_pieces_pass_their_state_on() -> None:
     q, k, v, decay, beta, state = given(5)
     whole, last = recurrence(q, k, v, decay, beta, state)
-    found = []
-    for parts in zip(*(t.split(piece, 1) for t in (q, k, v, decay, beta)), strict=True):
-        y, state = recurrence(*parts, state)
-        found.append(y)
-    torch.testing.assert_close(torch.cat(found, 1), whole, rtol=0, atol=1e-10)
-    torch.testing.assert_close(state, last, rtol=0, atol=1e-10)
+    for at in (None, k):
+        erased = recurrence(q, k, v * beta[..., None], decay, None, state, None, k * beta[..., None], at)
+        torch.testing.assert_close(erased, (whole, last), rtol=0, atol=1e-10)
+    for piece in (1, 2, 3, 17, 63, 64, 65):
+        found, carried = [], state
+        for parts in zip(*(t.split(piece, 1) for t in (q, k, v, decay, beta)), strict=True):
+            y, carried = recurrence(*parts, carried)
+            found.append(y)
+        torch.testing.assert_close((torch.cat(found, 1), carried), (whole, last), rtol=0, atol=1e-10)
+
+
+# --- a few tokens in C ------------------------------------------------------------------------------------------------
+
+needs_compiler = pytest.mark.skipif(c_library.loaded("few_tokens") is None, reason="no C compiler here")
+WIDE = {"B": 2, "T": 3, "N": 8, "K": 32, "V": 64}
+
+
+def few(
+    B: int, T: int, N: int, K: int, V: int, channels: int = 1, delta: bool = True, dtype: torch.dtype = torch.float32
+) -> dict[str, Any]:
+    """Arguments of the recurrence."""
+    q, k, v = (unit(B, T, N, width, seed=i, dtype=dtype) for i, width in enumerate((K, K, V)))
+    beta = drawn(B, T, N, seed=4).sigmoid().float() if delta else None
+    decay, state = -drawn(B, T, N, channels, seed=3).exp().float(), drawn(B, N, K, V, seed=5).float()
+    return {"q": q, "k": k, "v": v, "decay": decay, "beta": beta, "state": state}
+
+
+def assert_formula_after_each(arguments: dict[str, Any], tolerance: float) -> None:
+    y, states = after_each(**arguments)
+    exact = wide(arguments)
+    for t in range(y.shape[1]):
+        some = {name: x if x is None or name == "state" else x[:, : t + 1] for name, x in exact.items()}
+        right, state = recurrence_reference(**some)
+        torch.testing.assert_close(states[:, t].double(), state, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(y[:, t].double(), right[:, t], rtol=tolerance, atol=tolerance)
+
+
+@needs_compiler
+@torch.no_grad()
+def test_a_few_tokens_are_the_formula_after_each() -> None:
+    # B, T, N, K, V, channels
+    sizes = [(1, 1, 1, 1, LANES, 1), (2, 3, 5, 37, 3 * LANES, 37), (3, FEW, 3, 9, 2 * LANES, 1), (1, 2, 8, 64, 64, 64)]
+    for size, delta, dtype, n in pairs(sizes, [True, False], [torch.float32, torch.bfloat16], [1, 3]):
+        arguments = few(*size, delta=delta, dtype=dtype)
+        with threads(n):
+            assert_formula_after_each(arguments, 1e-5 if dtype == torch.float32 else 1e-2)
+            y, states = after_each(**arguments)
+        assert y.dtype == dtype and states.shape == (*size[:3], *size[3:5]) and states.dtype == torch.float32
+        assert all(map(torch.equal, recurrence_of_few(**arguments), (y, states[:, -1])))
+    erase, at = unit(2, 4, 5, 37, seed=6).float(), unit(2, 4, 5, 37, seed=7).float()
+    for place in (None, at):  # erasing apart from writing
+        arguments = {**few(2, 4, 5, 37, 3 * LANES, 37, delta=False), "erase": erase, "at": place}
+        assert_formula_after_each(arguments, 1e-5)
+
+
+@needs_compiler
+@torch.no_grad()
+def test_numbers_may_lie_anywhere_and_rows_are_those_of_each_alone() -> None:
+    arguments = few(**WIDE)
+    y, states = after_each(**arguments)
+    apart = {n: t if n == "state" else t.transpose(1, 2).contiguous().transpose(1, 2) for n, t in arguments.items()}
+    apart["state"] = arguments["state"].transpose(0, 1).contiguous().transpose(0, 1)
+    assert all(map(torch.equal, after_each(**apart), (y, states)))
+    for row in range(len(y)):
+        alone = after_each(**{name: t[row : row + 1] for name, t in arguments.items()})
+        assert torch.equal(alone[0][0], y[row]) and torch.equal(alone[1][0], states[row])
+
+
+@needs_compiler
+@torch.no_grad()
+def test_it_takes_a_few_tokens_in_plain_numbers_and_nothing_else() -> None:
+    plain = few(**WIDE)
+    assert suits(**plain) and suits(**{**plain, "beta": None}) and suits(**few(**WIDE, dtype=torch.bfloat16))
+    refused = [
+        {**plain, "state": None},
+        {**plain, "segments": torch.zeros(2, 3)},
+        {**plain, "state": plain["state"].double(), "v": plain["v"].double()},
+        {**plain, "state": torch.nn.Parameter(plain["state"])},
+        {name: t.to("meta") for name, t in plain.items()},
+        *(few(**{**WIDE, **changed}) for changed in ({"T": FEW + 1}, {"V": 65}, {"N": 1})),
+    ]
+    assert not any(suits(**each) for each in refused)
+    with torch.enable_grad():
+        assert not suits(**plain)
+    with FlopCounterMode(display=False):
+        assert not suits(**plain)
+
+
+@needs_compiler
+@pytest.mark.parametrize("name", ["gated_delta", "kda", "mamba2", "lightning", "gated_delta_2", "rwkv7"])
+@torch.inference_mode()
+def test_models_decode_by_it_and_keep_their_state_after_each_token(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(few_tokens, "LEAST", 1)
+    model: dict[str, Any] = {"vocab_size": 61, "d_model": 256, "n_layers": 2, "norm": "rmsnorm", "residual": "prenorm"}
+    model |= {"attention": name, "ffn": {"name": "swiglu", "d_ff": 64}, "max_positions": 64, "position": "none"}
+    made, calls, text = compose(model, seed=1).choose_kernels().eval(), list[int](), torch.arange(12)[None]
+
+    def read() -> list[Tensor]:
+        """States after a token, after three that were checked of which two count, and after a last one."""
+        caches = made.new_caches(1, 20)
+        states = [made.hidden(text[:, :1], caches=caches)[0]]
+        marks = [cache.mark(3) for cache in caches]
+        states.append(made.hidden(text[:, 1:4], caches=caches)[0])
+        for cache, mark in zip(caches, marks, strict=True):
+            cache.rewind(mark, torch.tensor([2]))
+        return [*states, made.hidden(text[:, 3:4], caches=caches)[0]]
+
+    def noted(*arguments: Any) -> tuple[Tensor, Tensor]:
+        calls.append(arguments[2].shape[1])
+        return after_each(*arguments)
+
+    monkeypatch.setattr(few_tokens, "after_each", noted)
+    in_c = read()
+    assert calls == [1, 1, 3, 3, 1, 1]
+    monkeypatch.setattr(few_tokens, "_has_library", lambda threads: False)
+    torch.testing.assert_close(in_c, read(), rtol=1e-4, atol=1e-4)
+    assert len(calls) == 6

@@ -1,0 +1,77 @@
+"""How results and gradients of a kernel are compared with its reference's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+PRECISIONS = {torch.float64: 1e-12, torch.float32: 3e-6, torch.bfloat16: 4e-2}
+
+
+def drawn(*shape: int, dtype: torch.dtype = torch.float64, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+
+
+def leaves(*shapes: tuple[int, ...], dtype: torch.dtype = torch.float64) -> list[Tensor]:
+    return [drawn(*shape, dtype=dtype, seed=i).requires_grad_() for i, shape in enumerate(shapes)]
+
+
+def wide(value: Any) -> Any:
+    """In double precision, as a new leaf where it is one that learns."""
+    if isinstance(value, dict):
+        return {name: wide(inner) for name, inner in value.items()}
+    if isinstance(value, Tensor) and value.is_floating_point():
+        return value.detach().double().requires_grad_(value.requires_grad)
+    return value
+
+
+def with_gradients(
+    call: Callable[..., Tensor], given: Sequence[Tensor], rounded: torch.dtype | None = None
+) -> list[Tensor]:
+    """A result and the gradients of a weighted sum of it, with weights that are rounded to a dtype."""
+    y = call(*given)
+    learnt = [t for t in given if t.requires_grad]
+    weights = drawn(*y.shape, dtype=rounded or y.dtype, seed=9).to(y.dtype)
+    return [y, *torch.autograd.grad(y, learnt, weights)] if learnt else [y]
+
+
+def assert_same(
+    call: Callable[..., Tensor],
+    reference: Callable[..., Tensor],
+    given: Sequence[Tensor],
+    tolerance: float,
+    rtol: float = 0.0,
+) -> None:
+    """Results and gradients of a call are those of the reference in double precision, in the dtypes of what is given.
+
+    Gradients may differ by four times as much: they are sums of more products.
+    """
+    found = with_gradients(call, given)
+    right = with_gradients(reference, [wide(t) for t in given], found[0].dtype)
+    dtypes = [given[0].dtype, *(t.dtype for t in given if t.requires_grad)]
+    for i, (got, wanted, dtype) in enumerate(zip(found, right, dtypes, strict=True)):
+        assert got.dtype == dtype
+        bounds = {"rtol": tolerance, "atol": 4 * tolerance} if i else {"rtol": rtol, "atol": tolerance}
+        torch.testing.assert_close(got.double(), wanted.double(), **bounds)
+
+
+def assert_compiles(call: Callable[..., Tensor], given: Sequence[Tensor], tolerance: float = 1e-6) -> None:
+    """A call is one graph, and what that computes is the same."""
+    torch._dynamo.reset()
+    compiled = with_gradients(torch.compile(call, fullgraph=True, backend="aot_eager"), given)
+    for got, expected in zip(compiled, with_gradients(call, given), strict=True):
+        torch.testing.assert_close(got, expected, rtol=0, atol=tolerance)
+
+
+@contextmanager
+def threads(n: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(n)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
