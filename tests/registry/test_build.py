@@ -10,6 +10,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
+from blockwright.blocks.compose import compose, preset
 from blockwright.registry import (
     BlockError,
     Composable,
@@ -23,11 +24,11 @@ from blockwright.registry import (
     family,
     refuse_targets,
     register,
-    resolve,
     to_plain,
     walk,
 )
 from blockwright.registry.layout import patched
+from blockwright.registry.recording import Built, recorded
 
 BROKEN = {"wrong": RuntimeError("no such luck"), "type": TypeError("odd"), "memory": MemoryError("full")}
 
@@ -223,12 +224,6 @@ def test_interrupt_in_a_constructor_is_no_mistake_of_the_config(
         made({**LINER, "motor": {"name": "steam", "failure": "interrupt"}})
 
 
-def test_resolve_gives_parameters_and_leaves_children_as_written() -> None:
-    entry, given = resolve("hull", Node({**LINER, "motor": {"boilers": 3}}, H))
-    assert entry.name == "liner"
-    assert given == {"length": 7, "motor": {"boilers": 3}, "spare": "inherit", "tender": "inherit"}
-
-
 # --- plain types ------------------------------------------------------------------------------------------------------
 
 
@@ -294,3 +289,27 @@ def test_nearest_name_comes_first_and_all_follow() -> None:
     assert did_you_mean("mlaa", ["gqa", "mla"]) == "Did you mean 'mla'? Known: gqa, mla"
     assert did_you_mean("zzz", ["gqa", "mla"]) == "Known: gqa, mla"
     assert did_you_mean("zzz", [], "Nothing is") == "Nothing is" and did_you_mean(None, ["a"]) == "Known: a"
+
+
+# --- records of what was built ----------------------------------------------------------------------------------------
+
+LOSSES = {"name": "softmax_topk", "top_k": 4, "balance": ["expert", "z_loss"]}
+MODEL: dict[str, Any] = {"vocab_size": 257, "n_layers": 2, "gating": LOSSES}
+
+
+def test_what_was_built_is_recorded_with_its_settled_values_and_its_children_by_their_places() -> None:
+    with recorded() as records:
+        decoder = compose(preset("tiny", MODEL), device="meta")
+    with recorded() as others:
+        pass
+    compose(preset("tiny", MODEL), device="meta")  # outside
+    assert records and others == {}
+    built: dict[str, Built] = {p: records[id(m)] for p, m in decoder.named_modules() if id(m) in records}
+    attention, names = built["layers.0.attention"], {id(b.block): b.entry.name for b in built.values()}
+    assert attention.settings["v_head_dim"] is None and attention.settled("v_head_dim") == 24
+    assert attention.settings["q_lora_rank"] is None and attention.settled("q_lora_rank") is None
+    assert attention.settled("kv_lora_rank") == attention.settings["kv_lora_rank"]
+    assert None in attention.children.values() and None not in dict(attention.slots()).values()
+    (gating,) = [each for each in built.values() if each.entry.kind == "gating"]
+    slots = [(slot, names[id(child)]) for slot, child in gating.slots()]
+    assert slots == [("balance.0", "expert"), ("balance.1", "z_loss")]

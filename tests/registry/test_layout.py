@@ -189,10 +189,7 @@ def test_misfit_is_refused_at_its_exact_path() -> None:
         with pytest.raises(ConfigError) as caught:
             plan(other, KINDS, REGISTERED.__getitem__)  # type: ignore[arg-type]
         assert caught.value.path == "model"
-
-
-def test_name_that_is_unknown_is_refused_with_the_nearest_of_variants_and_blocks() -> None:
-    with pytest.raises(ConfigError) as caught:
+    with pytest.raises(ConfigError) as caught:  # with the nearest, of variants and blocks
         planned(layout={"ffn": "dens moe*"}, variants={"ffn": {"dense": "swiglu"}})
     assert "'dense'? Known: dense, ffn, moe, swiglu" in caught.value.remedy
 

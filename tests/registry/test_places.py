@@ -30,13 +30,8 @@ NO_PATH = {
 FILLED: dict[type, Any] = {int: 1, float: 0.5, bool: True, str: "x", list: [], dict: {}}
 
 
-def everything() -> list[tuple[Any, Parameter]]:
-    """Every plain parameter of every registered class."""
-    entries = [registry.lookup(kind, name) for kind in registry.kinds(None) for name in registry.names(kind)]
-    return [(entry, p) for entry in entries for p in entry.schema.parameters.values() if not p.child]
-
-
-ALL = everything()
+ENTRIES = [registry.lookup(kind, name) for kind in registry.kinds(None) for name in registry.names(kind)]
+ALL: list[tuple[Any, Parameter]] = [(e, p) for e in ENTRIES for p in e.schema.parameters.values() if not p.child]
 PLACES = [(entry, p) for entry, p in ALL if p.place]
 OTHERS = [(entry, p) for entry, p in ALL if not p.place and conforms("x", p.annotation)]
 
@@ -63,47 +58,35 @@ def honeypot(tmp_path: Path) -> Path:
     return place
 
 
-@pytest.mark.parametrize("each", PLACES, ids=named)
-def test_a_path_in_a_node_that_was_read_is_refused_unopened(each: tuple[Any, Parameter], honeypot: Path) -> None:
-    entry, p = each
-    for value in (str(honeypot), f"file://{honeypot}", str(Path("..", honeypot.name)), "~"):
-        with opened(honeypot.parent) as found, pytest.raises(ConfigError) as refusal:
-            registry.build(entry.kind, Node(filled(entry, **{p.name: value}), "node"), Scope({}, {}))
-        assert refusal.value.path == f"node.{p.name}" and not found
+def test_a_path_in_a_node_that_was_read_is_refused_unopened_and_only_who_runs_the_program_names_files(
+    honeypot: Path,
+) -> None:
+    for entry, p in PLACES:
+        for value in (str(honeypot), f"file://{honeypot}", str(Path("..", honeypot.name)), "~"):
+            node = Node(filled(entry, **{p.name: value}), "node")
+            with opened(honeypot.parent) as found, pytest.raises(ConfigError) as refusal:
+                registry.build(entry.kind, node, Scope({}, {}))
+            assert refusal.value.path == f"node.{p.name}" and not found, (named((entry, p)), value)
+        try:
+            registry.build(entry.kind, Node(filled(entry, **{p.name: str(honeypot)}), "node"), Scope({}, {}, own=True))
+        except ConfigError as error:  # most need what a run supplies
+            assert error.rule != refusal.value.rule, named((entry, p))
 
 
-@pytest.mark.parametrize("each", PLACES, ids=named)
-def test_who_runs_the_program_names_files(each: tuple[Any, Parameter], honeypot: Path) -> None:
-    entry, p = each
-    node = Node(filled(entry, **{p.name: str(honeypot)}), "node")
-    with pytest.raises(ConfigError) as refusal:
-        registry.build(entry.kind, node, Scope({}, {}))
-    try:
-        registry.build(entry.kind, node, Scope({}, {}, own=True))
-    except ConfigError as error:  # most need what a run supplies
-        assert error.rule != refusal.value.rule
-
-
-@pytest.mark.parametrize("each", OTHERS, ids=named)
-def test_what_names_a_file_is_marked(each: tuple[Any, Parameter]) -> None:
+def test_what_names_a_file_is_marked_and_no_other_parameter_is_opened(honeypot: Path) -> None:
     """A name, a description or the code that says so, of a parameter that is not annotated as ``Place``."""
-    entry, p = each
-    if named(each) in NO_PATH:
-        return
-    said = SAYS.search(p.description) or SAYS.search(p.name)
-    code = "".join(inspect.getsource(c) for c in entry.cls.__mro__ if c.__module__.startswith("blockwright"))
-    opens = re.search(OPENS.format(re.escape(p.name)), code)
-    assert not said and not opens, f"annotate it as registry.schema.Place, or say in NO_PATH why it is no path: {p}"
-
-
-@pytest.mark.parametrize("each", OTHERS, ids=named)
-def test_no_other_parameter_is_opened(each: tuple[Any, Parameter], honeypot: Path) -> None:
-    entry, p = each
-    values = [v for v in (str(honeypot), [str(honeypot)], {"a": str(honeypot)}) if conforms(v, p.annotation)]
-    for value in values:
-        with opened(honeypot.parent) as found, suppress(Exception):
-            registry.build(entry.kind, Node(filled(entry, **{p.name: value}), "node"), Scope({}, {}))
-        assert not found
+    unmarked: list[str] = []
+    for entry, p in OTHERS:
+        code = "".join(inspect.getsource(c) for c in entry.cls.__mro__ if c.__module__.startswith("blockwright"))
+        said = SAYS.search(p.description) or SAYS.search(p.name) or re.search(OPENS.format(re.escape(p.name)), code)
+        if said and named((entry, p)) not in NO_PATH:
+            unmarked.append(named((entry, p)))
+        values = [v for v in (str(honeypot), [str(honeypot)], {"a": str(honeypot)}) if conforms(v, p.annotation)]
+        for value in values:
+            with opened(honeypot.parent) as found, suppress(Exception):
+                registry.build(entry.kind, Node(filled(entry, **{p.name: value}), "node"), Scope({}, {}))
+            assert not found, named((entry, p))
+    assert not unmarked, "annotate them as registry.schema.Place, or say in NO_PATH why they are no paths"
 
 
 def test_a_path_of_a_child_is_refused_too(honeypot: Path) -> None:
@@ -116,28 +99,22 @@ def test_a_path_of_a_child_is_refused_too(honeypot: Path) -> None:
         assert refusal.value.path == "data.chat.template" and not found
 
 
-READABLE = sorted(index().readable)
-
-
-@pytest.mark.parametrize("dotted", READABLE)
-def test_a_folder_names_no_file_of_a_readable_class(dotted: str, honeypot: Path) -> None:
-    cls: Any = find_readable(dotted, object)
-    signature, hints = inspect.signature(cls), typing.get_type_hints(cls.__init__, include_extras=True)
-    for name, hint in hints.items():
-        if name not in signature.parameters:
-            continue
-        value = next((v for v in (str(honeypot), [str(honeypot)]) if conforms(v, hint)), None)
-        if value is None:
-            continue
-        needed = {k: "x" for k, p in signature.parameters.items() if p.default is p.empty}
-        node = {"_target_": dotted, **needed, name: value}
-        with opened(honeypot.parent) as found, suppress(Exception):
-            made = build_readable(node, object, "data.corpus", "r")
-            assert not names_place(hint)
-            if isinstance(made, Corpus):  # opened later, if at all
-                list(made.paths())
-                made.check()
-        assert not found
+def test_a_folder_names_no_file_of_a_readable_class(honeypot: Path) -> None:
+    for dotted in sorted(index().readable):
+        cls: Any = find_readable(dotted, object)
+        signature, hints = inspect.signature(cls), typing.get_type_hints(cls.__init__, include_extras=True)
+        needed = {"_target_": dotted, **{k: "x" for k, p in signature.parameters.items() if p.default is p.empty}}
+        for name, hint in hints.items():
+            value = next((v for v in (str(honeypot), [str(honeypot)]) if conforms(v, hint)), None)
+            if name not in signature.parameters or value is None:
+                continue
+            with opened(honeypot.parent) as found, suppress(Exception):
+                made = build_readable({**needed, name: value}, object, "data.corpus", "r")
+                assert not names_place(hint)
+                if isinstance(made, Corpus):  # opened later, if at all
+                    list(made.paths())
+                    made.check()
+            assert not found, (dotted, name)
 
 
 def test_marks_are_found_wherever_an_annotation_has_them() -> None:

@@ -13,12 +13,19 @@ import pytest
 from blockwright.registry.replacing import replaced
 
 
-def test_file_is_replaced_and_nothing_is_left_beside_it(tmp_path: Path) -> None:
+def test_file_is_replaced_once_it_is_in_storage_and_nothing_is_left_beside_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[str] = []
+    sync, replace = os.fsync, os.replace
+    monkeypatch.setattr(os, "fsync", lambda descriptor: calls.append("fsync") or sync(descriptor))
+    monkeypatch.setattr(os, "replace", lambda *paths: calls.append("replace") or replace(*paths))
     (tmp_path / "a.txt").write_text("old")
     with replaced(tmp_path / "a.txt") as partial:
         partial.write_text("new")
         assert (tmp_path / "a.txt").read_text() == "old"
     assert (tmp_path / "a.txt").read_text() == "new" and os.listdir(tmp_path) == ["a.txt"]
+    assert calls == ["fsync", "replace"]
 
 
 def test_folder_takes_the_place_of_an_empty_one(tmp_path: Path) -> None:
@@ -29,24 +36,13 @@ def test_folder_takes_the_place_of_an_empty_one(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["out"] and os.listdir(tmp_path / "out") == ["a"]
 
 
-@pytest.mark.parametrize("error", [OSError, KeyboardInterrupt])
-@pytest.mark.parametrize("is_folder", [False, True])
+@pytest.mark.parametrize(("error", "is_folder"), [(OSError, False), (KeyboardInterrupt, True)])
 def test_error_leaves_what_was_there(tmp_path: Path, error: type[BaseException], is_folder: bool) -> None:
     (tmp_path / "a").write_text("old")
     with pytest.raises(error), replaced(tmp_path / "a") as partial:
         partial.mkdir() if is_folder else partial.write_text("ne")
         raise error
     assert (tmp_path / "a").read_text() == "old" and os.listdir(tmp_path) == ["a"]
-
-
-def test_file_is_in_storage_before_it_is_renamed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    calls = []
-    sync, replace = os.fsync, os.replace
-    monkeypatch.setattr(os, "fsync", lambda descriptor: calls.append("fsync") or sync(descriptor))
-    monkeypatch.setattr(os, "replace", lambda *paths: calls.append("replace") or replace(*paths))
-    with replaced(tmp_path / "a") as partial:
-        partial.write_text("new")
-    assert calls == ["fsync", "replace"]
 
 
 @pytest.mark.parametrize("is_folder", [False, True])
