@@ -165,13 +165,8 @@ MODELS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize(
-    ("name", "bits", "padding"), each(list(MODELS), [None, 4, None, 4], [None, (0, 9), (0, 9), None])
-)
-@torch.no_grad()
-def test_logits_and_caches_are_those_of_the_whole(
-    name: str, bits: int | None, padding: Any, temporary_blocks: None
-) -> None:
+@pytest.fixture(scope="module")
+def reading(blocks_of_the_module: None) -> None:
     @register("ffn", "reading")
     class Reading(SwiGLU):
         """Adds the input of the first layer's."""
@@ -180,6 +175,13 @@ def test_logits_and_caches_are_those_of_the_whole(
             first = x if given is None or given.carry is None else given.carry.setdefault("first", x)
             return super().forward(x + first)[0], None
 
+
+@pytest.mark.usefixtures("reading")
+@pytest.mark.parametrize(
+    ("name", "bits", "padding"), each(list(MODELS), [None, 4, None, 4], [None, (0, 9), (0, 9), None])
+)
+@torch.no_grad()
+def test_logits_and_caches_are_those_of_the_whole(name: str, bits: int | None, padding: Any) -> None:
     decoder = compose({**AROUND, **MODELS[name]}, seed=2).double().eval()
     ids, rows = prompt(41, 2), None if padding is None else torch.tensor(padding)
     ours, right = (decoder.new_caches(2, 41, bits, rows) for _ in range(2))

@@ -32,14 +32,13 @@ def pieces(text: bytes, stops: Sequence[str] = ()) -> tuple[list[str], bool]:
     return [*seen, stream.close()], stream.ended
 
 
-@pytest.mark.parametrize("text", ["", "plain", "naïve café", "日本語", "🙂🙃 x", "a\n\nb"])
-def test_pieces_add_up_to_the_text(text: str) -> None:
-    assert "".join(pieces(text.encode())[0]) == text
-
-
-def test_no_piece_shows_half_a_character() -> None:
-    seen, _ = pieces("é🙂".encode())
-    assert seen == ["", "é", "", "", "", "🙂", ""]
+def test_pieces_add_up_to_the_text_and_none_shows_half_a_character() -> None:
+    for text in ("", "plain", "naïve café", "日本語", "🙂🙃 x", "a\n\nb"):
+        assert "".join(pieces(text.encode())[0]) == text
+    assert pieces("é🙂".encode())[0] == ["", "é", "", "", "", "🙂", ""]
+    assert "".join(pieces(b"a\xf0\x9f")[0]) == "a\ufffd"  # what never becomes a character is shown at the end
+    stream = TextStream(spaced)  # a text that depends on what is before it
+    assert [stream.push(i) for i in (0, 1, 2)] == ["a", " b", " c"]
 
 
 # Tokenizers by how they decode: byte by byte; tokens of several bytes, which may begin and end within a character; a
@@ -98,102 +97,76 @@ KINDS = {
 @pytest.mark.parametrize("kind", KINDS)
 def test_pieces_are_the_text_of_all_tokens_if_none_of_it_is_broken(kind: str) -> None:
     of_kind, encode = KINDS[kind]
-
     also = "" if kind == "fallback" else BROKEN  # what is broken there takes its neighbours with it
 
     @given(st.text("ab \u00e9\u4e2d\U0001f642" + also, max_size=24), st.randoms(use_true_random=False))
     @settings(max_examples=25)
     def test(text: str, draw: random.Random) -> None:
-        ids = encode(text, draw)
-        stream = TextStream(of_kind)
+        ids, stream = encode(text, draw), TextStream(of_kind)
         seen = [stream.push(i) for i in ids]
         assert "".join([*seen, stream.close()]) == of_kind(ids) == text
 
     test()
 
 
+class Counted:
+    """A decoder, and how many tokens it was given."""
+
+    def __init__(self, of: Decode) -> None:
+        self.of, self.work = of, 0
+
+    def __call__(self, ids: Sequence[int]) -> str:
+        self.work += len(ids)
+        return self.of(ids)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_broken_text_is_held_back_for_three_tokens_at_linear_work(kind: str) -> None:
-    of_kind, _ = KINDS[kind]
-    broken = {"parts": 0, "fallback": 1 + 0x80, "bytes": 0x80}.get(kind)
-    if kind == "parts":
-        broken = len(KINDS[kind][1]("\u4e2d" * 9, random.Random(1)))  # some id within a character
-        broken = next(
-            i for i in range(broken) if of_kind([i] * 9) == of_kind([i]) * 9 == BROKEN * len(of_kind([i])) * 9
-        )
-    elif broken is None:
-        broken = next(i for i in range(256) if of_kind([i, i]) == BROKEN * 2)
-    work = 0
-
-    def counted(ids: Sequence[int]) -> str:
-        nonlocal work
-        work += len(ids)
-        return of_kind(ids)
-
-    stream, shown = TextStream(counted), ""
+    of_kind, encode = KINDS[kind]
+    ids = encode("\u4e2d" * 9, random.Random(1)) if kind == "parts" else range(256)
+    shown = {i: of_kind([i]) for i in ids}
+    broken = next(i for i, one in shown.items() if one and of_kind([i] * 9) == one * 9 == BROKEN * len(one) * 9)
+    counted, text = Counted(of_kind), ""
+    stream = TextStream(counted)
     for n in range(1, 300):
-        shown += stream.push(broken)
-        assert len(shown) >= (n - 3) * len(of_kind([broken]))
-    assert shown + stream.close() == of_kind([broken] * 299) and work < 30 * 299
+        text += stream.push(broken)
+        assert len(text) >= (n - 3) * len(shown[broken])
+    assert text + stream.close() == of_kind([broken] * 299) and counted.work < 30 * 299
 
 
 @given(st.binary(max_size=24))
 def test_of_bytes_that_are_no_text_the_same_places_are_broken(data: bytes) -> None:
-    def places(text: str) -> str:
-        return re.sub(f"{BROKEN}+", BROKEN, text)
-
-    assert places("".join(pieces(data)[0])) == places(decode(data))
+    seen, whole = (re.sub(f"{BROKEN}+", BROKEN, text) for text in ("".join(pieces(data)[0]), decode(data)))
+    assert seen == whole
 
 
 def test_special_tokens_without_end_are_linear_work() -> None:
-    work = 0
-
-    def counted(ids: Sequence[int]) -> str:
-        nonlocal work
-        work += len(ids)
-        return decode([i for i in ids if i < 256])
-
     for first in ([], [97], [0xF0]):
-        stream, work = TextStream(counted), 0
+        counted = Counted(lambda ids: decode([i for i in ids if i < 256]))
+        stream = TextStream(counted)
         for i in [*first, *[256, 257] * 200]:
             stream.push(i)
-        assert work < 10 * 400
+        assert counted.work < 10 * 400
 
 
-def test_bytes_that_never_become_a_character_are_shown_at_the_end() -> None:
-    assert "".join(pieces(b"a\xf0\x9f")[0]) == "a\ufffd"
+STOPS: list[tuple[str, list[str], str]] = [
+    ("hello END more", ["END"], "hello "),
+    ("hello ENding", ["END"], "hello ENding"),
+    ("aab", ["ab"], "a"),
+    ("xaaab", ["aab", "aaab"], "x"),
+    ("one\ntwo", ["\n", "two"], "one"),
+    ("END", ["END"], ""),
+    ("to be continued E", ["END"], "to be continued E"),
+    ("caf\u00e9 au", ["\u00e9"], "caf"),
+    ("all of it", [""], "all of it"),
+]
 
 
-def test_text_that_depends_on_what_is_before_it_is_right() -> None:
-    stream = TextStream(spaced)
-    assert [stream.push(i) for i in (0, 1, 2)] == ["a", " b", " c"]
-
-
-@pytest.mark.parametrize(
-    ("text", "stops", "expected"),
-    [
-        ("hello END more", ["END"], "hello "),
-        ("hello ENding", ["END"], "hello ENding"),
-        ("aab", ["ab"], "a"),
-        ("xaaab", ["aab", "aaab"], "x"),
-        ("one\ntwo", ["\n", "two"], "one"),
-        ("END", ["END"], ""),
-        ("to be continued E", ["END"], "to be continued E"),
-        ("caf\u00e9 au", ["\u00e9"], "caf"),
-        ("all of it", [""], "all of it"),
-    ],
-)
-def test_stop_ends_the_text_before_itself(text: str, stops: list[str], expected: str) -> None:
-    seen, ended = pieces(text.encode(), stops)
-    assert "".join(seen) == expected
-    assert ended == (expected != text)
-
-
-def test_nothing_of_a_stop_is_ever_shown() -> None:
+def test_stop_ends_the_text_before_itself_and_nothing_of_it_is_ever_shown() -> None:
+    for text, stops, expected in STOPS:
+        seen, ended = pieces(text.encode(), stops)
+        assert "".join(seen) == expected and ended == (expected != text), text
     seen, _ = pieces(b"say STOP", ["STOP"])
     assert seen[:4] == ["s", "a", "y", " "] and not any(seen[4:])
-
-
-def test_first_of_several_stops_wins_even_in_one_token() -> None:
-    stream = TextStream(lambda ids: "x B A y" * len(ids), ["A", "B"])
+    stream = TextStream(lambda ids: "x B A y" * len(ids), ["A", "B"])  # the first of several, even in one token
     assert stream.push(0) == "x " and stream.ended
