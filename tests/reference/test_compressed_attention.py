@@ -23,54 +23,26 @@ KINDS = {
 YARN = {"factor": 16, "original_max_position_embeddings": 32, "beta_fast": 32, "beta_slow": 1}
 
 
-def theirs_of(kind: str) -> tuple[DeepseekV4Attention, Callable[[Tensor], Any]]:
-    config = DeepseekV4Config(
-        hidden_size=D,
-        num_attention_heads=N,
-        head_dim=H,
-        q_lora_rank=L,
-        o_groups=G,
-        o_lora_rank=A,
-        sliding_window=5,
-        num_hidden_layers=1,
-        layer_types=[kind],
-        compress_rates={"compressed_sparse_attention": 4, "heavily_compressed_attention": 8},
-        index_n_heads=INDEX["n_heads"],
-        index_head_dim=INDEX["head_dim"],
-        index_topk=INDEX["top_k"],
-        partial_rotary_factor=R / H,
-        max_position_embeddings=512,
-        rope_parameters={"rope_type": "yarn", **YARN},
-        attn_implementation="eager",
-    )
-    attention = DeepseekV4Attention(config, 0).double().eval()
+RATES = {"compressed_sparse_attention": 4, "heavily_compressed_attention": 8}
+SIZES = {"hidden_size": D, "num_attention_heads": N, "head_dim": H, "q_lora_rank": L, "o_groups": G, "o_lora_rank": A}
+SIZES |= {"index_n_heads": INDEX["n_heads"], "index_head_dim": INDEX["head_dim"], "index_topk": INDEX["top_k"]}
+SIZES |= {"sliding_window": 5, "num_hidden_layers": 1, "max_position_embeddings": 512}
+OURS: dict[str, Any] = {"name": "shared_kv", "n_heads": N, "head_dim": H, "rope_head_dim": R, "q_lora_rank": L}
+OURS |= {"window": 5, "n_groups": G, "o_lora_rank": A, "query_norm": "unit_rms", "scores": "sinks"}
+OUR_YARN = {"name": "yarn", "theta": 160000.0, "factor": 16, "original_positions": 32, "mscale": 0.0}
+
+
+def theirs_of(kind: str) -> tuple[DeepseekV4Attention, Callable[[Tensor, Tensor], Any]]:
+    rope = {"partial_rotary_factor": R / H, "rope_parameters": {"rope_type": "yarn", **YARN}}
+    config = DeepseekV4Config(**SIZES, **rope, layer_types=[kind], compress_rates=RATES, attn_implementation="eager")
     rotary = DeepseekV4RotaryEmbedding(config)
+    attention = DeepseekV4Attention(config, 0).double().eval()
     return attention, lambda x, at: {name: rotary(x, at, layer_type=name) for name in ("main", "compress")}
 
 
 def node_of(kind: str) -> dict[str, Any]:
-    yarn = {
-        "name": "yarn",
-        "theta": 160000.0,
-        "factor": 16,
-        "original_positions": 32,
-        "mscale": 0.0,
-        "mscale_all_dim": 0.0,
-    }
-    return {
-        "name": "shared_kv",
-        "n_heads": N,
-        "head_dim": H,
-        "rope_head_dim": R,
-        "q_lora_rank": L,
-        "window": 5,
-        "n_groups": G,
-        "o_lora_rank": A,
-        "query_norm": "unit_rms",
-        "scores": "sinks",
-        "position": {"name": "rope", "pairing": "interleaved"} if KINDS[kind] is None else yarn,
-        "compressor": KINDS[kind],
-    }
+    yarn, rope = {**OUR_YARN, "mscale_all_dim": 0.0}, {"name": "rope", "pairing": "interleaved"}
+    return {**OURS, "position": rope if KINDS[kind] is None else yarn, "compressor": KINDS[kind]}
 
 
 def weights_for(ours: Any) -> dict[str, Tensor]:

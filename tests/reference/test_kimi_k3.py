@@ -21,14 +21,14 @@ HEADS, K, TAPS, MOST = 3, 5, 3, 5.0  # of KDA
 N, NOPE, ROPE, VALUE = 2, 7, 4, 6  # of latent attention
 EXPERTS, TOP, BLOCK, EPS, LATENT_EPS = 7, 3, 4, 0.01, 0.01
 TOKENS = torch.randint(V, (2, 17), generator=torch.Generator().manual_seed(3))
+RANKS = {"q_lora_rank": 10, "kv_lora_rank": 9, "qk_nope_head_dim": NOPE, "v_head_dim": VALUE, "qk_rope_head_dim": ROPE}
 CHANGES: dict[str, Any] = {
     "vocab_size": V,
     "d_model": D,
     "n_layers": LAYERS,
     "max_positions": 64,
     "init": {"std": 0.3, "depth_scaled": False},
-    "attention": {"n_heads": N, "q_lora_rank": 10, "kv_lora_rank": 9, "qk_nope_head_dim": NOPE, "v_head_dim": VALUE}
-    | {"qk_rope_head_dim": ROPE, "q_norm": {"eps": LATENT_EPS}, "kv_norm": {"eps": LATENT_EPS}},
+    "attention": {"n_heads": N, **RANKS, "q_norm": {"eps": LATENT_EPS}, "kv_norm": {"eps": LATENT_EPS}},
     "ffn": {"n_experts": EXPERTS, "shared": {"d_ff": 13}},
     "gating": {"top_k": TOP},
     "experts": {"width": 8, "up_norm": {"eps": EPS}, "experts": {"d_ff": 11}},
@@ -155,9 +155,7 @@ def situ(gate: Tensor, up: Tensor) -> Tensor:
     return 4 * (gate / 4).tanh() * gate.sigmoid() * 25 * (up / 25).tanh()
 
 
-@pytest.mark.parametrize(
-    ("dtype", "bound"), [(torch.float32, 2e-5), (torch.float64, 1e-6)]
-)  # routers are single in both
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 2e-5), (torch.float64, 1e-6)])  # single routers in both
 def test_logits_and_gradients_are_those_of_the_formulas(decoder: Decoder, dtype: torch.dtype, bound: float) -> None:
     decoder.to(dtype)
     found, expected = decoder(TOKENS), Slow(decoder).logits(TOKENS)

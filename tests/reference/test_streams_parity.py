@@ -31,10 +31,7 @@ def test_mhc_is_that_of_deepseek_v4(
         return (h @ project).sin()
 
     want = x
-    for connection, norm in (
-        (ours.attention_connection, ours.attention_norm),
-        (ours.ffn_connection, ours.ffn_norm),
-    ):
+    for connection, norm in ((ours.attention_connection, ours.attention_norm), (ours.ffn_connection, ours.ffn_norm)):
         theirs.load_state_dict({"fn": connection.weight, "base": connection.bias, "scale": connection.scale})
         post, comb, collapsed = theirs(want)
         want = post[..., None] * mixer(norm(collapsed))[:, :, None] + comb.mT @ want  # DeepseekV4DecoderLayer
