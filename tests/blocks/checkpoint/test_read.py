@@ -51,11 +51,16 @@ def refusal(path: Path) -> ConfigError:
     return caught.value
 
 
-def test_trained_model_is_rebuilt_with_the_same_logits(fit: Callable[..., L.Trainer], tmp_path: Path) -> None:
+def test_trained_model_is_rebuilt_with_the_same_logits_and_runs_no_code(
+    fit: Callable[..., L.Trainer], tmp_path: Path
+) -> None:
     trainer = fit("model/gating=sigmoid_bias", "model/position=learned", "model.gating.bias_step=0.1")
     trainer.save_checkpoint(tmp_path / "trained.ckpt")
-    decoder = load(tmp_path / "trained.ckpt")
-    tokens = torch.randint(257, (2, 30))
+    checkpoint = read_checkpoint(tmp_path / "trained.ckpt")
+    assert checkpoint["global_step"] == 6
+    assert checkpoint["hyper_parameters"]["model"]["attention"]["name"] == "mla"
+    assert checkpoint["TextDataModule"]["tokenizer"]["kind"] == "bytes"
+    decoder, tokens = load(tmp_path / "trained.ckpt"), torch.randint(257, (2, 30))
     task = trainer.lightning_module.eval()
     assert not decoder.training
     with torch.no_grad():
@@ -64,15 +69,6 @@ def test_trained_model_is_rebuilt_with_the_same_logits(fit: Callable[..., L.Trai
     (tmp_path / "run" / "checkpoints").mkdir(parents=True)
     (tmp_path / "trained.ckpt").rename(tmp_path / "run" / "checkpoints" / "last.ckpt")
     assert torch.equal(load(tmp_path / "run")(tokens), decoder(tokens))
-
-
-def test_whole_checkpoint_loads_without_running_code(fit: Callable[..., L.Trainer], tmp_path: Path) -> None:
-    trainer = fit()
-    trainer.save_checkpoint(tmp_path / "trained.ckpt")
-    checkpoint = read_checkpoint(tmp_path / "trained.ckpt")
-    assert checkpoint["global_step"] == 6
-    assert checkpoint["hyper_parameters"]["model"]["attention"]["name"] == "mla"
-    assert checkpoint["TextDataModule"]["tokenizer"]["kind"] == "bytes"
 
 
 def test_hostile_file_is_refused_and_runs_nothing(saved: Callable[..., Path], tmp_path: Path) -> None:
@@ -84,60 +80,39 @@ def test_hostile_file_is_refused_and_runs_nothing(saved: Callable[..., Path], tm
     assert not (tmp_path / "ran").exists()
 
 
-@pytest.mark.parametrize("content", [b"", b"garbage", b"PK\x03\x04 cut short"])
-def test_file_that_is_no_checkpoint_is_refused(content: bytes, tmp_path: Path) -> None:
-    (tmp_path / "x.ckpt").write_bytes(content)
-    assert "cannot be loaded safely" in refusal(tmp_path / "x.ckpt").rule
+MODEL: dict[str, Any] = {"model": {}}
+NONE: list[Any] = [b"", b"garbage", b"PK\x03\x04 cut short", {"state_dict": {}}, {"hyper_parameters": {}}, [1, 2]]
+NONE += [torch.zeros(2), *({"hyper_parameters": settings, "state_dict": {}} for settings in (None, 5))]
+WEIGHTLESS: list[Any] = [None, 5, {5: torch.ones(1)}, {"decoder.norm.weight": 1}]
+NONE += [{"hyper_parameters": MODEL, "state_dict": weights} for weights in WEIGHTLESS]
 
 
-def sharded_folder(folder: Path, index: bytes) -> Path:
-    (folder / ".metadata").write_bytes(index)
-    torch.save({}, folder / "meta.pt")
-    return folder
-
-
-def test_index_that_is_none_is_not_called_a_file_of_torch(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="it is no sharded checkpoint of torch"):
-        read_checkpoint(sharded_folder(tmp_path, pickle.dumps({})), shapes_only=True)
+def test_what_is_no_checkpoint_is_refused(saved: Callable[..., Path], tmp_path: Path) -> None:
+    refusal(tmp_path / "nope.ckpt")
+    refusal(tmp_path)
+    for content in NONE:
+        if isinstance(content, bytes):
+            (tmp_path / "x.ckpt").write_bytes(content)
+        else:
+            torch.save(content, tmp_path / "x.ckpt")
+        refusal(tmp_path / "x.ckpt")
+    path = saved()
+    path.write_bytes(path.read_bytes()[:-1000])
+    refusal(path)
 
 
 @pytest.mark.parametrize("shapes_only", [False, True])
-def test_refusal_of_an_index_is_passed_as_it_is(
+def test_index_that_is_none_or_too_long_is_refused_as_it_is(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shapes_only: bool
 ) -> None:
+    torch.save({}, tmp_path / "meta.pt")
+    (tmp_path / ".metadata").write_bytes(pickle.dumps({}))
+    with pytest.raises(ConfigError, match="no sharded checkpoint"):
+        read_checkpoint(tmp_path, shapes_only=True)
     monkeypatch.setattr("blockwright.blocks.checkpoint.sharded.MAX_FILE_BYTES", 1)
-    with pytest.raises(ConfigError) as caught:
-        read_checkpoint(sharded_folder(tmp_path, b"long"), shapes_only=shapes_only)
-    assert caught.value.path == str(tmp_path / ".metadata") and caught.value.rule == "is longer than 1 bytes"
-
-
-def test_truncated_file_is_refused(saved: Callable[..., Path]) -> None:
-    path = saved()
-    path.write_bytes(path.read_bytes()[:-1000])
-    assert "cannot be loaded safely" in refusal(path).rule
-
-
-def test_what_is_not_there_or_a_folder_is_refused(tmp_path: Path) -> None:
-    assert "is not a checkpoint file" in refusal(tmp_path / "nope.ckpt").rule
-    assert "is not a checkpoint file" in refusal(tmp_path).rule
-
-
-@pytest.mark.parametrize("content", [{"state_dict": {}}, {"hyper_parameters": {}}, [1, 2], torch.zeros(2)])
-def test_file_without_a_composition_is_refused(content: Any, tmp_path: Path) -> None:
-    torch.save(content, tmp_path / "x.ckpt")
-    assert "holds no model composition" in refusal(tmp_path / "x.ckpt").rule
-
-
-@pytest.mark.parametrize("settings", [None, 5])
-def test_settings_that_are_no_mapping_are_refused(settings: Any, tmp_path: Path) -> None:
-    torch.save({"hyper_parameters": settings, "state_dict": {}}, tmp_path / "x.ckpt")
-    assert "holds no model composition" in refusal(tmp_path / "x.ckpt").rule
-
-
-@pytest.mark.parametrize("weights", [None, 5, {5: torch.ones(1)}, {"decoder.norm.weight": 1}])
-def test_file_without_weights_is_refused(weights: Any, tmp_path: Path) -> None:
-    torch.save({"hyper_parameters": {"model": {}}, "state_dict": weights}, tmp_path / "x.ckpt")
-    assert "holds no weights by name" in refusal(tmp_path / "x.ckpt").rule
+    with pytest.raises(ConfigError, match="longer than 1 bytes") as caught:
+        read_checkpoint(tmp_path, shapes_only=shapes_only)
+    assert caught.value.path == str(tmp_path / ".metadata")
 
 
 def test_block_that_is_not_installed_here_is_named(saved: Callable[..., Path]) -> None:
@@ -145,34 +120,26 @@ def test_block_that_is_not_installed_here_is_named(saved: Callable[..., Path]) -
     content = torch.load(path, weights_only=True)
     content["hyper_parameters"]["model"]["attention"] = {"name": "of_a_plug_in"}
     torch.save(content, path)
-    with pytest.raises(ConfigError, match=r"of_a_plug_in.*no attention is registered"):
+    with pytest.raises(ConfigError, match="of_a_plug_in"):
         load(path)
 
 
-def test_fitting_checkpoint_is_accepted(saved: Callable[..., Path], tiny: Callable[..., dict[str, Any]]) -> None:
-    path = saved()
-    check_fits(read_checkpoint(path), compose(tiny(moe=True), device="meta"), path)
+DIFFERENT: dict[str, tuple[dict[str, Any], str]] = {
+    "model.d_model": ({"d_model": 96}, "embedding.weight"),
+    "model.attention": ({"attention": {"name": "mha"}}, "layers.0.attention.key.weight"),
+    "model.norm": ({"norm": {"name": "layernorm"}}, "norm.bias"),
+    "model.gating": ({"gating": {"name": "sigmoid_bias"}}, "layers.1.ffn.gating.bias"),
+    "model.n_layers": ({"n_layers": 1, "layout": None}, "layers"),
+}
 
 
-@pytest.mark.parametrize(
-    ("change", "weight", "part"),
-    [
-        ({"d_model": 96}, "embedding.weight", "model.d_model"),
-        ({"attention": {"name": "mha"}}, "layers.0.attention.key.weight", "model.attention"),
-        ({"norm": {"name": "layernorm"}}, "norm.bias", "model.norm"),
-        ({"gating": {"name": "sigmoid_bias"}}, "layers.1.ffn.gating.bias", "model.gating"),
-        ({"n_layers": 1, "layout": None}, "layers", "model.n_layers"),
-    ],
-)
 def test_checkpoint_of_another_model_is_refused_with_the_difference(
-    saved: Callable[..., Path],
-    tiny: Callable[..., dict[str, Any]],
-    change: dict[str, Any],
-    weight: str,
-    part: str,
+    saved: Callable[..., Path], tiny: Callable[..., dict[str, Any]]
 ) -> None:
     path = saved()
-    model = compose(tiny(moe=True, **change), device="meta")
-    with pytest.raises(ConfigError) as caught:
-        check_fits(read_checkpoint(path), model, path)
-    assert weight in caught.value.rule and part in caught.value.remedy
+    checkpoint = read_checkpoint(path)
+    check_fits(checkpoint, compose(tiny(moe=True), device="meta"), path)
+    for part, (change, weight) in DIFFERENT.items():
+        with pytest.raises(ConfigError) as caught:
+            check_fits(checkpoint, compose(tiny(moe=True, **change), device="meta"), path)
+        assert weight in caught.value.rule and part in caught.value.remedy
