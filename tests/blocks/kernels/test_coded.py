@@ -16,7 +16,7 @@ from pairwise import each
 from torch import Tensor
 
 from blockwright.blocks.cache.stores import Quantised
-from blockwright.blocks.kernels import c_library, coded_attention, coded_library, coded_products, coded_tokens, seam
+from blockwright.blocks.kernels import c_library, coded_attention, coded_library, coded_products, coded_tokens
 from blockwright.blocks.kernels.choice import choose
 from blockwright.blocks.kernels.coded_attention import FEW, coded_attention_reference
 from blockwright.blocks.kernels.coded_tokens import A_THREAD, store, store_compiled, store_reference
@@ -261,12 +261,6 @@ def test_compiling_leaves_nothing_behind_and_its_mode_is_that_of_the_process(
         pytest.skip("no C compiler here")
     assert not list(tmp_path.iterdir())
     assert torch.full((1,), 1e-40).mul(1.0).item() > 0
-
-
-def test_order_of_the_ways_is_the_one_that_is_documented() -> None:
-    page = (Path(__file__).parents[3] / "docs" / "how-to" / "speed.md").read_text()
-    (row,) = (line for line in page.splitlines() if line.startswith("| `coded_attention`"))
-    assert all(f"`{implementation}`" in row for implementation in seam.implementations("coded_attention"))
 
 
 # --- on GPUs, none of which runs here: nothing is shown of speed ------------------------------------------------------

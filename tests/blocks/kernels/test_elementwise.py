@@ -1,4 +1,4 @@
-"""Fused norms and gates compute what their formulas say."""
+"""Fused norms, gates and rotations compute what their formulas say."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from torch import Tensor
+from pairwise import pairs
 from torch.autograd import gradcheck
 
 from blockwright.blocks.kernels.elementwise import (
@@ -16,90 +16,71 @@ from blockwright.blocks.kernels.elementwise import (
     rms_norm_reference,
     rms_norm_torch,
 )
-from blockwright.blocks.kernels.rotary import rotate_pairs, rotate_pairs_reference
+from blockwright.blocks.kernels.rotary import rotary_width, rotate_pairs, rotate_pairs_reference
+from blockwright.registry import BlockError
+from tests.blocks.kernels.compared import assert_same, drawn, leaves
 
 PRECISIONS = [(torch.float64, 1e-13), (torch.float32, 3e-6), (torch.bfloat16, 3e-2)]
+SHAPES = [(33,), (5, 1), (3, 7, 33), (0, 8)]
 
 
-def assert_same(
-    fused: Callable[..., Tensor], reference: Callable[..., Tensor], given: list[Tensor], tolerance: float
-) -> None:
-    wide = [t.detach().double().requires_grad_() for t in given]
-    y, expected = fused(*given), reference(*wide)
-    assert y.dtype == given[0].dtype
-    torch.testing.assert_close(y.double(), expected, rtol=tolerance, atol=tolerance)
-    cotangent = torch.randn_like(y)
-    got, right = torch.autograd.grad(y, given, cotangent), torch.autograd.grad(expected, wide, cotangent.double())
-    for one, other, like in zip(got, right, given, strict=True):
-        assert one.dtype == like.dtype
-        torch.testing.assert_close(one.double(), other, rtol=tolerance, atol=10 * tolerance)
-
-
-@pytest.mark.parametrize(("dtype", "tolerance"), PRECISIONS)
-@pytest.mark.parametrize("shape", [(33,), (5, 1), (3, 7, 33), (0, 8)])
-@pytest.mark.parametrize("path", [rms_norm, rms_norm_torch])
-def test_rms_norm_and_its_gradients_are_the_formulas(
-    path: Callable[..., Tensor], shape: tuple[int, ...], dtype: torch.dtype, tolerance: float
-) -> None:
-    torch.manual_seed(0)
-    x, weight = torch.randn(shape, dtype=dtype, requires_grad=True), torch.randn(shape[-1:]).to(dtype).requires_grad_()
-    assert_same(lambda *t: path(*t, 1e-5), lambda *t: rms_norm_reference(*t, 1e-5), [x, weight], tolerance)
-
-
-def test_rms_norm_of_half_precision_takes_a_gain_in_single() -> None:
-    torch.manual_seed(0)
-    x, weight = torch.randn(5, 24).bfloat16().requires_grad_(), torch.randn(24, requires_grad=True)
-    assert_same(lambda *t: rms_norm(*t, 1e-6), lambda *t: rms_norm_reference(*t, 1e-6), [x, weight], 4e-2)
-
-
-def test_rms_norm_of_a_slice_and_of_a_gradient_that_is_one() -> None:
-    x, weight = torch.randn(4, 6, 10, dtype=torch.float64, requires_grad=True), torch.rand(5, dtype=torch.float64)
-    assert gradcheck(lambda x: rms_norm(x[..., 2:7], weight, 1e-6).transpose(0, 1), x)
-
-
-@pytest.mark.parametrize(("dtype", "tolerance"), PRECISIONS)
-def test_gated_silu_and_its_gradients_are_the_formulas(dtype: torch.dtype, tolerance: float) -> None:
-    torch.manual_seed(0)
-    both = torch.randn(7, 2 * 13, dtype=dtype)
-    given = [t.detach().requires_grad_() for t in both.chunk(2, -1)]  # strided halves of one tensor
-    assert_same(gated_silu, gated_silu_reference, given, tolerance)
-
-
-@pytest.mark.parametrize(("dtype", "tolerance"), PRECISIONS)
-@pytest.mark.parametrize("width", [4, 10])
-@pytest.mark.parametrize("interleaved", [False, True])
-def test_rotation_and_its_gradient_are_the_formulas(
-    interleaved: bool, width: int, dtype: torch.dtype, tolerance: float
-) -> None:
-    torch.manual_seed(0)
-    x = torch.randn(2, 5, 3, 13, dtype=dtype)[..., 3:].requires_grad_()  # a slice, as MLA's rope part is
-    angles = torch.randn(2, 5, width // 2)
-    cos, sin = 1.3 * angles.cos(), 1.3 * angles.sin()
+def test_rms_norm_and_its_gradients_are_the_formulas() -> None:
+    for shape, path, (dtype, tolerance) in pairs(SHAPES, [rms_norm, rms_norm_torch], PRECISIONS):
+        given = leaves(shape, shape[-1:], dtype=dtype)
+        right = lambda *t: rms_norm_reference(*t, 1e-5)  # noqa: E731
+        assert_same(lambda *t, path=path: path(*t, 1e-5), right, given, tolerance, rtol=tolerance, slack=10)
+    x, weight = drawn(5, 24).bfloat16().requires_grad_(), drawn(24).float().requires_grad_()  # a gain in single
     assert_same(
-        lambda x: rotate_pairs(x, cos, sin, interleaved),
-        lambda x: rotate_pairs_reference(x, cos, sin, interleaved),
-        [x],
-        tolerance,
+        lambda *t: rms_norm(*t, 1e-6), lambda *t: rms_norm_reference(*t, 1e-6), [x, weight], 4e-2, rtol=4e-2, slack=10
     )
+    slices = drawn(4, 6, 10).requires_grad_()  # a slice, and a gradient that is one
+    assert gradcheck(lambda x: rms_norm(x[..., 2:7], drawn(5).exp(), 1e-6).transpose(0, 1), slices)
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_gated_silu_and_rotation_and_their_gradients_are_the_formulas() -> None:
+    for (dtype, tolerance), width, interleaved in pairs(PRECISIONS, [4, 10], [False, True]):
+        halves = [t.detach().requires_grad_() for t in drawn(7, 26, dtype=dtype).chunk(2, -1)]  # strided, of one tensor
+        assert_same(gated_silu, gated_silu_reference, halves, tolerance, rtol=tolerance, slack=10)
+        x = drawn(2, 5, 3, 13, dtype=dtype)[..., 3:].requires_grad_()  # a slice, as MLA's rope part is
+        angles = drawn(2, 5, width // 2).float()
+        turns = 1.3 * angles.cos(), 1.3 * angles.sin(), interleaved
+        rotations: list[Callable] = [lambda x, f=f, t=turns: f(x, *t) for f in (rotate_pairs, rotate_pairs_reference)]
+        assert_same(*rotations, [x], tolerance, rtol=tolerance, slack=10)
+
+
+def test_without_gradients_the_numbers_are_the_same_and_the_inputs_stay() -> None:
+    for dtype in (torch.float64, torch.float32, torch.bfloat16):
+        gate, up, heads = drawn(3, 10, dtype=dtype), drawn(3, 10, dtype=dtype, seed=1), drawn(2, 3, 4, 10, dtype=dtype)
+        weight, angles, before = drawn(10, dtype=dtype), drawn(1, 3, 4).float(), gate.clone()
+        turned = [lambda i=i: rotate_pairs(heads, angles.cos(), angles.sin(), i) for i in (False, True)]  # noqa: B023
+        for function in (lambda: rms_norm(gate, weight, 1e-6), lambda: gated_silu(gate, up), *turned):  # noqa: B023
+            with torch.inference_mode():
+                y = function()
+            assert torch.equal(y, function()) and torch.equal(gate, before)
+
+
 @pytest.mark.parametrize("interleaved", [False, True])
-def test_without_gradients_the_numbers_are_the_same_and_the_inputs_stay(dtype: torch.dtype, interleaved: bool) -> None:
-    torch.manual_seed(0)
-    gate, up, heads = (
-        torch.randn(3, 10, dtype=dtype),
-        torch.randn(3, 10, dtype=dtype),
-        torch.randn(2, 3, 4, 10).to(dtype),
-    )
-    weight, angles = torch.rand(10, dtype=dtype), torch.randn(1, 3, 4)
-    before = gate.clone()
-    functions: list[Callable[[], Tensor]] = [
-        lambda: rms_norm(gate, weight, 1e-6),
-        lambda: gated_silu(gate, up),
-        lambda: rotate_pairs(heads, angles.cos(), angles.sin(), interleaved),
-    ]
-    for function in functions:
-        with torch.inference_mode():
-            y = function()
-        assert torch.equal(y, function()) and torch.equal(gate, before)
+def test_pairs_turn_as_complex_numbers_do(interleaved: bool) -> None:
+    x, angles = drawn(2, 5, 3, 10), drawn(1, 5, 3)
+    turned = rotate_pairs(x, angles.cos(), angles.sin(), interleaved)
+    for j in range(3):
+        a, b = (2 * j, 2 * j + 1) if interleaved else (j, j + 3)
+        z = torch.complex(x[..., a], x[..., b]) * torch.exp(1j * angles[..., j, None])
+        torch.testing.assert_close(turned[..., a], z.real, rtol=0, atol=1e-14)
+        torch.testing.assert_close(turned[..., b], z.imag, rtol=0, atol=1e-14)
+    assert torch.equal(turned[..., 6:], x[..., 6:])
+
+
+def test_half_precision_is_turned_in_single_and_comes_back_in_half() -> None:
+    x, angles = drawn(1, 7, 2, 4).bfloat16(), 100 * drawn(1, 7, 2).float()
+    turned = rotate_pairs(x, angles.cos(), angles.sin(), False)
+    assert torch.equal(turned, rotate_pairs(x.float(), angles.cos(), angles.sin(), False).bfloat16())
+
+
+def test_width_is_that_fraction_of_the_head_and_without_pairs_it_is_refused() -> None:
+    widths = {(64, 1.0): 64, (64, 0.5): 32, (80, 0.4): 32, (10, 0.25): 2}
+    assert {given: rotary_width(*given) for given in widths} == widths
+    for given in ((64, 0.0), (64, 1.5), (64, -1.0), (7, 1.0), (64, 0.01), (12, 0.25)):
+        with pytest.raises(BlockError) as caught:
+            rotary_width(*given)
+        assert caught.value.parameter == "rotary_fraction" and caught.value.remedy

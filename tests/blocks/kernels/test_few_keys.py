@@ -16,7 +16,7 @@ from blockwright.blocks.kernels.attention import causal_attention_reference
 from blockwright.blocks.kernels.few_keys import attend_few, few, taken
 from blockwright.blocks.kernels.latent_attention import latent_attention, latent_attention_reference
 from blockwright.blocks.kernels.scoring import Scoring
-from tests.blocks.kernels.compared import PRECISIONS, drawn, wide
+from tests.blocks.kernels.compared import TIGHT, drawn, wide
 
 # B, T, S, N, K, H, keys that a query sees at most
 SIZES = [(2, 7, 43, 4, 2, 9, 5), (1, 1, 21, 3, 1, 8, 5), (3, 5, 40, 2, 2, 6, 1), (1, 33, 90, 6, 3, 4, 18)]
@@ -44,7 +44,7 @@ def seen_by(B: int, T: int, S: int, most: int) -> Tensor:
 @torch.no_grad()
 def test_it_equals_attention_on_all_keys(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(few_keys, "GATHERED", {"cpu": 2**11})  # some queries at a time
-    for (B, T, S, N, K, H, most), (dtype, tolerance), each in pairs(SIZES, list(PRECISIONS.items()), [False, True]):
+    for (B, T, S, N, K, H, most), (dtype, tolerance), each in pairs(SIZES, list(TIGHT.items()), [False, True]):
         shapes = ((B, T, N, H), (B, S, K, H), (B, S, K, H + 2), (B, N if each else 1, T, S))
         q, k, v, bias = (drawn(*shape, dtype=dtype, seed=i) for i, shape in enumerate(shapes))
         bias = bias.masked_fill(~seen_by(B, T, S, most)[:, None], float("-inf"))

@@ -32,25 +32,13 @@ def draw(*shape: int) -> Tensor:
 SEGMENTS = torch.tensor([[0] * 5 + [1] * 8, [0] * 13])
 PLACES = torch.stack((torch.tensor([*range(5), *range(8)]), torch.arange(3, 3 + T)))
 SLOPES = Slopes(draw(N), PLACES, PLACES)
-OPTIONS: dict[str, dict[str, Any]] = {
-    "causal": {},
-    "window": {"window": 4},
-    "documents": {"segments": SEGMENTS},
-    "bias": {"bias": draw(1, N, T, T)},
+ALL: dict[str, Any] = {"window": 6, "segments": SEGMENTS, "sinks": draw(N), "softcap": 3.0}
+BAND = {"bias": Band(draw(B, T, N, 5), PLACES, PLACES)}
+OPTIONS: dict[str, dict[str, Any]] = {  # each by itself: the cases of every implementation, in test_seam.py
+    "all, band": ALL | BAND,
+    "all": ALL | {"bias": draw(1, N, T, T)},
+    "all, slopes": ALL | {"bias": SLOPES},
     "bias of each row": {"bias": draw(B, N, T, T)},
-    "slopes": {"bias": Slopes(draw(N), torch.arange(T)[None], torch.arange(T)[None])},
-    "sinks": {"sinks": draw(N)},
-    "softcap": {"softcap": 2.0},
-    "all": {"window": 6, "segments": SEGMENTS, "bias": draw(1, N, T, T), "sinks": draw(N), "softcap": 3.0},
-    "band": {"bias": Band(draw(B, T, N, 5), PLACES, PLACES)},
-    "all, band": {
-        "window": 6,
-        "segments": SEGMENTS,
-        "bias": Band(draw(B, T, N, 5), PLACES, PLACES),
-        "sinks": draw(N),
-        "softcap": 3.0,
-    },
-    "all, slopes": {"window": 6, "segments": SEGMENTS, "bias": SLOPES, "sinks": draw(N), "softcap": 3.0},
 }
 
 
@@ -60,15 +48,12 @@ def backwards(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.nn.attention.flex_attention._validate_device", lambda *tensors: None)
 
 
+SLOW = [*((name, 2, 8) for name in list(OPTIONS)[1:]), ("all", 4, 8), ("all", 1, 4), ("all", 4, 12)]
+
+
 @pytest.mark.parametrize(
     ("name", "kv_heads", "width"),
-    [
-        pytest.param("all", 2, 8, marks=pytest.mark.slow),
-        pytest.param("all, slopes", 2, 8, marks=pytest.mark.slow),
-        ("all, band", 2, 8),
-        *(pytest.param(name, 2, 8, marks=pytest.mark.slow) for name in OPTIONS if not name.startswith("all")),
-        *(pytest.param("all", *shape, marks=pytest.mark.slow) for shape in ((4, 8), (1, 4), (4, 12))),
-    ],
+    [("all, band", 2, 8), *(pytest.param(*row, marks=pytest.mark.slow) for row in SLOW)],
 )
 def test_result_and_gradients_equal_the_reference(backwards: None, name: str, kv_heads: int, width: int) -> None:
     given = [draw(B, T, N, H), draw(B, T, kv_heads, H), draw(B, T, kv_heads, width)]
@@ -88,11 +73,9 @@ def test_result_and_gradients_equal_the_reference(backwards: None, name: str, kv
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["all", "causal", "window", "sinks", "documents"])
-def test_last_tokens_see_all_that_came_before(name: str) -> None:
+def test_last_tokens_see_all_that_came_before() -> None:
     q, k, v = draw(B, 9, N, H), draw(B, T, N, H), draw(B, T, N, H)
-    options = {k: v.clone() if isinstance(v, Tensor) else v for k, v in OPTIONS[name].items()}
-    options |= {"bias": options["bias"][:, :, -9:]} if "bias" in options else {}
+    options = {**ALL, "bias": draw(1, N, 9, T)}
     got, right = (f(q, k, v, Scoring(0.3, **options)) for f in (flex_causal_attention, causal_attention_reference))
     torch.testing.assert_close(got, right, rtol=1e-4, atol=1e-5)
 
@@ -155,10 +138,10 @@ def test_slopes_of_alibi_make_no_tensor_of_all_pairs(
     assert largest.bytes < length * length < 4 * length * length  # a byte a pair; the bias would be 4 heads of fp32
 
 
-@pytest.mark.parametrize(
-    ("window", "size", "packed"),
-    pairs([None, 1, 128, 400], [(5, 517), (128, 128), (300, 300), (513, 1024), (1024, 1024)], [False, True]),
-)
+SIZES = [(5, 517), (128, 128), (300, 300), (513, 1024), (1024, 1024)]
+
+
+@pytest.mark.parametrize(("window", "size", "packed"), pairs([None, 1, 128, 400], SIZES, [False, True]))
 def test_blocks_are_those_that_torch_finds_by_looking_at_every_pair(
     window: int | None, size: tuple[int, int], packed: bool
 ) -> None:
@@ -198,47 +181,33 @@ def test_twelve_lengths_take_at_most_three_graphs(windowed: bool, monkeypatch: p
     assert 1 <= counter.frame_count <= 3
 
 
-@pytest.mark.parametrize(
-    ("width", "dtype", "bias", "expected"),
-    [
-        (128, torch.bfloat16, None, {}),
-        (192, torch.bfloat16, None, {"bwd_num_warps": 8}),
-        (256, torch.float32, None, {}),
-        (128, torch.float32, draw(1, N, T, T), {"bwd_num_stages": 1}),
-        (256, torch.bfloat16, draw(1, N, T, T), {"bwd_num_warps": 8, "bwd_num_stages": 1, "fwd_num_stages": 2}),
-        (128, torch.bfloat16, SLOPES, {}),
-    ],
-    ids=["128", "192", "256 in fp32", "bias", "bias, 256", "slopes"],
-)
-def test_kernels_that_would_not_fit_are_made_smaller(
-    width: int,
-    dtype: torch.dtype,
-    bias: Tensor | Slopes | None,
-    expected: dict[str, int],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_kernels_that_would_not_fit_are_made_smaller(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[dict[str, int]] = []
-    monkeypatch.setattr(
-        flex, "_flex", lambda _: lambda q, k, v, **options: asked.append(options["kernel_options"]) or v
-    )
-    q = draw(B, T, N, width).to(dtype)
-    flex_causal_attention(q, q, q, Scoring(0.3, bias=bias))
-    assert asked == [expected]
+    stub = lambda q, k, v, **options: asked.append(options["kernel_options"]) or v  # noqa: E731
+    monkeypatch.setattr(flex, "_flex", lambda _: stub)
+    bias, single, half = draw(1, N, T, T), torch.float32, torch.bfloat16
+    for width, dtype, given, expected in (
+        (128, half, None, {}),
+        (192, half, None, {"bwd_num_warps": 8}),
+        (256, single, None, {}),
+        (128, single, bias, {"bwd_num_stages": 1}),
+        (256, half, bias, {"bwd_num_warps": 8, "bwd_num_stages": 1, "fwd_num_stages": 2}),
+        (128, half, SLOPES, {}),
+    ):
+        q = draw(B, T, N, width).to(dtype)
+        flex_causal_attention(q, q, q, Scoring(0.3, bias=given))
+        assert asked.pop() == expected
 
 
-@pytest.mark.parametrize("sinks", [pytest.param(None, marks=pytest.mark.slow), draw(N)])
-def test_log_of_the_sum_is_asked_for_with_sinks_alone(sinks: Tensor | None, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.slow
+def test_log_of_the_sum_is_asked_for_with_sinks_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[bool] = []
     operator = flex._flex(torch.device("cpu"))
     monkeypatch.setattr(flex, "_flex", lambda _: lambda *a, **k: asked.append("return_aux" in k) or operator(*a, **k))
     q = draw(B, T, N, H)
-    flex_causal_attention(q, q, q, Scoring(0.3, sinks=sinks))
-    assert asked == [sinks is not None]
-
-
-def test_blocks_outside_the_window_are_left_out_of_the_mask() -> None:
-    whole, near = (flex._shared_mask(1024, 1024, window, torch.device("cpu")) for window in (None, 128))
-    assert near.sparsity() > whole.sparsity() > 40
+    for sinks in (None, draw(N)):
+        flex_causal_attention(q, q, q, Scoring(0.3, sinks=sinks))
+    assert asked == [False, True]
 
 
 def test_flashs_kernels_are_asked_for_by_a_name_that_torch_knows(monkeypatch: pytest.MonkeyPatch) -> None:

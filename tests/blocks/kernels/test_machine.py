@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from blockwright.blocks.kernels import machine
+from tests.blocks.kernels.compared import drawn
 
 
 @pytest.fixture(autouse=True)
@@ -19,16 +20,13 @@ def restored() -> Iterator[None]:
     torch.set_float32_matmul_precision(before)
 
 
-@pytest.mark.parametrize(
-    ("amd", "error", "expected"), [(True, 4e-7, "medium"), (True, 2e-3, "highest"), (False, 4e-7, "highest")]
-)
-def test_faster_library_is_taken_on_an_amd_that_keeps_full_precision(
-    amd: bool, error: float, expected: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    torch.set_float32_matmul_precision("highest")
-    monkeypatch.setattr(machine, "is_amd", lambda: amd)
-    monkeypatch.setattr(machine, "_error_of_medium", lambda: error)
-    assert machine.set_float32_matmul("auto") == expected == torch.get_float32_matmul_precision()
+def test_faster_library_is_taken_on_an_amd_that_keeps_full_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+    for amd, error, expected in ((True, 4e-7, "medium"), (True, 2e-3, "highest"), (False, 4e-7, "highest")):
+        torch.set_float32_matmul_precision("highest")
+        monkeypatch.setattr(machine, "is_amd", lambda amd=amd: amd)
+        monkeypatch.setattr(machine, "_error_of_medium", lambda error=error: error)
+        assert machine.set_float32_matmul("auto") == expected == torch.get_float32_matmul_precision()
+    assert machine.set_float32_matmul("high") == "high" == torch.get_float32_matmul_precision()
 
 
 @pytest.mark.parametrize("amd", [True, False])
@@ -44,22 +42,13 @@ def test_gpu_multiplies_alike_on_every_host(amd: bool, device: str, monkeypatch:
     torch.get_float32_matmul_precision()  # raises where old and new settings contradict each other
 
 
-def test_explicit_choice_is_set() -> None:
-    assert machine.set_float32_matmul("high") == "high" == torch.get_float32_matmul_precision()
-
-
-def test_error_is_measured_and_the_setting_left_as_it_was() -> None:
+def test_error_is_measured_and_the_automatic_choice_keeps_products_at_full_precision() -> None:
     torch.set_float32_matmul_precision("highest")
-    assert 0 < machine._error_of_medium() < 1e-2
-    assert torch.get_float32_matmul_precision() == "highest"
-
-
-def test_automatic_choice_keeps_products_at_full_precision_on_this_machine() -> None:
+    assert 0 < machine._error_of_medium() < 1e-2 and torch.get_float32_matmul_precision() == "highest"
     machine.set_float32_matmul("auto")
-    torch.manual_seed(0)
-    a, b = torch.randn(300, 700), torch.randn(700, 200)
-    exact = a.double() @ b.double()
-    assert ((a @ b).double() - exact).norm() / exact.norm() < machine.FULL_FP32
+    a, b = drawn(300, 700), drawn(700, 200, seed=1)
+    product = (a.float() @ b.float()).double()
+    assert (product - a.float().double() @ b.float().double()).norm() / product.norm() < machine.FULL_FP32
 
 
 KEEP = """
