@@ -53,9 +53,15 @@ def failing(cases: list[KernelCase]) -> dict[str, str]:
     return {str(case): found.reason for case in cases if (found := case.outcome()).status == "failed"}
 
 
+# Long recurrences whose reference is dear, and of which another case has the same options.
+DEAR = {f"decay by {each}" for each in ("head", "head, erasing", "head, erasing elsewhere, packed")}
+DEAR |= {f"decay by {each}" for each in ("channel", "channel, erasing", "channel, no delta rule")}
+
+
 def test_every_implementation_that_runs_here_agrees_with_its_reference() -> None:
     """In single precision; flex, which compiles for each call, has tests of its own."""
-    assert not failing([c for c in kernel_cases() if c.dtype == torch.float32 and c.name != "flex"])
+    cases = [c for c in kernel_cases() if c.dtype == torch.float32 and c.name != "flex"]
+    assert not failing([c for c in cases if c.kernel != "recurrence" or c.call not in DEAR])
 
 
 @pytest.mark.slow
