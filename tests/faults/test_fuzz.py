@@ -43,26 +43,8 @@ KINDS = [kind for kind in registry.kinds() if kind not in OF_PICTURES]
 SLOTS = ("attention", "ffn", "residual", "norm", "position", "gating", "experts")
 SHAPES = ["{}", "{}*2", "{}*", "({} {})*", "2*{}", "({})*3", "{}**", "{}*-1", "({}", "{}, {}"]
 SIZES = [1, 2, 3, 4, 6, 8, 12, 16, 24]
-ODD: list[Any] = [
-    0,
-    -1,
-    7,
-    2**31,
-    2**63,
-    10**30,
-    0.5,
-    1e-9,
-    1e400,
-    -0.0,
-    float("nan"),
-    True,
-    None,
-    "",
-    "gqa",
-    "???",
-    "x" * 50,
-]
-ODD += [[], [1], {}, {"name": "gqa"}, {"name": None}, [[]], "${a}", "1_0", "0x10", "yes"]
+ODD: list[Any] = [0, -1, 7, 2**31, 2**63, 10**30, 0.5, 1e-9, 1e400, -0.0, float("nan"), True, None, "", "gqa", "???"]
+ODD += ["x" * 50, [], [1], {}, {"name": "gqa"}, {"name": None}, [[]], "${a}", "1_0", "0x10", "yes"]
 
 
 def plain(draw: Any, p: Parameter) -> Any:
@@ -104,10 +86,7 @@ def patterns(draw: Any, words: list[str]) -> Any:
     parts = []
     for _ in range(draw(st.integers(1, 4))):
         word = draw(st.sampled_from(words))
-        shape = draw(
-            st.sampled_from(["{}", "{}*2", "{}*", "({} {})*", "2*{}", "({})*3", "{}**", "{}*-1", "({}", "{}, {}"])
-        )
-        parts.append(shape.replace("{}", word))
+        parts.append(draw(st.sampled_from(SHAPES)).replace("{}", word))
     return parts if draw(st.integers(0, 6)) == 0 else " ".join(parts)
 
 
@@ -185,7 +164,6 @@ def compositions(model: dict[str, Any]) -> None:
 
 @pytest.mark.slow
 def test_any_composition_works_or_is_refused() -> None:
-    """And both happen: a generator that only ever made nonsense would prove little."""
     compositions()
     assert built[True] > 0.05 * sum(built.values()) and built[False] > 0.05 * sum(built.values()), built
 
@@ -233,11 +211,15 @@ def mutated(value: Any, draw: random.Random) -> Any:
     return draw.choice(ODD)
 
 
-@pytest.mark.parametrize("name", presets.names())
-def test_any_change_to_a_preset_composes_or_is_refused(name: str, composed: dict[str, Any]) -> None:
-    draw = random.Random(name if not EXAMPLES else None)
+PRESETS = presets.names()
+
+
+@pytest.mark.parametrize("name", [n if n in PRESETS[::5] else pytest.param(n, marks=pytest.mark.slow) for n in PRESETS])
+def test_any_change_to_a_preset_composes_or_is_refused(name: str) -> None:
+    draw, small = random.Random(name if not EXAMPLES else None), {"vocab_size": 256}
+    composed = check(preset(name, small | ({"images": {"image_token": 255}} if "images" in preset(name) else {})))
     for _ in range(max(4, EXAMPLES // 500)):
-        model = mutated(composed[name], draw)
+        model = mutated(composed, draw)
         text_or_tree = yaml.safe_dump(model) if draw.random() < 0.2 else model
 
         def composed_or_refused(text_or_tree: Any = text_or_tree) -> None:
@@ -249,18 +231,8 @@ def test_any_change_to_a_preset_composes_or_is_refused(name: str, composed: dict
         assert takes_less(2, composed_or_refused)
 
 
-@pytest.fixture(scope="module")
-def composed() -> dict[str, Any]:
-    small = {"vocab_size": 256}
-    return {
-        name: check(preset(name, small | ({"images": {"image_token": 255}} if "images" in preset(name) else {})))
-        for name in presets.names()
-    }
-
-
 @pytest.mark.slow
 def test_every_yaml_of_conf_survives_damage(tmp_path: Path) -> None:
-    """A file cut short or with a byte of another is YAML or is refused; reading it does nothing else."""
     draw = random.Random(0)
     for file in sorted(presets.BUILTIN.glob("*.yaml")):
         text = file.read_text()
@@ -273,33 +245,3 @@ def test_every_yaml_of_conf_survives_damage(tmp_path: Path) -> None:
                 check(damaged)
             except ConfigError as error:
                 assert error.path.startswith("model") and error.remedy
-
-
-BASE: dict[str, Any] = {
-    "vocab_size": 11,
-    "d_model": 8,
-    "n_layers": 1,
-    "max_positions": 16,
-    "init": {"std": 0.1},
-    "position": "none",
-    "attention": "gqa",
-    "ffn": {"name": "swiglu", "d_ff": 8},
-    "norm": "rmsnorm",
-    "residual": "prenorm",
-}
-# What it has found, kept: a part of a model, and the path at which it is refused.
-FOUND: dict[str, tuple[dict[str, Any], str]] = {
-    "eps below zero": ({"norm": {"name": "rmsnorm", "eps": -1}}, "model.norm.eps"),
-    "eps of zero": ({"norm": {"name": "rmsnorm1p", "eps": 0}}, "model.norm.eps"),
-    "eps without end": ({"norm": {"name": "layernorm", "eps": 1e400}}, "model.norm.eps"),
-    "eps of a child": ({"residual": {"name": "sandwich", "attention_norm": {"name": "layernorm", "eps": 0}}}, "eps"),
-}
-
-
-@pytest.mark.parametrize("name", FOUND)
-def test_what_has_been_found_is_refused_by_its_path(name: str) -> None:
-    change, path = FOUND[name]
-    with pytest.raises(ConfigError) as caught:
-        compose({**BASE, **change})
-    assert caught.value.path.endswith(path)
-    assert holds(BASE)

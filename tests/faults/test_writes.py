@@ -94,21 +94,19 @@ def watched(warm: Warm, environment: dict[str, str], tmp_path: Path) -> Callable
     return run
 
 
-QUICK = ("tokenise", "megatron", "report")
+QUICK = ("tokenise", "report")
 
 
 @pytest.mark.parametrize(
-    ("name", "times"),
-    [("run", 1), *(pytest.param(name, 2, marks=[] if name in QUICK else pytest.mark.slow) for name in FAULTS)],
+    "name", [pytest.param(name, marks=[] if name in QUICK else pytest.mark.slow) for name in FAULTS]
 )
 def test_every_file_is_replaced_as_a_whole_or_appended_to(
-    name: str, times: int, works: dict[str, Work], watched: Callable[..., Any], tmp_path: Path
+    name: str, works: dict[str, Work], watched: Callable[..., Any], tmp_path: Path
 ) -> None:
-    """The second time, what the first has written is there already."""
     work, seen = works[name], []
     work.prepare()
     prepared = writes.contents(tmp_path / "x").keys()
-    for i, arguments in enumerate((work.first, work.then or work.first)[:times]):
+    for i, arguments in enumerate((work.first, work.then or work.first)):  # over what is there already
         known = [path.stat().st_ino for path in (tmp_path / "x").rglob("*")]
         done = watched(arguments, log=f"{tmp_path}/{i}.log")
         assert done.returncode == 0, done.stdout + done.stderr
@@ -152,7 +150,6 @@ def results(folder: Path) -> dict[str, Any]:
 def test_a_command_that_is_ended_at_any_write_continues(
     name: str, fault: str, works: dict[str, Work], watched: Callable[..., Any], tmp_path: Path
 ) -> None:
-    """Each time it is ended a write later than the time before, and it ends as one that nothing has disturbed."""
     work, folder, before = works[name], tmp_path / "x", tmp_path / "before"
     quiet = ["logger=csv"] if name in ("run", "sweep", "search") else []
     work.prepare()
@@ -210,7 +207,6 @@ ELSEWHERE = {
 
 
 def test_no_other_source_writes_a_file_under_its_own_name() -> None:
-    """Commands that are not run above: a function that writes opens one of the doors, or stands in the table."""
     found = set()
     for folder in ("blocks", "lab", "packages", "plugins", "registry", "training"):
         for file in (ROOT / folder).rglob("*.py"):
