@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from pairwise import each
 
 from blockwright import registry
 from blockwright.registry import ConfigError, Node, Scope
@@ -54,10 +55,10 @@ TEMPLATE = """{{ bos_token }}{% for m in messages %}<|im_start|>{{ m.role }}
 {% endif %}"""
 
 
-def chat(name: str, **settings: Any) -> Chat:
-    built = registry.build("chat", Node({"name": name, **settings}, "data.chat"), Scope({}, {}))
+def chat(name: str, template: str = TEMPLATE) -> Chat:
+    built = registry.build("chat", Node(name, "data.chat"), Scope({}, {}))
     tokenizer = WithWords()
-    tokenizer.companions = {"chat_template.jinja": TEMPLATE}
+    tokenizer.companions = {"chat_template.jinja": template}
     built.prepare(tokenizer)
     return built
 
@@ -94,32 +95,23 @@ def test_every_format_is_covered() -> None:
 
 
 @pytest.mark.parametrize("name", EXPECTED)
-def test_text_and_what_is_scored(name: str) -> None:
-    pieces = chat(name).render(TALK)
+def test_text_what_is_scored_and_that_an_answer_continues_the_prompt(name: str) -> None:
+    form = chat(name)
+    pieces = form.render(TALK)
     assert written(pieces) == EXPECTED[name]
     assert written([piece for piece in pieces if piece.scored]) == SCORED[name]
-
-
-@pytest.mark.parametrize("name", EXPECTED)
-def test_answer_continues_the_prompt(name: str) -> None:
-    """open(messages) followed by the scored tokens of the answer is how render begins."""
-    form = chat(name)
     opened, _ = encode(form.open(TALK[:2]), TOKENIZER)
     ids, scored = encode(form.render(TALK[:3]), TOKENIZER)
     assert ids[: len(opened)].tolist() == opened.tolist() and not scored[: len(opened)].any()
     last = len(opened) + scored.sum()
     assert scored[len(opened) : last].all() and ids[last - 1] in form.ends(TOKENIZER)
+    ids, scored = encode(form.render([USER, {**ANSWER, "scored": False}, *TALK[3:]]), TOKENIZER)
+    assert TOKENIZER.decode(ids[scored]).strip() == "Ciao"
 
 
 def test_texts_are_stripped_as_the_released_processor_of_deepseek_vl2_does() -> None:
     spaced = [{**turn, "content": f" {turn['content']}\n"} for turn in TALK]
     assert written(chat("deepseek_vl2").render(spaced)) == EXPECTED["deepseek_vl2"]
-
-
-@pytest.mark.parametrize("name", EXPECTED)
-def test_unscored_answers(name: str) -> None:
-    ids, scored = encode(chat(name).render([USER, {**ANSWER, "scored": False}, *TALK[3:]]), TOKENIZER)
-    assert TOKENIZER.decode(ids[scored]).strip() == "Ciao"
 
 
 @pytest.mark.parametrize("name", EXPECTED)
@@ -142,19 +134,15 @@ def test_no_text_of_a_user_is_a_special_token(name: str) -> None:
 def test_tokenizer_without_the_special_tokens_is_refused() -> None:
     for name in ("chatml", "deepseek_v3", "llama3"):
         built = registry.build("chat", Node(name, "data.chat"), Scope({}, {}))
-        with pytest.raises(ConfigError, match="the bytes tokenizer has no special token") as refusal:
+        with pytest.raises(ConfigError):
             built.prepare(Bytes())
-        assert "data/chat=plain" in refusal.value.remedy
 
 
-def refused(template: str, talk: list[Any] | None = None) -> ConfigError:
-    tokenizer = WithWords()
-    tokenizer.companions = {"chat_template.jinja": template}
-    built = registry.build("chat", Node("jinja", "data.chat"), Scope({}, {}))
+def refused(template: str) -> ConfigError:
     with pytest.raises(ConfigError) as refusal:
-        built.prepare(tokenizer)
+        built = chat("jinja", template)
         built.check_scores()
-        built.render(talk or TALK)
+        built.render(TALK)
     return refusal.value
 
 
@@ -177,15 +165,10 @@ Give an answer.<|im_end|>
 
 
 def test_template_without_marks_serves_where_nothing_is_scored() -> None:
-    tokenizer = WithWords()
-    tokenizer.companions = {"chat_template.jinja": UNMARKED}
-    built = registry.build("chat", Node("jinja", "data.chat"), Scope({}, {}))
-    built.prepare(tokenizer)
-    talk = written(built.open([USER]))
-    assert (
-        talk == "<|im_start|>system\nGive an answer.<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
-    )
-    assert built.ends(tokenizer) == tokenizer.ends | {tokenizer.special_words["<|im_end|>"]}
+    built = chat("jinja", UNMARKED)
+    begun = "<|im_start|>system\nGive an answer.<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
+    assert written(built.open([USER])) == begun
+    assert built.ends(TOKENIZER) == TOKENIZER.ends | {TOKENIZER.special_words["<|im_end|>"]}
 
 
 @pytest.mark.parametrize(
@@ -213,12 +196,8 @@ SCHEMA = [{"function": {"name": "add", "description": "adds </s>"}}]
 
 
 def test_tools_reach_the_template_as_in_transformers() -> None:
-    """With their JSON unescaped, calls scored as answers are, and no word of theirs as a special token."""
     utils = pytest.importorskip("transformers.utils.chat_template_utils")
-    tokenizer = WithWords()
-    tokenizer.companions = {"chat_template.jinja": WITH_TOOLS}
-    form = registry.build("chat", Node("jinja", "data.chat"), Scope({}, {}))
-    form.prepare(tokenizer)
+    form = chat("jinja", WITH_TOOLS)
     pieces = form.render(ADDED, SCHEMA)
     theirs, _ = utils.render_jinja_template([ADDED], tools=SCHEMA, chat_template=WITH_TOOLS)
     assert written(pieces) == theirs[0]
@@ -228,19 +207,16 @@ def test_tools_reach_the_template_as_in_transformers() -> None:
     assert written(form.open(ADDED[:1])) == "user:Hiassistant:"  # a line end after a block is removed
 
 
-@pytest.mark.parametrize(
-    "given", ["ensure_ascii=False", "ensure_ascii=True", "True", "indent=4", "separators=(',', ':')", "sort_keys=True"]
-)
+GIVEN = ["ensure_ascii=False", "ensure_ascii=True", "True", "indent=4", "separators=(',', ':')", "sort_keys=True"]
+
+
+@pytest.mark.parametrize("given", GIVEN)  # as published templates do: GLM-4.5 writes ``tojson(ensure_ascii=False)``
 def test_json_is_written_as_in_transformers(given: str) -> None:
-    """With its arguments, which published templates give: GLM-4.5 writes ``tojson(ensure_ascii=False)``."""
     utils = pytest.importorskip("transformers.utils.chat_template_utils")
-    tokenizer, template = WithWords(), WITH_TOOLS.replace("tojson", f"tojson({given})")
-    tokenizer.companions = {"chat_template.jinja": template}
-    form = registry.build("chat", Node("jinja", "data.chat"), Scope({}, {}))
-    form.prepare(tokenizer)
+    template = WITH_TOOLS.replace("tojson", f"tojson({given})")
     schema = [{"function": {"name": "add", "description": "adds é"}}]
     theirs, _ = utils.render_jinja_template([ADDED], tools=schema, chat_template=template)
-    assert written(form.render(ADDED, schema)) == theirs[0]
+    assert written(chat("jinja", template).render(ADDED, schema)) == theirs[0]
 
 
 THINKING = """{% for m in messages %}{{ m.role }}:{% if m.role == 'assistant' %}{% generation %}\
@@ -248,32 +224,24 @@ THINKING = """{% for m in messages %}{{ m.role }}:{% if m.role == 'assistant' %}
 {{ m.content }}</s>{% endgeneration %}{% else %}{{ m.content }}{% endif %}{% endfor %}"""
 
 
-@pytest.mark.parametrize("key", ["reasoning_content", "reasoning", "thinking"])
-@pytest.mark.parametrize("thoughts", ["2 and 2 </s>", "", None])
+@pytest.mark.parametrize(
+    ("key", "thoughts"), each(["reasoning_content", "reasoning", "thinking"], ["2 and 2 </s>", "", None])
+)
 def test_reasoning_reaches_the_template_as_in_transformers(key: str, thoughts: str | None) -> None:
     utils = pytest.importorskip("transformers.utils.chat_template_utils")
-    tokenizer, record = WithWords(), {"messages": [USER, {**ANSWER, key: thoughts}]}
-    tokenizer.companions = {"chat_template.jinja": THINKING}
-    form = registry.build("chat", Node("jinja", "data.chat"), Scope({}, {}))
-    form.prepare(tokenizer)
-    pieces = form.render(read_record(record, "chats:1").messages)
+    record = {"messages": [USER, {**ANSWER, key: thoughts}]}
+    pieces = chat("jinja", THINKING).render(read_record(record, "chats:1").messages)
     theirs, _ = utils.render_jinja_template([record["messages"]], chat_template=THINKING)
     assert written(pieces) == theirs[0] and [p.text for p in pieces if p.special] == ["</s>"]
 
 
 @pytest.mark.parametrize("name", [name for name in EXPECTED if name != "jinja"])
-def test_format_without_a_form_for_reasoning_refuses_it(name: str) -> None:
-    with pytest.raises(ConfigError, match="has no form for reasoning_content") as refusal:
-        chat(name).render(read_record({"messages": [USER, {**ANSWER, "thinking": "2 and 2"}]}, "chats:1").messages)
-    assert refusal.value.path == "data.chat" and "data/chat=jinja" in refusal.value.remedy
-
-
-@pytest.mark.parametrize("name", [name for name in EXPECTED if name != "jinja"])
-def test_format_without_a_form_for_tools_refuses_them(name: str) -> None:
-    for given in ((ADDED, ()), ([USER, ANSWER], SCHEMA)):
-        with pytest.raises(ConfigError, match="has no form for tools") as refusal:
+def test_format_without_a_form_for_reasoning_or_tools_refuses_them(name: str) -> None:
+    thinking = read_record({"messages": [USER, {**ANSWER, "thinking": "2 and 2"}]}, "chats:1").messages
+    for given in ((thinking, ()), (ADDED, ()), ([USER, ANSWER], SCHEMA)):
+        with pytest.raises(ConfigError) as refusal:
             chat(name).render(*given)
-        assert refusal.value.path == "data.chat" and "data/chat=jinja" in refusal.value.remedy
+        assert refusal.value.path == "data.chat"
 
 
 @pytest.mark.parametrize(
@@ -291,7 +259,6 @@ def test_template_without_an_end_is_stopped(loops: str, monkeypatch: pytest.Monk
 
 
 def test_a_template_runs_nowhere_but_in_the_process_that_can_be_killed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever a format is asked, from its first rendering on: where that process does not run, nothing renders."""
     jinja2 = pytest.importorskip("jinja2")
     monkeypatch.setattr(jinja2.Environment, "from_string", lambda *_: pytest.fail("a template was compiled here"))
     form = chat("jinja")
@@ -300,12 +267,8 @@ def test_a_template_runs_nowhere_but_in_the_process_that_can_be_killed(monkeypat
     monkeypatch.setattr(
         template_process, "PROCESS", Answering("doing_as_asked:refuse", seconds=9.0, within=9.0, start=9.0, longest=9)
     )
-    for ask in (
-        lambda: form.render(TALK),
-        lambda: form.open(TALK),
-        lambda: form.ends(TOKENIZER),
-        lambda: chat("jinja"),
-    ):
+    asked = (lambda: form.render(TALK), lambda: form.open(TALK), lambda: form.ends(TOKENIZER), lambda: chat("jinja"))
+    for ask in asked:
         with pytest.raises(UnavailableError):
             ask()
 
@@ -329,7 +292,6 @@ def test_template_that_would_fill_memory_is_stopped(bomb: str, monkeypatch: pyte
 
 @pytest.mark.skipif(not template.STATM.is_file(), reason="a limit of memory needs /proc")
 def test_the_process_of_templates_is_small_and_may_take_little_more() -> None:
-    """Its own limit, which the kernel keeps, is what it has at its start and ``MEMORY``: no torch, no other threads."""
     chat("jinja").render(TALK)
     pid = template_process.PROCESS.pid
     assert pid is not None
@@ -338,7 +300,6 @@ def test_the_process_of_templates_is_small_and_may_take_little_more() -> None:
 
 
 def test_adjacent_texts_are_encoded_as_one() -> None:
-    """Else pairs of characters that a tokenizer merges would not be merged at the boundary."""
     seen: list[str] = []
 
     class Watched(WithWords):

@@ -39,33 +39,33 @@ def test_forms_of_records() -> None:
     assert read_record({"prompt": [USER], "completion": [ANSWER]}, "f:1").messages == [unscored, ANSWER]
 
 
-@pytest.mark.parametrize(
-    ("record", "rule"),
-    [
-        ([], "must be a mapping, not list"),
-        ({}, "needs messages, or prompt and completion"),
-        ({"prompt": "Hi"}, "this has prompt"),
-        ({"messages": []}, "not empty"),
-        ({"messages": "Hi"}, "must be a list"),
-        ({"messages": ["Hi"]}, "needs a role and a content"),
-        ({"messages": [{"role": "user"}]}, "needs a role and a content"),
-        ({"messages": [{"role": "user", "content": 3}]}, "both text"),
-        ({"messages": [{"role": "oracle", "content": ""}]}, "'oracle' is none of"),
-        ({"messages": [{"role": ["user"], "content": ""}]}, "is none of"),
-        ({"messages": [USER, {"role": "assistant", "content": ""}]}, "an answer is empty"),
-        ({"messages": [USER, {"role": "system", "content": "x"}]}, "must be the first"),
-        ({"prompt": 7, "completion": "x"}, "must be a list of messages or a text"),
-        ({"prompt": "x", "completion": ""}, "an answer is empty"),
-        ({"messages": [USER, {**ANSWER, "scored": "false"}]}, "scored must be true or false: 'false'"),
-        ({"messages": [USER, RESULT]}, "must follow an answer with tool_calls"),
-        ({"messages": [USER, {**CALLS, "tool_calls": "f()"}]}, "tool_calls must be a list of mappings"),
-        ({"messages": [USER, {"role": "assistant", "content": "4", "reasoning": ["2"]}]}, "must be a text"),
-        ({"messages": [USER, ANSWER], "tools": "[oops"}, "tools is no JSON"),
-        ({"messages": [USER, ANSWER], "tools": [3]}, "must be a list of JSON schemas"),
-    ],
-)
-def test_records_of_another_form_are_refused(record: Any, rule: str) -> None:
-    with pytest.raises(ConfigError, match=rule) as refusal:
+REFUSED: list[Any] = [
+    [],
+    {},
+    {"prompt": "Hi"},
+    {"messages": []},
+    {"messages": "Hi"},
+    {"messages": ["Hi"]},
+    {"messages": [{"role": "user"}]},
+    {"messages": [{"role": "user", "content": 3}]},
+    {"messages": [{"role": "oracle", "content": ""}]},
+    {"messages": [{"role": ["user"], "content": ""}]},
+    {"messages": [USER, {"role": "assistant", "content": ""}]},
+    {"messages": [USER, {"role": "system", "content": "x"}]},
+    {"prompt": 7, "completion": "x"},
+    {"prompt": "x", "completion": ""},
+    {"messages": [USER, {**ANSWER, "scored": "false"}]},
+    {"messages": [USER, RESULT]},
+    {"messages": [USER, {**CALLS, "tool_calls": "f()"}]},
+    {"messages": [USER, {"role": "assistant", "content": "4", "reasoning": ["2"]}]},
+    {"messages": [USER, ANSWER], "tools": "[oops"},
+    {"messages": [USER, ANSWER], "tools": [3]},
+]
+
+
+@pytest.mark.parametrize("record", REFUSED)
+def test_records_of_another_form_are_refused(record: Any) -> None:
+    with pytest.raises(ConfigError) as refusal:
         read_record(record, "chats.jsonl:7")
     assert refusal.value.value == "chats.jsonl:7"
 
@@ -84,15 +84,12 @@ def test_splits_hold_every_conversation_once(tmp_path: Path) -> None:
     assert corpus.fingerprint() != other.fingerprint()
 
 
-def test_broken_line_is_named(tmp_path: Path) -> None:
+def test_broken_line_too_few_to_hold_out_and_none_at_all_are_refused(tmp_path: Path) -> None:
     path = jsonl(tmp_path / "a.jsonl")
     path.write_text(path.read_text() + "{oops\n")
-    with pytest.raises(ConfigError, match="no line of JSON") as refusal:
+    with pytest.raises(ConfigError) as refusal:
         Conversations(str(path)).check()
     assert refusal.value.value == "a.jsonl:42"
-
-
-def test_too_few_to_hold_out_and_none_at_all(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="only 5 conversations"):
         list(Conversations(str(jsonl(tmp_path / "a.jsonl", 5))).conversations("train"))
     (tmp_path / "b.jsonl").write_text("\n")
@@ -101,16 +98,11 @@ def test_too_few_to_hold_out_and_none_at_all(tmp_path: Path) -> None:
 
 
 def test_parquet_gives_the_same_records(tmp_path: Path) -> None:
-    pyarrow = pytest.importorskip("pyarrow")
-    import pyarrow.parquet as parquet
-
     lines = jsonl(tmp_path / "a.jsonl", level=2).read_text().split("\n")[:-2]
-    parquet.write_table(pyarrow.Table.from_pylist([json.loads(line) for line in lines]), tmp_path / "a.parquet")
+    pyarrow.parquet.write_table(pa.Table.from_pylist([json.loads(line) for line in lines]), tmp_path / "a.parquet")
     ours, theirs = (list(Conversations(str(tmp_path / f"a.{e}")).conversations("train")) for e in ("jsonl", "parquet"))
     assert [(c.messages, c.columns) for c in ours] == [(c.messages, c.columns) for c in theirs]
 
-
-# --- Parquet ----------------------------------------------------------------------------------------------------------
 
 WHEN = datetime(2020, 1, 2, 3, 4, 5)
 COLUMNS: dict[str, tuple[Any, Any]] = {  # of a type that JSON lacks → what is read of it
@@ -139,13 +131,9 @@ def read(file: Path) -> Any:
     return json.loads(next(corpus.documents("train")))
 
 
-@pytest.mark.parametrize("name", COLUMNS)
-def test_columns_of_every_type_are_read_as_plain_data(tmp_path: Path, name: str) -> None:
-    values, expected = COLUMNS[name]
-    assert read(parquet(tmp_path, own=values))["columns"] == {"own": expected}
-
-
-def test_nulls_are_no_columns(tmp_path: Path) -> None:
+def test_columns_of_every_type_are_read_as_plain_data_and_nulls_are_none(tmp_path: Path) -> None:
+    found = read(parquet(tmp_path, **{name: values for name, (values, _) in COLUMNS.items()}))["columns"]
+    assert found == {name: expected for name, (_, expected) in COLUMNS.items()}
     assert read(parquet(tmp_path, a=pa.nulls(1), b=pa.array([None], pa.string())))["columns"] == {}
 
 

@@ -35,21 +35,15 @@ def periods(batch: dict[str, torch.Tensor]) -> list[int]:
     return [next(n for n in range(1, len(row)) if row[n:] == row[:-n]) for row in rows]
 
 
-def test_a_row_is_one_string_again_and_again_and_lengths_fill_the_range():
+def test_a_row_is_one_string_again_and_again_and_what_is_scored_was_seen_a_period_before():
     seen = {n for batch in batches(module(), 40) for n in periods(batch)}
     assert seen == set(range(5, 12))
-
-
-def test_every_scored_target_was_seen_a_period_before_and_follows_a_repeated_symbol():
+    assert {n for batch in batches(module(shortest=7, longest=7), 5) for n in periods(batch)} == {7}
     for batch in batches(module(), 10):
         for tokens, targets, n in zip(batch["tokens"].tolist(), batch["targets"].tolist(), periods(batch), strict=True):
             scored = [t for t, target in enumerate(targets) if target != -100]
             assert scored == list(range(n, len(tokens)))
             assert all(targets[t] == tokens[t + 1 - n] and tokens[t] == tokens[t - n] for t in scored)
-
-
-def test_a_fixed_distance_is_fixed():
-    assert {n for batch in batches(module(shortest=7, longest=7), 5) for n in periods(batch)} == {7}
 
 
 @pytest.mark.slow
@@ -79,9 +73,7 @@ def test_ranks_share_every_batch_and_a_short_last_batch_of_evaluation_is_filled(
     assert (empty["targets"][1] == -100).all() and not empty["n_bytes"][1]
     assert whole[0]["n_bytes"].tolist() == (whole[0]["targets"] != -100).sum(1).tolist()
 
-
-def test_a_resumed_run_gets_the_batches_that_follow():
-    data = module()
+    data = module()  # and a resumed run gets the batches that follow
     straight = batches(data, 5)
     resumed = module()
     resumed.load_state_dict({**data.state_dict(), "batches": 3})
@@ -107,7 +99,6 @@ def test_what_cannot_be_copied_is_refused(changes, path):
 
 @pytest.mark.slow
 def test_a_model_of_two_layers_learns_to_copy_and_one_without_positions_does_not(tmp_path):
-    """By the command, with its figures."""
     accuracies = []
     for name, more in {"rope": [], "none": ["model/position=none"]}.items():
         command = [sys.executable, "-m", "blockwright", "train", "experiment=copying", "trainer.max_steps=100"]

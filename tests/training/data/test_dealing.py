@@ -25,7 +25,9 @@ def test_rows_keep_two_budgets(items: list[tuple[int, int]]) -> None:
     filled = [(lengths[row].sum(), tiles[row].sum()) for row in rows]
     assert all(length <= 20 and load <= 9 for length, load in filled)
     assert sum(length <= 10 and load <= 4 for length, load in filled) <= 1  # two that fit into one would have been one
-    assert best_fit(lengths, 20, 0 * tiles, 9) == best_fit(lengths, 20)
+    alone = best_fit(lengths, 20)
+    assert best_fit(lengths, 20, 0 * tiles, 9) == alone
+    assert max(lengths[row].sum() for row in alone) <= 20 and sum(lengths[row].sum() <= 10 for row in alone) <= 1
 
 
 @settings(max_examples=40, deadline=None)

@@ -62,23 +62,23 @@ def test_windows_of_one_length_do_not_overlap_within_their_epoch():
     assert max(seen.values()) == 1
 
 
-@pytest.mark.parametrize(
-    ("value", "path", "words"),
-    [
-        ([], "data.lengths", "at least one stage"),
-        ([{"shares": {8: 0.6, 2: 0.3}}], "data.lengths.0.shares", "sum to 0.9"),
-        ([{"shares": {32: 1.0}}], "data.lengths", "longer than data.sequence_length"),
-        ([{"shares": {7: 1.0}}], "data.lengths", "must divide the tokens of a batch"),
-        ([{"shares": {1: 1.0}}], "data.lengths.0.shares", "at least 2"),
-        ([{"shares": {8: -1}}], "data.lengths.0.shares.8", "above 0"),
-        ([{"share": {8: 1.0}}], "data.lengths.0.share", "Did you mean .shares."),
-        ([{"shares": {8: 1.0}, "steps": 3}], "data.lengths.0.steps", "no such key"),
-        ([{"shares": {8: 1.0}, "batches": 3}], "data.lengths.0.batches", "last stage has no end"),
-        ([{"shares": {8: 1.0}}, {"shares": {8: 1.0}}], "data.lengths.0.batches", "ends after"),
-        ([{"shares": {8: 1.0}, "batches": 0}, {"shares": {8: 1.0}}], "data.lengths.0.batches", "at least 1"),
-    ],
-)
-def test_stages_that_cannot_be_are_refused(value, path, words):
-    with pytest.raises(ConfigError, match=words) as caught:
+REFUSED = [
+    ([], "data.lengths"),
+    ([{"shares": {8: 0.6, 2: 0.3}}], "data.lengths.0.shares"),
+    ([{"shares": {32: 1.0}}], "data.lengths"),
+    ([{"shares": {7: 1.0}}], "data.lengths"),
+    ([{"shares": {1: 1.0}}], "data.lengths.0.shares"),
+    ([{"shares": {8: -1}}], "data.lengths.0.shares.8"),
+    ([{"share": {8: 1.0}}], "data.lengths.0.share"),
+    ([{"shares": {8: 1.0}, "steps": 3}], "data.lengths.0.steps"),
+    ([{"shares": {8: 1.0}, "batches": 3}], "data.lengths.0.batches"),
+    ([{"shares": {8: 1.0}}, {"shares": {8: 1.0}}], "data.lengths.0.batches"),
+    ([{"shares": {8: 1.0}, "batches": 0}, {"shares": {8: 1.0}}], "data.lengths.0.batches"),
+]
+
+
+@pytest.mark.parametrize(("value", "path"), REFUSED)
+def test_stages_that_cannot_be_are_refused(value, path):
+    with pytest.raises(ConfigError) as caught:
         read(value, 16, 4)
     assert caught.value.path == path

@@ -38,8 +38,7 @@ def test_epochs_differ_in_order_and_in_where_windows_begin():
     assert (np.diff(epochs[0].ravel()) % 1000 != 10).any()
     assert (Order(1000, 10, 4, seed=1).epoch(0) != epochs[0]).any()
 
-
-def test_the_order_is_the_same_on_every_machine_and_in_every_release():
+    # the same on every machine and in every release
     assert Order(100, 10, 2, seed=7).epoch(3).tolist() == [[36, 26], [46, 6], [56, 96], [86, 66], [16, 76]]
 
 
@@ -71,10 +70,11 @@ def test_starting_late_leaves_out_what_was_consumed_and_nothing_else(order, star
     assert list(late) == order.epoch(start // len(late) + 1).tolist()
 
 
-def test_iterating_without_training_serves_the_same_batches_again():
+def test_iterating_without_training_serves_the_same_batches_again_and_a_cap_spreads_windows_over_the_split():
     order = Order(400, 10, 4, seed=0)
     batches = EpochBatches(order, consumed=lambda: 13)
     assert list(batches) == list(batches) == order.epoch(1)[3:].tolist()
+    assert [*chain(*LineBatches(1001, 10, 4, n_windows=5))] == [0, 200, 400, 600, 800]
 
 
 @settings(max_examples=40)
@@ -107,7 +107,3 @@ def test_evaluation_serves_each_window_once_and_ranks_equally_many(n_tokens, len
     assert len(offsets) == min(n_windows or every, every)
     if n_windows is None:
         assert offsets[-1] + length + 1 >= n_tokens > offsets[-1] + 1
-
-
-def test_a_cap_on_windows_spreads_them_over_the_split():
-    assert [*chain(*LineBatches(1001, 10, 4, n_windows=5))] == [0, 200, 400, 600, 800]

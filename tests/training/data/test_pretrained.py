@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tokenizers import Tokenizer as Engine
@@ -60,26 +61,17 @@ def file(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     return tmp_path / "tokenizer.json"
 
 
-def test_ids_are_the_librarys_without_what_it_puts_around_a_text(file: Path) -> None:
+def test_ids_are_the_librarys_and_bytes_of_tokens_add_up_to_the_text(file: Path) -> None:
     ours, theirs = Pretrained(str(file)), Engine.from_file(str(file))
     assert ours.encode(TEXT).tolist() == theirs.encode(TEXT, add_special_tokens=False).ids
     assert ours.decode(ours.encode(TEXT)) == TEXT
     assert ours.vocab_size == theirs.get_vocab_size() and ours.fitted
-
-
-def test_no_text_spells_the_end_of_a_document(file: Path) -> None:
-    ours = Pretrained(str(file))
-    ids = ours.encode(f"a{EOS}b")
+    counted = ours.token_bytes()
+    assert counted[ours.encode(TEXT)].sum() == len(TEXT.encode()) + ("Prepend" in file.read_text())
+    assert counted[ours.eos] == 0 and len(counted) == ours.vocab_size
+    ids = ours.encode(f"a{EOS}b")  # no text spells the end of a document
     assert ours.eos not in ids and ours.decode(ids) == f"a{EOS}b"
     assert ours.decode([*ours.encode("a"), ours.eos, 10**6]) == "a"
-
-
-def test_bytes_of_tokens_add_up_to_the_text(file: Path) -> None:
-    ours = Pretrained(str(file))
-    in_front = "Prepend" in file.read_text()
-    counted = ours.token_bytes()
-    assert counted[ours.encode(TEXT)].sum() == len(TEXT.encode()) + in_front
-    assert counted[ours.eos] == 0 and len(counted) == ours.vocab_size
 
 
 def test_state_travels_without_the_file(file: Path) -> None:
@@ -100,29 +92,31 @@ def test_exported_run_has_the_tokenizer_it_was_trained_with(file: Path, tmp_path
     assert files.special(ours.to_json()).ends[0] == ours.eos
 
 
-@pytest.mark.parametrize("content", ["", "{", "{}", '{"model": 3}'])
-def test_file_that_is_no_tokenizer_is_refused(content: str, tmp_path: Path) -> None:
-    (tmp_path / "tokenizer.json").write_text(content)
-    for path in (tmp_path / "tokenizer.json", tmp_path / "nowhere.json"):
-        with pytest.raises(ConfigError, match=r"tokenizer\.json") as caught:
-            Pretrained(str(path))
-        assert caught.value.path == "data.tokenizer.file"
-
-
-def test_end_of_a_document_must_be_known(file: Path) -> None:
+def refused_at(file: Path, **settings: Any) -> str:
     with pytest.raises(ConfigError) as caught:
-        Pretrained(str(file), eos="<|endd|>")
-    assert caught.value.path == "data.tokenizer.eos" and EOS in caught.value.remedy
+        Pretrained(str(file), **settings)
+    return caught.value.path
+
+
+def test_file_that_is_no_tokenizer_is_refused(tmp_path: Path) -> None:
+    assert refused_at(tmp_path / "nowhere.json") == "data.tokenizer.file"
+    for content in ("", "{", "{}", '{"model": 3}'):
+        (tmp_path / "tokenizer.json").write_text(content)
+        assert refused_at(tmp_path / "tokenizer.json") == "data.tokenizer.file"
+
+
+def test_end_of_a_document_and_vocabulary_that_do_not_fit_are_refused(file: Path) -> None:
+    assert refused_at(file, eos="<|endd|>") == "data.tokenizer.eos"
+    assert refused_at(file, vocab_size=10) == "data.tokenizer.vocab_size"
+    for eos in ("x", [True], [-1], {"a": 1}):
+        (file.parent / "generation_config.json").write_text(json.dumps({"eos_token_id": eos}))
+        assert refused_at(file) == "generation_config.json: eos_token_id"
+    (file.parent / "generation_config.json").unlink()
+    (file.parent / "tokenizer_config.json").write_text("{")
+    assert "tokenizer_config.json" in refused_at(file)
     (file.parent / "tokenizer_config.json").unlink()
-    with pytest.raises(ConfigError, match="must end a document"):
-        Pretrained(str(file))
+    assert refused_at(file) == "data.tokenizer.eos"
     assert Pretrained(str(file), eos=EOS).eos >= 0
-
-
-def test_vocabulary_smaller_than_the_file_is_refused(file: Path) -> None:
-    with pytest.raises(ConfigError) as caught:
-        Pretrained(str(file), vocab_size=10)
-    assert caught.value.path == "data.tokenizer.vocab_size"
 
 
 @pytest.mark.parametrize(
@@ -172,21 +166,6 @@ def test_token_that_ends_a_turn_ends_a_text_wherever_it_is_listed(tmp_path: Path
     engine.save(str(tmp_path / "tokenizer.json"))
     ours = Pretrained(str(tmp_path / "tokenizer.json"), eos=EOS)
     assert ours.ends == {ours.eos, engine.token_to_id("<|im_end|>")}
-
-
-@pytest.mark.parametrize("eos", ["x", [True], [-1], {"a": 1}])
-def test_end_token_that_is_no_id_is_refused(eos: object, file: Path) -> None:
-    (file.parent / "generation_config.json").write_text(json.dumps({"eos_token_id": eos}))
-    with pytest.raises(ConfigError, match="must be an id") as refused:
-        Pretrained(str(file))
-    assert refused.value.path == "generation_config.json: eos_token_id"
-
-
-def test_damaged_settings_beside_it_are_refused(file: Path) -> None:
-    (file.parent / "tokenizer_config.json").write_text("{")
-    with pytest.raises(ConfigError, match="cannot be read as JSON") as refused:
-        Pretrained(str(file))
-    assert "tokenizer_config.json" in refused.value.path
 
 
 @pytest.mark.parametrize("name", ["../chat_template.jinja", "run.sh", "additional_chat_templates/../a.jinja"])

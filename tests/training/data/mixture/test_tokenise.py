@@ -65,14 +65,11 @@ WRITTEN: dict[str, Callable[[Path], None]] = {
 }
 
 
-@pytest.mark.parametrize("name", WRITTEN)
-def test_every_format_gives_the_same_documents(name, tmp_path):
-    WRITTEN[name](tmp_path / name)
-    readers.check(tmp_path / name)
-    assert [*readers.documents(tmp_path / name, "text")] == TEXTS
-
-
-def test_a_file_of_text_is_one_document_and_blank_ones_are_left_out(tmp_path):
+def test_every_format_gives_the_same_documents_and_blank_ones_are_left_out(tmp_path):
+    for name, write in WRITTEN.items():
+        write(tmp_path / name)
+        readers.check(tmp_path / name)
+        assert [*readers.documents(tmp_path / name, "text")] == TEXTS, name
     (tmp_path / "a.txt").write_text(TEXTS[3])
     (tmp_path / "b.jsonl").write_bytes(lines(["", TEXTS[0], " \n"]))
     assert [*readers.documents(tmp_path / "a.txt", "text")] == [TEXTS[3]]
@@ -155,7 +152,7 @@ def test_a_stopped_job_continues_with_the_files_that_are_missing(texts, tmp_path
 def test_a_killed_job_leaves_no_process_and_continues(tmp_path):
     folder = tmp_path / "texts"
     folder.mkdir()
-    for i in range(40):
+    for i in range(20):
         (folder / f"{i:02}.jsonl").write_bytes(lines(TEXTS * 200))
     command = [sys.executable, "-m", "blockwright.training.data.mixture.tokenise", f"{folder}/*.jsonl"]
     command += [str(tmp_path / "out"), "--tokenizer=bytes", "--processes=2"]
@@ -176,7 +173,7 @@ def test_a_killed_job_leaves_no_process_and_continues(tmp_path):
         pytest.fail("a process is left")
     assert subprocess.run(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL).returncode == 0
     index = json.loads((tmp_path / "out" / "index.json").read_text())
-    assert len({entry["sha256"] for entry in index["shards"].values()}) == 1 and len(index["shards"]) == 40
+    assert len({entry["sha256"] for entry in index["shards"].values()}) == 1 and len(index["shards"]) == 20
 
 
 def test_one_command_at_a_time_writes_a_folder(texts, tmp_path):
@@ -191,7 +188,6 @@ def test_one_command_at_a_time_writes_a_folder(texts, tmp_path):
 
 
 def test_two_that_do_not_see_each_other_write_the_same(texts, tmp_path, monkeypatch):
-    """The second begins a shard amid the first one's, and is killed there."""
     first, second = (Job(sorted(texts.iterdir()), tmp_path / "out", Bytes()) for _ in range(2))
     first.begin()
     read = readers.documents
@@ -256,19 +252,9 @@ def test_megatrons_format_is_read_as_megatrons(texts, tmp_path):
     assert begins == np.cumsum([0, *(len(text.encode()) + 1 for text in TEXTS[12:23])]).tolist()
 
 
-@pytest.mark.parametrize(
-    ("change", "path"),
-    [
-        pytest.param(["--column=content"], "FILES", marks=pytest.mark.slow),
-        (["--processes=0"], "--processes"),
-        (["--procs=2"], "command line"),
-    ],
-)
-def test_a_wrong_argument_is_refused(texts, tmp_path, capsys, change, path):
-    arguments = [f"{texts}/*.jsonl", str(tmp_path / "out"), "--tokenizer=bytes", "--processes=1", *change]
-    assert main(arguments) == 64
-    message = capsys.readouterr().err
-    assert f"error: {path} = " in message and "remedy: " in message
+@pytest.mark.parametrize("change", ["--processes=0", "--procs=2"])
+def test_a_wrong_argument_is_refused(texts, tmp_path, change):
+    assert main([f"{texts}/*.jsonl", str(tmp_path / "out"), "--tokenizer=bytes", "--processes=1", change]) == 64
     assert not (tmp_path / "out" / "index.json").exists()
 
 
