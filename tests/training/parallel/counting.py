@@ -5,18 +5,14 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
+import lightning as L
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 NAMES = {
-    "allgather": "all_gather",
-    "all_gather": "all_gather",
-    "reduce_scatter": "reduce_scatter",
-    "allreduce": "all_reduce",
-    "all_reduce": "all_reduce",
-    "alltoall": "all_to_all",
-    "all_to_all": "all_to_all",
-}
+    "allgather": "all_gather", "all_gather": "all_gather", "reduce_scatter": "reduce_scatter",
+    "allreduce": "all_reduce", "all_reduce": "all_reduce", "alltoall": "all_to_all", "all_to_all": "all_to_all",
+}  # fmt: skip
 
 
 class Counted(TorchDispatchMode):
@@ -43,3 +39,18 @@ def _floats(value: Any) -> int:
     if isinstance(value, torch.Tensor):
         return value.nbytes if value.dtype == torch.float32 and value.numel() > 1 else 0
     return max((_floats(v) for v in value), default=0) if isinstance(value, list | tuple) else 0
+
+
+class FirstStep(L.Callback):
+    """Counts the bytes of the first step."""
+
+    def __init__(self) -> None:
+        self.counted = Counted()
+
+    def on_train_batch_start(self, trainer: Any, *_: Any) -> None:
+        if trainer.global_step == 0:
+            self.counted.__enter__()
+
+    def on_before_optimizer_step(self, trainer: Any, *_: Any) -> None:
+        if trainer.global_step == 0:
+            self.counted.__exit__(None, None, None)

@@ -23,6 +23,7 @@ from blockwright.training.optimizers.base import OptimizerRecipe
 from blockwright.training.schedulers.constant import Constant
 from blockwright.training.tasks.causal_lm import CausalLM
 from blockwright.training.tasks.setup import Setup
+from tests.training.parallel.quiet import quiet_trainer
 
 VOCABULARY, LENGTH, WINDOWS, BATCHES = 40, 12, 8, 4
 LEAST = 1e-2
@@ -200,19 +201,11 @@ def train(
     how = {key: value for key, value in (task or {}).items() if key not in own}
     setup = Setup(read_model(model), optimizer or AdamW(lr=3e-3), Constant(), **how)
     learner = (Double if double else CausalLM)(setup, **own)
-    runner = L.Trainer(
+    runner = quiet_trainer(
         devices=devices,
         strategy=strategy if isinstance(strategy, str) else Parallel(**strategy),
-        max_steps=steps,
-        log_every_n_steps=1,
         callbacks=[curve, *trainer.pop("callbacks", [])],
-        **{
-            **dict.fromkeys(("logger", "enable_progress_bar", "enable_model_summary", "enable_checkpointing"), False),
-            "accelerator": "cpu",
-            "use_distributed_sampler": False,
-            "gradient_clip_val": 0.5,
-            **trainer,
-        },
+        **{"max_steps": steps, "log_every_n_steps": 1, "gradient_clip_val": 0.5, **trainer},
     )
     runner.fit(learner, Windows(data or Tokens(packed)), ckpt_path=ckpt_path, weights_only=True)
     if save is not None:
@@ -301,18 +294,13 @@ def _rank(
     rank: int, ranks: int, port: int, queue: Any, over: Any, work: Callable[..., Any], arguments: Sequence[Any]
 ) -> None:
     torch.set_num_threads(1)
-    os.environ.update(
-        {
-            "RANK": str(rank),
-            "LOCAL_RANK": str(rank),
-            "GROUP_RANK": "0",
-            "TORCHELASTIC_RUN_ID": "test",
-            "WORLD_SIZE": str(ranks),
-            "LOCAL_WORLD_SIZE": str(ranks),
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(port),
-        }
-    )
+    os.environ |= {
+        "GROUP_RANK": "0",
+        "TORCHELASTIC_RUN_ID": "test",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(ranks)}
     dist.init_process_group("gloo")  # once: Lightning takes what is there, and a test may train many times
     try:
         outcome: tuple[str | None, Any] = (None, work(*arguments))

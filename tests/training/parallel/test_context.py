@@ -13,7 +13,7 @@ import lightning as L
 import pytest
 import torch
 import torch.distributed as dist
-from counting import Counted
+from counting import FirstStep
 from many_ranks import BIASED, DEEPSEEK, DENSE, GPT, MOE, MTP, STREAMS, Descent, EndedError, Restored, far, spawn, train
 from pairwise import each
 from torch import Tensor, nn
@@ -44,16 +44,11 @@ PRECISION = {2: torch.float32, 4: torch.float64}
 LENGTH, ROWS, WORDS = 48, 2, 80
 
 CHOOSES = {"name": "dsa", "n_heads": 4, "head_dim": 8, "top_k": 9}
+GQA = {"name": "gqa", "n_heads": 4, "n_kv_heads": 2}
 ATTENTIONS: dict[str, dict[str, Any]] = {
     "mha": {"name": "mha", "n_heads": 4},
-    "gqa": {"name": "gqa", "n_heads": 4, "n_kv_heads": 2, "qk_norm": "per_head", "scores": "sinks"},
-    "gated": {
-        "name": "gqa",
-        "n_heads": 4,
-        "n_kv_heads": 2,
-        "output_gate": "elementwise",
-        "scores": {"name": "softcap"},
-    },
+    "gqa": {**GQA, "qk_norm": "per_head", "scores": "sinks"},
+    "gated": {**GQA, "output_gate": "elementwise", "scores": {"name": "softcap"}},
     "mqa": {"name": "mqa", "n_heads": 4},
     "composed": {"name": "gqa", "n_heads": 4, "n_kv_heads": 2, "scores": {"name": "dcmha", "rank": 1, "width": 5}},
     "window": {"name": "sliding_window", "n_heads": 4, "window": 11},
@@ -68,30 +63,18 @@ ATTENTIONS: dict[str, dict[str, Any]] = {
     "canon": {"name": "gqa", "n_heads": 4, **dict.fromkeys(("query_conv", "key_conv"), "canon"), "value_conv": "silu"},
     "mla, canon": {"name": "mla", "n_heads": 4, "query_conv": "canon", "latent_conv": {"name": "canon", "taps": 8}},
     "shared_kv": {"name": "shared_kv", "n_heads": 4, "n_groups": 2, "window": 11},
-    **{
-        f"{name}, borrowed": {**node, "kv_source": "borrowed"}
-        for name, node in {
-            "gqa": {"name": "gqa", "n_heads": 4, "n_kv_heads": 2},
-            "window": {"name": "sliding_window", "n_heads": 4, "window": 11},
-            "mla": {"name": "mla", "n_heads": 4},
-        }.items()
-    },
+    "gqa, borrowed": {**GQA, "kv_source": "borrowed"},
+    "window, borrowed": {"name": "sliding_window", "n_heads": 4, "window": 11, "kv_source": "borrowed"},
+    "mla, borrowed": {"name": "mla", "n_heads": 4, "kv_source": "borrowed"},
 }
 POSITIONS = ("none", "rope", "rope_linear", "rope_llama3", "rope_ntk", "yarn", "alibi", "learned", "sinusoidal")
 NO_EXPERTS = {"ffn": {"name": "swiglu", "d_ff": 24}}
+OF_DEVICES = {"device": {"n_devices": 4}, "communication": {"n_devices": 4, "top_devices": 2}}
+BALANCES = [{"name": name, "alpha": 0.5, **OF_DEVICES.get(name, {})} for name in ("expert", *OF_DEVICES)]
+BALANCES += [{"name": name, "alpha": 0.5} for name in ("hf_expert", "z_loss")]
 EXPERTS = {
     "ffn": {"name": "moe", "n_experts": 8, "shared": {"name": "swiglu", "d_ff": 24}},
-    "gating": {
-        "name": "softmax_topk",
-        "top_k": 2,
-        "balance": [
-            {"name": "expert", "alpha": 0.5},
-            {"name": "device", "n_devices": 4, "alpha": 0.5},
-            {"name": "communication", "n_devices": 4, "top_devices": 2, "alpha": 0.5},
-            {"name": "hf_expert", "alpha": 0.5},
-            {"name": "z_loss", "alpha": 0.5},
-        ],
-    },
+    "gating": {"name": "softmax_topk", "top_k": 2, "balance": BALANCES},
     "experts": {"name": "swiglu", "d_ff": 16},
 }
 FEEDS: dict[str, dict[str, Any]] = {"dense": NO_EXPERTS, "moe": EXPERTS, "moe, mtp": {**EXPERTS, "mtp": {"depth": 2}}}
@@ -100,37 +83,23 @@ FEEDS["canon"] = {"ffn": {**NO_EXPERTS["ffn"], "gate_conv": WIDE, "up_conv": "si
 FEEDS["canon"]["residual"] = {"name": "convolved", "residual": "prenorm", "attention_conv": "canon", "ffn_conv": "silu"}
 FEEDS["canon"]["residual"] |= {"attention_out_conv": WIDE, "ffn_out_conv": "canon"}
 OWN = [name for name, node in ATTENTIONS.items() if "kv_source" not in node]
-ALL = each(OWN[::2], POSITIONS, ("packed", "whole"), ("moe, mtp",))
+ALL = each(OWN[::2], POSITIONS, ("packed", "whole"), ("moe", "dense", "moe, mtp"))
 SOME = [
-    ("mha", "alibi", "packed", "dense"),
-    ("gqa", "yarn", "packed", "moe"),
-    ("gated", "rope_llama3", "packed", "dense"),
-    ("mqa", "learned", "whole", "moe"),
-    ("window", "rope", "packed", "moe, mtp"),
-    ("window", "alibi", "whole", "dense"),
-    ("mla", "yarn", "packed", "moe, mtp"),
-    ("mla, queries compressed", "none", "whole", "moe, mtp"),
-    ("mla", "alibi", "packed", "dense"),
-    ("gqa, dsa", "rope", "packed", "moe, mtp"),
-    ("mla, shared", "rope", "packed", "moe"),
-    ("mha, block", "none", "packed", "moe"),
-    ("plug-in", "rope", "packed", "moe"),
-    ("plug-in", "alibi", "packed", "dense"),
-    ("differential", "rope", "packed", "moe"),
-    ("differential", "alibi", "whole", "dense"),
-    ("differential, dsa", "rope", "packed", "moe"),
-    ("gqa", "banded", "packed", "dense"),
-    ("window", "banded", "whole", "dense"),
-    ("mla", "log_scaled", "packed", "dense"),
-    ("composed", "between", "packed", "dense"),
-    ("window", "between", "packed", "dense"),
-    ("shared_kv", "rope", "packed", "dense"),
-    ("gqa, borrowed", "rope", "packed", "dense"),
-    ("window, borrowed", "alibi", "whole", "moe"),
-    ("mla, borrowed", "rope", "packed", "dense"),
-    ("canon", "rope", "packed", "canon"),
-    ("mla, canon", "alibi", "whole", "canon"),
-]
+    ("mha", "alibi", "packed", "dense"), ("gqa", "yarn", "packed", "moe"),
+    ("gated", "rope_llama3", "packed", "dense"), ("mqa", "learned", "whole", "moe"),
+    ("window", "rope", "packed", "moe, mtp"), ("window", "alibi", "whole", "dense"),
+    ("mla", "yarn", "packed", "moe, mtp"), ("mla, queries compressed", "none", "whole", "moe, mtp"),
+    ("mla", "alibi", "packed", "dense"), ("gqa, dsa", "rope", "packed", "moe, mtp"),
+    ("mla, shared", "rope", "packed", "moe"), ("mha, block", "none", "packed", "moe"),
+    ("plug-in", "rope", "packed", "moe"), ("plug-in", "alibi", "packed", "dense"),
+    ("differential", "rope", "packed", "moe"), ("differential", "alibi", "whole", "dense"),
+    ("differential, dsa", "rope", "packed", "moe"), ("gqa", "banded", "packed", "dense"),
+    ("window", "banded", "whole", "dense"), ("mla", "log_scaled", "packed", "dense"),
+    ("composed", "between", "packed", "dense"), ("window", "between", "packed", "dense"),
+    ("shared_kv", "rope", "packed", "dense"), ("gqa, borrowed", "rope", "packed", "dense"),
+    ("window, borrowed", "alibi", "whole", "moe"), ("mla, borrowed", "rope", "packed", "dense"),
+    ("canon", "rope", "packed", "canon"), ("mla, canon", "alibi", "whole", "canon"),
+]  # fmt: skip
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -190,17 +159,9 @@ def plug_in(blocks_of_the_module: None) -> Iterator[None]:
 
 def model(attention: str, position: str, feed: str) -> Decoder:
     composition = {
-        "vocab_size": WORDS,
-        "d_model": 32,
-        "n_layers": 2,
-        "max_positions": 64,
-        "attention": ATTENTIONS[attention],
-        "position": position,
-        "norm": "rmsnorm",
-        "residual": "prenorm",
-        "init": {"std": 0.1},
-        **FEEDS[feed],
-    }
+        "vocab_size": WORDS, "d_model": 32, "n_layers": 2, "max_positions": 64, "attention": ATTENTIONS[attention],
+        "position": position, "norm": "rmsnorm", "residual": "prenorm", "init": {"std": 0.1}, **FEEDS[feed],
+    }  # fmt: skip
     if "kv_source" in ATTENTIONS[attention]:  # the first layer lends what the second reads
         composition["overrides"] = [{"layers": 0, "attention": {"kv_source": "lent"}}]
     return compose(copy.deepcopy(composition), seed=1)
@@ -269,8 +230,6 @@ def compared(case: tuple[str, str, str, str]) -> dict[str, float]:
     return found
 
 
-# ---- trainings ------------------------------------------------------------------------------------------------------
-
 STRATEGIES: dict[str, tuple[int, dict[str, Any]]] = {
     "context": (2, {"context": 2}),
     "shards": (4, {"context": 2}),
@@ -288,15 +247,10 @@ TRAININGS: dict[str, tuple[str, dict[str, Any]]] = {
     "streams, packed": (STREAMS, {"packed": True}),
 }
 TRAINED = [
-    ("context", "mtp, packed, recomputed"),
-    ("context", "batch-wide balance, accumulated"),
-    ("context", "biases and tied embeddings"),
-    ("context", "streams, packed"),
-    ("shards", "deepseek, z loss"),
-    ("copies", "dense, packed"),
-    ("heads", "mtp, packed"),
-    ("experts", "mtp, packed"),
-]
+    ("context", "mtp, packed, recomputed"), ("context", "batch-wide balance, accumulated"),
+    ("context", "biases and tied embeddings"), ("context", "streams, packed"), ("shards", "dense, packed"),
+    ("copies", "dense, packed"), ("heads", "deepseek, z loss"), ("experts", "mtp, packed"),
+]  # fmt: skip
 
 
 def bits_per_byte(trainer: L.Trainer, task: Any) -> float:
@@ -329,9 +283,7 @@ def test_training_under_each_strategy_is_that_of_one_process(devices: int) -> No
         assert found["extra"] == pytest.approx(alone["extra"], rel=CLOSE), (name, case)
 
 
-# ---- checkpoints ----------------------------------------------------------------------------------------------------
-
-OTHERS: dict[str, Any] = {"fsdp": {}, "tensor": {"tensor": 2}, "expert": {"expert": 2}, "ddp": "ddp"}
+OTHERS: dict[str, Any] = {"tensor": {"tensor": 2}, "ddp": "ddp"}
 HALF = {"optimizer": AdamW(lr=1e-3), "steps": 2}
 REST = {"optimizer": AdamW(lr=1e-3), "steps": 4}
 
@@ -354,19 +306,18 @@ def handed_over(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     for form in ("file", "folder"):
         written = {**context, "sharded_checkpoints": form == "folder"}
         saved[form] = train(BIASED, save=str(folder / form), **settings_of(written), **HALF)["weights"]
-    found = {(form, name): resumed(folder / form, OTHERS[name]) for form, name in each([*saved] * 2, list(OTHERS))}
-    for name in ("tensor", "ddp"):
-        saved[name] = train(BIASED, save=str(folder / name), **settings_of(OTHERS[name]), **HALF)["weights"]
-        found[name, "context"] = resumed(folder / name, context)
+    found = {(form, name): resumed(folder / form, OTHERS[name]) for form, name in each([*saved], list(OTHERS))}
+    saved["ddp"] = train(BIASED, save=str(folder / "ddp"), **settings_of("ddp"), **HALF)["weights"]
+    found["ddp", "context"] = resumed(folder / "ddp", context)
     return saved, found
 
 
 @pytest.mark.slow
 def test_checkpoint_is_bitwise_the_same_under_any_other_strategy(tmp_path: Path) -> None:
     saved, found = spawn(2, handed_over, tmp_path)[0]
-    found |= {(form, "alone"): resumed(tmp_path / form, "auto", 1) for form in ("file", "folder")}
+    found["folder", "alone"] = resumed(tmp_path / "folder", "auto", 1)
     whole = train(BIASED, **REST)
-    assert len(found) == 8
+    assert len(found) == 4
     for (source, name), (weights, rest) in found.items():
         assert all(torch.equal(weights[key], value) for key, value in saved[source].items()), (source, name)
         losses, apart = far(rest, {**whole, "losses": whole["losses"][2:]})
@@ -374,7 +325,7 @@ def test_checkpoint_is_bitwise_the_same_under_any_other_strategy(tmp_path: Path)
 
 
 class Killed(L.Callback):
-    """Saves after every step; a rank of it kills itself in the middle of the fourth."""
+    """Saves after every step; a rank of it kills itself in the middle of the third."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -383,12 +334,12 @@ class Killed(L.Callback):
         trainer.save_checkpoint(self.path)
 
     def on_before_backward(self, trainer: Any, *_: Any) -> None:
-        if trainer.global_step == 3 and trainer.global_rank == 1:
+        if trainer.global_step == 2 and trainer.global_rank == 1:
             os.kill(os.getpid(), signal.SIGKILL)
 
 
 def _trained(path: Path | None = None, **more: Any) -> dict[str, Any]:
-    settings = {"optimizer": AdamW(lr=3e-3), "steps": 6, "packed": True, **more}
+    settings = {"optimizer": AdamW(lr=3e-3), "steps": 4, "packed": True, **more}
     return train(MTP, strategy={"context": 2}, devices=2, ckpt_path=path and str(path), **settings)
 
 
@@ -402,40 +353,25 @@ def test_killed_run_resumes_bitwise(tmp_path: Path) -> None:
     with pytest.raises(EndedError):
         spawn(2, _killed, tmp_path / "last.ckpt")
     rest = spawn(2, _trained, tmp_path / "last.ckpt")[0]
-    assert len(rest["losses"]) == 3 and rest["losses"] == whole["losses"][3:]
+    assert len(rest["losses"]) == 2 and rest["losses"] == whole["losses"][2:]
     assert all(torch.equal(value, rest["weights"][name]) for name, value in whole["weights"].items())
 
-
-# ---- what travels ---------------------------------------------------------------------------------------------------
 
 UNBALANCED = DEEPSEEK.replace("balance: [{name: expert}, {name: device}]", "balance: null")  # counts are not traffic
 assert UNBALANCED != DEEPSEEK
 
 
-class Traffic(L.Callback):
-    """Counts the bytes of the first step."""
-
-    def __init__(self) -> None:
-        self.counted = Counted()
-
-    def on_train_batch_start(self, trainer: Any, *_: Any) -> None:
-        self.counted.__enter__()
-
-    def on_before_optimizer_step(self, trainer: Any, *_: Any) -> None:
-        self.counted.__exit__(None, None, None)
-
-
 def travelled(names: list[str]) -> dict[str, dict[str, int]]:
     done = {}
     for name in names:
-        spy, (devices, strategy) = Traffic(), STRATEGIES[name]
+        spy, (devices, strategy) = FirstStep(), STRATEGIES[name]
         train(UNBALANCED, strategy=strategy, devices=devices, steps=1, callbacks=[spy])
         done[name] = {kind: n for kind, n in spy.counted.bytes.items() if n}
     return done
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("devices", "names"), [(2, ["context"]), (4, ["shards", "heads"])])
+@pytest.mark.parametrize(("devices", "names"), [(2, ["context"]), (4, ["heads"])])
 def test_bytes_that_travel_are_those_of_the_formula(devices: int, names: list[str]) -> None:
     decoder, tokens = compose(UNBALANCED, device="meta"), 8 * 12
     for rank in spawn(devices, travelled, names):
@@ -446,9 +382,6 @@ def test_bytes_that_travel_are_those_of_the_formula(devices: int, names: list[st
             # MLA: C + R numbers of each token of the windows that a rank shares, a layer
             weights = 4 * weight_numbers(holdings(decoder, sizes), sizes)["all_gather"]
             assert counted["all_gather"] - weights == 4 * 3 * (32 + 4) * tokens // sizes.data, name
-
-
-# ---- one pass -------------------------------------------------------------------------------------------------------
 
 
 def work(cases: list[tuple[str, str, str, str]]) -> dict[Any, dict[str, float]]:

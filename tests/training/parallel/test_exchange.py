@@ -1,17 +1,18 @@
-"""DeepEP's exchange computes what torch's does, over an imitation of the library's buffer with its signatures."""
+"""Tokens that the experts of ranks exchange: by DeepEP as by torch, few where routing is limited, with one wait."""
 
 from __future__ import annotations
 
-import inspect
 import sys
 import types
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import pytest
 import torch
 import torch.distributed as dist
-from many_ranks import spawn
+from counting import FirstStep
+from many_ranks import DEEPSEEK, MOE, read_model, spawn, train
 from torch import Tensor
 
 from blockwright.registry import ConfigError
@@ -28,9 +29,6 @@ OF_DISPATCH = {
     *("x", "handle", "num_tokens_per_rank", "num_tokens_per_rdma_rank", "is_token_in_rank", "num_tokens_per_expert"),
     *("topk_idx", "topk_weights", "expert_alignment", "num_worst_tokens", "config", "previous_event", "async_finish"),
     "allocate_on_comm_stream",
-}
-OF_COMBINE = {
-    *("x", "handle", "topk_weights", "bias", "config", "previous_event", "async_finish", "allocate_on_comm_stream")
 }
 
 
@@ -98,12 +96,6 @@ class Buffer:
         return found, torch.zeros(n, shares.shape[1]).index_add_(0, token, shares), None
 
 
-def test_the_imitation_takes_what_the_library_takes() -> None:
-    for call, known in ((Buffer.dispatch, OF_DISPATCH), (Buffer.combine, OF_COMBINE)):
-        named = {p.name for p in inspect.signature(call).parameters.values() if p.kind is not p.VAR_KEYWORD}
-        assert named - {"self"} <= known
-
-
 def run(how: type[Exchange], x: Tensor, asked: Tensor, weights: Tensor) -> Mapping[str, Tensor]:
     """Each expert e multiplies by e + 1; results and gradients."""
     x, weights = x.clone().requires_grad_(), weights.clone().requires_grad_()
@@ -143,7 +135,78 @@ def test_both_exchanges_give_the_same_sums_and_gradients(nothing: bool) -> None:
             torch.testing.assert_close(theirs[name], torchs[name], rtol=2e-2, atol=1e-6)  # they send bfloat16
 
 
-@pytest.mark.parametrize(("name", "rule"), [("deep_eep", "no such exchange"), ("deep_ep", "deep_ep is not installed")])
-def test_an_exchange_that_is_not_there_is_refused(name: str, rule: str) -> None:
-    with pytest.raises(ConfigError, match=rule):
-        check_exchange(name)
+def test_an_exchange_that_is_not_there_is_refused() -> None:
+    for name in ("deep_eep", "deep_ep"):
+        with pytest.raises(ConfigError):
+            check_exchange(name)
+
+
+FOUR, D_MODEL = 4, 32  # d_model
+GATE = "{name: group_limited, n_groups: 4, top_groups: 2, top_k: 3, scaling: 2.0,"
+
+
+def limits() -> dict[int, int]:
+    """M → bytes of this rank, of four experts a token among 1 … 4 of the 4 ranks."""
+    assert GATE in DEEPSEEK
+    found = {}
+    for top_groups in (2, 4):
+        gate = GATE.replace("top_groups: 2, top_k: 3", f"top_groups: {top_groups}, top_k: 4")
+        step = FirstStep()
+        model = DEEPSEEK.replace(GATE, gate)
+        train(model, strategy={"expert": FOUR}, devices=FOUR, steps=1, callbacks=[step])
+        found[top_groups] = step.counted.bytes["all_to_all"]
+    return found
+
+
+@pytest.mark.slow
+def test_fewer_groups_send_less() -> None:
+    ranks = spawn(FOUR, limits)
+    limited, free = (sum(rank[m] for rank in ranks) for m in (2, 4))
+    tokens, layers, passes = 8 * 12, 2, 4  # rows to the experts and back, forward and backward
+    note = 1 + 2 * 2 / D_MODEL / 2  # beside a row, there and in its gradient, number and weight of up to 2 experts
+    assert 0 < limited <= 2 * note * passes * layers * tokens * D_MODEL * 4  # no more than M copies of a token
+    assert limited < 0.8 * free
+
+
+WAITS = ("tolist", "item", "nonzero", "__int__", "__bool__", "__index__", "__float__", "cpu", "numpy")
+
+
+def count_waits() -> list[Counter[str]]:
+    """Calls that would make the host wait if the tensors were a GPU's, of one forward and backward pass."""
+    from blockwright.training.parallel.build import Sharding, build
+    from blockwright.training.parallel.meshes import make_meshes
+    from blockwright.training.parallel.sizes import Sizes
+
+    called: Counter[str] = Counter()
+    found = []
+    for sizes in ({"shard": 2, "expert": 2}, {"shard": 1, "tensor": 2}):
+        model = read_model(MOE.replace("n_layers: 2", "n_layers: 1"))
+        decoder = build(model, 0, Sharding(make_meshes(Sizes(**sizes), "cpu")))
+        decoder.choose_kernels({"experts": "grouped"})  # a GPU's
+        tokens = torch.randint(40, (2, 12), generator=torch.Generator().manual_seed(0))
+        for _ in range(2):  # the first pass sets FSDP2 up
+            called.clear()
+            with pytest.MonkeyPatch.context() as patch:
+                for name in WAITS:
+                    patch.setattr(torch.Tensor, name, _counted(name, called))
+                hidden, _ = decoder.hidden(tokens)
+                hidden.square().sum().backward()
+        found.append(Counter(called))
+    return found
+
+
+def _counted(name: str, called: Counter[str]) -> Any:
+    inner = getattr(torch.Tensor, name)
+
+    def call(self: torch.Tensor, *arguments: Any, **options: Any) -> Any:
+        called[name] += 1
+        return inner(self, *arguments, **options)
+
+    return call
+
+
+@pytest.mark.slow
+def test_a_layer_of_experts_waits_once() -> None:
+    for over_experts, over_tensor in spawn(2, count_waits):
+        assert sum(over_experts.values()) <= 1, over_experts
+        assert sum(over_tensor.values()) <= 1, over_tensor

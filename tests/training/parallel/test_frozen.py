@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 import torch
 from many_ranks import BIASED, read_model, spawn, train
-from pairwise import each
 
 from blockwright.blocks.compose import compose
 from blockwright.registry import ConfigError
@@ -15,11 +14,10 @@ from blockwright.training.optimizers.adamw import AdamW
 from blockwright.training.optimizers.muon import Muon
 from blockwright.training.patterns import matches, matching
 from blockwright.training.tasks.frozen import freeze
-from blockwright.training.tasks.routing import gates_of
 
 pytestmark = pytest.mark.xdist_group("frozen")  # its fixture trains on two ranks, once
 
-STEPS = 6
+STEPS = 2
 FROZEN = ["attention", "gating"]
 STRATEGIES: dict[str, dict[str, Any]] = {
     "ddp": {"strategy": "ddp", "devices": 2},
@@ -58,17 +56,12 @@ def runs() -> dict[str, list[tuple[dict[str, Any], dict[str, Any]]]]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["one process", *STRATEGIES])
-def test_frozen_weights_and_gate_biases_stay_to_the_bit_and_others_move(runs: Any, strategy: str) -> None:
+def test_frozen_parts_stay_to_the_bit_and_cost_no_optimizer_state_and_others_move(runs: Any, strategy: str) -> None:
     weights = runs[strategy][0][1]["weights"]
     before = compose(read_model(BIASED)).state_dict()
     still = {name for name in weights if torch.equal(weights[name], before[name])}
     assert {name for name in before if any(matches(name, pattern) for pattern in FROZEN)} == still
     assert any(name.endswith("gating.bias") for name in still)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("strategy", ["one process", *STRATEGIES])
-def test_optimizer_state_is_smaller_by_exactly_the_frozen_parts(runs: Any, strategy: str) -> None:
     for trained, frozen in runs[strategy]:
         all_of_it, rest = trained["extra"], frozen["extra"]
         assert rest["graded"] == 0 < rest["frozen"] and all_of_it["frozen"] == 0
@@ -82,24 +75,23 @@ def test_pattern_matches_whole_parts_of_a_name() -> None:
 
 
 @pytest.mark.parametrize("recipe", [AdamW, Muon])
-def test_pattern_that_matches_nothing_is_refused(recipe: Any) -> None:
+def test_pattern_that_matches_nothing_and_multiplier_that_is_no_positive_number_are_refused(recipe: Any) -> None:
     decoder = compose(read_model(BIASED), device="meta")
-    with pytest.raises(ConfigError, match=r"optimizer\.multipliers.*Did you mean 'attention'"):
+    with pytest.raises(ConfigError) as refused:
         recipe(multipliers={"atention": 0.1}).build(decoder)
-    with pytest.raises(ConfigError, match=r"task\.frozen.*Did you mean 'attention'"):
+    assert refused.value.path.startswith("optimizer.multipliers")
+    with pytest.raises(ConfigError) as refused:
         freeze(decoder, ["atention"])
+    assert refused.value.path.startswith("task.frozen")
+    for factor in (0, -1, float("nan"), float("inf"), "slow", True):
+        with pytest.raises(ConfigError) as refused:
+            recipe(multipliers={"attention": factor})
+        assert refused.value.path == "optimizer.multipliers.attention"
 
 
-@pytest.mark.parametrize(("factor", "recipe"), each([0, -1, float("nan"), float("inf"), "slow", True], [AdamW, Muon]))
-def test_multiplier_that_is_no_positive_number_is_refused(recipe: Any, factor: Any) -> None:
-    with pytest.raises(ConfigError, match=r"optimizer\.multipliers\.attention"):
-        recipe(multipliers={"attention": factor})
-
-
-@pytest.mark.parametrize("override", ["optimizer.multipliers={atention:0.1}"])
-def test_pattern_that_matches_nothing_is_refused_before_training(override: str, checked: Any) -> None:
-    with pytest.raises(ConfigError, match="Did you mean 'attention'"):
-        checked(override)
+def test_pattern_that_matches_nothing_is_refused_before_training(checked: Any) -> None:
+    with pytest.raises(ConfigError):
+        checked("optimizer.multipliers={atention:0.1}")
 
 
 @pytest.mark.parametrize("recipe", [AdamW, Muon])
@@ -114,13 +106,8 @@ def test_multiplier_scales_the_learning_rate_of_what_it_names_alone(recipe: Any)
         factor = 3 if name in last else 0.1 if name in attention else 1
         assert rates[id(parameter)] == pytest.approx(0.01 * factor), name
     assert len({group["name"] for group in optimizer.param_groups}) == len(optimizer.param_groups)
-
-
-def test_no_multipliers_leave_the_groups_as_they_were() -> None:
-    decoder = compose(read_model(BIASED), device="meta")
-    groups = [group["name"] for group in Muon().build(decoder).param_groups]
-    assert groups == [group["name"] for group in Muon(multipliers={}).build(decoder).param_groups]
-    assert groups == ["muon", "adamw_decay", "adamw_no_decay"]
+    plain = [[group["name"] for group in recipe(**m).build(decoder).param_groups] for m in ({}, {"multipliers": {}})]
+    assert plain[0] == plain[1]
 
 
 @pytest.mark.slow
@@ -135,7 +122,3 @@ def test_multiplied_parts_move_less_through_a_schedule() -> None:
         for run in (plain, slow)
     ]
     assert 0 < moved[1] < 2e-3 * moved[0]
-
-
-def test_gates_of_the_model_have_biases_to_freeze() -> None:
-    assert all(hasattr(gate, "bias") for gate in gates_of(compose(read_model(BIASED), device="meta")).values())

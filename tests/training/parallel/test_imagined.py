@@ -1,8 +1,12 @@
-"""A world imagined in one process holds and moves what its ranks would."""
+"""A world imagined in one process holds and moves what its ranks would, and no rank holds more than its share."""
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,7 +16,7 @@ from blockwright.blocks.compose import compose
 from blockwright.registry import ConfigError
 from blockwright.training.optimizers.adamw import AdamW
 from blockwright.training.parallel.build import Sharding, build
-from blockwright.training.parallel.imagined import _kept, _runs, imagine, ranks, spread_over
+from blockwright.training.parallel.imagined import _kept, imagine, ranks, spread_over
 from blockwright.training.parallel.local import plain
 from blockwright.training.parallel.meshes import make_meshes
 from blockwright.training.parallel.sizes import Sizes
@@ -55,11 +59,6 @@ def test_every_rank_is_said_to_hold_what_it_holds_when_it_is_built(name: str) ->
         assert sum(said[0]) == 4 * sum(p.numel() for p in compose(UNEVEN, device="meta").parameters())
 
 
-def test_runs_of_ranks_are_written_short() -> None:
-    assert _runs([0, 1, 2, 7]) == "0–2, 7"
-    assert _runs([0, 2, 4, 6, 8]) == "0, 2, 4, … (5 in all)"
-
-
 @pytest.mark.slow
 def test_the_dry_run_prints_every_rank_and_the_plan(checked: Callable[..., Any], capsys: Any) -> None:
     ask = ["trainer=fsdp", "trainer.dry_run=true", "data.batch_size=96", "data.eval_batch_size=96", "optimizer=adamw"]
@@ -70,13 +69,63 @@ def test_the_dry_run_prints_every_rank_and_the_plan(checked: Callable[..., Any],
     assert fullest == plan and figures["dry_run/optimizer_bytes"] == 2 * figures["dry_run/parameters_bytes"]
 
 
-@pytest.mark.parametrize(
-    ("overrides", "said"),
-    [
-        (["trainer=fsdp", "trainer.world=8"], "imagines ranks for a dry run"),
-        (["trainer.world=8", "trainer.dry_run=true"], "here each has all of it"),
-    ],
-)
-def test_worlds_that_cannot_be_are_refused(overrides: list[str], said: str, checked: Callable[..., Any]) -> None:
-    with pytest.raises(ConfigError, match=said):
-        checked(*overrides)
+def test_worlds_that_cannot_be_are_refused(checked: Callable[..., Any]) -> None:
+    for other in ("trainer=fsdp", "trainer.dry_run=true"):
+        with pytest.raises(ConfigError):
+            checked("trainer.world=8", other)
+
+
+# Each rank in a process of its own, so that its peak is its own. 510 million parameters in fp32, 2.04 GB.
+PROGRAM = """
+import json, resource, sys
+import torch
+import torch.distributed as dist
+from blockwright.training.parallel.build import Sharding, build
+from blockwright.training.parallel.meshes import make_meshes
+from blockwright.training.parallel.sizes import Sizes
+
+MODEL = '''
+vocab_size: 16384
+d_model: 1024
+n_layers: 38
+tie_embeddings: true
+attention: {name: mha, n_heads: 8}
+position: rope
+ffn: {name: swiglu, d_ff: 2816}
+norm: rmsnorm
+residual: prenorm
+'''
+torch.set_num_threads(1)
+dist.init_process_group("gloo")
+sizes = Sizes(**json.loads(sys.argv[1]))
+def kilobytes():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+before = kilobytes()
+decoder = build(MODEL, 0, Sharding(make_meshes(sizes, "cpu")))
+held = sum(p.to_local().nbytes for p in decoder.parameters())
+total = sum(p.numel() * p.element_size() for p in decoder.parameters())
+told = {"before": before * 1024, "peak": kilobytes() * 1024, "held": held, "model": total}
+rows = [None] * dist.get_world_size()
+dist.all_gather_object(rows, told)
+if dist.get_rank() == 0:
+    print(json.dumps(rows))
+dist.destroy_process_group()
+"""
+
+
+@pytest.mark.slow
+def test_building_two_gigabytes_on_two_ranks_peaks_at_a_share_and_half_a_gigabyte(environment, tmp_path):
+    (tmp_path / "program.py").write_text(PROGRAM)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    done = subprocess.run(
+        [*torchrun, "program.py", json.dumps({"shard": 2})],
+        cwd=tmp_path,
+        env={**environment, "PYTHONPATH": str(Path(__file__).parents[3])},
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    for row in json.loads(done.stdout.splitlines()[-1]):
+        assert row["model"] > 2.0e9 and row["held"] == pytest.approx(row["model"] / 2, rel=0.04)
+        assert row["peak"] < row["held"] + 0.5e9, row

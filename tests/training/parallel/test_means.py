@@ -1,4 +1,4 @@
-"""Losses that are means over tokens: the average over ranks with unequal numbers of tokens is the mean over all."""
+"""Means over the tokens of ranks, and gradients clipped as torch does."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from blockwright import registry
 from blockwright.blocks.conformance.setting import Setting, tokens
 from blockwright.blocks.decoder import Decoder
 from blockwright.blocks.over_ranks import Alone, OverRanks
+from blockwright.training.parallel.clipping import clip, total_norm
 from blockwright.training.parallel.ranks import balance_over
 
 AVERAGING = [
@@ -48,7 +49,7 @@ def losses(decoder: Decoder, ids: Tensor, segments: Tensor) -> Tensor:
 
 @pytest.mark.parametrize(("kind", "name"), AVERAGING)
 def test_average_of_the_ranks_is_the_mean_over_all_tokens(kind: str, name: str) -> None:
-    decoder = Setting(kind, name).decoder().double().train()
+    decoder = Setting(kind, name, brief=True).decoder().double().train()
     ids, segments = tokens(5, 9), torch.zeros(5, 9, dtype=torch.int64)
     for row, real in enumerate((9, 2, 9, 3, 1)):
         segments[row, real:] = -1
@@ -64,3 +65,25 @@ def test_average_of_the_ranks_is_the_mean_over_all_tokens(kind: str, name: str) 
     with ThreadPoolExecutor(2) as pool:
         one, other = pool.map(of_rank, range(2))
     torch.testing.assert_close((3 * one + 2 * other) / 5, losses(decoder, ids, segments), rtol=1e-6, atol=1e-8)
+
+
+def graded() -> nn.Module:
+    torch.manual_seed(0)
+    made = nn.Sequential(nn.Linear(5, 7), nn.Linear(7, 3))
+    for p in [*made.parameters()][:-1]:  # one has no gradient
+        p.grad = torch.randn_like(p)
+    return made
+
+
+def test_norms_and_numbers_are_clipped_as_torch_does() -> None:
+    for share in (0.1, 0.999, 1.001, 50.0, None):
+        ours, theirs = graded(), graded()
+        if share is None:
+            clip(ours.parameters(), 0.5, "value")
+            nn.utils.clip_grad_value_(theirs.parameters(), 0.5)
+        else:
+            limit = share * float(total_norm(ours.parameters()))
+            clip(ours.parameters(), limit)
+            nn.utils.clip_grad_norm_(theirs.parameters(), limit)
+        for mine, other in zip(ours.parameters(), theirs.parameters(), strict=True):
+            torch.testing.assert_close(mine.grad, other.grad)

@@ -1,4 +1,4 @@
-"""Each rank draws the part of a weight that it holds, and the parts together are the whole draw, bit-identical."""
+"""Each rank draws the part of a weight that it holds, scaled or not; the parts are the whole draw, bit-identical."""
 
 from __future__ import annotations
 
@@ -9,8 +9,15 @@ import torch
 from many_ranks import DEEPSEEK, DENSE, GPT, MOE, read_model, spawn
 
 from blockwright.blocks.compose import compose
+from blockwright.training.optimizers.adamw import AdamW
+from blockwright.training.parametrisations.width import Width
 
-SIZES = [{"shard": 4}, {"shard": 2, "tensor": 2}, {"shard": 4, "expert": 2}, {"shard": 2, "tensor": 2, "expert": 2}]
+BUILT: list[tuple[dict[str, int], str]] = [
+    *(({"shard": 4}, text) for text in (DENSE, GPT)),
+    *(({"shard": 2, "tensor": 2}, text) for text in (GPT, DEEPSEEK)),
+    ({"shard": 4, "expert": 2}, MOE),
+    ({"shard": 2, "tensor": 2, "expert": 2}, DEEPSEEK),
+]
 pytestmark = pytest.mark.xdist_group("own_draws")
 
 
@@ -31,17 +38,15 @@ def build_all() -> list[dict[str, Any]]:
 
     skipping._skips()
     torch.Tensor.normal_ = counted  # type: ignore[method-assign,assignment]
-    for sizes in SIZES:
-        meshes = make_meshes(Sizes(**sizes), "cpu")
-        for text in (DEEPSEEK, MOE) if "expert" in sizes else (DENSE, GPT, DEEPSEEK):
-            drawn.clear()
-            decoder = build(read_model(text), 3, Sharding(meshes))
-            count = sum(drawn)
-            state = {name: whole(t.detach()) for name, t in decoder.state_dict().items()}
-            right = compose(text, seed=3).state_dict()
-            apart = [name for name, t in right.items() if not torch.equal(state[name], t)]
-            matrices = sum(t.numel() for t in right.values() if t.ndim > 1)
-            found.append({"sizes": sizes, "apart": apart, "share": count / matrices})
+    for sizes, text in BUILT:
+        drawn.clear()
+        decoder = build(read_model(text), 3, Sharding(make_meshes(Sizes(**sizes), "cpu")))
+        count = sum(drawn)
+        state = {name: whole(t.detach()) for name, t in decoder.state_dict().items()}
+        right = compose(text, seed=3).state_dict()
+        apart = [name for name, t in right.items() if not torch.equal(state[name], t)]
+        matrices = sum(t.numel() for t in right.values() if t.ndim > 1)
+        found.append({"sizes": sizes, "apart": apart, "share": count / matrices})
     return found
 
 
@@ -51,3 +56,41 @@ def test_parts_are_the_whole_draw_and_no_rank_draws_all() -> None:
         for case in ranks:
             assert case["apart"] == [], case
             assert case["share"] < (0.4 if case["sizes"] == {"shard": 4} else 0.8), case
+
+
+SCALED = [{"shard": 2}, {"tensor": 2}, {"expert": 2, "shard": 2}]
+
+
+def starts_and_rates() -> list[dict[str, Any]]:
+    import torch
+
+    from blockwright.training.parallel.build import Sharding, build
+    from blockwright.training.parallel.local import whole
+    from blockwright.training.parallel.meshes import make_meshes
+    from blockwright.training.parallel.sizes import Sizes
+
+    found = []
+    for sizes in SCALED:
+        for text in (GPT, DEEPSEEK):
+            model = compose(text, device="meta").config
+            recipe = AdamW()
+            scaled = recipe.scaled(Width({"d_model": 16}, model).scales(recipe))
+            right = compose(text, seed=3, scales=scaled.scales)
+            decoder = build(read_model(text), 3, Sharding(make_meshes(Sizes(**sizes), "cpu")), scales=scaled.scales)
+            state = {name: whole(t.detach()) for name, t in decoder.state_dict().items()}
+            apart = [name for name, t in right.state_dict().items() if not torch.equal(state[name], t)]
+            found.append({"sizes": sizes, "apart": apart, "alike": _rates(scaled, decoder) == _rates(scaled, right)})
+    return found
+
+
+def _rates(recipe: AdamW, decoder: Any) -> dict[str, float]:
+    names = {id(p): name for name, p in decoder.named_parameters()}
+    return {names[id(p)]: g["lr"] for g in recipe.build(decoder).param_groups for p in g["params"]}
+
+
+@pytest.mark.slow
+def test_ranks_start_from_the_scaled_weights_at_the_same_rates() -> None:
+    for ranks in spawn(2, starts_and_rates):
+        for case in ranks:
+            assert case["apart"] == [], case
+            assert case["alike"], case

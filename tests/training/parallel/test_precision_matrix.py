@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import many_ranks
 import pytest
 import torch
-from many_ranks import BIASED, DEEPSEEK, IGNORED, LENGTH, MTP, VOCABULARY, Descent, read_model, spawn
+from many_ranks import BIASED, DEEPSEEK, LENGTH, MTP, Descent, Tokens, Windows, read_model, spawn
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -20,6 +21,7 @@ from blockwright.training.schedulers.constant import Constant
 from blockwright.training.tasks.causal_lm import CausalLM
 from blockwright.training.tasks.routing import gates_of
 from blockwright.training.tasks.setup import Setup
+from tests.training.parallel.quiet import quiet_trainer
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("precision_matrix")]  # its fixture trains on two ranks, once
 
@@ -33,10 +35,10 @@ CELLS = [("32-true", "sigmoid_bias"), ("32-true", "softmax"), ("bf16-mixed", "so
 def rows(first: int, number: int) -> dict[str, Tensor]:
     """Windows whose numbers of scored tokens differ."""
     draw = torch.Generator().manual_seed(7)
-    tokens = torch.randint(VOCABULARY, (64, LENGTH + 1), generator=draw)[first : first + number]
+    tokens = torch.randint(many_ranks.VOCABULARY, (64, LENGTH + 1), generator=draw)[first : first + number]
     scored = torch.randint(3, LENGTH + 1, (64,), generator=draw)[first : first + number]
     place = torch.arange(LENGTH).expand(number, -1)
-    targets = tokens[:, 1:].masked_fill(place >= scored[:, None], IGNORED)
+    targets = tokens[:, 1:].masked_fill(place >= scored[:, None], many_ranks.IGNORED)
     return {"tokens": tokens[:, :-1], "targets": targets, "positions": place, "n_bytes": scored}
 
 
@@ -92,21 +94,21 @@ class Given(L.Callback):
         gate.update = watched
 
 
+def trainer_of(strategy: str, devices: int, **settings: Any) -> L.Trainer:
+    return quiet_trainer(devices=devices, strategy=STRATEGIES.get(strategy, lambda: "auto")(), **settings)
+
+
 def cell(precision: str, gate: str, strategy: str = "auto", devices: int = 1) -> dict[str, Any]:
     """One cell of the matrix: two steps that leave the weights as they are, and a validation."""
     given, task = Given(), CausalLM(Setup(read_model(GATES[gate]), AdamW(lr=1e-12, weight_decay=0), Constant()))
-    quiet = dict.fromkeys(("logger", "enable_progress_bar", "enable_model_summary", "enable_checkpointing"), False)
-    trainer = L.Trainer(
-        accelerator="cpu",
-        devices=devices,
-        strategy=STRATEGIES.get(strategy, lambda: "auto")(),
-        precision=precision,  # type: ignore[arg-type]
+    trainer = trainer_of(
+        strategy,
+        devices,
+        precision=precision,
         max_steps=STEPS,
         log_every_n_steps=STEPS,
         num_sanity_val_steps=0,
-        use_distributed_sampler=False,
         callbacks=[given],
-        **quiet,  # type: ignore[arg-type]
     )
     trainer.fit(task, Rows([ROWS] * STEPS, [2] * VALIDATED))
     sums = [m for m in task.modules() if isinstance(m, TokenLoss | ExpertLoad)]
@@ -130,17 +132,7 @@ class Gradients(L.Callback):
 
 def gradients(sizes: list[int], strategy: str = "auto", devices: int = 1) -> dict[str, Tensor]:
     seen, task = Gradients(), CausalLM(Setup(read_model(MTP), Descent(), Constant()), z_loss=1e-2)
-    quiet = dict.fromkeys(("logger", "enable_progress_bar", "enable_model_summary", "enable_checkpointing"), False)
-    trainer = L.Trainer(
-        accelerator="cpu",
-        devices=devices,
-        strategy=STRATEGIES.get(strategy, lambda: "auto")(),
-        max_steps=1,
-        accumulate_grad_batches=len(sizes),
-        use_distributed_sampler=False,
-        callbacks=[seen],
-        **quiet,  # type: ignore[arg-type]
-    )
+    trainer = trainer_of(strategy, devices, max_steps=1, accumulate_grad_batches=len(sizes), callbacks=[seen])
     trainer.fit(task, Rows(sizes))
     return seen.seen
 
@@ -158,45 +150,12 @@ def logged(folder: Path, strategy: str, devices: int) -> list[dict[str, float]]:
     found = []
     for stop, path in ((4, None), (2, None), (4, folder / f"{strategy}.ckpt")):
         losses, task = Losses(), CausalLM(Setup(read_model(BIASED), AdamW(lr=1e-3), Constant()))
-        quiet = dict.fromkeys(("logger", "enable_progress_bar", "enable_model_summary", "enable_checkpointing"), False)
-        trainer = L.Trainer(
-            accelerator="cpu",
-            devices=devices,
-            strategy=STRATEGIES.get(strategy, lambda: "auto")(),
-            max_steps=stop,
-            log_every_n_steps=4,
-            use_distributed_sampler=False,
-            callbacks=[losses],
-            **quiet,  # type: ignore[arg-type]
-        )
-        trainer.fit(task, Rest([ROWS] * 4), ckpt_path=path, weights_only=True)
+        trainer = trainer_of(strategy, devices, max_steps=stop, log_every_n_steps=4, callbacks=[losses])
+        trainer.fit(task, Windows(Tokens()), ckpt_path=path, weights_only=True)
         if stop == 2:
             trainer.save_checkpoint(folder / f"{strategy}.ckpt")
         found.append(losses.last)
     return [found[0], found[2]]
-
-
-class Rest(Rows):
-    """The batches that training has not seen yet."""
-
-    def train_dataloader(self) -> Any:
-        return DataLoader(_Rest(super().train_dataloader().dataset, self.trainer), batch_size=None)
-
-
-class _Rest(torch.utils.data.Dataset[dict[str, Tensor]]):
-    def __init__(self, batches: Any, trainer: Any) -> None:
-        self.batches, self.trainer = batches, trainer
-
-    def __len__(self) -> int:
-        return len(self.batches)
-
-    def __getitem__(self, index: int) -> dict[str, Tensor]:
-        done = self.trainer.fit_loop.epoch_loop.batch_progress.total.processed
-        return self.batches[(done if index == 0 else self.first) + index] if index else self._begin(done)
-
-    def _begin(self, done: int) -> dict[str, Tensor]:
-        self.first = done
-        return self.batches[done]
 
 
 def two_ranks(folder: Path) -> dict[Any, Any]:
@@ -217,9 +176,7 @@ def alone() -> dict[Any, Any]:
 
 @pytest.mark.parametrize("strategy", ["one process", *STRATEGIES])
 @pytest.mark.parametrize(("precision", "gate"), CELLS, ids=str)
-def test_figures_are_exact_and_biases_move_by_their_step(
-    precision: str, gate: str, strategy: str, ranks: list[Any], alone: dict[Any, Any]
-) -> None:
+def test_figures_are_exact_and_biases_move_by_their_step(precision, gate, strategy, ranks, alone):
     one = strategy == "one process"
     cells = [alone[precision, gate]] if one else [rank[precision, gate, strategy] for rank in ranks]
     nats, tokens = (sum(pair[i] for each in cells for pair in each["nll"]) for i in (0, 1))

@@ -58,13 +58,9 @@ class Descent(OptimizerRecipe):
 
 
 STRATEGIES: dict[str, tuple[int, Any]] = {
-    "ddp": (2, "ddp"),
-    "fsdp": (2, {}),
-    "tp": (2, {"tensor": 2}),
-    "context": (2, {"context": 2}),
-    "copies": (4, {"replicate": 2}),
-    "all": (4, {"tensor": 2, "context": 2}),
-}
+    "ddp": (2, "ddp"), "fsdp": (2, {}), "tp": (2, {"tensor": 2}), "context": (2, {"context": 2}),
+    "copies": (4, {"replicate": 2}), "all": (4, {"tensor": 2, "context": 2}),
+}  # fmt: skip
 STREAMS = MEMORY.replace("residual: prenorm", "residual: mhc")  # whose scales begin with gradients of noise
 # Memory, convolutions and a loop, whose second visit recalls and convolves again.
 TOGETHER = MEMORY.replace("n_kv_heads: 2}", "n_kv_heads: 2, key_conv: canon, value_conv: {name: canon, taps: 3}}") + (
@@ -74,7 +70,7 @@ TOGETHER = TOGETHER.replace(
     "residual: prenorm", "residual: {name: convolved, attention_conv: canon, ffn_out_conv: canon}"
 )
 CASES: dict[str, dict[str, Any]] = {
-    "descent": {"model": STREAMS, "optimizer": Descent(), "steps": 3},
+    "descent": {"model": STREAMS, "optimizer": Descent(), "steps": 2},
     "packed, recomputed": {
         "model": STREAMS,
         "optimizer": Descent(),
@@ -83,14 +79,13 @@ CASES: dict[str, dict[str, Any]] = {
         "accumulate_grad_batches": 2,
         "task": {"activation_checkpointing": "full"},
     },
-    "adam": {"model": MEMORY, "optimizer": AdamW(lr=3e-3), "steps": 3},
-    "together": {"model": TOGETHER, "optimizer": Descent(), "steps": 3, "packed": True},
+    "adam": {"model": MEMORY, "optimizer": AdamW(lr=3e-3), "steps": 2},
+    "together": {"model": TOGETHER, "optimizer": Descent(), "steps": 2, "packed": True},
 }
-TWO = [("ddp", "descent"), ("fsdp", "packed, recomputed"), ("tp", "descent")]
-TWO += [("context", "packed, recomputed"), ("fsdp", "together")]
+TWO = [("ddp", "descent"), ("fsdp", "packed, recomputed"), ("tp", "descent"), ("context", "packed, recomputed")]
 FOUR = [("copies", "adam"), ("all", "together")]
-HALF = {"optimizer": AdamW(lr=1e-3), "steps": 2}
-REST = {"optimizer": AdamW(lr=1e-3), "steps": 4}
+HALF = {"optimizer": AdamW(lr=1e-3), "steps": 1}
+REST = {"optimizer": AdamW(lr=1e-3), "steps": 2}
 
 
 def rows_held(trainer: Any, task: Any) -> list[tuple[int, bool]]:
@@ -147,7 +142,7 @@ def test_no_rank_holds_a_whole_table_and_gradients_stay_sparse(two: list[Any]) -
 
 def test_a_folder_of_rows_is_resumed_under_another_strategy(two: list[Any]) -> None:
     whole = train(MEMORY, **REST)
-    losses, weights = far(two[0]["resumed"], {**whole, "losses": whole["losses"][2:]})
+    losses, weights = far(two[0]["resumed"], {**whole, "losses": whole["losses"][1:]})
     assert losses < CLOSE and weights < CLOSE
 
 

@@ -1,15 +1,96 @@
-"""Weights are gathered before they are reached: those of a layer's experts while the layer before it computes."""
+"""A checkpoint that ranks share: digested by the rank that wrote, one refusal where a disk is full, gathered ahead."""
 
 from __future__ import annotations
 
+import resource
 from contextlib import nullcontext
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from lightning.pytorch.strategies import ModelParallelStrategy
-from many_ranks import MOE, read_model, spawn
+from many_ranks import DENSE, MOE, read_model, spawn, train
+
+from blockwright.blocks.checkpoint import manifest
+from blockwright.registry import ConfigError
+from blockwright.training.checkpoints import together
+from blockwright.training.checkpoints.saving import save
+
+
+def work(folder: Path) -> dict[str, Any]:
+    rank, told = dist.get_rank(), {}
+    read: list[str] = []
+    digest = manifest._sha256
+    manifest._sha256 = lambda path, *rest: (read.append(path.name), digest(path, *rest))[1]
+    (folder / f"__{rank}_0.distcp").write_bytes(bytes([rank]) * 100)
+    dist.barrier()
+    digests = together.seal(folder)
+    told["sealed"], told["named"] = sorted(read), sorted(digests)
+    if rank == 0:
+        manifest.seal_folder(folder, digests)
+    dist.barrier()
+    told["read at the sealing"] = sorted(read)
+    read.clear()
+    manifest._remembered_sha256.cache_clear()
+    together.check(folder)
+    told["checked"] = sorted(read)
+    dist.barrier()
+    if rank == 0:
+        (folder / "__1_0.distcp").write_bytes(bytes([7]) * 100)
+    dist.barrier()
+    try:
+        together.check(folder)
+    except manifest.Damaged as error:
+        told["damaged"] = error.reason
+    return told
+
+
+def test_a_rank_reads_only_what_it_wrote_and_damage_that_one_finds_is_told_to_all(tmp_path: Path) -> None:
+    for name in (".metadata", "meta.pt"):
+        (tmp_path / name).write_bytes(b"x")
+    ranks = spawn(2, work, tmp_path)
+    for what in ("sealed", "read at the sealing", "checked"):
+        shards = [[name for name in told[what] if name.startswith("__")] for told in ranks]
+        assert shards == [["__0_0.distcp"], ["__1_0.distcp"]]
+        assert sorted(ranks[0][what] + ranks[1][what]) == ranks[0]["named"] == ranks[1]["named"]
+        assert len(ranks[0]["named"]) == 4
+    assert all("__1_0.distcp" in told["damaged"] for told in ranks)
+
+
+def fill_up(folder: Path) -> dict[str, Any]:
+    """For each limit on the size of files, and each rank that has it or all: what ``save`` raises, and what is left."""
+
+    def then(trainer: Any, task: Any) -> dict[str, Any]:
+        path, found = folder / "checkpoints" / "last.ckpt", {}
+        save(trainer, path)
+        largest = max(file.stat().st_size for file in path.iterdir())
+        for limit in (500, largest // 2):
+            for ranks in ({0}, {1}, {0, 1}):
+                if dist.get_rank() in ranks:
+                    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
+                try:
+                    save(trainer, path)
+                    raised = None
+                except BaseException as error:
+                    raised = type(error)
+                resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+                dist.barrier()  # the first rank has removed what it had begun
+                left = sorted(each.name for each in path.parent.iterdir() if each.name != "last.previous.ckpt")
+                found[limit, tuple(ranks)] = raised, left, manifest.check(path)
+                dist.barrier()
+        return found
+
+    return train(DENSE, strategy={"sharded_checkpoints": True}, devices=2, steps=1, then=then)["extra"]
+
+
+@pytest.mark.slow
+def test_every_rank_refuses_and_nothing_is_left_beside_the_old_one(tmp_path: Path) -> None:
+    for each in spawn(2, fill_up, tmp_path):
+        assert {kind for kind, _, _ in each.values()} == {ConfigError}
+        assert all(left == ["last.ckpt"] and whole for _, left, whole in each.values())
 
 
 def record() -> list[str]:
