@@ -80,14 +80,10 @@ EXPECTED = {
 }
 EXPECTED["jinja"] = "<s>" + EXPECTED["chatml"]
 SCORED = {
-    "plain": "Hello</s>Ciao</s>",
-    "deepseek_v2": " Hello</s> Ciao</s>",
-    "deepseek_v3": "Hello</s>Ciao</s>",
-    "deepseek_vl2": "Hello</s>Ciao</s>",
-    "chatml": "Hello<|im_end|>Ciao<|im_end|>",
-    "llama3": "Hello<|eot_id|>Ciao<|eot_id|>",
-    "jinja": "Hello<|im_end|>Ciao<|im_end|>",
-}
+    "plain": "Hello</s>Ciao</s>", "deepseek_v2": " Hello</s> Ciao</s>", "deepseek_v3": "Hello</s>Ciao</s>",
+    "deepseek_vl2": "Hello</s>Ciao</s>", "chatml": "Hello<|im_end|>Ciao<|im_end|>",
+    "llama3": "Hello<|eot_id|>Ciao<|eot_id|>", "jinja": "Hello<|im_end|>Ciao<|im_end|>",
+}  # fmt: skip
 
 
 def test_every_format_is_covered() -> None:
@@ -263,7 +259,6 @@ def test_a_template_runs_nowhere_but_in_the_process_that_can_be_killed(monkeypat
     monkeypatch.setattr(jinja2.Environment, "from_string", lambda *_: pytest.fail("a template was compiled here"))
     form = chat("jinja")
     assert form.render(TALK) and form.open(TALK[:2]) and form.ends(TOKENIZER)
-
     monkeypatch.setattr(
         template_process, "PROCESS", Answering("doing_as_asked:refuse", seconds=9.0, within=9.0, start=9.0, longest=9)
     )

@@ -72,7 +72,6 @@ def test_ranks_share_every_batch_and_a_short_last_batch_of_evaluation_is_filled(
     empty = CopyRows(Strings(np.arange(8), 24, 5, 11, 0), "train").__getitems__([2, -1])
     assert (empty["targets"][1] == -100).all() and not empty["n_bytes"][1]
     assert whole[0]["n_bytes"].tolist() == (whole[0]["targets"] != -100).sum(1).tolist()
-
     data = module()  # and a resumed run gets the batches that follow
     straight = batches(data, 5)
     resumed = module()
@@ -80,21 +79,13 @@ def test_ranks_share_every_batch_and_a_short_last_batch_of_evaluation_is_filled(
     assert torch.equal(batches(resumed, 1)[0]["tokens"], straight[3]["tokens"])
 
 
-@pytest.mark.parametrize(
-    ("changes", "path"),
-    [
-        ({"shortest": 9, "longest": 8}, "data.longest"),
-        ({"longest": 24}, "data.longest"),
-        ({"symbols": 1}, "data.symbols"),
-        ({"symbols": 95}, "data.symbols"),
-        ({"tokenizer": Chars(20)}, "data.tokenizer.vocab_size"),
-        ({"shortest": 0}, "data.shortest"),
-    ],
-)
-def test_what_cannot_be_copied_is_refused(changes, path):
-    with pytest.raises(ConfigError) as refused:
-        module(**changes)
-    assert refused.value.path == path
+def test_what_cannot_be_copied_is_refused():
+    settings = [{"shortest": 9, "longest": 8}, {"longest": 24}, {"symbols": 1}, {"symbols": 95}, {"shortest": 0}]
+    paths = ["data.longest", "data.longest", "data.symbols", "data.symbols", "data.shortest"]
+    for changes, path in zip([*settings, {"tokenizer": Chars(20)}], [*paths, "data.tokenizer.vocab_size"], strict=True):
+        with pytest.raises(ConfigError) as refused:
+            module(**changes)
+        assert refused.value.path == path
 
 
 @pytest.mark.slow

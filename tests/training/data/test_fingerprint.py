@@ -96,15 +96,8 @@ def documents(corpus: Corpus) -> Any:
     return [list(corpus.documents(split)) for split in SPLITS]
 
 
-def assert_documents_apart(
-    cls: type[Corpus], usual: Mapping[str, Any], others: Mapping[str, Any], shown: Callable[[Any], Any] = documents
-) -> None:
-    """Each setting of a corpus gives other documents only under another key.
-
-    Args:
-        usual, others: a value of each setting, and another
-        shown: all of a corpus that becomes tokens
-    """
+def assert_documents_apart(cls, usual, others, shown=documents):
+    """Each setting of a corpus gives other documents only under another key."""
     assert set(inspect.signature(cls).parameters) == set(others)
 
     def make(**settings: Any) -> tuple[str, Any]:

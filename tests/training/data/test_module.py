@@ -1,20 +1,28 @@
-"""The data module: what a batch holds, what evaluation counts, how processes share, what is refused."""
+"""The data module: what a batch holds, what evaluation counts, how processes share, and each mistake by its path."""
 
 from __future__ import annotations
 
+import copy
 import warnings
+from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import lightning as L
 import pytest
 import torch
+from hydra import compose, initialize_config_dir
 from lightning.pytorch.cli import LightningCLI
+from omegaconf import OmegaConf
+from pairwise import each
 
 from blockwright.registry.errors import ConfigError
+from blockwright.training.configuration import parts
 from blockwright.training.data.modules.text import TextDataModule
 from blockwright.training.data.tokenizers.bpe import BPE
 from blockwright.training.data.tokenizers.bytes import Bytes
 from blockwright.training.data.tokenizers.chars import Chars
+from tests.training.parallel.quiet import quiet_trainer
 
 EOS = 256
 
@@ -53,7 +61,6 @@ def test_a_batch_holds_windows_of_the_stream(ready):
         assert batch[name].shape == (4, 16) and batch[name].dtype == torch.int64
     counted = batch["targets"] != -100
     assert (batch["tokens"][:, 1:][counted[:, :-1]] == batch["targets"][:, :-1][counted[:, :-1]]).all()
-
     for batch in ready().train_dataloader():
         has_two = (batch["tokens"][:, :-1] == EOS).any()
         assert ("segments" in batch) == ("positions" in batch) == has_two
@@ -69,9 +76,9 @@ def test_an_epoch_covers_the_train_split_and_every_epoch_is_as_long(ready):
 @pytest.mark.parametrize("world_size", [2, 4])
 def test_processes_together_train_on_the_batches_of_one(ready, world_size):
     ranks = [as_rank(ready(), rank, world_size).train_dataloader() for rank in range(world_size)]
-    for whole, *parts in zip(ready().train_dataloader(), *ranks, strict=True):
-        assert torch.equal(whole["tokens"], torch.cat([part["tokens"] for part in parts]))
-        assert torch.equal(whole["targets"], torch.cat([part["targets"] for part in parts]))
+    for whole, *shares in zip(ready().train_dataloader(), *ranks, strict=True):
+        assert torch.equal(whole["tokens"], torch.cat([part["tokens"] for part in shares]))
+        assert torch.equal(whole["targets"], torch.cat([part["targets"] for part in shares]))
 
 
 def test_evaluation_counts_each_token_of_the_split_once(ready, small_corpus):
@@ -95,7 +102,6 @@ def test_processes_together_evaluate_the_split_once_in_equally_many_batches(read
     ranks = [counted(as_rank(ready(eval_batch_size=6), rank, world_size)) for rank in range(world_size)]
     assert [n for n, _ in ranks] == [n_batches] * world_size
     assert sorted(t for _, targets in ranks for t in targets) == alone
-
     assert sum(len(batch["tokens"]) for batch in ready(eval_windows=5).val_dataloader()) == 5
     assert sum(len(batch["tokens"]) for batch in ready(eval_windows=1000).val_dataloader()) == 11
 
@@ -148,9 +154,8 @@ class Counter(L.LightningModule):
         return torch.optim.SGD(self.parameters(), lr=0.1)
 
 
-def trainer(**settings) -> L.Trainer:
-    quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
-    return L.Trainer(accelerator="cpu", max_epochs=1, num_sanity_val_steps=0, **quiet, **settings)
+def trainer() -> L.Trainer:
+    return quiet_trainer(max_epochs=1, num_sanity_val_steps=0)
 
 
 def test_fit_validate_test_and_predict_run_and_warn_of_nothing(make_module, memory, small_corpus):
@@ -164,7 +169,6 @@ def test_fit_validate_test_and_predict_run_and_warn_of_nothing(make_module, memo
         predictions = trainer().predict(model, make_module())
     assert model.counts == {"fit": 16, "val": 320, "test": 80}
     assert sum(len(tokens) for tokens in predictions) == 5
-
     model = Counter()  # and without held-out text
     trainer().fit(model, make_module(corpus=memory(list(small_corpus.documents("train")))))
     assert model.counts == {"fit": 16, "val": 0, "test": 0}
@@ -215,3 +219,84 @@ def test_bits_a_byte_compare_across_tokenizers(ready, small_corpus):
         data = ready(tokenizer=tokenizer)
         n_bytes[tokenizer.kind] = int(sum(batch["n_bytes"].sum() for batch in data.val_dataloader()))
     assert n_bytes["bytes"] == n_bytes["chars"] == 158
+
+
+CONF = Path(__file__).parents[3] / "conf"
+CHARS = {"_target_": "blockwright.training.data.tokenizers.chars.Chars", "vocab_size": 5}
+NUMBERS: list[tuple[str, Any]] = [
+    *(("sequence_length", value) for value in (1, None, 2.5, "256")),
+    *(("batch_size", 0), ("batch_size", True), ("eval_batch_size", 0), ("eval_windows", 0)),
+    *(("num_workers", -1), ("seed", -1)),
+]
+# Path of the value → the value
+OTHERS: list[tuple[str, Any]] = [
+    ("batchsize", 4),
+    ("corpus.separater", "x"),
+    ("corpus.files", "???"),
+    ("corpus.files", "TMP/b.txt"),
+    ("corpus.val_fraction", 1.5),
+    ("tokenizer.vocab_size", 256),
+    ("name", "txet"),
+    *each(
+        ["corpus", "tokenizer"],
+        [None, "x", {}, {"_target_": "blockwright.training.data.nowhere.Corpus"}, {"_target_": "pathlib.Path"}],
+    ),
+]
+
+
+@pytest.fixture
+def node(tmp_path: Path) -> dict[str, Any]:
+    (tmp_path / "a.txt").write_text("a line of text\n" * 200)
+    return {
+        "name": "text",
+        "corpus": {"_target_": "blockwright.training.data.text.TextFiles", "files": f"{tmp_path}/a.txt"},
+        "tokenizer": {"_target_": "blockwright.training.data.tokenizers.bytes.Bytes", "vocab_size": 257},
+        "sequence_length": 32,
+        "batch_size": 4,
+        "eval_batch_size": None,
+        "eval_windows": None,
+        "num_workers": 0,
+        "seed": 0,
+        "cache_dir": f"{tmp_path}/cache",
+    }
+
+
+def check(node: dict[str, Any]) -> None:
+    parts.build("data", {"data": node}).check()
+
+
+def mistaken_at(node: dict[str, Any]) -> str:
+    with pytest.raises(ConfigError) as caught:
+        check(node)
+    assert caught.value.remedy
+    return caught.value.path
+
+
+@pytest.mark.parametrize(("path", "value"), [*NUMBERS, *OTHERS])
+def test_a_mistake_is_refused_by_its_path(node: dict[str, Any], tmp_path: Path, path: str, value: Any) -> None:
+    wrong = copy.deepcopy(node)
+    *around, last = path.split(".")
+    (wrong[around[0]] if around else wrong)[last] = (
+        value.replace("TMP", str(tmp_path)) if value == "TMP/b.txt" else value
+    )
+    assert mistaken_at(wrong) in (f"data.{path}", f"data.{path}._target_")
+
+
+def test_a_missing_value_a_small_vocabulary_and_a_class_in_place_of_a_name_are_refused(node: dict[str, Any]) -> None:
+    assert mistaken_at({**node, "tokenizer": CHARS}) == "data.tokenizer.vocab_size"
+    del node["corpus"]["files"]
+    assert mistaken_at(node) == "data.corpus.files"
+    assert mistaken_at({"_target_": "their.DataModule", "rows": 3}) == "data._target_"
+
+
+def composed(*overrides: str) -> Any:
+    with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
+        config = compose(overrides=["+seed=3", "+paths.data_dir=/data", *overrides])
+    return OmegaConf.to_container(config.data, resolve=True)
+
+
+def test_text_asks_for_its_files(tmp_path: Path) -> None:
+    assert mistaken_at(composed("+data=text")) == "data.corpus.files"
+    (tmp_path / "a.txt").write_text("a line of text\n" * 2000)
+    check(composed("+data=text", f"data.corpus.files={tmp_path}/a.txt", "data.corpus.val_fraction=0.1"))
+    assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]  # checking leaves nothing on disk

@@ -1,14 +1,21 @@
-"""The order of windows: a pure function of seed, epoch and batch, the same for every number of processes."""
+"""The order of windows, also of several lengths, and rows dealt to processes: a pure function of seed and batch."""
 
 from __future__ import annotations
 
+import itertools
+from collections import Counter
 from itertools import chain
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from blockwright.training.data.order import EpochBatches, LineBatches, Order
+from blockwright.registry import ConfigError
+from blockwright.training.data.dealing import DealtOrder, deal
+from blockwright.training.data.lengths import Lengths, Stage, read
+from blockwright.training.data.order import EpochBatches, LineBatches, MixedOrder, Order
+from blockwright.training.data.rows import RowOrder, best_fit
 
 orders = st.builds(
     Order,
@@ -37,7 +44,6 @@ def test_epochs_differ_in_order_and_in_where_windows_begin():
     assert len({tuple(np.unique(offsets % 10)) for offsets in epochs}) > 1
     assert (np.diff(epochs[0].ravel()) % 1000 != 10).any()
     assert (Order(1000, 10, 4, seed=1).epoch(0) != epochs[0]).any()
-
     # the same on every machine and in every release
     assert Order(100, 10, 2, seed=7).epoch(3).tolist() == [[36, 26], [46, 6], [56, 96], [86, 66], [16, 76]]
 
@@ -107,3 +113,118 @@ def test_evaluation_serves_each_window_once_and_ranks_equally_many(n_tokens, len
     assert len(offsets) == min(n_windows or every, every)
     if n_windows is None:
         assert offsets[-1] + length + 1 >= n_tokens > offsets[-1] + 1
+
+
+GROWING = Lengths((Stage({8: 0.6, 2: 0.4}, 10), Stage({16: 0.6, 2: 0.4})))
+
+
+def mixed(seed: int = 0, lengths: Lengths = GROWING) -> MixedOrder:
+    return MixedOrder(Order(1000, 16, 4, seed), lengths, 1000)
+
+
+@pytest.mark.parametrize("share", [0.5, 0.6, 0.9])
+def test_shares_hold_from_the_first_batches_on(share):
+    lengths = Lengths((Stage({4: share, 2: 1 - share}),))
+    for n in (20, 64, 1000):
+        assert abs((lengths.of(0, n) == 4).mean() - share) < 3 / n + 0.01
+
+
+@given(st.integers(0, 40), st.integers(0, 40))
+def test_a_later_start_gives_the_rest_of_the_same_lengths(first, more):
+    assert (GROWING.of(first, first + more) == GROWING.of(0, first + more)[first:]).all()
+    assert sum(GROWING.counts(first).values()) == first
+
+
+def test_a_stage_ends_and_the_next_begins():
+    assert set(GROWING.of(0, 10).tolist()) == {8, 2} and set(GROWING.of(10, 60).tolist()) == {16, 2}
+
+
+def test_every_batch_has_as_many_tokens_and_is_the_same_on_all_ranks():
+    whole = [(len(rows), rows.length, list(rows), rows.batch) for rows in EpochBatches(mixed())]
+    assert {n * length for n, length, *_ in whole} == {64} and {length for _, length, *_ in whole} == {16, 8, 2}
+    ranks = [list(EpochBatches(mixed(), rank, 2)) for rank in range(2)]
+    assert [[*chain(*parts)] for parts in zip(*ranks, strict=True)] == [offsets for *_, offsets, _ in whole]
+    assert [rows.first for rows in ranks[1]] == [n // 2 for n, *_ in whole]
+
+
+@pytest.mark.parametrize("start", [0, 7, 15, 16, 40])
+def test_a_resumed_run_gets_the_batches_of_the_uninterrupted_one(start):
+    endless = list(mixed().batches(0, 60))
+    late = list(mixed().batches(start, 60))
+    assert [(n, a.tolist()) for n, a in late] == [(n, a.tolist()) for n, a in endless[start:]]
+
+
+def test_windows_of_one_length_do_not_overlap_within_their_epoch():
+    seen = Counter()
+    order = mixed(lengths=Lengths((Stage({16: 0.5, 8: 0.5}),)))
+    for length, offsets in order.batches(0, 20):
+        if length == 8:
+            seen.update(((offsets[:, None] + np.arange(8)) % 1000).ravel().tolist())
+    assert max(seen.values()) == 1
+
+
+REFUSED = [
+    ([], "data.lengths"),
+    ([{"shares": {8: 0.6, 2: 0.3}}], "data.lengths.0.shares"),
+    ([{"shares": {32: 1.0}}], "data.lengths"),
+    ([{"shares": {7: 1.0}}], "data.lengths"),
+    ([{"shares": {1: 1.0}}], "data.lengths.0.shares"),
+    ([{"shares": {8: -1}}], "data.lengths.0.shares.8"),
+    ([{"share": {8: 1.0}}], "data.lengths.0.share"),
+    ([{"shares": {8: 1.0}, "steps": 3}], "data.lengths.0.steps"),
+    ([{"shares": {8: 1.0}, "batches": 3}], "data.lengths.0.batches"),
+    ([{"shares": {8: 1.0}}, {"shares": {8: 1.0}}], "data.lengths.0.batches"),
+    ([{"shares": {8: 1.0}, "batches": 0}, {"shares": {8: 1.0}}], "data.lengths.0.batches"),
+]
+
+
+@pytest.mark.parametrize(("value", "path"), REFUSED)
+def test_stages_that_cannot_be_are_refused(value, path):
+    with pytest.raises(ConfigError) as caught:
+        read(value, 16, 4)
+    assert caught.value.path == path
+
+
+loads = st.lists(st.integers(0, 30), min_size=1, max_size=12)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.tuples(st.integers(1, 20), st.integers(0, 9)), min_size=1, max_size=60))
+def test_rows_keep_two_budgets(items: list[tuple[int, int]]) -> None:
+    lengths, tiles = (np.array(each) for each in zip(*items, strict=True))
+    rows = best_fit(lengths, 20, tiles, 9)
+    assert sorted(item for row in rows for item in row) == list(range(len(items)))
+    filled = [(lengths[row].sum(), tiles[row].sum()) for row in rows]
+    assert all(length <= 20 and load <= 9 for length, load in filled)
+    assert sum(length <= 10 and load <= 4 for length, load in filled) <= 1  # two that fit into one would have been one
+    alone = best_fit(lengths, 20)
+    assert best_fit(lengths, 20, 0 * tiles, 9) == alone
+    assert max(lengths[row].sum() for row in alone) <= 20 and sum(lengths[row].sum() <= 10 for row in alone) <= 1
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(1, 4).flatmap(lambda n: st.tuples(st.just(n), loads.map(lambda found: found * n))), st.randoms())
+def test_hands_have_equally_many_items_and_differ_by_one_load_at_most(dealt, draw):
+    n, values = dealt
+    draw.shuffle(values)
+    hands = deal(np.array(values), n)
+    assert sorted(item for hand in hands for item in hand) == list(range(len(values)))
+    assert {len(hand) for hand in hands} == {len(values) // n}
+    sums = [sum(values[item] for item in hand) for hand in hands]
+    assert max(sums) - min(sums) <= max(values)
+
+
+def test_dealing_changes_who_sees_a_row_and_nothing_else_also_from_the_middle_on() -> None:
+    tiles = np.random.RandomState(0).randint(0, 20, 50)
+    alone = RowOrder(50, 8, 3)
+    uneven, even = [], []
+    for n in (1, 2, 4):
+        order = DealtOrder(50, 8, 3, tiles, n)
+        ranks = [list(EpochBatches(order, rank, n)) for rank in range(n)]
+        assert [list(EpochBatches(order, rank, n, start=4)) for rank in range(n)] == [rows[4:] for rows in ranks]
+        for parts, rows in zip(zip(*ranks, strict=True), alone.epoch(0), strict=True):
+            assert sorted(itertools.chain(*parts)) == sorted(rows)
+            even.append(np.ptp([tiles[part].sum() for part in parts]))
+            uneven.append(np.ptp([tiles[part].sum() for part in np.split(rows, n)]))
+    assert list(EpochBatches(DealtOrder(50, 8, 3, tiles))) == list(EpochBatches(alone))
+    assert sum(even) < 0.3 * sum(uneven)

@@ -1,76 +1,21 @@
-"""A resumed run sees the batches that the uninterrupted run would have seen: with the real Trainer, killed and resumed.
-
-Each case trains once without interruption, once until it is killed, and resumes from the checkpoint; the list of
-batches before the checkpoint and after it must be the uninterrupted list.
-"""
+"""A resumed run sees the batches that the uninterrupted run would have seen: with the real Trainer, killed once."""
 
 from __future__ import annotations
 
-import contextlib
 import warnings
 from pathlib import Path
 
-import lightning as L
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint, OnExceptionCheckpoint
 from pairwise import each
-from torch import nn
 
 from blockwright.registry.errors import ConfigError
 from blockwright.training.data.tokenizers.bytes import Bytes
 from blockwright.training.data.tokenizers.chars import Chars
+from tests.training.data.recording import Recorder, fit
 
 pytestmark = pytest.mark.xdist_group("resuming")  # its fixture runs a whole program, once
-
-
-class KilledError(Exception):
-    pass
-
-
-class Recorder(L.LightningModule):
-    """A model of one number that writes down the batches it is trained on, and the number of its epoch."""
-
-    def __init__(self, dies_at: int | None = None) -> None:
-        super().__init__()
-        self.number = nn.Parameter(torch.zeros(1))
-        self.dies_at = dies_at
-        self.seen: list[tuple[int, ...]] = []
-        self.epochs: list[int] = []
-        self.validated_after: list[int] = []
-
-    def training_step(self, batch, batch_idx):
-        if len(self.seen) == self.dies_at:
-            raise KilledError
-        self.seen.append(tuple(batch["tokens"].flatten().tolist()))
-        self.epochs.append(self.current_epoch)
-        return self.number.sum()
-
-    def validation_step(self, batch, batch_idx):
-        if batch_idx == 0 and not self.trainer.sanity_checking:
-            self.validated_after.append(len(self.seen))
-
-    def configure_optimizers(self):
-        return torch.optim.SGD(self.parameters(), lr=0.1)
-
-
-def fit(data, folder: Path, callbacks=(), ckpt_path=None, dies_at=None, **trainer) -> Recorder:
-    model = Recorder(dies_at)
-    settings = {"max_steps": 40, "max_epochs": -1, "limit_val_batches": 0, **trainer}
-    trainer = L.Trainer(
-        accelerator="cpu",
-        default_root_dir=folder,
-        logger=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        enable_checkpointing=bool(callbacks),
-        callbacks=list(callbacks),
-        use_distributed_sampler=False,
-        **settings,
-    )
-    with contextlib.suppress(KilledError):
-        trainer.fit(model, datamodule=data, ckpt_path=ckpt_path, weights_only=True if ckpt_path else None)
-    return model
 
 
 @pytest.fixture(scope="module")
@@ -104,13 +49,13 @@ def test_a_killed_run_resumes_with_the_same_batches(make_module, tmp_path, step,
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("before", "after"), [(0, 2), (2, 1)])
-def test_the_number_of_workers_may_change_on_resuming(make_module, tmp_path, before, after, uninterrupted):
+def test_workers_prefetch_over_the_epochs_and_their_number_may_change(make_module, tmp_path, uninterrupted):
     whole = uninterrupted(make_module)
-    assert fit(make_module(num_workers=after), tmp_path / "prefetching").seen == whole.seen
-    fit(make_module(num_workers=before), tmp_path, [every(14, tmp_path)], dies_at=15, max_steps=20)
-    resumed = fit(make_module(num_workers=after), tmp_path, ckpt_path=tmp_path / "step=14.ckpt", max_steps=20)
-    assert resumed.seen == whole.seen[14:20]
+    assert fit(make_module(num_workers=2), tmp_path / "prefetching").seen == whole.seen
+    fit(make_module(num_workers=2), tmp_path, [every(14, tmp_path)], dies_at=15, max_steps=20)
+    for after in (0, 1):
+        resumed = fit(make_module(num_workers=after), tmp_path, ckpt_path=tmp_path / "step=14.ckpt", max_steps=20)
+        assert resumed.seen == whole.seen[14:20]
 
 
 @pytest.mark.parametrize(

@@ -26,15 +26,11 @@ def splits(corpus: TextFiles) -> dict[str, list[str]]:
     return {split: list(corpus.documents(split)) for split in SPLITS}
 
 
-# ---- documents and splits
-
-
 def test_with_ten_files_whole_files_are_held_out_by_a_seed_of_their_own(tmp_path):
     write(tmp_path, **{f"t{i:02}": f"text number {i}\n" for i in range(20)})
     parts = splits(TextFiles(f"{tmp_path}/*.txt", val_fraction=0.1, test_fraction=0.1))
     assert [len(parts[split]) for split in SPLITS] == [16, 2, 2]
     assert sorted(chain(*parts.values())) == sorted(f"text number {i}\n" for i in range(20))
-
     pattern = f"{tmp_path}/*.txt"
     assert splits(TextFiles(pattern)) == splits(TextFiles(pattern))
     assert splits(TextFiles(pattern)) != splits(TextFiles(pattern, split_seed=1))
@@ -137,8 +133,6 @@ def tail(text, split, val, test) -> str:
     begin, end = line_start(1 - val - test), line_start(1 - test)
     return {"train": text[:begin], "val": text[begin:end], "test": text[end:]}[split]
 
-
-# ---- mistakes
 
 # Files → what is asked for, the setting at fault, and a value that the message has to name
 MISTAKES = [

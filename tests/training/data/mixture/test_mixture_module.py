@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import warnings
 from pathlib import Path
 from typing import Any
 
-import lightning as L
 import numpy as np
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
-from torch import nn
 
 from blockwright.registry.errors import ConfigError
 from blockwright.training.data.mixture.module import MixtureDataModule
@@ -23,6 +20,7 @@ from tests import built
 from tests.training.data.conftest import Memory, some_text
 from tests.training.data.mixture import formats
 from tests.training.data.mixture.formats import documents
+from tests.training.data.recording import fit
 
 T, B, STEPS = 16, 4, 30
 TWO = [{"shares": {"code": 0.3, "web": 0.7}, "batches": 12}, {"shares": {"code": 0.5, "plays": 0.25, "web": 0.25}}]
@@ -58,59 +56,27 @@ def make(tmp_path: Path, sources: dict[str, Any]):
     return build
 
 
-class KilledError(Exception):
-    pass
-
-
-class Recorder(L.LightningModule):
-    """A model of one number that writes down its batches."""
-
-    def __init__(self, dies_at: int | None = None) -> None:
-        super().__init__()
-        self.number, self.dies_at = nn.Parameter(torch.zeros(1)), dies_at
-        self.seen: list[tuple[int, ...]] = []
-
-    def training_step(self, batch: dict[str, torch.Tensor], batch_idx: int) -> torch.Tensor:
-        if len(self.seen) == self.dies_at:
-            raise KilledError
-        self.seen.append(tuple(batch["tokens"].flatten().tolist()))
-        return self.number.sum()
-
-    def configure_optimizers(self) -> Any:
-        return torch.optim.SGD(self.parameters(), lr=0.1)
-
-
-def fit(data: MixtureDataModule, folder: Path, dies_at: int | None = None, ckpt_path: str | None = None, **how) -> Any:
-    saver = ModelCheckpoint(folder, every_n_train_steps=1, save_top_k=-1, filename="{step}")
-    trainer = L.Trainer(
-        **{"accelerator": "cpu", "max_steps": STEPS, "max_epochs": -1, "limit_val_batches": 0, **how},
-        **dict.fromkeys(("logger", "enable_progress_bar", "enable_model_summary"), False),
-        callbacks=[saver] if dies_at else [],
-        enable_checkpointing=dies_at is not None,
-        use_distributed_sampler=False,
-    )
-    model = Recorder(dies_at)
-    with contextlib.suppress(KilledError):
-        trainer.fit(model, data, ckpt_path=ckpt_path, weights_only=True if ckpt_path else None)
-    return model.seen
-
-
-def batches(data: MixtureDataModule, n: int = STEPS) -> list[dict[str, torch.Tensor]]:
+def ready(data: MixtureDataModule, n: int = STEPS) -> MixtureDataModule:
     data.prepare_data()
     data.setup()
     data.check_run(n)
-    return list(data.train_dataloader())
+    return data
+
+
+def batches(data: MixtureDataModule, n: int = STEPS) -> list[dict[str, torch.Tensor]]:
+    return list(ready(data, n).train_dataloader())
 
 
 @pytest.mark.parametrize(("dies_at", "accumulated"), [(12, 1), (17, 3)])
 def test_a_killed_run_resumes_with_the_batches_it_would_have_had(make, tmp_path, dies_at, accumulated):
     how = {"accumulate_grad_batches": accumulated, "max_steps": STEPS // accumulated}
-    whole = fit(make(), tmp_path, **how)
-    first = fit(make(), tmp_path / "killed", dies_at, **how)
+    saver = ModelCheckpoint(tmp_path / "killed", every_n_train_steps=1, save_top_k=-1, filename="{step}")
+    whole = fit(make(), tmp_path, **how).seen
+    first = fit(make(), tmp_path, [saver], dies_at=dies_at, **how).seen
     saved = dies_at // accumulated
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message="Resuming on other data")
-        rest = fit(make(), tmp_path, ckpt_path=str(tmp_path / "killed" / f"step={saved}.ckpt"), **how)
+        rest = fit(make(), tmp_path, ckpt_path=tmp_path / "killed" / f"step={saved}.ckpt", **how).seen
     assert len(whole) == STEPS and first == whole[:dies_at] and rest == whole[saved * accumulated :]
 
 
@@ -150,7 +116,6 @@ def test_targets_are_the_next_tokens_within_a_document(make):
         ended = batch["tokens"] == 256
         assert (batch["targets"][ended] == -100).all()  # what follows begins another document
         assert (batch["n_bytes"] == ((batch["targets"] >= 0) & (batch["targets"] != 256)).sum(1)).all()
-
     batch = batches(make(documents="joined"), 13)[0]
     assert "segments" not in batch and (batch["targets"] >= 0).all()
 
@@ -171,7 +136,6 @@ def test_each_source_is_validated_by_itself(make, tmp_path):
     by_name.setup()
     assert by_name.val_weights == {"code": 0.75, "plays": 0, "web": 0.25}
     # held-out tokens are the last documents, and not trained on
-
     opened = data._opened["web"]
     ids = np.concatenate([np.fromfile(tmp_path / f"web_{i}.bin", np.uint16) for i in range(3)])
     assert opened.train.n_tokens + opened.val.n_tokens == len(ids)
@@ -180,7 +144,7 @@ def test_each_source_is_validated_by_itself(make, tmp_path):
 
 def test_tokens_and_epochs_of_each_source_are_known_at_any_batch(make):
     data = make()
-    batches(data)
+    ready(data)
     figures = data.figures_at(12)
     assert figures["data/web/tokens"] + figures["data/code/tokens"] == 12 * B * T
     assert figures["data/plays/tokens"] == 0 and figures["data/stage"] == 1
@@ -193,18 +157,16 @@ def test_tokens_and_epochs_of_each_source_are_known_at_any_batch(make):
 
 def test_shares_follow_the_sizes_without_stages(make):
     data = make(stages=None)
-    batches(data)
+    ready(data)
     epochs = {name: value for name, value in data.figures_at(30).items() if name.endswith("epochs")}
     assert max(epochs.values()) - min(epochs.values()) < 0.1
 
 
 def test_a_run_that_stands_for_a_longer_one_repeats_as_that_does(make):
-    longer = make()
-    batches(longer, 120)
     short = make(stages=[{**TWO[0], "batches": 3}, TWO[1]], stands_for=120 * B * T)
-    batches(short, 30)
+    ready(short, 30)
     scaled = make(stages=[{**TWO[0], "batches": 12}, TWO[1]])
-    batches(scaled, 120)
+    ready(scaled, 120)
     for name in ("web", "code"):
         assert short.figures_at(30)[f"data/{name}/epochs"] == pytest.approx(
             scaled.figures_at(120)[f"data/{name}/epochs"], rel=0.15
@@ -214,25 +176,25 @@ def test_a_run_that_stands_for_a_longer_one_repeats_as_that_does(make):
 def test_another_stage_to_come_is_the_same_run_and_another_past_is_warned_of(make, monkeypatch):
     state = make_state(make, monkeypatch, 10)
     later = make(stages=[TWO[0], {"shares": {"web": 0.9, "code": 0.05, "plays": 0.05}}])
-    batches(later)
+    ready(later)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         later.load_state_dict(state)
     past = make(stages=[{**TWO[0], "shares": {"web": 0.6, "code": 0.4}}, TWO[1]])
-    batches(past)
+    ready(past)
     with pytest.warns(UserWarning, match="shares"):
         past.load_state_dict(state)
 
 
 def make_state(make, monkeypatch, at: int, **changes) -> dict[str, Any]:
     data = make(**changes)
-    batches(data)
+    ready(data)
     monkeypatch.setattr(data, "_consumed", lambda: at)
     return data.state_dict()
 
 
 def refused_at(data: MixtureDataModule, state: dict[str, Any]) -> str:
-    batches(data)
+    ready(data)
     with pytest.raises(ConfigError) as refused:
         data.load_state_dict(state)
     return refused.value.path
@@ -245,7 +207,7 @@ def test_a_source_that_was_read_may_not_change_and_one_that_was_not_may(make, mo
     left_out = make(sources=without, stages=[{"shares": {"web": 0.5, "plays": 0.5}}])
     assert refused_at(left_out, state) == "data.sources.code"
     other = make(sources={**sources, "plays": {"corpus": Memory([some_text(300).upper()])}})
-    batches(other)
+    ready(other)
     other.load_state_dict(state)
     formats.raw(tmp_path / "web_3.bin", documents(60, 3, LETTERS["web"]))
     assert refused_at(make(), state) == "data.sources.web"
@@ -257,7 +219,7 @@ def test_other_contents_are_seen_where_all_are_read(make, monkeypatch, tmp_path)
     ids[3], ids[4] = ids[4], ids[3]
     np.save(tmp_path / "code.npy", ids)
     by_size = make()
-    batches(by_size)
+    ready(by_size)
     by_size.load_state_dict(state)
     assert refused_at(make(digests="contents"), state) == "data.sources.code"
 
@@ -332,10 +294,7 @@ def test_a_run_that_the_sources_do_not_allow_is_refused(make, tmp_path, changes,
     if "sources" in changes:
         changes = {**changes, "sources": {"web": {"files": str(tmp_path / "code.npy")}}}
     with pytest.raises(ConfigError) as refused:
-        data = make(**changes)
-        data.prepare_data()
-        data.setup()
-        data.check_run(steps)
+        ready(make(**changes), steps)
     assert refused.value.path == path and refused.value.remedy
 
 

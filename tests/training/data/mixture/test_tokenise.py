@@ -77,18 +77,13 @@ def test_every_format_gives_the_same_documents_and_blank_ones_are_left_out(tmp_p
 
 
 BAD: dict[str, bytes] = {
-    "broken.jsonl": lines(TEXTS[:3]) + b'{"text": "half',
-    "a_list.jsonl": b"[1, 2]\n",
-    "column.jsonl": lines(TEXTS[:2], "content"),
-    "number.jsonl": b'{"text": 5}\n',
+    "broken.jsonl": lines(TEXTS[:3]) + b'{"text": "half', "a_list.jsonl": b"[1, 2]\n",
+    "column.jsonl": lines(TEXTS[:2], "content"), "number.jsonl": b'{"text": 5}\n',
     "nested.jsonl": b'{"text": "x", "n": ' + b"[" * 100_000 + b"\n",
-    "half.jsonl.gz": gzip.compress(lines(TEXTS))[:-20],
-    "no.jsonl.gz": lines(TEXTS),
-    "latin.txt": "grün".encode("latin-1"),
-    "no.parquet": b"PAR1 not",
-    "no.arrow": b"ARROW1\0\0 not",
+    "half.jsonl.gz": gzip.compress(lines(TEXTS))[:-20], "no.jsonl.gz": lines(TEXTS),
+    "latin.txt": "grün".encode("latin-1"), "no.parquet": b"PAR1 not", "no.arrow": b"ARROW1\0\0 not",
     "page.html": b"<p>",
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", BAD)
