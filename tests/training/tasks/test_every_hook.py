@@ -23,6 +23,7 @@ from blockwright.training.figure import find, of_run
 from blockwright.training.optimizers.adamw import AdamW
 from blockwright.training.schedulers.constant import Constant
 from tests import built
+from tests.training.parallel.quiet import quiet_trainer
 
 pytestmark = pytest.mark.xdist_group("every_hook")  # its runs are made once
 
@@ -106,41 +107,23 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def fit(cases: dict[str, Case], tiny: Callable[..., Any], folder: Path, blocks_of_the_module: None) -> Fit:
-    def run(
-        name: str, steps: int = STEPS, saves: Any = (), ckpt_path: Any = None, accumulate: int = 1, start: Any = None
-    ) -> Last:
+    def run(name, steps=STEPS, saves=(), ckpt_path=None, accumulate=1, start=None):
         gating = {"name": "sigmoid_bias", "top_k": 2, "bias_step": 0.05}
         model = tiny(moe=True, vocab_size=16, d_model=32, init={"std": 0.3}, gating=gating)
         case = {"causal_lm": CAUSAL_LM, **cases}[name]
         settings = {**case.settings, **({} if start is None else {"init_from": str(start)})}
         task = built.task(name, model, AdamW(lr=3e-3, weight_decay=0.0), Constant(warmup=1), **settings)
-        data = built.data(
-            case.data,
-            corpus=case.corpus(train=24, held_out=4),
-            tokenizer=Chars(16),
-            batch_size=8 // accumulate,
-            cache_dir=str(folder / "cache"),
-            **case.of_data,
-        )
+        made = {"corpus": case.corpus(train=24, held_out=4), "tokenizer": Chars(16), "batch_size": 8 // accumulate}
+        data = built.data(case.data, **made, cache_dir=str(folder / "cache"), **case.of_data)
         last = Last()
-        trainer = L.Trainer(
-            logger=False,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            accelerator="cpu",
-            max_steps=steps,
-            max_epochs=-1,
-            log_every_n_steps=2,
-            accumulate_grad_batches=accumulate,
-            check_val_every_n_epoch=None,
-            val_check_interval=2,
-            limit_val_batches=1,
-            num_sanity_val_steps=0,
-            callbacks=[*saves, Guard(window=2, sigmas=50.0), QKClip(threshold=0.05), DeadExperts(0.9, 2), last],
+        every = {"log_every_n_steps": 2, "check_val_every_n_epoch": None, "val_check_interval": 2}
+        guards = [Guard(window=2, sigmas=50.0), QKClip(threshold=0.05), DeadExperts(0.9, 2)]
+        trainer = quiet_trainer(
+            **{"max_steps": steps, "max_epochs": -1, "limit_val_batches": 1, "num_sanity_val_steps": 0, **every},
+            callbacks=[*saves, *guards, last],
             plugins=[SealedCheckpoints()],
-            use_distributed_sampler=False,
             default_root_dir=folder,
+            accumulate_grad_batches=accumulate,
         )
         trainer.fit(task, data, ckpt_path=ckpt_path, weights_only=True)
         return last

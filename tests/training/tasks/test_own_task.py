@@ -1,4 +1,4 @@
-"""A plug-in's task of ten lines (tests/plugin) trains, logs, resumes and is reported like ours."""
+"""A task of your own: a plug-in's of ten lines is trained and resumed like ours, and a script reads a plain loader."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 import pytest
+from torch.utils.data import DataLoader
 
 from blockwright import registry
 from blockwright.registry import ConfigError
@@ -21,9 +23,7 @@ OWN = ["task=previous_token"]
 
 
 @pytest.fixture
-def own(
-    monkeypatch: pytest.MonkeyPatch, checked: Callable[..., dict[str, Any]], temporary_blocks: None
-) -> Callable[..., dict[str, Any]]:
+def own(monkeypatch, checked, temporary_blocks):
     monkeypatch.syspath_prepend(str(PLUGIN))
     from blockwright_guest.previous_token import PreviousToken
 
@@ -44,9 +44,7 @@ def test_it_trains_logs_resumes_and_is_reported(own: Callable[..., dict[str, Any
 
 
 @pytest.mark.slow
-def test_key_that_it_reads_and_the_data_do_not_give_is_refused(
-    own: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_key_that_it_reads_and_the_data_do_not_give_is_refused(own, monkeypatch):
     from blockwright_guest.previous_token import PreviousToken
 
     monkeypatch.setattr(PreviousToken, "reads", ("tokens", "labels"))
@@ -61,9 +59,7 @@ def test_page_on_adding_a_task_shows_this_one() -> None:
 
 
 @pytest.mark.slow
-def test_it_is_trained_on_several_ranks_as_on_one(
-    train_py: Callable[..., Any], small: list[str], tmp_path: Path
-) -> None:
+def test_it_is_trained_on_several_ranks_as_on_one(train_py, small, tmp_path):
     info = tmp_path / "site" / "own-0.dist-info"  # as an installer leaves it
     info.mkdir(parents=True)
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: own\nVersion: 0\n")
@@ -73,13 +69,35 @@ def test_it_is_trained_on_several_ranks_as_on_one(
     losses = []
     for where in ("default", "[fsdp,sim]"):
         folder = tmp_path / where
-        quiet = [
-            "logger=none",
-            "callbacks.report.sample_tokens=0",
-            f"hydra.run.dir='{folder}'",
-            "data.batch_size=4",
-        ]
+        quiet = ["logger=none", "callbacks.report.sample_tokens=0", f"hydra.run.dir='{folder}'", "data.batch_size=4"]
         done = train_py(*small, *OWN, *quiet, f"trainer={where}", "trainer.max_steps=4", PYTHONPATH=str(info.parent))
         assert done.returncode == 0, done.stderr
         losses.append(json.loads((folder / "results.json").read_text())["metrics"]["val/loss"])
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
+PAGE = Path(__file__).resolve().parents[3] / "docs" / "how-to" / "lightning.md"
+
+
+@pytest.fixture(scope="module")
+def script() -> dict[str, Any]:
+    """The names of the page's snippet, after it has run."""
+    found = re.search(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
+    assert found is not None
+    names: dict[str, Any] = {}
+    exec(found[1], names)
+    return names
+
+
+def test_the_snippet_of_the_page_trains(script: dict[str, Any]) -> None:
+    assert script["trainer"].global_step == 4 and script["logits"].shape == (16, 32, 256)
+
+
+def test_a_batch_that_the_task_cannot_read_is_refused(script: dict[str, Any]) -> None:
+    items = script["items"]
+    lacking = {key: [{k: v for k, v in item.items() if k != key} for item in items] for key in items[0]}
+    for name, batches in {**lacking, "a mapping": [item["tokens"] for item in items]}.items():
+        task = script["CausalLM"](script["task"].configured)
+        trainer = L.Trainer(max_steps=1, accelerator="cpu", logger=False, enable_checkpointing=False, barebones=True)
+        with pytest.raises(ConfigError, match=name):
+            trainer.fit(task, DataLoader(batches, batch_size=4))

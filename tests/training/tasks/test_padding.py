@@ -24,6 +24,7 @@ from blockwright.training.data.tokenizers.chars import Chars
 from blockwright.training.optimizers.adamw import AdamW
 from blockwright.training.schedulers.constant import Constant
 from tests import built
+from tests.training.parallel.quiet import quiet_trainer
 
 Make = Callable[..., Any]
 COLUMNS, ROWS = 3, 2  # of padding that is added
@@ -94,39 +95,19 @@ def train(cases: dict[str, Case], tiny: Make, tmp_path_factory: pytest.TempPathF
     folder = tmp_path_factory.mktemp("padding")
     balances = [{"name": name, **_of_devices(name)} for name in registry.names("balance")]
     selector = {"name": "dsa", "n_heads": 2, "head_dim": 8, "top_k": 4}
-    model = tiny(
-        moe=True,
-        vocab_size=16,
-        init={"std": 0.3},
-        attention={"name": "gqa", "selector": selector},
-        gating={"name": "sigmoid_bias", "top_k": 2, "bias_step": 0.125, "balance": balances},
-    )
+    gating = {"name": "sigmoid_bias", "top_k": 2, "bias_step": 0.125, "balance": balances}
+    attention = {"name": "gqa", "selector": selector}
+    model = tiny(moe=True, vocab_size=16, init={"std": 0.3}, attention=attention, gating=gating)
 
     def run(name: str, steps: int = 1, **more: Any) -> tuple[Any, dict[str, float], L.Trainer]:
         case = cases.get(name, Case("chat", Sorting, {}))
         settings = {k: str(folder / "start.ckpt") if v == "START" else v for k, v in case.settings.items()}
         made = built.task(name, {**model, **case.model}, AdamW(lr=3e-3), Constant(warmup=1), **settings, **more)
-        data = built.data(
-            case.data,
-            corpus=case.corpus(train=24, held_out=6),
-            tokenizer=Chars(16),
-            sequence_length=24,
-            batch_size=4,
-            cache_dir=str(folder / "cache"),
-        )
-        watch = Watch()
-        quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
-        trainer = L.Trainer(
-            **quiet,
-            accelerator="cpu",
-            max_steps=steps,
-            log_every_n_steps=1,
-            val_check_interval=steps,
-            num_sanity_val_steps=0,
-            callbacks=[QKClip(threshold=0.5), watch],
-            use_distributed_sampler=False,
-            default_root_dir=folder,
-        )
+        rows = {"tokenizer": Chars(16), "sequence_length": 24, "batch_size": 4, "cache_dir": str(folder / "cache")}
+        data, watch = built.data(case.data, corpus=case.corpus(train=24, held_out=6), **rows), Watch()
+        every = {"log_every_n_steps": 1, "val_check_interval": steps, "num_sanity_val_steps": 0}
+        callbacks = [QKClip(threshold=0.5), watch]
+        trainer = quiet_trainer(max_steps=steps, callbacks=callbacks, default_root_dir=folder, **every)
         trainer.fit(made, data)
         validated = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("val")}
         return made, {**watch.figures, **validated}, trainer
@@ -148,11 +129,7 @@ def pad(monkeypatch: pytest.MonkeyPatch, *modules: Any) -> None:
 
 
 def assert_padding_changes_nothing(train: Make, name: str, widen: Callable[[], None]) -> None:
-    """Train a task without and with padding.
-
-    Args:
-        widen: has batches padded
-    """
+    """Train a task without and with padding."""
     plain, expected, _ = train(name)
     widen()
     padded, found, _ = train(name)

@@ -1,4 +1,4 @@
-"""The gradient of a step is that of one large batch, whatever it is divided into and however its tokens are spread."""
+"""The gradient of a step is that of one large batch, however it is divided; losses of sources are weighted means."""
 
 from __future__ import annotations
 
@@ -10,22 +10,32 @@ import lightning as L
 import pytest
 import torch
 from lightning.pytorch.plugins.precision import MixedPrecision
-from torch import Tensor
+from torch import Tensor, tensor
 from torch.utils.data import DataLoader, IterableDataset
 
+from blockwright.blocks.kernels.cross_entropy import IGNORED
 from blockwright.training.callbacks.guard import Guard
-from blockwright.training.lookahead import Lookahead
+from blockwright.training.configuration import figures
+from blockwright.training.data.tokenizers.bytes import Bytes
+from blockwright.training.figure import find, of_run
+from blockwright.training.metrics import TokenLoss
+from blockwright.training.optimizers.adamw import AdamW
 from blockwright.training.optimizers.base import OptimizerRecipe
 from blockwright.training.parallel.ranks import DataRanks
 from blockwright.training.schedulers.constant import Constant
+from blockwright.training.tasks.by_source import BySource
 from blockwright.training.tasks.causal_lm import CausalLM
 from blockwright.training.tasks.setup import Setup
 from blockwright.training.tasks.step_mean import StepMean
+from tests import built
+from tests.training.data.mixture import formats
+from tests.training.data.mixture.formats import documents
+from tests.training.parallel.quiet import quiet_trainer
 
 Batch = dict[str, Tensor]
 ROWS, LENGTH = 16, 12
 GATING = {"name": "sigmoid_bias", "top_k": 2, "bias_step": 0.125, "balance": [{"name": "expert", "alpha": 0.05}]}
-ROUTED = {"moe": True, "mtp": {"depth": 2, "loss_weight": 0.5}}
+ROUTED = {"moe": True, "mtp": {"depth": 1, "loss_weight": 0.5}}
 
 
 class Descent(OptimizerRecipe):
@@ -73,9 +83,8 @@ class Seen(L.Callback):
 def gradients(tiny: Callable[..., dict[str, Any]], tmp_path: Path) -> Callable[..., Seen]:
     def train(batches: Any, accumulate: int, callbacks: Any = (), model: Any = ROUTED, **settings: Any) -> Seen:
         seen = Seen()
-        quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
-        ours = {"accelerator": "cpu", "max_epochs": 1, "log_every_n_steps": 1, "accumulate_grad_batches": accumulate}
-        trainer = L.Trainer(**{**quiet, **ours, **settings}, default_root_dir=tmp_path, callbacks=[seen, *callbacks])
+        ours = {"max_epochs": 1, "log_every_n_steps": 1, "accumulate_grad_batches": accumulate}
+        trainer = quiet_trainer(**{**ours, **settings}, default_root_dir=tmp_path, callbacks=[seen, *callbacks])
         loader = batches if isinstance(batches, DataLoader) else DataLoader(batches, batch_size=None)
         trainer.fit(CausalLM(Setup(tiny(**model), Descent(), Constant(1)), z_loss=1e-2), loader)
         return seen
@@ -89,9 +98,7 @@ def far(one: list[Tensor], other: list[Tensor]) -> float:
 
 
 @pytest.mark.parametrize(("sizes", "packed"), [((4, 4, 4, 4), False), ((1, 9, 6), True)])
-def test_micro_batches_have_the_gradient_of_one_batch(
-    gradients: Callable[..., Seen], sizes: tuple[int, ...], packed: bool
-) -> None:
+def test_micro_batches_have_the_gradient_of_one_batch(gradients, sizes, packed):
     whole = windows(packed)
     model = {**ROUTED, "gating": GATING}
     one, parts = gradients([whole], 1, model=model), gradients(cut(whole, *sizes), len(sizes), model=model)
@@ -137,13 +144,6 @@ def test_micro_batch_without_a_scored_token_counts_for_nothing(gradients: Callab
     assert far(seen.gradients[0], gradients([whole], 1, model=dense).gradients[0]) < 1e-6
 
 
-def test_items_are_looked_at_and_not_taken() -> None:
-    items = Lookahead(iter(range(5)))
-    assert next(items) == 0 and items.ahead(2) == [1, 2] and items.ahead(1) == [1]
-    assert [next(items), next(items)] == [1, 2] and items.ahead(9) == [3, 4]
-    assert list(items) == [3, 4] and items.ahead(1) == []
-
-
 class Biases(L.Callback):
     """Balancing bias and weights after each step."""
 
@@ -178,10 +178,52 @@ class OneOfTwo(DataRanks):
 
 
 def test_ranks_with_unequal_counts_have_the_mean_over_both() -> None:
-    """A strategy averages over ranks: (a + b) / 2 is the sum of both over the count of both, and no mean of means."""
     parts = []
     for own, other, total in ((3, 9, 6.0), (9, 3, 30.0)):
         step = StepMean()
         step.begin([{"tokens": torch.tensor(own)}], 1, OneOfTwo(other), torch.device("cpu"))
         parts.append(step.mean(torch.tensor(total), "tokens"))
     assert sum(parts) / 2 == (6 + 30) / (3 + 9)
+
+
+def test_the_mean_is_that_of_the_sources_by_their_weights():
+    losses = BySource()
+    losses.begin({"a": 0.25, "b": 0.75, "c": 0}, torch.device("cpu"))
+    for loader, nll, tokens in ((0, 10.0, 5), (0, 2.0, 1), (1, 3.0, 3), (2, 9.0, 1)):
+        losses.add(loader, tensor(nll), tensor(tokens), tensor(tokens * 2))
+    found = {name: float(value) for name, value in losses.figures().items()}
+    assert found["a/loss"] == 2 and found["b/loss"] == 1 and found["c/loss"] == 9
+    assert found["loss"] == pytest.approx(0.25 * 2 + 0.75 * 1)  # not by tokens
+    assert found["perplexity"] == pytest.approx(2.718281828**1.25)
+    assert found["bits_per_byte"] == pytest.approx(0.25 * found["a/bits_per_byte"] + 0.75 * found["b/bits_per_byte"])
+
+
+@pytest.mark.slow
+def test_a_training_logs_each_source_and_what_was_read_of_it(tiny: Callable[..., dict[str, Any]], tmp_path: Path):
+    formats.npy(tmp_path / "a.npy", documents(60, 1))
+    formats.npy(tmp_path / "b.npy", documents(60, 2, b"0123456789"))
+    sources = {name: {"files": str(tmp_path / f"{name}.npy"), "val_tokens": 200} for name in "ab"}
+    data = built.data("mixture", tokenizer=Bytes(257), sources=sources, sequence_length=12, batch_size=2)
+    task = CausalLM(Setup(tiny(False, vocab_size=257), AdamW(lr=0.01), Constant(1), 0))
+    trainer = quiet_trainer(max_steps=4, max_epochs=-1, log_every_n_steps=1, val_check_interval=4)
+    trainer.fit(task, data)
+    logged = trainer.callback_metrics
+    assert logged["data/a/tokens"] + logged["data/b/tokens"] == 4 * 2 * 12
+    for name, loader in zip("ab", data.val_dataloader(), strict=True):
+        loss = TokenLoss()
+        for batch in loader:
+            hidden = task.model.hidden(batch["tokens"], batch.get("positions"), batch.get("segments"))[0]
+            scored = (batch["targets"] != IGNORED).sum()
+            loss.update(task.model.nll(hidden, batch["targets"]), scored, batch["n_bytes"].sum())
+        for key in ("loss", "bits_per_byte"):
+            assert float(logged[f"val/{name}/{key}"]) == pytest.approx(float(loss.compute()[key]), rel=1e-5)
+    assert float(logged["val/loss"]) == pytest.approx(float(logged["val/a/loss"] + logged["val/b/loss"]) / 2, rel=1e-5)
+    assert (
+        find("val/a/loss", of_run(trainer)).better == "less" and find("data/a/epochs", of_run(trainer)).better is None
+    )
+
+
+def test_a_figure_of_a_source_has_a_direction_before_the_run():
+    plain = {"callbacks": {}, "data": {"name": "mixture"}, "task": {"name": "causal_lm"}}
+    assert figures.declaration("val/web/bits_per_byte", plain).better == "less"
+    assert figures.declaration("val/web/bits_per_byte", {**plain, "data": {"name": "text"}}) is None
