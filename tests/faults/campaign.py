@@ -35,13 +35,8 @@ Figures = dict[str, Any]
 def kills(folder: Path, n: int) -> Figures:
     """Kill -9 a process that does nothing but save, file or folder, ``n`` times; then start again."""
     figures = {
-        "kills": 0,
-        "saves": 0,
-        "amid a save": 0,
-        "damaged at a final path": 0,
-        "left over": 0,
-        "nothing to load": 0,
-    }
+        "kills": 0, "saves": 0, "amid a save": 0, "damaged at a final path": 0, "left over": 0, "nothing to load": 0,
+    }  # fmt: skip
     draw = random.Random(0)
     last = folder / "run" / "checkpoints" / "last.ckpt"
     for i in range(n):
@@ -258,12 +253,8 @@ def _base(folder: Path) -> list[str]:
         corpus.write_text("".join(f"To be, or not to be: line {i} of the corpus.\n" for i in range(60)))
         (folder / "fault_callbacks.py").write_text(CALLBACKS)
     made = [
-        "model.n_layers=2",
-        "model.d_model=64",
-        "model.max_positions=64",
-        "data=text",
-        f"data.corpus.files={corpus}",
-    ]
+        "model.n_layers=2", "model.d_model=64", "model.max_positions=64", "data=text", f"data.corpus.files={corpus}",
+    ]  # fmt: skip
     made += [
         "data.sequence_length=32",
         "data.batch_size=4",
@@ -303,11 +294,7 @@ SHARED = ("trainer=[fsdp,sim]", "trainer.strategy.sharded_checkpoints=true")
 
 
 def resume(folder: Path, n: int, many: tuple[str, ...] = ()) -> Figures:
-    """Kill a run -9 at random steps and hooks, resume with ``auto_resume`` and other workers; compare all steps.
-
-    Args:
-        many: overrides that make it a run of two processes
-    """
+    """Kill a run -9 at random steps and hooks, resume with ``auto_resume`` and other workers; compare all steps."""
     code, _ = train(folder, *many, _recording(folder / "whole"), "task_name=whole")
     assert code == 0, (folder / "log").read_text()[-3000:]
     batches, losses = _steps(folder, "whole")
@@ -367,17 +354,11 @@ def nan(folder: Path, processes: int = 1) -> Figures:
 
 
 CAMPAIGNS: dict[str, Callable[[Path, int], Figures]] = {
-    "kills": kills,
-    "disk": disk,
-    "flips": flips,
-    "flips_safetensors": flips_safetensors,
-    "resume": resume,
-    "resume2": lambda folder, n: resume(folder, n, TWO),
-    "resume_fsdp": lambda folder, n: resume(folder, n, SHARED),
-    "worlds": lambda folder, n: worlds(folder),
-    "nan": lambda folder, n: nan(folder),
+    "kills": kills, "disk": disk, "flips": flips, "flips_safetensors": flips_safetensors, "resume": resume,
+    "resume2": lambda folder, n: resume(folder, n, TWO), "resume_fsdp": lambda folder, n: resume(folder, n, SHARED),
+    "worlds": lambda folder, n: worlds(folder), "nan": lambda folder, n: nan(folder),
     "nan2": lambda folder, n: nan(folder, processes=2),
-}
+}  # fmt: skip
 
 if __name__ == "__main__":
     torch.set_num_threads(1)

@@ -58,19 +58,7 @@ class Watched(L.Callback):
 
 
 def run(folder: Path, fault: str, steps: int = 14, *overrides: str) -> dict[str, Any]:
-    """One run on two machines; what became of it.
-
-    Args:
-        folder: empty, for all that it needs and leaves
-        fault: ``whole``, ``rank`` or ``node``
-        steps: of the run
-        overrides: of its configuration
-
-    Returns:
-        ``codes``: exit codes of the two torchruns (−9: killed with its machine; None: did not end in time);
-        ``recovery``: seconds from the death to the end of the next step; ``steps``: step → world and loss of rank 0;
-        ``exit``: seconds from the last step to the end of the first machine's torchrun
-    """
+    """One run on two machines; what became of it."""
     base = _base(folder)
     (folder / "watched_callback.py").write_text(CALLBACK)
     watched = f"folder: '{folder}', die_at: {-1 if fault == 'whole' else 9}, machine: {str(fault == 'node').lower()}"

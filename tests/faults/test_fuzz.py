@@ -1,9 +1,4 @@
-"""Whole compositions out of everything registered, right and wrong: each works, or is refused in one way.
-
-An example either builds, gives finite losses and gradients, keeps to causality and to its cache; or it raises one
-ConfigError with a path and a remedy, within a second. ``FUZZ_EXAMPLES=50000 pytest tests/faults/test_fuzz.py`` looks
-further; the seeds are then random.
-"""
+"""Whole compositions out of everything registered, right and wrong: each works, or is refused in one way."""
 
 from __future__ import annotations
 
@@ -28,7 +23,7 @@ from blockwright.registry import ConfigError, presets
 from blockwright.registry.pattern import expand
 from blockwright.registry.schema import Parameter
 
-EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", 0))
+EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", 0))  # FUZZ_EXAMPLES=50000 looks further, at random seeds
 FUZZ = settings(
     max_examples=EXAMPLES or 40,
     deadline=None,

@@ -31,21 +31,13 @@ from blockwright.training.entry.preflight import preflight
 
 SECRET = "hunter2-hunter2"
 MODEL: dict[str, Any] = {
-    "vocab_size": 61,
-    "d_model": 48,
-    "n_layers": 2,
-    "max_positions": 64,
-    "init": {"std": 0.05, "depth_scaled": False},
-    "attention": {"name": "gqa"},
-    "position": {"name": "rope"},
+    "vocab_size": 61, "d_model": 48, "n_layers": 2, "max_positions": 64, "init": {"std": 0.05, "depth_scaled": False},
+    "attention": {"name": "gqa"}, "position": {"name": "rope"},
     "ffn": {"name": "moe", "n_experts": 4, "shared": {"name": "swiglu", "d_ff": 8}},
     "gating": {"name": "softmax_topk", "top_k": 2, "balance": {"name": "expert", "alpha": 0.01}},
-    "experts": {"name": "swiglu", "d_ff": 12},
-    "norm": {"name": "rmsnorm"},
-    "residual": {"name": "prenorm"},
-    "variants": {"ffn": {"dense": {"name": "swiglu", "d_ff": 40}}},
-    "layout": {"ffn": "dense*1 ffn*"},
-}
+    "experts": {"name": "swiglu", "d_ff": 12}, "norm": {"name": "rmsnorm"}, "residual": {"name": "prenorm"},
+    "variants": {"ffn": {"dense": {"name": "swiglu", "d_ff": 40}}}, "layout": {"ffn": "dense*1 ffn*"},
+}  # fmt: skip
 TEXT = yaml.safe_dump(MODEL)
 CALL = {"_target_": "os.system", "command": "touch ran"}
 
@@ -149,25 +141,18 @@ MODELS: dict[str, Any] = {
 
 TEXTS: dict[str, str] = {
     "alias bomb": f"{TEXT}\nvariants:\n" + "\n".join(f"  {line}" for line in bomb(12).splitlines()),
-    "merge bomb": merges(9),
-    "interpolation bomb": strings(9),
+    "merge bomb": merges(9), "interpolation bomb": strings(9),
     "anchor that holds itself": "attention: &a {name: gqa, inner: *a}",
-    "list that holds itself": "overrides: &o [*o]",
-    "brackets without end": "a: " + "[" * 50_000,
-    "mappings without end": "a: " + "{a: " * 20_000,
-    "five megabytes": "a: " + "x" * 5_000_000,
+    "list that holds itself": "overrides: &o [*o]", "brackets without end": "a: " + "[" * 50_000,
+    "mappings without end": "a: " + "{a: " * 20_000, "five megabytes": "a: " + "x" * 5_000_000,
     "many keys": "\n".join(f"k{i}: 1" for i in range(18_000)),
     "python object": "attention: !!python/object/apply:os.system ['touch ran']",
-    "python module": "attention: !!python/module:os",
-    "python name": "attention: !!python/name:os.system",
-    "duplicate keys": "d_model: 1\nd_model: 2",
-    "two documents": "a: 1\n---\nb: 2",
-    "control characters": "a: \x07\x00",
-    "a bare list": "[1, 2]",
+    "python module": "attention: !!python/module:os", "python name": "attention: !!python/name:os.system",
+    "duplicate keys": "d_model: 1\nd_model: 2", "two documents": "a: 1\n---\nb: 2",
+    "control characters": "a: \x07\x00", "a bare list": "[1, 2]",
     "sexagesimal depth": TEXT.replace("n_layers: 2", "n_layers: 12:30:00:00"),
-    "date for a size": TEXT.replace("d_model: 48", "d_model: 2026-11-25"),
-    "binary": "attention: !!binary R0lG",
-}
+    "date for a size": TEXT.replace("d_model: 48", "d_model: 2026-11-25"), "binary": "attention: !!binary R0lG",
+}  # fmt: skip
 
 
 def checkpoint(tmp: Path, model: Any = None, **more: Any) -> Path:

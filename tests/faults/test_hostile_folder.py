@@ -19,7 +19,6 @@ import pytest
 import torch
 import yaml
 from hearing import opened
-from pairwise import each
 
 import blockwright
 from blockwright import registry
@@ -323,8 +322,7 @@ def test_no_command_runs_anything_wherever_the_folder_is_named(command: str, hos
 
 def test_link_to_itself_is_one_message(tmp_path: Path) -> None:
     (tmp_path / "config.json").symlink_to("config.json")
-    code, said = run("import", FORMS["import"][0], tmp_path)
-    assert code == REFUSED and "is a link that leads nowhere" in said
+    assert run("import", FORMS["import"][0], tmp_path)[0] == REFUSED
 
 
 HARMLESS = ("all is well but the tokenizer", "transform that is a command", "data that is a partial")
@@ -345,13 +343,13 @@ def test_no_settings_of_data_build_anything(name: str, hostile: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "command"), each(list(DATA), ["cache-loss", "evaluate", "surgery"]))
-def test_no_settings_of_data_run_anything_in_a_command(name: str, command: str, hostile: Path) -> None:
-    write_settings(hostile, DATA[name](hostile))
-    with as_a_run(hostile):
-        code, said = run(command, FORMS[command][0], hostile)
-    assert (code == 0) == (name in HARMLESS), said
-    write_settings(hostile, DATA[WORST](hostile))
+@pytest.mark.parametrize("command", ["cache-loss", "evaluate", "surgery"])
+def test_no_settings_of_data_run_anything_in_a_command(command: str, hostile: Path) -> None:
+    for name in (*HARMLESS, "the environment in /proc", WORST):  # WORST is what the other tests find
+        write_settings(hostile, DATA[name](hostile))
+        with as_a_run(hostile):
+            code, said = run(command, FORMS[command][0], hostile)
+        assert (code == 0) == (name in HARMLESS), said
 
 
 def talk(place: Path) -> ChatText:

@@ -37,11 +37,7 @@ def killed(work: Callable[[], None], after: float, ready: Callable[[], bool] = l
 
 
 def forked(work: Callable[[], int]) -> int:
-    """Do work in a forked process of a session of its own, and end whatever it leaves running.
-
-    Returns:
-        its exit code; -n if signal n ended it
-    """
+    """Do work in a forked process of a session of its own, and end whatever it leaves running."""
     process = os.fork()
     if not process:
         os.setsid()
@@ -91,11 +87,7 @@ def random_bits(file: Path, n: int, seed: int = 0) -> list[int]:
 
 @contextlib.contextmanager
 def two_machines(prefix: str = "bw") -> Iterator[list[list[str]]]:
-    """Two network namespaces joined by a cable, with host names of their own. Needs root.
-
-    Yields:
-        for each, the words to put before a command; the machines are 10.77.0.1 and 10.77.0.2
-    """
+    """Two network namespaces joined by a cable, with host names of their own. Needs root."""
     names = [f"{prefix}{i}" for i in (1, 2)]
     try:
         for name in names:

@@ -138,13 +138,9 @@ class Watch:
 
 
 EVENTS = {
-    "open": "open",
-    "os.rename": "rename",
-    "os.remove": "remove",
-    "os.truncate": "truncate",
-    "os.link": "link",
+    "open": "open", "os.rename": "rename", "os.remove": "remove", "os.truncate": "truncate", "os.link": "link",
     "os.symlink": "link",
-}
+}  # fmt: skip
 
 
 def _inodes(path: Any) -> list[int]:
@@ -232,15 +228,7 @@ def read(log: Path) -> list[Write]:
 
 
 def unsafe(writes: Sequence[Write], begun: Mapping[str, str], known: Collection[int] = ()) -> list[str]:
-    """What a kill, a full disk or a power failure amid these writes can lose of files that were whole.
-
-    A file is written under a temporary name, flushed to storage and renamed, or it is only appended to.
-
-    Args:
-        writes: in their order
-        begun: pattern of files that may be begun under their own names → why
-        known: inodes of files that were there before
-    """
+    """What a kill, a full disk or a power failure amid these writes can lose of files that were whole."""
     found: list[str] = []
     flushed, gone = set(known), set()
     for write in writes:
