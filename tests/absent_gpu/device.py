@@ -55,24 +55,13 @@ def pretend(gpu: Gpu) -> None:
     """Let ``torch.cuda`` answer as if this GPU were here, until the process ends."""
     seed = torch.zeros(16, dtype=torch.uint8)
     answers: dict[str, Any] = {
-        "is_available": True,
-        "is_initialized": True,
-        "device_count": 1,
-        "current_device": 0,
-        "get_device_properties": _properties(gpu),
-        "get_device_capability": gpu.capability,
-        "get_device_name": gpu.name,
-        "get_arch_list": [f"sm_{gpu.capability[0]}{gpu.capability[1]}"],
-        "is_bf16_supported": True,
-        "is_current_stream_capturing": False,
-        "mem_get_info": (gpu.memory, gpu.memory),
-        "get_rng_state": seed,
-        "set_rng_state": None,
-        "synchronize": None,
-        "_lazy_init": None,
-        "_exchange_device": 0,
+        "is_available": True, "is_initialized": True, "device_count": 1, "current_device": 0,
+        "get_device_properties": _properties(gpu), "get_device_capability": gpu.capability,
+        "get_device_name": gpu.name, "get_arch_list": [f"sm_{gpu.capability[0]}{gpu.capability[1]}"],
+        "is_bf16_supported": True, "is_current_stream_capturing": False, "mem_get_info": (gpu.memory, gpu.memory),
+        "get_rng_state": seed, "set_rng_state": None, "synchronize": None, "_lazy_init": None, "_exchange_device": 0,
         "_maybe_exchange_device": 0,
-    }
+    }  # fmt: skip
     for name, answer in answers.items():
         setattr(torch.cuda, name, lambda *_, _answer=answer, **__: _answer)
     torch.cuda.random.current_device = torch.cuda.current_device

@@ -108,11 +108,7 @@ _logs: dict[str, str] = {}  # hash of a kernel → what ptxas said of it, in thi
 
 
 def build(source: str, name: str) -> Built:
-    """Compile a kernel to machine code, in the first of the shapes that Inductor would try.
-
-    Raises:
-        triton.CompilationError, triton.runtime.errors.PTXASError
-    """
+    """Compile a kernel to machine code, in the first of the shapes that Inductor would try."""
     tuner = getattr(PyCodeCache.load(source), "triton_" if "def triton_(" in source else name)
     said = io.StringIO()
     with contextlib.redirect_stdout(said):
@@ -129,14 +125,7 @@ def _measured(kernel: Any, log: str) -> Built:
 
 
 def build_coded(name: str, bits: int, rows: int, gpu: Gpu) -> Built:
-    """Compile a kernel of triton_products.py to machine code.
-
-    Args:
-        name: ``scores`` or ``averages``
-        bits: of the codes
-        rows: of a head
-        gpu: to run on
-    """
+    """Compile a kernel of triton_products.py to machine code."""
     from blockwright.blocks.kernels import triton_products
 
     kernel, constants = getattr(triton_products, f"_{name}"), {"BITS": bits, "ROWS": rows}

@@ -25,17 +25,7 @@ copyreg.pickle(FakeTensorMode, lambda mode: "MODE")  # a copy of a module stays 
 
 
 def step(config: dict[str, Any], packed: bool, prepare: Callable[[Decoder], Any] = lambda _: None) -> None:
-    """Forward, loss and backward of one layer of each kind that a composition has.
-
-    Args:
-        config: of a model
-        packed: whether a row holds several documents
-        prepare: what is done to the decoder before, such as compiling its layers
-
-    Raises:
-        Exception: whatever would stop it on a GPU; a number that is read from the device, as
-            ``torch._subclasses.fake_tensor.DataDependentOutputException``
-    """
+    """Forward, loss and backward of one layer of each kind that a composition has."""
     with MODE:
         decoder = one_of_each_layer(config)
         prepare(decoder)

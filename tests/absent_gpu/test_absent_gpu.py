@@ -1,8 +1,4 @@
-"""The GPU path without a GPU: what runs there is traced at real widths, compiled and measured on a pretended device.
-
-No number is computed. What stays unknown: results of the kernels, torch's own fused attention and grouped products,
-and speed. ``python -m tests.absent_gpu`` checks every block and kernel; the tests hold that it sees faults.
-"""
+"""The GPU path without a GPU: what runs there is traced at real widths, compiled and measured on a pretended device."""
 
 from __future__ import annotations
 

@@ -44,9 +44,7 @@ def test_answers_of_other_versions_are_left_out(tmp_path: Path, monkeypatch: pyt
     assert "torch 99.0" in later.text() and "layernorm" in later.text() and "rmsnorm" not in later.text()
 
 
-def test_a_fault_stays_in_its_cell() -> None:
+def test_a_fault_stays_in_its_cell_and_every_check_has_a_section() -> None:
     assert cell({"fault": "Error: a | b\nc" + "d" * 300}) == "FAILS: Error: a b c" + "d" * 188
 
-
-def test_every_check_has_a_section() -> None:
     assert list(page.SECTIONS) == list(cases.NAMES)

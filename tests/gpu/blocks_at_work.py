@@ -32,15 +32,7 @@ class Work(NamedTuple):
 
 
 def work(part: str, small: bool, device: str, compiled: bool, batch: int = 1) -> Work:
-    """A step of a part.
-
-    Args:
-        part: of ``PARTS``
-        small: at the sizes of a test
-        device: where it runs
-        compiled: by torch.compile, as ``trainer.compile=true`` does
-        batch: rows
-    """
+    """A step of a part."""
     length = SHAPES["smoke" if small else "lite"].sequence
     decoder = _decoder(part, small, device)
     if compiled:

@@ -80,11 +80,7 @@ def _begin(section: Section, setting: Setting, end: float) -> tuple[Process | No
 
 
 def _until(end: float, process: Process, call: Callable[[], Any]) -> Any:
-    """A call, for whose answer the process is killed at some time.
-
-    Raises:
-        FailedError: it was, or answered with an error
-    """
+    """A call, for whose answer the process is killed at some time."""
     killed = threading.Event()
 
     def kill() -> None:

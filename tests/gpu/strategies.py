@@ -22,14 +22,10 @@ from tests.training.parallel.many_ranks import far
 
 # name → model of many_ranks.py, strategy
 CASES: dict[str, tuple[str, dict[str, int] | str]] = {
-    "ddp": ("dense", "ddp"),
-    "fsdp": ("dense", {}),
-    "fsdp_ep": ("deepseek", {"expert": 2}),
-    "fsdp_tp": ("dense", {"tensor": 2}),
-    "tp_ep": ("moe", {"tensor": 2, "expert": 2}),
-    "hsdp": ("dense", {"replicate": 2}),
-    "context": ("dense", {"context": 2}),
-}
+    "ddp": ("dense", "ddp"), "fsdp": ("dense", {}), "fsdp_ep": ("deepseek", {"expert": 2}),
+    "fsdp_tp": ("dense", {"tensor": 2}), "tp_ep": ("moe", {"tensor": 2, "expert": 2}),
+    "hsdp": ("dense", {"replicate": 2}), "context": ("dense", {"context": 2}),
+}  # fmt: skip
 BOUND = 1e-3  # relative, of a loss, and of a weight's norm: fp32 sums in another order, through some steps of AdamW
 PATIENCE = 120  # seconds of one training
 
@@ -61,11 +57,7 @@ class Strategies:
         return held(max(losses, weights) <= BOUND, f"differs by more than {BOUND:.0e}", **figures)
 
     def train(self, case: str, model: str, ranks: int) -> dict[str, Any]:
-        """What ``many_ranks.train`` returns, from processes of torchrun.
-
-        Raises:
-            RuntimeError: they failed, or did not end
-        """
+        """What ``many_ranks.train`` returns, from processes of torchrun."""
         with tempfile.TemporaryDirectory() as folder:
             file, log = Path(folder) / "found.pt", Path(folder) / "log.txt"
             launcher = ["torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
