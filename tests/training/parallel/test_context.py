@@ -83,7 +83,7 @@ FEEDS["canon"] = {"ffn": {**NO_EXPERTS["ffn"], "gate_conv": WIDE, "up_conv": "si
 FEEDS["canon"]["residual"] = {"name": "convolved", "residual": "prenorm", "attention_conv": "canon", "ffn_conv": "silu"}
 FEEDS["canon"]["residual"] |= {"attention_out_conv": WIDE, "ffn_out_conv": "canon"}
 OWN = [name for name, node in ATTENTIONS.items() if "kv_source" not in node]
-ALL = each(OWN[::2], POSITIONS, ("packed", "whole"), ("moe", "dense", "moe, mtp"))
+ALL = each(OWN[::2], POSITIONS, ("packed", "whole"), ("moe, mtp",))
 SOME = [
     ("mha", "alibi", "packed", "dense"), ("gqa", "yarn", "packed", "moe"),
     ("gated", "rope_llama3", "packed", "dense"), ("mqa", "learned", "whole", "moe"),
