@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import signal
-import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +14,7 @@ import pytest
 import torch
 from warm import Warm
 
-pytestmark = pytest.mark.xdist_group("resume")  # its fixtures run whole programs, once
+pytestmark = pytest.mark.xdist_group("programs")  # its fixtures run whole programs, once
 
 ROOT = Path(__file__).resolve().parent.parent
 BIAS = "model/gating=sigmoid_bias"
@@ -110,21 +109,13 @@ Hydra.get_mode = lambda *_, **__: RunMode.RUN  # else it composes everything onc
 run_report.plot_losses = run_report.plot_expert_load = lambda *_: None  # a quarter of the time of a run this short
 
 
-def damage(file):
-    with open(file, "r+b") as opened:
-        opened.seek(3000)
-        byte = opened.read(1)[0]
-        opened.seek(3000)
-        opened.write(bytes([byte ^ 16]))
-
-
 for name, arguments in json.load(sys.stdin):
     GlobalHydra.instance().clear()
     sys.argv = ["train.py", *arguments]
     said, code = io.StringIO(), 0
     with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
         try:
-            damage(arguments[0]) if name == "damage" else train.main()
+            train.main()
         except SystemExit as end:
             code = end.code
         except BaseException:
@@ -170,88 +161,66 @@ def stories(warm: Warm, environment: dict[str, str], folder: Path) -> Stories:
     return run
 
 
+def case_of(name: str, folder: Path) -> tuple[Path, Path, Path]:
+    """The folders of a case: stopped, whole, resumed."""
+    i = list(CASES).index(name)
+    return folder / f"logs/case{i}/runs/a", folder / f"{i}/whole", folder / f"{i}/on"
+
+
 def three(base: list[str], folder: Path, name: str) -> list[Any]:
     """A case never stopped; stopped; resumed."""
-    i, case = list(CASES).index(name), CASES[name]
+    case, (stopped, whole, on) = CASES[name], case_of(name, folder)
     run = [*base, *case.overrides]
-    stopped = [*run, f"hydra.run.dir={folder}/logs/case{i}/runs/a", *sends(case.signum, case.at, when=case.when)]
     return [
-        [f"{i} whole", [*run, f"hydra.run.dir={folder}/{i}/whole"]],
-        [f"{i} stopped", stopped],
-        [f"{i} resumed", [*run, f"hydra.run.dir={folder}/{i}/on", "ckpt_path=last", f"task_name=case{i}"]],
+        [f"{name} whole", [*run, f"hydra.run.dir={whole}"]],
+        [f"{name} stopped", [*run, f"hydra.run.dir={stopped}", *sends(case.signum, case.at, when=case.when)]],
+        [f"{name} resumed", [*run, f"hydra.run.dir={on}", "ckpt_path=last", f"task_name={stopped.parts[-3]}"]],
     ]
 
 
 @pytest.fixture(scope="module")
 def once(base: list[str], stories: Stories, folder: Path) -> Said:
     """One case, and a run that would overwrite what it left."""
-    i = list(CASES).index(QUICK)
-    there = f"callbacks.checkpoint.dirpath={folder}/logs/case{i}/runs/a/checkpoints"
+    there = f"callbacks.checkpoint.dirpath={case_of(QUICK, folder)[0]}/checkpoints"
     return stories([*three(base, folder, QUICK), ["over it", [*base, there]]])
 
 
 @pytest.fixture(scope="module")
 def said(base: list[str], stories: Stories, folder: Path, once: Said) -> Said:
     """The other cases and stories."""
-    commands = [command for name in CASES if name != QUICK for command in three(base, folder, name)]
-    impatient = [*base, f"hydra.run.dir={folder}/impatient", *sends(signal.SIGINT, 2, times=2)]
-    commands.append(["impatient", impatient])
-    crashes = [*base, "trainer.val_check_interval=3", f"hydra.run.dir={folder}/crashed"]
-    commands.append(["crashed", [*crashes, "+callbacks.sends={_target_: signal_callbacks.Sends, signum: 0, at: 4}"]])
-    commands.append(
-        [
-            "on after a crash",
-            [*crashes, f"hydra.run.dir={folder}/on", f"ckpt_path={folder}/crashed/checkpoints/last.ckpt"],
-        ]
-    )
+
+    def at(run: str) -> str:
+        return f"hydra.run.dir={folder}/{run}"
+
+    def last(run: str) -> str:
+        return f"ckpt_path={folder}/{run}/checkpoints/last.ckpt"
+
+    crashes = [*base, "trainer.val_check_interval=3"]
     longer = [*base, "scheduler=constant", "trainer.max_steps=8"]
-    commands.append(["long", [*longer, f"hydra.run.dir={folder}/long"]])
-    commands.append(["short", [*longer, "trainer.max_steps=6", f"hydra.run.dir={folder}/short"]])
-    commands.append(
-        ["longer", [*longer, f"hydra.run.dir={folder}/longer", f"ckpt_path={folder}/short/checkpoints/last.ckpt"]]
-    )
-    worse = [
-        *base,
-        "scheduler=constant",
-        "optimizer.lr=3.0",
-        "trainer.val_check_interval=2",
-        "model.tie_embeddings=true",  # so that each step at this rate makes it worse
-        "model.scale_embeddings=false",
-        f"hydra.run.dir={folder}/worse",
-    ]
-    commands.append(["worse", worse])
-    fresh = [f"paths.data_dir={folder}/data", f"hydra.run.dir={folder}/in_data"]
-    commands.append(["in the data", [*base, *fresh, "data.tokenizer._target_=signal_callbacks.Stopped"]])
-    commands.append(["data again", [*base, *fresh[:1], f"hydra.run.dir={folder}/data_again"]])
-    commands.append(["in the end", [*base, f"hydra.run.dir={folder}/in_end", *sends(15, 6, when="final")]])
-    last = f"ckpt_path={folder}/in_end/checkpoints/last.ckpt"
-    commands.append(["end again", [*base, f"hydra.run.dir={folder}/end_again", last]])
-    auto = [*base, "task_name=auto", "auto_resume=true"]
-    commands.append(["auto first", [*auto, f"hydra.run.dir={folder}/logs/auto/runs/first", *sends(15, 2)]])
-    commands.append(["auto second", [*auto, f"hydra.run.dir={folder}/logs/auto/runs/second"]])
-    often = [*base, f"hydra.run.dir={folder}/often", "callbacks.interruption.every_n_steps=1"]
-    commands.append(["often", [*often, *sends(15, 3)]])
-    commands.append(["damage", [f"{folder}/often/checkpoints/last.ckpt"]])
-    resumed = [
-        *base,
-        f"hydra.run.dir={folder}/on_after_damage",
-        "ckpt_path=" + str(folder / "often/checkpoints/last.ckpt"),
-    ]
-    commands.append(["on after damage", resumed])
-    own = [*base, "task_name=own", f"hydra.run.dir={folder}/own"]
-    commands.append(["own stopped", [*own, *sends(15, 2)]])
-    decoy = [*base, "task_name=own", f"hydra.run.dir={folder}/logs/own/runs/decoy", "seed=1", "trainer.max_steps=1"]
-    commands.append(["decoy", decoy])
-    commands.append(["own on", [*own, "ckpt_path=last"]])
+    # The embedding is tied, so that each step at this rate makes it worse.
+    worse = [*base, "scheduler=constant", "optimizer.lr=3.0", "trainer.val_check_interval=2"]
+    worse += ["model.tie_embeddings=true", "model.scale_embeddings=false"]
+    fresh = [*base, f"paths.data_dir={folder}/data"]
     scratch = [*base, "task_name=scratch", f"callbacks.checkpoint.dirpath={folder}/scratch"]
-    commands.append(["scratch stopped", [*scratch, "auto_resume=true", *sends(15, 2)]])
-    for name, more in REFUSED.items():
-        commands.append([name, [*scratch, *more]])
-    commands.append(["scratch on", [*scratch, "auto_resume=true", f"hydra.run.dir={folder}/logs/scratch/runs/on"]])
-    on_from_worse = [f"ckpt_path={folder}/worse/checkpoints/last.ckpt", f"hydra.run.dir={folder}/worse_on"]
-    commands.append(["worse on", [*worse[:-1], *on_from_worse, "trainer.max_steps=8"]])
-    by_cli = ["fit", "--compose", *base, "task_name=cli"]
-    commands.append(["cli stopped", [*by_cli, *sends(signal.SIGTERM, 2)]])
+    commands: list[Any] = [command for name in CASES if name != QUICK for command in three(base, folder, name)]
+    commands += [
+        ["impatient", [*base, at("impatient"), *sends(signal.SIGINT, 2, times=2)]],
+        ["crashed", [*crashes, at("crashed"), "+callbacks.sends={_target_: signal_callbacks.Sends, signum: 0, at: 4}"]],
+        ["on after a crash", [*crashes, at("on"), last("crashed")]],
+        ["long", [*longer, at("long")]],
+        ["short", [*longer, "trainer.max_steps=6", at("short")]],
+        ["longer", [*longer, at("longer"), last("short")]],
+        ["worse", [*worse, at("worse")]],
+        ["in the data", [*fresh, at("in_data"), "data.tokenizer._target_=signal_callbacks.Stopped"]],
+        ["data again", [*fresh, at("data_again"), "trainer.max_steps=1"]],
+        ["in the end", [*base, at("in_end"), *sends(15, 6, when="final")]],
+        ["end again", [*base, at("end_again"), last("in_end")]],
+        ["scratch stopped", [*scratch, "auto_resume=true", *sends(15, 2)]],
+        *([name, [*scratch, *more]] for name, more in REFUSED.items()),
+        ["scratch on", [*scratch, "auto_resume=true", at("logs/scratch/runs/on")]],
+        ["worse on", [*worse, last("worse"), at("worse_on"), "trainer.max_steps=8"]],
+        ["cli stopped", ["fit", "--compose", *base, "task_name=cli", *sends(signal.SIGTERM, 2)]],
+    ]
     return stories(commands)
 
 
@@ -260,37 +229,52 @@ def final(run: Path) -> dict[str, float]:
     return {k: v for k, v in metrics.items() if not k.startswith("speed/")}
 
 
-def checkpoint(run: Path) -> dict[str, Any]:
-    return torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
+def checkpoint(run: Path, name: str = "last") -> dict[str, Any]:
+    return torch.load(run / "checkpoints" / f"{name}.ckpt", weights_only=True)
+
+
+def assert_whole(on: Path, whole: Path, curves: bool = True) -> None:
+    """To the last bit: figures, weights, averaged weights, curves."""
+    assert final(on) == final(whole) and final(on)["val/loss"] > 0
+    ours, theirs = checkpoint(on), checkpoint(whole)
+    assert ours["global_step"] == theirs["global_step"]
+    for kept in ("state_dict", "current_model_state"):
+        one, other = ours.get(kept, {}), theirs.get(kept, {})
+        assert one.keys() == other.keys() and [name for name in one if not torch.equal(one[name], other[name])] == []
+    ours, theirs = (each["callbacks"]["RunReport"] for each in (ours, theirs))
+    assert not curves or (ours["train"] == theirs["train"] and ours["val"] == theirs["val"])
 
 
 def assert_stopped_and_resumed(name: str, said: Said, folder: Path) -> None:
-    """It left a checkpoint, said how to resume, and on is the run that never stopped: its curves too."""
-    i, case = list(CASES).index(name), CASES[name]
-    code, text = said[f"{i} stopped"]
-    run = folder / "logs" / f"case{i}" / "runs" / "a"
+    """It left a checkpoint, said how to resume, and on is the run that never stopped."""
+    case, (stopped, whole, on) = CASES[name], case_of(name, folder)
+    code, text = said[f"{name} stopped"]
     assert code == 75 and "Traceback" not in text, text
     assert f"stopped by {signal.Signals(case.signum).name} after step {case.step}. Continue with " in text
-    assert f"ckpt_path={run}/checkpoints/last.ckpt" in text
-    assert checkpoint(run)["global_step"] == case.step
-    assert not (run / "results.json").exists()
-
-    assert said[f"{i} whole"][0] == said[f"{i} resumed"][0] == 0, said[f"{i} resumed"][1]
-    whole, on = folder / str(i) / "whole", folder / str(i) / "on"
-    assert final(on) == final(whole) and final(on)["val/loss"] > 0  # to the last bit
-    ours, theirs = checkpoint(on), checkpoint(whole)
-    assert ours["state_dict"].keys() == theirs["state_dict"].keys()
-    for key, value in theirs["state_dict"].items():
-        assert torch.equal(ours["state_dict"][key], value), key
-    for key, value in theirs.get("current_model_state", {}).items():
-        assert torch.equal(ours["current_model_state"][key], value), key
-    assert ours["global_step"] == theirs["global_step"]
-    ours, theirs = (each["callbacks"]["RunReport"] for each in (ours, theirs))
-    assert ours["train"] == theirs["train"] and ours["val"] == theirs["val"]
+    assert f"ckpt_path={stopped}/checkpoints/last.ckpt" in text
+    assert checkpoint(stopped)["global_step"] == case.step and not (stopped / "results.json").exists()
+    assert said[f"{name} whole"][0] == said[f"{name} resumed"][0] == 0, said[f"{name} resumed"][1]
+    assert_whole(on, whole)
 
 
 def test_stopped_and_resumed_run_is_the_run_that_never_stopped(once: Said, folder: Path) -> None:
     assert_stopped_and_resumed(QUICK, once, folder)
+
+
+def test_balancing_bias_has_moved_and_survives(once: Said, folder: Path) -> None:
+    stopped, _, on = case_of(QUICK, folder)
+    bias, end = (checkpoint(run)["state_dict"]["decoder.layers.1.ffn.gating.bias"] for run in (stopped, on))
+    assert once and bias.abs().max() > 0 and not torch.equal(bias, end)
+    assert (bias / 0.05).round().sub(bias / 0.05).abs().max() < 1e-4  # whole steps
+    assert bias.abs().max() <= 0.05 * 3 + 1e-6  # one an optimizer step, of which there were three
+
+
+def assert_refused(code: Any, text: str) -> None:
+    assert code == 64 and text.count("error: ") == 1 and "Traceback" not in text and "step=" not in text, text
+
+
+def test_new_run_that_would_overwrite_a_checkpoint_is_refused_with_one_message(once: Said) -> None:
+    assert_refused(*once["over it"])
 
 
 @pytest.mark.slow
@@ -299,19 +283,19 @@ def test_run_stopped_anywhere_is_the_run_that_never_stopped(name: str, said: Sai
     assert_stopped_and_resumed(name, said, folder)
 
 
-def test_balancing_bias_has_moved_and_survives(once: Said, folder: Path) -> None:
-    i = list(CASES).index(QUICK)
-    key = "decoder.layers.1.ffn.gating.bias"
-    stopped = checkpoint(folder / "logs" / f"case{i}" / "runs" / "a")["state_dict"][key]
-    end = checkpoint(folder / str(i) / "on")["state_dict"][key]
-    assert once and stopped.abs().max() > 0 and not torch.equal(stopped, end)
-    assert (stopped / 0.05).round().sub(stopped / 0.05).abs().max() < 1e-4  # whole steps
-    assert stopped.abs().max() <= 0.05 * 3 + 1e-6  # one an optimizer step, of which there were three
+RESUMED = {  # what ended well → its folder, and that of the run that it has to be
+    "longer": ("longer", "long"),  # a finished run made longer
+    "scratch on": ("logs/scratch/runs/on", "0/whole"),  # whose checkpoints are elsewhere, found from its folder
+}
 
 
-def test_new_run_that_would_overwrite_a_checkpoint_is_refused_with_one_message(once: Said) -> None:
-    code, text = once["over it"]
-    assert code == 64 and text.count("error: ") == 1 and "Traceback" not in text, text
+@pytest.mark.slow
+@pytest.mark.parametrize("name", RESUMED)
+def test_run_that_resumes_is_the_run_that_never_stopped(name: str, said: Said, folder: Path) -> None:
+    assert said[name][0] == 0, said[name][1]
+    assert_whole(*(folder / run for run in RESUMED[name]), curves=False)
+    assert said["scratch stopped"][0] == 75
+    assert checkpoint(folder / "short")["global_step"] == 6  # though no validation fell on it
 
 
 @pytest.mark.slow
@@ -323,21 +307,14 @@ def test_crashed_run_resumes_from_its_last_validation(said: Said, folder: Path) 
 
 
 @pytest.mark.slow
-def test_finished_run_made_longer_is_the_long_run(said: Said, folder: Path) -> None:
-    assert said["long"][0] == said["short"][0] == said["longer"][0] == 0, said["longer"][1]
-    assert checkpoint(folder / "short")["global_step"] == 6  # though no validation fell on it
-    assert final(folder / "longer") == final(folder / "long")
-    for name, value in checkpoint(folder / "long")["state_dict"].items():
-        assert torch.equal(checkpoint(folder / "longer")["state_dict"][name], value), name
-
-
-@pytest.mark.slow
-def test_last_checkpoint_is_the_newest_though_nothing_improves(said: Said, folder: Path) -> None:
-    assert said["worse"][0] == 0
+def test_last_checkpoint_is_the_newest_and_the_best_that_of_the_whole_run(said: Said, folder: Path) -> None:
+    """Though nothing improves, and also after a resume."""
+    assert said["worse"][0] == said["worse on"][0] == 0, said["worse on"][1]
     val = [float(x) for x in re.findall(r"val/loss=(\S+)", said["worse"][1])]
-    best = torch.load(folder / "worse" / "checkpoints" / "best.ckpt", weights_only=True)
-    assert best["global_step"] == 2 * (1 + val.index(min(val))) < 6, val
+    assert checkpoint(folder / "worse", "best")["global_step"] == 2 * (1 + val.index(min(val))) < 6, val
     assert checkpoint(folder / "worse")["global_step"] == 6
+    old, new = (folder / run / "checkpoints" / "best.ckpt" for run in ("worse", "worse_on"))
+    assert new.read_bytes() == old.read_bytes()
 
 
 @pytest.mark.slow
@@ -352,71 +329,27 @@ def test_signal_while_data_are_built_stops_at_once_and_leaves_nothing_half_done(
 def test_signal_in_the_final_validation_leaves_the_last_checkpoint_to_resume_from(said: Said, folder: Path) -> None:
     code, text = said["in the end"]
     assert code == 75 and "stopped by SIGTERM after step 6" in text and "Traceback" not in text
-    assert f"ckpt_path={folder}/in_end/checkpoints/last.ckpt" in text
-    assert checkpoint(folder / "in_end")["global_step"] == 6
+    assert (
+        f"ckpt_path={folder}/in_end/checkpoints/last.ckpt" in text and checkpoint(folder / "in_end")["global_step"] == 6
+    )
     again, whole = final(folder / "end_again"), final(folder / "0" / "whole")
     assert said["end again"][0] == 0 and again == {name: whole[name] for name in again}  # it need not train
 
 
 @pytest.mark.slow
-def test_auto_resume_starts_a_new_run_or_resumes_an_old_one(said: Said, folder: Path) -> None:
-    assert said["auto first"][0] == 75 and said["auto second"][0] == 0, said["auto second"][1]
-    assert final(folder / "logs/auto/runs/second") == final(folder / "0" / "whole")
+def test_what_would_overwrite_or_misread_a_checkpoint_is_refused_with_one_message(said: Said) -> None:
+    for name in REFUSED:
+        assert_refused(*said[name])
 
 
 @pytest.mark.slow
-def test_run_in_a_folder_resumes_from_that_folder_though_another_of_its_task_is_newer(said: Said, folder: Path) -> None:
-    assert said["own stopped"][0] == 75 and said["decoy"][0] == said["own on"][0] == 0, said["own on"][1]
-    assert final(folder / "own") == final(folder / "0" / "whole")
-    for name, value in checkpoint(folder / "0" / "whole")["state_dict"].items():
-        assert torch.equal(checkpoint(folder / "own")["state_dict"][name], value), name
-
-
-@pytest.mark.slow
-def test_run_that_keeps_its_checkpoints_elsewhere_resumes_from_there(said: Said, folder: Path) -> None:
-    assert said["scratch stopped"][0] == 75 and said["scratch on"][0] == 0, said["scratch on"][1]
-    assert final(folder / "logs/scratch/runs/on") == final(folder / "0" / "whole")
-    assert checkpoint(folder / "logs/scratch/runs/on")["global_step"] == 6  # found from the folder of the run
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", REFUSED)
-def test_what_would_overwrite_or_misread_a_checkpoint_is_refused_with_one_message(
-    name: str, said: Said, folder: Path
-) -> None:
-    code, text = said[name]
-    assert code == 64 and text.count("error: ") == 1 and "Traceback" not in text, text
-    assert "step=" not in text
-
-
-@pytest.mark.slow
-def test_best_checkpoint_is_that_of_the_whole_run_also_after_a_resume(said: Said, folder: Path) -> None:
-    assert said["worse on"][0] == 0, said["worse on"][1]
-    old, new = (folder / run / "checkpoints" / "best.ckpt" for run in ("worse", "worse_on"))
-    assert new.read_bytes() == old.read_bytes()
-
-
-@pytest.mark.slow
-def test_damaged_last_gives_way_to_the_one_before_with_a_warning(said: Said, folder: Path) -> None:
-    code, text = said["on after damage"]
-    assert code == 0 and "skipped" in text and "last.ckpt is damaged" in text, text
-    assert final(folder / "on_after_damage") == final(folder / "0" / "whole")
-
-
-@pytest.mark.slow
-def test_cli_door_says_how_to_resume_in_its_own_words(said: Said, folder: Path) -> None:
+def test_cli_door_says_how_to_resume_and_a_second_ctrl_c_saves_nothing(said: Said, folder: Path) -> None:
     code, text = said["cli stopped"]
-    assert code == 75, text
+    assert code == 75 and "Traceback" not in text, text
     (told,) = re.findall(r"stopped by SIGTERM after step 3\. Continue .* --ckpt_path=(\S+)", text)
-    assert Path(folder, told).is_file() and "Traceback" not in text
-
-
-@pytest.mark.slow
-def test_second_ctrl_c_stops_at_once_and_saves_nothing(said: Said, folder: Path) -> None:
+    assert Path(folder, told).is_file()
     code, text = said["impatient"]
-    assert code == 130
-    assert "Traceback" not in text
-    assert not list((folder / "impatient").rglob("*.ckpt"))
+    assert code == 130 and "Traceback" not in text and not list((folder / "impatient").rglob("*.ckpt"))
 
 
 @pytest.mark.slow
@@ -430,25 +363,19 @@ def test_signal_from_outside_ends_the_process_with_its_code(
         assert process.poll() is None, process.read()
         time.sleep(0.02)
     process.send_signal(signal.SIGTERM)
-    sent = time.monotonic()
-    text, _ = process.communicate(timeout=120)
+    text, _ = process.communicate(timeout=60)
     assert process.returncode == 75, text
-    assert time.monotonic() - sent < 60
     told = re.search(r"stopped by SIGTERM after step (\d+)\. Continue .* ckpt_path=(\S+)", text)
     assert told and torch.load(told[2], weights_only=True)["global_step"] == int(told[1]) >= 3
 
 
 @pytest.mark.slow
-def test_two_processes_stop_together_and_resume(
-    base: list[str], folder: Path, train_py: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
-) -> None:
-    both = [*base, "trainer=ddp_sim", "trainer.max_steps=6"]
-    path = {"PYTHONPATH": str(folder)}
+def test_two_processes_stop_together_and_resume(base: list[str], folder: Path, train_py: Any, tmp_path: Path) -> None:
+    both, path = [*base, "trainer=ddp_sim"], {"PYTHONPATH": str(folder)}
     whole = train_py(*both, f"hydra.run.dir={tmp_path}/whole")
     assert whole.returncode == 0, whole.stderr
     stopped = train_py(*both, f"hydra.run.dir={tmp_path}/stopped", *sends(signal.SIGTERM, 2), **path)
     assert stopped.returncode == 75, stopped.stdout + stopped.stderr
-    last = tmp_path / "stopped" / "checkpoints" / "last.ckpt"
-    on = train_py(*both, f"hydra.run.dir={tmp_path}/on", f"ckpt_path={last}")
+    on = train_py(*both, f"hydra.run.dir={tmp_path}/on", f"ckpt_path={tmp_path}/stopped/checkpoints/last.ckpt")
     assert on.returncode == 0, on.stderr
     assert final(tmp_path / "on") == final(tmp_path / "whole")
