@@ -34,8 +34,7 @@ SOURCES = [p for package in PACKAGES for p in (ROOT / package).rglob("*.py") if 
 @pytest.mark.xdist_group("house")
 def test_tests_of_a_group_run_on_one_worker(request: pytest.FixtureRequest) -> None:
     """Some versions of pytest make xdist ignore the groups, so that each worker runs each costly fixture."""
-    if hasattr(request.config, "workerinput"):
-        assert request.node.nodeid.endswith("@house")
+    assert not hasattr(request.config, "workerinput") or request.node.nodeid.endswith("@house")
 
 
 def _imported(tree: ast.AST) -> set[str]:
@@ -49,7 +48,10 @@ def _imported(tree: ast.AST) -> set[str]:
 def test_core_imports_nothing_that_an_extra_brings() -> None:
     heavy = {"scipy", "jinja2", "tensorboard"}
     for source in SOURCES:
-        tree = ast.parse(source.read_text())
+        text = source.read_text()
+        if not any(name in text for name in heavy):
+            continue
+        tree = ast.parse(text)
         at_start = ast.Module([node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)], [])
         part = source.relative_to(ROOT)
         below = part.parts[0] in ("lab", "plugins", "benchmarks") or part.name == "template.py"  # of Jinja
@@ -70,17 +72,10 @@ def _refuses_other_names(node: ast.stmt) -> bool:
     return text.startswith("if __name__ != 'blockwright.") and "raise ImportError" in text
 
 
-@pytest.mark.parametrize("package", [p for p in PACKAGES if p not in ("src", "plugins", "benchmarks", "docs")])
+@pytest.mark.parametrize("package", ["registry", "blocks", "training", "lab"])
 def test_second_copy_under_another_name_is_refused(package: str) -> None:
     with pytest.raises(ImportError, match=f"write `from blockwright.*{package}"):
         importlib.import_module(package)
-
-
-def test_everything_that_is_installed_is_in_one_package() -> None:
-    assert {path.name for path in (ROOT / "src").iterdir() if not path.name.endswith(".egg-info")} == {
-        "blockwright",
-        "hydra_plugins",
-    }
 
 
 def test_no_drawer_for_odds_and_ends() -> None:

@@ -59,23 +59,16 @@ def test_what_one_configuration_becomes_changes_no_other() -> None:
 
 
 @pytest.mark.slow
-def test_a_mistake_is_refused_each_time() -> None:
-    for _ in range(2):
-        for wrong in (["model=gpt22"], ["model.d_modle=3"], ["data=sorting", "nothing=1"]):
-            with pytest.raises(ConfigError):
-                compose_config(wrong)
-
-
-@pytest.mark.slow
-def test_a_block_that_a_test_registers_is_an_option_until_it_ends(temporary_blocks: None) -> None:
+def test_a_mistake_is_refused_each_time_and_what_a_test_makes_is_an_option_until_it_ends(
+    temporary_blocks: None, tmp_path: Path
+) -> None:
+    for wrong in (["model=gpt22"], ["model.d_modle=3"], ["data=sorting", "nothing=1"]) * 2:
+        with pytest.raises(ConfigError):
+            compose_config(wrong)
     before = composed("model=gpt2", "model/ffn=swiglu")
     register("ffn", "mine")(type("Mine", (SwiGLU,), {"__doc__": SwiGLU.__doc__}))
     assert composed("model=gpt2", "model/ffn=mine")["model"]["ffn"]["name"] == "mine"
     assert composed("model=gpt2", "model/ffn=swiglu") == before
-
-
-@pytest.mark.slow
-def test_a_file_of_a_test_is_read_as_it_is(tmp_path: Path) -> None:
     group = tmp_path / "experiment"
     group.mkdir()
     for seed in (4, 5):

@@ -96,16 +96,9 @@ def test_trains_from_every_door(repository: Path, door: tuple[str, ...]) -> None
     assert (repository / out / "checkpoints" / "last.ckpt").is_file()
 
 
-def test_trains_from_python(repository: Path) -> None:
-    code = "from blockwright import compose, preset; import torch\n"
-    code += "d = compose(preset('tiny', {'vocab_size': 256})); print(d(torch.zeros(1, 4, dtype=torch.int64)).shape)"
-    assert "256" in run(repository, "python", "-c", code)
-
-
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("one after the other", []),
         ("with ranks", ["trainer.devices=2", "trainer.strategy=ddp"]),
         ("by joblib", ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]),
     ],
@@ -115,10 +108,6 @@ def test_sweeps(repository: Path, name: str, words: list[str]) -> None:
     run(repository, "blockwright", "train", "-m", *SMALL, *words, "seed=0,1", f"hydra.sweep.dir={out}")
     with (repository / out / "summary.csv").open(newline="") as file:
         assert [row["status"] for row in csv.DictReader(file)] == ["completed"] * 2
-
-
-def test_checks_a_block(repository: Path) -> None:
-    assert "none failed" in run(repository, "blockwright", "check", "norm/rmsnorm")
 
 
 def test_ablates(repository: Path) -> None:
