@@ -11,6 +11,7 @@ import tomllib
 from collections.abc import Iterator
 from importlib.metadata import packages_distributions
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -20,23 +21,18 @@ PLUGINS = sorted(path.parent.name for path in ROOT.glob("plugins/*/__init__.py")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 
-def mentions(name: str) -> list[str]:
-    """The files of the core that name a plug-in, other than as an argument of a library (``planner=``)."""
+def test_no_file_of_the_core_mentions_one() -> None:
+    """Other than as an argument of a library (``planner=``); nor the plug-in of tests/plugin."""
     files = [path for folder in CORE for path in (ROOT / folder).rglob("*") if path.suffix in (".py", ".yaml")]
-    return [str(path) for path in files if re.search(rf"\b{name}\b(?!=)", path.read_text())]
+    word = re.compile(rf"\b(?:{'|'.join(PLUGINS)})\b(?!=)|blockwright_guest")
+    assert not [str(path) for path in files if word.search(path.read_text())]
 
 
-@pytest.mark.parametrize("name", PLUGINS)
-def test_no_file_of_the_core_mentions_it(name: str) -> None:
-    assert not mentions(name)
-
-
-@pytest.mark.parametrize("name", PLUGINS)
-def test_it_has_its_page_and_its_tests(name: str) -> None:
-    folder = ROOT / "plugins" / name
-    assert (folder / "README.md").read_text().startswith("# ")
-    assert list((folder / "tests").glob("test_*.py"))
-    assert not list((folder / "tests").rglob("__init__.py")), "tests are no part of the package"
+def test_each_has_its_page_and_its_tests() -> None:
+    for folder in (ROOT / "plugins" / name for name in PLUGINS):
+        assert (folder / "README.md").read_text().startswith("# ")
+        assert list((folder / "tests").glob("test_*.py"))
+        assert not list((folder / "tests").rglob("__init__.py")), "tests are no part of the package"
 
 
 def sources(name: str) -> list[Path]:
@@ -87,56 +83,49 @@ def imported(file: Path) -> set[str]:
 
 
 CONNECTED = {"alignment": {"vllm"}, "hub": {"transformers", "trl", "lm_eval"}}  # large packages, of extras of their own
-THROUGH_HYDRA = {"yaml"}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", PLUGINS)
-def test_it_imports_packages_of_the_core_and_of_the_extra_of_its_name(name: str) -> None:
-    extras = {name, *CONNECTED.get(name, ())} & PROJECT["optional-dependencies"].keys()
-    allowed = set(map(distribution, PROJECT["dependencies"])).union(*map(brought, extras))
+def test_each_imports_packages_of_the_core_and_of_the_extra_of_its_name() -> None:
     distributions = packages_distributions()
-    foreign = set().union(*map(imported, sources(name))) - sys.stdlib_module_names - {"blockwright", *THROUGH_HYDRA}
-    for package in foreign:
-        owners = {distribution(owner) for owner in distributions.get(package, [package])}
-        assert owners & allowed, f"{package} is in no extra of {name}"
+    for name in PLUGINS:
+        extras = {name, *CONNECTED.get(name, ())} & PROJECT["optional-dependencies"].keys()
+        allowed = set(map(distribution, PROJECT["dependencies"])).union(*map(brought, extras))
+        foreign = set().union(*map(imported, sources(name))) - sys.stdlib_module_names - {"blockwright", "yaml"}
+        for package in foreign:  # yaml comes with Hydra
+            owners = {distribution(owner) for owner in distributions.get(package, [package])}
+            assert owners & allowed, f"{package} is in no extra of {name}"
 
 
-def imports_of_plugins(file: Path) -> list[str]:
-    """The modules of plug-ins that a file imports, or names in a text."""
-    return re.findall(rf"blockwright\.plugins\.(?:{'|'.join(PLUGINS)})[\w.]*", file.read_text())
+def test_no_test_of_the_core_imports_one() -> None:
+    """But for tests/gpu, a program that measures all that is installed."""
+    tests = [path for path in (ROOT / "tests").rglob("*.py") if path.parent.name != "gpu" and path != Path(__file__)]
+    module = re.compile(rf"blockwright\.plugins\.(?:{'|'.join(PLUGINS)})")
+    assert not [path for path in [ROOT / "conftest.py", *tests] if module.search(path.read_text())]
 
 
-# tests/gpu is a program that measures all that is installed.
-CORE_TESTS = [ROOT / "conftest.py", *(path for path in (ROOT / "tests").rglob("*.py") if path.parent.name != "gpu")]
+def of(names: list[str], point: str) -> bool:
+    """Whether an entry point is of one of these plug-ins."""
+    return bool(re.match(rf"blockwright\.plugins\.({'|'.join(names)})\b", point))
 
 
-def test_no_test_of_the_core_imports_a_plugin() -> None:
-    found = {str(path.relative_to(ROOT)): imports_of_plugins(path) for path in CORE_TESTS if path != Path(__file__)}
-    assert not {path: modules for path, modules in found.items() if modules}
-
-
-def of(name: str, point: str) -> bool:
-    """Whether an entry point is of a plug-in."""
-    return bool(re.match(rf"blockwright\.plugins\.{name}\b", point))
-
-
-def without(name: str, folder: Path) -> list[Path]:
-    """Copy the project without a plug-in: its folder, what serves Hydra, its entry points.
+def without(names: list[str], folder: Path) -> list[Path]:
+    """Copy the project without plug-ins: their folders, what serves Hydra, their entry points.
 
     Returns:
         what must be on the path, before the packages that the project depends on
     """
+    served = [f"blockwright_{name}" for name in names]
     for part in ("src", "plugins", *CORE):
-        own = name if part == "plugins" else f"blockwright_{name}"
-        left_out = shutil.ignore_patterns("__pycache__", "*.egg-info", "tests", own)
+        own = names if part == "plugins" else served
+        left_out = shutil.ignore_patterns("__pycache__", "*.egg-info", "tests", *own)
         shutil.copytree(ROOT / part, folder / part, symlinks=True, ignore=left_out)
     shutil.copy(ROOT / "train.py", folder)
     metadata = folder / "site" / "blockwright-0.1.0.dist-info"
     metadata.mkdir(parents=True)
     (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: blockwright\nVersion: 0.1.0\n")
     kept = [
-        f"[{group}]\n" + "".join(f"{key} = {point}\n" for key, point in points.items() if not of(name, point))
+        f"[{group}]\n" + "".join(f"{key} = {point}\n" for key, point in points.items() if not of(names, point))
         for group, points in PROJECT["entry-points"].items()
     ]
     (metadata / "entry_points.txt").write_text("\n".join(kept))
@@ -144,10 +133,11 @@ def without(name: str, folder: Path) -> list[Path]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", PLUGINS)
-def test_project_works_without_it(name: str, tmp_path: Path, small: list[str], environment: dict[str, str]) -> None:
+@pytest.mark.parametrize("names", [PLUGINS, *([name] for name in PLUGINS)], ids=lambda names: "+".join(names)[:30])
+def test_project_works_without_it(names: list[str], tmp_path: Path, small: list[str], environment: Any) -> None:
+    """Trains without all of them; without each, the other commands are there and the configuration composes."""
     # Without the module ``site``, no .pth file adds this checkout to the path.
-    path = [*without(name, tmp_path / "project"), *(p for p in sys.path if p.endswith("site-packages"))]
+    path = [*without(names, tmp_path / "project"), *(p for p in sys.path if p.endswith("site-packages"))]
     variables = {**environment, "PYTHONPATH": ":".join(map(str, path))}
 
     def blockwright(*words: str) -> str:
@@ -157,7 +147,9 @@ def test_project_works_without_it(name: str, tmp_path: Path, small: list[str], e
         return done.stdout
 
     listed = blockwright("--help")
-    lost = [key for key, point in PROJECT["entry-points"]["blockwright.commands"].items() if of(name, point)]
+    lost = [key for key, point in PROJECT["entry-points"]["blockwright.commands"].items() if of(names, point)]
     assert " train " in listed and not any(f"  {key} " in listed for key in lost)
     assert "optimizer:" in blockwright("train", "--cfg", "job")
-    assert "validation loss" in blockwright("train", *small, "trainer.max_steps=1", "trainer.val_check_interval=1")
+    if len(names) > 1:
+        short = ["trainer.max_steps=1", "trainer.val_check_interval=1"]
+        assert "validation loss" in blockwright("train", *small, *short)
