@@ -56,8 +56,8 @@ def distribution(requirement: str) -> str:
 
 def required(name: str) -> Iterator[tuple[str, list[str]]]:
     """What a plug-in requires by ``registry.extras.require``: each extra, and packages that it has to bring."""
-    for file in sources(name):
-        for node in ast.walk(ast.parse(file.read_text())):
+    for text in (file.read_text() for file in sources(name)):
+        for node in ast.walk(ast.parse(text)) if " require(" in text else ():
             if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "require" and node.keywords:
                 extra, *packages = (each.value for each in node.args if isinstance(each, ast.Constant))
                 yield str(extra), list(map(str, packages))
