@@ -5,7 +5,6 @@ Rules have their tests where they are; here is what the command line makes of ea
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import subprocess
@@ -17,6 +16,7 @@ from typing import Any
 
 import pytest
 import torch
+from programs import Outcome, run_all
 from warm import Warm
 
 pytestmark = pytest.mark.xdist_group("programs")  # its fixture runs a whole program, once
@@ -187,38 +187,6 @@ PRESETS = {
     "broken": "d_model: {3\n",
 }
 
-DRIVER = """
-import contextlib, gc, io, json, sys, traceback
-from blockwright import train
-from hydra._internal.hydra import Hydra
-from hydra.core.global_hydra import GlobalHydra
-from hydra.types import RunMode
-
-if "hydra_once" not in sys.modules:
-    import hydra_once
-    hydra_once.install()
-
-# Hydra composes everything once more, beforehand, to see whether a file asks for a sweep: half of the time of this.
-Hydra.get_mode = lambda *_, **__: RunMode.MULTIRUN if "-m" in sys.argv else RunMode.RUN
-
-gc.freeze()
-gc.disable()  # a quarter of the time of composing
-for name, arguments in json.load(sys.stdin).items():
-    GlobalHydra.instance().clear()
-    sys.argv = ["train.py", *arguments]
-    said, code = io.StringIO(), 0
-    with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
-        try:
-            train.main()
-        except SystemExit as end:
-            code = end.code
-        except BaseException:
-            traceback.print_exc()
-            code = "raised"
-    lightning = "lightning" in sys.modules
-    print(json.dumps({"name": name, "code": code, "said": said.getvalue(), "lightning": lightning}))
-"""
-
 
 class Hostile:
     """Unpickled, it runs a command."""
@@ -261,12 +229,9 @@ def arguments_of(small: list[str], folder: Path) -> Callable[[str], list[str]]:
     return arguments
 
 
-Outcome = dict[str, Any]
-
-
-def assert_refused(outcome: Outcome, mistake: str) -> None:
-    said, (expected, says) = outcome["said"], ALL[mistake]
-    assert outcome["code"] == 64 and "Traceback" not in said, said
+def assert_refused(said: str, code: Any, mistake: str) -> None:
+    expected, says = ALL[mistake]
+    assert code == 64 and "Traceback" not in said, said
     message = re.findall(r"^error: (.+) = (.*)\n  rule:   (.+)\n  remedy: (.+)$", said, re.M)
     assert said.count("error: ") == len(message) == 1, said
     path, _value, rule, remedy = message[0]
@@ -276,42 +241,39 @@ def assert_refused(outcome: Outcome, mistake: str) -> None:
         assert "step=" not in said and "configuration\n" not in said  # the tree, which would hide the message
 
 
-def outcomes(done: subprocess.CompletedProcess[str]) -> dict[str, Outcome]:
-    assert done.returncode == 0, done.stderr
-    return {outcome["name"]: outcome for outcome in map(json.loads, done.stdout.splitlines())}
-
-
 def test_mistake_is_one_message_and_a_hostile_checkpoint_runs_nothing(
     warm: Warm, arguments_of: Callable[[str], list[str]], environment: dict[str, str], folder: Path
 ) -> None:
-    given = json.dumps({name: arguments_of(name) for name in FEW})
     there = {**environment, "HYDRA_FULL_ERROR": "0"}
-    for name, outcome in outcomes(warm.run("-c", DRIVER, input=given, cwd=folder, env=there)).items():
-        assert_refused(outcome, name)
-        assert "set to `False`" not in outcome["said"]  # torch's advice
+    for name, found in run_all(warm.run, {n: arguments_of(n) for n in FEW}, cwd=folder, env=there).items():
+        assert_refused(found.said, found.code, name)
+        assert "set to `False`" not in found.said  # torch's advice
     assert not (folder / "ran").exists()
 
 
 @pytest.fixture(scope="module")
-def every(arguments_of: Any, environment: dict[str, str], folder: Path) -> dict[str, dict[str, Any]]:
+def every(arguments_of: Callable[[str], list[str]], environment: dict[str, str], folder: Path) -> dict[str, Outcome]:
     """What a new process did with each, those that may import Lightning last."""
-    given = json.dumps({name: arguments_of(name) for name in ALL})
     there = {**environment, "PYTHONPATH": str(ROOT / "tests"), "HYDRA_FULL_ERROR": "0"}  # which would have Hydra say it
-    driver = [sys.executable, "-c", DRIVER]
-    return outcomes(
-        subprocess.run(driver, input=given, cwd=folder, env=there, capture_output=True, text=True, timeout=300)
-    )
+
+    def start(*words: str, **given: Any) -> subprocess.CompletedProcess[str]:
+        return subprocess.run([sys.executable, *words], capture_output=True, text=True, timeout=400, **given)
+
+    first = "gc.freeze()\ngc.disable()"  # a quarter of the time of composing
+    return run_all(start, {name: arguments_of(name) for name in ALL}, first, cwd=folder, env=there)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ALL, ids=[name[:60] for name in ALL])
 def test_each_mistake_is_one_message(name: str, every: dict[str, Outcome], folder: Path) -> None:
-    assert_refused(every[name], name)
-    assert not (name in EARLY and every[name]["lightning"]) and not (folder / "ran").exists()
+    assert_refused(every[name].said, every[name].code, name)
+    assert not (name in EARLY and every[name].lightning) and not (folder / "ran").exists()
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["+model.attention.widow=3", "ckpt_path=nope.ckpt"])
-def test_mistake_on_the_real_command_line(name: str, arguments_of: Any, train_py: Any) -> None:
+def test_mistake_on_the_real_command_line(
+    name: str, arguments_of: Callable[[str], list[str]], train_py: Callable[..., subprocess.CompletedProcess[str]]
+) -> None:
     done = train_py(*arguments_of(name))
-    assert_refused({"code": done.returncode, "said": done.stderr}, name)
+    assert_refused(done.stderr, done.returncode, name)

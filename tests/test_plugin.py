@@ -20,6 +20,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from programs import Outcome, run_all
 from warm import Warm
 
 from blockwright import command
@@ -28,31 +29,6 @@ pytestmark = pytest.mark.xdist_group("plugin")  # its fixture runs a whole progr
 
 ROOT = Path(__file__).resolve().parent.parent
 PLUGIN = Path(__file__).resolve().parent / "plugin"
-
-DRIVER = """
-import contextlib, io, json, sys, traceback
-import blockwright.lab.describe
-import blockwright.registry.__main__
-from blockwright import train
-from hydra.core.global_hydra import GlobalHydra
-
-for name, arguments in json.load(sys.stdin).items():
-    GlobalHydra.instance().clear()
-    sys.argv = ["train.py", *arguments]
-    said, code = io.StringIO(), 0
-    with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
-        try:
-            if arguments[0] == "describe":
-                blockwright.lab.describe.main(arguments[1:])
-            else:
-                blockwright.registry.__main__.main(arguments[1:]) if arguments[0] == "registry" else train.main()
-        except SystemExit as end:
-            code = end.code
-        except BaseException:
-            traceback.print_exc()
-            code = "raised"
-    print(json.dumps([name, code or 0, said.getvalue()]))
-"""
 
 
 def install(site: Path, project: dict[str, Any]) -> None:
@@ -65,12 +41,11 @@ def install(site: Path, project: dict[str, Any]) -> None:
     (info / "entry_points.txt").write_text("\n\n".join(map("\n".join, groups)) + "\n")
 
 
-def run(warm: Warm, commands: dict[str, list[str]], site: Path, environment: Any, cwd: Path) -> dict[str, Any]:
-    there = {**environment, "PYTHONPATH": str(site)}
-    done = warm.run("-c", DRIVER, input=json.dumps(commands), cwd=cwd, env=there)
-    assert done.returncode == 0, done.stderr
-    outcomes = {name: (code, said) for name, code, said in map(json.loads, done.stdout.splitlines())}
-    return {**outcomes, "warnings": done.stderr + "".join(said for _, said in outcomes.values())}
+Said = dict[str, Outcome]
+
+
+def run(warm: Warm, commands: dict[str, list[str]], site: Path, environment: dict[str, str], cwd: Path) -> Said:
+    return run_all(warm.run, commands, cwd=cwd, env={**environment, "PYTHONPATH": str(site)})
 
 
 @pytest.fixture(scope="module")
@@ -113,7 +88,7 @@ REFUSED = {  # path → what is written, and what the message says
 
 
 @pytest.fixture(scope="module")
-def said(quick: list[str], warm: Warm, site: Path, environment: dict[str, str], folder: Path) -> dict[str, Any]:
+def said(quick: list[str], warm: Warm, site: Path, environment: dict[str, str], folder: Path) -> Said:
     def at(run: str) -> str:
         return f"hydra.run.dir={folder}/{run}"
 
@@ -129,9 +104,9 @@ def said(quick: list[str], warm: Warm, site: Path, environment: dict[str, str], 
     climbs = ["experiment=zigzags", "optimizer/constraint=row_sphere", *without_data, "logger=csv"]
     climbs += ["trainer.max_steps=3", "trainer.val_check_interval=3", "scheduler=constant"]
     commands = {
-        "catalogue": ["registry"],
-        "block": ["registry", "gating/noisy_topk"],
-        "presets": ["registry", "model/ret*"],
+        "catalogue": ["blocks"],
+        "block": ["blocks", "gating/noisy_topk"],
+        "presets": ["blocks", "model/ret*"],
         "help": ["--help"],
         "card": ["describe", "model=tiny"],
         "card of a memory": ["describe", "model=tiny", "+model/memory=bigram", "--json"],
@@ -163,33 +138,31 @@ def assert_learnt(text: str) -> None:
 
 
 @pytest.mark.slow
-def test_every_command_ends_as_it_should(said: dict[str, Any]) -> None:
-    for name, outcome in said.items():
-        if name != "warnings":
-            code, text = outcome
-            assert code == (64 if name in REFUSED else 0) and "Traceback" not in text, text
+def test_every_command_ends_as_it_should(said: Said) -> None:
+    for name, found in said.items():
+        assert found.code == (64 if name in REFUSED else 0) and "Traceback" not in found.said, found.said
     for path, (_, words) in REFUSED.items():
-        assert f"error: {path} = " in said[path][1] and words in said[path][1], said[path][1]
+        assert f"error: {path} = " in said[path].said and words in said[path].said, said[path].said
 
 
 @pytest.mark.slow
-def test_plug_in_is_in_the_catalogue_the_help_and_the_cost_card(said: dict[str, Any]) -> None:
+def test_plug_in_is_in_the_catalogue_the_help_and_the_cost_card(said: Said) -> None:
     blocks = ("attention/retention", "attention/gated_linear", "gating/noisy_topk", "position/xpos", "scores/tempered")
     for name in blocks:
-        (line,) = [line for line in said["catalogue"][1].splitlines() if f"{name} " in line]
+        (line,) = [line for line in said["catalogue"].said.splitlines() if f"{name} " in line]
         assert "blockwright-guest" in line
-    assert "blockwright-guest" not in next(s for s in said["catalogue"][1].splitlines() if "attention/mla " in s)
-    assert "blockwright_guest.noisy_topk.NoisyTopK, provided by blockwright-guest" in said["block"][1]
-    assert re.search(r"noise +float +1\.0 +factor on the noise", said["block"][1])
+    assert "blockwright-guest" not in next(s for s in said["catalogue"].said.splitlines() if "attention/mla " in s)
+    assert "blockwright_guest.noisy_topk.NoisyTopK, provided by blockwright-guest" in said["block"].said
+    assert re.search(r"noise +float +1\.0 +factor on the noise", said["block"].said)
     for option in (r"model/attention: .*\bretention\b", r"model/position: .*\bxpos\b", r"experiment: .*\bretentive\b"):
-        assert re.search(option, said["help"][1])
-    assert re.search(r"attention +band, else blocked, else few_queries, else sdpa", said["card"][1])
-    assert re.search(r"retentive_tiny .*blockwright-guest", said["presets"][1])
+        assert re.search(option, said["help"].said)
+    assert re.search(r"attention +band, else blocked, else few_queries, else sdpa", said["card"].said)
+    assert re.search(r"retentive_tiny .*blockwright-guest", said["presets"].said)
 
 
 @pytest.mark.slow
-def test_plug_in_trains_on_the_command_line(said: dict[str, Any], folder: Path) -> None:
-    assert_learnt(said["trains"][1])
+def test_plug_in_trains_on_the_command_line(said: Said, folder: Path) -> None:
+    assert_learnt(said["trains"].said)
     checkpoint = torch.load(folder / "run" / LAST, weights_only=True)
     model = checkpoint["hyper_parameters"]["model"]
     assert (model["attention"]["name"], model["attention"]["first_decay"]) == ("retention", 4)
@@ -197,17 +170,17 @@ def test_plug_in_trains_on_the_command_line(said: dict[str, Any], folder: Path) 
     assert (model["loop"]["name"], model["loop"]["entry"]) == ("mirror", "diagonal")
     assert {"decoder.layers.1.ffn.gating.noise_bias", "decoder.loop.entry.alpha"} <= checkpoint["state_dict"].keys()
     assert json.loads((folder / "run" / "results.json").read_text())["status"] == "completed"
-    assert_learnt(said["drops"][1])
+    assert_learnt(said["drops"].said)
 
 
 @pytest.mark.slow
 def test_keys_that_it_shares_over_depth_and_its_memory_train_and_are_counted(said: Any, folder: Path) -> None:
-    assert_learnt(said["shares"][1])
+    assert_learnt(said["shares"].said)
     weights = state(folder / "shares")
     assert "decoder.layers.0.attention.kv_down.weight" in weights
     assert "decoder.layers.1.attention.kv_down.weight" not in weights
     assert weights["decoder.layers.1.attention.kv_source.weight"] != 0.9
-    model = json.loads(said["card of a memory"][1])["models"][0]
+    model = json.loads(said["card of a memory"].out)["models"][0]
     layers, width = model["shape"]["n_layers"], model["shape"]["d_model"]
     assert model["parameters"]["tables"] == layers * 997 * width
     assert model["parameters"]["families"]["memory"] == layers * 998 * width
@@ -215,23 +188,23 @@ def test_keys_that_it_shares_over_depth_and_its_memory_train_and_are_counted(sai
 
 
 @pytest.mark.slow
-def test_its_children_train_and_generate_in_blocks_of_this_project(said: dict[str, Any], folder: Path) -> None:
+def test_its_children_train_and_generate_in_blocks_of_this_project(said: Said, folder: Path) -> None:
     weights = state(folder / "children")
     assert "decoder.layers.0.attention.key_conv.gate" in weights
     assert "decoder.layers.1.residual.ffn_out_conv.strength" in weights
-    assert "no sampled text" not in said["trains children"][1]
+    assert "no sampled text" not in said["trains children"].said
 
 
 @pytest.mark.slow
-def test_its_preset_and_configurations_are_options_like_any_other(said: dict[str, Any]) -> None:
-    model = yaml.safe_load(said["preset"][1])
+def test_its_preset_and_configurations_are_options_like_any_other(said: Said) -> None:
+    model = yaml.safe_load(said["preset"].out)
     assert (model["attention"]["name"], model["attention"]["first_decay"]) == ("retention", 4)
     assert (model["position"]["name"], model["d_model"]) == ("rope", 192)
-    assert yaml.safe_load(said["experiment"][1])["model"]["attention"]["name"] == "retention"
+    assert yaml.safe_load(said["experiment"].out)["model"]["attention"]["name"] == "retention"
 
 
 @pytest.mark.slow
-def test_data_of_the_plug_in_train_its_task_and_resume(said: dict[str, Any], folder: Path) -> None:
+def test_data_of_the_plug_in_train_its_task_and_resume(said: Said, folder: Path) -> None:
     whole, parts = (json.loads((folder / r / "results.json").read_text())["metrics"] for r in ("whole", "parts"))
     assert all(whole[figure] == parts[figure] for figure in ("val/loss", "train/loss")) and said
     with (folder / "parts" / "csv" / "metrics.csv").open(newline="") as file:
@@ -239,7 +212,7 @@ def test_data_of_the_plug_in_train_its_task_and_resume(said: dict[str, Any], fol
 
 
 @pytest.mark.slow
-def test_plug_in_is_swept_by_a_wildcard(said: dict[str, Any], folder: Path) -> None:
+def test_plug_in_is_swept_by_a_wildcard(said: Said, folder: Path) -> None:
     with (folder / "sweep" / "summary.csv").open(newline="") as file:
         rows = {row["overrides"]: row["status"] for row in csv.DictReader(file)}
     assert said and rows == {f"model/attention={name}": "completed" for name in ("mqa", "retention")}
@@ -262,8 +235,8 @@ def test_start_of_the_plug_in_fills_a_run_which_resumes_without_it(
     start = [*plain, f"vectors.file={file}"]
 
     def ended(arguments: list[str], code: int, words: str) -> None:
-        found, text = run(warm, {"it": arguments}, site, environment, tmp_path)["it"]
-        assert found == code and words in text, text
+        found = run(warm, {"it": arguments}, site, environment, tmp_path)["it"]
+        assert found.code == code and words in found.said, found.said
 
     ended(plain, 64, "error: vectors.file = ???")
     ended([*start, "trainer.max_steps=3"], 0, "the embedding is that of")
@@ -327,7 +300,7 @@ def test_plug_in_proves_its_blocks_by_the_kit_in_its_own_tests(
 @pytest.fixture(scope="module")
 def among_bad_company(
     quick: list[str], site: Path, warm: Warm, environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory
-) -> dict[str, Any]:
+) -> Said:
     """The plug-in beside one that takes a taken name, one that cannot be imported, and one that is missing."""
     crowd = tmp_path_factory.mktemp("crowd")
     shutil.copytree(site, crowd, dirs_exist_ok=True)
@@ -343,20 +316,20 @@ def among_bad_company(
         points = {"blockwright.blocks": {name: module}}
         install(crowd, {"name": f"the-{name}", "version": "1.0", "entry-points": points})
     swap = ["model/attention=mha", "model/position=xpos", "trainer.max_steps=2", f"hydra.run.dir={crowd}/run"]
-    return run(warm, {"catalogue": ["registry"], "trains": [*quick, *swap]}, crowd, environment, crowd)
+    return run(warm, {"catalogue": ["blocks"], "trains": [*quick, *swap]}, crowd, environment, crowd)
 
 
 @pytest.mark.slow
-def test_plug_ins_that_clash_or_do_not_load_are_named_and_all_else_works(among_bad_company: dict[str, Any]) -> None:
-    warnings = among_bad_company["warnings"]
+def test_plug_ins_that_clash_or_do_not_load_are_named_and_all_else_works(among_bad_company: Said) -> None:
+    warnings = "".join(found.said for found in among_bad_company.values())
     (told,) = set(re.findall(r"UserWarning: (attention 'mha' is already .*)", warnings))
     assert "blockwright.blocks.attention.mha" in told and "the-copycat (copycat)" in told
     (told,) = re.findall(r"UserWarning: (block plug-in 'wreck' .*)", warnings)
     assert "the-wreck" in told and "a_missing_package" in told and "block plug-in 'ghost' of the-ghost" in warnings
-    code, text = among_bad_company["catalogue"]
+    code, text = among_bad_company["catalogue"].code, among_bad_company["catalogue"].said
     assert code == 0 and "attention/retention" in text and "ffn/moe" in text
     assert "blockwright " in next(line for line in text.splitlines() if "attention/mha " in line)
-    code, text = among_bad_company["trains"]
+    code, text = among_bad_company["trains"].code, among_bad_company["trains"].said
     assert code == 0 and "validation loss" in text, text
 
 

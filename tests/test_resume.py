@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
+from programs import Outcome, run_all
 from warm import Warm
 
 pytestmark = pytest.mark.xdist_group("programs")  # its fixtures run whole programs, once
@@ -97,32 +98,8 @@ class Sends(L.Callback):
                 os.kill(os.getpid(), self.signum)
 """
 
-DRIVER = """
-import contextlib, io, json, sys, traceback
-from blockwright import train
-from hydra._internal.hydra import Hydra
-from hydra.core.global_hydra import GlobalHydra
-from hydra.types import RunMode
-from blockwright.lab import run_report
-
-Hydra.get_mode = lambda *_, **__: RunMode.RUN  # else it composes everything once more to learn that
-run_report.plot_losses = run_report.plot_expert_load = lambda *_: None  # a quarter of the time of a run this short
-
-
-for name, arguments in json.load(sys.stdin):
-    GlobalHydra.instance().clear()
-    sys.argv = ["train.py", *arguments]
-    said, code = io.StringIO(), 0
-    with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
-        try:
-            train.main()
-        except SystemExit as end:
-            code = end.code
-        except BaseException:
-            traceback.print_exc()
-            code = "raised"
-    print(json.dumps([name, code, said.getvalue()]))
-"""
+# Pictures are a quarter of the time of a run this short.
+FIRST = "from blockwright.lab import run_report\nrun_report.plot_losses = run_report.plot_expert_load = lambda *_: None"
 
 
 @pytest.fixture(scope="module")
@@ -144,21 +121,14 @@ def sends(signum: int, at: int, times: int = 1, when: str = "train_batch_start")
     return [f"+callbacks.sends={json.dumps(callback)}".replace('"', "")]
 
 
-Said = dict[str, tuple[Any, str]]
-Stories = Callable[[list[Any]], Said]
+Said = dict[str, Outcome]
+Stories = Callable[[dict[str, list[str]]], Said]
 
 
 @pytest.fixture(scope="module")
 def stories(warm: Warm, environment: dict[str, str], folder: Path) -> Stories:
-    """Runs commands one after the other in one process: what each said."""
-
-    def run(commands: list[Any]) -> Said:
-        there = {**environment, "PYTHONPATH": str(folder)}
-        done = warm.run("-c", DRIVER, input=json.dumps(commands), cwd=folder, env=there, timeout=500)
-        assert done.returncode == 0, done.stderr
-        return {name: (code, text) for name, code, text in map(json.loads, done.stdout.splitlines())}
-
-    return run
+    there = {**environment, "PYTHONPATH": str(folder)}
+    return lambda commands: run_all(warm.run, commands, FIRST, cwd=folder, env=there, timeout=500)
 
 
 def case_of(name: str, folder: Path) -> tuple[Path, Path, Path]:
@@ -167,22 +137,22 @@ def case_of(name: str, folder: Path) -> tuple[Path, Path, Path]:
     return folder / f"logs/case{i}/runs/a", folder / f"{i}/whole", folder / f"{i}/on"
 
 
-def three(base: list[str], folder: Path, name: str) -> list[Any]:
+def three(base: list[str], folder: Path, name: str) -> dict[str, list[str]]:
     """A case never stopped; stopped; resumed."""
     case, (stopped, whole, on) = CASES[name], case_of(name, folder)
     run = [*base, *case.overrides]
-    return [
-        [f"{name} whole", [*run, f"hydra.run.dir={whole}"]],
-        [f"{name} stopped", [*run, f"hydra.run.dir={stopped}", *sends(case.signum, case.at, when=case.when)]],
-        [f"{name} resumed", [*run, f"hydra.run.dir={on}", "ckpt_path=last", f"task_name={stopped.parts[-3]}"]],
-    ]
+    return {
+        f"{name} whole": [*run, f"hydra.run.dir={whole}"],
+        f"{name} stopped": [*run, f"hydra.run.dir={stopped}", *sends(case.signum, case.at, when=case.when)],
+        f"{name} resumed": [*run, f"hydra.run.dir={on}", "ckpt_path=last", f"task_name={stopped.parts[-3]}"],
+    }
 
 
 @pytest.fixture(scope="module")
 def once(base: list[str], stories: Stories, folder: Path) -> Said:
     """One case, and a run that would overwrite what it left."""
     there = f"callbacks.checkpoint.dirpath={case_of(QUICK, folder)[0]}/checkpoints"
-    return stories([*three(base, folder, QUICK), ["over it", [*base, there]]])
+    return stories({**three(base, folder, QUICK), "over it": [*base, there]})
 
 
 @pytest.fixture(scope="module")
@@ -202,25 +172,26 @@ def said(base: list[str], stories: Stories, folder: Path, once: Said) -> Said:
     worse += ["model.tie_embeddings=true", "model.scale_embeddings=false"]
     fresh = [*base, f"paths.data_dir={folder}/data"]
     scratch = [*base, "task_name=scratch", f"callbacks.checkpoint.dirpath={folder}/scratch"]
-    commands: list[Any] = [command for name in CASES if name != QUICK for command in three(base, folder, name)]
-    commands += [
-        ["impatient", [*base, at("impatient"), *sends(signal.SIGINT, 2, times=2)]],
-        ["crashed", [*crashes, at("crashed"), "+callbacks.sends={_target_: signal_callbacks.Sends, signum: 0, at: 4}"]],
-        ["on after a crash", [*crashes, at("on"), last("crashed")]],
-        ["long", [*longer, at("long")]],
-        ["short", [*longer, "trainer.max_steps=6", at("short")]],
-        ["longer", [*longer, at("longer"), last("short")]],
-        ["worse", [*worse, at("worse")]],
-        ["in the data", [*fresh, at("in_data"), "data.tokenizer._target_=signal_callbacks.Stopped"]],
-        ["data again", [*fresh, at("data_again"), "trainer.max_steps=1"]],
-        ["in the end", [*base, at("in_end"), *sends(15, 6, when="final")]],
-        ["end again", [*base, at("end_again"), last("in_end")]],
-        ["scratch stopped", [*scratch, "auto_resume=true", *sends(15, 2)]],
-        *([name, [*scratch, *more]] for name, more in REFUSED.items()),
-        ["scratch on", [*scratch, "auto_resume=true", at("logs/scratch/runs/on")]],
-        ["worse on", [*worse, last("worse"), at("worse_on"), "trainer.max_steps=8"]],
-        ["cli stopped", ["fit", "--compose", *base, "task_name=cli", *sends(signal.SIGTERM, 2)]],
-    ]
+    cases = {k: v for name in CASES if name != QUICK for k, v in three(base, folder, name).items()}
+    commands = {
+        **cases,
+        "impatient": [*base, at("impatient"), *sends(signal.SIGINT, 2, times=2)],
+        "crashed": [*crashes, at("crashed"), "+callbacks.sends={_target_: signal_callbacks.Sends, signum: 0, at: 4}"],
+        "on after a crash": [*crashes, at("on"), last("crashed")],
+        "long": [*longer, at("long")],
+        "short": [*longer, "trainer.max_steps=6", at("short")],
+        "longer": [*longer, at("longer"), last("short")],
+        "worse": [*worse, at("worse")],
+        "in the data": [*fresh, at("in_data"), "data.tokenizer._target_=signal_callbacks.Stopped"],
+        "data again": [*fresh, at("data_again"), "trainer.max_steps=1"],
+        "in the end": [*base, at("in_end"), *sends(15, 6, when="final")],
+        "end again": [*base, at("end_again"), last("in_end")],
+        "scratch stopped": [*scratch, "auto_resume=true", *sends(15, 2)],
+        **{name: [*scratch, *more] for name, more in REFUSED.items()},
+        "scratch on": [*scratch, "auto_resume=true", at("logs/scratch/runs/on")],
+        "worse on": [*worse, last("worse"), at("worse_on"), "trainer.max_steps=8"],
+        "cli stopped": ["fit", "--compose", *base, "task_name=cli", *sends(signal.SIGTERM, 2)],
+    }
     return stories(commands)
 
 
@@ -248,12 +219,12 @@ def assert_whole(on: Path, whole: Path, curves: bool = True) -> None:
 def assert_stopped_and_resumed(name: str, said: Said, folder: Path) -> None:
     """It left a checkpoint, said how to resume, and on is the run that never stopped."""
     case, (stopped, whole, on) = CASES[name], case_of(name, folder)
-    code, text = said[f"{name} stopped"]
+    code, text = said[f"{name} stopped"].code, said[f"{name} stopped"].said
     assert code == 75 and "Traceback" not in text, text
     assert f"stopped by {signal.Signals(case.signum).name} after step {case.step}. Continue with " in text
     assert f"ckpt_path={stopped}/checkpoints/last.ckpt" in text
     assert checkpoint(stopped)["global_step"] == case.step and not (stopped / "results.json").exists()
-    assert said[f"{name} whole"][0] == said[f"{name} resumed"][0] == 0, said[f"{name} resumed"][1]
+    assert said[f"{name} whole"].code == said[f"{name} resumed"].code == 0, said[f"{name} resumed"].said
     assert_whole(on, whole)
 
 
@@ -269,12 +240,13 @@ def test_balancing_bias_has_moved_and_survives(once: Said, folder: Path) -> None
     assert bias.abs().max() <= 0.05 * 3 + 1e-6  # one an optimizer step, of which there were three
 
 
-def assert_refused(code: Any, text: str) -> None:
-    assert code == 64 and text.count("error: ") == 1 and "Traceback" not in text and "step=" not in text, text
+def assert_refused(outcome: Outcome) -> None:
+    text = outcome.said
+    assert outcome.code == 64 and text.count("error: ") == 1 and "Traceback" not in text and "step=" not in text, text
 
 
 def test_new_run_that_would_overwrite_a_checkpoint_is_refused_with_one_message(once: Said) -> None:
-    assert_refused(*once["over it"])
+    assert_refused(once["over it"])
 
 
 @pytest.mark.slow
@@ -292,25 +264,25 @@ RESUMED = {  # what ended well → its folder, and that of the run that it has t
 @pytest.mark.slow
 @pytest.mark.parametrize("name", RESUMED)
 def test_run_that_resumes_is_the_run_that_never_stopped(name: str, said: Said, folder: Path) -> None:
-    assert said[name][0] == 0, said[name][1]
+    assert said[name].code == 0, said[name].said
     assert_whole(*(folder / run for run in RESUMED[name]), curves=False)
-    assert said["scratch stopped"][0] == 75
+    assert said["scratch stopped"].code == 75
     assert checkpoint(folder / "short")["global_step"] == 6  # though no validation fell on it
 
 
 @pytest.mark.slow
 def test_crashed_run_resumes_from_its_last_validation(said: Said, folder: Path) -> None:
-    assert said["crashed"][0] == "raised" and "crashed" in said["crashed"][1]
+    assert said["crashed"].code == "raised" and "crashed" in said["crashed"].said
     assert checkpoint(folder / "crashed")["global_step"] == 3
-    assert said["on after a crash"][0] == 0, said["on after a crash"][1]
+    assert said["on after a crash"].code == 0, said["on after a crash"].said
     assert final(folder / "on")["val/loss"] == final(folder / "0" / "whole")["val/loss"]
 
 
 @pytest.mark.slow
 def test_last_checkpoint_is_the_newest_and_the_best_that_of_the_whole_run(said: Said, folder: Path) -> None:
     """Though nothing improves, and also after a resume."""
-    assert said["worse"][0] == said["worse on"][0] == 0, said["worse on"][1]
-    val = [float(x) for x in re.findall(r"val/loss=(\S+)", said["worse"][1])]
+    assert said["worse"].code == said["worse on"].code == 0, said["worse on"].said
+    val = [float(x) for x in re.findall(r"val/loss=(\S+)", said["worse"].said)]
     assert checkpoint(folder / "worse", "best")["global_step"] == 2 * (1 + val.index(min(val))) < 6, val
     assert checkpoint(folder / "worse")["global_step"] == 6
     old, new = (folder / run / "checkpoints" / "best.ckpt" for run in ("worse", "worse_on"))
@@ -319,36 +291,36 @@ def test_last_checkpoint_is_the_newest_and_the_best_that_of_the_whole_run(said: 
 
 @pytest.mark.slow
 def test_signal_while_data_are_built_stops_at_once_and_leaves_nothing_half_done(said: Said, folder: Path) -> None:
-    code, text = said["in the data"]
+    code, text = said["in the data"].code, said["in the data"].said
     assert code == 75 and "stopped by SIGTERM outside of training" in text and "Traceback" not in text
     assert not list((folder / "data").rglob("*.partial")) and not list((folder / "in_data").rglob("*.ckpt"))
-    assert said["data again"][0] == 0, said["data again"][1]
+    assert said["data again"].code == 0, said["data again"].said
 
 
 @pytest.mark.slow
 def test_signal_in_the_final_validation_leaves_the_last_checkpoint_to_resume_from(said: Said, folder: Path) -> None:
-    code, text = said["in the end"]
+    code, text = said["in the end"].code, said["in the end"].said
     assert code == 75 and "stopped by SIGTERM after step 6" in text and "Traceback" not in text
     assert (
         f"ckpt_path={folder}/in_end/checkpoints/last.ckpt" in text and checkpoint(folder / "in_end")["global_step"] == 6
     )
     again, whole = final(folder / "end_again"), final(folder / "0" / "whole")
-    assert said["end again"][0] == 0 and again == {name: whole[name] for name in again}  # it need not train
+    assert said["end again"].code == 0 and again == {name: whole[name] for name in again}  # it need not train
 
 
 @pytest.mark.slow
 def test_what_would_overwrite_or_misread_a_checkpoint_is_refused_with_one_message(said: Said) -> None:
     for name in REFUSED:
-        assert_refused(*said[name])
+        assert_refused(said[name])
 
 
 @pytest.mark.slow
 def test_cli_door_says_how_to_resume_and_a_second_ctrl_c_saves_nothing(said: Said, folder: Path) -> None:
-    code, text = said["cli stopped"]
+    code, text = said["cli stopped"].code, said["cli stopped"].said
     assert code == 75 and "Traceback" not in text, text
     (told,) = re.findall(r"stopped by SIGTERM after step 3\. Continue .* --ckpt_path=(\S+)", text)
     assert Path(folder, told).is_file()
-    code, text = said["impatient"]
+    code, text = said["impatient"].code, said["impatient"].said
     assert code == 130 and "Traceback" not in text and not list((folder / "impatient").rglob("*.ckpt"))
 
 

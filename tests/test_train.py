@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from programs import Outcome, run_all
 from warm import Warm
 
 from blockwright.lab.sweep import plan as plans
@@ -24,32 +25,7 @@ from blockwright.training.configuration.composing import compose_config
 
 pytestmark = pytest.mark.xdist_group("programs")  # its fixtures run whole programs, once
 
-DRIVER = """
-import contextlib, io, json, pathlib, shutil, sys, traceback, zlib
-from blockwright import train
-from hydra._internal.hydra import Hydra
-from hydra.core.global_hydra import GlobalHydra
-from hydra.types import RunMode
-
-Hydra.get_mode = lambda *_, **__: RunMode.RUN  # else it composes everything once more to learn that
-
-for name, arguments in json.load(sys.stdin).items():
-    GlobalHydra.instance().clear()
-    sys.argv = ["train.py", *arguments]
-    out, err, code = io.StringIO(), io.StringIO(), 0
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        try:
-            train.main()
-        except SystemExit as end:
-            code = end.code
-        except BaseException:
-            traceback.print_exc()
-            code = "raised"
-    files = [p for p in pathlib.Path("run").rglob("*") if p.is_file() and p.name != "train.log"]
-    run = {str(p): zlib.crc32(p.read_bytes()) for p in files}
-    print(json.dumps({"name": name, "code": code or 0, "out": out.getvalue(), "err": err.getvalue(), "run": run}))
-"""
-Doors = dict[str, dict[str, Any]]
+Doors = dict[str, Outcome]
 TrainPy = Callable[..., subprocess.CompletedProcess[str]]
 
 
@@ -66,14 +42,7 @@ def choice(small: list[str], folder: Path) -> list[str]:
 
 @pytest.fixture(scope="module")
 def entering(warm: Warm, environment: dict[str, str], folder: Path) -> Callable[[dict[str, list[str]]], Doors]:
-    """Runs commands one after the other in one process: what each said."""
-
-    def run(commands: dict[str, list[str]]) -> Doors:
-        done = warm.run("-c", DRIVER, input=json.dumps(commands), cwd=folder, env=environment)
-        assert done.returncode == 0, done.stderr
-        return {outcome["name"]: outcome for outcome in map(json.loads, done.stdout.splitlines())}
-
-    return run
+    return lambda commands: run_all(warm.run, commands, cwd=folder, env=environment)
 
 
 @pytest.fixture(scope="module")
@@ -155,9 +124,9 @@ def files_in(run: Path) -> set[str]:
     return {p.relative_to(run).as_posix() for p in run.rglob("*") if p.is_file()}
 
 
-def assert_one_message(said: dict[str, Any], path: str) -> None:
-    text = said["err"] + said["out"]
-    assert said["code"] == 64 and "Traceback" not in text, text
+def assert_one_message(said: Outcome, path: str) -> None:
+    text = said.said
+    assert said.code == 64 and "Traceback" not in text, text
     assert re.findall(r"^error: (.+?) = ", text, re.M) == [path]
     assert re.search(r"^  remedy: .", text, re.M)
 
@@ -171,7 +140,7 @@ def assert_same_figures(one: Path, other: Path, *said: str) -> None:
 
 
 def test_run_leaves_everything_a_person_needs(front: Doors, folder: Path) -> None:
-    assert front["hydra"]["code"] == 0 and "Traceback" not in front["hydra"]["err"], front["hydra"]["err"]
+    assert front["hydra"].code == 0 and "Traceback" not in front["hydra"].err, front["hydra"].err
     wanted = {"results.json", "loss.svg", "expert_load.svg", "sample.txt", "lightning_cli.yaml", "config_tree.log"}
     wanted |= {"checkpoints/last.ckpt", "checkpoints/best.ckpt", "csv/metrics.csv", ".hydra/overrides.yaml"}
     assert files_in(folder / "run") >= {*wanted, "train.log"}
@@ -179,11 +148,11 @@ def test_run_leaves_everything_a_person_needs(front: Doors, folder: Path) -> Non
 
 
 def test_run_from_its_file_has_the_same_figures_and_leaves_the_first_as_it_is(front: Doors, folder: Path) -> None:
-    assert front["config"]["code"] == 0, front["config"]["err"]
+    assert front["config"].code == 0, front["config"].err
     again = only(folder / "logs" / "train" / "cli")
-    assert_same_figures(folder / "run", again, front["hydra"]["out"], front["config"]["out"])
+    assert_same_figures(folder / "run", again, front["hydra"].out, front["config"].out)
     assert {"train/loss", "val/loss", "val/bits_per_byte", "train/expert_balance"} <= set(metrics_of(again))
-    assert len(front["hydra"]["run"]) > 10 and front["config"]["run"] == front["hydra"]["run"]
+    assert len(front["hydra"].files) > 10 and front["config"].files == front["hydra"].files
     assert files_in(again) >= {"results.json", "checkpoints/last.ckpt", "checkpoints/best.ckpt", "csv/metrics.csv"}
 
 
@@ -203,7 +172,7 @@ def test_mistake_at_the_cli_door_is_one_message(front: Doors) -> None:
 
 
 def test_printed_continuation_is_a_command_that_composes(front: Doors) -> None:
-    (line,) = re.findall(r"^Continue: blockwright train (.+)$", front["hydra"]["out"], re.M)
+    (line,) = re.findall(r"^Continue: blockwright train (.+)$", front["hydra"].out, re.M)
     cfg = compose_config(shlex.split(line), output_dir="x")
     assert cfg.trainer.max_steps == 12 and cfg.model.attention.name == "gqa"
     assert Path(cfg.ckpt_path).name == "last.ckpt" and Path(cfg.ckpt_path).is_file()
@@ -217,15 +186,15 @@ def test_each_mistake_at_the_cli_door_is_one_message(doors: Doors) -> None:
 
 @pytest.mark.slow
 def test_composing_door_gives_the_same_figures(doors: Doors, folder: Path) -> None:
-    assert doors["compose"]["code"] == 0, doors["compose"]["err"]
+    assert doors["compose"].code == 0, doors["compose"].err
     run = only(folder / "logs" / "compose" / "cli")
-    assert_same_figures(folder / "run", run, doors["hydra"]["out"], doors["compose"]["out"])
+    assert_same_figures(folder / "run", run, doors["hydra"].out, doors["compose"].out)
 
 
 @pytest.mark.slow
 def test_run_that_is_repeated_resumed_or_measured_stays_as_it_is(doors: Doors) -> None:
-    whole = doors["hydra"]["run"]
-    assert len(whole) > 10 and [name for name, door in doors.items() if door["run"] != whole] == []
+    whole = doors["hydra"].files
+    assert len(whole) > 10 and [name for name, door in doors.items() if door.files != whole] == []
 
 
 @pytest.mark.slow
@@ -236,44 +205,44 @@ def test_validating_a_checkpoint_gives_the_figures_of_its_run(doors: Doors, fold
     assert {k: v for k, v in found.items() if k.startswith("val/")} == wanted
     assert json.loads((folder / "validate" / "results.json").read_text())["steps"] == 6
     assert logged(folder / "validate", "val/loss") == [wanted["val/loss"]]
-    assert re.search(rf"^validation loss +{wanted['val/loss']:.6g} ", doors["validate"]["out"], re.M)
+    assert re.search(rf"^validation loss +{wanted['val/loss']:.6g} ", doors["validate"].out, re.M)
 
 
 @pytest.mark.slow
 def test_testing_a_checkpoint_prints_and_keeps_its_figures_by_either_door(doors: Doors, folder: Path) -> None:
-    assert doors["test"]["code"] == doors["test only"]["code"] == 0, doors["test only"]["err"]
+    assert doors["test"].code == doors["test only"].code == 0, doors["test only"].err
     found, other = metrics_of(folder / "test"), metrics_of(folder / "only")
     assert found["test/loss"] == other["test/loss"] > 0 and not any(name.startswith("val/") for name in found)
     assert other["val/loss"] == metrics_of(folder / "run")["val/loss"]
-    assert re.search(rf"^test loss +{found['test/loss']:.6g} ", doors["test"]["out"], re.M)
+    assert re.search(rf"^test loss +{found['test/loss']:.6g} ", doors["test"].out, re.M)
 
 
 @pytest.mark.slow
 def test_predicting_writes_the_next_tokens_of_all_windows(doors: Doors, folder: Path) -> None:
-    assert doors["predict"]["code"] == 0, doors["predict"]["err"]
+    assert doors["predict"].code == 0, doors["predict"].err
     lines = list(map(json.loads, (folder / "predict" / "predictions.jsonl").read_text().splitlines()))
     pairs = [(t, p) for line in lines for t, p in zip(line["targets"], line["predicted"], strict=True)]
     right = sum(t == p for t, p in pairs)
     assert len(pairs) > 100 and 0 < right < len(pairs) and all(isinstance(line["text"], str) for line in lines)
-    assert f"predicted right: {100 * right / len(pairs):.2f} % of {len(pairs)}" in doors["predict"]["out"]
+    assert f"predicted right: {100 * right / len(pairs):.2f} % of {len(pairs)}" in doors["predict"].out
 
 
 @pytest.mark.slow
 def test_run_without_validation_says_what_it_does_not_measure_and_ends_well(doors: Doors, folder: Path) -> None:
     ended = doors["no validation"]
-    assert ended["code"] == 0, ended["err"]
-    said = [line for line in ended["err"].splitlines() if line.startswith(("note:", "warning:"))]
+    assert ended.code == 0, ended.err
+    said = [line for line in ended.err.splitlines() if line.startswith(("note:", "warning:"))]
     assert "callbacks.checkpoint.monitor=val/loss (data.corpus.val_fraction=0)" in said[0] and len(said) == 2
     assert "optimized_metric = 'val/accuracy'" in said[1]
     assert (folder / "sweep" / "0" / "checkpoints" / "last.ckpt").exists()
     assert metrics_of(folder / "sweep" / "0")["train/loss"] > 0  # a job's, without a report too
-    assert "\r" not in ended["out"] + ended["err"]  # Lightning's own progress bar
-    assert re.search(r"^train/loss +\d", ended["out"], re.M)  # where no callback shows the figures
+    assert "\r" not in ended.out + ended.err  # Lightning's own progress bar
+    assert re.search(r"^train/loss +\d", ended.out, re.M)  # where no callback shows the figures
 
 
 @pytest.mark.slow
 def test_resumed_run_takes_the_settings_of_now_and_by_its_file_a_new_folder(doors: Doors, folder: Path) -> None:
-    assert doors["resume"]["code"] == doors["resume by config"]["code"] == 0, doors["resume by config"]["err"]
+    assert doors["resume"].code == doors["resume by config"].code == 0, doors["resume by config"].err
     rates = logged(folder / "on", "train/lr")
     assert len(rates) == len(logged(folder / "further", "train/lr")) == 2  # steps 7 and 8 of 8
     assert rates[0] > rates[-1] == pytest.approx(0.001)  # a tenth of 0.01, and not of the checkpoint's 0.005
@@ -282,7 +251,7 @@ def test_resumed_run_takes_the_settings_of_now_and_by_its_file_a_new_folder(door
 
 @pytest.mark.slow
 def test_debug_run_keeps_nothing(doors: Doors, folder: Path) -> None:
-    assert doors["debug fdr"]["code"] == 0 and not list((folder / "fdr").rglob("*.ckpt")), doors["debug fdr"]["err"]
+    assert doors["debug fdr"].code == 0 and not list((folder / "fdr").rglob("*.ckpt")), doors["debug fdr"].err
 
 
 @pytest.mark.slow
