@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -46,12 +45,12 @@ def check(override: list[str], small: list[str], tmp_path: Path) -> dict[str, An
     return preflight(compose_config([*small, *override], output_dir=str(tmp_path)))
 
 
-QUICK = ("experiment=attention_ablation", "debug=overfit")
+QUICK = "experiment=attention_ablation"
 
 
 @pytest.mark.parametrize(
     "override",
-    [override if override in QUICK else pytest.param(override, marks=pytest.mark.slow) for override in WHOLE],
+    [override if override == QUICK else pytest.param(override, marks=pytest.mark.slow) for override in WHOLE],
 )
 def test_named_list_of_overrides_composes_and_is_sound(override: str, kernel_pages: str, tmp_path: Path) -> None:
     folder = [kernel_pages] if override == "experiment=mixture" else []
@@ -62,7 +61,7 @@ def test_named_list_of_overrides_composes_and_is_sound(override: str, kernel_pag
 
 @pytest.mark.parametrize(
     "overrides",
-    [pytest.param(row, marks=[pytest.mark.slow] * (i > 5), id=" ".join(row)) for i, row in enumerate(TOGETHER)],
+    [pytest.param(row, marks=[pytest.mark.slow] * (i > 3), id=" ".join(row)) for i, row in enumerate(TOGETHER)],
 )
 def test_option_composes_and_its_arguments_exist(
     overrides: tuple[str, ...], small: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -79,91 +78,67 @@ def test_option_composes_and_its_arguments_exist(
     check_target(plain["callbacks"] or {}, "callbacks")
 
 
-def test_file_says_on_top_how_it_is_launched() -> None:
-    for file in (CONF / "experiment").glob("*.yaml"):
-        package, command = file.read_text().splitlines()[:2]
-        assert package == "# @package _global_", file
-        assert re.match(rf"# blockwright train experiment={file.stem}(\s|$)", command), command
-    for file in (CONF / "debug").glob("*.yaml"):
-        assert file.read_text().splitlines()[1].startswith(f"# debug={file.stem}")
-
-
-def test_no_file_names_a_machine_or_an_absolute_path() -> None:
-    for file in CONF.rglob("*.yaml"):
-        assert not re.search(r"(^|[\s:'\"])/(home|work|root|tmp|Users)\b", file.read_text()), file
-
-
-def test_every_file_of_conf_is_an_option_of_a_group_or_the_root() -> None:
-    for file in CONF.rglob("*.yaml"):
-        assert isinstance(yaml.safe_load(file.read_text()), dict | None), file
-        assert file.name == "config.yaml" or file.parent != CONF
-
-
-def test_later_override_wins_and_the_output_folder_is_told(tmp_path: Path) -> None:
-    cfg = compose_config(["seed=1", "model/attention=mha", "model/attention=gqa", "seed=2"], output_dir=str(tmp_path))
-    assert (cfg.seed, cfg.model.attention.name, cfg.paths.output_dir) == (2, "gqa", str(tmp_path))
-    assert cfg.data.seed == 2
-
-
 REFUSED = {
-    # a mistake: path, rule and remedy hold these
-    "model.d_modle=1": ("model.d_modle", "no 'd_modle' in model", "'d_model'"),
-    "modle.d_model=1": ("modle", "no 'modle' in the configuration", "'model'"),
-    "model.attention.n_heads=x": ("model.attention.n_heads", "must be an integer", "<an integer>"),
-    "model/attention=x": ("model/attention", "is not an option", "mla"),
-    "model/balance=expert": ("model/balance", "selects nothing", "+model/balance=expert"),
-    "callbacks=[default,x]": ("callbacks", "is not an option", "early_stopping"),
-    "+trainer.strategy=ddp": ("trainer.strategy", "already at", "remove + prefix: 'trainer.strategy=ddp'"),
-    "model.layout={}": ("model.layout", "(ffn), so it would change nothing", "model.layout=null"),
-    "++model.variants={ }": ("model.variants", "change nothing", "model.variants=null"),
-    "callbacks.report={}": ("callbacks.report", "change nothing", "callbacks.report=null"),
-    "callbacks={}": ("callbacks", "change nothing", "Choose another: callbacks=<averaging|checkpoint|completions"),
-    "a=b=c": ("command line", "cannot be read", "quoted"),
-    "~nothing": ("nothing", "'nothing' does not exist", "--help"),
-    "+model.overrides.0.layers=1": ("model.overrides.0.layers", "index out of range", "--help"),
-    "model=[tiny,gpt2]": ("model", "each choose model/residual", "Write one: model=tiny"),
+    # a mistake: its path, and what the remedy holds
+    "model.d_modle=1": ("model.d_modle", "'d_model'"),
+    "modle.d_model=1": ("modle", "'model'"),
+    "model.attention.n_heads=x": ("model.attention.n_heads", "<an integer>"),
+    "model/attention=x": ("model/attention", "mla"),
+    "model/balance=expert": ("model/balance", "+model/balance=expert"),
+    "callbacks=[default,x]": ("callbacks", "early_stopping"),
+    "+trainer.strategy=ddp": ("trainer.strategy", "remove + prefix: 'trainer.strategy=ddp'"),
+    "model.layout={}": ("model.layout", "model.layout=null"),
+    "++model.variants={ }": ("model.variants", "model.variants=null"),
+    "callbacks.report={}": ("callbacks.report", "callbacks.report=null"),
+    "callbacks={}": ("callbacks", "callbacks=<averaging|checkpoint|completions"),
+    "a=b=c": ("command line", "quoted"),
+    "~nothing": ("nothing", "--help"),
+    "+model.overrides.0.layers=1": ("model.overrides.0.layers", "--help"),
+    "model=[tiny,gpt2]": ("model", "Write one: model=tiny"),
     # comparisons, presets and classes, which are chosen in another way
-    "ladder=x": ("ladder", "comparison of many runs", "Write: blockwright ladder x"),
-    "preset=tiny": ("preset", "folder of presets", "Write model=tiny"),
-    "model/ffn=of/mixtral": ("model/ffn", "has a block of kind ffn", "'of/mixtral_8x7b'"),
-    "model=of/x": ("model/of", "no such group or file", "--help"),
-    "task._target_=x": ("task._target_", "not by its class", "@register('task', NAME)"),
+    "ladder=x": ("ladder", "Write: blockwright ladder x"),
+    "preset=tiny": ("preset", "Write model=tiny"),
+    "model/ffn=of/mixtral": ("model/ffn", "'of/mixtral_8x7b'"),
+    "model=of/x": ("model/of", "--help"),
+    "task._target_=x": ("task._target_", "@register('task', NAME)"),
     # a key that is not there, of a class, of a block, below another
-    "optimizer.lrr=1": ("optimizer.lrr", "no 'lrr' in optimizer", "not listed: +optimizer.lrr=1"),
-    "model.attention.n_haeds.deeper=3": ("model.attention.n_haeds", "in MLA's parameters", "'n_heads'"),
-    "model.attention.d_model=3": ("model.attention.d_model", "no 'd_model' in MLA's parameters", "Known: kv_lora_rank"),
-    "seed.x=1": ("seed.x", "no 'x' in seed", "--cfg job"),
-    "nogroup/x=1": ("nogroup/x", "there is no such group", "Known: ablation"),
-    "optimizer=nothing": ("optimizer", "is not an option of optimizer", "Known: adamw"),
-    "model/gating=null": ("model/gating", "name of one of its options", "; or ~model/gating for none"),
-    "data/tokenizer=null": ("data/tokenizer", "name of one of its options", "Known: bpe, bytes, chars, pretrained"),
-    "model.attention.name=null": ("model.attention.name", "must have a value", "Write model/attention=<depth|"),
-    "+model/attention=gqa": ("model/attention", "there is one already", "Leave out the +: model/attention=gqa"),
-    "model.d_model=1,2": ("model.d_model", "one value", "A list is written model.d_model=[1,2]"),
+    "optimizer.lrr=1": ("optimizer.lrr", "not listed: +optimizer.lrr=1"),
+    "model.attention.n_haeds.deeper=3": ("model.attention.n_haeds", "'n_heads'"),
+    "model.attention.d_model=3": ("model.attention.d_model", "Known: kv_lora_rank"),
+    "seed.x=1": ("seed.x", "--cfg job"),
+    "nogroup/x=1": ("nogroup/x", "Known: ablation"),
+    "optimizer=nothing": ("optimizer", "Known: adamw"),
+    "model/gating=null": ("model/gating", "; or ~model/gating for none"),
+    "data/tokenizer=null": ("data/tokenizer", "Known: bpe, bytes, chars, pretrained"),
+    "model.attention.name=null": ("model.attention.name", "Write model/attention=<depth|"),
+    "+model/attention=gqa": ("model/attention", "Leave out the +: model/attention=gqa"),
+    "model.d_model=1,2": ("model.d_model", "A list is written model.d_model=[1,2]"),
     # written at the root, to be written as a group, and a key that only what is selected lacks
-    "lr=0.1": ("lr", "", "Write optimizer.lr=0.1"),
-    "trainer.callbacks=[]": ("trainer.callbacks", "", "Write callbacks=NAME"),
-    "model=file & model.file=x & model.n_layers=2": ("model.n_layers", "", "Add it: +model.n_layers=2"),
+    "lr=0.1": ("lr", "Write optimizer.lr=0.1"),
+    "trainer.callbacks=[]": ("trainer.callbacks", "Write callbacks=NAME"),
+    "model=file & model.file=x & model.n_layers=2": ("model.n_layers", "Add it: +model.n_layers=2"),
     # several values without a sweep
-    "model/attention=mha,gqa": ("model/attention", "", "blockwright train -m model/attention=mha,gqa"),
+    "model/attention=mha,gqa": ("model/attention", "blockwright train -m model/attention=mha,gqa"),
 }
 
 
-@pytest.mark.parametrize("part", [0, 1, *(pytest.param(i, marks=pytest.mark.slow) for i in (2, 3))])
-def test_refusal_of_hydra_is_put_into_four_words(part: int) -> None:
-    for override, (path, rule, remedy) in list(REFUSED.items())[part::4]:
+@pytest.mark.parametrize("part", [0, *(pytest.param(i, marks=pytest.mark.slow) for i in (1, 2))])
+def test_refusal_of_hydra_has_the_path_and_a_remedy(part: int) -> None:
+    for override, (path, remedy) in list(REFUSED.items())[part::3]:
         with pytest.raises(ConfigError) as caught:
             compose_config(["seed=1", *override.split(" & "), "data.batch_size=4"], output_dir="x")
         error = caught.value
-        assert error.path == path and rule in error.rule and remedy in error.remedy, override
-        assert error.remedy.strip() and "\n" not in error.render().split("remedy:")[1]
+        assert error.path == path and remedy in error.remedy and "\n" not in error.render().split("remedy:")[1]
         assert error.__cause__ is None and error.__suppress_context__
         assert "seed=1" not in str(error.value), override  # the value at fault, not the whole command line
 
 
-def test_empty_mapping_where_nothing_is_means_what_it_says() -> None:
-    composed = compose_config(["+model.balance={}", "logger=none", "logger={}", "+model.overrides=[]"], output_dir="x")
-    assert composed.logger == {} and composed.model.overrides == []
+def test_later_override_wins_and_an_empty_mapping_where_nothing_is_means_what_it_says(tmp_path: Path) -> None:
+    given = ["seed=1", "model/attention=mha", "model/attention=gqa", "seed=2"]
+    given += ["+model.balance={}", "logger=none", "logger={}", "+model.overrides=[]"]
+    cfg = compose_config(given, output_dir=str(tmp_path))
+    assert (cfg.seed, cfg.model.attention.name, cfg.paths.output_dir) == (2, "gqa", str(tmp_path))
+    assert cfg.data.seed == 2 and cfg.logger == {} and cfg.model.overrides == []
 
 
 def test_search_without_optuna_names_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -177,31 +152,18 @@ def test_search_without_optuna_names_its_extra(monkeypatch: pytest.MonkeyPatch) 
     assert refused.path == "hydra/sweeper" and "pip install 'blockwright[optuna]'" in str(refused)
 
 
-def test_other_sentences_of_hydra_keep_their_advice_and_the_longest_override_that_they_name() -> None:
+def test_other_errors_of_hydra_keep_their_advice_and_the_longest_override_that_they_name() -> None:
     said = "Cannot have 'log.dir'.\nfull_key: log.dir\nEither leave it.\nIt is so.\n"
     refused = explain(HydraException(said), ["log=1", "+log.dir=2", "seed=0"])
-    assert (refused.path, refused.value) == ("log.dir", "2")
-    assert (refused.rule, refused.remedy) == ("Cannot have 'log.dir'", "Either leave it.")
-    nothing = explain(HydraException("It cannot be.\nIt is so."), ["seed=0", "test=true"])
-    assert (nothing.path, nothing.value) == ("configuration", "seed=0 test=true")
-    assert nothing.rule == "It cannot be: It is so" and "--help" in nothing.remedy
-
-
-def test_error_that_is_its_own_cause_is_explained() -> None:
-    """As errors of OmegaConf are under a debugger and where coverage is measured."""
-    error = HydraException("It cannot be.")
-    error.__cause__ = error
-    assert explain(error, []).rule == "It cannot be"
+    assert (refused.path, refused.value, refused.remedy) == ("log.dir", "2", "Either leave it.")
+    error = HydraException("It cannot be.\nIt is so.")
+    error.__cause__ = error  # as errors of OmegaConf under a debugger and where coverage is measured
+    nothing = explain(error, ["seed=0", "test=true"])
+    assert (nothing.path, nothing.value) == ("configuration", "seed=0 test=true") and "--help" in nothing.remedy
 
 
 def test_file_that_is_not_yaml_is_refused_at_its_line() -> None:
     with pytest.raises(yaml.YAMLError) as raised:
         yaml.safe_load("a: b\nc: {d\n")
     refused = explain(raised.value, [])
-    assert refused.path.endswith(":3") and "expected ',' or '}'" in refused.rule
-    assert explain(yaml.YAMLError("broken\nas it is"), []).rule == "is not YAML (broken)"
-
-
-def test_folder_of_configurations_that_is_not_there() -> None:
-    refused = explain(HydraException("Additional config directory '/models' not found"), ["model=mine"])
-    assert "'/models' not found" in refused.rule and "--help" in refused.remedy
+    assert refused.path.endswith(":3")
