@@ -23,11 +23,8 @@ from blockwright.training.schedulers.constant import Constant
 from blockwright.training.tasks.causal_lm import CausalLM
 from blockwright.training.tasks.setup import Setup
 
-BATCH = {
-    "tokens": torch.arange(24).view(2, 12) % 11,
-    "targets": torch.arange(1, 25).view(2, 12) % 11,
-    "n_bytes": torch.tensor([12, 12]),
-}
+ROWS = torch.arange(24).view(2, 12)
+BATCH = {"tokens": ROWS % 11, "targets": (ROWS + 1) % 11, "n_bytes": torch.tensor([12, 12])}
 
 
 class Watch(L.Callback):
@@ -51,20 +48,10 @@ def weights(task: CausalLM) -> dict[str, Tensor]:
 def fit(folder: Path, *callbacks: L.Callback, steps: int = 5) -> tuple[L.Trainer, CausalLM, Watch]:
     watch = Watch()
     task = CausalLM(Setup(model=DENSE, optimizer=Descent(), scheduler=Constant(), seed=0))
-    trainer = L.Trainer(
-        default_root_dir=str(folder),
-        max_steps=steps,
-        accelerator="cpu",
-        devices=1,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        val_check_interval=3,
-        check_val_every_n_epoch=None,
-        num_sanity_val_steps=0,
-        callbacks=[*callbacks, watch],
-    )
+    off = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
+    counted: dict[str, Any] = {"val_check_interval": 3, "check_val_every_n_epoch": None, "num_sanity_val_steps": 0}
+    given = {"default_root_dir": str(folder), "max_steps": steps, "accelerator": "cpu", "devices": 1}
+    trainer = L.Trainer(**off, **counted, **given, callbacks=[*callbacks, watch])
     loaders = [DataLoader([BATCH] * n, batch_size=None) for n in (steps, 1)]  # type: ignore[arg-type]
     trainer.fit(task, *loaders)
     return trainer, task, watch
@@ -88,9 +75,7 @@ def test_validation_and_the_end_have_the_average_and_training_is_unchanged(tmp_p
     assert all(alike(a, b) for a, b in zip(watch.after, usual.after, strict=True))
     assert alike(watch.validated[0], averaged(watch.after[:3], 0.7)) and not alike(watch.validated[0], watch.after[2])
     assert alike(weights(task), averaged(watch.after, 0.7)) and not alike(weights(task), weights(plain))
-
-
-def test_steps_before_the_first_are_left_out(tmp_path: Path) -> None:
+    # Steps before the first are left out.
     _, task, watch = fit(tmp_path, Averaging(decay=0.7, from_step=2))
     assert alike(weights(task), averaged(watch.after[2:], 0.7))
 
@@ -110,18 +95,22 @@ def stored(folder: Path, name: str, key: str) -> dict[str, Tensor]:
     return {key.removeprefix("decoder."): value for key, value in state.items() if key.startswith("decoder.")}
 
 
-@pytest.mark.parametrize(("name", "steps"), [("amid.ckpt", 3), ("end.ckpt", 5)])
-def test_a_checkpoint_tells_the_average_from_the_current_weights(tmp_path: Path, name: str, steps: int) -> None:
+def test_a_checkpoint_tells_the_average_from_the_current_weights(tmp_path: Path) -> None:
     _, _, watch = fit(tmp_path, Averaging(decay=0.7), Save())
-    assert alike(stored(tmp_path, name, "state_dict"), averaged(watch.after[:steps], 0.7))
-    assert alike(stored(tmp_path, name, "current_model_state"), watch.after[steps - 1])
+    for name, steps in (("amid.ckpt", 3), ("end.ckpt", 5)):
+        assert alike(stored(tmp_path, name, "state_dict"), averaged(watch.after[:steps], 0.7))
+        assert alike(stored(tmp_path, name, "current_model_state"), watch.after[steps - 1])
 
 
-def test_a_strategy_that_shards_the_model_is_refused() -> None:
+def test_shards_and_what_averages_nothing_are_refused() -> None:
     trainer: Any = SimpleNamespace(strategy=FSDPStrategy())
     with pytest.raises(ConfigError) as refused:
         Averaging().setup(trainer, L.LightningModule(), "fit")
     assert refused.value.path == "callbacks.averaging"
+    for key, value in (("decay", 1.0), ("decay", 0.0), ("from_step", -1)):
+        with pytest.raises(ConfigError) as refused:
+            Averaging(**{key: value})
+        assert refused.value.path == f"callbacks.averaging.{key}"
 
 
 @pytest.mark.slow
@@ -130,10 +119,3 @@ def test_it_is_refused_with_shards_before_a_process_starts() -> None:
     with pytest.raises(ConfigError) as refused:
         check(run)
     assert refused.value.path == "callbacks.averaging" and "trainer=ddp" in refused.value.remedy
-
-
-@pytest.mark.parametrize("changes", [{"decay": 1.0}, {"decay": 0.0}, {"from_step": -1}])
-def test_what_averages_nothing_is_refused(changes: dict[str, Any]) -> None:
-    with pytest.raises(ConfigError) as refused:
-        Averaging(**changes)
-    assert refused.value.path == f"callbacks.averaging.{next(iter(changes))}"

@@ -1,9 +1,10 @@
-"""A bad batch costs one step, alike on all ranks and in everything; a run that stays bad is given up."""
+"""A bad batch costs one step, alike in everything; a run that stays bad is given up; dead experts are reported once."""
 
 from __future__ import annotations
 
 import math
 import random
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,15 +12,15 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
-from torch import nn
 
 from blockwright.registry import ConfigError
+from blockwright.training.callbacks.experts import DeadExperts
 from blockwright.training.callbacks.guard import Guard
 from blockwright.training.callbacks.interruption import Interruption
-from blockwright.training.parallel.clipping import total_norm
 from blockwright.training.stops import Diverged
 
 Fit = Callable[..., L.Trainer]
+
 BIAS = ("model/gating=sigmoid_bias", "model.gating.bias_step=0.05")
 
 
@@ -35,12 +36,10 @@ class Poison(L.Callback):
                 if parameter.grad is not None:
                     parameter.grad.mul_(self.factor)
 
-    def on_train_batch_start(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_start(self, trainer: L.Trainer, task: Any, *_: Any) -> None:
         state = trainer.optimizers[0].state
         momenta = [v for held in state.values() for v in held.values() if isinstance(v, torch.Tensor)]
-        kept = [*pl_module.decoder.state_dict().values(), *momenta]  # type: ignore[operator, union-attr]
+        kept = [*task.decoder.state_dict().values(), *momenta]
         self.seen.append([t.clone() for t in kept])
 
 
@@ -66,13 +65,10 @@ def test_loss_that_is_no_number_skips_and_is_not_in_the_mean(fit: Fit) -> None:
     class Loss(L.Callback):
         scale = 1.0
 
-        def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-            norm = pl_module.decoder.norm  # type: ignore[union-attr]
-            norm.register_forward_hook(lambda module, given, out: out * self.scale)  # type: ignore[operator, union-attr]
+        def on_train_start(self, trainer: L.Trainer, task: Any) -> None:
+            task.decoder.norm.register_forward_hook(lambda module, given, out: out * self.scale)
 
-        def on_train_batch_start(
-            self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
-        ) -> None:
+        def on_train_batch_start(self, trainer: L.Trainer, task: Any, batch: Any, batch_idx: int) -> None:
             self.scale = math.nan if batch_idx == 2 else 1.0
 
     with pytest.warns(UserWarning, match="step 2 is skipped: its loss is nan"):
@@ -126,9 +122,7 @@ def test_level_that_has_changed_is_believed_before_patience_ends() -> None:
     draw = random.Random(0)
     said = feed(Guard(), [2 + 0.02 * draw.gauss(0, 1) for _ in range(128)] + [3.0] * 20)
     assert 1 <= sum(bool(s) for s in said[128:]) < 10 and said[-1] is None
-
-
-def test_loss_that_stands_still_has_no_outliers() -> None:
+    # One that stands still has no outliers.
     assert not any(feed(Guard(), [2.0] * 128 + [2.005] * 3))
 
 
@@ -140,16 +134,76 @@ def test_window_survives_a_checkpoint() -> None:
     assert second.state_dict() == first.state_dict() and list(second._seen["loss"]) == [2.0, 3.0, 4.0, 5.0]
 
 
-def test_gradient_norm_is_that_of_all_gradients() -> None:
-    module = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2), nn.Linear(2, 2))
-    module[:2](torch.randn(5, 3)).square().sum().backward()
-    all_of_them = torch.cat([p.grad.flatten() for p in module.parameters() if p.grad is not None])
-    torch.testing.assert_close(total_norm(module.parameters()), all_of_them.norm())
-    module.zero_grad()
-    assert total_norm(module.parameters()) == 0
+def test_settings_that_judge_nothing_are_refused() -> None:
+    wrong: list[tuple[str, Any]] = [("window", 1), ("patience", 0), ("sigmas", 0.0), ("sigmas", math.nan)]
+    for key, value in wrong:
+        with pytest.raises(ConfigError) as caught:
+            Guard(**{key: value})
+        assert caught.value.path == f"callbacks.guard.{key}"
 
 
-@pytest.mark.parametrize("wrong", [{"window": 1}, {"patience": 0}, {"sigmas": 0.0}, {"sigmas": math.nan}])
-def test_settings_that_judge_nothing_are_refused(wrong: dict[str, Any]) -> None:
-    with pytest.raises(ConfigError, match=rf"callbacks\.guard\.{next(iter(wrong))}"):
-        Guard(**wrong)
+FAIR = torch.full((8,), 1 / 8)
+
+
+def without(*dead: int) -> torch.Tensor:
+    shares = FAIR.clone()
+    shares[list(dead)] = 0.0006  # less than 1 % of the fair share, also of what four are left with
+    return shares / shares.sum()
+
+
+def test_dead_expert_is_told_of_once_and_after_so_many_steps() -> None:
+    watch = DeadExperts(steps=100)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert [watch.look("1", without(3), 25, s) for s in (25, 50, 75)] == [0, 0, 0]
+    with pytest.warns(UserWarning, match=r"step 100, layer 1: dead experts: 1 of 8 .* less than 1% .*new: 3\)"):
+        assert watch.look("1", without(3), 25, 100) == 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert watch.look("1", without(3), 25, 125) == 1
+        assert watch.look("1", FAIR, 25, 150) == 0  # it lives again
+    with pytest.warns(UserWarning, match="dead experts"):
+        assert watch.look("1", without(3), 100, 250) == 1
+
+
+def test_expert_just_above_the_limit_and_a_layer_without_tokens_are_alive_and_a_collapse_is_called_so() -> None:
+    shares = FAIR.clone()
+    shares[0] = 0.0102 / 8
+    assert DeadExperts(steps=1).look("0", shares, 5, 5) == 0
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        assert DeadExperts(steps=1).look("0", torch.zeros(8), 10, 10) == 0
+    with pytest.warns(UserWarning, match="its router has collapsed: 4 of 8"):
+        DeadExperts(steps=10).look("2", without(0, 1, 2, 3), 10, 10)
+
+
+@pytest.mark.slow
+def test_collapsed_router_of_a_run_is_found_while_it_trains(fit: Callable[..., L.Trainer]) -> None:
+    class Collapse(L.Callback):
+        def on_train_batch_start(self, trainer: L.Trainer, task: Any, *_: Any) -> None:
+            gate = task.decoder.layers[1].ffn.gating
+            gate.bias.fill_(0)
+            gate.bias[: gate.top_k] = 1e3
+
+    with pytest.warns(UserWarning, match="layer 1: its router has collapsed"):
+        trainer = fit("model/gating=sigmoid_bias", "trainer.max_steps=4", callbacks=[Collapse(), DeadExperts(steps=3)])
+    assert trainer.callback_metrics["train_load/dead_experts"] > 0
+    # Nothing is logged of dead experts where there are none.
+    trainer = fit("trainer.max_steps=2", callbacks=[DeadExperts(steps=1000)])
+    assert "train_load/layer1/entropy" in trainer.callback_metrics
+    assert "train_load/dead_experts" not in trainer.callback_metrics
+
+
+def test_what_is_idle_survives_a_checkpoint() -> None:
+    first, second = DeadExperts(steps=100), DeadExperts(steps=100)
+    first.look("1", without(3), 90, 90)
+    second.load_state_dict(first.state_dict())
+    with pytest.warns(UserWarning, match="dead experts"):
+        assert second.look("1", without(3), 10, 100) == 1
+
+
+def test_settings_that_find_nothing_are_refused() -> None:
+    wrong: list[dict[str, Any]] = [{"below": 0.0}, {"below": 1.5}, {"steps": 0}]
+    for settings in wrong:
+        with pytest.raises(ConfigError):
+            DeadExperts(**settings)

@@ -25,9 +25,7 @@ class Signals(L.Callback):
     def __init__(self, at: int, *signums: int) -> None:
         self.at, self.signums, self.ends = at, signums, 0
 
-    def on_train_batch_start(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_start(self, trainer: L.Trainer, task: Any, batch: Any, batch_idx: int) -> None:
         for signum in self.signums if batch_idx == self.at else ():
             os.kill(os.getpid(), signum)
 
@@ -57,7 +55,6 @@ def test_signal_stops_after_the_step_with_the_state_of_all_callbacks(fit: Fit, t
         fit(callbacks=[Interruption(), Signals(2, signum)], enable_checkpointing=True)
     told = caught.value
     assert (told.step, told.signum, told.checkpoint) == (3, signum, tmp_path / "checkpoints" / "last.ckpt")
-    assert str(told) == "stopped by SIGTERM after step 3"
     assert saved(tmp_path)["global_step"] == 3
     assert saved(tmp_path)["callbacks"]["Signals"] == {"ends": 3}
 
@@ -95,13 +92,11 @@ def test_figures_of_a_run_are_of_its_weights_and_not_of_what_an_earlier_job_has_
     trainer = fit(limit_val_batches=1)
     task, data = trainer.lightning_module, trainer.datamodule  # type: ignore[attr-defined]
     trained = conclude(trainer, task, data, test=False)
-    with torch.no_grad():
-        for weight in task.parameters():
-            weight.mul_(1.5)
-    trainer.save_checkpoint(tmp_path / "hpc_ckpt_1.ckpt")
-    with torch.no_grad():
-        for weight in task.parameters():
-            weight.div_(1.5)
+    for factor in (1.5, 1 / 1.5):
+        with torch.no_grad():
+            torch._foreach_mul_([*task.parameters()], factor)
+        if factor > 1:
+            trainer.save_checkpoint(tmp_path / "hpc_ckpt_1.ckpt")
     assert conclude(trainer, task, data, test=False)["val/loss"] == pytest.approx(trained["val/loss"], rel=1e-6)
 
 
@@ -126,25 +121,6 @@ def test_last_step_is_kept_without_a_validation_on_it(fit: Fit, tmp_path: Path, 
     assert last["global_step"] == 3
     assert (tmp_path / "checkpoints").is_symlink() and saved(tmp_path)["global_step"] == 3  # found from the run
     assert torch.load(tmp_path / "kept" / "best.ckpt", weights_only=True)["global_step"] == 2
-
-
-@pytest.mark.slow
-def test_each_validation_leaves_one(fit: Fit, tmp_path: Path) -> None:
-    class Seen(Interruption):
-        steps: list[int] = []  # noqa: RUF012
-
-        def _save(self, trainer: L.Trainer) -> None:
-            super()._save(trainer)
-            self.steps.append(saved(tmp_path)["global_step"])
-
-    fit(callbacks=[Seen()], enable_checkpointing=True, limit_val_batches=1, val_check_interval=2)
-    assert Seen.steps == [2, 4, 6, 6]  # the last step, and the validation on it
-
-
-@pytest.mark.slow
-def test_fast_dev_run_leaves_none(fit: Fit, tmp_path: Path) -> None:
-    fit(callbacks=[Interruption()], enable_checkpointing=True, fast_dev_run=True)
-    assert not (tmp_path / "checkpoints").exists()
 
 
 @pytest.mark.slow

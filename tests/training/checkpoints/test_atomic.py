@@ -81,9 +81,7 @@ def test_what_was_written_wrongly_takes_no_place(tmp_path: Path, monkeypatch: py
 
 
 @pytest.mark.parametrize("room", [0, 100, 2000, 9000])
-def test_full_disk_is_one_refusal_and_leaves_the_last_good_one(
-    room: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_full_disk_is_one_refusal_and_leaves_the_last_good_one(room: int, tmp_path: Path, monkeypatch: Any) -> None:
     write_file({"step": 1}, tmp_path / "last.ckpt")
     passed = manifest.Sealing._pass
 

@@ -1,28 +1,22 @@
-"""What is recorded is what was asked, by every command line: all but a list, of which each name has a reason."""
+"""What is recorded is what was asked, what differs between two records, and what of it alters what weights mean."""
 
 from __future__ import annotations
 
 import copy
-import inspect
 from collections.abc import Iterator, Mapping
 from fnmatch import fnmatchcase
-from pathlib import Path
 from typing import Any
 
 import lightning as L
 import pytest
 
-from blockwright import registry
 from blockwright.registry import ConfigError
-from blockwright.training.checkpoints.changes import SAME_RUN, changes, is_same_run
+from blockwright.training.checkpoints.changes import SAME_RUN, Change, changes, is_same_run, listed, table
 from blockwright.training.checkpoints.record import LEFT_OUT, Past, from_cli, record
 from blockwright.training.configuration.composing import compose_config
-from blockwright.training.configuration.conf import CONF
-from blockwright.training.configuration.run import HINTS, Run
-from blockwright.training.data.modules.corpus import Batching
+from blockwright.training.configuration.run import Run
 from blockwright.training.entry.cli import to_cli
 from blockwright.training.entry.parse import parse_settings
-from blockwright.training.tasks.setup import Setup
 
 Plain = dict[str, Any]
 
@@ -87,12 +81,12 @@ def test_unknown_setting_is_recorded_wherever_it_stands(given: Plain) -> None:
         assert path in list(nodes(given)), path
 
 
-@pytest.mark.parametrize("name", ["guard", "experts", "early_stopping", "machine"])
-def test_callback_that_may_change_a_number_makes_another_run(given: Plain, name: str) -> None:
-    without = copy.deepcopy(given)
-    del without["callbacks"][name]
-    assert not is_same_run(of(given), record(without)) and not is_same_run(of(without), record(given))
-    assert record({**given, "callbacks": {**given["callbacks"], name: None}}) == record(without)
+def test_callback_that_may_change_a_number_makes_another_run(given: Plain) -> None:
+    for name in ("guard", "experts", "early_stopping", "machine"):
+        without = copy.deepcopy(given)
+        del without["callbacks"][name]
+        assert not is_same_run(of(given), record(without)) and not is_same_run(of(without), record(given)), name
+        assert record({**given, "callbacks": {**given["callbacks"], name: None}}) == record(without)
 
 
 def test_callback_of_another_package_changes_numbers_unless_it_says_that_it_only_observes(given: Plain) -> None:
@@ -137,13 +131,14 @@ SAME = {
 }
 
 
-@pytest.mark.parametrize("path", SAME)
-def test_change_of_what_changes_no_number_is_the_same_run(given: Plain, path: str) -> None:
+def test_change_of_what_changes_no_number_is_the_same_run(given: Plain) -> None:
     past = of(given)
-    parent, _, key = path.rpartition(".")
-    (node(given, parent) if parent else given)[key] = SAME[path]
-    assert is_same_run(past, record(given))
-    assert bool(changes(past, record(given))) == (path in SAME_RUN)
+    for path, value in SAME.items():
+        changed = copy.deepcopy(given)
+        parent, _, key = path.rpartition(".")
+        (node(changed, parent) if parent else changed)[key] = value
+        assert is_same_run(past, record(changed)), path
+        assert bool(changes(past, record(changed))) == (path in SAME_RUN), path
 
 
 def test_task_and_data_record_what_they_do_not_take_from_the_root(given: Plain) -> None:
@@ -155,11 +150,8 @@ def test_task_and_data_record_what_they_do_not_take_from_the_root(given: Plain) 
 
 
 def test_both_command_lines_record_the_same(given: Plain) -> None:
-    given["callbacks"]["qk_clip"] = {
-        "_target_": "blockwright.training.callbacks.qk_clip.QKClip",
-        "threshold": 3.0,
-        "alpha": 0.5,
-    }
+    clip = "blockwright.training.callbacks.qk_clip.QKClip"
+    given["callbacks"]["qk_clip"] = {"_target_": clip, "threshold": 3.0, "alpha": 0.5}
     cli = to_cli(Run.of(given, {}))
     cli["trainer"] |= {"overfit_batches": 0.0, "max_time": None, "sync_batchnorm": False}  # it writes out defaults
     ours = record(from_cli(cli))
@@ -170,35 +162,65 @@ def test_both_command_lines_record_the_same(given: Plain) -> None:
     assert [c.path for c in changes(of(given), record(from_cli(cli)))] == ["callbacks.QKClip.threshold"]
 
 
-def test_record_does_not_change_the_configuration(given: Plain) -> None:
+def test_record_does_not_change_the_configuration_and_a_class_that_is_not_there_is_refused(given: Plain) -> None:
     before = copy.deepcopy(given)
     record(given)
     assert given == before
-
-
-def test_what_is_left_out_exists_and_has_a_reason() -> None:
-    known = {*HINTS, *registry.settings()} | {f"callbacks.x.{key}" for key in _keys_in("callbacks")}
-    for part, target in (("trainer", L.Trainer), ("data", Batching), ("task", Setup)):
-        known |= {f"{part}.{key}" for key in inspect.signature(target).parameters}
-        known |= {f"{part}.{key}" for key in _keys_in(part)}
-    known |= {"callbacks.Machine.keep_memory"}
-    for table in (LEFT_OUT, SAME_RUN):
-        for pattern, reason in table.items():
-            assert any(fnmatchcase(path, pattern) for path in known), pattern
-            assert len(reason.split()) > 2 or reason == "trains nothing", pattern
-
-
-def _keys_in(group: str) -> set[str]:
-    import yaml
-
-    found: set[str] = set()
-    for file in (Path(CONF) / group).glob("*.yaml"):
-        content = yaml.safe_load(file.read_text()) or {}
-        for value in [content, *(content.values() if group == "callbacks" else ())]:
-            found |= set(value) if isinstance(value, Mapping) else set()
-    return found
-
-
-def test_class_that_is_not_there_is_refused(given: Plain) -> None:
     with pytest.raises(ConfigError, match="cannot be imported"):
         record({**given, "callbacks": {"x": {"_target_": "nowhere.Nothing"}}})
+
+
+def differing(there: dict[str, Any], here: dict[str, Any], complete: bool = True) -> list[Change]:
+    return changes(Past(there, complete, 4, None), here)
+
+
+ALTERS = ("position", "position.theta", "gating.top_k", "gating.scaling", "residual", "logit_softcap")
+
+DO_NOT = ("max_positions", "init.std", "mtp.loss_weight", "gating.balance", "gating.balance.alpha", "gating.bias_step")
+
+
+def test_what_the_output_depends_on_alters_the_weights() -> None:
+    for path in ALTERS:
+        assert Change(f"model.{path}", 1, 2).alters_weights, path
+    for path in (*(f"model.{path}" for path in DO_NOT), "model.ffn.dropping", "optimizer.lr", "seed"):
+        assert not Change(path, 1, 2).alters_weights, path
+
+
+def test_another_block_is_one_change_and_a_parameter_of_the_same_is_its_own() -> None:
+    rope = {"name": "rope", "theta": 1.0, "fraction": 1.0}
+
+    def said(position: dict[str, Any]) -> list[str]:
+        return [str(change) for change in differing({"model": {"position": rope}}, {"model": {"position": position}})]
+
+    assert said({"name": "alibi"}) == ["model.position was rope, is alibi"]
+    assert said({**rope, "theta": 2.0}) == ["model.position.theta was 1.0, is 2.0"]
+    # Nothing written in two ways is no change.
+    assert not differing({"model": {"layout": None, "overrides": []}}, {"model": {"layout": {}, "overrides": None}})
+
+
+def test_child_that_is_null_differs_from_one_that_is_not_written() -> None:
+    null, absent = {"model": {"attention": {"qk_norm": None}}}, {"model": {"attention": {}}}
+    assert [str(c) for c in differing(null, absent)] == ["model.attention.qk_norm was null, is not set"]
+    assert not differing(null, absent, complete=False)  # an older version wrote out what was not set
+
+
+def test_longer_run_is_the_same_run() -> None:
+    there = {"seed": 0, "trainer": {"max_steps": 3}}
+    assert is_same_run(Past(there, True, 3, None), {"seed": 0, "trainer": {"max_steps": 9}})
+    assert not is_same_run(Past(there, True, 3, None), {"seed": 1, "trainer": {"max_steps": 3}})
+
+
+def test_table_and_sentence_show_both_values() -> None:
+    long = [Change("model.tie_embeddings", True, None), Change("a", "x" * 99, []), Change("b", 1, 2)]
+    found = [Change("seed", 0, 5), *long]
+    lines = table(found).splitlines()
+    assert lines[1].split() == ["seed", "0", "5"] and lines[2].split() == ["model.tie_embeddings", "true", "null"]
+    assert len(lines[3]) < 90
+    assert listed(found[:1]) == "seed was 0, is 5" and listed(found).endswith("and 1 more")
+
+
+def test_default_that_one_command_line_writes_out_is_no_change() -> None:
+    cosine = {"_target_": "blockwright.training.schedulers.warmup_cosine.WarmupCosine", "warmup": 5}
+    assert not differing({"scheduler": {**cosine, "min_ratio": 0.1}}, {"scheduler": cosine})
+    (change,) = differing({"scheduler": cosine}, {"scheduler": {**cosine, "min_ratio": 0.5}})
+    assert str(change) == "scheduler.min_ratio was not set, is 0.5"

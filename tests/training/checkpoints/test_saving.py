@@ -46,9 +46,8 @@ def test_folder_of_a_strategy_is_sealed_and_takes_its_place_whole(fit: Fit, tmp_
 
 
 def test_file_is_sealed_and_weights_that_are_no_numbers_are_not_saved_over_good_ones(fit: Fit, tmp_path: Path) -> None:
-    trainer = fit(
-        "trainer.max_steps=2", callbacks=[Keeper(tmp_path, "best", every_n_train_steps=1)], enable_checkpointing=True
-    )
+    callback = Keeper(tmp_path, "best", every_n_train_steps=1)
+    trainer = fit("trainer.max_steps=2", callbacks=[callback], enable_checkpointing=True)
     assert save(trainer, tmp_path / "x.ckpt") and manifest.check(tmp_path / "x.ckpt")
     weight = next(trainer.lightning_module.parameters())
     good = read_file(tmp_path / "best.ckpt")["global_step"]
@@ -91,14 +90,6 @@ def test_asynchronous_failure_is_told_at_the_next_save_and_at_the_end(tmp_path: 
         io.teardown()
 
 
-@pytest.mark.slow
-def test_asynchronous_run_ends_with_its_checkpoint(fit: Fit, tmp_path: Path) -> None:
-    io = SealedCheckpoints(asynchronous=True)
-    keeper = Keeper(tmp_path, "best", every_n_train_steps=2)
-    fit(plugins=[io], callbacks=[keeper], enable_checkpointing=True)
-    assert read_file(tmp_path / "best.ckpt")["global_step"] == 6
-
-
 def test_plugin_reads_data_only_whatever_it_is_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Hostile:
         def __reduce__(self) -> tuple[Any, ...]:
@@ -127,30 +118,20 @@ def test_task_that_measures_another_figure_keeps_no_best_checkpoint_and_trains_o
             keeper(tmp_path)._save_topk_checkpoint(trainer, {"val/reward": torch.tensor(1.0)})
 
 
+EACH: dict[str, Any] = {"enable_checkpointing": True, "limit_val_batches": 1, "val_check_interval": 1}
+
+
 @pytest.fixture
 def stopped(fit: Fit, tmp_path: Path) -> Path:
     """A run of two steps with a validation after each, its state saved as last.ckpt beside its best.ckpt."""
-    trainer = fit(
-        "trainer.max_steps=2",
-        callbacks=[keeper(tmp_path / "old")],
-        enable_checkpointing=True,
-        limit_val_batches=1,
-        val_check_interval=1,
-    )
+    trainer = fit("trainer.max_steps=2", callbacks=[keeper(tmp_path / "old")], **EACH)
     save(trainer, tmp_path / "old" / "last.ckpt")
     return tmp_path / "old" / "last.ckpt"
 
 
 def resume(fit: Fit, last: Path, callback: L.Callback) -> L.Trainer:
     worse = ("trainer.max_steps=4", "optimizer.lr=3.0", "scheduler=constant")
-    return fit(
-        *worse,
-        callbacks=[callback],
-        ckpt_path=last,
-        enable_checkpointing=True,
-        limit_val_batches=1,
-        val_check_interval=1,
-    )
+    return fit(*worse, callbacks=[callback], ckpt_path=last, **EACH)
 
 
 @pytest.mark.slow
@@ -183,9 +164,7 @@ def test_best_checkpoint_that_is_not_of_the_past_is_left_out_with_a_warning(
     assert read_file(tmp_path / "new" / "best.ckpt")["global_step"] == 3  # the first after the resume
 
 
-def test_carried_checkpoint_is_whole_also_where_there_are_no_links(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_carried_checkpoint_is_whole_also_where_there_are_no_links(tmp_path: Path, monkeypatch: Any) -> None:
     def refuses(*_: Any) -> None:
         raise OSError("no links here")
 

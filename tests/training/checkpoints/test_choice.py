@@ -1,8 +1,9 @@
-"""A run resumes only from its own past, and says what has changed since."""
+"""The newest undamaged checkpoint is found; a run resumes only from its own past, and writes over no other's."""
 
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -10,14 +11,132 @@ from typing import Any
 
 import pytest
 
+from blockwright.blocks.checkpoint import manifest
 from blockwright.registry import ConfigError
-from blockwright.training.checkpoints.places import settled
+from blockwright.training.checkpoints.atomic import write_file
+from blockwright.training.checkpoints.find import good, newest
+from blockwright.training.checkpoints.places import refuse_overwriting, settled
 from blockwright.training.checkpoints.record import peek
 from blockwright.training.checkpoints.resume import check_changes, resolve_checkpoint
 from blockwright.training.configuration.run import Run
 from blockwright.training.jobs import SWEEP
 
+
+@pytest.fixture
+def runs(tmp_path: Path) -> Path:
+    """Two runs of two saves each; b is the newer one."""
+    for time, run in enumerate("ab"):
+        for number in (0, 1):
+            last = tmp_path / "runs" / run / "checkpoints" / "last.ckpt"
+            write_file({"run": run, "step": number}, last)
+            os.utime(last, (1000 * time + number, 1000 * time + number))
+    return tmp_path / "runs"
+
+
+def damage(path: Path) -> Path:
+    status = path.stat()
+    data = bytearray(path.read_bytes())
+    data[200] ^= 4
+    path.write_bytes(data)
+    os.utime(path, (status.st_mtime, status.st_mtime))
+    return path
+
+
+def test_checkpoint_of_a_chosen_step_counts_where_nothing_newer_was_saved(runs: Path) -> None:
+    """A run without validations that was killed has no other."""
+    kept = runs / "c" / "checkpoints" / "step_8.ckpt"
+    write_file({"run": "c", "step": 8}, kept)
+    assert newest(runs) == newest(runs / "c") == kept
+    os.utime(kept, (500, 500))
+    assert newest(runs) == runs / "b" / "checkpoints" / "last.ckpt" and newest(runs / "c") == kept
+    damage(kept)
+    with pytest.warns(UserWarning, match=r"step_8\.ckpt is damaged"):
+        assert newest(runs / "c") is None
+
+
+def test_damaged_ones_are_skipped_with_a_warning_each(tmp_path: Path, runs: Path) -> None:
+    older, last = (runs / run / "checkpoints" / "last.ckpt" for run in "ab")
+    assert newest(runs) == good(last) == last and newest(tmp_path / "nothing") is None
+    damage(last)
+    with pytest.warns(UserWarning, match=r"skipped: .*/b/checkpoints/last\.ckpt is damaged"):
+        assert newest(runs) == good(last) == last.with_name("last.previous.ckpt")
+    damage(last.with_name("last.previous.ckpt"))
+    with pytest.warns(UserWarning, match="is damaged"):
+        assert newest(runs) == older
+    write_file({"step": 3}, best := older.with_name("best.ckpt"))
+    for file in (best, older, older.with_name("last.previous.ckpt")):
+        damage(file)
+    with pytest.warns(UserWarning, match="skipped"):
+        assert newest(runs) is None and good(best) is None  # a best one has no predecessor
+
+
+def test_folder_of_shards_is_one_too(runs: Path) -> None:
+    folder = runs / "c" / "checkpoints" / "last.ckpt"
+    folder.mkdir(parents=True)
+    (folder / "shard").write_text("x")
+    manifest.seal_folder(folder)
+    assert newest(runs) == folder
+    (folder / "shard").write_text("y")
+    with pytest.warns(UserWarning, match="the bytes of shard"):
+        assert newest(runs) == runs / "b" / "checkpoints" / "last.ckpt"
+
+
 Leave, At = Callable[..., Path], Callable[..., Run]
+
+
+@pytest.mark.parametrize("name", ["last.ckpt", "last.previous.ckpt", "best.ckpt"])
+def test_new_run_is_refused_where_another_left_its_checkpoints(name: str, leave: Leave, at: At, tmp_path: Path) -> None:
+    file = leave(tmp_path / "scratch" / name)
+    given = at(dirpath=tmp_path / "scratch")
+    with pytest.raises(ConfigError) as caught:
+        refuse_overwriting(given)
+    assert caught.value.path == "callbacks.checkpoint.dirpath" and f"ckpt_path={file}" in caught.value.remedy
+    elsewhere = leave(tmp_path / "elsewhere" / "last.ckpt")
+    with pytest.raises(ConfigError):  # resuming from a third place overwrites it all the same
+        refuse_overwriting(replace(given, ckpt_path=str(elsewhere)))
+    refuse_overwriting(replace(given, ckpt_path=str(file)))
+
+
+def test_new_run_in_the_folder_of_another_is_refused(leave: Leave, at: At, tmp_path: Path) -> None:
+    leave(tmp_path / "run/checkpoints/last.ckpt")
+    with pytest.raises(ConfigError) as caught:
+        refuse_overwriting(at(run="run"))
+    assert caught.value.path == "hydra.run.dir"
+
+
+def test_what_writes_nothing_and_what_is_not_written_over_is_let_through(leave: Leave, at: At, tmp_path: Path) -> None:
+    scratch = tmp_path / "scratch"
+    (scratch / "kept").mkdir(parents=True)
+    leave(scratch / "of_another.ckpt")
+    last = leave(scratch / "last.ckpt")
+    whole = last.read_bytes()
+    last.write_bytes(whole[:200] + bytes([whole[200] ^ 4]) + whole[201:])
+    with pytest.warns(UserWarning, match="skipped"):
+        refuse_overwriting(at(dirpath=scratch))
+    leave(last)
+    (scratch / "last.previous.ckpt").unlink()
+    for harmless in ({"train": False}, {"trainer": {"dry_run": True}}, {"trainer": {"fast_dev_run": True}}):
+        given = at(dirpath=scratch, **harmless)
+        refuse_overwriting(given)
+
+
+def test_jobs_of_a_sweep_that_name_one_folder_get_one_each(at: At, tmp_path: Path) -> None:
+    sweep = tmp_path / "sweep"
+    sweep.mkdir()
+    (sweep / SWEEP).write_text("{}")
+    for n in (0, 1):
+        job = at(run=f"sweep/{n}", dirpath=tmp_path / "scratch")
+        assert settled(job).checkpoints == tmp_path / "scratch" / "sweep" / str(n)
+        assert settled(job).callbacks["checkpoint"]["dirpath"] == str(tmp_path / "scratch" / "sweep" / str(n))
+        assert job.checkpoints == tmp_path / "scratch"
+    assert settled(at(run="sweep/2")).checkpoints == sweep / "2" / "checkpoints"
+
+
+def test_run_without_a_keeper_keeps_its_checkpoints_in_its_folder(at: At, tmp_path: Path) -> None:
+    for callbacks in ({}, {"checkpoint": None}):
+        assert settled(at(run="run", callbacks=callbacks)).checkpoints == tmp_path / "run" / "checkpoints"
+
+
 LAST = "checkpoints/last.ckpt"
 
 
@@ -32,26 +151,20 @@ def found(ours: dict[str, Any]) -> Callable[[Run], Path | None]:
 
 AUTO, NEWEST = {"auto_resume": True}, {"ckpt_path": "last"}
 
+EITHER = pytest.mark.parametrize("asked", [AUTO, NEWEST], ids=["auto_resume", "last"])
 
-@pytest.mark.parametrize("asked", [AUTO, NEWEST], ids=["auto_resume", "last"])
-def test_folder_of_the_run_itself_comes_before_newer_runs(
+
+@EITHER
+def test_folder_of_the_run_itself_or_where_it_keeps_checkpoints_comes_before_newer_runs(
     asked: Any, leave: Leave, at: At, found: Any, tmp_path: Path
 ) -> None:
-    own = leave(tmp_path / "own" / LAST, age=60)
+    own, kept = leave(tmp_path / "own" / LAST, age=60), leave(tmp_path / "scratch/last.ckpt", age=60)
     leave(tmp_path / "logs/mine/runs/newer" / LAST)
     assert found(at(run="own", **asked)) == own
-
-
-@pytest.mark.parametrize("asked", [AUTO, NEWEST], ids=["auto_resume", "last"])
-def test_checkpoints_are_looked_for_where_the_run_keeps_them(
-    asked: Any, leave: Leave, at: At, found: Any, tmp_path: Path
-) -> None:
-    kept = leave(tmp_path / "scratch/last.ckpt", age=60)
-    leave(tmp_path / "logs/mine/runs/newer" / LAST)
     assert found(at(dirpath=tmp_path / "scratch", **asked)) == kept
 
 
-@pytest.mark.parametrize("asked", [AUTO, NEWEST], ids=["auto_resume", "last"])
+@EITHER
 def test_newest_run_of_the_same_configuration_is_resumed_and_newer_others_are_named(
     asked: Any, leave: Leave, at: At, found: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
