@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,35 +15,17 @@ from blockwright.blocks.compose import check, compose, preset
 from blockwright.blocks.decoder import Decoder
 from blockwright.blocks.kernels import blocked_attention
 from blockwright.registry import ConfigError
-from blockwright.training.compiling import check_compiler, compile_layers, run_as_written
+from blockwright.training.compiling import check_compiler, compile_layers
 
 # Presets that together have most blocks of all presets; the kit compiles each block by itself.
 MIXED = (*("deepseek_v4_flash", "gemma4_e2b", "kimi_k3", "huginn_3_5b", "nemotron_h_8b"),)
 # Every number of a preset that says how large something is, made small; what it is made of stays.
-SMALL = {
-    "vocab_size": 61,
-    "image_token": 60,
-    "d_model": 64,
-    "max_positions": 64,
-    "n_layers": 6,
-    "n_heads": 4,
-    "n_kv_heads": 2,
-    "head_dim": 16,
-    "kv_lora_rank": 32,
-    "q_lora_rank": 24,
-    "qk_nope_head_dim": 16,
-    "qk_rope_head_dim": 8,
-    "v_head_dim": 16,
-    "d_ff": 24,
-    "n_experts": 8,
-    "n_groups": 4,
-    "top_groups": 2,
-    "top_k": 3,
-    "n_devices": 4,
-    "top_devices": 2,
-    "window": 5,
-    "query_scale": 16,
-}
+SIZES = (
+    "vocab_size=61 image_token=60 d_model=64 max_positions=64 n_layers=6 n_heads=4 n_kv_heads=2 head_dim=16 "
+    "kv_lora_rank=32 q_lora_rank=24 qk_nope_head_dim=16 qk_rope_head_dim=8 v_head_dim=16 d_ff=24 n_experts=8 "
+    "n_groups=4 top_groups=2 top_k=3 n_devices=4 top_devices=2 window=5 query_scale=16"
+)
+SMALL = {name: int(size) for name, _, size in (word.partition("=") for word in SIZES.split())}
 
 
 def shrunken(model: str) -> dict[str, Any]:
@@ -83,9 +65,7 @@ def test_layers_of_a_preset_compile_without_a_break_to_the_same_loss_and_gradien
 ) -> None:
     monkeypatch.setattr(blocked_attention, "SHORTEST", 4)  # where it can be, attention is by blocks, as in training
     decoder = compose(shrunken(model), seed=0)
-    del decoder.layers[
-        1:-1
-    ]  # the first and the last: presets begin with dense layers, and end as their other layers are
+    del decoder.layers[1:-1]  # presets begin with dense layers, and end as their other layers are
     compiled, ids = copy.deepcopy(decoder), torch.randint(61, (2, 9), generator=torch.Generator().manual_seed(1))
     compile_layers(compiled, backend="aot_eager", fullgraph=True)
     assert list(compiled.state_dict()) == list(decoder.state_dict())
@@ -96,18 +76,7 @@ def test_layers_of_a_preset_compile_without_a_break_to_the_same_loss_and_gradien
         torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-5)
 
 
-def test_layers_run_as_written_again_afterwards(tiny: Callable[..., dict[str, Any]]) -> None:
-    decoder, ran = compose(tiny()), []
-    for layer in decoder.layers:
-        layer.forward = lambda *a: ran.append(a)
-    run_as_written(decoder)
-    decoder(torch.zeros(1, 3, dtype=torch.int64))
-    assert not ran
-
-
-def test_run_compiles_its_layers_for_training_alone(
-    checked: Callable[..., dict[str, Any]], fit: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_run_compiles_its_layers_for_training_alone(checked: Any, fit: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     compiled: list[Any] = []
     monkeypatch.setattr(torch, "compile", lambda f, **kwargs: compiled.append((f.__self__, kwargs)) or f)
     monkeypatch.setattr("blockwright.training.entry.preflight.check_compiler", lambda accelerator: None)

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import copy
 import functools
+import inspect
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import hydra
 import lightning as L
 import pytest
 import torch
+from jsonargparse import ArgumentParser
 from omegaconf import OmegaConf
 from pairwise import each
 from torch import Tensor, nn
@@ -22,7 +28,9 @@ from blockwright.training.configuration import conf
 from blockwright.training.configuration.instantiate import instantiate
 from blockwright.training.optimizers.base import OptimizerRecipe
 from blockwright.training.parallel.clipping import clip, total_norm
+from blockwright.training.schedulers.base import Schedule
 
+ROOT = Path(__file__).resolve().parents[2]
 CONSTRAINTS = [None, *conf.options("optimizer/constraint")]
 CHOICES = [*each(conf.options("optimizer"), CONSTRAINTS), ("muon", CONSTRAINTS[-1])]
 # Filters, weights of streams, a table with sparse gradients, stacks of experts, and matrices that begin at 0.
@@ -115,6 +123,39 @@ def test_what_is_no_matrix_is_stepped_number_by_number(name: str, held: str | No
             moved = new - old * (1 - 0.01 * 0.1 * (weight.decays and not streams))
             torch.testing.assert_close(moved.abs(), torch.full_like(new, 0.01), rtol=1e-3, atol=1e-6)
     assert kinds == {"vector", "filter", "table"}
+
+
+CLASSES: dict[str, type] = {"optimizer": OptimizerRecipe, "scheduler": Schedule}
+# Group and name of each option that is a class of its name, others being variants.
+NODES = [(g, name) for g in CLASSES for name in conf.options(g) if (ROOT / f"training/{g}s/{name}.py").exists()]
+
+
+@pytest.mark.parametrize(("group", "name"), NODES)
+def test_both_doors_make_what_the_yaml_says_which_names_every_parameter(group: str, name: str) -> None:
+    node: Any = OmegaConf.to_container(OmegaConf.load(conf.CONF / group / f"{name}.yaml"))
+    if group == "optimizer":
+        assert node.pop("defaults") == ["_self_", {"constraint": None}]  # optimizer/constraint=NAME sets it
+    by_hydra, target = hydra.utils.instantiate(node), node.pop("_target_")
+    parser = ArgumentParser()
+    parser.add_argument(f"--{group}", type=CLASSES[group])
+    by_cli = parser.instantiate_classes(parser.parse_object({group: {"class_path": target, "init_args": node}}))[group]
+    assert target == f"{type(by_hydra).__module__}.{type(by_hydra).__name__}"
+    assert type(by_hydra) is type(by_cli) and vars(by_hydra) == vars(by_cli)
+    parameters = inspect.signature(type(by_hydra)).parameters
+    if group == "scheduler":
+        assert list(node) == list(parameters)
+    else:
+        plain = {key: tuple(value) if isinstance(value, list) else value for key, value in node.items()}
+        assert plain == {key: p.default for key, p in parameters.items()}
+
+
+def test_making_a_recipe_and_a_schedule_imports_no_torch() -> None:
+    nodes = [OmegaConf.load(conf.CONF / group / f"{name}.yaml") for group, name in NODES]
+    targets = [str(node["_target_"]) for node in nodes]
+    assert len(targets) > 7
+    make = "module, _, name = t.rpartition('.'); getattr(importlib.import_module(module), name)()"
+    program = f"import importlib, sys\nfor t in {targets}: {make}\nsys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True)
 
 
 class Bad(L.Callback):

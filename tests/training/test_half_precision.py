@@ -44,10 +44,7 @@ SMALL = [
 ]
 SORTING = ["data=sorting", "data.tokenizer.vocab_size=16", "data.corpus.train=8", "data.corpus.held_out=4"]
 TEXT = ["data=text", "data.corpus.files={corpus}", "data.sequence_length=32", "data.eval_windows=4"]
-OTHER_CALLBACKS = {
-    "none": "is no callback",
-    "pruning": "compares a logged figure in a search, and computes nothing",
-}
+OTHER_CALLBACKS = {"none": "is no callback", "pruning": "compares a logged figure in a search, and computes nothing"}
 CALLBACKS = sorted({file.stem for file in (CONF / "callbacks").glob("*.yaml")} - set(OTHER_CALLBACKS) - {"default"})
 
 

@@ -3,19 +3,12 @@
 from __future__ import annotations
 
 import copy
-import inspect
 import io
-import subprocess
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import yaml
-from many_ranks import spawn
-from pairwise import each
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -31,10 +24,9 @@ from blockwright.training.optimizers.muon import Muon
 from blockwright.training.optimizers.normuon import NorMuon
 from blockwright.training.optimizers.row_adam import RowAdam
 from blockwright.training.optimizers.soap import SOAP
-from blockwright.training.optimizers.stacked_muon import StackedMuon, orthogonalize
+from blockwright.training.optimizers.stacked_muon import StackedMuon
 from blockwright.training.parallel.clipping import clip, total_norm
 
-CONF = Path(__file__).parents[2] / "conf" / "optimizer"
 RECIPES: dict[str, type[OptimizerRecipe]] = {"adamw": AdamW, "muon": Muon, "normuon": NorMuon, "soap": SOAP}
 EVERY = [recipe(lr=1e-2) for recipe in RECIPES.values()]
 HELD = [recipe(lr=1e-2, constraint=Hyperball()) for recipe in RECIPES.values()]
@@ -127,22 +119,15 @@ def test_decay_is_for_matrices_expert_stacks_and_filters_only() -> None:
     }  # fmt: skip
 
 
-def test_only_the_decay_group_shrinks_without_a_gradient() -> None:
-    model = Tiny()
-    before = copy.deepcopy(model.state_dict())
-    optimizer = AdamW(lr=0.5, weight_decay=0.1).build(model)
-    for parameter in model.parameters():
-        parameter.grad = torch.zeros_like(parameter)
-    optimizer.step()
-    torch.testing.assert_close(model.ffn.up.detach(), before["ffn.up"] * 0.95)
-    assert torch.equal(model.embedding.weight, before["embedding.weight"])
-    assert torch.equal(model.norm.weight, before["norm.weight"])
-
-
 @pytest.mark.parametrize("recipe", [*EVERY, *HELD])
-def test_a_head_tied_to_the_embedding_counts_as_embedding(recipe: OptimizerRecipe) -> None:
-    model = Tiny(tied=True)
-    (group,) = [g for g in recipe.build(model).param_groups if any(p is model.head.weight for p in g["params"])]
+def test_every_trainable_parameter_is_held_once_and_a_tied_head_is_an_embedding(recipe: OptimizerRecipe) -> None:
+    for tied in (False, True):
+        model = Tiny(tied)
+        model.mix.requires_grad_(False)
+        groups = recipe.build(model).param_groups
+        held = [p for group in groups for p in group["params"]]
+        assert len(held) == len(set(held)) and set(held) == {p for p in model.parameters() if p.requires_grad}
+    (group,) = [group for group in groups if any(p is model.head.weight for p in group["params"])]
     assert group["weight_decay"] == 0.0
 
 
@@ -160,15 +145,6 @@ def test_a_norm_per_head_and_a_learned_table_of_biases_are_not_maps() -> None:
 
     kinds = {w.names[0]: w.kind for w in weights(nn.ModuleDict({"position": Position(), "q_norm": HeadNorm()}))}
     assert kinds == {"position.buckets": "table", "position.gate.weight": "matrix", "q_norm.weight": "vector"}
-
-
-@pytest.mark.parametrize(("recipe", "tied"), each([*EVERY, *HELD], [False, True]))
-def test_every_trainable_parameter_is_held_exactly_once(recipe: OptimizerRecipe, tied: bool) -> None:
-    model = Tiny(tied)
-    model.mix.requires_grad_(False)
-    held = [p for group in recipe.build(model).param_groups for p in group["params"]]
-    assert len(held) == len(set(held))
-    assert set(held) == {p for p in model.parameters() if p.requires_grad}
 
 
 def test_a_module_in_two_places_is_held_once_under_both_names() -> None:
@@ -235,11 +211,10 @@ def test_muon_leaves_to_adamw_what_its_configuration_names() -> None:
     assert "embedding.weight" in groups["adamw_no_decay"]
 
 
-@pytest.mark.parametrize("adjust_lr_fn", ["original", "match_rms_adamw"])
-@pytest.mark.parametrize("elements", [2**18, 1], ids=["one batch", "cut into batches of two"])
-def test_stacked_muon_steps_each_slice_as_torch_muon_does(
-    adjust_lr_fn: str, elements: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.parametrize(
+    ("adjust_lr_fn", "elements"), [("original", 2**18), ("match_rms_adamw", 1)]
+)  # one batch, or many
+def test_stacked_muon_steps_each_slice_as_torch_muon_does(adjust_lr_fn: str, elements: int, monkeypatch: Any) -> None:
     monkeypatch.setattr(stacked_muon, "CPU_ELEMENTS", elements)
     # torch's Muon computes in bfloat16 whatever it is given. The algorithm is compared in float32, to the last digits;
     # the next test compares bfloat16 with bfloat16.
@@ -271,58 +246,6 @@ def steps_as_torch(shapes: list[tuple[int, ...]], adjust_lr_fn: str, ns_dtype: s
         torch.testing.assert_close(parameter.detach(), expected, rtol=0, atol=tolerance)
 
 
-@pytest.mark.slow
-def test_sharded_parameters_step_as_whole_ones_do() -> None:
-    # Forked ranks end without Python's finalization, in which gloo's threads may still let go of tensors and abort.
-    spawn(2, step_sharded)
-
-
-def step_sharded() -> None:
-    from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.tensor import DTensor, Partial, Placement, Replicate, Shard, distribute_tensor
-
-    rank = torch.distributed.get_rank()
-    mesh = init_device_mesh("cpu", (torch.distributed.get_world_size(),))
-    torch.manual_seed(0)
-    cases: list[tuple[tuple[int, ...], Placement]] = [
-        ((4, 8, 6), Shard(0)),  # experts
-        ((3, 8, 6), Shard(0)),  # two here, one there
-        ((1, 8, 6), Shard(0)),  # one here, none there
-        ((7, 4), Shard(0)),  # a matrix cut into pieces, as FSDP does
-        ((4, 6, 8), Shard(2)),  # experts cut by tensor parallelism
-        ((6, 8), Replicate()),  # whole on every rank, its gradient left as partial sums
-    ]
-    values = [torch.randn(shape) for shape, _ in cases]
-    whole = [nn.Parameter(value.clone()) for value in values]
-    cuts = [distribute_tensor(value, mesh, [cut]) for value, (_, cut) in zip(values, cases, strict=True)]
-    sharded = [nn.Parameter(cut) for cut in cuts]
-    muon = StackedMuon(whole, lr=1e-2), StackedMuon(sharded, lr=1e-2)
-    # With a plain parameter among the sharded ones, as when a part of the model is left whole.
-    plain = nn.Parameter(torch.ones(4, 4))
-    plain.grad = torch.ones(4, 4)
-    adamw = [AdamW(lr=1e-2).build(nn.ParameterList([*most, plain])) for most in (whole, sharded)]
-    for step in range(6):
-        for one, many, (shape, cut) in zip(whole, sharded, cases, strict=True):
-            one.grad = torch.randn(shape)
-            if isinstance(cut, Replicate):
-                other = torch.randn(shape)
-                part = one.grad - other if rank == 0 else other
-                many.grad = DTensor.from_local(part, mesh, [Partial()])
-            else:
-                many.grad = distribute_tensor(one.grad, mesh, [cut])
-        for optimizer in muon if step % 2 else adamw:
-            optimizer.step()
-    for one, many in zip(whole, sharded, strict=True):
-        torch.testing.assert_close(many.full_tensor(), one, rtol=0, atol=1e-5)  # type: ignore[attr-defined]
-
-
-@pytest.mark.parametrize("shape", [(3, 8, 8), (3, 8, 20)])
-def test_orthogonalize_brings_every_singular_value_near_one(shape: tuple[int, ...]) -> None:
-    x = torch.randn(shape)
-    values = torch.linalg.svdvals(orthogonalize(x, 8))
-    assert values.min() > 0.6 and values.max() < 1.3
-
-
 def test_a_gradient_of_zeros_moves_nothing_but_decays() -> None:
     parameter = nn.Parameter(torch.ones(2, 4, 4))
     parameter.grad = torch.zeros(2, 4, 4)
@@ -330,25 +253,10 @@ def test_a_gradient_of_zeros_moves_nothing_but_decays() -> None:
     StackedMuon([parameter], lr=0.1, weight_decay=0.5).step()
     torch.testing.assert_close(parameter[0].detach(), torch.full((4, 4), 0.95))
     assert not torch.allclose(parameter[1], torch.full((4, 4), 0.95), atol=1e-3)
-
-
-def test_a_matrix_without_a_gradient_is_left_alone() -> None:
     still, moving = nn.Parameter(torch.ones(4, 4)), nn.Parameter(torch.ones(4, 4))
     moving.grad = torch.randn(4, 4)
     StackedMuon([still, moving]).step()
     assert torch.equal(still, torch.ones(4, 4)) and not torch.equal(moving, torch.ones(4, 4))
-
-
-def test_stacked_muon_refuses_vectors() -> None:
-    with pytest.raises(ValueError, match="matrices"):
-        StackedMuon([nn.Parameter(torch.ones(4))])
-
-
-@pytest.mark.parametrize("recipe", [*EVERY, Muon(2e-2, adjust_lr_fn="original", adamw_lr=1e-2)])
-def test_training_lowers_the_loss(recipe: OptimizerRecipe) -> None:
-    model = Tiny()
-    losses = train(model, recipe.build(model), range(25))
-    assert sum(losses[-5:]) < 0.97 * sum(losses[:5])
 
 
 # Two optimizers that look like one
@@ -362,32 +270,6 @@ def test_a_scheduler_drives_every_part_from_its_own_peak() -> None:
     assert isinstance(optimizer, CombinedOptimizer)
     assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([2e-2 / 4, 1e-3 / 4, 1e-3 / 4])
     assert [g["lr"] for part in optimizer.parts for g in part.param_groups] == [g["lr"] for g in optimizer.param_groups]
-
-
-def test_a_learning_rate_of_zero_in_the_groups_stops_every_part() -> None:
-    model = Tiny()
-    optimizer = Muon().build(model)
-    before = copy.deepcopy(model.state_dict())
-    for group in optimizer.param_groups:
-        group["lr"] = 0.0
-    train(model, optimizer, range(2))
-    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
-
-
-def test_the_combined_steps_are_those_of_the_parts_alone() -> None:
-    together, apart = Tiny(), Tiny()
-    apart.load_state_dict(together.state_dict())
-    optimizer, parts = Muon(lr=1e-2).build(together), Muon(lr=1e-2).build(apart)
-    assert isinstance(parts, CombinedOptimizer)
-    for step in range(3):
-        for model in (together, apart):
-            tokens = torch.randint(V, (2, 6), generator=torch.Generator().manual_seed(step))
-            model.zero_grad()
-            F.cross_entropy(model(tokens).flatten(0, 1), tokens.flatten()).backward()
-        optimizer.step()
-        for part in parts.parts:
-            part.step()
-    assert all(torch.equal(p, q) for p, q in zip(together.parameters(), apart.parameters(), strict=True))
 
 
 @pytest.mark.parametrize("recipe", [*EVERY, HELD[1]])
@@ -415,57 +297,6 @@ def test_a_resumed_training_is_bit_exact(recipe: OptimizerRecipe) -> None:
     assert all(torch.equal(p, q) for p, q in zip(model.parameters(), resumed.parameters(), strict=True))
 
 
-@pytest.mark.parametrize(("recipe", "precision"), each([*EVERY, *HELD], ["32-true", "bf16-mixed"]))
-def test_lightning_clips_schedules_and_steps(recipe: OptimizerRecipe, precision: Any, tmp_path: Path) -> None:
-    import lightning
-
-    class Task(lightning.LightningModule):
-        def __init__(self) -> None:
-            super().__init__()
-            self.model = Tiny()
-
-        def training_step(self, batch: Tensor) -> Tensor:
-            return F.cross_entropy(self.model(batch).flatten(0, 1), batch.roll(-1, 1).flatten())
-
-        def configure_optimizers(self) -> Any:
-            optimizer = recipe.build(self)
-            scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 / (step + 1))
-            return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
-
-    task = Task()
-    before = copy.deepcopy(task.state_dict())
-    trainer = lightning.Trainer(
-        max_steps=3, gradient_clip_val=1e-3, precision=precision, accelerator="cpu", devices=1, logger=False,
-        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, default_root_dir=tmp_path,
-    )  # fmt: skip
-    trainer.fit(task, torch.utils.data.DataLoader(torch.randint(V, (6, 6)), batch_size=2))
-    assert all(not torch.equal(value, before[name]) for name, value in task.state_dict().items())
-    assert {group["lr"] for group in trainer.optimizers[0].param_groups} == {1e-2 / 4}
-    assert nn.utils.get_total_norm([p.grad for p in task.parameters()]) < 1.01e-3
-
-
-def test_the_state_dict_numbers_the_parameters_through_all_parts() -> None:
-    model = Tiny()
-    optimizer = Muon().build(model)
-    train(model, optimizer, range(1))
-    state = optimizer.state_dict()
-    count = len(list(model.parameters()))
-    assert set(state) == {"state", "param_groups"}
-    assert [index for group in state["param_groups"] for index in group["params"]] == list(range(count))
-    assert sorted(state["state"]) == list(range(count))
-
-
-def test_the_parts_follow_after_loading() -> None:
-    model = Tiny()
-    optimizer = Muon().build(model)
-    train(model, optimizer, range(1))
-    optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
-    assert isinstance(optimizer, CombinedOptimizer)
-    assert all(part.state is optimizer.state for part in optimizer.parts)
-    groups = [group for part in optimizer.parts for group in part.param_groups]
-    assert [id(group) for group in groups] == [id(group) for group in optimizer.param_groups]
-
-
 def test_distributed_checkpointing_names_and_restores_the_state() -> None:
     from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
 
@@ -485,109 +316,47 @@ def test_distributed_checkpointing_names_and_restores_the_state() -> None:
     assert train(resumed, optimizer, range(3, 6)) == expected
 
 
-def test_a_copy_stands_on_its_own() -> None:
+def test_a_copy_stands_on_its_own_and_a_group_added_later_is_refused() -> None:
     model = Tiny()
     optimizer = Muon(lr=1e-2).build(model)
     train(model, optimizer, range(2))
     other_model, other = copy.deepcopy((model, optimizer))
     expected = train(model, optimizer, range(2, 4))
     assert train(other_model, other, range(2, 4)) == expected
-
-
-def test_a_closure_is_evaluated_once_with_gradients() -> None:
-    model = Tiny()
-    optimizer = Muon().build(model)
-    calls = []
-
-    def closure() -> float:
-        calls.append(torch.is_grad_enabled())
-        return 1.5
-
-    assert optimizer.step(closure) == 1.5
-    assert calls == [True]
-
-
-def test_parts_that_share_a_parameter_are_refused() -> None:
-    parameter = nn.Parameter(torch.ones(2, 2))
-    with pytest.raises(ValueError, match="more than one parameter group"):
-        CombinedOptimizer([StackedMuon([parameter]), torch.optim.AdamW([parameter])])
-
-
-def test_a_group_added_later_is_refused() -> None:
-    with pytest.raises(NotImplementedError, match="which part"):
-        Muon().build(Tiny()).add_param_group({"params": [nn.Parameter(torch.ones(2))]})
+    with pytest.raises(NotImplementedError):
+        optimizer.add_param_group({"params": [nn.Parameter(torch.ones(2))]})
 
 
 # As configuration
 
 
-@pytest.mark.parametrize(
-    ("name", "changes", "path"),
-    [
-        ("adamw", {"lr": 0.0}, "optimizer.lr"),
-        ("adamw", {"lr": float("nan")}, "optimizer.lr"),
-        ("adamw", {"lr": "fast"}, "optimizer.lr"),
-        ("adamw", {"lr": True}, "optimizer.lr"),
-        ("adamw", {"weight_decay": -0.1}, "optimizer.weight_decay"),
-        ("adamw", {"eps": 0.0}, "optimizer.eps"),
-        ("adamw", {"betas": [0.9]}, "optimizer.betas"),
-        ("adamw", {"betas": 0.9}, "optimizer.betas"),
-        ("adamw", {"betas": [0.9, 1.0]}, "optimizer.betas"),
-        ("muon", {"momentum": 1.0}, "optimizer.momentum"),
-        ("muon", {"ns_steps": 0}, "optimizer.ns_steps"),
-        ("muon", {"ns_steps": 2.5}, "optimizer.ns_steps"),
-        ("muon", {"adjust_lr_fn": "orginal"}, "optimizer.adjust_lr_fn"),
-        ("muon", {"ns_dtype": "float16"}, "optimizer.ns_dtype"),
-        ("muon", {"adjust_lr_fn": "original"}, "optimizer.adamw_lr"),
-        ("normuon", {"beta2": 1.0}, "optimizer.beta2"),
-        ("soap", {"frequency": 0}, "optimizer.frequency"),
-        ("soap", {"shampoo_beta": -0.1}, "optimizer.shampoo_beta"),
-    ],
-)
-def test_nonsense_is_refused_with_its_path(name: str, changes: dict[str, Any], path: str) -> None:
+REFUSED = [
+    ("adamw", "lr", (0.0, float("nan"), "fast", True)),
+    ("adamw", "weight_decay", (-0.1,)),
+    ("adamw", "eps", (0.0,)),
+    ("adamw", "betas", ([0.9], 0.9, [0.9, 1.0])),
+    ("muon", "momentum", (1.0,)),
+    ("muon", "ns_steps", (0, 2.5)),
+    ("muon", "adjust_lr_fn", ("orginal",)),
+    ("muon", "ns_dtype", ("float16",)),
+    ("normuon", "beta2", (1.0,)),
+    ("soap", "frequency", (0,)),
+    ("soap", "shampoo_beta", (-0.1,)),
+]
+
+
+@pytest.mark.parametrize(("name", "key", "values"), REFUSED)
+def test_nonsense_is_refused_with_its_path(name: str, key: str, values: tuple[Any, ...]) -> None:
+    for value in values:
+        with pytest.raises(ConfigError) as caught:
+            RECIPES[name](**{key: value})
+        assert caught.value.path == f"optimizer.{key}" and caught.value.remedy
+
+
+def test_a_rate_of_adamw_is_asked_for_where_muons_is_another() -> None:
     with pytest.raises(ConfigError) as caught:
-        RECIPES[name](**changes)
-    assert caught.value.path == path
-    assert caught.value.remedy
-
-
-@pytest.mark.parametrize("name", RECIPES)
-def test_the_yaml_names_every_parameter_with_the_default_of_the_class(name: str) -> None:
-    node = yaml.safe_load((CONF / f"{name}.yaml").read_text())
-    assert node.pop("defaults") == ["_self_", {"constraint": None}]  # optimizer/constraint=NAME sets it
-    target = RECIPES[name]
-    assert node.pop("_target_") == f"{target.__module__}.{target.__name__}"
-    plain = {key: tuple(value) if isinstance(value, list) else value for key, value in node.items()}
-    assert plain == {key: p.default for key, p in inspect.signature(target).parameters.items()}
-
-
-@pytest.mark.parametrize("name", RECIPES)
-def test_hydra_and_jsonargparse_make_the_same_recipe(name: str) -> None:
-    from hydra.utils import instantiate
-    from jsonargparse import ArgumentParser
-    from omegaconf import OmegaConf
-
-    node = OmegaConf.load(CONF / f"{name}.yaml")
-    del node["defaults"]
-    by_hydra = instantiate(node)
-    arguments = OmegaConf.to_container(node)
-    assert isinstance(arguments, dict)
-    parser = ArgumentParser()
-    parser.add_argument("--optimizer", type=OptimizerRecipe)
-    target = arguments.pop("_target_")
-    parsed = parser.parse_object({"optimizer": {"class_path": target, "init_args": arguments}})
-    by_cli = parser.instantiate_classes(parsed).optimizer
-    assert type(by_hydra) is type(by_cli) is RECIPES[name]
-    assert vars(by_hydra) == vars(by_cli) == vars(RECIPES[name]())
-
-
-def test_making_a_recipe_imports_no_torch() -> None:
-    program = (
-        "import sys; from blockwright.training.optimizers import adamw, hyperball, muon, normuon, soap; "
-        "adamw.AdamW(constraint=hyperball.Hyperball()); muon.Muon(); normuon.NorMuon(); soap.SOAP(); "
-        "sys.exit('torch' in sys.modules)"
-    )
-    subprocess.run([sys.executable, "-c", program], cwd=Path(__file__).parents[2], check=True)
+        Muon(adjust_lr_fn="original")
+    assert caught.value.path == "optimizer.adamw_lr"
 
 
 # On a composed decoder
@@ -617,26 +386,12 @@ def seen(rows: list[int], values: Tensor, size: int) -> Tensor:
     return torch.sparse_coo_tensor(torch.tensor([rows]), values, (size, values.shape[1]))
 
 
-def test_rows_that_every_batch_reads_step_as_adamw_steps_them() -> None:
-    size, whole = 7, nn.Parameter(torch.randn(7, 3))
-    table = nn.Parameter(whole.detach().clone())
-    settings: dict[str, Any] = {"lr": 1e-2, "betas": (0.8, 0.9), "eps": 1e-6}
-    dense, sparse = torch.optim.AdamW([whole], weight_decay=0.0, **settings), RowAdam([table], **settings)
-    for _ in range(5):
-        rows = [*torch.randperm(size).tolist(), 2]
-        table.grad = seen(rows, torch.randn(size + 1, 3), size)
-        whole.grad = table.grad.to_dense()
-        dense.step()
-        sparse.step()
-    torch.testing.assert_close(table.detach(), whole.detach(), rtol=1e-6, atol=1e-7)
-
-
 def test_a_row_seen_again_has_the_moments_and_takes_the_step_of_the_dense_rule() -> None:
     whole = nn.Parameter(torch.randn(9, 4, dtype=torch.float64))
     table = nn.Parameter(whole.detach().clone())
     settings: dict[str, Any] = {"lr": 3e-2, "betas": (0.8, 0.9)}
     dense, sparse = torch.optim.AdamW([whole], weight_decay=0.0, **settings), RowAdam([table], **settings)
-    for rows in ([0, 1, 2], [2, 5], [0], [7, 1], [0, 2, 8, 5]):
+    for rows in ([0, 1, 2], [2, 5, 2], [0], [7, 1], [0, 2, 8, 5]):
         table.grad = seen(rows, torch.randn(len(rows), 4, dtype=torch.float64), 9)
         whole.grad = table.grad.to_dense()
         before = table.detach().clone(), whole.detach().clone()

@@ -113,9 +113,7 @@ def test_first_process_of_every_launcher_that_lightning_knows_alone_claims_the_f
             pass
 
 
-def test_second_process_on_a_machine_is_not_the_first(
-    started: Callable[[str, int], None], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_second_process_on_a_machine_is_not_the_first(started: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     started("LightningEnvironment", 0)
     monkeypatch.setenv("LOCAL_RANK", "1")
     assert not is_first()
