@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -47,9 +48,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("line", REFUSED)
-def test_option_without_effect_is_refused_at_once(
-    line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_option_without_effect_is_refused_at_once(line: str, tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "full").mkdir()
     (tmp_path / "full/model.gguf").touch()
@@ -95,6 +94,7 @@ OF_A_PATH = {
 OF_NONE = {"match", "blocks", "check", "train"}  # the last one: tests/test_mistakes.py
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", sorted(offers().keys() - OF_NONE))
 def test_path_that_can_be_none_is_refused_in_every_command(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run_command(run, [command, *OF_A_PATH[command].split()]) == 64

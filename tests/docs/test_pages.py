@@ -1,8 +1,9 @@
-"""The pages before they are built: every document has a place, its links lead to pages, answers are near."""
+"""The pages before they are built: every document has a place, its links lead to pages, refusals are as printed."""
 
 from __future__ import annotations
 
 import re
+import shlex
 from collections import Counter
 from pathlib import Path
 from xml.etree import ElementTree as ET
@@ -11,17 +12,21 @@ import pytest
 from markdown_it import MarkdownIt
 
 from blockwright import registry
+from blockwright.command import run
 from blockwright.commands import commands
 from blockwright.lazy import read_stub
 from blockwright.registry import presets
+from blockwright.registry.command import run_command
 from docs.site import papers, sources
 from docs.site.__main__ import collect, write
-from docs.site.markdown import for_builder, links, title
+from docs.site.markdown import fence, for_builder, links, prose, relative, relinked, title
 from docs.site.navigation import HOW_TO, configuration
 from docs.site.pages import Pages
 
 pytestmark = pytest.mark.xdist_group("pages")  # the fixture is costly
+
 STUB = sources.ROOT / "src" / "blockwright" / "__init__.pyi"
+
 PRESETS, KINDS = ["deepseek_v2", "tiny"], ["attention", "reward"]
 
 
@@ -82,14 +87,10 @@ def test_links_of_documents_lead_to_pages_and_files(pages: Pages) -> None:
 
 
 @pytest.mark.slow
-def test_every_guide_is_in_the_navigation_once(pages: Pages) -> None:
+def test_every_page_but_sources_is_in_the_navigation_and_every_guide_once(pages: Pages) -> None:
     guides = sorted(place for place in pages.texts if place.startswith("how-to/") and place != HOW_TO)
     listed = [target.removeprefix("/") for target in links(pages.texts[HOW_TO].partition("\n## ")[2])]
     assert sorted(listed) == guides, "docs/how-to/README.md lists every how-to page under a heading"
-
-
-@pytest.mark.slow
-def test_every_page_but_sources_is_in_the_navigation(pages: Pages) -> None:
     text = configuration(pages, sources.ROOT / "src")
     missing = [place for place in pages.texts if f'"{place}"' not in text and not place.startswith("source/")]
     assert not missing
@@ -106,35 +107,18 @@ def test_every_name_of_what_was_collected_has_a_page(pages: Pages) -> None:
 
 
 @pytest.mark.slow
-def test_page_of_a_block_has_its_parts(pages: Pages) -> None:
+def test_pages_have_the_figures_and_links_of_what_they_are_of(pages: Pages) -> None:
     page = pages.texts["reference/blocks/attention/mla.md"]
     assert "arxiv.org/abs/2405.04434" in page and "| `kv_lora_rank` | `int ≥ 1 \\| None` | `null` |" in page
-    assert "| numbers in the cache, a token | 72 |" in page and "| ✓ | decodes by cache |" in page
-    assert "/reference/presets/deepseek_v2.md" in page
+    assert "| numbers in the cache, a token | 72 |" in page and "/reference/presets/deepseek_v2.md" in page
     drawn = ET.fromstring(str(pages.files["reference/blocks/attention/mla.svg"]))
     assert any("latent 64 + 8" in text for text in drawn.itertext())
-
-
-@pytest.mark.slow
-def test_page_of_a_preset_has_the_figures_of_describe(pages: Pages) -> None:
     page = pages.texts["reference/presets/deepseek_v2.md"]
     assert "| parameters | 235,741,434,880 |" in page and "| cache, bytes a token in bf16 | 69,120 |" in page
     assert presets.find("deepseek_v2").file.read_text().strip() in page
-    assert "/reference/blocks/gating/group_limited.md" in page
-
-
-@pytest.mark.slow
-def test_page_of_a_command_has_its_help_and_the_documents_that_use_it(pages: Pages) -> None:
     page = pages.texts["reference/commands/sweep.md"]
-    assert "resume" in page and "--workers" in page and "/how-to/sweep.md" in page
-
-
-@pytest.mark.slow
-def test_command_that_no_document_uses_is_not_among_its_readers(pages: Pages) -> None:
+    assert "--workers" in page and "/how-to/sweep.md" in page
     assert "/how-to/sweep.md" not in pages.texts["reference/commands/import.md"]
-
-
-# --- papers -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -152,50 +136,11 @@ def test_paper_is_called_what_stands_before_its_number(text: str, name: str) -> 
 
 
 @pytest.mark.slow
-def test_papers_lead_to_blocks_and_presets(pages: Pages) -> None:
+def test_papers_have_names_and_lead_to_blocks_and_presets(pages: Pages) -> None:
     (row,) = [line for line in pages.texts[papers.PLACE].splitlines() if "2405.04434" in line]
     assert "DeepSeek-AI 2024" in row and "/reference/blocks/attention/mla.md" in row and "presets/deepseek_v2.md" in row
-
-
-@pytest.mark.slow
-def test_every_paper_has_a_name(pages: Pages) -> None:
     rows = re.findall(r"^\| \[([\d.]+)\].*? \| (.*?) \|", pages.texts[papers.PLACE], re.M)
     assert len(rows) > 90 and not [number for number, name in rows if not name]
-
-
-# --- a newcomer's questions -------------------------------------------------------------------------------------------
-
-ANSWERS = {
-    "How do I add a block?": ("how-to/add-a-block.md", r"@register\("),
-    "What is MLA's cache?": ("reference/blocks/attention/mla.md", r"numbers in the cache, a token \| 72"),
-    "Which command resumes a sweep?": ("reference/commands/sweep.md", "resume: run what is unfinished"),
-    "What does this refusal mean?": ("reference/refusals.md", "`remedy:`"),
-    "Which papers are in it?": ("reference/papers.md", "2405.04434"),
-    "How do I draw my own YAML?": ("how-to/draw.md", r"blockwright draw mine\.yaml"),
-    "How do I add a picture for my plug-in's block?": ("how-to/add-a-block.md", "### How it is drawn"),
-    "What does a preset cost at a context of 32k?": ("how-to/cost-card.md", "context=32768"),
-    "How do I compare two models or two runs?": ("how-to/diff.md", "blockwright diff logs/train/runs/A"),
-    "How do I change a block by clicking, and train it?": ("how-to/studio.md", "for `blockwright train model=file"),
-}
-
-
-@pytest.mark.slow
-def test_questions_of_a_newcomer_are_on_the_first_page(pages: Pages) -> None:
-    asked = re.findall(r"^\| (.+\?) \|", pages.texts["index.md"], re.M)
-    assert asked == list(ANSWERS)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("question", ANSWERS)
-def test_answer_is_two_clicks_away(question: str, pages: Pages) -> None:
-    place, answer = ANSWERS[question]
-    (row,) = [line for line in pages.texts["index.md"].splitlines() if line.startswith(f"| {question}")]
-    near = {target.removeprefix("/") for target in links(row)}
-    beyond = {target.removeprefix("/") for first in near for target in links(pages.texts[first])}
-    assert place in near | beyond and re.search(answer, pages.texts[place])
-
-
-# --- writing ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.slow
@@ -220,3 +165,79 @@ def test_two_pages_of_one_place_are_an_error() -> None:
     pages.add("a.md", "# a")
     with pytest.raises(ValueError, match=r"a\.md"):
         pages.add("a.md", "# b")
+
+
+def test_links_are_changed_and_code_and_addresses_are_not() -> None:
+    text = "[a](x.md#b) ![p](p.svg) `f[a](x.md)` [`c`](y.md)\n```\n[d](z.md)\n```\n[e](https://a.b/x.md) [f](#g)"
+    changed = relinked(text, lambda target: f"<{target}>")
+    assert changed == (
+        "[a](<x.md#b>) ![p](<p.svg>) `f[a](x.md)` [`c`](<y.md>)\n```\n[d](z.md)\n```\n[e](https://a.b/x.md) [f](#g)"
+    )
+    assert links(text) == ["x.md#b", "p.svg", "y.md"]
+    assert links('<img src="docs/a.svg" width="5">') == ["docs/a.svg"]
+
+
+def test_tick_without_a_partner_hides_no_link() -> None:
+    assert links("| a ` b | [c](c.md) |\n| d ` e | [f](f.md) |") == ["c.md", "f.md"]
+
+
+def test_path_of_a_page_seen_from_another() -> None:
+    assert relative("reference/blocks/norm/index.md", "index.md") == "reference/blocks/norm/index.md"
+    assert relative("index.md", "reference/blocks/norm/none.md") == "../../../index.md"
+    assert relative("how-to/sweep.md#jobs", "how-to/ablate.md") == "sweep.md#jobs"
+
+
+@pytest.mark.parametrize(
+    "docstring", ["y = W_o [softmax(q_n k_nᵀ) v_n]_n, a * b * c < 3 & d", "S ← Σ_{j ≤ l} *_x [a](b) __c__ <img> a_b_c"]
+)
+def test_formula_is_shown_as_it_is_written(docstring: str) -> None:
+    (paragraph,) = [token for token in MarkdownIt().parse(prose(docstring)) if token.type == "inline"]
+    assert "".join(child.content for child in paragraph.children or []) == docstring
+
+
+def test_code_and_lists_of_a_docstring_stay() -> None:
+    rendered = MarkdownIt().render(prose("``a_b`` is [c]:\n\n* one_x ``d``\n* arXiv 2405.04434"))
+    assert "<code>a_b</code> is [c]" in rendered and rendered.count("<li>") == 2
+    assert 'href="https://arxiv.org/abs/2405.04434"' in rendered
+
+
+def test_fence_is_longer_than_any_inside() -> None:
+    assert fence("```\na\n```", "text").splitlines()[0] == "````text"
+
+
+def test_title_has_no_marks() -> None:
+    assert title("text\n\n# a\\_b `c`\n") == "a_b c"
+
+
+def rendered(text: str) -> str:
+    """By the builder's Python-Markdown itself."""
+    python_markdown = pytest.importorskip("markdown", reason="needs the extra site, which brings Python-Markdown")
+    return python_markdown.markdown(for_builder(text), extensions=["tables", "fenced_code"])
+
+
+def test_list_after_a_line_of_text_is_a_list() -> None:
+    text = "Reading them\n* runs none of\n  their code\n* writes nothing\n\n1. one\n2. two"
+    assert rendered(text).count("<li>") == 4 == MarkdownIt().render(text).count("<li>")
+
+
+def test_bars_in_the_code_of_a_table_are_bars() -> None:
+    assert "<code>int | None</code>" in rendered("| a | b |\n|---|---|\n| `int \\| None` | c |")
+
+
+def test_code_is_left_alone() -> None:
+    text = "```bash\nblockwright x\n* y\n| `a \\| b` |\n```"
+    assert for_builder(text) == text
+
+
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "reference" / "refusals.md"
+
+EXAMPLES = re.findall(r"```console\n\$ blockwright (.+)\n((?:.+\n)+?)```", PAGE.read_text())
+
+assert len(EXAMPLES) >= 5
+
+
+@pytest.mark.parametrize(("command", "shown"), EXAMPLES, ids=[command for command, _ in EXAMPLES])
+def test_refusal_is_what_the_page_shows(command: str, shown: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_command(run, shlex.split(command)) == 64
+    printed = capsys.readouterr().err
+    assert re.fullmatch(".*".join(map(re.escape, shown.split("…"))), printed), printed

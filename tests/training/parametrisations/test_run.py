@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
 from blockwright.blocks.compose import compose
@@ -23,34 +21,36 @@ SMALL = ["data=sorting", "model.n_layers=2", "model.d_model=32", "logger.tensorb
 WIDTH = ["parametrisation=width", "parametrisation.base={d_model: 16}"]
 
 
-def run_of(tmp_path: Path, *overrides: str) -> Run:
-    return parse_settings(compose_config([*SMALL, f"paths.log_dir={tmp_path}", *overrides], output_dir=str(tmp_path)))
+def run_of(*overrides: str) -> Run:
+    return parse_settings(compose_config([*SMALL, "paths.log_dir=logs", *overrides], output_dir="logs/run"))
 
 
-def test_the_default_is_standard_and_scales_nothing(tmp_path: Path) -> None:
-    run = run_of(tmp_path)
-    assert run.parametrisation == {"name": "standard"}
-    assert not recipe_of(run).scales
+@pytest.fixture(scope="module")
+def plain() -> Run:
+    return run_of()
 
 
-def test_a_task_has_the_factors_for_its_decoder_and_its_optimizer(tmp_path: Path) -> None:
-    setup = parts.build("task", run_of(tmp_path, *WIDTH)).configured
-    assert setup.recipe.scales["layers.1.ffn.experts.down"].rate != 1
-    assert setup.recipe.scales["head.weight"].init == 0.5
+@pytest.fixture(scope="module")
+def scaled() -> Run:
+    return run_of(*WIDTH)
 
 
-def test_records_of_standard_runs_are_those_of_versions_without_another(tmp_path: Path) -> None:
-    plain, scaled = record(run_of(tmp_path)), record(run_of(tmp_path, *WIDTH))
-    assert "parametrisation" not in plain
-    assert scaled["parametrisation"] == {"name": "width", "base": {"d_model": 16}}
-    past = Past(plain, complete=True, step=1, rate=None)
-    assert [change.path for change in changes(past, scaled)] == ["parametrisation"]
-    assert not is_same_run(past, scaled)
-    assert is_same_run(past, plain)
+def test_default_scales_nothing_and_a_task_has_the_factors_for_its_decoder_and_its_optimizer(
+    plain: Run, scaled: Run
+) -> None:
+    assert plain.parametrisation == {"name": "standard"} and not recipe_of(plain).scales
+    scales = parts.build("task", scaled).configured.recipe.scales
+    assert scales["layers.1.ffn.experts.down"].rate != 1 and scales["head.weight"].init == 0.5
+    assert to_cli(scaled)["model"]["parametrisation"] == {"name": "width", "base": {"d_model": 16}}
 
 
-def test_lightning_cli_has_the_same_setting(tmp_path: Path) -> None:
-    assert to_cli(run_of(tmp_path, *WIDTH))["model"]["parametrisation"] == {"name": "width", "base": {"d_model": 16}}
+def test_records_of_standard_runs_are_those_of_versions_without_another(plain: Run, scaled: Run) -> None:
+    ours = record(scaled)
+    assert "parametrisation" not in record(plain)
+    assert ours["parametrisation"] == {"name": "width", "base": {"d_model": 16}}
+    past = Past(record(plain), complete=True, step=1, rate=None)
+    assert [change.path for change in changes(past, ours)] == ["parametrisation"]
+    assert not is_same_run(past, ours) and is_same_run(past, record(plain))
 
 
 @pytest.mark.parametrize(
@@ -62,19 +62,18 @@ def test_lightning_cli_has_the_same_setting(tmp_path: Path) -> None:
         (["parametrisation=width", "parametrisation.base={d_model: 15}"], "parametrisation.base.attention.n_heads"),
     ],
 )
-def test_mistakes_are_refused_before_anything_is_built(tmp_path: Path, overrides: list[str], path: str) -> None:
+def test_mistakes_are_refused_before_anything_is_built(overrides: list[str], path: str) -> None:
     with pytest.raises(ConfigError) as refused:
-        run = run_of(tmp_path, *overrides)
+        run = run_of(*overrides)
         recipe_of(run)
         check(run)
     assert refused.value.path.startswith(path)
     assert refused.value.remedy
 
 
-def test_adapters_which_no_base_has_are_refused(tmp_path: Path) -> None:
-    run = run_of(tmp_path, *WIDTH)
-    decoder = compose(run.model, device="meta")
+def test_adapters_which_no_base_has_are_refused(scaled: Run) -> None:
+    decoder = compose(scaled.model, device="meta")
     Lora(targets=["attention"]).attach(decoder)
     with pytest.raises(ConfigError) as refused:
-        recipe_of(run).build(decoder)
+        recipe_of(scaled).build(decoder)
     assert refused.value.path == "parametrisation"
