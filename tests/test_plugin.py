@@ -111,7 +111,7 @@ def said(quick: list[str], warm: Warm, site: Path, environment: dict[str, str], 
         "card": ["describe", "model=tiny"],
         "card of a memory": ["describe", "model=tiny", "+model/memory=bigram", "--json"],
         "preset": ["model=retentive_tiny", "model/position=of/tiny", "--cfg", "job", "--package", "model"],
-        "experiment": ["experiment=retentive", "--cfg", "job"],
+        "an experiment": ["experiment=retentive", "--cfg", "job"],
         "trains": [*quick, *chosen, *loop, "model.attention.first_decay=4", at("run")],
         "drops": [*quick, "model/residual=dropped_tokens", at("drops")],
         "shares": [*quick, *lent, at("shares")],
@@ -200,7 +200,7 @@ def test_its_preset_and_configurations_are_options_like_any_other(said: Said) ->
     model = yaml.safe_load(said["preset"].out)
     assert (model["attention"]["name"], model["attention"]["first_decay"]) == ("retention", 4)
     assert (model["position"]["name"], model["d_model"]) == ("rope", 192)
-    assert yaml.safe_load(said["experiment"].out)["model"]["attention"]["name"] == "retention"
+    assert yaml.safe_load(said["an experiment"].out)["model"]["attention"]["name"] == "retention"
 
 
 @pytest.mark.slow
