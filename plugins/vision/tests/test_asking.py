@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from blockwright.blocks.compose import compose
 from blockwright.lab.report.svg import standalone
@@ -26,15 +25,10 @@ from blockwright.registry import ConfigError
 from blockwright.training.data.chat.plain import Plain
 from blockwright.training.data.tokenizers.bytes import Bytes
 
-SIGHT: dict[str, Any] = {
-    "vocab_size": 258,
-    "max_positions": 256,
-    "images": {"name": "early_fusion", "image_token": 257},
-    "vision": {"name": "siglip", "tile": 16, "patch": 4, "width": 16, "depth": 1, "n_heads": 2, "norm": "layernorm",
-               "ffn": {"name": "gelu", "d_ff": 16}},
-    "projector": "downsample_mlp",
-    "tiling": "grid_2d",
-}  # fmt: skip
+TOWER = {"name": "siglip", "tile": 16, "patch": 4, "width": 16, "depth": 1, "n_heads": 2, "norm": "layernorm"}
+SIGHT: dict[str, Any] = {"vision": {**TOWER, "ffn": {"name": "gelu", "d_ff": 16}}, "projector": "downsample_mlp"}
+SIGHT |= {"vocab_size": 258, "max_positions": 256, "images": {"name": "early_fusion", "image_token": 257}}
+SIGHT |= {"tiling": "grid_2d"}
 PAGES = Pages(train=1, held_out=12, cell=16, where=1.0)
 
 
@@ -68,12 +62,12 @@ def test_a_batch_answers_as_each_row_alone(tiny: Callable[..., Any], randomise: 
     model = tiny(**SIGHT)
     decoder = compose(model).eval()
     randomise(decoder, 3, 0.3)
-    conversations = list(PAGES.conversations("val"))[:5]
+    conversations = list(PAGES.conversations("val"))[:3]
     together, alone = (
         {(a.of, a.question): a.answer for a in measure.ask(decoder, rendering(model), PAGES, conversations, rows=rows)}
-        for rows in (5, 1)
+        for rows in (3, 1)
     )
-    assert together == alone and len(together) > 10 and len(set(together.values())) > 3
+    assert together == alone and len(together) > 6 and len(set(together.values())) > 3
 
 
 def test_pictures_are_blanked_or_those_of_another_page_of_the_same_size() -> None:
@@ -89,10 +83,8 @@ def test_pictures_are_blanked_or_those_of_another_page_of_the_same_size() -> Non
 def test_figures_of_every_kind_of_question_with_intervals(monkeypatch: pytest.MonkeyPatch) -> None:
     right = {(a.kind, a.figure, a.group): a for a in accuracies(asked(monkeypatch, lambda truth: truth))}
     assert {a.mean for key, a in right.items() if key[1] != "constant"} == {1.0}
-    assert {key[:2] for key in right} == {
-        ("read", "exact"), ("read", "digits"), ("count", "exact"), ("where", "found"), ("where", "overlap"),
-        ("where", "constant"),
-    }  # fmt: skip
+    of_where = {("where", "found"), ("where", "overlap"), ("where", "constant")}
+    assert {key[:2] for key in right} == {("read", "exact"), ("read", "digits"), ("count", "exact"), *of_where}
     assert 0 < right["where", "constant", ""].mean < 1
     whole = right["read", "exact", ""]
     parts = [a.n for key, a in right.items() if key[:2] == ("read", "exact") and key[2]]
@@ -100,16 +92,12 @@ def test_figures_of_every_kind_of_question_with_intervals(monkeypatch: pytest.Mo
     answers = asked(monkeypatch, lambda truth: "9" + truth[1:] if truth[0] != "9" else "8" + truth[1:])
     wrong = {(a.kind, a.figure): a for a in accuracies(answers) if not a.group}
     assert wrong["read", "exact"].mean == wrong["count", "exact"].mean == 0.0
-    pages = [a for a in answers if a.judged.kind == "read"]
-    shares = [
-        sum(x == y for x, y in zip(a.answer, a.truth, strict=True) if y.isdigit()) / sum(map(str.isdigit, a.truth))
-        for a in pages
-        if any(map(str.isdigit, a.truth))
-    ]
-    assert (
-        wrong["read", "digits"].mean == pytest.approx(math.fsum(shares) / len(shares))
-        and 0 < min(filter(None, shares)) < 1
-    )
+    shares = []
+    for a in answers:
+        if a.judged.kind == "read" and (digits := sum(map(str.isdigit, a.truth))):
+            shares.append(sum(x == y for x, y in zip(a.answer, a.truth, strict=True) if y.isdigit()) / digits)
+    assert wrong["read", "digits"].mean == pytest.approx(math.fsum(shares) / len(shares))
+    assert 0 < min(filter(None, shares)) < 1
     assert wrong["where", "found"].mean == 1.0  # a bracket less, and still a box
 
 
@@ -135,13 +123,10 @@ def test_report_shows_pictures_with_question_answer_and_truth(monkeypatch: Any, 
     assert sight(2, SimpleNamespace(name="tiles", runs=[run], values={0: 1.0})) == []  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("against", [["blank"], ["blanked", "mixed"]])
-def test_unknown_ways_of_showing_are_refused(against: Sequence[Any], tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="blanked, shuffled"):
-        Asking(str(tmp_path), against=against)
-
-
-def test_data_without_pictures_are_refused_before_training(tmp_path: Path) -> None:
+def test_unknown_ways_of_showing_and_data_without_pictures_are_refused_before_training(tmp_path: Path) -> None:
+    for against in (["blank"], ["blanked", "mixed"]):
+        with pytest.raises(ConfigError, match="blanked, shuffled"):
+            Asking(str(tmp_path), against=against)  # type: ignore[arg-type]
     trainer: Any = SimpleNamespace(datamodule=object())
     with pytest.raises(ConfigError, match="data=images"):
         Asking(str(tmp_path)).setup(trainer, None, "fit")  # type: ignore[arg-type]
@@ -153,14 +138,10 @@ def test_other_corpora_are_judged_by_the_whole_answer() -> None:
 
     judged = Other().judge(next(iter(PAGES.conversations("val"))), "?", " yes", "yes")
     assert judged == ("answer", "", {"exact": 1.0})
-    assert isinstance(PAGES.pictures(next(iter(PAGES.conversations("val"))))[0], Image.Image)
 
 
-def test_answers_are_declared_whatever_is_asked() -> None:
-    """Names come from the corpus, of a plug-in too."""
+def test_figures_of_any_corpus_are_declared() -> None:
     declared = Asking(directory="x").figures
-    better = {name: next(f.better for f in declared if f.stands_for(f"pictures/{name}")) for name in (
-        "read_exact", "where_overlap", "where_constant", "blanked_read_exact", "shuffled_count_exact",
-    )}  # fmt: skip
-    assert better == {"read_exact": "more", "where_overlap": "more", "where_constant": None, "blanked_read_exact": None,
-                      "shuffled_count_exact": None}  # fmt: skip
+    expected = {"read_exact": "more", "where_overlap": "more", "where_constant": None, "blanked_read_exact": None}
+    for name, better in expected.items():
+        assert next(f.better for f in declared if f.stands_for(f"pictures/{name}")) == better

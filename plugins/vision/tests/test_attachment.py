@@ -24,36 +24,21 @@ from blockwright.plugins.vision.data.boxes import boxes, overlap
 from blockwright.registry import ConfigError
 from blockwright.training.data.tokenizers.bytes import Bytes
 
-SIGHT = {
-    "images": {"name": "early_fusion", "image_token": 257},
-    "vision": {
-        "name": "siglip",
-        "tile": 16,
-        "patch": 8,
-        "width": 8,
-        "depth": 1,
-        "n_heads": 2,
-        "norm": "layernorm",
-        "ffn": {"name": "gelu", "d_ff": 8},
-    },
-    "projector": "linear",
-    "tiling": "native",
+TOWER = {"name": "siglip", "tile": 16, "patch": 8, "width": 8, "depth": 1, "n_heads": 2, "norm": "layernorm"}
+SIGHT = {"vision": {**TOWER, "ffn": {"name": "gelu", "d_ff": 8}}, "projector": "linear", "tiling": "native"}
+SIGHT |= {"images": {"name": "early_fusion", "image_token": 257}}
+BOXES: dict[str, list[tuple[float, ...]]] = {
+    "<|ref|>a dog<|/ref|><|det|>[[12, 30, 500, 999]]<|/det|>": [(12, 30, 500, 999)],
+    "two: [[1,2,3,4], [5, 6, 7, 8]]": [(1, 2, 3, 4), (5, 6, 7, 8)],
+    "(10, 20, 30, 40) and [10.5, 20, 30, 40.25]": [(10, 20, 30, 40), (10.5, 20, 30, 40.25)],
+    "turned [[50, 60, 10, 20]], outside [[-5, 0, 2000, 10]]": [(10, 20, 50, 60), (0, 0, 999, 10)],
+    "cut off [[1, 2, 3, 4": [(1, 2, 3, 4)],
+    "none [[1, 2, 3]] [] [[a, b, c, d]] 1, 2, 3, 4 [1, 2, 3, 4, 5]": [],
 }
 
 
-@pytest.mark.parametrize(
-    ("text", "found"),
-    [
-        ("<|ref|>a dog<|/ref|><|det|>[[12, 30, 500, 999]]<|/det|>", [(12, 30, 500, 999)]),
-        ("two: [[1,2,3,4], [5, 6, 7, 8]]", [(1, 2, 3, 4), (5, 6, 7, 8)]),
-        ("(10, 20, 30, 40) and [10.5, 20, 30, 40.25]", [(10, 20, 30, 40), (10.5, 20, 30, 40.25)]),
-        ("turned [[50, 60, 10, 20]], outside [[-5, 0, 2000, 10]]", [(10, 20, 50, 60), (0, 0, 999, 10)]),
-        ("cut off [[1, 2, 3, 4", [(1, 2, 3, 4)]),
-        ("none [[1, 2, 3]] [] [[a, b, c, d]] 1, 2, 3, 4 [1, 2, 3, 4, 5]", []),
-    ],
-)
-def test_boxes_are_read_from_text_that_need_not_be_well_formed(text: str, found: list[tuple[float, ...]]) -> None:
-    assert boxes(text) == found
+def test_boxes_are_read_from_text_that_need_not_be_well_formed() -> None:
+    assert {text: boxes(text) for text in BOXES} == BOXES
 
 
 def test_overlap_is_intersection_over_union() -> None:
@@ -113,16 +98,11 @@ def test_boxes_of_the_text_are_drawn_into_the_first_picture(files: tuple[str, ..
     assert (np.asarray(Image.open(tmp_path / "boxes.png"))[0, 0] == (255, 0, 0)).all()
 
 
-@pytest.mark.parametrize(
-    ("prompt", "names", "path"), [("<image>", 0, "--prompt"), ("a", 1, "--image"), ("<image>", 2, "--image")]
-)
-def test_marks_and_pictures_that_disagree_are_refused(
-    prompt: str, names: int, path: str, writer: Writer, files: tuple[str, ...]
-) -> None:
-    attached = ImageFiles(files[:names]) if names else None
-    with pytest.raises(ConfigError) as caught:
-        writer.stream([prompt], Request(attached=attached))
-    assert caught.value.path == path
+def test_marks_and_pictures_that_disagree_are_refused(writer: Writer, files: tuple[str, ...]) -> None:
+    for prompt, names, path in (("<image>", 0, "--prompt"), ("a", 1, "--image"), ("<image>", 2, "--image")):
+        with pytest.raises(ConfigError) as caught:
+            writer.stream([prompt], Request(attached=ImageFiles(files[:names]) if names else None))
+        assert caught.value.path == path
 
 
 # --- conversations ----------------------------------------------------------------------------------------------------
@@ -171,21 +151,12 @@ def test_conversation_with_pictures_is_saved_with_their_files(
     assert record["images"] == [files[0]] and record["messages"][0]["content"] == "what is <image>?"
 
 
-@pytest.mark.parametrize(
-    ("lines", "path"),
-    [
-        (["<image> what?"], "message"),
-        (["/image {0}", "<image> and <image>?"], "message"),
-        (["/image gone.png"], "FILE"),
-        (["/image"], "FILE"),
-        (["/image {2}", "what?"], "--image"),
-    ],
-)
-def test_pictures_that_cannot_be_shown_are_refused(
-    lines: list[str], path: str, talk: Talk, files: tuple[str, ...], tmp_path: Path
-) -> None:
+def test_pictures_that_cannot_be_shown_are_refused(talk: Talk, files: tuple[str, ...], tmp_path: Path) -> None:
     (tmp_path / "no.png").write_text("no picture")
-    with pytest.raises(ConfigError) as refusal:
-        for line in lines:
-            talk.take(line.format(*files, tmp_path / "no.png"))
-    assert refusal.value.path == path and not talk.conversation.turns
+    wrong = {"<image> what?": "message", "/image {0}\n<image> and <image>?": "message", "/image gone.png": "FILE"}
+    for lines, path in {**wrong, "/image": "FILE", "/image {2}\nwhat?": "--image"}.items():
+        talk.take("/clear")
+        with pytest.raises(ConfigError) as refusal:
+            for line in lines.format(*files, tmp_path / "no.png").splitlines():
+                talk.take(line)
+        assert refusal.value.path == path and not talk.conversation.turns, lines

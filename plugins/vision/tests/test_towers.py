@@ -19,16 +19,9 @@ from blockwright.registry import ConfigError
 
 SIZES: dict[str, Any] = {"hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 2, "num_attention_heads": 4}
 SIZES |= {"image_size": 33, "patch_size": 6}  # 33 pixels are 5 patches of 6: the last 3 are not seen
-TOWER = {
-    "name": "siglip",
-    "tile": 33,
-    "patch": 6,
-    "width": 24,
-    "depth": 2,
-    "n_heads": 4,
-    "norm": {"name": "layernorm", "eps": 1e-6},
-    "ffn": {"name": "gelu", "d_ff": 40, "bias": True},
-}
+FFN = {"name": "gelu", "d_ff": 40, "bias": True}
+TOWER = {"name": "siglip", "tile": 33, "patch": 6, "width": 24, "depth": 2, "n_heads": 4}
+TOWER |= {"norm": {"name": "layernorm", "eps": 1e-6}, "ffn": FFN}
 SIGHT = {"images": {"name": "early_fusion", "image_token": 60}, "projector": "linear", "tiling": "native"}
 
 
@@ -96,39 +89,28 @@ def test_tower_computes_what_its_class_does(kind: str, stored: Callable[..., Any
         torch.testing.assert_close(found, expected.unflatten(1, (5, 5)), rtol=0, atol=bound)
 
 
-@pytest.mark.parametrize(
-    ("changes", "word"),
-    [
-        ({"vision": {**TOWER, "width": 48}}, r"width = 24.*model.vision.width=24"),
-        ({"vision": {**TOWER, "n_heads": 2}}, r"n_heads = 4"),
-        ({"vision": {**TOWER, "depth": 1}}, r"depth = 2"),
-        ({"vision": {**TOWER, "tile": 30}}, r"tile = 33"),
-        ({"vision": {**TOWER, "ffn": {**TOWER["ffn"], "approximate": "none"}}}, r"ffn.approximate = tanh"),  # type: ignore[dict-item]
-        ({"vision": {**TOWER, "norm": "rmsnorm"}}, r"layer_norm1.bias is \(24,\) there and nothing here"),
-        ({"vision": {**TOWER, "ffn": {**TOWER["ffn"], "d_ff": 48}}}, r"fc1.weight is \(40, 24\)"),  # type: ignore[dict-item]
-        ({"vision": {**TOWER, "name": "clip"}}, "model/vision=siglip"),
-        ({"images": None}, "reads text alone"),
-    ],
-)
-def test_another_tower_is_refused(
-    changes: dict[str, Any], word: str, stored: Callable[..., Any], tiny: Callable[..., Any]
-) -> None:
-    folder, _ = stored("alone")
-    with pytest.raises(ConfigError, match=word) as caught:
-        Tower(folder).check(tiny(**{**SIGHT, "vision": TOWER, **changes}))
-    assert caught.value.path == "tower.folder"
+OTHERS: list[tuple[str, dict[str, Any], str]] = [  # of a checkpoint of a library, another tower or none, and a pattern
+    ("alone", {"width": 48}, r"width = 24.*model.vision.width=24"),
+    ("alone", {"n_heads": 2}, r"n_heads = 4"),
+    ("alone", {"depth": 1}, r"depth = 2"),
+    ("alone", {"tile": 30}, r"tile = 33"),
+    ("alone", {"ffn": {**FFN, "approximate": "none"}}, r"ffn.approximate = tanh"),
+    ("alone", {"norm": "rmsnorm"}, r"layer_norm1.bias is \(24,\)"),
+    ("alone", {"ffn": {**FFN, "d_ff": 48}}, r"fc1.weight is \(40, 24\)"),
+    ("alone", {"name": "clip"}, "model/vision=siglip"),
+    ("alone", {}, "reads text alone"),
+    ("timm", {"depth": 1}, "blocks.1"),
+    ("timm", {"tile": 29}, "pos_embed is"),
+    ("none", {"tile": 33}, "no SigLIP tower"),
+]
 
 
-@pytest.mark.parametrize(("change", "word"), [({"depth": 1}, "blocks.1.*nothing here"), ({"tile": 29}, "pos_embed is")])
-def test_shapes_of_timm_are_compared(
-    change: dict[str, Any], word: str, stored: Callable[..., Any], tiny: Callable[..., Any]
-) -> None:
-    folder, _ = stored("timm")
-    with pytest.raises(ConfigError, match=word):
-        Tower(folder).check(tiny(**SIGHT, vision={**TOWER, **change}))
-
-
-def test_folder_without_a_tower_is_refused(tmp_path: Path, tiny: Callable[..., Any]) -> None:
-    save_file({"a": torch.ones(1)}, tmp_path / "model.safetensors")
-    with pytest.raises(ConfigError, match="no SigLIP tower"):
-        Tower(str(tmp_path)).check(tiny(**SIGHT, vision=TOWER))
+def test_another_tower_is_refused(stored: Callable[..., Any], tiny: Callable[..., Any], tmp_path: Path) -> None:
+    (tmp_path / "none").mkdir()
+    save_file({"a": torch.ones(1)}, tmp_path / "none" / "model.safetensors")
+    folders = {"none": tmp_path / "none", **{kind: stored(kind)[0] for kind in ("alone", "timm")}}
+    for kind, changes, word in OTHERS:
+        model = tiny(**{**SIGHT, "vision": {**TOWER, **changes}}) if changes else tiny()
+        with pytest.raises(ConfigError, match=word) as caught:
+            Tower(folders[kind]).check(model)
+        assert caught.value.path == "tower.folder"
