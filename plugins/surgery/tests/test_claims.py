@@ -37,7 +37,7 @@ from blockwright.registry.schema import Parameter
 Model = dict[str, Any]
 SIDES = ("new", "old", "both")
 VALUES = 2  # tried of each setting
-SAMPLE = 8  # pairs of the default run
+SAMPLE = 4  # pairs of the default run
 OPERATORS = registry.names("transplant")
 KINDS = [kind for kind in registry.kinds() if not Setting(kind, registry.names(kind)[0]).of_input]
 
@@ -206,49 +206,43 @@ def blocked(attention: Model, size: int) -> Model:
     return {"attention": {**attention, "selector": {"name": "block", "block_size": size, "top_k": 2}}}
 
 
-@pytest.mark.parametrize(
-    ("old", "new", "differs"),
-    [
-        pytest.param({}, {"attention": MHA, "position": FAR}, "position.theta", id="mha of another theta"),
-        pytest.param({}, {"attention": MHA, "position": {"name": "yarn", "factor": 4}}, "position", id="mha with yarn"),
-        pytest.param({}, {"attention": MHA, "position": "alibi"}, "position", id="mha with alibi"),
-        pytest.param({}, {"attention": MHA, "position": "none"}, "position", id="mha without positions"),
-        pytest.param({}, {"attention": {**MHA, **CAP}}, "scores", id="mha with softcap"),
-        pytest.param(blocked(GQA, 4), blocked(MHA, 2), "selector.block_size", id="mha with another selector"),
-        pytest.param({"attention": MHA}, {"attention": WINDOW, "position": FAR}, "position.theta", id="window, theta"),
-        pytest.param(
-            {"attention": MHA}, {"attention": {**WINDOW, "n_heads": 2, "n_kv_heads": 2}}, "head_dim", id="window, heads"
-        ),
-        pytest.param({"attention": MHA}, {"attention": {**WINDOW, **CAP}}, "scores", id="window with softcap"),
-        pytest.param({}, {**WIDE, "attention": {**GQA, "n_heads": 8}}, "", id="twice as wide, heads of keys as before"),
-        pytest.param({}, {**WIDE, "position": FAR}, "position.theta", id="twice as wide, theta"),
-        pytest.param({}, {**WIDE, "norm": {"name": "rmsnorm", "eps": 1.0}}, "eps", id="twice as wide, eps"),
-        pytest.param(
-            {"attention": NARROW},
-            {**WIDE, "attention": {**NARROW, "n_heads": 8, "n_kv_heads": 4, "window": 4}},
-            "window",
-            id="twice as wide, window",
-        ),
-        pytest.param(bounded(48, 8.0), {**WIDE, **bounded(96, 0.5)}, "limit", id="twice as wide, limit"),
-        pytest.param({"position": "alibi"}, WIDE, "position.n_heads", id="twice as wide, slopes"),
-        pytest.param({"attention": {**GQA, "selector": DSA}}, {"attention": LATENT}, "selector", id="latent from dsa"),
-        pytest.param({}, {"attention": {**LATENT, "selector": DSA}}, "selector", id="latent with dsa"),
-        pytest.param(
-            {"attention": {**GQA, "selector": DSA}},
-            {"attention": {**LATENT, "selector": DSA}},
-            "",
-            id="latent, both dsa",
-        ),
-        pytest.param({"attention": {**GQA, "values": "value_residual"}}, {"attention": LATENT}, "values", id="values"),
-        pytest.param(bounded(48, 0.5), MIXTURE, "name", id="copies of a bounded block"),
-    ],
-)
-def test_other_settings_are_not_called_exact(old: Model, new: Model, differs: str) -> None:
-    before, after, ledger = operated(Pair("", {**DENSE, **old}, {**DENSE, **old, **new}))
-    assert apart(before, after, seed=3) > 1000 * TOLERANCE
-    assert not ledger.exact and not ledger.errors
-    settings = {path for operation in ledger.operations if not operation.claimed for path in operation.settings}
-    assert not differs or differs in settings
+def of(attention: Model, **changes: Any) -> Model:
+    return {"attention": {**attention, **changes}}
+
+
+# Old, new, and the setting that differs; the last are of kinds that others have shown.
+OTHERS: list[tuple[Model, Model, str]] = [
+    ({}, {**of(MHA), "position": FAR}, "position.theta"),
+    ({}, of(MHA, **CAP), "scores"),
+    (blocked(GQA, 4), blocked(MHA, 2), "selector.block_size"),
+    (of(MHA), {**of(WINDOW), "position": FAR}, "position.theta"),
+    (of(MHA), of(WINDOW, n_heads=2, n_kv_heads=2), "head_dim"),
+    ({}, {**WIDE, **of(GQA, n_heads=8)}, ""),  # as many heads of keys as before
+    ({}, {**WIDE, "norm": {"name": "rmsnorm", "eps": 1.0}}, "eps"),
+    (of(NARROW), {**WIDE, **of(NARROW, n_heads=8, n_kv_heads=4, window=4)}, "window"),
+    (bounded(48, 8.0), {**WIDE, **bounded(96, 0.5)}, "limit"),
+    ({"position": "alibi"}, WIDE, "position.n_heads"),
+    (of(GQA, selector=DSA), of(LATENT), "selector"),
+    ({}, of(LATENT, selector=DSA), "selector"),
+    (of(GQA, values="value_residual"), of(LATENT), "values"),
+    (bounded(48, 0.5), MIXTURE, "name"),
+    ({}, {**of(MHA), "position": {"name": "yarn", "factor": 4}}, "position"),
+    ({}, {**of(MHA), "position": "alibi"}, "position"),
+    ({}, {**of(MHA), "position": "none"}, "position"),
+    (of(MHA), of(WINDOW, **CAP), "scores"),
+    ({}, {**WIDE, "position": FAR}, "position.theta"),
+    (of(GQA, selector=DSA), of(LATENT, selector=DSA), ""),
+]
+
+
+@pytest.mark.parametrize("rows", [OTHERS[:14], pytest.param(OTHERS[14:], marks=pytest.mark.slow)], ids=["", "further"])
+def test_other_settings_are_not_called_exact(rows: list[tuple[Model, Model, str]]) -> None:
+    for old, new, differs in rows:
+        before, after, ledger = operated(Pair("", {**DENSE, **old}, {**DENSE, **old, **new}))
+        assert apart(before, after, seed=3) > 1000 * TOLERANCE, new
+        assert not ledger.exact and not ledger.errors, new
+        settings = {path for operation in ledger.operations if not operation.claimed for path in operation.settings}
+        assert not differs or differs in settings, new
 
 
 # --- all of them ------------------------------------------------------------------------------------------------------
@@ -305,8 +299,7 @@ def test_wrong_claim_is_an_error_of_the_operator_and_never_exact() -> None:
     _, _, ledger = operated(Pair("", dict(DENSE), {**DENSE, "position": FAR}))
     (line,) = (line for line in ledger.lines if line.operator == "careless")
     assert line.claimed and line.refuted and not line.exact and not ledger.exact
-    assert "careless claims that layers.0.attention computes the same" in ledger.errors[0]
-    assert "position.theta 10000 → 500000" in ledger.errors[0]
+    assert "careless" in ledger.errors[0] and "position.theta 10000 → 500000" in ledger.errors[0]
 
 
 def test_what_is_not_measured_is_not_exact(monkeypatch: pytest.MonkeyPatch) -> None:

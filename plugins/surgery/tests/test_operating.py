@@ -23,18 +23,9 @@ from blockwright.plugins.surgery.transplant.base import Setting, Transplant, Tra
 from blockwright.registry import ConfigError, register
 
 EXACT = 1e-4  # largest difference of logits of about 4
-DENSE: dict[str, Any] = {
-    "vocab_size": 61,
-    "d_model": 60,
-    "n_layers": 2,
-    "max_positions": 64,
-    "init": {"std": 0.15},
-    "attention": {"name": "gqa", "n_heads": 6, "n_kv_heads": 3},
-    "position": "rope",
-    "ffn": {"name": "swiglu", "d_ff": 72},
-    "norm": "rmsnorm",
-    "residual": "prenorm",
-}
+DENSE: dict[str, Any] = {"vocab_size": 61, "d_model": 60, "n_layers": 2, "max_positions": 64, "init": {"std": 0.15}}
+DENSE |= {"attention": {"name": "gqa", "n_heads": 6, "n_kv_heads": 3}, "ffn": {"name": "swiglu", "d_ff": 72}}
+DENSE |= {"position": "rope", "norm": "rmsnorm", "residual": "prenorm"}
 H = 10
 
 
@@ -131,11 +122,7 @@ EXACT_ONES: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
     ("neutral", {}, {"position": {"name": "banded", "rank": 3, "extent": 9, "inner": "rope"}}),
     ("neutral", {"position": "alibi"}, {"position": {"name": "banded", "extent": 9, "inner": "alibi"}}),
     ("erase_and_write", {"attention": KDA}, {"attention": {**KDA, "name": "gated_delta_2"}}),
-    (
-        "erase_and_write",
-        {"attention": {**KDA, **BY_HEAD}},
-        {"attention": {**KDA, **BY_HEAD, "name": "gated_delta_2"}},
-    ),
+    ("erase_and_write", {"attention": {**KDA, **BY_HEAD}}, {"attention": {**KDA, **BY_HEAD, "name": "gated_delta_2"}}),
 ]
 
 
@@ -159,33 +146,31 @@ def test_borrowed_keys_are_measured_together_with_the_lenders(attention: dict[st
     assert twin.ledger.exact
 
 
-@pytest.mark.parametrize(
-    ("name", "new", "named"),
-    [
-        ("latent", mla(24, 12, CHOSEN), ()),
-        ("mean_heads", {"attention": {"name": "mqa", "n_heads": 6}}, ()),
-        ("window", {"attention": {"name": "sliding_window", "n_heads": 6, "n_kv_heads": 3, "window": 8}}, ()),
-        ("selector", {"attention": {**GQA, "selector": DSA}}, ()),
-        ("delta", {"attention": {"name": "kda", "n_heads": 6}}, ()),
-        ("delta", {"attention": {"name": "mamba3", "n_heads": 6, "head_dim": 10, "state_dim": 10, "rank": 3}}, ()),
-        ("copies", moe(4, 72, 2, "softmax_topk"), ()),  # not renormalised: the sum of the weights varies
-        ("drop", moe(4, 72, 2), ("drop",)),
-        ("fit", {"residual": "sandwich"}, ()),
-        ("loop", {"loop": {"name": "cycle", "visits": 2}}, ()),
-        ("loop", {"loop": {"name": "repeat", "first": 1, "visits": 1, "entry": "adapter"}}, ()),
-    ],
-)
-def test_inexact_operator_says_so(name: str, new: dict[str, Any], named: tuple[str, ...]) -> None:
-    case = Case({}, new, named)
-    assert case.of(name) and not any(operation.claimed for operation in case.of(name)) and not case.ledger.exact
-    assert case.difference > 100 * EXACT
+INEXACT: list[tuple[str, dict[str, Any], tuple[str, ...]]] = [
+    ("latent", mla(24, 12, CHOSEN), ()),
+    ("mean_heads", {"attention": {"name": "mqa", "n_heads": 6}}, ()),
+    ("window", {"attention": {"name": "sliding_window", "n_heads": 6, "n_kv_heads": 3, "window": 8}}, ()),
+    ("selector", {"attention": {**GQA, "selector": DSA}}, ()),
+    ("delta", {"attention": {"name": "kda", "n_heads": 6}}, ()),
+    ("delta", {"attention": {"name": "mamba3", "n_heads": 6, "head_dim": 10, "state_dim": 10, "rank": 3}}, ()),
+    ("copies", moe(4, 72, 2, "softmax_topk"), ()),  # not renormalised: the sum of the weights varies
+    ("drop", moe(4, 72, 2), ("drop",)),
+    ("fit", {"residual": "sandwich"}, ()),
+    ("loop", {"loop": {"name": "cycle", "visits": 2}}, ()),
+    ("loop", {"loop": {"name": "repeat", "first": 1, "visits": 1, "entry": "adapter"}}, ()),
+]
+
+
+def test_inexact_operator_says_so() -> None:
+    for name, new, named in INEXACT:
+        case = Case({}, new, named)
+        assert case.of(name) and not any(operation.claimed for operation in case.of(name)), new
+        assert not case.ledger.exact and case.difference > 100 * EXACT, new
 
 
 def test_mean_over_the_depth_is_nearly_the_sum_and_not_called_exact() -> None:
     (line, *_) = Case({}, {"residual": {"name": "attention_residual", "block": 3}}).ledger.lines
-    assert (
-        line.operator == "streams" and not line.claimed and line.difference is not None and line.difference < TOLERANCE
-    )
+    assert line.operator == "streams" and not line.claimed and (line.difference or 0) < TOLERANCE
 
 
 def test_stacking_is_not_exact() -> None:
@@ -194,9 +179,8 @@ def test_stacking_is_not_exact() -> None:
 
 
 def test_first_and_last_layers_become_a_loop() -> None:
-    case = Case(
-        {"n_layers": 6}, {"n_layers": 3, "loop": {"name": "cycle", "first": 1, "last": 1, "visits": 4}}, growth=Ends(2)
-    )
+    loop = {"name": "cycle", "first": 1, "last": 1, "visits": 4}
+    case = Case({"n_layers": 6}, {"n_layers": 3, "loop": loop}, growth=Ends(2))
     for new, old in ((0, 0), (1, 1), (2, 5)):
         assert torch.equal(case.new.layers[new].ffn.up.weight, case.old.layers[old].ffn.up.weight)  # type: ignore[union-attr]
     assert {line.operator for line in case.ledger.lines if not line.exact} == {"ends", "loop"}
@@ -206,9 +190,9 @@ def test_first_and_last_layers_become_a_loop() -> None:
 
 def test_looped_model_keeps_its_weights_at_other_visits_and_without_a_loop() -> None:
     trained = {"loop": {"name": "cycle", "first": 1, "visits": 3, "entry": "adapter"}}
-    for change, name in (({"loop": {**trained["loop"], "visits": 2}}, "fit"), ({"loop": None}, "fit")):
+    for change in ({"loop": {**trained["loop"], "visits": 2}}, {"loop": None}):
         case = Case(trained, change)
-        (operation,) = case.of(name)
+        (operation,) = case.of("fit")
         assert operation.path == "loop" and not operation.claimed and not case.ledger.exact
         assert not any(o.drawn for o in case.done)
 
@@ -268,43 +252,26 @@ def test_activations_beat_weights_where_inputs_are_uneven() -> None:
     assert errors[0] < 0.5 * errors[1]
 
 
-@pytest.mark.parametrize(
-    ("new", "named", "path", "words"),
-    [
-        (mla(24, 12, {**CHOSEN, "of_dim": 12}), (), "model.attention.position", "of_dim=10"),
-        (mla(24, 12, "rope"), (), "model.attention.position", "rope_chosen"),
-        (mla(24, 12, CHOSEN, qk_nope_head_dim=8), (), "model.attention.qk_nope_head_dim", "Write 10"),
-        (moe(8, 36, 3), (), "model.ffn.n_experts", "top_k=2"),
-        ({}, ("drop",), "surgery.transplant", "serves no block"),
-    ],
-)
-def test_what_cannot_be_made_is_refused(new: dict[str, Any], named: tuple[str, ...], path: str, words: str) -> None:
-    with pytest.raises(ConfigError) as caught:
-        Case({}, new, named)
-    assert caught.value.path == path and words in str(caught.value)
+CAP = {"scores": {"name": "softcap", "cap": 2.0}}
+REFUSED: list[tuple[dict[str, Any], dict[str, Any], dict[str, Any], str, str]] = [  # old, new, how, path, a word
+    ({}, mla(24, 12, {**CHOSEN, "of_dim": 12}), {}, "model.attention.position", "of_dim=10"),
+    ({}, mla(24, 12, "rope"), {}, "model.attention.position", "rope_chosen"),
+    ({}, mla(24, 12, CHOSEN, qk_nope_head_dim=8), {}, "model.attention.qk_nope_head_dim", "10"),
+    ({}, moe(8, 36, 3), {}, "model.ffn.n_experts", "top_k=2"),
+    ({}, {}, {"named": ("drop",)}, "surgery.transplant", ""),
+    ({"n_layers": 4}, {"n_layers": 2}, {"growth": Ends(3)}, "surgery.growth.front", ""),
+    ({}, {"n_layers": 4}, {"growth": Ends(1)}, "surgery.growth.front", ""),
+    ({"n_layers": 4, "loop": "cycle"}, {"n_layers": 2}, {}, "model.n_layers", ""),
+    ({"attention": {**GQA, "bias": True}}, mla(24, 12, CHOSEN), {}, "model.attention.name", ""),
+    ({"attention": {**GQA, **CAP}}, mla(24, 12, CHOSEN), {}, "model.attention.name", ""),
+]
 
 
-@pytest.mark.parametrize(
-    ("old", "new", "growth", "path"),
-    [
-        ({"n_layers": 4}, {"n_layers": 2}, Ends(3), "surgery.growth.front"),
-        ({}, {"n_layers": 4}, Ends(1), "surgery.growth.front"),
-        ({"n_layers": 4, "loop": "cycle"}, {"n_layers": 2}, Zeroed(), "model.n_layers"),
-        ({"attention": {**GQA, "bias": True}}, mla(24, 12, CHOSEN), Zeroed(), "model.attention.name"),
-        (
-            {"attention": {**GQA, "scores": {"name": "softcap", "cap": 2.0}}},
-            mla(24, 12, CHOSEN),
-            Zeroed(),
-            "model.attention.name",
-        ),
-    ],
-)
-def test_what_the_trained_model_has_that_cannot_be_kept_is_refused(
-    old: Any, new: Any, growth: Growth, path: str
-) -> None:
-    with pytest.raises(ConfigError) as caught:
-        Case(old, new, growth=growth)
-    assert caught.value.path == path
+def test_what_cannot_be_made_or_kept_is_refused() -> None:
+    for old, new, how, path, word in REFUSED:
+        with pytest.raises(ConfigError) as caught:
+            Case(old, new, **how)
+        assert caught.value.path == path and word in str(caught.value)
 
 
 @pytest.mark.usefixtures("temporary_blocks")
@@ -319,7 +286,7 @@ def test_plug_in_registers_an_operator_and_rivals_are_named() -> None:
         def __call__(self, old: nn.Module, new: nn.Module, setting: Setting) -> Transplanted:
             return Transplanted({}, frozenset(), exact=False)
 
-    with pytest.raises(ConfigError, match=r"several operators can make layers\.0\.ffn: copies, negate"):
+    with pytest.raises(ConfigError, match="copies, negate"):
         Case({}, moe(4, 72, 2))
     assert len(Case({}, moe(4, 72, 2), ("negate",)).of("negate")) == 2
 
@@ -337,10 +304,8 @@ def test_drop_draws_whole_units_and_leaves_the_others() -> None:
     assert all(torch.equal(each, same[0]) for each in same) and (same[0].sum(1) == 54).all()
     assert not torch.equal(same[0][0], same[0][1])  # others in each expert
     drawn = down.mT[~same[0]].detach()
-    assert (
-        abs(float(drawn.mean()) - 3.0) < 0.02
-        and abs(float(drawn.std()) / float(dense.down.weight.detach().std()) - 1) < 0.05
-    )
+    assert abs(float(drawn.mean()) - 3.0) < 0.02
+    assert abs(float(drawn.std()) / float(dense.down.weight.detach().std()) - 1) < 0.05
 
 
 def test_delta_mixer_begins_with_the_projections_of_the_token_itself() -> None:
