@@ -1,4 +1,4 @@
-"""Memory, traffic and step time of a layout: as this project's own plans count them, and as arithmetic by hand."""
+"""Memory, traffic and step time of a layout, as this project's own plans and simulated ranks count them."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+import torch
+from counting import Counted
+from many_ranks import DEEPSEEK, read_model
 from quickest import takes_less
 
 from blockwright.blocks.compose import compose, preset
@@ -21,6 +24,9 @@ from blockwright.registry import ConfigError
 from blockwright.training.optimizers.adamw import AdamW
 from blockwright.training.parallel.arithmetic import held_bytes
 from blockwright.training.parallel.arithmetic import traffic as planned
+from blockwright.training.parallel.build import Sharding, build
+from blockwright.training.parallel.imagined import _kept, ranks, spread_over
+from blockwright.training.parallel.meshes import make_meshes
 from blockwright.training.parallel.sizes import Sizes
 
 JOB = Job(gpus=16, batch=64, length=256)
@@ -68,11 +74,9 @@ def test_a_layer_of_deepseek_v2_at_128k_fits_eight_gpus_that_share_the_sequence(
     assert shared.runs_here() and sum(memory(layer, job, shared).values()) < 0.9 * device.memory
     alone = memory(layer, replace(job, gpus=1), Layout(shard=True))
     assert sum(alone.values()) > 0.9 * device.memory
-    gathered = (
-        memory(layer, job, shared)["gathered"]
-        - memory(layer, job, replace(shared, context=1, micro_batch=1))["gathered"]
-    )
-    assert gathered == 2 * 131072 * 576 + 4 * 2**28  # latents in bf16, and some heads' keys and values
+    layouts = (shared, replace(shared, context=1, micro_batch=1))
+    more, fewer = (memory(layer, job, layout)["gathered"] for layout in layouts)
+    assert more - fewer == 2 * 131072 * 576 + 4 * 2**28  # latents in bf16, and some heads' keys and values
     assert traffic(layer, job, shared)["context"] == 2 * 2 * 131072 * 576  # gathered, and sent back as gradients
     found = search(layer, job, device, coefficients(), {**CHOICES, "pipeline": (1,), "shard": (True,)})
     assert found.here is not None and found.here.layout.context > 1
@@ -126,10 +130,8 @@ def test_ten_thousand_layouts_are_ranked_in_seconds(large: Any) -> None:
     speeds = [c.speed for c in found.best]
     assert speeds == sorted(speeds, reverse=True) and len(speeds) == 5
     assert all(sum(c.memory.values()) <= 72e9 for c in found.best)
-    sizes = {
-        (c.layout.tensor, c.layout.pipeline, c.layout.context, c.layout.expert, c.layout.shard) for c in found.best
-    }
-    assert len(sizes) == 5
+    layouts = [c.layout for c in found.best]
+    assert len({(each.tensor, each.pipeline, each.context, each.expert, each.shard) for each in layouts}) == 5
     worst = found.best[-1]
     by_part = sum(losses(worst, found.best[0]).values())
     assert by_part == pytest.approx(worst.step.seconds - found.best[0].step.seconds)
@@ -140,17 +142,40 @@ def test_ten_thousand_layouts_are_ranked_in_seconds(large: Any) -> None:
 def test_chosen_sizes_are_kept_to_and_what_cannot_be_is_refused(large: Any) -> None:
     fitted, device = coefficients(), hardware("h800")
     job = Job(gpus=256, batch=2304, length=4096)
-    found = search(
-        large,
-        job,
-        device,
-        fitted,
-        {**{k: v[:1] for k, v in CHOICES.items()}, "shard": (True,), "expert": (32,), "recompute": ("full",)},
-    )
+    first = {**{k: v[:1] for k, v in CHOICES.items()}, "shard": (True,), "expert": (32,), "recompute": ("full",)}
+    found = search(large, job, device, fitted, first)
     assert [str(c.layout) for c in found.best] == ["ep32 fsdp mb1 recompute full"]
     with pytest.raises(ConfigError, match="GB a GPU"):
-        search(
-            large, Job(gpus=8, batch=8, length=4096), device, fitted, {"tensor": (1,), "expert": (8,), "context": (1,)}
-        )
-    with pytest.raises(ConfigError, match=r"n_experts = 160 does not divide"):
-        search(large, Job(gpus=64, batch=64, length=4096), device, fitted, {"expert": (64,), "tensor": (1,)})
+        search(large, Job(8, 8, 4096), device, fitted, {"tensor": (1,), "expert": (8,), "context": (1,)})
+    with pytest.raises(ConfigError, match=r"n_experts = 160"):
+        search(large, Job(64, 64, 4096), device, fitted, {"expert": (64,), "tensor": (1,)})
+
+
+@pytest.mark.slow
+def test_deepseek_v2s_first_layers_on_a_thousand_ranks_are_what_the_planner_says() -> None:
+    changes: dict[str, Any] = {"n_layers": 3, "gating": {"n_groups": 32, "balance": None}}
+    model, sizes = preset("deepseek_v2", changes), Sizes(shard=1024, expert=32)
+    with ranks(sizes.world):
+        decoder = build(model, 0, Sharding(make_meshes(sizes, "cpu")), shapes_only=True)
+        kept = [spread_over(sizes, tensors) for tensors in _kept(decoder, AdamW())]
+    measured = measure(compose(model, device="meta"))
+    parts = memory(measured, Job(1024, 1024, 4096), Layout(expert=32, shard=True))
+    planned = [parts[name] for name in ("parameters", "gradients", "optimizer")]
+    assert planned == pytest.approx([max(spread) for spread in kept], rel=1e-9)
+    assert planned == pytest.approx([sum(spread) / 1024 for spread in kept], rel=0.03)
+    assert max(kept[0]) / 4 == pytest.approx(9.135e6, rel=1e-4)
+
+
+@pytest.mark.slow
+def test_a_step_puts_through_a_rank_what_the_planner_says() -> None:
+    sizes = Sizes(shard=2, tensor=2)
+    model = read_model(DEEPSEEK)
+    job = Job(sizes.world, 2 * sizes.shard, 12)
+    layout = Layout(tensor=sizes.tensor, expert=sizes.tensor, shard=True, micro_batch=2)
+    with ranks(sizes.world):
+        decoder = build(model, 0, Sharding(make_meshes(sizes, "cpu")))
+        tokens = torch.zeros(2, 12, dtype=torch.long)
+        with Counted() as counted:
+            decoder.nll(decoder.hidden(tokens)[0], tokens).backward()
+    planned = traffic(measure(compose(model, device="meta")), job, layout, 4, 4, 4)
+    assert dict(counted.bytes) == {kind: value for kind, value in planned.items() if value}

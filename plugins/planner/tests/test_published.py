@@ -75,6 +75,5 @@ def test_deepseek_v2_generates_nearly_as_much_more_than_67b_as_its_paper_says() 
 
 def test_the_documented_table_is_what_the_code_prints(capsys: pytest.CaptureFixture[str]) -> None:
     main(["--table"])
-    assert capsys.readouterr().out in (ROOT / "plugins" / "planner" / "README.md").read_text(), (
-        "run python -m blockwright.plugins.planner.fitting --table, and put it at the end of the page"
-    )
+    remedy = "run python -m blockwright.plugins.planner.fitting --table, and put it at the end of the page"
+    assert capsys.readouterr().out in (ROOT / "plugins" / "planner" / "README.md").read_text(), remedy
