@@ -1,6 +1,10 @@
-"""PoSE and strings to recall: what windows become."""
+"""PoSE and strings to recall: what windows become, and mistakes with them and the callbacks."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +17,7 @@ from blockwright.training.data.order import BatchRows
 from blockwright.training.data.packing import Stream, ring
 from blockwright.training.data.transform import stream_for
 from blockwright.training.data.windows import Making, Windows
+from blockwright.training.entry.execute import execute
 
 T = 64
 
@@ -100,24 +105,24 @@ def test_a_string_in_another_document_is_no_answer():
         assert any(given["tokens"][i : i + 2].tolist() == pair for i in own if i < at)
 
 
-@pytest.mark.parametrize(
-    ("make", "path", "words"),
-    [
-        (lambda: PoSE(32).check(T, 256), "data.transforms.pose.target", "shorter than a window"),
-        (lambda: PoSE(100, chunks=1), "data.transforms.pose.chunks", "skip between chunks"),
-        (lambda: PoSE(100, chunks=99).check(T, 256), "data.transforms.pose.chunks", "more than a window has"),
-        (lambda: PoSE(100, margin=1.0), "data.transforms.pose.margin", "below 1"),
-        (lambda: Recall(times=1), "data.transforms.recall.times", "occurs again"),
-        (lambda: Recall(length=1), "data.transforms.recall.length", "second symbol"),
-        (lambda: Recall(symbols=(5, 5)), "data.transforms.recall.symbols", "at least two"),
-        (lambda: Recall().check(T, 200), "data.transforms.recall.symbols", "beyond the tokenizer's ids"),
-        (lambda: Recall(every=4).check(T, 256), "data.transforms.recall.every", "more than a window"),
-    ],
-)
-def test_transforms_that_cannot_work_are_refused(make, path, words):
-    with pytest.raises(ConfigError, match=words) as caught:
-        make()
-    assert caught.value.path == path
+IMPOSSIBLE = [
+    (lambda: PoSE(32).check(T, 256), "pose.target"),
+    (lambda: PoSE(100, chunks=1), "pose.chunks"),
+    (lambda: PoSE(100, chunks=99).check(T, 256), "pose.chunks"),
+    (lambda: PoSE(100, margin=1.0), "pose.margin"),
+    (lambda: Recall(times=1), "recall.times"),
+    (lambda: Recall(length=1), "recall.length"),
+    (lambda: Recall(symbols=(5, 5)), "recall.symbols"),
+    (lambda: Recall().check(T, 200), "recall.symbols"),
+    (lambda: Recall(every=4).check(T, 256), "recall.every"),
+]
+
+
+def test_transforms_that_cannot_work_are_refused():
+    for make, path in IMPOSSIBLE:
+        with pytest.raises(ConfigError) as caught:
+            make()
+        assert caught.value.path == f"data.transforms.{path}"
 
 
 def test_windows_take_both_and_draws_depend_on_batch_and_row_alone(tmp_path):
@@ -130,3 +135,33 @@ def test_windows_take_both_and_draws_depend_on_batch_and_row_alone(tmp_path):
     assert {"positions", "weights"} <= set(whole)
     assert all(torch.equal(part[name], whole[name][2:]) for name in whole)
     assert not torch.equal(data[BatchRows([0], T, 8, 0)]["positions"], whole["positions"][:1])
+
+
+CALLBACKS = [
+    "callbacks=[long_context,extrapolation]",
+    "model.max_positions=128",
+    "callbacks.report=null",
+    "logger=none",
+]
+REFUSED: list[tuple[str, dict[str, Any], str]] = [
+    ("long_context", {"lengths": [8], "window": 8}, "lengths"),
+    ("long_context", {"lengths": [4096]}, "lengths"),
+    ("long_context", {"window": 129}, "window"),
+    ("extrapolation", {"multiples": []}, "multiples"),
+    ("extrapolation", {"multiples": [8]}, ""),  # windows of 256 tokens
+]
+
+
+def test_transform_that_cannot_work_is_refused_by_preflight(checked: Callable[..., Any]) -> None:
+    with pytest.raises(ConfigError) as refused:
+        checked("data/transforms=pose", "data.transforms.pose.target=4000")
+    assert refused.value.path == "data.transforms" and "max_positions to 4000" in refused.value.remedy
+
+
+def test_callback_that_cannot_measure_is_refused_before_training(checked: Callable[..., Any]) -> None:
+    good = checked(*CALLBACKS)
+    for name, settings, path in REFUSED:
+        only = {name: {**good.callbacks[name], **settings}}
+        with pytest.raises(ConfigError) as refused:
+            execute(replace(good, callbacks=only))
+        assert refused.value.path.startswith(f"callbacks.{name}{path and f'.{path}'}") and refused.value.remedy
