@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import itertools
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -28,6 +29,7 @@ from benchmarks import (
 from benchmarks.scaling import flat_error, line_error
 from benchmarks.shapes import FAMILIES, SHAPES
 
+Run = Callable[..., dict[str, Any]]
 ROOT = Path(race.__file__).resolve().parent.parent
 
 
@@ -53,7 +55,7 @@ class InThisProcess:
 
 
 @pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., dict[str, Any]]:
+def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Run:
     """What a benchmark's ``main`` leaves: the names of its documents, and what stands in them."""
     monkeypatch.setattr(race, "Process", InThisProcess)
     for timed in (train_step, vision_step):
@@ -75,18 +77,17 @@ def _table(document: dict[str, Any], title: str) -> list[dict[str, Any]]:
     return [dict(zip(found["columns"], row, strict=True)) for row in found["rows"]]
 
 
+PEERS = {"mla_moe": "transformers DeepSeek-V3", "mixtral": "transformers Mixtral"}
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("family", "peer"),
-    [("mla_moe", "transformers DeepSeek-V3"), ("dense", "transformers Llama"), ("mixtral", "transformers Mixtral")],
-)
-def test_training_step_is_raced_and_recorded(run: Callable[..., dict[str, Any]], family: str, peer: str) -> None:
+@pytest.mark.parametrize(("family", "peer"), PEERS.items())
+def test_training_step_is_raced_and_recorded(run: Run, family: str, peer: str) -> None:
     document = run(train_step.main, "--families", family, "--only", "ours,transformers")
     rows = [row for row in _table(document, f"smoke · {family} · fp32") if "x-transformers" not in row["contender"]]
     assert document["names"] == [f"train_step_smoke_{family}"]
-    assert [(row["contender"].split()[0], row["settings"]) for row in rows] == [
-        (library, settings) for library in ("ours", "transformers") for settings in ("best settings", "as it comes")
-    ]
+    raced = [(row["contender"].split()[0], row["settings"]) for row in rows]
+    assert raced == [*itertools.product(("ours", "transformers"), ("best settings", "as it comes"))]
     assert all(row["tokens/s"] > 0 and row["peak memory, GB"] > 0 and row["of peak"] > 0 for row in rows)
     assert rows[0]["parameters"] == rows[2]["parameters"]
     assert rows[0]["first loss"] == rows[1]["first loss"]  # the same weights and tokens
@@ -101,9 +102,7 @@ def test_training_step_is_raced_and_recorded(run: Callable[..., dict[str, Any]],
 
 
 @pytest.mark.slow
-def test_step_on_pictures_is_raced_and_its_parts_are_timed(
-    run: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_step_on_pictures_is_raced_and_its_parts_are_timed(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     seconds = {"_whole": 4.0, "_see": 1.0, "_read": 2.0}
     for part, taken in seconds.items():  # each part runs; what it took is set, for clocks of busy machines tell nothing
         ran = getattr(vision_step.VisionStep, part)
@@ -121,14 +120,14 @@ def test_step_on_pictures_is_raced_and_its_parts_are_timed(
     assert names == {what, f"seeing, {what}", f"reading, {what}", f"memory of {what}", fastest}
 
 
-def test_unequal_outputs_stop_the_race(run: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unequal_outputs_stop_the_race(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(peers.BOUNDS, "fp32", (0.0, 0.0))
     with pytest.raises(peers.UnequalError, match="dense, fp32: logits differ"):
         run(train_step.main, "--families", "dense", "--only", "ours")
 
 
 @pytest.mark.slow
-def test_decoding_is_raced_and_its_cache_weighed(run: Callable[..., dict[str, Any]]) -> None:
+def test_decoding_is_raced_and_its_cache_weighed(run: Run) -> None:
     document = run(decode.main, "--only", "transformers DeepSeek")
     rows = _table(document, "Decoding · smoke · fp32")
     assert {row["context × batch"] for row in rows} == {"16 × 1", "32 × 1", "16 × 2", "32 × 2"}
@@ -140,13 +139,10 @@ def test_decoding_is_raced_and_its_cache_weighed(run: Callable[..., dict[str, An
 
 
 @pytest.mark.slow
-def test_a_long_prompt_is_read_into_both_caches_and_decoded_behind(run: Callable[..., dict[str, Any]]) -> None:
+def test_a_long_prompt_is_read_into_both_caches_and_decoded_behind(run: Run) -> None:
     document = run(long_prompt.main)
     rows = _table(document, "Prefill · smoke")
-    of_a_token = {
-        "exact": 2 * (16 + 8) * 2,
-        "6-bit": 2 * (12 + 6 + 2 * 2),
-    }  # layers × bytes of C + R numbers and scales
+    of_a_token = {"exact": 2 * (16 + 8) * 2, "6-bit": 2 * (12 + 6 + 2 * 2)}  # layers × bytes of C + R and scales
     assert {row["cache"]: row["cache, MB"] * 1e6 / 600 for row in rows} == pytest.approx(of_a_token)
     assert all(4 < row["nats a byte"] < 7 for row in rows)
     ratios = {ratio["name"].rpartition(": ")[2]: ratio["spread"]["median"] for ratio in document["ratios"]}
@@ -156,7 +152,7 @@ def test_a_long_prompt_is_read_into_both_caches_and_decoded_behind(run: Callable
 
 
 @pytest.mark.slow
-def test_kernels_are_timed_and_recorded(run: Callable[..., dict[str, Any]]) -> None:
+def test_kernels_are_timed_and_recorded(run: Run) -> None:
     document = run(kernels.main, "--dtypes", "fp32")
     assert document["names"] == ["kernels_experts", "kernels_attention", "kernels_loss"]
     assert len(_table(document, "Experts · fp32")) == 1
@@ -164,16 +160,13 @@ def test_kernels_are_timed_and_recorded(run: Callable[..., dict[str, Any]]) -> N
     assert len(_table(document, "Attention · fp32")) == 4
     assert any(ratio["name"].startswith("experts: share") for ratio in document["ratios"])
 
-
-@pytest.mark.slow
-def test_kernels_without_a_cell_of_experts_have_no_share_of_them(run: Callable[..., dict[str, Any]]) -> None:
     document = run(kernels.main, "--dtypes", "fp32", "--parts", "experts", "--only", "no such cell")
     assert document["names"] == ["kernels_experts"] and document["ratios"] == []
 
 
 @pytest.mark.slow
 def test_mixers_are_timed_beside_attention_and_a_reference(
-    run: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     plain = "def naive_chunk_{0}(q, k, v, g, beta, scale): return v * (q * k).sum(-1, keepdim=True) * scale, None\n"
     for folder in ("kda", "gated_delta_rule"):
@@ -197,7 +190,7 @@ def test_mixers_are_timed_beside_attention_and_a_reference(
 
 
 @pytest.mark.slow
-def test_gathered_keys_are_timed_against_all_scores_and_no_selector(run: Callable[..., dict[str, Any]]) -> None:
+def test_gathered_keys_are_timed_against_all_scores_and_no_selector(run: Run) -> None:
     document = run(selectors.main)
     rows = _table(document, "Few of many keys · fp32")
     cells = {(row["attention"], row["work"]) for row in rows}
@@ -206,7 +199,7 @@ def test_gathered_keys_are_timed_against_all_scores_and_no_selector(run: Callabl
     assert len(document["ratios"]) == len(rows) == 6
 
 
-def test_codes_are_timed_against_exact_and_dequantised_caches(run: Callable[..., dict[str, Any]]) -> None:
+def test_codes_are_timed_against_exact_and_dequantised_caches(run: Run) -> None:
     document = run(codes.main)
     rows = _table(document, "A step of attention · fp32")
     assert {row["attention"] for row in rows} == set(codes.ATTENTIONS)
@@ -215,7 +208,7 @@ def test_codes_are_timed_against_exact_and_dequantised_caches(run: Callable[...,
     assert len(document["ratios"]) == 5 * len(rows) - 1
 
 
-def test_growth_is_measured(run: Callable[..., dict[str, Any]]) -> None:
+def test_growth_is_measured(run: Run) -> None:
     names = [ratio["name"].partition(": ")[2] for ratio in run(scaling.main)["ratios"]]
     assert len(names) == 4
     assert sum("linear" in name for name in names) == 2
@@ -229,7 +222,7 @@ def test_errors_from_a_line_and_from_a_level() -> None:
 
 
 @pytest.mark.slow
-def test_running_batch_compares_all_ways_on_equal_models(run: Callable[..., dict[str, Any]]) -> None:
+def test_running_batch_compares_all_ways_on_equal_models(run: Run) -> None:
     document = run(running_batch.main)
     ways = [*running_batch.OURS, *running_batch.THEIRS]
     rows = [dict(zip(document["tables"][0]["columns"], row, strict=True)) for row in document["tables"][0]["rows"]]
@@ -240,7 +233,7 @@ def test_running_batch_compares_all_ways_on_equal_models(run: Callable[..., dict
 
 
 @pytest.mark.slow
-def test_peers_are_counted_and_compared(run: Callable[..., dict[str, Any]]) -> None:
+def test_peers_are_counted_and_compared(run: Run) -> None:
     document = run(peers.main)
     sizes = _table(document, "Parameters, smoke")
     assert {row["family"] for row in sizes} == set(FAMILIES)
@@ -248,9 +241,7 @@ def test_peers_are_counted_and_compared(run: Callable[..., dict[str, Any]]) -> N
     ours = {row["contender"] for row in sizes if not row["remarks"]}
     assert {name.split()[0] for name in ours} >= {"ours", "transformers"}
     equal = _table(document, "Equal outputs")
-    assert {(row["family"], row["dtype"]) for row in equal} == {
-        (f, d) for f in FAMILIES for d in SHAPES["smoke"].dtypes
-    }
+    assert {(row["family"], row["dtype"]) for row in equal} == {*itertools.product(FAMILIES, SHAPES["smoke"].dtypes)}
     assert all(0 < row["difference of logits"] <= row["bound"] for row in equal)
 
 

@@ -18,10 +18,10 @@ ROUNDS = 3
 def race() -> Iterator[Race]:
     """A race: one good, one that takes much memory, one that fails in its second turn, one that does not exist."""
     jobs = {"good": (0, 1), "large": (0, 300), "failing": (2, 1)}
-    entries = [
-        Entry(label, "tests.benchmarks.toy_jobs:Toy", {"fails_at": at, "megabytes": size}, tuned=label == "large")
-        for label, (at, size) in jobs.items()
-    ]
+    entries = []
+    for label, (at, size) in jobs.items():
+        arguments = {"fails_at": at, "megabytes": size}
+        entries.append(Entry(label, "tests.benchmarks.toy_jobs:Toy", arguments, tuned=label == "large"))
     entries.append(Entry("absent", "benchmarks.no_such_module:Job", {}, tuned=False))
     with Race(entries, "cpu", threads=1) as made:
         made.run(ROUNDS, seconds=60, word="hello")
@@ -29,53 +29,26 @@ def race() -> Iterator[Race]:
 
 
 @pytest.mark.slow
-def test_every_contender_has_a_process_of_its_own_with_the_threads_asked_for(race: Race) -> None:
+def test_contenders_have_processes_settings_and_memory_of_their_own_and_each_round_asks_all(race: Race) -> None:
+    good, large, failing, absent = race.entries
     assert len({entry.about["pid"] for entry in race.entries[:3]}) == 3
     assert all(entry.about["threads"] == "1" for entry in race.entries[:3])
-
-
-@pytest.mark.slow
-def test_every_contender_takes_part_in_every_round_and_is_told_the_same(race: Race) -> None:
-    good, large = race.entries[:2]
     for entry in (good, large):
         assert {r: turn["count"] for r, turn in entry.turns.items()} == {0: 1, 1: 2, 2: 3}
         assert all(turn["arguments"] == {"word": "hello"} for turn in entry.turns.values())
-
-
-@pytest.mark.slow
-def test_failure_is_recorded_and_ends_that_contender_only(race: Race) -> None:
-    failing = race.entries[2]
-    assert failing.failed == "RuntimeError: told to"
-    assert list(failing.turns) == [0]
-
-
-@pytest.mark.slow
-def test_peak_memory_is_that_of_the_contenders_own_process(race: Race) -> None:
-    good, large = (max(t["peak_bytes"] for t in entry.turns.values()) for entry in race.entries[:2])
-    assert 250e6 < large - good < 400e6
-
-
-@pytest.mark.slow
-def test_settings_are_applied_where_asked_for(race: Race) -> None:
+    assert failing.failed == "RuntimeError: told to" and list(failing.turns) == [0]
+    assert "no_such_module" in (absent.failed or "") and absent.turns == {}
+    small, big = (max(t["peak_bytes"] for t in entry.turns.values()) for entry in (good, large))
+    assert 250e6 < big - small < 400e6
     settings = {entry.label: entry.about["settings"] for entry in race.entries[:3]}
-    assert settings["good"] == settings["failing"]
-    assert settings["good"]["precision"] == "highest"
-    assert not settings["good"]["kept_memory"]
-    assert settings["large"]["kept_memory"]
+    assert settings["good"] == settings["failing"] and settings["good"]["precision"] == "highest"
+    assert not settings["good"]["kept_memory"] and settings["large"]["kept_memory"]
     assert all(found["error"] < 2e-6 for found in settings.values())  # whatever was chosen, fp32 stays fp32
 
 
 def test_order_turns_from_round_to_round() -> None:
     race = Race([Entry(label, "", {}) for label in "abc"], "cpu", 1)
     assert ["".join(entry.label for entry in race.order(i)) for i in range(4)] == ["abc", "bca", "cab", "abc"]
-
-
-@pytest.mark.slow
-def test_contender_that_cannot_start_is_recorded(race: Race) -> None:
-    absent = race.entries[3]
-    assert absent.failed is not None
-    assert "no_such_module" in absent.failed
-    assert absent.turns == {}
 
 
 def test_spread_has_the_median_and_the_quartiles() -> None:

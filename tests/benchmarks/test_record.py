@@ -1,27 +1,31 @@
-"""Results on disk, and the check that holds them."""
+"""Results on disk, the check that holds them, and records: what they say is what the code says of their figures."""
 
 from __future__ import annotations
 
 import json
+import math
+import re
+import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
+import ladder_folder
 import pytest
 
-from benchmarks import check
-from benchmarks.record import Ratio, Result, Table, number
+from benchmarks import check, recorded
+from benchmarks.record import RESULTS, Ratio, Result, Table, number
+from benchmarks.recorded import VERDICT, again, is_stale, main
 from benchmarks.statistics import spread
+from blockwright.lab.ablation import bank
+from blockwright.lab.ladder.__main__ import main as ladder
+from blockwright.lab.report.__main__ import main as report
+from blockwright.lab.statistics.tuning import Try, fit
+from blockwright.lab.sweep import plan as plans
+from blockwright.registry import ConfigError
 
-ABOUT = {
-    "device": "abacus",
-    "threads": 2,
-    "system": "Linux",
-    "date": "2026-01-01",
-    "commit": "abc",
-    "load_before": 0.1,
-    "versions": {"torch": "2.0"},
-    "command": "python -m benchmarks.toy",
-}
+ABOUT = {"device": "abacus", "threads": 2, "system": "Linux", "date": "2026-01-01", "commit": "abc", "load_before": 0.1}
+ABOUT |= {"versions": {"torch": "2.0"}, "command": "python -m benchmarks.toy"}
 Save = Callable[..., Path]
 
 
@@ -96,3 +100,98 @@ def test_check_refuses_another_machine_and_nothing_in_common(save: Save) -> None
 def test_numbers_are_written_for_people() -> None:
     written = [number(value) for value in (1234567.8, 0.123456, 12, 72033792, None, "word")]
     assert written == ["1,234,568", "0.1235", "12", "72,033,792", "", "word"]
+
+
+RECORD = next(each for each in recorded.recorded() if each.name == "residuals")
+
+
+@pytest.mark.parametrize("every", [5, pytest.param(1, marks=pytest.mark.slow)])
+def test_records_say_what_the_statistics_of_today_say_and_their_noise_is_in_the_bank(every: int) -> None:
+    """After a change of the statistics: ``python -m benchmarks.recorded``, and correct the texts that quote them."""
+    shipped = {(each.source, each.tuned): each for each in bank.read(bank.SHIPPED)}
+    folders = recorded.recorded()[::-every]  # a ladder is the last
+    assert not [folder.name for folder in folders if is_stale(folder)]
+    for entry in filter(None, map(recorded.noise_of, folders)):
+        known = shipped[entry.source, entry.tuned]
+        assert known == replace(entry, date=known.date, versions=known.versions)
+
+
+def test_another_record_of_a_name_takes_its_place_in_the_bank(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copy(bank.SHIPPED / bank.FILE, tmp_path)
+    monkeypatch.setattr(bank, "SHIPPED", tmp_path)
+    (now,) = (each for each in bank.read(tmp_path) if each.name == "residuals")
+    others = [each for each in bank.read(tmp_path) if each != now]
+    old = replace(now, params=1.0, tokens=1.0, sd=1.0, date="2020-01-01", versions={"torch": "1.0"})
+    for same_runs in (True, False):
+        (tmp_path / bank.FILE).write_text("".join(each.as_line() for each in [*others, old]))
+        recorded.ship(RECORD, same_runs)
+        *kept, new = bank.read(tmp_path)
+        assert kept == others and new == replace(now, date=new.date, versions=new.versions)
+        assert ((new.date, new.versions) == (old.date, old.versions)) == same_runs
+
+
+@pytest.mark.slow
+def test_another_verdict_is_seen_and_mended(tmp_path: Path) -> None:
+    kept = shutil.copytree(RECORD, tmp_path / "residuals")
+    file = kept / "report" / VERDICT
+    said = json.loads(file.read_text())
+    said["verdicts"][0]["p"] *= 1.01
+    file.write_text(json.dumps(said))
+    assert is_stale(kept)
+    page, charts = (kept / "report" / "report.md").read_text(), len([*kept.rglob("*.svg")])
+    again(kept)
+    assert not is_stale(kept)
+    assert (kept / "report" / "report.md").read_text() == page, "its charts and tables are there as before"
+    assert len([*kept.rglob("*.svg")]) == charts
+
+
+@pytest.mark.parametrize(("command", "kind"), [(report, "ablations/residuals"), (ladder, "ladders/attention")])
+def test_the_report_of_a_record_is_read_and_not_written_again(
+    command: Callable[[list[str]], object], kind: str, tmp_path: Path
+) -> None:
+    kept = shutil.copytree(recorded.RESULTS / kind, tmp_path / "kept")
+    with pytest.raises(ConfigError) as caught:
+        command([str(kept)])
+    assert str(kept / "report" / "report.md") in caught.value.remedy
+
+
+def test_what_is_no_comparison_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="holds no"):
+        main([str(tmp_path)])
+    plans.write(tmp_path, {"kind": "grid", "name": "mine", "metric": "val/loss", "direction": "minimize", "jobs": []})
+    with pytest.raises(ConfigError, match="is a grid"):
+        main([str(tmp_path)])
+
+
+@pytest.mark.slow
+def test_a_ladder_is_recorded_without_the_place_of_its_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recorded, "FOLDERS", {"ladder": tmp_path / "kept"})
+    folder = ladder_folder.write(tmp_path / "run", {"a": (1, 1), "b": (1.2, 1)})
+    main([str(folder)])
+    (kept,) = recorded.recorded()
+    assert kept.name == "mine" and not is_stale(kept)
+    files = {file.name: file.read_text() for file in kept.rglob("*") if file.is_file()}
+    assert {"plan.json", "summary.csv", "report.md", VERDICT} <= set(files)
+    assert not [name for name, text in files.items() if str(tmp_path) in text]
+
+
+PAGE = (RESULTS / "widths.md").read_text()
+MODELS = ("64", "256, rules", "256, standard")
+
+
+def best(optimizer: str, model: str) -> float:
+    """The vertex of the tries that the page lists."""
+    (row,) = re.findall(rf"^\| {optimizer}, {model} \|(.*)\|$", PAGE, re.M)
+    return fit([Try(*map(float, each.split(":"))) for each in row.split("|")]).vertex
+
+
+@pytest.mark.parametrize("optimizer", ["Muon", "AdamW"])
+def test_best_rates_are_those_of_the_tries(optimizer: str) -> None:
+    (row,) = re.findall(rf"^\| {optimizer} \|(.*)\|$", PAGE, re.M)
+    base, rules, moved, standard, moved_without = (
+        float(cell.strip().strip("*").replace("−", "-")) for cell in row.split("|")
+    )
+    found = [best(optimizer, model) for model in MODELS]
+    assert [base, rules, standard] == pytest.approx(found, rel=0.02)
+    assert [moved, moved_without] == pytest.approx([math.log2(each / found[0]) for each in found[1:]], abs=0.015)
+    assert abs(moved) < 0.5 < 1.5 < -moved_without

@@ -1,4 +1,4 @@
-"""What is timed against each other computes the same."""
+"""What is timed against each other computes the same, and has the sizes that it says."""
 
 from __future__ import annotations
 
@@ -9,8 +9,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks import works
+from benchmarks import passes, works
+from benchmarks.contender import contenders
+from benchmarks.models.base import build
+from benchmarks.models.blockwright import cache_formula
+from benchmarks.shapes import FAMILIES, SHAPES, TOLERANCE, Family, composition
 from benchmarks.stopwatch import turns
+from blockwright.blocks.compose import compose
+from blockwright.blocks.cost import count_parameters
 
 Caught = dict[str, list[Tensor]]
 
@@ -80,3 +86,72 @@ def test_works_are_timed_in_turns_and_the_first_call_does_not_count() -> None:
     calls.clear()
     turns(made, "cpu", budget=0.0, shift=0)
     assert calls == ["a", "b", "c"]
+
+
+def test_small_has_seventy_two_million_parameters_of_which_thirty_are_active() -> None:
+    found = count_parameters(compose(composition(SHAPES["small"], "mla_moe"), device="meta"))
+    assert round(found.total / 1e6, 1) == 72.0
+    assert round((found.active - found.embedding) / 1e6, 1) == 30.1
+
+
+@pytest.mark.parametrize("shape", [name for name in SHAPES if name != "smoke"])
+def test_families_of_a_shape_have_one_active_size(shape: str) -> None:
+    active = []
+    for family in FAMILIES:
+        found = count_parameters(compose(composition(SHAPES[shape], family), device="meta"))
+        active.append(found.active - found.embedding)
+    assert max(active) / min(active) - 1 <= TOLERANCE
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_cache_holds_what_the_formula_says(family: Family, dtype: torch.dtype) -> None:
+    shape = SHAPES["smoke"]
+    decoder = compose(composition(shape, family)).to(dtype)
+    held = sum(cache.nbytes for cache in decoder.new_caches(3, 17))
+    assert held == cache_formula(shape, family, 3, 17, dtype)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_transformers_has_the_parameters_of_ours(family: Family) -> None:
+    found = [c for c in contenders(family, older=True) if c.maker in ("ours", "transformers") and c.tuned]
+    models = [build(c, SHAPES["smoke"], "fp32", "cpu") for c in found]
+    assert len({sum(p.numel() for p in model.module.parameters()) for model in models}) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", FAMILIES)
+def test_other_peers_have_the_parameters_of_ours(family: Family) -> None:
+    pytest.importorskip("litgpt")
+    pytest.importorskip("x_transformers")
+    sizes = {}
+    for contender in contenders(family):
+        model = build(contender, SHAPES["tiny"], "fp32", "cpu")
+        sizes[contender.label] = sum(p.numel() for p in model.module.parameters())
+    assert max(sizes.values()) / min(sizes.values()) - 1 <= TOLERANCE, sizes
+
+
+def test_every_family_races_ours_and_transformers_at_both_settings() -> None:
+    for family in FAMILIES:
+        labels = [c.label for c in contenders(family)]
+        assert len(set(labels)) == len(labels)
+        for library in ("ours", "transformers", "litgpt"):
+            assert sum(label.startswith(f"{library} ") for label in labels) == 2
+
+
+@pytest.mark.parametrize("attention", passes.ATTENTIONS)
+@torch.inference_mode()
+def test_a_pass_keeps_one_token(attention: str) -> None:
+    around = {**passes.AROUND, "d_model": 32, "n_layers": 2, "ffn": {"name": "swiglu", "d_ff": 16}}
+    decoder = compose({**around, "attention": passes.ATTENTIONS[attention]}, seed=0).eval()
+    caches = decoder.new_caches(1, 16)
+    for n in passes.TOKENS:
+        assert passes.timed(decoder, caches, n) > 0
+    assert [cache.length for cache in caches] == [len(passes.TOKENS)] * 2
+
+
+def test_ratios_are_of_one_round() -> None:
+    rounds = [{1: 0.01, 2: 0.011, 3: 0.02}, {1: 0.03, 2: 0.033, 3: 0.06}, {1: 0.02, 2: 0.022, 3: 0.04}]
+    cells = passes.row("gqa", rounds).split(" | ")
+    assert cells[1:4] == ["20.0", "22.0", "40.0"]
+    assert cells[4:] == ["1.10 (1.10 to 1.10)", "2.00 (2.00 to 2.00) |"]
