@@ -99,13 +99,9 @@ class Pod:
             "; ".join(script),
         ]
         with self.log.open("wb") as log:
-            self.process = subprocess.Popen(
-                [*enter, "sh", *(expanded(word, env) for word in box["command"])],
-                env=inside,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
+            command = [*enter, "sh", *(expanded(word, env) for word in box["command"])]
+            said: Any = {"stdout": log, "stderr": subprocess.STDOUT, "start_new_session": True}
+            self.process = subprocess.Popen(command, env=inside, **said)
 
     def _interpreter(self) -> list[str]:
         """Commands that make the interpreter visible to the pod's user, where it is in root's own folder."""

@@ -271,13 +271,8 @@ def _advance(state: Object, pod: Object, number: str, attempt: int) -> None:
 
 def end(pod: Object, code: int = 0, message: str = "", reason: str = "", disrupted: str = "", index: int = 0) -> None:
     """End a pod's container."""
-    state = {
-        "terminated": {
-            "exitCode": code,
-            "message": message[:4096],
-            "reason": reason or ("Error" if code else "Completed"),
-        }
-    }
+    why = reason or ("Error" if code else "Completed")
+    state = {"terminated": {"exitCode": code, "message": message[:4096], "reason": why}}
     pod["status"] |= {"phase": "Failed" if code else "Succeeded", "containerStatuses": [{"state": state}]}
     if disrupted:
         pod["status"]["conditions"] = [{"type": "DisruptionTarget", "status": "True", "reason": disrupted}]
@@ -288,9 +283,8 @@ def _failed(state: Object, one: Object, spec: Object, pod: Object, current: list
     name, code = pod["metadata"]["name"], _code(pod)
     action, why = _rule(spec["podFailurePolicy"]["rules"], pod)
     message = f"Container train for pod default/{name} failed with exit code {code} matching {action} rule"
-    message = (
-        f"Pod default/{name} has condition DisruptionTarget matching {action} rule" if why == "disrupted" else message
-    )
+    if why == "disrupted":
+        message = f"Pod default/{name} has condition DisruptionTarget matching {action} rule"
     if one["kind"] == "JobSet":
         failure = ("PodFailurePolicy", message) if action == "FailJob" else ("BackoffLimitExceeded", "Job has reached")
         return _set_failed(state, one, *failure)

@@ -1,7 +1,4 @@
-"""The real thing: a Kubernetes API server says what it thinks of what the launcher sends. Skipped where there is none.
-
-What finds, starts and stops it is tested everywhere, with stand-ins.
-"""
+"""A real Kubernetes API server says what it thinks of what the launcher sends. Skipped where there is none."""
 
 from __future__ import annotations
 
@@ -9,7 +6,6 @@ import json
 import os
 import re
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,7 +14,7 @@ from typing import Any
 import apiserver
 import pytest
 from warm import Warm
-from wrong_manifests import CASES, IMAGE
+from wrong_manifests import GOOD, IMAGE, WRONG, manifest
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[2]
@@ -28,16 +24,8 @@ RESTRICTED = {
     "kind": "Namespace",
     "metadata": {"name": "restricted", "labels": {"pod-security.kubernetes.io/enforce": "restricted"}},
 }
-needs_server = pytest.mark.skipif(bool(apiserver.missing()), reason=apiserver.missing() or "none")
+pytestmark = pytest.mark.skipif(bool(apiserver.missing()), reason=apiserver.missing() or "none")
 Kubectl = Callable[..., "subprocess.CompletedProcess[str]"]
-STAND_IN = """#!{python} -S
-import json, os, signal, sys, time
-with open(os.environ["STAND_INS"], "a") as file:
-    file.write(json.dumps([os.path.basename(sys.argv[0]), os.getpid(), sys.argv[1:]]) + "\\n")
-{body}
-"""
-SERVES = "signal.signal(signal.SIGTERM, lambda *_: sys.exit(0)); time.sleep(60)"
-ANSWERS = 'asked = open(os.environ["STAND_INS"]).read().count("readyz"); print("ok" if asked > 2 else "")'
 
 
 @pytest.fixture(scope="module")
@@ -65,23 +53,21 @@ def _verdict(kubectl: Kubectl, manifest: Any, namespace: str) -> str:
     return "refused" if done.returncode else "warned" if "would violate PodSecurity" in done.stderr else "accepted"
 
 
-@needs_server
 def test_server_says_what_was_recorded_of_the_sixty_manifests(kubectl: Kubectl) -> None:
     kubectl("apply", "--server-side", "-f", "-", given=RESTRICTED)
     has_sets = bool(kubectl("api-resources", "--api-group=jobset.x-k8s.io", "-o", "name").stdout)
     other = {}
-    for case, make in CASES.items():
+    for case in (*GOOD, *WRONG):
         if "jobset" in case and not has_sets:
             continue
         for namespace, column in (("default", "server"), ("restricted", "restricted")):
             recorded = VERDICTS[case][column]
             expected = "warned" if "would violate" in recorded else recorded.partition(":")[0].partition(",")[0]
-            if (said := _verdict(kubectl, make(), namespace)) != expected:
+            if (said := _verdict(kubectl, manifest(case), namespace)) != expected:
                 other[f"{case} in {namespace}"] = f"{said}, but {recorded}"
     assert not other
 
 
-@needs_server
 def test_launcher_checks_creates_and_attaches(
     kubectl: Kubectl, cluster: Path, warm: Warm, environment: dict[str, str], small: list[str], tmp_path: Path
 ) -> None:
@@ -116,66 +102,3 @@ def test_launcher_checks_creates_and_attaches(
     process = start("-m", "blockwright.lab.sweep", "status", str(tmp_path / "sweep"))
     said, _ = process.communicate()
     assert process.returncode == 0 and "2 waiting" in said, said
-
-
-# What starts the server, with stand-ins
-
-
-@pytest.fixture
-def stand_ins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
-    """Makes programs that note how they are started; returns where."""
-
-    def make(**bodies: str) -> Path:
-        folder, noted = tmp_path / "assets", tmp_path / "noted"
-        folder.mkdir()
-        for name in apiserver.PROGRAMS:
-            body = bodies.get(name.replace("-", "_"), "")
-            (folder / name).write_text(STAND_IN.format(python=sys.executable, body=body))
-            (folder / name).chmod(0o755)
-        monkeypatch.setenv("KUBEBUILDER_ASSETS", str(folder))
-        monkeypatch.setenv("STAND_INS", str(noted))
-        return noted
-
-    return make
-
-
-def _started(noted: Path) -> dict[str, tuple[int, dict[str, str]]]:
-    calls = [json.loads(line) for line in noted.read_text().splitlines()]
-    return {name: (pid, dict(flag.split("=", 1) for flag in flags if "=" in flag)) for name, pid, flags in calls}
-
-
-def test_server_is_found_started_waited_for_and_stopped(stand_ins: Callable[..., Path], tmp_path: Path) -> None:
-    noted = stand_ins(etcd=SERVES, kube_apiserver=SERVES, kubectl=ANSWERS)
-    assert apiserver.missing() == ""
-    with apiserver.served(tmp_path) as config:
-        calls = _started(noted)
-        running = [calls[name][0] for name in ("etcd", "kube-apiserver")]
-        assert all(Path(f"/proc/{pid}").exists() for pid in running)
-        (etcd, server) = (calls[name][1] for name in ("etcd", "kube-apiserver"))
-        assert server["--etcd-servers"] == etcd["--listen-client-urls"] == etcd["--advertise-client-urls"]
-        (where,) = json.loads(config.read_text())["clusters"]
-        assert where["cluster"]["server"] == f"https://127.0.0.1:{server['--secure-port']}"
-        token = json.loads(config.read_text())["users"][0]["user"]["token"]
-        assert Path(server["--token-auth-file"]).read_text().startswith(f"{token},")
-        assert noted.read_text().count("readyz") == 3  # the first two were not answered
-    assert not any(Path(f"/proc/{pid}").exists() for pid in running)
-
-
-def test_server_that_ends_or_never_answers_is_reported(stand_ins: Callable[..., Path], tmp_path: Path) -> None:
-    noted = stand_ins(etcd=SERVES, kube_apiserver="print('unknown flag: --x'); sys.exit(1)", kubectl="time.sleep(0.3)")
-    with (
-        pytest.raises(RuntimeError, match=r"kube-apiserver ended with 1: unknown flag: --x"),
-        apiserver.served(tmp_path),
-    ):
-        pass
-    assert not Path(f"/proc/{_started(noted)['etcd'][0]}").exists()
-    (tmp_path / "assets" / "kube-apiserver").write_text(STAND_IN.format(python=sys.executable, body=SERVES))
-    with pytest.raises(RuntimeError, match=r"not ready after 0\.1 s"), apiserver.served(tmp_path, ready_s=0.1):
-        pass
-    assert not any(Path(f"/proc/{pid}").exists() for pid, _ in _started(noted).values())
-
-
-def test_absent_server_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.delenv("KUBEBUILDER_ASSETS", raising=False)
-    assert apiserver.missing().startswith("no etcd, kube-apiserver, kubectl, openssl on PATH or in KUBEBUILDER_ASSETS")

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
 from wrong_manifests import good
 
+from blockwright.command import run
 from blockwright.plugins.kubernetes.options import Options
 from blockwright.plugins.kubernetes.preflight import RESOURCES
 from blockwright.plugins.kubernetes.render import ENTRY, TEMPORARY, runtime
+from blockwright.registry.command import run_command
 
 ROOT = Path(__file__).resolve().parents[3]
 DEPLOY = ROOT / "deploy" / "kubernetes"
@@ -26,13 +30,10 @@ def test_runtime_is_the_one_that_is_rendered() -> None:
 
 
 def test_role_allows_what_is_asked_for() -> None:
-    rules = [
-        (group, kind, set(r["verbs"]))
-        for r in read("role")["rules"]
-        for group in r["apiGroups"]
-        for kind in r["resources"]
-    ]
-    allowed = {f"{kind}.{group}" if group else kind: verbs for group, kind, verbs in rules}
+    allowed = {}
+    for rule in read("role")["rules"]:
+        for group, kind in itertools.product(rule["apiGroups"], rule["resources"]):
+            allowed[f"{kind}.{group}" if group else kind] = set(rule["verbs"])
     for resource in RESOURCES.values():
         assert allowed[resource] >= {"create", "patch", "get", "list", "delete"}
     assert allowed["services"] == {"create", "patch"} and allowed["pods"] == {"get", "list"}
@@ -61,3 +62,21 @@ def test_image_holds_every_package_and_runs_as_the_pods_user() -> None:
     (extras,) = re.findall(r"^ARG EXTRAS=(.*)$", text, re.MULTILINE)
     assert {"lab", "tensorboard"} <= set(extras.split(","))  # what a run without overrides needs
     assert re.search(r"^ARG BASE$", text, re.MULTILINE)  # no default: the base is given by its digest
+
+
+REFUSED = {  # command line → path of the refusal
+    "kubernetes logs DIR 0 1": "command line",
+    "kubernetes logs DIR first": "command line",
+    "kubernetes render OUT hydra.launcher.render=X": "hydra.launcher.render",
+    "kubernetes run hydra/launcher=joblib": "hydra/launcher",
+}
+
+
+def test_option_without_effect_is_refused_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for line, path in REFUSED.items():
+        assert run_command(run, line.split()) == 64
+        assert capsys.readouterr().err.startswith(f"error: {path} = ")
+        assert not list(tmp_path.iterdir())

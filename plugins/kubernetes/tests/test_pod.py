@@ -45,9 +45,8 @@ def said(file: Path) -> dict[str, Any]:
 
 
 def test_pod_reports_what_its_run_came_to(train: Train, pod: Path, tmp_path: Path) -> None:
-    train(
-        "(folder / 'results.json').write_text(json.dumps({'status': 'completed', 'metrics': {'val/loss': 0.1 + 0.2}}))"
-    )
+    found = "{'status': 'completed', 'metrics': {'val/loss': 0.1 + 0.2}}"
+    train(f"(folder / 'results.json').write_text(json.dumps({found}))")
     assert one.main([str(tmp_path / "sweep"), "3", "--", "seed=1"]) == 0
     assert said(pod) == {"status": "completed", "metrics": {"val/loss": 0.1 + 0.2}, "code": 0}
     train("sys.exit(1)")
@@ -56,7 +55,7 @@ def test_pod_reports_what_its_run_came_to(train: Train, pod: Path, tmp_path: Pat
 
 
 def test_pod_starts_from_the_job_that_its_own_follows(train: Train, pod: Path, tmp_path: Path) -> None:
-    train("(folder / 'argv').write_text(' '.join(arguments))")
+    train(f"assert os.environ[{HOST!r}] == 'cluster'; (folder / 'argv').write_text(' '.join(arguments))")
     assert one.main(["--after", "0", str(tmp_path), "1", "--", "seed=1"]) == 0
     assert f"init_from={tmp_path}/0" in (tmp_path / "1" / "argv").read_text().split()
     assert one.main(["--after", "0", "--from-step", "8", str(tmp_path), "2", "--", "seed=1"]) == 0
@@ -97,25 +96,16 @@ def test_name_that_never_comes_is_refused(pod: Path, tmp_path: Path, monkeypatch
         one.run(tmp_path, 0, [])
 
 
-def test_message_fits_its_four_kibibytes() -> None:
-    metrics = {f"some/figure/{i}": i / 3 for i in range(400)} | {"val/loss": 0.1}
-    text = one.message(Result("failed", reason="x" * 9000, metrics=metrics, save_seconds=2.5), 70)
-    assert len(text.encode()) <= one.LIMIT
-    found = json.loads(text)
-    assert found["metrics"]["val/loss"] == 0.1 and found["save_seconds"] == 2.5 and len(found["metrics"]) > 20
-
-
-def test_message_keeps_the_figures_that_a_sweep_may_compare() -> None:
+def test_message_fits_its_four_kibibytes_and_keeps_the_figures_that_a_sweep_may_compare() -> None:
     metrics = {f"some/figure/{i}": i / 3 for i in range(400)} | {"val/reward": 0.5, "val/loss": 0.1}
+    text = one.message(Result("failed", reason="x" * 9000, metrics=metrics, save_seconds=2.5), 70)
+    found = json.loads(text)
+    assert len(text.encode()) <= one.LIMIT and found["save_seconds"] == 2.5
+    assert found["metrics"]["val/loss"] == 0.1 and len(found["metrics"]) > 20
     described = {name: {"unit": "", "better": None} for name in metrics}
     described["val/reward"] = {"unit": "a completion", "better": "more"}
     found = json.loads(one.message(Result.of({"status": "completed", "metrics": metrics, "figures": described}), 0))
     assert found["metrics"]["val/reward"] == 0.5 and found["figures"]["val/reward"]["better"] == "more"
-
-
-def test_training_knows_that_a_host_runs_it(train: Train, pod: Path, tmp_path: Path) -> None:
-    train(f"sys.exit(0 if os.environ[{HOST!r}] == 'cluster' else 1)")
-    assert one.run(tmp_path, 0, []) == 0
 
 
 def test_stops_without_progress_become_a_failure(train: Train, pod: Path, tmp_path: Path) -> None:

@@ -86,20 +86,10 @@ def launch(
     def call(*arguments: str, folder: str = "sweep", local: bool = False) -> subprocess.Popen[str]:
         where = [f"hydra.launcher.image={IMAGE}", "hydra/launcher=kubernetes", "hydra.launcher.grace_s=60"]
         where += ["+hydra.launcher.env.OMP_NUM_THREADS=1"]
-        command = [
-            sys.executable,
-            TRAIN,
-            "-m",
-            *([] if local else where),
-            f"hydra.sweep.dir={folder}",
-            *run,
-            *arguments,
-        ]
-        variables = {
-            **environment,
-            **{k: os.environ[k] for k in ("PATH", "SCRIPTED_CLUSTER")},
-            "PROJECT_ROOT": str(tmp_path),
-        }
+        options = [*([] if local else where), f"hydra.sweep.dir={folder}", *run, *arguments]
+        command = [sys.executable, TRAIN, "-m", *options]
+        variables = {**environment, **{k: os.environ[k] for k in ("PATH", "SCRIPTED_CLUSTER")}}
+        variables["PROJECT_ROOT"] = str(tmp_path)
         said: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
         started.append(subprocess.Popen(command, cwd=tmp_path, env=variables, start_new_session=True, **said))
         return started[-1]
@@ -148,7 +138,7 @@ def test_disturbed_sweep_ends_as_an_undisturbed_one(
     node: nodes.Node, launch: Launch, image: images.Image | None, tmp_path: Path
 ) -> None:
     """A pod is killed with 9, one is deleted, the launcher is killed and started again."""
-    rates = "optimizer.lr=0.005,0.01,0.02"
+    rates = "optimizer.lr=0.005,0.02"
     first = launch(rates)
     plan = tmp_path / "sweep" / "plan.json"
     until(lambda: saved(tmp_path, 0) and saved(tmp_path, 1))
@@ -161,19 +151,19 @@ def test_disturbed_sweep_ends_as_an_undisturbed_one(
     first.wait()
     said = finish(launch(rates))
     codes = sorted(int(line.split()[1]) for line in node.ended)
-    assert codes == [0, 0, 0, 75, 137], (codes, said)
+    assert codes == [0, 0, 75, 137], (codes, said)
     finish(launch(rates, folder="calm", local=image is None))
-    assert losses(tmp_path / "sweep", 3) == losses(tmp_path / "calm", 3)
+    assert losses(tmp_path / "sweep", 2) == losses(tmp_path / "calm", 2)
     log = next(tmp_path.glob("claim/*/0/job.log"))
     assert log.stat().st_uid == 1000 and "resumes from" in "".join(p.read_text() for p in tmp_path.glob("pods/*/log"))
 
 
-@pytest.mark.parametrize("trainer", ["trainer=[ddp,sim]", "trainer=[fsdp,sim]"])
 def test_disturbed_run_on_two_machines_ends_as_an_undisturbed_one(
-    trainer: str, node: nodes.Node, launch: Launch, image: images.Image | None, tmp_path: Path
+    node: nodes.Node, launch: Launch, image: images.Image | None, tmp_path: Path
 ) -> None:
     """The second pod is evicted and later killed: both times the whole set comes back."""
-    options = [trainer, "trainer.devices=1", "hydra.launcher.nodes=2", "optimizer.lr=0.01"]
+    usual = ["trainer=[ddp,sim]", "optimizer.lr=0.01"]
+    options = [*usual, "trainer.devices=1", "hydra.launcher.nodes=2"]
     process = launch(*options)
     plan = tmp_path / "sweep" / "plan.json"
     until(lambda: saved(tmp_path, 0))
@@ -194,10 +184,9 @@ def test_disturbed_run_on_two_machines_ends_as_an_undisturbed_one(
             time_of = last_save(tmp_path)
             until(lambda then=time_of: last_save(tmp_path) > then)  # type: ignore[misc]
     finish(process)
-    print("seconds until the whole set was back", backs)
     assert max(backs) < 30 or os.getloadavg()[0] > (os.cpu_count() or 1)
     codes = [int(line.split()[1]) for line in node.ended]
     assert codes[:2] == [75, 75] and 137 in codes[2:4] and codes[-2:] == [0, 0], codes
-    plain = [trainer, "trainer.devices=2", "optimizer.lr=0.01"]
+    plain = [*usual, "trainer.devices=2"]
     finish(launch(*(options if image else plain), folder="calm", local=image is None))
     assert losses(tmp_path / "sweep", 1) == losses(tmp_path / "calm", 1)
