@@ -1,19 +1,22 @@
-"""Runs, sweeps and reports as the page shows them; what a hostile folder holds is data."""
+"""Runs, sweeps, reports and their index; what a hostile folder holds is data."""
 
 from __future__ import annotations
 
 import json
 import os
 import random
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import sweep_folder
+from pairwise import pairs
 from starlette.testclient import TestClient
 
 from blockwright.plugins.studio import reader
+from blockwright.plugins.studio.index import FRESH, Index
 from blockwright.training.claims import take
 
 Visit = Callable[..., TestClient]
@@ -95,52 +98,56 @@ HOSTILE: dict[str, Any] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    ("file", "text"), [(file, text) for file, texts in HOSTILE.items() for text in texts], ids=lambda x: x[:40]
-)
-def test_contents_of_a_folder_are_data(
-    file: str, text: str, visit: Visit, logs: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_contents_of_a_folder_are_data(visit: Visit, logs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CANARY", SECRET)
-    folder = run(logs)
-    (folder / file).write_text(text)
-    (folder / "0").mkdir()
+    given = [(file, text) for file, texts in HOSTILE.items() for text in texts]
+    for n, (file, text) in enumerate(given):
+        folder = run(logs, f"train/runs/{n}")
+        (folder / file).write_text(text)
+        (folder / "0").mkdir()
     client = visit()
-    for path in ("/runs", "/run/train/runs/a"):
+    for path in ("/runs", *(f"/run/train/runs/{n}" for n in range(len(given)))):
         answer = client.get(path)
-        assert answer.status_code == 200 and SECRET not in answer.text and len(answer.content) < 500_000
+        assert answer.status_code == 200 and SECRET not in answer.text and len(answer.content) < 500_000, path
         assert "<script" not in (answer.json().get("chart") or "")
 
 
-@pytest.mark.parametrize("file", ["results.json", "curves.json", ".hydra/overrides.yaml", "plan.json", ".lock"])
-@pytest.mark.parametrize("how", ["pipe", "link to a secret", "link to itself", "folder", "link to a device"])
-def test_a_file_that_is_none_is_not_read(file: str, how: str, visit: Visit, logs: Path) -> None:
-    folder = run(logs)
+FILES = ("results.json", "curves.json", ".hydra/overrides.yaml", "plan.json", ".lock")
+
+
+def test_a_file_that_is_none_is_not_read(visit: Visit, logs: Path) -> None:
     (logs.parent / "secret").write_text(json.dumps({"status": SECRET, "val": [[1, 2], [2, 3]]}))
-    place = folder / file
-    place.unlink(missing_ok=True)
-    if how == "pipe":
-        os.mkfifo(place)
-    elif how == "folder":
-        place.mkdir()
-    else:
-        place.symlink_to({"link to a secret": logs.parent / "secret", "link to a device": "/dev/zero"}.get(how, place))
+    given = pairs(FILES, ("pipe", "secret", "itself", "folder", "device"))
+    for n, (file, how) in enumerate(given):
+        place = run(logs, f"train/runs/{n}") / file
+        place.unlink(missing_ok=True)
+        if how == "pipe":
+            os.mkfifo(place)
+        elif how == "folder":
+            place.mkdir()
+        else:
+            place.symlink_to({"secret": logs.parent / "secret", "device": "/dev/zero", "itself": place}[how])
     client = visit()
-    for path in ("/runs", "/run/train/runs/a"):
+    for path in ("/runs", *(f"/run/train/runs/{n}" for n in range(len(given)))):
         answer = client.get(path)
-        assert answer.status_code == 200 and SECRET not in answer.text
+        assert answer.status_code == 200 and SECRET not in answer.text, path
 
 
-@pytest.mark.parametrize("name", ["0", "00", "٠"])
-def test_a_job_that_is_a_link_is_not_read(name: str, visit: Visit, logs: Path) -> None:
+def test_a_job_or_a_report_that_is_a_link_is_not_read(visit: Visit, logs: Path) -> None:
     secret = run(logs.parent, "elsewhere/1")
     (secret / "results.json").write_text(json.dumps({"status": SECRET}))
     (logs / "sweep").mkdir()
     (logs / "sweep" / "plan.json").write_text("{}")
     (logs / "sweep" / "0").symlink_to(secret)
-    (logs / "sweep" / name).mkdir(exist_ok=True)
-    answer = visit().get("/run/sweep")
+    for name in ("00", "٠"):
+        (logs / "sweep" / name).mkdir()
+    folder, client = run(logs), visit()
+    answer = client.get("/run/sweep")
     assert answer.json()["rows"] == [] and answer.json()["chart"] is None
+    (secret / "index.html").write_text(SECRET)
+    (folder / "report").symlink_to(secret)
+    assert client.get("/run/train/runs/a").json()["reports"] == []
+    assert client.get("/report/train/runs/a/index.html").status_code == 404
 
 
 def test_files_that_are_long_are_left_out(visit: Visit, logs: Path) -> None:
@@ -179,11 +186,93 @@ def test_a_report_is_served_and_nothing_beside_it(visit: Visit, logs: Path) -> N
     assert client.get("/report/../a/index.html").status_code == 404
 
 
-def test_a_report_that_is_a_link_is_not_served(visit: Visit, logs: Path) -> None:
-    folder = run(logs)
-    (logs.parent / "elsewhere").mkdir()
-    (logs.parent / "elsewhere" / "index.html").write_text(SECRET)
-    (folder / "report").symlink_to(logs.parent / "elsewhere")
-    client = visit()
-    assert client.get("/run/train/runs/a").json()["reports"] == []
-    assert client.get("/report/train/runs/a/index.html").status_code == 404
+def make(folder: Path, file: str = "results.json") -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / file).write_text("{}")
+    return folder
+
+
+def renewed(index: Index) -> Index:
+    """The same index, as it is a second later."""
+    index._looked -= FRESH
+    return index
+
+
+def test_runs_and_sweeps_are_found_wherever_they_are_and_the_newest_is_first(tmp_path: Path) -> None:
+    for number, name in enumerate(("train/runs/a", "ablation/x/b", "train/cli/c")):
+        os.utime(make(tmp_path / name), (number, number))
+    os.utime(make(tmp_path / "train/multiruns/d", "plan.json"), (9, 9))
+    make(tmp_path / "train/multiruns/d/0")
+    found = Index(tmp_path).newest()
+    assert [place.name for place in found] == ["train/multiruns/d", "train/cli/c", "ablation/x/b", "train/runs/a"]
+    assert [place.kind for place in found] == ["sweep", "run", "run", "run"]
+    assert [place.name for place in Index(tmp_path).newest("CLI")] == ["train/cli/c"]
+
+
+def test_a_new_run_and_one_that_is_gone_are_noticed(tmp_path: Path) -> None:
+    index = Index(tmp_path / "logs")
+    assert index.newest() == []
+    first = make(tmp_path / "logs/train/runs/a")
+    assert [place.name for place in renewed(index).newest()] == ["train/runs/a"]
+    make(tmp_path / "logs/train/runs/b")
+    (first / "results.json").unlink()
+    first.rmdir()
+    assert [place.name for place in renewed(index).newest()] == ["train/runs/b"]
+
+
+def test_a_folder_is_read_once_and_again_where_it_has_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in range(20):
+        make(tmp_path / "runs" / str(number))
+    read: list[str] = []
+    scan = os.scandir
+    monkeypatch.setattr(os, "scandir", lambda folder: [read.append(Path(folder).name), scan(folder)][1])
+    index = Index(tmp_path)
+    index.newest()
+    assert len(read) == 22
+    index.newest()
+    renewed(index).newest()
+    assert len(read) == 22
+    (tmp_path / "runs" / "7" / "curves.json").write_text("{}")
+    renewed(index).newest()
+    assert read[22:] == ["7"]
+
+
+def test_no_link_is_followed_and_no_other_path_is_a_name(tmp_path: Path) -> None:
+    make(tmp_path / "outside/run")
+    logs = tmp_path / "logs"
+    sweep = make(logs / "sweep", "plan.json")
+    make(sweep / "0")
+    for place in (logs / "link", logs / "runs", sweep / "1"):
+        place.symlink_to(tmp_path / "outside")
+    (logs / "circle").symlink_to(logs)
+    index = Index(logs)
+    assert [place.name for place in index.newest()] == ["sweep"]
+    assert index.find("sweep") and index.find("sweep/0")
+    for name in ("", "/", "..", "../outside/run", "sweep/../../outside/run", "link/run", "sweep/1", "sweep/../sweep",
+                 "sweep/9", "sweep/x", "sweep/0/", "/etc", "sweep/0/0", "sweep\0", "sweep/٣"):  # fmt: skip
+        assert index.find(name) is None, name
+
+
+def test_names_that_a_terminal_or_a_page_could_take_for_something_else_are_names(tmp_path: Path) -> None:
+    names = ["<script>alert(1)<", "a b%2e%2e", "ü&?#"]
+    for name in names:
+        make(tmp_path / name)
+    make(tmp_path / "line\nbreak")
+    assert {place.name for place in Index(tmp_path).newest()} == set(names)
+
+
+@pytest.mark.slow
+def test_two_thousand_runs_are_listed_at_once(tmp_path: Path) -> None:
+    for number in range(2_000):
+        make(tmp_path / "train" / "runs" / f"{number:05}")
+    index = Index(tmp_path)
+
+    def seconds() -> float:
+        start = time.process_time()
+        assert len(index.newest()) == 2_000
+        return time.process_time() - start
+
+    first = seconds()
+    again = [(renewed(index), seconds())[1] for _ in range(5)]
+    found = [seconds() for _ in range(5)]
+    assert first < 0.4 and min(again) < 0.1 and min(found) < 0.01
