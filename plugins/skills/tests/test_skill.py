@@ -1,14 +1,18 @@
-"""Skills: every answer follows from the symbols before it, and chance is what is left without them."""
+"""Skills and their data: every answer follows from the symbols before it, chance is what is left without them."""
 
 from __future__ import annotations
 
 import hashlib
 import math
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from blockwright import registry
+from blockwright.plugins.skills.module import SkillsDataModule
+from blockwright.plugins.skills.rows import Mixed, SkillRows, ids_of
 from blockwright.plugins.skills.skill.base import (
     ASK,
     BLANK,
@@ -16,6 +20,7 @@ from blockwright.plugins.skills.skill.base import (
     END,
     GUESSED,
     LOWER,
+    MARKS,
     MINUS,
     PLUS,
     SYMBOLS,
@@ -25,6 +30,9 @@ from blockwright.plugins.skills.skill.base import (
     random_state,
 )
 from blockwright.registry import ConfigError, Node, Scope
+from blockwright.training.data.tokenizers.bytes import Bytes
+from blockwright.training.data.tokenizers.chars import Chars
+from tests import built
 
 NAMES = registry.names("skill")
 OUR_NAMES = ("arithmetic", "breadth", "depth", "knowledge", "overwriting", "recall", "selective_copy", "stacked")
@@ -42,27 +50,17 @@ def answers(made: Skill, difficulty: int, n: int, seed: int = 3) -> list[tuple[l
     return [(row[:at], row[at]) for row, scored in rows for at, is_answer in enumerate(scored) if is_answer]
 
 
-def test_the_battery_is_here() -> None:
-    assert set(OUR_NAMES) <= set(NAMES)
-
-
 @pytest.mark.parametrize("name", NAMES)
-def test_the_oracle_answers_everything_from_the_symbols_alone(name: str) -> None:
+def test_the_oracle_answers_everything_from_what_the_row_told(name: str) -> None:
+    """With other symbols told before the same question, it answers otherwise: only facts are stored."""
     made = skill(name)
     for difficulty in {made.least, made.levels[0], made.levels[-1]}:
         asked = answers(made, difficulty, 10)
         assert asked and all(made.oracle(before) == answer for before, answer in asked)
-
-
-@pytest.mark.parametrize("name", [name for name in NAMES if skill(name).bits(1) is None])
-def test_an_answer_depends_on_what_the_row_told(name: str) -> None:
-    """With other symbols told before the same question, the oracle answers otherwise: no answer is stored."""
-    made = skill(name)
-    asked = [one for seed in range(40) for one in answers(made, made.difficulty, 4, seed)]
     answered: dict[int, set[int]] = {}
-    for before, answer in asked:
+    for before, answer in (one for seed in range(40) for one in answers(made, made.difficulty, 4, seed)):
         answered.setdefault(before[-1], set()).add(answer)
-    assert max(map(len, answered.values())) > 1
+    assert made.bits(1) is not None or max(map(len, answered.values())) > 1
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -113,26 +111,18 @@ def test_rows_do_not_change_with_a_release() -> None:
 
 
 # What a guess knows that sees the last symbol alone, where it is known in closed form.
-CHANCE = {
-    "recall": 1 / len(UPPER),
-    "overwriting": 1 / len(UPPER),
-    "stacked": 1 / 22,
-    "selective_copy": 1 / len(CONTENT),
-    "depth": 1 / (len(LOWER) - 1),
-}
+CHANCE = {"recall": 1 / len(UPPER), "overwriting": 1 / len(UPPER), "stacked": 1 / 22}
+CHANCE |= {"selective_copy": 1 / len(CONTENT), "depth": 1 / (len(LOWER) - 1)}
 
 
-@pytest.mark.parametrize("name", CHANCE)
-def test_chance_is_that_of_a_guess_among_all_answers(name: str) -> None:
-    made = skill(name)
-    chance, n = made.chance(made.difficulty), len(answers(made, made.difficulty, GUESSED // 2))
-    assert abs(chance - CHANCE[name]) < 4 * math.sqrt(CHANCE[name] / n)
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_chance_leaves_room_for_the_skill(name: str) -> None:
-    made = skill(name)
-    assert made.chance(made.difficulty) < 0.6
+def test_chance_is_that_of_a_guess_among_all_answers_and_leaves_room_for_the_skill() -> None:
+    for name in NAMES:
+        made = skill(name)
+        chance = made.chance(made.difficulty)
+        assert chance < 0.6
+        if name in CHANCE:
+            n = len(answers(made, made.difficulty, GUESSED // 2))
+            assert abs(chance - CHANCE[name]) < 4 * math.sqrt(CHANCE[name] / n), name
 
 
 def test_levels_are_halves_of_the_hardest() -> None:
@@ -244,20 +234,110 @@ def test_arithmetic_is_that_of_python() -> None:
 # --- mistakes ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("node", "path"),
-    [
-        ({"name": "recal"}, "skill.name"),
-        ({"name": "recall", "difficulty": 33}, "skill.difficulty"),
-        ({"name": "recall", "difficulty": 0}, "skill.difficulty"),
-        ({"name": "recall", "difficulty": "hard"}, "skill.difficulty"),
-        ({"name": "recall", "pairs": 4}, "skill.pairs"),
-        ({"name": "depth", "difficulty": 8}, "skill.difficulty"),
-        ({"name": "arithmetic", "modulus": 65}, "skill.modulus"),
-        ({"name": "knowledge", "difficulty": 10**9}, "skill.difficulty"),
-    ],
-)
-def test_skills_that_cannot_be_are_refused(node: dict[str, object], path: str) -> None:
-    with pytest.raises(ConfigError) as refused:
-        registry.build("skill", Node(node, "skill"), Scope({}, {}))
-    assert refused.value.path == path and refused.value.remedy
+BAD_SKILLS: list[tuple[dict[str, object], str]] = [
+    ({"name": "recal"}, "skill.name"),
+    ({"name": "recall", "difficulty": 33}, "skill.difficulty"),
+    ({"name": "recall", "difficulty": 0}, "skill.difficulty"),
+    ({"name": "recall", "difficulty": "hard"}, "skill.difficulty"),
+    ({"name": "recall", "pairs": 4}, "skill.pairs"),
+    ({"name": "depth", "difficulty": 8}, "skill.difficulty"),
+    ({"name": "arithmetic", "modulus": 65}, "skill.modulus"),
+    ({"name": "knowledge", "difficulty": 10**9}, "skill.difficulty"),
+]
+
+
+def test_skills_that_cannot_be_are_refused() -> None:
+    for node, path in BAD_SKILLS:
+        with pytest.raises(ConfigError) as refused:
+            registry.build("skill", Node(node, "skill"), Scope({}, {}))
+        assert refused.value.path == path and refused.value.remedy
+
+
+TWO = [{"name": "recall", "difficulty": 4}, {"name": "depth", "difficulty": 2}]
+
+
+def module(**changes: Any) -> SkillsDataModule:
+    usual = {"tokenizer": Chars(96), "sequence_length": 48, "batch_size": 6, "skill": TWO}
+    usual |= {"held_out": 10, "eval_batch_size": 10}
+    data: SkillsDataModule = built.data("skills", **{**usual, **changes})
+    data.prepare_data()
+    data.setup("fit")
+    return data
+
+
+def batches(data: SkillsDataModule, n: int) -> list[dict[str, torch.Tensor]]:
+    return [batch for batch, _ in zip(data.train_dataloader(), range(n), strict=False)]
+
+
+@pytest.mark.parametrize("tokenizer", [Chars(96), Bytes()])
+def test_answers_are_scored_by_the_ids_of_their_symbols(tokenizer: Any) -> None:
+    data = module(tokenizer=tokenizer)
+    symbol_of = {int(token): symbol for symbol, token in enumerate(ids_of(data.tokenizer))}
+    (batch,) = batches(data, 1)
+    marks = []
+    for tokens, targets in zip(batch["tokens"].tolist(), batch["targets"].tolist(), strict=True):
+        row = [symbol_of[token] for token in tokens]
+        marks.append(MARKS.index(row[0]))
+        scored = [t for t, target in enumerate(targets) if target != -100]
+        assert scored and all(tokens[t + 1] == targets[t] for t in scored if t + 1 < len(tokens))
+        for t in scored:
+            assert data.skills[marks[-1]].oracle(row[1 : t + 1]) == symbol_of[targets[t]]
+        assert all(symbol == BLANK for symbol in row[scored[-1] + 2 :])
+    assert marks == [0, 1] * 3
+    assert batch["n_bytes"].tolist() == (batch["targets"] != -100).sum(1).tolist()
+
+
+def test_every_level_is_trained() -> None:
+    data = module(skill=[{"name": "recall", "difficulty": 8}])
+    told = {int((batch["targets"] != -100).long().argmax(1)[row]) for batch in batches(data, 20) for row in range(6)}
+    assert told == {2 * pairs + 1 for pairs in (1, 2, 4, 8)}
+
+
+def test_batches_are_a_function_of_the_seed_and_held_out_rows_are_the_same_for_all() -> None:
+    one, again, other = (batches(module(seed=seed), 3) for seed in (0, 0, 1))
+    assert all(torch.equal(a["tokens"], b["tokens"]) for a, b in zip(one, again, strict=True))
+    assert not torch.equal(one[0]["tokens"], other[0]["tokens"]) and not torch.equal(one[0]["tokens"], one[1]["tokens"])
+    (held,), (of_other,) = list(module().val_dataloader()), list(module(seed=9).val_dataloader())
+    assert len(held["tokens"]) == 10 and torch.equal(held["tokens"], of_other["tokens"])
+    assert not torch.equal(held["tokens"], next(iter(module().test_dataloader()))["tokens"])
+    assert module(seed=1)._changes(module().state_dict()) == ["seed was 0, is 1"]
+    harder = [{"name": "recall", "difficulty": 2}, TWO[1]]
+    assert "skill.recall was" in module(skill=harder)._changes(module().state_dict())[0]
+
+
+def test_a_padded_row_is_not_scored() -> None:
+    data = module()
+    rows = SkillRows(Mixed(data.skills, ids_of(data.tokenizer), 48, 0), "val").__getitems__([3, -1])
+    assert (rows["targets"][0] != -100).any() and (rows["targets"][1] == -100).all() and rows["n_bytes"][1] == 0
+
+
+def test_a_skill_alone_takes_every_row() -> None:
+    (batch,) = batches(module(skill=["recall"], sequence_length=64), 1)
+    mark = int(ids_of(Chars(96))[MARKS[0]])
+    assert batch["tokens"][:, 0].tolist() == [mark] * 6
+
+
+class Joined(Chars):
+    """A tokenizer that does not know the last symbol."""
+
+    def encode(self, text: str) -> Any:
+        return np.minimum(super().encode(text), SYMBOLS)
+
+
+BAD_DATA: list[tuple[dict[str, Any], str]] = [
+    ({"sequence_length": 20}, "data.skill"),
+    ({"skill": ["recall", "recall"]}, "data.skill"),
+    ({"skill": []}, "data.skill"),
+    ({"skill": ["recal"]}, "data.skill.0.name"),
+    ({"skill": [{"name": "depth", "difficulty": 8}]}, "data.skill.0.difficulty"),
+    ({"tokenizer": Joined(96)}, "data.tokenizer"),
+    ({"held_out": 0}, "data.held_out"),
+    ({"difficulty": 4}, "data.difficulty"),
+]
+
+
+def test_data_that_cannot_be_are_refused() -> None:
+    for changes, path in BAD_DATA:
+        with pytest.raises(ConfigError) as refused:
+            module(**changes)
+        assert refused.value.path == path and refused.value.remedy
