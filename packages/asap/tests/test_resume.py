@@ -60,19 +60,19 @@ def test_ppo_continues_bit_for_bit(make: Callable[[Study], PPO], study: Study, t
         assert torch.equal(mine, theirs)
 
 
-# In order: what appears in the middle of a stage, when the study is killed.
-STAGES = {
-    "policy": "policy.pt",
-    "identification, behind the first rollouts": "real.npz",
-    "rollouts to measure on": "sysid.json",
-    "labels": "labels_sysid_action_real.npz",
-    "correction": "delta_sysid_action_*/checkpoints/last.ckpt",
-    "correction of many steps": "delta_sysid_action_round1_*/checkpoints/last.ckpt",
-    "tuning": "tuned_sysid_delta_40.pt",
-    "figures": "results/sysid_delta_40.json",
-    "delta by PPO": "delta_ppo.pt",
-    "tuning behind it": "tuned_delta_ppo_40.pt",
-}
+# In order: what appears in the middle of a stage, when the study is killed; a .pt before the stage's end.
+STAGES = (
+    "policy.pt",
+    "real.npz",  # identification, behind the first rollouts
+    "sysid.json",  # rollouts to measure on
+    "labels_sysid_action_real.npz",
+    "delta_sysid_action_*/checkpoints/last.ckpt",
+    "delta_sysid_action_round1_*/checkpoints/last.ckpt",  # the correction of many steps
+    "tuned_sysid_delta_40.pt",
+    "results/sysid_delta_40.json",
+    "delta_ppo.pt",
+    "tuned_delta_ppo_40.pt",
+)
 STUDY = """
 import sys
 from functools import partial
@@ -120,7 +120,7 @@ def contents(folder: Path) -> dict[str, Any]:
 def test_study_killed_in_each_stage_ends_as_one_that_was_not(tmp_path: Path) -> None:
     undisturbed, killed = tmp_path / "a", tmp_path / "b"
     subprocess.run([sys.executable, "-c", STUDY, str(undisturbed)], check=True)
-    for pattern in STAGES.values():
+    for pattern in STAGES:
         killed_at(killed, pattern)
         if pattern.endswith(".pt"):  # in the middle, not at the end
             assert torch.load(killed / pattern, weights_only=True)["plain"]["done"] == 20
