@@ -1,7 +1,5 @@
 """The search behind matching, against trying every number."""
 
-from __future__ import annotations
-
 import itertools
 import math
 
@@ -15,7 +13,7 @@ WIDTHS = (64, 32, 16, 8, 4, 2, 1)
 TOP = 3000  # numbers above are not tried by the brute force, and goals lie below what is measured there
 
 
-def brute_force(figures: dict[int, float], goal: float, multiples: tuple[int, ...], tol: float) -> tuple[int, float]:
+def brute_force(figures, goal, multiples, tol):
     """The coarsest multiple that reaches the goal, else the finest; and how far off the nearest of its numbers is."""
     for multiple in multiples:
         off = min((abs(f - goal) for v, f in figures.items() if v % multiple == 0), default=math.inf)
@@ -36,10 +34,8 @@ def brute_force(figures: dict[int, float], goal: float, multiples: tuple[int, ..
     tol=st.sampled_from([0.0, 1e-4, 0.005, 0.1]),
     multiples=st.sampled_from([WIDTHS, (8, 4, 2, 1), (1,), (64, 16)]),
 )
-def test_search_finds_what_trying_every_number_finds(
-    power: float, slope: float, floor: float, start: int, wanted: float, tol: float, multiples: tuple[int, ...]
-) -> None:
-    def figure(value: float) -> float:
+def test_search_finds_what_trying_every_number_finds(power, slope, floor, start, wanted, tol, multiples):
+    def figure(value):
         return floor + slope * value**power
 
     goal = figure(wanted)
@@ -51,12 +47,8 @@ def test_search_finds_what_trying_every_number_finds(
 
 
 @settings(max_examples=40, deadline=None)
-@given(
-    steps=st.lists(st.floats(0.1, 100), min_size=100, max_size=100),
-    start=st.integers(1, 99),
-    share=st.floats(0, 1),
-)
-def test_any_growth_is_followed(steps: list[float], start: int, share: float) -> None:
+@given(steps=st.lists(st.floats(0.1, 100), min_size=100, max_size=100), start=st.integers(1, 99), share=st.floats(0, 1))
+def test_any_growth_is_followed(steps, start, share):
     sums = [*itertools.accumulate(steps)]
     goal = sums[0] + share * (sums[-1] - sums[0])
     found = nearest(lambda v: sums[v - 1] if v <= len(sums) else None, start, sums[start - 1], goal, (1,), 0.0)
@@ -65,10 +57,9 @@ def test_any_growth_is_followed(steps: list[float], start: int, share: float) ->
 
 @settings(max_examples=40, deadline=None)
 @given(start=st.integers(1, 60), wanted=st.integers(20, 2000), heads=st.sampled_from([6, 10, 14, 20, 48]))
-def test_numbers_that_cannot_be_built_are_passed_over(start: int, wanted: int, heads: int) -> None:
-    """As of d_model, which the heads must divide."""
+def test_numbers_that_cannot_be_built_are_passed_over(start, wanted, heads):
 
-    def figure(value: int) -> float | None:
+    def figure(value):
         return float(value * value) if value % heads == 0 else None
 
     found = nearest(figure, start * heads, float(start * heads) ** 2, float(wanted * wanted), WIDTHS, 0.0)
@@ -76,10 +67,10 @@ def test_numbers_that_cannot_be_built_are_passed_over(start: int, wanted: int, h
     assert abs(found.figure - wanted**2) == min(abs(v * v - wanted**2) for v in buildable)
 
 
-def test_search_takes_few_measurements() -> None:
-    tried: list[int] = []
+def test_search_takes_few_measurements():
+    tried = []
 
-    def figure(value: int) -> float:
+    def figure(value):
         tried.append(value)
         return 7e9 + 3 * 2048 * 27 * value
 
@@ -88,32 +79,31 @@ def test_search_takes_few_measurements() -> None:
     assert len(tried) == found.measured == len(set(tried)) <= 4
 
 
-def test_finer_multiples_cost_one_or_two_measurements_each() -> None:
-    def figure(value: int) -> float:
+def test_finer_multiples_cost_one_or_two_measurements_each():
+    def figure(value):
         return 1000.0 * value
 
     assert nearest(figure, 640, figure(640), 1_234_567.0, WIDTHS, 0.0).measured <= 6 + 2 * len(WIDTHS)
 
 
 @pytest.mark.parametrize("goal", [1.0, 50.0])
-def test_a_figure_that_never_moves_is_told(goal: float) -> None:
+def test_a_figure_that_never_moves_is_told(goal):
     with pytest.raises(UnmovedError):
         nearest(lambda value: 7.0, 512, 7.0, goal, WIDTHS, 0.001)
 
 
-def test_a_limit_above_is_found() -> None:
-    """Nothing larger can be built, and the goal is larger."""
+def test_a_limit_above_is_found():
     limit = 100_003
     found = nearest(lambda value: float(value) if value <= limit else None, 64, 64.0, 1e9, WIDTHS, 0.001)
     assert found.value == limit
 
 
-def test_nothing_larger_than_the_largest_is_tried() -> None:
-    tried: list[int] = []
+def test_nothing_larger_than_the_largest_is_tried():
+    tried = []
     found = nearest(lambda value: tried.append(value) or float(value), 4, 4.0, 1e9, (1,), 0.001, largest=1000)
     assert found.value == 1000 == max(tried)
 
 
 @pytest.mark.parametrize(("tol", "value"), [(0.05, 768), (0.011, 768), (0.008, 784), (0.002, 776), (0.0, 777)])
-def test_coarse_multiple_that_is_near_enough_is_kept(tol: float, value: int) -> None:
+def test_coarse_multiple_that_is_near_enough_is_kept(tol, value):
     assert nearest(lambda v: 100.0 + v, 500, 600.0, 100.0 + 777, WIDTHS, tol).value == value
