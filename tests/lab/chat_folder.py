@@ -1,18 +1,12 @@
 """Run folders of small random models that speak a chat format."""
 
-from __future__ import annotations
-
 import json
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
 import torch
 from tokenizers import Tokenizer as Engine
 from tokenizers import decoders, models, pre_tokenizers
 
 from blockwright.blocks.compose import compose
-from blockwright.training.data.tokenizers.base import Tokenizer
 from blockwright.training.data.tokenizers.pretrained import Pretrained
 
 END, START, STOP = 256, 257, 258
@@ -25,7 +19,7 @@ Be kind.<|im_end|>
 {% endif %}"""
 
 
-def words(folder: Path, template: str | None = TEMPLATE) -> Tokenizer:
+def words(folder, template=TEMPLATE):
     """Bytes as tokens, the special tokens of ChatML, and a template beside them."""
     engine = Engine(
         models.BPE(vocab={c: i for i, c in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}, merges=[])
@@ -40,13 +34,7 @@ def words(folder: Path, template: str | None = TEMPLATE) -> Tokenizer:
     return Pretrained(str(folder / "tokenizer.json"))
 
 
-def save(
-    folder: Path,
-    composition: Callable[..., dict[str, Any]],
-    tokenizer: Tokenizer | None,
-    trained: Any = None,
-    **changes: Any,
-) -> Path:
+def save(folder, composition, tokenizer, trained=None, **changes):
     """Write the run of a random but sharp model.
 
     Args:
@@ -58,7 +46,7 @@ def save(
     decoder = compose(
         composition(vocab_size=264, max_positions=512, init={"std": 0.3, "depth_scaled": False}, **changes), seed=3
     )
-    parts: dict[str, Any] = {
+    parts = {
         "state_dict": {f"decoder.{k}": v for k, v in decoder.state_dict().items()},
         "hyper_parameters": {"model": decoder.config},
         "configuration": {"data": {"name": "text"} if trained is None else {"name": "chat", "chat": trained}},

@@ -1,11 +1,6 @@
 """Folders of ladders as their jobs leave them, with losses of a law that is known."""
 
-from __future__ import annotations
-
 import json
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 from ladders import EXPONENT, loss
@@ -13,10 +8,8 @@ from ladders import EXPONENT, loss
 from blockwright.lab.ladder.outline import Cell, Outline, Size, compared
 from blockwright.lab.sweep import plan as plans
 
-Gains = Mapping[str, tuple[float, float]]
 
-
-def outline(gains: Gains, sizes: int = 4, seeds: int = 3, ratios: tuple[int, ...] = (5, 10, 20)) -> Outline:
+def outline(gains, sizes=4, seeds=3, ratios=(5, 10, 20)):
     """An outline without tuning; the first arm is the baseline."""
     of = {}
     for i in range(sizes):
@@ -26,38 +19,14 @@ def outline(gains: Gains, sizes: int = 4, seeds: int = 3, ratios: tuple[int, ...
     return Outline(next(iter(gains)), of, 1000, 0.2, 0.02, tuple(range(seeds)))
 
 
-def write(
-    directory: Path,
-    gains: Gains,
-    noise: float = 0.005,
-    exponent: float = EXPONENT,
-    lost: int | None = None,
-    **shape: Any,
-) -> Path:
-    """A ladder that has ended.
-
-    Args:
-        directory: of the ladder
-        gains: arm → ρ_N and ρ_D
-        noise: sd of a training
-        exponent: β of the second arm
-        lost: number of a job that failed
-        shape: of ``outline``
-    """
+def write(directory, gains, noise=0.005, exponent=EXPONENT, lost=None, **shape):
+    """A ladder that has ended: arm → ρ_N and ρ_D, the noise of a training, β of the second arm, a job that failed."""
     return write_of(directory, outline(gains, **shape), gains, noise, exponent, lost)
 
 
-def write_of(
-    directory: Path,
-    own: Outline,
-    gains: Gains,
-    noise: float = 0.005,
-    exponent: float = EXPONENT,
-    lost: int | None = None,
-) -> Path:
+def write_of(directory, own, gains, noise=0.005, exponent=EXPONENT, lost=None):
     """A ladder of this outline that has ended; arms that ``gains`` does not name gain nothing."""
-    arms_of = next(iter(own.sizes.values())).arms
-    gains = {arm: gains.get(arm, (1, 1)) for arm in arms_of}
+    gains = {arm: gains.get(arm, (1, 1)) for arm in next(iter(own.sizes.values())).arms}
     jobs = compared(own, {}, 0)
     plan = {"kind": "ladder", "name": "mine", "command": "blockwright ladder mine", "metric": "val/loss", "workers": 1}
     arms = [{"name": arm, "overrides": [], "baseline": arm == own.baseline} for arm in gains]
@@ -74,7 +43,7 @@ def write_of(
     return directory
 
 
-def finish(directory: Path, job: int, value: float, status: str = "completed") -> None:
+def finish(directory, job, value, status="completed"):
     """The result of a job."""
     folder = directory / str(job)
     folder.mkdir(exist_ok=True)

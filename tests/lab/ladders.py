@@ -1,11 +1,5 @@
 """Ladders whose truth is known: losses of the law with noise that arms and durations share."""
 
-from __future__ import annotations
-
-from collections.abc import Sequence
-
-import numpy as np
-
 from blockwright.lab.statistics.law import Rung
 
 FLOOR, OF_SIZE, OF_DATA, EXPONENT = 1.10, 0.20, 0.40, 0.35  # nats; the terms at 1e6 parameters and at 4e6 tokens
@@ -15,25 +9,25 @@ RATIOS = (5, 10, 20)  # tokens per parameter
 ARMS = ("plain", "changed", "third", "fourth")
 
 
-def loss(parameters: float, tokens: float, of_data: float = EXPONENT) -> float:
+def loss(parameters, tokens, of_data=EXPONENT):
     """The true law, in nats."""
     return FLOOR + OF_SIZE * (parameters / 1e6) ** -EXPONENT + OF_DATA * (tokens / 4e6) ** -of_data
 
 
 def ladder(
-    rng: np.random.Generator,
-    gains: Sequence[tuple[float, float]] = ((1, 1), (1, 1)),
-    noise: float = 0.007,
-    sizes: Sequence[float] = tuple(DOUBLED),
-    ratios: Sequence[float] = RATIOS,
-    seeds: int = 3,
-    pairing: float = 0.5,
-    trunk: float = 0.2,
-    exponent: float = EXPONENT,
-    cell: float = 0.0,
-    above: float = 0.0,
-    tuning: float = 0.0,
-) -> list[Rung]:
+    rng,
+    gains=((1, 1), (1, 1)),
+    noise=0.007,
+    sizes=tuple(DOUBLED),
+    ratios=RATIOS,
+    seeds=3,
+    pairing=0.5,
+    trunk=0.2,
+    exponent=EXPONENT,
+    cell=0.0,
+    above=0.0,
+    tuning=0.0,
+):
     """One simulated ladder.
 
     Args:
@@ -48,9 +42,9 @@ def ladder(
         above: nats by which the smallest size lies above the law
         tuning: sd of the excess loss that an (arm, size) has of the value it was tuned to, a χ² of one degree
     """
-    shared: dict[tuple[object, ...], float] = {}
+    shared = {}
 
-    def draw(*key: object) -> float:
+    def draw(*key):
         return shared.setdefault(key, float(rng.standard_normal()))
 
     rungs = []

@@ -1,17 +1,12 @@
 """The folder of a run with its configuration and last checkpoint, as train.py leaves it, without training."""
 
-from __future__ import annotations
-
-from pathlib import Path
-
 import torch
 from omegaconf import OmegaConf
 
-from blockwright.blocks.decoder import Decoder
 from blockwright.training.data.tokenizers.bytes import Bytes
 
 
-def write_run(folder: Path, decoder: Decoder, text: str) -> Path:
+def write_run(folder, decoder, text):
     """A run on twelve files of the same text, in windows of 48 bytes."""
     for i in range(12):
         (folder / f"{i}.txt").write_text(text)

@@ -1,12 +1,7 @@
 """A stand-in for train.py that takes no time, and plans of jobs for it."""
 
-from __future__ import annotations
-
 import json
 import time
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
 from blockwright.lab.sweep import plan as plans
 from blockwright.lab.sweep.table import rows_of
@@ -45,23 +40,23 @@ if do != "bare":
 """
 
 
-def make_plan(sweep: Path, *jobs: str, **more: Any) -> Path:
+def make_plan(sweep, *jobs, **more):
     listed = [{"job": i, "overrides": ["seed=1", *job.split()]} for i, job in enumerate(jobs)]
     plan = {"kind": "grid", "name": "x", "command": "c", "metric": "val/loss", "direction": "minimize", "workers": 2}
     plans.write(sweep, {**plan, "jobs": listed, **more})
     return sweep
 
 
-def until(condition: Callable[[], Any], seconds: float = 30) -> None:
+def until(condition, seconds=30):
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "it never came"
         time.sleep(0.02)
 
 
-def calls(job: Path) -> list[dict[str, Any]]:
+def calls(job):
     return [json.loads(line) for line in (job / "calls").read_text().splitlines()]
 
 
-def statuses(sweep: Path) -> list[str]:
+def statuses(sweep):
     return [row["status"] for row in rows_of(sweep)]

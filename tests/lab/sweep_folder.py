@@ -1,26 +1,14 @@
 """Sweep folders as training leaves them, with figures that are made up and known."""
 
-from __future__ import annotations
-
 import json
 import math
 import random
-from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
-from typing import Any
 
-Losses = Mapping[str, Sequence[float | str | None]]  # by arm and seed: None has not ended, a word is a state
 RATES = (0.0125, 0.025, 0.05, 0.1, 0.2)  # that are tried
 COST = {"mha": (512, 1.00), "gqa": (256, 0.97), "mla": (144, 1.02), "moe": (512, 1.10)}
 
 
-def write_job(
-    sweep: Path,
-    number: int,
-    overrides: Sequence[str],
-    results: dict[str, Any] | None = None,
-    curves: dict[str, Any] | None = None,
-) -> Path:
+def write_job(sweep, number, overrides, results=None, curves=None):
     """One run's folder."""
     folder = sweep / str(number)
     (folder / ".hydra").mkdir(parents=True)
@@ -32,14 +20,14 @@ def write_job(
     return folder
 
 
-def completed(loss: float, **more: Any) -> dict[str, Any]:
+def completed(loss, **more):
     """results.json of a run that ended well."""
     metrics = {"val/loss": loss, "test/loss": loss + 0.01, "speed/tokens_per_second": 1000.0}
     figures = {"parameters": 1_000_000, "active_parameters": 900_000, "steps": 100, "fit_seconds": 12.5}
     return {"status": "completed", **figures, "metrics": metrics, "figures": described(metrics), **more}
 
 
-def described(metrics: Iterable[str], **other: str | None) -> dict[str, Any]:
+def described(metrics, **other):
     """What results.json says of figures: of losses less is better, of speeds more, of others what is given."""
     usual = {"loss": "less", "bits_per_byte": "less", "perplexity": "less", "tokens_per_second": "more", **other}
     known = {name: usual[name.rpartition("/")[2]] for name in metrics if name.rpartition("/")[2] in usual}
@@ -47,7 +35,7 @@ def described(metrics: Iterable[str], **other: str | None) -> dict[str, Any]:
     return {name: {"unit": units[name], "better": better} for name, better in known.items()}
 
 
-def falling(final: float, rng: random.Random, steps: int = 100, slower: float = 1.0) -> dict[str, Any]:
+def falling(final, rng, steps=100, slower=1.0):
     """curves.json of a loss that falls like a power of the steps to ``final``."""
     power = 0.5 * slower
     at = range(10, steps + 1, 10)
@@ -62,54 +50,37 @@ def falling(final: float, rng: random.Random, steps: int = 100, slower: float = 
     }
 
 
-def ablation(sweep: Path, seeds: int = 3, effects: dict[str, float] | None = None) -> Path:
+def ablation(sweep, seeds=3, effects=None):
     """Four arms, one of which fails everywhere, a diverged seed, a mixture of experts, a plan."""
     rng = random.Random(7)
     effects = {"mha": 0.0, "gqa": 0.003, "mla": -0.05, "moe": -0.12} if effects is None else effects
     names = [*effects, "broken <b>&"]
     base = {"params": 1_000_000, "active_params": 900_000, "flops": 1.3e7, "cache_bytes": 512}
-    jobs: list[dict[str, Any]] = []
+    jobs = []
     noise = [rng.gauss(0, 0.02) for _ in range(seeds)]
     for arm in names:
         for seed in range(seeds):
             overrides = [f"model/attention={arm}", f"seed={seed}"]
             jobs.append({"job": len(jobs), "overrides": overrides, "arm": arm, "seed": seed, "lr": None})
             _job(sweep, jobs[-1], arm, effects, noise[seed], rng)
-    plan = {
-        "kind": "ablation",
-        "name": "attention",
-        "command": "blockwright ablate attention",
-        "metric": "val/loss",
-        "direction": "minimize",
-        "workers": 1,
-        "jobs": jobs,
-        "arms": [_planned(arm, base) for arm in names],
-        "definition": {},
-    }
+    plan = {"kind": "ablation", "name": "attention", "command": "blockwright ablate attention", "metric": "val/loss"}
+    plan |= {"direction": "minimize", "workers": 1, "jobs": jobs, "definition": {}}
+    plan["arms"] = [_planned(arm, base) for arm in names]
     (sweep / "plan.json").write_text(json.dumps(plan))
     return sweep
 
 
-def _planned(arm: str, base: dict[str, float]) -> dict[str, Any]:
+def _planned(arm, base):
     cache, size = COST.get(arm, (512, 1.0))
     figures = {**{k: v * size for k, v in base.items()}, "cache_bytes": cache}
     residual = {name: figures[name] / base[name] - 1 for name in base}
     changed = {"model.ffn.d_ff": [512, 736]}
     match = {"budget": "params", "by": "d_ff", "tol": 0.005, "changed": changed, "residual": residual}
-    overrides = [f"model/attention={arm}"]
-    baseline = arm == "mha"
-    return {
-        "name": arm,
-        "baseline": baseline,
-        "overrides": overrides,
-        "figures": figures,
-        "match": None if baseline else match,
-    }
+    planned = {"name": arm, "baseline": arm == "mha", "overrides": [f"model/attention={arm}"], "figures": figures}
+    return {**planned, "match": None if arm == "mha" else match}
 
 
-def _job(
-    sweep: Path, job: dict[str, Any], arm: str, effects: dict[str, float], of_seed: float, rng: random.Random
-) -> None:
+def _job(sweep, job, arm, effects, of_seed, rng):
     if arm not in effects:
         reason = "ConfigError: model.attention = 'broken <b>&': <script>alert(1)</script> is unknown"
         write_job(sweep, job["job"], job["overrides"], {"status": "failed", "reason": reason})
@@ -126,12 +97,12 @@ def _job(
     write_job(sweep, job["job"], job["overrides"], results, curves)
 
 
-def _shares(n: int, rng: random.Random) -> list[float]:
+def _shares(n, rng):
     drawn = [math.exp(rng.gauss(0, 0.5)) for _ in range(n)]
     return [d / sum(drawn) for d in drawn]
 
 
-def grid(sweep: Path, losses: dict[str, Sequence[float | None]], key: str = "model/attention") -> Path:
+def grid(sweep, losses, key="model/attention"):
     """A sweep without a plan; None is a run that has not ended."""
     rng, number = random.Random(1), 0
     for value, of_seeds in losses.items():
@@ -143,7 +114,7 @@ def grid(sweep: Path, losses: dict[str, Sequence[float | None]], key: str = "mod
     return sweep
 
 
-def planned(sweep: Path, losses: Losses, tried: Mapping[str, Sequence[float]] | None = None, **keys: Any) -> Path:
+def planned(sweep, losses, tried=None, **keys):
     """An ablation: arm → final loss by seed, of which None has not ended and a word is a state.
 
     Args:
@@ -152,7 +123,7 @@ def planned(sweep: Path, losses: Losses, tried: Mapping[str, Sequence[float]] | 
         tried: arm → losses at ``RATES`` in the stage ``tune``; None where it was not tuned
         keys: of the plan
     """
-    jobs: list[dict[str, Any]] = []
+    jobs = []
     for arm in losses:
         for rate, loss in zip(RATES, (tried or {}).get(arm, ()), strict=False):
             _add(jobs, sweep, arm, 90, loss, stage="tune", tries={"optimizer.lr": rate})
@@ -166,7 +137,7 @@ def planned(sweep: Path, losses: Losses, tried: Mapping[str, Sequence[float]] | 
     return sweep
 
 
-def _add(jobs: list[dict[str, Any]], sweep: Path, arm: str, seed: int, ended: float | str | None, **more: Any) -> None:
+def _add(jobs, sweep, arm, seed, ended, **more):
     job = {"job": len(jobs), "overrides": [f"arm={arm}", f"seed={seed}"], "arm": arm, "seed": seed, "lr": None, **more}
     results = None
     if isinstance(ended, str):
@@ -177,7 +148,7 @@ def _add(jobs: list[dict[str, Any]], sweep: Path, arm: str, seed: int, ended: fl
     jobs.append(job)
 
 
-def noisy(effects: Mapping[str, float], seeds: int, sd: float = 0.005, seed: int = 1) -> dict[str, list[float]]:
+def noisy(effects, seeds, sd=0.005, seed=1):
     """Arms with these effects and noise, and a data order that moves all arms of a seed."""
     rng = random.Random(seed)
     order = [rng.gauss(0, 0.05) for _ in range(seeds)]
