@@ -1,13 +1,9 @@
 """``blockwright transfer``: its plan grows from tries to a comparison, and its answer is that of known curves."""
 
-from __future__ import annotations
-
-import copy
 import json
 import math
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
+import shlex
+import shutil
 
 import pytest
 
@@ -26,22 +22,31 @@ FLOOR = {BASE: 2.4, RULES: 2.2, STANDARD: 2.25}
 CURVATURE = 0.05  # nats per octave²
 
 
-def planned(tmp_path: Path, *words: str) -> Path:
-    command = ["base=16", "to=32", "seeds=2", *MODEL, f"paths.log_dir={tmp_path}", *words, "--plan-only"]
-    assert main(command) == 0
-    (directory,) = (tmp_path / "transfer").iterdir()
+@pytest.fixture(scope="module")
+def first(tmp_path_factory):
+    """The folder of a plan whose jobs have not begun."""
+    logs = tmp_path_factory.mktemp("transfer")
+    assert main(["base=16", "to=32", "seeds=2", *MODEL, f"paths.log_dir={logs}", "--plan-only"]) == 0
+    (directory,) = (logs / "transfer").iterdir()
     return directory
 
 
-def loss(job: dict[str, Any]) -> float:
+@pytest.fixture(scope="module")
+def whole(first, tmp_path_factory):
+    """One whose jobs have all ended, and how many each round had."""
+    directory = shutil.copytree(first, tmp_path_factory.mktemp("whole") / "one")
+    return directory, run(directory)
+
+
+def loss(job):
     arm = RULES if job["arm"] == TRANSFERRED else job["arm"]
     return FLOOR[arm] + CURVATURE * math.log2(job["tries"][RATE] / BEST[arm]) ** 2 + 0.001 * job["seed"]
 
 
-def run(directory: Path) -> list[int]:
+def run(directory):
     """Let jobs end with the losses of the curves, until none follow; returns how many each round had."""
     rounds = []
-    done: set[int] = set()
+    done = set()
     while True:
         plan = plans.read(directory)
         new = [job for job in plan["jobs"] if job["job"] not in done]
@@ -54,9 +59,8 @@ def run(directory: Path) -> list[int]:
             return rounds
 
 
-@pytest.mark.slow
-def test_the_plan_tunes_three_models_at_equal_tries(tmp_path: Path) -> None:
-    plan = plans.read(planned(tmp_path))
+def test_the_plan_tunes_three_models_at_equal_tries(first):
+    plan = plans.read(first)
     assert "transfer" in kinds()
     rates = {arm: [j["tries"][RATE] for j in plan["jobs"] if j["arm"] == arm] for arm in BEST}
     assert set(map(tuple, rates.values())) == {(0.0025, 0.005, 0.01, 0.02, 0.04)}
@@ -66,10 +70,8 @@ def test_the_plan_tunes_three_models_at_equal_tries(tmp_path: Path) -> None:
     assert "++parametrisation.base={d_model: 16}" in overrides[RULES]
 
 
-@pytest.mark.slow
-def test_tries_grow_where_a_model_needs_them_then_it_is_compared(tmp_path: Path) -> None:
-    directory = planned(tmp_path)
-    rounds = run(directory)
+def test_tries_grow_where_a_model_needs_them_then_it_is_compared(whole, capsys):
+    directory, rounds = whole
     assert rounds[0] == 15 and rounds[-1] == 6 and len(rounds) > 2  # the best rate of standard is beyond the grid
     plan = plans.read(directory)
     found = answer.read(directory, plan)
@@ -84,25 +86,25 @@ def test_tries_grow_where_a_model_needs_them_then_it_is_compared(tmp_path: Path)
     assert {job["arm"] for job in compared} == {TRANSFERRED, RULES, STANDARD}
     tuned = {job["seed"] for job in plan["jobs"] if job["stage"] == TUNE}
     assert not tuned & {job["seed"] for job in compared}  # fresh seeds
-
-
-@pytest.mark.slow
-def test_a_plan_that_was_killed_grows_by_the_same_jobs(tmp_path: Path) -> None:
-    directory = planned(tmp_path)
-    run(directory)
-    whole = plans.read(directory)
-    for cut in (15, 21, len(whole["jobs"]) - 6):  # ends of rounds
-        part = {**whole, "jobs": whole["jobs"][:cut]}
+    for cut in (15, 21, len(plan["jobs"]) - 6):  # ends of rounds, at which it may have been killed
+        part = {**plan, "jobs": plan["jobs"][:cut]}
         results = {job["job"]: Result.read(directory / str(job["job"])) for job in part["jobs"]}
-        assert design.more(directory, part, results) == whole["jobs"][cut : cut + 6]
+        assert design.more(directory, part, results) == plan["jobs"][cut : cut + 6]
 
 
-@pytest.mark.slow
-def test_an_ended_transfer_prints_its_table_and_writes_its_answer(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    directory = planned(tmp_path)
-    run(directory)
+def test_an_ended_transfer_prints_its_table_and_writes_its_answer_unless_its_plan_is_damaged(whole, tmp_path, capsys):
+    directory = shutil.copytree(whole[0], tmp_path / "copy")
+    plan = plans.read(directory)
+    last = plan["jobs"][-1]
+    jobs = [{"arm": "other"}, {"stage": "nowhere"}, {"seed": None}, {"tries": {}}, {"tries": {RATE: -1.0}}]
+    damages = [{"jobs": [*plan["jobs"][:-1], {**last, **wrong}]} for wrong in jobs]
+    damages += [{"widths": [16]}, {"tune": {"optimizer.b1": 5}}, {"jobs": plan["jobs"][:5]}]
+    damaged = [{**plan, **damage} for damage in damages]
+    for wrong in (*damaged, *({k: v for k, v in plan.items() if k != key} for key in ("widths", "tune", "arms"))):
+        plans.write(directory, wrong)
+        assert main([str(directory)]) == 64 and not (directory / answer.FILE).exists(), wrong
+    plans.write(directory, plan)
+    capsys.readouterr()
     assert main([str(directory)]) == 0
     printed = capsys.readouterr().out
     assert "rules, 32, transferred" in printed and "costs +0.0" in printed
@@ -110,82 +112,35 @@ def test_an_ended_transfer_prints_its_table_and_writes_its_answer(
     json.dumps(read_json(directory, answer.FILE), allow_nan=False)
 
 
-@pytest.mark.slow
-def test_a_best_rate_at_the_end_of_what_was_tried_is_no_verdict(tmp_path: Path) -> None:
-    directory = planned(tmp_path)
+def test_a_best_rate_at_the_end_of_what_was_tried_is_no_verdict_and_diverged_runs_count_as_worst(first, tmp_path):
+    directory = shutil.copytree(first, tmp_path / "copy")
     plan = plans.read(directory)
     for job in plan["jobs"]:
         Result("completed", metrics={"val/loss": -math.log2(job["tries"][RATE])}).write(directory / str(job["job"]))
     found = answer.read(directory, plan)
     assert found["rates"][BASE]["edge"] == "high"
     assert any("No verdict" in line and "largest" in line for line in answer.lines(found))
-
-
-def _without(key: str) -> Callable[[dict[str, Any]], None]:
-    return lambda plan: plan.pop(key)
-
-
-def _in_job(key: str, value: Any) -> Callable[[dict[str, Any]], None]:
-    return lambda plan: plan["jobs"][-1].update({key: value})
-
-
-DAMAGES = [
-    _without("widths"),
-    _without("tune"),
-    _without("arms"),
-    lambda plan: plan.update(widths=[16]),
-    lambda plan: plan.update(tune={"optimizer.b1": 5}),
-    _in_job("arm", "other"),
-    _in_job("stage", "nowhere"),
-    _in_job("seed", None),
-    _in_job("tries", {}),
-    _in_job("tries", {RATE: -1.0}),
-    lambda plan: plan.update(jobs=plan["jobs"][:5]),
-]
-
-
-@pytest.mark.slow
-def test_a_damaged_plan_is_refused(tmp_path: Path) -> None:
-    directory = planned(tmp_path)
-    run(directory)
-    plan = plans.read(directory)
-    for damage in DAMAGES:
-        damaged = copy.deepcopy(plan)
-        damage(damaged)
-        plans.write(directory, damaged)
-        assert main([str(directory)]) == 64 and not (directory / answer.FILE).exists(), damaged
-
-
-def test_runs_that_diverged_count_as_worst(tmp_path: Path) -> None:
-    directory = planned(tmp_path)
-    plan = plans.read(directory)
-    for job in plan["jobs"]:
-        status = "diverged" if job["tries"][RATE] > 0.01 else "completed"
-        Result(status, metrics={"val/loss": loss(job)}).write(directory / str(job["job"]))
-    results = {job["job"]: Result.read(directory / str(job["job"])) for job in plan["jobs"]}
+    status = {job["job"]: "diverged" if job["tries"][RATE] > 0.01 else "completed" for job in plan["jobs"]}
+    results = {job["job"]: Result(status[job["job"]], metrics={"val/loss": loss(job)}) for job in plan["jobs"]}
     assert all(each.vertex < 0.0101 for each in design.fits(plan, results).values())
 
 
-@pytest.mark.parametrize(
-    ("words", "path"),
-    [
-        (["to=32"], "base"),
-        (["base=32", "to=32"], "to"),
-        (["base=16", "to=32", "tries=2"], "tries"),
-        (["base=16", "to=24", "grow={ffn: {shared: {d_ff: 3}}}"], "grow.ffn.shared.d_ff"),
-        (["base=16", "to=32", "model=nothing"], "model"),
-        (["nowhere"], "DIR"),
-        (["nowhere", "seeds=3"], "DIR"),
-        ([".", "seeds=3"], "command line"),
-        (["base=16", "to=32", "model.d_model=64"], "model.d_model"),
-        (["base=16", "to=32", "hydra.run.dir=x"], "hydra.run.dir"),
-        (["base=16", "to=32", "paths.log_dir=/dev/null/x"], "paths.log_dir"),
-    ],
-)
-def test_mistakes_are_refused_before_a_plan_is_written(
-    words: list[str], path: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    more = [*MODEL, f"paths.log_dir={tmp_path}"] if "=" in words[0] else []
-    assert main([*more, *words]) == 64
-    assert capsys.readouterr().err.startswith(f"error: {path} ")
+MISTAKES = {
+    "to=32": "base",
+    "base=32 to=32": "to",
+    "base=16 to=32 tries=2": "tries",
+    "base=16 to=24 'grow={ffn: {shared: {d_ff: 3}}}'": "grow.ffn.shared.d_ff",
+    "nowhere": "DIR",
+    ". seeds=3": "command line",
+    "base=16 to=32 model.d_model=64": "model.d_model",
+    "base=16 to=32 hydra.run.dir=x": "hydra.run.dir",
+    "base=16 to=32 paths.log_dir=/dev/null/x": "paths.log_dir",
+}
+
+
+@pytest.mark.parametrize("words", MISTAKES)
+def test_mistakes_are_refused_before_a_plan_is_written(words, tmp_path, capsys):
+    more = [*MODEL, f"paths.log_dir={tmp_path}"] if "to=" in words else []
+    assert main([*more, *shlex.split(words)]) == 64
+    assert capsys.readouterr().err.startswith(f"error: {MISTAKES[words]} ")
     assert not list(tmp_path.iterdir())
