@@ -1,21 +1,12 @@
 """A ladder that is killed in any rung ends with the same losses, to the digit; a decay is as a training of its own."""
 
-from __future__ import annotations
-
-import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
-from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
-import yaml
-from warm import Running, Warm
 
-from blockwright.lab.ladder.findings import find
 from blockwright.lab.ladder.outline import Cell, Outline, Size, compared, schedule
 from blockwright.lab.sweep import plan as plans
 from blockwright.lab.sweep.job import command
@@ -33,7 +24,7 @@ SHORT, LONG = 10, 80
 class Started:
     """Jobs of a plan, each forked from a process that has loaded the imports."""
 
-    def __init__(self, sweep: Path, warm: Warm, environment: Mapping[str, str]) -> None:
+    def __init__(self, sweep, warm, environment):
         self.sweep, self.warm, self.environment = sweep, warm, environment
         outline = Outline(
             "a", {"one": Size({"short": SHORT, "long": LONG}, {"a": Cell(MODEL, 1, 1)})}, 1, 0.2, 0.05, (0,)
@@ -42,23 +33,21 @@ class Started:
         plans.write(sweep, {**plan, "jobs": compared(outline, {}, 0), "ladder": outline.as_plain()})
         self.plan = plans.read(sweep)
 
-    def start(self, number: int) -> Running:
+    def start(self, number):
         arguments, _ = command(self.sweep, self.plan, self.plan["jobs"][number])
         return self.warm.start(*arguments, cwd=self.sweep, env=self.environment)
 
-    def loss(self, number: int) -> float | None:
+    def loss(self, number):
         return Result.read(self.sweep / str(number)).value("val/loss")
 
 
-def ended(running: Running) -> None:
+def ended(running):
     _, err = running.communicate()
     assert running.returncode == 0, err[-3000:]
 
 
 @pytest.mark.slow
-def test_a_killed_trunk_and_its_decay_end_as_if_nothing_had_been(
-    warm: Warm, environment: dict[str, str], tmp_path: Path
-) -> None:
+def test_a_killed_trunk_and_its_decay_end_as_if_nothing_had_been(warm, environment, tmp_path):
     whole, killed = (Started(tmp_path / name, warm, environment) for name in ("whole", "killed"))
     trunk = killed.start(0)
     until = time.monotonic() + 200
@@ -80,10 +69,7 @@ def test_a_killed_trunk_and_its_decay_end_as_if_nothing_had_been(
 
 
 @pytest.mark.slow
-def test_a_trunk_that_lost_its_milestone_keeps_it_when_it_resumes(
-    warm: Warm, environment: dict[str, str], tmp_path: Path
-) -> None:
-    """last.ckpt of a step is written before the milestone of that step: a kill between the two must not lose it."""
+def test_a_trunk_that_lost_its_milestone_keeps_it_when_it_resumes(warm, environment, tmp_path):
     one = Started(tmp_path / "one", warm, environment)
     for job in one.plan["jobs"]:
         job["overrides"] = [o.replace("steps:[8]", "steps:[12]") for o in job["overrides"]]
@@ -99,40 +85,3 @@ def test_a_trunk_that_lost_its_milestone_keeps_it_when_it_resumes(
     kept.with_name("last.previous.ckpt").unlink(missing_ok=True)
     ended(one.start(0))
     assert kept.exists()
-
-
-@pytest.mark.slow
-def test_kill_9_in_any_rung(tmp_path: Path, environment: dict[str, str]) -> None:
-    """The whole command, killed in tries, their decays, trunks and rungs: the same rungs and the same law."""
-    file = tmp_path / "mine.yaml"
-    arms = {"plain": [], "gelu": "model/ffn=gelu"}
-    base = [*MODEL, "optimizer.lr=0.17"]  # near the best one, so that the tries are few
-    written = {"base": base, "baseline": "plain", "arms": arms, "sizes": {"d_model": [16, 24]}}
-    more = {"tokens": [16000, 32000], "seeds": 2, "tune": {"optimizer.lr": 3}, "tune_sizes": 1, "workers": 2}
-    file.write_text(yaml.safe_dump({**written, **more}))
-    folders = []
-    rungs = (2, 14, 23, 31)  # of 36 jobs: first tries, later ones, the smaller size, the larger
-    for name, kills in (("whole", ()), ("killed", rungs)):
-        logs = tmp_path / name
-        words = ["ladder", str(file), f"paths.log_dir={logs}"]
-        for kill in (*kills, None):
-            process = subprocess.Popen(
-                [sys.executable, "-m", "blockwright", *words], cwd=ROOT, env=environment, start_new_session=True
-            )
-            while process.poll() is None and (kill is None or _done(logs) < kill):
-                time.sleep(0.05)
-            if kill is not None:
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-            (folder,) = logs.glob("ladder/mine/*")
-            words = ["sweep", "resume", str(folder)]
-            time.sleep(1)
-        folders.append(folder)
-    whole, killed = (find(folder) for folder in folders)
-    assert whole.rungs == killed.rungs and len(whole.rungs) == 16
-    assert whole.law is not None and killed.law is not None
-    assert (whole.law.fit.theta == killed.law.fit.theta).all()
-
-
-def _done(logs: Path) -> int:
-    return len([*logs.glob("ladder/mine/*/*/results.json")])
