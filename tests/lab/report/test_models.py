@@ -1,12 +1,8 @@
 """The models of a report's arms: drawn from checkpoints, as data; folded; none where there is nothing to show."""
 
-from __future__ import annotations
-
 import os
 import pickle
 import re
-from pathlib import Path
-from typing import Any
 from xml.etree import ElementTree as ET
 
 import pytest
@@ -22,7 +18,7 @@ from blockwright.lab.report.reading import read
 ARMS = {"mha": 0, "gqa": 3, "mla": 6, "moe": 9, "broken <b>&": 12}  # of ``ablation``: number of the first run
 
 
-def save(folder: Path, attention: str, **changes: Any) -> Path:
+def save(folder, attention, **changes):
     """A checkpoint as a training leaves it, without weights."""
     made = folder / "checkpoints" / "last.ckpt"
     made.parent.mkdir(exist_ok=True)
@@ -32,7 +28,7 @@ def save(folder: Path, attention: str, **changes: Any) -> Path:
 
 
 @pytest.fixture
-def sweep(tmp_path: Path) -> Path:
+def sweep(tmp_path):
     """Arms of three attentions, and two that have the baseline's."""
     folder = ablation(tmp_path)
     for arm, attention in {"mha": "mha", "gqa": "gqa", "mla": "mha", "moe": "mha", "broken <b>&": "mqa"}.items():
@@ -40,12 +36,12 @@ def sweep(tmp_path: Path) -> Path:
     return folder
 
 
-def drawn(folder: Path) -> dict[str, Any]:
+def drawn(folder):
     return {each.heading: each for each in models(find(read(folder)))}
 
 
 @pytest.mark.slow
-def test_each_arm_with_another_model_is_drawn_against_the_baseline(sweep: Path) -> None:
+def test_each_arm_with_another_model_is_drawn_against_the_baseline(sweep):
     found = drawn(sweep)
     names = ["mha, the baseline", *(f"{arm}, against mha" for arm in ("gqa", "broken <b>&"))]
     assert [*found] == names
@@ -57,7 +53,7 @@ def test_each_arm_with_another_model_is_drawn_against_the_baseline(sweep: Path) 
 
 
 @pytest.mark.slow
-def test_page_has_them_folded_with_one_style_sheet_and_patterns_of_their_own(sweep: Path) -> None:
+def test_page_has_them_folded_with_one_style_sheet_and_patterns_of_their_own(sweep):
     page = build.write(find(read(sweep))).read_text()
     assert page.count('<details class="model">') == 3 and page.count("<style>") == 1
     patterns = re.findall(r'<pattern id="([\w-]+)"', page)
@@ -71,7 +67,7 @@ def test_page_has_them_folded_with_one_style_sheet_and_patterns_of_their_own(swe
     assert "[gqa, against mha](model-1.svg)" in (sweep / "report" / "report.md").read_text()
 
 
-def test_sweep_of_rates_has_one_picture_and_one_without_checkpoints_none(tmp_path: Path) -> None:
+def test_sweep_of_rates_has_one_picture_and_one_without_checkpoints_none(tmp_path):
     folder = grid(tmp_path, {"a": [2.0], "b": [2.1]})
     assert not models(find(read(folder)))
     assert "The models" not in build.write(find(read(folder))).read_text()
@@ -80,7 +76,7 @@ def test_sweep_of_rates_has_one_picture_and_one_without_checkpoints_none(tmp_pat
     assert len(models(find(read(folder)))) == 1
 
 
-def test_pictures_of_many_arms_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pictures_of_many_arms_are_bounded(tmp_path, monkeypatch):
     monkeypatch.setattr("blockwright.lab.report.models.MANY", 1)
     folder = grid(tmp_path, {f"a{i}": [2.0 + i] for i in range(3)})
     for i in range(3):
@@ -91,11 +87,11 @@ def test_pictures_of_many_arms_are_bounded(tmp_path: Path, monkeypatch: pytest.M
 class Runs:
     """Unpickled, it writes a file."""
 
-    def __reduce__(self) -> tuple[Any, ...]:
+    def __reduce__(self):
         return os.system, ("touch ran",)
 
 
-def test_checkpoint_that_is_hostile_or_damaged_is_left_out(sweep: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_checkpoint_that_is_hostile_or_damaged_is_left_out(sweep, monkeypatch):
     monkeypatch.chdir(sweep)
     (sweep / "3/checkpoints/last.ckpt").write_bytes(pickle.dumps(Runs()))
     (sweep / "6/checkpoints/last.ckpt").write_text("half a file")
@@ -110,8 +106,8 @@ def test_checkpoint_that_is_hostile_or_damaged_is_left_out(sweep: Path, monkeypa
 
 @pytest.mark.slow
 @pytest.mark.xdist_group("browser")
-@pytest.mark.parametrize("width", [1280, 320])
-def test_pictures_fit_a_phone_and_are_hatched(browser: Any, sweep: Path, width: int) -> None:
+@pytest.mark.parametrize("width", [320])
+def test_pictures_fit_a_phone_and_are_hatched(browser, sweep, width):
     page = browser.new_page(viewport={"width": width, "height": 800})
     page.goto(build.write(find(read(sweep))).as_uri())
     assert page.evaluate("[...document.querySelectorAll('svg.scheme')].every(s => !s.checkVisibility())")
