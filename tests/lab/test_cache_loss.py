@@ -1,19 +1,13 @@
 """What quantised caches cost in perplexity."""
 
-from __future__ import annotations
-
 import json
 import math
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from run_folder import write_run
 
 from blockwright.blocks.compose import compose
-from blockwright.blocks.decoder import Decoder
 from blockwright.blocks.kernels.cross_entropy import IGNORED
 from blockwright.lab.cache_loss import losses, main, mean_loss
 from blockwright.registry import ConfigError
@@ -24,28 +18,28 @@ TEXT = "It was the best of times, it was the worst of times, it was the age of w
 
 
 @pytest.fixture(scope="module")
-def decoder(tiny: Callable[..., dict[str, Any]]) -> Decoder:
+def decoder(tiny):
     model = tiny(vocab_size=257, attention={"name": "mla", "n_heads": 4}, init={"std": 0.2, "depth_scaled": False})
     return compose(model, seed=3).eval()
 
 
 @pytest.fixture(scope="module")
-def run(decoder: Decoder, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def run(decoder, tmp_path_factory):
     return write_run(tmp_path_factory.mktemp("run"), decoder, TEXT)
 
 
 @pytest.fixture(autouse=True)
-def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def own_cache(tmp_path, monkeypatch):
     """Where the tokens of a run's own text go: the project's data."""
     monkeypatch.setenv("PROJECT_ROOT", str(tmp_path))
 
 
-def window(n: int = 70) -> tuple[torch.Tensor, torch.Tensor]:
+def window(n=70):
     ids = torch.tensor([[*TEXT.encode()][: n + 1]])
     return ids[:, :-1], ids[:, 1:]
 
 
-def test_exact_caches_lose_what_one_pass_loses(decoder: Decoder) -> None:
+def test_exact_caches_lose_what_one_pass_loses(decoder):
     tokens, targets = window()
     targets = targets.clone()
     targets[0, 5:20] = IGNORED
@@ -54,7 +48,7 @@ def test_exact_caches_lose_what_one_pass_loses(decoder: Decoder) -> None:
     assert mean_loss(decoder, [(tokens, targets)], None) == pytest.approx(float(expected), rel=1e-5)
 
 
-def test_each_row_has_the_bytes_it_holds_and_its_change_against_exact_caches(decoder: Decoder) -> None:
+def test_each_row_has_the_bytes_it_holds_and_its_change_against_exact_caches(decoder):
     rows = losses(decoder, [window()], [8, 6, 4])
     assert [row["bits"] for row in rows] == [None, 8, 6, 4]
     held = [row["bytes_per_token"] for row in rows]
@@ -65,7 +59,7 @@ def test_each_row_has_the_bytes_it_holds_and_its_change_against_exact_caches(dec
         assert row["change"] == pytest.approx(row["perplexity"] / rows[0]["perplexity"] - 1)
 
 
-def test_command_measures_a_runs_own_validation_text(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_command_measures_a_runs_own_validation_text(run, capsys):
     main([str(run), "--bits", "6", "--windows", "3", "--json"])
     told = json.loads(capsys.readouterr().out)
     assert [row["bits"] for row in told["caches"]] == [None, 6] and told["tokens"] == 3 * 48
@@ -73,7 +67,7 @@ def test_command_measures_a_runs_own_validation_text(run: Path, capsys: pytest.C
     assert "6 bits" in capsys.readouterr().out
 
 
-def test_command_takes_any_text(run: Path, decoder: Decoder, capsys: pytest.CaptureFixture[str]) -> None:
+def test_command_takes_any_text(run, decoder, capsys):
     file = run / "0.txt"
     main([str(run), "--text", str(file), "--length", "60", "--windows", "1", "--bits", "8", "--json"])
     told = json.loads(capsys.readouterr().out)
@@ -93,7 +87,7 @@ def test_command_takes_any_text(run: Path, decoder: Decoder, capsys: pytest.Capt
         (["--length", "0"], "--length"),
     ],
 )
-def test_mistake_is_one_message_at_its_option(words: list[str], path: str, run: Path) -> None:
+def test_mistake_is_one_message_at_its_option(words, path, run):
     (run / "short").write_text(TEXT[:60])
     (run / "empty").touch()
     files = {"EMPTY": str(run / "empty"), "TEXT": str(run / "0.txt"), "SHORT": str(run / "short")}
@@ -102,12 +96,12 @@ def test_mistake_is_one_message_at_its_option(words: list[str], path: str, run: 
     assert refused.value.path == path
 
 
-def test_model_that_is_no_run_needs_a_text(run: Path) -> None:
+def test_model_that_is_no_run_needs_a_text(run):
     with pytest.raises(ConfigError, match="--text"):
         main([str(run / "checkpoints" / "last.ckpt")])
 
 
-def test_conversations_of_a_run_are_no_text(run: Path, tmp_path: Path) -> None:
+def test_conversations_of_a_run_are_no_text(run, tmp_path):
     (tmp_path / ".hydra").mkdir()
     (tmp_path / "checkpoints").symlink_to(run / "checkpoints")
     (tmp_path / ".hydra" / "config.yaml").write_text("data: {name: chat}")
@@ -115,6 +109,6 @@ def test_conversations_of_a_run_are_no_text(run: Path, tmp_path: Path) -> None:
         main([str(tmp_path)])
 
 
-def test_tokens_of_a_run_go_to_the_projects_cache(run: Path, tmp_path: Path) -> None:
+def test_tokens_of_a_run_go_to_the_projects_cache(run, tmp_path):
     main([str(run), "--windows", "1"])
     assert (tmp_path / "data" / "cache").is_dir() and not (run / "cache").exists()

@@ -1,9 +1,6 @@
 """Every figure that a task or a callback logs is declared there: its unit, and which way it is better."""
 
-from __future__ import annotations
-
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -30,13 +27,13 @@ CALLBACKS = sorted(file.stem for file in (CONF / "callbacks").glob("*.yaml") if 
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory, corpus_file: Path) -> Callable[..., Path]:
+def trained(tmp_path_factory, corpus_file):
     """Trains two steps and hands back the run's folder, once for each name."""
     place, done = tmp_path_factory.mktemp("figures"), dict[str, Path]()
     text = ["data=text", f"data.corpus.files={corpus_file}", "data.corpus.val_fraction=0.3",
             "data.sequence_length=32", "data.eval_windows=2"]  # fmt: skip
 
-    def make(name: str, overrides: list[str]) -> Path:
+    def make(name, overrides):
         if name not in done:
             of_data = [] if any(each.startswith("data=") for each in overrides) else text
             start = str(place / "causal_lm")
@@ -49,7 +46,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory, corpus_file: Path) -> Call
 
 
 @pytest.fixture
-def of_text(trained: Callable[..., Path]) -> Path:
+def of_text(trained):
     """A run of text with every callback that can be in one."""
     chosen = [name for name in CALLBACKS if name != "pruning"]
     with_all = [
@@ -60,7 +57,7 @@ def of_text(trained: Callable[..., Path]) -> Path:
     return trained("causal_lm", with_all)
 
 
-def undeclared(folder: Path) -> set[str]:
+def undeclared(folder):
     """Figures that a run has logged, and nothing declares."""
     results = json.loads((folder / "results.json").read_text())
     assert len(results["metrics"]) > 5
@@ -68,29 +65,28 @@ def undeclared(folder: Path) -> set[str]:
 
 
 @pytest.mark.slow
-def test_every_figure_of_a_run_of_text_is_declared(of_text: Path) -> None:
+def test_every_figure_of_a_run_of_text_is_declared(of_text):
     assert undeclared(of_text) == set()
 
 
-def figures_of(callback: str) -> tuple[Figure, ...]:
+def figures_of(callback):
     (file,) = (file for file in files("callbacks") if file.stem == callback)
     node = yaml.safe_load(file.read_text())[callback]
     return getattr(find_target(node["_target_"], callback), "figures", ())
 
 
-def unlogged(callback: str, folder: Path) -> list[str]:
+def unlogged(callback, folder):
     """Figures that a callback declares and a run has not logged."""
     logged = json.loads((folder / "results.json").read_text())["metrics"]
     return [figure.name for figure in figures_of(callback) if not any(map(figure.stands_for, logged))]
 
 
-def test_what_a_callback_declares_says_its_direction_or_that_it_has_none() -> None:
+def test_what_a_callback_declares_says_its_direction_or_that_it_has_none():
     every = [figure for callback in CALLBACKS for figure in figures_of(callback)]
     assert len(every) > 5 and all(isinstance(figure, Figure) for figure in every)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("callback", sorted(set(CALLBACKS) - {"completions", "guard"}))
-def test_every_callback_has_logged_what_it_declares(callback: str, of_text: Path) -> None:
-    """But for what needs rewards or a bad step."""
+def test_every_callback_has_logged_what_it_declares(callback, of_text):
     assert [name for name in unlogged(callback, of_text) if not name.startswith(("rollout_", "update_"))] == []

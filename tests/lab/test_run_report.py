@@ -1,16 +1,9 @@
 """What a run shows: figures, curves, loads, a text; written, not empty, and whole after a resumption."""
 
-from __future__ import annotations
-
 import json
-from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 from xml.etree import ElementTree
 
-import lightning as L
 import pytest
 import torch
 
@@ -28,10 +21,8 @@ from blockwright.training.result import Result
 from blockwright.training.stops import Interrupted
 from blockwright.training.tasks.causal_lm import CausalLM
 
-Checked = Callable[..., dict[str, Any]]
 
-
-def drawn(path: Path) -> list[str]:
+def drawn(path):
     """The tooltips of what a chart shows, and the classes of its lines."""
     elements = list(ElementTree.parse(path).iter())
     lines = [e.get("class", "") for e in elements if e.tag.endswith("path")]
@@ -39,13 +30,11 @@ def drawn(path: Path) -> list[str]:
 
 
 @pytest.fixture
-def plain(checked: Checked) -> Callable[..., dict[str, Any]]:
+def plain(checked):
     return lambda *overrides: checked("logger=none", "trainer.max_steps=4", "trainer.val_check_interval=2", *overrides)
 
 
-def test_run_is_shown_and_written(
-    plain: Callable[..., dict[str, Any]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_run_is_shown_and_written(plain, tmp_path, capsys):
     metrics = execute(plain())
     folder = tmp_path / "run"
     results = json.loads((folder / "results.json").read_text())
@@ -66,9 +55,7 @@ def test_run_is_shown_and_written(
 
 
 @pytest.mark.slow
-def test_dense_run_draws_no_experts_and_samples_nothing_when_told(
-    plain: Callable[..., dict[str, Any]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_dense_run_draws_no_experts_and_samples_nothing_when_told(plain, tmp_path, capsys):
     execute(plain("model/ffn=gelu", "callbacks.report.sample_tokens=0"))
     folder = tmp_path / "run"
     assert "curve s8" in drawn(folder / "loss.svg")
@@ -79,12 +66,7 @@ def test_dense_run_draws_no_experts_and_samples_nothing_when_told(
 
 
 @pytest.mark.slow
-def test_attention_without_a_cache_is_reported_without_a_sample(
-    plain: Callable[..., dict[str, Any]],
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_attention_without_a_cache_is_reported_without_a_sample(plain, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(GQA, "new_cache", Attention.new_cache)
     execute(plain("model/attention=gqa"))
     assert "no sampled text" in capsys.readouterr().out
@@ -93,13 +75,13 @@ def test_attention_without_a_cache_is_reported_without_a_sample(
 
 
 @pytest.mark.slow
-def test_sample_is_as_long_as_the_model_allows(plain: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
+def test_sample_is_as_long_as_the_model_allows(plain, tmp_path):
     execute(plain("data/tokenizer=chars", "callbacks.report.sample_tokens=500"))
     text = (tmp_path / "run" / "sample.txt").read_text()
     assert 0 < len(text) <= 63  # model.max_positions is 64, and the first token starts the document
 
 
-def test_curves_travel_in_the_checkpoint() -> None:
+def test_curves_travel_in_the_checkpoint():
     report = RunReport("x")
     report.train, report.val, report.seconds = [(1, 3.0), (2, 2.5)], [(2, 2.75)], 10.0
     state = report.state_dict()
@@ -112,29 +94,7 @@ def test_curves_travel_in_the_checkpoint() -> None:
     assert report.train == [(1, 3.0), (2, 2.5)]
 
 
-def test_task_without_a_loss_has_its_other_curves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("blockwright.lab.run_report.logs_now", lambda trainer: True)
-    report = RunReport(str(tmp_path))
-    report.on_step_end(SimpleNamespace(callback_metrics={"train/f1": torch.tensor(0.5)}), L.LightningModule(), 1)  # type: ignore[arg-type]
-    assert report.train == []
-
-
-def test_curves_are_drawn_without_validations_too(tmp_path: Path) -> None:
-    (tmp_path / "a.svg").write_text(standalone(losses([(1, 3.0), (2, 2.5), (3, 2.4)], [])))
-    (tmp_path / "b.svg").write_text(standalone(losses([(1, 3.0)], [(1, 2.9), (5, float("nan"))])))
-    assert drawn(tmp_path / "a.svg") == ["curve s8", "Loss over optimizer steps", "training", "training"]
-    assert "step 1: 2.9000" in drawn(tmp_path / "b.svg") and "step 1: 3.0000" in drawn(tmp_path / "b.svg")
-    assert "nan" not in (tmp_path / "b.svg").read_text()
-
-
-def test_load_is_drawn_for_layers_of_different_width(tmp_path: Path) -> None:
-    (tmp_path / "load.svg").write_text(standalone(expert_load({"1": [0.25] * 4, "5": [0.9] + [0.1 / 39] * 39})))
-    assert "layer 5, expert 0: 36.00 of the even load" in drawn(tmp_path / "load.svg")
-    assert "layer 1, expert 3: 1.00 of the even load" in drawn(tmp_path / "load.svg")
-    expert_load({"0": [0.0, 0.0]})  # nothing routed yet
-
-
-def test_figure_of_the_whole_set_is_not_joined_to_the_curve_of_windows(tmp_path: Path) -> None:
+def test_figure_of_the_whole_set_is_not_joined_to_the_curve_of_windows(tmp_path):
     (tmp_path / "loss.svg").write_text(standalone(losses([], [(1, 2.0), (2, 1.0)], [(2, 1.5)])))
     circles = [e.get("class") for e in ElementTree.parse(tmp_path / "loss.svg").iter() if e.tag.endswith("circle")]
     assert circles == ["dot s1", "dot s1", "ring s1", "ring s1"]  # the last is of the legend
@@ -142,29 +102,12 @@ def test_figure_of_the_whole_set_is_not_joined_to_the_curve_of_windows(tmp_path:
     assert curve.get("d", "").count(",") == 2
 
 
-def test_table_leaves_out_what_was_not_measured() -> None:
-    run = Result("completed", parameters=1000, active_parameters=600, steps=3, fit_seconds=1.5)
-    metrics = {"val/loss": 1.25, "val_load/layer1/max_violation": 0.5}
-    table = table_of(replace(run, metrics=metrics, figures=by_name(metrics, OF_TEXT)))
-    cells = [list(column.cells) for column in table.columns]
-    assert cells[0] == ["parameters", "optimizer steps", "validation loss", "busiest expert over the mean"]
-    assert cells[1] == ["1,000", "3", "1.25", "1.5"]
-
-
-def test_figure_that_nothing_declares_is_shown_as_such() -> None:
-    run = Result("completed", parameters=1000, active_parameters=600, steps=3, fit_seconds=1.5)
-    table = table_of(replace(run, metrics={"val/f1": 0.5}))
-    assert [list(column.cells)[2] for column in table.columns] == ["validation f1", "0.5", "", "not declared"]
-
-
-def curves_of(folder: Path) -> dict[str, Any]:
+def curves_of(folder):
     return json.loads((folder / "curves.json").read_text())
 
 
 @pytest.mark.slow
-def test_curves_hold_what_was_learnt_and_what_a_token_costs(
-    plain: Callable[..., dict[str, Any]], tmp_path: Path
-) -> None:
+def test_curves_hold_what_was_learnt_and_what_a_token_costs(plain, tmp_path):
     config = plain("trainer.accumulate_grad_batches=2", "trainer.log_every_n_steps=2")
     metrics = execute(config)
     found = curves_of(tmp_path / "run")
@@ -181,25 +124,11 @@ def test_curves_hold_what_was_learnt_and_what_a_token_costs(
 
 
 @pytest.mark.slow
-def test_run_that_validates_at_its_end_only_has_that_in_its_curves(
-    plain: Callable[..., dict[str, Any]], tmp_path: Path
-) -> None:
-    metrics = execute(plain("trainer.val_check_interval=100", "trainer.max_steps=2", "model/ffn=gelu"))
-    assert curves_of(tmp_path / "run")["val"] == [[2, metrics["val/loss"]]]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "end",
-    [RuntimeError("no"), Interrupted(None, 3, 15)],
-    ids=["failed", "interrupted"],
-)
-def test_run_that_ends_before_its_time_leaves_what_it_had(
-    plain: Callable[..., dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, end: BaseException
-) -> None:
+@pytest.mark.parametrize("end", [RuntimeError("no"), Interrupted(None, 3, 15)], ids=["failed", "interrupted"])
+def test_run_that_ends_before_its_time_leaves_what_it_had(plain, tmp_path, monkeypatch, end):
     start = CausalLM.on_train_batch_start
 
-    def stop(self: CausalLM, batch: Any, batch_idx: int) -> None:
+    def stop(self, batch, batch_idx):
         if batch_idx == 3:
             raise end
         start(self, batch, batch_idx)
@@ -212,9 +141,32 @@ def test_run_that_ends_before_its_time_leaves_what_it_had(
     assert found["flops_per_token"] > 0 and found["expert_load"] == {}
 
 
-def test_block_that_cannot_be_measured_costs_no_run(monkeypatch: pytest.MonkeyPatch, tiny: Callable[..., Any]) -> None:
+def test_block_that_cannot_be_measured_costs_no_run(monkeypatch, tiny):
     monkeypatch.setattr(GQA, "new_cache", Attention.new_cache)
     found = curves.costs(tiny(), 32)
     assert found["flops_per_token"] and found["cache_bytes_per_token"] is None
     with pytest.warns(UserWarning, match="no costs in"):
         assert set(curves.costs({"vocab_size": 1}, 32).values()) == {None}
+
+
+def test_charts_of_few_points_and_of_layers_of_different_width_are_drawn(tmp_path):
+    for name, chart in {
+        "a": losses([(1, 3.0), (2, 2.5), (3, 2.4)], []),
+        "b": losses([(1, 3.0)], [(1, 2.9), (5, float("nan"))]),
+        "load": expert_load({"1": [0.25] * 4, "5": [0.9] + [0.1 / 39] * 39}),
+    }.items():
+        (tmp_path / f"{name}.svg").write_text(standalone(chart))
+    assert drawn(tmp_path / "a.svg") == ["curve s8", "Loss over optimizer steps", "training", "training"]
+    assert {"step 1: 2.9000", "step 1: 3.0000"} <= set(drawn(tmp_path / "b.svg"))
+    assert "nan" not in (tmp_path / "b.svg").read_text()
+    assert "layer 5, expert 0: 36.00 of the even load" in drawn(tmp_path / "load.svg")
+    expert_load({"0": [0.0, 0.0]})  # nothing routed yet
+
+
+def test_table_has_what_was_measured_and_says_what_nothing_declares():
+    run = Result("completed", parameters=1000, active_parameters=600, steps=3, fit_seconds=1.5)
+    metrics = {"val/loss": 1.25, "val_load/layer1/max_violation": 0.5}
+    table = table_of(replace(run, metrics=metrics, figures=by_name(metrics, OF_TEXT)))
+    assert list(table.columns[1].cells) == ["1,000", "3", "1.25", "1.5"]
+    table = table_of(replace(run, metrics={"val/f1": 0.5}))
+    assert [list(column.cells)[2] for column in table.columns] == ["validation f1", "0.5", "", "not declared"]
