@@ -88,30 +88,21 @@ def test_bank_that_cannot_be_written_costs_no_report(tmp_path):
     assert (folder / "report" / "index.html").is_file()
 
 
-def test_sweep_sees_what_the_page_of_the_method_says():
+def test_seeds_are_planned_by_what_they_see():
     assert Precision(0.007, 4).sees(3) == pytest.approx(0.0207, rel=0.02)
     assert Precision(0.007, 4, 20).sees(3) == pytest.approx(0.0139, rel=0.02)
     assert Precision(0.007, 4).sees(8) == pytest.approx(0.0089, rel=0.02)
     assert Precision(0.007, 4, 20).sees(8) == pytest.approx(0.0084, rel=0.02)
     assert Precision(0.007, 2).sees(17) == pytest.approx(0.0051, rel=0.02)
-
-
-def test_what_tuning_leaves_is_planned():
     plain, tuned, more = (Precision(0.0092, 4, tries=tries) for tries in (0, 1, 3))
     assert plain.sees(7) < more.sees(7) < tuned.sees(7) == pytest.approx(0.0141, rel=0.02)
     assert plain.sees(1000) < 0.002 < tuned.sees(1000)
     assert tuned.needed(0.01) > more.needed(0.01) > plain.needed(0.01)
     with pytest.raises(ValueError, match="more than"):
         tuned.needed(0.002)
-
-
-def test_needed_seeds_are_the_fewest_that_see_it():
     precision = Precision(0.007, 4)
     count = precision.needed(0.01)
     assert precision.sees(count) <= 0.01 < precision.sees(count - 1)
-
-
-def test_looks_at_quarters():
     assert quarters(16) == (4, 8, 12, 16) and quarters(5) == (2, 3, 4, 5) and quarters(2) == (2,)
     assert last_level((4, 8, 12, 16), "obrien_fleming") == pytest.approx(0.0374, rel=0.01)
     assert last_level((8,), "pocock") == 0.05
@@ -126,14 +117,11 @@ def make(entries, tuned_by=None, **keys):
     return provision.make(Definition("x", baseline="mha", **keys), RECIPES, tuned_by, SHAPE, entries)
 
 
-def test_difference_that_is_to_be_seen_becomes_seeds():
+def test_difference_that_is_to_be_seen_becomes_seeds_where_its_noise_is_known():
     few, many = make([ENTRY], see=0.03), make([ENTRY], see=0.01)
     assert few.seeds == (0, 1) and many.seeds == tuple(range(7)) and many.seeds_planned == 7
     looked = make([ENTRY], see=0.01, until="verdict")
     assert looked.seeds is None and looked.looks == (2, 4, 6, 7) and looked.seeds_planned == 7
-
-
-def test_difference_is_refused_where_the_noise_is_not_known_or_too_large():
     with pytest.raises(ConfigError, match="not known") as unknown:
         make([], see=0.01)
     assert "pairs=3" in unknown.value.remedy and make([], see=0.01, pairs=3).seeds is None
@@ -141,9 +129,6 @@ def test_difference_is_refused_where_the_noise_is_not_known_or_too_large():
         make([ENTRY], see=1e-9)
     with pytest.raises(ConfigError, match="more than 1,000 seeds"):
         make([ENTRY], see=3e-4)
-
-
-def test_tuned_arms_need_more_seeds_unless_another_figure_judged_them():
     tune, plain = {"optimizer.lr": 5}, make([ENTRY], see=0.006).seeds_planned
     assert make([ENTRY], see=0.006, tune=tune).seeds_planned > plain
     assert (
@@ -156,15 +141,12 @@ def test_tuned_arms_need_more_seeds_unless_another_figure_judged_them():
     assert "1,000 seeds see" in caught.value.remedy and "tune_seeds=2" in caught.value.remedy
 
 
-def test_verdicts_use_the_bank_where_rates_were_chosen_alike():
+def test_noise_of_the_bank_is_that_of_runs_tuned_alike():
     tune = {"optimizer.lr": 5}
     tuned = replace(ENTRY, tuned=True)
     assert make([ENTRY], seeds=(0,)).bank.sd == 0.007 and make([tuned], seeds=(0,), tune=tune).bank.sd == 0.007
     assert make([ENTRY], seeds=(0,), tune=tune).bank is None and make([tuned], seeds=(0,)).bank is None
     assert make([], seeds=(0,)).bank is None
-
-
-def test_arms_are_tuned_by_the_noise_of_a_run():
     loud = replace(ENTRY, params=5e7, sd=0.1)
     assert make([ENTRY, loud], seeds=(0,)).sd_of_run == pytest.approx(0.007 / 2**0.5)
     assert make([loud, replace(loud, sd=0.05)], seeds=(0,)).sd_of_run == pytest.approx(0.05 / 2**0.5)

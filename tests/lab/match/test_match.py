@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import json
+import math
 from dataclasses import asdict
 from typing import Any
 
 import pytest
 import torch
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
 from blockwright import registry
@@ -18,6 +22,7 @@ from blockwright.lab.match import __main__ as command
 from blockwright.lab.match import knobs, request
 from blockwright.lab.match.__main__ import main
 from blockwright.lab.match.budgets import BUDGETS, measure, measure_one, residuals
+from blockwright.lab.match.search import UnmovedError, nearest
 from blockwright.lab.match.sizing import Match, _sized, override, read_arm, size
 from blockwright.registry import REFUSED, ConfigError, register
 from blockwright.registry.command import run_command
@@ -27,7 +32,6 @@ from blockwright.training.configuration.named_model import composition_of
 pytestmark = pytest.mark.xdist_group("match")  # its models are composed once
 
 ATTENTIONS = ("mha", "gqa", "mqa", "mla")
-LITE = ["model=deepseek_v2_lite", "data.sequence_length=4096"]
 
 
 @functools.cache
@@ -71,7 +75,7 @@ def where(model, name):
     return {place.path: place.value for place in knobs.find(model, name).places}
 
 
-def test_knobs_stand_where_the_small_preset_has_them():
+def test_knobs_stand_where_presets_variants_and_overrides_have_them(tiny):
     model = model_of("model=tiny")
     assert where(model, "d_ff") == {"model.ffn.shared.d_ff": 128, "model.variants.ffn.dense.d_ff": 512}
     assert where(model, "d_expert") == {"model.experts.d_ff": 64, "model.ffn.shared.d_ff": 128}
@@ -85,6 +89,17 @@ def test_knobs_stand_where_the_small_preset_has_them():
         "d_model",
         "n_layers",
     ]
+    wide = {"variants": {"ffn": {"wide": {"d_ff": 80}}}, "layout": {"ffn": "ffn*1 wide*1"}, "n_layers": 3}
+    model = check(tiny(**{**wide, "layout": {"ffn": "ffn*2 wide*1"}}, overrides=[{"layers": 0, "ffn": {"d_ff": 56}}]))
+    places = {"model.ffn.d_ff": 40, "model.variants.ffn.wide.d_ff": 80, "model.overrides.0.ffn.d_ff": 56}
+    assert where(model, "d_ff") == places
+    experts = {"ffn": {"name": "moe", "n_experts": 6, "experts": {"name": "swiglu", "d_ff": 12}}}
+    inline = check(tiny(**experts, gating={"name": "softmax_topk"}))
+    assert where(inline, "d_expert") == {"model.ffn.experts.d_ff": 12}
+    model = model_of("model=tiny")
+    d_ff, d_expert = knobs.find(model, "d_ff"), knobs.find(model, "d_expert")
+    assert list(d_ff.at(192).values()) == [192, 576] and list(d_ff.at(100).values()) == [100, 484]
+    assert list(d_expert.at(96).values()) == [96, 192] and list(d_expert.at(65).values()) == [65, 130]
 
 
 @pytest.mark.slow
@@ -95,23 +110,6 @@ def test_a_width_that_a_block_chooses_itself_is_told(tiny):
         explicit = knobs.changed(model, {place.keys: place.value})
         assert measure(explicit, 8) == measure(model, 8)
         assert measure(knobs.changed(model, {place.keys: place.value + 1}), 8).params > measure(model, 8).params
-
-
-def test_knobs_are_found_in_variants_and_overrides(tiny):
-    wide = {"variants": {"ffn": {"wide": {"d_ff": 80}}}, "layout": {"ffn": "ffn*1 wide*1"}, "n_layers": 3}
-    model = check(tiny(**{**wide, "layout": {"ffn": "ffn*2 wide*1"}}, overrides=[{"layers": 0, "ffn": {"d_ff": 56}}]))
-    places = {"model.ffn.d_ff": 40, "model.variants.ffn.wide.d_ff": 80, "model.overrides.0.ffn.d_ff": 56}
-    assert where(model, "d_ff") == places
-    experts = {"ffn": {"name": "moe", "n_experts": 6, "experts": {"name": "swiglu", "d_ff": 12}}}
-    inline = check(tiny(**experts, gating={"name": "softmax_topk"}))
-    assert where(inline, "d_expert") == {"model.ffn.experts.d_ff": 12}
-
-
-def test_dense_and_shared_widths_move_by_as_much_and_experts_keep_their_proportion():
-    model = model_of("model=tiny")
-    d_ff, d_expert = knobs.find(model, "d_ff"), knobs.find(model, "d_expert")
-    assert list(d_ff.at(192).values()) == [192, 576] and list(d_ff.at(100).values()) == [100, 484]
-    assert list(d_expert.at(96).values()) == [96, 192] and list(d_expert.at(65).values()) == [65, 130]
 
 
 @pytest.mark.slow
@@ -218,7 +216,7 @@ def test_budget_of_which_the_baseline_has_none_is_refused():
     ("budget", "names"), [("params", "mha mqa"), pytest.param("flops", "mha gqa mqa mla", marks=pytest.mark.slow)]
 )
 def test_attentions_are_matched(budget, names):
-    sizes = matched(["model=tiny"], Match(budget, "d_ff", 0.01), tuple(names.split()))
+    sizes = matched(["model=tiny", "model.n_layers=2"], Match(budget, "d_ff", 0.01), tuple(names.split()))
     goal = getattr(sizes["mha"].figures, budget)
     assert not sizes["mha"].changed and sizes["mha"].match is None
     for sized in sizes.values():
@@ -307,3 +305,87 @@ def test_refusal_names_a_tolerance_that_does_and_none_that_would_be_refused(caps
     tol = err.partition("Write tol=")[2].partition(".  ")[0].split()[0].rstrip(".")
     assert answer(capsys, *words, f"tol={tol}")[0] == 0
     assert "Write tol=" not in answer(capsys, "model=tiny", *words[:2], "by=d_ff", "target=1e15")[2]
+
+
+WIDTHS = (64, 32, 16, 8, 4, 2, 1)
+TOP = 3000  # numbers above are not tried by the brute force, and goals lie below what is measured there
+
+
+def brute_force(figures, goal, multiples, tol):
+    """The coarsest multiple that reaches the goal, else the finest; and how far off the nearest of its numbers is."""
+    for multiple in multiples:
+        off = min((abs(f - goal) for v, f in figures.items() if v % multiple == 0), default=math.inf)
+        if off <= tol * goal:
+            break
+    return multiple, off
+
+
+@example(power=1.0, slope=1.0, floor=0.0, start=641, wanted=642.0, tol=0.0, multiples=(64, 16))
+@example(power=1.0, slope=1.0, floor=0.0, start=639, wanted=638.0, tol=0.0, multiples=(64, 16))
+@settings(max_examples=80, deadline=None)
+@given(
+    power=st.sampled_from([0.5, 1.0, 1.3, 2.0, 3.0]),
+    slope=st.floats(0.01, 1e6),
+    floor=st.floats(0, 1e9),
+    start=st.integers(1, 2000),
+    wanted=st.floats(0.3, 2500.0),
+    tol=st.sampled_from([0.0, 1e-4, 0.005, 0.1]),
+    multiples=st.sampled_from([WIDTHS, (8, 4, 2, 1), (1,), (64, 16)]),
+)
+def test_search_finds_what_trying_every_number_finds(power, slope, floor, start, wanted, tol, multiples):
+    def figure(value):
+        return floor + slope * value**power
+
+    goal = figure(wanted)
+    found = nearest(figure, start, figure(start), goal, multiples, tol)
+    multiple, off = brute_force({v: figure(v) for v in range(1, TOP)}, goal, multiples, tol)
+    assert found.multiple == multiple
+    assert found.value % multiple == 0 and abs(found.figure - goal) == pytest.approx(off, rel=1e-9, abs=1e-9 * goal)
+    assert found.figure == figure(found.value)
+
+
+@settings(max_examples=40, deadline=None)
+@given(steps=st.lists(st.floats(0.1, 100), min_size=100, max_size=100), start=st.integers(1, 99), share=st.floats(0, 1))
+def test_any_growth_is_followed(steps, start, share):
+    sums = [*itertools.accumulate(steps)]
+    goal = sums[0] + share * (sums[-1] - sums[0])
+    found = nearest(lambda v: sums[v - 1] if v <= len(sums) else None, start, sums[start - 1], goal, (1,), 0.0)
+    assert abs(found.figure - goal) == min(abs(s - goal) for s in sums)
+
+
+@settings(max_examples=40, deadline=None)
+@given(start=st.integers(1, 60), wanted=st.integers(20, 2000), heads=st.sampled_from([6, 10, 14, 20, 48]))
+def test_numbers_that_cannot_be_built_are_passed_over(start, wanted, heads):
+
+    def figure(value):
+        return float(value * value) if value % heads == 0 else None
+
+    found = nearest(figure, start * heads, float(start * heads) ** 2, float(wanted * wanted), WIDTHS, 0.0)
+    buildable = list(range(heads, TOP, heads))
+    assert abs(found.figure - wanted**2) == min(abs(v * v - wanted**2) for v in buildable)
+
+
+def test_search_takes_few_measurements():
+    tried = []
+
+    def figure(value):
+        tried.append(value)
+        return 7e9 + 3 * 2048 * 27 * value
+
+    found = nearest(figure, 10944, 7e9 + 3 * 2048 * 27 * 10944, 7e9 + 3 * 2048 * 27 * 5000, WIDTHS, 0.005)
+    assert found.value == 4992 and found.multiple == 64
+    assert len(tried) == found.measured == len(set(tried)) <= 4
+
+
+def test_limits_and_coarse_multiples_of_a_search():
+    for tol, value in ((0.05, 768), (0.011, 768), (0.008, 784), (0.002, 776), (0.0, 777)):
+        assert nearest(lambda v: 100.0 + v, 500, 600.0, 100.0 + 777, WIDTHS, tol).value == value
+    found = nearest(lambda v: float(v) if v <= 100_003 else None, 64, 64.0, 1e9, WIDTHS, 0.001)
+    assert found.value == 100_003  # nothing larger can be built
+    tried = []
+    found = nearest(lambda value: tried.append(value) or float(value), 4, 4.0, 1e9, (1,), 0.001, largest=1000)
+    assert found.value == 1000 == max(tried)
+    assert nearest(lambda v: 1000.0 * v, 640, 640_000.0, 1_234_567.0, WIDTHS, 0.0).measured <= 6 + 2 * len(WIDTHS)
+    for goal in (1.0, 50.0):
+        with pytest.raises(UnmovedError):
+            nearest(lambda value: 7.0, 512, 7.0, goal, WIDTHS, 0.001)
