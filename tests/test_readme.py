@@ -93,3 +93,14 @@ def test_every_command_of_the_tutorial_runs(small: list[str], warm: Warm, enviro
     runs = tmp_path / "logs" / "tutorial"
     assert all((runs / name / "results.json").is_file() for name in ("mla", "gqa", "mine", "sweep/0", "sweep/3"))
     assert (runs / "sweep" / "report" / "index.html").is_file()
+
+
+def test_ci_runs_every_check_and_what_the_second_command_runs_last() -> None:
+    commands = [line for line in README.splitlines() if line.startswith("python3 -m venv")]
+    assert len(commands) == 2 and commands[0].endswith("train.py")
+    set_up, _, tests = commands[1].rpartition(" && ")
+    lines = (ROOT / ".ci" / "run").read_text().splitlines()
+    checks = [line.removesuffix(" || failed=1") for line in lines if line.endswith(" || failed=1")]
+    tools = ["-m ruff check .", "-m ruff format --check .", "-m mypy", "lint-imports --no-cache", "-m docs.site"]
+    assert set_up in lines and all(check.endswith(tool) for check, tool in zip(checks, [*tools, tests], strict=True))
+    assert lines[-1] == "exit $failed"

@@ -240,7 +240,13 @@ def _train_once() -> None:
         for context in (contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere)):
             stack.enter_context(context)
         stack.enter_context(warnings.catch_warnings())
-        execute(prepare(composing.compose_config([*FIRST, f"paths.log_dir={folder}"], output_dir=folder)))
+        execute(
+            prepare(
+                composing.compose_config(
+                    [*FIRST, f"paths.log_dir={folder}", f"paths.data_dir={folder}"], output_dir=folder
+                )
+            )
+        )
     logging.root.handlers[:], logging.root.level = loggers
     torch.set_float32_matmul_precision("highest")
     assert {number: signal.getsignal(number) for number in heard} == heard

@@ -314,3 +314,12 @@ def test_state_of_other_shapes_is_counted() -> None:
     factors = state_factors(model, SOAP())  # type: ignore[arg-type]
     assert factors["maps.0"] == (0.0, 2 + 2 * (7 * 7 + 5 * 5) / 35)
     assert factors["head.weight"] == (2.0, 0.0)
+
+
+def test_soap_takes_a_gradient_that_is_not_finite() -> None:
+    parameter = nn.Parameter(torch.randn(9, 4))
+    optimizer = StackedSOAP([parameter])
+    for _ in range(2):
+        parameter.grad = torch.full_like(parameter, torch.nan)
+        optimizer.step()
+    assert parameter.isnan().any()

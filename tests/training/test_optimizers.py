@@ -435,3 +435,16 @@ def test_clipping_scales_sparse_gradients_with_the_others() -> None:
     for parameter, gradient in zip((weight, table), want, strict=True):
         torch.testing.assert_close(parameter.grad.to_dense(), gradient * 0.1 / norm, rtol=1e-4, atol=1e-6)
     assert table.grad.is_sparse
+
+
+def test_a_closure_is_evaluated_once_with_gradients() -> None:
+    model = Tiny()
+    optimizer = Muon().build(model)
+    calls = []
+
+    def closure() -> float:
+        calls.append(torch.is_grad_enabled())
+        return 1.5
+
+    assert optimizer.step(closure) == 1.5
+    assert calls == [True]

@@ -29,7 +29,7 @@ def options(group: str) -> list[str]:
 
 
 def chosen(*groups: str) -> list[str]:
-    # One names a file (tests/training/data/test_pretrained.py), one needs a package, one is put upon another, and one
+    # One names a file (tests/training/data/test_tokenizers.py), one needs a package, one is put upon another, and one
     # starts from a trained run.
     needy = {"data/tokenizer=pretrained", "trainer=deepspeed", "trainer=sim", "experiment=dsa_warmup"}
     return [o for group in groups for option in options(group) if (o := f"{group}={option}") not in needy]
