@@ -27,9 +27,7 @@ def echo(decoder: Decoder) -> Iterator[Callable[..., Running]]:
     """Starts a server whose texts are their prompts."""
     started: list[Running] = []
 
-    def start(
-        queue: int = 256, key: str | None = None, buffer: int | None = None, grace: float = 5, **options: Any
-    ) -> Running:
+    def start(queue: int = 256, key: Any = None, buffer: int = 0, grace: float = 5, **options: Any) -> Running:
         started.append(Running(Echo(**options), decoder, queue, key, buffer, grace))
         return started[-1]
 

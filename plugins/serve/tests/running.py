@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import socket
 import threading
 import time
@@ -36,18 +37,9 @@ ROOM = 200
 
 def tiny(room: int = ROOM) -> Decoder:
     """A model of bytes, random but sharp."""
-    model = {
-        "vocab_size": 257,
-        "d_model": 32,
-        "n_layers": 2,
-        "max_positions": room,
-        "init": {"std": 0.3, "depth_scaled": False},
-        "attention": {"name": "gqa", "n_heads": 4, "n_kv_heads": 2},
-        "position": {"name": "rope"},
-        "ffn": {"name": "swiglu", "d_ff": 64},
-        "norm": {"name": "rmsnorm"},
-        "residual": {"name": "prenorm"},
-    }
+    model = {"vocab_size": 257, "d_model": 32, "n_layers": 2, "max_positions": room, "norm": {"name": "rmsnorm"}}
+    model |= {"init": {"std": 0.3, "depth_scaled": False}, "position": {"name": "rope"}, "residual": "prenorm"}
+    model |= {"attention": {"name": "gqa", "n_heads": 4, "n_kv_heads": 2}, "ffn": {"name": "swiglu", "d_ff": 64}}
     return compose(model, seed=3).eval()
 
 
@@ -58,13 +50,14 @@ def alone(decoder: Decoder, prompt: str, n: int, seed: int = 0, temperature: flo
     return "".join(text.push(token) for (token,) in rows if token is not None) + text.close()
 
 
-class Echo:
-    """A batch whose texts are their prompts, so that any text can be had from a server.
+def head(*more: str, path: str = "/v1/completions") -> bytes:
+    """The head of a request, written by hand."""
+    lines = (f"POST {path} HTTP/1.1", "Host: a", "Content-Type: application/json", *more, "", "")
+    return "\r\n".join(lines).encode()
 
-    Args:
-        pause: seconds of a step
-        several: tokens of a job in a step, as with drafts
-    """
+
+class Echo:
+    """A batch whose texts are their prompts; ``pause``: seconds of a step; ``several``: tokens of a job in a step."""
 
     def __init__(self, rows: int = 4, room: int = ROOM, pause: float = 0.0, several: int = 1) -> None:
         self.rows, self.room, self.pause, self.several = rows, room, pause, several
@@ -117,32 +110,17 @@ class Echo:
 
 
 class Running:
-    """A server at work.
-
-    Args:
-        batch: real or ``Echo``
-        decoder: of the batch
-        queue: texts that may wait
-        key: that requests must show
-        buffer: bytes that the kernel keeps for a client that does not read; None for the usual
-        grace: seconds for requests to end
-    """
+    """A server at work. ``buffer``: bytes that the kernel keeps for a client that does not read."""
 
     def __init__(
-        self,
-        batch: Any,
-        decoder: Decoder,
-        queue: int = 256,
-        key: str | None = None,
-        buffer: int | None = None,
-        grace: float = 5,
+        self, batch: Any, decoder: Decoder, queue: int = 256, key: str | None = None, buffer: int = 0, grace: float = 5
     ) -> None:
         words = Bytes()
         self.batch, self.decoder = batch, decoder
         self.engine = Engine(batch, queue)
         self.served = Served("tiny", Writer(decoder, words), batch.room, self.engine.places, ChatText("plain", words))
         self._listening = listen("127.0.0.1", 0)
-        if buffer is not None:
+        if buffer:
             self._listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, buffer)
         self.port = self._listening.getsockname()[1]
         site = Site(self.port, allowed=["a"])  # the host of the tests that write their requests by hand
@@ -180,17 +158,25 @@ class Running:
         kind = response.headers["content-type"] or ""
         return response.status, json.loads(text) if kind == "application/json" else text
 
-    def send(self, path: str, body: dict[str, Any]) -> socket.socket:
+    def stream(self, **body: Any) -> list[Any]:
+        """The choices of a streamed completion that ends well, in order."""
+        status, text = self.ask("/v1/completions", {"model": "tiny", "max_tokens": 100, "stream": True, **body})
+        assert status == 200 and text.endswith("data: [DONE]\n\n")
+        return [json.loads(event[6:])["choices"][0] for event in text.split("\n\n")[:-2]]
+
+    def statuses(self) -> dict[int, int]:
+        """Status → completions, of the metrics."""
+        found = re.findall(r'requests_total{route="/v1/completions",status="(\d+)"} (\d+)', self.ask("/metrics")[1])
+        return {int(status): int(count) for status, count in found}
+
+    def send(self, body: dict[str, Any], path: str = "/v1/completions") -> socket.socket:
         """A connection with a request sent, whose answer has not been read."""
-        data = json.dumps(body).encode()
-        head = (
-            f"POST {path} HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nContent-Length: {len(data)}\r\n\r\n"
-        )
+        data = json.dumps({"model": "tiny", **body}).encode()
         connection = socket.socket()
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         connection.connect(("127.0.0.1", self.port))
         connection.settimeout(60)
-        connection.sendall(head.encode() + data)
+        connection.sendall(head(f"Content-Length: {len(data)}", path=path) + data)
         return connection
 
     def close(self) -> None:

@@ -33,14 +33,23 @@ LIMIT = 0.4
 GREEDY = 1.5 * 2**30  # bytes: more than a template may have
 
 
+def words() -> Bytes:
+    made = Bytes()
+    made.companions = {"chat_template.jinja": TEMPLATE}
+    return made
+
+
+def slowly(seconds: str) -> Answering:
+    """A process of templates that takes so long to start."""
+    return Answering("starting:slowly", seconds, seconds=30.0, within=30.0, start=0.01, longest=1000)
+
+
 @pytest.fixture(scope="module")
 def server() -> Iterator[Running]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(template_process.PROCESS, "seconds", LIMIT)
-        words = Bytes()
-        words.companions = {"chat_template.jinja": TEMPLATE}
         with running(Echo(pause=0.01, room=700), tiny()) as made:
-            form = chat_of("nowhere", Writer(tiny(), words), None)
+            form = chat_of("nowhere", Writer(tiny(), words()), None)
             object.__setattr__(made.served, "chat", form)
             yield made
 
@@ -50,21 +59,12 @@ def chat(server: Running, text: str) -> tuple[int, Any]:
     return server.ask("/v1/chat/completions", {"model": "tiny", "messages": talk})
 
 
-@pytest.mark.parametrize(
-    ("text", "why"),
-    [
-        ("loop", "longer"),
-        ("compiled", "longer"),
-        ("allocate", "Memory"),
-        ("write", "characters"),
-        ("refuse", "not this"),
-    ],
-)
-def test_a_template_that_takes_too_much_fails_its_own_request(server: Running, text: str, why: str) -> None:
-    status, answer = chat(server, text)
-    assert status == 400 and answer["error"]["param"] == "messages" and why in answer["error"]["message"]
-    status, answer = chat(server, "né \ue000\ue001 日本")
-    assert status == 200 and answer["choices"][0]["message"]["content"] == "né  日本"
+def test_a_template_that_takes_too_much_fails_its_own_request(server: Running) -> None:
+    for text in ("loop", "compiled", "allocate", "write", "refuse"):
+        status, answer = chat(server, text)
+        assert status == 400 and answer["error"]["param"] == "messages", text
+        status, answer = chat(server, "né \ue000\ue001 日本")
+        assert status == 200 and answer["choices"][0]["message"]["content"] == "né  日本"
 
 
 @contextmanager
@@ -83,15 +83,9 @@ def looping(server: Running, n: int) -> Iterator[None]:
         assert [each.result()[0] for each in waiting] == [400] * n
 
 
-@pytest.mark.slow
-def test_streams_flow_and_others_are_answered_while_a_template_loops(server: Running) -> None:
+def test_streams_flow_and_decoding_allocates_while_a_template_loops(server: Running) -> None:
     with looping(server, 2):
-        body = {"model": "tiny", "prompt": "abc" * 5, "max_tokens": 20, "stream": True}
-        assert server.ask("/v1/completions", body)[0] == 200
-
-
-def test_decoding_may_allocate_while_a_template_renders(server: Running) -> None:
-    with looping(server, 1):
+        assert server.stream(prompt="abc" * 5, max_tokens=20)
         for _ in range(10):
             torch.empty(int(GREEDY), dtype=torch.uint8)
             time.sleep(0.01)
@@ -103,8 +97,8 @@ def test_a_client_that_hangs_up_waits_for_no_template(server: Running) -> None:
         busy = client.submit(chat, server, "loop")
         time.sleep(0.2)
         at_work = server.server.server_state.tasks
-        body = {"model": "tiny", "messages": [{"role": "user", "content": "loop"}]}
-        waiting = [server.send("/v1/chat/completions", body) for _ in range(20)]
+        talk = {"messages": [{"role": "user", "content": "loop"}]}
+        waiting = [server.send(talk, "/v1/chat/completions") for _ in range(20)]
         server.until(lambda: len(at_work) == 21)
         for connection in waiting:
             connection.close()
@@ -125,8 +119,7 @@ def test_a_process_that_is_killed_is_replaced(server: Running) -> None:
 
 def test_a_slow_start_is_not_the_clients_fault(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
     """503 until it has started, which no request begins again; 503 too where it cannot start."""
-    slow = Answering("starting:slowly", "1.5", seconds=30.0, within=30.0, start=0.01, longest=1000)
-    monkeypatch.setattr(template_process, "PROCESS", slow)
+    monkeypatch.setattr(template_process, "PROCESS", slow := slowly("1.5"))
     answers = [chat(server, "hi") for _ in range(3)]
     assert [status for status, _ in answers] == [503] * 3
     assert answers[0][1]["error"]["type"] == "server_error"
@@ -137,14 +130,7 @@ def test_a_slow_start_is_not_the_clients_fault(server: Running, monkeypatch: pyt
     broken = Answering("starting:never", seconds=30.0, within=30.0, start=30.0, longest=1000)
     monkeypatch.setattr(template_process, "PROCESS", broken)
     assert chat(server, "hi")[0] == 503
-
-
-def test_the_process_of_templates_runs_before_the_server_listens(monkeypatch: pytest.MonkeyPatch) -> None:
-    """However long its start takes: making the format waits for it."""
-    slow = Answering("starting:slowly", "0.5", seconds=30.0, within=30.0, start=0.01, longest=1000)
-    monkeypatch.setattr(template_process, "PROCESS", slow)
-    words = Bytes()
-    words.companions = {"chat_template.jinja": TEMPLATE}
-    form = chat_of("nowhere", Writer(tiny(), words), None)
+    monkeypatch.setattr(template_process, "PROCESS", slow := slowly("0.5"))  # making the format waits for its start
+    form = chat_of("nowhere", Writer(tiny(), words()), None)
     assert form is not None and slow.pid is not None and form.render([{"role": "user", "content": "hi"}])
     slow.close()

@@ -21,16 +21,6 @@ def reward(**settings: Any) -> Any:
     return registry.build("reward", Node({"name": "unit_tests", **settings}, "task.reward"), Scope({}, {}))
 
 
-@pytest.mark.slow
-def test_share_of_tests_that_pass() -> None:
-    good = "Here:\n```python\nimport math\ndef f(x):\n    return math.floor(x)\n```\nDone."
-    tests = ["assert f(1.5) == 1", "assert f(-1.5) == -2"]
-    found = reward()(
-        [""] * 5, [good, "def f(x): return 1", "no code", good, good], tests=[tests, tests, tests, [], "1/0"]
-    )
-    assert found == [1.0, 0.5, 0.0, None, 0.0]
-
-
 def test_code_of_a_completion() -> None:
     assert code_of("```\na\n```\nthen\n```py\nb = 1\n```") == "b = 1\n"
     assert code_of("x = 1") == "x = 1" and code_of("```python\nx = 1") == "x = 1"
@@ -94,20 +84,19 @@ FAIL = [
 @pytest.mark.slow
 def test_what_tests_may_ask_of_code() -> None:
     tests = [test for both in zip(PASS, [*FAIL, *FAIL], strict=False) for test in both]
-    assert [reward()([""], [PROGRAM], tests=[[*PASS[:i], PASS[i]]]) for i in (len(PASS) - 1,)] == [[1.0]]
     assert strongest().passed(PROGRAM, tests) == len(PASS)
     assert strongest().passed(PROGRAM, FAIL) == 0
 
 
-def test_what_was_passed_before_the_code_ends_counts() -> None:
-    code = "import os\ndef f(x): return x if x < 3 else os._exit(0)"
+def test_share_of_tests_that_pass_counts_also_where_the_code_ends() -> None:
+    ends = "Here:\n```python\nimport os\ndef f(x):\n    return x if x < 3 else os._exit(0)\n```\nDone."
     tests = ["assert f(1) == 1", "assert f(2) == 2", "assert f(3) == 3", "assert f(1) == 1"]
-    assert reward()([""], [code], tests=[tests]) == [0.5]
+    codes = [ends, "def f(x): return 1", "no code", ends, ends]
+    assert reward()([""] * 5, codes, tests=[tests, tests, tests, [], "1/0"]) == [0.5, 0.5, 0.0, None, 0.0]
 
 
 def test_ended_code_is_no_exception_that_a_test_expects() -> None:
-    expects = "try:\n    f(-1)\n{}\n    pass"
-    tests = [expects.format(f"except {kind}:") for kind in ("Exception", "BaseException")]
+    tests = [f"try:\n    f(-1)\nexcept {kind}:\n    pass" for kind in ("Exception", "BaseException")]
     assert strongest().passed("import os\ndef f(x): os._exit(0)", tests) == 0
 
 
@@ -120,25 +109,22 @@ def test_box_that_does_not_start_is_a_failure_of_one_completion(monkeypatch: pyt
         return 1
 
     monkeypatch.setattr(Box, "passed", passed)
-    with pytest.warns(UserWarning, match="unit_tests failed for 1 of 3 completions"):
+    with pytest.warns(UserWarning, match="1 of 3 completions"):
         found, failed = judge(made, [""] * 3, ["a", "b", "c"], {"tests": ["1"] * 3})
     assert failed == 1 and found["unit_tests"][::2] == [1.0, 1.0]
 
 
-def test_system_without_walls_is_refused_unless_accepted(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_system_without_walls_is_refused_unless_accepted_and_so_are_limits_too_low(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     def without(self: Box) -> bool:
         if not self.weaker:
             raise BoxError("bwrap: No permissions to create new namespace")
         return True
 
     monkeypatch.setattr(Box, "check", without)
-    with pytest.raises(ConfigError, match="No permissions to create new namespace") as refusal:
-        reward(weaker=False)
-    assert refusal.value.path == "task.reward.weaker" and "task.reward.weaker=true" in refusal.value.remedy
-    assert "bubblewrap" in refusal.value.remedy
+    for key, settings in (("weaker", {"weaker": False}), ("memory_mb", {"memory_mb": 1})):
+        with pytest.raises(ConfigError) as refusal:
+            reward(**settings)
+        assert refusal.value.path == f"task.reward.{key}"
     assert reward(weaker=True)([""], ["x = 1"], tests=["assert x == 1"]) == [1.0]
-
-
-def test_limits_too_low_for_python_are_refused() -> None:
-    with pytest.raises(ConfigError, match="at least 64"):
-        reward(memory_mb=1)

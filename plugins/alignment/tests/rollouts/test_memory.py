@@ -68,5 +68,4 @@ def test_step_of_grpo_takes_little_more_memory_than_pretraining(tiny: Callable[.
         process.start()
         peaks.append(answer.get(timeout=300))
         process.join()
-    print(f"pre-training {peaks[0] / 1e6:.0f} MB, GRPO {peaks[1] / 1e6:.0f} MB: {peaks[1] / peaks[0]:.2f} times")
-    assert peaks[1] < 1.3 * peaks[0]
+    assert peaks[1] < 1.3 * peaks[0], peaks

@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
+from aligned import MLA
 
 import blockwright.plugins.alignment.rollouts.engine.vllm as engine
 from blockwright.blocks.checkpoint.source import load
@@ -26,20 +27,10 @@ from blockwright.plugins.alignment.rollouts.engine.vllm import Vllm
 from blockwright.plugins.hub.importing import import_folder
 from blockwright.registry import ConfigError
 
-MLA = {"name": "mla", "n_heads": 2, "kv_lora_rank": 8, "qk_nope_head_dim": 8, "qk_rope_head_dim": 4, "v_head_dim": 8}
-
 
 class SamplingParams:
-    def __init__(
-        self,
-        *,
-        temperature: float,
-        seed: int,
-        max_tokens: int,
-        stop_token_ids: list[int],
-        logprobs: int,
-        detokenize: bool,
-    ) -> None:
+    def __init__(self, *, temperature: float, seed: int, max_tokens: int, stop_token_ids: list[int],
+                 logprobs: int, detokenize: bool) -> None:  # fmt: skip
         self.__dict__ |= locals()
 
 
@@ -49,15 +40,8 @@ class LLM:
     stale = False  # keeps serving the first weights
     made: ClassVar[list[LLM]] = []
 
-    def __init__(
-        self,
-        model: str,
-        *,
-        skip_tokenizer_init: bool,
-        max_model_len: int,
-        gpu_memory_utilization: float,
-        logprobs_mode: str,
-    ) -> None:
+    def __init__(self, model: str, *, skip_tokenizer_init: bool, max_model_len: int, gpu_memory_utilization: float,
+                 logprobs_mode: str) -> None:  # fmt: skip
         assert skip_tokenizer_init and logprobs_mode == "processed_logprobs" and 0 < gpu_memory_utilization < 1
         self.folder, self.loads = Path(model), 0
         self.collective_rpc("reload_weights")
@@ -77,8 +61,9 @@ class LLM:
     def generate(self, prompts: list[dict[str, list[int]]], params: list[SamplingParams], *, use_tqdm: bool) -> Any:
         answers = []
         for prompt, how in zip(prompts, params, strict=True):
-            request = Request([prompt["prompt_token_ids"]], [how.seed], how.max_tokens, Sampling(how.temperature), ())
-            request = Request(request.prompts, request.seeds, how.max_tokens, request.sampling, how.stop_token_ids)
+            sampling = Sampling(how.temperature)
+            given = ([prompt["prompt_token_ids"]], [how.seed], how.max_tokens, sampling, how.stop_token_ids)
+            request = Request(*given)
             found = Native().sample(self.decoder.eval(), request)
             steps = zip(found.completions[0], found.sampler[0], strict=True)
             logprobs = [{token: SimpleNamespace(logprob=value)} for token, value in steps]
@@ -124,14 +109,16 @@ def test_completions_are_those_of_the_present_weights_and_stale_ones_are_noticed
             decoder.output_weight.mul_(3)
     assert vllm.made[-1].loads == 2 and not found.experts
     vllm.stale = True
-    with pytest.raises(ConfigError, match="it has other weights"):
+    with pytest.raises(ConfigError) as refusal:
         sampler.sample(decoder, request())
+    assert refusal.value.path == "task.engine.tolerance"
 
 
 def test_what_it_cannot_do_is_refused(decoder: Decoder) -> None:
-    with pytest.raises(ConfigError, match=r"pip install 'blockwright\[vllm\]'"):
+    with pytest.raises(ConfigError) as missing:
         Vllm().sample(decoder, request())
-    with pytest.raises(ConfigError, match="whole weights in one process"):
-        Vllm().sample(decoder, request(together=True))
-    with pytest.raises(ConfigError, match="does not report which tokens"):
-        Vllm().sample(decoder, request(sampling=Sampling(top_p=0.9)))
+    assert "blockwright[vllm]" in missing.value.remedy
+    for changes in ({"together": True}, {"sampling": Sampling(top_p=0.9)}):  # ranks; which tokens were left
+        with pytest.raises(ConfigError) as refusal:
+            Vllm().sample(decoder, request(**changes))
+        assert refusal.value.path == "task.engine"

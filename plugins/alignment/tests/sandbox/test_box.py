@@ -18,7 +18,7 @@ from blockwright.plugins.alignment.sandbox.box import Box, BoxError
 
 pytestmark = pytest.mark.xdist_group("box")  # they look at the processes of the machine
 
-BOX = Box(seconds=1, memory_mb=256, file_mb=2)
+BOX, WEAK = (Box(seconds=1, memory_mb=256, file_mb=2, weaker=weaker) for weaker in (False, True))
 
 
 @pytest.fixture(scope="module")
@@ -27,11 +27,13 @@ def walls() -> None:
         pytest.skip("bubblewrap is not here, or not allowed to work")
 
 
-OPENS = (
-    "import os\ndef can(act, *args, **kw):\n    try:\n        act(*args, **kw)\n    except (OSError, RuntimeError):\n"
-)
-OPENS += "        return False\n    return True\n"
-
+OPENS = """
+import os
+def can(act, *args, **kw):
+    try: act(*args, **kw)
+    except (OSError, RuntimeError): return False
+    return True
+"""
 BOXED = "blockwright.plugins.alignment.sandbox.boxed.program"
 HOSTILE = {
     "fork": "assert can(os.fork)",
@@ -126,24 +128,17 @@ def _ours(pid: str) -> bool:
     return b"boxed" in command and int(parent.rpartition(")")[2].split()[1]) in (1, os.getpid())
 
 
-def test_processes_that_do_not_start_are_no_verdict(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of the judge, and of the program alone: an error, not 0."""
-    weak = Box(seconds=1, memory_mb=256, file_mb=2, weaker=True)
+def test_box_that_does_not_start_is_no_verdict(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Of the judge, of the program alone, or of bubblewrap: an error, which has the system's reason, and not 0."""
     python = module._python
     for broken in ("judge", "program"):
         false = lambda role, root, broken=broken: ["false"] if role.__name__.endswith(broken) else python(role, root)  # noqa: E731
         monkeypatch.setattr(module, "_python", false)
-        with pytest.raises(BoxError, match="did not start"):
-            weak.passed("def f(x): return x", ["assert f(1) == 1"])
-
-
-def test_missing_bubblewrap_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+        with pytest.raises(BoxError):
+            WEAK.passed("def f(x): return x", ["assert f(1) == 1"])
     monkeypatch.setattr(module, "_bubblewrap", lambda: None)
-    with pytest.raises(BoxError, match="bubblewrap is not installed"):
+    with pytest.raises(BoxError):
         BOX.check()
-
-
-def test_reason_that_the_system_gives_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     refusing = tmp_path / "bwrap"
     refusing.write_text("#!/bin/sh\necho 'bwrap: No permissions to create new namespace' >&2; exit 1\n")
     refusing.chmod(0o755)
@@ -152,28 +147,18 @@ def test_reason_that_the_system_gives_is_named(monkeypatch: pytest.MonkeyPatch, 
         BOX.check()
 
 
-WEAK = ("fork", "socket", "memory", "trace")
-MORE_WEAK = (
-    "environment",
-    "queued signal",
-    "limits of others",
-    "kill",
-    "memory file",
-    "owner of signals",
-    "kind of signals",
-    "priority of others",
-)
+SOME = ("fork", "socket", "memory", "trace")
+OTHERS = ("environment", "queued signal", "limits of others", "kill", "memory file", "owner of signals")
+OTHERS += ("kind of signals", "priority of others")
 
 
-@pytest.mark.parametrize("names", [WEAK, pytest.param(MORE_WEAK, marks=pytest.mark.slow)], ids=["some", "others"])
+@pytest.mark.parametrize("names", [SOME, pytest.param(OTHERS, marks=pytest.mark.slow)], ids=["some", "others"])
 def test_weaker_box_still_has_limits_and_no_processes_or_network(names: tuple[str, ...]) -> None:
-    weak = Box(seconds=1, memory_mb=256, file_mb=2, weaker=True)
-    assert [name for name in names if weak.passed(attempt(HOSTILE[name]), DONE)] == []
+    assert [name for name in names if WEAK.passed(attempt(HOSTILE[name]), DONE)] == []
 
 
 def test_weaker_box_hides_the_judge() -> None:
     """Its memory, and the pipe of its verdict, from a program of the same user that sees it in /proc."""
-    weak = Box(seconds=1, memory_mb=256, file_mb=2, weaker=True)
     look = """
 found = []
 for pid in filter(str.isdigit, os.listdir('/proc')):
@@ -181,8 +166,8 @@ for pid in filter(str.isdigit, os.listdir('/proc')):
         found += [can(open, f'/proc/{pid}/{what}', 'r+b') for what in ('mem', 'fd/1')]
 """
     program = attempt(f"{look}assert any(found)")
-    assert weak.passed(program, DONE) == 0
-    assert weak.passed(attempt(f"{look}assert found"), DONE) == 1  # it does see the judge
+    assert WEAK.passed(program, DONE) == 0
+    assert WEAK.passed(attempt(f"{look}assert found"), DONE) == 1  # it does see the judge
 
 
 FORGING = """

@@ -211,14 +211,13 @@ QUICK = ("frames", "equal to all", "its side of the pipe", "prepared verdicts")
 
 def rewarded(names: Iterable[str]) -> dict[str, float]:
     """The rewards of some of them, in one rollout, with an honest program behind every fourth."""
-    box = strongest(seconds=1, memory_mb=128, file_mb=1)
-    limits = {"seconds": 1, "memory_mb": 128, "file_mb": 1, "weaker": box.weaker}
-    reward = registry.build("reward", Node({"name": "unit_tests", **limits}, "task.reward"), Scope({}, {}))
+    limits = {"seconds": 1, "memory_mb": 128, "file_mb": 1}
+    node = {"name": "unit_tests", **limits, "weaker": strongest(**limits).weaker}
+    reward = registry.build("reward", Node(node, "task.reward"), Scope({}, {}))
     programs: dict[str, str] = {}
     for i, name in enumerate(names):
-        programs |= {name: textwrap.dedent(FORGED[name])} | (
-            {f"honest after {name}": "def f(x): return x * x"} if i % 4 == 0 else {}
-        )
+        programs[name] = textwrap.dedent(FORGED[name])
+        programs |= {f"honest after {name}": "def f(x): return x * x"} if i % 4 == 0 else {}
     programs |= {text: text for text in HONEST}
     columns = {"tests": [TESTS] * len(programs)}
     found, failed = judge(reward, [""] * len(programs), list(programs.values()), columns)

@@ -10,30 +10,18 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
+from aligned import AfterBackward, Watch, pairs, trainer
 
 from blockwright import registry
-from blockwright.plugins.alignment.data.sorting import SortingPreferences
 from blockwright.plugins.alignment.tasks.preference import Preference, answers_of
 from blockwright.registry import ConfigError, Node, Scope
-from blockwright.training.data.tokenizers.chars import Chars
 from blockwright.training.figure import Figure
 from blockwright.training.optimizers.adamw import AdamW
 from blockwright.training.schedulers.constant import Constant
 from tests import built
 
 Make = Callable[..., Any]
-
-
-class Watch(L.Callback):
-    """The weights after every step, and the figures of each."""
-
-    def __init__(self) -> None:
-        self.weights: list[torch.Tensor] = []
-        self.figures: list[dict[str, float]] = []
-
-    def on_train_batch_end(self, trainer: L.Trainer, task: Any, *_: Any) -> None:
-        self.weights.append(torch.cat([p.detach().flatten().clone() for p in task.model.parameters()]))
-        self.figures.append({k: float(v) for k, v in trainer.callback_metrics.items()})
+LOSS = torch.tensor(2.0).log().item()  # of a policy that is its reference
 
 
 @pytest.fixture(scope="module")
@@ -49,34 +37,11 @@ def train(tiny: Make, folder: Path) -> Make:
         callbacks = task.pop("callbacks", [])
         model = task.pop("model", None) or tiny(moe=True, vocab_size=16, init={"std": 0.3})
         made = built.task(name, model, AdamW(lr=3e-3, weight_decay=0.0), Constant(warmup=1), **task)
-        data = built.data(
-            "preferences",
-            corpus=SortingPreferences(train=40, held_out=6, falling=0.0),
-            tokenizer=Chars(16),
-            sequence_length=24,
-            batch_size=8 // accumulate,
-            cache_dir=str(folder / "cache"),
-        )
         watch = Watch()
-        trainer = L.Trainer(
-            logger=False,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            accelerator="cpu",
-            max_steps=steps,
-            max_epochs=-1,
-            log_every_n_steps=1,
-            accumulate_grad_batches=accumulate,
-            check_val_every_n_epoch=None,
-            val_check_interval=steps * accumulate,
-            num_sanity_val_steps=0,
-            callbacks=[watch, *callbacks],
-            use_distributed_sampler=False,
-            default_root_dir=folder,
-        )
-        trainer.fit(made, data, ckpt_path=ckpt_path, weights_only=True)
-        return made, watch, trainer
+        how = {"accumulate_grad_batches": accumulate, "val_check_interval": steps * accumulate}
+        by = trainer(folder, steps, callbacks=[watch, *callbacks], **how)
+        by.fit(made, pairs(folder, 8 // accumulate), ckpt_path=ckpt_path, weights_only=True)
+        return made, watch, by
 
     return run
 
@@ -84,30 +49,21 @@ def train(tiny: Make, folder: Path) -> Make:
 @pytest.fixture(scope="module")
 def start(train: Make, folder: Path) -> str:
     """A checkpoint to start from."""
-    _, _, trainer = train(1, preference="simpo")
-    trainer.save_checkpoint(folder / "start.ckpt")
+    train(1, preference="simpo")[2].save_checkpoint(folder / "start.ckpt")
     return str(folder / "start.ckpt")
 
 
-def test_figure_that_a_task_adds_is_its_own_to_log(train: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Preference, "figures", (*Preference.figures, Figure("f1", "of answers", "more")))
-    assert "val/accuracy" in train(1, preference="simpo")[2].callback_metrics
-
-
 @pytest.fixture(scope="module")
-def whole(train: Make, start: str, folder: Path) -> Any:
+def whole(train: Make, start: str) -> Any:
     """Four steps of DPO, uninterrupted."""
     return train(4, init_from=start)
 
 
-@pytest.mark.slow
 def test_policy_begins_as_the_reference_and_learns(whole: Any) -> None:
     _, watch, trainer = whole
-    first, last = watch.figures[0], watch.figures[-1]
-    assert first["train/loss"] == pytest.approx(torch.tensor(2.0).log().item(), abs=1e-6)
-    assert first["train/margin"] == pytest.approx(0, abs=1e-6)
+    first, last, figures = watch.figures[0], watch.figures[-1], trainer.callback_metrics
+    assert first["train/loss"] == pytest.approx(LOSS, abs=1e-6) and first["train/margin"] == pytest.approx(0, abs=1e-6)
     assert last["train/loss"] < 0.67 and last["train/margin"] > 0.05 and last["train/chosen"] > last["train/rejected"]
-    figures = trainer.callback_metrics
     assert figures["val/margin"] == pytest.approx(figures["val/chosen"] - figures["val/rejected"], abs=1e-6)
     assert 0 <= figures["val/accuracy"] <= 1 and not any(k.startswith("train/bits") for k in figures)
 
@@ -119,14 +75,13 @@ def test_log_probabilities_of_packed_answers_are_those_of_plain_forward_passes(w
     with torch.no_grad():
         hidden, _ = task.model.eval().hidden(batch["tokens"], batch["positions"], batch["segments"])
         logp, tokens = answers_of(task.model, hidden, batch)
-        pairs = list(data.corpus.conversations("train"))
-        for number, pair in enumerate([pairs[i] for i in batch["pair"].tolist()]):
+        found = list(data.corpus.conversations("train"))
+        for number, pair in enumerate([found[i] for i in batch["pair"].tolist()]):
             for place, (prompt, answer) in enumerate((pair.messages, pair.rejected)):
                 ids = [data.tokenizer.encode(each["content"]).tolist() for each in (prompt, answer)]
                 text = torch.tensor([[*ids[0], *ids[1], data.tokenizer.eos]])
                 plain = task.model(text)[0, :-1].log_softmax(-1)[range(text.shape[1] - 1), text[0, 1:]]
-                at = number + place * len(batch["pair"])
-                n = len(ids[1]) + 1
+                at, n = number + place * len(batch["pair"]), len(ids[1]) + 1
                 torch.testing.assert_close(logp[at], plain[-n:].sum(), atol=1e-4, rtol=0)
                 assert tokens[at] == n
 
@@ -138,28 +93,25 @@ def test_resumed_run_reads_the_reference_and_equals_the_uninterrupted_one(
     monkeypatch.setattr(
         "blockwright.plugins.alignment.tasks.preference.load", lambda *a, **k: pytest.fail("a second model")
     )
-    _, _, trainer = train(2, init_from=start)
-    trainer.save_checkpoint(folder / "stop.ckpt")
+    train(2, init_from=start)[2].save_checkpoint(folder / "stop.ckpt")
     monkeypatch.setattr(Preference, "_compute", lambda self: pytest.fail("computed again"))
-    _, rest, _ = train(4, ckpt_path=folder / "stop.ckpt")
+    rest = train(4, ckpt_path=folder / "stop.ckpt")[1]
     assert all(torch.equal(a, b) for a, b in zip(whole[1].weights[2:], rest.weights, strict=True))
 
 
 @pytest.mark.slow
 def test_reference_that_is_gone_is_computed_again_or_refused(train: Make, whole: Any, start: str, folder: Path) -> None:
-    _, _, trainer = train(2, init_from=start)
-    trainer.save_checkpoint(folder / "stop.ckpt")
+    train(2, init_from=start)[2].save_checkpoint(folder / "stop.ckpt")
     for file in (folder / "cache").glob("reference-*.npz"):
         file.write_bytes(file.read_bytes()[:100])  # as good as gone
-    _, rest, _ = train(4, ckpt_path=folder / "stop.ckpt", reference=start)
+    rest = train(4, ckpt_path=folder / "stop.ckpt", reference=start)[1]
     torch.testing.assert_close(rest.weights[-1], whole[1].weights[-1], atol=1e-6, rtol=0)
     for file in (folder / "cache").glob("reference-*.npz"):
         file.unlink()
-    with pytest.raises(ConfigError, match="holds another model") as refusal:
-        train(4, ckpt_path=folder / "stop.ckpt", reference=str(folder / "stop.ckpt"))
-    assert refusal.value.path == "task.reference"
-    with pytest.raises(ConfigError, match="compares with the weights that training began with"):
-        train(4, ckpt_path=folder / "stop.ckpt")
+    for reference in (None, str(folder / "stop.ckpt")):  # which holds another model
+        with pytest.raises(ConfigError) as refusal:
+            train(4, ckpt_path=folder / "stop.ckpt", reference=reference)
+        assert refusal.value.path == "task.reference"
 
 
 def test_reference_is_the_model_as_it_begins_also_where_it_was_changed(
@@ -169,24 +121,24 @@ def test_reference_is_the_model_as_it_begins_also_where_it_was_changed(
     changed = tiny(moe=True, vocab_size=16, init={"std": 0.3}, gating={"name": "softmax_topk", "top_k": 1})
     for given in ({}, {"model": changed}):
         _, watch, trainer = train(1, init_from=start, **given)
-        assert watch.figures[0]["train/loss"] == pytest.approx(torch.tensor(2.0).log().item(), abs=1e-6)
+        assert watch.figures[0]["train/loss"] == pytest.approx(LOSS, abs=1e-6)
     trainer.save_checkpoint(folder / "changed.ckpt")
     for file in (folder / "cache").glob("reference-*.npz"):
         file.unlink()
-    with pytest.raises(ConfigError, match="holds another model"):
+    with pytest.raises(ConfigError) as refusal:
         train(2, init_from=start, model=changed, ckpt_path=folder / "changed.ckpt")
+    assert refusal.value.path == "task.reference"
 
 
-def test_micro_batches_count_together(train: Make, start: str) -> None:
+def test_micro_batches_count_together_and_a_figure_that_a_task_adds_is_its_own_to_log(
+    train: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The step's mean is over the pairs of both."""
-    totals: list[float] = []
-
-    class Totals(L.Callback):
-        def on_after_backward(self, trainer: L.Trainer, task: Any) -> None:
-            totals.append(float(task.step._totals["total"]))
-
-    train(1, accumulate=2, init_from=start, callbacks=[Totals()])
-    assert totals == [8.0, 8.0]
+    monkeypatch.setattr(Preference, "figures", (*Preference.figures, Figure("f1", "of answers", "more")))
+    totals = AfterBackward(lambda task: float(task.step._totals["total"]))
+    train(1, accumulate=2, preference="simpo", callbacks=[totals])
+    assert totals.found == [8.0, 8.0]
+    assert "val/accuracy" in train(1, preference="simpo")[2].callback_metrics
 
 
 @pytest.mark.slow
@@ -196,34 +148,29 @@ def test_reward_model_learns_and_scores_completions(train: Make, start: str, fol
     trainer.save_checkpoint(folder / "judge.ckpt")
     node = {"name": "reward_model", "run": str(folder / "judge.ckpt"), "batch_size": 3}
     reward = registry.build("reward", Node(node, "task.reward"), Scope({}, {}, own=True))
-    pairs = list(trainer.datamodule.corpus.conversations("train"))[:8]
+    found = list(trainer.datamodule.corpus.conversations("train"))[:8]
     batch = trainer.datamodule._packed("train", 24).__getitems__(list(range(8)))
     with torch.no_grad():
         hidden, _ = task.model.eval().hidden(batch["tokens"], batch["positions"], batch["segments"])
         _, chosen, rejected = task.compare(hidden, batch, "val")
     for expected, side in ((chosen, "messages"), (rejected, "rejected")):
-        talks = [getattr(pair, side) for pair in pairs]
-        found = reward(
-            [""] * 8, [talk[-1]["content"] for talk in talks], messages=[talk[:-1] for talk in talks], n_tokens=[0] * 8
-        )
-        assert found == pytest.approx(expected.tolist(), abs=1e-4)
+        talks = [getattr(pair, side) for pair in found]
+        columns: dict[str, Any] = {"messages": [talk[:-1] for talk in talks], "n_tokens": [0] * 8}
+        scores = reward([""] * 8, [talk[-1]["content"] for talk in talks], **columns)
+        assert scores == pytest.approx(expected.tolist(), abs=1e-4)
     assert math.isnan(reward(["1" * 99], ["1"])[0])  # type: ignore[arg-type]  # longer than its positions: a failure
 
 
-def test_run_that_is_no_reward_model_is_refused(start: str) -> None:
-    with pytest.raises(ConfigError, match="is no run of a reward model") as refusal:
-        registry.build("reward", Node({"name": "reward_model", "run": start}, "task.reward"), Scope({}, {}, own=True))
-    assert refusal.value.path == "task.reward.run"
-
-
 def test_what_cannot_work_is_refused(train: Make, tiny: Make, start: str) -> None:
-    with pytest.raises(ConfigError, match="compares with the weights that training began with"):
-        train(1)
-    with pytest.raises(ConfigError, match="holds neither") as refusal:
-        train(1, init_from=start, reference="nowhere")
-    assert refusal.value.path == "task.reference"
-    with pytest.raises(ConfigError, match="no preference is registered"):
-        train(1, preference="dpo")
-    with pytest.raises(ConfigError, match="trains no multi-token prediction") as refusal:
-        train(1, preference="simpo", model=tiny(vocab_size=16, mtp={"depth": 1}))
-    assert refusal.value.path == "task.frozen"
+    judge = Node({"name": "reward_model", "run": start}, "task.reward")  # which is no reward model
+    predicting = {"preference": "simpo", "model": tiny(vocab_size=16, mtp={"depth": 1})}
+    for path, act in (
+        ("task.reference", lambda: train(1)),  # no weights that it began with
+        ("task.reference", lambda: train(1, init_from=start, reference="nowhere")),
+        ("task.preference.name", lambda: train(1, preference="dpo")),
+        ("task.frozen", lambda: train(1, **predicting)),  # its depths are not trained
+        ("task.reward.run", lambda: registry.build("reward", judge, Scope({}, {}, own=True))),
+    ):
+        with pytest.raises(ConfigError) as refusal:
+            act()
+        assert refusal.value.path == path
