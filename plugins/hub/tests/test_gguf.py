@@ -16,13 +16,14 @@ import pytest
 import torch
 from foreign_models import V
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from blockwright.blocks.checkpoint.source import load
 from blockwright.plugins.hub import hf_import
 from blockwright.plugins.hub.gguf import FRAME, LAYER, STACKS, _deepseek2, _frame, _write_tokenizer, unpack
 from blockwright.plugins.hub.gguf_metadata import Metadata
 from blockwright.registry import ConfigError
+from blockwright.training.data.tokenizers.pretrained import Pretrained
 
 gguf = pytest.importorskip("gguf", reason="needs blockwright[hub]")
 WORDS = [*"abcdefgh", "Ġ", "ab", "Ġa", "<|end|>", "<|tool|>"]
@@ -42,27 +43,17 @@ def write(folder: Path, file: Path, split: bool = False, **changes: Any) -> Path
     writer = gguf.GGUFWriter(file, changes.pop("architecture", architecture))
     change = changes.pop("change", lambda tensors: None)
     for key, value in {**metadata(config, architecture, split), **changes}.items():
+        number = "int32" if isinstance(value, int) and value < 0 else "uint32"
+        kinds = {bool: "bool", int: number, float: "float32", str: "string", list: "array"}
         if value is not None:
-            add(writer, key, value)
-    tensors = load_file(folder / "model.safetensors")
-    tensors = named(tensors, config, split)
+            getattr(writer, f"add_{kinds[type(value)]}")(key, value)
+    tensors = named(load_file(folder / "model.safetensors"), config, split)
     change(tensors)
     for name, tensor in tensors.items():
         writer.add_tensor(name, np.ascontiguousarray(tensor.float().numpy()))
     for step in ("write_header_to_file", "write_kv_data_to_file", "write_tensors_to_file", "close"):
         getattr(writer, step)()
     return file
-
-
-def add(writer: Any, key: str, value: Any) -> None:
-    kinds = {
-        bool: "bool",
-        int: "int32" if isinstance(value, int) and value < 0 else "uint32",
-        float: "float32",
-        str: "string",
-        list: "array",
-    }
-    getattr(writer, f"add_{kinds[type(value)]}")(key, value)
 
 
 def metadata(config: dict[str, Any], architecture: str, split: bool) -> dict[str, Any]:
@@ -140,22 +131,19 @@ def named(tensors: dict[str, Tensor], config: dict[str, Any], split: bool) -> di
     return {name: torch.stack(t) if isinstance(t, list) else t for name, t in found.items()}
 
 
-CASES = [
-    ("llama tied biased", False),
-    ("qwen2", False),
-    ("deepseek_v2 q_lora yarn", True),
-]
+CASES = [("llama tied biased", False), ("qwen2", False), ("deepseek_v2 q_lora yarn", True)]
+
+
+@pytest.fixture(scope="module")
+def bases(checkpoint: Callable[..., Path]) -> dict[str, Path]:
+    """Checkpoints that tests only read."""
+    return {name: checkpoint(name) for name in ("llama", "qwen2", "deepseek_v2", "deepseek_v2 q_lora yarn")}
 
 
 @pytest.mark.parametrize(("name", "split"), CASES)
 @torch.no_grad()
 def test_imported_logits_are_those_of_transformers(
-    name: str,
-    split: bool,
-    foreign: Callable[..., nn.Module],
-    checkpoint: Callable[..., Path],
-    tokens: Tensor,
-    tmp_path: Path,
+    name: str, split: bool, foreign: Any, checkpoint: Callable[..., Path], tokens: Tensor, tmp_path: Path
 ) -> None:
     file = write(checkpoint(name), tmp_path / "model.gguf", split)
     assert hf_import.main([str(file), str(tmp_path / "out")]) == 0
@@ -163,113 +151,63 @@ def test_imported_logits_are_those_of_transformers(
     assert not list(tmp_path.glob(".out*"))
 
 
-def test_tokenizer_is_rebuilt_and_travels_along(checkpoint: Callable[..., Path], tmp_path: Path) -> None:
-    from blockwright.training.data.tokenizers.pretrained import Pretrained
-
-    file = write(checkpoint("llama"), tmp_path / "m.gguf", **{"tokenizer.chat_template": "{{ messages }}"})
+def test_tokenizer_is_rebuilt_and_travels_along_or_is_the_one_beside_the_file(
+    bases: dict[str, Path], tmp_path: Path
+) -> None:
+    file = write(bases["llama"], tmp_path / "m.gguf", **{"tokenizer.chat_template": "{{ messages }}"})
     assert hf_import.main([str(file), str(tmp_path / "out")]) == 0
     words = Pretrained(str(tmp_path / "out" / "tokenizer.json"))
     assert words.encode("ab ab ac").tolist() == [9, 8, 9, 10, 2] and words.decode([9, 8, 9]) == "ab ab"
     assert words.special_words == {"<|end|>": 11} and words.eos == 11
     assert json.loads(words.companions["tokenizer_config.json"])["chat_template"] == "{{ messages }}"
-
-
-def test_tokenizer_beside_the_file_is_taken(checkpoint: Callable[..., Path], tmp_path: Path) -> None:
-    file = write(checkpoint("llama"), tmp_path / "m.gguf", **{"tokenizer.ggml.model": "llama"})
-    (tmp_path / "out").mkdir()
-    with pytest.raises(ConfigError, match=r"cannot be rebuilt.*tokenizer.json beside"):
-        unpack(file, tmp_path / "out")
+    file = write(bases["llama"], tmp_path / "m.gguf", **{"tokenizer.ggml.model": "llama"})  # is not rebuilt
+    (tmp_path / "beside").mkdir()
+    with pytest.raises(ConfigError, match=r"tokenizer\.json"):
+        unpack(file, tmp_path / "beside")
     (tmp_path / "tokenizer.json").write_text("{}")
-    unpack(file, tmp_path / "out")
-    assert (tmp_path / "out" / "tokenizer.json").read_text() == "{}"
+    unpack(file, tmp_path / "beside")
+    assert (tmp_path / "beside" / "tokenizer.json").read_text() == "{}"
 
 
-# Key of a file → a value that cannot be obeyed. Each replaces or is added to what a sound file has.
-WRONG: dict[str, Any] = {
-    "architecture": "bert",
-    "split.count": 3,
-    "adapter.type": "lora",
-    "llama.rope.scaling.type": "longrope",
-    "llama.rope.scaling.attn_factor": 0.9,
-    "llama.rope.dimension_count": 4,
-    "llama.attention.value_length": 4,
-    "llama.attention.sliding_window": 16,
-    "llama.attention.head_count": 0,
-    "llama.attention.head_count_kv": [2, 2],
-    "llama.attention.layer_norm_rms_epsilon": "small",
-    "llama.attention.layer_norm_epsilon": 1e-5,
-    "llama.block_count": -1,
-    "llama.embedding_length": "wide",
-    "llama.vocab_size": 7,
-    "llama.expert_count": 8,
-    "llama.rope.freq_base": -1.0,
-    "llama.something_new": 1.5,
-    "tokenizer.ggml.eos_token_id": 99,
-    "tokenizer.ggml.bos_token_id": -1,
-    "tokenizer.ggml.tokens": ["a", "a"],
-    "tokenizer.ggml.token_type": [1],
-    "tokenizer.ggml.merges": ["ab"],
-    "tokenizer.ggml.pre": 3,
-    "tokenizer.ggml.normalizer": "nfc",
-    "tokenizer.chat_template": 5,
-}
+# Of a sound file of Llama, a key → values that cannot be obeyed.
+WRONG: dict[str, Any] = {"architecture": "bert", "split.count": 3, "adapter.type": "lora", "llama.block_count": -1}
+WRONG |= {"llama.rope.scaling.type": "longrope", "llama.rope.scaling.attn_factor": 0.9, "llama.rope.freq_base": -1.0}
+WRONG |= {"llama.rope.dimension_count": 4, "llama.attention.value_length": 4, "llama.attention.sliding_window": 16}
+WRONG |= {"llama.attention.head_count": 0, "llama.attention.head_count_kv": [2, 2], "llama.something_new": 1.5}
+WRONG |= {"llama.attention.layer_norm_rms_epsilon": "small", "llama.attention.layer_norm_epsilon": 1e-5}
+WRONG |= {"llama.embedding_length": "wide", "llama.vocab_size": 7, "llama.expert_count": 8}
+WRONG |= {"tokenizer.ggml.eos_token_id": 99, "tokenizer.ggml.bos_token_id": -1, "tokenizer.ggml.tokens": ["a", "a"]}
+WRONG |= {"tokenizer.ggml.token_type": [1], "tokenizer.ggml.merges": ["ab"], "tokenizer.ggml.pre": 3}
+WRONG |= {"tokenizer.ggml.normalizer": "nfc", "tokenizer.chat_template": 5}
+IDLE: list[dict[str, Any]] = [  # llama-gguf-split --merge leaves the first
+    {"split.no": 0, "split.count": 0, "split.tensors.count": 12},
+    {"llama.expert_count": 0, "llama.expert_used_count": 0},
+]
 
 
-def test_metadata_that_cannot_be_obeyed_is_refused(checkpoint: Callable[..., Path], tmp_path: Path) -> None:
-    folder = checkpoint("llama")
-    for key, value in WRONG.items():
-        file = write(folder, tmp_path / "m.gguf", **{key: value})
-        out = tmp_path / key
-        out.mkdir()
+def test_metadata_that_cannot_be_obeyed_is_refused(bases: dict[str, Path], tmp_path: Path) -> None:
+    lengths = ("qwen2.attention.key_length", "qwen2.attention.value_length", "qwen2.rope.dimension_count")
+    rows: list[tuple[str, str, dict[str, Any]]] = [("llama", key, {key: value}) for key, value in WRONG.items()]
+    rows.append(("qwen2", lengths[0], dict.fromkeys(lengths, 2)))
+    groups = "deepseek2.expert_group_count"
+    rows.append(("deepseek_v2", groups, {groups: None}))
+    for base, key, given in rows:
+        file = write(bases[base], tmp_path / "m.gguf", **given)
+        (tmp_path / key).mkdir()
         with pytest.raises(ConfigError) as found:
-            unpack(file, out)
+            unpack(file, tmp_path / key)
         assert key in str(found.value.path) and found.value.remedy
+    for given in IDLE:
+        (tmp_path / "out").mkdir(exist_ok=True)
+        unpack(write(bases["llama"], tmp_path / "m.gguf", **given), tmp_path / "out")
+        assert (tmp_path / "out" / "config.json").is_file()
 
 
-@pytest.mark.parametrize(
-    "extra",
-    [
-        {"split.no": 0, "split.count": 0, "split.tensors.count": 12},  # llama-gguf-split --merge leaves them
-        {"llama.expert_count": 0, "llama.expert_used_count": 0},
-    ],
-)
-def test_metadata_without_an_effect_is_passed(
-    checkpoint: Callable[..., Path], tmp_path: Path, extra: dict[str, Any]
-) -> None:
-    file = write(checkpoint("llama"), tmp_path / "m.gguf", **extra)
-    (tmp_path / "out").mkdir()
-    unpack(file, tmp_path / "out")
-    assert (tmp_path / "out" / "config.json").is_file()
-
-
-def test_refusal_of_a_key_shows_its_own_value(checkpoint: Callable[..., Path], tmp_path: Path) -> None:
-    sizes = {f"qwen2.{key}": 2 for key in ("attention.key_length", "attention.value_length", "rope.dimension_count")}
-    file = write(checkpoint("qwen2"), tmp_path / "m.gguf", **sizes)
-    with pytest.raises(ConfigError, match="heads of Qwen 2") as found:
-        unpack(file, tmp_path)
-    assert found.value.value == 2 and found.value.path.endswith("qwen2.attention.key_length")
-
-
-def test_keys_and_values_of_a_latent_that_do_not_fit_are_refused(
-    checkpoint: Callable[..., Path], tmp_path: Path
-) -> None:
-    name, folder = "blk.0.attn_v_b.weight", checkpoint("deepseek_v2 q_lora yarn")
-    for cut in (lambda t: t[:-1], lambda t: t[:, :, :-1], lambda t: t[0], lambda t: None):
-
-        def change(tensors: dict[str, Any], cut: Callable[[Tensor], Tensor | None] = cut) -> None:
-            if (left := cut(tensors.pop(name))) is not None:
-                tensors[name] = left
-
-        file = write(folder, tmp_path / "m.gguf", split=True, change=change)
-        with pytest.raises(ConfigError, match="must stand beside attn_k_b"):
-            unpack(file, tmp_path)
-
-
-def test_every_key_of_a_sound_file_is_read_and_typed(checkpoint: Callable[..., Path], tmp_path: Path) -> None:
+def test_every_key_of_a_sound_file_is_read_and_typed(bases: dict[str, Path], tmp_path: Path) -> None:
     """Each key in turn missing, and of each other type: read otherwise, or one message."""
-    folder, values = checkpoint("deepseek_v2 q_lora yarn"), [-1, 0, 2**31 - 1, 0.5, math.nan, "x", True, ["x"], [1]]
-    fields = {**metadata(json.loads((folder / "config.json").read_text()), "deepseek2", True)}
-    fields["general.architecture"] = "deepseek2"
+    values: list[Any] = [-1, 0, 2**31 - 1, 0.5, math.nan, "x", True, ["x"], [1]]
+    config = json.loads((bases["deepseek_v2 q_lora yarn"] / "config.json").read_text())
+    fields = {**metadata(config, "deepseek2", True), "general.architecture": "deepseek2"}
     tensors = {"token_embd.weight": SimpleNamespace(shape=[32, V])}
     refused = 0
     for key in fields:
@@ -287,61 +225,56 @@ def test_every_key_of_a_sound_file_is_read_and_typed(checkpoint: Callable[..., P
 
 
 def test_file_cut_or_changed_anywhere_gives_one_message(
-    checkpoint: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    bases: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Header, metadata and descriptions of tensors; what changes numbers alone is imported."""
-    whole = write(checkpoint("llama"), tmp_path / "whole.gguf").read_bytes()
+    whole = write(bases["llama"], tmp_path / "whole.gguf").read_bytes()
     head, draw, codes = whole.index(b"output_norm") + 40, random.Random(0), set()
-    places = [draw.randrange(head) for _ in range(60)]
-    damaged = [whole[:at] for at in places[:20]]
-    damaged += [whole[:at] + bytes([draw.randrange(256)]) + whole[at + 1 :] for at in places[20:]]
+    places = [draw.randrange(head) for _ in range(40)]
+    damaged = [b"GGUF but not really", *(whole[:at] for at in places[:15])]
+    damaged += [whole[:at] + bytes([draw.randrange(256)]) + whole[at + 1 :] for at in places[15:]]
     for number, content in enumerate(damaged):
         file = tmp_path / f"{number}.gguf"
         file.write_bytes(content)
         codes.add(hf_import.main([str(file), str(tmp_path / str(number))]))
+        assert number or (codes == {64} and not (tmp_path / "0").exists())
     assert codes <= {0, 64} and "Traceback" not in capsys.readouterr().err
 
 
-DAMAGED: dict[str, Callable[[dict[str, Any]], Any]] = {
-    "token_embd.weight": lambda tensors: tensors.pop("token_embd.weight"),
-    "blk.0": lambda tensors: tensors.update({"blk.0": torch.ones(2)}),
-    "blk.x.attn_q.weight": lambda tensors: tensors.update({"blk.x.attn_q.weight": torch.ones(2, 2)}),
-    "blk.0.attn_q.weight": lambda tensors: tensors.update({"blk.0.attn_q.weight": torch.ones(3, 2)}),
-    "blk.0.attn_k_b.weight": lambda tensors: tensors.update({"blk.0.attn_k_b.weight": torch.ones(2, 2, 2)}),
-    "output_norm.weight": lambda tensors: tensors.pop("output_norm.weight"),
-    "blk.0.ffn_up_exps.weight": lambda tensors: tensors.update({"blk.0.ffn_up_exps.weight": torch.ones(2, 2, 2)}),
-    "blk.0.ffn_down.weight": lambda tensors: tensors.update({"blk.0.ffn_down.weight": torch.ones(2, 2)}),
-    "blk.9.attn_q.weight": lambda tensors: tensors.update({"blk.9.attn_q.weight": torch.ones(16, 2)}),
-}
+VALUES = "blk.0.attn_v_b.weight"
+DAMAGED: list[tuple[str, Callable[[Any], Any]]] = [  # a tensor of Llama → what becomes of it; None: it is gone
+    *((name, lambda t: None) for name in ("token_embd.weight", "output_norm.weight")),
+    ("blk.0", lambda t: torch.ones(2)),
+    ("blk.x.attn_q.weight", lambda t: torch.ones(2, 2)),
+    ("blk.0.attn_q.weight", lambda t: torch.ones(3, 2)),
+    ("blk.0.ffn_down.weight", lambda t: torch.ones(2, 2)),
+    ("blk.9.attn_q.weight", lambda t: torch.ones(16, 2)),
+    *((f"blk.0.{name}.weight", lambda t: torch.ones(2, 2, 2)) for name in ("attn_k_b", "ffn_up_exps")),
+    (VALUES, lambda t: t[:-1]),  # of a latent, beside its keys
+    (VALUES, lambda t: t[:, :, :-1]),
+    (VALUES, lambda t: t[0]),
+    (VALUES, lambda t: None),
+]
 
 
-def test_tensor_that_is_missing_or_of_another_shape_is_refused(
-    checkpoint: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    folder = checkpoint("llama")
-    for change in DAMAGED.values():
-        file = write(folder, tmp_path / "m.gguf", change=change)
-        assert hf_import.main([str(file), str(tmp_path / "out")]) == 64
-        assert not (tmp_path / "out").exists() and capsys.readouterr().err
+def test_tensor_that_is_missing_or_of_another_shape_is_refused(bases: dict[str, Path], tmp_path: Path) -> None:
+    for name, spoil in DAMAGED:
+
+        def change(tensors: dict[str, Any], name: str = name, spoil: Callable[[Any], Any] = spoil) -> None:
+            if (left := spoil(tensors.pop(name, None))) is not None:
+                tensors[name] = left
+
+        base = "deepseek_v2 q_lora yarn" if name == VALUES else "llama"
+        file = write(bases[base], tmp_path / "m.gguf", split=name == VALUES, change=change)
+        assert hf_import.main([str(file), str(tmp_path / "out")]) == 64, name
+        assert not (tmp_path / "out").exists()
 
 
 def test_stack_of_experts_is_dequantised_once(
-    checkpoint: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    bases: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    file, sizes, whole = write(checkpoint("deepseek_v2"), tmp_path / "m.gguf"), [], gguf.dequantize
+    file, sizes, whole = write(bases["deepseek_v2"], tmp_path / "m.gguf"), [], gguf.dequantize
     monkeypatch.setattr(gguf, "dequantize", lambda data, kind: sizes.append(data.size) or whole(data, kind))
     (tmp_path / "out").mkdir()
     unpack(file, tmp_path / "out")
     assert sum(sizes) == sum(int(tensor.n_elements) for tensor in gguf.GGUFReader(file).tensors)
-
-
-def test_file_that_names_no_groups_of_experts_is_refused(checkpoint: Callable[..., Path], tmp_path: Path) -> None:
-    file = write(checkpoint("deepseek_v2"), tmp_path / "m.gguf", **{"deepseek2.expert_group_count": None})
-    with pytest.raises(ConfigError, match=r"expert_group_count.*is missing"):
-        unpack(file, tmp_path)
-
-
-def test_damaged_file_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "m.gguf").write_bytes(b"GGUF but not really")
-    assert hf_import.main([str(tmp_path / "m.gguf"), str(tmp_path / "out")]) == 64
-    assert "cannot be read as GGUF" in capsys.readouterr().err and not (tmp_path / "out").exists()

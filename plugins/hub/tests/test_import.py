@@ -1,8 +1,9 @@
-"""What importing does besides parity: memory, dtypes, heads of multi-token prediction, files."""
+"""What importing does besides parity: memory, dtypes, files, keys that nothing reads."""
 
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -21,18 +22,20 @@ from blockwright.plugins.hub.exporting import export_folder
 from blockwright.plugins.hub.families.catalogue import FAMILIES
 from blockwright.plugins.hub.importing import import_folder
 from blockwright.registry import ConfigError
+from tests import test_printed_commands as commands
+from tests.test_printed_commands import ODD
 
+odd, printed, trains = commands.odd, commands.printed, commands.trains
 MB = 2**20
 
 
-@pytest.fixture(scope="module")
-def large(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, int, int]:
-    """A Mixtral of 16 shards: folder, bytes of the model, bytes of its largest shard."""
-    folder = tmp_path_factory.mktemp("large")
+def mixtral(folder: Path) -> tuple[int, int]:
+    """Write one of 16 shards: bytes of the model, bytes of its largest shard."""
     D, F, E, V, n_layers = 256, 512, 8, 1024, 16
     sizes = {"vocab_size": V, "hidden_size": D, "intermediate_size": F, "num_hidden_layers": n_layers}
     heads = {"num_attention_heads": 8, "num_key_value_heads": 8, "num_local_experts": E, "num_experts_per_tok": 2}
     more = {"model_type": "mixtral", "rms_norm_eps": 1e-5, "max_position_embeddings": 128, "hidden_act": "silu"}
+    folder.mkdir()
     (folder / "config.json").write_text(json.dumps({**sizes, **heads, **more}))
     weight_map: dict[str, str] = {}
     largest = total = 0
@@ -53,7 +56,7 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, int, int]:
         size = sum(t.nbytes for t in tensors.values())
         largest, total = max(largest, size), total + size
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
-    return folder, total, largest
+    return total, largest
 
 
 # The kernel's own high-water mark of this program; getrusage's is inherited from the process that started it.
@@ -70,22 +73,18 @@ def memory(kind):
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(kind))
 before = memory("VmRSS")
-if sys.argv[1] == "import":
-    import_folder(Path(sys.argv[2]), Path(sys.argv[3]), max_bytes=int(sys.argv[4]))
-else:
-    export_folder(Path(sys.argv[2]), Path(sys.argv[3]), max_bytes=int(sys.argv[4]))
+act = {"import": import_folder, "export": export_folder}[sys.argv[1]]
+act(Path(sys.argv[2]), Path(sys.argv[3]), max_bytes=int(sys.argv[4]))
 print(memory("VmHWM") - before)
 """
 
 
 @pytest.mark.slow
-def test_memory_peaks_at_the_model_and_one_shard(
-    large: tuple[Path, int, int], environment: dict[str, str], tmp_path: Path
-) -> None:
-    folder, model, shard = large
-    root = Path(__file__).resolve().parents[2]
-    for command, source, out in (("import", folder, tmp_path / "out"), ("export", tmp_path / "out", tmp_path / "hf")):
-        arguments = [sys.executable, "-c", MEASURE, command, str(source), str(out), str(shard)]
+def test_memory_peaks_at_the_model_and_one_shard(environment: dict[str, str], tmp_path: Path) -> None:
+    model, shard = mixtral(tmp_path / "in")
+    for command, source, out in (("import", "in", "out"), ("export", "out", "hf")):
+        arguments = [sys.executable, "-c", MEASURE, command, str(tmp_path / source), str(tmp_path / out), str(shard)]
+        root = Path(__file__).resolve().parents[2]
         done = subprocess.run(arguments, cwd=root, env=environment, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         assert model < int(done.stdout) < model + shard + 16 * MB, (command, int(done.stdout) / MB, model / MB)
@@ -98,18 +97,34 @@ def test_dtype_is_kept_or_the_one_asked_for_and_never_rounds_the_bias_of_a_choic
     tensors = load_file(folder / "model.safetensors")
     tensors |= {n: t.float() + 1e-5 for n, t in tensors.items() if n.endswith("e_score_correction_bias")}
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    stored = {str(t.dtype) for t in tensors.values()}
+    stored = {t.dtype for t in tensors.values()}
     assert hf_import.main([str(folder), str(tmp_path / "kept")]) == 0
     assert hf_import.main([str(folder), str(tmp_path / "half"), "--dtype", "float16"]) == 0
     kept, half = (load_file(tmp_path / x / "model.safetensors") for x in ("kept", "half"))
-    assert {str(t.dtype) for t in kept.values()} == {*stored, "torch.int64"}
+    assert {t.dtype for t in kept.values()} == {*stored, torch.int64} == {torch.bfloat16, torch.float32, torch.int64}
     assert kept["layers.1.ffn.gating.bias"].dtype == half["layers.1.ffn.gating.bias"].dtype == torch.float32
-    assert stored == {"torch.bfloat16", "torch.float32"}
     assert {t.dtype for n, t in half.items() if "gating." not in n} == {torch.float16}
+    export_folder(tmp_path / "kept", tmp_path / "hf")
+    after = load_file(tmp_path / "hf" / "model.safetensors")
+    assert {n: t.dtype for n, t in after.items()} == {n: t.dtype for n, t in tensors.items()}
+    assert all(torch.equal(after[name], tensor) for name, tensor in tensors.items())
 
 
-def test_files_of_the_tokenizer_travel_along(checkpoint: Callable[..., Path], tmp_path: Path) -> None:
-    folder = checkpoint("llama")
+@pytest.fixture(scope="module")
+def llama(checkpoint: Callable[..., Path]) -> Path:
+    return checkpoint("llama")
+
+
+def changed(folder: Path, to: Path, **values: object) -> Path:
+    """A checkpoint whose config.json says more."""
+    shutil.copytree(folder, to)
+    (to / "config.json").write_text(json.dumps({**json.loads((to / "config.json").read_text()), **values}))
+    return to
+
+
+def test_files_of_the_tokenizer_travel_along(llama: Path, tmp_path: Path) -> None:
+    marks = {"_model_name_or_path": "a/b", "unsloth_fixed": True, "_attn_implementation_autoset": True}
+    folder = changed(llama, tmp_path / "in", **marks, temperature=0.6, suppress_tokens=[1])
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (folder / name).write_text(f'{{"of": "{name}"}}')
     (folder / "modeling_llama.py").write_text("raise SystemExit('run')")
@@ -121,6 +136,10 @@ def test_files_of_the_tokenizer_travel_along(checkpoint: Callable[..., Path], tm
     before, after = (json.loads((d / "config.json").read_text()) for d in (folder, tmp_path / "hf"))
     for key in ("bos_token_id", "eos_token_id", "architectures", "dtype", "vocab_size", "rope_parameters"):
         assert before[key] == after[key]
+    tokens = torch.arange(8)[None]
+    assert torch.equal(blockwright.load(str(tmp_path / "out"))(tokens), load(tmp_path / "out")(tokens))
+    idle = json.loads((tmp_path / "out" / "origin.json").read_text())["idle"]  # keys that change nothing, and why
+    assert {*marks, "temperature"} <= idle.keys() and not {"vocab_size", "rms_norm_eps"} & idle.keys()
 
 
 def test_gpt2_of_old_without_prefix_and_with_masks_is_read(
@@ -135,80 +154,37 @@ def test_gpt2_of_old_without_prefix_and_with_masks_is_read(
     assert torch.equal(load(tmp_path / "old")(tokens), load(tmp_path / "new")(tokens))
 
 
-def changed(folder: Path, **values: object) -> Path:
-    """A checkpoint whose config.json says more."""
-    file = folder / "config.json"
-    file.write_text(json.dumps({**json.loads(file.read_text()), **values}))
-    return folder
-
-
 def test_unknown_key_is_refused_until_it_is_ignored_by_name(
-    checkpoint: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    llama: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    folder = changed(checkpoint("llama"), colour="blue", shade=3)
+    folder, given = changed(llama, tmp_path / "in", colour="blue", shade=3), ["--ignore", "colour", "--ignore", "shade"]
     assert hf_import.main([str(folder), str(tmp_path / "out")]) == 64
     assert "--ignore colour" in capsys.readouterr().err
-    assert hf_import.main([str(folder), str(tmp_path / "out"), "--ignore", "colour", "--ignore", "shade"]) == 0
-    said = capsys.readouterr().out
-    assert "Ignored colour of config.json" in said and "Ignored shade of config.json" in said
+    assert hf_import.main([str(folder), str(tmp_path / "out"), *given]) == 0
     assert json.loads((tmp_path / "out" / "origin.json").read_text())["ignored"] == {"colour": "blue", "shade": 3}
-
-
-@pytest.mark.parametrize("value", [False, 0, "", [], {}])
-def test_unknown_key_is_refused_whose_value_is_false_or_empty(
-    value: Any, checkpoint: Callable[..., Path], tmp_path: Path
-) -> None:
-    values = json.loads((checkpoint("llama") / "config.json").read_text())
-    of_old_files = {"pruned_heads": {}, "add_cross_attention": False, "colour": None}
-    FAMILIES["llama"].composition({**values, **of_old_files})
-    with pytest.raises(ConfigError, match="--ignore gate"):
-        FAMILIES["llama"].composition({**values, "gate": value})
-
-
-def test_heads_of_prediction_are_not_asked_of_a_checkpoint_without(
-    checkpoint: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert hf_import.main([str(checkpoint("llama")), str(tmp_path / "out"), "--mtp"]) == 64
-    assert "error: --mtp = True" in capsys.readouterr().err and not (tmp_path / "out").exists()
-
-
-def test_keys_that_change_nothing_anywhere_pass_and_origin_says_why(
-    checkpoint: Callable[..., Path], tmp_path: Path
-) -> None:
-    marks = {"_model_name_or_path": "a/b", "unsloth_fixed": True, "_attn_implementation_autoset": True}
-    import_folder(changed(checkpoint("llama"), **marks, temperature=0.6, suppress_tokens=[1]), tmp_path / "out")
-    idle = json.loads((tmp_path / "out" / "origin.json").read_text())["idle"]
-    assert idle["_model_name_or_path"].startswith("origin of the file")
-    assert idle["temperature"].startswith("generation defaults") and marks.keys() <= idle.keys()
-    assert not {"vocab_size", "rms_norm_eps"} & idle.keys()
-
-
-@pytest.mark.parametrize(
-    ("key", "says"),
-    [
-        ("rms_norm_eps", "the model would compute something else"),
-        ("quantization_config", "the model would compute something else"),
-        ("color", "no such key Did you mean 'colour'"),
-    ],
-)
-def test_key_that_decides_the_computation_or_is_not_there_cannot_be_ignored(
-    key: str, says: str, checkpoint: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    folder = changed(checkpoint("llama"), colour="blue", quantization_config={"quant_method": "fp8"})
-    assert hf_import.main([str(folder), str(tmp_path / "out"), "--ignore", key]) == 64
-    said = capsys.readouterr().err
-    assert f"error: --ignore = {key}\n" in said and says in " ".join(said.replace("remedy:", "").split())
-    assert not (tmp_path / "out").exists()
+    values = json.loads((llama / "config.json").read_text())
+    FAMILIES["llama"].composition({**values, "pruned_heads": {}, "add_cross_attention": False, "colour": None})
+    for value in (False, 0, "", [], {}):  # of old files they are known; others are not
+        with pytest.raises(ConfigError):
+            FAMILIES["llama"].composition({**values, "gate": value})
+    decides = changed(folder, tmp_path / "fp8", quantization_config={"quant_method": "fp8"})
+    for options in (["--mtp"], *(["--ignore", key] for key in ("rms_norm_eps", "quantization_config", "color"))):
+        assert hf_import.main([str(decides), str(tmp_path / "no"), *given, *options]) == 64
+        assert f"error: {options[0]} = {(*options, True)[1]}\n" in capsys.readouterr().err
+        assert not (tmp_path / "no").exists()
 
 
 def test_two_names_of_one_setting_must_agree(checkpoint: Callable[..., Path], tmp_path: Path) -> None:
-    folder = changed(checkpoint("gpt_oss"), experts_per_token=2, initial_context_length=4096)
+    folder = changed(checkpoint("gpt_oss"), tmp_path / "in", experts_per_token=2, initial_context_length=4096)
     import_folder(folder, tmp_path / "out")
-    with pytest.raises(ConfigError, match="contradicts num_experts_per_tok = 2"):
-        import_folder(changed(folder, experts_per_token=4), tmp_path / "no")
+    with pytest.raises(ConfigError) as caught:
+        import_folder(changed(folder, tmp_path / "other", experts_per_token=4), tmp_path / "no")
+    assert caught.value.path == "config.json: experts_per_token"
 
 
-def test_imported_folder_opens_by_the_public_name(checkpoint: Callable[..., Path], tmp_path: Path) -> None:
-    import_folder(checkpoint("llama"), tmp_path / "out")
-    tokens = torch.arange(8)[None]
-    assert torch.equal(blockwright.load(str(tmp_path / "out"))(tokens), load(tmp_path / "out")(tokens))
+def test_command_that_an_import_prints_trains_from_folders_of_any_name(
+    odd: Path, tmp_path: Path, printed: Callable[..., list[str]], trains: Callable[..., dict[str, Any]]
+) -> None:
+    export_folder(odd / "run", tmp_path / "hf" / ODD)
+    out = tmp_path / ODD
+    assert trains(printed("import", str(tmp_path / "hf" / ODD), str(out)))["init_from"] == str(out)

@@ -131,101 +131,65 @@ def deepseek_v4(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return found
 
 
-@torch.no_grad()
-def test_released_gpt_oss_gives_the_logits_of_transformers(plain: Callable[[str], Path], tmp_path: Path) -> None:
-    folder = plain("gpt_oss")
-    tensors = gpt_oss(load_file(folder / "model.safetensors"))
-    packed = rewritten(folder, tensors, quantization_config={"quant_method": "mxfp4"})
-    theirs = transformers.GptOssForCausalLM.from_pretrained(packed, dtype=torch.float32, attn_implementation="eager")
-    _assert_equal_logits(theirs, packed, tmp_path / "out")
-
-
-@torch.no_grad()
-def test_released_deepseek_v4_gives_the_logits_of_transformers(plain: Callable[[str], Path], tmp_path: Path) -> None:
-    folder = plain("deepseek_v4")
-    tensors = deepseek_v4(load_file(folder / "model.safetensors"))
-    packed = rewritten(folder, tensors, quantization_config=FP8, expert_dtype="fp4")
-    theirs = transformers.DeepseekV4ForCausalLM.from_pretrained(
-        packed, dtype=torch.float32, quantization_config=transformers.FineGrainedFP8Config(dequantize=True)
-    )
-    _assert_equal_logits(theirs, packed, tmp_path / "out")
-
-
-def _assert_equal_logits(theirs: Any, packed: Path, out: Path) -> None:
-    import_folder(packed, out)
-    assert all(t.dtype in (torch.bfloat16, torch.int64) for t in load_file(out / "model.safetensors").values())
-    ids = torch.randint(0, V, (2, 37), generator=torch.Generator().manual_seed(2))
-    expected = theirs.eval()(ids).logits
-    torch.testing.assert_close(load(out)(ids), expected, atol=2e-5 * float(expected.abs().max()), rtol=0)
-
-
-# ---- damage ----------------------------------------------------------------------------------------------------------
-
-UP = "model.layers.0.mlp.experts.gate_up_proj"
-EXPERT = "layers.3.ffn.experts.1.w1."
-DAMAGE: dict[str, tuple[str, Callable[[dict[str, Tensor]], Any], str]] = {
-    "no scales": ("gpt_oss", lambda t: t.pop(UP + "_scales"), "its scales .*_scales are missing"),
-    "fewer scales": ("gpt_oss", lambda t: t.update({UP + "_scales": drawn(5, 64, 1)}), "as the scales of"),
-    "wider blocks": ("gpt_oss", lambda t: t.update({UP + "_blocks": drawn(5, 64, 2, 32)}), "as the scales of"),
-    "no number": (
-        "gpt_oss",
-        lambda t: t.update({UP + "_scales": torch.full((5, 64, 2), 255, dtype=torch.uint8)}),
-        "makes values",
-    ),
-    "beyond bf16": (
-        "gpt_oss",
-        lambda t: t.update({UP + "_scales": torch.full((5, 64, 2), 254, dtype=torch.uint8)}),
-        "makes values",
-    ),
-    "scales as numbers": (
-        "gpt_oss",
-        lambda t: t.update({UP + "_scales": t[UP + "_scales"].long()}),
-        "not a dtype of scales",
-    ),
-    "twice": ("gpt_oss", lambda t: t.update({UP: torch.zeros(5, 64, 64)}), "beside"),
-    "more experts": (
-        "gpt_oss",
-        lambda t: t.update({UP + "_blocks": drawn(6, 64, 2, 16), UP + "_scales": drawn(6, 64, 2, most=120)}),
-        "must have shape",
-    ),
-    "no scale": ("deepseek_v4", lambda t: t.pop(EXPERT + "scale"), "are missing"),
-    "a scale too many": (
-        "deepseek_v4",
-        lambda t: t.update({EXPERT + "scale": torch.ones(32, 3).to(torch.float8_e8m0fnu)}),
-        "as the scales of",
-    ),
-    "an odd width": (
-        "deepseek_v4",
-        lambda t: t.update({EXPERT + "weight": drawn(32, 33).view(torch.int8)}),
-        "as the scales of",
-    ),
-    "integers alone": (
-        "deepseek_v4",
-        lambda t: t.update({"layers.0.attn_norm.weight": torch.ones(64, dtype=torch.uint8)}),
-        "not a dtype of weights",
-    ),
-    "a block too few": (
-        "deepseek_v4",
-        lambda t: t.update({"layers.0.attn.wq_a.scale": torch.ones(1, 4)}),
-        "as the scales of",
-    ),
-    "no fp8 number": (
-        "deepseek_v4",
-        lambda t: t["layers.0.attn.wq_a.weight"].view(torch.uint8).fill_(127),
-        "not finite",
+METHODS: dict[str, tuple[Callable[[dict[str, Tensor]], dict[str, Tensor]], dict[str, Any], dict[str, Any]]] = {
+    "gpt_oss": (gpt_oss, {"quantization_config": {"quant_method": "mxfp4"}}, {"attn_implementation": "eager"}),
+    "deepseek_v4": (
+        deepseek_v4,
+        {"quantization_config": FP8, "expert_dtype": "fp4"},
+        {"quantization_config": transformers.FineGrainedFP8Config(dequantize=True)},
     ),
 }
 
 
+# ---- damage ----------------------------------------------------------------------------------------------------------
+
+UP, NORM = "model.layers.0.mlp.experts.gate_up_proj", "layers.0.attn_norm.weight"
+EXPERT, QUERY = "layers.3.ffn.experts.1.w1.", "layers.0.attn.wq_a."
+
+
+def bytes_of(number: int) -> Tensor:
+    return torch.full((5, 64, 2), number, dtype=torch.uint8)
+
+
+DAMAGE: dict[str, list[tuple[str, Callable[[dict[str, Tensor]], Any]]]] = {  # what is named, what is done
+    "gpt_oss": [
+        ("_scales", lambda t: t.pop(UP + "_scales")),
+        *((UP, lambda t, s=s: t.update({UP + "_scales": s})) for s in (drawn(5, 64, 1), bytes_of(255), bytes_of(254))),
+        (UP, lambda t: t.update({UP + "_scales": t[UP + "_scales"].long()})),
+        (UP, lambda t: t.update({UP + "_blocks": drawn(5, 64, 2, 32)})),
+        (UP, lambda t: t.update({UP: torch.zeros(5, 64, 64)})),  # twice
+        (UP, lambda t: t.update({UP + "_blocks": drawn(6, 64, 2, 16), UP + "_scales": drawn(6, 64, 2, most=120)})),
+    ],
+    "deepseek_v4": [
+        (EXPERT, lambda t: t.pop(EXPERT + "scale")),
+        (EXPERT, lambda t: t.update({EXPERT + "scale": torch.ones(32, 3).to(torch.float8_e8m0fnu)})),
+        (EXPERT, lambda t: t.update({EXPERT + "weight": drawn(32, 33).view(torch.int8)})),
+        (NORM, lambda t: t.update({NORM: torch.ones(64, dtype=torch.uint8)})),
+        (QUERY, lambda t: t.update({QUERY + "scale": torch.ones(1, 4)})),
+        (QUERY, lambda t: t[QUERY + "weight"].view(torch.uint8).fill_(127)),  # no number
+    ],
+}
+
+
 @pytest.mark.parametrize("name", WIDE)
-def test_what_cannot_be_unpacked_is_refused_and_nothing_is_left(
+@torch.no_grad()
+def test_released_weights_give_the_logits_of_transformers_and_damaged_ones_are_refused(
     name: str, plain: Callable[[str], Path], tmp_path: Path
 ) -> None:
     folder = plain(name)
-    release, method = (gpt_oss, {"quant_method": "mxfp4"}) if name == "gpt_oss" else (deepseek_v4, FP8)
-    for spoil, says in (rest for family, *rest in DAMAGE.values() if family == name):
+    release, values, how = METHODS[name]
+    packed = rewritten(folder, release(load_file(folder / "model.safetensors")), **values)
+    theirs: Any = getattr(transformers, f"{CASES[name][0]}ForCausalLM")
+    theirs = theirs.from_pretrained(packed, dtype=torch.float32, **how).eval()
+    import_folder(packed, tmp_path / "out")
+    held = load_file(tmp_path / "out" / "model.safetensors")
+    assert all(t.dtype in (torch.bfloat16, torch.int64) for t in held.values())
+    ids = torch.randint(0, V, (2, 37), generator=torch.Generator().manual_seed(2))
+    expected = theirs(ids).logits
+    torch.testing.assert_close(load(tmp_path / "out")(ids), expected, atol=2e-5 * float(expected.abs().max()), rtol=0)
+    for named, spoil in DAMAGE[name]:
         tensors = release(load_file(folder / "model.safetensors"))
         spoil(tensors)
-        with pytest.raises(ConfigError, match=says):
-            import_folder(rewritten(folder, tensors, quantization_config=method), tmp_path / "out")
-        assert not (tmp_path / "out").exists()
+        with pytest.raises(ConfigError) as caught:
+            import_folder(rewritten(folder, tensors, **values), tmp_path / "no")
+        assert named in str(caught.value) and not (tmp_path / "no").exists()

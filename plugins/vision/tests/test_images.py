@@ -1,6 +1,6 @@
 """The image side of a decoder: tiling, towers, projectors, and embeddings where tokens enter.
 
-Parity with the released model's parts is in plugins/hub/tests/test_deepseek_vl2.py.
+Parity with the released model's parts is in plugins/hub/tests/test_deepseek.py.
 """
 
 from __future__ import annotations
