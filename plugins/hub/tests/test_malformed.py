@@ -108,6 +108,7 @@ def own(**composition: Any) -> Spoil:
     return settings(model_type="blockwright", composition=composition)
 
 
+OUTSIDE = ("../secret.safetensors", "..", "/etc/secret.safetensors", "sub/x.safetensors", "pytorch_model.bin")
 ROWS: list[tuple[str, str, Spoil]] = [  # what is named, which checkpoint, what is done to it
     ("model-00002", "sharded", lambda f: sorted(f.glob("*.safetensors"))[1].unlink()),
     ("index", "sharded", lambda f: (f / "model.safetensors.index.json").unlink()),
@@ -120,10 +121,7 @@ ROWS: list[tuple[str, str, Spoil]] = [  # what is named, which checkpoint, what 
     (HEAD, "llama tied biased", tensors(lambda t: t.update({HEAD: t["model.embed_tokens.weight"] + 1}))),
     (HEAD, "llama tied biased", tensors(lambda t: t.update({HEAD: t["model.embed_tokens.weight"][:3].clone()}))),
     (NORM, "sharded", index(lambda held: next(f for f in sorted(held.values()) if f != held[NORM]))),
-    *(("..", "sharded", index(place)) for place in ("../secret.safetensors", "..")),
-    ("/etc/secret", "sharded", index("/etc/secret.safetensors")),
-    ("sub/x", "sharded", index("sub/x.safetensors")),
-    ("pytorch_model.bin", "sharded", index("pytorch_model.bin")),
+    *(("index.json: weight_map", "sharded", index(place)) for place in OUTSIDE),
     *((".safetensors", "sharded", index(f"{name}.safetensors", whole=True)) for name in ("x" * 300, "\0")),
     *(("pickle", "llama", pickled(n, z)) for n in ("model.safetensors", "pytorch_model.bin") for z in (True, False)),
     *(("model_type", "llama", settings(model_type=value)) for value in ("llamma", None, 3)),
