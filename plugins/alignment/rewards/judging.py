@@ -25,8 +25,8 @@ Judged = list[float | Failure]  # NaN where the reward has no opinion
 
 def judge(
     reward: Reward, prompts: Texts, completions: Texts, columns: Mapping[str, Column]
-) -> tuple[dict[str, list[float]], int]:
-    """The rewards of each part, NaN for none, and the number of failures.
+) -> tuple[dict[str, list[float]], list[int]]:
+    """The rewards of each part, NaN for none, and how many parts failed for each completion.
 
     A part fails where it raises, takes longer than ``timeout_s``, gives another number of values, or a value that is
     no finite number within its ``bounds``. All finite rewards of a run come from this function.
@@ -43,8 +43,8 @@ def judge(
     judged = {name: _judge(part, prompts, completions, columns) for name, (_, part) in reward.parts().items()}
     for name, row in judged.items():
         _warn_of_failures(name, row)
-    failed = [i for row in judged.values() for i, value in enumerate(row) if isinstance(value, Failure)]
-    return {name: _without(set(failed), row) for name, row in judged.items()}, len(failed)
+    failed = [sum(isinstance(value, Failure) for value in found) for found in zip(*judged.values(), strict=True)]
+    return {name: _without(failed, row) for name, row in judged.items()}, failed
 
 
 def _warn_of_failures(part: str, judged: Judged) -> None:
@@ -54,9 +54,9 @@ def _warn_of_failures(part: str, judged: Judged) -> None:
         warnings.warn(f"the reward {part} failed for {share}: {reasons[0]}", stacklevel=3)
 
 
-def _without(failed: set[int], judged: Judged) -> list[float]:
+def _without(failed: list[int], judged: Judged) -> list[float]:
     """The rewards, NaN for failed completions."""
-    return [math.nan if isinstance(value, Failure) or i in failed else value for i, value in enumerate(judged)]
+    return [math.nan if isinstance(value, Failure) or n else value for value, n in zip(judged, failed, strict=True)]
 
 
 def _judge(part: Reward, prompts: Texts, completions: Texts, columns: Mapping[str, Column]) -> Judged:

@@ -22,6 +22,7 @@ from blockwright.training.parallel.local import is_distributed
 from blockwright.training.parallel.ranks import DataRanks
 
 Rewards = dict[str, list[float]]  # part of the reward → values, one a completion
+Judged = tuple[Rewards, list[int]]
 
 
 class GroupSampler:
@@ -77,8 +78,7 @@ class GroupSampler:
             if not ranks.sum(torch.tensor(len(flat), device=device, dtype=torch.int64)):
                 break
             replaced |= set(flat)
-            more = self._replace(decoder, data, ranks, flat, f"rollout/{number}/{attempt}", found, rewards)
-            sampled, failed = sampled + more[0], failed + more[1]
+            sampled += self._replace(decoder, data, ranks, flat, f"rollout/{number}/{attempt}", found, rewards, failed)
         found.advantage = self._advantages(rewards, ranks, device)
         found.figures = self._figures(found, rewards, failed) | {"replaced": float(len(replaced) * self.group_size)}
         return found, sampled
@@ -92,26 +92,26 @@ class GroupSampler:
         attempt: str,
         found: Rollout,
         rewards: Rewards,
-    ) -> tuple[int, int]:
+        failed: list[int],
+    ) -> int:
         """Sample groups again, for prompts that are a function of seed, attempt and place among all ranks.
 
         Returns:
-            how many tokens were sampled, and how many rewards failed
+            how many tokens were sampled
         """
         first, every = ranks.index * (len(found) // self.group_size), len(data.prompts("train"))
         names = [f"{attempt}/{first + place}" for place in places or [0]]  # all ranks take the steps
         prompts = [stable_seed(self.seed, name) % every for name in names]
         seeds = [stable_seed(self.seed, f"{name}/{i}") for name in names for i in range(self.group_size)]
         others = self.continued(decoder, data, ranks, prompts, "train", seeds, self.sampling)
-        failed = 0
         if places:
             rows = [place * self.group_size + i for place in places for i in range(self.group_size)]
             found.replace(rows, others)
-            judged, failed = self.judged(data, others, self._grouped(prompts), "train")
-            for name, values in judged.items():
+            judged, lacking = self.judged(data, others, self._grouped(prompts), "train")
+            for kept, values in [*((rewards[name], judged[name]) for name in judged), (failed, lacking)]:
                 for row, value in zip(rows, values, strict=True):
-                    rewards[name][row] = value
-        return sum(map(len, others.completions)), failed
+                    kept[row] = value
+        return sum(map(len, others.completions))
 
     def continued(
         self,
@@ -131,8 +131,8 @@ class GroupSampler:
         with gathered(decoder):
             return self.engine.sample(decoder, request)
 
-    def judged(self, data: PromptDataModule, found: Rollout, numbers: list[int], split: Split) -> tuple[Rewards, int]:
-        """Rewards of each part for completions of prompts, NaN for none, and how many failed."""
+    def judged(self, data: PromptDataModule, found: Rollout, numbers: list[int], split: Split) -> Judged:
+        """Rewards of each part for completions of prompts, NaN for none, and how many parts failed for each."""
         prompts = data.prompts(split)
         return judge_rollout(self.reward, data.tokenizer, [prompts[n] for n in numbers], found)
 
@@ -166,7 +166,7 @@ class GroupSampler:
         advantage = self.advantage(ranks.sum(every.to(device)).flatten(0, 1).cpu(), self._weights)
         return advantage.unflatten(0, (ranks.number, -1))[ranks.index].flatten().tolist()
 
-    def _figures(self, found: Rollout, rewards: Mapping[str, list[float]], failed: int) -> dict[str, float]:
+    def _figures(self, found: Rollout, rewards: Mapping[str, list[float]], failed: list[int]) -> dict[str, float]:
         """Sums over completions of what is logged; of rewards, over those that have one, which ``judged`` counts."""
         parts = {"reward": self.total(rewards)}
         if len(rewards) > 1:
@@ -180,5 +180,5 @@ class GroupSampler:
             "zero_spread": float(self._flat(rewards).sum() * self.group_size),
             "length": float(sum(map(len, found.completions))),
             "truncated": float(len(found) - sum(found.ended)),
-            "reward_failures": float(failed),
+            "reward_failures": float(sum(failed)),
         }

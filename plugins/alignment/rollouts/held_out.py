@@ -53,7 +53,7 @@ class HeldOut:
         values = [None if math.isnan(value) else value for value in self.sampler.total(rewards).tolist()]
         judged = [value for value in values if value is not None]
         more = {name: sum(judged), f"{name}_judged": len(judged), f"{name}_completions": len(values)}
-        for key, value in {**more, "failures": failed}.items():
+        for key, value in {**more, "failures": sum(failed)}.items():
             self._sums[key] += value
         if name == "reward":
             asked, said = (data.prompts(split)[n].text for n in prompts), map(data.tokenizer.decode, found.completions)

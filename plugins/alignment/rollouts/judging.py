@@ -14,8 +14,8 @@ from blockwright.training.data.tokenizers.base import Tokenizer
 
 def judge_rollout(
     reward: Reward, tokenizer: Tokenizer, prompts: Sequence[Prompt], rollout: Rollout
-) -> tuple[dict[str, list[float]], int]:
-    """Rewards of each part for the completions of a rollout, NaN for none, and how many failed.
+) -> tuple[dict[str, list[float]], list[int]]:
+    """Rewards of each part for the completions of a rollout, NaN for none, and how many parts failed for each.
 
     A reward reads the columns that all prompts have, and ``n_tokens`` and ``ended`` of each completion.
 

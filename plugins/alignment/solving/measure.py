@@ -116,7 +116,7 @@ def solve(
             rollout = Native().sample(decoder, request)
             rewards, failed = judge_rollout(reward, tokenizer, [prompts[i] for i in places], rollout)
             answers += _answers(reward, tokenizer, places, rollout, rewards, how is sampled)
-            failures += failed
+            failures += sum(failed)
         tell(f"{batch.stop} of {len(prompts)} prompts answered")
     return _solved(problems, prompts, answers, failures)
 

@@ -112,13 +112,13 @@ def test_bad_answer_is_the_failure_of_one_completion(value: Any) -> None:
     """Of whatever kind: its neighbours keep their rewards, and it is counted."""
     with pytest.warns(UserWarning, match="1 of 3 completions"):
         found, failed = judge(Odd(value), [""] * 3, ["a", "odd", "b"], {"some": [1, 2, 3]})
-    assert failed == 1 and found["odd"][::2] == [0.5, 0.5] and math.isnan(found["odd"][1])
+    assert failed == [0, 1, 0] and found["odd"][::2] == [0.5, 0.5] and math.isnan(found["odd"][1])
 
 
 def test_no_opinion_and_whole_numbers_are_no_failure() -> None:
     for value, expected in ((1, 1.0), (True, 1.0), (None, None)):
         found, failed = judge(Odd(value), ["", ""], ["a", "odd"], {})
-        assert failed == 0 and (found["odd"][1] == expected or (expected is None and math.isnan(found["odd"][1])))
+        assert failed == [0, 0] and (found["odd"][1] == expected or (expected is None and math.isnan(found["odd"][1])))
 
 
 def test_reward_that_fails_for_all_or_looks_at_others_is_not_asked_again_for_each() -> None:
@@ -133,7 +133,7 @@ def test_reward_that_fails_for_all_or_looks_at_others_is_not_asked_again_for_eac
     for failing, texts in ((Short(), ["a", "b"]), (levelled, ["a", "odd"])):
         with pytest.warns(UserWarning, match="2 of 2 completions"):
             found, failed = judge(failing, ["", ""], texts, {})
-        assert failed == 2 and all(math.isnan(value) for row in found.values() for value in row)
+        assert failed == [1, 1] and all(math.isnan(value) for row in found.values() for value in row)
     levelled.reward = Odd(nan)
     found = levelled(["", "", ""], ["a", "odd", "b"])
     assert found[0] == found[2] == 0.5 and math.isnan(found[1])
@@ -146,7 +146,7 @@ def test_completion_gains_nothing_by_the_failure_of_a_penalty(value: Any) -> Non
     penalised.rewards[1] = Odd(value)
     with pytest.warns(UserWarning, match="1 of 2 completions"):
         found, failed = judge(penalised, ["", ""], ["a", "odd"], {"answer": ["a", "odd"]})
-    assert failed == 1 and [row[0] for row in found.values()] == [1, 0.5]
+    assert failed == [0, 1] and [row[0] for row in found.values()] == [1, 0.5]
     assert all(math.isnan(row[1]) for row in found.values())
     penalised.rewards[1] = Odd(None)
     assert judge(penalised, [""], ["odd"], {"answer": ["odd"]})[0]["exact_match"] == [1]
@@ -173,10 +173,14 @@ def test_reward_that_hangs_is_counted_and_leaves_the_others_their_rewards() -> N
         with pytest.warns(UserWarning, match=f"1 of {len(texts)} completions"):
             found, failed = judge(hangs, [""] * len(texts), texts, {})
         (row,) = found.values()
-        assert failed == 1 and math.isnan(row[len(texts) // 2]) and row[::2] in (row, [1.0, 0.0])
+        assert (
+            sum(failed) == failed[len(texts) // 2] == 1
+            and math.isnan(row[len(texts) // 2])
+            and row[::2] in (row, [1.0, 0.0])
+        )
         assert signal.getsignal(signal.SIGALRM) == alarm and signal.getitimer(signal.ITIMER_REAL) == (0, 0)
     assert time.monotonic() - before < 40
-    assert judge(reward("exact_match"), [""], ["1"], {"answer": ["1"]}) == ({"exact_match": [1.0]}, 0)
+    assert judge(reward("exact_match"), [""], ["1"], {"answer": ["1"]}) == ({"exact_match": [1.0]}, [0])
 
 
 # ---- groups ----------------------------------------------------------------------------------------------------------

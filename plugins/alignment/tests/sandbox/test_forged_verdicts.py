@@ -221,7 +221,7 @@ def rewarded(names: Iterable[str]) -> dict[str, float]:
     programs |= {text: text for text in HONEST}
     columns = {"tests": [TESTS] * len(programs)}
     found, failed = judge(reward, [""] * len(programs), list(programs.values()), columns)
-    assert failed == 0
+    assert not any(failed)
     return dict(zip(programs, found["unit_tests"], strict=True))
 
 
