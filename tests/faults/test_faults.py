@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from warm import Warm
 
+pytestmark = pytest.mark.xdist_group("programs")  # they start commands, as others of this group
 CAMPAIGN = Path(__file__).with_name("campaign.py")
 needs_root = pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="mounting needs root")
 
