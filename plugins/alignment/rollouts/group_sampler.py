@@ -108,9 +108,10 @@ class GroupSampler:
             rows = [place * self.group_size + i for place in places for i in range(self.group_size)]
             found.replace(rows, others)
             judged, lacking = self.judged(data, others, self._grouped(prompts), "train")
-            for kept, values in [*((rewards[name], judged[name]) for name in judged), (failed, lacking)]:
-                for row, value in zip(rows, values, strict=True):
-                    kept[row] = value
+            for i, row in enumerate(rows):
+                failed[row] = lacking[i]
+                for name, part in judged.items():
+                    rewards[name][row] = part[i]
         return sum(map(len, others.completions))
 
     def continued(
