@@ -32,19 +32,28 @@ _LEFT = re.compile(
 def write_file(checkpoint: dict[str, Any], path: Path) -> None:
     """Save a checkpoint as one sealed file.
 
+    A path of ``partial_of`` is written as it is: who made it has claimed it, and puts it in place.
+
     Raises:
         ConfigError: no space left, or it cannot be written for another reason; the file at ``path`` is intact
     """
+    if _owner_of(path):
+        _seal(checkpoint, path)
+        return
     partial = partial_of(path)
     with refused_if_unwritable(path, partial):
-        with partial.open("wb") as file:
-            sealing = manifest.Sealing(file)
-            torch.save(checkpoint, sealing)  # type: ignore[arg-type] # it asks for write and flush only
-            sealing.seal()
-            file.flush()
-            os.fsync(file.fileno())
-            _forget_cached(file.fileno())
+        _seal(checkpoint, partial)
         put_in_place(partial, path)
+
+
+def _seal(checkpoint: dict[str, Any], path: Path) -> None:
+    with path.open("wb") as file:
+        sealing = manifest.Sealing(file)
+        torch.save(checkpoint, sealing)  # type: ignore[arg-type] # it asks for write and flush only
+        sealing.seal()
+        file.flush()
+        os.fsync(file.fileno())
+        _forget_cached(file.fileno())
 
 
 def put_in_place(partial: Path, path: Path, verify: bool = True) -> None:

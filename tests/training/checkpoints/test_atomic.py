@@ -39,6 +39,16 @@ def test_last_keeps_its_predecessor(tmp_path: Path) -> None:
     assert sorted(os.listdir(tmp_path)) == ["last.ckpt", "last.previous.ckpt"]
 
 
+def test_a_path_that_its_maker_has_claimed_is_written_as_it_is(tmp_path: Path) -> None:
+    """As a strategy's own file is; it would wait for itself if it claimed the path again."""
+    partial = partial_of(tmp_path / "last.ckpt")
+    with refused_if_unwritable(tmp_path / "last.ckpt", partial):
+        write_file({"step": 1}, partial)
+        assert manifest.check(partial)
+        put_in_place(partial, tmp_path / "last.ckpt")
+    assert step(tmp_path / "last.ckpt") == 1 and os.listdir(tmp_path) == ["last.ckpt"]
+
+
 def test_folder_takes_the_place_of_a_folder_and_of_a_file(tmp_path: Path) -> None:
     write_file({"step": 1}, tmp_path / "last.ckpt")
     for number in (2, 3):
