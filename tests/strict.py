@@ -62,12 +62,15 @@ def refuse_writes_in_the_checkout(event: str, arguments: tuple[Any, ...]) -> Non
 
 
 def running() -> dict[str, str]:
-    """Threads of this process that it would wait for, and its processes: what each is called."""
+    """Threads of this process that it would wait for, and its processes: what each is called.
+
+    A process that has ended, or has just begun, is called "".
+    """
     found = {str(t.ident): t.name for t in threading.enumerate() if not t.name.startswith(MONITORS)}
     for process in Path("/proc/self/task", str(os.getpid()), "children").read_text().split():
         with suppress(OSError):
             command = Path("/proc", process, "cmdline").read_text().replace("\0", " ")
-            if command and not any(kept in command for kept in SHARED):  # it has not ended
+            if not any(kept in command for kept in SHARED):
                 found[process] = command
     return found
 
@@ -79,7 +82,7 @@ def nothing_left_running() -> Iterator[None]:
     if running().keys() - before:
         gc.collect()  # loaders end their processes with the last reference to them
     end = time.monotonic() + ENDS_WITHIN_S
-    while (left := {name for key, name in running().items() if key not in before}) and time.monotonic() < end:
+    while (left := {name for key, name in running().items() if name and key not in before}) and time.monotonic() < end:
         time.sleep(0.01)
     assert not left, f"left running: {left}"
 
