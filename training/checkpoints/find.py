@@ -32,10 +32,15 @@ def by_age(runs: Path) -> list[Path]:
 def inside(*folders: Path) -> list[Path]:
     """Every ``last.ckpt``, its predecessor, and the checkpoints of chosen steps in these folders, newest first.
 
-    A run without validations has no ``last.ckpt`` before its end.
+    A run without validations has no ``last.ckpt`` before its end. One that was killed after its first validation may
+    have its best checkpoint alone, which is as whole as the others.
     """
-    found = [path for name in (LAST, PREVIOUS, MILESTONES) for folder in folders for path in folder.glob(name)]
+    found = [path for folder in folders for path in _to_resume(folder) or folder.glob("*.ckpt")]
     return sorted(found, key=_time, reverse=True)
+
+
+def _to_resume(folder: Path) -> list[Path]:
+    return [path for name in (LAST, PREVIOUS, MILESTONES) for path in folder.glob(name)]
 
 
 def first_good(candidates: Iterable[Path]) -> Path | None:

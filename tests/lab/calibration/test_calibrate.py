@@ -148,7 +148,8 @@ def seen(names, of=lambda run, is_arm: runs.loss_of(run), seeds=None):
     outcomes = []
     known = {}
     for each in map(control.read, names):
-        each = replace(each, seeds=each.seeds[:seeds])
+        if seeds:
+            each = replace(each, seeds=each.seeds[:seeds], looks=())
         while each.missing(known):
             baseline, *arms = each.sweeps(known)[0].arms
             for is_arm, runs_of in ((False, baseline.runs), (True, [run for arm in arms for run in arm.runs])):

@@ -54,6 +54,15 @@ def test_checkpoint_of_a_chosen_step_counts_where_nothing_newer_was_saved(runs: 
         assert newest(runs / "c") is None
 
 
+def test_best_checkpoint_counts_where_there_is_no_other(runs: Path) -> None:
+    """A run that was killed within the end of its first validation has only that."""
+    best = runs / "c" / "checkpoints" / "best-1.ckpt"
+    write_file({"run": "c", "step": 1}, best)
+    write_file({"run": "b", "step": 1}, runs / "b" / "checkpoints" / "best-1.ckpt")
+    assert newest(runs) == newest(runs / "c") == best
+    assert newest(runs / "b") == runs / "b" / "checkpoints" / "last.ckpt"
+
+
 def test_damaged_ones_are_skipped_with_a_warning_each(tmp_path: Path, runs: Path) -> None:
     older, last = (runs / run / "checkpoints" / "last.ckpt" for run in "ab")
     assert newest(runs) == good(last) == last and newest(tmp_path / "nothing") is None
