@@ -48,6 +48,7 @@ def pytest_configure(config: pytest.Config) -> None:
     # Without bytecode, each of the processes that tests start would compile all sources again, and pytest the tests.
     sys.dont_write_bytecode = False
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+    os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"  # of trl, whose thread would wait for a network
     hydra_once.install()
     torch.set_num_threads(1)  # as many workers as cores: more threads would only wait for each other
     gc.set_threshold(

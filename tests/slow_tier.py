@@ -2,7 +2,7 @@
 
 It needs ``pip install 'blockwright[test,browser,site]'``, and chromium, bubblewrap and git on the PATH. A test that is
 skipped for want of something is a hole, so the run is green only where the skips are those of ``HERE``. The commit is
-then written to tests/slow_tier.json.
+then written to tests/slow_tier.json, and a quick test fails where that is ``MOST_COMMITS`` ago.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 GREEN = ROOT / "tests" / "slow_tier.json"
+MOST_COMMITS = 100  # since a green run, before a quick test fails
 HERE = (  # reasons to skip that no package takes away
     "needs a GPU",
 )

@@ -12,9 +12,11 @@ from __future__ import annotations
 import re
 import sys
 from argparse import Action, ArgumentError, ArgumentParser, Namespace
+from functools import reduce
 from inspect import Parameter, Signature
+from operator import or_
 from pathlib import Path
-from typing import Any, Union, get_args
+from typing import Any, get_args
 
 import lightning as L
 import yaml
@@ -312,12 +314,13 @@ def _whole_numbers_first() -> None:
 
     jsonargparse takes the first type of a union that a value fits, and 1 fits ``float``. Lightning writes
     ``Optional[Union[int, float]]``; typing caches it without regard to the order, and answers with another module's.
+    ``int | float`` is of no cache.
     """
     hints = L.Trainer.__init__.__annotations__
     for name, hint in hints.items():
         types = get_args(hint)
         if {int, float} <= {*types}:
-            hints[name] = Union[(int, *(each for each in types if each is not int))]
+            hints[name] = reduce(or_, [int, *(each for each in types if each is not int)])
 
 
 def main(arguments: list[str]) -> None:

@@ -7,7 +7,7 @@ from torch import nn
 
 from blockwright.blocks.residual.prenorm import PreNorm
 from blockwright.blocks.residual.sigmoid_skip import SigmoidSkip
-from blockwright.plugins.surgery.transplant.base import Setting, Transplant, Transplanted
+from blockwright.plugins.surgery.transplant.base import Setting, Transplant, Transplanted, shapes
 from blockwright.registry import register
 
 
@@ -19,7 +19,9 @@ class ToSigmoidSkip(Transplant):
     example: ClassVar[tuple[Mapping[str, Any], Mapping[str, Any]]] = ({}, {"residual": {"name": "sigmoid_skip"}})
 
     def serves(self, old: nn.Module, new: nn.Module) -> bool:
-        return type(old) is PreNorm and isinstance(new, SigmoidSkip)
+        here = shapes(new)
+        kept = all(here.get(name) == shape for name, shape in shapes(old).items())
+        return type(old) is PreNorm and isinstance(new, SigmoidSkip) and kept
 
     def __call__(self, old: nn.Module, new: nn.Module, setting: Setting) -> Transplanted:
         copied = old.state_dict()

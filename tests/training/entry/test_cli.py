@@ -6,6 +6,8 @@ import sys
 import typing
 from collections.abc import Callable
 from dataclasses import replace
+from functools import reduce
+from operator import or_
 from pathlib import Path
 from typing import Any
 
@@ -132,7 +134,7 @@ def test_every_number_of_the_trainer_is_what_lightnings_own_command_line_makes_o
     for name, hint in list(hints.items()):  # what typing's cache may give Lightning, by what was imported before
         if {int, float} <= {*typing.get_args(hint)}:
             rest = [each for each in typing.get_args(hint) if each is not float]
-            monkeypatch.setitem(hints, name, typing.Union[(float, *rest)])
+            monkeypatch.setitem(hints, name, reduce(or_, [float, *rest]))
     ours = printed(lambda: cli.main(words), capsys)
     plain = printed(lambda: LightningCLI(L.LightningModule, auto_configure_optimizers=False, args=words), capsys)
     assert {name: repr(ours[name]) for name in numbers} == {name: repr(plain[name]) for name in numbers}
