@@ -2,7 +2,7 @@
 
 A pod has a mount namespace (its claim and empty directories where it wants them, a read-only root, its own /etc/hosts
 and termination log), a network namespace on a bridge, a host name, its user, no capabilities, and a grace period. What
-a pod starts is this checkout and its interpreter, or, in a root of its own, those of an image.
+it starts is an image's, in a root of its own.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
@@ -22,7 +21,6 @@ from image import Image
 from kubelet import expanded
 from scripted_cluster import ScriptedCluster, end
 
-ROOT = Path(__file__).resolve().parents[3]
 BRIDGE, NET = "bwbr0", "10.77.0"
 
 
@@ -44,7 +42,7 @@ def can_run() -> str:
 class Pod:
     """One pod's process."""
 
-    def __init__(self, pod: dict[str, Any], folder: Path, number: int, image: Image | None) -> None:
+    def __init__(self, pod: dict[str, Any], folder: Path, number: int, image: Image) -> None:
         self.name, self.owner, self.ip = pod["metadata"]["name"], pod["owner"], f"{NET}.{number}"
         spec, metadata = pod["spec"], pod["metadata"]
         box, self.grace, self.killed = spec["containers"][0], spec["terminationGracePeriodSeconds"], 0.0
@@ -69,25 +67,21 @@ class Pod:
         claim = folder.parent / "claim"
         claim.mkdir(exist_ok=True)
         os.chown(claim, user, user)
-        mount, root = box["volumeMounts"][0]["mountPath"], str(self.folder / "root") if image else ""
+        mount, root = box["volumeMounts"][0]["mountPath"], str(self.folder / "root")
         drop = f"setpriv --reuid {user} --regid {user} --clear-groups --no-new-privs --bounding-set=-all"
         script = [
             "set -e; mount --make-rprivate /; ulimit -c 0",
-            *([f"mkdir {root}; mount --bind {image.root} {root}; touch {root}/etc/hosts"] if image else []),
+            f"mkdir {root}; mount --bind {image.root} {root}; touch {root}/etc/hosts",
             f"mount --bind {self.hosts} {root}/etc/hosts",
             f"hostname {self.host.partition('.')[0]}",
             "touch /dev/termination-log 2>/dev/null || true; mount -t tmpfs -o mode=1777 shm /dev/shm",
             f"mount --bind {self.message} /dev/termination-log",
             f"mkdir -p {root}{mount}; mount --bind {claim} {root}{mount}",
-            *([] if image else self._interpreter()),
-            f"mount -o remount,ro,bind {root or '/'}",
-            *([f"mount --rbind /{name} {root}/{name}" for name in ("dev", "proc", "sys")] if image else []),
+            f"mount -o remount,ro,bind {root}",
+            *(f"mount --rbind /{name} {root}/{name}" for name in ("dev", "proc", "sys")),
             f"mount -t tmpfs -o mode=1777 tmp {root}/tmp",
-            f'exec {f"chroot {root} " if image else ""}env -C /tmp {drop} -- "$@"',
+            f'exec chroot {root} env -C /tmp {drop} -- "$@"',
         ]
-        python = Path(sys.executable).parent
-        here = {"PATH": f"{python}:/usr/bin:/bin", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-        inside = {**(image.env if image else here), **env}
         enter = [
             "nsenter",
             f"--net=/run/netns/{self.net}",
@@ -101,15 +95,7 @@ class Pod:
         with self.log.open("wb") as log:
             command = [*enter, "sh", *(expanded(word, env) for word in box["command"])]
             said: Any = {"stdout": log, "stderr": subprocess.STDOUT, "start_new_session": True}
-            self.process = subprocess.Popen(command, env=inside, **said)
-
-    def _interpreter(self) -> list[str]:
-        """Commands that make the interpreter visible to the pod's user, where it is in root's own folder."""
-        base, kept = Path(sys.base_prefix).resolve(), self.folder / "python"
-        if not base.is_relative_to("/root"):
-            return []
-        shown = ["mount -t tmpfs -o mode=755 home /root", f"mkdir -p {base}", f"mount --move {kept} {base}"]
-        return [f"mkdir {kept}", f"mount --bind {base} {kept}", *shown]
+            self.process = subprocess.Popen(command, env={**image.env, **env}, **said)
 
     def say_hosts(self, pods: list[Pod]) -> None:
         lines = [f"{p.ip} {p.host} {p.host.partition('.')[0]}" for p in {self, *pods}]  # as kubelet writes it
@@ -141,9 +127,9 @@ class Pod:
 
 
 class Node:
-    """A thread that runs the pods of a cluster, in an image if one is given."""
+    """A thread that runs the pods of a cluster in an image."""
 
-    def __init__(self, cluster: ScriptedCluster, folder: Path, image: Image | None = None) -> None:
+    def __init__(self, cluster: ScriptedCluster, folder: Path, image: Image) -> None:
         self.image = image
         self.cluster, self.folder, self.pods, self.made = cluster, folder / "pods", {}, 1
         with cluster.open() as state:
