@@ -28,7 +28,7 @@ GREEN = ROOT / "tests" / "slow_tier.json"
 MOST_COMMITS = 100  # since a green run, before a quick test fails
 HERE = (  # reasons to skip that no package takes away
     "needs a GPU",
-    "a checkout of transformers",  # its own tests, which neither its wheel nor its sdist has
+    "a checkout of transformers",  # its tests of generation, which neither its wheel nor its sdist has
 )
 
 
@@ -67,7 +67,8 @@ def main() -> int:
         print("the tree has changes that are not committed: the note would name a commit that was not tested")
         return 64
     seen, start = Seen(), time.monotonic()
-    code = int(pytest.main(["-m", "slow", "-n", "2", *sys.argv[1:]], plugins=[seen]))
+    # Three for two cores: tests of kills and pods wait much of their time.
+    code = int(pytest.main(["-m", "slow", "-n", "3", *sys.argv[1:]], plugins=[seen]))
     holes = {test: why for test, why in seen.skipped.items() if not any(known in why for known in HERE)}
     for test, why in sorted(holes.items()):
         print(f"skipped: {test}: {why}")

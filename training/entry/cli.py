@@ -12,6 +12,8 @@ from __future__ import annotations
 import re
 import sys
 from argparse import Action, ArgumentError, ArgumentParser, Namespace
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import reduce
 from inspect import Parameter, Signature
 from operator import or_
@@ -21,6 +23,7 @@ from typing import Any, get_args
 import lightning as L
 import yaml
 from jsonargparse import ActionConfigFile, get_loader, set_loader
+from jsonargparse.typing import register_type
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 
 from blockwright import registry
@@ -309,18 +312,33 @@ def _settings_in(files: list[str]) -> set[str] | None:
     return found
 
 
-def _whole_numbers_first() -> None:
-    """Let the trainer's 1 be one batch, and 1.0 all of them, whatever was imported before.
+class Number:
+    """A type for jsonargparse alone: 1 is whole, 1.0 is not. Of ``int | float`` it would take the first that fits, and
+    typing caches unions without regard to their order, so that would be the order of whoever was imported before."""
 
-    jsonargparse takes the first type of a union that a value fits, and 1 fits ``float``. Lightning writes
-    ``Optional[Union[int, float]]``; typing caches it without regard to the order, and answers with another module's.
-    ``int | float`` is of no cache.
-    """
+
+def _read_number(text: str) -> int | float:
+    try:
+        return int(text)
+    except ValueError:
+        return float(text)
+
+
+@contextmanager
+def _whole_numbers() -> Iterator[None]:
+    """Within, the trainer's 1 is one batch, and 1.0 all of them."""
+    number = (int, float)
+    register_type(
+        Number, lambda n: n, _read_number, type_check=lambda n, _: type(n) in number, fail_already_registered=False
+    )
     hints = L.Trainer.__init__.__annotations__
-    for name, hint in hints.items():
-        types = get_args(hint)
-        if {int, float} <= {*types}:
-            hints[name] = reduce(or_, [int, *(each for each in types if each is not int)])
+    unions = {name: hint for name, hint in hints.items() if {*number} <= {*get_args(hint)}}
+    for name, hint in unions.items():
+        hints[name] = reduce(or_, [Number, *(each for each in get_args(hint) if each not in number)])
+    try:
+        yield
+    finally:
+        hints.update(unions)
 
 
 def main(arguments: list[str]) -> None:
@@ -335,16 +353,16 @@ def main(arguments: list[str]) -> None:
     quieten(ignore=False)
     sys.argv = [sys.argv[0], *arguments]
     _declare_settings(make_task)
-    _whole_numbers_first()
     try:
-        ComposedCLI(
-            make_task,
-            make_data,
-            auto_configure_optimizers=False,
-            save_config_callback=Saved,
-            save_config_kwargs={"save_to_log_dir": False},
-            parser_kwargs={"parser_mode": MODE, "exit_on_error": False},
-        )
+        with _whole_numbers():
+            ComposedCLI(
+                make_task,
+                make_data,
+                auto_configure_optimizers=False,
+                save_config_callback=Saved,
+                save_config_kwargs={"save_to_log_dir": False},
+                parser_kwargs={"parser_mode": MODE, "exit_on_error": False},
+            )
     except ArgumentError as error:
         raise _unparsed(error, arguments) from None
     finally:
