@@ -313,8 +313,11 @@ def _settings_in(files: list[str]) -> set[str] | None:
 
 
 class Number:
-    """A type for jsonargparse alone: 1 is whole, 1.0 is not. Of ``int | float`` it would take the first that fits, and
-    typing caches unions without regard to their order, so that would be the order of whoever was imported before."""
+    """A type for jsonargparse alone: 1 is whole, 1.0 is not.
+
+    Of ``int | float`` it would take the first that fits, and typing caches unions without regard to their order: the
+    first would depend on what was imported before.
+    """
 
 
 def _read_number(text: str) -> int | float:
