@@ -50,7 +50,9 @@ def pytest_configure(config: pytest.Config) -> None:
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"  # of trl, whose thread would wait for a network
     hydra_once.install()
-    torch.set_num_threads(1)  # as many workers as cores: more threads would only wait for each other
+    # As many workers as cores: more threads would only wait for each other.
+    torch.set_num_threads(1)
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # numpy's, in the workers and what tests start
     gc.set_threshold(
         100_000, 10, 10
     )  # the usual 700 new objects between two searches are an eighth of the suite's time
