@@ -92,6 +92,13 @@ def test_gates_hand_over_whole_affinities_and_the_choices_they_made(make_block: 
         torch.testing.assert_close(routing.losses["expert_balance"], right, rtol=1e-6, atol=0, msg=gate)
 
 
+def test_a_gate_with_shared_experts_balances_the_routed_ones_alone(make_block: Make) -> None:
+    node = {"name": "sigmoid_sink", "top_k": 4, "n_shared": 2, "balance": {"name": "expert", "alpha": 0.25}}
+    routing = make_block("gating", node, n_experts=8)(torch.randn(2, 9, 48, dtype=torch.float64))
+    right = loss(routing.probs[:, :6].unflatten(0, (2, 9)), routing.experts[:, :2].unflatten(0, (2, 9)), 0.25)
+    torch.testing.assert_close(routing.losses["expert_balance"], right, rtol=1e-6, atol=0)
+
+
 @pytest.mark.parametrize("name", ["expert", "device", "communication", "hf_expert"])
 def test_counts_carry_no_gradient(make_block: Make, name: str) -> None:
     """With counts held fixed each loss is linear in P, so scaling a token's affinity by its gradient gives it back."""

@@ -73,6 +73,15 @@ def test_choices_and_weights_are_the_golden_ones(make: Make, case: str) -> None:
     near(probs, LOGITS.sigmoid() if "sigmoid" in case else LOGITS.softmax(-1), 1e-15)  # before any bias or mask
 
 
+def test_weights_are_numbers_where_every_affinity_vanishes(make: Make) -> None:
+    """exp(−200) is 0 in fp32, and so is the sum that renormalised weights are divided by."""
+    for name in LEARNED:
+        settings = registry.lookup("gating", name).schema.parameters
+        gate = make(name, **({"renormalise": True} if "renormalise" in settings else {})).requires_grad_(False)
+        gate.weight.fill_(-200 / 48)
+        assert gate(torch.ones(1, 3, 48)).weights.isfinite().all(), name
+
+
 def test_softmax_over_the_chosen_logits_renormalised_or_times_gains(make: Make) -> None:
     for node in ({"name": "softmax_topk", "renormalise": True, "scaling": 1.5}, {"name": "normed_softmax"}):
         gate = make(node, top_k=3)
