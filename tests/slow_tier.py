@@ -1,4 +1,4 @@
-"""Runs the slow tests and notes that they were green: ``python -m tests.slow_tier``, 25 minutes on two idle cores.
+"""Runs the slow tests and notes that they were green: ``python -m tests.slow_tier``, 33 minutes on two idle cores.
 
 It needs chromium, kubectl, bubblewrap, git, and root with buildah, debootstrap, runc and netavark, on Linux, and::
 
@@ -67,8 +67,7 @@ def main() -> int:
         print("the tree has changes that are not committed: the note would name a commit that was not tested")
         return 64
     seen, start = Seen(), time.monotonic()
-    # Three for two cores: tests of kills and pods wait much of their time.
-    code = int(pytest.main(["-m", "slow", "-n", "3", *sys.argv[1:]], plugins=[seen]))
+    code = int(pytest.main(["-m", "slow", "-n", "2", *sys.argv[1:]], plugins=[seen]))
     holes = {test: why for test, why in seen.skipped.items() if not any(known in why for known in HERE)}
     for test, why in sorted(holes.items()):
         print(f"skipped: {test}: {why}")

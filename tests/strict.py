@@ -31,6 +31,7 @@ KEPT = (
     "pytest-cache",
     ".venv",
     ".git",
+    "slow_tier.json",
 )  # what Python and the test's tools write
 WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
 MONITORS = (
