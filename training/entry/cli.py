@@ -320,7 +320,9 @@ class Number:
     """
 
 
-def _read_number(text: str) -> int | float:
+def _read_number(text: Any) -> int | float:
+    if isinstance(text, bool):  # of a file: True would be 1
+        raise ValueError("not a number")
     try:
         return int(text)
     except ValueError:

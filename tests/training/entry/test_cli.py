@@ -155,3 +155,12 @@ def test_argument_that_is_not_taken_is_one_message_and_no_usage(
         cli.main(["fit", *words])
     assert (caught.value.path, caught.value.value) == (path, words[-1].rpartition("=")[2])
     assert "fit --help" in caught.value.remedy and capsys.readouterr().err == ""
+
+
+def test_yes_in_a_file_is_no_number_of_batches(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """True is 1 to Python."""
+    (tmp_path / "x.yaml").write_text("trainer: {limit_val_batches: true}\n")
+    monkeypatch.setattr(sys, "argv", ["train.py"])
+    with pytest.raises(ConfigError) as caught:
+        cli.main(["fit", f"--config={tmp_path}/x.yaml", "--print_config"])
+    assert caught.value.path == "--trainer.limit_val_batches"
