@@ -58,7 +58,7 @@ def test_turned_bit_changes_no_exported_weight_unnoticed(campaign: Callable[...,
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "n"), [("resume", 4), ("resume2", 2), ("resume_fsdp", 2)])
+@pytest.mark.parametrize(("name", "n"), [("resume", 4), ("resume2", 1), ("resume_fsdp", 1)])
 def test_killed_run_resumes_as_if_it_had_never_been(name: str, n: int, campaign: Callable[..., dict[str, Any]]) -> None:
     figures = campaign(name, n)
     assert figures["kills"] == figures["finished"] == n
@@ -131,10 +131,10 @@ def _val_loss(folder: Path, task: str) -> float:
 
 @pytest.mark.slow
 @needs_root
-def test_sixty_steps_on_two_machines_are_those_of_one_process(machines, environment, tmp_path):
-    found = machines("whole", 60, "optimizer=adamw")
-    assert found["codes"] == [0, 0] and len(found["steps"]) == 60 and found["exit"] < 20
-    words = ("trainer.max_steps=60", "optimizer=adamw", "task_name=one")
+def test_thirty_steps_on_two_machines_are_those_of_one_process(machines, environment, tmp_path):
+    found = machines("whole", 30, "optimizer=adamw")
+    assert found["codes"] == [0, 0] and len(found["steps"]) == 30 and found["exit"] < 20
+    words = ("trainer.max_steps=30", "optimizer=adamw", "task_name=one")
     program = f"import campaign; from pathlib import Path; print(campaign.train(Path('.').resolve(), *{words!r}))"
     env = {**environment, "PYTHONPATH": str(CAMPAIGN.parent)}
     subprocess.run([sys.executable, "-c", program], cwd=tmp_path, env=env, check=True, timeout=300)

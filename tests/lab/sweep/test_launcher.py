@@ -267,7 +267,7 @@ def test_real_jobs_are_resumed_after_a_kill_in_their_own_folders(start, tmp_path
 TINY = [
     "model=tiny", "model.n_layers=1", "model.d_model=16", "model/ffn=swiglu", "model.layout.ffn=ffn*",
     "model/attention=mha", "model.attention.n_heads=2", "data=sorting", "test=false", "logger=none",
-    "callbacks.report.sample_tokens=0", "trainer.max_steps=40", "trainer.val_check_interval=10",
+    "callbacks.report.sample_tokens=0", "trainer.max_steps=10", "trainer.val_check_interval=5",
 ]  # fmt: skip
 
 
