@@ -48,23 +48,24 @@ class Listener:
             self._news.append(news)
             self._some.set()
         if self._unread is not None and len(self._news) > self._unread:
+            self._news.clear()
             self.fail(RefusedError(408, "The client reads too slowly", code="slow_reader"))
 
     def fail(self, error: RefusedError) -> None:
-        """End the iteration with an error."""
+        """End the iteration with an error, after the news that came before it."""
         self.error = self.error or error
-        self._news.clear()
         self._some.set()
 
     async def __aiter__(self) -> AsyncIterator[list[News]]:
         while self._left:
             await self._some.wait()
             self._some.clear()
-            if self.error is not None:
-                raise self.error
             news, self._news = self._news, []
             self._left -= sum(why is not None for _, _, why in news)
-            yield news
+            if news:
+                yield news
+            if self.error is not None and not self._news:
+                raise self.error
 
 
 class Engine:

@@ -19,7 +19,7 @@ from blockwright.blocks.generation.job import Job
 from blockwright.plugins.serve import answer, body, fields
 from blockwright.plugins.serve import body as reading
 from blockwright.plugins.serve import server as serving
-from blockwright.plugins.serve.engine import AHEAD, Engine, News
+from blockwright.plugins.serve.engine import AHEAD, Engine, Listener, News
 from blockwright.plugins.serve.refusal import RefusedError
 
 Start = Callable[..., Running]
@@ -275,6 +275,21 @@ def test_a_listener_that_reads_too_slowly_loses_its_jobs_and_no_other_does() -> 
     asyncio.run(both())
     engine.close()
     assert not batch.busy
+
+
+def test_tokens_before_a_failure_are_read_before_it() -> None:
+    async def late() -> list[News]:
+        listener = Listener([job := Job([1])], None)
+        listener.hear((job, 7, None))
+        listener.fail(RefusedError(500, "The model has diverged", code="not_finite"))
+        listener.hear((job, 8, None))
+        found = []
+        with pytest.raises(RefusedError, match="not_finite"):
+            async for some in listener:
+                found += some
+        return found
+
+    assert [token for _, token, _ in asyncio.run(late())] == [7]
 
 
 def test_closing_ends_a_thread_at_work() -> None:
