@@ -96,7 +96,7 @@ class Trainer:
         from blockwright.training.configuration.run import OWN
         from blockwright.training.entry.execute import quieten
         from blockwright.training.optimizers.adamw import AdamW
-        from blockwright.training.schedulers.constant import Constant
+        from blockwright.training.schedulers import Constant
 
         quieten(ignore=True)
         clock = StepClock(first=1, last=steps + 1)

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from benchmarks.models.base import DTYPES
 from benchmarks.stopwatch import Work
-from blockwright.blocks.experts.swiglu import SwiGLUExperts
+from blockwright.blocks.experts import SwiGLUExperts
 from blockwright.blocks.gating.base import Routing
 from blockwright.blocks.kernels.choice import Kernels
 from blockwright.blocks.kernels.cross_entropy import linear_cross_entropy

@@ -67,7 +67,7 @@ class Block(nn.Module, Composable):
         """Set own parameters and buffers where the decoder's initialisation rule does not fit; called after it."""
 
     def parallel_plan(self) -> dict[str, Placement]:
-        """How each own parameter is split over a tensor- or expert-parallel group; every one must be named.
+        """How own parameters are split over a tensor- or expert-parallel group; one that is not named is replicated.
 
         ``column`` splits a matrix (out, in) by its outputs, ``row`` by its inputs, ``expert`` a stack by its first
         dimension, ``replicate`` nothing. Own parameters are those that belong to no block inside this one.

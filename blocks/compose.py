@@ -14,7 +14,7 @@ from blockwright.blocks.initialise import UNSCALED, initialise
 from blockwright.blocks.input import Input, is_input
 from blockwright.blocks.layer import LAYER_PARTS, OPTIONAL_PARTS, Layer
 from blockwright.blocks.linear import Linear
-from blockwright.blocks.loop.base import Loop
+from blockwright.blocks.loop import Loop
 from blockwright.blocks.model_config import read
 from blockwright.blocks.mtp import MTP
 from blockwright.blocks.position.base import Position

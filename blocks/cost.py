@@ -20,8 +20,8 @@ from blockwright.blocks.base import Block
 from blockwright.blocks.compose import compose
 from blockwright.blocks.counting import forward_flops, trained_flops
 from blockwright.blocks.decoder import Decoder
-from blockwright.blocks.experts.base import Experts
-from blockwright.blocks.ffn.base import FFN, rounded_width
+from blockwright.blocks.experts import Experts
+from blockwright.blocks.ffn import FFN, rounded_width
 from blockwright.blocks.forward_pass import Pass
 from blockwright.blocks.gating.base import Routing
 from blockwright.blocks.input import Input

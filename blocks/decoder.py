@@ -22,9 +22,9 @@ from blockwright.blocks.kernels.cross_entropy import IGNORED
 from blockwright.blocks.kernels.few_rows import linear
 from blockwright.blocks.kernels.log_probabilities import linear_log_probabilities
 from blockwright.blocks.layer import Layer
-from blockwright.blocks.loop.base import Loop
+from blockwright.blocks.loop import Loop
 from blockwright.blocks.mtp import MTP, later_targets
-from blockwright.blocks.norm.base import Norm
+from blockwright.blocks.norm import Norm
 from blockwright.blocks.position.base import Position
 from blockwright.blocks.share import Share
 from blockwright.registry import BlockError

@@ -12,8 +12,8 @@ from blockwright.blocks.attention.base import Attention, empty_cache
 from blockwright.blocks.cache.base import Cache
 from blockwright.blocks.cache.layer import HeldTails, LayerCache
 from blockwright.blocks.carry import Carry
-from blockwright.blocks.convolution.base import Convolution
-from blockwright.blocks.ffn.base import FFN
+from blockwright.blocks.convolution import Convolution
+from blockwright.blocks.ffn import FFN
 from blockwright.blocks.forward_pass import Losses, Pass
 from blockwright.blocks.gating.base import Routing, with_losses
 from blockwright.blocks.memory.base import Memory

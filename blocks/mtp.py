@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from blockwright.blocks.forward_pass import Pass
 from blockwright.blocks.gating.base import Routing
 from blockwright.blocks.kernels.cross_entropy import IGNORED
-from blockwright.blocks.norm.base import Norm
+from blockwright.blocks.norm import Norm
 
 
 def later_targets(targets: Tensor, segments: Tensor | None, k: int) -> Tensor:

@@ -10,13 +10,13 @@ import torch
 from torch import nn
 
 from blockwright import registry
-from blockwright.blocks.convolution.base import Convolution
+from blockwright.blocks.convolution import Convolution
 from blockwright.blocks.decoder import Decoder
-from blockwright.blocks.ffn.base import FFN
+from blockwright.blocks.ffn import FFN
 from blockwright.blocks.gating.base import Gating
 from blockwright.blocks.kernels.machine import device_memory
 from blockwright.blocks.layer import LAYER_PARTS, Layer
-from blockwright.blocks.loop.base import Loop
+from blockwright.blocks.loop import Loop
 from blockwright.blocks.position.base import Position
 from blockwright.blocks.position.rotary import OF_MODULES
 from blockwright.blocks.selector.base import Selector

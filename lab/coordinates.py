@@ -113,7 +113,7 @@ def check(overrides: Sequence[str], settings: Settings, rules: bool) -> dict[str
     """
     from blockwright.blocks.compose import compose
     from blockwright.blocks.coordinates import kind_of, slopes
-    from blockwright.blocks.experts.base import Experts
+    from blockwright.blocks.experts import Experts
     from blockwright.blocks.widths import multiplied
     from blockwright.lab.widths import Family
 

@@ -20,8 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from blockwright.blocks.attention.base import Attention
-from blockwright.blocks.ffn.base import FFN
-from blockwright.blocks.norm.base import Norm
+from blockwright.blocks.ffn import FFN
+from blockwright.blocks.norm import Norm
 
 ROOT = str(Path(__file__).resolve().parent.parent) + os.sep
 KEPT = (

@@ -91,14 +91,21 @@ def test_no_block_takes_open_ended_arguments() -> None:
                 assert node.args.kwarg is None, f"{source}:{node.lineno}"
 
 
-def test_registered_blocks_are_files_of_their_name() -> None:
+def test_a_block_is_in_the_file_of_its_kind_or_in_one_of_its_own_and_knows_no_block_of_another_kind() -> None:
+    """A block receives its children built, so it imports their contracts alone."""
     from blockwright import registry
 
-    for kind in registry.kinds():
-        for name in registry.names(kind):
-            cls = registry.lookup(kind, name).cls
-            if cls.__module__.startswith("blockwright.blocks."):
-                assert cls.__module__ == f"blockwright.blocks.{kind}.{name}"
+    blocks = {registry.lookup(kind, name).cls: kind for kind in registry.kinds() for name in registry.names(kind)}
+    own = {(cls.__module__, cls.__name__): kind for cls, kind in blocks.items()}
+    for (module, _), kind in own.items():
+        if module.startswith("blockwright.blocks."):
+            assert re.fullmatch(rf"blockwright\.blocks\.{kind}(\.\w+)?", module)
+    for source in (ROOT / "blocks").rglob("*.py"):
+        kind = source.relative_to(ROOT / "blocks").with_suffix("").parts[0]
+        for node in ast.walk(ast.parse(source.read_text())):
+            if isinstance(node, ast.ImportFrom):
+                foreign = {own.get((node.module or "", alias.name), kind) for alias in node.names} - {kind}
+                assert not foreign, f"{source}:{node.lineno}"
 
 
 def _prose() -> Iterator[tuple[str, str]]:

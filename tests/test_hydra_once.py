@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
-from blockwright.blocks.ffn.swiglu import SwiGLU
+from blockwright.blocks.ffn import SwiGLU
 from blockwright.registry import ConfigError, register
 from blockwright.training.configuration.composing import compose_config
 

@@ -10,8 +10,7 @@ from torch import Tensor
 
 from blockwright.blocks.attention.sources import Near, Source
 from blockwright.blocks.cache.base import Cache
-from blockwright.blocks.compressor.base import Entries
-from blockwright.blocks.compressor.cache import WindowedCache
+from blockwright.blocks.compressor import Entries, WindowedCache
 from blockwright.blocks.forward_pass import Pass
 from blockwright.blocks.kernels.few_keys import few, pieces
 from blockwright.blocks.kernels.scoring import Scoring, dense

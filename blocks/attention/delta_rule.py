@@ -9,13 +9,13 @@ from blockwright.blocks.attention.base import even_heads
 from blockwright.blocks.attention.recurrent import Parts, Recurrent
 from blockwright.blocks.base import Placement
 from blockwright.blocks.cache.state import State
-from blockwright.blocks.decay.base import Decay
+from blockwright.blocks.decay import Decay
 from blockwright.blocks.depthwise import CausalConv
 from blockwright.blocks.drawn import Drawn
 from blockwright.blocks.forward_pass import Pass
 from blockwright.blocks.linear import Linear
-from blockwright.blocks.norm.base import Norm
-from blockwright.blocks.output_gate.base import OutputGate
+from blockwright.blocks.norm import Norm
+from blockwright.blocks.output_gate import OutputGate
 from blockwright.blocks.precision import at_least_fp32
 from blockwright.registry import BlockError
 from blockwright.registry.ranges import Count, Taps

@@ -13,7 +13,7 @@ from blockwright.blocks.attention.scored import Scored
 from blockwright.blocks.base import Kind, Placement
 from blockwright.blocks.forward_pass import Pass
 from blockwright.blocks.linear import Linear
-from blockwright.blocks.norm.base import Norm
+from blockwright.blocks.norm import Norm
 from blockwright.blocks.position.base import Position
 from blockwright.blocks.selector.base import Selector
 from blockwright.registry import register
@@ -82,4 +82,4 @@ class Differential(Scored):
 
     def parallel_plan(self) -> dict[str, Placement]:
         split: dict[str, Placement] = dict.fromkeys(("query.weight", "key.weight", "value.weight"), "column")
-        return {**split, "factors": "replicate", "output.weight": "row"}
+        return {**split, "output.weight": "row"}

@@ -11,9 +11,9 @@ from blockwright.blocks.attention.scored import Scored
 from blockwright.blocks.base import Placement
 from blockwright.blocks.forward_pass import Pass
 from blockwright.blocks.linear import Linear
-from blockwright.blocks.norm.base import Norm
+from blockwright.blocks.norm import Norm
 from blockwright.blocks.position.base import Position
-from blockwright.blocks.readout.base import Readout
+from blockwright.blocks.readout import Readout
 from blockwright.blocks.selector.base import Selector
 from blockwright.registry import register
 from blockwright.registry.ranges import Count
@@ -78,8 +78,7 @@ class Factorised(Scored):
         return {"k": [(1, self.head_dim)], "v": [(1, self.head_dim)]}
 
     def parallel_plan(self) -> dict[str, Placement]:
-        whole: dict[str, Placement] = dict.fromkeys(("down.weight", "key.weight", "value.weight"), "replicate")
-        return {**whole, "up_query.weight": "column", "output.weight": "row"}
+        return {"up_query.weight": "column", "output.weight": "row"}
 
 
 def _widths(d_model: int, n_heads: int, head_dim: int | None, latent: int | None) -> tuple[int, int]:

@@ -12,18 +12,18 @@ from blockwright.blocks.attention.score_rows import ScoreRows
 from blockwright.blocks.attention.scored import Scored
 from blockwright.blocks.attention.selecting import refuse_unlearnable
 from blockwright.blocks.base import Placement
-from blockwright.blocks.convolution.base import Convolution, convolved
+from blockwright.blocks.convolution import Convolution, convolved
 from blockwright.blocks.drawn import Drawn, number
 from blockwright.blocks.forward_pass import Pass
-from blockwright.blocks.kv_source.base import KVSource
+from blockwright.blocks.kv_source import KVSource
 from blockwright.blocks.linear import Linear
-from blockwright.blocks.output_gate.base import OutputGate
+from blockwright.blocks.output_gate import OutputGate
 from blockwright.blocks.position.base import Position
-from blockwright.blocks.qk_norm.base import QKNorm
-from blockwright.blocks.readout.base import Readout
-from blockwright.blocks.scores.base import Scores
+from blockwright.blocks.qk_norm import QKNorm
+from blockwright.blocks.readout import Readout
+from blockwright.blocks.scores import Scores
 from blockwright.blocks.selector.base import Selector
-from blockwright.blocks.values.base import Values
+from blockwright.blocks.values import Values
 from blockwright.registry.ranges import Count, Positive
 
 
@@ -160,5 +160,4 @@ class GroupedAttention(Scored):
         maps = {name: linear for name, linear in maps.items() if linear is not None}
         split: dict[str, Placement] = {f"{name}.weight": "column" for name in maps}
         split |= {f"{name}.bias": "column" for name, linear in maps.items() if linear.bias is not None}
-        split |= {"output.weight": "row", **({} if self.output.bias is None else {"output.bias": "replicate"})}
-        return split if self._heads_apart() else dict.fromkeys(split, "replicate")
+        return {**split, "output.weight": "row"} if self._heads_apart() else {}

@@ -13,7 +13,7 @@ from blockwright.blocks.base import Placement
 from blockwright.blocks.forward_pass import Pass
 from blockwright.blocks.linear import Linear
 from blockwright.blocks.position.base import Position
-from blockwright.blocks.readout.base import Readout
+from blockwright.blocks.readout import Readout
 from blockwright.blocks.selector.base import Selector
 from blockwright.registry import register
 from blockwright.registry.ranges import Count
@@ -81,5 +81,4 @@ class GroupedTied(Scored):
         return {"tied": [(self.n_kv_heads * self.head_dim,), (self.rope,)]}
 
     def parallel_plan(self) -> dict[str, Placement]:
-        split: dict[str, Placement] = dict.fromkeys(("query.weight", "tied.weight"), "column")
-        return {**split, "rotating.weight": "replicate", "output.weight": "row"}
+        return {"query.weight": "column", "tied.weight": "column", "output.weight": "row"}

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from blockwright.blocks.attention.remembered import Held, side_by_side
 from blockwright.blocks.carry import Carry
-from blockwright.blocks.kv_source.base import KVSource, Slots
+from blockwright.blocks.kv_source import KVSource, Slots
 from blockwright.registry import BlockError
 
 if TYPE_CHECKING:

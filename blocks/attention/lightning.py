@@ -13,8 +13,8 @@ from blockwright.blocks.base import Placement
 from blockwright.blocks.cache.state import State
 from blockwright.blocks.forward_pass import Pass
 from blockwright.blocks.linear import Linear
-from blockwright.blocks.norm.base import Norm
-from blockwright.blocks.output_gate.base import OutputGate
+from blockwright.blocks.norm import Norm
+from blockwright.blocks.output_gate import OutputGate
 from blockwright.registry import register
 from blockwright.registry.ranges import Count
 

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from blockwright.blocks.attention.recurrent import Parts, Recurrent
 from blockwright.blocks.base import Placement
 from blockwright.blocks.cache.state import State
-from blockwright.blocks.decay.base import draw_time_steps
+from blockwright.blocks.decay import draw_time_steps
 from blockwright.blocks.depthwise import CausalConv
 from blockwright.blocks.drawn import Drawn
 from blockwright.blocks.forward_pass import Pass

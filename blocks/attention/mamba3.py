@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from blockwright.blocks.attention.recurrent import Parts, Recurrent
 from blockwright.blocks.base import Placement
 from blockwright.blocks.cache.state import State
-from blockwright.blocks.decay.base import LONGEST, SHORTEST, check_time_steps, draw_time_steps
+from blockwright.blocks.decay import LONGEST, SHORTEST, check_time_steps, draw_time_steps
 from blockwright.blocks.drawn import Drawn
 from blockwright.blocks.forward_pass import Pass
 from blockwright.blocks.linear import Linear
@@ -194,6 +194,6 @@ class Mamba3(Recurrent):
         return {"state": (N, S, P), "key": (N, self.rank, S), "value": (N, P), "angle": (N, self.angle.out_features)}
 
     def parallel_plan(self) -> dict[str, Placement]:
-        split: dict[str, Placement] = {name: "column" for name, _ in self.named_parameters()}
-        whole = dict.fromkeys(("angle.weight", "query_norm", "key_norm"), "replicate")
-        return {**split, **whole, "output.weight": "row"}  # type: ignore[dict-item]
+        whole = "angle.weight", "query_norm", "key_norm"
+        split: dict[str, Placement] = {name: "column" for name, _ in self.named_parameters() if name not in whole}
+        return {**split, "output.weight": "row"}  # type: ignore[dict-item]

@@ -12,16 +12,16 @@ from blockwright.blocks.attention.remembered import Memory
 from blockwright.blocks.attention.score_rows import ScoreRows
 from blockwright.blocks.attention.scored import Scored
 from blockwright.blocks.base import Placement
-from blockwright.blocks.convolution.base import Convolution, convolved
+from blockwright.blocks.convolution import Convolution, convolved
 from blockwright.blocks.drawn import Drawn, number
 from blockwright.blocks.forward_pass import Pass
 from blockwright.blocks.kernels.latent_attention import of_latents
-from blockwright.blocks.kv_source.base import KVSource
+from blockwright.blocks.kv_source import KVSource
 from blockwright.blocks.linear import Linear
-from blockwright.blocks.norm.base import Norm
-from blockwright.blocks.output_gate.base import OutputGate
+from blockwright.blocks.norm import Norm
+from blockwright.blocks.output_gate import OutputGate
 from blockwright.blocks.position.base import Position
-from blockwright.blocks.readout.base import Readout
+from blockwright.blocks.readout import Readout
 from blockwright.blocks.selector.base import Selector
 from blockwright.registry import register
 from blockwright.registry.ranges import Count
@@ -182,11 +182,8 @@ class MLA(Scored):
         )
 
     def parallel_plan(self) -> dict[str, Placement]:
-        query: dict[str, Placement] = {"query.weight": "column"}
-        if not isinstance(self.query, nn.Linear):
-            query = {"query.0.weight": "replicate", "query.2.weight": "column"}
-        down: dict[str, Placement] = {} if self.kv_down is None else {"kv_down.weight": "replicate"}
-        return {**query, **down, "kv_up.weight": "column", "output.weight": "row"}
+        query = "query.weight" if isinstance(self.query, nn.Linear) else "query.2.weight"
+        return {query: "column", "kv_up.weight": "column", "output.weight": "row"}
 
 
 def _widths(

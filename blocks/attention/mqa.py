@@ -15,4 +15,4 @@ class MQA(GQA):
 
     def parallel_plan(self) -> dict[str, Placement]:
         shared = ("key.weight", "key.bias", "value.weight", "value.bias")  # one head: every rank needs it whole
-        return {name: "replicate" if name in shared else how for name, how in super().parallel_plan().items()}
+        return {name: how for name, how in super().parallel_plan().items() if name not in shared}

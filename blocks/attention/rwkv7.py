@@ -154,6 +154,6 @@ class RWKV7(Recurrent):
         return {"state": (heads, self.head_dim, self.head_dim), "last": (self.value.in_features,)}
 
     def parallel_plan(self) -> dict[str, Placement]:
-        whole = [name for name, _ in self.named_parameters() if "_down." in name or name.startswith("shift_")]
-        split: dict[str, Placement] = {name: "column" for name, _ in self.named_parameters()}
-        return {**split, **dict.fromkeys(whole, "replicate"), "output.weight": "row"}
+        names = [name for name, _ in self.named_parameters() if "_down." not in name and not name.startswith("shift_")]
+        split: dict[str, Placement] = dict.fromkeys(names, "column")
+        return {**split, "output.weight": "row"}

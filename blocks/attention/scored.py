@@ -16,10 +16,10 @@ from blockwright.blocks.attention.remembered import FOUND, Held, Layout, Memory,
 from blockwright.blocks.cache.base import Cache
 from blockwright.blocks.cache.ring import Ring
 from blockwright.blocks.forward_pass import Pass
-from blockwright.blocks.kv_source.base import KVSource
+from blockwright.blocks.kv_source import KVSource
 from blockwright.blocks.position.base import Position
-from blockwright.blocks.readout.base import Readout
-from blockwright.blocks.scores.base import Scores
+from blockwright.blocks.readout import Readout
+from blockwright.blocks.scores import Scores
 from blockwright.blocks.selector.base import Selector
 
 

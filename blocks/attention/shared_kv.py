@@ -12,16 +12,15 @@ from blockwright.blocks.attention.beside import Beside, windowed
 from blockwright.blocks.attention.notes import refuse_notes
 from blockwright.blocks.attention.remembered import Memory
 from blockwright.blocks.attention.scored import Scored
-from blockwright.blocks.base import Kind, Placement
+from blockwright.blocks.base import Kind
 from blockwright.blocks.cache.base import Cache
-from blockwright.blocks.compressor.base import Compressor
-from blockwright.blocks.compressor.cache import WindowedCache
+from blockwright.blocks.compressor import Compressor, WindowedCache
 from blockwright.blocks.drawn import Drawn, number
 from blockwright.blocks.forward_pass import Pass
 from blockwright.blocks.linear import Linear
-from blockwright.blocks.norm.base import Norm
+from blockwright.blocks.norm import Norm
 from blockwright.blocks.position.base import Position
-from blockwright.blocks.scores.base import Scores
+from blockwright.blocks.scores import Scores
 from blockwright.blocks.selector.base import Asked
 from blockwright.registry import BlockError, register
 from blockwright.registry.ranges import Count
@@ -148,10 +147,6 @@ class SharedKV(Scored):
         return WindowedCache(
             batch, length, self.window or length, self.head_dim, made.every, made.held(), dtype, device
         )
-
-    def parallel_plan(self) -> dict[str, Placement]:
-        maps = ("q_down.weight", "q_up.weight", "kv.weight", "group", "output.weight")
-        return dict.fromkeys(maps, "replicate")
 
 
 def _widths(d_model: int, n_heads: int, head: int | None, rope: int | None, latent: int | None) -> tuple[int, int, int]:

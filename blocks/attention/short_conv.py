@@ -43,4 +43,4 @@ class ShortConv(Recurrent):
     def parallel_plan(self) -> dict[str, Placement]:
         column = (name for name, _ in self.named_parameters() if not name.startswith("output"))
         split: dict[str, Placement] = dict.fromkeys(column, "column")
-        return {**split, "output.weight": "row", **({} if self.output.bias is None else {"output.bias": "replicate"})}
+        return {**split, "output.weight": "row"}

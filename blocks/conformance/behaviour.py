@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from blockwright.blocks.attention.score_rows import row_factors
 from blockwright.blocks.conformance.setting import MODEL, Setting, shown, tokens, watched
 from blockwright.blocks.conformance.verdict import ExemptError, must, must_agree
-from blockwright.blocks.convolution.base import Convolution
+from blockwright.blocks.convolution import Convolution
 from blockwright.blocks.decoder import Decoder
 from blockwright.blocks.kernels.largest_score import LargestScores
 from blockwright.blocks.kernels.quantise import BITS

@@ -26,7 +26,7 @@ from blockwright.blocks.conformance import (
 from blockwright.blocks.conformance.alternatives import switched_on
 from blockwright.blocks.conformance.setting import Setting
 from blockwright.blocks.conformance.verdict import ExemptError, PromiseError
-from blockwright.blocks.norm.base import Norm
+from blockwright.blocks.norm import Norm
 from blockwright.registry import ConfigError, did_you_mean
 
 CHECKS: dict[str, Callable[[Setting], None]] = {

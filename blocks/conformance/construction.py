@@ -20,14 +20,14 @@ from blockwright.blocks.conformance.verdict import ExemptError, PromiseError, mu
 from blockwright.blocks.cost import count_parameters, input_flops, training_flops_per_token
 from blockwright.blocks.counting import Counter
 from blockwright.blocks.decoder import Decoder
-from blockwright.blocks.experts.base import Experts
+from blockwright.blocks.experts import Experts
 from blockwright.blocks.forward_pass import Pass
 from blockwright.blocks.gating.base import Gating
 from blockwright.blocks.kernels.grouped_swiglu import WASTE_OF_THIN
 from blockwright.blocks.kernels.quantise import BITS
-from blockwright.blocks.norm.base import Norm
-from blockwright.blocks.readout.base import Readout
-from blockwright.blocks.scores.base import Scores
+from blockwright.blocks.norm import Norm
+from blockwright.blocks.readout import Readout
+from blockwright.blocks.scores import Scores
 from blockwright.blocks.selector.base import Selector
 from blockwright.registry import BlockError
 
@@ -242,16 +242,13 @@ def compiling(setting: Setting) -> None:
 
 
 def parallel_plan(setting: Setting) -> None:
-    """The plan places every own parameter (``replicate`` if not split) and nothing else, every parameter has the
-    dimensions that its placement splits, and what two ranks compute of an attention or a dense ffn adds up: each has
-    whole heads, with the queries, keys and values that belong together."""
+    """The plan places own parameters alone, each has the dimensions that its placement splits, and what two ranks
+    compute of an attention or a dense ffn adds up: each has whole heads, with queries, keys and values of one head."""
     needs = {"column": 1, "row": 2, "expert": 2, "replicate": 0}
     for block in setting.instances(setting.composed("meta")).values():
         own, plan = dict(own_parameters(block)), block.parallel_plan()
         for name in plan.keys() - own.keys():
             must(False, f"it places {name}, which is not a parameter of its own")
-        for name in own.keys() - plan.keys():
-            must(False, f"it does not place {name}: name it, as 'replicate' if it is not split")
         for name, placement in plan.items():
             must(placement in get_args(Placement), f"{name} is {placement!r}, not one of {get_args(Placement)}")
             fits = own[name].ndim >= needs[placement]
@@ -283,8 +280,9 @@ def _halves_add_up(block: Block) -> None:
     )
     split = False
     for path, module in block.named_modules():
-        for name, placement in module.parallel_plan().items() if isinstance(module, Block) else ():
-            whole = module.get_parameter(name)
+        plan = module.parallel_plan() if isinstance(module, Block) else {}
+        for name, whole in own_parameters(module) if isinstance(module, Block) else ():
+            placement = plan.get(name, "replicate")
             if placement == "expert" or (placement in ("column", "row") and whole.shape[placement == "row"] % 2):
                 return
             if placement == "replicate":

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from blockwright import registry
-from blockwright.blocks.balance.base import Balance
+from blockwright.blocks.balance import Balance
 from blockwright.blocks.conformance.behaviour import BOUND
 from blockwright.blocks.conformance.setting import Setting, filled, tokens, watched
 from blockwright.blocks.conformance.verdict import ExemptError, must, must_agree

@@ -29,7 +29,7 @@ from blockwright.blocks.decoder import Decoder
 from blockwright.blocks.initialise import initialise
 from blockwright.blocks.input import Input, Media, is_input
 from blockwright.blocks.layer import OPTIONAL_PARTS
-from blockwright.blocks.loop.base import Loop
+from blockwright.blocks.loop import Loop
 from blockwright.registry import ConfigError, Node
 from blockwright.registry.catalogue import Entry, find_family
 from blockwright.registry.schema import Parameter

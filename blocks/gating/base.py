@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from blockwright.blocks.balance.base import Balance
+from blockwright.blocks.balance import Balance
 from blockwright.blocks.base import Block, Kind, Placement
 from blockwright.blocks.drawn import Drawn
 from blockwright.blocks.precision import KeepsDtype, full_linear, unlowered

@@ -5,7 +5,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from blockwright.blocks.balance.base import Balance
+from blockwright.blocks.balance import Balance
 from blockwright.blocks.gating.base import LinearGating
 from blockwright.registry import register
 from blockwright.registry.ranges import Count

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from blockwright.blocks.balance.base import Balance
+from blockwright.blocks.balance import Balance
 from blockwright.blocks.gating.base import LinearGating, check_groups, highest, keep_groups
 from blockwright.registry import register
 from blockwright.registry.ranges import Count, Positive

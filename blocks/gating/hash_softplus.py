@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from blockwright.blocks.base import Kind, Placement
+from blockwright.blocks.base import Kind
 from blockwright.blocks.gating.hash import Hash
 from blockwright.blocks.precision import full_linear
 from blockwright.registry import register
@@ -40,6 +40,3 @@ class HashSoftplus(Hash):
             probs = F.softplus(full_linear(x.flatten(0, -2).float(), self.weight.float())).sqrt()
         weights = probs.gather(1, experts)
         return weights / (weights.sum(-1, keepdim=True) + 1e-20) * self.scaling, probs
-
-    def parallel_plan(self) -> dict[str, Placement]:
-        return {"weight": "replicate"}

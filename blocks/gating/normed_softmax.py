@@ -6,10 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from blockwright.blocks.balance.base import Balance
-from blockwright.blocks.base import Placement
+from blockwright.blocks.balance import Balance
 from blockwright.blocks.gating.base import LinearGating, highest
-from blockwright.blocks.norm.base import Norm
+from blockwright.blocks.norm import Norm
 from blockwright.blocks.precision import at_least_fp32
 from blockwright.registry import register
 from blockwright.registry.ranges import Count
@@ -48,6 +47,3 @@ class NormedSoftmax(LinearGating):
         weights, experts = highest(probs, self.top_k, experts)
         weights = weights / weights.sum(-1, keepdim=True)
         return experts, weights * self.gain.to(weights.dtype)[experts], probs
-
-    def parallel_plan(self) -> dict[str, Placement]:
-        return {**super().parallel_plan(), "gain": "replicate"}

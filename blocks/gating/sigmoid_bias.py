@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from blockwright.blocks.balance.base import Balance
+from blockwright.blocks.balance import Balance
 from blockwright.blocks.gating.base import FILL, LinearGating, Masked, check_groups, keep_groups
 from blockwright.registry import register
 from blockwright.registry.ranges import Count, NonNegative, Positive, Whole

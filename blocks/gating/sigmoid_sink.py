@@ -7,8 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from blockwright.blocks.balance.base import Balance
-from blockwright.blocks.base import Placement
+from blockwright.blocks.balance import Balance
 from blockwright.blocks.gating.base import LinearGating, Routing
 from blockwright.registry import BlockError, register
 from blockwright.registry.ranges import Count, NonNegative, Positive
@@ -84,6 +83,3 @@ class SigmoidSink(LinearGating):
     def update(self, load: Tensor) -> None:
         routed = load[: self.n_routed]
         self.bias += self.bias_step * (routed.mean() - routed).sign()
-
-    def parallel_plan(self) -> dict[str, Placement]:
-        return {**super().parallel_plan(), "gain": "replicate"}

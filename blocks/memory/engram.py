@@ -9,7 +9,7 @@ from annotated_types import Ge, Le, Lt
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from blockwright.blocks.base import Block, Placement
+from blockwright.blocks.base import Block
 from blockwright.blocks.cache.state import State
 from blockwright.blocks.depthwise import CausalConv
 from blockwright.blocks.forward_pass import Pass
@@ -17,7 +17,7 @@ from blockwright.blocks.linear import Linear
 from blockwright.blocks.memory.base import Memory
 from blockwright.blocks.memory.hashing import LAYER_STEP, last_tokens, multipliers, primes_from, rows_of_ngrams
 from blockwright.blocks.memory.table import Table
-from blockwright.blocks.norm.base import Norm
+from blockwright.blocks.norm import Norm
 from blockwright.registry import BlockError, register
 from blockwright.registry.ranges import Count, Positive, Taps, Whole
 
@@ -131,9 +131,6 @@ class Engram(Memory):
         inputs = ((taps - 1) * self.ngram, channels), dtype
         return State(batch, length, {"ids": ((self.ngram - 1,), torch.int64), "inputs": inputs}, device)
 
-    def parallel_plan(self) -> dict[str, Placement]:
-        return {"table.weight": "replicate", "key.weight": "replicate", "value.weight": "replicate"}
-
 
 class Smoothing(CausalConv, Block):
     """A convolution that begins at 0."""
@@ -143,9 +140,6 @@ class Smoothing(CausalConv, Block):
 
     def reset_parameters(self) -> None:
         self.weight.zero_()
-
-    def parallel_plan(self) -> dict[str, Placement]:
-        return {"weight": "replicate"}
 
 
 def _check(width: int, n_tables: int, end: int | None, vocab_size: int) -> None:

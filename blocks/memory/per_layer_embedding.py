@@ -6,12 +6,11 @@ from typing import Any, ClassVar, Literal
 from torch import Tensor
 from torch.nn import functional as F
 
-from blockwright.blocks.base import Placement
 from blockwright.blocks.forward_pass import Pass
 from blockwright.blocks.linear import Linear
 from blockwright.blocks.memory.base import Memory
 from blockwright.blocks.memory.table import Table
-from blockwright.blocks.norm.base import Norm
+from blockwright.blocks.norm import Norm
 from blockwright.registry import BlockError, register
 from blockwright.registry.ranges import Count
 
@@ -59,6 +58,3 @@ class PerLayerEmbedding(Memory):
         p = (context + rows * rows.shape[-1] ** 0.5) * 2**-0.5
         p = p if x.ndim == 3 else p[:, :, None]
         return self.output_norm(self.output(F.gelu(self.gate(x), approximate="tanh") * p))
-
-    def parallel_plan(self) -> dict[str, Placement]:
-        return dict.fromkeys(("table.weight", "project.weight", "gate.weight", "output.weight"), "replicate")

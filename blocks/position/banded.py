@@ -56,4 +56,4 @@ class Banded(Around):
         return {"bank": torch.zeros_like(self.bank)}
 
     def parallel_plan(self) -> dict[str, Placement]:
-        return {"mixture.weight": "column", "bank": "replicate"}
+        return {"mixture.weight": "column"}

@@ -4,7 +4,6 @@ from typing import ClassVar, Literal
 
 from torch import Tensor, nn
 
-from blockwright.blocks.base import Placement
 from blockwright.blocks.position.base import Position
 from blockwright.registry import register
 
@@ -26,6 +25,3 @@ class Learned(Position):
 
     def embed(self, x: Tensor, positions: Tensor) -> Tensor:
         return x + self.embedding(positions)
-
-    def parallel_plan(self) -> dict[str, Placement]:
-        return {"embedding.weight": "replicate"}

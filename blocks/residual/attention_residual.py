@@ -3,8 +3,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from blockwright.blocks.base import Placement
-from blockwright.blocks.norm.base import Norm
+from blockwright.blocks.norm import Norm
 from blockwright.blocks.precision import at_least_fp32, unlowered
 from blockwright.blocks.residual.base import Mixer, Residual
 from blockwright.registry import register
@@ -80,6 +79,3 @@ class AttentionResidual(Residual):
         """The sources after an output [B,T,D], which is a new one or is added to the newest."""
         y = y[:, :, None]
         return torch.cat((x, y) if starts else (x[:, :, :-1], x[:, :, -1:] + y), 2)
-
-    def parallel_plan(self) -> dict[str, Placement]:
-        return {name: "replicate" for name, _ in self.named_parameters(recurse=False)}

@@ -5,7 +5,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from blockwright.blocks.convolution.base import Convolution, convolved
+from blockwright.blocks.convolution import Convolution, convolved
 from blockwright.blocks.forward_pass import Pass
 from blockwright.blocks.residual.around import Around
 from blockwright.blocks.residual.base import Mixer, Residual

@@ -6,9 +6,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from blockwright.blocks.base import Kind, Placement
-from blockwright.blocks.closing.base import Closing
-from blockwright.blocks.norm.base import Norm
+from blockwright.blocks.base import Kind
+from blockwright.blocks.closing import Closing
+from blockwright.blocks.norm import Norm
 from blockwright.blocks.precision import at_least_fp32, unlowered
 from blockwright.blocks.residual.base import Mixer
 from blockwright.blocks.residual.streams import Streams
@@ -68,10 +68,6 @@ class HyperConnections(Streams):
             read, mix, write = connection(x)
             h, kept = (read.mT @ x).squeeze(2), mix.mT @ x
         return kept + write * mixer(h)[:, :, None]
-
-    def parallel_plan(self) -> dict[str, Placement]:
-        parts = ("attention_connection", "ffn_connection")
-        return {f"{part}.{name}": "replicate" for part in parts for name in ("weight", "static", "scale")}
 
 
 class Connection(nn.Module):

@@ -6,10 +6,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from blockwright.blocks.base import Kind, Placement
-from blockwright.blocks.closing.base import Closing
-from blockwright.blocks.mixing.base import Mixing
-from blockwright.blocks.norm.base import Norm
+from blockwright.blocks.base import Kind
+from blockwright.blocks.closing import Closing
+from blockwright.blocks.mixing import Mixing
+from blockwright.blocks.norm import Norm
 from blockwright.blocks.precision import at_least_fp32, full_linear, unlowered
 from blockwright.blocks.residual.base import Mixer
 from blockwright.blocks.residual.streams import Streams
@@ -75,10 +75,6 @@ class MHC(Streams):
         y = mixer(h)
         with unlowered(x):
             return write[..., None].to(x.dtype) * y[:, :, None] + self.mixing(x, logits)
-
-    def parallel_plan(self) -> dict[str, Placement]:
-        parts = ("attention_connection", "ffn_connection")
-        return {f"{part}.{name}": "replicate" for part in parts for name in ("weight", "bias", "scale")}
 
 
 class Connection(nn.Module):

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from blockwright.blocks.base import Kind, Placement
+from blockwright.blocks.base import Kind
 from blockwright.blocks.forward_pass import Losses
-from blockwright.blocks.norm.base import Norm
+from blockwright.blocks.norm import Norm
 from blockwright.blocks.over_ranks import OverRanks
 from blockwright.blocks.precision import at_least_fp32, full_linear, unlowered
 from blockwright.blocks.residual.base import Mixer, Residual
@@ -87,9 +87,6 @@ class MixtureOfDepths(OverRanks, Residual):
         """[B,T], in fp32 at least."""
         with unlowered(x):
             return full_linear(at_least_fp32(x.flatten(0, 1)), at_least_fp32(weight)).view(x.shape[:2])
-
-    def parallel_plan(self) -> dict[str, Placement]:
-        return {"router": "replicate", "predictor": "replicate"}
 
 
 def _at(x: Tensor, places: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from blockwright.blocks.norm.base import Norm
+from blockwright.blocks.norm import Norm
 from blockwright.blocks.residual.around import Around
 from blockwright.blocks.residual.base import Residual
 from blockwright.registry import register

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from blockwright.blocks.norm.base import Norm
+from blockwright.blocks.norm import Norm
 from blockwright.blocks.residual.base import Mixer, Residual
 from blockwright.registry import register
 

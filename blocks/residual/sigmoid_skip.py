@@ -6,8 +6,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from blockwright.blocks.base import Kind, Placement
-from blockwright.blocks.norm.base import Norm
+from blockwright.blocks.base import Kind
+from blockwright.blocks.norm import Norm
 from blockwright.blocks.precision import at_least_fp32, full_linear, unlowered
 from blockwright.blocks.residual.base import Mixer, Residual
 from blockwright.registry import register
@@ -49,6 +49,3 @@ class SigmoidSkip(Residual):
         with unlowered(x):
             flat = full_linear(at_least_fp32(x.flatten(0, 1)), at_least_fp32(self.weight), at_least_fp32(self.bias))
             return (2 * flat.sigmoid()).to(x.dtype).view(*x.shape[:2], 1)
-
-    def parallel_plan(self) -> dict[str, Placement]:
-        return {"weight": "replicate", "bias": "replicate"}

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from blockwright.blocks.closing.base import Closing
+from blockwright.blocks.closing import Closing
 from blockwright.blocks.residual.base import Residual
 
 

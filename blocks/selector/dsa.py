@@ -6,9 +6,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from blockwright.blocks.base import Placement
 from blockwright.blocks.linear import Linear
-from blockwright.blocks.norm.base import Norm
+from blockwright.blocks.norm import Norm
 from blockwright.blocks.position.base import Position
 from blockwright.blocks.precision import at_least_fp32
 from blockwright.blocks.selector.base import Asked, Held
@@ -96,9 +95,6 @@ class DSA(Indexer):
         """[B,T,·,I] with its first part rotated."""
         turning, rest = heads.split((self.rope, self.head_dim - self.rope), -1)
         return torch.cat((self.position.rotate_in(turning, turning, positions, declared)[0], rest), -1)
-
-    def parallel_plan(self) -> dict[str, Placement]:
-        return dict.fromkeys(("query.weight", "key.weight", "weights.weight"), "replicate")
 
 
 def _rotated(head_dim: int, rope: int | None) -> int:

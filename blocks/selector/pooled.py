@@ -6,9 +6,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from blockwright.blocks.base import Placement
 from blockwright.blocks.linear import Linear
-from blockwright.blocks.norm.base import Norm
+from blockwright.blocks.norm import Norm
 from blockwright.blocks.position.base import Position
 from blockwright.blocks.selector.base import Asked, Held
 from blockwright.blocks.selector.documents import blocks_of
@@ -91,6 +90,3 @@ class Pooled(Indexer):
         q = self.q_norm(self.query(asked.x).unflatten(-1, (self.n_heads, -1)))
         q = self.position.rotate_in(q, q, asked.positions, asked.declared)[0]
         return relu_scores(q, keys, torch.ones_like(q[..., 0]))
-
-    def parallel_plan(self) -> dict[str, Placement]:
-        return dict.fromkeys(("query.weight", "key.weight"), "replicate")

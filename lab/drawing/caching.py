@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from blockwright.blocks.attention.base import Attention
 from blockwright.blocks.attention.scored import Scored
-from blockwright.blocks.convolution.base import Convolution
+from blockwright.blocks.convolution import Convolution
 from blockwright.blocks.cost import FAR
 from blockwright.blocks.memory.base import Memory
 from blockwright.lab.drawing.parts import Cached

@@ -24,7 +24,7 @@ from torch.utils.flop_counter import flop_registry
 from blockwright.blocks.alike import alike
 from blockwright.blocks.attention.base import empty_cache
 from blockwright.blocks.decoder import Decoder
-from blockwright.blocks.experts.base import Experts
+from blockwright.blocks.experts import Experts
 from blockwright.blocks.gating.base import Gating
 from blockwright.plugins.planner.routing import count_visits
 

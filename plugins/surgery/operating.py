@@ -19,7 +19,7 @@ from blockwright import registry
 from blockwright.blocks.decoder import Decoder
 from blockwright.blocks.forward_pass import Pass
 from blockwright.blocks.layer import LAYER_PARTS, OPTIONAL_PARTS
-from blockwright.blocks.loop.base import Loop
+from blockwright.blocks.loop import Loop
 from blockwright.plugins.surgery.growth.base import Growth
 from blockwright.plugins.surgery.ledger import DEPTH, Ledger, Operation, measured
 from blockwright.plugins.surgery.mixed import FRAME, LOOP, grown, silence

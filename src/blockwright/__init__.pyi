@@ -36,37 +36,37 @@ from blockwright.blocks.conformance.kernel_parity import kernel_cases as kernel_
 # the contract of each kind, and what passes between blocks
 from blockwright.blocks.attention.base import Attention as Attention
 from blockwright.blocks.attention.scored import Scored as ScoredAttention
-from blockwright.blocks.balance.base import Balance as Balance
+from blockwright.blocks.balance import Balance as Balance
 from blockwright.blocks.cache.base import Cache as Cache
 from blockwright.blocks.cache.state import State as State
-from blockwright.blocks.convolution.base import Convolution as Convolution
-from blockwright.blocks.convolution.base import convolved as convolved
-from blockwright.blocks.dropping.base import Dropping as Dropping
-from blockwright.blocks.entry.base import Entry as Entry
-from blockwright.blocks.exit.base import Exit as Exit
-from blockwright.blocks.experts.base import Experts as Experts
-from blockwright.blocks.ffn.base import FFN as FFN
+from blockwright.blocks.convolution import Convolution as Convolution
+from blockwright.blocks.convolution import convolved as convolved
+from blockwright.blocks.dropping import Dropping as Dropping
+from blockwright.blocks.entry import Entry as Entry
+from blockwright.blocks.exit import Exit as Exit
+from blockwright.blocks.experts import Experts as Experts
+from blockwright.blocks.ffn import FFN as FFN
 from blockwright.blocks.forward_pass import Pass as Pass
 from blockwright.blocks.gating.base import Gating as Gating
 from blockwright.blocks.gating.base import Routing as Routing
 from blockwright.blocks.input import Input as Input
-from blockwright.blocks.kv_source.base import KVSource as KVSource
-from blockwright.blocks.loop.base import Loop as Loop
+from blockwright.blocks.kv_source import KVSource as KVSource
+from blockwright.blocks.loop import Loop as Loop
 from blockwright.blocks.memory.base import Memory as Memory
 from blockwright.blocks.memory.table import Table as Table
-from blockwright.blocks.mixing.base import Mixing as Mixing
-from blockwright.blocks.norm.base import Norm as Norm
-from blockwright.blocks.output_gate.base import OutputGate as OutputGate
+from blockwright.blocks.mixing import Mixing as Mixing
+from blockwright.blocks.norm import Norm as Norm
+from blockwright.blocks.output_gate import OutputGate as OutputGate
 from blockwright.blocks.position.base import Position as Position
-from blockwright.blocks.qk_norm.base import QKNorm as QKNorm
-from blockwright.blocks.readout.base import Readout as Readout
+from blockwright.blocks.qk_norm import QKNorm as QKNorm
+from blockwright.blocks.readout import Readout as Readout
 from blockwright.blocks.remembering import Keys as Keys
 from blockwright.blocks.remembering import Queries as Queries
 from blockwright.blocks.residual.base import Residual as Residual
-from blockwright.blocks.scores.base import Scores as Scores
+from blockwright.blocks.scores import Scores as Scores
 from blockwright.blocks.selector.base import Selector as Selector
-from blockwright.blocks.values.base import Values as Values
-from blockwright.blocks.visit_draw.base import VisitDraw as VisitDraw
+from blockwright.blocks.values import Values as Values
+from blockwright.blocks.visit_draw import VisitDraw as VisitDraw
 
 # write text
 from blockwright.blocks.generation.generate import generate as generate
@@ -89,7 +89,7 @@ from blockwright.training.data.transform import Transform as Transform
 from blockwright.training.data.tokenizers.base import Tokenizer as Tokenizer
 from blockwright.training.optimizers.constraint import Constraint as Constraint
 from blockwright.training.optimizers.base import OptimizerRecipe as OptimizerRecipe
-from blockwright.training.schedulers.base import Schedule as Schedule
+from blockwright.training.schedulers import Schedule as Schedule
 
 # measure
 from blockwright.blocks.cost import cache_bytes as cache_bytes

@@ -9,12 +9,14 @@ import torch
 from torch import Tensor
 
 from blockwright import registry
-from blockwright.blocks.balance.base import Balance
-from blockwright.blocks.balance.communication import CommunicationBalance
-from blockwright.blocks.balance.device import DeviceBalance
-from blockwright.blocks.balance.expert import ExpertBalance
-from blockwright.blocks.balance.hf_expert import HFExpertBalance
-from blockwright.blocks.balance.z_loss import RouterZLoss
+from blockwright.blocks.balance import (
+    Balance,
+    CommunicationBalance,
+    DeviceBalance,
+    ExpertBalance,
+    HFExpertBalance,
+    RouterZLoss,
+)
 from tests.blocks.small import Make, near
 
 LOGITS = torch.tensor(

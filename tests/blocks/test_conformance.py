@@ -18,17 +18,16 @@ from blockwright import registry
 from blockwright.blocks.attention.base import Attention
 from blockwright.blocks.attention.gqa import GQA
 from blockwright.blocks.attention.sliding_window import SlidingWindow
-from blockwright.blocks.balance.expert import ExpertBalance
+from blockwright.blocks.balance import ExpertBalance
 from blockwright.blocks.cache.base import Cache
 from blockwright.blocks.cache.ring import Ring
 from blockwright.blocks.conformance import PromiseError, cases
 from blockwright.blocks.conformance.__main__ import main
 from blockwright.blocks.conformance.cases import CHECKS, chosen
-from blockwright.blocks.ffn.base import FFN
+from blockwright.blocks.ffn import FFN
 from blockwright.blocks.forward_pass import Pass
 from blockwright.blocks.gating.softmax_topk import SoftmaxTopK
-from blockwright.blocks.norm.base import Norm
-from blockwright.blocks.norm.rmsnorm import RMSNorm
+from blockwright.blocks.norm import Norm, RMSNorm
 from blockwright.blocks.position.base import Position
 from blockwright.registry import ConfigError, register
 from blockwright.registry.command import run_command
@@ -76,7 +75,7 @@ def test_a_block_has_changed_where_its_source_or_that_of_a_base_has() -> None:
     found = {block for block in BLOCKS if has_changed(block, {"blocks/attention/gqa.py", "README.md"})}
     assert "attention/gqa" in found and "ffn/swiglu" not in found
     norms = {f"{kind}/{name}" for kind, name in chosen("norm")}
-    assert {block for block in BLOCKS if has_changed(block, {"blocks/norm/base.py"})} == norms
+    assert {block for block in BLOCKS if has_changed(block, {"blocks/norm.py"})} == norms
 
 
 # --- sound blocks, from which those derive that break one promise each ------------------------------------------------

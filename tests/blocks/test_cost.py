@@ -19,9 +19,8 @@ from blockwright.blocks.cost import (
     in_order,
     training_flops_per_token,
 )
-from blockwright.blocks.experts.base import Experts
-from blockwright.blocks.ffn.base import FFN
-from blockwright.blocks.ffn.moe import MoE
+from blockwright.blocks.experts import Experts
+from blockwright.blocks.ffn import FFN, MoE
 from blockwright.blocks.gating.base import Gating
 from blockwright.blocks.sample import sampled
 from blockwright.registry import register

@@ -8,8 +8,7 @@ from pairwise import pairs
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from blockwright.blocks.dropping import device_budget
-from blockwright.blocks.dropping.device_budget import DeviceBudget
+from blockwright.blocks.dropping import DeviceBudget, device_budget
 from blockwright.blocks.gating.base import Routing, count, rows
 from blockwright.blocks.kernels.choice import Kernels
 from blockwright.blocks.precision import default_dtype

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from blockwright import registry
-from blockwright.blocks.ffn.base import rounded_width
+from blockwright.blocks.ffn import rounded_width
 from blockwright.blocks.forward_pass import Pass
 from blockwright.blocks.gating.base import Routing
 from tests.blocks.small import Make, drawn, near, order

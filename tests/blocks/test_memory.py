@@ -17,7 +17,7 @@ from blockwright.blocks.forward_pass import Pass
 from blockwright.blocks.memory.engram import Engram
 from blockwright.blocks.memory.hashing import last_tokens, primes_from
 from blockwright.blocks.memory.per_layer_embedding import PerLayerEmbedding
-from blockwright.blocks.norm.rmsnorm import RMSNorm
+from blockwright.blocks.norm import RMSNorm
 from blockwright.registry import BlockError
 from tests.blocks.small import in_parts, near, order, rewind
 from tests.blocks.small import model as small

@@ -6,7 +6,7 @@ import pytest
 
 from blockwright import registry
 from blockwright.blocks import plugins
-from blockwright.blocks.norm.rmsnorm import RMSNorm
+from blockwright.blocks.norm import RMSNorm
 from blockwright.registry import ConfigError
 from tests.blocks.small import Make
 

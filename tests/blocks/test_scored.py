@@ -19,7 +19,7 @@ from blockwright.blocks.attention.scored import Scored
 from blockwright.blocks.conformance.__main__ import main
 from blockwright.blocks.conformance.cases import CHECKS, Case
 from blockwright.blocks.forward_pass import Pass
-from blockwright.blocks.norm.base import Norm
+from blockwright.blocks.norm import Norm
 from blockwright.blocks.position.base import Position
 from blockwright.blocks.selector.base import Selector
 from blockwright.registry import register

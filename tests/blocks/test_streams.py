@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from blockwright.blocks.values.value_residual import ValueResidual
+from blockwright.blocks.values import ValueResidual
 from blockwright.registry import BlockError
 from tests.blocks.small import Make, decoder, drawn, ids, near
 

@@ -16,7 +16,7 @@ from hydra.core.object_type import ObjectType
 from torch import Tensor
 
 from blockwright import registry
-from blockwright.blocks.norm.base import Norm
+from blockwright.blocks.norm import Norm
 from blockwright.registry import Composable, ConfigError, RegistrationError, catalogue, family, index, register
 from hydra_plugins.blockwright_registry.source import RegistrySource
 
@@ -131,7 +131,7 @@ def test_plug_in_may_declare_a_family_and_fill_it() -> None:
 
 
 BLOCK = """
-from blockwright.blocks.norm.base import Norm
+from blockwright.blocks.norm import Norm
 from blockwright.registry import register
 
 {mark}@register("norm", "{name}")
@@ -207,7 +207,7 @@ def test_every_form_of_registration_is_found(install: Callable[..., list[str]]) 
 
 def test_plugin_that_cannot_be_imported_or_takes_a_name_warns_with_its_owner(install: Callable[..., list[str]]) -> None:
     thief, wreck = install(wreck="import a_package_that_is_not_installed", thief=BLOCK.format(name="rmsnorm", mark=""))
-    assert "dist-wreck" in wreck and "dist-thief" in thief and "blockwright.blocks.norm.rmsnorm" in thief
+    assert "dist-wreck" in wreck and "dist-thief" in thief and "blockwright.blocks.norm" in thief
     assert registry.lookup("norm", "rmsnorm").provider == "blockwright"
     with pytest.raises(RegistrationError, match="blockwright"):
         importlib.import_module("thief")

@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 from torch import Tensor
 
 from blockwright import registry
-from blockwright.blocks.norm.base import Norm
+from blockwright.blocks.norm import Norm
 from blockwright.registry import ConfigError, Node, RegistrationError, SameAs, Scope, register
 from blockwright.registry.__main__ import main
 from blockwright.registry.ranges import Count

@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from blockwright import registry
-from blockwright.blocks.norm.base import Norm
+from blockwright.blocks.norm import Norm
 from blockwright.registry import ConfigError, printing, register
 from blockwright.registry.__main__ import main
 from blockwright.registry.command import run_command

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 from blockwright.registry import ConfigError
 from blockwright.training.cadence import logs_now
 from blockwright.training.optimizers.adamw import AdamW
-from blockwright.training.schedulers.constant import Constant
+from blockwright.training.schedulers import Constant
 from blockwright.training.tasks.causal_lm import CausalLM
 from blockwright.training.tasks.setup import Setup
 

@@ -28,7 +28,7 @@ from blockwright.training.configuration import conf
 from blockwright.training.configuration.instantiate import instantiate
 from blockwright.training.optimizers.base import OptimizerRecipe
 from blockwright.training.parallel.clipping import clip, total_norm
-from blockwright.training.schedulers.base import Schedule
+from blockwright.training.schedulers import Schedule
 
 ROOT = Path(__file__).resolve().parents[2]
 CONSTRAINTS = [None, *conf.options("optimizer/constraint")]

@@ -13,11 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from blockwright.registry.errors import ConfigError
-from blockwright.training.schedulers.base import Schedule
-from blockwright.training.schedulers.constant import Constant
-from blockwright.training.schedulers.warmup_cosine import WarmupCosine
-from blockwright.training.schedulers.warmup_stable_decay import SHAPES, WarmupStableDecay
-from blockwright.training.schedulers.warmup_step_decay import WarmupStepDecay
+from blockwright.training.schedulers import SHAPES, Constant, Schedule, WarmupCosine, WarmupStableDecay, WarmupStepDecay
 
 CONF = Path(__file__).parents[2] / "conf" / "scheduler"
 SCHEDULES: dict[str, type[Schedule]] = {

@@ -18,7 +18,7 @@ from blockwright.training.checkpoints.record import Past, peek
 from blockwright.training.configuration.instantiate import instantiate
 from blockwright.training.configuration.run import FOLDER, Run
 from blockwright.training.processes import is_first
-from blockwright.training.schedulers.base import Schedule
+from blockwright.training.schedulers import Schedule
 
 LATEST = "last"  # as ``ckpt_path``: the newest checkpoint, wherever it is
 log = logging.getLogger(__name__)

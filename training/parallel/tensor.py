@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 
 from blockwright.blocks.attention.base import Attention
-from blockwright.blocks.ffn.base import FFN
+from blockwright.blocks.ffn import FFN
 from blockwright.blocks.forward_pass import Pass
 from blockwright.training.parallel.collectives import enter, leave
 from blockwright.training.parallel.local import distribute, localised

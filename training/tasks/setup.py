@@ -14,7 +14,7 @@ from blockwright.training.parallel.recompute import Recompute
 from blockwright.training.parallel.recompute import check as check_recompute
 from blockwright.training.parametrisations.base import Parametrisation
 from blockwright.training.parametrisations.standard import Standard
-from blockwright.training.schedulers.base import Schedule
+from blockwright.training.schedulers import Schedule
 from blockwright.training.starts.base import Start
 
 # Of the run, from the root of its configuration; the other fields of ``Setup`` are settings of ``task``.

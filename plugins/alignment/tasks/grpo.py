@@ -15,7 +15,7 @@ from torch import Tensor
 from blockwright import registry
 from blockwright.blocks.checkpoint.source import load
 from blockwright.blocks.decoder import Decoder
-from blockwright.blocks.dropping.base import Dropping
+from blockwright.blocks.dropping import Dropping
 from blockwright.blocks.gating.base import Gating, replays
 from blockwright.blocks.gating.expert_choice import ExpertChoice
 from blockwright.blocks.gating.sinkhorn import Sinkhorn

@@ -17,7 +17,7 @@ from blockwright.plugins.alignment.rollouts.engine.native import Native
 from blockwright.plugins.alignment.rollouts.group_sampler import GroupSampler
 from blockwright.training.parallel.local import whole
 from blockwright.training.parallel.strategy import Parallel
-from blockwright.training.schedulers.constant import Constant
+from blockwright.training.schedulers import Constant
 from tests import built
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("aligned_ranks")]  # its fixtures train on two ranks, once

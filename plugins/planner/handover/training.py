@@ -18,10 +18,7 @@ from blockwright.training.configuration.composing import compose_config
 from blockwright.training.configuration.instantiate import build_readable
 from blockwright.training.optimizers.adamw import AdamW
 from blockwright.training.optimizers.base import OptimizerRecipe
-from blockwright.training.schedulers.base import Schedule
-from blockwright.training.schedulers.constant import Constant
-from blockwright.training.schedulers.warmup_cosine import WarmupCosine
-from blockwright.training.schedulers.warmup_stable_decay import WarmupStableDecay
+from blockwright.training.schedulers import Constant, Schedule, WarmupCosine, WarmupStableDecay
 
 # Keys of the overrides of a run that matter here.
 READ = re.compile(r"experiment|seed|data(\.batch_size|\.sequence_length)?|(optimizer|scheduler|trainer)([./].*)?")

@@ -22,7 +22,7 @@ from blockwright.plugins.planner.handover.megatron_bridge import stages
 from blockwright.plugins.planner.handover.training import Rates, Training, rates
 from blockwright.plugins.planner.layout import Job, Layout
 from blockwright.training.optimizers.adamw import AdamW
-from blockwright.training.schedulers.warmup_stable_decay import WarmupStableDecay
+from blockwright.training.schedulers import WarmupStableDecay
 
 LAYOUTS = [
     Layout(recompute="full"),

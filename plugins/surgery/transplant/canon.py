@@ -7,9 +7,8 @@ import torch
 from torch import nn
 
 from blockwright.blocks.attention.base import Attention
-from blockwright.blocks.convolution.base import Convolution
-from blockwright.blocks.convolution.canon import Canon
-from blockwright.blocks.ffn.base import FFN
+from blockwright.blocks.convolution import Canon, Convolution
+from blockwright.blocks.ffn import FFN
 from blockwright.plugins.surgery.transplant.base import Setting, Transplant, Transplanted, shapes, unhandled
 from blockwright.registry import register
 

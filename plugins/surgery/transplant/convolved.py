@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
-from blockwright.blocks.convolution.canon import Canon
+from blockwright.blocks.convolution import Canon
 from blockwright.blocks.residual.base import Residual
 from blockwright.blocks.residual.convolved import Convolved
 from blockwright.plugins.surgery.settings import differences

@@ -5,8 +5,7 @@ from typing import Any, ClassVar
 
 from torch import nn
 
-from blockwright.blocks.ffn.moe import MoE
-from blockwright.blocks.ffn.swiglu import SwiGLU
+from blockwright.blocks.ffn import MoE, SwiGLU
 from blockwright.plugins.surgery.transplant.base import Setting, Transplanted
 from blockwright.plugins.surgery.transplant.upcycle import Upcycle, stacked, sum_of_weights, width
 from blockwright.registry import register

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from blockwright.blocks.attention.grouped import GroupedAttention
-from blockwright.blocks.readout.difference import Difference
+from blockwright.blocks.readout import Difference
 from blockwright.plugins.surgery.transplant.base import Setting, Transplant, Transplanted, shapes, unhandled
 from blockwright.registry import register
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 import torch
 from torch import nn
 
-from blockwright.blocks.ffn.swiglu import SwiGLU
+from blockwright.blocks.ffn import SwiGLU
 from blockwright.plugins.surgery.transplant.base import Setting, Transplanted
 from blockwright.plugins.surgery.transplant.copies import Copies
 from blockwright.registry import register

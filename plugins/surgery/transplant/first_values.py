@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from blockwright.blocks.attention.grouped import GroupedAttention
-from blockwright.blocks.values.value_residual import ValueResidual
+from blockwright.blocks.values import ValueResidual
 from blockwright.plugins.surgery.transplant.base import Setting, Transplant, Transplanted, shapes, unhandled
 from blockwright.registry import register
 

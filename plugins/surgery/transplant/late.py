@@ -7,8 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from blockwright.blocks.base import Block
-from blockwright.blocks.ffn.shortcut import Shortcut
-from blockwright.blocks.ffn.swiglu import SwiGLU
+from blockwright.blocks.ffn import Shortcut, SwiGLU
 from blockwright.plugins.surgery.transplant.base import Setting, Transplant, Transplanted, shapes
 from blockwright.plugins.surgery.transplant.upcycle import PROBES, is_plain
 from blockwright.registry import register

@@ -11,8 +11,7 @@ from torch.nn import functional as F
 from blockwright.blocks.attention.grouped import GroupedAttention
 from blockwright.blocks.attention.mla import MLA
 from blockwright.blocks.kernels.rotary import base_frequencies
-from blockwright.blocks.norm.base import Norm
-from blockwright.blocks.norm.none import NoNorm
+from blockwright.blocks.norm import NoNorm, Norm
 from blockwright.blocks.position.base import Position
 from blockwright.blocks.position.rope import RoPE
 from blockwright.blocks.position.rope_chosen import RoPEChosen

@@ -6,8 +6,7 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
-from blockwright.blocks.ffn.moe import MoE
-from blockwright.blocks.ffn.swiglu import SwiGLU
+from blockwright.blocks.ffn import MoE, SwiGLU
 from blockwright.plugins.surgery.transplant.base import Setting, Transplanted, shapes
 from blockwright.plugins.surgery.transplant.upcycle import Upcycle, is_plain
 from blockwright.registry import register

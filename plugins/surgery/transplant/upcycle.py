@@ -7,9 +7,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from blockwright.blocks.experts.swiglu import SwiGLUExperts
-from blockwright.blocks.ffn.moe import MoE
-from blockwright.blocks.ffn.swiglu import SwiGLU
+from blockwright.blocks.experts import SwiGLUExperts
+from blockwright.blocks.ffn import MoE, SwiGLU
 from blockwright.blocks.gating.base import Gating
 from blockwright.plugins.surgery.settings import computes_alike
 from blockwright.plugins.surgery.transplant.base import Transplant

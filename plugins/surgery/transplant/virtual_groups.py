@@ -6,8 +6,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from blockwright.blocks.ffn.moe import MoE
-from blockwright.blocks.ffn.swiglu import SwiGLU
+from blockwright.blocks.ffn import MoE, SwiGLU
 from blockwright.blocks.gating.base import LinearGating
 from blockwright.plugins.surgery.transplant.base import Setting, Transplanted
 from blockwright.plugins.surgery.transplant.upcycle import Upcycle, sum_of_weights, width

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from blockwright.blocks.attention.grouped import GroupedAttention
-from blockwright.blocks.experts.base import Experts
-from blockwright.blocks.ffn.base import FFN
-from blockwright.blocks.norm.base import Norm
+from blockwright.blocks.experts import Experts
+from blockwright.blocks.ffn import FFN
+from blockwright.blocks.norm import Norm
 from blockwright.blocks.residual.base import Residual
 from blockwright.plugins.surgery.transplant.base import Setting, Transplant, Transplanted, shapes
 from blockwright.registry import register

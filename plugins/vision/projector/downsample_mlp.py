@@ -5,7 +5,6 @@ import itertools
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from blockwright.blocks.base import Placement
 from blockwright.blocks.linear import Linear
 from blockwright.plugins.vision.projector.base import Projector
 from blockwright.registry import BlockError, register
@@ -44,6 +43,3 @@ class DownsampleMLP(Projector):
         for layer in list(self.layers)[1:]:
             x = layer(F.gelu(x))
         return x
-
-    def parallel_plan(self) -> dict[str, Placement]:
-        return dict.fromkeys(dict(self.named_parameters()), "replicate")

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from blockwright.blocks.base import Block, Placement
-from blockwright.blocks.ffn.base import FFN
+from blockwright.blocks.ffn import FFN
 from blockwright.blocks.gating.base import Gating
 from blockwright.blocks.linear import Linear
-from blockwright.blocks.norm.base import Norm
+from blockwright.blocks.norm import Norm
 from blockwright.plugins.vision.vision.base import Vision
 from blockwright.registry import BlockError
 from blockwright.registry.ranges import Count, Positive, Whole
@@ -56,9 +56,6 @@ class PatchEmbedding(Block):
         further = torch.cat((self.further.weight[:first] + positions[:first], self.further.weight[first:]))
         return torch.cat((further.expand(len(patches), -1, -1), patches), 1)
 
-    def parallel_plan(self) -> dict[str, Placement]:
-        return dict.fromkeys(dict(self.named_parameters()), "replicate")
-
 
 def _table(rows: int, width: int) -> nn.Embedding:
     return nn.Embedding.from_pretrained(torch.empty(rows, width), freeze=False)  # nothing to draw on the meta device
@@ -81,7 +78,7 @@ class EncoderAttention(Block):
 
     def parallel_plan(self) -> dict[str, Placement]:
         split = {f"{n}.{leaf}": "column" for n in ("query", "key", "value") for leaf in ("weight", "bias")}
-        return {**split, "output.weight": "row", "output.bias": "replicate"}  # type: ignore[dict-item]
+        return {**split, "output.weight": "row"}  # type: ignore[dict-item]
 
 
 class Gain(Block):
@@ -96,9 +93,6 @@ class Gain(Block):
 
     def forward(self, x: Tensor) -> Tensor:
         return x * self.weight
-
-    def parallel_plan(self) -> dict[str, Placement]:
-        return {"weight": "replicate"}
 
 
 class EncoderLayer(nn.Module):

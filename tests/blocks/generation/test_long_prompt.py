@@ -16,7 +16,7 @@ from blockwright.blocks.cache.base import Cache
 from blockwright.blocks.compose import compose
 from blockwright.blocks.cost import cache_bytes
 from blockwright.blocks.decoder import Decoder
-from blockwright.blocks.ffn.swiglu import SwiGLU
+from blockwright.blocks.ffn import SwiGLU
 from blockwright.blocks.forward_pass import Pass
 from blockwright.blocks.generation.generate import prefill
 from blockwright.blocks.kernels import long_attention

@@ -13,7 +13,7 @@ from torch.autograd import gradcheck
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from blockwright.blocks.experts.swiglu import SwiGLUExperts
+from blockwright.blocks.experts import SwiGLUExperts
 from blockwright.blocks.gating.base import Routing, count
 from blockwright.blocks.kernels import experts as experts_module
 from blockwright.blocks.kernels import grouped_swiglu as module

@@ -9,7 +9,7 @@ import yaml
 from sweep_folder import ablation
 from torch.nn import functional as F
 
-from blockwright.blocks.norm.rmsnorm import RMSNorm
+from blockwright.blocks.norm import RMSNorm
 from blockwright.lab.calibration import control, record, runs
 from blockwright.lab.calibration.__main__ import calibrate, main
 from blockwright.lab.calibration.control import Control

@@ -17,8 +17,7 @@ from blockwright.blocks.compose import compose, preset
 from blockwright.blocks.cost import cache_bytes, count_parameters, flops_per_token, growth_beyond_windows
 from blockwright.blocks.drawn import Drawn
 from blockwright.blocks.forward_pass import Pass
-from blockwright.blocks.norm.base import Norm
-from blockwright.blocks.norm.rmsnorm import RMSNorm
+from blockwright.blocks.norm import Norm, RMSNorm
 from blockwright.blocks.residual.base import Mixer, Residual
 from blockwright.blocks.sample import sample
 from blockwright.lab.drawing import figures

@@ -151,7 +151,7 @@ def test_no_other_value_of_the_multiple_is_nearer(tiny, budget, by):
 def test_unknown_block_of_a_plug_in_is_matched(temporary_blocks):
     from torch import Tensor, nn
 
-    from blockwright.blocks.ffn.base import FFN
+    from blockwright.blocks.ffn import FFN
 
     @register("ffn", "doubled")
     class Doubled(FFN):

@@ -1,7 +1,7 @@
 import torch
 
 from blockwright import Residual, register
-from blockwright.blocks.norm.base import Norm
+from blockwright.blocks.norm import Norm
 
 
 @register("residual", "dropped_tokens")

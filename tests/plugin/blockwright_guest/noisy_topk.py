@@ -1,7 +1,7 @@
 import torch
 from torch import Tensor, nn
 
-from blockwright.blocks.balance.base import Balance
+from blockwright.blocks.balance import Balance
 from blockwright.blocks.gating.base import LinearGating
 from blockwright.registry import BlockError, register
 

@@ -1,6 +1,6 @@
 from torch import nn
 
-from blockwright.blocks.scores.base import Scores
+from blockwright.blocks.scores import Scores
 from blockwright.registry import register
 
 

@@ -19,7 +19,7 @@ from blockwright.training.callbacks.averaging import Averaging
 from blockwright.training.configuration.composing import compose_config
 from blockwright.training.entry.parse import parse_settings
 from blockwright.training.entry.preflight import check
-from blockwright.training.schedulers.constant import Constant
+from blockwright.training.schedulers import Constant
 from blockwright.training.tasks.causal_lm import CausalLM
 from blockwright.training.tasks.setup import Setup
 

@@ -20,7 +20,7 @@ OURS = {
     "model": {"d_model": 64, "position": {"name": "rope", "theta": 10000.0}, "gating": {"name": "hash", "top_k": 2}},
     "optimizer": {"_target_": "blockwright.training.optimizers.adamw.AdamW", "lr": 0.01},
     "scheduler": {
-        "_target_": "blockwright.training.schedulers.warmup_cosine.WarmupCosine",
+        "_target_": "blockwright.training.schedulers.WarmupCosine",
         "warmup": 1,
         "min_ratio": 0.1,
     },

@@ -220,7 +220,7 @@ def test_table_and_sentence_show_both_values() -> None:
 
 
 def test_default_that_one_command_line_writes_out_is_no_change() -> None:
-    cosine = {"_target_": "blockwright.training.schedulers.warmup_cosine.WarmupCosine", "warmup": 5}
+    cosine = {"_target_": "blockwright.training.schedulers.WarmupCosine", "warmup": 5}
     assert not differing({"scheduler": {**cosine, "min_ratio": 0.1}}, {"scheduler": cosine})
     (change,) = differing({"scheduler": cosine}, {"scheduler": {**cosine, "min_ratio": 0.5}})
     assert str(change) == "scheduler.min_ratio was not set, is 0.5"

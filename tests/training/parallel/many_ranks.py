@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from blockwright.blocks.kernels.cross_entropy import IGNORED
 from blockwright.training.optimizers.adamw import AdamW
 from blockwright.training.optimizers.base import OptimizerRecipe
-from blockwright.training.schedulers.constant import Constant
+from blockwright.training.schedulers import Constant
 from blockwright.training.tasks.causal_lm import CausalLM
 from blockwright.training.tasks.setup import Setup
 from tests.training.parallel.quiet import quiet_trainer

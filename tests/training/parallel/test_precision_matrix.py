@@ -17,7 +17,7 @@ from blockwright.training.metrics import ExpertLoad, TokenLoss
 from blockwright.training.optimizers.adamw import AdamW
 from blockwright.training.parallel.local import whole
 from blockwright.training.parallel.strategy import Parallel
-from blockwright.training.schedulers.constant import Constant
+from blockwright.training.schedulers import Constant
 from blockwright.training.tasks.causal_lm import CausalLM
 from blockwright.training.tasks.routing import gates_of
 from blockwright.training.tasks.setup import Setup

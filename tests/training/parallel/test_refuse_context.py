@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from blockwright.blocks.attention.gqa import GQA
-from blockwright.blocks.balance.expert import ExpertBalance
+from blockwright.blocks.balance import ExpertBalance
 from blockwright.blocks.cache.base import Cache
 from blockwright.blocks.forward_pass import Pass
 from blockwright.blocks.gating.softmax_topk import SoftmaxTopK

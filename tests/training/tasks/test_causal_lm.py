@@ -17,10 +17,7 @@ from torch.utils.data import DataLoader
 from blockwright.blocks.compose import compose
 from blockwright.registry import ConfigError
 from blockwright.training.optimizers.adamw import AdamW
-from blockwright.training.schedulers.constant import Constant
-from blockwright.training.schedulers.warmup_cosine import WarmupCosine
-from blockwright.training.schedulers.warmup_stable_decay import WarmupStableDecay
-from blockwright.training.schedulers.warmup_step_decay import WarmupStepDecay
+from blockwright.training.schedulers import Constant, WarmupCosine, WarmupStableDecay, WarmupStepDecay
 from blockwright.training.tasks.causal_lm import CausalLM
 from blockwright.training.tasks.frozen import freeze
 from blockwright.training.tasks.routing import balance_losses, gates_of

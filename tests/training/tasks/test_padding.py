@@ -22,7 +22,7 @@ from blockwright.training.data.modules.chat import ChatDataModule
 from blockwright.training.data.sorting import Sorting
 from blockwright.training.data.tokenizers.chars import Chars
 from blockwright.training.optimizers.adamw import AdamW
-from blockwright.training.schedulers.constant import Constant
+from blockwright.training.schedulers import Constant
 from tests import built
 from tests.training.parallel.quiet import quiet_trainer
 

@@ -22,7 +22,7 @@ from blockwright.training.metrics import TokenLoss
 from blockwright.training.optimizers.adamw import AdamW
 from blockwright.training.optimizers.base import OptimizerRecipe
 from blockwright.training.parallel.ranks import DataRanks
-from blockwright.training.schedulers.constant import Constant
+from blockwright.training.schedulers import Constant
 from blockwright.training.tasks.by_source import BySource
 from blockwright.training.tasks.causal_lm import CausalLM
 from blockwright.training.tasks.setup import Setup

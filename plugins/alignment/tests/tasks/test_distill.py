@@ -16,7 +16,7 @@ from blockwright.blocks.compose import compose
 from blockwright.plugins.alignment.teaching import Language, Layers, Lesson, Logits
 from blockwright.registry import BlockError, ConfigError
 from blockwright.training.optimizers.adamw import AdamW
-from blockwright.training.schedulers.constant import Constant
+from blockwright.training.schedulers import Constant
 from tests import built
 
 Make = Callable[..., dict[str, Any]]

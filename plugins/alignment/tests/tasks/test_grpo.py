@@ -27,7 +27,7 @@ from blockwright.plugins.alignment.rollouts.scoring import score
 from blockwright.plugins.alignment.tasks.grpo import Grpo
 from blockwright.registry import ConfigError
 from blockwright.training.optimizers.adamw import AdamW
-from blockwright.training.schedulers.constant import Constant
+from blockwright.training.schedulers import Constant
 from blockwright.training.starts.adapter import Lora
 from tests import built
 

@@ -19,7 +19,7 @@ from blockwright import registry
 from blockwright.plugins.alignment.tasks.grpo import Grpo
 from blockwright.training.checkpoints.plugin import SealedCheckpoints
 from blockwright.training.optimizers.adamw import AdamW
-from blockwright.training.schedulers.constant import Constant
+from blockwright.training.schedulers import Constant
 from tests import built
 
 STEPS = 6

@@ -17,7 +17,7 @@ from blockwright.plugins.alignment.tasks.preference import Preference, answers_o
 from blockwright.registry import ConfigError, Node, Scope
 from blockwright.training.figure import Figure
 from blockwright.training.optimizers.adamw import AdamW
-from blockwright.training.schedulers.constant import Constant
+from blockwright.training.schedulers import Constant
 from tests import built
 
 Make = Callable[..., Any]
