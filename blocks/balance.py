@@ -7,8 +7,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from blockwright.blocks.base import Block
-from blockwright.blocks.drawn import Drawn
+from blockwright.blocks.base import Block, Drawn
 from blockwright.blocks.over_ranks import OverRanks, sums_of, tokens_of
 from blockwright.registry import BlockError, family, register
 from blockwright.registry.ranges import Count, NonNegative

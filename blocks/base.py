@@ -7,11 +7,10 @@ R rotated width, C latent width, E experts, k experts per token, F hidden width,
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, NamedTuple
 
-from torch import nn
+from torch import Tensor, nn
 
-from blockwright.blocks.drawn import Drawn
 from blockwright.blocks.kernels.choice import Kernels
 from blockwright.registry import Composable
 
@@ -73,3 +72,92 @@ class Block(nn.Module, Composable):
         dimension, ``replicate`` nothing. Own parameters are those that belong to no block inside this one.
         """
         return {}
+
+
+# --- what the children of an attention read of its tokens, and have its cache hold of each ---
+
+
+# --- what a block says of itself in a picture (lab/drawing), beyond its signature and its children ---
+
+
+class Drawn(NamedTuple):
+    """The drawing of a block. All that is left out follows from its signature.
+
+    lines: its label, a few words each, with numbers of the block that was built; None: its parameters, as in YAML
+    acts: what it acts on in the block around it, such as ``queries, keys``, ``scores`` or ``output``: a child that acts
+        on one of ``ORDER`` is drawn in that order. "": its parameter says so
+    hides: parameters that the label leaves out
+    shows: parameters that the label has, default or not
+    chosen: of how many equal parts a token uses how many: (6, 160)
+    """
+
+    lines: tuple[str, ...] | None = None
+    acts: str = ""
+    hides: tuple[str, ...] = ()
+    shows: tuple[str, ...] = ()
+    chosen: tuple[int, int] | None = None
+
+
+# What children act on, in the order in which an attention computes; any other is drawn before them.
+ORDER = ("queries", "keys", "values", "queries, keys", "state", "keys seen", "scores", "output", "training")
+
+
+def number(value: int) -> str:
+    """A width or a count in a label: 12,288."""
+    return f"{value:,}"
+
+
+class Queries(NamedTuple):
+    """The T tokens that attend.
+
+    x: [B,T,D], the attention's input
+    q: [B,T,N,H], its queries, rotated
+    positions: [B|1,T]
+    """
+
+    x: Tensor
+    q: Tensor
+    positions: Tensor
+
+    def rows(self, rows: slice) -> Queries:
+        """Some of the tokens."""
+        return Queries(*(t[:, rows] for t in self))
+
+
+class Keys(NamedTuple):
+    """The S tokens that are attended to, those that attend included.
+
+    positions: [B|1,S], of each in its document
+    order: [S], by which they are sorted in time; the last T are those that attend. A ring gives keys as it stores them
+    noted: [B,S,…] for each of the child's ``slots``
+    """
+
+    positions: Tensor
+    order: Tensor
+    noted: tuple[Tensor, ...] = ()
+
+
+class Remembering(Block):
+    """A child of attention that may have something remembered of each token, next to the attention's own.
+
+    What it notes is cached, quantised, rewound, moved and sent as keys and values are.
+    """
+
+    def slots(self) -> dict[str, tuple[int, ...]]:
+        """What it has cached of each token: name → shape."""
+        return {}
+
+    def remember(self, x: Tensor, positions: Tensor, declared: int | Tensor) -> tuple[Tensor, ...]:
+        """Values [B,T,…] for each slot.
+
+        Args:
+            x: [B,T,D], the attention's input
+            positions: [B|1,T]
+            declared: tokens that the sequences are declared to have, or [B] each, for ``Position.rotate_in``
+        """
+        return ()
+
+    def neutral(self) -> dict[str, Tensor] | None:
+        """Values of some of its parameters with which an attention computes what it does without it, or with its
+        ``inner`` alone: a trained model may begin there. None, the default, where there are none to learn from."""
+        return None

@@ -12,11 +12,10 @@ from blockwright import registry
 from blockwright.blocks.decoder import Decoder
 from blockwright.blocks.initialise import UNSCALED, initialise
 from blockwright.blocks.input import Input, is_input
-from blockwright.blocks.layer import LAYER_PARTS, OPTIONAL_PARTS, Layer
+from blockwright.blocks.layer import LAYER_PARTS, MTP, OPTIONAL_PARTS, Layer
 from blockwright.blocks.linear import Linear
 from blockwright.blocks.loop import Loop
 from blockwright.blocks.model_config import read
-from blockwright.blocks.mtp import MTP
 from blockwright.blocks.position.base import Position
 from blockwright.blocks.precision import default_dtype
 from blockwright.blocks.refusals import (

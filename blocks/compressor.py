@@ -9,10 +9,9 @@ import torch
 from annotated_types import Ge
 from torch import Tensor, nn
 
-from blockwright.blocks.base import Block, Kind
+from blockwright.blocks.base import Block, Drawn, Kind
 from blockwright.blocks.cache.base import Cache, Mark
 from blockwright.blocks.cache.ring import Ring
-from blockwright.blocks.drawn import Drawn
 from blockwright.blocks.linear import Linear
 from blockwright.blocks.norm import Norm
 from blockwright.blocks.precision import at_least_fp32

@@ -10,9 +10,8 @@ from annotated_types import Ge, Le
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from blockwright.blocks.base import Block, Kind, Placement
+from blockwright.blocks.base import Block, Drawn, Kind, Placement
 from blockwright.blocks.depthwise import Stretch, stretch, weighted
-from blockwright.blocks.drawn import Drawn
 from blockwright.blocks.forward_pass import Pass
 from blockwright.registry import family, register
 from blockwright.registry.ranges import NonNegative

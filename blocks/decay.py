@@ -8,8 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from blockwright.blocks.base import Block, Placement
-from blockwright.blocks.drawn import Drawn
+from blockwright.blocks.base import Block, Drawn, Placement
 from blockwright.blocks.linear import Linear
 from blockwright.blocks.precision import at_least_fp32
 from blockwright.registry import BlockError, family, register

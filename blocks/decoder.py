@@ -13,20 +13,17 @@ from torch import Tensor, nn
 from blockwright.blocks.base import Block
 from blockwright.blocks.cache.base import Cache
 from blockwright.blocks.cache.fit import caches_that_fit
-from blockwright.blocks.carry import Carry
-from blockwright.blocks.forward_pass import Losses, Pass
+from blockwright.blocks.forward_pass import Carry, Losses, Pass, Share
 from blockwright.blocks.gating.base import Routing, with_losses
 from blockwright.blocks.input import Input, Media
 from blockwright.blocks.kernels.choice import choose
 from blockwright.blocks.kernels.cross_entropy import IGNORED
 from blockwright.blocks.kernels.few_rows import linear
 from blockwright.blocks.kernels.log_probabilities import linear_log_probabilities
-from blockwright.blocks.layer import Layer
+from blockwright.blocks.layer import MTP, Layer, later_targets
 from blockwright.blocks.loop import Loop
-from blockwright.blocks.mtp import MTP, later_targets
 from blockwright.blocks.norm import Norm
 from blockwright.blocks.position.base import Position
-from blockwright.blocks.share import Share
 from blockwright.registry import BlockError
 
 

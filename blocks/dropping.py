@@ -8,8 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from blockwright.blocks.base import Block
-from blockwright.blocks.drawn import Drawn
+from blockwright.blocks.base import Block, Drawn
 from blockwright.blocks.gating.base import Routing, rows
 from blockwright.registry import BlockError, family, register
 from blockwright.registry.ranges import Count, Fraction, Positive

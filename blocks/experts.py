@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -15,9 +15,22 @@ from blockwright.blocks.kernels.experts import Choices
 from blockwright.blocks.kernels.grouped_matmul import combine, dispatch, grouped_matmul, sort_by_expert
 from blockwright.blocks.linear import Linear
 from blockwright.blocks.norm import Norm
-from blockwright.blocks.situ import situ_glu
 from blockwright.registry import BlockError, family, register
 from blockwright.registry.ranges import Count, NonNegative, Positive
+
+# --- siTU-GLU, a gated activation whose two halves saturate: for the dense networks and the experts that have it ---
+
+
+def situ_glu(gate: Tensor, up: Tensor, bound: float, linear_bound: float | None) -> Tensor:
+    """β tanh(g/β) σ(g) ⊙ λ tanh(u/λ), of any shape. For small g and u it is silu(g) ⊙ u, and never beyond β λ.
+
+    Args:
+        gate, up: g and u
+        bound: β
+        linear_bound: λ; None leaves u as it is
+    """
+    up = up if linear_bound is None else linear_bound * (up / linear_bound).tanh()
+    return bound * (gate / bound).tanh() * gate.sigmoid() * up
 
 
 @family("experts", context=("n_experts",))
@@ -43,12 +56,14 @@ class Stacked(Experts):
     Class attributes:
         halves: 2: ``gate_up`` holds gate rows, then up rows, as transformers stores them; 1: there is ``up`` alone
         biased: whether both layers add a bias
+        hidden: a method: the halves of the rows of tokens' experts, [·,F] each → [·,F]
     """
 
     weight_kinds: ClassVar[Mapping[str, Kind]] = {"gate_up": "matrix", "up": "matrix", "down": "matrix"}
     residual_outputs: ClassVar[tuple[str, ...]] = ("down",)
     halves: ClassVar[int] = 2
     biased: ClassVar[bool] = False
+    hidden: Callable[..., Tensor]
     gate_up: nn.Parameter
     down: nn.Parameter
     down_bias: nn.Parameter
@@ -65,10 +80,6 @@ class Stacked(Experts):
         for name, parameter in self.named_parameters(recurse=False):
             if name.endswith("_bias"):
                 parameter.zero_()
-
-    def hidden(self, *halves: Tensor) -> Tensor:
-        """The halves of the rows of tokens' experts, [·,F] each → [·,F]."""
-        raise NotImplementedError
 
     def forward(self, x: Tensor, routing: Routing) -> Tensor:
         order = sort_by_expert(routing.experts, self.n_experts, routing.pairs)

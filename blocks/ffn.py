@@ -10,17 +10,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from blockwright.blocks.base import Block, Placement
-from blockwright.blocks.carry import Carry
+from blockwright.blocks.base import Block, Drawn, Placement
 from blockwright.blocks.convolution import Convolution, convolved
-from blockwright.blocks.drawn import Drawn
 from blockwright.blocks.dropping import Dropping
-from blockwright.blocks.experts import Experts
-from blockwright.blocks.forward_pass import Pass
+from blockwright.blocks.experts import Experts, situ_glu
+from blockwright.blocks.forward_pass import Carry, Pass
 from blockwright.blocks.gating.base import Gating, Routing
 from blockwright.blocks.linear import Linear
 from blockwright.blocks.norm import Norm
-from blockwright.blocks.situ import situ_glu
 from blockwright.registry import BlockError, family, register
 from blockwright.registry.ranges import Count, Positive
 

@@ -2,19 +2,114 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Hashable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
+import torch
 from torch import Tensor
 
-from blockwright.blocks.carry import Carry
+from blockwright.blocks.base import Block
+from blockwright.blocks.depthwise import Stretch
 from blockwright.blocks.kernels.documents import is_real
 
 if TYPE_CHECKING:
     from blockwright.blocks.cache.base import Cache
     from blockwright.blocks.position.base import Position
-    from blockwright.blocks.share import Share
-    from blockwright.blocks.tails import Tails
+
+
+class Tails(ABC):
+    """The inputs before those of a pass: of a cache, or of the ranks that hold the tokens before this rank's."""
+
+    @abstractmethod
+    def before(self, place: str, u: Tensor, past: int) -> Sequence[Stretch]:
+        """The inputs of a block, each stretch behind the ``past`` inputs before it.
+
+        Args:
+            place: name of the block in its layer; it asks once in a pass
+            u: [B,T,W], which are remembered
+            past: number of inputs before a token that it sees
+
+        Returns:
+            stretches of [B,past+t,W], whose t add up to T, in the order of u
+        """
+
+
+# What crosses depth beside the residual stream: tensors that blocks of one layer leave for those of later layers, as
+# the first layer's values, or the keys that an earlier layer chose. Each layer is given what the layer below left,
+# and leaves a new dict: nothing is kept outside of the arguments and results of ``Layer.forward``, so activation
+# checkpointing, compilation and sharding see all of it. A block finds it in its ``Pass``:
+#
+#     first = v if given.carry is None else given.carry.setdefault("values", v)
+#
+# A block adds entries to the dict that it is given, or replaces them; it never changes a tensor in place. Without a
+# dict it computes what the first layer would. Every tensor is [B,T,…], of the tokens that pass through the layer:
+# these may be the new ones beside a cache, or one rank's share of a sequence. A block that tensor parallelism splits
+# leaves its own part of the heads. Multi-token prediction begins with nothing carried. One entry alone is of more
+# tokens beside a cache: the keys and values that a layer lends (blocks/attention/lending.py) are then of all that it
+# sees.
+Carry = dict[str, Tensor]
+
+
+def split(carry: Carry, first: int) -> tuple[Carry, Carry]:
+    """What is carried of the ``first`` tokens, and of those after them."""
+    parts: tuple[Carry, Carry] = ({}, {})
+    for name, tensor in carry.items():
+        parts[0][name], parts[1][name] = tensor.tensor_split([first], 1)
+    return parts
+
+
+def joined(head: Carry, tail: Carry) -> Carry:
+    """The reverse of ``split``."""
+    return {name: torch.cat((tensor, tail[name]), 1) for name, tensor in head.items()}
+
+
+class Share(ABC):
+    """One rank's tokens of the sequences of a batch, under context parallelism; the other tokens are on other ranks.
+
+    Everything but attention, memory and convolutions works on single tokens, and so on this rank's alone. See
+    training/parallel/context.py.
+    """
+
+    @abstractmethod
+    def take(self, whole: Tensor) -> Tensor:
+        """[B|1,T',…] of whole sequences → [B|1,t,…] of this rank's tokens, in their order.
+
+        Args:
+            whole: of all T tokens, or of the first T' of them, as depths of multi-token prediction have
+        """
+
+    @abstractmethod
+    def tails(self, segments: Tensor | None) -> Tails:
+        """What other ranks have before this rank's tokens, for one layer of a pass.
+
+        Args:
+            segments: [B,T'] of the whole sequences
+        """
+
+    @abstractmethod
+    def attend(self, attention: Block, x: Tensor, given: Pass) -> Tensor:
+        """Attention of this rank's tokens on those of all ranks.
+
+        Args:
+            x: [B,t,D] of this rank's tokens
+            given: its ``losses`` are filled with the attention's, of which the mean over ranks is that over all tokens
+
+        Returns:
+            [B,t,D]
+        """
+
+    @abstractmethod
+    def recall(self, memory: Block, x: Tensor, given: Pass) -> Tensor:
+        """What a memory adds to this rank's tokens, which may depend on tokens of other ranks.
+
+        Args:
+            x: of this rank's tokens, [B,t,D] or [B,t,M,D]
+
+        Returns:
+            the shape of x
+        """
+
 
 Losses = dict[str, Tensor]
 M = TypeVar("M")
@@ -33,7 +128,7 @@ class Pass(NamedTuple):
         segments: [B,T] document ids of packed sequences; tokens of different documents never see each other, and −1
             is padding. None: each row is one document
         cache: of the tokens before these T, which are appended to it; None for none
-        carry: what crosses depth, which blocks read and add to (blocks/carry.py); None: nothing does
+        carry: what crosses depth, which blocks read and add to (``Carry``); None: nothing does
         losses: to be filled in training with the attention's own losses: name → scalar, a mean over tokens, already
             weighted. None: nothing learns
         tokens: [B,T] ids, for gates and memories that read them
@@ -42,7 +137,7 @@ class Pass(NamedTuple):
         share: where the tokens of a sequence are spread over ranks
         needed: number of last tokens that are asked for in the end, given to the last layer of a pass with caches: of
             those before them it need compute no more than what is remembered. None: all
-        tails: the inputs before those of the layer, where there is a cache or a share; set by it (blocks/tails.py)
+        tails: the inputs before those of the layer, where there is a cache or a share; set by it
         made: what the layers of a pass with caches make alike, such as masks, by name (``once``); None: each its own
     """
 

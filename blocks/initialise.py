@@ -3,7 +3,7 @@
 Tensors of two dimensions and more ~ N(0, std²): matrices, embeddings, expert stacks (DeepSeek's papers: std 0.006;
 the released Hugging Face configurations: 0.02). With ``depth_scaled``, those that write into the residual stream
 get std/√(2·n_layers), as in GPT-2. One-dimensional tensors: biases 0, all others (gains) 1. Buffers: 0. Then
-``Block.reset_parameters`` may override this. Adapters have a deviation of their own (blocks/lora.py).
+``Block.reset_parameters`` may override this. Adapters have a deviation of their own (blocks/linear.py).
 
 Every tensor has its own generator, seeded by the run's seed and the tensor's name. Swapping one block therefore leaves
 every other weight bit-identical: an ablation compares blocks, not random draws.
@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from blockwright.blocks.base import Block
-from blockwright.blocks.lora import initial_std
+from blockwright.blocks.linear import initial_std
 from blockwright.blocks.scale import ONE, Scale
 
 UNSCALED: Mapping[str, Scale] = MappingProxyType({})

@@ -7,8 +7,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from blockwright.blocks.base import Block
-from blockwright.blocks.drawn import Drawn
+from blockwright.blocks.base import Block, Drawn
 from blockwright.registry import family, register
 
 Slots = tuple[Tensor, ...]

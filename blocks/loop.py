@@ -10,8 +10,7 @@ import torch
 from annotated_types import Ge, Le, Lt
 from torch import Tensor
 
-from blockwright.blocks.base import Block
-from blockwright.blocks.drawn import Drawn
+from blockwright.blocks.base import Block, Drawn
 from blockwright.blocks.entry import Entry
 from blockwright.blocks.exit import Exit
 from blockwright.blocks.visit_draw import MOST, VisitDraw

@@ -25,7 +25,7 @@ class Init:
 
 @dataclass(frozen=True)
 class Mtp:
-    """Multi-token prediction (blocks/mtp.py).
+    """Multi-token prediction (blocks/layer.py).
 
     Args:
         depth: further tokens to predict; 0 for none

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from blockwright.blocks.base import Block
-from blockwright.blocks.drawn import Drawn
+from blockwright.blocks.base import Block, Drawn
 from blockwright.blocks.linear import Linear
 from blockwright.registry import family, register
 from blockwright.registry.ranges import Count, Positive

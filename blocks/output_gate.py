@@ -5,8 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 from torch.nn import functional as F
 
-from blockwright.blocks.base import Block, Placement
-from blockwright.blocks.drawn import Drawn
+from blockwright.blocks.base import Block, Drawn, Placement
 from blockwright.blocks.linear import Linear
 from blockwright.registry import family, register
 from blockwright.registry.ranges import Count

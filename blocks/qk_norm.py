@@ -7,8 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from blockwright.blocks.base import Block
-from blockwright.blocks.drawn import Drawn
+from blockwright.blocks.base import Block, Drawn
 from blockwright.blocks.norm import Norm
 from blockwright.registry import family, register
 

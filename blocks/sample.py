@@ -2,18 +2,78 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor, nn
 
 from blockwright import registry
-from blockwright.blocks.alike import alike, signature
 from blockwright.blocks.compose import Outline, build_parts, outline
 from blockwright.blocks.decoder import Decoder
 from blockwright.blocks.layer import LAYER_PARTS, Layer
 from blockwright.blocks.precision import default_dtype
 from blockwright.registry import Node
+
+# --- modules that compute the same: what is measured of one is measured of all ---
+
+
+def alike(layers: Sequence[nn.Module] | nn.ModuleList) -> list[list[int]]:
+    """Groups of layers (indices) with equal cost: same classes, shapes and settings.
+
+    A block that stores its ``layer_idx``, or differs in anything else, is alone in its group.
+    """
+    groups: dict[tuple[Any, ...], list[int]] = {}
+    for index, layer in enumerate(layers):
+        groups.setdefault(signature(layer), []).append(index)
+    return list(groups.values())
+
+
+_INTERNAL = frozenset(vars(nn.Module()))
+
+
+def signature(layer: nn.Module) -> tuple[Any, ...]:
+    """What a module computes with: classes, settings and shapes of all its parts."""
+    tensors = [*layer.named_parameters(), *layer.named_buffers()]
+    shapes = [(name, tuple(tensor.shape), tensor.dtype) for name, tensor in tensors]
+    settings = [
+        (name, type(m), sorted((k, repr(v)) for k, v in vars(m).items() if k not in _INTERNAL))
+        for name, m in layer.named_modules()
+    ]
+    return repr(settings), tuple(shapes)
+
+
+# --- measurements of parts that are remembered, for a program that changes one part of a model at a time ---
+
+
+_memory: ContextVar[dict[Any, int] | None] = ContextVar("memory", default=None)
+
+
+@contextmanager
+def remembering(memory: dict[Any, int]) -> Iterator[None]:
+    """Measure equal parts once for all models that are measured within, for a program that changes one part at a time.
+
+    Args:
+        memory: what a part computes with, and its input → its cost
+    """
+    token = _memory.set(memory)
+    try:
+        yield
+    finally:
+        _memory.reset(token)
+
+
+def known() -> dict[Any, int]:
+    """Measurements so far, to add to; of this call alone, where ``remembering`` is not in effect."""
+    memory = _memory.get()
+    return {} if memory is None else memory
+
+
+def measurement(what: str, part: nn.Module, x: Tensor) -> tuple[Any, ...]:
+    """A measurement of a part: all that it depends on."""
+    return what, signature(part), tuple(x.shape), x.dtype
 
 
 class Sample(NamedTuple):

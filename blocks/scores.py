@@ -9,12 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from blockwright.blocks.base import Kind, Placement
-from blockwright.blocks.drawn import Drawn
+from blockwright.blocks.base import Drawn, Kind, Placement, Remembering
 from blockwright.blocks.kernels.attention import visible
 from blockwright.blocks.kernels.scoring import Scoring, dense
 from blockwright.blocks.linear import Linear
-from blockwright.blocks.remembering import Remembering
 from blockwright.registry import family, register
 from blockwright.registry.ranges import Count, Positive
 
@@ -23,7 +21,7 @@ from blockwright.registry.ranges import Count, Positive
 class Scores(Remembering):
     """A child of attention that replaces ``blockwright.blocks.kernels.attention.causal_attention``.
 
-    It may depend on the tokens that attend, and on what it has noted of each key (blocks/remembering.py). Context:
+    It may depend on the tokens that attend, and on what it has noted of each key (blocks/base.py). Context:
     ``d_model`` (their width), ``n_heads`` (of the queries).
 
     A class whose heads depend on each other says ``per_head = False``: such heads are not split over ranks, and no rows

@@ -8,9 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from blockwright.blocks.base import Block
-from blockwright.blocks.carry import Carry
-from blockwright.blocks.drawn import Drawn
+from blockwright.blocks.base import Block, Drawn
+from blockwright.blocks.forward_pass import Carry
 from blockwright.blocks.norm import Norm
 from blockwright.registry import BlockError, family, register
 from blockwright.registry.ranges import Fraction
@@ -24,7 +23,7 @@ class Values(Block):
         return Drawn(acts="values")
 
     def forward(self, v: Tensor, carry: Carry | None) -> Tensor:
-        """Values [B,T,K,V] → [B,T,K,V]; ``carry`` as in blocks/carry.py."""
+        """Values [B,T,K,V] → [B,T,K,V]; ``carry`` as in blocks/forward_pass.py."""
         raise NotImplementedError
 
 

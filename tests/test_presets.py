@@ -9,8 +9,8 @@ import torch
 from omegaconf import OmegaConf
 
 from blockwright import registry
-from blockwright.blocks.alike import alike
 from blockwright.blocks.compose import check, compose, preset
+from blockwright.blocks.sample import alike
 from blockwright.lab.match.request import swept
 from blockwright.registry import ConfigError, Node, presets
 from blockwright.training.configuration.composing import compose_config

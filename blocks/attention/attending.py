@@ -18,14 +18,13 @@ from blockwright.blocks.attention.mistakes import expanded, refuse_call, refuse_
 from blockwright.blocks.attention.notes import Notes, apart, noted
 from blockwright.blocks.attention.remembered import Held, Layout, layout, parts, side_by_side
 from blockwright.blocks.attention.selecting import selected
+from blockwright.blocks.base import Queries
 from blockwright.blocks.cache.base import Cache
-from blockwright.blocks.carry import Carry
-from blockwright.blocks.forward_pass import Pass
+from blockwright.blocks.forward_pass import Carry, Pass
 from blockwright.blocks.kernels import few_keys, few_queries, latent_attention
 from blockwright.blocks.kernels.few_rows import by_mkl, reads_fast
 from blockwright.blocks.kernels.latent_attention import absorbs, key_multiple, out_of_latents
 from blockwright.blocks.kernels.scoring import Bias, Scoring, dense
-from blockwright.blocks.remembering import Queries
 from blockwright.blocks.selector.base import Asked
 
 if TYPE_CHECKING:

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from blockwright.blocks.attention.sources import Near, Source
+from blockwright.blocks.base import Keys, Queries
 from blockwright.blocks.cache.base import Cache
 from blockwright.blocks.compressor import Entries, WindowedCache
 from blockwright.blocks.forward_pass import Pass
 from blockwright.blocks.kernels.few_keys import few, pieces
 from blockwright.blocks.kernels.scoring import Scoring, dense
-from blockwright.blocks.remembering import Keys, Queries
 from blockwright.registry import BlockError
 
 if TYPE_CHECKING:

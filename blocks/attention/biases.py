@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from blockwright.blocks.base import Keys, Queries
 from blockwright.blocks.cache.base import Cache
 from blockwright.blocks.forward_pass import Pass
 from blockwright.blocks.kernels.choice import Kernels
@@ -12,7 +13,6 @@ from blockwright.blocks.kernels.long_attention import Bias as PartBias
 from blockwright.blocks.kernels.long_attention import Read, attention_in_parts, suits
 from blockwright.blocks.kernels.scoring import Bias, dense
 from blockwright.blocks.position.base import Position
-from blockwright.blocks.remembering import Keys, Queries
 from blockwright.registry import BlockError
 
 

@@ -10,12 +10,12 @@ from torch import Tensor
 from blockwright.blocks.attention.biases import score_terms
 from blockwright.blocks.attention.latents import queries_of_latents
 from blockwright.blocks.attention.remembered import Layout
+from blockwright.blocks.base import Queries
 from blockwright.blocks.cache.base import Cache
 from blockwright.blocks.forward_pass import Pass
 from blockwright.blocks.kernels.coded_attention import FEW
 from blockwright.blocks.kernels.latent_attention import out_of_latents
 from blockwright.blocks.kernels.scoring import Scoring
-from blockwright.blocks.remembering import Queries
 
 if TYPE_CHECKING:
     from blockwright.blocks.attention.scored import Scored

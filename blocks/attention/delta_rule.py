@@ -7,11 +7,10 @@ from torch import Tensor
 
 from blockwright.blocks.attention.base import even_heads
 from blockwright.blocks.attention.recurrent import Parts, Recurrent
-from blockwright.blocks.base import Placement
+from blockwright.blocks.base import Drawn, Placement
 from blockwright.blocks.cache.state import State
 from blockwright.blocks.decay import Decay
 from blockwright.blocks.depthwise import CausalConv
-from blockwright.blocks.drawn import Drawn
 from blockwright.blocks.forward_pass import Pass
 from blockwright.blocks.linear import Linear
 from blockwright.blocks.norm import Norm

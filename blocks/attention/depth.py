@@ -6,8 +6,7 @@ from torch import Tensor
 from blockwright.blocks.attention.beside import Beside
 from blockwright.blocks.attention.gqa import GQA
 from blockwright.blocks.attention.remembered import Held
-from blockwright.blocks.carry import Carry
-from blockwright.blocks.forward_pass import Pass
+from blockwright.blocks.forward_pass import Carry, Pass
 from blockwright.registry import BlockError, register
 
 NAMES = ("depth_keys", "depth_values")  # of the layers so far, in ``carry``, [B,T,L,K,H] each

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor, nn
 
 from blockwright.blocks.attention.remembered import Held, side_by_side
-from blockwright.blocks.carry import Carry
+from blockwright.blocks.forward_pass import Carry
 from blockwright.blocks.kv_source import KVSource, Slots
 from blockwright.registry import BlockError
 

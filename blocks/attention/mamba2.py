@@ -7,11 +7,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from blockwright.blocks.attention.recurrent import Parts, Recurrent
-from blockwright.blocks.base import Placement
+from blockwright.blocks.base import Drawn, Placement
 from blockwright.blocks.cache.state import State
 from blockwright.blocks.decay import draw_time_steps
 from blockwright.blocks.depthwise import CausalConv
-from blockwright.blocks.drawn import Drawn
 from blockwright.blocks.forward_pass import Pass
 from blockwright.blocks.linear import Linear
 from blockwright.blocks.precision import at_least_fp32

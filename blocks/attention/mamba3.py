@@ -8,10 +8,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from blockwright.blocks.attention.recurrent import Parts, Recurrent
-from blockwright.blocks.base import Placement
+from blockwright.blocks.base import Drawn, Placement
 from blockwright.blocks.cache.state import State
 from blockwright.blocks.decay import LONGEST, SHORTEST, check_time_steps, draw_time_steps
-from blockwright.blocks.drawn import Drawn
 from blockwright.blocks.forward_pass import Pass
 from blockwright.blocks.linear import Linear
 from blockwright.blocks.precision import at_least_fp32
@@ -196,4 +195,4 @@ class Mamba3(Recurrent):
     def parallel_plan(self) -> dict[str, Placement]:
         whole = "angle.weight", "query_norm", "key_norm"
         split: dict[str, Placement] = {name: "column" for name, _ in self.named_parameters() if name not in whole}
-        return {**split, "output.weight": "row"}  # type: ignore[dict-item]
+        return {**split, "output.weight": "row"}

@@ -11,9 +11,8 @@ from blockwright.blocks.attention.lending import refuse_on_borrowed
 from blockwright.blocks.attention.remembered import Memory
 from blockwright.blocks.attention.score_rows import ScoreRows
 from blockwright.blocks.attention.scored import Scored
-from blockwright.blocks.base import Placement
+from blockwright.blocks.base import Drawn, Placement, number
 from blockwright.blocks.convolution import Convolution, convolved
-from blockwright.blocks.drawn import Drawn, number
 from blockwright.blocks.forward_pass import Pass
 from blockwright.blocks.kernels.latent_attention import of_latents
 from blockwright.blocks.kv_source import KVSource

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from torch import Tensor
 
+from blockwright.blocks.base import Remembering
 from blockwright.blocks.forward_pass import Pass
-from blockwright.blocks.remembering import Remembering
 from blockwright.registry import BlockError
 
 if TYPE_CHECKING:

@@ -9,9 +9,8 @@ from torch.nn import functional as F
 
 from blockwright.blocks.attention.base import Attention
 from blockwright.blocks.cache.state import State
-from blockwright.blocks.carry import Carry
 from blockwright.blocks.depthwise import CausalConv
-from blockwright.blocks.forward_pass import Pass
+from blockwright.blocks.forward_pass import Carry, Pass
 from blockwright.blocks.kernels import few_tokens
 
 Parts = Mapping[str, Tensor]

@@ -10,11 +10,9 @@ from torch.nn import functional as F
 
 from blockwright.blocks.attention.base import even_heads
 from blockwright.blocks.attention.recurrent import Parts, Recurrent
-from blockwright.blocks.base import Placement
+from blockwright.blocks.base import Drawn, Placement
 from blockwright.blocks.cache.state import State
-from blockwright.blocks.carry import Carry
-from blockwright.blocks.drawn import Drawn
-from blockwright.blocks.forward_pass import Pass
+from blockwright.blocks.forward_pass import Carry, Pass
 from blockwright.blocks.linear import Linear
 from blockwright.blocks.precision import at_least_fp32
 from blockwright.registry import BlockError, register

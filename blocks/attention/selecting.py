@@ -9,8 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from blockwright.blocks.attention.biases import padding_bias
-from blockwright.blocks.carry import Carry
-from blockwright.blocks.forward_pass import Pass
+from blockwright.blocks.forward_pass import Carry, Pass
 from blockwright.blocks.kernels.attention import visible
 from blockwright.blocks.kernels.documents import is_real
 from blockwright.blocks.kernels.scoring import Bias, dense

@@ -12,10 +12,9 @@ from blockwright.blocks.attention.beside import Beside, windowed
 from blockwright.blocks.attention.notes import refuse_notes
 from blockwright.blocks.attention.remembered import Memory
 from blockwright.blocks.attention.scored import Scored
-from blockwright.blocks.base import Kind
+from blockwright.blocks.base import Drawn, Kind, number
 from blockwright.blocks.cache.base import Cache
 from blockwright.blocks.compressor import Compressor, WindowedCache
-from blockwright.blocks.drawn import Drawn, number
 from blockwright.blocks.forward_pass import Pass
 from blockwright.blocks.linear import Linear
 from blockwright.blocks.norm import Norm

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from blockwright.blocks.attention.grouped import GroupedAttention
-from blockwright.blocks.drawn import Drawn
+from blockwright.blocks.base import Drawn
 from blockwright.registry import register
 
 

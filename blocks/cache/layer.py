@@ -10,7 +10,7 @@ from torch import Tensor
 from blockwright.blocks.cache.base import Cache, Mark
 from blockwright.blocks.cache.state import State
 from blockwright.blocks.depthwise import Stretch, stretch
-from blockwright.blocks.tails import Tails
+from blockwright.blocks.forward_pass import Tails
 
 
 class HeldTails(State, Tails):

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from blockwright.blocks.checkpoint.read import PREFIX
-from blockwright.blocks.lora import is_adapter, merged
+from blockwright.blocks.linear import is_adapter, merged
 
 
 def weights_of(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:

@@ -288,7 +288,7 @@ def _halves_add_up(block: Block) -> None:
             if placement == "replicate":
                 if name.endswith("bias"):  # each rank adds it
                     whole.data.zero_()
-                parts = whole, whole
+                parts: tuple[Tensor, ...] = whole, whole
             else:
                 split, parts = True, whole.chunk(2, int(placement == "row"))
             for half, part in zip(halves, parts, strict=True):

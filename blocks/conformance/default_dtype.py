@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from blockwright.blocks.base import Keys, Queries
 from blockwright.blocks.conformance.setting import MODEL, Setting, shown, tokens
 from blockwright.blocks.conformance.verdict import must
 from blockwright.blocks.decoder import Decoder
@@ -16,7 +17,6 @@ from blockwright.blocks.kernels.scoring import dense
 from blockwright.blocks.memory.table import numbers
 from blockwright.blocks.position.base import Position
 from blockwright.blocks.precision import default_dtype
-from blockwright.blocks.remembering import Keys, Queries
 
 Found = dict[str, Tensor]
 

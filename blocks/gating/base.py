@@ -10,8 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from blockwright.blocks.balance import Balance
-from blockwright.blocks.base import Block, Kind, Placement
-from blockwright.blocks.drawn import Drawn
+from blockwright.blocks.base import Block, Drawn, Kind, Placement
 from blockwright.blocks.precision import KeepsDtype, full_linear, unlowered
 from blockwright.registry import BlockError, family
 

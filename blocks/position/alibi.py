@@ -5,10 +5,9 @@ import math
 import torch
 from torch import Tensor
 
-from blockwright.blocks.drawn import Drawn
+from blockwright.blocks.base import Drawn, Keys, Queries
 from blockwright.blocks.kernels.scoring import Slopes
 from blockwright.blocks.position.base import Position
-from blockwright.blocks.remembering import Keys, Queries
 from blockwright.registry import register
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from blockwright.blocks.base import Keys, Queries
 from blockwright.blocks.kernels.scoring import Bias
 from blockwright.blocks.position.base import Position
-from blockwright.blocks.remembering import Keys, Queries
 
 
 class Around(Position):

@@ -6,13 +6,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from blockwright.blocks.base import Kind, Placement
-from blockwright.blocks.drawn import Drawn, number
+from blockwright.blocks.base import Drawn, Keys, Kind, Placement, Queries, number
 from blockwright.blocks.kernels.scoring import Band, Bias, dense
 from blockwright.blocks.linear import Linear
 from blockwright.blocks.position.around import Around
 from blockwright.blocks.position.base import Position
-from blockwright.blocks.remembering import Keys, Queries
 from blockwright.registry import register
 from blockwright.registry.ranges import Count
 

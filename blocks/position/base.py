@@ -1,7 +1,7 @@
 """The contract of ``position``: encode positions through one of three hooks that default to nothing.
 
 Attention calls ``rotate`` and ``bias`` without knowing the block; the decoder calls ``embed``. A bias may depend on its
-query, and on what was noted of each key (blocks/remembering.py). Frequencies and slopes are computed in fp32 from the
+query, and on what was noted of each key (blocks/base.py). Frequencies and slopes are computed in fp32 from the
 block's parameters at each call: nothing is shared between instances, rounded by ``module.to(bfloat16)`` or lost when a
 model built on the meta device is materialised.
 """
@@ -13,9 +13,8 @@ from typing import ClassVar, Literal
 
 from torch import Tensor
 
-from blockwright.blocks.drawn import Drawn
+from blockwright.blocks.base import Drawn, Keys, Queries, Remembering
 from blockwright.blocks.kernels.scoring import Bias
-from blockwright.blocks.remembering import Keys, Queries, Remembering
 from blockwright.registry import family
 
 

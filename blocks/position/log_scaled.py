@@ -6,11 +6,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from blockwright.blocks.drawn import Drawn
+from blockwright.blocks.base import Drawn, Keys, Queries
 from blockwright.blocks.kernels.scoring import Bias, times
 from blockwright.blocks.position.around import Around
 from blockwright.blocks.position.base import Position
-from blockwright.blocks.remembering import Keys, Queries
 from blockwright.registry import register
 from blockwright.registry.ranges import Count, Positive
 

@@ -5,7 +5,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from blockwright.blocks.drawn import Drawn
+from blockwright.blocks.base import Drawn
 from blockwright.blocks.position.around import Around
 from blockwright.blocks.position.base import Position
 from blockwright.registry import register

@@ -12,8 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from blockwright.blocks.drawn import Drawn
-from blockwright.blocks.remembering import Remembering
+from blockwright.blocks.base import Drawn, Remembering
 from blockwright.registry import family
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 from xml.etree import ElementTree as ET
 
-from blockwright.blocks.drawn import ORDER
+from blockwright.blocks.base import ORDER
 from blockwright.lab.drawing import figures
 from blockwright.lab.drawing.letters import BETWEEN, cut, lines, width
 from blockwright.lab.drawing.parts import Box, Cached

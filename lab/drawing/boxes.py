@@ -7,9 +7,8 @@ from typing import Any
 
 from torch import nn
 
-from blockwright.blocks.alike import signature
-from blockwright.blocks.base import Block
-from blockwright.blocks.drawn import Drawn
+from blockwright.blocks.base import Block, Drawn
+from blockwright.blocks.sample import signature
 from blockwright.lab.drawing.caching import cached
 from blockwright.lab.drawing.equations import equations
 from blockwright.lab.drawing.labels import lines

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from blockwright.blocks.drawn import Drawn
+from blockwright.blocks.base import Drawn
 from blockwright.registry.recording import Built
 from blockwright.registry.schema import Parameter
 

@@ -50,7 +50,7 @@ class Box:
         summary: what it is, in a sentence
         written: configuration path where it is chosen: ``model.attention.position``
         lines: its label, item by item
-        acts: what it acts on in the box around it (blocks/drawn.py)
+        acts: what it acts on in the box around it (blocks/base.py)
         chosen: of how many equal parts a token uses how many; None: it chooses nothing
         settings: parameter → value, children left out
         parameters: its number of them, with those of its children

@@ -28,7 +28,7 @@ from blockwright.blocks.checkpoint.source import checkpoint_of
 from blockwright.blocks.checkpoint.weights import raw_weights
 from blockwright.blocks.compose import compose
 from blockwright.blocks.decoder import Decoder
-from blockwright.blocks.lora import A, B, adaptable, is_adapter
+from blockwright.blocks.linear import A, B, adaptable, is_adapter
 from blockwright.plugins.hub.exporting import recognise
 from blockwright.plugins.hub.family import Family
 from blockwright.plugins.hub.names import Link, Row, links

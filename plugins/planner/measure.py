@@ -21,11 +21,11 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from blockwright.blocks.alike import alike
 from blockwright.blocks.attention.base import empty_cache
 from blockwright.blocks.decoder import Decoder
 from blockwright.blocks.experts import Experts
 from blockwright.blocks.gating.base import Gating
+from blockwright.blocks.sample import alike
 from blockwright.plugins.planner.routing import count_visits
 
 LENGTHS = (256, 512, 1024)  # tokens: three, since a figure has a constant, a linear and a square part

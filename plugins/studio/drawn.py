@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from blockwright.blocks.measurements import remembering
+from blockwright.blocks.sample import remembering
 from blockwright.lab.drawing import figures
 from blockwright.lab.drawing.parts import Box, Scheme, Totals
 from blockwright.lab.drawing.picture import picture

@@ -60,8 +60,8 @@ from blockwright.blocks.output_gate import OutputGate as OutputGate
 from blockwright.blocks.position.base import Position as Position
 from blockwright.blocks.qk_norm import QKNorm as QKNorm
 from blockwright.blocks.readout import Readout as Readout
-from blockwright.blocks.remembering import Keys as Keys
-from blockwright.blocks.remembering import Queries as Queries
+from blockwright.blocks.base import Keys as Keys
+from blockwright.blocks.base import Queries as Queries
 from blockwright.blocks.residual.base import Residual as Residual
 from blockwright.blocks.scores import Scores as Scores
 from blockwright.blocks.selector.base import Selector as Selector

@@ -11,9 +11,8 @@ import torch
 from torch import Tensor
 
 from blockwright.blocks.attention.gqa import GQA
-from blockwright.blocks.carry import joined, split
 from blockwright.blocks.decoder import Decoder
-from blockwright.blocks.forward_pass import Pass
+from blockwright.blocks.forward_pass import Pass, joined, split
 from blockwright.blocks.norm import Norm
 from blockwright.blocks.residual.base import Mixer
 from blockwright.blocks.residual.prenorm import PreNorm

@@ -9,7 +9,6 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from blockwright.blocks.alike import alike
 from blockwright.blocks.compose import compose
 from blockwright.blocks.cost import (
     cache_bytes,
@@ -22,7 +21,7 @@ from blockwright.blocks.cost import (
 from blockwright.blocks.experts import Experts
 from blockwright.blocks.ffn import FFN, MoE
 from blockwright.blocks.gating.base import Gating
-from blockwright.blocks.sample import sampled
+from blockwright.blocks.sample import alike, sampled
 from blockwright.registry import register
 from tests.blocks.small import Make, model
 

@@ -10,7 +10,7 @@ import torch
 from blockwright.blocks.compose import compose
 from blockwright.blocks.decoder import Decoder
 from blockwright.blocks.initialise import initialise_added
-from blockwright.blocks.lora import B, adaptable, attach, is_adapter, merged, switched_off
+from blockwright.blocks.linear import B, adaptable, attach, is_adapter, merged, switched_off
 from blockwright.registry import ConfigError
 from blockwright.training.starts.adapter import Lora
 from tests.blocks.small import Make, near

@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from blockwright import registry
 from blockwright.blocks.attention import attending, biases
 from blockwright.blocks.attention.biases import score_bias
-from blockwright.blocks.base import Placement
+from blockwright.blocks.base import Keys, Placement, Queries
 from blockwright.blocks.compose import compose
 from blockwright.blocks.decoder import Decoder
 from blockwright.blocks.forward_pass import Pass
@@ -25,7 +25,6 @@ from blockwright.blocks.kernels.scoring import Band, Slopes, dense, part
 from blockwright.blocks.position.base import Position
 from blockwright.blocks.position.boundaries import alike
 from blockwright.blocks.position.rope import RoPE
-from blockwright.blocks.remembering import Keys, Queries
 from blockwright.registry import BlockError, ConfigError, register
 from tests.blocks.small import D, Make, V, drawn, in_parts, model, near, order, packed, rewind
 

@@ -25,14 +25,13 @@ from torch.distributed import ProcessGroup
 
 from blockwright.blocks.attention.base import Attention
 from blockwright.blocks.attention.scored import Scored
+from blockwright.blocks.base import Block
 from blockwright.blocks.cache.base import Cache
 from blockwright.blocks.cache.ring import Ring
-from blockwright.blocks.carry import joined, split
-from blockwright.blocks.forward_pass import Pass
+from blockwright.blocks.forward_pass import Pass, Share, joined, split
 from blockwright.blocks.kernels.documents import is_real
 from blockwright.blocks.memory.base import Memory
 from blockwright.blocks.over_ranks import OverRanks
-from blockwright.blocks.share import Share
 from blockwright.registry import BlockError, ConfigError
 from blockwright.training.parallel.collectives import gather
 from blockwright.training.parallel.tails import ChunkTails, RankTails
@@ -80,7 +79,8 @@ class HeadAndTail(Share):
     def tails(self, segments: Tensor | None) -> RankTails:
         return RankTails(self, segments)
 
-    def attend(self, attention: Attention, x: Tensor, given: Pass) -> Tensor:
+    def attend(self, attention: Block, x: Tensor, given: Pass) -> Tensor:
+        assert isinstance(attention, Attention)
         length = given.positions.shape[1]
         memory = Spread(self, given.positions, given.segments, _reach(attention, length))
         carried = split(given.carry or {}, self.chunk)
@@ -101,7 +101,8 @@ class HeadAndTail(Share):
             raise BlockError("attention", type(attention).__name__, rule, "Train it without trainer.strategy.context")
         return y
 
-    def recall(self, memory: Memory, x: Tensor, given: Pass) -> Tensor:
+    def recall(self, memory: Block, x: Tensor, given: Pass) -> Tensor:
+        assert isinstance(memory, Memory)
         own = {name: t for name in ("embedded", "tokens") if (t := getattr(given, name)) is not None}
         starts = self.take(torch.arange(given.positions.shape[1])[None])[0, [0, self.chunk]].tolist()
         before = self._before(memory.reach or 0, {"x": x, **own})

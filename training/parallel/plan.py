@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from blockwright.blocks.base import Block, Placement
-from blockwright.blocks.placement import placement
+from blockwright.blocks.linear import placement
 
 DIMENSION = {"column": 0, "row": 1, "expert": 0}  # the dimension that each placement splits
 

@@ -8,12 +8,12 @@ from typing import Any
 import torch
 
 from blockwright import registry
-from blockwright.blocks.alike import alike
 from blockwright.blocks.attention.base import Attention
 from blockwright.blocks.cache.base import Cache
 from blockwright.blocks.cache.state import State
 from blockwright.blocks.compose import compose
 from blockwright.blocks.decoder import Decoder
+from blockwright.blocks.sample import alike
 from blockwright.registry import BlockError, ConfigError
 from blockwright.training.configuration import parts
 from blockwright.training.configuration.run import Run

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from blockwright.blocks.depthwise import Stretch
-from blockwright.blocks.tails import Tails
+from blockwright.blocks.forward_pass import Tails
 from blockwright.training.parallel.collectives import gather
 
 if TYPE_CHECKING:

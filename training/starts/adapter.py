@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from blockwright.blocks.compose import compose
 from blockwright.blocks.decoder import Decoder
-from blockwright.blocks.lora import adaptable, attach, is_adapter
+from blockwright.blocks.linear import adaptable, attach, is_adapter
 from blockwright.registry import ConfigError, plugins, register
 from blockwright.registry.ranges import Count, Positive
 from blockwright.registry.schema import Place
@@ -22,7 +22,7 @@ from blockwright.training.starts.base import Start
 
 @register("start", "adapter")
 class Lora(Start):
-    """Trains B A of W + alpha / rank · B A, and nothing else: Hu et al. 2021, arXiv 2106.09685 (blocks/lora.py).
+    """Trains B A of W + alpha / rank · B A, and nothing else: Hu et al. 2021, arXiv 2106.09685 (blocks/linear.py).
 
     Every linear layer and stack of experts whose name matches is adapted; embeddings, norms and gates never are. Unlike
     PEFT, there is no dropout, and a name is a pattern of this project's parameter names.

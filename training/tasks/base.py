@@ -15,12 +15,12 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from blockwright.blocks.decoder import Decoder
+from blockwright.blocks.forward_pass import Share
 from blockwright.blocks.initialise import stable_seed
 from blockwright.blocks.kernels.documents import is_real
 from blockwright.blocks.model_config import read
 from blockwright.blocks.plugins import distributions
 from blockwright.blocks.precision import KeepsDtype
-from blockwright.blocks.share import Share
 from blockwright.registry import Composable, ConfigError, family
 from blockwright.training.cadence import logs_now, validate_by_steps
 from blockwright.training.checkpoints.position import between_steps

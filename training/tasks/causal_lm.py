@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from blockwright.blocks.decoder import Decoder
+from blockwright.blocks.forward_pass import Share
 from blockwright.blocks.gating.base import Routing
 from blockwright.blocks.kernels.cross_entropy import IGNORED
-from blockwright.blocks.mtp import later_targets
-from blockwright.blocks.share import Share
+from blockwright.blocks.layer import later_targets
 from blockwright.registry import ConfigError, register
 from blockwright.registry.ranges import NonNegative
 from blockwright.training.figure import MEASURED, OF_TEXT, TRAIN, Figure

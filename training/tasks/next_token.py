@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from blockwright.blocks.kernels.cross_entropy import IGNORED
-from blockwright.blocks.mtp import later_targets
+from blockwright.blocks.layer import later_targets
 
 
 def count_scored(targets: Tensor, weights: Tensor | None = None) -> Tensor:

@@ -21,7 +21,7 @@ from blockwright.blocks.gating.expert_choice import ExpertChoice
 from blockwright.blocks.gating.sinkhorn import Sinkhorn
 from blockwright.blocks.generation.generate import check_lengths
 from blockwright.blocks.generation.sample import Sampling
-from blockwright.blocks.lora import switched_off
+from blockwright.blocks.linear import switched_off
 from blockwright.blocks.position.boundaries import boundaries
 from blockwright.plugins.alignment.advantages import Advantage
 from blockwright.plugins.alignment.data.prompt_module import PromptDataModule

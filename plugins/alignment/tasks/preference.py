@@ -12,7 +12,7 @@ from torch import Tensor
 
 from blockwright.blocks.checkpoint.source import checkpoint_of, load, read_composition
 from blockwright.blocks.decoder import Decoder
-from blockwright.blocks.lora import switched_off
+from blockwright.blocks.linear import switched_off
 from blockwright.plugins.alignment.preferences import Answers, PreferenceLoss
 from blockwright.plugins.alignment.tasks.pairs import Pairwise, of_sequences
 from blockwright.plugins.alignment.tasks.reference import Logs, digest_of, place, read, write

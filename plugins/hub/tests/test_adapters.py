@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from blockwright.blocks.compose import compose
-from blockwright.blocks.lora import B, attach, is_adapter
+from blockwright.blocks.linear import B, attach, is_adapter
 from blockwright.plugins.hub import hf_export
 from blockwright.plugins.hub.exporting import export_folder
 from blockwright.plugins.hub.importing import import_folder

@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 from torch import nn
 
 from blockwright.blocks.attention.base import Attention
-from blockwright.blocks.remembering import Remembering
+from blockwright.blocks.base import Remembering
 from blockwright.plugins.surgery.settings import differences
 from blockwright.plugins.surgery.transplant.base import Setting, Transplant, Transplanted, unhandled
 from blockwright.registry import register

@@ -12,10 +12,9 @@ from torch import Tensor, nn
 
 from blockwright import registry
 from blockwright.blocks.attention.base import Attention
-from blockwright.blocks.base import Block
+from blockwright.blocks.base import Block, Drawn
 from blockwright.blocks.compose import compose, preset
 from blockwright.blocks.cost import cache_bytes, count_parameters, flops_per_token, growth_beyond_windows
-from blockwright.blocks.drawn import Drawn
 from blockwright.blocks.forward_pass import Pass
 from blockwright.blocks.norm import Norm, RMSNorm
 from blockwright.blocks.residual.base import Mixer, Residual

@@ -20,13 +20,13 @@ from torch import Tensor, nn
 
 from blockwright.blocks.attention.base import Attention, even_heads
 from blockwright.blocks.attention.biases import score_bias
+from blockwright.blocks.base import Keys, Queries
 from blockwright.blocks.cache.base import Cache
 from blockwright.blocks.compose import compose
 from blockwright.blocks.decoder import Decoder
 from blockwright.blocks.forward_pass import Pass
 from blockwright.blocks.kernels import latent_attention
 from blockwright.blocks.position.base import Position
-from blockwright.blocks.remembering import Keys, Queries
 from blockwright.registry import register
 from blockwright.training.checkpoints.plugin import SealedCheckpoints
 from blockwright.training.optimizers.adamw import AdamW

@@ -12,7 +12,7 @@ import torch
 
 from blockwright.blocks.checkpoint.source import load
 from blockwright.blocks.compose import check, compose
-from blockwright.blocks.lora import is_adapter
+from blockwright.blocks.linear import is_adapter
 from blockwright.registry import ConfigError, register
 from blockwright.training.checkpoints.last_rate import last_rate
 from blockwright.training.checkpoints.record import Past, record

@@ -19,7 +19,7 @@ from blockwright import registry
 from blockwright.blocks.compose import compose
 from blockwright.blocks.gating.base import Gating
 from blockwright.blocks.generation.sample import Sampling
-from blockwright.blocks.lora import is_adapter
+from blockwright.blocks.linear import is_adapter
 from blockwright.plugins.alignment.rollouts.engine.base import Request
 from blockwright.plugins.alignment.rollouts.engine.native import Native
 from blockwright.plugins.alignment.rollouts.record import Rollout, completion_mask, padded
