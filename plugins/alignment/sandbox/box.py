@@ -53,7 +53,7 @@ class Box:
         file_mb: of all files that it writes, in MB
         weaker: without bubblewrap, with the limits and the filter alone: then a program may read and write the user's
             files, read the environment of the process that trains, and, where the system lets processes of a user
-            trace each other, change that process
+            trace each other, change that process, or a judge of another program that is about to begin
     """
 
     seconds: int

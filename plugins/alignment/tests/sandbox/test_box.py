@@ -158,11 +158,16 @@ def test_weaker_box_still_has_limits_and_no_processes_or_network(names: tuple[st
 
 
 def test_weaker_box_hides_the_judge() -> None:
-    """Its memory, and the pipe of its verdict, from a program of the same user that sees it in /proc."""
+    """Its memory, and the pipe of its verdict, from a program of the same user that sees it in /proc. Its own judge has
+    begun; another box's may be about to begin, and is not hidden yet."""
     look = """
+def is_own_judge(pid):
+    try: command, status = (open(f'/proc/{pid}/{what}', 'rb').read() for what in ('cmdline', 'status'))
+    except OSError: return False
+    return b'boxed.judge' in command and b'PPid:\\t%d\\n' % os.getppid() in status
 found = []
 for pid in filter(str.isdigit, os.listdir('/proc')):
-    if can(open, f'/proc/{pid}/cmdline') and b'boxed.judge' in open(f'/proc/{pid}/cmdline', 'rb').read():
+    if is_own_judge(pid):
         found += [can(open, f'/proc/{pid}/{what}', 'r+b') for what in ('mem', 'fd/1')]
 """
     program = attempt(f"{look}assert any(found)")
