@@ -141,6 +141,7 @@ def test_piped_table_has_a_complete_line_for_each_row(columns: str, monkeypatch:
     assert re.split(r"  +", second) == ["b", "1,234", "[red] more"]
     assert first.index("7") == second.index("4")  # numbers end in the same column
     assert list(printing.lines(Table("a", "b"))) == ["a  b"] and list(printing.lines(Table("", ""))) == []
+    assert list(printing.lines(Table("", "b"))) == ["  b"]  # a table whose first column needs no name
 
 
 def test_terminal_gets_a_frame_of_its_width_and_a_pipe_whole_lines(monkeypatch: pytest.MonkeyPatch) -> None:
