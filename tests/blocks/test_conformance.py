@@ -365,7 +365,6 @@ BROKEN: dict[str, tuple[str, type, str]] = {
         plain(lambda f, x: f.project(x / 2 if not x.is_meta and x.abs().max() > 1e6 else x)),
         "compile",
     ),
-    "has no plan": ("ffn", broken(Plain, parallel_plan=lambda self: {}), "parallel plan"),
     "has a plan for nothing": (
         "ffn",
         broken(Plain, parallel_plan=lambda self: {**Plain.parallel_plan(self), "projekt.weight": "column"}),
@@ -496,10 +495,10 @@ def test_what_a_block_raises_is_its_failure_told_in_one_line(failed: Callable[..
 
 
 def test_a_case_passes_fails_and_skips_as_pytest_understands(temporary_blocks: None) -> None:
-    register("ffn", "under_test")(BROKEN["has no plan"][1])
+    register("ffn", "under_test")(BROKEN["has a plan for nothing"][1])
     by_check = {case.check: case for case in cases("ffn/under_test")}
     by_check["determinism"].run()
-    with pytest.raises(PromiseError, match="replicate") as broke:
+    with pytest.raises(PromiseError, match="projekt") as broke:
         by_check["parallel plan"].run()
     assert isinstance(broke.value, AssertionError) and by_check["parallel plan"].promise in str(broke.value)
     with pytest.raises(unittest.SkipTest, match="does not route"):

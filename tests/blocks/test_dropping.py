@@ -8,7 +8,8 @@ from pairwise import pairs
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from blockwright.blocks.dropping import DeviceBudget, device_budget
+from blockwright.blocks import dropping
+from blockwright.blocks.dropping import DeviceBudget
 from blockwright.blocks.gating.base import Routing, count, rows
 from blockwright.blocks.kernels.choice import Kernels
 from blockwright.blocks.precision import default_dtype
@@ -117,7 +118,7 @@ def test_rows_that_are_not_counted_change_nothing(
     x, sides, computed = drawn(2, 21, 48).requires_grad_(), [], []
     for counted in (True, False):
         if not counted:
-            monkeypatch.setattr(device_budget, "rows", lambda experts, n_experts, most: most)
+            monkeypatch.setattr(dropping, "rows", lambda experts, n_experts, most: most)
         torch.manual_seed(0)
         y, routing = moe(x)
         computed.append(routing.experts.numel() if routing.pairs is None else routing.pairs)
