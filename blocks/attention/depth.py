@@ -3,7 +3,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from blockwright.blocks.attention.beside import Beside
 from blockwright.blocks.attention.gqa import GQA
 from blockwright.blocks.attention.remembered import Held
 from blockwright.blocks.forward_pass import Carry, Pass
@@ -26,12 +25,10 @@ class DepthAttention(GQA):
         BlockError: a layer below has heads of another number or width
     """
 
-    def attend(
-        self, x: Tensor, given: Pass, q: Tensor, held: Held, latent: Tensor | None = None, beside: Beside | None = None
-    ) -> Tensor:
+    def attend(self, x: Tensor, given: Pass, q: Tensor, held: Held, latent: Tensor | None = None) -> Tensor:
         k, v = held["k"], held["v"]
         assert isinstance(k, Tensor) and isinstance(v, Tensor)
-        return super().attend(x, given, q, {"k": k, "v": self.over_depth(q, k, v, given.carry)}, latent, beside)
+        return super().attend(x, given, q, {"k": k, "v": self.over_depth(q, k, v, given.carry)}, latent)
 
     def over_depth(self, q: Tensor, k: Tensor, v: Tensor, carry: Carry | None) -> Tensor:
         """Values [B,T,K,H] of the layers so far, mixed; this one's keys and values are left to those above."""

@@ -6,11 +6,10 @@ from typing import Any, ClassVar, Literal
 from torch import Tensor, nn
 
 from blockwright.blocks.attention.base import check_groups, even_heads
-from blockwright.blocks.attention.lending import refuse_on_borrowed
-from blockwright.blocks.attention.remembered import Memory
+from blockwright.blocks.attention.remembered import Memory, refuse_on_borrowed
 from blockwright.blocks.attention.score_rows import ScoreRows
 from blockwright.blocks.attention.scored import Scored
-from blockwright.blocks.attention.selecting import refuse_unlearnable
+from blockwright.blocks.attention.scoring import refuse_unlearnable
 from blockwright.blocks.base import Drawn, Placement, number
 from blockwright.blocks.convolution import Convolution, convolved
 from blockwright.blocks.forward_pass import Pass

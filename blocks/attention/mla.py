@@ -7,8 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from blockwright.blocks.attention.base import even_heads
-from blockwright.blocks.attention.lending import refuse_on_borrowed
-from blockwright.blocks.attention.remembered import Memory
+from blockwright.blocks.attention.remembered import Memory, refuse_on_borrowed
 from blockwright.blocks.attention.score_rows import ScoreRows
 from blockwright.blocks.attention.scored import Scored
 from blockwright.blocks.base import Drawn, Placement, number

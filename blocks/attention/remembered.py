@@ -1,21 +1,30 @@
-"""What scored attention remembers of a token: parts side by side in the slots of a cache, declared or found."""
+"""What a scored attention remembers of each token: parts side by side in the slots of a cache, its children's notes in
+slots behind them, and what crosses depth to the layers that borrow it (blocks/kv_source)."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
 from itertools import chain
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
-from blockwright.blocks.base import Block
+from blockwright.blocks.base import Block, Remembering
+from blockwright.blocks.forward_pass import Carry, Pass
 from blockwright.blocks.kernels.choice import Kernels
+from blockwright.blocks.kv_source import KVSource
+from blockwright.registry import BlockError
+
+if TYPE_CHECKING:
+    from blockwright.blocks.attention.scored import Scored
 
 Held = Mapping[str, Tensor | tuple[Tensor, ...]]
 Memory = Mapping[str, Sequence[tuple[int, ...]]]
+NOTING = ("position", "scores", "selector")  # children that may have something remembered of each token
+COUNTED = "borrowed"  # the slot, of no width, by which a borrower's cache counts tokens
 # Of blocks that declare none: what was found, and the shapes of their parameters then. No setting of a block.
 FOUND: WeakKeyDictionary[nn.Module, tuple[list[torch.Size], Layout]] = WeakKeyDictionary()
 
@@ -35,10 +44,9 @@ class Layout(NamedTuple):
 
     def apart(self, stored: Sequence[Tensor]) -> list[Tensor]:
         """What a cache holds, slot by slot, what children noted left out → its parts."""
-        found: list[Tensor] = []
-        for shapes, slot in zip(self.shapes.values(), stored, strict=False):
-            found += slot.split([part[-1] for part in shapes], -1) if len(shapes) > 1 else [slot]
-        return found
+        widths = ([part[-1] for part in shapes] for shapes in self.shapes.values())
+        pairs = zip(widths, stored, strict=False)
+        return list(chain.from_iterable(slot.split(w, -1) if len(w) > 1 else (slot,) for w, slot in pairs))
 
 
 def layout(held: Held) -> Layout:
@@ -48,11 +56,7 @@ def layout(held: Held) -> Layout:
 
 def parts(held: Held) -> list[Tensor]:
     """In the order in which they are given."""
-    return list(chain.from_iterable(_tuple(part) for part in held.values()))
-
-
-def _tuple(part: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    return part if isinstance(part, tuple) else (part,)
+    return list(chain.from_iterable(map(_tuple, held.values())))
 
 
 def side_by_side(part: Tensor | tuple[Tensor, ...]) -> Tensor:
@@ -60,19 +64,103 @@ def side_by_side(part: Tensor | tuple[Tensor, ...]) -> Tensor:
     return torch.cat(part, -1) if isinstance(part, tuple) else part
 
 
-def find(block: nn.Module, x: Tensor, given: Any) -> Layout:
-    """What the ``mix`` of a block gives to ``attend``, by a pass on the meta device.
+def _tuple(part: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return part if isinstance(part, tuple) else (part,)
 
-    Args:
-        block: of ``Scored``
-        x, given: of ``mix``, on the meta device
+
+# --- what children note -----------------------------------------------------------------------------------------------
+
+
+def noting(block: nn.Module) -> dict[str, Remembering]:
+    """Kind → child that may note something of each token."""
+    children = {kind: getattr(block, kind, None) for kind in NOTING}
+    return {kind: child for kind, child in children.items() if child is not None}
+
+
+def slots(block: Scored) -> dict[str, tuple[int, ...]]:
+    """Name → shape of what children note of a token."""
+    return {f"{kind}.{name}": shape for kind, child in noting(block).items() for name, shape in child.slots().items()}
+
+
+def refuse_notes(children: Mapping[str, Remembering | None]) -> None:
+    """Refuse children that note something of each key, where some keys are means of tokens.
+
+    Raises:
+        BlockError
+    """
+    for kind, child in children.items():
+        if child is not None and child.slots():
+            rule = "reads what it notes of each token, and a compressor's keys are means of many"
+            raise BlockError(kind, type(child).__name__, rule, "Leave out the compressor, or choose another")
+
+
+# --- over depth -------------------------------------------------------------------------------------------------------
+
+
+def refuse_on_borrowed(source: KVSource | None, children: Mapping[str, nn.Module | None]) -> None:
+    """Refuse a child that works on keys or values of the layer's own, in a layer that borrows them.
+
+    Raises:
+        BlockError
+    """
+    for name, child in children.items():
+        if child is not None and source is not None and not source.makes:
+            rule = "works on keys and values that the layer makes, and this one makes none: it borrows them"
+            raise BlockError(name, type(child).__name__, rule, f"Set {name}: null in this layer's attention")
+
+
+def line(block: Scored) -> str:
+    """The name under which attentions lend to each other: of one window, and of what is remembered in equal shapes."""
+    shapes = [f"{name} {'×'.join(map(str, shape))}" for name, shape in block.remembered().slots().items()]
+    return f"window {block.window}, {', '.join(shapes)}"
+
+
+def over_depth(block: Scored, own: Sequence[Tensor], carry: Carry | None, like: Tensor, S: int) -> Sequence[Tensor]:
+    """What is attended to of S tokens, slot by slot: ``own``, or what a layer below has left in the ``carry``; what
+    layers above may read is left there. Without a cache it is of the tokens of the pass, with one of all that the layer
+    sees, and of ranks that share a sequence of this rank's tokens. ``like`` is some tensor [B,·,…] of the pass.
+
+    Raises:
+        BlockError: the layer computes with values, makes none, and no layer below lends any
+    """
+    if (source := block.kv_source) is None:
+        return own
+    carry, prefix, shapes = {} if carry is None else carry, line(block), block.remembered().slots()
+    names = [f"{prefix}: {name}" for name in shapes]
+    below = tuple(carry[name] for name in names) if names[0] in carry else None
+    if below is None and not source.makes:
+        if not like.is_meta:
+            rule = f"reads keys and values of a layer below, and none below lends any ({prefix})"
+            raise BlockError("kv_source", type(source).__name__, rule, "Give a layer below kv_source: lent")
+        below = tuple(
+            like.new_empty(len(like), S, *shape, requires_grad=like.requires_grad) for shape in shapes.values()
+        )
+    found = source(tuple(own) if source.makes else None, below)
+    if source.lends:
+        carry.update(zip(names, found, strict=True))
+    return found
+
+
+# --- found where it is not declared -----------------------------------------------------------------------------------
+
+
+def find(block: nn.Module, x: Tensor, given: Pass) -> Layout:
+    """What the ``mix`` of a block gives to ``attend``, by a pass on the meta device.
 
     Raises:
         TypeError: ``mix`` does not attend once, or fails without values
     """
-    twin, found, name = _without_values(block), list[Layout](), type(block).__name__
+    memo: dict[int, Any] = {}  # a copy without values, whole where parameters are distributed
+    for p in chain(block.parameters(), block.buffers()):
+        empty = torch.empty(p.shape, dtype=p.dtype, device="meta")
+        memo[id(p)] = nn.Parameter(empty, p.requires_grad) if isinstance(p, nn.Parameter) else empty
+    twin: Any = copy.deepcopy(block, memo)
+    found, name = list[Layout](), type(block).__name__
+    for module in twin.modules():
+        if isinstance(module, Block):
+            module.kernels = Kernels()  # those of another device may not know this one
 
-    def noted(x: Tensor, given: Any, q: Tensor, held: Held, latent: Tensor | None = None) -> Tensor:
+    def noted(x: Tensor, given: Pass, q: Tensor, held: Held, latent: Tensor | None = None) -> Tensor:
         if not held:
             raise TypeError(f"{name} makes no keys and values: declare the shapes of those that it reads by memory()")
         found.append(layout(held))
@@ -90,16 +178,3 @@ def find(block: nn.Module, x: Tensor, given: Any) -> Layout:
     if len(found) != 1:
         raise TypeError(f"{name}.mix calls attend {len(found)} times; it must once")
     return found[0]
-
-
-def _without_values(block: nn.Module) -> Any:
-    """A copy on the meta device, whole where parameters are distributed, for which no memory is needed."""
-    memo: dict[int, Any] = {}
-    for p in chain(block.parameters(), block.buffers()):
-        empty = torch.empty(p.shape, dtype=p.dtype, device="meta")
-        memo[id(p)] = nn.Parameter(empty, p.requires_grad) if isinstance(p, nn.Parameter) else empty
-    twin = copy.deepcopy(block, memo)
-    for module in twin.modules():
-        if isinstance(module, Block):
-            module.kernels = Kernels()  # those of another device may not know this one
-    return twin

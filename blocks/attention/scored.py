@@ -8,11 +8,8 @@ from torch import Tensor
 
 from blockwright.blocks.attention import attending
 from blockwright.blocks.attention.base import Attention
-from blockwright.blocks.attention.beside import Beside
-from blockwright.blocks.attention.lending import COUNTED, line
 from blockwright.blocks.attention.mistakes import refuse_result
-from blockwright.blocks.attention.notes import slots
-from blockwright.blocks.attention.remembered import FOUND, Held, Layout, Memory, find, parts
+from blockwright.blocks.attention.remembered import COUNTED, FOUND, Held, Layout, Memory, find, line, parts, slots
 from blockwright.blocks.cache.base import Cache
 from blockwright.blocks.cache.ring import Ring
 from blockwright.blocks.forward_pass import Pass
@@ -90,15 +87,7 @@ class Scored(Attention):
         layout = self.remembered()
         return type(self).expand is Scored.expand and len(layout.shapes) == 2 and not layout.widths()
 
-    def attend(
-        self,
-        x: Tensor,
-        given: Pass,
-        q: Tensor,
-        held: Held,
-        latent: Tensor | None = None,
-        beside: Beside | None = None,
-    ) -> Tensor:
+    def attend(self, x: Tensor, given: Pass, q: Tensor, held: Held, latent: Tensor | None = None) -> Tensor:
         """Attention of the tokens of a pass to all that they see; they are remembered, where there is a cache.
 
         Args:
@@ -107,13 +96,11 @@ class Scored(Attention):
             held: name → what is remembered of each token, [B,T,…], rotated. The parts [B,T,·] of a tuple are kept side
                 by side, and share no quantisation scale. Empty where the block ``borrows``
             latent: [B,T,L], what queries are made from; x by default
-            beside: asked, once the tokens are remembered, for further keys of the same softmax, such as means of
-                windows, beside a ``window`` of the tokens' own, which are one tensor [B,T,1,H] for keys and values
 
         Returns:
             [B,T,N,V]; of a ``readout`` that joins heads, fewer
         """
-        y = attending.attend(self, x, given, q, held, x if latent is None else latent, beside)
+        y = attending.attend(self, x, given, q, held, x if latent is None else latent)
         return self.read_out(y, x, held)
 
     def read_out(self, y: Tensor, x: Tensor, held: Held) -> Tensor:

@@ -8,11 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from blockwright.blocks.attention.base import even_heads, rotated_part
-from blockwright.blocks.attention.beside import Beside, windowed
-from blockwright.blocks.attention.notes import refuse_notes
-from blockwright.blocks.attention.remembered import Memory
+from blockwright.blocks.attention.beside import attend_beside, windowed
+from blockwright.blocks.attention.remembered import Memory, refuse_notes
 from blockwright.blocks.attention.scored import Scored
-from blockwright.blocks.base import Drawn, Kind, number
+from blockwright.blocks.base import Drawn, Kind, Queries, number
 from blockwright.blocks.cache.base import Cache
 from blockwright.blocks.compressor import Compressor, WindowedCache
 from blockwright.blocks.forward_pass import Pass
@@ -110,12 +109,13 @@ class SharedKV(Scored):
         q = self.query_norm(self.q_up(latent).unflatten(-1, (self.n_heads, -1)))
         q = rotate(q, given.positions, which=0)
         k = rotate(self.kv_norm(self.kv(x))[:, :, None], given.positions)
-        beside: Beside | None = None
-        if self.compressor is not None:
+        if self.compressor is None:
+            y = self.attend(x, given, q, {"k": k}, latent)
+        else:
             asked = Asked(x, latent, q, given.positions, given.declared, real=given.real)
             held = windowed(given.cache)
             beside = partial(self.compressor, asked, given.segments, held, self.scale, rotate, given.losses)
-        y = self.attend(x, given, q, {"k": k}, latent, beside)
+            y = attend_beside(self, given, Queries(x, q, given.positions), k, beside)
         y = rotate(y, -given.positions).flatten(-2).unflatten(-1, (self.n_groups, -1))
         return self.output(torch.einsum("btgh,glh->btgl", y, self.group.to(y.dtype)).flatten(-2))
 

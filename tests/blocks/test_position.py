@@ -13,8 +13,7 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from blockwright import registry
-from blockwright.blocks.attention import attending, biases
-from blockwright.blocks.attention.biases import score_bias
+from blockwright.blocks.attention.scoring import score_bias
 from blockwright.blocks.base import Keys, Placement, Queries
 from blockwright.blocks.compose import compose
 from blockwright.blocks.decoder import Decoder
@@ -513,7 +512,7 @@ def test_caches_in_parts_equal_one_pass_in_every_way_of_attending(
     of_latents = ("absorbed", "one head at a time") if attention.startswith("mla") else ()
     for way in ("plain", *of_latents, "few keys", "part by part"):
         with monkeypatch.context() as patch:
-            patch.setattr(attending, "absorbs", lambda *_, way=way: way == "absorbed")
+            patch.setattr(latent_attention, "absorbs", lambda *_, way=way: way == "absorbed")
             if way == "one head at a time":
                 patch.setattr(latent_attention, "KEPT", 0)
                 patch.setattr(latent_attention, "EXPANDED", 1)
@@ -521,7 +520,7 @@ def test_caches_in_parts_equal_one_pass_in_every_way_of_attending(
                 patch.setattr(few_keys, name, 1)
             if way == "part by part":
                 made.choose_kernels({"attention": "blocked"})
-                patch.setattr(biases, "suits", lambda T, S: 1 < T < S)
+                patch.setattr(long_attention, "suits", lambda T, S: 1 < T < S)
                 patch.setattr(long_attention, "PARTS", (5, 11))
                 patch.setattr(long_attention, "ROWS", 4)
             caches = made.new_caches(2, T)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from blockwright.blocks.attention.selecting import _held
+from blockwright.blocks.attention.scoring import Selection
 from blockwright.blocks.compose import compose
 from blockwright.blocks.decoder import Decoder
 from blockwright.blocks.forward_pass import Pass
@@ -155,7 +155,8 @@ def chosen_by(block: Any, x: Tensor, q: Tensor, k: Tensor) -> Tensor:
     """What a selector chooses for tokens x [B,T,D], queries [B,T,N,H] and keys [B,T,K,H]: [B,N|1,T,T]."""
     asked = Asked(x, x, q, order(x.shape[1]), x.shape[1])
     slots = block.remember(x, asked.positions, asked.declared)
-    return block(asked, _held(asked, k, lambda keys: keys, slots, None, Pass(asked.positions)))
+    selection = Selection(block, asked, k, lambda keys: keys, slots, None, Pass(asked.positions))
+    return block(asked, selection.held())
 
 
 @torch.no_grad()

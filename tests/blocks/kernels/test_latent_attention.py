@@ -10,7 +10,6 @@ import torch
 from pairwise import each, pairs
 from torch import Tensor
 
-from blockwright.blocks.attention import attending
 from blockwright.blocks.attention.mla import MLA
 from blockwright.blocks.forward_pass import Pass
 from blockwright.blocks.kernels import few_rows
@@ -113,7 +112,7 @@ def test_mla_gives_the_same_both_ways(
     attention: MLA = make_block("attention", node, dtype=dtype, around={"position": position})
     x, where, outputs = drawn(2, 21, 48, dtype=dtype), torch.arange(21)[None], []
     for choice in (True, False):
-        monkeypatch.setattr(attending, "absorbs", lambda *a, choice=choice: choice)
+        monkeypatch.setattr(module, "absorbs", lambda *a, choice=choice: choice)
         cache = attention.new_cache(2, 21, dtype, torch.device("cpu"))
         parts = zip(x.split([9, 1, 1, 10], 1), where.split([9, 1, 1, 10], 1), strict=True)
         outputs.append(torch.cat([attention(part, Pass(positions, cache=cache)) for part, positions in parts], 1))

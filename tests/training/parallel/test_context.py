@@ -19,7 +19,7 @@ from pairwise import each
 from torch import Tensor, nn
 
 from blockwright.blocks.attention.base import Attention, even_heads
-from blockwright.blocks.attention.biases import score_bias
+from blockwright.blocks.attention.scoring import score_bias
 from blockwright.blocks.base import Keys, Queries
 from blockwright.blocks.cache.base import Cache
 from blockwright.blocks.compose import compose
