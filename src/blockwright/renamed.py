@@ -67,6 +67,10 @@ MOVED = {
     for module, *names in map(str.split, _ONCE_AT_THE_TOP.strip().splitlines())
     for path in (f"{module}.{name}" for name in names)
 }
+# Until 2026-12-01 each schedule was a module of its own.
+for _old in [path for path in MOVED if path.startswith("training.schedulers.")]:
+    _new = f"blockwright.training.schedulers.{_old.rpartition('.')[2]}"
+    MOVED |= {_old: _new, f"blockwright.{_old}": _new}
 
 
 # Until 2026-11-28 a task and a data module were named by their classes, and took what the run knows as settings.

@@ -126,8 +126,8 @@ def test_what_is_no_matrix_is_stepped_number_by_number(name: str, held: str | No
 
 
 CLASSES: dict[str, type] = {"optimizer": OptimizerRecipe, "scheduler": Schedule}
-# Group and name of each option that is a class of its name, others being variants.
-NODES = [(g, name) for g in CLASSES for name in conf.options(g) if (ROOT / f"training/{g}s/{name}.py").exists()]
+# Group and name of each option that is a class, others being variants of one.
+NODES = [(g, n) for g in CLASSES for n in conf.options(g) if "_target_:" in (conf.CONF / g / f"{n}.yaml").read_text()]
 
 
 @pytest.mark.parametrize(("group", "name"), NODES)
