@@ -54,9 +54,6 @@ class Written(Scored):
     def mix(self, x: Tensor, given: Pass) -> Tensor:
         return self.output(self.attend(x, given, *self.given_to_attend(x, given)).flatten(-2))
 
-    def parallel_plan(self) -> Any:
-        return dict.fromkeys((name for name, _ in self.named_parameters()), "replicate")
-
 
 class NoScale(Written):
     def __init__(self, d_model: int, position: Position) -> None:
@@ -175,11 +172,6 @@ MISTAKES: dict[str, tuple[type[Written], str, str]] = {
     "keeps its keys": (wrong(attend=keeping), "nothing written", "self.last"),
     "looks ahead": (mixing(lambda s, x, g: mix(s, x + x.mean(1, keepdim=True), g)), "causality", ""),
     "mixes rows": (mixing(lambda s, x, g: mix(s, x - 0.5 * x.mean(0), g)), "batch invariance", ""),
-    "places too little": (
-        wrong(parallel_plan=lambda self: {"query.weight": "column", "output.weight": "row"}),
-        "parallel plan",
-        "both.weight",
-    ),
     "parts heads that belong together": (PartedHeads, "parallel plan", "two ranks"),
     "ignores its selector": (IgnoredSelector, "memory", "self.selector"),
     "counts positions itself": (wrong(given_to_attend=counting), "stepping", ""),
