@@ -9,7 +9,6 @@ from annotated_types import Ge, Le
 
 from blockwright import registry
 from blockwright.registry import ConfigError, Node, did_you_mean, presets
-from blockwright.registry.format import FORMAT, current
 from blockwright.registry.ranges import Count, NonNegative, Positive
 from blockwright.registry.reading import Remedy
 from blockwright.registry.reading import read as read_settings
@@ -53,7 +52,7 @@ class ModelConfig:
         layout: slot → pattern over the depth (see registry/layout.py)
         variants: slot → name → alternative node, used by patterns and overrides
         overrides: list of {layers: selector, slot: node or patch; null for none}
-        format: version of the saved composition (see registry/format.py)
+        format: version of the saved composition
     """
 
     vocab_size: Count
@@ -68,7 +67,7 @@ class ModelConfig:
     layout: dict | None = None
     variants: dict | None = None
     overrides: list | None = None
-    format: Count = FORMAT
+    format: Count = presets.FORMAT
 
 
 def read(config: Any) -> dict[str, Any]:
@@ -87,7 +86,8 @@ def read(config: Any) -> dict[str, Any]:
     if not isinstance(model, dict):
         raise ConfigError("model", model, "must be a mapping", "Write keys such as d_model and attention under model")
     registry.refuse_targets(model, "model")
-    model = current(presets.inherited(model))
+    model = presets.inherited(model)
+    presets.refuse_other_format(model)
     own, kinds = [each.name for each in fields(ModelConfig)], registry.kinds()
     for key, value in model.items():
         if key not in own and key not in kinds:

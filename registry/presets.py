@@ -22,13 +22,13 @@ from typing import Any
 from blockwright.registry import plugins
 from blockwright.registry.build import refuse_targets, to_plain
 from blockwright.registry.errors import ConfigError, did_you_mean
-from blockwright.registry.format import current
 from blockwright.registry.layout import patched
 from blockwright.registry.limits import read_text
 
 ENTRY_POINTS = "blockwright.presets"
 VARIABLE = "BLOCKWRIGHT_PRESETS"
 BUILTIN = Path(__file__).resolve().parent.parent / "conf" / "preset"
+FORMAT = 2  # of saved compositions
 RESERVED = frozenset({"base", "file", "pretrained"})  # options of ``model`` in conf/model/
 
 
@@ -55,9 +55,9 @@ class Preset:
 
 def include(folder: Path) -> None:
     """Add a folder, if it exists, to the preset folders of this process and the ones it starts."""
-    if folder.is_dir():
-        known = os.environ.get(VARIABLE)
-        os.environ[VARIABLE] = os.pathsep.join(filter(None, [known, str(folder.resolve())]))
+    known = [each for each in os.environ.get(VARIABLE, "").split(os.pathsep) if each]
+    if folder.is_dir() and str(folder.resolve()) not in known:
+        os.environ[VARIABLE] = os.pathsep.join([*known, str(folder.resolve())])
 
 
 def names(kind: str | None = None) -> list[str]:
@@ -133,7 +133,7 @@ def _read(name: str, heirs: tuple[str, ...], path: str = "model") -> dict[str, A
         raise ConfigError("model.inherits", name, f"the preset inherits itself ({chain})", "Write its values out")
     preset = find(name, path)
     try:
-        return inherited(_parsed(read_text(preset.file, "model")), (*heirs, name))
+        return inherited(dict(_parsed(read_text(preset.file, "model"))), (*heirs, name))
     except ConfigError as error:
         where = f" (preset {name}, {preset.file})"
         rule = error.rule if where in error.rule else error.rule + where
@@ -142,7 +142,7 @@ def _read(name: str, heirs: tuple[str, ...], path: str = "model") -> dict[str, A
 
 @functools.lru_cache(maxsize=64)
 def _parsed(text: str) -> dict[str, Any]:
-    """Parse a preset and convert it to the current format; cached, since Hydra asks for each part."""
+    """Parse a preset; cached, since Hydra asks for each part."""
     model = to_plain(text)
     if not isinstance(model, dict):
         raise ConfigError("model", model, "must be a mapping", "Write keys such as d_model and attention")
@@ -150,7 +150,16 @@ def _parsed(text: str) -> dict[str, Any]:
     if "defaults" in model:
         rule = "a preset is a composition and has no defaults list"
         raise ConfigError("model.defaults", model["defaults"], rule, "Write inherits: NAME, then what differs from it")
-    return current(model)
+    refuse_other_format(model)
+    return model
+
+
+def refuse_other_format(model: Mapping[str, Any]) -> None:
+    """Refuse a composition that another version has saved: what its words mean is not known."""
+    written = model.get("format")
+    if written not in (None, FORMAT) or isinstance(written, bool):
+        rule = f"is a composition format unknown to this version (its own: {FORMAT})"
+        raise ConfigError("model.format", written, rule, "Leave it out, or use the version that saved the composition")
 
 
 def _known() -> set[str]:

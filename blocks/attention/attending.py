@@ -16,7 +16,6 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from blockwright.blocks.attention.mistakes import expanded, refuse_call, refuse_other_shapes
 from blockwright.blocks.attention.remembered import Held, layout, noting, over_depth, parts, side_by_side
 from blockwright.blocks.attention.scoring import Selection, position_bias, score_terms
 from blockwright.blocks.base import Queries
@@ -70,8 +69,6 @@ class Call:
         kinds = noting(block)
         self.noted = {kind: child.remember(x, given.positions, given.declared) for kind, child in kinds.items()}
         if self.cache is not None:
-            if not (self.cache.spread or self.cache.length):
-                refuse_other_shapes(block, block.remembered(), self.shape)
             self.new = (*self.new, *(t for notes in self.noted.values() for t in notes))
             if (n := min(given.needed or T, T)) < T:
                 x, latent, q, given = x[:, -n:], latent[:, -n:], q[:, -n:], given.of_last(n)
@@ -164,13 +161,7 @@ def scored(
 
 
 def attend(block: Scored, x: Tensor, given: Pass, q: Tensor, held: Held, latent: Tensor) -> Tensor:
-    """``Scored.attend``.
-
-    Raises:
-        TypeError: what is given has wrong shapes, or others than the cache was made for
-    """
-    if given.cache is None or not given.cache.length:
-        refuse_call(block, x, q, held)
+    """``Scored.attend``."""
     call, y = Call(block, x, given, q, held, latent), None
     for way in WAYS:
         if (y := way(call)) is not None:
@@ -227,7 +218,7 @@ def on_few_keys(call: Call) -> Tensor | None:
 
         def own(of_queries: tuple[Tensor, ...], of_keys: tuple[Tensor, ...], bias: Tensor) -> Tensor:
             some = Queries(*of_queries)
-            kv = expanded(block, call.shape.apart(of_keys[:n]), some.q)
+            kv = block.expand(call.shape.apart(of_keys[:n]))
             return scored(block, some, kv, bias, noted=of_keys[n:])
 
         # What is remembered as one is expanded for each query: of no more keys than there are in all.
@@ -281,7 +272,7 @@ def by_heads(call: Call) -> Tensor | None:
 
 def whole(call: Call) -> Tensor:
     """The definition: keys and values of all that is remembered."""
-    kv = expanded(call.block, call.past.parts, call.queries.q)
+    kv = call.block.expand(call.past.parts)
     return scored(call.block, call.queries, kv, *call.terms, call.past.notes.get("scores", ()))
 
 

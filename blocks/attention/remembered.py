@@ -3,18 +3,15 @@ slots behind them, and what crosses depth to the layers that borrow it (blocks/k
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from itertools import chain
-from typing import TYPE_CHECKING, Any, NamedTuple
-from weakref import WeakKeyDictionary
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from blockwright.blocks.base import Block, Remembering
-from blockwright.blocks.forward_pass import Carry, Pass
-from blockwright.blocks.kernels.choice import Kernels
+from blockwright.blocks.base import Remembering
+from blockwright.blocks.forward_pass import Carry
 from blockwright.blocks.kv_source import KVSource
 from blockwright.registry import BlockError
 
@@ -25,8 +22,6 @@ Held = Mapping[str, Tensor | tuple[Tensor, ...]]
 Memory = Mapping[str, Sequence[tuple[int, ...]]]
 NOTING = ("position", "scores", "selector")  # children that may have something remembered of each token
 COUNTED = "borrowed"  # the slot, of no width, by which a borrower's cache counts tokens
-# Of blocks that declare none: what was found, and the shapes of their parameters then. No setting of a block.
-FOUND: WeakKeyDictionary[nn.Module, tuple[list[torch.Size], Layout]] = WeakKeyDictionary()
 
 
 class Layout(NamedTuple):
@@ -139,42 +134,3 @@ def over_depth(block: Scored, own: Sequence[Tensor], carry: Carry | None, like: 
     if source.lends:
         carry.update(zip(names, found, strict=True))
     return found
-
-
-# --- found where it is not declared -----------------------------------------------------------------------------------
-
-
-def find(block: nn.Module, x: Tensor, given: Pass) -> Layout:
-    """What the ``mix`` of a block gives to ``attend``, by a pass on the meta device.
-
-    Raises:
-        TypeError: ``mix`` does not attend once, or fails without values
-    """
-    memo: dict[int, Any] = {}  # a copy without values, whole where parameters are distributed
-    for p in chain(block.parameters(), block.buffers()):
-        empty = torch.empty(p.shape, dtype=p.dtype, device="meta")
-        memo[id(p)] = nn.Parameter(empty, p.requires_grad) if isinstance(p, nn.Parameter) else empty
-    twin: Any = copy.deepcopy(block, memo)
-    found, name = list[Layout](), type(block).__name__
-    for module in twin.modules():
-        if isinstance(module, Block):
-            module.kernels = Kernels()  # those of another device may not know this one
-
-    def noted(x: Tensor, given: Pass, q: Tensor, held: Held, latent: Tensor | None = None) -> Tensor:
-        if not held:
-            raise TypeError(f"{name} makes no keys and values: declare the shapes of those that it reads by memory()")
-        found.append(layout(held))
-        return twin.read_out(q.new_empty(*q.shape[:3], twin.expand(parts(held))[1].shape[-1]), x, held)
-
-    twin.attend = noted
-    with torch.no_grad(), torch.device("meta"):
-        try:
-            twin.mix(x, given)
-        except (NotImplementedError, RuntimeError) as error:
-            if not isinstance(error, NotImplementedError) and "meta" not in str(error):
-                raise  # it would fail on any token
-            rule = f"{name}.mix fails on a token without values, by which its memory is found"
-            raise TypeError(f"{rule} ({error}): declare it by memory()") from None
-    if len(found) != 1:
-        raise TypeError(f"{name}.mix calls attend {len(found)} times; it must once")
-    return found[0]

@@ -8,8 +8,7 @@ from torch import Tensor
 
 from blockwright.blocks.attention import attending
 from blockwright.blocks.attention.base import Attention
-from blockwright.blocks.attention.mistakes import refuse_result
-from blockwright.blocks.attention.remembered import COUNTED, FOUND, Held, Layout, Memory, find, line, parts, slots
+from blockwright.blocks.attention.remembered import COUNTED, Held, Layout, Memory, line, parts, slots
 from blockwright.blocks.cache.base import Cache
 from blockwright.blocks.cache.ring import Ring
 from blockwright.blocks.forward_pass import Pass
@@ -70,12 +69,9 @@ class Scored(Attention):
         these. Not asked where there is one name: ``expand`` gives them."""
         return held[0]
 
-    def memory(self) -> Memory | None:
-        """Name → shapes of the parts of what is remembered of a token: ``{"k": [(K, H)], "v": [(K, H)]}``.
-
-        None, the default, has it found by a pass without values, in some milliseconds for each block.
-        """
-        return None
+    def memory(self) -> Memory:
+        """Name → shapes of the parts of what is remembered of a token: ``{"k": [(K, H)], "v": [(K, H)]}``."""
+        raise NotImplementedError(f"{type(self).__name__} declares no memory(): the shapes of what it gives to attend")
 
     def up(self) -> Tensor | None:
         """Matrices [N,n+V,C], where a latent c [B,S,C] and a part r [B,S,R] that all heads share are remembered as one,
@@ -108,9 +104,7 @@ class Scored(Attention):
         return y if self.readout is None else self.readout(y, self.expand(parts(held))[1], x)
 
     def forward(self, x: Tensor, given: Pass) -> Tensor:
-        y = self.mix(x, given)
-        refuse_result(self, x, y)
-        return y
+        return self.mix(x, given)
 
     def new_cache(
         self, batch: int, length: int, dtype: torch.dtype, device: torch.device, bits: int | None = None
@@ -131,21 +125,5 @@ class Scored(Attention):
         return line(self) if self.kv_source is not None and not self.kv_source.makes else None
 
     def remembered(self) -> Layout:
-        """What is remembered of a token: ``memory``, or found, and again where parameters have other shapes."""
-        if (declared := self.memory()) is not None:
-            return Layout(declared)
-        sizes = [p.shape for p in self.parameters()]
-        if self not in FOUND or FOUND[self][0] != sizes:
-            FOUND[self] = sizes, self.found()
-        return FOUND[self][1]
-
-    def found(self) -> Layout:
-        """What ``mix`` gives to ``attend`` to be remembered of a token.
-
-        Raises:
-            TypeError: ``mix`` does not attend once, or fails without values
-        """
-        dtype = next(self.parameters()).dtype
-        x = torch.empty(1, 1, self.d_model, dtype=dtype, device="meta")
-        first = torch.zeros(1, 1, dtype=torch.int64, device="meta")
-        return find(self, x, Pass(first, carry={}))
+        """What is remembered of a token."""
+        return Layout(self.memory())

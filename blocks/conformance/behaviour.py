@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from blockwright.blocks.attention.score_rows import row_factors
+from blockwright.blocks.attention.scored import Scored
+from blockwright.blocks.conformance.attending import remembered_by_mix
 from blockwright.blocks.conformance.setting import MODEL, Setting, shown, tokens, watched
 from blockwright.blocks.conformance.verdict import ExemptError, must, must_agree
 from blockwright.blocks.convolution import Convolution
@@ -42,6 +44,9 @@ def shape_and_dtype(setting: Setting) -> None:
     """Tokens [B,T] give [B,T,D] in the model's dtype, fp32 and bf16; so does the block, if its contract says so."""
     for dtype in (torch.bfloat16,) if setting.brief else (torch.float32, torch.bfloat16):
         decoder, ids, D = setting.decoder(dtype=dtype), tokens(2, 7), MODEL["d_model"]
+        for block in setting.instances(decoder).values():
+            if isinstance(block, Scored) and block.borrows() is None and type(block).new_cache is Scored.new_cache:
+                remembered_by_mix(block)
         with watched(setting.instances(decoder).values()) as seen:
             hidden = states(decoder, ids)
         must(hidden.shape == (2, 7, D), f"hidden states of shape {tuple(hidden.shape)} instead of (2, 7, {D})")

@@ -14,6 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from blockwright.blocks.attention.scored import Scored
 from blockwright.blocks.base import Block, Kind, Placement
 from blockwright.blocks.compose import assemble, compose
+from blockwright.blocks.conformance.attending import remembered_by_mix
 from blockwright.blocks.conformance.behaviour import BOUND, CACHED, states
 from blockwright.blocks.conformance.setting import MODEL, Setting, initialised, seed_all, shown, tokens
 from blockwright.blocks.conformance.verdict import ExemptError, PromiseError, must, must_agree
@@ -129,8 +130,8 @@ def remembers_what_it_says(setting: Setting) -> None:
         raise ExemptError("it has a cache of its own, or none")
     for block in measured:
         try:
-            said, found = block.remembered(), block.found()
-        except TypeError as error:  # it does not attend once
+            said, found = block.remembered(), remembered_by_mix(block)
+        except NotImplementedError as error:
             raise PromiseError(str(error)) from None
         same = said.slots() == found.slots() and said.widths() == found.widths()
         must(same, f"memory() says {dict(said.shapes)}, and mix remembers {dict(found.shapes)}")

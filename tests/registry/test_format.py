@@ -1,4 +1,4 @@
-"""A null for a child means none; a composition saved when it did not keeps its meaning."""
+"""A null for a child means none, as saved compositions have it."""
 
 from __future__ import annotations
 
@@ -10,9 +10,8 @@ import yaml
 
 from blockwright.blocks.compose import check, compose
 from blockwright.blocks.decoder import Decoder
-from blockwright.blocks.model_config import reread
 from blockwright.registry import ConfigError
-from blockwright.registry.format import FORMAT, OF_FORMAT_1
+from blockwright.registry.presets import FORMAT
 from blockwright.training.configuration.composing import compose_config
 from blockwright.training.configuration.conf import CONF
 
@@ -25,12 +24,6 @@ def norms(model: Any) -> list[str]:
     """Of each layer, the name of what normalises queries and keys."""
     decoder: Decoder = compose(model, device="meta")
     return [type(layer.attention.qk_norm).__name__ for layer in decoder.layers]  # type: ignore[union-attr]
-
-
-def of_format_1(**changes: Any) -> dict[str, Any]:
-    """A composition as it was saved before formats were marked: complete, with a null where nothing was written."""
-    saved = {key: value for key, value in check({**SMALL, **changes}).items() if key != "format"}
-    return {**saved, "attention": {"name": "gqa", "n_heads": 4, "qk_norm": None, "scores": None, "position": None}}
 
 
 def test_null_child_is_none_in_text_in_a_variant_and_in_a_layer() -> None:
@@ -70,17 +63,6 @@ def test_saved_composition_says_null_where_it_was_written_and_nothing_where_it_w
     assert composed["format"] == FORMAT
     assert composed["attention"].keys().isdisjoint(("qk_norm", "scores", "position"))
     assert check(composed) == composed
-
-
-def test_composition_of_an_older_version_keeps_its_meaning() -> None:
-    old = of_format_1()
-    assert old.keys() >= OF_FORMAT_1 and "format" not in old
-    assert norms(old) == ["PerHead", "PerHead"]
-    assert check(old) == check(SMALL)  # so a run of the older version resumes as the same model
-    assert reread(old) == check(SMALL) and reread({"attention": "of_a_plug_in"}) == {"attention": "of_a_plug_in"}
-    patch = {"variants": {"attention": {"plain": {"qk_norm": None}}}, "layout": {"attention": "plain attention"}}
-    assert norms(of_format_1(**patch)) == ["PerHead", "PerHead"]
-    assert norms({**old, "attention": NULL, "format": FORMAT}) == ["NoneType", "NoneType"]
 
 
 def test_composition_of_a_newer_version_is_refused() -> None:

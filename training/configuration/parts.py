@@ -14,7 +14,6 @@ from typing import Any
 
 from blockwright import registry
 from blockwright.registry import INHERIT, ConfigError, Node, Scope
-from blockwright.renamed import NAMED
 from blockwright.training.configuration.instantiate import build_part, instantiate
 from blockwright.training.configuration.run import STANDARD
 
@@ -129,8 +128,6 @@ def _named(kind: str, node: Any) -> Any:
 def no_class(kind: str, target: Any) -> ConfigError:
     """The error for a class in place of the name of a part."""
     rule = f"a {kind} is chosen by the name that it is registered under, not by its class"
-    if target in NAMED:
-        return ConfigError(f"{kind}._target_", target, rule, f"Write {kind}={NAMED[target][1]}")
     remedy = f"Register the class, @register({kind!r}, NAME), and write {kind}=NAME (docs/how-to/add-a-task.md)"
     return ConfigError(f"{kind}._target_", target, rule, remedy)
 
