@@ -16,10 +16,9 @@ from typing import NamedTuple
 
 import torch
 
-from blockwright.blocks.generation.acceptance import Acceptance
 from blockwright.blocks.generation.drafts.base import Drafter
 from blockwright.blocks.generation.generate import Continuations
-from blockwright.blocks.generation.sample import Sampling
+from blockwright.blocks.generation.sample import Acceptance, Sampling
 from blockwright.blocks.generation.speculation import Speculation
 from blockwright.lab.drafter import drafter
 from blockwright.lab.writer import Writer

@@ -11,8 +11,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from blockwright.blocks.generation.acceptance import Acceptance
-from blockwright.blocks.generation.sample import Sampling
+from blockwright.blocks.generation.sample import Acceptance, Sampling
 from blockwright.blocks.kernels.machine import keep_freed_memory, set_float32_matmul
 from blockwright.lab import drafter
 from blockwright.lab.attachment import attached, attachments

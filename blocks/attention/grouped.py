@@ -5,9 +5,8 @@ from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
 
-from blockwright.blocks.attention.base import check_groups, even_heads
+from blockwright.blocks.attention.base import ScoreRows, check_groups, even_heads
 from blockwright.blocks.attention.remembered import Memory, refuse_on_borrowed
-from blockwright.blocks.attention.score_rows import ScoreRows
 from blockwright.blocks.attention.scored import Scored
 from blockwright.blocks.attention.scoring import refuse_unlearnable
 from blockwright.blocks.base import Drawn, Placement, number

@@ -6,9 +6,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from blockwright.blocks.attention.base import even_heads
+from blockwright.blocks.attention.base import ScoreRows, even_heads
 from blockwright.blocks.attention.remembered import Memory, refuse_on_borrowed
-from blockwright.blocks.attention.score_rows import ScoreRows
 from blockwright.blocks.attention.scored import Scored
 from blockwright.blocks.base import Drawn, Placement, number
 from blockwright.blocks.convolution import Convolution, convolved

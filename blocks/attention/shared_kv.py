@@ -1,20 +1,21 @@
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from blockwright.blocks.attention.base import even_heads, rotated_part
-from blockwright.blocks.attention.beside import attend_beside, windowed
 from blockwright.blocks.attention.remembered import Memory, refuse_notes
 from blockwright.blocks.attention.scored import Scored
-from blockwright.blocks.base import Drawn, Kind, Queries, number
+from blockwright.blocks.base import Drawn, Keys, Kind, Queries, number
 from blockwright.blocks.cache.base import Cache
-from blockwright.blocks.compressor import Compressor, WindowedCache
+from blockwright.blocks.compressor import Compressor, Entries, WindowedCache
 from blockwright.blocks.forward_pass import Pass
+from blockwright.blocks.kernels.few_keys import few, pieces, taken
+from blockwright.blocks.kernels.scoring import Scoring, dense
 from blockwright.blocks.linear import Linear
 from blockwright.blocks.norm import Norm
 from blockwright.blocks.position.base import Position
@@ -22,6 +23,169 @@ from blockwright.blocks.scores import Scores
 from blockwright.blocks.selector.base import Asked
 from blockwright.registry import BlockError, register
 from blockwright.registry.ranges import Count
+
+if TYPE_CHECKING:
+    from blockwright.blocks.attention.scored import Scored
+
+# --- keys that queries see some of: those of the last tokens, and others beside them ---
+
+
+class Near(NamedTuple):
+    """Keys of the last tokens, the queries' own last.
+
+    keys: [B,S,1,H]
+    positions: [B|1,S]
+    at: [S], indices in their rows; of one query in any order
+    segments: [B,S], their documents; None: each row is one
+    padding: [B], tokens of padding at the start of each row; None for none
+    """
+
+    keys: Tensor
+    positions: Tensor
+    at: Tensor
+    segments: Tensor | None
+    padding: Tensor | None
+
+    def before(self, T: int, start: int, stop: int, window: int) -> Near:
+        """What the queries from ``start`` to ``stop`` of T see some of, their own keys last."""
+        first = self.keys.shape[1] - T
+        keys = slice(max(0, first + start - window + 1), first + stop)
+        segments = None if self.segments is None else self.segments[:, keys]
+        return Near(self.keys[:, keys], self.positions[:, keys], self.at[keys], segments, self.padding)
+
+    def seen(self, n_queries: int, window: int) -> Tensor:
+        """[B|1,t,S]: whether each of the last queries sees a key. Padding sees padding, so that it sees something."""
+        last = self.at.max() if n_queries == 1 else self.at[-1]
+        query = (last - torch.arange(n_queries - 1, -1, -1, device=self.at.device))[:, None]
+        seen = ((self.at <= query) & (self.at > query - window))[None]
+        if self.segments is not None:
+            seen = seen & (self.segments[:, -n_queries:, None] == self.segments[:, None])
+        if self.padding is not None:
+            first = self.padding[:, None, None]
+            seen = seen & ((self.at >= first) | (query < first))
+        return seen
+
+
+class Source(NamedTuple):
+    """Keys of one kind.
+
+    seen: [B|1,t,S], whether some queries see them
+    keys: [B,S,1,H]
+    positions: [B|1,S]
+    """
+
+    seen: Tensor
+    keys: Tensor
+    positions: Tensor
+
+    def some(self, rows: slice) -> Source:
+        """The same keys for some of the queries."""
+        return self._replace(seen=self.seen[:, rows])
+
+    def taken(self, index: Tensor) -> Source:
+        """The keys of indices [B,t,K], those of each query as a row: B·t of them."""
+        seen = self.seen.expand(*index.shape[:2], -1).gather(-1, index).flatten(0, 1)[:, None]
+        return Source(seen, taken(self.keys, index), taken(self.positions, index))
+
+
+# --- attention to the last tokens and to keys beside them, such as means of windows, in one softmax ---
+
+
+Beside = Callable[[], Entries]
+ROWS = 256  # queries whose scores are in memory at a time
+
+
+def attend_beside(block: Scored, given: Pass, queries: Queries, k: Tensor, beside: Beside) -> Tensor:
+    """Some queries at a time, each on its window and on those keys beside it that it sees.
+
+    Args:
+        block, given: as of ``Scored.attend``
+        queries: the tokens
+        k: [B,T,1,H] of the tokens, keys and values at once
+        beside: asked for the other keys once the tokens' own are remembered
+
+    Returns:
+        [B,T,N,H]
+    """
+    if (held := windowed(given.cache)) is None:
+        near = Near(k, given.positions, torch.arange(k.shape[1], device=k.device), given.segments, None)
+    else:
+        keys, index = held.remember(k)
+        places = index[None] if held.padding is None else (index - held.padding[:, None]).clamp(min=0)
+        near = Near(keys, places, index, None, held.padding)
+    assert block.window is not None
+    queries = queries._replace(positions=queries.positions.expand(len(queries.q), -1))
+    return _attended(block, queries, near, beside(), block.window)
+
+
+def _attended(block: Scored, queries: Queries, near: Near, entries: Entries, window: int) -> Tensor:
+    """Some queries at a time, each on its window and on all entries: [B,T,N,H]."""
+    T, parts = queries.q.shape[1], []
+    for start in range(0, T, ROWS):
+        rows, own = slice(start, min(start + ROWS, T)), near.before(T, start, min(start + ROWS, T), window)
+        some = queries.rows(rows)
+        chosen = entries.seen(rows)
+        first = slice(0, chosen.shape[-1])
+        far = Source(chosen, entries.keys[:, first, None], entries.positions[:, first])
+        sources = far, Source(own.seen(rows.stop - start, window), own.keys, own.positions)
+        index = few(chosen)
+        if index is None:
+            parts.append(_on_all(block, some, sources))
+        else:
+            parts.append(_on_few(block, some, sources, index, window))
+    return torch.cat(parts, 1)
+
+
+def _on_few(block: Scored, queries: Queries, sources: Sequence[Source], index: Tensor, window: int) -> Tensor:
+    """Attention of each query to its own keys, gathered: chosen ones by their indices [B|1,t,K], and its window."""
+    q, parts = queries.q, []
+    (B, t), device = q.shape[:2], q.device
+    S, width = sources[1].seen.shape[-1], min(sources[1].seen.shape[-1], window)
+    first = torch.arange(S - t - width + 1, S - width + 1, device=device).clamp(min=0)  # up to the query's own key
+    last = (first[:, None] + torch.arange(width, device=device))[None]
+    a_query = B * (index.shape[-1] + width) * q.shape[-1] * q.element_size()
+    for rows in pieces(t, a_query, device):
+        own = [
+            each.some(rows).taken(at[:, rows].expand(B, -1, -1))
+            for each, at in zip(sources, (index, last), strict=True)
+        ]
+        some = Queries(*(each.flatten(0, 1)[:, None] for each in queries.rows(rows)))
+        y = _on_all(block, some, own)
+        parts.append(y[:, 0].unflatten(0, (B, -1)))
+    return torch.cat(parts, 1)
+
+
+def _on_all(block: Scored, queries: Queries, sources: Sequence[Source]) -> Tensor:
+    """Attention of some queries to all keys of the sources, of which each sees some."""
+    seen = torch.cat(_alike(*(each.seen for each in sources)), -1)
+    keys = torch.cat([each.keys for each in sources], 1)
+    places = torch.cat(_alike(*(each.positions for each in sources)), -1)
+    q = queries.q
+    bias = torch.zeros(seen.shape, dtype=q.dtype, device=q.device).masked_fill(~seen, float("-inf"))[:, None]
+    order = torch.arange(seen.shape[-1], device=q.device)
+    far = dense(block.position.bias(queries, Keys(places, order)))
+    scoring = Scoring(block.scale, bias if far is None else bias + far)
+    if block.scores is None:
+        return block.kernels.attend(q, keys, keys, scoring)
+    return block.scores(q, keys, keys, scoring, queries.x, ())
+
+
+def windowed(cache: Cache | None) -> WindowedCache | None:
+    """The cache that ``new_cache`` makes.
+
+    Raises:
+        BlockError: another one
+    """
+    if cache is None or isinstance(cache, WindowedCache):
+        return cache
+    rule = "shared_kv keeps means of windows, which this cache does not hold"
+    raise BlockError("cache", type(cache).__name__, rule, "Use the attention's new_cache")
+
+
+def _alike(*parts: Tensor) -> list[Tensor]:
+    """[B|1,…] of each, expanded to the larger number of rows."""
+    rows = max(len(part) for part in parts)
+    return [part.expand(rows, *part.shape[1:]) for part in parts]
 
 
 @register("attention", "shared_kv")

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import re
 import zipfile
+from collections.abc import Iterator, Mapping
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from blockwright.blocks import plugins
+from blockwright import registry
 from blockwright.blocks.checkpoint import manifest, sharded
-from blockwright.registry import ConfigError
+from blockwright.registry import ConfigError, catalogue
+from blockwright.registry.index import PROJECT
 
 PREFIX = "decoder."
 
@@ -35,7 +39,7 @@ def read_checkpoint(path: str | Path, *, shapes_only: bool = False) -> dict[str,
         raise ConfigError("ckpt_path", str(path), "holds no model composition", "Use a checkpoint of a training")
     if not isinstance(weights, dict) or not all(_is_entry(k, w) for k, w in weights.items()):
         raise ConfigError("ckpt_path", str(path), "holds no weights by name", "Use a checkpoint of a training")
-    plugins.check(found.get("distributions"), str(path))
+    check_packages(found.get("distributions"), str(path))
     return checkpoint
 
 
@@ -106,3 +110,59 @@ def _reason(error: Exception, foreign: str) -> str:
         return foreign
     lines = [line.strip().removeprefix("WeightsUnpickler error: ") for line in str(error).splitlines()]
     return next((line for line in lines if line and not line.startswith(advice)), type(error).__name__)
+
+
+# --- which plug-in packages a model needs ---
+
+
+def distributions(model: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Distribution → its version and the blocks of the composition that it provides, without this project."""
+    words = set(_words(model))
+    found: dict[str, dict[str, Any]] = {}
+    for kind in registry.kinds():
+        for name in registry.names(kind):
+            if name in words and (provider := catalogue.provider(kind, name)) != PROJECT:
+                entry = found.setdefault(provider, {"version": _version(provider), "blocks": []})
+                entry["blocks"].append(f"{kind}/{name}")
+    return found
+
+
+def check_packages(wanted: Any, path: str) -> None:
+    """Refuse a checkpoint that needs plug-in blocks that are not installed.
+
+    Args:
+        wanted: the result of ``distributions`` stored in it; None for older checkpoints
+        path: of the checkpoint, for the error message
+
+    Raises:
+        ConfigError: names the missing distribution
+    """
+    for provider, entry in (wanted or {}).items():
+        for block in entry["blocks"]:
+            kind, _, name = block.partition("/")
+            if name not in registry.names(kind):
+                release = entry["version"]
+                rule = (
+                    f"was trained with {block} of {provider}{f' {release}' if release else ''}, which is not installed"
+                )
+                pinned = f"{provider}=={release}" if release else provider
+                raise ConfigError("ckpt_path", path, rule, f"pip install '{pinned}'")
+
+
+def _version(provider: str) -> str | None:
+    try:
+        return version(provider)
+    except PackageNotFoundError:
+        return None
+
+
+def _words(value: Any) -> Iterator[str]:
+    """Every word in the strings of a composition: block names occur alone, or in a pattern of layers."""
+    if isinstance(value, Mapping):
+        for inner in value.values():
+            yield from _words(inner)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _words(inner)
+    elif isinstance(value, str):
+        yield from re.findall(r"\w+", value)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from blockwright.blocks.attention.score_rows import row_factors
+from blockwright.blocks.attention.base import row_factors
 from blockwright.blocks.attention.scored import Scored
 from blockwright.blocks.conformance.attending import remembered_by_mix
 from blockwright.blocks.conformance.setting import MODEL, Setting, shown, tokens, watched

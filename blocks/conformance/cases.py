@@ -15,7 +15,6 @@ from blockwright import registry
 from blockwright.blocks.base import Block
 from blockwright.blocks.conformance import (
     behaviour,
-    children,
     construction,
     default_dtype,
     hyperparameters,
@@ -23,7 +22,7 @@ from blockwright.blocks.conformance import (
     rows,
     widths,
 )
-from blockwright.blocks.conformance.alternatives import switched_on
+from blockwright.blocks.conformance.hyperparameters import switched_on
 from blockwright.blocks.conformance.setting import Setting
 from blockwright.blocks.conformance.verdict import ExemptError, PromiseError
 from blockwright.blocks.norm import Norm
@@ -47,7 +46,7 @@ CHECKS: dict[str, Callable[[Setting], None]] = {
     "default dtype": default_dtype.independent_of_default_dtype,
     "score rows": behaviour.score_rows,
     "hyper-parameters": hyperparameters.every_hyperparameter,
-    "null children": children.null_children,
+    "null children": hyperparameters.null_children,
     "state dict": construction.state_dict_round_trip,
     "meta build": construction.meta_build,
     "determinism": construction.determinism,

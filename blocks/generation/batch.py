@@ -15,14 +15,12 @@ import torch
 from torch import Tensor
 
 from blockwright.blocks.decoder import Decoder
-from blockwright.blocks.generation.acceptance import Acceptance
 from blockwright.blocks.generation.drafts.base import Checked, Drafter, Drafts, as_padding, next_positions
-from blockwright.blocks.generation.draws import draw_each
 from blockwright.blocks.generation.generate import check_lengths
 from blockwright.blocks.generation.job import Job, News, note_likelihoods
 from blockwright.blocks.generation.joining import joinable_caches, refuse_dependent_rows
 from blockwright.blocks.generation.reading import Reading, Row
-from blockwright.blocks.generation.sample import drawable
+from blockwright.blocks.generation.sample import Acceptance, draw_each, drawable
 from blockwright.blocks.position.boundaries import boundaries
 from blockwright.registry import BlockError
 

@@ -14,8 +14,7 @@ from torch import Tensor
 
 from blockwright.blocks.cache.base import Cache
 from blockwright.blocks.decoder import Decoder
-from blockwright.blocks.generation.draws import Draws, draw_each
-from blockwright.blocks.generation.sample import Sampling
+from blockwright.blocks.generation.sample import Draws, Sampling, draw_each
 from blockwright.blocks.input import Media
 from blockwright.blocks.selector.base import Selector
 from blockwright.registry import BlockError

@@ -14,9 +14,8 @@ from torch import Tensor
 
 from blockwright.blocks.cache.base import Mark
 from blockwright.blocks.decoder import Decoder
-from blockwright.blocks.generation.draws import Draws, draw_each
 from blockwright.blocks.generation.generate import check_lengths, prefill, usual_chunk
-from blockwright.blocks.generation.sample import Sampling
+from blockwright.blocks.generation.sample import Draws, Sampling, draw_each
 from blockwright.blocks.input import Media
 from blockwright.registry import BlockError
 

@@ -10,8 +10,8 @@ from torch import Tensor
 from blockwright.blocks.cache.base import Cache
 from blockwright.blocks.decoder import Decoder
 from blockwright.blocks.generation.drafts.base import Drafts
-from blockwright.blocks.generation.draws import Draws
 from blockwright.blocks.generation.job import Job
+from blockwright.blocks.generation.sample import Draws
 
 
 class Row:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -14,6 +14,93 @@ from torch import Tensor
 from blockwright.registry import BlockError
 from blockwright.registry.enforcing import enforced
 from blockwright.registry.ranges import Count, Fraction, Share
+
+# --- how many drafts were right ---
+
+
+@dataclass
+class Acceptance:
+    """Counts of a generation.
+
+    Attributes:
+        passes: of the model over a row, each of which gives a token, and the drafts after it that it accepts
+        drafted: tokens that were drafted
+        accepted: drafts that were the tokens drawn
+    """
+
+    passes: int = 0
+    drafted: int = 0
+    accepted: int = 0
+
+    def count(self, kept: Sequence[int], drafted: Sequence[int]) -> None:
+        """A pass over rows, each with the number of tokens that it gave, and of drafts that it checked."""
+        self.passes += len(kept)
+        self.drafted += sum(drafted)
+        self.accepted += sum(kept) - len(kept)
+
+    @property
+    def share(self) -> float:
+        """Of the drafts, those accepted; 0 where there are none."""
+        return self.accepted / self.drafted if self.drafted else 0.0
+
+    @property
+    def tokens_a_pass(self) -> float:
+        """Tokens of a row for each pass over it; 1 without drafts."""
+        return 1 + self.accepted / self.passes if self.passes else 1.0
+
+
+# --- how the tokens of a row are drawn, one after the other ---
+
+
+class Draws:
+    """The draws of a row.
+
+    Args:
+        sampling: sampling parameters
+        generator: of the row alone
+        seen: [V] whether a token occurs in the row, kept up to date; None where nothing depends on it
+    """
+
+    def __init__(self, sampling: Sampling, generator: torch.Generator, seen: Tensor | None) -> None:
+        self.sampling, self.generator, self.seen = sampling, generator, seen
+
+    @classmethod
+    def of(cls, sampling: Sampling, seed: int, text: Collection[int], vocabulary: int, device: torch.device) -> Draws:
+        """The draws that continue a text."""
+        seen: Tensor | None = None
+        if sampling.repetition_penalty != 1:
+            seen = torch.zeros(vocabulary, dtype=torch.bool, device=device)
+            seen[list(text)] = True
+        return cls(sampling, torch.Generator(device).manual_seed(seed), seen)
+
+    def copy(self) -> Draws:
+        """The same draws once more, which leave these as they are.
+
+        A token is argmax p_i / e_i, with exponentials e from the generator alone (``sample.draw``). So the copy draws
+        the same token from the same logits, and mostly from similar ones: Gumbel coupling (Daliri et al. 2024, arXiv
+        2408.07978), by which two distributions at total variation t agree with a probability of at least
+        (1 − t) / (1 + t).
+        """
+        return Draws(self.sampling, self.generator.clone_state(), None if self.seen is None else self.seen.clone())
+
+
+def draw_each(draws: Sequence[Draws], logits: Tensor) -> list[int]:
+    """A token of each row from logits [B,V]: together for rows of equal sampling."""
+    groups: dict[Sampling, list[int]] = {}
+    for i, row in enumerate(draws):
+        groups.setdefault(row.sampling, []).append(i)
+    tokens = [0] * len(draws)
+    for sampling, members in groups.items():
+        some = logits if len(groups) == 1 else logits[members]
+        seen = [own for i in members if (own := draws[i].seen) is not None]
+        drawn = sample(some, sampling, [draws[i].generator for i in members], torch.stack(seen) if seen else None)
+        for i, token in zip(members, drawn.tolist(), strict=True):
+            tokens[i] = token
+    for row, token in zip(draws, tokens, strict=True):
+        if row.seen is not None:
+            row.seen[token] = True
+    return tokens
+
 
 # Beyond these, logits of fp32 become infinite, and numbers no floats.
 Temperature = Annotated[float, Ge(0), Le(1e9)]

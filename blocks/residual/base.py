@@ -8,6 +8,7 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from blockwright.blocks.base import Block
+from blockwright.blocks.closing import Closing
 from blockwright.blocks.forward_pass import Losses, Pass
 from blockwright.registry import family
 
@@ -77,3 +78,53 @@ class Residual(Block):
         """x [B,T,D] → [B,T,D], or the same of streams; ``attention`` and ``ffn`` map [B,T,D] to [B,T,D] and are each
         called once."""
         raise NotImplementedError
+
+
+# --- the shared base of residual blocks that change what another one does ---
+
+
+class Around(Residual):
+    """A residual block around another, whose hooks it passes on.
+
+    Args:
+        residual: the other one
+    """
+
+    def __init__(self, residual: Residual) -> None:
+        super().__init__()
+        self.residual, self.streams = residual, residual.streams
+        self.adds_branches, self.selects = residual.adds_branches, residual.selects
+
+    def open(self, x: Tensor) -> Tensor:
+        return self.residual.open(x)
+
+    def leave(self, x: Tensor) -> Tensor:
+        return self.residual.leave(x)
+
+    def close(self, x: Tensor) -> Tensor:
+        return self.residual.close(x)
+
+    def losses(self, x: Tensor, real: Tensor | None) -> Losses:
+        return self.residual.losses(x, real)
+
+    def mixers(self, attention: Mixer, ffn: Mixer, given: Pass) -> tuple[Mixer, Mixer]:
+        return self.residual.mixers(attention, ffn, given)
+
+    def forward(self, x: Tensor, attention: Mixer, ffn: Mixer) -> Tensor:
+        return self.residual(x, attention, ffn)
+
+
+class Streams(Residual):
+    """Several residual streams: the shared base of ``mhc`` and ``hyper_connections``.
+
+    They are opened as M copies. ``closing``, a child of each, makes one of them again.
+    """
+
+    streams: int
+    closing: Closing
+
+    def open(self, x: Tensor) -> Tensor:
+        return x[:, :, None].expand(-1, -1, self.streams, -1)
+
+    def close(self, x: Tensor) -> Tensor:
+        return self.closing(x)

@@ -7,8 +7,7 @@ from torch import Tensor
 
 from blockwright.blocks.convolution import Convolution, convolved
 from blockwright.blocks.forward_pass import Pass
-from blockwright.blocks.residual.around import Around
-from blockwright.blocks.residual.base import Mixer, Residual
+from blockwright.blocks.residual.base import Around, Mixer, Residual
 from blockwright.registry import BlockError, register
 
 

@@ -10,8 +10,7 @@ from blockwright.blocks.base import Kind
 from blockwright.blocks.closing import Closing
 from blockwright.blocks.norm import Norm
 from blockwright.blocks.precision import at_least_fp32, unlowered
-from blockwright.blocks.residual.base import Mixer
-from blockwright.blocks.residual.streams import Streams
+from blockwright.blocks.residual.base import Mixer, Streams
 from blockwright.registry import register
 from blockwright.registry.ranges import Count
 

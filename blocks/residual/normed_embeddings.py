@@ -6,8 +6,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from blockwright.blocks.norm import Norm
-from blockwright.blocks.residual.around import Around
-from blockwright.blocks.residual.base import Residual
+from blockwright.blocks.residual.base import Around, Residual
 from blockwright.registry import register
 
 

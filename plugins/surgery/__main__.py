@@ -24,13 +24,12 @@ from torch import Tensor
 
 from blockwright.blocks.checkpoint import origin
 from blockwright.blocks.checkpoint.folder import check_out, start_from, whole
-from blockwright.blocks.checkpoint.read import PREFIX
+from blockwright.blocks.checkpoint.read import PREFIX, distributions
 from blockwright.blocks.checkpoint.shards import ready, write_shards
 from blockwright.blocks.checkpoint.source import COMPOSITION, named_by, open_source, read_composition
 from blockwright.blocks.compose import check, compose
 from blockwright.blocks.decoder import Decoder
 from blockwright.blocks.kernels.cross_entropy import IGNORED
-from blockwright.blocks.plugins import distributions
 from blockwright.lab.cache_loss import USUAL, Window, text_windows, validation_windows
 from blockwright.lab.describe import usual_context
 from blockwright.lab.own_text import own_text

@@ -8,7 +8,7 @@ from typing import Any
 
 from blockwright import registry
 from blockwright.blocks.compose import preset
-from blockwright.blocks.conformance.alternatives import switched_on
+from blockwright.blocks.conformance.hyperparameters import switched_on
 from blockwright.blocks.conformance.setting import Setting
 from blockwright.registry import presets
 from tests.gpu.blocks_at_work import PARTS

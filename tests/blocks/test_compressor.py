@@ -9,7 +9,7 @@ import torch
 from pairwise import pairs
 from torch import Tensor
 
-from blockwright.blocks.attention import beside
+from blockwright.blocks.attention import shared_kv
 from blockwright.blocks.cache.base import Cache
 from blockwright.blocks.compose import compose
 from blockwright.blocks.compressor import Pool, ends_of
@@ -125,7 +125,7 @@ def test_queries_in_parts_are_those_together(model: Make, monkeypatch: pytest.Mo
         monkeypatch.undo()
         whole = decoder.to(dtype).hidden(tokens, *documents)[0]
         for rows in (1, 7, 36):
-            monkeypatch.setattr(beside, "ROWS", rows)
+            monkeypatch.setattr(shared_kv, "ROWS", rows)
             found = decoder.hidden(tokens, *documents)[0]
             assert ((found - whole).float().norm(dim=-1) / whole.float().norm(dim=-1)).median() <= bound / 20
             near(found, whole, most)

@@ -11,9 +11,8 @@ from torch import nn
 
 from blockwright.blocks.base import Block
 from blockwright.blocks.compose import compose
-from blockwright.blocks.initialise import initialise, stable_seed
+from blockwright.blocks.initialise import draw_part, initialise, skip, stable_seed
 from blockwright.blocks.linear import Linear, linears
-from blockwright.blocks.skipping import draw_part, skip
 from tests.blocks.small import Make
 
 OUTPUTS = {"attention.output.weight", "ffn.down.weight", "ffn.experts.down", "ffn.shared.down.weight"}

@@ -9,8 +9,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
-from blockwright.blocks.attention.base import Attention
-from blockwright.blocks.attention.score_rows import ScoreRows, row_factors
+from blockwright.blocks.attention.base import Attention, ScoreRows, row_factors
 from blockwright.blocks.kernels.largest_score import LargestScores
 from blockwright.registry import ConfigError
 from blockwright.registry.enforcing import enforced

@@ -28,9 +28,8 @@ from torch.distributed.tensor import Shard
 from blockwright.blocks.compose import assemble, check
 from blockwright.blocks.decoder import Decoder
 from blockwright.blocks.gating.base import Gating
-from blockwright.blocks.initialise import UNSCALED, draws, initialise, suited
+from blockwright.blocks.initialise import UNSCALED, draw_part, draws, initialise, suited
 from blockwright.blocks.scale import Scale
-from blockwright.blocks.skipping import draw_part
 from blockwright.training.parallel.exchange.all_to_all import AllToAll
 from blockwright.training.parallel.exchange.base import Exchange
 from blockwright.training.parallel.experts import share_out

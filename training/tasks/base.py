@@ -14,12 +14,12 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
+from blockwright.blocks.checkpoint.read import distributions
 from blockwright.blocks.decoder import Decoder
 from blockwright.blocks.forward_pass import Share
 from blockwright.blocks.initialise import stable_seed
 from blockwright.blocks.kernels.documents import is_real
 from blockwright.blocks.model_config import read
-from blockwright.blocks.plugins import distributions
 from blockwright.blocks.precision import KeepsDtype
 from blockwright.registry import Composable, ConfigError, family
 from blockwright.training.cadence import logs_now, validate_by_steps

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from blockwright.blocks.cache.base import Cache
 from blockwright.blocks.decoder import Decoder
-from blockwright.blocks.generation.draws import Draws, draw_each
+from blockwright.blocks.generation.sample import Draws, draw_each
 from blockwright.registry import BlockError
 
 MOST = 64  # drafts of a pass: every row has memory for as many tokens more, and few are ever right

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from blockwright.blocks.decoder import Decoder
 from blockwright.blocks.generation.drafts.base import Checked, Drafter, Drafts, check_tokens
-from blockwright.blocks.generation.draws import Draws
+from blockwright.blocks.generation.sample import Draws
 from blockwright.registry import BlockError
 
 

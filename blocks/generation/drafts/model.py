@@ -17,8 +17,8 @@ from blockwright.blocks.generation.drafts.base import (
     draw_drafts,
     next_positions,
 )
-from blockwright.blocks.generation.draws import Draws
 from blockwright.blocks.generation.joining import joinable_caches, refuse_dependent_rows
+from blockwright.blocks.generation.sample import Draws
 from blockwright.registry import BlockError
 
 

@@ -11,8 +11,8 @@ from blockwright.blocks.cache.state import State
 from blockwright.blocks.decoder import Decoder
 from blockwright.blocks.forward_pass import Pass
 from blockwright.blocks.generation.drafts.base import Checked, Drafter, Drafts, draw_drafts, next_positions
-from blockwright.blocks.generation.draws import Draws
 from blockwright.blocks.generation.joining import joinable_caches_of_depths
+from blockwright.blocks.generation.sample import Draws
 from blockwright.registry import BlockError
 
 

@@ -15,12 +15,11 @@ from typing import Any
 
 from blockwright.blocks.compose import compose
 from blockwright.blocks.decoder import Decoder
-from blockwright.blocks.generation.acceptance import Acceptance
 from blockwright.blocks.generation.batch import Batch
 from blockwright.blocks.generation.drafts.base import Drafter
 from blockwright.blocks.generation.generate import Continuations
 from blockwright.blocks.generation.job import Job
-from blockwright.blocks.generation.sample import Sampling
+from blockwright.blocks.generation.sample import Acceptance, Sampling
 from blockwright.blocks.generation.text_stream import TextStream
 from blockwright.lab.chat_text import ChatText
 from blockwright.lab.listening import Site, listen

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from blockwright import registry
 from blockwright.blocks.compose import compose
-from blockwright.blocks.conformance.alternatives import alternatives
+from blockwright.blocks.conformance.hyperparameters import alternatives
 from blockwright.blocks.conformance.setting import Setting
 from blockwright.blocks.decoder import Decoder
 from blockwright.blocks.model_config import ModelConfig

@@ -6,8 +6,8 @@ from typing import Any, ClassVar
 from torch import nn
 
 from blockwright.blocks.residual.attention_residual import AttentionResidual
+from blockwright.blocks.residual.base import Streams
 from blockwright.blocks.residual.prenorm import PreNorm
-from blockwright.blocks.residual.streams import Streams
 from blockwright.plugins.surgery.transplant.base import Setting, Transplant, Transplanted, shapes
 from blockwright.registry import register
 

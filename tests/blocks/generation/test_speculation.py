@@ -18,17 +18,15 @@ from blockwright import registry
 from blockwright.blocks.cache.state import State
 from blockwright.blocks.compose import compose
 from blockwright.blocks.decoder import Decoder
-from blockwright.blocks.generation.acceptance import Acceptance
 from blockwright.blocks.generation.batch import Batch
 from blockwright.blocks.generation.drafts import mtp
 from blockwright.blocks.generation.drafts.base import Checked, Drafter, draw_drafts
 from blockwright.blocks.generation.drafts.lookup import Lookup, continuation
 from blockwright.blocks.generation.drafts.model import SmallerModel
 from blockwright.blocks.generation.drafts.mtp import MultiToken, MultiTokenDrafts
-from blockwright.blocks.generation.draws import Draws, draw_each
 from blockwright.blocks.generation.generate import Continuations
 from blockwright.blocks.generation.job import Job
-from blockwright.blocks.generation.sample import NotFiniteError, Sampling
+from blockwright.blocks.generation.sample import Acceptance, Draws, NotFiniteError, Sampling, draw_each
 from blockwright.blocks.generation.speculation import Speculation
 from blockwright.registry import BlockError
 from tests.blocks.generation.small_models import CSA, HYBRID, SMALL, WINDOW

@@ -122,7 +122,7 @@ def test_a_model_gathers_and_gives_the_logits_of_all_scores(
         return taken(keys, index)
 
     monkeypatch.setattr(few_keys, "taken", counted)
-    monkeypatch.setattr("blockwright.blocks.attention.sources.taken", counted)
+    monkeypatch.setattr("blockwright.blocks.attention.shared_kv.taken", counted)
     for least in (1, 1000):
         monkeypatch.setattr(few_keys, "LEAST", least)
         caches = decoder.new_caches(3, 61, padding=padding)

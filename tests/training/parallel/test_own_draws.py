@@ -22,7 +22,7 @@ pytestmark = pytest.mark.xdist_group("own_draws")
 
 
 def build_all() -> list[dict[str, Any]]:
-    from blockwright.blocks import skipping
+    from blockwright.blocks import initialise
     from blockwright.training.parallel.build import Sharding, build
     from blockwright.training.parallel.local import whole
     from blockwright.training.parallel.meshes import make_meshes
@@ -36,7 +36,7 @@ def build_all() -> list[dict[str, Any]]:
         drawn.append(self.numel())
         return normal(self, *arguments, **options)
 
-    skipping._skips()
+    initialise._skips()
     torch.Tensor.normal_ = counted  # type: ignore[method-assign,assignment]
     for sizes, text in BUILT:
         drawn.clear()
