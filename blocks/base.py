@@ -74,10 +74,7 @@ class Block(nn.Module, Composable):
         return {}
 
 
-# --- what the children of an attention read of its tokens, and have its cache hold of each ---
-
-
-# --- what a block says of itself in a picture (lab/drawing), beyond its signature and its children ---
+# --- what a picture says of a block, beyond its signature and its children (lab/drawing) ------------------------------
 
 
 class Drawn(NamedTuple):
@@ -105,6 +102,9 @@ ORDER = ("queries", "keys", "values", "queries, keys", "state", "keys seen", "sc
 def number(value: int) -> str:
     """A width or a count in a label: 12,288."""
     return f"{value:,}"
+
+
+# --- what children of an attention read of its tokens, and have its cache hold of each --------------------------------
 
 
 class Queries(NamedTuple):

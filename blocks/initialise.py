@@ -137,7 +137,7 @@ def _draw(parameter: Tensor, std: float, seed: int) -> None:
         parameter.copy_(drawn)
 
 
-# --- draw a part of a tensor's normal numbers without the rest, bit-identical to the whole draw ---
+# --- a part of a tensor's numbers, without the rest -------------------------------------------------------------------
 
 
 BLOCK = 16  # numbers converted together by torch

@@ -122,7 +122,7 @@ class Layer(nn.Module):
         return x + (self.memory(x, given) if given.share is None else given.share.recall(self.memory, x, given))
 
 
-# --- multi-token prediction: additional modules trained to predict later tokens, removable afterwards ---
+# --- multi-token prediction -------------------------------------------------------------------------------------------
 
 
 def later_targets(targets: Tensor, segments: Tensor | None, k: int) -> Tensor:

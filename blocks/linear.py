@@ -48,7 +48,7 @@ class Linear(nn.Linear):
         return linear(input, self.weight, self.bias)
 
 
-# --- low-rank adapters (LoRA): every adapted matrix W becomes W + s · B A, of which A and B alone are trained ---
+# --- adapters of low rank (LoRA): W becomes W + s · B A, of which A and B alone are trained ---------------------------
 
 
 A, B = "_lora_a", "_lora_b"  # after the name of the adapted parameter
@@ -152,7 +152,7 @@ def _adapted(cls: type[nn.Module], leaf: str) -> type[nn.Module]:
     return type(cls.__name__, (cls,), members | ({"forward": forward} if issubclass(cls, nn.Linear) else {}))
 
 
-# --- how parallel training splits a parameter: by the plan of its block, or as the matrix that it adapts ---
+# --- how parallel training splits a parameter -------------------------------------------------------------------------
 
 
 def placement(name: str, plans: Mapping[str, Placement]) -> Placement:

@@ -17,7 +17,7 @@ from blockwright.blocks.layer import LAYER_PARTS, Layer
 from blockwright.blocks.precision import default_dtype
 from blockwright.registry import Node
 
-# --- modules that compute the same: what is measured of one is measured of all ---
+# --- modules that compute the same ------------------------------------------------------------------------------------
 
 
 def alike(layers: Sequence[nn.Module] | nn.ModuleList) -> list[list[int]]:
@@ -45,7 +45,7 @@ def signature(layer: nn.Module) -> tuple[Any, ...]:
     return repr(settings), tuple(shapes)
 
 
-# --- measurements of parts that are remembered, for a program that changes one part of a model at a time ---
+# --- measurements that are remembered ---------------------------------------------------------------------------------
 
 
 _memory: ContextVar[dict[Any, int] | None] = ContextVar("memory", default=None)

@@ -14,7 +14,7 @@ from blockwright.blocks.cache.base import Cache
 from blockwright.blocks.forward_pass import Pass
 from blockwright.registry import BlockError, family
 
-# --- which rows of an attention's weights its scores are proportional to, head by head: what QK-clip scales ---
+# --- rows of weights that scores are proportional to, which QK-clip scales --------------------------------------------
 
 
 class ScoreRows(NamedTuple):

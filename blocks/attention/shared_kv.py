@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -24,10 +24,7 @@ from blockwright.blocks.selector.base import Asked
 from blockwright.registry import BlockError, register
 from blockwright.registry.ranges import Count
 
-if TYPE_CHECKING:
-    from blockwright.blocks.attention.scored import Scored
-
-# --- keys that queries see some of: those of the last tokens, and others beside them ---
+# --- keys of the last tokens, and others beside them ------------------------------------------------------------------
 
 
 class Near(NamedTuple):
@@ -88,7 +85,7 @@ class Source(NamedTuple):
         return Source(seen, taken(self.keys, index), taken(self.positions, index))
 
 
-# --- attention to the last tokens and to keys beside them, such as means of windows, in one softmax ---
+# --- attention to both, in one softmax --------------------------------------------------------------------------------
 
 
 Beside = Callable[[], Entries]

@@ -112,7 +112,7 @@ def _reason(error: Exception, foreign: str) -> str:
     return next((line for line in lines if line and not line.startswith(advice)), type(error).__name__)
 
 
-# --- which plug-in packages a model needs ---
+# --- which plug-in packages a model needs -----------------------------------------------------------------------------
 
 
 def distributions(model: Mapping[str, Any]) -> dict[str, dict[str, Any]]:

@@ -15,8 +15,6 @@ from blockwright.registry import BlockError
 from blockwright.registry.enforcing import enforced
 from blockwright.registry.ranges import Count, Fraction, Share
 
-# --- how many drafts were right ---
-
 
 @dataclass
 class Acceptance:
@@ -49,7 +47,7 @@ class Acceptance:
         return 1 + self.accepted / self.passes if self.passes else 1.0
 
 
-# --- how the tokens of a row are drawn, one after the other ---
+# --- draws of a row, one after the other ------------------------------------------------------------------------------
 
 
 class Draws:

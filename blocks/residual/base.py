@@ -80,9 +80,6 @@ class Residual(Block):
         raise NotImplementedError
 
 
-# --- the shared base of residual blocks that change what another one does ---
-
-
 class Around(Residual):
     """A residual block around another, whose hooks it passes on.
 
