@@ -296,8 +296,8 @@ def by_twos(self: Averaging, positions: Tensor) -> Tensor:
 
 
 def again(self: Any, x: Tensor, given: Pass) -> Tensor:
-    """Attends once more where what it remembers is found: by a token on the meta device."""
-    return GQA.mix(self, x, given) + (GQA.mix(self, x, given) if x.is_meta and x.shape[1] == 1 else 0)
+    """Attends once more where costs are measured: on the meta device."""
+    return GQA.mix(self, x, given) + (GQA.mix(self, x, given) if x.is_meta else 0)
 
 
 def counted(x: Tensor) -> Tensor:

@@ -129,7 +129,7 @@ def text_of(folder: Path) -> dict[str, Any]:
 def data(folder: Path, **changes: Any) -> dict[str, Any]:
     """The node of a run's data, in which something is hostile."""
     node = {
-        "_target_": "blockwright.training.data.module.TextDataModule",
+        "name": "text",
         "corpus": text_of(folder),
         "sequence_length": 16,
     }
