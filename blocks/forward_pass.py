@@ -46,8 +46,8 @@ class Tails(ABC):
 # dict it computes what the first layer would. Every tensor is [B,T,…], of the tokens that pass through the layer:
 # these may be the new ones beside a cache, or one rank's share of a sequence. A block that tensor parallelism splits
 # leaves its own part of the heads. Multi-token prediction begins with nothing carried. One entry alone is of more
-# tokens beside a cache: the keys and values that a layer lends (blocks/attention/lending.py) are then of all that it
-# sees.
+# tokens beside a cache: the keys and values that a layer lends (blocks/attention/remembered.py) are then of all that
+# it sees.
 Carry = dict[str, Tensor]
 
 

@@ -108,6 +108,14 @@ def test_a_block_is_in_the_file_of_its_kind_or_in_one_of_its_own_and_knows_no_bl
                 assert not foreign, f"{source}:{node.lineno}"
 
 
+def test_a_file_that_a_comment_or_a_page_names_exists() -> None:
+    path = re.compile(r"(?<![\w/.])(?:blocks|training|lab|registry|plugins)/[\w/]+\.py\b")
+    pages = [*(ROOT / "docs").rglob("*.md"), *(ROOT / "plugins").glob("*/README.md"), ROOT / "CONTRIBUTING.md"]
+    for source in [*SOURCES, *pages, *(ROOT / "conf").rglob("*.yaml"), *(ROOT / "plugins").glob("*/conf/**/*.yaml")]:
+        gone = [name for name in path.findall(source.read_text()) if not (ROOT / name).exists()]
+        assert not gone, source
+
+
 def _prose() -> Iterator[tuple[str, str]]:
     """Place → text: documents, YAML, and the docstrings, comments and strings of the sources and tests."""
     for path in [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")), *sorted((ROOT / "plugins").rglob("*.md"))]:

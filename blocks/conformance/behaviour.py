@@ -93,7 +93,7 @@ def stepping(setting: Setting) -> None:
 
 def ragged_rows(setting: Setting) -> None:
     """With a cache, rows of unequal length padded on the left equal each row alone, within 1e-5 in double precision.
-    Attentions that use ``score_bias`` of blocks/attention/biases.py satisfy this."""
+    Attentions that use ``score_bias`` of blocks/attention/scoring.py satisfy this."""
     _needs_caches(setting)
     # In fp32 a loop of four visits differs by 1e-5 for the order of its sums alone; in fp64 all differ by 2e-14.
     decoder, ids, padding = setting.decoder(dtype=torch.float64), tokens(3, 12), (1, 9, 4)
