@@ -14,8 +14,8 @@ from blockwright.registry import BlockError, family, register
 class Readout(Block):
     """It sees the sums, the values of the token itself and the attention's input. ``output_gate`` follows it.
 
-    ``head_dim`` is the width of a head's value. An attention takes one by ``readout: Readout | None = None`` and sets
-    ``self.readout``; it has ``readout.heads(n_heads)`` heads left for its output projection.
+    ``head_dim`` is the width of a head's value. An attention takes one by ``Changes`` (blocks/attention/scored.py), and
+    has ``heads(n_heads)`` heads left for its output projection.
     """
 
     def drawn(self) -> Drawn:

@@ -6,6 +6,7 @@ the inherited one without the fixed parameters, in a configuration and in Python
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import inspect
 import typing
@@ -32,7 +33,7 @@ def fix(cls: type, fixes: Mapping[str, Any]) -> None:
 
     Args:
         cls: derives from the class whose constructor takes them
-        fixes: parameter → its value, or ``SameAs`` another parameter
+        fixes: parameter, or field of a dataclass that is one → its value, or ``SameAs`` another parameter
 
     Raises:
         TypeError: no such parameter, a value outside its annotation, or a class that is already registered
@@ -42,9 +43,13 @@ def fix(cls: type, fixes: Mapping[str, Any]) -> None:
     constructor = cls.__init__  # type: ignore[misc]
     signature = inspect.signature(constructor)
     hints = typing.get_type_hints(constructor, include_extras=True)
+    groups = {name: hint for name, hint in hints.items() if isinstance(hint, type) and dataclasses.is_dataclass(hint)}
+    within = {f.name: name for name, group in groups.items() for f in dataclasses.fields(group)}
+    for group in groups.values():
+        hints |= typing.get_type_hints(group, include_extras=True)
     left = {name: p for name, p in signature.parameters.items() if name not in fixes}
     for name, value in fixes.items():
-        if name not in signature.parameters:
+        if name not in (signature.parameters.keys() | within):
             known = did_you_mean(name, left.keys() - {"self"})
             raise TypeError(f"{cls.__qualname__} has no parameter {name!r} to fix. {known}")
         if isinstance(value, SameAs):
@@ -58,7 +63,10 @@ def fix(cls: type, fixes: Mapping[str, Any]) -> None:
     def construct(*args: Any, **kwargs: Any) -> None:
         given = remaining.bind(*args, **kwargs)
         given.apply_defaults()
-        constructor(**given.arguments, **fixed_values(fixes, given.arguments))
+        fixed = fixed_values(fixes, given.arguments)
+        for name, group in ((name, within[name]) for name in fixes if name in within):
+            given.arguments[group] = dataclasses.replace(given.arguments[group], **{name: fixed.pop(name)})
+        constructor(**given.arguments, **fixed)
 
     construct.__signature__ = remaining  # type: ignore[attr-defined]
     construct._fixes = {**fixed_by(constructor), **fixes}  # type: ignore[attr-defined]

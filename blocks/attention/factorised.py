@@ -7,14 +7,13 @@ from torch import Tensor
 
 from blockwright.blocks.attention.base import even_heads
 from blockwright.blocks.attention.remembered import Memory
-from blockwright.blocks.attention.scored import Scored
+from blockwright.blocks.attention.scored import Changes, Scored
 from blockwright.blocks.base import Placement
+from blockwright.blocks.convolution import convolved
 from blockwright.blocks.forward_pass import Pass
 from blockwright.blocks.linear import Linear
 from blockwright.blocks.norm import Norm
 from blockwright.blocks.position.base import Position
-from blockwright.blocks.readout import Readout
-from blockwright.blocks.selector.base import Selector
 from blockwright.registry import register
 from blockwright.registry.ranges import Count
 
@@ -33,8 +32,6 @@ class Factorised(Scored):
         q_lora_rank: width of c; null is d_model / 4
         position: rotates queries and keys, or biases scores
         q_norm: norm of c
-        readout: changes each head's sum over values; null for none
-        selector: chooses which keys a query sees; null for none
     """
 
     residual_outputs: ClassVar[tuple[str, ...]] = ("output.weight",)
@@ -47,30 +44,32 @@ class Factorised(Scored):
         n_heads: Count = 8,
         head_dim: Count | None = None,
         q_lora_rank: Count | None = None,
-        readout: Readout | None = None,
-        selector: Selector | None = None,
+        changes: Changes = Changes(),
     ) -> None:
         super().__init__(d_model)
         self.head_dim, latent = _widths(d_model, n_heads, head_dim, q_lora_rank)
         self.down = Linear(d_model, latent, bias=False)
         self.up_query = Linear(latent, n_heads * self.head_dim, bias=False)
-        self.key, self.value = (Linear(d_model, self.head_dim, bias=False) for _ in range(2))
-        self.readout = readout
-        left = n_heads if readout is None else readout.heads(n_heads)
-        self.output = Linear(left * self.head_dim, d_model, bias=False)
-        self.position, self.q_norm, self.selector = position, q_norm, selector
+        makes, head = changes.makes, self.head_dim
+        self.key, self.value = (Linear(d_model, head, bias=False) if makes else None for _ in range(2))
+        self.output = Linear(changes.left(n_heads) * head, d_model, bias=False)
+        self.take(position, changes)
+        self.q_norm = q_norm
         self.scale = position.softmax_scale / self.head_dim**0.5
 
     @classmethod
     def child_context(cls, child: str, known: Mapping[str, Any]) -> Mapping[str, Any]:
         H, latent = _widths(*(known[name] for name in ("d_model", "n_heads", "head_dim", "q_lora_rank")))
-        if child == "selector":
-            return {"latent_dim": latent, "attention_heads": known["n_heads"]}
-        return {"dim": latent} if child == "q_norm" else {"head_dim": H, "n_kv_heads": 1}
+        context = super().child_context(child, {**known, "head_dim": H})
+        return {**context, "dim": latent} if child == "q_norm" else {**context, "latent_dim": latent, "n_kv_heads": 1}
 
     def mix(self, x: Tensor, given: Pass) -> Tensor:
         latent = self.q_norm(self.down(x))
-        q, k, v = (t.unflatten(-1, (-1, self.head_dim)) for t in (self.up_query(latent), self.key(x), self.value(x)))
+        q = convolved(self.query_conv, self.up_query(latent), given).unflatten(-1, (-1, self.head_dim))
+        if self.key is None or self.value is None:  # it borrows
+            q, _ = given.rotated(self.position, q, q[:, :, :0])
+            return self.output(self.attend(x, given, q, {}, latent).flatten(-2))
+        k, v = self.key(x)[:, :, None], self.value(x)[:, :, None]
         q, k = given.rotated(self.position, q, k)
         return self.output(self.attend(x, given, q, {"k": k, "v": v}, latent).flatten(-2))
 

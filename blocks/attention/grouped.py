@@ -1,27 +1,42 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
 
 from blockwright.blocks.attention.base import ScoreRows, check_groups, even_heads
-from blockwright.blocks.attention.remembered import Memory, refuse_on_borrowed
-from blockwright.blocks.attention.scored import Scored
-from blockwright.blocks.attention.scoring import refuse_unlearnable
+from blockwright.blocks.attention.remembered import Memory
+from blockwright.blocks.attention.scored import Changes, Scored
 from blockwright.blocks.base import Drawn, Placement, number
 from blockwright.blocks.convolution import Convolution, convolved
 from blockwright.blocks.forward_pass import Pass
-from blockwright.blocks.kv_source import KVSource
 from blockwright.blocks.linear import Linear
-from blockwright.blocks.output_gate import OutputGate
 from blockwright.blocks.position.base import Position
 from blockwright.blocks.qk_norm import QKNorm
-from blockwright.blocks.readout import Readout
 from blockwright.blocks.scores import Scores
-from blockwright.blocks.selector.base import Selector
 from blockwright.blocks.values import Values
 from blockwright.registry.ranges import Count, Positive
+
+
+@dataclass(frozen=True)
+class OfHeads(Changes):
+    """Those that need keys and values of heads.
+
+    Args:
+        key_conv: convolves keys over the last few tokens, before qk_norm; null for none
+        value_conv: convolves values, before ``values``; null for none
+        qk_norm: normalises queries and keys before rotation; null for none
+        values: changes the values before they are cached; null for none
+        scores: replaces the plain softmax; null for none
+    """
+
+    key_conv: Convolution | None = None
+    value_conv: Convolution | None = None
+    qk_norm: QKNorm | None = None
+    values: Values | None = None
+    scores: Scores | None = None
 
 
 class GroupedAttention(Scored):
@@ -37,20 +52,14 @@ class GroupedAttention(Scored):
         output_bias: whether the output projection adds one; null: as ``bias``. Qwen2 has none
         query_scale: scores are divided by its square root; null is head_dim. Gemma-2 27B has d_model / n_heads
         position: rotates queries and keys, or biases scores
-        kv_source: lends keys and values to layers above, or borrows those of a layer below; null for neither
-        query_conv: convolves queries over the last few tokens, before qk_norm; null for none
-        key_conv: convolves keys in the same way; null for none
-        value_conv: convolves values, before ``values``; null for none
-        qk_norm: normalises queries and keys before rotation; null for none
-        readout: changes each head's sum over values; null for none
-        output_gate: gates the heads' outputs; null for none
-        scores: replaces the plain softmax; null for none
-        values: changes the values before they are cached; null for none
-        selector: chooses which keys a query sees, without a window; null for none
     """
 
     residual_outputs: ClassVar[tuple[str, ...]] = ("output.weight",)
     projects_values: ClassVar[bool] = True  # or the keys' projection gives them too
+    qk_norm: QKNorm | None
+    key_conv: Convolution | None
+    value_conv: Convolution | None
+    values: Values | None
 
     def __init__(
         self,
@@ -64,59 +73,35 @@ class GroupedAttention(Scored):
         value_bias: bool | None = None,
         output_bias: bool | None = None,
         query_scale: Positive | None = None,
-        kv_source: KVSource | None = None,
-        query_conv: Convolution | None = None,
-        key_conv: Convolution | None = None,
-        value_conv: Convolution | None = None,
-        qk_norm: QKNorm | None = None,
-        readout: Readout | None = None,
-        output_gate: OutputGate | None = None,
-        scores: Scores | None = None,
-        values: Values | None = None,
-        selector: Selector | None = None,
+        changes: OfHeads = OfHeads(),
     ) -> None:
         super().__init__(d_model)
         H = head_dim or even_heads(d_model, n_heads)
         check_groups(n_heads, n_kv_heads)
-        refuse_unlearnable(selector, scores)
-        self.head_dim, self.n_kv_heads = H, n_kv_heads
-        self.window, self.selector = window, selector
-        self.query = Linear(d_model, n_heads * H, bias=bias)
-        makes = kv_source is None or kv_source.makes
+        self.head_dim, self.n_kv_heads, self.window = H, n_kv_heads, window
         of_values = bias if value_bias is None else value_bias
-        projects = makes and self.projects_values
-        self.key: nn.Module | None = Linear(d_model, n_kv_heads * H, bias=bias) if makes else None
+        projects = changes.makes and self.projects_values
+        self.query = Linear(d_model, n_heads * H, bias=bias)
+        self.key: nn.Module | None = Linear(d_model, n_kv_heads * H, bias=bias) if changes.makes else None
         self.value: nn.Module | None = Linear(d_model, n_kv_heads * H, bias=of_values) if projects else None
-        left = n_heads if readout is None else readout.heads(n_heads)
-        self.output = Linear(left * H, d_model, bias=bias if output_bias is None else output_bias)
-        self.position, self.qk_norm, self.output_gate, self.scores = position, qk_norm, output_gate, scores
-        self.readout, self.values, self.kv_source = readout, values, kv_source
-        self.query_conv, self.key_conv, self.value_conv = query_conv, key_conv, value_conv
-        of_own = {"values": values, "key_conv": key_conv, "value_conv": value_conv, "readout": readout}
-        refuse_on_borrowed(kv_source, of_own)
+        self.output = Linear(changes.left(n_heads) * H, d_model, bias=bias if output_bias is None else output_bias)
+        self.take(position, changes)
         self.scale = position.softmax_scale / (query_scale or H) ** 0.5
 
     @classmethod
     def child_context(cls, child: str, known: Mapping[str, Any]) -> Mapping[str, Any]:
-        context = super().child_context(child, known)
-        source, readout = known.get("kv_source"), known.get("readout")
+        context, source = super().child_context(child, known), known.get("kv_source")
         if child == "qk_norm" and source is not None and not source.makes:
             return {**context, "n_kv_heads": 0}
-        if child == "output_gate" and readout is not None:
-            return {**context, "n_heads": readout.heads(known["n_heads"])}
-        if not child.endswith("_conv"):
-            return context
-        heads = known["n_heads" if child == "query_conv" else "n_kv_heads"]
-        return {**context, "dim": context["head_dim"] * heads}
+        convolves = child in ("key_conv", "value_conv")
+        return {**context, "dim": known["n_kv_heads"] * context["head_dim"]} if convolves else context
 
     def mix(self, x: Tensor, given: Pass) -> Tensor:
         q = convolved(self.query_conv, self.query(x), given).unflatten(-1, (-1, self.head_dim))
         k, v = self.keys_and_values(x, q, given)
         q, k = (q, k) if self.qk_norm is None else self.qk_norm(q, k)
         q, k = given.rotated(self.position, q, k)
-        y = self.attend(x, given, q, {} if self.key is None else {"k": k, "v": v})
-        y = y if self.output_gate is None else self.output_gate(x, y)
-        return self.output(y.flatten(-2))
+        return self.output(self.attend(x, given, q, {} if self.key is None else {"k": k, "v": v}).flatten(-2))
 
     def keys_and_values(self, x: Tensor, q: Tensor, given: Pass) -> tuple[Tensor, Tensor]:
         """Of the tokens x [B,T,D], before norms and rotation, [B,T,K,H] each; K = 0 where it borrows."""
@@ -129,19 +114,18 @@ class GroupedAttention(Scored):
         return k, v if self.values is None else self.values(v, given.carry)
 
     def memory(self) -> Memory:
-        heads = (self.n_kv_heads, self.head_dim)
-        return {"k": [heads], "v": [heads]}
+        return {name: [(self.n_kv_heads, self.head_dim)] for name in ("k", "v")}
 
     def drawn(self) -> Drawn:
-        heads, shared = self.query.out_features // self.head_dim, self.n_kv_heads
-        shared = shared if self.key is not None else heads
+        heads = self.query.out_features // self.head_dim
+        shared = heads if self.key is None else self.n_kv_heads
         keys = f"{shared} of keys and values" if shared > 1 else "one of keys and values"
         window = () if self.window is None else (f"window {number(self.window)}",)
         return Drawn((f"{heads} heads of {number(self.head_dim)}", *([keys] if shared < heads else []), *window))
 
     def score_rows(self) -> tuple[ScoreRows, ...]:
-        curved = (conv for conv in (self.query_conv, self.key_conv) if conv is not None and not conv.scales)
-        if self.qk_norm is not None or any(curved) or not self._heads_apart():  # the norm sets their lengths
+        curved = any(conv is not None and not conv.scales for conv in (self.query_conv, self.key_conv))
+        if self.qk_norm is not None or curved or not self._heads_apart():  # the norm sets their lengths
             return ()
         leaves = ("weight",) if self.query.bias is None else ("weight", "bias")
         if self.kv_source is not None or self.value is None:  # other layers or values depend on the keys' rows
@@ -153,8 +137,13 @@ class GroupedAttention(Scored):
         return self.scores is None or self.scores.per_head
 
     def parallel_plan(self) -> dict[str, Placement]:
+        if not self._heads_apart():
+            return {}
         maps = {name: getattr(self, name) for name in ("query", "key", "value")}
-        maps = {name: linear for name, linear in maps.items() if linear is not None}
-        split: dict[str, Placement] = {f"{name}.weight": "column" for name in maps}
-        split |= {f"{name}.bias": "column" for name, linear in maps.items() if linear.bias is not None}
-        return {**split, "output.weight": "row"} if self._heads_apart() else {}
+        leaves = [
+            f"{of}.{leaf}"
+            for of, W in maps.items()
+            for leaf in ("weight", "bias")
+            if getattr(W, leaf, None) is not None
+        ]
+        return {**dict.fromkeys(leaves, "column"), "output.weight": "row"}

@@ -8,13 +8,12 @@ from torch import Tensor
 
 from blockwright.blocks.attention.base import check_groups, even_heads, rotated_part
 from blockwright.blocks.attention.remembered import Memory
-from blockwright.blocks.attention.scored import Scored
+from blockwright.blocks.attention.scored import Changes, Scored
 from blockwright.blocks.base import Placement
+from blockwright.blocks.convolution import convolved
 from blockwright.blocks.forward_pass import Pass
 from blockwright.blocks.linear import Linear
 from blockwright.blocks.position.base import Position
-from blockwright.blocks.readout import Readout
-from blockwright.blocks.selector.base import Selector
 from blockwright.registry import register
 from blockwright.registry.ranges import Count
 
@@ -32,8 +31,6 @@ class GroupedTied(Scored):
         n_kv_heads: K, tied heads; divides n_heads
         rope_head_dim: R, rotated part of a head; null is half, as in the paper, or the even number below
         position: rotates half of queries and keys, or biases scores
-        readout: changes each head's sum over values; null for none
-        selector: chooses which keys a query sees; null for none
     """
 
     residual_outputs: ClassVar[tuple[str, ...]] = ("output.weight",)
@@ -45,19 +42,17 @@ class GroupedTied(Scored):
         n_heads: Count = 8,
         n_kv_heads: Count = 2,
         rope_head_dim: Count | None = None,
-        readout: Readout | None = None,
-        selector: Selector | None = None,
+        changes: Changes = Changes(),
     ) -> None:
         super().__init__(d_model)
         check_groups(n_heads, n_kv_heads)
         self.head_dim, self.n_kv_heads = even_heads(d_model, n_heads), n_kv_heads
         self.rope = rotated_part(self.head_dim, rope_head_dim)
-        left = n_heads if readout is None else readout.heads(n_heads)
         self.query = Linear(d_model, d_model, bias=False)
-        self.output = Linear(left * self.head_dim, d_model, bias=False)
-        self.tied = Linear(d_model, n_kv_heads * self.head_dim, bias=False)
-        self.rotating = Linear(d_model, self.rope, bias=False)
-        self.position, self.readout, self.selector = position, readout, selector
+        self.output = Linear(changes.left(n_heads) * self.head_dim, d_model, bias=False)
+        self.tied = Linear(d_model, n_kv_heads * self.head_dim, bias=False) if changes.makes else None
+        self.rotating = Linear(d_model, self.rope, bias=False) if changes.makes else None
+        self.take(position, changes)
         self.scale = position.softmax_scale / self.head_dim**0.5
 
     @classmethod
@@ -67,8 +62,11 @@ class GroupedTied(Scored):
         return {**found, "head_dim": rope} if child == "position" else found
 
     def mix(self, x: Tensor, given: Pass) -> Tensor:
-        q = self.query(x).unflatten(-1, (-1, self.head_dim))
+        q = convolved(self.query_conv, self.query(x), given).unflatten(-1, (-1, self.head_dim))
         still, turning = q.split((self.head_dim - self.rope, self.rope), -1)
+        if self.tied is None or self.rotating is None:  # it borrows
+            turning, _ = given.rotated(self.position, turning, turning[:, :, :0])
+            return self.output(self.attend(x, given, torch.cat((still, turning), -1), {}).flatten(-2))
         turning, r = given.rotated(self.position, turning, self.rotating(x)[:, :, None])
         y = self.attend(x, given, torch.cat((still, turning), -1), {"tied": (self.tied(x), r.squeeze(2))})
         return self.output(y.flatten(-2))

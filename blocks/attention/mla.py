@@ -1,27 +1,35 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from blockwright.blocks.attention.base import ScoreRows, even_heads
-from blockwright.blocks.attention.remembered import Memory, refuse_on_borrowed
-from blockwright.blocks.attention.scored import Scored
+from blockwright.blocks.attention.remembered import Memory
+from blockwright.blocks.attention.scored import Changes, Scored
 from blockwright.blocks.base import Drawn, Placement, number
 from blockwright.blocks.convolution import Convolution, convolved
 from blockwright.blocks.forward_pass import Pass
 from blockwright.blocks.kernels.latent_attention import of_latents
-from blockwright.blocks.kv_source import KVSource
 from blockwright.blocks.linear import Linear
 from blockwright.blocks.norm import Norm
-from blockwright.blocks.output_gate import OutputGate
 from blockwright.blocks.position.base import Position
-from blockwright.blocks.readout import Readout
-from blockwright.blocks.selector.base import Selector
 from blockwright.registry import register
 from blockwright.registry.ranges import Count
+
+
+@dataclass(frozen=True)
+class OfLatents(Changes):
+    """Those of an attention that remembers latents.
+
+    Args:
+        latent_conv: convolves latents and rope parts of keys, before kv_norm; null for none
+    """
+
+    latent_conv: Convolution | None = None
 
 
 @register("attention", "mla")
@@ -52,16 +60,10 @@ class MLA(Scored):
         q_norm: norm of the query latent, used with q_lora_rank
         kv_norm: norm of the key-value latent
         position: rotates the rope parts, or biases scores
-        kv_source: lends latents to layers above, or borrows those of a layer below, which this layer's matrices expand;
-            null for neither
-        query_conv: convolves queries over the last few tokens, before rotation; null for none
-        latent_conv: convolves latents and rope parts of keys, before kv_norm; null for none
-        readout: changes each head's sum over values; null for none
-        selector: chooses which keys a query sees; null for none
-        output_gate: gates the heads' outputs; null for none
     """
 
     residual_outputs: ClassVar[tuple[str, ...]] = ("output.weight",)
+    latent_conv: Convolution | None
 
     def __init__(
         self,
@@ -75,79 +77,52 @@ class MLA(Scored):
         qk_nope_head_dim: Count | None = None,
         qk_rope_head_dim: Count | None = None,
         v_head_dim: Count | None = None,
-        kv_source: KVSource | None = None,
-        query_conv: Convolution | None = None,
-        latent_conv: Convolution | None = None,
-        readout: Readout | None = None,
-        selector: Selector | None = None,
-        output_gate: OutputGate | None = None,
+        changes: OfLatents = OfLatents(),
     ) -> None:
         super().__init__(d_model)
-        widths = _widths(d_model, n_heads, qk_nope_head_dim, qk_rope_head_dim, v_head_dim, kv_lora_rank)
-        self.n_heads, self.position, self.selector, self.kv_source = n_heads, position, selector, kv_source
-        self.output_gate = output_gate
-        self.nope, self.rope, self.v_head_dim, self.latent = widths
-        queries = n_heads * (self.nope + self.rope)
+        self.nope, self.rope, self.v_head_dim, self.latent = _widths(
+            d_model, n_heads, qk_nope_head_dim, qk_rope_head_dim, v_head_dim, kv_lora_rank
+        )
+        self.take(position, changes)
+        self.n_heads, queries = n_heads, n_heads * (self.nope + self.rope)
         if q_lora_rank is None:
             self.query: nn.Module = Linear(d_model, queries, bias=False)
         else:
             down, up = Linear(d_model, q_lora_rank, bias=False), Linear(q_lora_rank, queries, bias=False)
             self.query = nn.Sequential(down, q_norm, up)
-        makes = kv_source is None or kv_source.makes
-        self.kv_down = Linear(d_model, self.latent + self.rope, bias=False) if makes else None
-        self.kv_norm = kv_norm if makes else None
+        self.kv_down = Linear(d_model, self.latent + self.rope, bias=False) if changes.makes else None
+        self.kv_norm = kv_norm if changes.makes else None
         self.kv_up = Linear(self.latent, n_heads * (self.nope + self.v_head_dim), bias=False)
-        self.readout = readout
-        left = n_heads if readout is None else readout.heads(n_heads)
-        self.output = Linear(left * self.v_head_dim, d_model, bias=False)
-        self.query_conv, self.latent_conv = query_conv, latent_conv
-        refuse_on_borrowed(kv_source, {"latent_conv": latent_conv, "readout": readout})
-        if latent_conv is not None:
-            latent_conv.placement = "replicate"  # all heads read the whole latent
+        self.output = Linear(changes.left(n_heads) * self.v_head_dim, d_model, bias=False)
+        if self.latent_conv is not None:
+            self.latent_conv.placement = "replicate"  # all heads read the whole latent
         self.scale = position.softmax_scale / (self.nope + self.rope) ** 0.5
 
     @classmethod
     def child_context(cls, child: str, known: Mapping[str, Any]) -> Mapping[str, Any]:
         given = ("d_model", "n_heads", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim", "kv_lora_rank")
         nope, rope, value, latent = _widths(*(known[name] for name in given))
-        if child == "selector":
-            return {"latent_dim": known["q_lora_rank"] or known["d_model"], "attention_heads": known["n_heads"]}
-        if child == "readout":
-            return {"head_dim": value, "n_kv_heads": known["n_heads"]}
-        if child == "output_gate":
-            readout = known.get("readout")
-            return {
-                "head_dim": value,
-                "n_heads": known["n_heads"] if readout is None else readout.heads(known["n_heads"]),
-            }
-        dims = {"q_norm": known["q_lora_rank"] or 1, "kv_norm": latent}
-        dims |= {"query_conv": known["n_heads"] * (nope + rope), "latent_conv": latent + rope}
-        return {"dim": dims[child]} if child in dims else {"head_dim": rope}
+        of_query = known["q_lora_rank"]
+        dims = {"q_norm": of_query or 1, "kv_norm": latent, "latent_conv": latent + rope}
+        head = {"query_conv": nope + rope, "readout": value, "output_gate": value}.get(child, rope)
+        context = super().child_context(child, {**known, "head_dim": head})
+        context = {**context, "n_kv_heads": known["n_heads"], "latent_dim": of_query or known["d_model"]}
+        return {**context, "dim": dims[child]} if child in dims else context
 
     def mix(self, x: Tensor, given: Pass) -> Tensor:
-        compressed, q = self._queries(x)
-        q = convolved(self.query_conv, q, given)
-        q_nope, q_rope = q.unflatten(-1, (-1, self.nope + self.rope)).split((self.nope, self.rope), -1)
-        latent, k_rope = self._latents(x, given)
+        compressed, q = x, self.query
+        if isinstance(q, nn.Sequential):
+            compressed, q = q[1](q[0](x)), q[2]
+        q = convolved(self.query_conv, q(compressed), given).unflatten(-1, (-1, self.nope + self.rope))
+        q_nope, q_rope = q.split((self.nope, self.rope), -1)
+        if self.kv_down is None or self.kv_norm is None:  # it borrows
+            latent, k_rope = None, x.new_empty(*x.shape[:2], 0, self.rope)
+        else:
+            latent, k_rope = convolved(self.latent_conv, self.kv_down(x), given).split((self.latent, self.rope), -1)
+            latent, k_rope = self.kv_norm(latent), k_rope[:, :, None]
         q_rope, k_rope = given.rotated(self.position, q_rope, k_rope)
         held = {} if latent is None else {"latent": (latent, k_rope.squeeze(2))}
-        y = self.attend(x, given, torch.cat((q_nope, q_rope), -1), held, compressed)
-        y = y if self.output_gate is None else self.output_gate(x, y)
-        return self.output(y.flatten(-2))
-
-    def _latents(self, x: Tensor, given: Pass) -> tuple[Tensor | None, Tensor]:
-        """Latents [B,T,C] and the rope part of keys [B,T,1,R] before rotation; None and no head, if it borrows."""
-        if self.kv_down is None or self.kv_norm is None:
-            return None, x.new_empty(*x.shape[:2], 0, self.rope)
-        latent, k_rope = convolved(self.latent_conv, self.kv_down(x), given).split((self.latent, self.rope), -1)
-        return self.kv_norm(latent), k_rope[:, :, None]
-
-    def _queries(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """What queries are made from, [B,T,L], and the queries, [B,T,N·(nope+R)]."""
-        if not isinstance(self.query, nn.Sequential):
-            return x, self.query(x)
-        compressed = self.query[1](self.query[0](x))
-        return compressed, self.query[2](compressed)
+        return self.output(self.attend(x, given, torch.cat((q_nope, q_rope), -1), held, compressed).flatten(-2))
 
     def expand(self, held: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         latent, k_rope = held

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from blockwright.blocks.base import Remembering
 from blockwright.blocks.forward_pass import Carry
-from blockwright.blocks.kv_source import KVSource
 from blockwright.registry import BlockError
 
 if TYPE_CHECKING:
@@ -90,18 +89,6 @@ def refuse_notes(children: Mapping[str, Remembering | None]) -> None:
 
 
 # --- over depth -------------------------------------------------------------------------------------------------------
-
-
-def refuse_on_borrowed(source: KVSource | None, children: Mapping[str, nn.Module | None]) -> None:
-    """Refuse a child that works on keys or values of the layer's own, in a layer that borrows them.
-
-    Raises:
-        BlockError
-    """
-    for name, child in children.items():
-        if child is not None and source is not None and not source.makes:
-            rule = "works on keys and values that the layer makes, and this one makes none: it borrows them"
-            raise BlockError(name, type(child).__name__, rule, f"Set {name}: null in this layer's attention")
 
 
 def line(block: Scored) -> str:

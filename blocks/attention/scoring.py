@@ -93,17 +93,6 @@ def position_bias(position: Position, queries: Queries, cache: Cache) -> PartBia
     return bias
 
 
-def refuse_unlearnable(selector: Selector | None, scores: object | None) -> None:
-    """Refuse an indexer beside ``scores`` of another kind than those it learns from.
-
-    Raises:
-        BlockError
-    """
-    if scores is not None and selector is not None and selector.learns:
-        rule = f"learns from a plain softmax, and {type(scores).__name__} replaces it"
-        raise BlockError("selector", type(selector).__name__, rule, "Leave out scores, or choose selector: block")
-
-
 class Selection(NamedTuple):
     """What a selector is asked, and of what: ``asked``, and as in ``Held``. The pass's cache has the new tokens; its
     losses are filled with those of a selector that learns; its ``carry`` has what the nearest layer below chose, and is

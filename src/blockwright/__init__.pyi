@@ -35,6 +35,7 @@ from blockwright.blocks.conformance.kernel_parity import kernel_cases as kernel_
 
 # the contract of each kind, and what passes between blocks
 from blockwright.blocks.attention.base import Attention as Attention
+from blockwright.blocks.attention.scored import Changes as Changes
 from blockwright.blocks.attention.scored import Scored as ScoredAttention
 from blockwright.blocks.balance import Balance as Balance
 from blockwright.blocks.cache.base import Cache as Cache
