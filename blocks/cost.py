@@ -3,7 +3,7 @@
 Parameters are counted by walking the modules: a block belongs to the family that its contract names. FLOPs are counted
 by torch while the decoder runs; caches are made and their bytes added up. Identical layers are measured once.
 Not counted: activations, communication, savings of fast kernels (a causal or windowed mask halves nothing here), and
-padding: of values to the width of keys, and of experts' rows on a CPU (blocks/kernels/grouped_swiglu.py bounds it).
+padding: of values to the width of keys, and of experts' rows on a CPU (blocks/conformance/construction.py bounds it).
 """
 
 from __future__ import annotations

@@ -233,7 +233,7 @@ def read_schema(cls: type, name: str, context: frozenset[str], kinds: Mapping[ty
     constructor = inspect.getattr_static(cls, "__init__")
     plain = typing.get_type_hints(constructor)  # resolves postponed annotations
     groups = {key: hint for key, hint in plain.items() if _is_group(hint, kinds)}
-    described = (*groups.values(), *reversed(cls.__mro__))
+    described = (*(base for group in groups.values() for base in reversed(group.__mro__)), *reversed(cls.__mro__))
     texts = {name: text for base in described for name, text in documented(base).items()}
 
     def read(owner: Any) -> Iterator[Parameter]:

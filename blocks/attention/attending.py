@@ -21,14 +21,17 @@ from blockwright.blocks.attention.scoring import Selection, position_bias, score
 from blockwright.blocks.base import Queries
 from blockwright.blocks.cache.base import Cache
 from blockwright.blocks.forward_pass import Pass
-from blockwright.blocks.kernels import coded_attention, few_keys, few_queries, latent_attention, long_attention
-from blockwright.blocks.kernels.few_rows import by_mkl, reads_fast
+from blockwright.blocks.kernels import coded_attention, few_keys, latent_attention, long_attention
 from blockwright.blocks.kernels.latent_attention import into_latents, of_latents, out_of_latents
+from blockwright.blocks.kernels.machine import by_mkl, reads_fast
 from blockwright.blocks.kernels.scoring import Bias, Scoring, dense, of_heads
 from blockwright.blocks.selector.base import Asked
 
 if TYPE_CHECKING:
     from blockwright.blocks.attention.scored import Scored
+
+
+WHOLE = ("sdpa", "reference")  # implementations that, where they are named, compute on all keys at once
 
 
 class Widths(NamedTuple):
@@ -194,7 +197,7 @@ def in_parts(call: Call) -> Tensor | None:
     block, cache, queries = call.block, call.cache, call.queries
     if cache is None or not call.all_seen or block.scores is not None or block.kv_source is not None:
         return None
-    if block.kernels.attention != "blocked" or not long_attention.suits(call.n_new, call.S):
+    if not queries.q.is_cpu or block.kernels.attention in WHOLE or not long_attention.suits(call.n_new, call.S):
         return None
     in_order = type(cache).append is Cache.append and type(cache).indices is Cache.indices
     if not in_order or len(call.new) > len(call.shape.shapes) or (call.absorbs and call.n_new == call.T):
@@ -241,7 +244,7 @@ def on_latents(call: Call) -> Tensor | None:
     if not call.absorbs or call.up is None:
         return None
     bias = dense(call.terms[0])
-    with by_mkl() if call.T <= few_queries.FEW and reads_fast(call.queries.q) else nullcontext():
+    with by_mkl() if call.T <= coded_attention.FEW and reads_fast(call.queries.q) else nullcontext():
         q, value_up = call.into_latents(call.up)
         y = call.block.kernels.attend_latents(q, call.rounded, call.S, call.up.shape[-1], call.block.scale, bias)
         return out_of_latents(y, value_up)

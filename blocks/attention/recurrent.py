@@ -11,7 +11,6 @@ from blockwright.blocks.attention.base import Attention
 from blockwright.blocks.cache.state import State
 from blockwright.blocks.depthwise import CausalConv
 from blockwright.blocks.forward_pass import Carry, Pass
-from blockwright.blocks.kernels import few_tokens
 
 Parts = Mapping[str, Tensor]
 
@@ -107,18 +106,8 @@ class Recurrent(Attention):
         if held is None or not held.notes_each:
             y, state = self.kernels.recur(*given, state, segments, erase, at)
             return y, {"state": state}
-        if state is not None and few_tokens.suits(*given, state, None, erase, at):
-            y, after = few_tokens.after_each(*given, state, erase, at)
-            return y, {"state": after}
-        outputs, states = [], []
-        for t in range(v.shape[1]):
-            token = slice(t, t + 1)
-            strength, erased, place = (None if x is None else x[:, token] for x in (beta, erase, at))
-            now = q[:, token], k[:, token], v[:, token], decay[:, token], strength
-            y, state = self.kernels.recur(*now, state, None, erased, place)
-            outputs.append(y)
-            states.append(state)
-        return torch.cat(outputs, 1), {"state": torch.stack(states, 1)}
+        y, after = self.kernels.recur_each(*given, state, erase, at)
+        return y, {"state": after}
 
     def reset_parameters(self) -> None:
         for conv in self._convolutions().values():

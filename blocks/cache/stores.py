@@ -8,8 +8,8 @@ from math import prod
 import torch
 from torch import Tensor
 
-from blockwright.blocks.kernels import coded_tokens
 from blockwright.blocks.kernels.quantise import BITS, Codes, code_bytes, dequantise, group_sizes, quantise
+from blockwright.blocks.kernels.seam import compute
 from blockwright.registry import BlockError
 
 Where = slice | Tensor  # indices along the length
@@ -99,7 +99,7 @@ class Quantised:
     def write(self, where: Where, values: Tensor) -> None:
         """Store values [B,T,*shape] at T indices."""
         if isinstance(where, slice):
-            coded_tokens.store(values.flatten(2), self.stored(where))
+            compute("coding", values.flatten(2), self.stored(where))
         else:
             self.codes[:, where], self.scales[:, where] = quantise(values.flatten(2), self.bits, self.sizes)
 

@@ -24,7 +24,6 @@ from blockwright.blocks.decoder import Decoder
 from blockwright.blocks.experts import Experts
 from blockwright.blocks.forward_pass import Pass
 from blockwright.blocks.gating.base import Gating
-from blockwright.blocks.kernels.grouped_swiglu import WASTE_OF_THIN
 from blockwright.blocks.kernels.quantise import BITS
 from blockwright.blocks.norm import Norm
 from blockwright.blocks.readout import Readout
@@ -172,7 +171,7 @@ COMPUTE_MORE: dict[str, tuple[type[Block], str, float]] = {
         "torch",
         0.01,
     ),  # the gradient averages by a product with a column
-    "experts": (Experts, "grouped", WASTE_OF_THIN - 1),  # experts of a group are padded to the longest
+    "experts": (Experts, "grouped", 0.6),  # where it is a loop, experts may be padded to the longest of a group
 }
 
 

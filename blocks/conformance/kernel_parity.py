@@ -30,6 +30,9 @@ from blockwright.blocks.kernels import (
     recurrence,
     rotary,
 )
+from blockwright.blocks.kernels import (
+    quantise as quantising,
+)
 from blockwright.blocks.kernels.experts import Choices
 from blockwright.blocks.kernels.quantise import BITS, Codes, group_sizes, quantise
 from blockwright.blocks.kernels.scoring import Band, Scoring, Slopes
@@ -122,6 +125,8 @@ def _results(call: Callable[..., Any], given: Given) -> list[Tensor]:
         out = call(*given)
     except NotImplementedError:  # FlexAttention on a CPU
         return [call(*_mapped(given, Tensor.detach))]
+    if isinstance(out, Codes):
+        return [out.numbers(torch.float32)]
     first = out[0] if isinstance(out, tuple) else out
     weigh = torch.linspace(-1.0, 2.0, first.numel(), dtype=first.dtype, device=first.device).view_as(first)
     learnt = [t for t in _tensors(given) if t.requires_grad]
@@ -222,6 +227,14 @@ def _coded_attention(draw: Draw) -> Iterator[tuple[str, Given]]:
         yield f"{bits} bits, sinks and soft cap", (draw(2, 1, 8, 33).detach(), *heads, sinks)
 
 
+def _coding(draw: Draw) -> Iterator[tuple[str, Given]]:
+    for bits in BITS:
+        sizes = tuple(group_sizes([40, 40]))
+        x = draw(2, 5, 80).detach()
+        into = Codes(*quantise(torch.zeros_like(x), bits, sizes), bits, sizes, 2, 40)
+        yield f"{bits} bits", (x, into)
+
+
 def _experts(draw: Draw) -> Iterator[tuple[str, Given]]:
     generator = torch.Generator().manual_seed(1)
     chosen = torch.rand(21, 5, generator=generator, dtype=torch.float32).topk(2, -1).indices
@@ -239,6 +252,20 @@ def _cross_entropy(draw: Draw) -> Iterator[tuple[str, Given]]:
     targets = (torch.arange(21) * 5 % 37).masked_fill(torch.arange(21) % 7 == 3, cross_entropy.IGNORED)
     yield "plain", (draw(21, 24), draw(37, 24), targets, None, 0.0)
     yield "soft cap and z-loss", (draw(21, 24), draw(37, 24), targets, 3.0, 0.1)
+
+
+def _recurrence_each(draw: Draw) -> Iterator[tuple[str, Given]]:
+    for T, channels in ((1, 1), (3, 37)):
+        q, k, v = (F.normalize(draw(2, T, 8, width), dim=-1).detach() for width in (37, 37, 64))
+        decay, beta = -draw(2, T, 8, channels).detach().exp(), draw(2, T, 8).detach().sigmoid()
+        state = draw(2, 8, 37, 64).detach().float()
+        yield f"{T} tokens", (q, k, v, decay, beta, state)
+        yield f"{T} tokens, erasing", (q, k, v, decay, None, state, k * beta[..., None])
+
+
+def _linear(draw: Draw) -> Iterator[tuple[str, Given]]:
+    for rows, bias in ((1, None), (3, draw(48).detach()), (21, None)):
+        yield f"{rows} rows", (draw(rows, 256).detach(), draw(48, 256).detach(), bias)
 
 
 def _recurrence(draw: Draw) -> Iterator[tuple[str, Given]]:
@@ -297,6 +324,9 @@ _CALLS: dict[str, Callable[[Draw], Iterator[tuple[str, Given]]]] = {
     "attention": _attention,
     "latent_attention": _latent_attention,
     "coded_attention": _coded_attention,
+    "coding": _coding,
+    "recurrence_each": _recurrence_each,
+    "linear": _linear,
     "recurrence": _recurrence,
     "encoder_attention": _encoder_attention,
     "experts": _experts,
@@ -309,6 +339,9 @@ _REFERENCES: dict[str, Callable[..., Any]] = {
     "attention": attention.causal_attention_reference,
     "latent_attention": latent_attention.latent_attention_reference,
     "coded_attention": coded_attention.coded_attention_reference,
+    "coding": quantising.store,
+    "recurrence_each": recurrence.recurrence_each,
+    "linear": F.linear,
     "recurrence": recurrence.recurrence_reference,
     "encoder_attention": encoder_attention.encoder_attention_reference,
     "experts": _swiglu_experts_reference,

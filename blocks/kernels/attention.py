@@ -10,8 +10,6 @@ from torch.backends.cuda import SDPAParams
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from blockwright.blocks.kernels import few_queries
-from blockwright.blocks.kernels.blocked_attention import blocked_attention, suits
 from blockwright.blocks.kernels.scoring import Scoring, dense
 from blockwright.blocks.kernels.seam import kernel
 
@@ -78,10 +76,6 @@ def cudnn_attention(q: Tensor, k: Tensor, v: Tensor, scoring: Scoring) -> Tensor
         grouped = k.shape[1] != q.shape[1]
         y = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scoring.scale, enable_gqa=grouped)
     return y.transpose(1, 2)
-
-
-kernel("attention", "few_queries", devices=("cpu",), takes=few_queries.suits, order=11)(few_queries.few_queries)
-kernel("attention", "blocked", devices=("cpu",), takes=suits, order=10)(blocked_attention)
 
 
 def _lower_right(T: int, S: int) -> Any:

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from blockwright.blocks.kernels.attention import causal_attention, causal_attention_reference
-from blockwright.blocks.kernels.few_rows import by_mkl, reads_fast
 from blockwright.blocks.kernels.latent_attention import latent_attention
+from blockwright.blocks.kernels.machine import by_mkl, reads_fast
 from blockwright.blocks.kernels.quantise import Codes
 from blockwright.blocks.kernels.scoring import Scoring, dense
 from blockwright.blocks.kernels.seam import kernel

@@ -6,10 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from blockwright.blocks.kernels.batched_attention import batched_attention, suits
 from blockwright.blocks.kernels.seam import kernel
-
-kernel("encoder_attention", "batched", devices=("cpu",), takes=suits, order=10)(batched_attention)
 
 
 @kernel("encoder_attention", "sdpa", order=20)

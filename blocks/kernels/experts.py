@@ -1,4 +1,4 @@
-"""Σ over a token's chosen experts of weight · SwiGLU_e(x), on a CPU and on other devices."""
+"""Σ over a token's chosen experts of weight · SwiGLU_e(x)."""
 
 from __future__ import annotations
 
@@ -6,10 +6,9 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-from blockwright.blocks.kernels.few_experts import few, few_swiglu
-from blockwright.blocks.kernels.grouped_matmul import Order, sort_by_expert
-from blockwright.blocks.kernels.grouped_swiglu import grouped_swiglu, grouped_swiglu_reference
+from blockwright.blocks.kernels.grouped_matmul import Order, combine, dispatch, grouped_matmul, sort_by_expert
 from blockwright.blocks.kernels.seam import kernel
 
 
@@ -26,9 +25,14 @@ class Choices(NamedTuple):
     pairs: int | None = None
 
 
-@kernel("experts", "segments", devices=("cpu", "cuda"), automatic=("cpu",), order=10)
-def swiglu_experts_on_cpu(x: Tensor, choices: Choices, gate_up: Tensor, down: Tensor) -> Tensor:
-    """For few pairs, one expert at a time; else in one pass over the sorted tokens.
+def is_grouped(x: Tensor, choices: Choices, gate_up: Tensor, down: Tensor) -> bool:
+    """Whether torch has a kernel for grouped products of this dtype; on a GPU it has one for bf16."""
+    return not x.is_cuda or x.dtype == torch.bfloat16 or torch.is_autocast_enabled("cuda")
+
+
+@kernel("experts", "grouped", capability=(9, 0), takes=is_grouped, order=20)
+def swiglu_experts(x: Tensor, choices: Choices, gate_up: Tensor, down: Tensor) -> Tensor:
+    """By grouped products, without synchronising with the device.
 
     Args:
         x: [T,D]
@@ -39,22 +43,10 @@ def swiglu_experts_on_cpu(x: Tensor, choices: Choices, gate_up: Tensor, down: Te
     Returns:
         [T,D]
     """
-    if few(choices.experts):
-        return few_swiglu(x, choices.experts, choices.weights, gate_up, down)
-    order, weights = _sorted(choices, len(gate_up))
-    return grouped_swiglu(x, weights, gate_up.to(x.dtype), down.to(x.dtype), order)
-
-
-def is_grouped(x: Tensor, choices: Choices, gate_up: Tensor, down: Tensor) -> bool:
-    """Whether torch has a kernel for grouped products of this dtype; on a GPU it has one for bf16."""
-    return not x.is_cuda or x.dtype == torch.bfloat16 or torch.is_autocast_enabled("cuda")
-
-
-@kernel("experts", "grouped", capability=(9, 0), takes=is_grouped, order=20)
-def swiglu_experts(x: Tensor, choices: Choices, gate_up: Tensor, down: Tensor) -> Tensor:
-    """The same with grouped products, without synchronising with the device."""
-    order, weights = _sorted(choices, len(gate_up))
-    return grouped_swiglu_reference(x, weights, gate_up.to(x.dtype), down.to(x.dtype), order)
+    order, weights = in_order(choices, len(gate_up))
+    gate, up = grouped_matmul(dispatch(x, order), gate_up.to(x.dtype), order.ends).chunk(2, -1)
+    hidden = F.silu(gate) * up * weights.to(gate.dtype)[:, None]
+    return combine(grouped_matmul(hidden, down.to(x.dtype), order.ends), order)
 
 
 # The same call by another name, for the cost card: on older GPUs and in other dtypes, torch loops over experts, and the
@@ -62,6 +54,7 @@ def swiglu_experts(x: Tensor, choices: Choices, gate_up: Tensor, down: Tensor) -
 kernel("experts", "loop", order=30)(swiglu_experts)
 
 
-def _sorted(choices: Choices, n_experts: int) -> tuple[Order, Tensor]:
+def in_order(choices: Choices, n_experts: int) -> tuple[Order, Tensor]:
+    """The order of (token, choice) pairs by expert, and their weights in it, [M]."""
     order = sort_by_expert(choices.experts, n_experts, choices.pairs)
     return order, choices.weights.flatten().index_select(0, order.sorted)

@@ -20,7 +20,7 @@ Read = Callable[[slice], tuple[Tensor, ...]]
 Bias = Callable[[slice, slice], Tensor | None]
 
 # Tokens. Between them a CPU attends in blocks; beyond, torch's own attention does where it needs no mask (see
-# blocks/kernels/blocked_attention.py), and this where keys are cached.
+# implementation ``blocked``), and this where keys are cached.
 SHORTEST, LONGEST = 128, 4096
 ROWS = 256  # queries of a block
 SCORES = 2**21  # of a block of queries on a part of the keys, all heads'

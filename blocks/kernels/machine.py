@@ -4,8 +4,8 @@
 ``torch.set_float32_matmul_precision("medium")`` it uses oneDNN instead, up to twice as fast there. The setting also
 *allows* bf16 inside, which processors with matrix units (AMX) use, so ``auto`` chooses it only on an AMD processor, and
 only after a product on this machine has shown full fp32 accuracy. The decision depends on the machine, not on timing,
-so runs repeat exactly. On a GPU the CPU does not matter: there ``auto`` is full fp32 on every host, and ``high`` allows
-TF32.
+so runs repeat exactly. A few rows, as in decoding, MKL multiplies faster there: ``by_mkl``. On a GPU the CPU does not
+matter: there ``auto`` is full fp32 on every host, and ``high`` allows TF32.
 
 **Whether freed memory returns to the system.** glibc returns every large tensor and gets zeroed pages for the next, 10
 to 20 times slower than reusing memory. Keeping it costs only a larger resident size between steps.
@@ -17,10 +17,13 @@ import ctypes
 import functools
 import math
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
 import torch
+from torch import Tensor
 
 from blockwright.blocks.precision import matmul_precision
 
@@ -70,6 +73,35 @@ def _error_of_medium() -> float:
         product = (a @ b).double()
     exact = a.double() @ b.double()
     return float((product - exact).norm() / exact.norm())
+
+
+def reads_fast(x: Tensor) -> bool:
+    """Whether MKL reads matrices faster for such rows: in plain fp32, on processors where that was measured."""
+    return is_plain(x) and _pays()
+
+
+def is_plain(x: Tensor) -> bool:
+    """Whether x is fp32 on a CPU, without gradients, autocast or a compiler, so that its products can be redirected."""
+    if torch.is_grad_enabled() or x.dtype != torch.float32 or not x.is_cpu:
+        return False
+    return not (torch.is_autocast_enabled("cpu") or torch.compiler.is_compiling())
+
+
+@contextmanager
+def by_mkl() -> Iterator[None]:
+    """Context in which MKL computes fp32 products."""
+    products = torch.backends.mkldnn.matmul  # type: ignore[attr-defined] # what set_float32_matmul_precision sets too
+    precision = products.fp32_precision
+    products.fp32_precision = "ieee"
+    try:
+        yield
+    finally:
+        products.fp32_precision = precision
+
+
+@functools.cache
+def _pays() -> bool:
+    return is_amd() and torch.backends.mkl.is_available()
 
 
 def keep_freed_memory() -> bool:

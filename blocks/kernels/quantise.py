@@ -9,6 +9,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from blockwright.blocks.kernels.seam import kernel
+
 BITS = (8, 6, 4)
 GROUP = 64  # maximum numbers per scale: 16 bits of scale add a quarter of a bit per number
 
@@ -93,6 +95,23 @@ def quantise(x: Tensor, bits: int, sizes: Sequence[int]) -> tuple[Tensor, Tensor
     divisors = _of_groups(scales.float().clamp(min=torch.finfo(torch.float32).tiny), groups)
     rounded = torch.cat([(group / by).flatten(-2) for group, by in zip(groups, divisors, strict=True)], -1).round_()
     return pack((rounded.clamp_(-top, top) + (top + 1)).to(torch.uint8), bits), scales
+
+
+@kernel("coding", "torch", order=20)
+def store(x: Tensor, into: Codes) -> Codes:
+    """Quantise tokens.
+
+    Args:
+        x: [B,T,W]
+        into: codes and scales of as many tokens, which are overwritten
+
+    Returns:
+        ``into``
+    """
+    codes, scales = quantise(x, into.bits, into.sizes)
+    into.codes.copy_(codes)
+    into.scales.copy_(scales)
+    return into
 
 
 def dequantise(codes: Tensor, scales: Tensor, bits: int, sizes: Sequence[int], dtype: torch.dtype) -> Tensor:

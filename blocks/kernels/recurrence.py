@@ -33,7 +33,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from blockwright.blocks.kernels.seam import kernel
+from blockwright.blocks.kernels.seam import compute, kernel
 
 CHUNK = 64  # tokens; a power of two
 
@@ -74,6 +74,29 @@ def recurrence(
     known = torch.amp.is_autocast_available(v.device.type)
     with torch.autocast(v.device.type, enabled=False) if known else nullcontext():
         return _recurrence(q, k, v, decay, beta, state, segments, erase, at, chunk)
+
+
+@kernel("recurrence_each", "one_by_one", order=20)
+def recurrence_each(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    decay: Tensor,
+    beta: Tensor | None,
+    state: Tensor | None,
+    erase: Tensor | None = None,
+    at: Tensor | None = None,
+) -> Result:
+    """The recurrence over a few tokens of one document, as a draft's, with the state after each, [B,T,N,K,V]."""
+    outputs, states = [], []
+    for t in range(v.shape[1]):
+        token = slice(t, t + 1)
+        strength, erased, place = (None if x is None else x[:, token] for x in (beta, erase, at))
+        now = q[:, token], k[:, token], v[:, token], decay[:, token], strength
+        y, state = compute("recurrence", *now, state, None, erased, place)
+        outputs.append(y)
+        states.append(state)
+    return torch.cat(outputs, 1), torch.stack(states, 1)
 
 
 def _recurrence(

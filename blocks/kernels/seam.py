@@ -27,18 +27,18 @@ OWN = [
     "attention",
     "coded_attention",
     "coded_gpu",
-    "coded_products",
     "cross_entropy",
     "elementwise",
     "encoder_attention",
     "experts",
-    "few_tokens",
     "fla",
     "flash",
     "flash_mla",
     "flex",
     "latent_attention",
     "liger",
+    "linear",
+    "quantise",
     "recurrence",
     "rotary",
 ]
@@ -46,10 +46,13 @@ KERNELS = (
     "attention",
     "latent_attention",
     "coded_attention",
+    "coding",
     "recurrence",
+    "recurrence_each",
     "encoder_attention",
     "experts",
     "cross_entropy",
+    "linear",
     "rms_norm",
     "gated_silu",
     "rotation",
@@ -149,6 +152,21 @@ def chain(kernel: str, name: str | None, device_type: str, capability: tuple[int
     return tuple(wanted[:end])
 
 
+def first_to_take(asked: Sequence[Implementation], *given: Any) -> Any:
+    """What the first implementation that takes these arguments computes of them."""
+    for implementation in asked:
+        if implementation.takes is None or implementation.takes(*given):
+            return implementation.call(*given)
+    raise AssertionError("no implementation takes these arguments")  # this project's own end each chain
+
+
+def compute(kernel: str, *given: Any) -> Any:
+    """A kernel where no ``Kernels`` is at hand: by the automatic choice for the device of the first argument."""
+    device = given[0].device
+    return first_to_take(chain(kernel, None, device.type, capability_of(device)), *given)
+
+
+@cache
 def capability_of(device: torch.device) -> tuple[int, int]:
     """Of a GPU that is here; (0, 0) of anything else."""
     return torch.cuda.get_device_capability(device) if device.type == "cuda" and torch.cuda.is_available() else (0, 0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 
 from blockwright.blocks.compose import check, compose, preset
 from blockwright.blocks.decoder import Decoder
-from blockwright.blocks.kernels import blocked_attention
+from blockwright.blocks.kernels.seam import implementations
 from blockwright.registry import ConfigError
 from blockwright.training.compiling import check_compiler, compile_layers
 
@@ -63,7 +64,8 @@ def fresh() -> Iterator[None]:
 def test_layers_of_a_preset_compile_without_a_break_to_the_same_loss_and_gradients(
     fresh: None, model: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(blocked_attention, "SHORTEST", 4)  # where it can be, attention is by blocks, as in training
+    blocked = sys.modules[implementations("attention")["blocked"].call.__module__]
+    monkeypatch.setattr(blocked, "SHORTEST", 4)  # where it can be, attention is by blocks, as in training
     decoder = compose(shrunken(model), seed=0)
     if decoder.loop is None:  # of equal layers, the first
         unlike: dict[str, nn.Module] = {}

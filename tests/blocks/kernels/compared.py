@@ -4,10 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
+
+from blockwright.blocks.kernels import seam
+from blockwright.blocks.kernels.seam import chain, implementations
 
 PRECISIONS = {torch.float64: 1e-12, torch.float32: 3e-6, torch.bfloat16: 4e-2}
 TIGHT = {torch.float64: 1e-12, torch.float32: 2e-6, torch.bfloat16: 2e-2}
@@ -67,6 +72,21 @@ def assert_compiles(call: Callable[..., Tensor], given: Sequence[Tensor], tolera
     compiled = with_gradients(torch.compile(call, fullgraph=True, backend="aot_eager"), given)
     for got, expected in zip(compiled, with_gradients(call, given), strict=True):
         torch.testing.assert_close(got, expected, rtol=0, atol=tolerance)
+
+
+def spy(monkeypatch: pytest.MonkeyPatch, *kernels: str) -> list[tuple[str, tuple[Any, ...]]]:
+    """The implementation and the arguments of every further call of some kernels, by what is built from now on."""
+    calls: list[tuple[str, tuple[Any, ...]]] = []
+    for kernel in kernels:
+        for name, one in implementations(kernel).items():
+
+            def noting(*given: Any, name: str = name, call: Callable[..., Any] = one.call) -> Any:
+                calls.append((name, given))
+                return call(*given)
+
+            monkeypatch.setitem(seam._known[kernel], name, replace(one, call=noting))
+    chain.cache_clear()
+    return calls
 
 
 @contextmanager

@@ -8,7 +8,6 @@ import itertools
 import pickle
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -31,6 +30,7 @@ from blockwright.blocks.kernels.recurrence import recurrence_reference
 from blockwright.blocks.kernels.scoring import Scoring
 from blockwright.blocks.kernels.seam import chain, implementations, kernel
 from blockwright.registry import ConfigError, RegistrationError
+from tests.blocks.kernels.compared import spy
 
 HOPPER, AMPERE = (9, 0), (8, 0)
 
@@ -114,16 +114,12 @@ def test_choice_is_made_for_the_device_reaches_every_block_and_follows_the_weigh
 
 
 def test_implementation_asked_for_is_the_one_that_runs(monkeypatch: pytest.MonkeyPatch) -> None:
-    ran: list[str] = []
-    for name, one in implementations("experts").items():
-        spy = lambda *given, n=name, call=one.call: ran.append(n) or call(*given)  # noqa: E731
-        monkeypatch.setitem(seam._known["experts"], name, replace(one, call=spy))
-    chain.cache_clear()
+    calls = spy(monkeypatch, "experts")
     choices = Choices(torch.tensor([[0], [1], [0]]), torch.ones(3, 1))
     for kernels in (Kernels(), Kernels(experts="grouped"), Kernels(experts="segments")):
         kernels.swiglu_experts(torch.randn(3, 4), choices, torch.randn(2, 6, 4), torch.randn(2, 4, 3))
     chain.cache_clear()
-    assert ran == ["segments", "grouped", "segments"]
+    assert [name for name, _ in calls] == ["segments", "grouped", "segments"]
 
 
 def test_override_that_is_unknown_or_not_installed_is_refused() -> None:
@@ -150,6 +146,10 @@ ORDERS: list[tuple[str, str, tuple[int, int], str | None, str]] = [
     ("latent_attention", "cuda", HOPPER, None, "absorbed"),
     ("recurrence", "cpu", (0, 0), None, "few_tokens torch"),
     ("recurrence", "cuda", HOPPER, None, "torch"),
+    ("recurrence_each", "cpu", (0, 0), None, "few_tokens one_by_one"),
+    ("linear", "cpu", (0, 0), None, "few_rows torch"),
+    ("linear", "cuda", HOPPER, None, "torch"),
+    ("coding", "cpu", (0, 0), None, "compiled torch"),
     ("coded_attention", "cpu", (0, 0), None, "compiled parts whole"),
     ("coded_attention", "meta", (0, 0), None, "whole"),
 ]

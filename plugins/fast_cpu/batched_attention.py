@@ -18,8 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from blockwright.blocks.kernels.blocked_attention import heads_first, heads_last
-from blockwright.blocks.kernels.seam import as_written
+from blockwright.blocks.kernels.seam import as_written, kernel
+from blockwright.plugins.fast_cpu.blocked_attention import heads_first, heads_last
 
 LONGEST = 1024  # positions; beyond, weights outgrow the rest of a layer
 SCORES = 2**22  # bytes of the scores of heads computed together
@@ -68,6 +68,7 @@ def suits(q: Tensor, k: Tensor, v: Tensor, scale: float) -> bool:
     return q.shape[1] <= LONGEST and as_written() and not casts
 
 
+@kernel("encoder_attention", "batched", devices=("cpu",), takes=suits, order=10)
 def batched_attention(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
     """``encoder_attention`` without a second derivative."""
     return _BatchedAttention.apply(q, k, v, scale)

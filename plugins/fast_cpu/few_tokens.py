@@ -13,9 +13,9 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from blockwright.blocks.kernels.c_library import loaded
-from blockwright.blocks.kernels.few_rows import watched
 from blockwright.blocks.kernels.seam import kernel
+from blockwright.plugins.fast_cpu.c_library import loaded
+from blockwright.plugins.fast_cpu.few_rows import watched
 
 FEW = 8  # tokens
 LANES = 16  # widths of values come in multiples, as lanes.h declares
@@ -66,6 +66,20 @@ def recurrence_of_few(
     return y, states[:, -1]
 
 
+def suits_each(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    decay: Tensor,
+    beta: Tensor | None,
+    state: Tensor | None,
+    erase: Tensor | None = None,
+    at: Tensor | None = None,
+) -> bool:
+    return suits(q, k, v, decay, beta, state, None, erase, at)
+
+
+@kernel("recurrence_each", "few_tokens", devices=("cpu",), takes=suits_each, order=10)
 def after_each(
     q: Tensor,
     k: Tensor,

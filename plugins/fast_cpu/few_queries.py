@@ -11,8 +11,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from blockwright.blocks.kernels.few_rows import by_mkl, is_plain
+from blockwright.blocks.kernels.machine import by_mkl, is_plain
 from blockwright.blocks.kernels.scoring import Scoring, dense
+from blockwright.blocks.kernels.seam import kernel
 
 FEW = 8  # queries a row
 
@@ -33,6 +34,7 @@ def _side_by_side(t: Tensor) -> bool:
     return t.stride(3) == 1 and t.stride(1) == H and (B == 1 or t.stride(0) == K * t.stride(2))
 
 
+@kernel("attention", "few_queries", devices=("cpu",), takes=suits, order=11)
 def few_queries(q: Tensor, k: Tensor, v: Tensor, scoring: Scoring) -> Tensor:
     """``causal_attention`` of q [B,T,N,H], of a few T."""
     B, T, N, _ = q.shape

@@ -18,8 +18,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from blockwright.blocks.kernels.grouped_matmul import Order, combine, dispatch, grouped_matmul
+from blockwright.blocks.kernels.experts import Choices, in_order
+from blockwright.blocks.kernels.grouped_matmul import Order
 from blockwright.blocks.kernels.machine import multiplies_by_onednn
+from blockwright.blocks.kernels.seam import kernel
+from blockwright.plugins.fast_cpu.few_experts import few, few_swiglu
 
 ROWS = 8192  # per pass: fewer would fit the L2 cache, but thin products cost more than that saves
 WASTE = 1.3  # maximum ratio of padded to real rows in a group
@@ -329,8 +332,20 @@ def grouped_swiglu(x: Tensor, weights: Tensor, gate_up: Tensor, down: Tensor, or
     return _GroupedSwiGLU.apply(x, weights, gate_up, down, order)
 
 
-def grouped_swiglu_reference(x: Tensor, weights: Tensor, gate_up: Tensor, down: Tensor, order: Order) -> Tensor:
-    """``grouped_swiglu`` from ``dispatch``, ``grouped_matmul`` and ``combine``, as on a GPU and in a compiler."""
-    gate, up = grouped_matmul(dispatch(x, order), gate_up, order.ends).chunk(2, -1)
-    hidden = F.silu(gate) * up * weights.to(gate.dtype)[:, None]
-    return combine(grouped_matmul(hidden, down, order.ends), order)
+@kernel("experts", "segments", devices=("cpu", "cuda"), automatic=("cpu",), order=10)
+def swiglu_experts_on_cpu(x: Tensor, choices: Choices, gate_up: Tensor, down: Tensor) -> Tensor:
+    """For few pairs, one expert at a time; else in one pass over the sorted tokens.
+
+    Args:
+        x: [T,D]
+        choices: of its tokens
+        gate_up: [E,2F,D], gate rows first
+        down: [E,D,F]
+
+    Returns:
+        [T,D]
+    """
+    if few(choices.experts):
+        return few_swiglu(x, choices.experts, choices.weights, gate_up, down)
+    order, weights = in_order(choices, len(gate_up))
+    return grouped_swiglu(x, weights, gate_up.to(x.dtype), down.to(x.dtype), order)

@@ -12,16 +12,15 @@ four. All this is of fp32, even where larger products go to oneDNN (see machine.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import cache
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from blockwright.blocks.kernels.c_library import loaded
-from blockwright.blocks.kernels.machine import is_amd
+from blockwright.blocks.kernels.machine import by_mkl, reads_fast
+from blockwright.blocks.kernels.seam import kernel
+from blockwright.plugins.fast_cpu.c_library import loaded
 
 FEW = 4  # rows
 PARTS = 16  # of the matrix
@@ -30,25 +29,15 @@ TOGETHER, LANES = 8, 16  # rows and columns of the matrix come in multiples, as 
 LEAST = 256  # columns; for models of narrower matrices a compiler would take longer than it saves
 
 
+def suits(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> bool:
+    """Whether one of both takes rows and a matrix."""
+    return bool(x.numel()) and reads_fast(x) and (suits_compiled(x, weight) or few(x, weight))
+
+
+@kernel("linear", "few_rows", devices=("cpu",), takes=suits, order=10)
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """x Wᵀ + b: ``torch.nn.functional.linear``, faster for a few rows.
-
-    Args:
-        x: [..., K]
-        weight: [N,K]
-        bias: [N]
-
-    Returns:
-        [..., N]
-    """
-    if not x.numel() or not reads_fast(x):
-        return F.linear(x, weight, bias)
-    if suits_compiled(x, weight):
-        y = compiled(x, weight)
-    elif few(x, weight):
-        y = of_mkl(x, weight)
-    else:
-        return F.linear(x, weight, bias)
+    """``linear`` of a few rows."""
+    y = compiled(x, weight) if suits_compiled(x, weight) else of_mkl(x, weight)
     return y if bias is None else y.add_(bias)
 
 
@@ -103,32 +92,3 @@ def few(x: Tensor, weight: Tensor) -> bool:
 def _is_whole(weight: Tensor) -> bool:
     """Whether a matrix is plain fp32 numbers side by side."""
     return type(weight) in (Tensor, torch.nn.Parameter) and weight.dtype == torch.float32 and weight.is_contiguous()
-
-
-def reads_fast(x: Tensor) -> bool:
-    """Whether MKL reads matrices faster for such rows: in plain fp32, on processors where that was measured."""
-    return is_plain(x) and _pays()
-
-
-def is_plain(x: Tensor) -> bool:
-    """Whether x is fp32 on a CPU, without gradients, autocast or a compiler, so that its products can be redirected."""
-    if torch.is_grad_enabled() or x.dtype != torch.float32 or not x.is_cpu:
-        return False
-    return not (torch.is_autocast_enabled("cpu") or torch.compiler.is_compiling())
-
-
-@contextmanager
-def by_mkl() -> Iterator[None]:
-    """Context in which MKL computes fp32 products."""
-    products = torch.backends.mkldnn.matmul  # type: ignore[attr-defined] # what set_float32_matmul_precision sets too
-    precision = products.fp32_precision
-    products.fp32_precision = "ieee"
-    try:
-        yield
-    finally:
-        products.fp32_precision = precision
-
-
-@cache
-def _pays() -> bool:
-    return is_amd() and torch.backends.mkl.is_available()

@@ -10,11 +10,11 @@ import torch
 from pairwise import each, pairs
 from torch import Tensor
 
-from blockwright.blocks.kernels import blocked_attention as module
 from blockwright.blocks.kernels.attention import causal_attention_reference
-from blockwright.blocks.kernels.blocked_attention import blocked_attention
 from blockwright.blocks.kernels.choice import Kernels
 from blockwright.blocks.kernels.scoring import Scoring
+from blockwright.plugins.fast_cpu import blocked_attention as module
+from blockwright.plugins.fast_cpu.blocked_attention import blocked_attention
 from tests.blocks.kernels.compared import PRECISIONS, assert_compiles, assert_same, drawn, leaves, wide
 
 # B, T, N, K, H, V; a block holds 16 queries in these tests

@@ -23,7 +23,7 @@ from torch import Tensor
 from blockwright.blocks.kernels.long_attention import LONGEST, SHORTEST
 from blockwright.blocks.kernels.machine import multiplies_by_onednn
 from blockwright.blocks.kernels.scoring import Bias, Scoring, dense, part
-from blockwright.blocks.kernels.seam import as_written
+from blockwright.blocks.kernels.seam import as_written, kernel
 
 # Tokens of a whole sequence from which blocks win where oneDNN multiplies: torch's own attention for CPUs calls it for
 # each tile of at most 32 keys. Forward and backward of 64 tokens, 48 × 4 heads of 16 on a Zen 4 core, take 2.7 ms by a
@@ -261,6 +261,7 @@ def heads_last(t: Tensor, n_heads: int) -> Tensor:
     return t.unflatten(0, (-1, n_heads)).transpose(1, 2)
 
 
+@kernel("attention", "blocked", devices=("cpu",), takes=suits, order=10)
 def blocked_attention(q: Tensor, k: Tensor, v: Tensor, scoring: Scoring) -> Tensor:
     """``causal_attention`` without sinks or cap, and without a gradient of the bias."""
     groups = q.shape[2] // k.shape[2]

@@ -14,9 +14,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from blockwright.blocks.kernels import c_library, few_rows
-from blockwright.blocks.kernels.few_rows import FEW, FEW_COMPILED, LANES, LEAST, PARTS, TOGETHER, compiled, few, linear
+from blockwright.blocks.kernels import machine
+from blockwright.blocks.kernels.linear import linear
 from blockwright.blocks.linear import Linear
+from blockwright.plugins.fast_cpu import c_library, few_rows
+from blockwright.plugins.fast_cpu.few_rows import FEW, FEW_COMPILED, LANES, LEAST, PARTS, TOGETHER, compiled, few
 from tests.blocks.kernels.compared import drawn, threads
 
 needs_compiler = pytest.mark.skipif(c_library.loaded("few_rows") is None, reason="no C compiler here")
@@ -25,7 +27,7 @@ needs_compiler = pytest.mark.skipif(c_library.loaded("few_rows") is None, reason
 @pytest.fixture(autouse=True)
 def pays(monkeypatch: pytest.MonkeyPatch) -> None:
     """On any processor."""
-    monkeypatch.setattr(few_rows, "_pays", lambda: True)
+    monkeypatch.setattr(machine, "_pays", lambda: True)
 
 
 def single(*shape: int, seed: int = 0) -> Tensor:
@@ -130,8 +132,9 @@ def test_a_library_of_one_thread_leaves_several_to_torch(monkeypatch: pytest.Mon
 
 PROGRAM = """
 import torch
-from blockwright.blocks.kernels import few_rows
-few_rows._pays = lambda: True
+from blockwright.blocks.kernels import machine
+from blockwright.plugins.fast_cpu import few_rows
+machine._pays = lambda: True
 torch.backends.mkldnn.matmul.fp32_precision = "bf16"  # as new programs do; the older function then raises
 with torch.no_grad():
     few_rows.linear(torch.ones(1, 8), torch.ones(32, 8))
