@@ -11,7 +11,7 @@ from torch import Tensor
 
 from blockwright.blocks.base import Block
 from blockwright.blocks.depthwise import Stretch
-from blockwright.blocks.kernels.documents import is_real
+from blockwright.blocks.kernels.scoring import is_real
 
 if TYPE_CHECKING:
     from blockwright.blocks.cache.base import Cache

@@ -14,9 +14,8 @@ from blockwright.blocks.base import Keys, Queries
 from blockwright.blocks.cache.base import Cache
 from blockwright.blocks.forward_pass import Carry, Pass
 from blockwright.blocks.kernels.attention import visible
-from blockwright.blocks.kernels.documents import is_real
 from blockwright.blocks.kernels.long_attention import Bias as PartBias
-from blockwright.blocks.kernels.scoring import Bias, dense
+from blockwright.blocks.kernels.scoring import Bias, dense, is_real
 from blockwright.blocks.position.base import Position
 from blockwright.blocks.selector.base import Asked, Held, Selector
 from blockwright.registry import BlockError

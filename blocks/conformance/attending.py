@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from blockwright.blocks.attention.remembered import Held, Layout, layout, parts
 from blockwright.blocks.attention.scored import Scored
 from blockwright.blocks.base import Block
-from blockwright.blocks.conformance.verdict import PromiseError, must
+from blockwright.blocks.conformance.setting import PromiseError, must
 from blockwright.blocks.forward_pass import Pass
 from blockwright.blocks.kernels.choice import Kernels
 

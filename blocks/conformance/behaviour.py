@@ -11,13 +11,12 @@ from torch import Tensor, nn
 from blockwright.blocks.attention.base import row_factors
 from blockwright.blocks.attention.scored import Scored
 from blockwright.blocks.conformance.attending import remembered_by_mix
-from blockwright.blocks.conformance.setting import MODEL, Setting, shown, tokens, watched
-from blockwright.blocks.conformance.verdict import ExemptError, must, must_agree
+from blockwright.blocks.conformance.setting import MODEL, ExemptError, Setting, must, must_agree, shown, tokens, watched
 from blockwright.blocks.convolution import Convolution
 from blockwright.blocks.decoder import Decoder
 from blockwright.blocks.kernels.largest_score import LargestScores
 from blockwright.blocks.kernels.quantise import BITS
-from blockwright.blocks.memory.table import numbers
+from blockwright.blocks.memory.base import numbers
 from blockwright.registry import BlockError
 
 BOUND = 1e-5  # fp32, two layers: another order of summation differs by about 1e-6

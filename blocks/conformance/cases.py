@@ -23,8 +23,7 @@ from blockwright.blocks.conformance import (
     widths,
 )
 from blockwright.blocks.conformance.hyperparameters import switched_on
-from blockwright.blocks.conformance.setting import Setting
-from blockwright.blocks.conformance.verdict import ExemptError, PromiseError
+from blockwright.blocks.conformance.setting import ExemptError, PromiseError, Setting
 from blockwright.blocks.norm import Norm
 from blockwright.registry import ConfigError, did_you_mean
 

@@ -16,8 +16,18 @@ from blockwright.blocks.base import Block, Kind, Placement
 from blockwright.blocks.compose import assemble, compose
 from blockwright.blocks.conformance.attending import remembered_by_mix
 from blockwright.blocks.conformance.behaviour import BOUND, CACHED, states
-from blockwright.blocks.conformance.setting import MODEL, Setting, initialised, seed_all, shown, tokens
-from blockwright.blocks.conformance.verdict import ExemptError, PromiseError, must, must_agree
+from blockwright.blocks.conformance.setting import (
+    MODEL,
+    ExemptError,
+    PromiseError,
+    Setting,
+    initialised,
+    must,
+    must_agree,
+    seed_all,
+    shown,
+    tokens,
+)
 from blockwright.blocks.cost import count_parameters, input_flops, training_flops_per_token
 from blockwright.blocks.counting import Counter
 from blockwright.blocks.decoder import Decoder

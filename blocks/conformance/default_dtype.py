@@ -9,12 +9,11 @@ import torch
 from torch import Tensor
 
 from blockwright.blocks.base import Keys, Queries
-from blockwright.blocks.conformance.setting import MODEL, Setting, shown, tokens
-from blockwright.blocks.conformance.verdict import must
+from blockwright.blocks.conformance.setting import MODEL, Setting, must, shown, tokens
 from blockwright.blocks.decoder import Decoder
 from blockwright.blocks.gating.base import Gating
 from blockwright.blocks.kernels.scoring import dense
-from blockwright.blocks.memory.table import numbers
+from blockwright.blocks.memory.base import numbers
 from blockwright.blocks.position.base import Position
 from blockwright.blocks.precision import default_dtype
 

@@ -16,8 +16,7 @@ from blockwright.blocks.base import Block
 from blockwright.blocks.compose import assemble, check
 from blockwright.blocks.conformance.behaviour import states
 from blockwright.blocks.conformance.construction import move_gates
-from blockwright.blocks.conformance.setting import Setting, filled, shown, tokens
-from blockwright.blocks.conformance.verdict import ExemptError, PromiseError, must
+from blockwright.blocks.conformance.setting import ExemptError, PromiseError, Setting, filled, must, shown, tokens
 from blockwright.blocks.decoder import Decoder
 from blockwright.blocks.model_config import read
 from blockwright.registry import ConfigError

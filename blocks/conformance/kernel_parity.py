@@ -19,16 +19,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from blockwright.blocks.conformance.cases import Outcome, PromiseError
+from blockwright.blocks.conformance.cases import Outcome
+from blockwright.blocks.conformance.setting import PromiseError
 from blockwright.blocks.kernels import (
     attention,
     coded_attention,
     cross_entropy,
     elementwise,
-    encoder_attention,
     latent_attention,
     recurrence,
-    rotary,
 )
 from blockwright.blocks.kernels import (
     quantise as quantising,
@@ -343,10 +342,10 @@ _REFERENCES: dict[str, Callable[..., Any]] = {
     "recurrence_each": recurrence.recurrence_each,
     "linear": F.linear,
     "recurrence": recurrence.recurrence_reference,
-    "encoder_attention": encoder_attention.encoder_attention_reference,
+    "encoder_attention": attention.encoder_attention_reference,
     "experts": _swiglu_experts_reference,
     "cross_entropy": cross_entropy.linear_cross_entropy_reference,
     "rms_norm": elementwise.rms_norm_reference,
     "gated_silu": elementwise.gated_silu_reference,
-    "rotation": rotary.rotate_pairs_reference,
+    "rotation": elementwise.rotate_pairs_reference,
 }

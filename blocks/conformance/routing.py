@@ -8,11 +8,10 @@ from torch import Tensor
 from blockwright import registry
 from blockwright.blocks.balance import Balance
 from blockwright.blocks.conformance.behaviour import BOUND
-from blockwright.blocks.conformance.setting import Setting, filled, tokens, watched
-from blockwright.blocks.conformance.verdict import ExemptError, must, must_agree
+from blockwright.blocks.conformance.setting import ExemptError, Setting, filled, must, must_agree, tokens, watched
 from blockwright.blocks.decoder import Decoder
 from blockwright.blocks.gating.base import Gating, Routing
-from blockwright.blocks.kernels.documents import PADDING
+from blockwright.blocks.kernels.scoring import PADDING
 from blockwright.blocks.selector.base import Selector
 
 

@@ -9,8 +9,7 @@ from torch import Tensor
 
 from blockwright.blocks.cache.base import Cache
 from blockwright.blocks.conformance.behaviour import BOUND, STEP_BOUND, median_off, remembers_tails, states
-from blockwright.blocks.conformance.setting import MODEL, Setting, tokens
-from blockwright.blocks.conformance.verdict import ExemptError, must, must_agree
+from blockwright.blocks.conformance.setting import MODEL, ExemptError, Setting, must, must_agree, tokens
 from blockwright.blocks.decoder import Decoder
 from blockwright.blocks.generation.batch import Batch
 from blockwright.blocks.generation.generate import Continuations

@@ -24,7 +24,6 @@ from torch import Tensor, nn
 from blockwright import registry
 from blockwright.blocks.base import Block
 from blockwright.blocks.compose import assemble, check, compose
-from blockwright.blocks.conformance.verdict import must
 from blockwright.blocks.decoder import Decoder
 from blockwright.blocks.initialise import initialise
 from blockwright.blocks.input import Input, Media, is_input
@@ -33,6 +32,29 @@ from blockwright.blocks.loop import Loop
 from blockwright.registry import ConfigError, Node
 from blockwright.registry.catalogue import Entry, find_family
 from blockwright.registry.schema import Parameter
+
+
+class PromiseError(AssertionError):
+    """The block does not satisfy the check's docstring; the message says what was seen."""
+
+
+class ExemptError(Exception):
+    """The check does not apply to this block; the message says why."""
+
+
+def must(holds: bool, reason: str) -> None:
+    """Raise ``PromiseError`` with the reason unless ``holds``."""
+    if not holds:
+        raise PromiseError(reason)
+
+
+def must_agree(got: Tensor, expected: Tensor, bound: float, what: str) -> None:
+    """Raise ``PromiseError`` unless two tensors have the same shape and differ by at most ``bound``."""
+    must(got.shape == expected.shape, f"{what}: shape {tuple(got.shape)} instead of {tuple(expected.shape)}")
+    must(bool(torch.isfinite(got).all() and torch.isfinite(expected).all()), f"{what}: values that are not finite")
+    off = (got.double() - expected.double()).abs().max().item() if got.numel() else 0.0
+    must(off <= bound, f"{what}: off by {off:.3g}, at most {bound:g} allowed")
+
 
 MODEL: dict[str, Any] = {
     "vocab_size": 61,

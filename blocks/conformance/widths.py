@@ -9,11 +9,10 @@ import torch
 
 from blockwright import registry
 from blockwright.blocks.compose import check, compose
-from blockwright.blocks.conformance.setting import MODEL, Setting
-from blockwright.blocks.conformance.verdict import ExemptError, must
+from blockwright.blocks.conformance.setting import MODEL, ExemptError, Setting, must
 from blockwright.blocks.coordinates import Size, kind_of, measure, slopes, text
 from blockwright.blocks.decoder import Decoder
-from blockwright.blocks.memory.table import Table
+from blockwright.blocks.memory.base import Table
 from blockwright.blocks.widths import multiplied, scales
 from blockwright.registry import ConfigError
 

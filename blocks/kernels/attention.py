@@ -1,4 +1,4 @@
-"""Causal scaled-dot-product attention: fast implementations and a reference."""
+"""Scaled-dot-product attention, causal and of all on all: torch's kernels and references."""
 
 from __future__ import annotations
 
@@ -123,3 +123,29 @@ def causal_attention_reference(q: Tensor, k: Tensor, v: Tensor, scoring: Scoring
         scores = torch.cat((scores, sinks.to(scores.dtype)[None, :, None, None].expand(B, N, T, 1)), -1)
     weights = scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(v.dtype)
     return torch.einsum("bnts,bsnv->btnv", weights[..., : v.shape[1]], v)
+
+
+# --- attention of all positions on all, as in encoders: fast implementations and a reference ---
+
+
+@kernel("encoder_attention", "sdpa", order=20)
+def encoder_attention(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+    """softmax(q kᵀ · scale) v without a mask.
+
+    Args:
+        q, k, v: [B,T,N,H]
+        scale: multiplies q·k
+
+    Returns:
+        [B,T,N,H]
+    """
+    q, k, v = (t.transpose(1, 2) for t in (q, k, v))
+    return F.scaled_dot_product_attention(q, k, v, scale=scale).transpose(1, 2)
+
+
+@kernel("encoder_attention", "reference", automatic=False, order=30)
+def encoder_attention_reference(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+    """The definition."""
+    scores = torch.einsum("btnh,bsnh->bnts", q, k) * scale
+    weights = scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(v.dtype)
+    return torch.einsum("bnts,bsnv->btnv", weights, v)

@@ -111,7 +111,7 @@ class Kernels:
         return self._compute("recurrence_each", q, k, v, decay, beta, state, erase, at)
 
     def attend_all(self, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
-        """``blockwright.blocks.kernels.encoder_attention.encoder_attention``."""
+        """``blockwright.blocks.kernels.attention.encoder_attention``."""
         return self._compute("encoder_attention", q, k, v, scale)
 
     def swiglu_experts(self, x: Tensor, choices: Choices, gate_up: Tensor, down: Tensor) -> Tensor:
@@ -141,7 +141,7 @@ class Kernels:
         return self._compute("gated_silu", gate, up)
 
     def rotate(self, x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
-        """``blockwright.blocks.kernels.rotary.rotate_pairs``."""
+        """``blockwright.blocks.kernels.elementwise.rotate_pairs``."""
         return self._compute("rotation", x, cos, sin, interleaved)
 
     def _compute(self, kernel: str, *given: Any) -> Any:

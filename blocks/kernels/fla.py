@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from blockwright.blocks.kernels.documents import borders, once
 from blockwright.blocks.kernels.recurrence import Result
+from blockwright.blocks.kernels.scoring import borders, once
 from blockwright.blocks.kernels.seam import kernel
 
 WIDEST = 256  # numbers of a key

@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 
 from blockwright.blocks.kernels.attention import causal_attention
-from blockwright.blocks.kernels.documents import borders, once
-from blockwright.blocks.kernels.scoring import Scoring
+from blockwright.blocks.kernels.scoring import Scoring, borders, once
 from blockwright.blocks.kernels.seam import kernel
 
 HALF = (torch.bfloat16, torch.float16)

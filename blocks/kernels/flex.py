@@ -18,8 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from blockwright.blocks.kernels.documents import once, starts
-from blockwright.blocks.kernels.scoring import Bias, Scoring, of_any_length
+from blockwright.blocks.kernels.scoring import Bias, Scoring, of_any_length, once, starts
 from blockwright.blocks.kernels.seam import kernel
 
 KEPT = 16  # block masks of shapes and windows that are remembered

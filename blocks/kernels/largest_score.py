@@ -11,8 +11,7 @@ from torch import Tensor, nn
 from blockwright.blocks.base import Block
 from blockwright.blocks.kernels.attention import visible
 from blockwright.blocks.kernels.choice import Kernels
-from blockwright.blocks.kernels.documents import is_real
-from blockwright.blocks.kernels.scoring import Scoring
+from blockwright.blocks.kernels.scoring import Scoring, is_real
 from blockwright.blocks.kernels.seam import Implementation
 
 HELD = 2**22  # scores held at a time

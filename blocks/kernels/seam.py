@@ -29,7 +29,6 @@ OWN = [
     "coded_gpu",
     "cross_entropy",
     "elementwise",
-    "encoder_attention",
     "experts",
     "fla",
     "flash",
@@ -40,7 +39,6 @@ OWN = [
     "linear",
     "quantise",
     "recurrence",
-    "rotary",
 ]
 KERNELS = (
     "attention",

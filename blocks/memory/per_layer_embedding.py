@@ -8,8 +8,7 @@ from torch.nn import functional as F
 
 from blockwright.blocks.forward_pass import Pass
 from blockwright.blocks.linear import Linear
-from blockwright.blocks.memory.base import Memory
-from blockwright.blocks.memory.table import Table
+from blockwright.blocks.memory.base import Memory, Table
 from blockwright.blocks.norm import Norm
 from blockwright.registry import BlockError, register
 from blockwright.registry.ranges import Count

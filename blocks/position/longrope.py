@@ -8,7 +8,7 @@ import torch
 from annotated_types import Gt, Le
 from torch import Tensor
 
-from blockwright.blocks.kernels.rotary import angles, base_frequencies, rotary_width, turn
+from blockwright.blocks.kernels.elementwise import angles, base_frequencies, rotary_width, turn
 from blockwright.blocks.position.base import Position
 from blockwright.registry import BlockError, register
 from blockwright.registry.ranges import Count, Positive, Share, Stretch

@@ -5,7 +5,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from blockwright.blocks.kernels.rotary import base_frequencies
+from blockwright.blocks.kernels.elementwise import base_frequencies
 from blockwright.blocks.position.rope import RoPE
 from blockwright.registry import BlockError, register
 from blockwright.registry.ranges import Count, Positive

@@ -5,7 +5,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from blockwright.blocks.kernels.rotary import base_frequencies, rotary_width
+from blockwright.blocks.kernels.elementwise import base_frequencies, rotary_width
 from blockwright.blocks.position.rotary import Rotary
 from blockwright.registry import register
 from blockwright.registry.ranges import Positive, Share, Stretch

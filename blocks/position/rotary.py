@@ -7,7 +7,7 @@ from collections.abc import Hashable
 import torch
 from torch import Tensor, nn
 
-from blockwright.blocks.kernels.rotary import Angles, angles, turn
+from blockwright.blocks.kernels.elementwise import Angles, angles, turn
 from blockwright.blocks.position.base import Position
 
 OF_MODULES = frozenset(vars(nn.Module()))  # attributes that are no settings

@@ -7,7 +7,7 @@ import torch
 from annotated_types import Gt
 from torch import Tensor
 
-from blockwright.blocks.kernels.rotary import base_frequencies, rotary_width
+from blockwright.blocks.kernels.elementwise import base_frequencies, rotary_width
 from blockwright.blocks.position.rotary import Rotary
 from blockwright.registry import register
 from blockwright.registry.ranges import Count, NonNegative, Positive, Share, Stretch

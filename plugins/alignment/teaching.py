@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from blockwright.blocks.decoder import Decoder
 from blockwright.blocks.forward_pass import Pass
 from blockwright.blocks.gating.base import Routing
-from blockwright.blocks.kernels.documents import is_real
+from blockwright.blocks.kernels.scoring import is_real
 from blockwright.registry import BlockError, Composable, family, register
 from blockwright.registry.ranges import Positive
 

@@ -54,7 +54,7 @@ from blockwright.blocks.input import Input as Input
 from blockwright.blocks.kv_source import KVSource as KVSource
 from blockwright.blocks.loop import Loop as Loop
 from blockwright.blocks.memory.base import Memory as Memory
-from blockwright.blocks.memory.table import Table as Table
+from blockwright.blocks.memory.base import Table as Table
 from blockwright.blocks.mixing import Mixing as Mixing
 from blockwright.blocks.norm import Norm as Norm
 from blockwright.blocks.output_gate import OutputGate as OutputGate

@@ -14,8 +14,7 @@ from blockwright.blocks.compose import compose
 from blockwright.blocks.cost import count_parameters, forward_flops_per_token
 from blockwright.blocks.decoder import Decoder
 from blockwright.blocks.forward_pass import Pass
-from blockwright.blocks.memory.engram import Engram
-from blockwright.blocks.memory.hashing import last_tokens, primes_from
+from blockwright.blocks.memory.engram import Engram, last_tokens, primes_from
 from blockwright.blocks.memory.per_layer_embedding import PerLayerEmbedding
 from blockwright.blocks.norm import RMSNorm
 from blockwright.registry import BlockError

@@ -19,8 +19,7 @@ from blockwright.blocks.kernels.few_keys import few
 from blockwright.blocks.selector import indexer
 from blockwright.blocks.selector.base import Asked, Held, highest
 from blockwright.blocks.selector.documents import blocks_of
-from blockwright.blocks.selector.indexer import relu_scores
-from blockwright.blocks.selector.learning import attention_weights, divergence
+from blockwright.blocks.selector.indexer import attention_weights, divergence, relu_scores
 from tests.blocks.small import Make, drawn, ids, near, order, packed, rewind
 
 LATENT = {"name": "mla", "n_heads": 3, "kv_lora_rank": 10, "q_lora_rank": 14, "qk_nope_head_dim": 7}

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from blockwright.blocks.memory.table import Table
+from blockwright.blocks.memory.base import Table
 from blockwright.blocks.weights import weights
 from blockwright.registry.errors import ConfigError
 from blockwright.training.optimizers import stacked_muon

@@ -27,7 +27,7 @@ import numpy as np
 import numpy.typing as npt
 
 from blockwright.blocks.kernels.cross_entropy import IGNORED
-from blockwright.blocks.kernels.documents import PADDING
+from blockwright.blocks.kernels.scoring import PADDING
 from blockwright.registry.disk import FULL
 from blockwright.registry.errors import ConfigError
 from blockwright.training.claims import OWNER, alone, claimed, forget, is_abandoned, new_owner, remove_old_locks

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from blockwright.blocks.kernels import documents
 from blockwright.blocks.kernels.cross_entropy import IGNORED
+from blockwright.blocks.kernels.scoring import PADDING as NO_DOCUMENT
 from blockwright.training.data.order import PADDING, over_epochs
 from blockwright.training.data.packing import Ints, Stream
 
@@ -112,7 +112,7 @@ class Rows(Dataset[dict[str, Tensor]]):
     def _row(self, items: list[int], T: int) -> dict[str, Ints]:
         tokens = np.full(T, self.stream.eos // 2, dtype=np.int64)
         targets = np.full(T, IGNORED, dtype=np.int64)
-        segments, positions, at = np.full(T, documents.PADDING, dtype=np.int64), np.arange(T), 0
+        segments, positions, at = np.full(T, NO_DOCUMENT, dtype=np.int64), np.arange(T), 0
         for number, item in enumerate(items):
             first, length = int(self.starts[item]), int(self.lengths[item])
             marked = self.stream.tokens[first : first + length].astype(np.int64)

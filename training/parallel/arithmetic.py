@@ -17,7 +17,7 @@ from torch import nn
 from blockwright.blocks.cost import numbers_read
 from blockwright.blocks.decoder import Decoder
 from blockwright.blocks.gating.base import Gating
-from blockwright.blocks.memory.table import Table
+from blockwright.blocks.memory.base import Table
 from blockwright.blocks.sample import alike
 from blockwright.blocks.weights import weights
 from blockwright.training.optimizers.base import OptimizerRecipe

@@ -29,7 +29,7 @@ from blockwright.blocks.base import Block
 from blockwright.blocks.cache.base import Cache
 from blockwright.blocks.cache.ring import Ring
 from blockwright.blocks.forward_pass import Pass, Share, joined, split
-from blockwright.blocks.kernels.documents import is_real
+from blockwright.blocks.kernels.scoring import is_real
 from blockwright.blocks.memory.base import Memory
 from blockwright.blocks.over_ranks import OverRanks
 from blockwright.registry import BlockError, ConfigError

@@ -18,7 +18,7 @@ from blockwright.blocks.checkpoint.read import distributions
 from blockwright.blocks.decoder import Decoder
 from blockwright.blocks.forward_pass import Share
 from blockwright.blocks.initialise import stable_seed
-from blockwright.blocks.kernels.documents import is_real
+from blockwright.blocks.kernels.scoring import is_real
 from blockwright.blocks.model_config import read
 from blockwright.blocks.precision import KeepsDtype
 from blockwright.registry import Composable, ConfigError, family

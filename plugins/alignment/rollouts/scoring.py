@@ -9,8 +9,8 @@ from torch import Tensor
 
 from blockwright.blocks.decoder import Decoder
 from blockwright.blocks.gating.base import Gating, Routing
-from blockwright.blocks.kernels.documents import PADDING
 from blockwright.blocks.kernels.log_probabilities import linear_log_probabilities
+from blockwright.blocks.kernels.scoring import PADDING
 from blockwright.plugins.alignment.rollouts.record import Rollout, completion_mask
 from blockwright.training.data.rows import best_fit
 

@@ -11,8 +11,11 @@ from pairwise import pairs
 from torch import Tensor
 
 from blockwright.blocks.cache.base import Cache
-from blockwright.blocks.kernels.attention import causal_attention_reference
-from blockwright.blocks.kernels.encoder_attention import encoder_attention, encoder_attention_reference
+from blockwright.blocks.kernels.attention import (
+    causal_attention_reference,
+    encoder_attention,
+    encoder_attention_reference,
+)
 from blockwright.blocks.kernels.scoring import Scoring
 from blockwright.plugins.fast_cpu import batched_attention as batched
 from blockwright.plugins.fast_cpu import few_queries

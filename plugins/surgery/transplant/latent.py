@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from blockwright.blocks.attention.grouped import GroupedAttention
 from blockwright.blocks.attention.mla import MLA
-from blockwright.blocks.kernels.rotary import base_frequencies
+from blockwright.blocks.kernels.elementwise import base_frequencies
 from blockwright.blocks.norm import NoNorm, Norm
 from blockwright.blocks.position.base import Position
 from blockwright.blocks.position.rope import RoPE

@@ -15,8 +15,10 @@ from blockwright.blocks.kernels.elementwise import (
     rms_norm,
     rms_norm_reference,
     rms_norm_torch,
+    rotary_width,
+    rotate_pairs,
+    rotate_pairs_reference,
 )
-from blockwright.blocks.kernels.rotary import rotary_width, rotate_pairs, rotate_pairs_reference
 from blockwright.registry import BlockError
 from tests.blocks.kernels.compared import assert_same, drawn, leaves
 

@@ -15,7 +15,7 @@ from torch.nn.attention.flex_attention import create_block_mask
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from blockwright.blocks.forward_pass import Pass
-from blockwright.blocks.kernels import documents, flex
+from blockwright.blocks.kernels import flex, scoring
 from blockwright.blocks.kernels.attention import causal_attention_reference
 from blockwright.blocks.kernels.choice import Kernels
 from blockwright.blocks.kernels.flex import flex_causal_attention
@@ -97,7 +97,7 @@ def test_mask_is_made_once_for_a_shape_and_window_and_once_for_a_batch_of_docume
     made.clear()
     gone = weakref.ref(ids)
     del ids
-    assert gone() is None and not documents._made
+    assert gone() is None and not scoring._made
 
 
 class Largest(TorchDispatchMode):

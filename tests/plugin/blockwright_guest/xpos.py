@@ -1,7 +1,7 @@
 import torch
 from torch import Tensor
 
-from blockwright.blocks.kernels.rotary import rotary_width
+from blockwright.blocks.kernels.elementwise import rotary_width
 from blockwright.blocks.position.base import Position
 from blockwright.registry import BlockError, register
 

@@ -12,7 +12,7 @@ from many_ranks import DENSE, far, spawn, train
 from torch import nn
 
 from blockwright.blocks.compose import compose
-from blockwright.blocks.memory.table import Table
+from blockwright.blocks.memory.base import Table
 from blockwright.training.optimizers.adamw import AdamW
 from blockwright.training.optimizers.base import OptimizerRecipe
 from blockwright.training.parallel.arithmetic import held_bytes

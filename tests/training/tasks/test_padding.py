@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from blockwright import registry
-from blockwright.blocks.kernels.documents import PADDING
+from blockwright.blocks.kernels.scoring import PADDING
 from blockwright.blocks.layer import Layer
 from blockwright.registry import ConfigError
 from blockwright.training.callbacks.qk_clip import QKClip
