@@ -182,4 +182,5 @@ def multiplied(base: Decoder, decoder: Decoder) -> set[str]:
 def branches(decoder: Decoder) -> set[str]:
     """Names of the weights whose product is added to the residual stream."""
     blocks = [(name, m) for name, m in decoder.named_modules() if isinstance(m, Block)]
-    return {f"{name}.{output}" for name, block in blocks for output in block.residual_outputs}
+    named = {f"{name}.{output}" for name, block in blocks for output in block.residual_outputs}
+    return named & dict(decoder.named_parameters()).keys()

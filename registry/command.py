@@ -8,8 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
-from blockwright.registry.disk import refusal_of_full
-from blockwright.registry.errors import REFUSED, ConfigError, did_you_mean, refused_path
+from blockwright.registry.errors import REFUSED, ConfigError, did_you_mean, refusal_of_full, refused_path
 
 INTERRUPTED = 130  # 128 + SIGINT
 

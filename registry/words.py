@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from argparse import Namespace
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from blockwright.registry.command import Parser
 from blockwright.registry.errors import ConfigError
@@ -69,3 +71,14 @@ def sort_words(words: Sequence[str], own: Collection[str], n_names: int = 0) -> 
         remedy = f"Name one at a time: {names[0]}, say" if n_names else f"Write model={word} for a model"
         raise ConfigError("command line", word, "is not KEY=VALUE", remedy)
     return Words(settings, overrides, names)
+
+
+# --- words quoted for Hydra's override grammar ---
+
+
+def quoted(value: Path | str) -> str:
+    """A path quoted for Hydra's override grammar; one with a slash and plain characters is itself."""
+    if re.fullmatch(r"[\w./-]*/[\w./-]*", str(value), re.ASCII):
+        return str(value)
+    escaped = re.sub(r"(\\*)('|$)", lambda found: 2 * found[1] + ("\\'" if found[2] else ""), str(value))
+    return f"'{escaped}'"

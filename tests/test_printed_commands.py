@@ -21,7 +21,7 @@ from blockwright.command import run
 from blockwright.commands import offers
 from blockwright.lab.sweep import plan as plans
 from blockwright.registry.command import run_command
-from blockwright.registry.quoting import quoted
+from blockwright.registry.words import quoted
 from blockwright.training.configuration.composing import compose_config
 from blockwright.training.configuration.conf import CONF
 from blockwright.training.entry.preflight import preflight

@@ -36,7 +36,6 @@ class DeltaRule(Recurrent):
     A subclass has ``add_gates``, and ``edit``: how much a token erases and writes. Arguments: see ``gated_delta``.
     """
 
-    residual_outputs: ClassVar[tuple[str, ...]] = ("output.weight",)
     # A first token's output is (q · k) β v; where q · k is near 0 the norm would magnify its rounding.
     conformance_settings: ClassVar[Mapping[str, Any]] = {"norm": {"name": "rmsnorm", "eps": 0.01}}
 

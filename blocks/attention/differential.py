@@ -37,7 +37,6 @@ class Differential(Scored):
     """
 
     weight_kinds: ClassVar[Mapping[str, Kind]] = {"factors": "vector"}
-    residual_outputs: ClassVar[tuple[str, ...]] = ("output.weight",)
 
     def __init__(
         self,

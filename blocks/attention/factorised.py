@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any
 
 from torch import Tensor
 
@@ -33,8 +33,6 @@ class Factorised(Scored):
         position: rotates queries and keys, or biases scores
         q_norm: norm of c
     """
-
-    residual_outputs: ClassVar[tuple[str, ...]] = ("output.weight",)
 
     def __init__(
         self,

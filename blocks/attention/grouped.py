@@ -54,7 +54,6 @@ class GroupedAttention(Scored):
         position: rotates queries and keys, or biases scores
     """
 
-    residual_outputs: ClassVar[tuple[str, ...]] = ("output.weight",)
     projects_values: ClassVar[bool] = True  # or the keys' projection gives them too
     qk_norm: QKNorm | None
     key_conv: Convolution | None

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -32,8 +32,6 @@ class GroupedTied(Scored):
         rope_head_dim: R, rotated part of a head; null is half, as in the paper, or the even number below
         position: rotates half of queries and keys, or biases scores
     """
-
-    residual_outputs: ClassVar[tuple[str, ...]] = ("output.weight",)
 
     def __init__(
         self,
@@ -79,4 +77,5 @@ class GroupedTied(Scored):
         return {"tied": [(self.n_kv_heads * self.head_dim,), (self.rope,)]}
 
     def parallel_plan(self) -> dict[str, Placement]:
-        return {"query.weight": "column", "tied.weight": "column", "output.weight": "row"}
+        made: dict[str, Placement] = {} if self.tied is None else {"tied.weight": "column"}
+        return {"query.weight": "column", **made, "output.weight": "row"}

@@ -35,7 +35,6 @@ class Lightning(Recurrent):
         output_gate: gates the normalised outputs; null for none
     """
 
-    residual_outputs: ClassVar[tuple[str, ...]] = ("output.weight",)
     default_children: ClassVar[Mapping[str, Any]] = {"output_gate": {"name": "elementwise"}}
 
     def __init__(

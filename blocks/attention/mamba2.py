@@ -41,7 +41,6 @@ class Mamba2(Recurrent):
         eps: of the norm
     """
 
-    residual_outputs: ClassVar[tuple[str, ...]] = ("output.weight",)
     # eps as in gated_delta
     conformance_settings: ClassVar[dict[str, object]] = {"state_dim": 6, "eps": 0.01, "least_step": 0.01}
 

@@ -51,7 +51,6 @@ class Mamba3(Recurrent):
         eps: of the norms of keys and queries
     """
 
-    residual_outputs: ClassVar[tuple[str, ...]] = ("output.weight",)
     conformance_settings: ClassVar[dict[str, object]] = {"state_dim": 8, "rank": 2, "least_step": 0.05, "eps": 0.01}
 
     def __init__(

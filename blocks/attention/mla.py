@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -62,7 +62,6 @@ class MLA(Scored):
         position: rotates the rope parts, or biases scores
     """
 
-    residual_outputs: ClassVar[tuple[str, ...]] = ("output.weight",)
     latent_conv: Convolution | None
 
     def __init__(
@@ -145,17 +144,19 @@ class MLA(Scored):
     def score_rows(self) -> tuple[ScoreRows, ...]:
         if any(conv is not None and not conv.scales for conv in (self.query_conv, self.latent_conv)):
             return ()
-        query = "query.weight" if isinstance(self.query, nn.Linear) else "query.2.weight"
         height, content = self.nope + self.rope, slice(0, self.nope)
         return (
-            ScoreRows(query, height, "query", content),
-            ScoreRows(query, height, "alone", slice(self.nope, height)),  # its key is shared by all heads
+            ScoreRows(self._queries, height, "query", content),
+            ScoreRows(self._queries, height, "alone", slice(self.nope, height)),  # its key is shared by all heads
             ScoreRows("kv_up.weight", self.nope + self.v_head_dim, "key", content),
         )
 
     def parallel_plan(self) -> dict[str, Placement]:
-        query = "query.weight" if isinstance(self.query, nn.Linear) else "query.2.weight"
-        return {query: "column", "kv_up.weight": "column", "output.weight": "row"}
+        return {self._queries: "column", "kv_up.weight": "column", "output.weight": "row"}
+
+    @property
+    def _queries(self) -> str:
+        return "query.weight" if isinstance(self.query, nn.Linear) else "query.2.weight"
 
 
 def _widths(

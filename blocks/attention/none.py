@@ -19,6 +19,7 @@ class NoAttention(Recurrent):
     """
 
     empty: ClassVar[bool] = True
+    residual_outputs: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -21,8 +21,11 @@ class Recurrent(Attention):
     A subclass has ``mix``, and ``memory`` for what is remembered beside the tails of its convolutions, which are the
     submodules named ``NAME_conv``. By ``convolved`` and ``recurred`` it is remembered after each token where a cache
     notes each: a draft may be wrong from any token on. Only the recurrence is then computed token by token. A mixer
-    with other memory that gives the last alone is repeated for each token.
+    with other memory that gives the last alone is repeated for each token. Its last projection is ``output``, or it
+    names another in ``residual_outputs``.
     """
+
+    residual_outputs: ClassVar[tuple[str, ...]] = ("output.weight",)
 
     def mix(self, x: Tensor, given: Pass, held: State | None) -> tuple[Tensor, Parts]:
         """x [B,T,D], zero where it is padding → [B,T,D], and what is remembered after it, by name.

@@ -37,10 +37,11 @@ class Layout(NamedTuple):
         return {name: [part[-1] for part in s] for name, s in self.shapes.items() if len(s) > 1}
 
     def apart(self, stored: Sequence[Tensor]) -> list[Tensor]:
-        """What a cache holds, slot by slot, what children noted left out → its parts."""
-        widths = ([part[-1] for part in shapes] for shapes in self.shapes.values())
-        pairs = zip(widths, stored, strict=False)
-        return list(chain.from_iterable(slot.split(w, -1) if len(w) > 1 else (slot,) for w, slot in pairs))
+        """What a cache holds, slot by slot, what children noted left out → its parts. Of a rank that has some of the
+        heads, the first part is narrower, and the others are shared by all."""
+        shared = ([part[-1] for part in shapes[1:]] for shapes in self.shapes.values())
+        pairs = zip(shared, stored, strict=False)
+        return list(chain.from_iterable(t.split((t.shape[-1] - sum(w), *w), -1) if w else (t,) for w, t in pairs))
 
 
 def layout(held: Held) -> Layout:

@@ -52,7 +52,6 @@ class RWKV7(Recurrent):
         BlockError: the first layer's values have another shape
     """
 
-    residual_outputs: ClassVar[tuple[str, ...]] = ("output.weight",)
     conformance_settings: ClassVar[dict[str, object]] = {
         **dict.fromkeys(("decay_rank", "rate_rank", "value_rank", "gate_rank"), 6),
         "eps": 0.01,  # as in gated_delta

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -74,6 +74,7 @@ class Scored(Attention):
         scores: replaces the plain softmax; None, the default, for none
     """
 
+    residual_outputs: ClassVar[tuple[str, ...]] = ("output.weight",)
     position: Position
     selector: Selector | None
     scale: float

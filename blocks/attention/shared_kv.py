@@ -218,7 +218,6 @@ class SharedKV(Scored):
     """
 
     weight_kinds: ClassVar[Mapping[str, Kind]] = {"group": "matrix"}
-    residual_outputs: ClassVar[tuple[str, ...]] = ("output.weight",)
     conformance_settings: ClassVar[Mapping[str, Any]] = {"window": 4, "n_heads": 4, "n_groups": 2}
 
     def __init__(

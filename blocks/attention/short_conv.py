@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-from typing import ClassVar
-
 from torch import Tensor
 
 from blockwright.blocks.attention.recurrent import Parts, Recurrent
@@ -25,8 +23,6 @@ class ShortConv(Recurrent):
         taps: tokens seen, the current one included; 3 in LFM2
         bias: whether projections and convolution add a bias
     """
-
-    residual_outputs: ClassVar[tuple[str, ...]] = ("output.weight",)
 
     def __init__(self, d_model: int, taps: Taps = 3, bias: bool = False) -> None:
         super().__init__()

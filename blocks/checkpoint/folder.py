@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from blockwright.registry import ConfigError, folder
-from blockwright.registry.disk import os_error_of
-from blockwright.registry.quoting import quoted
+from blockwright.registry.errors import os_error_of
 from blockwright.registry.replacing import replaced
+from blockwright.registry.words import quoted
 
 ORIGIN = "origin.json"  # of an imported folder, see blocks/checkpoint/origin.py
 

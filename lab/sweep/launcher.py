@@ -13,8 +13,7 @@ from blockwright.lab.sweep import hosts
 from blockwright.lab.sweep import plan as plans
 from blockwright.lab.sweep.job import forwarding
 from blockwright.registry import ConfigError, did_you_mean
-from blockwright.registry.quoting import quoted
-from blockwright.registry.words import Words
+from blockwright.registry.words import Words, quoted
 from blockwright.training import jobs as training_jobs
 from blockwright.training.configuration.conf import options as options_of
 

@@ -31,7 +31,7 @@ from blockwright.lab.sweep.space import Space, choices, ends, read_space, sugges
 from blockwright.lab.sweep.study import open_study
 from blockwright.registry import ConfigError, did_you_mean
 from blockwright.registry.extras import require
-from blockwright.registry.quoting import quoted
+from blockwright.registry.words import quoted
 from blockwright.training.checkpoints.find import newest
 from blockwright.training.configuration import figures
 from blockwright.training.configuration.instantiate import check_target

@@ -40,7 +40,7 @@ from blockwright.plugins.surgery.tables import cost_table, costs, plain, rows, t
 from blockwright.registry import ConfigError
 from blockwright.registry.command import Parser, run_command
 from blockwright.registry.printing import show
-from blockwright.registry.quoting import quoted
+from blockwright.registry.words import quoted
 from blockwright.training.configuration import parts
 from blockwright.training.configuration.composing import compose_config
 from blockwright.training.configuration.named_model import composition_of

@@ -10,6 +10,7 @@ import torch
 from pairwise import each
 from torch import Tensor
 
+from blockwright import registry
 from blockwright.blocks.compose import check, compose
 from blockwright.blocks.conformance.cases import CHECKS
 from blockwright.blocks.conformance.setting import Setting
@@ -28,6 +29,8 @@ ATTENTIONS: dict[str, dict[str, Any]] = {
     "gqa": MODEL["attention"],
     "window": WINDOW,
     "mla": {"name": "mla", "n_heads": 4},
+    "factorised": {"name": "factorised", "n_heads": 4},
+    "tied": {"name": "grouped_tied", "n_heads": 4},
 }
 SHARED: dict[str, Any] = {"n_layers": 3, "kv_source": "lent", "layout": {"kv_source": "lent borrowed*2"}}
 # Gemma 4's: windows borrow of windows, full layers of full ones, which have other heads and angles.
@@ -139,7 +142,7 @@ def test_recomputed_layers_have_the_same_gradients(how: Any) -> None:
     torch.testing.assert_close(*grads)
 
 
-@pytest.mark.parametrize("attention", ["gqa", "mla"])
+@pytest.mark.parametrize("attention", ["gqa", "mla", "factorised", "tied"])
 @torch.no_grad()
 def test_what_two_ranks_of_tensor_parallelism_compute_adds_up(attention: str) -> None:
     made, x = decoder(**SHARED, attention=ATTENTIONS[attention]), drawn(2, 7, 48)
@@ -166,8 +169,19 @@ def test_layers_of_one_position_share_whatever_it_does_and_a_borrower_alone_says
 
 @pytest.mark.parametrize(
     ("name", "attention"),
-    each(["stepping", "ragged rows", "quantised caches", "joining rows", "drafts", "allocation"], ["window", "mla"]),
+    each(["stepping", "ragged rows", "quantised caches", "joining rows", "drafts", "allocation"], list(ATTENTIONS)),
 )
 def test_other_attentions_keep_the_contract_too(attention: str, name: str) -> None:
     node = {**ATTENTIONS[attention], "kv_source": {"name": "borrowed"}}
     CHECKS[name](Setting("attention", node["name"], node, brief=True))
+
+
+def test_every_attention_that_takes_changes_borrows_in_decoding_as_in_one_pass() -> None:
+    takes = [n for n in registry.names("attention") if "kv_source" in registry.lookup("attention", n).schema.parameters]
+    assert {"gqa", "mla", "factorised", "grouped_tied", "keys_as_values", "sliding_window"} <= set(takes)
+    for name in takes:
+        made, tokens = decoder(**SHARED, attention={"name": name, "n_heads": 4}), ids(T)
+        with torch.no_grad():
+            near(in_parts(made, tokens, (4, 7)), made.hidden(tokens)[0], 1e-9, 1e-9)
+        lender, borrower = (sum(p.numel() for p in made.layers[i].attention.parameters()) for i in (0, 1))
+        assert borrower < lender, name

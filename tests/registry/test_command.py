@@ -17,7 +17,7 @@ import torch
 from blockwright.blocks.checkpoint.folder import whole
 from blockwright.registry import ConfigError
 from blockwright.registry.command import Parser, run_command
-from blockwright.registry.disk import os_error_of, refusal_of_full
+from blockwright.registry.errors import os_error_of, refusal_of_full
 from blockwright.registry.extras import require
 from blockwright.registry.words import Words, read_words
 from blockwright.training.entry.main import refusal_of

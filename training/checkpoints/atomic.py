@@ -20,7 +20,7 @@ import torch
 
 from blockwright.blocks.checkpoint import manifest
 from blockwright.registry import ConfigError
-from blockwright.registry.disk import os_error_of
+from blockwright.registry.errors import os_error_of
 from blockwright.training.checkpoints.find import LAST, PREVIOUS
 from blockwright.training.claims import OWNER, claimed, forget, is_abandoned, new_owner, remove_old_locks
 

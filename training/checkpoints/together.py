@@ -14,7 +14,7 @@ from typing import Any
 import torch.distributed as dist
 
 from blockwright.blocks.checkpoint import manifest
-from blockwright.registry.disk import os_error_of
+from blockwright.registry.errors import os_error_of
 
 _WRITTEN_BY = re.compile(r"__(\d+)_")  # torch.distributed.checkpoint's file names
 

@@ -28,8 +28,7 @@ import numpy.typing as npt
 
 from blockwright.blocks.kernels.cross_entropy import IGNORED
 from blockwright.blocks.kernels.scoring import PADDING
-from blockwright.registry.disk import FULL
-from blockwright.registry.errors import ConfigError
+from blockwright.registry.errors import FULL, ConfigError
 from blockwright.training.claims import OWNER, alone, claimed, forget, is_abandoned, new_owner, remove_old_locks
 from blockwright.training.data.corpus import SPLITS, Corpus, Split
 from blockwright.training.data.tokenizers.base import Tokenizer, token_dtype

@@ -14,8 +14,7 @@ from hydra._internal.utils import get_args_parser
 from hydra.core.config_store import ConfigStore
 
 from blockwright.registry import REFUSED, ConfigError
-from blockwright.registry.disk import refusal_of_full
-from blockwright.registry.errors import refused_path
+from blockwright.registry.errors import refusal_of_full, refused_path
 from blockwright.registry.hydra import include_config_dir
 from blockwright.registry.printing import Outlived
 from blockwright.training.configuration.conf import CONF

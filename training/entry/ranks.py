@@ -15,7 +15,7 @@ from pathlib import Path
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf, read_write
 
-from blockwright.registry.quoting import quoted
+from blockwright.registry.words import quoted
 from blockwright.training import jobs
 from blockwright.training.configuration.overrides import config_flags, kept
 from blockwright.training.processes import is_first
