@@ -82,10 +82,18 @@ class Builder:
         shutil.rmtree(tree)
 
     def build(self, tag: str) -> None:
-        """Build the Dockerfile as it is shipped."""
+        """Build the Dockerfile as it is shipped, with the extras that its runs here need."""
         self(
             *("build", "--isolation", "chroot", "--network", "host", *LIMITS, "--quiet", "--file"),
-            *("deploy/kubernetes/Dockerfile", "--tag", tag, "--build-arg", f"BASE={BASE}"),
+            *(
+                "deploy/kubernetes/Dockerfile",
+                "--tag",
+                tag,
+                "--build-arg",
+                f"BASE={BASE}",
+                "--build-arg",
+                "EXTRAS=lab,tensorboard",
+            ),
             *(*_pip(self.folder / "pip.conf"), "."),
         )
 
