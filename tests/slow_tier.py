@@ -16,6 +16,7 @@ import json
 import subprocess
 import sys
 import time
+from collections import Counter
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -52,12 +53,14 @@ class Seen:
     """Plug-in of pytest that counts, in the process that reports."""
 
     def __init__(self) -> None:
-        self.passed, self.cpu = 0, 0.0
+        self.passed = 0
+        self.cpu: Counter[str] = Counter()  # seconds of each test, what it starts included
         self.skipped: dict[str, str] = {}
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         self.passed += report.when == "call" and report.passed
-        self.cpu += dict(report.user_properties).get("cpu", 0.0)  # type: ignore[arg-type] # of tests/budget.py
+        spent: dict[str, Any] = dict(report.user_properties)  # of tests/budget.py
+        self.cpu[report.nodeid] += spent.get("cpu", 0)
         if report.skipped:
             self.skipped[report.nodeid] = str(report.longrepr)
 
@@ -70,13 +73,16 @@ def main() -> int:
     # Three workers for two cores: tests of clusters, kills and browsers wait for a third of their time.
     code = int(pytest.main(["-m", "slow", "-n", "3", *sys.argv[1:]], plugins=[seen]))
     holes = {test: why for test, why in seen.skipped.items() if not any(known in why for known in HERE)}
+    print("the dearest, in seconds of the processor:")
+    for test, spent in seen.cpu.most_common(40):
+        print(f"{spent:5.0f} {test}")
     for test, why in sorted(holes.items()):
         print(f"skipped: {test}: {why}")
     if code or holes or sys.argv[1:]:
         return code or bool(holes)
     minutes = (time.monotonic() - start) / 60
     note = {"commit": git("rev-parse", "HEAD").strip(), "date": str(date.today()), "tests": seen.passed}
-    note |= {"minutes": round(minutes, 1), "cpu_seconds": round(seen.cpu), "torch": torch.__version__}
+    note |= {"minutes": round(minutes, 1), "cpu_seconds": round(seen.cpu.total()), "torch": torch.__version__}
     GREEN.write_text(json.dumps(note, indent=1) + "\n")
     print(f"green in {minutes:.0f} minutes; {GREEN.relative_to(ROOT)} says so")
     return 0
