@@ -70,8 +70,7 @@ def main() -> int:
         print("the tree has changes that are not committed: the note would name a commit that was not tested")
         return 64
     seen, start = Seen(), time.monotonic()
-    # Three workers for two cores: tests of clusters, kills and browsers wait for a third of their time.
-    code = int(pytest.main(["-m", "slow", "-n", "3", *sys.argv[1:]], plugins=[seen]))
+    code = int(pytest.main(["-m", "slow", "-n", "2", *sys.argv[1:]], plugins=[seen]))
     holes = {test: why for test, why in seen.skipped.items() if not any(known in why for known in HERE)}
     print("the dearest, in seconds of the processor:")
     for test, spent in seen.cpu.most_common(40):

@@ -133,7 +133,7 @@ def _val_loss(folder: Path, task: str) -> float:
 @needs_root
 def test_thirty_steps_on_two_machines_are_those_of_one_process(machines, environment, tmp_path):
     found = machines("whole", 30, "optimizer=adamw")
-    assert found["codes"] == [0, 0] and len(found["steps"]) == 30 and found["exit"] < 20
+    assert found["codes"] == [0, 0] and len(found["steps"]) == 30 and found["exit"] < 60
     words = ("trainer.max_steps=30", "optimizer=adamw", "task_name=one")
     program = f"import campaign; from pathlib import Path; print(campaign.train(Path('.').resolve(), *{words!r}))"
     env = {**environment, "PYTHONPATH": str(CAMPAIGN.parent)}
@@ -147,4 +147,4 @@ def test_thirty_steps_on_two_machines_are_those_of_one_process(machines, environ
 def test_run_resumes_by_itself_when_a_rank_or_a_machine_is_lost(fault, codes, machines):
     found = machines(fault)
     assert found["codes"] == codes and max(map(int, found["steps"])) == 14
-    assert found["recovery"] < 20 and found["exit"] < 20
+    assert found["recovery"] < 60 and found["exit"] < 60  # a timeout of the collectives would be minutes
