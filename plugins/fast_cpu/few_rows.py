@@ -30,14 +30,13 @@ LEAST = 256  # columns; for models of narrower matrices a compiler would take lo
 
 
 def suits(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> bool:
-    """Whether one of both takes rows and a matrix."""
-    return bool(x.numel()) and reads_fast(x) and (suits_compiled(x, weight) or few(x, weight))
+    return bool(x.numel()) and reads_fast(x) and suits_compiled(x, weight)
 
 
 @kernel("linear", "few_rows", devices=("cpu",), takes=suits, order=10)
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """``linear`` of a few rows."""
-    y = compiled(x, weight) if suits_compiled(x, weight) else of_mkl(x, weight)
+def linear_compiled(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """``linear`` in C."""
+    y = compiled(x, weight)
     return y if bias is None else y.add_(bias)
 
 
@@ -84,7 +83,7 @@ def of_mkl(x: Tensor, weight: Tensor) -> Tensor:
     return columns.t().contiguous().view(*x.shape[:-1], n)
 
 
-def few(x: Tensor, weight: Tensor) -> bool:
+def few(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> bool:
     """Whether ``of_mkl`` takes rows and a matrix."""
     return 0 < x.numel() <= FEW * x.shape[-1] and reads_fast(x) and _is_whole(weight) and not weight.shape[0] % PARTS
 
@@ -92,3 +91,10 @@ def few(x: Tensor, weight: Tensor) -> bool:
 def _is_whole(weight: Tensor) -> bool:
     """Whether a matrix is plain fp32 numbers side by side."""
     return type(weight) in (Tensor, torch.nn.Parameter) and weight.dtype == torch.float32 and weight.is_contiguous()
+
+
+@kernel("linear", "mkl", devices=("cpu",), takes=few, order=11)
+def linear_of_mkl(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """``linear`` by MKL."""
+    y = of_mkl(x, weight)
+    return y if bias is None else y.add_(bias)

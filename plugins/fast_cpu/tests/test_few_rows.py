@@ -133,11 +133,11 @@ def test_a_library_of_one_thread_leaves_several_to_torch(monkeypatch: pytest.Mon
 PROGRAM = """
 import torch
 from blockwright.blocks.kernels import machine
-from blockwright.plugins.fast_cpu import few_rows
+from blockwright.blocks.kernels.linear import linear
 machine._pays = lambda: True
 torch.backends.mkldnn.matmul.fp32_precision = "bf16"  # as new programs do; the older function then raises
 with torch.no_grad():
-    few_rows.linear(torch.ones(1, 8), torch.ones(32, 8))
+    linear(torch.ones(1, 8), torch.ones(32, 8))
 print(torch.backends.mkldnn.matmul.fp32_precision)
 """
 

@@ -147,7 +147,7 @@ ORDERS: list[tuple[str, str, tuple[int, int], str | None, str]] = [
     ("recurrence", "cpu", (0, 0), None, "few_tokens torch"),
     ("recurrence", "cuda", HOPPER, None, "torch"),
     ("recurrence_each", "cpu", (0, 0), None, "few_tokens one_by_one"),
-    ("linear", "cpu", (0, 0), None, "few_rows torch"),
+    ("linear", "cpu", (0, 0), None, "few_rows mkl torch"),
     ("linear", "cuda", HOPPER, None, "torch"),
     ("coding", "cpu", (0, 0), None, "compiled torch"),
     ("coded_attention", "cpu", (0, 0), None, "compiled parts whole"),
