@@ -249,7 +249,8 @@ def settings() -> Iterator[tuple[str, Record]]:
 
 
 def composed(words: list[str]) -> str:
-    return digest(local(json.dumps(OmegaConf.to_container(compose_config(words), resolve=False))))
+    """Of keys in any order: that of the options of a block is no setting."""
+    return digest(local(json.dumps(OmegaConf.to_container(compose_config(words), resolve=False), sort_keys=True)))
 
 
 SAMPLED: tuple[dict[str, Any], ...] = (
