@@ -35,7 +35,7 @@ from blockwright.blocks.kernels import (
 from blockwright.blocks.kernels.experts import Choices
 from blockwright.blocks.kernels.quantise import BITS, Codes, group_sizes, quantise
 from blockwright.blocks.kernels.scoring import Band, Scoring, Slopes
-from blockwright.blocks.kernels.seam import KERNELS, capability_of, implementations
+from blockwright.blocks.kernels.seam import EVERY, capability_of, implementations
 
 BOUNDS = {torch.float32: 1e-5, torch.bfloat16: 3e-2}  # of the error's norm as a share of the norm
 Draw = Callable[..., Tensor]
@@ -99,7 +99,7 @@ def kernel_cases(pattern: str = "*") -> list[KernelCase]:
     kernel, _, name = pattern.partition("/")
     return [
         KernelCase(k, n, call, dtype)
-        for k in fnmatch.filter(KERNELS, kernel)
+        for k in fnmatch.filter(EVERY, kernel)
         for n in fnmatch.filter(implementations(k), name or "*")
         for call, _ in _CALLS[k](torch.zeros)
         for dtype in BOUNDS

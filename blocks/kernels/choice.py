@@ -39,13 +39,10 @@ class Kernels:
         attention: scaled-dot-product attention
         latent_attention: attention over latents that are not expanded
         coded_attention: attention to a quantised cache whose codes are read as they are
-        coding: of new tokens, for a quantised cache
         recurrence: linear recurrences with decay, plain, with the delta rule, or erasing apart from writing
-        recurrence_each: the same over a few tokens, with the state after each
         encoder_attention: attention of all positions on all, in an encoder
         experts: the routed SwiGLU networks
         cross_entropy: loss from hidden states
-        linear: product of rows with a matrix, without gradients
         rms_norm: root-mean-square norm
         gated_silu: hidden layer of a dense SwiGLU
         rotation: of pairs of dimensions
@@ -55,13 +52,10 @@ class Kernels:
     attention: str = AUTO
     latent_attention: str = AUTO
     coded_attention: str = AUTO
-    coding: str = AUTO
     recurrence: str = AUTO
-    recurrence_each: str = AUTO
     encoder_attention: str = AUTO
     experts: str = AUTO
     cross_entropy: str = AUTO
-    linear: str = AUTO
     rms_norm: str = AUTO
     gated_silu: str = AUTO
     rotation: str = AUTO
@@ -95,20 +89,6 @@ class Kernels:
     ) -> tuple[Tensor, Tensor]:
         """``blockwright.blocks.kernels.recurrence.recurrence``."""
         return self._compute("recurrence", q, k, v, decay, beta, state, segments, erase, at)
-
-    def recur_each(
-        self,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        decay: Tensor,
-        beta: Tensor | None,
-        state: Tensor | None,
-        erase: Tensor | None = None,
-        at: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        """``blockwright.blocks.kernels.recurrence.recurrence_each``."""
-        return self._compute("recurrence_each", q, k, v, decay, beta, state, erase, at)
 
     def attend_all(self, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
         """``blockwright.blocks.kernels.attention.encoder_attention``."""

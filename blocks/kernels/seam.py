@@ -44,20 +44,19 @@ KERNELS = (
     "attention",
     "latent_attention",
     "coded_attention",
-    "coding",
     "recurrence",
-    "recurrence_each",
     "encoder_attention",
     "experts",
     "cross_entropy",
-    "linear",
     "rms_norm",
     "gated_silu",
     "rotation",
 )
+AUTOMATIC = ("coding", "linear", "recurrence_each")  # of which no configuration names an implementation
+EVERY = (*KERNELS, *AUTOMATIC)
 
 F = TypeVar("F", bound=Callable[..., Any])
-_known: dict[str, dict[str, Implementation]] = {kernel: {} for kernel in KERNELS}
+_known: dict[str, dict[str, Implementation]] = {kernel: {} for kernel in EVERY}
 
 
 @dataclass(frozen=True)
@@ -100,7 +99,7 @@ def kernel(
     """Add the decorated function as an implementation; it computes what the kernel's method of ``Kernels`` says.
 
     Args:
-        kernel: one of ``KERNELS``
+        kernel: one of ``EVERY``
         name: what ``task.kernels.KERNEL=`` takes
         devices: types of device that it runs on; none given: all
         capability: the least compute capability, of a GPU
@@ -115,7 +114,7 @@ def kernel(
 
     def put(call: F) -> F:
         if kernel not in _known:
-            raise RegistrationError(f"there is no kernel {kernel!r}. {did_you_mean(kernel, KERNELS)}")
+            raise RegistrationError(f"there is no kernel {kernel!r}. {did_you_mean(kernel, EVERY)}")
         old = _known[kernel].get(name)
         if old is not None and (old.call.__module__, old.call.__name__) != (call.__module__, call.__name__):
             raise RegistrationError(f"{kernel} {name!r} is already implemented by {old.call.__module__}")

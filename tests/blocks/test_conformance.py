@@ -403,7 +403,7 @@ def test_a_block_that_breaks_one_promise_fails_exactly_that_check(temporary_bloc
     every = [case for case in cases(f"{kind}/under_test") if case.check == check or case.check not in LONG]
     found = {case.check: case.outcome() if case.check == check else case.brief() for case in every}
     reasons = {name: outcome.reason for name, outcome in found.items() if outcome.status == "failed"}
-    # A running batch needs what two checks are of, and shapes are known of a block that attends once.
+    # A running batch needs what two checks are of, and shapes are those of a block that attends once.
     of_rows = {"joining rows", "drafts"}
     with_it = {"stepping": of_rows, "ragged rows": of_rows, "memory": {"shape and dtype"}}.get(check, set())
     assert set(reasons) - with_it == {check}, reasons
