@@ -155,9 +155,12 @@ def grouped_matmul(rows: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
         return _opaque(
             rows, weight, ends
         )  # the compiler supports F.grouped_mm in bf16 only, and the reference breaks graphs
-    if _grouped_mm_takes(rows, weight):
-        return F.grouped_mm(rows, weight.transpose(1, 2), offs=ends)
-    return grouped_matmul_reference(rows, weight, ends)
+    if not _grouped_mm_takes(rows, weight):
+        return grouped_matmul_reference(rows, weight, ends)
+    y = F.grouped_mm(rows, weight.transpose(1, 2), offs=ends)
+    if y.requires_grad and not torch.compiler.is_compiling():
+        y.register_hook(Tensor.contiguous)  # its backward refuses a gradient that is expanded, as that of a sum
+    return y
 
 
 def _grouped_mm_takes(rows: Tensor, weight: Tensor) -> bool:

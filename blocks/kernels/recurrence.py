@@ -87,7 +87,8 @@ def recurrence_each(
     erase: Tensor | None = None,
     at: Tensor | None = None,
 ) -> Result:
-    """The recurrence over a few tokens of one document, as a draft's, with the state after each, [B,T,N,K,V]."""
+    """The recurrence over a few tokens of one document, as a draft's, with the state after each, [B,T,N,K,V]: one token
+    after the other, by the automatic choice of ``recurrence``."""
     outputs, states = [], []
     for t in range(v.shape[1]):
         token = slice(t, t + 1)

@@ -60,6 +60,14 @@ def test_expert_without_tokens_gets_a_gradient_of_zero_whatever_was_in_that_memo
             assert [bool((grad[e] != 0).any()) for e in range(4)] == [n > 0 for n in counts] and grad.isfinite().all()
 
 
+def test_a_gradient_that_is_expanded_is_taken_as_any() -> None:
+    for dtype in (torch.float32, torch.bfloat16):
+        rows, weight = leaves((6, 16), (2, 8, 16), dtype=dtype)
+        found = torch.autograd.grad(grouped_matmul(rows, weight, ends([2, 4])).sum(), (rows, weight))
+        right = torch.autograd.grad(grouped_matmul_reference(rows, weight, ends([2, 4])).sum(), (rows, weight))
+        torch.testing.assert_close(found, right)
+
+
 @pytest.mark.parametrize("width", [16, 7], ids=["aligned", "unaligned"])
 def test_autocast_lowers_the_product_as_it_does_for_a_dense_layer(width: int) -> None:
     rows, weight = drawn(6, width).float(), drawn(2, 8, width).float().requires_grad_()
