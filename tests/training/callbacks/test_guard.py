@@ -175,6 +175,8 @@ def test_expert_just_above_the_limit_and_a_layer_without_tokens_are_alive_and_a_
         assert DeadExperts(steps=1).look("0", torch.zeros(8), 10, 10) == 0
     with pytest.warns(UserWarning, match="its router has collapsed: 4 of 8"):
         DeadExperts(steps=10).look("2", without(0, 1, 2, 3), 10, 10)
+    with pytest.warns(UserWarning, match="dead experts: 3 of 8"):
+        DeadExperts(steps=10).look("2", without(0, 1, 2), 10, 10)
 
 
 @pytest.mark.slow
