@@ -7,7 +7,7 @@ import inspect
 import itertools
 import pickle
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -28,7 +28,7 @@ from blockwright.blocks.kernels.experts import Choices
 from blockwright.blocks.kernels.latent_attention import latent_attention_reference
 from blockwright.blocks.kernels.recurrence import recurrence_reference
 from blockwright.blocks.kernels.scoring import Scoring
-from blockwright.blocks.kernels.seam import chain, implementations, kernel
+from blockwright.blocks.kernels.seam import EVERY, chain, implementations, kernel
 from blockwright.registry import ConfigError, RegistrationError
 from tests.blocks.kernels.compared import spy
 
@@ -44,9 +44,9 @@ def restored() -> Iterator[None]:
     chain.cache_clear()
 
 
-def here() -> list[tuple[str, str]]:
+def here(kernels: Sequence[str] = KERNELS) -> list[tuple[str, str]]:
     """Kernels, and their implementations that run on a CPU."""
-    return [(k, name) for k in KERNELS for name, one in implementations(k).items() if one.runs_on("cpu", (0, 0))]
+    return [(k, name) for k in kernels for name, one in implementations(k).items() if one.runs_on("cpu", (0, 0))]
 
 
 def failing(cases: list[KernelCase]) -> dict[str, str]:
@@ -69,7 +69,7 @@ def test_every_implementation_that_runs_here_agrees_in_every_precision_and_a_wro
     outcomes = {case: case.outcome() for case in kernel_cases()}
     assert not {str(case): found.reason for case, found in outcomes.items() if found.status == "failed"}
     passed = {(c.kernel, c.name) for c, found in outcomes.items() if c.call != "causal" and found.status == "passed"}
-    assert passed == set(here())
+    assert passed == set(here(EVERY))
 
     @kernel("attention", "wrong", devices=("cpu",))
     def wrong(q: Tensor, k: Tensor, v: Tensor, scoring: Scoring) -> Tensor:
