@@ -110,7 +110,7 @@ class Recurrent(Attention):
         if held is None or not held.notes_each:
             y, state = self.kernels.recur(*given, state, segments, erase, at)
             return y, {"state": state}
-        y, after = compute("recurrence_each", *given, state, erase, at)
+        y, after = compute("recurrence_each", *given, state, None, erase, at)
         return y, {"state": after}
 
     def reset_parameters(self) -> None:

@@ -259,7 +259,7 @@ def _recurrence_each(draw: Draw) -> Iterator[tuple[str, Given]]:
         decay, beta = -draw(2, T, 8, channels).detach().exp(), draw(2, T, 8).detach().sigmoid()
         state = draw(2, 8, 37, 64).detach().float()
         yield f"{T} tokens", (q, k, v, decay, beta, state)
-        yield f"{T} tokens, erasing", (q, k, v, decay, None, state, k * beta[..., None])
+        yield f"{T} tokens, erasing", (q, k, v, decay, None, state, None, k * beta[..., None])
 
 
 def _linear(draw: Draw) -> Iterator[tuple[str, Given]]:

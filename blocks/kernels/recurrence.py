@@ -84,6 +84,7 @@ def recurrence_each(
     decay: Tensor,
     beta: Tensor | None,
     state: Tensor | None,
+    segments: Tensor | None = None,
     erase: Tensor | None = None,
     at: Tensor | None = None,
 ) -> Result:

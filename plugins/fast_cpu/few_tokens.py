@@ -62,24 +62,11 @@ def recurrence_of_few(
 ) -> tuple[Tensor, Tensor]:
     """``recurrence`` in C."""
     assert state is not None
-    y, states = after_each(q, k, v, decay, beta, state, erase, at)
+    y, states = after_each(q, k, v, decay, beta, state, None, erase, at)
     return y, states[:, -1]
 
 
-def suits_each(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    decay: Tensor,
-    beta: Tensor | None,
-    state: Tensor | None,
-    erase: Tensor | None = None,
-    at: Tensor | None = None,
-) -> bool:
-    return suits(q, k, v, decay, beta, state, None, erase, at)
-
-
-@kernel("recurrence_each", "few_tokens", devices=("cpu",), takes=suits_each, order=10)
+@kernel("recurrence_each", "few_tokens", devices=("cpu",), takes=suits, order=10)
 def after_each(
     q: Tensor,
     k: Tensor,
@@ -87,6 +74,7 @@ def after_each(
     decay: Tensor,
     beta: Tensor | None,
     state: Tensor,
+    segments: Tensor | None = None,
     erase: Tensor | None = None,
     at: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:

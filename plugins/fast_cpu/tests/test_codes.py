@@ -13,14 +13,13 @@ from torch import Tensor
 from blockwright.blocks.cache.stores import Quantised
 from blockwright.blocks.kernels import coded_attention
 from blockwright.blocks.kernels.choice import choose
-from blockwright.blocks.kernels.coded_attention import coded_attention_reference
-from blockwright.blocks.kernels.quantise import BITS, Codes, code_bytes, group_sizes, quantise
+from blockwright.blocks.kernels.quantise import BITS, Codes, code_bytes, group_sizes
 from blockwright.blocks.kernels.quantise import store as store_reference
 from blockwright.blocks.kernels.scoring import Scoring, Slopes
 from blockwright.blocks.kernels.seam import chain, compute
 from blockwright.plugins.fast_cpu import c_library, codes
 from blockwright.plugins.fast_cpu.codes import A_THREAD, store_compiled
-from tests.blocks.kernels.compared import drawn, spy, threads
+from tests.blocks.kernels.compared import drawn, off, pair, single, spy, threads
 
 # --- tokens that become codes -----------------------------------------------------------------------------------------
 
@@ -115,25 +114,6 @@ def test_numbers_without_room_are_refused_and_without_a_compiler_torch_computes(
 
 
 # --- attention that reads codes; small odd sizes are in test_seam.py --------------------------------------------------
-
-
-def single(*shape: int) -> Tensor:
-    return drawn(*shape, dtype=torch.float32, seed=sum(shape))
-
-
-def stored(B: int, S: int, K: int, H: int, bits: int, seed: int = 0) -> Codes:
-    """Of S tokens in a cache with room for more."""
-    sizes, x = group_sizes([H] * K), drawn(B, S + 7, K * H, dtype=torch.float32, seed=seed)
-    return Codes(*quantise(x, bits, sizes), bits, tuple(sizes), K, H).some(slice(0, S))
-
-
-def pair(B: int, S: int, K: int, H: int, bits: int) -> tuple[Codes, Codes]:
-    return stored(B, S, K, H, bits), stored(B, S, K, H, bits, seed=1)
-
-
-def off(found: Tensor, q: Tensor, keys: Codes, values: Codes, scoring: Scoring) -> float:
-    right = coded_attention_reference(q.double(), keys, values, scoring)
-    return float((found.double() - right).norm() / right.norm())
 
 
 WAYS = {"compiled": codes.compiled_attention, "parts": coded_attention.attend_in_parts}

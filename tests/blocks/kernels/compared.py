@@ -12,6 +12,9 @@ import torch
 from torch import Tensor
 
 from blockwright.blocks.kernels import seam
+from blockwright.blocks.kernels.coded_attention import coded_attention_reference
+from blockwright.blocks.kernels.quantise import Codes, group_sizes, quantise
+from blockwright.blocks.kernels.scoring import Scoring
 from blockwright.blocks.kernels.seam import chain, implementations
 
 PRECISIONS = {torch.float64: 1e-12, torch.float32: 3e-6, torch.bfloat16: 4e-2}
@@ -72,6 +75,25 @@ def assert_compiles(call: Callable[..., Tensor], given: Sequence[Tensor], tolera
     compiled = with_gradients(torch.compile(call, fullgraph=True, backend="aot_eager"), given)
     for got, expected in zip(compiled, with_gradients(call, given), strict=True):
         torch.testing.assert_close(got, expected, rtol=0, atol=tolerance)
+
+
+def single(*shape: int) -> Tensor:
+    return drawn(*shape, dtype=torch.float32, seed=sum(shape))
+
+
+def stored(B: int, S: int, K: int, H: int, bits: int, seed: int = 0) -> Codes:
+    """Of S tokens in a cache with room for more."""
+    sizes, x = group_sizes([H] * K), drawn(B, S + 7, K * H, dtype=torch.float32, seed=seed)
+    return Codes(*quantise(x, bits, sizes), bits, tuple(sizes), K, H).some(slice(0, S))
+
+
+def pair(B: int, S: int, K: int, H: int, bits: int) -> tuple[Codes, Codes]:
+    return stored(B, S, K, H, bits), stored(B, S, K, H, bits, seed=1)
+
+
+def off(found: Tensor, q: Tensor, keys: Codes, values: Codes, scoring: Scoring) -> float:
+    right = coded_attention_reference(q.double(), keys, values, scoring)
+    return float((found.double() - right).norm() / right.norm())
 
 
 def spy(monkeypatch: pytest.MonkeyPatch, *kernels: str) -> list[tuple[str, tuple[Any, ...]]]:

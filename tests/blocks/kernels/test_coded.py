@@ -15,10 +15,10 @@ from torch import Tensor
 
 from blockwright.blocks.kernels import coded_attention
 from blockwright.blocks.kernels.choice import choose
-from blockwright.blocks.kernels.coded_attention import FEW, coded_attention_reference
-from blockwright.blocks.kernels.quantise import BITS, Codes, code_bytes, dequantise, group_sizes, pack, quantise, unpack
+from blockwright.blocks.kernels.coded_attention import FEW
+from blockwright.blocks.kernels.quantise import BITS, code_bytes, dequantise, group_sizes, pack, quantise, unpack
 from blockwright.blocks.kernels.scoring import Scoring
-from tests.blocks.kernels.compared import drawn
+from tests.blocks.kernels.compared import drawn, off, pair, single
 
 
 def back(x: Tensor, bits: int, sizes: list[int]) -> Tensor:
@@ -61,36 +61,6 @@ def test_no_number_moves_by_more_than_half_a_level_and_what_was_rounded_once_sta
     for value in (0.0, 1e-30, 1e30):
         x = torch.full((2, 8), value)
         torch.testing.assert_close(back(x, 6, [8]), x, rtol=0.01, atol=0)
-
-
-def room(B: int, T: int, heads: int, parts: list[int], bits: int) -> Codes:
-    """For T tokens in the middle of a cache, whose bytes all have a value before."""
-    width, sizes = sum(parts), tuple(group_sizes(parts))
-    codes = torch.full((B, T + 5, code_bytes(width, bits)), 170, dtype=torch.uint8)
-    scales = torch.full((B, T + 5, len(sizes)), 0.5, dtype=torch.bfloat16)
-    return Codes(codes, scales, bits, sizes, heads, width // heads).some(slice(2, T + 2))
-
-
-# --- attention that reads codes; small odd sizes are in test_seam.py --------------------------------------------------
-
-
-def single(*shape: int) -> Tensor:
-    return drawn(*shape, dtype=torch.float32, seed=sum(shape))
-
-
-def stored(B: int, S: int, K: int, H: int, bits: int, seed: int = 0) -> Codes:
-    """Of S tokens in a cache with room for more."""
-    sizes, x = group_sizes([H] * K), drawn(B, S + 7, K * H, dtype=torch.float32, seed=seed)
-    return Codes(*quantise(x, bits, sizes), bits, tuple(sizes), K, H).some(slice(0, S))
-
-
-def pair(B: int, S: int, K: int, H: int, bits: int) -> tuple[Codes, Codes]:
-    return stored(B, S, K, H, bits), stored(B, S, K, H, bits, seed=1)
-
-
-def off(found: Tensor, q: Tensor, keys: Codes, values: Codes, scoring: Scoring) -> float:
-    right = coded_attention_reference(q.double(), keys, values, scoring)
-    return float((found.double() - right).norm() / right.norm())
 
 
 def test_what_cannot_be_computed_falls_through_to_dequantised_tokens() -> None:

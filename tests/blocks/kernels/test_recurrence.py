@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import torch
 from torch import Tensor
@@ -50,13 +48,3 @@ def test_delta_rule_is_erasing_by_its_own_key_and_pieces_pass_their_state_on() -
             y, carried = recurrence(*parts, carried)
             found.append(y)
         torch.testing.assert_close((torch.cat(found, 1), carried), (whole, last), rtol=0, atol=1e-10)
-
-
-def few(
-    B: int, T: int, N: int, K: int, V: int, channels: int = 1, delta: bool = True, dtype: torch.dtype = torch.float32
-) -> dict[str, Any]:
-    """Arguments of the recurrence."""
-    q, k, v = (unit(B, T, N, width, seed=i, dtype=dtype) for i, width in enumerate((K, K, V)))
-    beta = drawn(B, T, N, seed=4).sigmoid().float() if delta else None
-    decay, state = -drawn(B, T, N, channels, seed=3).exp().float(), drawn(B, N, K, V, seed=5).float()
-    return {"q": q, "k": k, "v": v, "decay": decay, "beta": beta, "state": state}
