@@ -114,7 +114,7 @@ def _put_interpreter(tree: Path) -> None:
     base, local = Path(sys.base_prefix), tree / "usr/local"
     for name in (version, "python3", "python"):
         shutil.copy2(base / "bin" / version, local / "bin" / name)
-    skipped = shutil.ignore_patterns("site-packages", "test", "__pycache__", "config-*")
+    skipped = shutil.ignore_patterns("site-packages", "test", "config-*")
     shutil.copytree(base / "lib" / version, local / "lib" / version, ignore=skipped, symlinks=True)
     extensions = [str(base / "bin" / version), *map(str, (base / "lib" / version / "lib-dynload").glob("*.so"))]
     listed = subprocess.run(["ldd", *extensions], capture_output=True, text=True, check=False).stdout
