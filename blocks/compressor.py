@@ -16,7 +16,7 @@ from blockwright.blocks.linear import Linear
 from blockwright.blocks.norm import Norm
 from blockwright.blocks.precision import at_least_fp32
 from blockwright.blocks.selector.base import Asked, Held
-from blockwright.blocks.selector.indexer import Candidates, Indexer, relu_scores
+from blockwright.blocks.selector.dsa import Candidates, Indexer, relu_scores
 from blockwright.registry import BlockError, family, register
 from blockwright.registry.ranges import Count, Positive
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from blockwright.blocks.base import Block
 from blockwright.blocks.cache.base import Cache
-from blockwright.blocks.cache.fit import caches_that_fit
+from blockwright.blocks.cache.layer import caches_that_fit
 from blockwright.blocks.forward_pass import Carry, Losses, Pass, Share
 from blockwright.blocks.gating.base import Routing, with_losses
 from blockwright.blocks.input import Input, Media

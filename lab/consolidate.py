@@ -18,12 +18,10 @@ import torch
 import yaml
 from torch import Tensor
 
-from blockwright.blocks.checkpoint import origin
-from blockwright.blocks.checkpoint.folder import check_out, start_from, whole
-from blockwright.blocks.checkpoint.read import read_checkpoint
+from blockwright.blocks.checkpoint.folder import check_origin, check_out, start_from, whole, write_origin
+from blockwright.blocks.checkpoint.read import read_checkpoint, weights_of
 from blockwright.blocks.checkpoint.shards import ready, save, write_shards
 from blockwright.blocks.checkpoint.source import COMPOSITION, tokenizer_state
-from blockwright.blocks.checkpoint.weights import weights_of
 from blockwright.registry.command import Parser, run_command
 from blockwright.training.data.tokenizers import files as tokenizer
 
@@ -47,12 +45,12 @@ def consolidate(source: Path, out: Path, *, checkpoint: bool = False) -> None:
     checkpoint_file = last if last.exists() else source
     found = read_checkpoint(checkpoint_file)
     model, words = found["hyper_parameters"]["model"], tokenizer_state(found)
-    came_from = origin.check(found.get("origin", {}), str(checkpoint_file))
+    came_from = check_origin(found.get("origin", {}), str(checkpoint_file))
     with whole(out) as folder:
         if words and words.get("kind") in tokenizer.KINDS:
             tokenizer.write(words, folder, model["max_positions"])
         if came_from:
-            origin.write(came_from, folder)
+            write_origin(came_from, folder)
         (folder / COMPOSITION).write_text(yaml.safe_dump(model, sort_keys=False), encoding="utf-8")
         write_shards(
             folder, {name: ready(tensor.contiguous()) for name, tensor in weights_of(found).items()}, MAX_BYTES

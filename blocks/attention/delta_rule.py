@@ -16,7 +16,7 @@ from blockwright.blocks.linear import Linear
 from blockwright.blocks.norm import Norm
 from blockwright.blocks.output_gate import OutputGate
 from blockwright.blocks.precision import at_least_fp32
-from blockwright.registry import BlockError
+from blockwright.registry import BlockError, register
 from blockwright.registry.ranges import Count, Taps
 
 CONVOLVED = ("query", "key", "value")
@@ -114,3 +114,85 @@ def _unit(x: Tensor) -> Tensor:
 def _widths(d_model: int, n_heads: int, head_dim: int | None, v_head_dim: int | None) -> tuple[int, int]:
     K = head_dim or even_heads(d_model, n_heads)
     return K, v_head_dim or K
+
+
+@register("attention", "gated_delta")
+class GatedDelta(DeltaRule):
+    """Gated delta rule: a matrix per head that is decayed, and corrected towards each new value.
+
+    Yang et al. 2024 (Gated DeltaNet), arXiv 2412.06464. With q, k, v = silu(conv(W x)), q and k normalised to length 1
+    a head, q scaled by 1/√K, β = σ(w_β · x) and log decay g of the child ``decay``:
+    S ← Diag(e^g) S; S ← S + k β (v − Sᵀ k)ᵀ; y = W_o gate(norm(Sᵀ q)).
+
+    Query and key heads may be fewer than value heads, which have a state each. Projections, convolutions and gate are
+    separate parameters, so that heads can be split over ranks; Qwen3-Next stores them fused. States are fp32 in any
+    model. The cache is a state of N·K·V numbers and the last taps − 1 inputs of the convolutions, whatever the
+    length. Cost per token: see blocks/kernels/recurrence.py.
+
+    Args:
+        n_heads: N, heads of values, each with a state
+        n_key_heads: heads of queries and keys; divides n_heads; null for as many
+        head_dim: K, width of a key; null is d_model / n_heads
+        v_head_dim: V, width of a value; null is as head_dim
+        taps: tokens that the convolutions see, the current one included
+        negative_eigenvalues: whether β reaches 2 instead of 1, so that a correction may overshoot
+            (Grazzi et al. 2024, arXiv 2411.12537)
+        decay: what the state forgets
+        norm: of each head's output
+        output_gate: gates the normalised outputs; null for none
+    """
+
+    default_children: ClassVar[Mapping[str, Any]] = {"decay": {"name": "head"}, "output_gate": {"name": "silu"}}
+
+    def add_gates(self, d_model: int, n_heads: int) -> None:
+        self.strength = Linear(d_model, n_heads, bias=False)
+
+    def edit(self, x: Tensor, k: Tensor, v: Tensor) -> Edit:
+        return Edit(v, beta=at_least_fp32(self.strength(x)).sigmoid() * self.reach)
+
+
+@register("attention", "gated_delta_2", fixes={"n_key_heads": None})
+class GatedDelta2(DeltaRule):
+    """Gated delta rule that erases and writes by gates of their own, each with a number for every channel.
+
+    Hatamizadeh et al. 2026 (Gated DeltaNet-2), arXiv 2605.22791, in the order of NVlabs/GatedDeltaNet-2 and of
+    flash-linear-attention (``naive_recurrent_gdn2``): q, k, v and log decay g as in ``gated_delta``, b = σ(W_b x) for
+    the K channels of a key, w = σ(W_w x) for the V channels of a value, S ← Diag(e^g) S;
+    S ← S − k (Sᵀ (b ⊙ k))ᵀ + k (w ⊙ v)ᵀ; y = W_o gate(norm(Sᵀ q)).
+
+    With b = w = β it is ``kda``, and with a ``decay`` by head ``gated_delta``. There are as many heads of keys as of
+    values, and the gate's projections have no bias; the released code allows fewer, and has one in the output gate. The
+    cache is that of ``gated_delta``.
+
+    Args:
+        n_heads: N, heads, each with a state
+        head_dim: K, width of a key; null is d_model / n_heads
+        v_head_dim: V, width of a value; null is as head_dim
+        taps: tokens that the convolutions see, the current one included
+        decay: what the state forgets
+        norm: of each head's output
+        output_gate: gates the normalised outputs; null for none
+        negative_eigenvalues: whether b reaches 2 instead of 1, so that erasing may overshoot
+            (Grazzi et al. 2024, arXiv 2411.12537); w stays below 1
+    """
+
+    default_children: ClassVar[Mapping[str, Any]] = {"decay": {"name": "channel"}, "output_gate": {"name": "low_rank"}}
+
+    def add_gates(self, d_model: int, n_heads: int) -> None:
+        self.erase = Linear(d_model, n_heads * self.head_dim, bias=False)
+        self.write = Linear(d_model, n_heads * self.v_head_dim, bias=False)
+
+    def edit(self, x: Tensor, k: Tensor, v: Tensor) -> Edit:
+        erase, write = (at_least_fp32(gate(x)).sigmoid() for gate in (self.erase, self.write))
+        return Edit(v * write.view_as(v), erase=k * erase.view_as(k) * self.reach)
+
+
+@register("attention", "kda", fixes={"n_key_heads": None})
+class KDA(GatedDelta):
+    """Kimi Delta Attention: the gated delta rule with a decay for each channel of the keys.
+
+    Kimi Linear, arXiv 2510.26692. It is ``gated_delta`` with the children ``decay: channel`` and
+    ``output_gate: low_rank`` as defaults, and as many heads of keys as of values.
+    """
+
+    default_children: ClassVar[Mapping[str, Any]] = {"decay": {"name": "channel"}, "output_gate": {"name": "low_rank"}}

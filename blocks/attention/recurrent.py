@@ -12,6 +12,7 @@ from blockwright.blocks.cache.state import State
 from blockwright.blocks.depthwise import CausalConv
 from blockwright.blocks.forward_pass import Carry, Pass
 from blockwright.blocks.kernels.seam import compute
+from blockwright.registry import register
 
 Parts = Mapping[str, Tensor]
 
@@ -135,3 +136,21 @@ def _by_token(x: Tensor, given: Pass) -> Iterator[tuple[Tensor, Pass]]:
         carried += [] if own is None else [own]
     if given.carry is not None:
         given.carry.update({name: torch.cat([own[name] for own in carried], 1) for name in carried[0]})
+
+
+@register("attention", "none")
+class NoAttention(Recurrent):
+    """No mixing of tokens: y = 0, for layers that have a feed-forward block alone.
+
+    Nemotron-H, arXiv 2504.03624, alternates layers of one block each. With ``residual: {name: prenorm, attention_norm:
+    none}`` the layer has no norm for it either.
+    """
+
+    empty: ClassVar[bool] = True
+    residual_outputs: ClassVar[tuple[str, ...]] = ()
+
+    def __init__(self) -> None:
+        super().__init__()
+
+    def mix(self, x: Tensor, given: Pass, held: State | None) -> tuple[Tensor, Parts]:
+        return x * 0, {}  # not zeros: the norm before it must have a gradient, or data parallelism stops

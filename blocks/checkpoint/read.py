@@ -10,9 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from blockwright import registry
 from blockwright.blocks.checkpoint import manifest, sharded
+from blockwright.blocks.decoder import Decoder
+from blockwright.blocks.linear import is_adapter, merged
+from blockwright.blocks.model_config import reread
 from blockwright.registry import ConfigError, catalogue
 from blockwright.registry.index import PROJECT
 
@@ -166,3 +170,54 @@ def _words(value: Any) -> Iterator[str]:
             yield from _words(inner)
     elif isinstance(value, str):
         yield from re.findall(r"\w+", value)
+
+
+# --- the weights of the model in a checkpoint ---
+
+
+def weights_of(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The decoder's weights by name, adapters merged.
+
+    Args:
+        checkpoint: from ``read_checkpoint``
+    """
+    found = raw_weights(checkpoint)
+    adapter = checkpoint["hyper_parameters"].get("adapter")
+    return merged(found, float(adapter["scale"])) if adapter else found
+
+
+def shapes_of(checkpoint: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    """The shapes of ``weights_of``, without computing them."""
+    return {name: tuple(tensor.shape) for name, tensor in raw_weights(checkpoint).items() if not is_adapter(name)}
+
+
+def raw_weights(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The decoder's weights and adapters by name, as stored."""
+    return {k.removeprefix(PREFIX): v for k, v in checkpoint["state_dict"].items() if k.startswith(PREFIX)}
+
+
+# --- check that the weights of a checkpoint fit a model ---
+
+
+def check_fits(checkpoint: dict[str, Any], decoder: Decoder, path: str | Path) -> None:
+    """Refuse a checkpoint whose weights do not fit a model, before either is allocated.
+
+    Args:
+        checkpoint: from ``read_checkpoint``
+        decoder: on the meta device, with its adapters
+        path: of the file, for the error message
+
+    Raises:
+        ConfigError: names the first weight that differs, and the parts of the composition that do
+    """
+    theirs = {k: tuple(v.shape) for k, v in raw_weights(checkpoint).items()}
+    ours, model = {k: tuple(v.shape) for k, v in decoder.state_dict().items()}, decoder.config
+    unlike = [name for name in {**ours, **theirs} if ours.get(name) != theirs.get(name)]
+    if unlike:
+        old = reread(checkpoint["hyper_parameters"]["model"])
+        changed = ", ".join(f"model.{key}" for key in {**old, **model} if old.get(key) != model.get(key)) or "adapter"
+        shapes = f"{theirs.get(unlike[0], 'missing')} there and {ours.get(unlike[0], 'missing')} here"
+        rule = f"was trained with another model: {unlike[0]} is {shapes}"
+        raise ConfigError(
+            "ckpt_path", str(path), rule, f"Compose the same model (other now: {changed}), or start afresh"
+        )

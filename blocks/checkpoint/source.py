@@ -18,11 +18,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from blockwright.blocks.checkpoint import origin
-from blockwright.blocks.checkpoint.read import read_checkpoint
+from blockwright.blocks.checkpoint.folder import check_origin, origin_of
+from blockwright.blocks.checkpoint.read import read_checkpoint, shapes_of, weights_of
 from blockwright.blocks.checkpoint.sharded import is_folder
 from blockwright.blocks.checkpoint.shards import Shards
-from blockwright.blocks.checkpoint.weights import shapes_of, weights_of
 from blockwright.blocks.compose import check, compose
 from blockwright.blocks.decoder import Decoder
 from blockwright.registry import ConfigError, did_you_mean
@@ -44,7 +43,7 @@ class Source:
         tensors: our names → weights
         tokenizer: state of its tokenizer as plain data; None if it has none or has files
         folder: where tokenizer files may be; None for a run
-        origin: origin of the imported model that it is or started from; see blocks/checkpoint/origin.py
+        origin: origin of the imported model that it is or started from; see blocks/checkpoint/folder.py
         read_from: which weights these are, for people: the file, its step, whether they are an average
     """
 
@@ -129,7 +128,7 @@ def _trained(file: Path) -> Source:
     checkpoint = read_checkpoint(file)
     model = check(checkpoint["hyper_parameters"]["model"])
     _check_shapes(model, shapes_of(checkpoint), file)
-    came_from = origin.check(checkpoint.get("origin", {}), str(file))
+    came_from = check_origin(checkpoint.get("origin", {}), str(file))
     chosen = _described(file, checkpoint)
     return Source(model, weights_of(checkpoint), tokenizer_state(checkpoint), origin=came_from, read_from=chosen)
 
@@ -157,7 +156,7 @@ def _imported(folder: Path) -> Source:
     model = read_composition(folder)
     _check_shapes(model, _shapes(shards), folder)
     tensors = dict(shards.read(shards.entries))
-    return Source(model, tensors, None, folder, origin.read(folder), str(folder))
+    return Source(model, tensors, None, folder, origin_of(folder), str(folder))
 
 
 def checkpoint_of(start: Path) -> Path | None:
@@ -203,7 +202,7 @@ def read_composition(start: Path) -> dict[str, Any]:
 
 def read_origin(start: Path) -> dict[str, Any]:
     """The origin of the weights in a run, a checkpoint or an imported folder."""
-    return origin.check(read_start(start).get("origin", {}), str(start)) if checkpoint_of(start) else origin.read(start)
+    return check_origin(read_start(start).get("origin", {}), str(start)) if checkpoint_of(start) else origin_of(start)
 
 
 def check_init(start: Path, model: Mapping[str, Any]) -> None:

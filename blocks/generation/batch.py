@@ -21,7 +21,7 @@ from blockwright.blocks.generation.job import Job, News, note_likelihoods
 from blockwright.blocks.generation.joining import joinable_caches, refuse_dependent_rows
 from blockwright.blocks.generation.reading import Reading, Row
 from blockwright.blocks.generation.sample import Acceptance, draw_each, drawable
-from blockwright.blocks.position.boundaries import boundaries
+from blockwright.blocks.position.base import boundaries
 from blockwright.registry import BlockError
 
 CHUNK = 512  # prompt tokens between two tokens of the running jobs

@@ -9,8 +9,7 @@ from torch import nn
 
 from blockwright.blocks.base import Block
 from blockwright.blocks.cache.base import Cache
-from blockwright.blocks.cache.fit import caches_that_fit
-from blockwright.blocks.cache.layer import LayerCache
+from blockwright.blocks.cache.layer import LayerCache, caches_that_fit
 from blockwright.blocks.decoder import Decoder
 from blockwright.blocks.layer import Layer
 from blockwright.registry import BlockError

@@ -8,14 +8,14 @@ model built on the meta device is materialised.
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterator, Sequence
 from typing import ClassVar, Literal
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from blockwright.blocks.base import Drawn, Keys, Queries, Remembering
 from blockwright.blocks.kernels.scoring import Bias
-from blockwright.registry import family
+from blockwright.registry import family, register
 
 
 @family("position", context=("d_model", "head_dim", "n_heads", "max_positions"))
@@ -85,3 +85,74 @@ class Position(Remembering):
         long prompt some queries and some keys at a time are asked for, where there are no ``slots``.
         """
         return None
+
+
+# --- the shared base of positions that change what another one does ---
+
+
+class Around(Position):
+    """A position around another, whose hooks it passes on.
+
+    Args:
+        inner: the other one; None for none
+    """
+
+    def __init__(self, inner: Position | None) -> None:
+        super().__init__()
+        self.inner = inner
+        if inner is not None:
+            self.softmax_scale, self.limit, self.boundary = inner.softmax_scale, inner.limit, inner.boundary
+
+    def rotate(self, q: Tensor, k: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+        return (q, k) if self.inner is None else self.inner.rotate(q, k, positions)
+
+    def rotate_in(self, q: Tensor, k: Tensor, positions: Tensor, length: int | Tensor) -> tuple[Tensor, Tensor]:
+        return (q, k) if self.inner is None else self.inner.rotate_in(q, k, positions, length)
+
+    def bias(self, queries: Queries, keys: Keys) -> Bias:
+        return None if self.inner is None else self.inner.bias(queries, keys)
+
+    def slots(self) -> dict[str, tuple[int, ...]]:
+        return {} if self.inner is None else self.inner.slots()
+
+    def remember(self, x: Tensor, positions: Tensor, declared: int | Tensor) -> tuple[Tensor, ...]:
+        return () if self.inner is None else self.inner.remember(x, positions, declared)
+
+
+# --- sequences of one batch that a model rotates alike ---
+
+
+def boundaries(model: nn.Module) -> list[int]:
+    """The lengths at which positions of a model change how a sequence is rotated, ascending."""
+    found = (module.boundary for module in model.modules() if isinstance(module, Position))
+    return sorted({boundary for boundary in found if boundary is not None})
+
+
+def alike(model: nn.Module, lengths: Sequence[int], size: int) -> Iterator[list[int]]:
+    """Batches of rows, the longest first, each with rows on one side of every boundary.
+
+    Padding makes the rows of a batch as long as its longest, which is the length that is declared: a short row beside a
+    long one would be rotated otherwise than by itself.
+
+    Args:
+        lengths: of each row, in tokens
+        size: most rows of a batch
+    """
+    ends = boundaries(model)
+    batch: list[int] = []
+    for row in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        beside = batch and any(lengths[row] <= end < lengths[batch[0]] for end in ends)
+        if len(batch) == size or beside:
+            yield batch
+            batch = []
+        batch.append(row)
+    if batch:
+        yield batch
+
+
+@register("position", "none")
+class NoPosition(Position):
+    """No position signal: order is visible only through the causal mask.
+
+    Kazemnejad et al. 2023 (NoPE), arXiv 2305.19466.
+    """

@@ -33,7 +33,7 @@ class LongRoPE(Position):
     A sequence has the length that is *declared*: its window without a cache, its prompt and the new tokens that are
     asked for where a text is continued, the room of a conversation, or ``length`` where given. So a chunked prefill and
     the tokens decoded after it are rotated alike, and nothing cached ever has to be computed again; but a text is read
-    otherwise in a longer window. So evaluation pads no short sequence to a long one (blocks/position/boundaries.py),
+    otherwise in a longer window. So evaluation pads no short sequence to a long one (blocks/position/base.py),
     and policy optimisation needs ``length``, unless all sequences are on one side of L. transformers and the paper
     switch at the token that exceeds L, where keys cached before keep the short factors (transformers) or all are
     computed again (the paper).

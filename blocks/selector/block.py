@@ -6,11 +6,14 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from blockwright.blocks.linear import Linear
+from blockwright.blocks.norm import Norm
+from blockwright.blocks.position.base import Position
 from blockwright.blocks.precision import at_least_fp32
-from blockwright.blocks.selector.base import Asked, Held, Selector, highest
-from blockwright.blocks.selector.documents import blocks_of
+from blockwright.blocks.selector.base import Asked, Held, Selector, blocks_of, highest
+from blockwright.blocks.selector.dsa import Candidates, Indexer, relu_scores
 from blockwright.registry import register
-from blockwright.registry.ranges import Count
+from blockwright.registry.ranges import Count, Positive
 
 
 @register("selector", "block")
@@ -50,3 +53,79 @@ class MoBA(Selector):
         possible = blocks.complete(T, own=False)[:, None]
         chosen = highest(scores.masked_fill(~possible, float("-inf")), self.top_k - 1) & possible
         return (blocks.spread(chosen) | own[:, None]) & held.seen[:, None]
+
+
+@register("selector", "pooled")
+class Pooled(Indexer):
+    """An indexer over means of a few adjacent keys, which chooses whole blocks of tokens: QSA.
+
+    As Qwen4-Exp's in transformers (no paper): with raw index keys r_s = W_k x_s, block b of ``block_size`` tokens from
+    the start of the document and index heads j: k̄_b = rot(norm(mean of r in b)) at the position of its first token,
+    q_j = rot(norm(W_q,j x)), I_tb = Σ_j relu(q_tj · k̄_b) / √I. A query sees the tokens of the ``top_k`` highest of the
+    whole blocks up to itself, and those of the block that it is in while that is not whole. Equal scores go to the
+    later block.
+
+    GLM-5.3 pools 16 keys by a learned softmax instead, MiniMax-M3 takes the highest score of 128 tokens: neither is
+    this block. It caches I raw numbers of a token, and pools them again at each step. How Qwen4-Exp's indexer was
+    trained is not published; here it learns as ``dsa`` does, from the attention's weights on whole blocks, summed over
+    each.
+
+    Args:
+        n_heads: J, index heads
+        head_dim: I, width of an index head
+        block_size: tokens of a block
+        top_k: blocks that a query sees
+        dense: whether every query sees all tokens, while the indexer learns
+        loss_weight: weight of the indexer's loss
+        q_norm: norm of queries
+        k_norm: norm of pooled keys
+        position: rotates queries and pooled keys
+    """
+
+    conformance_settings: ClassVar[Mapping[str, Any]] = {"n_heads": 2, "head_dim": 8, "block_size": 3, "top_k": 2}
+
+    def __init__(
+        self,
+        d_model: int,
+        attention_heads: int,
+        q_norm: Norm,
+        k_norm: Norm,
+        position: Position,
+        n_heads: Count = 32,
+        head_dim: Count = 128,
+        block_size: Count = 4,
+        top_k: Count = 512,
+        dense: bool = False,
+        loss_weight: Positive = 1.0,
+    ) -> None:
+        super().__init__()
+        self.n_heads, self.head_dim, self.attention_heads = n_heads, head_dim, attention_heads
+        self.block_size, self.top_k, self.dense, self.loss_weight = block_size, top_k, dense, loss_weight
+        self.query = Linear(d_model, n_heads * head_dim, bias=False)
+        self.key = Linear(d_model, head_dim, bias=False)
+        self.q_norm, self.k_norm, self.position = q_norm, k_norm, position
+
+    @classmethod
+    def child_context(cls, child: str, known: Mapping[str, Any]) -> Mapping[str, Any]:
+        return {"head_dim": known["head_dim"]} if child == "position" else {"dim": known["head_dim"]}
+
+    def slots(self) -> dict[str, tuple[int, ...]]:
+        return {"index": (self.head_dim,)}
+
+    def remember(self, x: Tensor, positions: Tensor, declared: int | Tensor) -> tuple[Tensor, ...]:
+        return (self.key(x.detach()),)
+
+    def takes_all(self, n_keys: int) -> bool:
+        return self.dense or n_keys < self.block_size * (self.top_k + 1)
+
+    def candidates(self, asked: Asked, held: Held) -> Candidates:
+        raw, blocks = held.slots[0], blocks_of(held, self.block_size)
+        pooled = self.k_norm(blocks.mean(raw).to(raw.dtype))[:, :, None]
+        rows = max(len(held.positions), len(blocks.first))
+        positions = held.positions.expand(rows, -1).gather(1, blocks.first.expand(rows, -1))
+        return Candidates(self.position.rotate_in(pooled, pooled, positions, asked.declared)[0][:, :, 0], blocks)
+
+    def scores(self, asked: Asked, keys: Tensor) -> Tensor:
+        q = self.q_norm(self.query(asked.x).unflatten(-1, (self.n_heads, -1)))
+        q = self.position.rotate_in(q, q, asked.positions, asked.declared)[0]
+        return relu_scores(q, keys, torch.ones_like(q[..., 0]))

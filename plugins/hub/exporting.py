@@ -9,8 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from blockwright.blocks.checkpoint import origin
-from blockwright.blocks.checkpoint.folder import dump_json, whole
+from blockwright.blocks.checkpoint.folder import dump_json, whole, write_licences
 from blockwright.blocks.checkpoint.shards import Outgoing, write_shards
 from blockwright.blocks.checkpoint.source import Source, open_source
 from blockwright.blocks.compose import compose
@@ -66,7 +65,7 @@ def export_folder(
         dump_json(folder / "config.json", {**values, "dtype": stored, "torch_dtype": stored})
         write_all(source, folder, decoder.config["max_positions"])
         dump_json(folder / companions.GENERATION, _generation(folder, _ids(source)))
-        origin.write_licences(source.origin, folder)
+        write_licences(source.origin, folder)
         _write_beside(beside, folder)
     return found.model_type, why
 

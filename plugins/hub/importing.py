@@ -15,8 +15,7 @@ import torch
 import yaml
 from torch import Tensor
 
-from blockwright.blocks.checkpoint import origin
-from blockwright.blocks.checkpoint.folder import read_json, whole
+from blockwright.blocks.checkpoint.folder import check_origin, licences, read_json, whole, write_origin
 from blockwright.blocks.checkpoint.shards import Shards, ready, write_shards
 from blockwright.blocks.compose import compose
 from blockwright.blocks.decoder import Decoder
@@ -69,7 +68,7 @@ def import_folder(
         write_shards(folder, outgoing, max_bytes)
         head = f"# Imported from a checkpoint of {found.model_type}.\n"
         (folder / "model.yaml").write_text(head + yaml.safe_dump(read(found.model), sort_keys=False))
-        origin.write(found.origin, folder)
+        write_origin(found.origin, folder)
         companions.write(files, folder)
         copy_files((*VOCABULARIES, "README.md"), source, folder)
     return found.model_type
@@ -82,7 +81,7 @@ class Found:
     Args:
         model_type: of its family
         model: the composition
-        origin: see blocks/checkpoint/origin.py
+        origin: see blocks/checkpoint/folder.py
         tensors: reads our tensors
     """
 
@@ -105,7 +104,7 @@ def read_folder(
     if mtp and not model.get("mtp"):
         rule = f"this checkpoint of {family.model_type} has no heads of multi-token prediction that are read here"
         raise ConfigError("--mtp", True, rule, "Leave it out")
-    licences = origin.licences(source)
+    found_licences = licences(source)
     with torch.device("meta"):
         decoder = compose(model, device="meta")
     ours = decoder.state_dict()
@@ -114,7 +113,7 @@ def read_folder(
     dtypes = _dtypes(found, shards, ours, dtype, kept)
     reasons, skipped = {key: why for key in values if (why := idle(key))}, {key: values[key] for key in ignored}
     came_from = {"model_type": family.model_type, "config": values, "idle": reasons, "ignored": skipped}
-    came_from = origin.check({**came_from, "licences": licences}, str(source))
+    came_from = check_origin({**came_from, "licences": found_licences}, str(source))
     return Found(family.model_type, model, came_from, lambda: fill(found, shards, ours, dtypes))
 
 

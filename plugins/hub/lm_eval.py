@@ -24,7 +24,7 @@ from blockwright.blocks.checkpoint.source import check_there
 from blockwright.blocks.generation.generate import Continuations
 from blockwright.blocks.generation.sample import Sampling
 from blockwright.blocks.generation.text_stream import TextStream
-from blockwright.blocks.position.boundaries import alike
+from blockwright.blocks.position.base import alike
 from blockwright.lab.chat_text import ChatText, own_format
 from blockwright.lab.writer import Writer, begin
 from blockwright.registry import REFUSED, ConfigError, did_you_mean

@@ -22,10 +22,9 @@ import torch
 from torch import Tensor
 
 from blockwright.blocks.checkpoint.folder import dump_json, read_json, whole
-from blockwright.blocks.checkpoint.read import read_checkpoint
+from blockwright.blocks.checkpoint.read import raw_weights, read_checkpoint
 from blockwright.blocks.checkpoint.shards import Shards, save
 from blockwright.blocks.checkpoint.source import checkpoint_of
-from blockwright.blocks.checkpoint.weights import raw_weights
 from blockwright.blocks.compose import compose
 from blockwright.blocks.decoder import Decoder
 from blockwright.blocks.linear import A, B, adaptable, is_adapter

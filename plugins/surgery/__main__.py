@@ -22,8 +22,7 @@ import yaml
 from omegaconf import OmegaConf
 from torch import Tensor
 
-from blockwright.blocks.checkpoint import origin
-from blockwright.blocks.checkpoint.folder import check_out, start_from, whole
+from blockwright.blocks.checkpoint.folder import check_out, start_from, whole, write_origin
 from blockwright.blocks.checkpoint.read import PREFIX, distributions
 from blockwright.blocks.checkpoint.shards import ready, write_shards
 from blockwright.blocks.checkpoint.source import COMPOSITION, named_by, open_source, read_composition
@@ -129,7 +128,7 @@ def write(out: Path, run: Path, decoder: Decoder) -> None:
         (folder / COMPOSITION).write_text(yaml.safe_dump(decoder.config, sort_keys=False), encoding="utf-8")
         write_all(source, folder, decoder.config["max_positions"])
         if source.origin:
-            origin.write(source.origin, folder)
+            write_origin(source.origin, folder)
         write_shards(folder, {name: ready(t.contiguous()) for name, t in decoder.state_dict().items()}, MAX_BYTES)
 
 

@@ -11,7 +11,7 @@ import torch
 from pairwise import each
 from torch import Tensor
 
-from blockwright.blocks.cache import fit
+from blockwright.blocks.cache import layer
 from blockwright.blocks.cache.base import Cache
 from blockwright.blocks.cache.ring import Ring
 from blockwright.blocks.cache.state import State
@@ -129,9 +129,9 @@ def test_caches_of_the_whole_memory_are_made_and_those_of_a_byte_more_are_refuse
 ) -> None:
     decoder = compose(tiny(attention=attention))
     needed = sum(cache.nbytes for cache in decoder.new_caches(3, 37, bits))
-    monkeypatch.setattr(fit, "device_memory", lambda device: needed)
+    monkeypatch.setattr(layer, "device_memory", lambda device: needed)
     assert sum(cache.nbytes for cache in decoder.new_caches(3, 37, bits)) == needed
-    monkeypatch.setattr(fit, "device_memory", lambda device: needed - 1)
+    monkeypatch.setattr(layer, "device_memory", lambda device: needed - 1)
     with pytest.raises(BlockError, match="memory of cpu") as refused:
         decoder.new_caches(3, 37, bits)
     assert refused.value.parameter == "caches"

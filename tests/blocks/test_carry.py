@@ -15,7 +15,7 @@ from blockwright.blocks.decoder import Decoder
 from blockwright.blocks.forward_pass import Pass, joined, split
 from blockwright.blocks.norm import Norm
 from blockwright.blocks.residual.base import Mixer
-from blockwright.blocks.residual.prenorm import PreNorm
+from blockwright.blocks.residual.norms import PreNorm
 from blockwright.registry import register
 from blockwright.training.parallel.recompute import recompute
 from tests.blocks.small import decoder, ids, in_parts

@@ -10,9 +10,8 @@ import torch
 from pairwise import each
 from torch import Tensor
 
-from blockwright.blocks.cache.base import Cache
+from blockwright.blocks.cache.base import Cache, Quantised
 from blockwright.blocks.cache.ring import Ring
-from blockwright.blocks.cache.stores import Quantised
 from blockwright.blocks.decoder import Decoder
 from blockwright.blocks.kernels.choice import Kernels
 from blockwright.blocks.kernels.quantise import BITS

@@ -16,8 +16,7 @@ from torch.nn import functional as F
 
 from blockwright import registry
 from blockwright.blocks.attention.base import Attention
-from blockwright.blocks.attention.gqa import GQA
-from blockwright.blocks.attention.sliding_window import SlidingWindow
+from blockwright.blocks.attention.gqa import GQA, SlidingWindow
 from blockwright.blocks.balance import ExpertBalance
 from blockwright.blocks.cache.base import Cache
 from blockwright.blocks.cache.ring import Ring
@@ -26,7 +25,7 @@ from blockwright.blocks.conformance.__main__ import main
 from blockwright.blocks.conformance.cases import CHECKS, chosen
 from blockwright.blocks.ffn import FFN
 from blockwright.blocks.forward_pass import Pass
-from blockwright.blocks.gating.softmax_topk import SoftmaxTopK
+from blockwright.blocks.gating.softmax import SoftmaxTopK
 from blockwright.blocks.norm import Norm, RMSNorm
 from blockwright.blocks.position.base import Position
 from blockwright.registry import ConfigError, register

@@ -21,9 +21,8 @@ from blockwright.blocks.forward_pass import Pass
 from blockwright.blocks.kernels import few_keys, latent_attention, long_attention
 from blockwright.blocks.kernels.choice import Kernels
 from blockwright.blocks.kernels.scoring import Band, Slopes, dense, part
-from blockwright.blocks.position.base import Position
-from blockwright.blocks.position.boundaries import alike
-from blockwright.blocks.position.rope import RoPE
+from blockwright.blocks.position.base import Position, alike
+from blockwright.blocks.position.rotary import RoPE
 from blockwright.registry import BlockError, ConfigError, register
 from tests.blocks.small import D, Make, V, drawn, in_parts, model, near, order, packed, rewind
 

@@ -14,8 +14,8 @@ from torch.nn import functional as F
 from blockwright.blocks import precision
 from blockwright.blocks.compose import compose
 from blockwright.blocks.gating.base import count
-from blockwright.blocks.gating.sigmoid_bias import SigmoidBias
-from blockwright.blocks.gating.softmax_topk import SoftmaxTopK
+from blockwright.blocks.gating.biased import SigmoidBias
+from blockwright.blocks.gating.softmax import SoftmaxTopK
 from tests.blocks.small import Make
 
 GATING = {"name": "sigmoid_bias", "top_k": 2, "bias_step": 0.001}

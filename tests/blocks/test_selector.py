@@ -16,10 +16,9 @@ from blockwright.blocks.compose import compose
 from blockwright.blocks.decoder import Decoder
 from blockwright.blocks.forward_pass import Pass
 from blockwright.blocks.kernels.few_keys import few
-from blockwright.blocks.selector import indexer
-from blockwright.blocks.selector.base import Asked, Held, highest
-from blockwright.blocks.selector.documents import blocks_of
-from blockwright.blocks.selector.indexer import attention_weights, divergence, relu_scores
+from blockwright.blocks.selector import dsa
+from blockwright.blocks.selector.base import Asked, Held, blocks_of, highest
+from blockwright.blocks.selector.dsa import attention_weights, divergence, relu_scores
 from tests.blocks.small import Make, drawn, ids, near, order, packed, rewind
 
 LATENT = {"name": "mla", "n_heads": 3, "kv_lora_rank": 10, "q_lora_rank": 14, "qk_nope_head_dim": 7}
@@ -76,7 +75,7 @@ def test_scores_computed_in_tiles_are_those_of_the_formula(dtype: torch.dtype, m
     products = torch.einsum("btji,bni->btnj", q.double(), keys.double()).relu()
     expected = (products * weights.double()[:, :, None]).sum(-1) / math.sqrt(7)
     for tile in (1, 2 * 15 * 4, 2**19):
-        monkeypatch.setattr(indexer, "TILE", tile)
+        monkeypatch.setattr(dsa, "TILE", tile)
         with torch.no_grad():
             found = relu_scores(q, keys, weights)
         assert found.dtype == torch.promote_types(dtype, torch.float32)
@@ -269,6 +268,6 @@ def test_long_sequences_are_scored_in_parts(model: Make, monkeypatch: pytest.Mon
         return hidden.detach(), [p.grad for n, p in decoder.named_parameters() if "selector" in n]
 
     whole, grads = trained()
-    monkeypatch.setattr("blockwright.blocks.selector.indexer.PAIRS", 2 * 30 * 6 * 4)
+    monkeypatch.setattr("blockwright.blocks.selector.dsa.PAIRS", 2 * 30 * 6 * 4)
     parts, of_parts = trained()
     near([parts, *of_parts], [whole, *grads])

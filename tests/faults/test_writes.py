@@ -182,7 +182,6 @@ WRITES = re.compile(
 DOORS = r"(?:replaced|whole|claimed|refused_if_unwritable)\("
 ELSEWHERE = {
     "blocks/checkpoint/folder.py": "into a folder that `whole` renames",
-    "blocks/checkpoint/origin.py": "into a folder that `whole` renames",
     "blocks/checkpoint/shards.py": "into a folder that `whole` renames",
     "blocks/checkpoint/manifest.py": "into a folder that is renamed afterwards",
     "blocks/conformance/construction.py": "into memory",

@@ -1,6 +1,6 @@
 """Choose the checkpoint to resume from, and report what has changed since.
 
-Shapes of weights are compared in ``blockwright.blocks.checkpoint.fits.check_fits``.
+Shapes of weights are compared in ``blockwright.blocks.checkpoint.read.check_fits``.
 """
 
 from __future__ import annotations

@@ -27,8 +27,7 @@ from jsonargparse.typing import register_type
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 
 from blockwright import registry
-from blockwright.blocks.checkpoint.fits import check_fits
-from blockwright.blocks.checkpoint.read import read_checkpoint
+from blockwright.blocks.checkpoint.read import check_fits, read_checkpoint
 from blockwright.blocks.model_config import read
 from blockwright.registry import ConfigError
 from blockwright.registry.ranges import Seed

@@ -6,8 +6,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from blockwright.blocks.checkpoint.fits import check_fits
-from blockwright.blocks.checkpoint.read import read_checkpoint
+from blockwright.blocks.checkpoint.read import check_fits, read_checkpoint
 from blockwright.blocks.checkpoint.source import read_composition
 from blockwright.blocks.decoder import Decoder
 from blockwright.registry import ConfigError

@@ -109,7 +109,7 @@ class Task(Composable, KeepsDtype, L.LightningModule):
             {f"{stage}_loss": TokenLoss(stage == "train", only_finite=stage == "train") for stage in STAGES}
         )
         self.loads = RoutingLoads()
-        self.origin: dict[str, Any] = {}  # of the weights; see blocks/checkpoint/origin.py
+        self.origin: dict[str, Any] = {}  # of the weights; see blocks/checkpoint/folder.py
         self.step = StepMean()
         self.counted = Counted()
         self._measured_in_step: list[tuple[Tensor, Tensor, Tensor]] = []  # nats, tokens and bytes of micro-batches

@@ -48,7 +48,7 @@ class Learned(Reward):
         self.chat.prepare(self.tokenizer)
 
     def __call__(self, prompts: Texts, completions: Texts, **columns: Column) -> Rewards:
-        from blockwright.blocks.position.boundaries import alike
+        from blockwright.blocks.position.base import alike
 
         before = columns.get("messages") or [[{"role": "user", "content": prompt}] for prompt in prompts]
         rows = [self._ids(*each) for each in zip(before, completions, strict=True)]

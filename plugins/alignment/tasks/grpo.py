@@ -16,13 +16,12 @@ from blockwright import registry
 from blockwright.blocks.checkpoint.source import load
 from blockwright.blocks.decoder import Decoder
 from blockwright.blocks.dropping import Dropping
+from blockwright.blocks.gating.balanced import ExpertChoice, Sinkhorn
 from blockwright.blocks.gating.base import Gating, replays
-from blockwright.blocks.gating.expert_choice import ExpertChoice
-from blockwright.blocks.gating.sinkhorn import Sinkhorn
 from blockwright.blocks.generation.generate import check_lengths
 from blockwright.blocks.generation.sample import Sampling
 from blockwright.blocks.linear import switched_off
-from blockwright.blocks.position.boundaries import boundaries
+from blockwright.blocks.position.base import boundaries
 from blockwright.plugins.alignment.advantages import Advantage
 from blockwright.plugins.alignment.data.prompt_module import PromptDataModule
 from blockwright.plugins.alignment.policy import Completions, PolicyObjective, Ratio

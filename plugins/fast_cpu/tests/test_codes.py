@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from blockwright.blocks.cache.stores import Quantised
+from blockwright.blocks.cache.base import Quantised
 from blockwright.blocks.kernels import coded_attention
 from blockwright.blocks.kernels.choice import choose
 from blockwright.blocks.kernels.quantise import BITS, Codes, code_bytes, group_sizes

@@ -3,7 +3,7 @@
 from typing import Any
 
 from blockwright.blocks.decoder import Decoder
-from blockwright.blocks.position.none import NoPosition
+from blockwright.blocks.position.base import NoPosition
 from blockwright.plugins.hub.config import Config, Fixed, Part, refusal
 from blockwright.plugins.hub.family import Family
 from blockwright.plugins.hub.llama_like import (

@@ -11,7 +11,7 @@ import pytest
 import torch
 from run_folder import write_run
 
-from blockwright.blocks.checkpoint import origin
+from blockwright.blocks.checkpoint.folder import write_origin
 from blockwright.blocks.checkpoint.source import load, open_source
 from blockwright.blocks.compose import compose
 from blockwright.plugins.surgery.__main__ import main
@@ -96,7 +96,7 @@ def test_folder_starts_a_run(run: Path, tmp_path: Path, capsys: pytest.CaptureFi
 def test_licences_and_origin_are_kept(run: Path, tmp_path: Path) -> None:
     came_from = {"model_type": "llama", "config": {"eos_token_id": 2}, "licences": {"LICENSE": "as is"}}
     built.imported(load(run), tmp_path / "source")
-    origin.write(came_from, tmp_path / "source")
+    write_origin(came_from, tmp_path / "source")
     main([str(tmp_path / "source"), "model.n_layers=4", "--out", str(tmp_path / "out")])
     assert open_source(tmp_path / "out").origin == came_from
 

@@ -5,8 +5,7 @@ from typing import Any, ClassVar
 
 from torch import nn
 
-from blockwright.blocks.attention.gated_delta import GatedDelta
-from blockwright.blocks.attention.gated_delta_2 import GatedDelta2
+from blockwright.blocks.attention.delta_rule import GatedDelta, GatedDelta2
 from blockwright.plugins.surgery.transplant.base import Setting, Transplant, Transplanted, shapes
 from blockwright.registry import register
 

@@ -13,8 +13,7 @@ from blockwright.blocks.attention.mla import MLA
 from blockwright.blocks.kernels.elementwise import base_frequencies
 from blockwright.blocks.norm import NoNorm, Norm
 from blockwright.blocks.position.base import Position
-from blockwright.blocks.position.rope import RoPE
-from blockwright.blocks.position.rope_chosen import RoPEChosen
+from blockwright.blocks.position.rotary import RoPE, RoPEChosen
 from blockwright.plugins.surgery.settings import computes_alike, differences
 from blockwright.plugins.surgery.transplant.base import Setting, Transplant, Transplanted
 from blockwright.registry import BlockError, register

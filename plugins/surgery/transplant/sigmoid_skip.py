@@ -5,8 +5,7 @@ from typing import Any, ClassVar
 
 from torch import nn
 
-from blockwright.blocks.residual.prenorm import PreNorm
-from blockwright.blocks.residual.sigmoid_skip import SigmoidSkip
+from blockwright.blocks.residual.norms import PreNorm, SigmoidSkip
 from blockwright.plugins.surgery.transplant.base import Setting, Transplant, Transplanted, shapes
 from blockwright.registry import register
 

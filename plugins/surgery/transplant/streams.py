@@ -7,7 +7,7 @@ from torch import nn
 
 from blockwright.blocks.residual.attention_residual import AttentionResidual
 from blockwright.blocks.residual.base import Streams
-from blockwright.blocks.residual.prenorm import PreNorm
+from blockwright.blocks.residual.norms import PreNorm
 from blockwright.plugins.surgery.transplant.base import Setting, Transplant, Transplanted, shapes
 from blockwright.registry import register
 

@@ -12,8 +12,7 @@ import lightning as L
 import pytest
 import torch
 
-from blockwright.blocks.checkpoint.fits import check_fits
-from blockwright.blocks.checkpoint.read import read_checkpoint
+from blockwright.blocks.checkpoint.read import check_fits, read_checkpoint
 from blockwright.blocks.checkpoint.source import load
 from blockwright.blocks.compose import compose
 from blockwright.registry import ConfigError

@@ -18,7 +18,7 @@ from blockwright.blocks.compose import compose
 from blockwright.blocks.conformance.setting import Setting, tokens
 from blockwright.blocks.decoder import Decoder
 from blockwright.blocks.gating import base
-from blockwright.blocks.gating.softmax_topk import SoftmaxTopK
+from blockwright.blocks.gating.softmax import SoftmaxTopK
 from blockwright.training.parallel.recompute import recompute
 
 HOW = ("full", "selective")

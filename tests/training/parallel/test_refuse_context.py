@@ -15,7 +15,7 @@ from blockwright.blocks.attention.gqa import GQA
 from blockwright.blocks.balance import ExpertBalance
 from blockwright.blocks.cache.base import Cache
 from blockwright.blocks.forward_pass import Pass
-from blockwright.blocks.gating.softmax_topk import SoftmaxTopK
+from blockwright.blocks.gating.softmax import SoftmaxTopK
 from blockwright.registry import ConfigError, register
 
 CP = ("trainer=[fsdp_cp,sim]", "data.sequence_length=64", "model.max_positions=64")

@@ -1,0 +1,188 @@
+"""Gates that choose by scores and a bias, which follows the loads."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from blockwright.blocks.balance import Balance
+from blockwright.blocks.gating.base import FILL, LinearGating, Masked, Routing, check_groups, keep_groups
+from blockwright.registry import BlockError, register
+from blockwright.registry.ranges import Count, NonNegative, Positive, Whole
+
+
+@register("gating", "sigmoid_bias")
+class SigmoidBias(LinearGating):
+    """Sigmoid gate balanced by a bias on the selection instead of a loss.
+
+    DeepSeek-V3, arXiv 2412.19437, §2.1.2; Wang et al. 2024, arXiv 2408.15664: s = sigmoid(W x); choose by s + b (within
+    the best groups: a group's score is the sum of its two highest s + b); weights are s at the chosen experts, without
+    the bias, divided by their sum, times ``scaling``. After each optimizer step b_i −= γ if expert i got more than the
+    mean load, b_i += γ if less, for the first ``bias_until`` steps.
+
+    The bias is a buffer: it has no gradient, and changes once per step over all micro-batches. Experts outside the kept
+    groups are excluded, as in DeepSeek's inference code; its Hugging Face code gives them a score of 0 (``masked:
+    zero``) and may choose them where biased scores in the kept groups are negative. V3 needs 2 experts per group; here
+    the score of a group of one is that of its expert.
+
+    Args:
+        top_k: k, experts per token
+        n_groups: groups of equal size, contiguous in the expert index; 1 disables the group limit
+        top_groups: groups a token may reach
+        renormalise: whether the chosen weights are divided by their sum
+        scaling: factor on the weights; 2.5 in V3
+        masked: whether scores outside the kept groups are excluded, or count as zero
+        bias_step: γ, change of the bias per step; 0.001 in V3
+        bias_until: optimizer steps after which the bias is frozen, as in V3's last 500B tokens; null for never
+        balance: additional balance losses, one or a list; null for none
+    """
+
+    # Fills differ where biased scores are negative and no other expert is left in the kept groups.
+    conformance_settings: ClassVar[Mapping[str, Any]] = {"top_k": 4, "n_groups": 4, "top_groups": 2, "bias_step": 1.0}
+
+    bias: Tensor
+    moved: Tensor  # number of bias updates; a resumed run continues the count
+
+    def __init__(
+        self,
+        d_model: int,
+        n_experts: int,
+        top_k: Count = 2,
+        n_groups: Count = 1,
+        top_groups: Count = 1,
+        renormalise: bool = True,
+        scaling: Positive = 1.0,
+        masked: Masked = "exclude",
+        bias_step: NonNegative = 0.001,
+        bias_until: Whole | None = None,
+        balance: list[Balance] | None = None,
+    ) -> None:
+        super().__init__(d_model, n_experts, top_k, balance)
+        check_groups(n_experts, n_groups, top_groups, top_k)
+        self.n_groups, self.top_groups, self.fill = n_groups, top_groups, FILL[masked]
+        self.renormalise, self.scaling = renormalise, scaling
+        self.bias_step, self.bias_until = bias_step, bias_until
+        self.register_buffer("bias", torch.zeros(n_experts, dtype=torch.float32))
+        self.register_buffer("moved", torch.zeros((), dtype=torch.long))
+
+    def affinity(self, logits: Tensor) -> Tensor:
+        """Router logits [T,E] → affinities [T,E]."""
+        return logits.sigmoid()
+
+    def choose(self, logits: Tensor, experts: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        probs = self.affinity(logits)
+        choice = probs.detach() + self.bias.to(probs.dtype)
+        if self.top_groups < self.n_groups:
+            best_two = min(2, self.n_experts // self.n_groups)
+            group_scores = choice.unflatten(-1, (self.n_groups, -1)).topk(best_two).values.sum(-1)
+            choice = keep_groups(choice, group_scores, self.top_groups, self.fill)
+        experts = choice.topk(self.top_k).indices if experts is None else experts
+        weights = probs.gather(1, experts)
+        if self.renormalise:
+            weights = weights / (weights.sum(-1, keepdim=True) + 1e-20)
+        return experts, weights * self.scaling, probs
+
+    @torch.no_grad()
+    def update(self, load: Tensor) -> None:
+        if self.bias_until is None or self.moved < self.bias_until:
+            self.bias += self.bias_step * (load.mean() - load).sign()
+            self.moved += 1
+
+
+@register("gating", "softmax_bias")
+class SoftmaxBias(SigmoidBias):
+    """``sigmoid_bias`` with softmax(W x) in place of the sigmoid: affinities that compete.
+
+    LongCat-Flash, arXiv 2509.01322, which does not divide the chosen weights by their sum: choice, groups and the bias
+    that balances are as in ``sigmoid_bias``.
+    """
+
+    def affinity(self, logits: Tensor) -> Tensor:
+        return logits.softmax(-1)
+
+
+@register("gating", "softplus_bias")
+class SoftplusBias(SigmoidBias):
+    """``sigmoid_bias`` with √softplus(W x) in place of the sigmoid: affinities without an upper bound.
+
+    DeepSeek-V4: choice, groups, renormalised weights and the bias that balances are as in ``sigmoid_bias``.
+    """
+
+    def affinity(self, logits: Tensor) -> Tensor:
+        return F.softplus(logits).sqrt()
+
+
+@register("gating", "sigmoid_sink")
+class SigmoidSink(LinearGating):
+    """Sigmoid gate whose last experts are shared: every token has them, and they take weight from the chosen ones.
+
+    Inkling (Thinking Machines 2026), as in transformers, with R = n_experts − n_shared routed experts and s = σ(W x):
+    choose the k = top_k − n_shared highest s_i + b_i of i ≤ R; weights are s, divided by their sum over the chosen and
+    the shared ones, times ``scaling`` and a learned number that starts at 1. So what a token does not want of any
+    routed expert goes to the shared ones, as scores go to a sink. b is balanced as in ``sigmoid_bias``.
+
+    Shared experts are the last of the stack: one network each, of a routed expert's width, where transformers stores
+    them apart. Under expert parallelism they belong to the last rank, which every token then reaches. Balance losses
+    and the bias see routed experts alone; the load counts all.
+
+    Args:
+        top_k: experts per token, the shared ones included; 8 in Inkling
+        n_shared: shared experts; 2 in Inkling
+        scaling: factor on the weights; 8 in Inkling
+        bias_step: change of the bias per step
+        balance: additional balance losses, one or a list; null for none
+    """
+
+    conformance_settings: ClassVar[Mapping[str, Any]] = {"top_k": 6, "n_shared": 4, "bias_step": 1.0}
+
+    bias: Tensor
+
+    def __init__(
+        self,
+        d_model: int,
+        n_experts: int,
+        top_k: Count = 2,
+        n_shared: Count = 1,
+        scaling: Positive = 1.0,
+        bias_step: NonNegative = 0.001,
+        balance: list[Balance] | None = None,
+    ) -> None:
+        super().__init__(d_model, n_experts, top_k, balance)
+        if n_shared >= top_k:
+            rule = f"must leave some of the top_k ({top_k}) experts of a token to be chosen"
+            raise BlockError("n_shared", n_shared, rule, "Raise top_k, which counts the shared ones too")
+        self.n_routed, self.n_shared, self.scaling, self.bias_step = n_experts - n_shared, n_shared, scaling, bias_step
+        self.gain = nn.Parameter(torch.empty(1))
+        self.register_buffer("bias", torch.zeros(self.n_routed, dtype=torch.float32))
+
+    @classmethod
+    def child_context(cls, child: str, known: Mapping[str, Any]) -> Mapping[str, Any]:
+        n = known["n_shared"]
+        return {**super().child_context(child, known), "n_experts": known["n_experts"] - n, "top_k": known["top_k"] - n}
+
+    def choose(self, logits: Tensor, experts: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        probs = logits.sigmoid()
+        if experts is None:
+            choice = probs[:, : self.n_routed].detach() + self.bias.to(probs.dtype)
+            chosen = choice.topk(self.top_k - self.n_shared, sorted=False).indices
+            shared = torch.arange(self.n_routed, self.n_experts, device=logits.device).expand(len(logits), -1)
+            experts = torch.cat((chosen, shared), 1)
+        logs = F.logsigmoid(logits.gather(1, experts))
+        weights = (logs - logs.logsumexp(-1, keepdim=True)).exp()  # s over its sum, without a small divisor
+        return experts, weights * self.scaling * self.gain.to(weights.dtype), probs
+
+    def _losses(self, routing: Routing, logits: Tensor, length: int, real: Tensor | None) -> dict[str, Tensor]:
+        R = self.n_routed
+        chosen = routing.experts[:, : self.top_k - self.n_shared].clamp(max=R)  # R stands for none, as of padding
+        return super()._losses(
+            routing._replace(experts=chosen, probs=routing.probs[:, :R]), logits[:, :R], length, real
+        )
+
+    @torch.no_grad()
+    def update(self, load: Tensor) -> None:
+        routed = load[: self.n_routed]
+        self.bias += self.bias_step * (routed.mean() - routed).sign()
