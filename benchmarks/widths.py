@@ -26,7 +26,7 @@ from blockwright.training.data.shakespeare import Shakespeare
 from blockwright.training.optimizers.adamw import AdamW
 from blockwright.training.optimizers.base import OptimizerRecipe
 from blockwright.training.optimizers.muon import Muon
-from blockwright.training.parametrisations.width import Width
+from blockwright.training.parametrisations import Width
 
 STEPS, LENGTH, ROWS, WARMUP = 70, 128, 4, 1
 BASE = {"d_model": 64, "attention": {"n_heads": 4}, "ffn": {"d_ff": 256}}

@@ -23,9 +23,8 @@ from blockwright.registry import printing
 from blockwright.registry.enforcing import enforced
 from blockwright.registry.ranges import NonNegative, Whole
 from blockwright.training.cadence import logs_now
-from blockwright.training.callbacks.finale import Finale
 from blockwright.training.callbacks.interruption import Interruption
-from blockwright.training.callbacks.step_end import StepEnd
+from blockwright.training.callbacks.step_end import Finale, StepEnd
 from blockwright.training.data.tokenizers.base import Tokenizer
 from blockwright.training.figure import by_name, find, names_in, of_run
 from blockwright.training.parallel.local import is_distributed

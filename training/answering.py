@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import importlib
 import json
+import math
 import os
 import signal
 import socket
@@ -12,7 +13,9 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
 from typing import Any
 
 Answer = Callable[[Any], dict[str, Any]]
@@ -203,3 +206,36 @@ def work(line: str, prepare: str, *arguments: str) -> None:
             signal.setitimer(signal.ITIMER_PROF, seconds)
             signal.setitimer(signal.ITIMER_REAL, within + _ALONE)
             given = answer(question)
+
+
+# --- a limit on the time that foreign code may take ---
+
+
+class Overdue(BaseException):
+    """The time is over. Not an ``Exception``: code that catches all of its own would continue."""
+
+
+@contextmanager
+def time_limit(seconds: float) -> Iterator[None]:
+    """Raise ``Overdue`` inside the block after some seconds, and again every second until the block ends.
+
+    By the alarm signal, which interrupts Python, regular expressions, sleeping and waiting. Not compiled code that
+    never looks for signals; and outside the main thread, which alone receives them, there is no limit.
+
+    Args:
+        seconds: of wall-clock time; infinity for no limit
+    """
+    if math.isinf(seconds) or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def end(signum: int, frame: FrameType | None) -> None:
+        raise Overdue(f"took longer than {seconds:g} seconds")
+
+    before = signal.signal(signal.SIGALRM, end)
+    outer, _ = signal.setitimer(signal.ITIMER_REAL, seconds, 1.0)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, outer)  # an outer limit ends later than it would have, but ends
+        signal.signal(signal.SIGALRM, before)

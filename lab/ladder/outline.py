@@ -17,7 +17,7 @@ from blockwright.registry.ranges import Count, Positive, ProperFraction, Seed
 from blockwright.registry.reading import read as read_settings
 
 KEY = "ladder"  # of the outline in plan.json
-MILESTONES = "blockwright.training.callbacks.milestones.Milestones"  # not imported: it needs torch
+MILESTONES = "blockwright.training.callbacks.interruption.Milestones"  # not imported: it needs torch
 Job = dict[str, Any]
 Place = tuple[str, str, int]  # size, arm and seed of a trunk
 

@@ -28,7 +28,7 @@ from blockwright.lab.sweep.table import exit_code, summarise
 from blockwright.registry import ConfigError
 from blockwright.registry.reading import checked
 from blockwright.training.configuration import figures
-from blockwright.training.configuration.overrides import config_flags, kept
+from blockwright.training.configuration.conf import config_flags, kept
 from blockwright.training.configuration.run import HINTS
 from blockwright.training.jobs import STOP, host_of
 from blockwright.training.stops import SIGNALS, Interrupted, refuse

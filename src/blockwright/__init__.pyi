@@ -77,11 +77,11 @@ from blockwright.lab.writer import Request as Request
 from blockwright.lab.writer import Writer as Writer
 
 # train
-from blockwright.training.callbacks.finale import Finale as Finale
+from blockwright.training.callbacks.step_end import Finale as Finale
 from blockwright.training.figure import Figure as Figure
-from blockwright.training.tasks.scored import Scored as Scored
+from blockwright.training.tasks.means import Scored as Scored
 from blockwright.training.tasks.base import Task as Task
-from blockwright.training.tasks.setup import Setup as Setup
+from blockwright.training.tasks.making import Setup as Setup
 from blockwright.training.starts.base import Start as Start
 from blockwright.training.tasks.causal_lm import CausalLM as CausalLM
 from blockwright.training.data.modules.base import DataModule as DataModule

@@ -197,7 +197,7 @@ ELSEWHERE = {
     "registry/command.py": "to /dev/null",
     "registry/printing.py": "to /dev/null",
     "training/checkpoints/atomic.py": "to a temporary path, which its caller renames",
-    "training/checkpoints/carry.py": "to a temporary path, which its caller renames",
+    "training/checkpoints/saving.py": "to a temporary path, which its caller renames",
     "training/data/packing.py": "into a folder that is renamed afterwards",
     "training/data/tokenizers/companions.py": "into a folder that `whole` renames",
     "training/data/tokenizers/files.py": "into a folder that `whole` renames",

@@ -11,8 +11,7 @@ from typing import Any
 
 import pytest
 
-from blockwright.training.answering import AnswerError, Answering, StartError
-from blockwright.training.time_limit import Overdue, time_limit
+from blockwright.training.answering import AnswerError, Answering, Overdue, StartError, time_limit
 
 LIMITS: dict[str, Any] = {"seconds": 30.0, "within": 60.0, "start": 60.0, "longest": 1000}
 

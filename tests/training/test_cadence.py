@@ -16,7 +16,7 @@ from blockwright.training.cadence import logs_now
 from blockwright.training.optimizers.adamw import AdamW
 from blockwright.training.schedulers import Constant
 from blockwright.training.tasks.causal_lm import CausalLM
-from blockwright.training.tasks.setup import Setup
+from blockwright.training.tasks.making import Setup
 
 
 class Steps(L.Callback):

@@ -18,15 +18,13 @@ from blockwright.blocks.weights import weights
 from blockwright.registry.errors import ConfigError
 from blockwright.training.optimizers.adamw import AdamW
 from blockwright.training.optimizers.base import OptimizerRecipe
-from blockwright.training.optimizers.constrained import ConstrainedOptimizer
+from blockwright.training.optimizers.combined import ConstrainedOptimizer
 from blockwright.training.optimizers.constraint import Constraint, Norms
 from blockwright.training.optimizers.hyperball import Hyperball
 from blockwright.training.optimizers.muon import Muon
 from blockwright.training.optimizers.normuon import NorMuon
 from blockwright.training.optimizers.soap import SOAP
-from blockwright.training.optimizers.stacked_muon import StackedMuon
-from blockwright.training.optimizers.stacked_normuon import StackedNorMuon
-from blockwright.training.optimizers.stacked_soap import StackedSOAP
+from blockwright.training.optimizers.stacked import StackedMuon, StackedNorMuon, StackedSOAP
 
 SHAPES = [(7, 5), (3, 6, 10), (8, 8)]
 RECIPES: list[type[OptimizerRecipe]] = [AdamW, Muon, NorMuon, SOAP]
@@ -208,13 +206,12 @@ def reference_normuon(weight: Tensor, gradients: list[Tensor], lr: float, decay:
 
 @pytest.mark.parametrize("shape", [(7, 5), (5, 9), (6, 6)])
 def test_normuon_steps_as_its_paper(shape: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
-    from blockwright.training.optimizers import stacked_muon
 
     def exact(x: Tensor, steps: int) -> Tensor:
         u, _, w = torch.linalg.svd(x.double(), full_matrices=False)
         return u @ w
 
-    monkeypatch.setattr(stacked_muon, "orthogonalize", exact)
+    monkeypatch.setattr("blockwright.training.optimizers.stacked.orthogonalize", exact)
     torch.manual_seed(0)
     stack = torch.randn(3, *shape, dtype=torch.float64)
     gradients = [torch.randn_like(stack) for _ in range(6)]

@@ -15,7 +15,6 @@ from torch.nn import functional as F
 from blockwright.blocks.memory.base import Table
 from blockwright.blocks.weights import weights
 from blockwright.registry.errors import ConfigError
-from blockwright.training.optimizers import stacked_muon
 from blockwright.training.optimizers.adamw import AdamW
 from blockwright.training.optimizers.base import OptimizerRecipe
 from blockwright.training.optimizers.combined import CombinedOptimizer
@@ -24,7 +23,7 @@ from blockwright.training.optimizers.muon import Muon
 from blockwright.training.optimizers.normuon import NorMuon
 from blockwright.training.optimizers.row_adam import RowAdam
 from blockwright.training.optimizers.soap import SOAP
-from blockwright.training.optimizers.stacked_muon import StackedMuon
+from blockwright.training.optimizers.stacked import StackedMuon
 from blockwright.training.parallel.clipping import clip, total_norm
 
 RECIPES: dict[str, type[OptimizerRecipe]] = {"adamw": AdamW, "muon": Muon, "normuon": NorMuon, "soap": SOAP}
@@ -215,7 +214,7 @@ def test_muon_leaves_to_adamw_what_its_configuration_names() -> None:
     ("adjust_lr_fn", "elements"), [("original", 2**18), ("match_rms_adamw", 1)]
 )  # one batch, or many
 def test_stacked_muon_steps_each_slice_as_torch_muon_does(adjust_lr_fn: str, elements: int, monkeypatch: Any) -> None:
-    monkeypatch.setattr(stacked_muon, "CPU_ELEMENTS", elements)
+    monkeypatch.setattr("blockwright.training.optimizers.stacked.CPU_ELEMENTS", elements)
     # torch's Muon computes in bfloat16 whatever it is given. The algorithm is compared in float32, to the last digits;
     # the next test compares bfloat16 with bfloat16.
     monkeypatch.setattr(Tensor, "bfloat16", lambda tensor: tensor.clone())

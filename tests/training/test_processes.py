@@ -20,7 +20,7 @@ from lightning.fabric.plugins.environments import ClusterEnvironment
 from blockwright.registry import ConfigError
 from blockwright.training.configuration import placeholders
 from blockwright.training.entry.execute import quieten
-from blockwright.training.entry.job import Job
+from blockwright.training.entry.hydra_job import Job
 from blockwright.training.entry.ranks import leave_no_folder
 from blockwright.training.processes import MARK, environment, is_first
 

@@ -6,7 +6,7 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
@@ -20,7 +20,8 @@ from lightning.pytorch.trainer.states import TrainerFn
 from blockwright.registry.enforcing import enforced
 from blockwright.registry.ranges import Count
 from blockwright.training.checkpoints.atomic import clean, clean_folder
-from blockwright.training.checkpoints.find import LAST
+from blockwright.training.checkpoints.find import LAST, milestone
+from blockwright.training.checkpoints.record import KEY
 from blockwright.training.checkpoints.saving import save
 from blockwright.training.configuration.run import FOLDER
 from blockwright.training.stops import SIGNALS, Interrupted
@@ -181,3 +182,57 @@ def last_checkpoint(trainer: L.Trainer) -> Path:
     keeper = trainer.checkpoint_callback
     folder = getattr(keeper, "dirpath", None) or Path(trainer.default_root_dir) / FOLDER
     return Path(folder) / LAST
+
+
+# --- checkpoints of chosen steps, which later runs branch off from ---
+
+
+@enforced("callbacks.milestones")
+class Milestones(Checkpoint):
+    """Keeps ``step_N.ckpt`` beside ``last.ckpt`` for each chosen step.
+
+    With the schedule `WarmupStableDecay` and a warm-up in steps, a run that resumes from such a checkpoint with its own
+    ``trainer.max_steps`` is the same, bit for bit, as one that had that length from its start: until its decay the
+    schedule does not depend on the length.
+
+    As a ``Checkpoint`` it runs after the other callbacks, whose states it saves.
+
+    Args:
+        steps: optimizer steps done at each
+    """
+
+    def __init__(self, steps: Sequence[Count]) -> None:
+        self.steps = frozenset(steps)
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._keep(trainer)  # of a run that was killed after it saved last.ckpt at this step
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if not trainer.fit_loop._should_accumulate():
+            self._keep(trainer)
+
+    def _keep(self, trainer: L.Trainer) -> None:
+        if trainer.global_step not in self.steps or trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
+        path = milestone(last_checkpoint(trainer).parent, trainer.global_step)
+        if not trainer.strategy.broadcast(path.exists()):
+            save(trainer, path)
+
+
+# --- store the configuration in every checkpoint, to compare it with that of a resuming run ---
+
+
+class Recording(L.Callback):
+    """Writes the settings that determine the numbers of a run into its checkpoints.
+
+    Args:
+        settings: from ``blockwright.training.checkpoints.record.record``
+    """
+
+    def __init__(self, settings: Mapping[str, Any]) -> None:
+        self.settings = dict(settings)
+
+    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        checkpoint[KEY] = self.settings

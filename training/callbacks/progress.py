@@ -12,7 +12,7 @@ import lightning as L
 from lightning.pytorch.callbacks import RichProgressBar
 
 from blockwright.training.cadence import logs_now
-from blockwright.training.configuration.overrides import is_lightning_cli
+from blockwright.training.configuration.conf import is_lightning_cli
 from blockwright.training.tasks.base import Task
 
 QUIET_S = 10  # seconds without a line

@@ -32,3 +32,14 @@ class StepEnd(L.Callback):
     ) -> None:
         if not isinstance(pl_module, Task) and not trainer.fit_loop._should_accumulate():
             self.on_step_end(trainer, pl_module, trainer.global_step)
+
+
+# --- the base class of callbacks that run after all measurements ---
+
+
+class Finale(L.Callback):
+    """Called with the final figures: after training, full validation and testing, on rank 0."""
+
+    def on_conclusion(self, trainer: L.Trainer, task: L.LightningModule, metrics: dict[str, float]) -> None:
+        """``metrics`` holds the last value of everything logged, final validation and test included."""
+        raise NotImplementedError

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,13 +17,37 @@ from torch import Tensor
 
 from blockwright.blocks.checkpoint import manifest
 from blockwright.registry import ConfigError
-from blockwright.training.checkpoints import together
-from blockwright.training.checkpoints.atomic import partial_of, put_in_place, refused_if_unwritable
-from blockwright.training.checkpoints.carry import carry
+from blockwright.registry.replacing import replaced
+from blockwright.training.checkpoints.atomic import on_first, partial_of, put_in_place, refused_if_unwritable, seal
 from blockwright.training.checkpoints.find import LAST, PREVIOUS
 from blockwright.training.checkpoints.plugin import SealedCheckpoints
 from blockwright.training.checkpoints.record import peek
 from blockwright.training.figure import OF_TEXT, find, mode_in, of_run
+
+# --- copy a good checkpoint to another folder, when a run resumes in a new folder ---
+
+
+def carry(old: Path, new: Path) -> None:
+    """Make ``new`` the same checkpoint as ``old``, by hard links if possible, else copies, atomically.
+
+    Raises:
+        OSError: there is no ``old``, or ``new`` cannot be written
+    """
+    if new.exists() and old.resolve() == new.resolve():
+        return
+    new.parent.mkdir(parents=True, exist_ok=True)
+    with replaced(new, partial_of(new)) as partial:
+        if old.is_dir():
+            shutil.copytree(old, partial, copy_function=_link)
+        else:
+            _link(old, partial)
+
+
+def _link(old: Path | str, new: Path | str) -> None:
+    try:
+        os.link(old, new)  # checkpoints are replaced, never modified, so two names may share one
+    except OSError:
+        shutil.copyfile(old, new)
 
 
 def save(trainer: L.Trainer, path: Path, weights_only: bool | None = False) -> bool:
@@ -50,14 +76,14 @@ def save(trainer: L.Trainer, path: Path, weights_only: bool | None = False) -> b
         if trainer.is_global_zero and isinstance(strategy.checkpoint_io, SealedCheckpoints):
             strategy.checkpoint_io.wait()
         is_folder = strategy.broadcast(partial.is_dir())
-        digests = together.seal(partial) if is_folder else None
+        digests = seal(partial) if is_folder else None
 
         def end() -> None:
             if digests is not None:
                 manifest.seal_folder(partial, digests)
             put_in_place(partial, path, verify=not is_folder)
 
-        together.on_first(end)
+        on_first(end)
     strategy.barrier("checkpoint in place")
     return True
 

@@ -33,8 +33,8 @@ from blockwright.registry import ConfigError
 from blockwright.registry.ranges import Seed
 from blockwright.registry.reading import checked
 from blockwright.renamed import with_moved
+from blockwright.training.callbacks.interruption import Recording
 from blockwright.training.callbacks.predictions import Predictions
-from blockwright.training.callbacks.recording import Recording
 from blockwright.training.checkpoints.record import from_cli, record
 from blockwright.training.configuration import parts, placeholders
 from blockwright.training.configuration.class_paths import to_class_paths, to_targets
@@ -44,7 +44,7 @@ from blockwright.training.configuration.run import OWN, STANDARD, Changed, Run
 from blockwright.training.entry.execute import conclude, fit, leave_processes, measure, no_bar, quieten, restoring
 from blockwright.training.entry.preflight import prepare
 from blockwright.training.entry.start import check_resumed, refuse_random_weights
-from blockwright.training.tasks.outline import outline
+from blockwright.training.tasks.making import outline
 from blockwright.training.writing import write_text
 
 FILE = "lightning_cli.yaml"  # in the folder of a run: its configuration, for ``--config``

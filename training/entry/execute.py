@@ -17,15 +17,13 @@ from rich.table import Table
 
 from blockwright.blocks.checkpoint.read import read_checkpoint
 from blockwright.registry.printing import show
-from blockwright.training.callbacks.finale import Finale
-from blockwright.training.callbacks.interruption import last_checkpoint
-from blockwright.training.callbacks.recording import Recording
+from blockwright.training.callbacks.interruption import Recording, last_checkpoint
+from blockwright.training.callbacks.step_end import Finale
 from blockwright.training.checkpoints.record import record
 from blockwright.training.configuration import parts
 from blockwright.training.configuration.instantiate import instantiate
 from blockwright.training.configuration.run import OWN, Node, Run
-from blockwright.training.parallel.dry_run import dry_run
-from blockwright.training.parallel.imagined import imagine
+from blockwright.training.parallel.dry_run import dry_run, imagine
 from blockwright.training.stops import Interrupted
 
 LOGGED = ("task_name", "seed", "model", "optimizer", "scheduler", "data")

@@ -17,12 +17,10 @@ from blockwright.registry import REFUSED, ConfigError
 from blockwright.registry.errors import refusal_of_full, refused_path
 from blockwright.registry.hydra import include_config_dir
 from blockwright.registry.printing import Outlived
-from blockwright.training.configuration.conf import CONF
-from blockwright.training.configuration.overrides import is_lightning_cli
+from blockwright.training.configuration.conf import CONF, is_lightning_cli
 from blockwright.training.configuration.refusals import REFUSALS, explain, is_no_name
 from blockwright.training.entry.hydra_job import hydra_job
-from blockwright.training.entry.ranks import leave_no_folder
-from blockwright.training.parallel.lost_peer import is_lost_peer
+from blockwright.training.entry.ranks import is_lost_peer, leave_no_folder
 from blockwright.training.processes import environment
 from blockwright.training.stops import DIVERGED, PREEMPTED, Diverged, Interrupted, Pruned, refuse, stoppable
 

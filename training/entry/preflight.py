@@ -13,8 +13,9 @@ from omegaconf import DictConfig
 
 from blockwright.blocks.kernels.choice import check as check_kernels
 from blockwright.registry import ConfigError
+from blockwright.registry.extras import has_package
 from blockwright.training.compiling import check_compiler
-from blockwright.training.configuration import figures, packages, parts, trainer_settings
+from blockwright.training.configuration import figures, parts, trainer_settings
 from blockwright.training.configuration.instantiate import check_target, find_target, instantiate
 from blockwright.training.configuration.run import GROUPS, OWN, Run
 from blockwright.training.entry.parse import parse
@@ -27,6 +28,39 @@ from blockwright.training.processes import is_first
 
 if TYPE_CHECKING:
     from blockwright.training.data.modules.base import DataModule
+
+# --- refuse the callbacks and loggers of conf/ whose extras are not installed, before importing them ---
+
+
+NEEDS = {  # class → extra, packages of which it needs one
+    "lightning.pytorch.loggers.TensorBoardLogger": ("tensorboard", ("tensorboard", "tensorboardX")),
+    "lightning.pytorch.loggers.WandbLogger": ("wandb", ("wandb",)),
+    "lightning.pytorch.loggers.MLFlowLogger": ("mlflow", ("mlflow", "mlflow_skinny")),
+}
+
+
+def refuse_absent_packages(plain: Mapping[str, Any]) -> None:
+    """Refuse callbacks and loggers without their packages, in one message.
+
+    Args:
+        plain: a configuration
+
+    Raises:
+        ConfigError: with the extras to install
+    """
+    lacking: dict[str, tuple[str, str, str]] = {}
+    for part in ("callbacks", "logger"):
+        for name, node in plain[part].items():
+            target = node.get("_target_") if isinstance(node, Mapping) else None
+            extra, packages = NEEDS.get(str(target), ("", ()))
+            if extra and not any(map(has_package, packages)):
+                lacking[f"{part}.{name}"] = (str(target), extra, packages[0])
+    if lacking:
+        targets, extras, packages = zip(*lacking.values(), strict=True)
+        rule = f"needs a package that is not installed ({', '.join(packages)})"
+        leave = " ".join(f"{path}=null" for path in lacking)
+        remedy = f"pip install 'blockwright[{','.join(extras)}]', or leave it out: {leave}"
+        raise ConfigError(" and ".join(lacking), ", ".join(targets), rule, remedy)
 
 
 def prepare(cfg: DictConfig, compared: bool = False) -> Run:
@@ -68,7 +102,7 @@ def check(run: Run, compared: bool = False) -> None:
     Raises:
         ConfigError: with the path, the value, the rule and the remedy
     """
-    packages.check(run)
+    refuse_absent_packages(run)
     compare_start(run)
     check_kernels(run.task.get("kernels") or {}, "task.kernels")
     _check_trainer(run)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import importlib.util
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -17,7 +18,7 @@ from omegaconf import OmegaConf, read_write
 
 from blockwright.registry.words import quoted
 from blockwright.training import jobs
-from blockwright.training.configuration.overrides import config_flags, kept
+from blockwright.training.configuration.conf import config_flags, kept
 from blockwright.training.processes import is_first
 
 LAUNCHED = ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
@@ -87,3 +88,30 @@ def leave_no_folder() -> None:
             folder = tempfile.mkdtemp(prefix="blockwright-rank-")
             atexit.register(shutil.rmtree, folder, ignore_errors=True)
             sys.argv.append(f"hydra.run.dir={folder}")
+
+
+# --- recognise the error of a rank whose peer has gone: its own state on disk is good, so it counts as stopped ---
+
+
+WORDS = re.compile(
+    r"connection (closed|reset) by peer|connection was likely closed|connectFullMesh failed|broken pipe"
+    r"|socket (timeout|closed)|remote process exited|ncclRemoteError|ncclSystemError|NCCL communicator was aborted"
+    r"|watchdog.*timeout|timed out waiting \d+ms for (recv|send)|rank \d+ (has|is) (terminated|lost)"
+    r"|store.*(closed|timed? ?out)",
+    re.IGNORECASE,
+)
+
+
+def is_lost_peer(error: BaseException) -> bool:
+    """Whether an error, or one that it was raised from, says that another rank has gone."""
+    seen: set[int] = set()
+    cause: BaseException | None = error
+    while cause is not None and id(cause) not in seen:
+        seen.add(id(cause))
+        named = {cls.__name__ for cls in type(cause).__mro__}
+        if named & {"DistNetworkError", "DistStoreError"}:
+            return True
+        if "RuntimeError" in named and WORDS.search(str(cause)):
+            return True
+        cause = cause.__cause__ or cause.__context__
+    return False

@@ -10,16 +10,16 @@ from blockwright.blocks.checkpoint.read import check_fits, read_checkpoint
 from blockwright.blocks.checkpoint.source import read_composition
 from blockwright.blocks.decoder import Decoder
 from blockwright.registry import ConfigError
-from blockwright.training.checkpoints.optimizer import check_optimizer
-from blockwright.training.checkpoints.places import refuse_overwriting
+from blockwright.training.checkpoints.find import refuse_overwriting
 from blockwright.training.checkpoints.record import past_of, record
 from blockwright.training.checkpoints.resume import check_changes, say
+from blockwright.training.checkpoints.state import check_optimizer
 from blockwright.training.configuration import parts
 from blockwright.training.configuration.instantiate import instantiate
 from blockwright.training.configuration.run import Run
-from blockwright.training.data.tokenizers.start import check_start
+from blockwright.training.data.tokenizers.rebuild import check_start
 from blockwright.training.optimizers.base import OptimizerRecipe
-from blockwright.training.tasks.outline import outline
+from blockwright.training.tasks.making import outline
 
 
 def check_sources(run: Run) -> None:

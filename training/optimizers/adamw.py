@@ -97,8 +97,7 @@ def torch_adamw(
     Tables with sparse gradients are stepped by `RowAdam`, with the same settings.
     """
     from blockwright.training.optimizers.combined import CombinedOptimizer
-    from blockwright.training.optimizers.local_adamw import LocalAdamW
-    from blockwright.training.optimizers.row_adam import RowAdam
+    from blockwright.training.optimizers.row_adam import LocalAdamW, RowAdam
 
     dense, sparse = [w for w in found if not w.sparse], [w for w in found if w.sparse]
     parts: list[Optimizer] = []

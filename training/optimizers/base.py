@@ -121,8 +121,7 @@ def stepped(parts: Sequence[Optimizer], found: Sequence[Weight], constraint: Con
     Raises:
         ConfigError: it holds none of them
     """
-    from blockwright.training.optimizers.combined import CombinedOptimizer
-    from blockwright.training.optimizers.constrained import ConstrainedOptimizer
+    from blockwright.training.optimizers.combined import CombinedOptimizer, ConstrainedOptimizer
 
     if constraint is None:
         return parts[0] if len(parts) == 1 else CombinedOptimizer(parts)

@@ -78,7 +78,7 @@ class Muon(MatrixRecipe):
         self.adamw_names, self.fused, self.constraint = tuple(adamw_names), fused, constraint
 
     def of_matrices(self, groups: Sequence[dict[str, Any]]) -> Optimizer:
-        from blockwright.training.optimizers.stacked_muon import StackedMuon
+        from blockwright.training.optimizers.stacked import StackedMuon
 
         return StackedMuon(groups, **self.settings())
 
@@ -87,6 +87,6 @@ class Muon(MatrixRecipe):
         return {name: getattr(self, name) for name in SETTINGS}
 
     def step_of_matrix(self, weight: Weight) -> float:
-        from blockwright.training.optimizers.stacked_muon import lr_scale
+        from blockwright.training.optimizers.stacked import lr_scale
 
         return lr_scale(weight.parameter.shape, self.adjust_lr_fn)

@@ -57,6 +57,6 @@ class NorMuon(Muon):
         self.beta2 = float(beta2)
 
     def of_matrices(self, groups: Sequence[dict[str, Any]]) -> Optimizer:
-        from blockwright.training.optimizers.stacked_normuon import StackedNorMuon
+        from blockwright.training.optimizers.stacked import StackedNorMuon
 
         return StackedNorMuon(groups, beta2=self.beta2, **self.settings())

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from blockwright.training.optimizers.closure import evaluated
-from blockwright.training.optimizers.distributed import local, placed
+from blockwright.training.optimizers.combined import evaluated
+from blockwright.training.optimizers.distributed import gradient, local, placed
 
 
 class RowAdam(torch.optim.Optimizer):
@@ -87,3 +87,24 @@ def _first(parameter: Any) -> int:
         return 0
     mesh, placements = parameter.device_mesh, parameter.placements
     return int(compute_local_shape_and_global_offset(parameter.shape, mesh, placements)[1][0])
+
+
+# --- adamW for parameters distributed over ranks, in one kernel for any mix of meshes ---
+
+
+class LocalAdamW(torch.optim.AdamW):
+    """`torch.optim.AdamW`, applied to each rank's local shard.
+
+    The step is elementwise, so a rank's shard needs nothing from the others. torch's own refuses lists that mix plain
+    and distributed tensors, or meshes; one parameter at a time works, but takes a tenth of a millisecond per operation.
+    Parameters and state keep their types: checkpoints are unchanged.
+    """
+
+    def _init_group(self, group: dict[str, Any], *lists: Any) -> Any:
+        outcome = super()._init_group(group, *lists)
+        parameters, gradients = lists[:2]
+        gradients[:] = map(gradient, parameters)
+        for tensors in lists:
+            if isinstance(tensors, list):
+                tensors[:] = map(local, tensors)
+        return outcome

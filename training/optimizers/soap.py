@@ -76,7 +76,7 @@ class SOAP(MatrixRecipe):
         self.adamw_names, self.fused, self.constraint = tuple(adamw_names), fused, constraint
 
     def of_matrices(self, groups: Sequence[dict[str, Any]]) -> Optimizer:
-        from blockwright.training.optimizers.stacked_soap import StackedSOAP
+        from blockwright.training.optimizers.stacked import StackedSOAP
 
         return StackedSOAP(groups, **{name: getattr(self, name) for name in SETTINGS})
 

@@ -20,7 +20,7 @@ from blockwright.blocks.checkpoint import manifest
 from blockwright.blocks.checkpoint.read import read_file
 from blockwright.blocks.checkpoint.sharded import META, MODEL, failures, join, outline, read_meta, read_tensors, split
 from blockwright.registry import ConfigError
-from blockwright.training.checkpoints import together
+from blockwright.training.checkpoints.atomic import check_together, on_first
 from blockwright.training.metrics import Sums
 from blockwright.training.parallel.local import own_part, plain, whole
 
@@ -75,10 +75,10 @@ def save_folder(checkpoint: dict[str, Any], path: Path) -> None:
         path.unlink(missing_ok=True)
         part.rename(path)
 
-    together.on_first(begin)
+    on_first(begin)
     with failures():
         dcp.save(tensors, checkpoint_id=str(part), planner=_planner())
-    together.on_first(end)
+    on_first(end)
 
 
 def load_folder(path: Path, module: nn.Module, optimizers: Sequence[Optimizer]) -> dict[str, Any]:
@@ -91,7 +91,7 @@ def load_folder(path: Path, module: nn.Module, optimizers: Sequence[Optimizer]) 
         ConfigError: it is damaged; raised on all ranks, each of which checks a share
     """
     try:
-        together.check(path)
+        check_together(path)
     except manifest.Damaged as error:
         rule = f"cannot be loaded safely ({error.reason})"
         raise ConfigError("ckpt_path", str(path), rule, "Use the one before it (last.previous.ckpt)") from None

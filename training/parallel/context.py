@@ -9,7 +9,7 @@ the gather is a sum over the ranks.
 Sequences are cut into 2n chunks, of which rank r has r and 2n − 1 − r: in causal attention all ranks then have as much
 to compute (Llama 3, arXiv 2407.21783, §3.3.2, which gathers keys and values too). The block is called once for
 each. Everything around attention works on single tokens, but for memories and convolutions: they are given the last few
-tokens before each chunk, which every rank sends (training/parallel/tails.py).
+tokens before each chunk, which every rank sends (training/parallel/context.py).
 
 Not supported: overlap of the gathers with computation, and rings of ranks (arXiv 2310.01889), which spread the keys
 too: here each rank has what a layer caches of the whole sequence, and expands it itself.
@@ -28,13 +28,68 @@ from blockwright.blocks.attention.scored import Scored
 from blockwright.blocks.base import Block
 from blockwright.blocks.cache.base import Cache
 from blockwright.blocks.cache.ring import Ring
-from blockwright.blocks.forward_pass import Pass, Share, joined, split
+from blockwright.blocks.depthwise import Stretch
+from blockwright.blocks.forward_pass import Pass, Share, Tails, joined, split
 from blockwright.blocks.kernels.scoring import is_real
 from blockwright.blocks.memory.base import Memory
 from blockwright.blocks.over_ranks import OverRanks
 from blockwright.registry import BlockError, ConfigError
 from blockwright.training.parallel.collectives import gather
-from blockwright.training.parallel.tails import ChunkTails, RankTails
+
+# --- the inputs before the chunks of a rank, from the ranks that hold them: convolutions under context parallelism ---
+
+
+class ChunkTails(Tails):
+    """Of a block that is called for the head chunk, then for the tail chunk, as attention is.
+
+    Args:
+        share: of this rank
+        segments: [B,T'] of the whole sequences; None: each is one document
+    """
+
+    def __init__(self, share: HeadAndTail, segments: Tensor | None) -> None:
+        self.share, self.segments = share, segments
+        self._ends: dict[str, Tensor] = {}  # of the first half of the sequence, chunk by chunk, [B,n·m,W]
+
+    def before(self, place: str, u: Tensor, past: int) -> list[Stretch]:
+        n, r, c = self.share.context.size, self.share.context.rank, self.share.chunk
+        heads = self._ends.pop(place, None)
+        chunk = r if heads is None else 2 * n - 1 - r
+        ends = self._gathered(u, min(past, c))
+        if heads is None:
+            self._ends[place] = torch.cat(ends, 1)
+        earlier = ends[:r] if heads is None else (heads, *ends[:r:-1])
+        missing, no_token = u.new_zeros(len(u), past, u.shape[2]), ends[0][:, :0]  # so that all ranks have its gradient
+        inputs = torch.cat((torch.cat((missing, *earlier, no_token), 1)[:, -past:], u), 1)
+        return [Stretch(inputs, self._documents(chunk * c, u.shape[1], past))]
+
+    def _gathered(self, u: Tensor, kept: int) -> tuple[Tensor, ...]:
+        """The last inputs [B,kept,W] of the chunk of each rank. The last chunk may be shorter: none follows it."""
+        own = torch.cat((u.new_zeros(len(u), kept, u.shape[2]), u), 1)[:, -kept:]
+        (ends,) = gather(self.share.context.group, own)
+        return ends.chunk(self.share.context.size)
+
+    def _documents(self, start: int, length: int, past: int) -> Tensor | None:
+        """[B,past+length], of a chunk and of the inputs before it."""
+        if self.segments is None:
+            return None
+        ids = self.segments[:, max(0, start - past) : start + length]
+        return torch.cat((ids[:, :1].expand(-1, past + length - ids.shape[1]), ids), 1)
+
+
+class RankTails(Tails):
+    """Of a block that is called once, for both chunks of a rank.
+
+    Args:
+        share, segments: as of ``ChunkTails``
+    """
+
+    def __init__(self, share: HeadAndTail, segments: Tensor | None) -> None:
+        self.chunks, self.chunk = ChunkTails(share, segments), share.chunk
+
+    def before(self, place: str, u: Tensor, past: int) -> list[Stretch]:
+        head, tail = u.tensor_split([self.chunk], 1)
+        return [*self.chunks.before(place, head, past), *self.chunks.before(place, tail, past)]
 
 
 class Context:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, Partial, Placement, Replicate, Shard
 
 from blockwright.training.parallel.plan import DIMENSION, Part
@@ -98,3 +99,23 @@ def is_low(module: nn.Module) -> bool:
 def whole(tensor: torch.Tensor) -> torch.Tensor:
     """The whole of a tensor that may be distributed; must be called on all ranks."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+# --- gather sharded weights once for many forward passes ---
+
+
+@contextmanager
+def gathered(decoder: nn.Module) -> Iterator[None]:
+    """Context in which FSDP2 keeps the weights that it gathers: generation would gather every layer for every token.
+
+    Every rank then holds whole layers, but of experts its own. Does nothing to a decoder that is not sharded.
+    """
+    sharded = [m for m in decoder.modules() if isinstance(m, FSDPModule)]
+    for module in sharded:
+        module.set_reshard_after_forward(False, recurse=False)
+    try:
+        yield
+    finally:
+        for module in sharded:
+            module.set_reshard_after_forward(module is not decoder, recurse=False)  # the outermost is never reshared
+            module.reshard()

@@ -7,8 +7,10 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
+from blockwright import registry
 from blockwright.blocks.decoder import Decoder
 from blockwright.registry import Composable, family
+from blockwright.training.configuration import conf
 
 Text = Callable[[], Iterable[Mapping[str, Tensor]]]  # gives batches of the run's training text
 
@@ -109,3 +111,12 @@ class Start(Composable):
     def recipe(self) -> list[Any]:
         """What decides the weights that it derives, beyond the model, the seed and ``init_from``, as plain types."""
         return []
+
+
+# --- which starts to write for what a run lacks, for the remedies of refusals ---
+
+
+def options(suits: Callable[[type[Start]], bool]) -> list[str]:
+    """``NAME=OPTION`` of every registered start whose class suits."""
+    classes = {name: registry.lookup("start", name).cls for name in registry.names("start")}
+    return [f"{name}={option}" for name, cls in classes.items() if suits(cls) for option in conf.options(name)]  # type: ignore[arg-type]

@@ -23,25 +23,19 @@ from blockwright.blocks.model_config import read
 from blockwright.blocks.precision import KeepsDtype
 from blockwright.registry import Composable, ConfigError, family
 from blockwright.training.cadence import logs_now, validate_by_steps
-from blockwright.training.checkpoints.position import between_steps
+from blockwright.training.checkpoints.state import between_steps
 from blockwright.training.data.modules.base import DataModule
-from blockwright.training.data.tokenizers.start import check_start
+from blockwright.training.data.tokenizers.rebuild import check_start
 from blockwright.training.figure import OF_TEXT, TRAIN, Figure, find, names_in, refuse_contradictions
-from blockwright.training.lookahead import micro_batches_to_come
-from blockwright.training.low_weights import lower_only_weights
 from blockwright.training.metrics import ExpertLoad, Sums, TokenLoss
 from blockwright.training.parallel.clipping import clip, has_sparse
 from blockwright.training.parallel.context import Context
 from blockwright.training.parallel.local import is_distributed, is_low
 from blockwright.training.parallel.ranks import DataRanks, balance_over, data_ranks
 from blockwright.training.tasks import making
-from blockwright.training.tasks.by_source import BySource
-from blockwright.training.tasks.counted import Counted
-from blockwright.training.tasks.frozen import freeze
+from blockwright.training.tasks.making import CONTEXT, Setup, freeze, lower_only_weights
+from blockwright.training.tasks.means import BySource, Counted, Scored, StepMean, micro_batches_to_come
 from blockwright.training.tasks.routing import RoutingLoads, balance_losses
-from blockwright.training.tasks.scored import Scored
-from blockwright.training.tasks.setup import CONTEXT, Setup
-from blockwright.training.tasks.step_mean import StepMean
 
 Batch = dict[str, Tensor]
 Sample = tuple[str, str, float | None]  # prompt, completion, and its reward

@@ -17,9 +17,33 @@ from blockwright.registry.ranges import NonNegative
 from blockwright.training.figure import MEASURED, OF_TEXT, TRAIN, Figure
 from blockwright.training.metrics import Accuracy
 from blockwright.training.tasks.base import Batch, Task
-from blockwright.training.tasks.next_token import count_each_depth, count_scored
-from blockwright.training.tasks.scored import Scored
-from blockwright.training.tasks.setup import Setup
+from blockwright.training.tasks.making import Setup
+from blockwright.training.tasks.means import Scored
+
+# --- the objective of causal language modelling, as functions of a decoder's outputs and targets ---
+
+
+def count_scored(targets: Tensor, weights: Tensor | None = None) -> Tensor:
+    """How many targets [B,T] are scored, or the sum of their weights [B,T]."""
+    scored = targets != IGNORED
+    return scored.sum() if weights is None else (scored * weights).sum()
+
+
+def count_each_depth(
+    targets: Tensor, segments: Tensor | None, depths: int, weights: Tensor | None = None
+) -> dict[str, Tensor]:
+    """Denominators of the loss terms: scored tokens, and those of each multi-token prediction depth.
+
+    Args:
+        targets: the next token after each, [B,T]
+        segments: the document of each token, [B,T]; None where a row is one document
+        depths: of multi-token prediction; depth k predicts k tokens further ahead
+        weights: of the targets, [B,T], for the total only; None for 1
+    """
+    counts = {"total": count_scored(targets, weights)}
+    later = {f"mtp{k}": count_scored(later_targets(targets, segments, k)) for k in range(1, depths + 1)}
+    return {**counts, **later}
+
 
 TOGETHER = 1024  # tokens whose logits are in memory at a time
 
@@ -134,3 +158,51 @@ def _likeliest(decoder: Decoder, states: Tensor) -> Tensor:
     """The likeliest next token of states [B,T,D], [B,T]; not the logits of all at once, which are large."""
     parts = states.flatten(0, 1).split(TOGETHER)
     return torch.cat([decoder.logits(part).argmax(-1) for part in parts]).view(states.shape[:2])
+
+
+# --- the task of recalling: causal language modelling that also counts how many targets are the likeliest token ---
+
+
+@register("task", "recall")
+class Recall(CausalLM):
+    """Trains as ``causal_lm`` does, and measures ``accuracy``: for data of which only what can be known is scored.
+
+    A validation takes a second forward pass, whose logits the loss does not keep.
+
+    Args:
+        setup: the model and how it is trained
+        z_loss: as of ``causal_lm``
+    """
+
+    figures: ClassVar[tuple[Figure, ...]] = (*CausalLM.figures, *Accuracy.figures)
+    splits = False  # it compares whole windows
+
+    def __init__(self, setup: Setup, z_loss: NonNegative = 0.0) -> None:
+        super().__init__(setup, z_loss)
+        self.right = nn.ModuleDict({stage: Accuracy() for stage in ("val", "test")})
+
+    def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        super().validation_step(batch, batch_idx, dataloader_idx)
+        self._count("val", batch)
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        super().test_step(batch, batch_idx)
+        self._count("test", batch)
+
+    def _begin(self, stage: str) -> None:
+        super()._begin(stage)
+        self._accuracy(stage).reset()
+
+    def _conclude(self, stage: str) -> None:
+        super()._conclude(stage)
+        self.log(f"{stage}/accuracy", self._accuracy(stage).compute().float())
+
+    def _count(self, stage: str, batch: Batch) -> None:
+        scored = batch["targets"] != IGNORED
+        likeliest: Tensor = self.predict_step(batch, 0)
+        self._accuracy(stage).update((likeliest == batch["targets"])[scored])
+
+    def _accuracy(self, stage: str) -> Accuracy:
+        metric = self.right[stage]
+        assert isinstance(metric, Accuracy)
+        return metric

@@ -10,7 +10,7 @@ from typing import Any
 
 from blockwright.blocks.precision import without_autocast
 from blockwright.plugins.alignment.rewards.base import Column, Reward, Texts
-from blockwright.training.time_limit import Overdue, time_limit
+from blockwright.training.answering import Overdue, time_limit
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,7 @@ from blockwright.plugins.alignment.rollouts.engine.base import Engine, Request
 from blockwright.plugins.alignment.rollouts.judging import judge_rollout
 from blockwright.plugins.alignment.rollouts.record import Rollout
 from blockwright.training.data.corpus import Split
-from blockwright.training.parallel.gathered import gathered
-from blockwright.training.parallel.local import is_distributed
+from blockwright.training.parallel.local import gathered, is_distributed
 from blockwright.training.parallel.ranks import DataRanks
 
 Rewards = dict[str, list[float]]  # part of the reward → values, one a completion

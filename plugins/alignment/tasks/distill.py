@@ -18,10 +18,9 @@ from blockwright.registry.schema import Place, conforms
 from blockwright.training.figure import MEASURED, OF_TEXT, TRAIN, Figure
 from blockwright.training.patterns import matching
 from blockwright.training.tasks.base import Batch
-from blockwright.training.tasks.causal_lm import CausalLM
-from blockwright.training.tasks.next_token import count_scored
-from blockwright.training.tasks.scored import Scored
-from blockwright.training.tasks.setup import Setup
+from blockwright.training.tasks.causal_lm import CausalLM, count_scored
+from blockwright.training.tasks.making import Setup
+from blockwright.training.tasks.means import Scored
 
 
 @dataclass(frozen=True)

@@ -39,10 +39,10 @@ from blockwright.registry.ranges import Count, Fraction, Positive, Whole
 from blockwright.registry.schema import Place
 from blockwright.training.data.corpus import SPLITS
 from blockwright.training.figure import EVERY, TRAIN, Figure
-from blockwright.training.parallel.gathered import gathered
+from blockwright.training.parallel.local import gathered
 from blockwright.training.tasks.base import Batch, Sample, Task
-from blockwright.training.tasks.scored import Scored
-from blockwright.training.tasks.setup import Setup
+from blockwright.training.tasks.making import Setup
+from blockwright.training.tasks.means import Scored
 
 GroupSize = Annotated[int, Ge(2)]
 

@@ -13,7 +13,7 @@ from blockwright.plugins.alignment.tasks.needed_data import data_of
 from blockwright.registry import ConfigError
 from blockwright.training.figure import EVERY, Figure, names_in
 from blockwright.training.tasks.base import Batch, Task
-from blockwright.training.tasks.scored import Scored
+from blockwright.training.tasks.means import Scored
 
 
 class Pairwise(Task):

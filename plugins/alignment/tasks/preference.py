@@ -20,7 +20,7 @@ from blockwright.registry import ConfigError, register
 from blockwright.registry.schema import Place
 from blockwright.training.data.corpus import SPLITS, Split
 from blockwright.training.tasks.base import Batch
-from blockwright.training.tasks.setup import Setup
+from blockwright.training.tasks.making import Setup
 
 
 @register("task", "preference")

@@ -12,7 +12,7 @@ from blockwright.plugins.alignment.tasks.pairs import Pairwise
 from blockwright.registry import register
 from blockwright.registry.ranges import NonNegative
 from blockwright.training.tasks.base import Batch
-from blockwright.training.tasks.setup import Setup
+from blockwright.training.tasks.making import Setup
 
 
 @register("task", "reward")

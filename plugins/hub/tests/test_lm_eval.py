@@ -25,7 +25,7 @@ from blockwright.plugins.hub import lm_eval as module
 from blockwright.plugins.hub.lm_eval import Blockwright, main
 from blockwright.registry import ConfigError
 from blockwright.training.data.chat.base import encode
-from blockwright.training.data.chat.chatml import ChatML
+from blockwright.training.data.chat.formats import ChatML
 from blockwright.training.data.tokenizers.bytes import Bytes
 
 pytestmark = pytest.mark.xdist_group("lm_eval")  # its fixture is slow to set up

@@ -20,7 +20,7 @@ from blockwright.plugins.alignment.rollouts.scoring import score
 from blockwright.plugins.hub.transformers import BlockwrightConfig, BlockwrightForCausalLM
 from blockwright.registry import Node, Scope, build
 from blockwright.training.data.tokenizers import files as tokenizer
-from blockwright.training.tasks.next_token import count_scored
+from blockwright.training.tasks.causal_lm import count_scored
 
 trl = pytest.importorskip("trl", reason="needs blockwright[trl]")
 pytestmark = pytest.mark.slow

@@ -38,7 +38,7 @@ from blockwright.registry import ConfigError
 from blockwright.registry.command import Parser
 from blockwright.registry.folder import own_folder
 from blockwright.registry.printing import show
-from blockwright.training.starts.swaps import check_swaps
+from blockwright.training.starts.trained import check_swaps
 
 SUFFIXES = {"k": 2**10, "m": 2**20}
 

@@ -25,7 +25,7 @@ from blockwright.training.optimizers.adamw import AdamW
 from blockwright.training.parallel.arithmetic import held_bytes
 from blockwright.training.parallel.arithmetic import traffic as planned
 from blockwright.training.parallel.build import Sharding, build
-from blockwright.training.parallel.imagined import _kept, ranks, spread_over
+from blockwright.training.parallel.dry_run import _kept, ranks, spread_over
 from blockwright.training.parallel.meshes import make_meshes
 from blockwright.training.parallel.sizes import Sizes
 

@@ -21,7 +21,7 @@ from blockwright.training.entry.parse import parse_settings
 from blockwright.training.entry.preflight import check
 from blockwright.training.schedulers import Constant
 from blockwright.training.tasks.causal_lm import CausalLM
-from blockwright.training.tasks.setup import Setup
+from blockwright.training.tasks.making import Setup
 
 ROWS = torch.arange(24).view(2, 12)
 BATCH = {"tokens": ROWS % 11, "targets": (ROWS + 1) % 11, "n_bytes": torch.tensor([12, 12])}

@@ -14,8 +14,8 @@ import torch
 
 from blockwright.training.callbacks import machine
 from blockwright.training.callbacks.early_stopping import EarlyStopping
-from blockwright.training.callbacks.finale import Finale
 from blockwright.training.callbacks.interruption import Interruption
+from blockwright.training.callbacks.step_end import Finale
 from blockwright.training.entry.execute import conclude, execute
 
 WORSE = ("optimizer.lr=3.0", "scheduler=constant", "trainer.max_steps=6")

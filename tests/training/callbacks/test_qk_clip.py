@@ -18,7 +18,7 @@ from blockwright.training.callbacks.guard import Guard
 from blockwright.training.callbacks.qk_clip import QKClip, _Watched, clip_factors
 from blockwright.training.schedulers import Constant
 from blockwright.training.tasks.causal_lm import CausalLM
-from blockwright.training.tasks.setup import Setup
+from blockwright.training.tasks.making import Setup
 
 MLA = {"name": "mla", "n_heads": 3, "kv_lora_rank": 11, "qk_nope_head_dim": 7, "qk_rope_head_dim": 4, "v_head_dim": 9}
 NODES: dict[str, dict[str, Any]] = {

@@ -11,8 +11,18 @@ import lightning as L
 import pytest
 
 from blockwright.registry import ConfigError
-from blockwright.training.checkpoints.changes import SAME_RUN, Change, changes, is_same_run, listed, table
-from blockwright.training.checkpoints.record import LEFT_OUT, Past, from_cli, record
+from blockwright.training.checkpoints.record import (
+    LEFT_OUT,
+    SAME_RUN,
+    Change,
+    Past,
+    changes,
+    from_cli,
+    is_same_run,
+    listed,
+    record,
+    table,
+)
 from blockwright.training.configuration.composing import compose_config
 from blockwright.training.configuration.run import Run
 from blockwright.training.entry.cli import to_cli

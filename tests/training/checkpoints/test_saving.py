@@ -21,9 +21,8 @@ from blockwright.blocks.checkpoint.read import read_file
 from blockwright.registry import ConfigError
 from blockwright.training.checkpoints import plugin
 from blockwright.training.checkpoints.atomic import write_file
-from blockwright.training.checkpoints.carry import carry
 from blockwright.training.checkpoints.plugin import SealedCheckpoints
-from blockwright.training.checkpoints.saving import Keeper, all_finite, save
+from blockwright.training.checkpoints.saving import Keeper, all_finite, carry, save
 from blockwright.training.figure import OF_TEXT, Figure
 
 Fit = Callable[..., L.Trainer]

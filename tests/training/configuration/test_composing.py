@@ -67,7 +67,7 @@ def test_option_composes_and_its_arguments_exist(
     overrides: tuple[str, ...], small: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        "blockwright.training.configuration.packages.has_package", lambda name: True
+        "blockwright.training.entry.preflight.has_package", lambda name: True
     )  # those of loggers need not be
     trainer, on_cpus = overrides[0], ["trainer.accelerator=cpu"]  # this machine need not have a GPU
     if trainer not in ("trainer=default", "trainer=ddp_sim", "trainer=gpu"):

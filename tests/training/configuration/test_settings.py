@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from blockwright.registry import ConfigError
-from blockwright.training.configuration import figures, packages, trainer_settings
+from blockwright.training.configuration import figures, trainer_settings
 from blockwright.training.configuration.composing import compose_config
-from blockwright.training.entry.preflight import preflight
+from blockwright.training.entry.preflight import NEEDS, preflight
 from blockwright.training.metrics import TokenLoss
 
 
@@ -31,14 +31,14 @@ def test_default_run_names_both_extras_in_one_message(checked: Any, monkeypatch:
     assert caught.value.path == "logger.tensorboard and logger.wandb"
     assert "pip install 'blockwright[tensorboard,wandb]'" in caught.value.remedy
     # Either package that Lightning takes for TensorBoard is enough.
-    monkeypatch.setattr(packages, "has_package", lambda name: name == "tensorboardX")
+    monkeypatch.setattr("blockwright.training.entry.preflight.has_package", lambda name: name == "tensorboardX")
     assert checked("callbacks=default", "logger=default")
 
 
 def test_classes_are_those_of_conf() -> None:
     plain = compose_config(["callbacks=default", "logger=[default,wandb,mlflow]"], output_dir="x")
     nodes = [*plain.callbacks.values(), *plain.logger.values()]
-    assert set(packages.NEEDS) <= {node["_target_"] for node in nodes}
+    assert set(NEEDS) <= {node["_target_"] for node in nodes}
 
 
 Checked = Callable[..., dict[str, Any]]

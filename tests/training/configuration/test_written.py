@@ -16,24 +16,24 @@ from jsonargparse import Namespace
 from omegaconf import OmegaConf
 
 from blockwright.registry import ConfigError
-from blockwright.training.configuration import config_tree, placeholders
+from blockwright.training.configuration import placeholders
 from blockwright.training.configuration.composing import compose_config
-from blockwright.training.configuration.placeholders import filled
-from blockwright.training.configuration.secrets import hidden, read_from_environment
+from blockwright.training.configuration.placeholders import filled, hidden, read_from_environment
 from blockwright.training.entry import cli
 from blockwright.training.entry.execute import execute
+from blockwright.training.entry.hydra_job import PARTS, show
 from blockwright.training.entry.preflight import preflight
 
 
 def test_tree_holds_each_setting_once_and_others_after_the_parts(tmp_path: Path, capsys: Any) -> None:
-    plain: dict[str, Any] = {"seed": 3, "mine": {"deep": {"er": 2}}, **{name: {"x": 1} for name in config_tree.PARTS}}
+    plain: dict[str, Any] = {"seed": 3, "mine": {"deep": {"er": 2}}, **{name: {"x": 1} for name in PARTS}}
     plain["callbacks"] = {}
-    config_tree.show(plain, tmp_path, print_config=False)
+    show(plain, tmp_path, print_config=False)
     saved = (tmp_path / "config_tree.log").read_text()
-    assert re.findall(r"^[├└]── (\w+)", saved, re.M) == [*config_tree.PARTS, "seed", "mine"]
-    assert "── callbacks: {}" in saved and "── er: 2" in saved and saved.count("── x: 1") == len(config_tree.PARTS) - 1
+    assert re.findall(r"^[├└]── (\w+)", saved, re.M) == [*PARTS, "seed", "mine"]
+    assert "── callbacks: {}" in saved and "── er: 2" in saved and saved.count("── x: 1") == len(PARTS) - 1
     assert capsys.readouterr().out == f"Configuration: {tmp_path / 'config_tree.log'}\n"
-    config_tree.show(plain, tmp_path, print_config=True)
+    show(plain, tmp_path, print_config=True)
     printed = capsys.readouterr().out
     assert "── er: 2" in printed and "Configuration:" not in printed
 
@@ -150,7 +150,7 @@ def test_no_file_of_a_run_holds_it(small: list[str], tmp_path: Path, monkeypatch
     run = preflight(compose_config([*small, *made], output_dir=str(folder)))
     assert run.logger["csv"]["name"] == "s3cr3t-value" and "s3cr3t" not in repr(run.shown)
     cli.export(run.shown, folder)
-    config_tree.show(run.shown, folder, print_config=False)
+    show(run.shown, folder, print_config=False)
     execute(replace(run, logger={"csv": {**run.logger["csv"], "name": ""}}))  # the folder that it names would be found
     assert len(list(folder.rglob("*.ckpt"))) == 1 and list(folder.rglob("hparams.yaml"))
     holding = [f for f in folder.rglob("*") if f.is_file() and b"s3cr3t-value" in f.read_bytes()]

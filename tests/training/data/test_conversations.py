@@ -16,7 +16,7 @@ import torch
 
 from blockwright.registry.errors import ConfigError
 from blockwright.training.configuration import parts
-from blockwright.training.data.chat.plain import Plain
+from blockwright.training.data.chat.formats import Plain
 from blockwright.training.data.conversations import Conversation, ConversationCorpus, Conversations, read_record
 from blockwright.training.data.corpus import Split
 from blockwright.training.data.modules.chat import ChatDataModule

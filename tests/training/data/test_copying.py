@@ -10,8 +10,7 @@ import pytest
 import torch
 
 from blockwright.registry.errors import ConfigError
-from blockwright.training.data.copying import CopyRows, Strings
-from blockwright.training.data.modules.copying import CopyingDataModule
+from blockwright.training.data.modules.fresh import CopyingDataModule, CopyRows, Strings
 from blockwright.training.data.tokenizers.bytes import Bytes
 from blockwright.training.data.tokenizers.chars import Chars
 from tests import built

@@ -13,8 +13,7 @@ from hypothesis import strategies as st
 
 from blockwright.registry import ConfigError
 from blockwright.training.data.dealing import DealtOrder, deal
-from blockwright.training.data.lengths import Lengths, Stage, read
-from blockwright.training.data.order import EpochBatches, LineBatches, MixedOrder, Order
+from blockwright.training.data.order import EpochBatches, Lengths, LineBatches, MixedOrder, Order, Stage, read_lengths
 from blockwright.training.data.rows import RowOrder, best_fit
 
 orders = st.builds(
@@ -181,7 +180,7 @@ REFUSED = [
 @pytest.mark.parametrize(("value", "path"), REFUSED)
 def test_stages_that_cannot_be_are_refused(value, path):
     with pytest.raises(ConfigError) as caught:
-        read(value, 16, 4)
+        read_lengths(value, 16, 4)
     assert caught.value.path == path
 
 

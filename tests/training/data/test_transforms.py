@@ -9,11 +9,10 @@ import pytest
 import torch
 
 from blockwright.registry import ConfigError
-from blockwright.training.data.long_documents import LongDocuments
 from blockwright.training.data.order import BatchRows
 from blockwright.training.data.packing import Stream, cut, ring
 from blockwright.training.data.transform import Transform
-from blockwright.training.data.windows import Making, Windows
+from blockwright.training.data.windows import LongDocuments, Making, Windows
 
 T = 64
 

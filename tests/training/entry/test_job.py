@@ -15,7 +15,7 @@ import pytest
 
 from blockwright.registry import REFUSED, ConfigError
 from blockwright.training.claims import LOCK, only_writer
-from blockwright.training.entry.job import Job
+from blockwright.training.entry.hydra_job import Job
 from blockwright.training.entry.main import check_folders, check_options, refusal_of
 from blockwright.training.jobs import HOST, STOP, SWEEP
 from blockwright.training.result import Result

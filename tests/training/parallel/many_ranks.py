@@ -22,7 +22,7 @@ from blockwright.training.optimizers.adamw import AdamW
 from blockwright.training.optimizers.base import OptimizerRecipe
 from blockwright.training.schedulers import Constant
 from blockwright.training.tasks.causal_lm import CausalLM
-from blockwright.training.tasks.setup import Setup
+from blockwright.training.tasks.making import Setup
 from tests.training.parallel.quiet import quiet_trainer
 
 VOCABULARY, LENGTH, WINDOWS, BATCHES = 40, 12, 8, 4

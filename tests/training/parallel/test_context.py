@@ -34,7 +34,7 @@ from blockwright.training.parallel.arithmetic import holdings, traffic, weight_n
 from blockwright.training.parallel.context import Context
 from blockwright.training.parallel.ranks import DataRanks, balance_over
 from blockwright.training.parallel.sizes import sizes_of
-from blockwright.training.tasks.next_token import count_scored
+from blockwright.training.tasks.causal_lm import count_scored
 
 pytestmark = pytest.mark.xdist_group("context")
 

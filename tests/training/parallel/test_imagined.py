@@ -16,7 +16,7 @@ from blockwright.blocks.compose import compose
 from blockwright.registry import ConfigError
 from blockwright.training.optimizers.adamw import AdamW
 from blockwright.training.parallel.build import Sharding, build
-from blockwright.training.parallel.imagined import _kept, imagine, ranks, spread_over
+from blockwright.training.parallel.dry_run import _kept, imagine, ranks, spread_over
 from blockwright.training.parallel.local import plain
 from blockwright.training.parallel.meshes import make_meshes
 from blockwright.training.parallel.sizes import Sizes

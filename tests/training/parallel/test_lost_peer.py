@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from blockwright.training.parallel.lost_peer import is_lost_peer
+from blockwright.training.entry.ranks import is_lost_peer
 
 LOST = [
     "[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:547] Connection closed by peer [10.77.0.3]:34512",

@@ -10,7 +10,7 @@ from many_ranks import DEEPSEEK, DENSE, GPT, MOE, read_model, spawn
 
 from blockwright.blocks.compose import compose
 from blockwright.training.optimizers.adamw import AdamW
-from blockwright.training.parametrisations.width import Width
+from blockwright.training.parametrisations import Width
 
 BUILT: list[tuple[dict[str, int], str]] = [
     *(({"shard": 4}, text) for text in (DENSE, GPT)),

@@ -19,8 +19,8 @@ from blockwright.training.parallel.local import whole
 from blockwright.training.parallel.strategy import Parallel
 from blockwright.training.schedulers import Constant
 from blockwright.training.tasks.causal_lm import CausalLM
+from blockwright.training.tasks.making import Setup
 from blockwright.training.tasks.routing import gates_of
-from blockwright.training.tasks.setup import Setup
 from tests.training.parallel.quiet import quiet_trainer
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("precision_matrix")]  # its fixture trains on two ranks, once

@@ -16,7 +16,7 @@ from many_ranks import DENSE, MOE, read_model, spawn, train
 
 from blockwright.blocks.checkpoint import manifest
 from blockwright.registry import ConfigError
-from blockwright.training.checkpoints import together
+from blockwright.training.checkpoints.atomic import check_together, seal
 from blockwright.training.checkpoints.saving import save
 
 
@@ -27,7 +27,7 @@ def work(folder: Path) -> dict[str, Any]:
     manifest._sha256 = lambda path, *rest: (read.append(path.name), digest(path, *rest))[1]
     (folder / f"__{rank}_0.distcp").write_bytes(bytes([rank]) * 100)
     dist.barrier()
-    digests = together.seal(folder)
+    digests = seal(folder)
     told["sealed"], told["named"] = sorted(read), sorted(digests)
     if rank == 0:
         manifest.seal_folder(folder, digests)
@@ -35,14 +35,14 @@ def work(folder: Path) -> dict[str, Any]:
     told["read at the sealing"] = sorted(read)
     read.clear()
     manifest._remembered_sha256.cache_clear()
-    together.check(folder)
+    check_together(folder)
     told["checked"] = sorted(read)
     dist.barrier()
     if rank == 0:
         (folder / "__1_0.distcp").write_bytes(bytes([7]) * 100)
     dist.barrier()
     try:
-        together.check(folder)
+        check_together(folder)
     except manifest.Damaged as error:
         told["damaged"] = error.reason
     return told

@@ -6,8 +6,7 @@ import pytest
 
 from blockwright.blocks.compose import compose
 from blockwright.registry import ConfigError
-from blockwright.training.checkpoints.changes import changes, is_same_run
-from blockwright.training.checkpoints.record import Past, record
+from blockwright.training.checkpoints.record import Past, changes, is_same_run, record
 from blockwright.training.configuration import parts
 from blockwright.training.configuration.composing import compose_config
 from blockwright.training.configuration.run import Run

@@ -13,8 +13,7 @@ from blockwright.registry import ConfigError
 from blockwright.training.optimizers.adamw import AdamW
 from blockwright.training.optimizers.base import OptimizerRecipe
 from blockwright.training.optimizers.muon import Muon
-from blockwright.training.parametrisations.width import Width
-from blockwright.training.parametrisations.width_depth import WidthDepth
+from blockwright.training.parametrisations import Width, WidthDepth
 
 MHA = {"name": "mha", "n_heads": 16}
 DENSE = {"vocab_size": 96, "attention": MHA, "ffn": {"name": "swiglu", "d_ff": 1024}, "layout": {}, "variants": {}}

@@ -14,12 +14,11 @@ from blockwright.blocks.checkpoint.source import load
 from blockwright.blocks.compose import check, compose
 from blockwright.blocks.linear import is_adapter
 from blockwright.registry import ConfigError, register
-from blockwright.training.checkpoints.last_rate import last_rate
 from blockwright.training.checkpoints.record import Past, record
+from blockwright.training.checkpoints.resume import last_rate
 from blockwright.training.configuration import parts
 from blockwright.training.starts.base import Start
-from blockwright.training.starts.swaps import changed_window, check_swaps
-from blockwright.training.starts.trained import Trained
+from blockwright.training.starts.trained import Trained, changed_window, check_swaps
 
 TRAINING = Path(__file__).resolve().parents[3] / "training"
 

@@ -23,10 +23,9 @@ from blockwright.training.optimizers.adamw import AdamW
 from blockwright.training.optimizers.base import OptimizerRecipe
 from blockwright.training.parallel.ranks import DataRanks
 from blockwright.training.schedulers import Constant
-from blockwright.training.tasks.by_source import BySource
 from blockwright.training.tasks.causal_lm import CausalLM
-from blockwright.training.tasks.setup import Setup
-from blockwright.training.tasks.step_mean import StepMean
+from blockwright.training.tasks.making import Setup
+from blockwright.training.tasks.means import BySource, StepMean
 from tests import built
 from tests.training.data.mixture import formats
 from tests.training.data.mixture.formats import documents

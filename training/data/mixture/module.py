@@ -16,14 +16,17 @@ from blockwright.registry import register
 from blockwright.registry.errors import ConfigError, did_you_mean
 from blockwright.registry.ranges import Count, Positive
 from blockwright.training.data.fingerprint import digest
-from blockwright.training.data.mixture import stages as configured
-from blockwright.training.data.mixture.agreement import refuse_other
-from blockwright.training.data.mixture.order import MixtureOrder
-from blockwright.training.data.mixture.overview import overview, texts
-from blockwright.training.data.mixture.shares import MOST_ROWS, Schedule, Stage
-from blockwright.training.data.mixture.sources import Opened, Place, Source
-from blockwright.training.data.mixture.tokens import Line, Rings, Stretch, Tokens
-from blockwright.training.data.mixture.windows import MixtureWindows
+from blockwright.training.data.mixture.order import (
+    MOST_ROWS,
+    STAGES,
+    MixtureOrder,
+    Schedule,
+    Stage,
+    read_stages,
+    shares_of,
+)
+from blockwright.training.data.mixture.sources import Opened, Place, Source, overview, texts
+from blockwright.training.data.mixture.tokens import Line, MixtureWindows, Rings, Stretch, Tokens, refuse_other
 from blockwright.training.data.modules.batches import Batches, Feeding, RowDataModule
 from blockwright.training.data.order import LineBatches
 from blockwright.training.data.windows import Making
@@ -46,7 +49,7 @@ class MixtureDataModule(RowDataModule):
     Args:
         feeding: how rows are made into batches; a row is a window
         sources: name → shards of tokens (``files``) or a corpus (``corpus``), see training/data/mixture/sources.py
-        stages: shares of the rows by source, and for how many batches: see training/data/mixture/stages.py; null for
+        stages: shares of the rows by source, and for how many batches: see training/data/mixture/order.py; null for
             shares by size
         most_epochs: refuse a run that reads a source more often; by source, or for all; null for any
         val_shares: weights of the sources in ``val/loss``: ``even``, or by source. They are not those of training, so
@@ -79,9 +82,9 @@ class MixtureDataModule(RowDataModule):
     ) -> None:
         super().__init__(feeding)
         _refuse_names(sources)
-        self.sources, self.stages = dict(sorted(sources.items())), configured.read(stages, sources)
+        self.sources, self.stages = dict(sorted(sources.items())), read_stages(stages, sources)
         self.most_epochs = _most(most_epochs, sources)
-        self.val_shares = None if val_shares == EVEN else configured.shares_of(val_shares, VAL_SHARES, sources)
+        self.val_shares = None if val_shares == EVEN else shares_of(val_shares, VAL_SHARES, sources)
         self.stands_for, self.digests, self.documents = stands_for, digests, documents
         self._opened: dict[str, Opened] = {}
         self._contents: dict[str, str] = {}
@@ -131,7 +134,7 @@ class MixtureDataModule(RowDataModule):
             if begin >= batches:
                 rule = f"begins after {begin:,} batches, and the run has {batches:,}"
                 remedy = "Raise trainer.max_steps, shorten the stages before it, or leave it out"
-                raise ConfigError(f"{configured.PATH}.{i}", dict(stage.weights), rule, remedy)
+                raise ConfigError(f"{STAGES}.{i}", dict(stage.weights), rule, remedy)
             begin += stage.batches or 0
 
     def _refuse_repetition(self, batches: int) -> None:

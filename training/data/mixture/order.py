@@ -3,14 +3,189 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+import hashlib
+import json
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import accumulate, pairwise
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
-from blockwright.training.data.mixture.permutation import Bits, Ints, draw, permuted
-from blockwright.training.data.mixture.shares import Schedule
+from blockwright.registry.errors import ConfigError, did_you_mean
+from blockwright.training.data.fingerprint import digest
+
+# --- permutations that are computed place by place: a Feistel network, without a table of what it permutes ---
+
+
+Ints = npt.NDArray[np.int64]
+Bits = npt.NDArray[np.uint64]
+
+ROUNDS = 6
+STEP = np.uint64(0x9E3779B97F4A7C15)  # 2^64 / golden ratio: makes the keys of the rounds differ
+MULTIPLIERS = (np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB))  # of splitmix64
+SHIFTS = (np.uint64(30), np.uint64(27), np.uint64(31))
+
+
+def draw(*parts: str | int) -> tuple[int, int]:
+    """Two independent numbers in [0, 2^64) that are a function of the parts: the first half of their SHA-256."""
+    digest = hashlib.sha256(json.dumps(parts).encode()).digest()
+    return int.from_bytes(digest[:8], "little"), int.from_bytes(digest[8:16], "little")
+
+
+def permuted(places: npt.ArrayLike, n: npt.ArrayLike, keys: npt.ArrayLike) -> Ints:
+    """Where keyed permutations of [0, n) send places. The arguments are broadcast against each other.
+
+    Args:
+        places: in [0, n)
+        n: lengths of what is permuted, from 1 to 2^53
+        keys: of the permutations, in [0, 2^64)
+
+    Returns:
+        the new places, in [0, n); for equal n and key no two places share one
+    """
+    whole = np.broadcast_arrays(places, n, np.asarray(keys, np.uint64))
+    x, lengths, keys = (each.astype(np.uint64).ravel() for each in whole)
+    halves = _halves(lengths)
+    x = _network(x, halves, keys)
+    while (beyond := x >= lengths).any():  # the network permutes up to 4n places: walk its cycle back into [0, n)
+        x[beyond] = _network(x[beyond], halves[beyond], keys[beyond])
+    return x.astype(np.int64).reshape(whole[0].shape)
+
+
+def _halves(n: Bits) -> Bits:
+    """Half of the bits of the places of [0, n), rounded up, at least 1."""
+    bits = np.frexp((n - np.uint64(1)).astype(np.float64))[1]
+    return np.maximum(1, -(-bits // 2)).astype(np.uint64)
+
+
+def _network(x: Bits, halves: Bits, keys: Bits) -> Bits:
+    """The Feistel network: a permutation of [0, 4^halves)."""
+    mask = (np.uint64(1) << halves) - np.uint64(1)
+    left, right = x >> halves, x & mask
+    for _ in range(ROUNDS):
+        keys = keys + STEP
+        left, right = right, left ^ (_mixed(right + keys) & mask)
+    return (left << halves) | right
+
+
+def _mixed(x: Bits) -> Bits:
+    """The finaliser of splitmix64: every bit of the result depends on every bit of x."""
+    for shift, multiplier in zip(SHIFTS, MULTIPLIERS, strict=False):
+        x = (x ^ (x >> shift)) * multiplier
+    return x ^ (x >> SHIFTS[-1])
+
+
+# --- which source each row comes from, and how many rows of it came before, by the number of the row ------------------
+
+
+ONE = 2**30  # the denominator of p
+HALF = ONE // 2
+MOST_ROWS = 2**33  # of a stage: beyond it i·p needs more than 64 bits
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Batches with one mixture.
+
+    Args:
+        weights: source → its share of the rows, in whole numbers of any sum
+        batches: how many; None for all further ones
+    """
+
+    weights: Mapping[str, int]
+    batches: int | None = None
+
+    @cached_property
+    def names(self) -> tuple[str, ...]:
+        """The sources, sorted: the order in which they are written has no meaning."""
+        return tuple(sorted(self.weights))
+
+    @cached_property
+    def roundings(self) -> tuple[int, ...]:
+        """p·2^30 of the sources 1, 2, …"""
+        sums = [*accumulate(self.weights[name] for name in self.names)]
+        return tuple((2 * ONE * below + here) // (2 * here) for below, here in pairwise(sums))
+
+    def counts(self, rows: int) -> list[int]:
+        """How many of the first rows of the stage each source has, in the order of ``names``."""
+        counted = []
+        for p in reversed(self.roundings):
+            below = (rows * p + HALF) // ONE
+            counted.append(rows - below)
+            rows = below
+        return [rows, *reversed(counted)]
+
+    def of(self, rows: Ints) -> tuple[Ints, Ints]:
+        """The source of each row, as an index into ``names``, and how many of its rows in the stage came before.
+
+        Args:
+            rows: numbers within the stage, below 2^33
+        """
+        source, before = np.zeros_like(rows), rows.copy()
+        left = np.arange(len(rows))  # rows of one of the sources 0 … k
+        for k in range(len(self.roundings), 0, -1):
+            i, p = before[left], self.roundings[k - 1]
+            below = (i * p + HALF) // ONE
+            own = below == ((i + 1) * p + HALF) // ONE
+            source[left[own]], before[left[own]] = k, (i - below)[own]
+            before[left[~own]], left = below[~own], left[~own]
+        return source, before
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """The stages of a run, one after the other.
+
+    Args:
+        stages: in order; only the last has no number of batches
+        batch_size: rows of a batch
+    """
+
+    stages: tuple[Stage, ...]
+    batch_size: int
+
+    @cached_property
+    def names(self) -> tuple[str, ...]:
+        """Every source of any stage, sorted."""
+        return tuple(sorted({name for stage in self.stages for name in stage.weights}))
+
+    def stage(self, batch: int) -> int:
+        """The number, from 0, of the stage that a batch belongs to."""
+        return sum(1 for _ in self._until(batch + 1)) - 1
+
+    def of(self, batch: int) -> tuple[Ints, Ints]:
+        """The source of each row of a batch, as an index into ``names``, and how many of its rows came before."""
+        stage, first, _ = [*self._until(batch + 1)][-1]
+        rows = np.arange((batch - first) * self.batch_size, (batch - first + 1) * self.batch_size)
+        source, before = stage.of(rows)
+        source = np.array([self.names.index(name) for name in stage.names])[source]
+        return source, before + np.array(self.counts(first))[source]
+
+    def counts(self, before: int) -> list[int]:
+        """How many rows each source has, in the order of ``names``, in all batches before one."""
+        total = dict.fromkeys(self.names, 0)
+        for stage, first, last in self._until(before):
+            for name, rows in zip(stage.names, stage.counts((last - first) * self.batch_size), strict=True):
+                total[name] += rows
+        return [*total.values()]
+
+    def prefix(self, before: int) -> str:
+        """Digest of the schedule of all batches before one: stages that begin later do not change it."""
+        past = [[stage.names, stage.roundings, last - first] for stage, first, last in self._until(before)]
+        return digest(self.batch_size, past)
+
+    def _until(self, last: int) -> Iterator[tuple[Stage, int, int]]:
+        """The stages of the batches before ``last``, each with its first batch and the one after its last."""
+        first = 0
+        for stage in self.stages:
+            if first >= last:
+                return
+            end = last if stage.batches is None else min(first + stage.batches, last)
+            yield stage, first, end
+            first = end
 
 
 @dataclass(frozen=True)
@@ -89,3 +264,82 @@ class MixtureOrder:
 
 
 _draw = functools.lru_cache(maxsize=4096)(draw)  # of the epochs that the batches of now are in
+
+
+# --- the stages of a mixture as configured: shares by source, and how many batches ---
+
+
+STAGES = "data.stages"
+EXAMPLE = "Write [{shares: {web: 0.7, code: 0.3}, batches: 9000}, {shares: {web: 0.4, code: 0.6}}]"
+TOLERANCE = 1e-6  # of a sum of shares
+
+
+def read_stages(value: Any, sources: Collection[str]) -> tuple[Stage, ...] | None:
+    """Stages as configured; None where shares follow the sizes of the sources.
+
+    Args:
+        value: ``data.stages``
+        sources: their names
+
+    Raises:
+        ConfigError: at ``data.stages``
+    """
+    if value is None:
+        return None
+    if not isinstance(value, Sequence) or isinstance(value, str) or not value:
+        raise ConfigError(STAGES, value, "must list at least one stage, or be null", EXAMPLE)
+    stages = tuple(_stage(f"{STAGES}.{i}", each, i == len(value) - 1, sources) for i, each in enumerate(value))
+    for name in sources:
+        if not any(name in stage.weights for stage in stages):
+            rule = "is in no stage, so it would never be read"
+            raise ConfigError(
+                f"data.sources.{name}", name, rule, f"Give it a share, or leave it out: ~data.sources.{name}"
+            )
+    return stages
+
+
+def shares_of(value: Any, path: str, sources: Collection[str]) -> dict[str, int]:
+    """Shares that sum to 1 as whole numbers; sources with a share of 0 are left out.
+
+    Args:
+        value: source → share
+        path: of the setting
+        sources: names of all
+
+    Raises:
+        ConfigError: at ``path``
+    """
+    if not isinstance(value, Mapping) or not value:
+        raise ConfigError(path, value, "maps sources to their shares", "Write {web: 0.7, code: 0.3}")
+    for name, share in value.items():
+        if name not in sources:
+            raise ConfigError(f"{path}.{name}", share, "there is no such source", did_you_mean(name, sources))
+        if isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share <= 1:
+            raise ConfigError(f"{path}.{name}", share, "a share is a number from 0 to 1", "Write {web: 0.7, code: 0.3}")
+        if share and not round(share * ONE):
+            raise ConfigError(
+                f"{path}.{name}", share, f"is below {1 / ONE:.0e}, the least share", "Raise it, or write 0"
+            )
+    total = sum(value.values())
+    if abs(total - 1) > TOLERANCE:
+        fixed = {name: round(share / total, 6) for name, share in value.items()} if total else "shares above 0"
+        raise ConfigError(path, dict(value), f"the shares sum to {total:g}, not to 1", f"Write, for example, {fixed}")
+    return {name: round(share * ONE) for name, share in value.items() if share}
+
+
+def _stage(path: str, value: Any, is_last: bool, sources: Collection[str]) -> Stage:
+    if not isinstance(value, Mapping) or "shares" not in value:
+        raise ConfigError(path, value, "a stage is a mapping with shares", EXAMPLE)
+    for key in value:
+        if key not in ("shares", "batches"):
+            raise ConfigError(
+                f"{path}.{key}", value[key], "a stage has no such key", did_you_mean(key, ("shares", "batches"))
+            )
+    weights, batches = shares_of(value["shares"], f"{path}.shares", sources), value.get("batches")
+    if batches is not None and (isinstance(batches, bool) or not isinstance(batches, int) or batches < 1):
+        raise ConfigError(f"{path}.batches", batches, "counts batches, at least 1", EXAMPLE)
+    if (batches is None) != is_last:
+        rule = "the last stage has no end" if is_last else "every stage but the last ends after so many batches"
+        remedy = "Leave batches out of the last stage" if is_last else EXAMPLE
+        raise ConfigError(f"{path}.batches", batches, rule, remedy)
+    return Stage(weights, batches)

@@ -15,21 +15,123 @@ nanoGPT ``.bin``, others   ids alone, ``dtype`` is needed               end in `
 
 from __future__ import annotations
 
+import functools
 import struct
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 
 from blockwright.registry.errors import ConfigError
 from blockwright.registry.folder import parse_json
 from blockwright.registry.limits import read_plain
-from blockwright.training.data.mixture.borders import After, At, Borders, Listed, Nowhere
-from blockwright.training.data.mixture.maps import mapped
-from blockwright.training.data.mixture.permutation import Ints
+from blockwright.training.data.mixture.order import Ints
 from blockwright.training.data.packing import INDEX
+
+# --- files of numbers, mapped when they are first read, and a limited number at once ---
+
+
+MOST = 256  # mapped at once, in each process: systems limit open files
+
+
+@functools.lru_cache(maxsize=MOST)
+def mapped(path: Path, dtype: str, offset: int, n: int) -> npt.NDArray[Any]:
+    """The n numbers of a file after ``offset`` bytes, read-only."""
+    return np.memmap(path, dtype, "r", offset, (n,)).view(np.ndarray)  # slicing a memmap itself costs 10 µs
+
+
+# --- where documents begin in a shard of tokens ---
+
+
+Flags = npt.NDArray[np.bool_]
+
+
+class Borders(ABC):
+    """Where documents begin."""
+
+    def begins(self, ids: Ints, at: int) -> Flags:
+        """Whether each of consecutive tokens begins a document; of the first it is known only if an id says so.
+
+        Args:
+            ids: of the tokens [n]
+            at: place of the first one in the shard
+        """
+        found = self.within(ids, at)
+        found[:1] |= at == 0
+        return found
+
+    @abstractmethod
+    def within(self, ids: Ints, at: int) -> Flags:
+        """``begins`` within the shard, of its first token anything."""
+
+
+@dataclass(frozen=True)
+class After(Borders):
+    """A document begins after an id.
+
+    Args:
+        eos: that ends each document
+    """
+
+    eos: int
+
+    def within(self, ids: Ints, at: int) -> Flags:
+        found = np.zeros(len(ids), dtype=bool)
+        found[1:] = ids[:-1] == self.eos
+        return found
+
+
+@dataclass(frozen=True)
+class At(Borders):
+    """A document begins at an id.
+
+    Args:
+        bos: that begins each document
+    """
+
+    bos: int
+
+    def within(self, ids: Ints, at: int) -> Flags:
+        return ids == self.bos
+
+
+@dataclass(frozen=True)
+class Listed(Borders):
+    """An index lists the documents' starts, or their ends, which are the starts of the next.
+
+    Args:
+        path: of the index
+        dtype: of its places, which ascend
+        offset: bytes before the first
+        n: how many
+        unit: of the places: 1 for tokens, else bytes of a token
+    """
+
+    path: Path
+    dtype: str
+    offset: int
+    n: int
+    unit: int = 1
+
+    def within(self, ids: Ints, at: int) -> Flags:
+        places = mapped(self.path, self.dtype, self.offset, self.n)
+        first, last = np.searchsorted(places, np.array([at, at + len(ids)], places.dtype) * self.unit)
+        found = np.zeros(len(ids), dtype=bool)
+        found[places[first:last].astype(np.int64) // self.unit - at] = True
+        return found
+
+
+@dataclass(frozen=True)
+class Nowhere(Borders):
+    """A shard is one document."""
+
+    def within(self, ids: Ints, at: int) -> Flags:
+        return np.zeros(len(ids), dtype=bool)
+
 
 Documents = Literal["eos", "bos", "index", "joined"]
 DTYPES = ("uint16", "uint32", "int32", "int64")

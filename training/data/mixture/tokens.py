@@ -5,15 +5,18 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from difflib import SequenceMatcher
 from typing import Any
 
 import numpy as np
 
 from blockwright.registry.errors import ConfigError
 from blockwright.training.data.fingerprint import digest, of_file
-from blockwright.training.data.mixture.borders import Flags
-from blockwright.training.data.mixture.permutation import Ints
-from blockwright.training.data.mixture.shards import Shard
+from blockwright.training.data.mixture.shards import Flags, Shard
+from blockwright.training.data.packing import Ints, shaped
+from blockwright.training.data.tokenizers.base import Tokenizer, vocabulary_of
+from blockwright.training.data.transform import Array
+from blockwright.training.data.windows import Making, WindowBatches
 
 
 class Tokens(ABC):
@@ -230,3 +233,88 @@ class Line(Cutting):
 
     def place(self, at: int, column: int) -> tuple[str, str]:
         return self.name, self.tokens.place(at + column)
+
+
+# --- windows of a mixture as a torch data set ---
+
+
+class MixtureWindows(WindowBatches):
+    """Batches of windows cut from several sources, or from one.
+
+    Args:
+        cutting: cuts them
+        sequence_length: T, tokens of a window
+        token_bytes: UTF-8 bytes of each id [V]
+        eos: the id of padding
+        making: how windows are made of the tokens
+    """
+
+    def __init__(self, cutting: Cutting, sequence_length: int, token_bytes: Ints, eos: int, making: Making) -> None:
+        super().__init__(sequence_length, token_bytes, making)
+        self.cutting, self.eos = cutting, eos
+
+    def _cut(self, offsets: list[int], length: int) -> dict[str, Array]:
+        cut = self.cutting.cut(offsets, length + 1)
+        begins = np.zeros_like(cut.begins) if self.making.joined else cut.begins & cut.real
+        return shaped(np.where(cut.real, cut.ids, self.eos), begins, cut.real, self.token_bytes)
+
+
+# --- whether a tokenizer is the one that made some ids: they are decoded and encoded again ---
+
+
+SAMPLES = 20
+LENGTH = 256  # tokens of a sample
+LEAST = 0.9  # a tokenizer that normalises text, by NFKC for instance, gives a little less than all
+
+
+def ids_digest(tokenizer: Tokenizer) -> str:
+    """Digest of what determines the ids of a text, and the end of a document; room in the vocabulary does not."""
+    state = vocabulary_of(tokenizer.to_json())
+    return digest({key: value for key, value in state.items() if key != "vocab_size"}, tokenizer.eos)
+
+
+def samples(tokens: Tokens, n: int = SAMPLES, length: int = LENGTH) -> list[list[int]]:
+    """Ids of n stretches, evenly spaced, each within a document and from its start, if one starts there."""
+    firsts = np.linspace(0, max(0, tokens.n_tokens - length), n).astype(int).tolist()
+    return [_within_a_document(tokens, first, min(first + length, tokens.n_tokens)) for first in dict.fromkeys(firsts)]
+
+
+def _within_a_document(tokens: Tokens, first: int, last: int) -> list[int]:
+    ids, begins = tokens.read(first, last)
+    starts = [*(np.flatnonzero(begins[1:]) + 1).tolist(), len(ids)]
+    begin, end = (0, starts[0]) if starts[0] >= len(ids) // 2 else (starts[0], starts[1])
+    return ids[begin:end].tolist()
+
+
+def agreement(tokens: Tokens, tokenizer: Tokenizer) -> float:
+    """The share of ids that come back when stretches of the tokens are decoded and encoded again."""
+    kept = total = 0
+    for sample in samples(tokens):
+        ids = [i for i in sample if i not in tokenizer.ends and i != tokenizer.bos]
+        again = tokenizer.encode(tokenizer.decode(ids)).tolist()
+        matching = SequenceMatcher(None, ids, again, autojunk=False).get_matching_blocks()
+        kept, total = kept + sum(block.size for block in matching), total + len(ids)
+    return kept / max(total, 1)
+
+
+def refuse_other(tokens: Tokens, tokenizer: Tokenizer, path: str) -> None:
+    """Refuse tokens that another tokenizer made, or that the vocabulary has not.
+
+    Args:
+        tokens: of a source
+        tokenizer: of the run
+        path: of the setting that names them
+
+    Raises:
+        ConfigError: at ``path``
+    """
+    remedy = "Use the tokenizer that made the files: data/tokenizer=pretrained data.tokenizer.file=…/tokenizer.json"
+    highest = max(max(sample) for sample in samples(tokens))
+    lowest = min(min(sample) for sample in samples(tokens))
+    if highest >= tokenizer.vocab_size or lowest < 0:
+        wrong = lowest if lowest < 0 else highest
+        rule = f"has ids that the vocabulary of {tokenizer.vocab_size:,} has not"
+        raise ConfigError(path, wrong, rule, f"{remedy}; or correct dtype")
+    if (share := agreement(tokens, tokenizer)) < LEAST:
+        rule = f"was made by another tokenizer: {share:.1%} of sampled ids come back when decoded and encoded again"
+        raise ConfigError(path, f"{tokenizer.kind}, {tokenizer.vocab_size:,} ids", rule, remedy)

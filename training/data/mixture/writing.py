@@ -40,8 +40,8 @@ from blockwright.training.claims import (
 )
 from blockwright.training.data.fingerprint import digest, of_file
 from blockwright.training.data.mixture import readers
-from blockwright.training.data.mixture.agreement import ids_digest
 from blockwright.training.data.mixture.shards import MEGATRON, MEGATRON_DTYPES, MEGATRON_HEAD
+from blockwright.training.data.mixture.tokens import ids_digest
 from blockwright.training.data.packing import INDEX
 from blockwright.training.data.tokenizers.base import Tokenizer, token_dtype
 from blockwright.training.data.tokenizers.rebuild import rebuild

@@ -7,13 +7,19 @@ its end, or after an exception, with any number of workers or processes.
 
 from __future__ import annotations
 
+import multiprocessing
+import os
+import signal
+import threading
 import warnings
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
+from multiprocessing.context import BaseContext
 from pathlib import Path
 from typing import Annotated, Any
 
+import torch.distributed as dist
 from annotated_types import Ge
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
@@ -24,12 +30,97 @@ from blockwright.registry.enforcing import enforced
 from blockwright.registry.errors import ConfigError
 from blockwright.registry.ranges import Count, Seed, Whole
 from blockwright.registry.schema import Place
-from blockwright.training.data import ranks
 from blockwright.training.data.modules.base import DataModule
 from blockwright.training.data.order import EpochBatches, MixedOrder, Order
 from blockwright.training.data.tokenizers.base import Tokenizer, vocabulary_of
 from blockwright.training.data.windows import as_is
-from blockwright.training.data.workers import forkserver, stay
+
+# --- exchange between the rank that prepares the data and the others: the corpus's fingerprint, or an error ---
+
+
+@dataclass(frozen=True)
+class Word:
+    """One rank's message.
+
+    Args:
+        node: index of its machine
+        fingerprint: of the corpus; None if this rank has not read it
+        failure: why it could not prepare the data; None if it did not fail
+    """
+
+    node: int
+    fingerprint: str | None = None
+    failure: ConfigError | None = None
+
+
+def are_several() -> bool:
+    """Whether this process is one of several in a process group."""
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+def as_refusal(error: Exception) -> ConfigError:
+    """An error that can be sent to other ranks."""
+    if isinstance(error, ConfigError):
+        return ConfigError(error.path, str(error.value), error.rule, error.remedy)
+    rule = f"could not be prepared by rank {dist.get_rank()} ({type(error).__name__}: {error})"
+    return ConfigError("data", "corpus", rule, "See the first error printed by this rank")
+
+
+def exchange(own: Word) -> str | None:
+    """Exchange all ranks' messages; must be called by all ranks.
+
+    Returns:
+        the fingerprint used on this rank's node; None if no rank has read the corpus
+
+    Raises:
+        ConfigError: on every rank, if one has failed or nodes have read different text
+    """
+    words: list[Word] = [own] * dist.get_world_size()
+    dist.all_gather_object(words, own)
+    for word in words:
+        if word.failure is not None:
+            raise word.failure
+    found = {word.fingerprint: word.node for word in reversed(words) if word.fingerprint is not None}
+    if len(found) > 1:
+        raise ConfigError(
+            "data.corpus",
+            f"nodes {', '.join(map(str, sorted(found.values())))}",
+            "their copies of the text differ, so their ranks would train on different data",
+            "Copy the same files to every node",
+        )
+    return next(iter(found), None)
+
+
+# --- loader processes: how they are started, and how they react to the signals that stop a run ---
+
+
+GRACE_S = 5  # at exit the interpreter sends its children SIGTERM and waits for them
+
+
+def forkserver() -> BaseContext | None:
+    """The start method of loader processes; None on systems without a fork server."""
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return None
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["__main__", "blockwright.training.data.loader_server"])
+    return context
+
+
+def stay(worker: int) -> None:
+    """In a new loader process: ignore SIGINT; on SIGTERM exit after ``GRACE_S``; exit when the trainer dies."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "alarm"):
+        signal.signal(signal.SIGTERM, lambda *_: signal.alarm(GRACE_S))
+    threading.Thread(target=_end_with_the_run, daemon=True).start()
+
+
+def _end_with_the_run() -> None:
+    """torch watches the worker's parent, which is the server, not the training process; so watch that too."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
 
 Batches = DataLoader[dict[str, Tensor]]
 Length = Annotated[int, Ge(2)]  # of a row: a token, and one to predict
@@ -116,18 +207,18 @@ class RowDataModule(DataModule):
         try:
             self._prepare()
         except Exception as error:
-            if not ranks.are_several():
+            if not are_several():
                 raise
             self._failure = error
 
     def _listen(self) -> None:
         """Receive the fingerprint of the tokens from this node's process that has prepared them, or its error."""
-        if self.trainer is None or not ranks.are_several():
+        if self.trainer is None or not are_several():
             return
         error, self._failure = self._failure, None
-        failure = None if error is None else ranks.as_refusal(error)
+        failure = None if error is None else as_refusal(error)
         try:
-            fingerprint = ranks.exchange(ranks.Word(self.trainer.node_rank, self._read_fingerprint, failure))
+            fingerprint = exchange(Word(self.trainer.node_rank, self._read_fingerprint, failure))
         except ConfigError as refusal:
             raise refusal from error
         self._read_fingerprint = fingerprint

@@ -11,16 +11,14 @@ from torch.utils.data import Dataset
 
 from blockwright.registry import register
 from blockwright.registry.errors import ConfigError
-from blockwright.training.data import lengths as window_lengths
 from blockwright.training.data import packing
 from blockwright.training.data.corpus import SPLITS, Corpus, Split
-from blockwright.training.data.long_documents import LongDocuments
 from blockwright.training.data.modules.batches import Length
 from blockwright.training.data.modules.corpus import Batching, CorpusDataModule
-from blockwright.training.data.order import LineBatches, MixedOrder, Order
+from blockwright.training.data.order import LineBatches, MixedOrder, Order, read_lengths
 from blockwright.training.data.tokenizers.base import Tokenizer
 from blockwright.training.data.transform import Transform
-from blockwright.training.data.windows import Making, Windows
+from blockwright.training.data.windows import LongDocuments, Making, Windows
 
 
 @register("data", "text")
@@ -39,7 +37,7 @@ class TextDataModule(CorpusDataModule):
             ``joined``: a window is one document, in which the ids that end documents are tokens like others
         min_length: the training windows of ``sequence_length`` tokens are cut only from documents of at least so many
             tokens, and shorter ones (``lengths``) from all; null for all documents
-        lengths: stages of training with windows of several lengths, see training/data/lengths.py; null for windows of
+        lengths: stages of training with windows of several lengths, see training/data/order.py; null for windows of
             ``sequence_length`` only. Every batch has as many tokens
         transforms: changes of training windows, by name (training/data/transform.py)
     """
@@ -54,7 +52,7 @@ class TextDataModule(CorpusDataModule):
     ) -> None:
         super().__init__(batching)
         self.documents, self.min_length = documents, min_length
-        self.lengths = window_lengths.read(lengths, self.sequence_length, self.batch_size)
+        self.lengths = read_lengths(lengths, self.sequence_length, self.batch_size)
         self._stages = None if lengths is None else [dict(stage) for stage in lengths]
         self.transforms = {name: each for name, each in (transforms or {}).items() if each is not None}
         for each in self.transforms.values():

@@ -16,7 +16,7 @@ from blockwright.blocks.checkpoint.source import Source
 from blockwright.registry import ConfigError, did_you_mean
 from blockwright.registry.folder import MAX_FILE_BYTES, parse_json, read_bytes
 from blockwright.training.data.tokenizers import companions
-from blockwright.training.data.tokenizers.special import Special
+from blockwright.training.data.tokenizers.companions import Special
 
 VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt")
 EOS, UNKNOWN = "<|endoftext|>", "<|unknown|>"

@@ -17,8 +17,8 @@ from blockwright.registry.limits import read_plain
 from blockwright.registry.ranges import Count
 from blockwright.training.data.tokenizers import companions
 from blockwright.training.data.tokenizers.base import Tokenizer, need_room, token_dtype
+from blockwright.training.data.tokenizers.companions import model_config, resolve
 from blockwright.training.data.tokenizers.files import COMPANIONS, SPECIAL, byte_alphabet, special
-from blockwright.training.data.tokenizers.special import model_config, resolve
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as Engine

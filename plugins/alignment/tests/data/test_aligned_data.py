@@ -16,7 +16,7 @@ from blockwright.plugins.alignment.data.preferences import PairRendering, Prefer
 from blockwright.plugins.alignment.data.reasoning_gym import ReasoningGym
 from blockwright.plugins.alignment.data.sorting import SortingPreferences
 from blockwright.registry import ConfigError, Node, Scope
-from blockwright.training.data.chat.plain import Plain
+from blockwright.training.data.chat.formats import Plain
 from blockwright.training.data.conversations import Conversation
 from blockwright.training.data.tokenizers.bytes import Bytes
 from tests import built

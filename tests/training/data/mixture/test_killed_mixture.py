@@ -152,9 +152,9 @@ import numpy as np
 from pathlib import Path
 from blockwright.training.data.mixture.order import MixtureOrder
 from blockwright.training.data.mixture.shards import Reading, open_shard
-from blockwright.training.data.mixture.shares import Schedule, Stage
+from blockwright.training.data.mixture.order import Schedule, Stage
 from blockwright.training.data.mixture.tokens import Rings, Shards
-from blockwright.training.data.mixture.windows import MixtureWindows
+from blockwright.training.data.mixture.tokens import MixtureWindows
 from blockwright.training.data.windows import Making
 
 before, began = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()

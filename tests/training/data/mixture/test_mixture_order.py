@@ -10,9 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from blockwright.training.data.mixture.order import MixtureOrder
-from blockwright.training.data.mixture.permutation import draw, permuted
-from blockwright.training.data.mixture.shares import MOST_ROWS, ONE, Schedule, Stage
+from blockwright.training.data.mixture.order import MOST_ROWS, ONE, MixtureOrder, Schedule, Stage, draw, permuted
 from blockwright.training.data.order import EpochBatches
 
 T = 8

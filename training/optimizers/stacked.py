@@ -1,4 +1,4 @@
-"""Muon for matrices and stacks of matrices, batched."""
+"""Muon, NorMuon and SOAP for matrices and stacks of matrices."""
 
 from __future__ import annotations
 
@@ -11,8 +11,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from blockwright.training.optimizers.closure import evaluated
-from blockwright.training.optimizers.distributed import cuts, gradient, local, part_of, whole
+from blockwright.training.optimizers.combined import evaluated
+from blockwright.training.optimizers.distributed import cuts, gradient, local, part_of, placed, whole
+
+# --- muon for matrices and stacks of matrices, batched ---
+
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # Jordan's quintic: steepest at zero, so few iterations suffice
 NORM_FLOOR = 1e-7  # keeps a gradient of zeros at zero
@@ -219,3 +222,191 @@ def _orthogonalized(update: Tensor, group: dict[str, Any]) -> Tensor:
 def _cpu_multiplies_bfloat16() -> bool:
     """Whether this processor has bf16 units. torch has no public function for that; False if it has none at all."""
     return any(getattr(torch.cpu, name, bool)() for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
+
+
+# --- norMuon for matrices and stacks of matrices, batched ---
+
+
+FLOOR = 1e-10  # keeps a gradient of zeros at zero
+
+
+class StackedNorMuon(StackedMuon):
+    """`StackedMuon` whose rows, one for each output neuron, are divided by their running size.
+
+    With O the orthogonalised momentum of a matrix (a, b), whose rows are unequally long although all of its singular
+    values are alike::
+
+        v ← β₂ v + (1 − β₂) mean_b(O²)      N = O / (√v + ε)
+        θ ← θ − lr · λ · θ − lr · scale(θ) · N √min(a, b) / ‖N‖_F
+
+    An orthogonal matrix has the norm √min(a, b). With `match_rms_adamw` the factor is that of Li et al., 2025
+    (arXiv:2510.05491, algorithm 1), 0.2 √(ab) / ‖N‖_F.
+
+    Args:
+        params, settings: as in `StackedMuon`
+        beta2: β₂, decay rate of v per step
+    """
+
+    def __init__(
+        self, params: Iterable[Tensor] | Iterable[dict[str, Any]], beta2: float = 0.95, **settings: Any
+    ) -> None:
+        super().__init__(params, **settings)
+        for group in self.param_groups:
+            group.setdefault("beta2", beta2)
+
+    def started(self, parameter: Tensor) -> dict[str, Tensor]:
+        rows = parameter.shape[:-1] if cuts(parameter) else local(parameter).shape[:-1]
+        v = torch.zeros(*rows, 1, dtype=parameter.dtype, device=parameter.device)
+        return {**super().started(parameter), "second_moment": v if cuts(parameter) else placed(v, parameter, (-1,))}
+
+    def weighed(self, update: Tensor, pieces: Sequence[Piece], group: dict[str, Any]) -> Tensor:
+        sizes = [len(piece.gradient) for piece in pieces]
+        parts = zip(pieces, update.split(sizes), strict=True)
+        return torch.cat([_normalised(part, piece, group["beta2"]) for piece, part in parts])
+
+
+def _normalised(update: Tensor, piece: Piece, beta2: float) -> Tensor:
+    """O [S,a,b] → N with the norm of an orthogonal matrix."""
+    moment = piece.moment
+    assert moment is not None
+    update = update.to(moment.dtype)
+    moment.lerp_(update.square().mean(-2 if piece.turned else -1, keepdim=True), 1 - beta2)
+    normal = update / (moment.sqrt() + FLOOR)
+    length = torch.linalg.vector_norm(normal, dim=(-2, -1), keepdim=True).clamp(min=FLOOR)
+    return normal * (min(update.shape[-2:]) ** 0.5 / length)
+
+
+# --- sOAP for matrices and stacks of matrices ---
+
+
+RIDGE = 1e-30  # keeps the eigenvectors of a matrix of zeros defined
+
+
+class StackedSOAP(torch.optim.Optimizer):
+    """SOAP (Vyas et al., 2024, arXiv:2409.11321, algorithm 3) of matrices; all but the last two dimensions are stacked.
+
+    For every matrix (a, b), with g its gradient, and Q and P the eigenvectors of L and R::
+
+        m ← β₁ m + (1 − β₁) g      v ← β₂ v + (1 − β₂) (Qᵀ g P)²
+        u = Q [ Qᵀ m P / (√v + ε) ] Pᵀ      θ ← θ − lr · c · u − lr · λ · θ
+        L ← β₃ L + (1 − β₃) g gᵀ      R ← β₃ R + (1 − β₃) gᵀ g
+
+    with Adam's bias correction c. Every ``frequency`` steps Q and P follow by one step of the power iteration and a QR
+    decomposition, their columns in descending order of the eigenvalues, and v in the order of Q and P. As in the
+    authors' code the first gradient makes L and R and moves nothing.
+
+    Args:
+        params: matrices `(a, b)` and stacks `(…, a, b)`
+        lr: learning rate
+        betas: β₁, β₂
+        shampoo_beta: β₃
+        weight_decay: λ
+        frequency: steps between two QR decompositions
+        max_side: a side longer than this has no L or R, and keeps its own basis
+        eps: ε
+
+    Sharded parameters: over a stacked dimension each rank takes its shard. A matrix split over ranks is gathered; its
+    L, R, Q, P and v are whole on every rank.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Tensor] | Iterable[dict[str, Any]],
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.95, 0.95),
+        shampoo_beta: float = 0.95,
+        weight_decay: float = 0.1,
+        frequency: int = 10,
+        max_side: int = 8192,
+        eps: float = 1e-8,
+    ) -> None:
+        defaults = {
+            "lr": lr,
+            "betas": betas,
+            "shampoo_beta": shampoo_beta,
+            "weight_decay": weight_decay,
+            "frequency": frequency,
+            "max_side": max_side,
+            "eps": eps,
+        }
+        super().__init__(params, defaults)
+        for parameter in (parameter for group in self.param_groups for parameter in group["params"]):
+            if parameter.ndim < 2 or parameter.is_complex():
+                raise ValueError(f"SOAP needs real matrices or stacks of them, not {tuple(parameter.shape)}")
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        loss = evaluated(closure)
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    self._step(parameter, group)
+        return loss
+
+    def _step(self, parameter: Tensor, group: dict[str, Any]) -> None:
+        own, split, state = local(parameter), cuts(parameter), self.state[parameter]
+        g = local(gradient(parameter))
+        g = whole(g, parameter) if split else g
+        if "step" not in state:
+            state |= {name: s if split else placed(s, parameter) for name, s in _started(g, group).items()}
+            state["step"] = torch.tensor(0.0, dtype=torch.float32)
+            return
+        state["step"] += 1
+        update = _update(g, {name: local(s) for name, s in state.items()}, group)
+        own.add_(part_of(update, parameter) if split else update, alpha=-group["lr"])
+        own.mul_(1 - group["lr"] * group["weight_decay"])
+
+
+def _started(g: Tensor, group: dict[str, Any]) -> dict[str, Tensor]:
+    """The state after the first gradient."""
+    state = {"exp_avg": torch.zeros_like(g), "exp_avg_sq": torch.zeros_like(g)}
+    for side, products in _products(g, group).items():
+        moment = products * (1 - group["shampoo_beta"])
+        wide = _wide(moment)
+        ridge = RIDGE * torch.eye(moment.shape[-1], dtype=wide.dtype, device=g.device)
+        # Numbers that are not finite have no decomposition. The gradient itself then makes the update not finite.
+        basis = torch.linalg.eigh((wide + ridge).nan_to_num()).eigenvectors.flip(-1)
+        state |= {f"{side}_moment": moment, f"{side}_basis": basis.to(g.dtype).contiguous()}
+    return state
+
+
+def _products(g: Tensor, group: dict[str, Any]) -> dict[str, Tensor]:
+    """g gᵀ of the rows and gᵀ g of the columns, where that side is not too long."""
+    both = {"row": g, "column": g.mT}
+    return {side: x @ x.mT for side, x in both.items() if x.shape[-2] <= group["max_side"]}
+
+
+def _update(g: Tensor, state: dict[str, Tensor], group: dict[str, Any]) -> Tensor:
+    """u, with its bias correction; the moments and bases are renewed."""
+    (b1, b2), t = group["betas"], state["step"].item()
+    m, v = state["exp_avg"].lerp_(g, 1 - b1), state["exp_avg_sq"]
+    v.lerp_(_in_basis(g, state).square(), 1 - b2)
+    update = _in_basis(_in_basis(m, state) / (v.sqrt() + group["eps"]), state, back=True)
+    for side, products in _products(g, group).items():
+        state[f"{side}_moment"].lerp_(products, 1 - group["shampoo_beta"])
+        if t % group["frequency"] == 0:
+            _renew(side, state)
+    return update * ((1 - b2**t) ** 0.5 / (1 - b1**t))
+
+
+def _in_basis(x: Tensor, state: dict[str, Tensor], back: bool = False) -> Tensor:
+    """Qᵀ x P, or Q x Pᵀ."""
+    q, p = state.get("row_basis"), state.get("column_basis")
+    x = x if q is None else (q if back else q.mT) @ x
+    return x if p is None else x @ (p.mT if back else p)
+
+
+def _wide(x: Tensor) -> Tensor:
+    """At least fp32, which the decompositions need."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def _renew(side: str, state: dict[str, Tensor]) -> None:
+    """One step of the power iteration of a basis, and v in the order of its columns."""
+    basis, v = state[f"{side}_basis"], state["exp_avg_sq"]
+    products = state[f"{side}_moment"] @ basis
+    order = (basis * products).sum(-2).argsort(dim=-1, descending=True, stable=True)
+    turned = products.gather(-1, order[..., None, :].expand_as(products))
+    basis.copy_(torch.linalg.qr(_wide(turned)).Q)
+    index = order[..., :, None] if side == "row" else order[..., None, :]
+    v.copy_(v.gather(-2 if side == "row" else -1, index.expand_as(v)))
