@@ -22,8 +22,7 @@ from torch import Tensor
 from blockwright.blocks.decoder import Decoder
 from blockwright.blocks.kernels.cross_entropy import IGNORED
 from blockwright.blocks.kernels.quantise import BITS
-from blockwright.lab.own_text import own_text
-from blockwright.lab.text_file import read_text_file
+from blockwright.lab.own_text import own_text, read_text_file
 from blockwright.lab.writer import Writer
 from blockwright.registry import BlockError, ConfigError
 from blockwright.registry.command import Parser, run_command

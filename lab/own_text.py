@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from blockwright.blocks.checkpoint.source import checkpoint_of, read_composition, read_start, tokenizer_state
 from blockwright.registry import ConfigError
 from blockwright.registry.folder import read_yaml
-from blockwright.registry.limits import open_plain
+from blockwright.registry.limits import open_plain, read_plain
 from blockwright.registry.references import References
 from blockwright.renamed import with_moved
 from blockwright.training.configuration.instantiate import build_readable
@@ -24,6 +24,28 @@ from blockwright.training.data.tokenizers.rebuild import rebuild
 
 if TYPE_CHECKING:
     from blockwright.training.data.modules.text import TextDataModule
+
+# --- the text of a file that ``--text`` names -------------------------------------------------------------------------
+
+
+MAX_BYTES = 2**30  # it is encoded at once, in a hundred times the memory
+NAMED = "Name a file of text in UTF-8"
+
+
+def read_text_file(file: Path) -> str:
+    """The text of a file.
+
+    Raises:
+        ConfigError: at ``--text``: it is unreadable, no plain file, too long, not UTF-8, or empty
+    """
+    try:
+        text = read_plain(file, "--text", NAMED, MAX_BYTES).decode()
+    except UnicodeDecodeError:
+        raise ConfigError("--text", str(file), "cannot be read (it is not UTF-8)", NAMED) from None
+    if not text:
+        raise ConfigError("--text", str(file), "is empty", NAMED)
+    return text
+
 
 KEPT = ("sequence_length", "batch_size", "eval_batch_size", "documents", "seed")  # of the data's settings
 MAX_TEXT_BYTES = 2**31  # of all files that a folder names

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from blockwright import registry
 from blockwright.lab.abilities import D_MODEL, MEANING, SETTING, host
 from blockwright.lab.catalogue import measure, table
-from blockwright.lab.drawing.alone import alone, block_picture
+from blockwright.lab.drawing.picture import alone, block_picture
 from blockwright.registry import catalogue
 from blockwright.registry.catalogue import Entry, Family
 from blockwright.registry.schema import Parameter

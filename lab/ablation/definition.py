@@ -8,14 +8,13 @@ A definition is data. Its overrides use Hydra's grammar, as in blockwright train
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Le
 
-from blockwright.lab.ablation import choices
 from blockwright.lab.definitions import Files
 from blockwright.lab.match.sizing import Match
 from blockwright.lab.report.sweep import Solved
@@ -26,6 +25,59 @@ from blockwright.registry.ranges import Count, Positive, Seed
 from blockwright.registry.reading import Remedy, checked, keys, typed
 from blockwright.registry.reading import read as read_settings
 from blockwright.training.configuration.conf import CONF
+
+# --- settings of an ablation that contradict or replace each other ----------------------------------------------------
+
+
+SEQUENTIAL = ("until", "looks", "spend", "hours")
+OF_TUNING = ("tune", "tune_seeds", "tuned_by")
+REPLACES = {  # key of the command line → keys of the file that it takes the place of
+    "lr": OF_TUNING,
+    "tune": ("lr",),
+    "seeds": ("see", "pairs", *SEQUENTIAL),
+    "see": ("seeds", *SEQUENTIAL),
+    **dict.fromkeys(SEQUENTIAL, ("seeds", "see", "pairs")),
+}
+CONTRADICT = (("lr", "tune"), ("seeds", "see"), ("seeds", "until"), ("seeds", "hours"), ("see", "looks"))
+
+
+def replaced(written: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a file, changed by those of the command line."""
+    gone = {key for change in changes for key in REPLACES.get(change, ())}
+    gone |= set(OF_TUNING[1:]) if changes.get("tune", ...) is None else set()
+    gone -= changes.keys()
+    return {**{key: value for key, value in written.items() if key not in gone}, **changes}
+
+
+def refuse_contradictions(settings: Mapping[str, Any]) -> None:
+    """Refuse two settings that choose the same, and one that has no effect without another.
+
+    Raises:
+        ConfigError: at the second of the two
+    """
+    chosen = {key: value for key, value in settings.items() if value is not None}
+    for path, rule, remedy in _faults(chosen):
+        raise ConfigError(path, chosen[path], rule, remedy)
+
+
+def _faults(chosen: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
+    """Path, rule and remedy of each."""
+    pairs = [*CONTRADICT, *([] if "until" in chosen else [("see", "hours")])]
+    for one, other in pairs:
+        if one in chosen and other in chosen:
+            what = "which rate" if one == "lr" else "how many seeds"
+            yield other, f"says {what}, and so does {one}", f"Leave out {one} or {other}"
+    uses = {"looks": "until", "spend": "until", "pairs": "see", **dict.fromkeys(OF_TUNING[1:], "tune")}
+    for key, needed in uses.items():
+        if key in chosen and needed not in chosen:
+            example = {"until": "until: verdict", "see": "see: 0.01", "tune": "tune: 5"}[needed]
+            yield key, f"has no use without {needed}", f"Write {example} too, or leave out {key}"
+    if isinstance(rates := chosen.get("lr"), list | tuple) and len(rates) > 1:
+        for key in ("see", "until", "hours"):
+            if key in chosen:
+                rule = "chooses the seeds of one rate an arm, but lr lists several"
+                yield key, rule, f"Leave out lr, so that each arm is tuned, or {key}"
+
 
 ENTRY_POINTS = "blockwright.ablations"
 MAX_ARMS, MAX_SEEDS = 1000, 1000
@@ -213,7 +265,7 @@ def _settings(written: Mapping[str, Any], changes: Mapping[str, str]) -> dict[st
     """The settings of a definition: those of its file, changed by the command line, with short forms written out."""
     own = {key: text for key, text in changes.items() if key not in keys(Match)}
     match = typed(Match, {key: text for key, text in changes.items() if key not in own})
-    settings = choices.replaced(written, typed(Definition, own))
+    settings = replaced(written, typed(Definition, own))
     budget = {} if settings.get("budget") is None else settings["budget"]
     if match and isinstance(budget, Mapping):
         settings["budget"] = {**budget, **match}
@@ -221,7 +273,7 @@ def _settings(written: Mapping[str, Any], changes: Mapping[str, str]) -> dict[st
         settings["arms"] = {name: _written_out(arm, settings.get("budget")) for name, arm in arms.items()}
     if "tune" not in settings and settings.get("lr") is None:
         settings["tune"] = TRIES
-    choices.refuse_contradictions(settings)
+    refuse_contradictions(settings)
     if isinstance(tries := settings.get("tune"), int):
         settings["tune"] = {RATE: checked(tries, Annotated[Tries, Remedy("Write tune=5, or tune=null")], "tune")}
     elif tries == {}:

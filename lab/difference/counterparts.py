@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
-from blockwright.lab.difference.entries import Entry, compared
+from blockwright.lab.difference.settings import Entry, compared
 from blockwright.lab.drawing.figures import ranges
 
 Settings = Mapping[str, Any]

@@ -7,15 +7,114 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
 
-from blockwright.lab.drawing.alone import alone, block_picture
-from blockwright.lab.drawing.export import refuse_without_extra, save
-from blockwright.lab.drawing.picture import picture
-from blockwright.lab.drawing.request import Request, request
+from annotated_types import Ge, Le
+
+from blockwright.lab.drawing.export import named, refuse_without_extra, save
+from blockwright.lab.drawing.picture import alone, block_picture, picture
 from blockwright.lab.drawing.scheme import scheme
 from blockwright.lab.drawing.text import block_text, for_encoding, text
-from blockwright.lab.models import composition
-from blockwright.registry.command import run_command
+from blockwright.lab.models import changes_model, composition
+from blockwright.registry import ConfigError, did_you_mean, kinds, names
+from blockwright.registry.command import Parser, run_command
+from blockwright.registry.reading import Remedy, keys, read, typed
+from blockwright.registry.words import read_words
+
+# --- the command line of ``blockwright draw``, parsed and validated ---------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Options:
+    """Settings of a picture.
+
+    Args:
+        context: tokens of the sequence that FLOPs are counted for; None: 4096, or fewer if the model must
+    """
+
+    context: Annotated[int, Ge(1), Le(10_000_000), Remedy("Write a number of tokens, such as 4096")] | None = None
+
+
+@dataclass(frozen=True)
+class Request:
+    """A parsed and validated command line.
+
+    Args:
+        name: of a model, or KIND/NAME of a block
+        overrides: of the model
+        context: as in ``Options``
+        equations: whether formulas are drawn
+        out: the file; None for the terminal
+    """
+
+    name: str
+    overrides: list[str]
+    context: int | None
+    equations: bool
+    out: Path | None
+
+    @property
+    def title(self) -> str:
+        """The name of the model, and what is changed of it."""
+        name = Path(self.name).name if "/" in self.name else self.name
+        return " ".join([name, *self.overrides])
+
+    @property
+    def block(self) -> tuple[str, str] | None:
+        """Kind and name, where a registered block is named."""
+        kind, slash, name = self.name.partition("/")
+        return (kind, name) if slash and kind in kinds() and not Path(self.name).exists() else None
+
+
+def request(arguments: Sequence[str]) -> Request:
+    """Parse a command line.
+
+    Raises:
+        ConfigError: no model, an unknown option, an invalid value
+    """
+    parser = Parser(prog="blockwright draw")
+    parser.add_argument("--out", metavar="FILE")
+    parser.add_argument("--equations", action="store_true")
+    flags, words = read_words(parser, arguments, keys(Options), n_names=1)
+    if not words.names:
+        name = next((word.partition("=")[2] for word in words.overrides if word.startswith("model=")), "")
+        raise ConfigError("command line", None, "must name what to draw", f"Write blockwright draw {name or 'tiny'}")
+    found = Request(
+        words.names[0],
+        words.overrides,
+        read(Options, typed(Options, words.settings)).context,
+        flags.equations,
+        None if flags.out is None else named(flags.out),
+    )
+    _check_overrides(found)
+    _check_block(found)
+    return found
+
+
+def _check_overrides(asked: Request) -> None:
+    for key, _, value in (word.partition("=") for word in asked.overrides):
+        if key == "model":
+            remedy = f"Write blockwright draw {value}"
+            raise ConfigError("model", value, f"is a second model beside {asked.name}", remedy)
+        if not changes_model(key):
+            raise ConfigError(key, value, "is no option and changes no model", did_you_mean(key, ["model", "context"]))
+    if asked.equations and asked.out is None:
+        raise ConfigError("--equations", True, "are drawn in a file", "Add --out picture.svg")
+
+
+def _check_block(asked: Request) -> None:
+    if asked.block is None:
+        return
+    kind, name = asked.block
+    if name not in names(kind):
+        raise ConfigError(kind, name, f"no {kind} is registered under this name", did_you_mean(name, names(kind)))
+    if asked.overrides:
+        rule = "changes a model, and a block alone is drawn"
+        remedy = f"Draw a model with it: blockwright draw tiny model/{kind}={name}"
+        raise ConfigError("command line", asked.overrides[0], rule, remedy)
+
 
 USAGE = """\
 blockwright draw MODEL [HYDRA OVERRIDE …] [context=TOKENS] [--out FILE.svg|FILE.pdf|FILE.png] [--equations]

@@ -9,9 +9,8 @@ from xml.etree import ElementTree as ET
 
 from blockwright.blocks.base import ORDER
 from blockwright.lab.drawing import figures
-from blockwright.lab.drawing.letters import BETWEEN, cut, lines, width
 from blockwright.lab.drawing.parts import Box, Cached
-from blockwright.lab.drawing.sheet import Piece, add, flowing, stacked, texts
+from blockwright.lab.drawing.sheet import BETWEEN, Piece, add, cut, flowing, lines, stacked, texts, width
 
 TEXT, SMALL, NAME = 11.0, 10.0, 12.0  # font sizes of picture.css
 PAD = 7.0  # from the edge of a box to its text

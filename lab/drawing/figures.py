@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 from blockwright.lab.card import in_bytes, scaled
-from blockwright.lab.drawing.labels import written
+from blockwright.lab.drawing.boxes import written
 from blockwright.lab.drawing.parts import Cached, Panel, Scheme, Totals
 
 

@@ -20,8 +20,7 @@ from blockwright.blocks.layer import LAYER_PARTS
 from blockwright.blocks.memory.base import Memory
 from blockwright.blocks.sample import Sample, sample
 from blockwright.lab.drawing.boxes import Records, box, count, part
-from blockwright.lab.drawing.parts import Box, Panel, Run, Scheme, Totals
-from blockwright.lab.drawing.wiring import Branch, branches, norms
+from blockwright.lab.drawing.parts import Box, Branch, Panel, Run, Scheme, Totals, branches, norms
 from blockwright.registry.recording import recorded
 
 USUAL = 4096  # tokens that FLOPs are counted for, as in ``blockwright describe``

@@ -8,9 +8,8 @@ from typing import Any
 
 from blockwright.lab.drawing import figures
 from blockwright.lab.drawing.blocks import looks
-from blockwright.lab.drawing.letters import BETWEEN, clean
-from blockwright.lab.drawing.parts import Box, Panel, Run, Scheme
-from blockwright.lab.drawing.wiring import Branch
+from blockwright.lab.drawing.parts import Box, Branch, Panel, Run, Scheme
+from blockwright.lab.drawing.sheet import BETWEEN, clean
 
 WIDTH = 78  # columns
 # Of an encoding without them.

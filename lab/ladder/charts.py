@@ -8,9 +8,19 @@ from collections.abc import Sequence
 
 from blockwright.lab.ladder.findings import Findings
 from blockwright.lab.ladder.verdict import Speed, Verdict
-from blockwright.lab.report.figure import ENDS, LETTER, Figure, colour_of, end_labels, room_of
-from blockwright.lab.report.scale import Scale, padded
-from blockwright.lab.report.svg import Chart, Point, cut
+from blockwright.lab.report.svg import (
+    ENDS,
+    LETTER,
+    Chart,
+    Figure,
+    Point,
+    Scale,
+    colour_of,
+    cut,
+    end_labels,
+    padded,
+    room_of,
+)
 from blockwright.lab.report.words import plain, short, signed
 from blockwright.lab.statistics.law import Rung
 

@@ -12,9 +12,8 @@ from typing import Any
 
 from blockwright.lab.ladder.design import Place, Tuned, common_of, tried_of, tuned_of
 from blockwright.lab.ladder.outline import Cell, Job, Outline, outline_of
-from blockwright.lab.statistics.law import Common, Rung, largest
+from blockwright.lab.statistics.law import Common, Rung, largest, on_one_thread
 from blockwright.lab.statistics.law_check import Cells, Conclusion, cells, conclude
-from blockwright.lab.statistics.one_thread import on_one_thread
 from blockwright.lab.sweep import plan as plans
 from blockwright.lab.sweep.tuning import COMPARE
 from blockwright.registry import ConfigError

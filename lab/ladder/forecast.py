@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from blockwright.lab.ladder.findings import Findings
 from blockwright.lab.report.tables import Table, row
 from blockwright.lab.report.words import plain, short
-from blockwright.lab.statistics.law_speed import best_split
+from blockwright.lab.statistics.law_fit import best_split
 from blockwright.registry import ConfigError
 
 BEYOND = 4.0  # times the largest size, for which the report forecasts by default

@@ -10,8 +10,8 @@ from blockwright.lab.ladder.verdict import document, verdicts
 from blockwright.lab.report import build, terminal
 from blockwright.lab.report.build import VERDICT
 from blockwright.lab.report.document import as_json
-from blockwright.lab.report.figure import Figure
 from blockwright.lab.report.page import LABELS, Head, Section, save, some
+from blockwright.lab.report.svg import Figure
 from blockwright.lab.report.words import plain, signed
 from blockwright.registry.extras import require
 

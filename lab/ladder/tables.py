@@ -15,8 +15,7 @@ from blockwright.lab.report.tables import Table, row
 from blockwright.lab.report.words import around, bare, plain, short, signed
 from blockwright.lab.statistics.law import Rung
 from blockwright.lab.statistics.law_check import Conclusion
-from blockwright.lab.statistics.law_fit import Estimate
-from blockwright.lab.statistics.law_speed import Line, best_split, speed_up_along
+from blockwright.lab.statistics.law_fit import Estimate, Line, best_split, speed_up_along
 from blockwright.lab.statistics.tuning import ENDS
 
 

@@ -12,8 +12,7 @@ from blockwright.lab.ladder.findings import Findings
 from blockwright.lab.report.words import around, plain, probability
 from blockwright.lab.statistics.intervals import LEVEL, holm
 from blockwright.lab.statistics.law_check import Conclusion, Why
-from blockwright.lab.statistics.law_fit import Estimate
-from blockwright.lab.statistics.law_speed import spans_best_split, speed_up_along
+from blockwright.lab.statistics.law_fit import Estimate, spans_best_split, speed_up_along
 from blockwright.lab.statistics.tuning import ENDS, Edge
 
 SCHEMA = "blockwright.ladder/2"  # another number, if a key is removed or changes its meaning; keys may be added

@@ -10,8 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from blockwright.lab.card import scaled
-from blockwright.lab.match.budgets import BUDGETS, WORDS
-from blockwright.lab.match.sizing import Sized
+from blockwright.lab.match.sizing import BUDGETS, WORDS, Sized
 from blockwright.lab.report.words import percent
 
 HEADS = {  # of columns that fit a terminal of 80

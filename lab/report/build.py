@@ -6,12 +6,13 @@ import csv
 import io
 from pathlib import Path
 
-from blockwright.lab.report import charts, costs, tables, words
+from blockwright.lab.report import charts, tables, words
+from blockwright.lab.report.charts import COSTS, is_alike
 from blockwright.lab.report.document import as_json, document
 from blockwright.lab.report.findings import Findings
-from blockwright.lab.report.method import basis
 from blockwright.lab.report.models import models
 from blockwright.lab.report.page import LABELS, Head, Section, save, some
+from blockwright.lab.report.sentences import basis
 from blockwright.lab.report.verdict import verdicts
 from blockwright.lab.sweep.tuning import RATE
 from blockwright.registry.extras import require
@@ -67,8 +68,8 @@ def _offered(name: str, drawing: charts.Drawing, findings: Findings) -> Section:
 
 def same_costs(findings: Findings) -> str:
     """A sentence on the costs in which the arms do not differ, which have no chart."""
-    known = {k: [f.figures[k] for f in findings.arms if f.interval and k in f.figures] for k in costs.COSTS}
-    same = [costs.COSTS[key][1] for key, found in known.items() if len(found) > 1 and costs.is_alike(found)]
+    known = {k: [f.figures[k] for f in findings.arms if f.interval and k in f.figures] for k in COSTS}
+    same = [COSTS[key][1] for key, found in known.items() if len(found) > 1 and is_alike(found)]
     return f"All arms have the same {' and the same '.join(same)}, within 0.1 %." if same else ""
 
 

@@ -9,9 +9,7 @@ import torch
 
 from blockwright.blocks.cost import cache_bytes, in_order
 from blockwright.blocks.decoder import Decoder
-from blockwright.lab.report.figure import COLOURS
-from blockwright.lab.report.scale import Scale
-from blockwright.lab.report.svg import LINE, Chart, cut
+from blockwright.lab.report.svg import COLOURS, LINE, Chart, Scale, cut
 from blockwright.lab.report.words import short
 
 BAR, GAP = 18, 12  # pixels of a model's bar, and to the next

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from typing import Any
 
 from blockwright.lab.report.findings import Findings
-from blockwright.lab.report.method import calibration, method
+from blockwright.lab.report.sentences import calibration, method
 from blockwright.lab.report.verdict import exit_code, verdicts
 
 SCHEMA = "blockwright.verdict/1"  # another number, if a key is removed or changes its meaning; keys may be added

@@ -13,9 +13,10 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from blockwright.lab.report.sweep import Design
-from blockwright.lab.statistics import equivalence, intervals, looks, solved, variance
+from blockwright.lab.statistics import intervals, looks, solved, variance
 from blockwright.lab.statistics.intervals import LEVEL, Comparison, Interval
 from blockwright.lab.statistics.looks import Spend
+from blockwright.lab.statistics.power import same_within
 from blockwright.lab.statistics.solved import Solved
 from blockwright.lab.statistics.tuning import Fit
 from blockwright.lab.statistics.variance import Left, Noise
@@ -287,6 +288,6 @@ def _is_same(comparison: Comparison, look: Look, design: Design) -> bool:
         return True
     mean, noise = comparison.difference, comparison.noise
     margin = design.within
-    return margin is not None and equivalence.same_within(
+    return margin is not None and same_within(
         mean.mean, noise.error(mean.n), noise.dof_of_error(mean.n), margin, look.margin_level
     )

@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from blockwright.lab.report import models
-from blockwright.lab.report.figure import Figure
 from blockwright.lab.report.models import Drawn
-from blockwright.lab.report.svg import CSS, standalone
+from blockwright.lab.report.svg import CSS, Figure, standalone
 from blockwright.lab.report.tables import Cell, Table
 from blockwright.registry import ConfigError
 from blockwright.registry.folder import own_folder

@@ -5,10 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-from blockwright.lab.report.experts import load_map
-from blockwright.lab.report.learning import EARLY
-from blockwright.lab.report.scale import Scale, padded
-from blockwright.lab.report.svg import RING, Chart
+from blockwright.lab.report.learning import EARLY, load_map
+from blockwright.lab.report.svg import RING, Chart, Scale, padded
 from blockwright.lab.report.words import short
 
 Points = Sequence[tuple[float, float]]

@@ -3,15 +3,40 @@
 from __future__ import annotations
 
 import sys
+from argparse import Namespace
 from collections.abc import Sequence
+from pathlib import Path
 
 from blockwright.lab.report import terminal
 from blockwright.lab.report.document import as_json, document
-from blockwright.lab.report.request import findings_of, parser
+from blockwright.lab.report.findings import Findings, find
+from blockwright.lab.report.reading import read
 from blockwright.lab.report.verdict import exit_code, verdicts
 from blockwright.registry import ConfigError
-from blockwright.registry.command import run_command
+from blockwright.registry.command import Parser, run_command
 from blockwright.registry.extras import require
+
+# --- the command line of ``blockwright report`` and ``blockwright verdict`` -------------------------------------------
+
+
+def parser(prog: str, description: str) -> Parser:
+    """A parser of the arguments that both commands take."""
+    made = Parser(prog=prog, description=description)
+    made.add_argument("directory", metavar="DIR", type=Path, help="folder of a sweep: logs/*/multiruns/…")
+    made.add_argument("--baseline", metavar="NAME", help="arm that the others are compared with")
+    made.add_argument("--metric", metavar="NAME", help="what they are compared by, as in results.json: test/loss")
+    made.add_argument("--direction", metavar="WAY", help="minimize or maximize it, if its runs do not say which")
+    return made
+
+
+def findings_of(arguments: Namespace) -> Findings:
+    """The findings of the sweep that a command line names.
+
+    Raises:
+        ConfigError: there is nothing to report
+    """
+    return find(read(arguments.directory, arguments.baseline, arguments.metric, arguments.direction))
+
 
 ABOUT = (
     "Print the verdict on each arm of a sweep: better, worse, the same within a margin, undecided (and the seeds that "

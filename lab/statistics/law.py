@@ -21,14 +21,37 @@ independent.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from functools import cached_property, wraps
+from typing import Literal, ParamSpec, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from blockwright.lab.statistics.variance import Left
+from blockwright.lab.statistics.variance import Left, satterthwaite
+
+# --- linear algebra of small matrices on one thread -------------------------------------------------------------------
+
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def on_one_thread(function: Callable[P, R]) -> Callable[P, R]:
+    """The function with one thread for NumPy's and SciPy's products, and as many as before after it."""
+
+    @wraps(function)
+    def run(*args: P.args, **kwargs: P.kwargs) -> R:
+        import scipy.linalg  # noqa: F401  (its own library, which is limited only once it is loaded)
+        from threadpoolctl import threadpool_limits
+
+        with threadpool_limits(1, "blas"):
+            return function(*args, **kwargs)
+
+    return run
+
 
 Array = NDArray[np.float64]
 Form = Literal["apart", "alike"]
@@ -156,3 +179,144 @@ def predict(theta: Array, n: Array, d: Array, size_gain: Array, data_gain: Array
     shape = [np.full_like(n, floor), of_size, of_data, -alpha * of_size * size, -beta * of_data * data]
     gains = -(alpha * of_size)[:, None] * size_gain - (beta * of_data)[:, None] * data_gain
     return floor + of_size + of_data, np.column_stack([*shape, gains])
+
+
+# --- the noise of a ladder's rungs ------------------------------------------------------------------------------------
+
+
+STEPS, TOLERANCE = 50, 1e-6  # of the variances
+LEAST_OWN = 1e-3  # share of a rung's variance that it has in common with no other; with none V would be singular
+LEAST = 1e-30  # nats², of rungs without noise
+
+
+@dataclass(frozen=True)
+class RungNoise:
+    """The noise of some rungs.
+
+    Args:
+        parts: [K, rungs, rungs], G of a rung, and of a pair and a trunk as far as rungs share them
+        variances: [K], of these, in nats²
+        uncertainty: [K, K], covariance of the variances; 0 of one that is not above 0
+        known: T, as its parts: [M, rungs], 1 where a rung has it, with what it is
+    """
+
+    parts: Array
+    variances: Array
+    uncertainty: Array
+    known: tuple[tuple[Array, Left], ...] = ()
+
+    @property
+    def sd_of_run(self) -> float:
+        """Standard deviation of a training, in nats, without what all arms of its seed have in common.
+
+        The second part is of pairs, also where each training has one duration, and none is of trunks.
+        """
+        return math.sqrt(float(self.variances[0] + self.variances[2:].sum()))
+
+    @property
+    def covariance(self) -> Array:
+        """V: [rungs, rungs], in nats²."""
+        return np.tensordot(self.variances, self.parts, 1) + _matrix(self.known, self.parts.shape[1])
+
+    @cached_property
+    def whitening(self) -> Array:
+        """The matrix that makes the noise uncorrelated, of variance 1: the inverse of the Cholesky factor of V."""
+        return np.linalg.inv(np.linalg.cholesky(self.covariance))
+
+    def among(self, chosen: NDArray[np.intp]) -> RungNoise:
+        """Of some of the rungs."""
+        known = tuple((has[chosen], left) for has, left in self.known)
+        return RungNoise(self.parts[:, chosen[:, None], chosen], self.variances, self.uncertainty, known)
+
+    def of(self, weights: Array) -> tuple[float, float]:
+        """Variance of a weighted sum of the rungs' losses, and the degrees of freedom of this variance.
+
+        They are at most those of the seeds' share, so that what tuning leaves lessens no p.
+        """
+        each = np.einsum("i,kij,j->k", weights, self.parts, weights)
+        with np.errstate(over="ignore", invalid="ignore"):
+            variance, spread = float(self.variances @ each), float(each @ self.uncertainty @ each)
+        seeds = Left(variance, 2 * variance**2 / spread if spread > 0 else 0.0)
+        left = sum((Left(float(weights @ has) ** 2 * one.variance, one.dof) for has, one in self.known), Left())
+        if not left.variance or not math.isfinite(variance):
+            return seeds.variance, seeds.dof
+        return variance + left.variance, min(seeds.dof, satterthwaite(seeds, left))
+
+
+def shares(rungs: Sequence[Rung]) -> Array:
+    """[3, rungs, rungs]: 1 where two rungs are the same, arms of a (size, duration, seed), or durations of a trunk."""
+    of_arms = _alike(rungs, lambda rung: (rung.size, rung.duration, rung.seed))
+    return np.stack([np.eye(len(rungs)), of_arms, _alike(rungs, lambda rung: (rung.size, rung.seed, rung.arm))])
+
+
+def _alike(rungs: Sequence[Rung], key: Callable[[Rung], object]) -> Array:
+    keys = [key(rung) for rung in rungs]
+    return np.array([[float(a == b) for b in keys] for a in keys])
+
+
+def independent(number: int) -> RungNoise:
+    """The noise of rungs that share nothing, of variance 1, for a fit that comes before its noise is known."""
+    return RungNoise(np.eye(number)[None], np.ones(1), np.zeros((1, 1)))
+
+
+def estimated(parts: Array, variances: Array, jacobian: Array, known: tuple[tuple[Array, Left], ...] = ()) -> RungNoise:
+    """Variances with the uncertainty that an estimate of them has, after a model is fitted.
+
+    Args:
+        parts: of ``shares``
+        variances: in nats²
+        jacobian: [rungs, parameters], of the model's losses
+        known: of ``RungNoise``
+    """
+    free = np.ix_(variances > 0, variances > 0)
+    matrix = _matrix(known, len(jacobian))
+    products, _ = _equations(parts, variances, matrix, jacobian, np.zeros(len(jacobian)))
+    uncertainty = np.zeros_like(products)
+    uncertainty[free] = 2 * np.linalg.pinv(products[free])
+    return RungNoise(parts, variances, uncertainty, known)
+
+
+def noise_of(rungs: Sequence[Rung], jacobian: Array, residuals: Array, common: Sequence[Common] = ()) -> RungNoise:
+    """The noise about a fitted model.
+
+    Args:
+        rungs: in the order of the residuals
+        jacobian: [rungs, parameters], of the model's losses
+        residuals: in nats
+        common: what tuning leaves
+    """
+    from scipy.optimize import nnls
+
+    known = known_of(rungs, common)
+    matrix = _matrix(known, len(rungs))
+    own, *shared = shares(rungs)
+    parts = np.stack([own, *(part for part in shared if part.sum() > len(rungs))])  # of one duration no trunk is seen
+    total = float(residuals @ residuals) / max(len(rungs) - jacobian.shape[1], 1) or LEAST
+    variances = np.full(len(parts), total / len(parts))
+    for _ in range(STEPS):
+        before = variances
+        variances, _ = nnls(*_equations(parts, before, matrix, jacobian, residuals))
+        variances[0] = max(variances[0], LEAST_OWN * max(variances.sum(), LEAST_OWN * total))
+        if np.abs(variances - before).max() < TOLERANCE * total:
+            break
+    return estimated(parts, variances, jacobian, known)
+
+
+def known_of(rungs: Sequence[Rung], common: Sequence[Common]) -> tuple[tuple[Array, Left], ...]:
+    """What tuning leaves as parts of T: 1 where a rung has it, with what it is."""
+    return tuple((np.array([float(each.has(rung)) for rung in rungs]), each.left) for each in common)
+
+
+def _matrix(known: Sequence[tuple[Array, Left]], number: int) -> Array:
+    """T: [rungs, rungs], in nats²."""
+    return sum((left.variance * np.outer(has, has) for has, left in known), np.zeros((number, number)))
+
+
+def _equations(parts: Array, variances: Array, known: Array, jacobian: Array, residuals: Array) -> tuple[Array, Array]:
+    """tr(P G_k P G_l), and rᵀ P G_k P r − tr(P G_k P T)."""
+    inverse = np.linalg.inv(np.tensordot(variances, parts, 1) + known)
+    slope = inverse @ jacobian
+    projected = inverse - slope @ np.linalg.pinv(jacobian.T @ slope) @ slope.T
+    each, white = projected @ parts, projected @ residuals
+    found = np.einsum("i,kij,j->k", white, parts, white) - np.einsum("kij,ji->k", each, projected @ known)
+    return np.einsum("kij,lji->kl", each, each), found

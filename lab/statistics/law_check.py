@@ -16,11 +16,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from blockwright.lab.statistics.law import Array, Common, Rung, arranged, predict
-from blockwright.lab.statistics.law_fit import Estimate, Fit, fit, minimise, starts
-from blockwright.lab.statistics.law_noise import RungNoise, noise_of
-from blockwright.lab.statistics.law_speed import shown
-from blockwright.lab.statistics.one_thread import on_one_thread
+from blockwright.lab.statistics.law import Array, Common, Rung, RungNoise, arranged, noise_of, on_one_thread, predict
+from blockwright.lab.statistics.law_fit import Estimate, Fit, fit, minimise, shown, starts
 
 WRONG = 0.01  # p of the lack-of-fit test; at 5 % it would reject a true law in 8 to 13 % of ladders
 ILL_CONDITIONED = 1e4  # condition number of the scaled Jacobian; a ladder that fixes all parameters has 60 to 170

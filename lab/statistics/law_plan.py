@@ -8,10 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from blockwright.lab.statistics.law import SHAPE, Common, Form, Rung, arranged, predict
-from blockwright.lab.statistics.law_fit import Estimate, Fit
-from blockwright.lab.statistics.law_noise import estimated, known_of, shares
-from blockwright.lab.statistics.law_speed import shown
+from blockwright.lab.statistics.law import SHAPE, Common, Form, Rung, arranged, estimated, known_of, predict, shares
+from blockwright.lab.statistics.law_fit import Estimate, Fit, shown
 from blockwright.lab.statistics.variance import Left
 
 

@@ -13,8 +13,10 @@ flatters it.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Literal
 
 from blockwright.lab.statistics.variance import Left
@@ -266,3 +268,46 @@ def _regret(tries: Sequence[Try], curve: _Curve) -> float:
     middle = math.fsum(others) / len(others)
     variance = (1 - 1 / len(others)) * math.fsum((at - middle) ** 2 for at in others)
     return min(curve.curvature * variance, curve.spread)
+
+
+# --- the tuning curve of an arm with its confidence bands -------------------------------------------------------------
+
+
+CONFIDENCE = 0.95  # that the whole curve is within the bands
+
+
+@dataclass(frozen=True)
+class Bands:
+    """Median of the best loss of k tries, for k from 1 to their number.
+
+    Args:
+        point: estimate
+        low, high: bands; ``high`` is infinite where so few tries show no bound
+    """
+
+    point: tuple[float, ...]
+    low: tuple[float, ...]
+    high: tuple[float, ...]
+
+
+def bands(losses: Sequence[float], least: float = 0.0) -> Bands | None:
+    """The curve of these tries; None if opda is not installed, or for fewer than two tries.
+
+    Args:
+        losses: final ones; a loss that is not finite, of a run that diverged, is infinite
+        least: the smallest loss that is possible
+    """
+    if len(losses) < 2 or find_spec("opda") is None:
+        return None
+    import numpy as np
+    from opda.nonparametric import EmpiricalDistribution
+
+    final = [loss if math.isfinite(loss) else math.inf for loss in losses]
+    tries = np.arange(1, len(losses) + 1)
+    with warnings.catch_warnings():  # of equal losses, as of diverged runs: the bands are then wider than need be
+        warnings.simplefilter("ignore", RuntimeWarning)
+        of_shares = EmpiricalDistribution.confidence_bands(
+            final, CONFIDENCE, a=least, generator=np.random.default_rng(0), method="ld_equal_tailed", n_jobs=1
+        )
+    below, middle, above = (tuple(map(float, each.quantile_tuning_curve(tries, minimize=True))) for each in of_shares)
+    return Bands(middle, above, below)  # the lower band of the shares is the upper one of the losses

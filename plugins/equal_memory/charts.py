@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from blockwright.lab.report.figure import Figure, colour_of, end_labels, room_of
-from blockwright.lab.report.scale import Scale
-from blockwright.lab.report.svg import Chart
+from blockwright.lab.report.svg import Chart, Figure, Scale, colour_of, end_labels, room_of
 from blockwright.plugins.equal_memory.arm import precision
 from blockwright.plugins.equal_memory.clock import unit
 from blockwright.plugins.equal_memory.results import HEADINGS, Change, Results, Spread

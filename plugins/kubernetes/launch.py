@@ -44,7 +44,7 @@ from blockwright.training.stops import SIGNALS, Interrupted
 from blockwright.training.writing import write_text
 
 LEAST_GRACE_S = 60
-FOLDER = "hydra.sweep.subdir="  # override that numbers a job by its plan (lab/sweep/rounds.py)
+FOLDER = "hydra.sweep.subdir="  # override that numbers a job by its plan (lab/sweep/launcher.py)
 SHAPES = ("trainer", "experiment", "debug")  # groups that may change a job's world
 
 

@@ -6,9 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from blockwright.lab.report.figure import colour_of, end_labels, room_of
-from blockwright.lab.report.scale import Scale
-from blockwright.lab.report.svg import LINE, Chart, Point, cut
+from blockwright.lab.report.svg import LINE, Chart, Point, Scale, colour_of, cut, end_labels, room_of
 from blockwright.lab.report.words import around
 from blockwright.lab.statistics.intervals import Interval
 from blockwright.plugins.skills.measure import Measured

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 
 from blockwright.lab.report import words
 from blockwright.lab.report.charts import Drawing
-from blockwright.lab.report.figure import Figure, colour
 from blockwright.lab.report.findings import Finding, Findings
+from blockwright.lab.report.svg import Figure, colour
 from blockwright.lab.report.sweep import Run
 from blockwright.lab.report.tables import Table, row
 from blockwright.lab.statistics.intervals import Interval, interval

@@ -4,8 +4,7 @@ import pytest
 from sweep_folder import ablation, grid
 
 from blockwright import registry
-from blockwright.lab.drawing.alone import alone, block_picture
-from blockwright.lab.drawing.picture import picture
+from blockwright.lab.drawing.picture import alone, block_picture, picture
 from blockwright.lab.drawing.scheme import scheme as scheme_of
 from blockwright.lab.report.build import write
 from blockwright.lab.report.findings import find

@@ -9,7 +9,7 @@ from typing import Any
 
 from blockwright.blocks.decoder import Decoder
 from blockwright.blocks.initialise import stable_seed
-from blockwright.lab.wilson import wilson
+from blockwright.lab.statistics.intervals import wilson
 from blockwright.plugins.alignment.data.prompts import Prompt
 from blockwright.plugins.alignment.rewards.base import Reward
 from blockwright.plugins.alignment.rollouts.engine.base import Request

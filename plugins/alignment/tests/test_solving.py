@@ -16,7 +16,7 @@ from scipy.stats import binomtest
 from blockwright import registry
 from blockwright.blocks.compose import compose
 from blockwright.lab.evaluate import main
-from blockwright.lab.wilson import wilson
+from blockwright.lab.statistics.intervals import wilson
 from blockwright.plugins.alignment.solving.measure import pass_at_k
 from blockwright.plugins.alignment.solving.problems import read_problems
 from blockwright.registry import ConfigError

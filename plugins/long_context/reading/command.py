@@ -24,8 +24,7 @@ from blockwright.blocks.checkpoint.source import (
 )
 from blockwright.blocks.compose import check
 from blockwright.blocks.kernels.machine import keep_freed_memory, set_float32_matmul
-from blockwright.lab.own_text import own_text
-from blockwright.lab.text_file import read_text_file
+from blockwright.lab.own_text import own_text, read_text_file
 from blockwright.lab.writer import tokenizer_of
 from blockwright.plugins.long_context.reading import results
 from blockwright.plugins.long_context.reading.base import find

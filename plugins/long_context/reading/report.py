@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from blockwright.lab.report.charts import Drawing, of_each
-from blockwright.lab.report.figure import Figure
 from blockwright.lab.report.findings import Finding
+from blockwright.lab.report.svg import Figure
 from blockwright.lab.report.sweep import Run
 from blockwright.lab.report.words import seeds
 from blockwright.plugins.long_context.reading.chart import heat_map

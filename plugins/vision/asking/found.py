@@ -11,8 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from blockwright.lab.statistics.intervals import interval
-from blockwright.lab.wilson import wilson
+from blockwright.lab.statistics.intervals import interval, wilson
 from blockwright.registry.folder import read_json
 
 if TYPE_CHECKING:

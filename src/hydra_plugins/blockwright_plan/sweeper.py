@@ -14,7 +14,7 @@ from omegaconf import DictConfig
 
 
 class PlanSweeper(Sweeper):
-    """See lab/sweep/rounds.py.
+    """See lab/sweep/launcher.py.
 
     Args:
         jobs: numbers of the jobs to run if unfinished, and no others; None: all, and those that follow
@@ -28,7 +28,7 @@ class PlanSweeper(Sweeper):
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         from blockwright.lab.sweep.application import check_application
-        from blockwright.lab.sweep.rounds import Rounds
+        from blockwright.lab.sweep.launcher import Rounds
 
         check_application(config, "hydra/sweeper", "plan", "another sweeper")
         self.rounds = Rounds(config, hydra_context, task_function)

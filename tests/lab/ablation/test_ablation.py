@@ -12,7 +12,7 @@ import yaml
 
 from blockwright.lab.ablation import definition, forecast, planning
 from blockwright.lab.ablation.__main__ import main, read
-from blockwright.lab.match.budgets import measure
+from blockwright.lab.match.sizing import measure
 from blockwright.lab.sweep import plan as plans
 from blockwright.registry import REFUSED, ConfigError, plugins
 from blockwright.registry.command import run_command

@@ -16,8 +16,8 @@ from blockwright.lab.calibration.control import Control
 from blockwright.lab.calibration.outcome import Summary, judge
 from blockwright.lab.report import build
 from blockwright.lab.report.findings import find
-from blockwright.lab.report.method import NOT_CALIBRATED, basis
 from blockwright.lab.report.reading import read as read_sweep
+from blockwright.lab.report.sentences import NOT_CALIBRATED, basis
 from blockwright.registry import REFUSED, extras
 from blockwright.registry.command import run_command
 from blockwright.training.result import Result

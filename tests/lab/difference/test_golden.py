@@ -19,8 +19,7 @@ from blockwright.command import run
 from blockwright.lab.card import flat
 from blockwright.lab.difference import rows
 from blockwright.lab.difference.difference import Side, difference
-from blockwright.lab.difference.marks import marks
-from blockwright.lab.difference.picture import SIGNS, SVG, side_by_side
+from blockwright.lab.difference.picture import SIGNS, SVG, marks, side_by_side
 from blockwright.lab.difference.settings import read
 from blockwright.lab.difference.settings import read as settings
 from blockwright.lab.drawing.scheme import scheme

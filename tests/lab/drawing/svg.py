@@ -2,7 +2,7 @@
 
 from itertools import combinations
 
-from blockwright.lab.drawing.letters import width
+from blockwright.lab.drawing.sheet import width
 
 SVG = "{http://www.w3.org/2000/svg}"
 SIZES = {"title": 17.0, "figure": 13.0, "name": 12.0, "small": 10.0}

@@ -11,8 +11,8 @@ import yaml
 from PIL import Image
 
 from blockwright.lab.drawing.__main__ import main
-from blockwright.lab.drawing.alone import alone, block_picture
 from blockwright.lab.drawing.export import RESOLUTION, WIDTH, exported
+from blockwright.lab.drawing.picture import alone, block_picture
 from blockwright.lab.drawing.text import for_encoding
 from blockwright.registry import extras, presets
 from blockwright.registry.command import run_command

@@ -10,9 +10,8 @@ from blockwright import registry
 from blockwright.blocks.compose import compose, preset
 from blockwright.lab.card_request import Options
 from blockwright.lab.describe import figures
-from blockwright.lab.drawing.alone import alone, block_picture
 from blockwright.lab.drawing.figures import layers, parameters, spans, totals
-from blockwright.lab.drawing.picture import picture
+from blockwright.lab.drawing.picture import alone, block_picture, picture
 from blockwright.lab.drawing.scheme import scheme
 from blockwright.registry import presets
 from tests.lab.drawing.svg import SVG, groups, outside, overlaps, texts

@@ -20,11 +20,10 @@ from blockwright.blocks.norm import Norm, RMSNorm
 from blockwright.blocks.residual.base import Mixer, Residual
 from blockwright.blocks.sample import sample
 from blockwright.lab.drawing import figures
-from blockwright.lab.drawing.boxes import box
-from blockwright.lab.drawing.equations import RELATION, equations
+from blockwright.lab.drawing.boxes import RELATION, box, equations
+from blockwright.lab.drawing.parts import Branch, branches, norms
 from blockwright.lab.drawing.picture import picture
 from blockwright.lab.drawing.scheme import runs, scheme
-from blockwright.lab.drawing.wiring import Branch, branches, norms
 from blockwright.registry import presets, register
 from blockwright.registry.recording import Built, recorded
 

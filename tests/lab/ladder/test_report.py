@@ -15,7 +15,7 @@ from blockwright.lab.ladder.findings import find
 from blockwright.lab.ladder.outline import Cell
 from blockwright.lab.ladder.verdict import document, verdict, verdicts
 from blockwright.lab.report.__main__ import main as report
-from blockwright.lab.statistics.law_speed import speed_up_along
+from blockwright.lab.statistics.law_fit import speed_up_along
 from blockwright.lab.statistics.tuning import Fit, Try
 from blockwright.registry import ConfigError
 

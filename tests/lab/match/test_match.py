@@ -21,9 +21,18 @@ from blockwright.blocks.forward_pass import Pass
 from blockwright.lab.match import __main__ as command
 from blockwright.lab.match import knobs, request
 from blockwright.lab.match.__main__ import main
-from blockwright.lab.match.budgets import BUDGETS, measure, measure_one, residuals
-from blockwright.lab.match.search import UnmovedError, nearest
-from blockwright.lab.match.sizing import Match, _sized, override, read_arm, size
+from blockwright.lab.match.knobs import UnmovedError, nearest
+from blockwright.lab.match.sizing import (
+    BUDGETS,
+    Match,
+    _sized,
+    measure,
+    measure_one,
+    override,
+    read_arm,
+    residuals,
+    size,
+)
 from blockwright.registry import REFUSED, ConfigError, register
 from blockwright.registry.command import run_command
 from blockwright.training.configuration.composing import compose_config

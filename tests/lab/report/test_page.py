@@ -15,9 +15,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sweep_folder import ablation, completed, falling, grid, write_job
 
-from blockwright.lab.report import build, scale, terminal
+from blockwright.lab.report import build, terminal
 from blockwright.lab.report.findings import find
 from blockwright.lab.report.reading import read
+from blockwright.lab.report.svg import Scale
 
 pytestmark = pytest.mark.xdist_group("report_page")  # its fixture is slow to set up
 
@@ -156,7 +157,7 @@ def test_older_report_is_replaced(tmp_path):
 @given(shift=st.floats(-1e3, 1e3), span=st.floats(1e-6, 1e9), most=st.integers(2, 8), whole=st.booleans())
 def test_ticks_are_within_the_axis_and_not_too_many(shift, span, most, whole):
     low = shift * span
-    ticks = scale.Scale(low, low + span, 0, 1, whole=whole).ticks(most)
+    ticks = Scale(low, low + span, 0, 1, whole=whole).ticks(most)
     assert len(ticks) <= most + 1 and all(low - 1e-6 * span <= t <= low + span * (1 + 1e-6) for t in ticks)
     assert not whole or all(t == int(t) for t in ticks)
 

@@ -9,8 +9,8 @@ from sweep_folder import ablation, completed, described, grid, write_job
 
 from blockwright.lab.report import build, words
 from blockwright.lab.report.findings import find
-from blockwright.lab.report.method import method
 from blockwright.lab.report.reading import read
+from blockwright.lab.report.sentences import method
 from blockwright.lab.report.verdict import verdict
 
 TWO = {"mha": [2.0, 2.1], "mla": [1.9, 2.0]}

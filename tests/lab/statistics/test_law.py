@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from ladders import ARMS, DOUBLED, FLOOR, QUADRUPLED, ladder, loss
 
-from blockwright.lab.statistics import law, law_plan, law_speed
-from blockwright.lab.statistics.law_fit import fit
+from blockwright.lab.statistics import law, law_plan
+from blockwright.lab.statistics.law_fit import LINES, best_split, fit, pinned_speed_up, spans_best_split, speed_up_along
 
 FASTER = math.log(1.1)
 BOTH = (1.1**0.5, 1.1**0.5)
@@ -101,15 +101,13 @@ def test_at_the_best_split_the_speed_up_is_the_product_at_every_budget():
     found = fit(ladder(np.random.default_rng(0), ((1, 1), (1.3, 0.95)), noise=0.0), "plain")
     product = math.exp(found.speed_up("changed").mean)
     for flops in (1e12, 1e14, 1e17):
-        parameters, tokens = law_speed.best_split(found, flops)
+        parameters, tokens = best_split(found, flops)
         assert 6 * parameters * tokens == pytest.approx(flops)
         around = [found.loss("plain", parameters * f, tokens / f).mean for f in (0.8, 1.0, 1.25)]
         assert around[1] == min(around), "the best split"
-        faster = found.loss("plain", *law_speed.best_split(found, flops * product)).mean
+        faster = found.loss("plain", *best_split(found, flops * product)).mean
         gains = [math.exp(each.mean) for each in found.apart("changed")]
-        ours = found.loss(
-            "changed", *(x / g for x, g in zip(law_speed.best_split(found, flops * product), gains, strict=True))
-        )
+        ours = found.loss("changed", *(x / g for x, g in zip(best_split(found, flops * product), gains, strict=True)))
         assert ours.mean == pytest.approx(faster, abs=1e-9)
 
 
@@ -117,8 +115,8 @@ def test_at_the_best_split_the_speed_up_is_the_product_at_every_budget():
 @pytest.mark.parametrize("line", ["data", "ratio", "size"])
 def test_along_a_line_the_baseline_reaches_the_arm(line):
     found = fit(ladder(np.random.default_rng(6), ((1, 1), (1.05, 1.1))), "plain")
-    at = law_speed.speed_up_along(found, "changed", 4e5, 4e6, line)
-    x, y = law_speed.LINES[line]
+    at = speed_up_along(found, "changed", 4e5, 4e6, line)
+    x, y = LINES[line]
     reached = found.loss("plain", 4e5 * at.mean**x, 4e6 * at.mean**y).mean
     assert reached == pytest.approx(found.loss("changed", 4e5, 4e6).mean, abs=1e-9)
     assert at.low < at.mean < at.high
@@ -126,9 +124,9 @@ def test_along_a_line_the_baseline_reaches_the_arm(line):
 
 def test_speed_ups_along_lines_are_told_where_there_is_one():
     found = fit(ladder(np.random.default_rng(0), ((1, 1), (4.0, 1.0)), noise=0.001), "plain")
-    assert law_speed.speed_up_along(found, "changed", 1e5, 1e9, "data").mean == math.inf
+    assert speed_up_along(found, "changed", 1e5, 1e9, "data").mean == math.inf
     rich, poor = (fit(ladder(np.random.default_rng(6), ratios=r, noise=0.002), "plain") for r in ((5, 10, 20), STARVED))
-    assert law_speed.spans_best_split(rich) and not law_speed.spans_best_split(poor)
+    assert spans_best_split(rich) and not spans_best_split(poor)
 
 
 STARVED = (0.1, 0.2, 0.4)  # tokens per parameter; the best split is at about thirty
@@ -142,7 +140,7 @@ def test_far_from_the_best_split_what_is_planned_is_what_its_largest_rung_shows(
     for seed in range(5):
         found = fit(ladder(np.random.default_rng(seed), ratios=STARVED), "plain")
         largest = max(rungs, key=lambda rung: (rung.parameters, rung.tokens))
-        at = law_speed.speed_up_along(found, "changed", largest.parameters, largest.tokens, "ratio")
+        at = speed_up_along(found, "changed", largest.parameters, largest.tokens, "ratio")
         widths.append(math.log(at.high / at.low) / 2)
         products.append(found.speed_up("changed").half)
     assert planned.half == pytest.approx(np.median(widths), rel=0.25)
@@ -159,12 +157,12 @@ MARIN = {"floor": 1.6, "exponent": 0.0941}  # issue 8096; experiments/grug/moe/a
     [(3.8104, 3.7542, 1.31, 1.010, 1.33), (3.4339, 3.3988, 1.23, 1.025, 1.26), (3.1605, 3.1357, 1.19, 1.026, 1.22)],
 )
 def test_marins_published_speed_ups(baseline, variant, by_loss, throughput, by_time):
-    faster = law_speed.pinned_speed_up(baseline, variant, **MARIN)
+    faster = pinned_speed_up(baseline, variant, **MARIN)
     assert faster == pytest.approx(by_loss, abs=0.006)
     assert faster * throughput == pytest.approx(by_time, abs=0.006)
 
 
-# --- the whole table -------------------------------------------------------------------------------------------------
+# --- the whole table --------------------------------------------------------------------------------------------------
 
 LADDERS = 50
 SIX = {"sizes": [1e5 * 2**i for i in range(6)], "seeds": 2}

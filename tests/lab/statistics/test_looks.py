@@ -6,8 +6,7 @@ import scipy.stats
 from pairwise import each
 from scipy.stats import norm
 
-from blockwright.lab.statistics.looks import SPENDING, nominal
-from blockwright.lab.statistics.stopping import overestimate
+from blockwright.lab.statistics.looks import SPENDING, nominal, overestimate
 
 FOUR = (4, 8, 12, 16)
 

@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from blockwright.lab.statistics.equivalence import margin_seen, same_within
-from blockwright.lab.statistics.power import chance, detectable, seeds_to_see
+from blockwright.lab.statistics.power import chance, detectable, margin_seen, same_within, seeds_to_see
 from blockwright.lab.statistics.solved import compare, share
 from blockwright.lab.statistics.speed import first_reached, speed_up
 from blockwright.lab.statistics.variance import paired

@@ -11,8 +11,7 @@ from scipy.interpolate import CubicSpline
 
 from blockwright.lab.statistics import tuning
 from blockwright.lab.statistics.power import chance
-from blockwright.lab.statistics.tuning import Try, fit, further, next_tries
-from blockwright.lab.statistics.tuning_bands import bands
+from blockwright.lab.statistics.tuning import Try, bands, fit, further, next_tries
 from blockwright.lab.statistics.variance import Noise
 
 SD = 0.007  # nats, of a paired difference

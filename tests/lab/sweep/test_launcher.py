@@ -16,7 +16,7 @@ from blockwright.lab.ablation import __main__ as ablate
 from blockwright.lab.sweep import callback, designs, launcher, locks, runner
 from blockwright.lab.sweep import plan as plans
 from blockwright.lab.sweep.__main__ import main
-from blockwright.lab.sweep.rounds import Rounds
+from blockwright.lab.sweep.launcher import Rounds
 from blockwright.registry import REFUSED, ConfigError
 from blockwright.registry.command import run_command
 from blockwright.registry.words import sort_words

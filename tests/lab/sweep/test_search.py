@@ -13,8 +13,7 @@ from omegaconf import OmegaConf
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
 from blockwright.lab.sweep import plan as plans
-from blockwright.lab.sweep.search import Search, check_packages, check_space, consecutive
-from blockwright.lab.sweep.space import choices, ends, read_space
+from blockwright.lab.sweep.search import Search, check_packages, check_space, choices, consecutive, ends, read_space
 from blockwright.lab.sweep.study import open_study
 from blockwright.registry import ConfigError
 from blockwright.training.result import RESULTS
