@@ -1,4 +1,4 @@
-""""""
+"""The contract of ``parametrisation``: how initial values and rates of weights follow from the size of a model."""
 
 from __future__ import annotations
 
@@ -15,8 +15,6 @@ from blockwright.blocks.widths import GROWS, NotScaledError, branches, grown, sc
 from blockwright.registry import Composable, ConfigError, family, register
 from blockwright.registry.layout import patched
 from blockwright.training.optimizers.base import OptimizerRecipe
-
-# --- the contract of ``parametrisation``: how initial values and rates of weights follow from the size of a model ---
 
 
 @family("parametrisation", root="", context=("model",))

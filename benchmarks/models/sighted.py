@@ -19,8 +19,8 @@ from benchmarks.shapes import SHAPES, Shape, composition
 from blockwright.blocks.compose import compose
 from blockwright.blocks.decoder import Decoder
 from blockwright.blocks.kernels.cross_entropy import IGNORED
-from blockwright.plugins.vision.images.base import Pictures
-from blockwright.plugins.vision.tiling.base import Grid
+from blockwright.plugins.vision.images import Pictures
+from blockwright.plugins.vision.tiling import Grid
 
 
 @dataclass(frozen=True)

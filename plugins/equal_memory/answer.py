@@ -14,8 +14,7 @@ from blockwright.blocks.kernels.machine import keep_freed_memory, set_float32_ma
 from blockwright.lab.writer import usable_device
 from blockwright.plugins.equal_memory import report
 from blockwright.plugins.equal_memory.arm import Arm, cells_of, read_arms
-from blockwright.plugins.equal_memory.machine import WIDTH, Machine
-from blockwright.plugins.equal_memory.race import Race, race
+from blockwright.plugins.equal_memory.race import WIDTH, Machine, Race, race
 from blockwright.plugins.equal_memory.request import Request, Settings, read_request
 from blockwright.plugins.equal_memory.results import Results, collect
 from blockwright.registry import ConfigError

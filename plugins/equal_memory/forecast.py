@@ -11,7 +11,7 @@ from typing import Any
 
 from blockwright.blocks.compose import compose, preset
 from blockwright.blocks.decoder import Decoder
-from blockwright.plugins.equal_memory.machine import Peaks
+from blockwright.plugins.equal_memory.race import Peaks
 from blockwright.plugins.equal_memory.request import Bits
 from blockwright.plugins.planner.generation import Generation, bytes_of_one, generation
 from blockwright.plugins.planner.hardware import Coefficients, Hardware, coefficients, hardware

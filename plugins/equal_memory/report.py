@@ -15,10 +15,10 @@ from blockwright.lab.report import terminal
 from blockwright.lab.report.document import as_json
 from blockwright.lab.report.page import Head, Section, save, some
 from blockwright.lab.report.tables import Table
-from blockwright.plugins.equal_memory import charts, tables
-from blockwright.plugins.equal_memory.clock import unit
+from blockwright.plugins.equal_memory import charts
+from blockwright.plugins.equal_memory.charts import fastest, number, spread
+from blockwright.plugins.equal_memory.race import unit
 from blockwright.plugins.equal_memory.results import HEADINGS, Comparison, Results
-from blockwright.plugins.equal_memory.tables import fastest, number, spread
 from blockwright.registry import printing
 
 JSON = "throughput.json"
@@ -37,7 +37,7 @@ def write(folder: Path, results: Results) -> Path:
 
 def show(results: Results, page: Path) -> None:
     """Print the tables and the head of the report."""
-    for table in (tables.cells(results), *_comparisons(results), tables.claims(results)):
+    for table in (charts.cells(results), *_comparisons(results), charts.claims(results)):
         printing.show(_shown(table))
     terminal.show_head(head(results, page.parent.parent), page)
 
@@ -53,7 +53,7 @@ def _shown(table: Table) -> Shown:
 
 
 def _comparisons(results: Results) -> list[Table]:
-    return [table for change in HEADINGS for table in some(tables.comparisons(results, change))]
+    return [table for change in HEADINGS for table in some(charts.comparisons(results, change))]
 
 
 def head(results: Results, folder: Path) -> Head:
@@ -108,14 +108,14 @@ def method(results: Results) -> str:
 def arrange(results: Results) -> list[Section]:
     """The sections of the page, in order."""
     compared = [
-        Section(change, heading, charts.ratios(results, change), some(tables.comparisons(results, change)))
+        Section(change, heading, charts.ratios(results, change), some(charts.comparisons(results, change)))
         for change, heading in HEADINGS.items()
     ]
     return [
         *(section for section in compared if section.tables),
-        Section("paper", "The paper's claim", [], [tables.claims(results)]),
-        Section("batches", "Full batches, and what was planned", charts.speeds(results), [tables.cells(results)]),
-        Section("machine", "The machine", [], [tables.machine(results)]),
+        Section("paper", "The paper's claim", [], [charts.claims(results)]),
+        Section("batches", "Full batches, and what was planned", charts.speeds(results), [charts.cells(results)]),
+        Section("machine", "The machine", [], [charts.machine(results)]),
     ]
 
 

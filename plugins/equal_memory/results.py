@@ -12,8 +12,7 @@ import torch
 from blockwright.plugins.equal_memory import forecast
 from blockwright.plugins.equal_memory.arm import Arm, Cell, cells_of
 from blockwright.plugins.equal_memory.forecast import Claim
-from blockwright.plugins.equal_memory.machine import Peaks
-from blockwright.plugins.equal_memory.race import Race, Turns
+from blockwright.plugins.equal_memory.race import Peaks, Race, Turns
 from blockwright.plugins.equal_memory.request import Request
 
 Change = Literal["architecture", "bits", "both"]

@@ -17,13 +17,13 @@ from blockwright.blocks.decoder import Decoder
 from blockwright.lab.describe import usual_context
 from blockwright.lab.models import chosen, load
 from blockwright.plugins.planner import table
-from blockwright.plugins.planner.costs import as_plain
 from blockwright.plugins.planner.generation import Generation, generation
 from blockwright.plugins.planner.hardware import beyond, coefficients
 from blockwright.plugins.planner.layout import Job
 from blockwright.plugins.planner.measure import measure
 from blockwright.plugins.planner.request import Request, read_request
 from blockwright.plugins.planner.search import Candidate, Found, search
+from blockwright.plugins.planner.table import as_plain
 from blockwright.registry import ConfigError
 from blockwright.registry.printing import show
 from blockwright.training.configuration.composing import compose_config

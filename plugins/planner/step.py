@@ -15,8 +15,7 @@ from dataclasses import dataclass
 from blockwright.plugins.planner.hardware import Coefficients, Hardware
 from blockwright.plugins.planner.layout import Job, Layout
 from blockwright.plugins.planner.measure import Measured
-from blockwright.plugins.planner.memory import numbers
-from blockwright.plugins.planner.traffic import reached
+from blockwright.plugins.planner.memory import numbers, reached
 
 KNEE = 8192  # tokens, beyond which attention's kernels are as fast as they get
 RAMP = 1024  # tokens of a sequence at which they are half as fast as that

@@ -13,14 +13,11 @@ from typing import Any
 from starlette.responses import JSONResponse
 from starlette.types import Receive, Scope, Send
 
-from blockwright.plugins.serve.choice import Choice, Piece
+from blockwright.plugins.serve.body import RefusedError, until_gone
 from blockwright.plugins.serve.engine import Engine, Listener
 from blockwright.plugins.serve.observing import Account
-from blockwright.plugins.serve.order import Order
-from blockwright.plugins.serve.protocol import Json, Protocol
-from blockwright.plugins.serve.refusal import RefusedError
+from blockwright.plugins.serve.protocol import Choice, Json, Order, Piece, Protocol
 from blockwright.plugins.serve.served import Served
-from blockwright.plugins.serve.waiting import until_gone
 
 UNREAD = 1024  # tokens made that a client of a stream has not read
 EVENTS = {"content-type": "text/event-stream; charset=utf-8", "cache-control": "no-cache", "x-accel-buffering": "no"}

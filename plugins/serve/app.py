@@ -17,17 +17,13 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from blockwright.lab.listening import Site
 from blockwright.plugins.serve.answer import Streamed, Whole
-from blockwright.plugins.serve.body import most_bytes, read_object
+from blockwright.plugins.serve.body import Fields, RefusedError, most_bytes, read_object, shown, until_gone
 from blockwright.plugins.serve.chat import Chat
 from blockwright.plugins.serve.completions import Completions
 from blockwright.plugins.serve.engine import Engine
-from blockwright.plugins.serve.fields import Fields
-from blockwright.plugins.serve.metrics import CONTENT_TYPE, Metrics
-from blockwright.plugins.serve.observing import Observed
+from blockwright.plugins.serve.observing import CONTENT_TYPE, Metrics, Observed
 from blockwright.plugins.serve.protocol import Json, Protocol
-from blockwright.plugins.serve.refusal import RefusedError, shown
 from blockwright.plugins.serve.served import Served
-from blockwright.plugins.serve.waiting import until_gone
 
 PROTOCOLS: tuple[Protocol, ...] = (Completions(), Chat())
 PAGE = Path(__file__).parent / "page.html"

@@ -8,10 +8,8 @@ from typing import Annotated, Any
 
 from annotated_types import Ge, Le
 
-from blockwright.plugins.serve.choice import Token
-from blockwright.plugins.serve.fields import Fields
-from blockwright.plugins.serve.order import Order, read_order, room_for
-from blockwright.plugins.serve.protocol import Json, Protocol
+from blockwright.plugins.serve.body import Fields
+from blockwright.plugins.serve.protocol import Json, Order, Protocol, Token, read_order, room_for
 from blockwright.plugins.serve.served import Served
 from blockwright.registry.ranges import Count
 

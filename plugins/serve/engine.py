@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 
 from blockwright.blocks.generation.batch import Batch
 from blockwright.blocks.generation.job import Job
-from blockwright.plugins.serve.refusal import RefusedError, refused
+from blockwright.plugins.serve.body import RefusedError, refused
 from blockwright.registry import BlockError
 
 AHEAD = 4  # steps whose tokens the loop has not seen yet

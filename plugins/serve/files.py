@@ -13,8 +13,7 @@ from blockwright.blocks.decoder import Decoder
 from blockwright.blocks.input import Media
 from blockwright.lab.attachment import Attachment, readable
 from blockwright.lab.chat_text import ChatText
-from blockwright.plugins.serve.fields import Fields
-from blockwright.plugins.serve.refusal import RefusedError
+from blockwright.plugins.serve.body import Fields, RefusedError
 from blockwright.registry import ConfigError
 
 MOST = 16  # files of a request

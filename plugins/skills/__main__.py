@@ -9,28 +9,86 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from rich import box
 from rich.table import Table
 
+from blockwright import registry
 from blockwright.blocks.checkpoint.source import DTYPES, Source, build, open_source, usable_device, usable_dtype
 from blockwright.blocks.kernels.machine import keep_freed_memory
 from blockwright.lab.report.svg import standalone
 from blockwright.lab.writer import tokenizer_of
-from blockwright.plugins.skills import settings
 from blockwright.plugins.skills.chart import by_difficulty
 from blockwright.plugins.skills.measure import Measured, measure, write
 from blockwright.plugins.skills.rows import ids_of
-from blockwright.plugins.skills.skill.base import SYMBOLS, Skill, name_of
-from blockwright.registry import ConfigError, did_you_mean
+from blockwright.plugins.skills.skill.base import MARKS, SYMBOLS, Skill, name_of
+from blockwright.registry import ConfigError, Node, Scope, did_you_mean
 from blockwright.registry.command import Parser, run_command
-from blockwright.registry.folder import own_folder
+from blockwright.registry.folder import own_folder, read_yaml
 from blockwright.registry.printing import show
+from blockwright.registry.references import References
 from blockwright.training.data.tokenizers.base import Tokenizer
 from blockwright.training.writing import write_text
+
+# --- the skills of a run ----------------------------------------------------------------------------------------------
+
+
+SETTINGS = ".hydra/config.yaml"
+REMEDY = "Name the folder of a run with data=skills"
+
+
+def skills_of(run: Path) -> list[Skill]:
+    """The skills that a run was trained on, in the order of their marks.
+
+    Raises:
+        ConfigError: the folder has no settings, its data are no skills, or a skill is none that can be built
+    """
+    return [_built(node, f"data.skill.{place}") for place, node in enumerate(_nodes(run))]
+
+
+def check_difficulty(run: Path, place: int, difficulty: int) -> None:
+    """Refuse a difficulty that one skill of a run cannot have, by the bounds of its schema.
+
+    Args:
+        run: its folder
+        place: of the skill in the run's list
+        difficulty: to measure
+
+    Raises:
+        ConfigError: at ``--difficulty``
+    """
+    node = _nodes(run)[place]
+    written = {"name": node} if isinstance(node, str) else node
+    try:
+        _built({**written, "difficulty": difficulty}, "skill")
+    except ConfigError as error:
+        raise ConfigError("--difficulty", difficulty, error.rule, error.remedy) from None
+
+
+def _nodes(run: Path) -> list[Any]:
+    """The nodes of the skills in the settings of a run."""
+    if not (run / SETTINGS).is_file():
+        raise ConfigError("RUN", str(run), f"holds no {SETTINGS}, which names its skills", REMEDY)
+    settings = read_yaml(run, SETTINGS)
+    data = settings.get("data") if isinstance(settings, Mapping) else None
+    name = data.get("name") if isinstance(data, Mapping) else None
+    if not isinstance(settings, Mapping) or not isinstance(data, Mapping) or name != "skills":
+        raise ConfigError("data.name", name, "is no data of skills", REMEDY)
+    found = References(dict(settings), str(run / SETTINGS), REMEDY).resolve({"skill": data.get("skill")})["skill"]
+    nodes = found if isinstance(found, list) else [found]
+    if not 1 <= len(nodes) <= len(MARKS):
+        raise ConfigError("data.skill", nodes, f"must be 1 to {len(MARKS)} skills", REMEDY)
+    return nodes
+
+
+def _built(node: Any, path: str) -> Skill:
+    registry.refuse_targets(node, path)
+    built: Skill = registry.build("skill", Node(node, path), Scope({}, {}))
+    return built
+
 
 MOST_ROWS, MOST_DIFFICULTIES = 100_000, 20
 
@@ -63,7 +121,7 @@ def main(arguments: Sequence[str]) -> None:
         raise ConfigError("--out", str(words.out), "is a file, and a folder is written", "Name a folder")
     dtype, folder = usable_dtype(words.dtype), Path(words.run)
     source = open_source(folder, "RUN")
-    wanted = _wanted(settings.skills_of(folder), words.skill)
+    wanted = _wanted(skills_of(folder), words.skill)
     difficulties = _difficulties(folder, wanted, words.difficulty)
     for skill in wanted.values():
         _check_room(source, skill, difficulties or skill.levels)
@@ -107,7 +165,7 @@ def _difficulties(folder: Path, wanted: dict[int, Skill], text: str | None) -> l
     found = sorted({int(part) for part in parts})
     ((place, skill),) = wanted.items()
     for difficulty in found:
-        settings.check_difficulty(folder, place, difficulty)
+        check_difficulty(folder, place, difficulty)
         if difficulty < skill.least:
             rule = f"is below the easiest question of this skill: {skill.least} {skill.unit}"
             raise ConfigError("--difficulty", difficulty, rule, f"Write {skill.least} or more")
@@ -121,14 +179,14 @@ def _check_room(source: Source, skill: Skill, difficulties: Sequence[int]) -> No
         raise ConfigError("--difficulty", max(difficulties), rule, "Write a lower one")
     if int(source.model["vocab_size"]) < SYMBOLS:
         rule = f"has fewer tokens than skills have symbols ({SYMBOLS})"
-        raise ConfigError("RUN", source.model["vocab_size"], rule, settings.REMEDY)
+        raise ConfigError("RUN", source.model["vocab_size"], rule, REMEDY)
 
 
 def _ids(tokenizer: Tokenizer) -> Any:
     ids = ids_of(tokenizer)
     if len(ids) != SYMBOLS:
         rule = f"makes {len(ids)} tokens of the {SYMBOLS} symbols of skills, and each must be one"
-        raise ConfigError("RUN", tokenizer.kind, rule, settings.REMEDY)
+        raise ConfigError("RUN", tokenizer.kind, rule, REMEDY)
     return ids
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
 from pathlib import Path
+from typing import Any
 
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
@@ -13,10 +15,43 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from blockwright.lab.report.svg import CSS
-from blockwright.plugins.studio.body import read_object
 from blockwright.plugins.studio.index import Index, Place
 from blockwright.plugins.studio.runs import Runs
+from blockwright.registry import ConfigError
+from blockwright.registry.folder import parse_json
 from blockwright.training.answering import AnswerError, Answering
+
+# --- read the JSON object of a request: limited in bytes, time, depth and number of values ----------------------------
+
+
+SECONDS = 10.0  # for a body to arrive
+MOST = 200_000  # bytes
+
+
+async def read_object(request: Request) -> dict[str, Any]:
+    """The JSON object of a request.
+
+    Raises:
+        HTTPException: it is too long, too slow, no JSON, or no object
+    """
+    if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
+        raise HTTPException(415, "The body must be JSON, and declared so")
+    data = bytearray()
+    try:
+        async with asyncio.timeout(SECONDS):
+            async for part in request.stream():
+                data += part
+                if len(data) > MOST:
+                    raise HTTPException(413, f"The body is longer than {MOST:,} bytes")
+        values = parse_json(data.decode(), "body")
+    except TimeoutError:
+        raise HTTPException(408, f"The body has not arrived within {SECONDS:g} seconds") from None
+    except (UnicodeDecodeError, ConfigError):
+        raise HTTPException(400, "The body is not JSON") from None
+    if not isinstance(values, dict):
+        raise HTTPException(400, "The body must be a JSON object")
+    return values
+
 
 PAGE = Path(__file__).parent / "page"
 MEDIA = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}

@@ -14,9 +14,8 @@ from typing import Any
 import torch
 
 from blockwright.blocks.decoder import Decoder
-from blockwright.plugins.surgery.growth.base import Growth
-from blockwright.plugins.surgery.mixed import grown, mixed
-from blockwright.plugins.surgery.probing import Batch, distance, random_batches, read
+from blockwright.plugins.surgery.growth import Growth
+from blockwright.plugins.surgery.probing import Batch, distance, grown, mixed, random_batches, read
 from blockwright.plugins.surgery.settings import shown
 
 TOLERANCE = 1e-4  # largest difference of a logit over the largest logit; rounding in fp32 stays a hundred times below

@@ -20,9 +20,9 @@ from blockwright.blocks.decoder import Decoder
 from blockwright.blocks.forward_pass import Pass
 from blockwright.blocks.layer import LAYER_PARTS, OPTIONAL_PARTS
 from blockwright.blocks.loop import Loop
-from blockwright.plugins.surgery.growth.base import Growth
+from blockwright.plugins.surgery.growth import Growth
 from blockwright.plugins.surgery.ledger import DEPTH, Ledger, Operation, measured
-from blockwright.plugins.surgery.mixed import FRAME, LOOP, grown, silence
+from blockwright.plugins.surgery.probing import FRAME, LOOP, grown, silence
 from blockwright.plugins.surgery.settings import differences, shown
 from blockwright.plugins.surgery.transplant.base import Setting, Transplant, Transplanted, left_drawn, shapes, unhandled
 from blockwright.registry import BlockError, ConfigError, Node, Scope

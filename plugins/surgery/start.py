@@ -16,7 +16,7 @@ from blockwright.blocks.checkpoint.source import load
 from blockwright.blocks.compose import compose
 from blockwright.blocks.decoder import Decoder
 from blockwright.blocks.precision import default_dtype
-from blockwright.plugins.surgery.growth.base import Growth
+from blockwright.plugins.surgery.growth import Growth
 from blockwright.plugins.surgery.ledger import Ledger
 from blockwright.plugins.surgery.operating import Named, Step, build, changing, operate, plan
 from blockwright.registry import ConfigError, register

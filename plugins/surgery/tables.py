@@ -16,9 +16,9 @@ from blockwright.blocks.decoder import Decoder
 from blockwright.blocks.kernels.cross_entropy import IGNORED
 from blockwright.lab.cache_loss import Window
 from blockwright.lab.card import in_bytes
-from blockwright.plugins.surgery.growth.base import Growth
+from blockwright.plugins.surgery.growth import Growth
 from blockwright.plugins.surgery.ledger import DEPTH, TOGETHER, TOLERANCE, Ledger, Line
-from blockwright.plugins.surgery.mixed import grown, mixed
+from blockwright.plugins.surgery.probing import grown, mixed
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,8 @@ from blockwright.plugins.vision.data.boxes import Box, boxes
 from blockwright.plugins.vision.data.picture_conversations import WORD
 from blockwright.plugins.vision.data.picture_rows import grid_of
 from blockwright.plugins.vision.data.pictures import Files, open_picture, tiles_of
-from blockwright.plugins.vision.images.base import Images, Pictures
-from blockwright.plugins.vision.tiling.base import Grid
+from blockwright.plugins.vision.images import Images, Pictures
+from blockwright.plugins.vision.tiling import Grid
 from blockwright.registry import ConfigError
 from blockwright.registry.command import Parser
 

@@ -19,7 +19,7 @@ from blockwright.blocks.checkpoint.shards import Shards
 from blockwright.blocks.compose import compose
 from blockwright.plugins.hub.families.deepseek_vl_v2 import OURS, TOWER
 from blockwright.plugins.hub.names import PATCHES, Link, Row, links
-from blockwright.plugins.vision.vision.siglip import SigLIP
+from blockwright.plugins.vision.vision import SigLIP
 from blockwright.registry import ConfigError, register
 from blockwright.registry.schema import Place
 from blockwright.training.starts.base import Start

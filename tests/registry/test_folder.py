@@ -44,8 +44,8 @@ REASONS: dict[str, list[str]] = {
     ],
     "what this program has written, or one that it has started prints": [
         "blocks/conformance/construction.py torch.load", "lab/sweep/forking.py json.loads",
-        "plugins/alignment/rewards/reasoning_gym.py json.loads", "plugins/alignment/sandbox/boxed/judge.py json.load",
-        "plugins/alignment/sandbox/boxed/program.py json.load", "plugins/alignment/tasks/reference.py numpy.load",
+        "plugins/alignment/rewards/rules.py json.loads", "plugins/alignment/sandbox/boxed/judge.py json.load",
+        "plugins/alignment/sandbox/boxed/program.py json.load", "plugins/alignment/tasks/preference.py numpy.load",
         "plugins/kubernetes/cluster.py json.loads", "plugins/kubernetes/watch.py json.loads",
         "training/csv_logger.py read_bytes", "training/data/mixture/module.py json.loads",
         "training/data/packing.py json.loads", "training/data/packing.py read_text",
@@ -58,7 +58,7 @@ REASONS: dict[str, list[str]] = {
     "files of this package, and the configuration of this project": [
         "blocks/conformance/setting.py json.loads", "lab/calibration/record.py read_bytes",
         "lab/catalogue.py read_text", "lab/catalogue.py yaml.safe_load", "lab/difference/picture.py read_text",
-        "lab/drawing/sheet.py read_text", "lab/report/page.py read_text", "lab/report/svg.py read_text",
+        "lab/drawing/picture.py read_text", "lab/report/page.py read_text", "lab/report/svg.py read_text",
         "plugins/serve/app.py read_text", "plugins/studio/app.py read_bytes", "src/blockwright/api.py read_text",
         "src/blockwright/lazy.py read_text", "training/configuration/conf.py read_text",
         "training/configuration/conf.py yaml.safe_load",

@@ -89,7 +89,7 @@ def _first(parameter: Any) -> int:
     return int(compute_local_shape_and_global_offset(parameter.shape, mesh, placements)[1][0])
 
 
-# --- adamW for parameters distributed over ranks, in one kernel for any mix of meshes ---
+# --- AdamW for parameters distributed over ranks, in one kernel for any mix of meshes ---------------------------------
 
 
 class LocalAdamW(torch.optim.AdamW):

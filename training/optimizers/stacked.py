@@ -14,7 +14,7 @@ from torch import Tensor
 from blockwright.training.optimizers.combined import evaluated
 from blockwright.training.optimizers.distributed import cuts, gradient, local, part_of, placed, whole
 
-# --- muon for matrices and stacks of matrices, batched ---
+# --- Muon for matrices and stacks of matrices, batched ----------------------------------------------------------------
 
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # Jordan's quintic: steepest at zero, so few iterations suffice
@@ -224,7 +224,7 @@ def _cpu_multiplies_bfloat16() -> bool:
     return any(getattr(torch.cpu, name, bool)() for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
 
 
-# --- norMuon for matrices and stacks of matrices, batched ---
+# --- NorMuon for matrices and stacks of matrices, batched -------------------------------------------------------------
 
 
 FLOOR = 1e-10  # keeps a gradient of zeros at zero
@@ -276,7 +276,7 @@ def _normalised(update: Tensor, piece: Piece, beta2: float) -> Tensor:
     return normal * (min(update.shape[-2:]) ** 0.5 / length)
 
 
-# --- sOAP for matrices and stacks of matrices ---
+# --- sOAP for matrices and stacks of matrices -------------------------------------------------------------------------
 
 
 RIDGE = 1e-30  # keeps the eigenvectors of a matrix of zeros defined

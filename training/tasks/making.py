@@ -25,7 +25,7 @@ from blockwright.training.patterns import matching
 from blockwright.training.schedulers import Schedule
 from blockwright.training.starts.base import Start
 
-# --- what a run gives to its task beside the objective's own settings ---
+# --- what a run gives to its task beside the objective's own settings -------------------------------------------------
 
 
 # Of the run, from the root of its configuration; the other fields of ``Setup`` are settings of ``task``.
@@ -83,7 +83,7 @@ class Setup:
         return next((start.trained for start in self.starts if start.trained is not None), None)
 
 
-# --- parts of a model that are not trained ---
+# --- parts of a model that are not trained ----------------------------------------------------------------------------
 
 
 def freeze(decoder: nn.Module, patterns: Sequence[str]) -> None:
@@ -97,7 +97,7 @@ def freeze(decoder: nn.Module, patterns: Sequence[str]) -> None:
         parameters[name].requires_grad_(False)
 
 
-# --- lightning's low precisions, limited to the dtype of weights, and so of their products ---
+# --- Lightning's low precisions, limited to the dtype of weights, and so of their products ----------------------------
 
 
 LOW = ("bf16-true", "16-true")
@@ -172,7 +172,7 @@ def sharded(setup: Setup, reads: bool, sharding: Any) -> Decoder:
     return build(*settings, attach=attach, scales=setup.recipe.scales)
 
 
-# --- the model of a run as it is trained, without memory ---
+# --- the model of a run as it is trained, without memory --------------------------------------------------------------
 
 
 def outline(model: Mapping[str, Any], starts: Iterable[Start], frozen: Sequence[str] | None) -> Decoder:

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from blockwright.blocks.precision import without_autocast
+from blockwright.plugins.alignment.data.prompt_module import Prompt
 from blockwright.plugins.alignment.rewards.base import Column, Reward, Texts
+from blockwright.plugins.alignment.rollouts.record import Rollout
+from blockwright.registry import ConfigError
 from blockwright.training.answering import Overdue, time_limit
+from blockwright.training.data.tokenizers.base import Tokenizer
 
 
 @dataclass(frozen=True)
@@ -101,3 +105,45 @@ def _number(value: Any, low: float, high: float) -> float | Failure:
     if not low <= number <= high:
         return Failure(f"gave {number:g}, which is not within its bounds, {low:g} to {high:g}")
     return number
+
+
+# --- judge the completions of a rollout by the columns of their prompts -----------------------------------------------
+
+
+def judge_rollout(
+    reward: Reward, tokenizer: Tokenizer, prompts: Sequence[Prompt], rollout: Rollout
+) -> tuple[dict[str, list[float]], list[int]]:
+    """Rewards of each part for the completions of a rollout, NaN for none, and how many parts failed for each.
+
+    A reward reads the columns that all prompts have, and ``n_tokens`` and ``ended`` of each completion.
+
+    Args:
+        reward: to judge by
+        tokenizer: of the completions
+        prompts: of each completion
+        rollout: what was sampled
+    """
+    names = set.intersection(*(set(prompt.columns) for prompt in prompts))
+    columns: dict[str, list[Any]] = {name: [prompt.columns[name] for prompt in prompts] for name in sorted(names)}
+    columns |= {"n_tokens": [len(ids) for ids in rollout.completions], "ended": rollout.ended}
+    texts = [tokenizer.decode(ids) for ids in rollout.completions]
+    return judge(reward, [prompt.text for prompt in prompts], texts, columns)
+
+
+# --- refuse prompts without the columns that a reward reads -----------------------------------------------------------
+
+
+def refuse_lacking(prompts: Sequence[Prompt], reward: Reward) -> None:
+    """Refuse prompts of which one lacks a column that a part of the reward reads: it would fail for a whole rollout.
+
+    Raises:
+        ConfigError: at ``task.reward``
+    """
+    for name, (_, part) in reward.parts().items():
+        for column in part.needs():
+            lacking = [prompt for prompt in prompts if column not in prompt.columns]
+            if lacking:
+                rule = f"reads the column {column!r}, which {len(lacking):,} of {len(prompts):,} records lack"
+                found = ", ".join(each for each in lacking[0].columns if each != "messages") or "none"
+                asks = f"the first asks {lacking[0].text[:60]!r} and has the columns: {found}"
+                raise ConfigError("task.reward", name, f"{rule}; {asks}", "Add the column, or choose another reward")

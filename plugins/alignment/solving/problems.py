@@ -10,9 +10,9 @@ from annotated_types import Gt
 
 from blockwright import registry
 from blockwright.blocks.generation.sample import Sampling
-from blockwright.plugins.alignment.data.prompts import Prompt, before_answer
+from blockwright.plugins.alignment.data.prompt_module import Prompt, before_answer
 from blockwright.plugins.alignment.rewards.base import Reward
-from blockwright.plugins.alignment.rollouts.lacking import refuse_lacking
+from blockwright.plugins.alignment.rewards.judging import refuse_lacking
 from blockwright.registry import ConfigError, Node, Scope
 from blockwright.registry.enforcing import enforced
 from blockwright.registry.limits import read_text

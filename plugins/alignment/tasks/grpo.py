@@ -26,12 +26,10 @@ from blockwright.plugins.alignment.advantages import Advantage
 from blockwright.plugins.alignment.data.prompt_module import PromptDataModule
 from blockwright.plugins.alignment.policy import Completions, PolicyObjective, Ratio
 from blockwright.plugins.alignment.rewards.base import Reward
+from blockwright.plugins.alignment.rewards.judging import refuse_lacking
 from blockwright.plugins.alignment.rollouts.engine.base import Engine
-from blockwright.plugins.alignment.rollouts.group_sampler import GroupSampler
-from blockwright.plugins.alignment.rollouts.held_out import HeldOut
-from blockwright.plugins.alignment.rollouts.kept import KeptRollouts
-from blockwright.plugins.alignment.rollouts.lacking import refuse_lacking
-from blockwright.plugins.alignment.rollouts.record import Rollout, completion_mask, padded
+from blockwright.plugins.alignment.rollouts.group_sampler import GroupSampler, HeldOut
+from blockwright.plugins.alignment.rollouts.record import KeptRollouts, Rollout, completion_mask, padded
 from blockwright.plugins.alignment.rollouts.scoring import score
 from blockwright.plugins.alignment.tasks.needed_data import data_of
 from blockwright.registry import ConfigError, register

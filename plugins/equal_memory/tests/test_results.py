@@ -16,14 +16,11 @@ from blockwright.blocks.generation.generate import Continuations, prefill
 from blockwright.blocks.generation.sample import Sampling
 from blockwright.plugins.equal_memory import race as races
 from blockwright.plugins.equal_memory.arm import Cell
-from blockwright.plugins.equal_memory.clock import Seconds
+from blockwright.plugins.equal_memory.charts import fastest, widest
 from blockwright.plugins.equal_memory.forecast import PAPER, paper
-from blockwright.plugins.equal_memory.full_batch import FullBatch, allocated
-from blockwright.plugins.equal_memory.machine import Machine, Peaks
-from blockwright.plugins.equal_memory.race import Turns, race
+from blockwright.plugins.equal_memory.race import FullBatch, Machine, Peaks, Seconds, Turns, allocated, race
 from blockwright.plugins.equal_memory.request import Bits, Request, Settings
 from blockwright.plugins.equal_memory.results import Comparison, Results, Row, Spread
-from blockwright.plugins.equal_memory.tables import fastest, widest
 
 CPU = torch.device("cpu")
 LOAD = (1.0, 2.0, 1.5)  # how much slower each round is for all

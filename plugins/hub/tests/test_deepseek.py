@@ -28,8 +28,8 @@ from blockwright.plugins.hub.exporting import export_folder, recognise
 from blockwright.plugins.hub.families.catalogue import FAMILIES
 from blockwright.plugins.hub.importing import import_folder
 from blockwright.plugins.hub.names import links
-from blockwright.plugins.vision.images.base import Pictures
-from blockwright.plugins.vision.tiling.base import Grid
+from blockwright.plugins.vision.images import Pictures
+from blockwright.plugins.vision.tiling import Grid
 from blockwright.registry import ConfigError
 
 Make = Callable[..., Any]

@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 
 from blockwright.plugins.kubernetes.render import Manifest, inner_job
-from blockwright.plugins.kubernetes.syntax import ANNOTATIONS, DNS, LABEL, LONGEST, QUANTITY, SUFFIX, VARIABLE, amount
+from blockwright.plugins.kubernetes.wanted import ANNOTATIONS, DNS, LABEL, LONGEST, QUANTITY, SUFFIX, VARIABLE, amount
 
 Problems = Iterator[str]
 # Fields that are rendered or that a wrong manifest has: text, integers, booleans, quantities.

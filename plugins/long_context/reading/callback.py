@@ -8,10 +8,9 @@ from pathlib import Path
 import lightning as L
 
 from blockwright.plugins.long_context.reading import results
-from blockwright.plugins.long_context.reading.base import find
+from blockwright.plugins.long_context.reading.base import find, wording_of
 from blockwright.plugins.long_context.reading.measure import DEPTHS, Grid, read
 from blockwright.plugins.long_context.reading.position_loss import position_loss, window_loss
-from blockwright.plugins.long_context.reading.wording import wording_of
 from blockwright.registry import ConfigError
 from blockwright.registry.enforcing import enforced
 from blockwright.registry.ranges import Count, Fraction, Whole

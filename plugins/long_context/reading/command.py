@@ -27,12 +27,10 @@ from blockwright.blocks.kernels.machine import keep_freed_memory, set_float32_ma
 from blockwright.lab.own_text import own_text, read_text_file
 from blockwright.lab.writer import tokenizer_of
 from blockwright.plugins.long_context.reading import results
-from blockwright.plugins.long_context.reading.base import find
-from blockwright.plugins.long_context.reading.chart import written
+from blockwright.plugins.long_context.reading.base import WORDINGS, find, wording_of
 from blockwright.plugins.long_context.reading.measure import DEPTHS, Grid, read
 from blockwright.plugins.long_context.reading.position_loss import PositionLoss, position_loss
-from blockwright.plugins.long_context.reading.reading import Reading
-from blockwright.plugins.long_context.reading.wording import WORDINGS, wording_of
+from blockwright.plugins.long_context.reading.reading import Reading, written
 from blockwright.registry import ConfigError
 from blockwright.registry.command import Parser
 from blockwright.registry.folder import own_folder

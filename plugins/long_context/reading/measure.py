@@ -13,9 +13,8 @@ from blockwright.blocks.decoder import Decoder
 from blockwright.blocks.generation.generate import Continuations
 from blockwright.blocks.generation.sample import Sampling
 from blockwright.blocks.initialise import stable_seed
-from blockwright.plugins.long_context.reading.base import Prompt, ReadingTest, Text, windows
+from blockwright.plugins.long_context.reading.base import Prompt, ReadingTest, Text, Wording, windows
 from blockwright.plugins.long_context.reading.reading import Reading
-from blockwright.plugins.long_context.reading.wording import Wording
 
 DEPTHS = (0.05, 0.25, 0.5, 0.75, 0.95)
 BATCH_TOKENS = 2**14  # tokens of prompts in one forward pass, or one prompt

@@ -11,8 +11,7 @@ from blockwright.lab.report.findings import Finding
 from blockwright.lab.report.svg import Figure
 from blockwright.lab.report.sweep import Run
 from blockwright.lab.report.words import seeds
-from blockwright.plugins.long_context.reading.chart import heat_map
-from blockwright.plugins.long_context.reading.reading import FILE, Reading
+from blockwright.plugins.long_context.reading.reading import FILE, Reading, heat_map
 from blockwright.registry.folder import read_json
 
 

@@ -15,8 +15,16 @@ from torch import Tensor
 from blockwright.blocks.compose import compose
 from blockwright.lab.report.svg import standalone
 from blockwright.plugins.long_context.reading import base
-from blockwright.plugins.long_context.reading.base import Prompt, ReadingTest, compose_prompt, find, reading_test
-from blockwright.plugins.long_context.reading.chart import heat_map, written
+from blockwright.plugins.long_context.reading.base import (
+    Prompt,
+    ReadingTest,
+    Sentences,
+    Symbols,
+    Wording,
+    compose_prompt,
+    find,
+    reading_test,
+)
 from blockwright.plugins.long_context.reading.command import lengths_of, main
 from blockwright.plugins.long_context.reading.measure import (
     Grid,
@@ -27,7 +35,7 @@ from blockwright.plugins.long_context.reading.measure import (
     read,
 )
 from blockwright.plugins.long_context.reading.position_loss import PositionLoss, position_loss, window_loss
-from blockwright.plugins.long_context.reading.wording import Sentences, Symbols, Wording
+from blockwright.plugins.long_context.reading.reading import heat_map, written
 from blockwright.registry import ConfigError, RegistrationError
 from blockwright.training.data.tokenizers.bytes import Bytes
 

@@ -8,8 +8,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from blockwright.plugins.planner.handover.engine import Engine, Takes
-from blockwright.plugins.planner.handover.training import MISSING, Training
+from blockwright.plugins.planner.handover.training import MISSING, Engine, Takes, Training
 
 LLM = "nemo_automodel.NeMoAutoModelForCausalLM"
 ALWAYS = {

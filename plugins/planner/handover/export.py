@@ -14,9 +14,8 @@ from blockwright.plugins.hub.exporting import export_config, recognise
 from blockwright.plugins.hub.hf_export import export
 from blockwright.plugins.hub.own import OWN
 from blockwright.plugins.planner.handover.automodel import AUTOMODEL
-from blockwright.plugins.planner.handover.engine import Engine
 from blockwright.plugins.planner.handover.megatron_bridge import MEGATRON_BRIDGE
-from blockwright.plugins.planner.handover.training import Settings, settings, training
+from blockwright.plugins.planner.handover.training import Engine, Settings, settings, training
 from blockwright.plugins.planner.hardware import coefficients
 from blockwright.plugins.planner.layout import Job
 from blockwright.plugins.planner.measure import measure

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from blockwright.plugins.planner.handover.engine import Engine, Takes
-from blockwright.plugins.planner.handover.training import MISSING, Training
+from blockwright.plugins.planner.handover.training import MISSING, Engine, Takes, Training
 
 # ZeRO-1, its distributed optimizer; its FSDP has settings of its own.
 ALL = Takes({"shard": (False,)})

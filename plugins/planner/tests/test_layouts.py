@@ -12,14 +12,13 @@ from many_ranks import DEEPSEEK, read_model
 from quickest import takes_less
 
 from blockwright.blocks.compose import compose, preset
-from blockwright.plugins.planner.costs import losses
 from blockwright.plugins.planner.hardware import coefficients, hardware
 from blockwright.plugins.planner.layout import Job, Layout
 from blockwright.plugins.planner.measure import measure
-from blockwright.plugins.planner.memory import memory
+from blockwright.plugins.planner.memory import memory, reached, traffic
 from blockwright.plugins.planner.search import CHOICES, search
 from blockwright.plugins.planner.step import collective, step
-from blockwright.plugins.planner.traffic import reached, traffic
+from blockwright.plugins.planner.table import losses
 from blockwright.registry import ConfigError
 from blockwright.training.optimizers.adamw import AdamW
 from blockwright.training.parallel.arithmetic import held_bytes

@@ -15,8 +15,7 @@ from blockwright.blocks.compose import compose, preset
 from blockwright.blocks.cost import cache_bytes, forward_flops_per_token
 from blockwright.plugins.planner.generation import Generation, bytes_of_one, generation
 from blockwright.plugins.planner.hardware import coefficients, hardware
-from blockwright.plugins.planner.measure import measure
-from blockwright.plugins.planner.routing import count_places
+from blockwright.plugins.planner.measure import count_places, measure
 from blockwright.registry import ConfigError, register
 
 

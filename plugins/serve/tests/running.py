@@ -27,7 +27,7 @@ from blockwright.lab.writer import Writer
 from blockwright.plugins.serve.app import application
 from blockwright.plugins.serve.engine import Engine
 from blockwright.plugins.serve.served import Served
-from blockwright.plugins.serve.server import Server
+from blockwright.plugins.serve.serving import Server
 from blockwright.registry import BlockError
 from blockwright.training.data.tokenizers.bytes import Bytes
 

@@ -25,7 +25,7 @@ from blockwright.command import run
 from blockwright.plugins.serve import __main__ as command
 from blockwright.plugins.serve import serving
 from blockwright.plugins.serve.served import Served
-from blockwright.plugins.serve.server import Server
+from blockwright.plugins.serve.serving import Server
 from blockwright.registry import extras
 from blockwright.registry.command import run_command
 from blockwright.training.data.tokenizers.bytes import Bytes

@@ -16,11 +16,9 @@ import pytest
 from running import Echo, Running, alone, head, real, running
 
 from blockwright.blocks.generation.job import Job
-from blockwright.plugins.serve import answer, body, fields
-from blockwright.plugins.serve import body as reading
-from blockwright.plugins.serve import server as serving
+from blockwright.plugins.serve import answer, body, serving
+from blockwright.plugins.serve.body import RefusedError
 from blockwright.plugins.serve.engine import AHEAD, Engine, Listener, News
-from blockwright.plugins.serve.refusal import RefusedError
 
 Start = Callable[..., Running]
 LONG = {"prompt": "a" * 300, "max_tokens": 390}
@@ -208,7 +206,7 @@ def test_clients_at_once_of_which_a_third_hang_up(rows: int, requests: int) -> N
 
 def test_what_is_too_much_is_counted_before_it_is_looked_at(echo: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     server, seen, threads = echo(), list[int](), list[str]()
-    conforms, parse = fields.conforms, reading.parse_json
+    conforms, parse = body.conforms, body.parse_json
 
     def noted(value: Any, hint: Any) -> bool:
         seen.append(len(value) if isinstance(value, list) else 0)
@@ -218,8 +216,8 @@ def test_what_is_too_much_is_counted_before_it_is_looked_at(echo: Start, monkeyp
         threads.append(threading.current_thread().name)
         return parse(*given)
 
-    monkeypatch.setattr(fields, "conforms", noted)
-    monkeypatch.setattr(reading, "parse_json", parsed)
+    monkeypatch.setattr(body, "conforms", noted)
+    monkeypatch.setattr(body, "parse_json", parsed)
     talks = [[{"role": "user", "content": "a"}] * 20_000]
     talks.append([{"role": "user", "content": [{"type": "text", "text": ""}] * 9_000}])
     prompts: list[Any] = [[65] * 50_000, [[65]] * 50_000, [[65] * 50_000], ["a"] * 50_000]

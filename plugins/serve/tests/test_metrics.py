@@ -9,7 +9,7 @@ from collections.abc import Callable
 import pytest
 from running import Running
 
-from blockwright.plugins.serve.metrics import Histogram
+from blockwright.plugins.serve.observing import Histogram
 
 SAMPLE = re.compile(r'blockwright_[a-z_]+(\{[a-z]+="[^"]*"(,[a-z]+="[^"]*")*\})? -?[0-9.e+-]+')
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from running import Echo, Running, real, running, tiny
 
-from blockwright.plugins.serve import answer, body, engine, files, server
+from blockwright.plugins.serve import answer, body, engine, files, serving
 from blockwright.registry.limits import MAX_DEPTH
 from blockwright.training.data.chat import template_process as template
 
@@ -180,5 +180,5 @@ def test_limits_of_the_readme_are_those_of_the_code() -> None:
     numbers = [int(found.replace(",", "")) for found in re.findall(r"(?<![\w.+-])[\d,]*\d(?![\w.])", text)]
     mib = [body.LEAST / 2**20, body.OF_A_TOKEN, round(files.MOST_BYTES / 3 * 4 / 2**20), body.SECONDS, MAX_DEPTH]
     renders = [template.SECONDS, template.WITHIN, template.MEMORY / 2**30, template.START]
-    expected = [answer.UNREAD, 2 * engine.AHEAD, server.STALLED, server.STALLED, *mib, *renders]
+    expected = [answer.UNREAD, 2 * engine.AHEAD, serving.STALLED, serving.STALLED, *mib, *renders]
     assert [number for number in numbers if number not in (400, 403, 499, 500, 503)] == expected, numbers

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from blockwright.command import run
-from blockwright.plugins.studio.composing import composer
+from blockwright.plugins.studio.serving import composer
 from blockwright.registry import extras
 from blockwright.registry.command import run_command
 from blockwright.training.answering import AnswerError

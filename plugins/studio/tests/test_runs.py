@@ -15,7 +15,7 @@ import sweep_folder
 from pairwise import pairs
 from starlette.testclient import TestClient
 
-from blockwright.plugins.studio import reader
+from blockwright.plugins.studio import runs as reader
 from blockwright.plugins.studio.index import FRESH, Index
 from blockwright.training.claims import take
 

@@ -12,13 +12,10 @@ from torch import Tensor, nn
 from blockwright.blocks.compose import compose
 from blockwright.blocks.decoder import Decoder
 from blockwright.blocks.forward_pass import Pass
-from blockwright.plugins.surgery.growth.base import Growth
-from blockwright.plugins.surgery.growth.ends import Ends
-from blockwright.plugins.surgery.growth.stacked import Stacked
-from blockwright.plugins.surgery.growth.zeroed import Zeroed
+from blockwright.plugins.surgery.growth import Ends, Growth, Stacked, Zeroed
 from blockwright.plugins.surgery.ledger import TOLERANCE, Operation
-from blockwright.plugins.surgery.mixed import grown, mixed
 from blockwright.plugins.surgery.operating import build, operate, plan, second_moments
+from blockwright.plugins.surgery.probing import grown, mixed
 from blockwright.plugins.surgery.transplant.base import Setting, Transplant, Transplanted
 from blockwright.registry import ConfigError, register
 

@@ -13,7 +13,7 @@ from torch import nn
 from blockwright.blocks.checkpoint.source import load
 from blockwright.blocks.compose import check, compose
 from blockwright.blocks.decoder import Decoder
-from blockwright.plugins.surgery.growth.zeroed import Zeroed
+from blockwright.plugins.surgery.growth import Zeroed
 from blockwright.plugins.surgery.ledger import Ledger
 from blockwright.plugins.surgery.settings import differences, shown
 from blockwright.plugins.surgery.start import Surgery

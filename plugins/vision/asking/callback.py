@@ -10,8 +10,7 @@ from rich.table import Table
 
 from blockwright.blocks.decoder import Decoder
 from blockwright.lab.report.svg import standalone
-from blockwright.plugins.vision.asking.chart import sights
-from blockwright.plugins.vision.asking.found import FILE, Accuracy, Found, Sample, accuracies, sample
+from blockwright.plugins.vision.asking.found import FILE, Accuracy, Found, Sample, accuracies, sample, sights
 from blockwright.plugins.vision.asking.measure import Answer, Shown, ask
 from blockwright.plugins.vision.data.picture_module import PictureDataModule
 from blockwright.registry import ConfigError, printing

@@ -17,8 +17,8 @@ from blockwright.blocks.input import Media
 from blockwright.plugins.vision.data.picture_conversations import WORD, Judged, PictureCorpus
 from blockwright.plugins.vision.data.picture_rows import PictureRendering, grids_of
 from blockwright.plugins.vision.data.pictures import tiles_of
-from blockwright.plugins.vision.images.base import Images, Pictures
-from blockwright.plugins.vision.tiling.base import Grid
+from blockwright.plugins.vision.images import Images, Pictures
+from blockwright.plugins.vision.tiling import Grid
 from blockwright.training.data.chat.base import Message, answered
 from blockwright.training.data.conversations import Conversation
 

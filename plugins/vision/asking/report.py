@@ -6,8 +6,7 @@ from blockwright.lab.report.charts import Drawing, of_each
 from blockwright.lab.report.findings import Finding
 from blockwright.lab.report.svg import Figure
 from blockwright.lab.report.sweep import Run
-from blockwright.plugins.vision.asking.chart import sights
-from blockwright.plugins.vision.asking.found import FILE, Found
+from blockwright.plugins.vision.asking.found import FILE, Found, sights
 
 
 def sight(index: int, finding: Finding) -> list[Figure]:

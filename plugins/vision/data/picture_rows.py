@@ -14,8 +14,8 @@ from blockwright.blocks.compose import build_inputs
 from blockwright.blocks.model_config import read
 from blockwright.plugins.vision.data.picture_conversations import WORD
 from blockwright.plugins.vision.data.pictures import SETTING, tiles_of
-from blockwright.plugins.vision.images.base import Images
-from blockwright.plugins.vision.tiling.base import Grid, Tiling
+from blockwright.plugins.vision.images import Images
+from blockwright.plugins.vision.tiling import Grid, Tiling
 from blockwright.registry.build import add_one
 from blockwright.registry.errors import ConfigError
 from blockwright.training.data.chat.base import Message, Piece, encode

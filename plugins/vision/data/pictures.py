@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, NoReturn, overload
 import numpy as np
 import numpy.typing as npt
 
-from blockwright.plugins.vision.tiling.base import Grid, Tiling
-from blockwright.plugins.vision.vision.base import Vision
+from blockwright.plugins.vision.tiling import Grid, Tiling
+from blockwright.plugins.vision.vision import Vision
 from blockwright.registry.errors import ConfigError
 from blockwright.registry.extras import require
 

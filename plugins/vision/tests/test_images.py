@@ -18,8 +18,8 @@ from blockwright.blocks.compose import check, compose, preset
 from blockwright.blocks.decoder import Decoder
 from blockwright.blocks.generation.generate import prefill
 from blockwright.blocks.initialise import initialise
-from blockwright.plugins.vision.images.base import Pictures
-from blockwright.plugins.vision.tiling.base import Grid
+from blockwright.plugins.vision.images import Pictures
+from blockwright.plugins.vision.tiling import Grid
 from blockwright.registry import BlockError, ConfigError
 
 IMAGE = 60
