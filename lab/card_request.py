@@ -10,10 +10,9 @@ from typing import Annotated, Literal
 from annotated_types import Ge, Gt, Le
 
 from blockwright.registry import ConfigError, did_you_mean
-from blockwright.registry.command import Parser
+from blockwright.registry.command import Parser, read_words
 from blockwright.registry.reading import Key, Remedy, keys, typed
 from blockwright.registry.reading import read as read_settings
-from blockwright.registry.words import read_words
 
 Recipe = Literal["mixed", "fp32", "bf16"]
 # Bytes per parameter while AdamW trains it.

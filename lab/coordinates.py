@@ -12,12 +12,11 @@ from annotated_types import Len
 from rich.table import Table
 
 from blockwright.registry import ConfigError
-from blockwright.registry.command import Parser, run_command
+from blockwright.registry.command import Parser, read_words, run_command
 from blockwright.registry.printing import show
 from blockwright.registry.ranges import Count
 from blockwright.registry.reading import Remedy, keys, typed
 from blockwright.registry.reading import read as read_settings
-from blockwright.registry.words import read_words
 from blockwright.training.configuration.composing import compose_config
 from blockwright.training.configuration.run import STANDARD
 

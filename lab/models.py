@@ -13,7 +13,7 @@ from omegaconf.errors import OmegaConfBaseException
 from blockwright.blocks.compose import compose
 from blockwright.blocks.decoder import Decoder
 from blockwright.registry import ConfigError
-from blockwright.registry.words import quoted
+from blockwright.registry.command import quoted
 from blockwright.training.configuration.composing import compose_config
 from blockwright.training.configuration.named_model import composition_of
 

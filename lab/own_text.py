@@ -14,9 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from blockwright.blocks.checkpoint.source import checkpoint_of, read_composition, read_start, tokenizer_state
 from blockwright.registry import ConfigError
-from blockwright.registry.folder import read_yaml
+from blockwright.registry.folder import References, read_yaml
 from blockwright.registry.limits import open_plain, read_plain
-from blockwright.registry.references import References
 from blockwright.renamed import with_moved
 from blockwright.training.configuration.instantiate import build_readable
 from blockwright.training.data.corpus import Corpus

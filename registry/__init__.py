@@ -3,7 +3,17 @@
 if __name__ != "blockwright.registry":  # the same code under a second name would be a second catalogue
     raise ImportError("registry is a part of blockwright: write `from blockwright import registry`")
 
-from blockwright.registry.build import Scope, as_written, build, refuse_targets, resolve, to_plain, walk
+from blockwright.registry.build import (
+    Node,
+    Scope,
+    as_written,
+    build,
+    child_nodes,
+    refuse_targets,
+    resolve,
+    to_plain,
+    walk,
+)
 from blockwright.registry.catalogue import (
     ROOT,
     SETTINGS,
@@ -20,7 +30,6 @@ from blockwright.registry.catalogue import (
     register,
     settings,
 )
-from blockwright.registry.children import Node, child_nodes
 from blockwright.registry.errors import REFUSED, BlockError, ConfigError, did_you_mean
 from blockwright.registry.fixes import SameAs
 from blockwright.registry.schema import INHERIT

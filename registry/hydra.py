@@ -22,8 +22,7 @@ from hydra.core.object_type import ObjectType
 from omegaconf import DictConfig, OmegaConf
 
 from blockwright.registry import catalogue, presets
-from blockwright.registry.build import resolve
-from blockwright.registry.children import Node
+from blockwright.registry.build import Node, resolve
 
 BASE = "base"  # conf/model/base.yaml: the keys of a model that are not blocks
 

@@ -1,7 +1,7 @@
 """Where kinds and blocks are declared: read from the source files of this project and of plug-ins, importing nothing.
 
 A file declares at the start of a line and with literals: ``@family("attention", root=…)``,
-``@register("attention", "mla")`` or ``@readable`` (registry/readable.py). Plug-ins come from installed distributions
+``@register("attention", "mla")`` or ``@readable`` (registry/index.py). Plug-ins come from installed distributions
 through the entry-point group ``blockwright.blocks``, of which each names a module or a package. Only installed code
 declares names: nothing is read from a path or a string in a configuration.
 """
@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
+from typing import Any, TypeVar
 
 from blockwright.registry.plugins import source
 
@@ -57,7 +58,7 @@ class Index:
     Args:
         kinds: kind → its declaration
         blocks: kind → name → its declaration
-        readable: dotted path of a class that untrusted files may name → its module (registry/readable.py)
+        readable: dotted path of a class that untrusted files may name → its module (registry/index.py)
         providers: package or module → the distribution that it belongs to
     """
 
@@ -160,3 +161,33 @@ def _files(module: str, place: Path) -> Iterator[tuple[str, Path]]:
             if name.endswith(".py"):
                 own = [] if name == "__init__.py" else [name.removesuffix(".py")]
                 yield ".".join([*inside, *own]), Path(folder, name)
+
+
+# --- classes that a folder from outside may name in ``_target_``: those that installed code declares ------------------
+
+
+T = TypeVar("T", bound=type)
+_declared: dict[str, type] = {}
+
+
+def readable(cls: T) -> T:
+    """Declare that the decorated class may be built from the plain values of an untrusted file.
+
+    Its constructor, whatever it is given, reads no file, runs nothing and imports nothing that a value names.
+    """
+    _declared[f"{cls.__module__}.{cls.__qualname__}"] = cls
+    return cls
+
+
+def find_readable(target: Any, contract: type) -> type | None:
+    """The declared class of a dotted path; None for any other. Only a module whose source declares it is imported.
+
+    Args:
+        target: from the file
+        contract: the base class that it has to derive from
+    """
+    dotted = str(target)
+    if dotted not in _declared and dotted in index().readable:
+        importlib.import_module(index().readable[dotted])
+    declared = _declared.get(dotted)
+    return declared if declared is not None and issubclass(declared, contract) else None

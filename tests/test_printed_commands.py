@@ -20,8 +20,7 @@ from blockwright.blocks.compose import compose
 from blockwright.command import run
 from blockwright.commands import offers
 from blockwright.lab.sweep import plan as plans
-from blockwright.registry.command import run_command
-from blockwright.registry.words import quoted
+from blockwright.registry.command import quoted, run_command
 from blockwright.training.configuration.composing import compose_config
 from blockwright.training.configuration.conf import CONF
 from blockwright.training.entry.preflight import preflight
@@ -106,7 +105,7 @@ def test_the_command_of_an_ablation(tmp_path: Path, small: list[str], printed: C
     assert words[:3] == ["blockwright", "sweep", "resume"] and plans.read(Path(words[3]))["kind"] == "ablation"
 
 
-# --- in messages --------------------------------------------------------------------------------------------------
+# --- in messages ------------------------------------------------------------------------------------------------------
 
 
 def _texts() -> Iterator[tuple[str, str]]:

@@ -18,8 +18,8 @@ from typing import ClassVar, Literal
 
 from blockwright.registry.enforcing import enforced
 from blockwright.registry.errors import ConfigError, did_you_mean
+from blockwright.registry.index import readable
 from blockwright.registry.ranges import Count, Fraction, ProperFraction
-from blockwright.registry.readable import readable
 
 Span = Count | ProperFraction  # optimizer steps, or a part of the training
 

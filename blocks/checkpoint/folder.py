@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from blockwright.registry import ConfigError, folder
+from blockwright.registry.command import quoted
 from blockwright.registry.errors import os_error_of
 from blockwright.registry.folder import parse_json, read_bytes
 from blockwright.registry.replacing import replaced
-from blockwright.registry.words import quoted
 
 ORIGIN = "origin.json"  # of an imported folder
 
@@ -73,7 +73,7 @@ def dump_json(path: Path, values: Any) -> None:
     path.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-# --- origin of a model: ``origin.json`` of an imported folder, kept in the checkpoints of runs that start from it ---
+# --- origin of a model ------------------------------------------------------------------------------------------------
 
 
 MAX_BYTES = 2**20  # as JSON with licences: it is part of every checkpoint

@@ -15,8 +15,8 @@ from blockwright.lab.ablation.scheme import Recipe, Scheme
 from blockwright.lab.match.sizing import Arm, Sized, arm_of, named, size
 from blockwright.lab.sweep.tuning import Aim, composed_value
 from blockwright.registry import ConfigError
+from blockwright.registry.command import quoted
 from blockwright.registry.reading import read as read_settings
-from blockwright.registry.words import quoted
 from blockwright.training.configuration import figures, parts
 from blockwright.training.configuration.composing import compose_config
 from blockwright.training.configuration.run import Run

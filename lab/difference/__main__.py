@@ -20,8 +20,7 @@ from blockwright.lab.drawing.sheet import clean
 from blockwright.lab.models import changes_model, composition
 from blockwright.lab.report.document import as_json
 from blockwright.registry import ConfigError
-from blockwright.registry.command import Parser, run_command
-from blockwright.registry.words import read_words
+from blockwright.registry.command import Parser, read_words, run_command
 
 # --- the command line of ``blockwright diff``, parsed and validated ---------------------------------------------------
 

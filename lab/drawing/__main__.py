@@ -19,9 +19,8 @@ from blockwright.lab.drawing.scheme import scheme
 from blockwright.lab.drawing.text import block_text, for_encoding, text
 from blockwright.lab.models import changes_model, composition
 from blockwright.registry import ConfigError, did_you_mean, kinds, names
-from blockwright.registry.command import Parser, run_command
+from blockwright.registry.command import Parser, read_words, run_command
 from blockwright.registry.reading import Remedy, keys, read, typed
-from blockwright.registry.words import read_words
 
 # --- the command line of ``blockwright draw``, parsed and validated ---------------------------------------------------
 

@@ -22,10 +22,9 @@ from blockwright.lab.sweep import launcher
 from blockwright.lab.sweep import plan as plans
 from blockwright.lab.sweep.runner import resume_command, run_plan
 from blockwright.registry import ConfigError
-from blockwright.registry.command import Parser, run_command
+from blockwright.registry.command import Parser, read_words, run_command
 from blockwright.registry.extras import require
 from blockwright.registry.printing import show
-from blockwright.registry.words import read_words
 
 USAGE = """\
 blockwright ladder                                      list conf/ladder and those of plug-ins

@@ -14,11 +14,10 @@ from hydra.errors import HydraException
 
 from blockwright.lab.match.sizing import Match
 from blockwright.registry import ConfigError, did_you_mean
-from blockwright.registry.command import Parser
+from blockwright.registry.command import Parser, read_words
 from blockwright.registry.ranges import Count, Positive
 from blockwright.registry.reading import Remedy, keys, typed
 from blockwright.registry.reading import read as read_settings
-from blockwright.registry.words import read_words
 from blockwright.training.configuration.conf import CONF
 from blockwright.training.configuration.refusals import explain
 

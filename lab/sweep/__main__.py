@@ -24,9 +24,8 @@ from blockwright.lab.sweep.runner import check_can_run, resume_command, run_plan
 from blockwright.lab.sweep.study import FILE as STUDY
 from blockwright.lab.sweep.table import best_of, rows_of, table_of
 from blockwright.registry import ConfigError, did_you_mean
-from blockwright.registry.command import Parser, run_command
+from blockwright.registry.command import Parser, quoted, run_command
 from blockwright.registry.printing import show as print_table
-from blockwright.registry.words import quoted
 from blockwright.training import jobs as training_jobs
 from blockwright.training.result import LOST, Result
 

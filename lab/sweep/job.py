@@ -17,8 +17,8 @@ from typing import IO, Any
 from blockwright.lab.sweep import locks
 from blockwright.lab.sweep import plan as plans
 from blockwright.registry import ConfigError
+from blockwright.registry.command import quoted
 from blockwright.registry.folder import read_json
-from blockwright.registry.words import quoted
 from blockwright.training import jobs
 from blockwright.training.checkpoints.find import milestone, newest
 from blockwright.training.configuration.run import FOLDER

@@ -20,7 +20,7 @@ from blockwright.lab.sweep import plan as plans
 from blockwright.lab.sweep.job import LOST, READY, WAITS, fail_after, forwarding, origin, state_of
 from blockwright.lab.sweep.progress import seconds_of
 from blockwright.registry import ConfigError, did_you_mean
-from blockwright.registry.words import Words, quoted
+from blockwright.registry.command import Words, quoted
 from blockwright.training import jobs as training_jobs
 from blockwright.training.configuration.conf import options as options_of
 from blockwright.training.result import Result, record_failure

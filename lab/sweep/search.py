@@ -34,8 +34,8 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from blockwright.lab.sweep import plan as plans
 from blockwright.lab.sweep.study import open_study
 from blockwright.registry import ConfigError, did_you_mean
+from blockwright.registry.command import quoted
 from blockwright.registry.extras import require
-from blockwright.registry.words import quoted
 from blockwright.training.checkpoints.find import newest
 from blockwright.training.configuration import figures
 from blockwright.training.configuration.instantiate import check_target

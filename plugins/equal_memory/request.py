@@ -13,10 +13,9 @@ from annotated_types import Ge, Le
 from blockwright.blocks.checkpoint.source import DTYPES
 from blockwright.lab.match.request import swept
 from blockwright.registry import BlockError, ConfigError, did_you_mean
-from blockwright.registry.command import Parser
+from blockwright.registry.command import Parser, read_words
 from blockwright.registry.ranges import Count
 from blockwright.registry.reading import Remedy, keys, read, typed
-from blockwright.registry.words import read_words
 
 Bits = Literal[8, 6, 4] | None
 UNITS = {

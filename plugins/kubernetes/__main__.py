@@ -13,8 +13,7 @@ from pathlib import Path
 
 from blockwright.lab.sweep import plan as plans
 from blockwright.registry import ConfigError, did_you_mean
-from blockwright.registry.command import Parser, run_command
-from blockwright.registry.words import quoted
+from blockwright.registry.command import Parser, quoted, run_command
 from blockwright.training import jobs
 
 OF_A_SWEEP = ("status", "stop", "resume", "retry")

@@ -11,10 +11,9 @@ from annotated_types import Ge
 from blockwright.plugins.planner.hardware import Hardware, hardware
 from blockwright.plugins.planner.layout import Precision
 from blockwright.registry import ConfigError, did_you_mean
-from blockwright.registry.command import Parser
+from blockwright.registry.command import Parser, read_words
 from blockwright.registry.ranges import Count, Positive
 from blockwright.registry.reading import Key, Remedy, keys, read, typed
-from blockwright.registry.words import read_words
 from blockwright.training.parallel.recompute import Recompute
 
 BATCH = 8  # default number of sequences per GPU

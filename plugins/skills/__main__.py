@@ -27,9 +27,8 @@ from blockwright.plugins.skills.rows import ids_of
 from blockwright.plugins.skills.skill.base import MARKS, SYMBOLS, Skill, name_of
 from blockwright.registry import ConfigError, Node, Scope, did_you_mean
 from blockwright.registry.command import Parser, run_command
-from blockwright.registry.folder import own_folder, read_yaml
+from blockwright.registry.folder import References, own_folder, read_yaml
 from blockwright.registry.printing import show
-from blockwright.registry.references import References
 from blockwright.training.data.tokenizers.base import Tokenizer
 from blockwright.training.writing import write_text
 

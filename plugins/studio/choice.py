@@ -21,8 +21,8 @@ from hydra.errors import HydraException
 
 from blockwright import registry
 from blockwright.registry import ConfigError, presets
+from blockwright.registry.command import quoted
 from blockwright.registry.limits import check_values
-from blockwright.registry.words import quoted
 from blockwright.training.configuration.composing import compose_config
 
 PATH = re.compile(r"[a-z][a-z0-9_]*(?:\.[a-z0-9][a-z0-9_]*){0,24}")

@@ -37,9 +37,8 @@ from blockwright.plugins.surgery.ledger import Ledger
 from blockwright.plugins.surgery.start import Surgery
 from blockwright.plugins.surgery.tables import cost_table, costs, plain, rows, table
 from blockwright.registry import ConfigError
-from blockwright.registry.command import Parser, run_command
+from blockwright.registry.command import Parser, quoted, run_command
 from blockwright.registry.printing import show
-from blockwright.registry.words import quoted
 from blockwright.training.configuration import parts
 from blockwright.training.configuration.composing import compose_config
 from blockwright.training.configuration.named_model import composition_of

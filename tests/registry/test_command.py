@@ -16,10 +16,9 @@ import torch
 
 from blockwright.blocks.checkpoint.folder import whole
 from blockwright.registry import ConfigError
-from blockwright.registry.command import Parser, run_command
+from blockwright.registry.command import Parser, Words, read_words, run_command
 from blockwright.registry.errors import os_error_of, refusal_of_full
 from blockwright.registry.extras import require
-from blockwright.registry.words import Words, read_words
 from blockwright.training.entry.main import refusal_of
 from blockwright.training.writing import write_text
 

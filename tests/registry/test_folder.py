@@ -13,11 +13,10 @@ from typing import Any
 import pytest
 
 from blockwright.registry import ConfigError
-from blockwright.registry.folder import own_folder, read_bytes, read_json, read_text, read_yaml
+from blockwright.registry.folder import References, own_folder, read_bytes, read_json, read_text, read_yaml
+from blockwright.registry.index import find_readable
 from blockwright.registry.limits import MAX_BYTES, MAX_DEPTH, MAX_INTEGER, MAX_NODES, check_text, check_values
 from blockwright.registry.limits import read_text as read_plain
-from blockwright.registry.readable import find_readable
-from blockwright.registry.references import References
 from blockwright.training.configuration.instantiate import build_readable
 from blockwright.training.data.corpus import Corpus
 from blockwright.training.data.tokenizers.base import Tokenizer

@@ -14,8 +14,7 @@ from hearing import opened
 
 from blockwright import registry
 from blockwright.registry import INHERIT, ConfigError, Node, Scope
-from blockwright.registry.index import index
-from blockwright.registry.readable import find_readable
+from blockwright.registry.index import find_readable, index
 from blockwright.registry.schema import PLACE, Parameter, conforms, names_place
 from blockwright.training.configuration.instantiate import build_readable
 from blockwright.training.data.corpus import Corpus

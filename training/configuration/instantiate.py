@@ -14,8 +14,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from blockwright.registry import ConfigError, did_you_mean, refuse_targets
+from blockwright.registry.index import find_readable
 from blockwright.registry.ranges import numbers
-from blockwright.registry.readable import find_readable
 from blockwright.registry.schema import conforms, fault, in_words, names_place
 
 HYDRA_KEYS = {"_target_", "_partial_", "_convert_", "_recursive_", "_args_"}

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from blockwright.registry.enforcing import enforced
 from blockwright.registry.errors import ConfigError
-from blockwright.registry.readable import readable
+from blockwright.registry.index import readable
 from blockwright.registry.schema import Place
 from blockwright.training.data.corpus import SPLITS, Corpus, Split
 from blockwright.training.data.fingerprint import digest, of_file

@@ -23,7 +23,7 @@ from pathlib import Path
 
 from blockwright.registry.errors import ConfigError
 from blockwright.registry.extras import require
-from blockwright.registry.readable import readable
+from blockwright.registry.index import readable
 from blockwright.training.data.corpus import SPLITS, Corpus, Split
 
 # Listed explicitly: a later release with another play must not change the splits silently.

@@ -11,7 +11,7 @@ from functools import cached_property
 from pathlib import Path
 
 from blockwright.registry.errors import ConfigError
-from blockwright.registry.readable import readable
+from blockwright.registry.index import readable
 from blockwright.training.data.text import TextFiles
 
 LEFT_OUT = ("site-packages", "dist-packages", "test", "tests", "idle_test", "lib2to3")

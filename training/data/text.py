@@ -21,9 +21,9 @@ import numpy.typing as npt
 
 from blockwright.registry.enforcing import enforced
 from blockwright.registry.errors import ConfigError, did_you_mean
+from blockwright.registry.index import readable
 from blockwright.registry.limits import KERNEL
 from blockwright.registry.ranges import BelowOne, Whole
-from blockwright.registry.readable import readable
 from blockwright.registry.schema import Place
 from blockwright.training.data.corpus import SPLITS, Corpus, Split
 from blockwright.training.data.fingerprint import digest, of_file, state

@@ -16,7 +16,7 @@ from pathlib import Path
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf, read_write
 
-from blockwright.registry.words import quoted
+from blockwright.registry.command import quoted
 from blockwright.training import jobs
 from blockwright.training.configuration.conf import config_flags, kept
 from blockwright.training.processes import is_first
@@ -90,7 +90,7 @@ def leave_no_folder() -> None:
             sys.argv.append(f"hydra.run.dir={folder}")
 
 
-# --- recognise the error of a rank whose peer has gone: its own state on disk is good, so it counts as stopped ---
+# --- recognise the error of a rank whose peer has gone ----------------------------------------------------------------
 
 
 WORDS = re.compile(

@@ -7,8 +7,8 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from blockwright.blocks.scale import Scale
+from blockwright.registry.index import readable
 from blockwright.registry.ranges import BelowOne, NonNegative, Positive
-from blockwright.registry.readable import readable
 from blockwright.training.optimizers.base import (
     Multipliers,
     OptimizerRecipe,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from blockwright.registry.readable import readable
+from blockwright.registry.index import readable
 from blockwright.training.optimizers.constraint import Constraint, Norms
 
 if TYPE_CHECKING:

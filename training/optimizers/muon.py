@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from annotated_types import Ge, Le
 
+from blockwright.registry.index import readable
 from blockwright.registry.ranges import BelowOne, NonNegative, Positive
-from blockwright.registry.readable import readable
 from blockwright.training.optimizers.base import Multipliers, factors_of
 from blockwright.training.optimizers.constraint import USUAL, Constraint
 from blockwright.training.optimizers.matrices import AdjustLr, MatrixRecipe, NsDtype, one_of, rate_of_rest

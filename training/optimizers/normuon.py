@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from blockwright.registry.index import readable
 from blockwright.registry.ranges import BelowOne, NonNegative, Positive
-from blockwright.registry.readable import readable
 from blockwright.training.optimizers.base import Multipliers
 from blockwright.training.optimizers.constraint import USUAL, Constraint
 from blockwright.training.optimizers.matrices import AdjustLr, NsDtype

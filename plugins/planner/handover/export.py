@@ -22,8 +22,8 @@ from blockwright.plugins.planner.measure import measure
 from blockwright.plugins.planner.request import Cluster
 from blockwright.plugins.planner.search import ERROR, Candidate, search
 from blockwright.registry import ConfigError
+from blockwright.registry.command import sort_words
 from blockwright.registry.reading import keys, read, typed
-from blockwright.registry.words import sort_words
 
 ENGINES = {"megatron-bridge": MEGATRON_BRIDGE, "automodel": AUTOMODEL}
 

@@ -18,8 +18,7 @@ from blockwright.lab.sweep import plan as plans
 from blockwright.lab.sweep.__main__ import main
 from blockwright.lab.sweep.launcher import Rounds
 from blockwright.registry import REFUSED, ConfigError
-from blockwright.registry.command import run_command
-from blockwright.registry.words import sort_words
+from blockwright.registry.command import run_command, sort_words
 from blockwright.training.result import Result, record_failure
 
 JOBLIB = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]

@@ -17,7 +17,7 @@ from blockwright.lab.sweep.__main__ import main
 from blockwright.lab.sweep.callback import SWEEPER
 from blockwright.lab.sweep.table import rows_of
 from blockwright.registry import ConfigError
-from blockwright.registry.words import quoted
+from blockwright.registry.command import quoted
 from blockwright.training.claims import take
 from blockwright.training.result import RESULTS, Result
 from blockwright.training.writing import write_json
