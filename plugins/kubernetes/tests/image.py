@@ -92,7 +92,7 @@ class Builder:
                 "--build-arg",
                 f"BASE={BASE}",
                 "--build-arg",
-                "EXTRAS=lab,tensorboard",
+                "EXTRAS=tensorboard",
             ),
             *(*_pip(self.folder / "pip.conf"), "."),
         )
