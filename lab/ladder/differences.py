@@ -2,7 +2,7 @@
 
 Two seeds of a rung have one degree of freedom for their noise, and Student's t then asks for 12.7 standard errors. So
 the noise here is that of all trainings about the means of their cells, with what tuning leaves in both arms
-(statistics/law_noise.py): its parts are the same at every rung.
+(statistics/law.py): its parts are the same at every rung.
 """
 
 from __future__ import annotations

@@ -7,9 +7,9 @@ training. The form is that of Hoffmann et al. (2022, arXiv:2203.15556). Shared e
 those of Volkova et al. (2026, arXiv:2602.07712) for optimizers, because a law for each arm alone is ill-conditioned.
 
 An arm has the loss at (N, D) that the baseline has at (ρ_N N, ρ_D D). So at the best split of the compute 6ND into size
-and data the arm is faster by s = ρ_N ρ_D, whatever the budget. Lines other than the best split: law_speed.py.
+and data the arm is faster by s = ρ_N ρ_D, whatever the budget. Lines other than the best split: law_fit.py.
 
-The fit (law_fit.py) is by least squares from 12 starts, then again with what the residuals share (law_noise.py): the
+The fit (law_fit.py) is by least squares from 12 starts, then again with what the residuals share: the
 arms of a seed, which see the same data, and the durations of a training, which are decays of one trunk. A robust loss
 is not needed, since a diverged training is a lost one. Intervals are Student's, with the degrees of freedom that each
 estimate has; in simulations they cover .93 to .97 at 95 % (tests/lab/statistics/test_law.py). As many degrees as there

@@ -42,7 +42,7 @@ SWEEPER = "hydra_plugins.blockwright_optuna.sweeper.ResumableOptunaSweeper"
 class SweepCallback(Callback):
     """Hydra callback of a multirun: writes ``plan.json``, reports each job, ends with ``summary.csv``.
 
-    It locks the sweep for the multirun; each job locks its own folder, in whichever process it runs (entry/job.py).
+    It locks the sweep for the multirun; each job locks its own folder, in whichever process it runs.
     """
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:

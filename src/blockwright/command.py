@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 
 from blockwright import completion
-from blockwright.commands import command, commands
+from blockwright.commands import HEADINGS, OTHERS, command, commands
 from blockwright.registry.command import run_command
 from blockwright.registry.errors import ConfigError
 
@@ -20,7 +20,11 @@ def usage() -> str:
     """The text of ``--help``."""
     known = commands()
     width = max(map(len, known)) + 2
-    listed = "\n".join(f"  {name:{width}}{command.about}" for name, command in known.items())
+    own = sorted({each.heading for each in known.values()} - {*HEADINGS, OTHERS})
+    under: dict[str, list[str]] = {heading: [] for heading in (*HEADINGS, *own, OTHERS)}
+    for name, each in known.items():
+        under[each.heading].append(f"  {name:{width}}{each.about}")
+    listed = "\n\n".join("\n".join((f"{heading}:", *lines)) for heading, lines in under.items() if lines)
     return (
         "blockwright COMMAND [ARGUMENT …]\n\n"
         f"{listed}\n\n"

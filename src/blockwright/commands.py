@@ -1,9 +1,10 @@
 """The commands that installed packages offer, this one included.
 
-An entry point of the group ``blockwright.commands`` gives a command its name: ``NAME = "module:main"``, where ``main``
-takes the arguments and may return an exit code. The docstring of the module begins with the command's form and what it
-does: a line like ``blockwright NAME DIR [OVERRIDE …]``, in double backticks, a colon and a sentence. Both are read from
-the source, so that help and completion import nothing.
+An entry point of the group ``blockwright.commands.HEADING`` gives a command its name: ``NAME = "module:main"``, where
+``main`` takes the arguments and may return an exit code. ``blockwright --help`` lists it under the heading: one of
+``HEADINGS``, or a package's own; one of the group ``blockwright.commands`` itself is listed last. The docstring of the
+module begins with the command's form and what it does: a line like ``blockwright NAME DIR [OVERRIDE …]``, in double
+backticks, a colon and a sentence. Both are read from the source, so that help and completion import nothing.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from blockwright.registry import plugins
 from blockwright.registry.errors import ConfigError, did_you_mean
 
 ENTRY_POINTS = "blockwright.commands"
+HEADINGS = ("compose", "train", "compare", "look", "use", "scale")
+OTHERS = "more"
 _FORM = re.compile(r"``blockwright (?P<form>[^`]+)``: (?P<about>.+?)(?:\. |\.?$)")
 
 
@@ -46,6 +49,11 @@ class Command:
         return self._described()[0]
 
     @property
+    def heading(self) -> str:
+        """What help lists it under."""
+        return self.point.group.removeprefix(ENTRY_POINTS).removeprefix(".") or OTHERS
+
+    @property
     def about(self) -> str:
         """What it does, in a line."""
         return self._described()[1]
@@ -68,7 +76,10 @@ def offers() -> dict[str, list[EntryPoint]]:
         ConfigError: there is none, not even of this project, whose metadata an editable install does not renew
     """
     offered: dict[str, list[EntryPoint]] = {}
-    for point in sorted(entry_points(group=ENTRY_POINTS), key=lambda point: point.name):
+    found = entry_points()
+    groups = [group for group in found.groups if f"{group}.".startswith(f"{ENTRY_POINTS}.")]
+    points = [point for group in groups for point in found.select(group=group)]
+    for point in sorted(points, key=lambda point: point.name):
         offered.setdefault(point.name, []).append(point)
     if not offered:
         rule = "names no command: the installation is older than the source"

@@ -6,7 +6,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
-from importlib.metadata import EntryPoint
+from importlib.metadata import EntryPoint, EntryPoints
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +29,12 @@ def offer(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., None
     """Offers commands of other packages beside the project's: name → module; ``weighing`` is one that exists."""
     (tmp_path / "weighing.py").write_text(MODULE)
     monkeypatch.syspath_prepend(str(tmp_path))
-    known = list(offered_commands.entry_points(group=ENTRY_POINTS))
+    found = offered_commands.entry_points()
+    known = [point for group in found.groups for point in found.select(group=group)]
 
     def put(**modules: str) -> None:
         points = [EntryPoint(name, f"{module}:main", ENTRY_POINTS) for name, module in modules.items()]
-        monkeypatch.setattr(offered_commands, "entry_points", lambda group: [*known, *points])
+        monkeypatch.setattr(offered_commands, "entry_points", lambda: EntryPoints([*known, *points]))
 
     return put
 
@@ -60,6 +61,14 @@ def test_another_package_adds_a_command_that_help_and_completion_know_without_im
     assert "--json" in completion.complete(["weigh", "x", "--"])
     with pytest.raises(ImportError, match="import nothing"):
         run(["weigh"])
+
+
+def test_help_lists_each_command_once_under_its_heading(offer: Any) -> None:
+    offer(weigh="weighing")
+    parts = {part.split(":\n")[0]: part for part in usage().split("\n\n")}
+    assert [*parts][1:8] == ["compose", "train", "compare", "look", "use", "scale", "more"]
+    listed = [line.split()[0] for part in [*parts.values()][1:8] for line in part.splitlines()[1:]]
+    assert sorted(listed) == sorted(commands()) and "  train " in parts["train"] and "  weigh " in parts["more"]
 
 
 def test_name_that_two_packages_offer_is_refused_and_the_others_work(offer: Any, capsys: Any) -> None:
@@ -132,7 +141,7 @@ def test_completion_waits_for_torch_only_where_blocks_answer(environment: dict[s
 
 
 def test_installation_older_than_the_source_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(offered_commands, "entry_points", lambda group: [])
+    monkeypatch.setattr(offered_commands, "entry_points", lambda: EntryPoints([]))
     for words in ([], ["describe", "model=tiny"]):
         with pytest.raises(ConfigError) as refused:
             run(words)

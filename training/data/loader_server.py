@@ -1,4 +1,4 @@
-"""Imported only by the process that loader processes are forked from: see ``workers.py``."""
+"""Imported only by the process that loader processes are forked from: see ``modules/batches.py``."""
 
 import os
 import signal
