@@ -11,7 +11,6 @@ from blockwright.blocks.attention.base import Attention
 from blockwright.blocks.cache.state import State
 from blockwright.blocks.depthwise import CausalConv
 from blockwright.blocks.forward_pass import Carry, Pass
-from blockwright.blocks.kernels.seam import compute
 from blockwright.registry import register
 
 Parts = Mapping[str, Tensor]
@@ -111,7 +110,7 @@ class Recurrent(Attention):
         if held is None or not held.notes_each:
             y, state = self.kernels.recur(*given, state, segments, erase, at)
             return y, {"state": state}
-        y, after = compute("recurrence_each", *given, state, None, erase, at)
+        y, after = self.kernels.recur_each(*given, state, None, erase, at)
         return y, {"state": after}
 
     def reset_parameters(self) -> None:

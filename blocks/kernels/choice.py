@@ -17,12 +17,14 @@ from torch import Tensor
 from blockwright.blocks.kernels.cross_entropy import linear_cross_entropy
 from blockwright.blocks.kernels.experts import Choices
 from blockwright.blocks.kernels.quantise import Codes
+from blockwright.blocks.kernels.recurrence import one_by_one
 from blockwright.blocks.kernels.scoring import Scoring
 from blockwright.blocks.kernels.seam import (
     KERNELS,
     Implementation,
     capability_of,
     chain,
+    compute,
     first_to_take,
     implementations,
 )
@@ -90,6 +92,13 @@ class Kernels:
         """``blockwright.blocks.kernels.recurrence.recurrence``."""
         return self._compute("recurrence", q, k, v, decay, beta, state, segments, erase, at)
 
+    def recur_each(self, *given: Any) -> tuple[Tensor, Tensor]:
+        """``recurrence_each`` of blocks/kernels/recurrence.py; by the ``recurrence`` that is named, where another is."""
+        device = given[0].device
+        if self._asked("recurrence", device)[0] is _chain("recurrence", AUTO, device)[0]:
+            return compute("recurrence_each", *given)
+        return one_by_one(self.recur, *given)
+
     def attend_all(self, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
         """``blockwright.blocks.kernels.attention.encoder_attention``."""
         return self._compute("encoder_attention", q, k, v, scale)
@@ -125,8 +134,10 @@ class Kernels:
         return self._compute("rotation", x, cos, sin, interleaved)
 
     def _compute(self, kernel: str, *given: Any) -> Any:
-        asked = self.chains.get(kernel) or _chain(kernel, getattr(self, kernel), given[0].device)
-        return first_to_take(asked, *given)
+        return first_to_take(self._asked(kernel, given[0].device), *given)
+
+    def _asked(self, kernel: str, device: torch.device) -> tuple[Implementation, ...]:
+        return self.chains.get(kernel) or _chain(kernel, getattr(self, kernel), device)
 
     def __deepcopy__(self, memo: Any) -> Kernels:
         return self

@@ -26,7 +26,9 @@ row by row and multiply a chunk's outputs one after the other).
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -77,7 +79,14 @@ def recurrence(
 
 
 @kernel("recurrence_each", "one_by_one", order=20)
-def recurrence_each(
+def recurrence_each(*given: Any) -> Result:
+    """The recurrence over a few tokens of one document, as a draft's, with the state after each, [B,T,N,K,V]: one token
+    after the other, by the automatic choice of ``recurrence``."""
+    return one_by_one(partial(compute, "recurrence"), *given)
+
+
+def one_by_one(
+    step: Callable[..., Result],
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -88,14 +97,13 @@ def recurrence_each(
     erase: Tensor | None = None,
     at: Tensor | None = None,
 ) -> Result:
-    """The recurrence over a few tokens of one document, as a draft's, with the state after each, [B,T,N,K,V]: one token
-    after the other, by the automatic choice of ``recurrence``."""
+    """``recurrence_each`` by a ``recurrence`` that is called for one token after the other."""
     outputs, states = [], []
     for t in range(v.shape[1]):
         token = slice(t, t + 1)
         strength, erased, place = (None if x is None else x[:, token] for x in (beta, erase, at))
         now = q[:, token], k[:, token], v[:, token], decay[:, token], strength
-        y, state = compute("recurrence", *now, state, None, erased, place)
+        y, state = step(*now, state, None, erased, place)
         outputs.append(y)
         states.append(state)
     return torch.cat(outputs, 1), torch.stack(states, 1)
