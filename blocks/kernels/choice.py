@@ -93,7 +93,7 @@ class Kernels:
         return self._compute("recurrence", q, k, v, decay, beta, state, segments, erase, at)
 
     def recur_each(self, *given: Any) -> tuple[Tensor, Tensor]:
-        """``recurrence_each`` of blocks/kernels/recurrence.py; by the ``recurrence`` that is named, where another is."""
+        """``recurrence_each`` of blocks/kernels/recurrence.py, or one by one by a ``recurrence`` that is named."""
         device = given[0].device
         if self._asked("recurrence", device)[0] is _chain("recurrence", AUTO, device)[0]:
             return compute("recurrence_each", *given)
