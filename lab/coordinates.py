@@ -138,7 +138,6 @@ def _run(arguments: Sequence[str]) -> int:
     if len(set(settings.widths)) < 2:
         rule = "a slope needs two different widths"
         raise ConfigError("widths", settings.widths, rule, "Write widths=64,128,256")
-    from blockwright.lab.coordinates import has_rules  # it imports Hydra
 
     rules = has_rules(words.overrides)
     found = check(words.overrides, settings, rules)
@@ -155,7 +154,6 @@ def _run(arguments: Sequence[str]) -> int:
 
 def _notes(overrides: Sequence[str], settings: Settings) -> list[str]:
     """What the rules have to say of the widest model: the sides that do not grow, for one."""
-    from blockwright.lab.coordinates import Family
     from blockwright.training.configuration import parts
 
     wider = Family(min(settings.widths), settings.grow).overrides(max(settings.widths), parametrised=True)
@@ -182,7 +180,6 @@ def check(overrides: Sequence[str], settings: Settings, rules: bool) -> dict[str
     from blockwright.blocks.coordinates import kind_of, slopes
     from blockwright.blocks.experts import Experts
     from blockwright.blocks.widths import multiplied
-    from blockwright.lab.coordinates import Family
 
     widths = sorted(settings.widths)
     family = Family(widths[0], settings.grow)

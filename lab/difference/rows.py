@@ -12,7 +12,6 @@ from rich.table import Table
 from rich.text import Text
 
 from blockwright.lab.card import BEYOND, flat, scaled
-from blockwright.lab.difference import rows
 from blockwright.lab.difference.counterparts import Pair, spelt
 from blockwright.lab.difference.difference import Difference, Runs, minus
 from blockwright.lab.difference.settings import ABSENT, Entry, Name
@@ -138,7 +137,7 @@ def _is_digest(value: Any) -> bool:
 # --- a difference in a terminal, or as plain lines --------------------------------------------------------------------
 
 
-STYLES = {rows.DIFFERS: "bold yellow", rows.SAME: "dim", "": "bold"}
+STYLES = {DIFFERS: "bold yellow", SAME: "dim", "": "bold"}
 WIDEST = 20  # characters of a name over a column
 ONE_SEED = (
     "No verdict: one seed cannot say whether B differs from A, and each is one run. "
@@ -152,9 +151,9 @@ def show(found: Difference) -> None:
     for letter, name, head in zip("AB", (found.a.name, found.b.name), heads, strict=True):
         if head != name:
             out.print(Text(f"{letter}: {name}"))
-    _print(heads, "change", [rows.costs(found), rows.composition(found)], same(found.entries))
+    _print(heads, "change", [costs(found), composition(found)], same(found.entries))
     if (runs := found.runs) is not None:
-        _print(heads, f"B {MINUS} A", [rows.settings(runs), rows.data(runs), rows.figures(runs)], about(runs))
+        _print(heads, f"B {MINUS} A", [settings(runs), data(runs), figures(runs)], about(runs))
 
 
 def headers(a: str, b: str) -> tuple[str, str]:
@@ -175,7 +174,7 @@ def about(runs: Runs) -> str:
     return f"{same(runs.settings)}{of}\n{ONE_SEED}"
 
 
-def _print(heads: tuple[str, str], change: str, sections: Sequence[Sequence[rows.Row]], caption: str) -> None:
+def _print(heads: tuple[str, str], change: str, sections: Sequence[Sequence[Row]], caption: str) -> None:
     table = Table(box=box.SIMPLE_HEAD, highlight=False, caption=caption, caption_justify="left", padding=(0, 1, 0, 0))
     table.add_column("", no_wrap=True)
     table.add_column("", overflow="fold")
