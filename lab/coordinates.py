@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,78 +17,10 @@ from blockwright.registry.printing import show
 from blockwright.registry.ranges import Count
 from blockwright.registry.reading import Remedy, keys, typed
 from blockwright.registry.reading import read as read_settings
-from blockwright.training.configuration.composing import compose_config
-from blockwright.training.configuration.run import STANDARD
 
 if TYPE_CHECKING:
     from blockwright.blocks.coordinates import Size, Slope
     from blockwright.training.configuration.run import Run
-
-# --- models of several widths from one configuration ------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Family:
-    """A composition at several widths.
-
-    Args:
-        first: d_model of the smallest
-        grow: its other sizes that grow with d_model, as overrides of the model: ``{attention: {n_heads: 4}}``
-    """
-
-    first: Count
-    grow: Mapping[str, Any]
-
-    def overrides(self, width: int, parametrised: bool) -> list[str]:
-        """The overrides that make the model of a width.
-
-        Args:
-            width: its d_model
-            parametrised: whether it has the smallest one as the base of its parametrisation
-
-        Raises:
-            ConfigError: a size would not be whole
-        """
-        sizes = {"d_model": width, **_grown(self.grow, width, self.first, "grow")}
-        base = [f"++parametrisation.base={_written({'d_model': self.first, **self.grow})}"] if parametrised else []
-        return [*(f"++model.{path}={value}" for path, value in _leaves(sizes)), *base]
-
-
-def _grown(sizes: Mapping[str, Any], width: int, first: int, path: str) -> dict[str, Any]:
-    grown: dict[str, Any] = {}
-    for key, value in sizes.items():
-        where = f"{path}.{key}"
-        if isinstance(value, Mapping):
-            grown[key] = _grown(value, width, first, where)
-        elif type(value) is not int or value < 1:
-            raise ConfigError(where, value, "is a size of the model, which grows with d_model", "Write a whole number")
-        elif value * width % first:
-            rule = f"would be {value * width / first:g} at width {width}"
-            raise ConfigError(where, value, rule, "Choose widths, or sizes at the smallest, that stay whole")
-        else:
-            grown[key] = value * width // first
-    return grown
-
-
-def _leaves(sizes: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, int]]:
-    for key, value in sizes.items():
-        if isinstance(value, Mapping):
-            yield from _leaves(value, f"{path}{key}.")
-        else:
-            yield f"{path}{key}", value
-
-
-def _written(sizes: Mapping[str, Any]) -> str:
-    """A mapping as Hydra reads it."""
-    inner = (f"{k}: {_written(v) if isinstance(v, Mapping) else v}" for k, v in sizes.items())
-    return f"{{{', '.join(inner)}}}"
-
-
-def has_rules(overrides: Sequence[str]) -> bool:
-    """Whether overrides choose a parametrisation other than the standard one."""
-    node = compose_config(overrides).parametrisation
-    return (node if isinstance(node, str) else node.name) != STANDARD["name"]
-
 
 TOLERANCE = 0.1  # of the slope of changes under rules; seen are up to 0.08
 OF_SCORES = 0.25  # above which largest scores grow: they are extremes, so their slopes scatter by 0.2
@@ -138,6 +70,7 @@ def _run(arguments: Sequence[str]) -> int:
     if len(set(settings.widths)) < 2:
         rule = "a slope needs two different widths"
         raise ConfigError("widths", settings.widths, rule, "Write widths=64,128,256")
+    from blockwright.lab.widths import has_rules  # it imports Hydra
 
     rules = has_rules(words.overrides)
     found = check(words.overrides, settings, rules)
@@ -154,6 +87,7 @@ def _run(arguments: Sequence[str]) -> int:
 
 def _notes(overrides: Sequence[str], settings: Settings) -> list[str]:
     """What the rules have to say of the widest model: the sides that do not grow, for one."""
+    from blockwright.lab.widths import Family
     from blockwright.training.configuration import parts
 
     wider = Family(min(settings.widths), settings.grow).overrides(max(settings.widths), parametrised=True)
@@ -180,6 +114,7 @@ def check(overrides: Sequence[str], settings: Settings, rules: bool) -> dict[str
     from blockwright.blocks.coordinates import kind_of, slopes
     from blockwright.blocks.experts import Experts
     from blockwright.blocks.widths import multiplied
+    from blockwright.lab.widths import Family
 
     widths = sorted(settings.widths)
     family = Family(widths[0], settings.grow)

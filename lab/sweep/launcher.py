@@ -8,12 +8,7 @@ import sys
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
-
-from hydra.core.plugins import Plugins
-from hydra.core.utils import JobReturn
-from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig
+from typing import TYPE_CHECKING, Any
 
 from blockwright.lab.sweep import hosts
 from blockwright.lab.sweep import plan as plans
@@ -24,6 +19,11 @@ from blockwright.registry.command import Words, quoted
 from blockwright.training import jobs as training_jobs
 from blockwright.training.configuration.conf import options as options_of
 from blockwright.training.result import Result, record_failure
+
+if TYPE_CHECKING:
+    from hydra.core.utils import JobReturn
+    from hydra.types import HydraContext, TaskFunction
+    from omegaconf import DictConfig
 
 KEY = "launcher"  # of a command and of plan.json
 GROUP, OPTIONS = "hydra/launcher", "hydra.launcher."
@@ -123,6 +123,8 @@ class Rounds:
     """The sweeper behind the plug-in; arguments as of Hydra's."""
 
     def __init__(self, config: DictConfig, context: HydraContext, task: TaskFunction) -> None:
+        from hydra.core.plugins import Plugins
+
         self.config, self.context = config, context
         self.launcher = Plugins.instance().instantiate_launcher(
             config=config, hydra_context=context, task_function=task

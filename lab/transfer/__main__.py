@@ -108,7 +108,7 @@ def _planned(settings: Settings, overrides: Sequence[str], more: Mapping[str, An
     if settings.to <= settings.base:
         raise ConfigError("to", settings.to, f"must be wider than base ({settings.base})", "Write e.g. base=64 to=256")
     _refuse_set(overrides)
-    from blockwright.lab.coordinates import Family, has_rules
+    from blockwright.lab.widths import Family, has_rules
 
     family = Family(settings.base, settings.grow)
     rules = list(overrides) if has_rules(overrides) else [*overrides, "parametrisation=width"]

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
-
-import lightning as L
+from typing import TYPE_CHECKING, Any
 
 from blockwright.blocks.decoder import Decoder
 from blockwright.registry import ConfigError
 from blockwright.training.optimizers.base import OptimizerRecipe
+
+if TYPE_CHECKING:
+    import lightning as L
 
 # --- the position in training that a checkpoint holds: between two optimizer steps, whichever hook writes it ---
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from lightning.pytorch.plugins.precision import Precision
 from torch import nn
 
 from blockwright.blocks.compose import compose
@@ -24,6 +23,9 @@ from blockwright.training.parametrisations import Parametrisation, Standard
 from blockwright.training.patterns import matching
 from blockwright.training.schedulers import Schedule
 from blockwright.training.starts.base import Start
+
+if TYPE_CHECKING:
+    from lightning.pytorch.plugins.precision import Precision
 
 # --- what a run gives to its task beside the objective's own settings -------------------------------------------------
 

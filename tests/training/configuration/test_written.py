@@ -18,7 +18,8 @@ from omegaconf import OmegaConf
 from blockwright.registry import ConfigError
 from blockwright.training.configuration import placeholders
 from blockwright.training.configuration.composing import compose_config
-from blockwright.training.configuration.placeholders import filled, hidden, read_from_environment
+from blockwright.training.configuration.placeholders import filled
+from blockwright.training.configuration.secrets import hidden, read_from_environment
 from blockwright.training.entry import cli
 from blockwright.training.entry.execute import execute
 from blockwright.training.entry.hydra_job import PARTS, show
