@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -20,7 +20,6 @@ from blockwright.training.parallel.build import build
 from blockwright.training.parallel.recompute import Recompute, recompute
 from blockwright.training.parallel.recompute import check as check_recompute
 from blockwright.training.parametrisations import Parametrisation, Standard
-from blockwright.training.patterns import matching
 from blockwright.training.schedulers import Schedule
 from blockwright.training.starts.base import Start
 
@@ -83,20 +82,6 @@ class Setup:
     def trained(self) -> str | None:
         """The trained model that the run starts from; None for random weights."""
         return next((start.trained for start in self.starts if start.trained is not None), None)
-
-
-# --- parts of a model that are not trained ----------------------------------------------------------------------------
-
-
-def freeze(decoder: nn.Module, patterns: Sequence[str]) -> None:
-    """Exclude parameters that match any pattern from training.
-
-    Raises:
-        ConfigError: a pattern matches no parameter
-    """
-    parameters = dict(decoder.named_parameters())
-    for name in matching(parameters, patterns, "task.frozen"):
-        parameters[name].requires_grad_(False)
 
 
 # --- Lightning's low precisions, limited to the dtype of weights, and so of their products ----------------------------
@@ -172,19 +157,3 @@ def sharded(setup: Setup, reads: bool, sharding: Any) -> Decoder:
     filler = fill if reads and setup.starts else None
     settings = (setup.model, setup.seed, sharding, setup.activation_checkpointing, filler)
     return build(*settings, attach=attach, scales=setup.recipe.scales)
-
-
-# --- the model of a run as it is trained, without memory --------------------------------------------------------------
-
-
-def outline(model: Mapping[str, Any], starts: Iterable[Start], frozen: Sequence[str] | None) -> Decoder:
-    """The decoder on the meta device, with what its starts attach and its frozen parts, which a checkpoint must fit.
-
-    Raises:
-        ConfigError: a pattern matches nothing
-    """
-    decoder = compose(model, device="meta")
-    for start in starts:
-        start.attach(decoder)
-    freeze(decoder, frozen or ())
-    return decoder
