@@ -88,8 +88,24 @@ class Banded(Around):
         return {"mixture.weight": "column"}
 
 
+class Grown(Around):
+    """Queries that grow with their position, after another position has rotated them."""
+
+    def grown(self, q: Tensor, positions: Tensor) -> Tensor:
+        """Queries q [B,T,N,H] at positions [B|1,T] → the same shape."""
+        raise NotImplementedError
+
+    def rotate(self, q: Tensor, k: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+        q, k = super().rotate(q, k, positions)
+        return self.grown(q, positions), k
+
+    def rotate_in(self, q: Tensor, k: Tensor, positions: Tensor, length: int | Tensor) -> tuple[Tensor, Tensor]:
+        q, k = super().rotate_in(q, k, positions, length)
+        return self.grown(q, positions), k
+
+
 @register("position", "log_scaled")
-class LogScaled(Around):
+class LogScaled(Grown):
     """Scores that grow with the logarithm of the query's position from a floor on, those of ``inner``'s bias too.
 
     Inkling (Thinking Machines 2026), as in transformers: all scores of query t, and their bias, are multiplied by
@@ -115,24 +131,16 @@ class LogScaled(Around):
         """[B|1,T] fp64."""
         return 1 + self.scale * ((positions + 1).double() / self.floor).clamp(min=1).log()
 
-    def rotate(self, q: Tensor, k: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
-        q, k = super().rotate(q, k, positions)
-        return self._grown(q, positions), k
-
-    def rotate_in(self, q: Tensor, k: Tensor, positions: Tensor, length: int | Tensor) -> tuple[Tensor, Tensor]:
-        q, k = super().rotate_in(q, k, positions, length)
-        return self._grown(q, positions), k
-
     def bias(self, queries: Queries, keys: Keys) -> Bias:
         return times(super().bias(queries, keys), self.growth(queries.positions))
 
-    def _grown(self, q: Tensor, positions: Tensor) -> Tensor:
+    def grown(self, q: Tensor, positions: Tensor) -> Tensor:
         wide = torch.promote_types(q.dtype, torch.float32)
         return (q.to(wide) * self.growth(positions)[..., None, None].to(wide)).to(q.dtype)
 
 
 @register("position", "log_temperature")
-class LogTemperature(Around):
+class LogTemperature(Grown):
     """Queries that grow with the logarithm of their position, so that attention stays as sharp among more keys.
 
     Llama-4, from Nakanishi 2025 (scalable softmax), arXiv 2501.19399: q_t ← q_t (1 + scale · ln(1 + ⌊(t + 1)/every⌋)).
@@ -153,14 +161,6 @@ class LogTemperature(Around):
     def drawn(self) -> Drawn:
         return Drawn(acts="queries")
 
-    def rotate(self, q: Tensor, k: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
-        q, k = super().rotate(q, k, positions)
-        return self._grown(q, positions), k
-
-    def rotate_in(self, q: Tensor, k: Tensor, positions: Tensor, length: int | Tensor) -> tuple[Tensor, Tensor]:
-        q, k = super().rotate_in(q, k, positions, length)
-        return self._grown(q, positions), k
-
-    def _grown(self, q: Tensor, positions: Tensor) -> Tensor:
+    def grown(self, q: Tensor, positions: Tensor) -> Tensor:
         growth = 1 + self.scale * ((positions + 1) // self.every).float().log1p()
         return q * growth[..., None, None].to(q.dtype)
