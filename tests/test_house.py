@@ -8,9 +8,11 @@ import io
 import re
 import tokenize
 import tomllib
+from collections import Counter
 from collections.abc import Iterator
 from fnmatch import fnmatch
 from pathlib import Path
+from typing import TypeGuard
 
 import pytest
 
@@ -64,6 +66,25 @@ def test_init_files_hold_no_code() -> None:
             for node in ast.parse(source.read_text()).body:
                 allowed = ast.Import | ast.ImportFrom | ast.Expr | ast.Assign
                 assert isinstance(node, allowed) or _refuses_other_names(node), source
+
+
+def test_no_module_gives_one_name_to_two_things() -> None:
+    """The later one would take the place of the earlier one in functions that were written for that."""
+    twice = {}
+    for source in SOURCES:
+        names: Counter[str] = Counter()
+        for node in ast.parse(source.read_text()).body:
+            if isinstance(node, ast.FunctionDef | ast.ClassDef):
+                names[node.name] += not any("overload" in ast.unparse(each) for each in node.decorator_list)
+            elif isinstance(node, ast.Assign | ast.AnnAssign):
+                targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+                names.update(each.id for target in targets for each in ast.walk(target) if _is_bound(each))
+        twice[source] = {name for name, times in names.items() if times > 1 and name != "_"}
+    assert not {source: names for source, names in twice.items() if names}
+
+
+def _is_bound(node: ast.AST) -> TypeGuard[ast.Name]:
+    return isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)
 
 
 def _refuses_other_names(node: ast.stmt) -> bool:
