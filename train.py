@@ -1,4 +1,4 @@
-"""``blockwright train [OVERRIDE …] [--cfg job] [--config-dir DIR] [--multirun]``: train a model, or sweep with ``-m``.
+"""``blockwright train [OVERRIDE …] [--cfg job] [--multirun]``: train a model, or sweep with ``-m``.
 
 An OVERRIDE is KEY=VALUE or GROUP=NAME, composed by Hydra from conf/. With fit, validate, test or predict as first word
 it is Lightning CLI on the same configuration.

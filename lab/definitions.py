@@ -1,4 +1,4 @@
-"""Definitions in YAML files: of a folder of conf, and of the packages that plug-ins offer."""
+"""Definitions in YAML files: of a folder of conf, of the user's own, and of the packages that plug-ins offer."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from blockwright.registry import ConfigError, did_you_mean, plugins
+from blockwright.registry import ConfigError, did_you_mean, plugins, user_conf
 from blockwright.registry.limits import read_text
 
 
@@ -41,9 +41,10 @@ class Files:
         return sorted(self.known())
 
     def known(self) -> dict[str, list[Path]]:
-        """Name of a definition → the files of this name, here and in other packages."""
+        """Name of a definition → the files of this name, here, with the user and in other packages."""
         files: dict[str, list[Path]] = {}
-        for folder in (self.folder, *plugins.folders(self.entry_points)):
+        own = (each / self.folder.name for each in user_conf.folders())
+        for folder in (self.folder, *own, *plugins.folders(self.entry_points)):
             for file in folder.glob("*.yaml"):
                 files.setdefault(file.stem, []).append(file)
         return files
@@ -100,7 +101,7 @@ class Files:
             file = found[0]
         if not file.is_file():
             what = "file" if file == Path(name) else self.kind
-            remedy = did_you_mean(name, self.names(), "Name a YAML file")
+            remedy = f"{did_you_mean(name, self.names())}. One of yours is conf/{self.folder.name}/NAME.yaml, or a path"
             raise ConfigError(self.argument, name, f"there is no such {what}", remedy)
         return file
 

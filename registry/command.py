@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
+from blockwright.registry import user_conf
 from blockwright.registry.errors import REFUSED, ConfigError, did_you_mean, refusal_of_full, refused_path
 
 INTERRUPTED = 130  # 128 + SIGINT
@@ -40,13 +41,13 @@ def run_command(command: Callable[[Sequence[str]], int | None], arguments: Seque
 
     Args:
         command: takes the arguments, may return an exit code, and raises ``ConfigError`` for wrong arguments
-        arguments: None for those of the process
+        arguments: None for those of the process; ``--config-dir DIR`` is taken out for all commands
 
     Returns:
         the exit code; a ``ConfigError`` and a full disk are printed as one message
     """
     try:
-        code = command(sys.argv[1:] if arguments is None else arguments) or 0
+        code = command(user_conf.taken(sys.argv[1:] if arguments is None else arguments)) or 0
         sys.stdout.flush()
         return code
     except ConfigError as error:

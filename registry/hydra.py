@@ -13,9 +13,7 @@ Nodes are made when selected: a program reads no preset but its own.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from itertools import pairwise
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 from hydra.core.object_type import ObjectType
@@ -25,14 +23,6 @@ from blockwright.registry import catalogue, presets
 from blockwright.registry.build import Node, resolve
 
 BASE = "base"  # conf/model/base.yaml: the keys of a model that are not blocks
-
-
-def include_config_dir(arguments: Sequence[str]) -> None:
-    """Add the presets of ``--config-dir DIR``, in DIR/preset, for this process and those a run starts."""
-    for argument, following in pairwise([*arguments, ""]):
-        flag, _, folder = argument.partition("=")
-        if flag in ("--config-dir", "-cd") and (folder or following):
-            presets.include(Path(folder or following) / "preset")
 
 
 def is_group(path: str) -> bool:

@@ -1,8 +1,8 @@
 """Presets: whole models by name, each a composition in its own file, ``NAME.yaml``.
 
 Built-in presets are in conf/preset/. A plug-in offers a package folder of YAML files through the entry-point group
-``blockwright.presets``, and the environment variable ``BLOCKWRIGHT_PRESETS`` names folders of the user. Presets are
-data from any source: they are subject to ``blockwright.registry.limits``, and name registered blocks only.
+``blockwright.presets``, and a user in the folder ``preset`` of their own configurations. Presets are data from any
+source: they are subject to ``blockwright.registry.limits``, and name registered blocks only.
 
     inherits: llama2_7b        # another preset, which the rest of the file patches:
     n_layers: 40               # a value replaces
@@ -19,14 +19,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from blockwright.registry import plugins
+from blockwright.registry import plugins, user_conf
 from blockwright.registry.build import refuse_targets, to_plain
 from blockwright.registry.errors import ConfigError, did_you_mean
 from blockwright.registry.layout import patched
 from blockwright.registry.limits import read_text
 
 ENTRY_POINTS = "blockwright.presets"
-VARIABLE = "BLOCKWRIGHT_PRESETS"
 BUILTIN = Path(__file__).resolve().parent.parent / "conf" / "preset"
 FORMAT = 2  # of saved compositions
 RESERVED = frozenset({"base", "file", "pretrained"})  # options of ``model`` in conf/model/
@@ -51,13 +50,6 @@ class Preset:
         """The comment at the top of its file."""
         first = read_text(self.file, "model").partition("\n")[0]
         return first.lstrip("# ").rstrip() if first.startswith("#") else ""
-
-
-def include(folder: Path) -> None:
-    """Add a folder, if it exists, to the preset folders of this process and the ones it starts."""
-    known = [each for each in os.environ.get(VARIABLE, "").split(os.pathsep) if each]
-    if folder.is_dir() and str(folder.resolve()) not in known:
-        os.environ[VARIABLE] = os.pathsep.join([*known, str(folder.resolve())])
 
 
 def names(kind: str | None = None) -> list[str]:
@@ -180,14 +172,10 @@ def _folders() -> dict[Path, str]:
     """Folder → owner, each once.
 
     Raises:
-        ConfigError: a folder that is named does not exist, or one has a preset with a reserved name
+        ConfigError: as ``user_conf.folders``, or a folder has a preset with a reserved name
     """
-    found = {BUILTIN: "blockwright", **_of_plugins()}
-    for name in filter(None, os.environ.get(VARIABLE, "").split(os.pathsep)):
-        folder = Path(name).expanduser().resolve()
-        if not folder.is_dir():
-            raise ConfigError(VARIABLE, name, "there is no such folder", "Name folders that hold NAME.yaml files")
-        found.setdefault(folder, "you")
+    own = [folder for each in user_conf.folders() if (folder := each / "preset").is_dir()]
+    found = {BUILTIN: "blockwright", **_of_plugins(), **dict.fromkeys(own, "you")}
     for file in (folder / f"{name}.yaml" for folder in found for name in RESERVED):
         if file.is_file():
             rule = f"model={file.stem} is blockwright's own, so no preset can have this name"

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import copy
 import functools
-import os
 import pickle
 import sys
 from collections.abc import Sequence
@@ -148,13 +147,13 @@ def _is_value(repo: Any, override: Override) -> bool:
 
 def _state(repo: Any) -> Key | None:
     """What options there are; None where files or classes may be those of a test, which could change them."""
-    from blockwright.registry import catalogue, index, presets
+    from blockwright.registry import catalogue, index, presets, user_conf
 
     sources: Sequence[Any] = repo.get_sources()
     files = [Path(source.path) for source in sources if source.scheme() == "file"]
     declared = index.index().blocks
     registered = [(kind, name) for kind, found in catalogue._entries.items() for name in found]
-    if presets.VARIABLE in os.environ or not all(file.resolve().is_relative_to(ROOT) for file in files):
+    if user_conf.folders() or not all(file.resolve().is_relative_to(ROOT) for file in files):
         return None
     if any(name not in declared.get(kind, {}) for kind, name in registered):
         return None

@@ -20,6 +20,7 @@ import yaml
 from warm import Running, Warm
 
 from blockwright.lab.sweep import plan as plans
+from blockwright.registry import user_conf
 
 ROOT = Path(__file__).resolve().parent.parent
 Command = Callable[..., subprocess.CompletedProcess[str]]
@@ -226,9 +227,8 @@ def test_children_are_told_to_run_one_job_and_not_the_sweep(monkeypatch: pytest.
     GlobalHydra.instance().clear()
     with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
         HydraConfig.instance().set_config(compose("config", overrides=given, return_hydra_config=True))
-    monkeypatch.setattr(
-        sys, "argv", ["train.py", "-m", "--config-dir", "here", "-cn=config", "model/attention=gqa,mha"]
-    )
+    monkeypatch.setenv(user_conf.VARIABLE, "here")  # by --config-dir
+    monkeypatch.setattr(sys, "argv", ["train.py", "-m", "-cn=config", "model/attention=gqa,mha"])
     launcher = importlib.import_module("json.tool")  # stands for joblib's worker, which a job finds as its main module
     monkeypatch.setitem(sys.modules, "__main__", launcher)
     monkeypatch.setattr(launcher, "__spec__", launcher.__spec__)

@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal
 from annotated_types import Ge, Gt, Le
 
 from blockwright.lab.sweep import designs, hosts
-from blockwright.registry import ConfigError
+from blockwright.registry import ConfigError, user_conf
 from blockwright.registry.folder import read_json, read_yaml
 from blockwright.registry.ranges import NonNegative, Number
 from blockwright.registry.schema import conforms, fault
@@ -115,12 +115,13 @@ def write(directory: Path, plan: Mapping[str, Any]) -> None:
         plan: ``kind``, ``name``, ``command``, ``metric``, ``direction``, ``workers``, and ``jobs`` (``job``,
             ``overrides``, and in an ablation ``arm``, ``seed``, ``lr``, ``stage``, ``tries``, the tuned settings by
             path, and ``after``, the number of the job whose weights it starts from, or with ``from_step`` whose
-            training it continues from that step) unless it is a search. ``flags``, optional, precede the overrides of
-            each job. ``launcher``, optional, are the overrides that choose the launcher of Hydra which runs the jobs.
-            ``cwd``, the base of relative paths in overrides, defaults to this process's
+            training it continues from that step) unless it is a search. ``flags`` precede the overrides of each job,
+            by default those that name folders of the user. ``launcher``, optional, are the overrides that choose the
+            launcher of Hydra which runs the jobs. ``cwd``, the base of relative paths in overrides, defaults to this
+            process's
     """
     directory.mkdir(parents=True, exist_ok=True)
-    write_json(directory / PLAN, {"cwd": os.getcwd(), **plan})
+    write_json(directory / PLAN, {"cwd": os.getcwd(), "flags": user_conf.flags(), **plan})
 
 
 def begin(log_dir: str, kind: str, name: str, plan: Mapping[str, Any]) -> Path:

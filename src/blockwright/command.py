@@ -28,7 +28,8 @@ def usage() -> str:
     return (
         "blockwright COMMAND [ARGUMENT …]\n\n"
         f"{listed}\n\n"
-        "blockwright COMMAND --help describes a command's arguments. Tab completion in bash or zsh:\n"
+        "blockwright COMMAND --help describes a command's arguments. Every command finds presets, experiments and\n"
+        "other options of yours in the folder conf, or that of --config-dir DIR. Tab completion in bash or zsh:\n"
         '  eval "$(blockwright --completion)"\n'
     )
 

@@ -57,7 +57,7 @@ def _arguments(known: Command, words: Sequence[str]) -> Iterator[str]:
     """
     form, word = known.form, words[-1]
     if word.startswith("-"):
-        yield from ("--help", *_flags(known))
+        yield from ("--help", "--config-dir", *_flags(known))
         return
     actions = re.match(r"\S+ ([a-z]+(?:\|[a-z]+)+)", form)
     if actions and len(words) == 1:

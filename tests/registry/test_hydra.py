@@ -27,7 +27,6 @@ from blockwright.registry import (
     register,
 )
 from blockwright.registry.__main__ import main
-from blockwright.registry.hydra import include_config_dir
 from blockwright.registry.ranges import Count
 from hydra_plugins.blockwright_registry.source import RegistrySource
 
@@ -70,14 +69,6 @@ def test_listing_reads_no_preset(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(presets, "read_text", None)
     for group in ("model", *(f"model/{kind}" for kind in registry.kinds())):
         SOURCE.list(group, None)
-
-
-def test_folder_of_the_users_own_presets_is_read_off_the_command_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    included: list[str] = []
-    monkeypatch.setattr(presets, "include", lambda folder: included.append(folder.as_posix()))
-    for line in ("", "seed=1", "--config-dir", "--config-dir a", "--config-dir=b", "-cd c seed=1"):
-        include_config_dir(line.split())
-    assert included == ["a/preset", "b/preset", "c/preset"]
 
 
 # --- kinds that are no part of a model: prizes of a task, formats of data ---------------------------------------------

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from blockwright.blocks.compose import check, preset
-from blockwright.registry import ConfigError, plugins, presets
+from blockwright.registry import ConfigError, plugins, presets, user_conf
 from blockwright.registry.limits import MAX_BYTES
 from blockwright.training.configuration.composing import compose_config
 from blockwright.training.configuration.named_model import composition_of
@@ -20,18 +20,19 @@ SMALL = "vocab_size: 61\nd_model: 48\nn_layers: 2\nattention: {n_heads: 4}\n"
 
 @pytest.fixture
 def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
-    """Puts presets into a folder that BLOCKWRIGHT_PRESETS names."""
+    """Puts presets into a folder of the user."""
 
     def put(folder: str = "mine", **texts: str) -> Path:
-        directory = tmp_path / folder
-        directory.mkdir(exist_ok=True)
+        directory = tmp_path / folder / "preset"
+        directory.mkdir(parents=True, exist_ok=True)
         for name, text in texts.items():
             (directory / f"{name}.yaml").write_text(text)
-        known = os.environ.get(presets.VARIABLE, "").split(os.pathsep)
-        monkeypatch.setenv(presets.VARIABLE, os.pathsep.join(dict.fromkeys([*filter(None, known), str(directory)])))
+        known = os.environ.get(user_conf.VARIABLE, "").split(os.pathsep)
+        named = dict.fromkeys([*filter(None, known), str(tmp_path / folder)])
+        monkeypatch.setenv(user_conf.VARIABLE, os.pathsep.join(named))
         return directory
 
-    monkeypatch.delenv(presets.VARIABLE, raising=False)
+    monkeypatch.delenv(user_conf.VARIABLE, raising=False)
     return put
 
 
@@ -52,20 +53,15 @@ def offered(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
 # --- where they are ---------------------------------------------------------------------------------------------------
 
 
-def test_file_in_a_folder_of_the_users_is_a_preset(write: Callable[..., Path], tmp_path: Path) -> None:
-    mine = write(colleague=f"# A small one.\ninherits: llama2_7b\n{SMALL}", bare="inherits: qwen3_8b\nqk_norm: null\n")
+def test_file_in_a_folder_of_the_users_is_a_preset(write: Callable[..., Path]) -> None:
+    write(colleague=f"# A small one.\ninherits: llama2_7b\n{SMALL}", bare="inherits: qwen3_8b\nqk_norm: null\n")
     assert "colleague" in presets.names() and presets.find("colleague").summary == "A small one."
     assert preset("colleague")["attention"] == {"name": "mha", "n_heads": 4}
     model = compose_config(["model=colleague", "model.attention.n_heads=8"]).model
     assert (model.d_model, model.attention.name, model.attention.n_heads) == (48, "mha", 8)
     assert compose_config(["model/attention=of/colleague"]).model.attention.n_heads == 4
     assert "qk_norm" not in check(preset("bare")) and "qk_norm" not in compose_config(["model=bare"]).model
-    (tmp_path / "conf").mkdir()
-    (tmp_path / "conf" / "beside.yaml").write_text(SMALL)
-    presets.include(tmp_path / "conf")
-    presets.include(tmp_path / "nowhere")  # a missing one is none
-    assert os.environ[presets.VARIABLE] == f"{mine}{os.pathsep}{tmp_path}/conf"  # for child processes too
-    presets.include(mine)  # twice is no clash
+    write("conf", beside=SMALL)
     assert "beside" in presets.names() and presets.find("colleague").owner == "you"
 
 
@@ -102,8 +98,8 @@ def test_name_that_model_has_for_something_else_is_refused(write: Callable[..., 
 def test_folder_or_name_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ConfigError, match="'deepseek_v2'"):  # the nearest
         preset("deepsek_v2")
-    monkeypatch.setenv(presets.VARIABLE, "/no/such/folder")
-    with pytest.raises(ConfigError, match="BLOCKWRIGHT_PRESETS"):
+    monkeypatch.setenv(user_conf.VARIABLE, "/no/such/folder")
+    with pytest.raises(ConfigError, match="BLOCKWRIGHT_CONF"):
         presets.names()
 
 

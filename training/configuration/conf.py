@@ -1,4 +1,4 @@
-"""The folders of configurations: this project's conf/ and those of other packages; groups, options, composition.
+"""The folders of configurations: this project's conf/, the user's and other packages'; groups, options, composition.
 
 A package offers a folder through the entry-point group ``blockwright.conf``: ``NAME = "package.folder"``.
 """
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import yaml
 
-from blockwright.registry import catalogue, plugins, presets
+from blockwright.registry import catalogue, plugins, presets, user_conf
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -31,7 +31,7 @@ def composed(overrides: Sequence[str], with_hydra: bool = False) -> DictConfig:
 
 def folders() -> list[Path]:
     """All folders, in the order in which Hydra searches them."""
-    return [CONF, *plugins.folders(plugins.CONF)]
+    return [CONF, *user_conf.folders(), *plugins.folders(plugins.CONF)]
 
 
 def files(group: str) -> list[Path]:
@@ -71,7 +71,7 @@ def settings() -> list[str]:
 # --- the two command lines: which one this is, and what of Hydra's is passed to another process ---
 
 
-CONFIG_FLAGS = ("--config-name", "-cn", "--config-dir", "-cd", "--config-path", "-cp")
+CONFIG_FLAGS = ("--config-name", "-cn", "--config-path", "-cp")
 SUBCOMMANDS = ("fit", "validate", "test", "predict")  # of Lightning CLI, as the first word
 
 
@@ -81,8 +81,8 @@ def is_lightning_cli(arguments: list[str]) -> bool:
 
 
 def config_flags(arguments: list[str]) -> list[str]:
-    """Hydra's options that locate the configuration."""
-    found: list[str] = []
+    """Options that locate the configuration: Hydra's, and the user's folders if they are named."""
+    found = user_conf.flags()
     for i, argument in enumerate(arguments):
         if argument in CONFIG_FLAGS:
             found += arguments[i : i + 2]

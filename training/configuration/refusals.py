@@ -119,7 +119,10 @@ def _no_option(found: re.Match[str], text: str, overrides: Sequence[str]) -> Con
         )
     if not (known := _known(group)):
         return ConfigError(group or option, option, "there is no such group or file", HELP)
-    return ConfigError(group, option, f"is not an option of {group}", did_you_mean(option, known))
+    remedy = did_you_mean(option, known)
+    if group not in of_blocks():
+        remedy += f". One of yours is conf/{group}/NAME.yaml, or that of --config-dir DIR"
+    return ConfigError(group, option, f"is not an option of {group}", remedy)
 
 
 def _no_group(found: re.Match[str], text: str, overrides: Sequence[str]) -> ConfigError:

@@ -22,7 +22,7 @@ from rich.text import Text
 from rich.tree import Tree
 
 from blockwright import registry
-from blockwright.registry import ConfigError, presets
+from blockwright.registry import ConfigError
 from blockwright.registry.folder import read_json
 from blockwright.registry.printing import console
 from blockwright.training.checkpoints.find import LAST
@@ -224,8 +224,7 @@ def _continuation(arguments: list[str], run: Run) -> str:
     kept = [o for o in arguments if not o.startswith(("ckpt_path=", "trainer.max_steps="))]
     steps = run.trainer.get("max_steps", -1)
     longer = [f"trainer.max_steps={2 * steps}"] if steps > 0 else []
-    folders = [f"{presets.VARIABLE}={value}" for value in [os.environ.get(presets.VARIABLE)] if value]
-    return shlex.join([*folders, "blockwright", "train", *kept, *longer, f"ckpt_path={run.checkpoints / LAST}"])
+    return shlex.join(["blockwright", "train", *kept, *longer, f"ckpt_path={run.checkpoints / LAST}"])
 
 
 def _save_settings(cfg: Any, filename: str, output_dir: Path) -> None:

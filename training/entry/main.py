@@ -13,9 +13,8 @@ import hydra
 from hydra._internal.utils import get_args_parser
 from hydra.core.config_store import ConfigStore
 
-from blockwright.registry import REFUSED, ConfigError
+from blockwright.registry import REFUSED, ConfigError, user_conf
 from blockwright.registry.errors import refusal_of_full, refused_path
-from blockwright.registry.hydra import include_config_dir
 from blockwright.registry.printing import Outlived
 from blockwright.training.configuration.conf import CONF, is_lightning_cli
 from blockwright.training.configuration.refusals import REFUSALS, explain, is_no_name
@@ -35,6 +34,7 @@ def main() -> None:
     ConfigStore.__deepcopy__ = lambda self, memo: self  # type: ignore[attr-defined]
     arguments = sys.argv[1:]
     try:
+        sys.argv[1:] = arguments = user_conf.taken(arguments)
         with stoppable(), contextlib.redirect_stdout(cast(IO[str], Outlived(sys.stdout))):  # files have it all
             if is_lightning_cli(arguments):
                 from blockwright.training.entry import cli
@@ -44,7 +44,6 @@ def main() -> None:
                 check_options(arguments)
                 check_folders(arguments)
                 leave_no_folder()
-                include_config_dir(arguments)
                 hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")(hydra_job)()
     except Interrupted as stop:
         print(f"\n{stop}. {_how_to_resume(stop, arguments)}", flush=True)

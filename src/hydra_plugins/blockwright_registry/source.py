@@ -1,4 +1,4 @@
-"""Blocks, presets and the configurations of plug-ins on Hydra's search path.
+"""Blocks, presets and the configurations of the user and of plug-ins on Hydra's search path.
 
 Hydra imports this at the start of every application in the environment. It does nothing in those that are not this
 project's, and imports the registry when an option of it is asked for.
@@ -52,13 +52,15 @@ class RegistrySource(ConfigSource):
 
 
 class RegistrySearchPath(SearchPathPlugin):
-    """Appends the folders of plug-ins, then the registry: files of the configuration's own folder take precedence."""
+    """Appends the folders of the user and of plug-ins, then the registry: this project's own files take precedence."""
 
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
         if not _is_ours(search_path):
             return
-        from blockwright.registry import plugins
+        from blockwright.registry import plugins, user_conf
 
+        for folder in user_conf.folders():
+            search_path.append(provider="you", path=f"file://{folder}")
         for folder, owner in plugins.folders(plugins.CONF).items():
             search_path.append(provider=owner, path=f"file://{folder}")
         search_path.append(provider="blockwright", path=f"{SCHEME}://")  # last: a file has defaults, and comments too

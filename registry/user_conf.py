@@ -1,0 +1,115 @@
+"""The user's own folders of configurations: options beside those of this project, by the same groups.
+
+A folder holds ``experiment/mine.yaml``, ``preset/mine.yaml``, ``ablation/mine.yaml`` and so on. For every command it is
+
+* each that ``--config-dir DIR`` names, or the environment variable ``BLOCKWRIGHT_CONF``, separated as in PATH;
+* without these, ``conf = "DIR"`` under ``[tool.blockwright]`` in the nearest pyproject.toml;
+* without that, ``conf`` in the working folder.
+
+An option means the same in every repository, so a file with the name of an option of this project is refused. Files
+outside of groups, such as the config.yaml of another program, are not read.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import tomllib
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from blockwright.registry.errors import ConfigError
+from blockwright.registry.limits import read_text
+
+VARIABLE = "BLOCKWRIGHT_CONF"
+FLAGS = ("--config-dir", "-cd")
+OURS = Path(__file__).resolve().parent.parent / "conf"
+
+
+def taken(arguments: Sequence[str]) -> list[str]:
+    """The arguments without ``--config-dir DIR``, which is put into the variable, for processes that are started too.
+
+    Raises:
+        ConfigError: the flag has no folder after it
+    """
+    rest, named, follows = [], [*filter(None, os.environ.get(VARIABLE, "").split(os.pathsep))], False
+    for argument, following in pairwise([*arguments, ""]):
+        flag, equals, folder = argument.partition("=")
+        if follows or flag not in FLAGS:
+            rest += [] if follows else [argument]
+            follows = False
+            continue
+        follows, folder = not equals, folder or following
+        if not folder:
+            raise ConfigError("--config-dir", folder, "names a folder", "Write --config-dir DIR")
+        named += [] if folder in named else [folder]
+    if len(rest) < len(arguments):
+        os.environ[VARIABLE] = os.pathsep.join(named)
+    return rest
+
+
+def flags() -> list[str]:
+    """The flags by which another process in this working folder finds the same folders."""
+    return [word for folder in _named() or [] for word in ("--config-dir", folder)]
+
+
+def folders() -> list[Path]:
+    """The folders, each once, without this project's own.
+
+    Raises:
+        ConfigError: a folder that is named does not exist; a file has the name of an option of this project
+    """
+    named = _named()
+    source, found = (VARIABLE, named) if named is not None else _found(Path.cwd())
+    known = dict.fromkeys(_existing(source, each) for each in found)
+    known.pop(OURS, None)
+    for folder in known:
+        _refuse_taken_names(folder)
+    return list(known)
+
+
+def _named() -> list[str] | None:
+    given = os.environ.get(VARIABLE)
+    return None if given is None else [*filter(None, given.split(os.pathsep))]
+
+
+def _found(here: Path) -> tuple[str, list[str]]:
+    """What names a folder, and the folder, where nothing is said; none in a checkout of this project."""
+    file = next((file for above in (here, *here.parents) if (file := above / "pyproject.toml").is_file()), None)
+    declared = {} if file is None else _declared(file)
+    where = f"{file}: tool.blockwright.conf"
+    match declared:
+        case {"project": {"name": "blockwright"}}:
+            return where, []
+        case {"tool": {"blockwright": {"conf": str(name)}}} if file:
+            return where, [str(file.parent / name)]
+        case {"tool": {"blockwright": {"conf": other}}}:
+            raise ConfigError(where, other, "must be the name of a folder", 'Write conf = "conf"')
+    return "conf", ["conf"] if (here / "conf").is_dir() else []
+
+
+@functools.cache
+def _declared(file: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(read_text(file, str(file), ""))
+    except (tomllib.TOMLDecodeError, ConfigError):  # of another tool's concern
+        return {}
+
+
+def _existing(source: str, name: str) -> Path:
+    folder = Path(name).expanduser().resolve()
+    if not folder.is_dir():
+        remedy = "Name a folder of groups, such as experiment/ and preset/"
+        raise ConfigError(source, name, "there is no such folder", remedy)
+    return folder
+
+
+@functools.cache  # a composition asks for each of its parts
+def _refuse_taken_names(folder: Path) -> None:
+    for ours in OURS.glob("*/**/*.yaml"):
+        file = folder / ours.relative_to(OURS)
+        if ours.parent.name != "preset" and file.is_file():  # of two presets, the one that is asked for is refused
+            rule = "has the name of an option of blockwright, which is taken in its place"
+            raise ConfigError(str(file), None, rule, "Rename it; or name a folder of yours: --config-dir DIR")
