@@ -50,7 +50,7 @@ def read(cls: type[T], settings: Any, path: str = "") -> T:
         ConfigError: no mapping, an unknown key, a missing one, a value that does not match its annotation, or one that
             the class refuses
     """
-    known = _fields(cls)
+    known = hinted_fields(cls)
     if not isinstance(settings, Mapping):
         raise ConfigError(path, settings, "must be a mapping", f"Its keys are {', '.join(known)}")
     for key, value in settings.items():
@@ -95,16 +95,16 @@ def typed(cls: type, words: Mapping[str, str]) -> dict[str, Any]:
         cls: the dataclass
         words: key of a field → text; text that no annotation takes is left to ``read``, which refuses it
     """
-    known = _fields(cls)
+    known = hinted_fields(cls)
     return {key: _from_text(text, known[key][1]) if key in known else text for key, text in words.items()}
 
 
 def keys(cls: type) -> list[str]:
     """The keys of the fields of a dataclass."""
-    return list(_fields(cls))
+    return list(hinted_fields(cls))
 
 
-def _fields(cls: type) -> dict[str, tuple[Field[Any], Any]]:
+def hinted_fields(cls: type) -> dict[str, tuple[Field[Any], Any]]:
     """Key → field and annotation."""
     known = {}
     hints = typing.get_type_hints(cls, include_extras=True)

@@ -83,8 +83,8 @@ ANY = ("FOLDER", "FOLDER OUT", "FOLDER FOLDER", "model=FOLDER", "init_from=FOLDE
 # Forms tried in the usual suite, where each composes with Hydra.
 QUICK = {"describe": 1, "diff": 1, "draw": 1, "export": 3, "surgery": 1}
 SMALL = {"coordinates": " widths=64,128 seeds=1 steps=1"}  # it trains what init_from is put to
-# Training is a program; studio serves until it is ended, and its own tests have hostile folders.
-SUBCOMMANDS = [name for name in offers() if name not in ("train", "studio")]
+# Training is a program; studio serves until it is ended, and its own tests have hostile folders; schema opens none.
+SUBCOMMANDS = [name for name in offers() if name not in ("train", "studio", "schema")]
 WORST = "data that is a pickle"
 
 

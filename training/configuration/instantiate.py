@@ -48,7 +48,7 @@ def check_target(node: Any, path: str, skip: tuple[str, ...] = ()) -> None:
 
 def _check_arguments(node: Mapping[str, Any], path: str, skip: tuple[str, ...]) -> None:
     target = find_target(node["_target_"], path)
-    parameters, hints = _signature(target)
+    parameters, hints = signature(target)
     open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     for key, value in node.items():
         if key in HYDRA_KEYS or key in skip:
@@ -72,7 +72,7 @@ def _check_arguments(node: Mapping[str, Any], path: str, skip: tuple[str, ...]) 
                 raise ConfigError(f"{path}.{key}", None, "is required", f"Give a value: +{path}.{key}=…")
 
 
-def _signature(target: Any) -> tuple[dict[str, inspect.Parameter], dict[str, Any]]:
+def signature(target: Any) -> tuple[dict[str, inspect.Parameter], dict[str, Any]]:
     """Parameters and annotations by name; a constructor that takes ``*args, **settings`` has its base class's too.
 
     One that takes only ``**kwargs`` passes them elsewhere, like Lightning's TensorBoardLogger.
@@ -189,7 +189,7 @@ def build_readable(node: Any, contract: type, path: str, remedy: str, files: boo
     given = {key: value for key, value in node.items() if key != "_target_"}
     refuse_targets(given, path)
     check_target(node, path)
-    hints = {} if files else _signature(cls)[1]
+    hints = {} if files else signature(cls)[1]
     for key, value in given.items():
         if names_place(hints.get(key)):
             raise ConfigError(f"{path}.{key}", value, "is a path, and a folder that is read names no file", remedy)
