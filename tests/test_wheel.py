@@ -117,3 +117,20 @@ def test_ablates(repository: Path) -> None:
     run(repository, "blockwright", "ablate", "mine.yaml", "paths.log_dir=logs", "seeds=1", "tune=null")
     results = [json.loads(file.read_text()) for file in repository.glob("logs/ablation/**/results.json")]
     assert [result["status"] for result in results] == ["completed"] * 2
+
+
+def test_a_new_repository_passes_its_checks_and_trains(repository: Path) -> None:
+    run(repository, "blockwright", "new", "studies/ours")
+    ours = repository / "studies" / "ours"
+    build = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", str(repository)]
+    subprocess.run([*build, str(ours)], check=True)
+    (built,) = repository.glob("ours-*.whl")
+    run(repository, "python", "-m", "pip", "install", "-q", "--no-deps", "--no-index", str(built))
+    run(repository, "python", "-m", "pytest", "-q", "-p", "no:cacheprovider", "--rootdir", str(ours), str(ours))
+    small = ["trainer.max_steps=2", "trainer.val_check_interval=2", "test=false", f"paths.log_dir={ours}/logs"]
+    folder = ["--config-dir", str(ours / "conf")]
+    run(repository, "blockwright", "train", "experiment=first", *small, *folder)
+    results = json.loads(next(ours.glob("logs/first/runs/*/results.json")).read_text())
+    assert results["status"] == "completed"
+    said = run(repository, "blockwright", "ablate", "first", "--plan-only", f"paths.log_dir={ours}/logs", *folder)
+    assert "tied" in said and "6 jobs" in said

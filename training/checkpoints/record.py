@@ -143,11 +143,11 @@ def _kept(node: Any, path: str = "") -> Any:
         return [_kept(inner, f"{path}{i}.") for i, inner in enumerate(node)]
     if not isinstance(node, Mapping):
         return node
-    kept = {key: inner for key, inner in node.items() if not _is_left_out(f"{path}{key}")}
+    kept = {key: inner for key, inner in node.items() if not is_left_out(f"{path}{key}")}
     return {key: _kept(inner, f"{path}{key}.") for key, inner in kept.items()}
 
 
-def _is_left_out(path: str) -> bool:
+def is_left_out(path: str) -> bool:
     return any(fnmatchcase(path, pattern) for pattern in LEFT_OUT)
 
 

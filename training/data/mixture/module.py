@@ -337,10 +337,10 @@ class MixtureDataModule(RowDataModule):
                 rule = f"has other tokens than when the checkpoint was written ({changed})"
                 raise ConfigError(PATH.format(name=name), name, rule, remedy)
 
-    def _changes(self, state_dict: Mapping[str, Any]) -> list[str]:
+    def changes(self, state_dict: Mapping[str, Any]) -> list[str]:
         past = state_dict.get("mixture", {}).get("prefix")
         same = past == self._prefix(state_dict["batches"])
-        return [*super()._changes(state_dict), *([] if same else ["shares until here were others"])]
+        return [*super().changes(state_dict), *([] if same else ["shares until here were others"])]
 
 
 def _difference(there: Mapping[str, Any], here: Mapping[str, Any] | None) -> str:

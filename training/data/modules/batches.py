@@ -314,13 +314,13 @@ class RowDataModule(DataModule):
             self._warn_of_other_batches(state_dict)
 
     def _warn_of_other_batches(self, state_dict: Mapping[str, Any]) -> None:
-        if changed := self._changes(state_dict):
+        if changed := self.changes(state_dict):
             rank_zero_warn(
                 f"Resuming on other data than the checkpoint's ({'; '.join(changed)}): training continues from batch "
                 f"{state_dict['batches']}, but with other batches than the uninterrupted run.",
             )
 
-    def _changes(self, state_dict: Mapping[str, Any]) -> list[str]:
+    def changes(self, state_dict: Mapping[str, Any]) -> list[str]:
         """What determines the batches and was different in a checkpoint."""
         usual = {name: default for name, _, default in self._further()}
         theirs = {**usual, **state_dict}
