@@ -53,11 +53,7 @@ def _run(arguments: Sequence[str]) -> None:
         where.parent.mkdir(parents=True, exist_ok=True)
         write_text(where, (TEMPLATE / file).read_text().replace(PACKAGE, package))
         print(where)
-    print(
-        f"\ncd {path} && pip install -e '.[test]'\n"
-        "pytest                                # what blockwright promises of every attention, of yours too\n"
-        "blockwright train experiment=first    # README.md names what comes next"
-    )
+    print(f"\ncd {path} && pip install -e '.[test]' && pytest\nREADME.md says how it is trained, swept and compared")
 
 
 def _package(path: Path) -> str:

@@ -16,7 +16,7 @@ from blockwright.registry import ConfigError
 from blockwright.registry.catalogue import Family
 from blockwright.registry.command import run_command
 from blockwright.registry.extras import require
-from docs.site import blocks, commands, comparisons, interface, papers, presets, results, sources
+from docs.site import blocks, commands, comparisons, interface, options, papers, presets, results, sources
 from docs.site.navigation import configuration
 from docs.site.pages import Pages
 
@@ -35,6 +35,7 @@ def collect(names: Sequence[str], families: Sequence[Family]) -> Pages:
     blocks.add(pages, families, presets.users(models))
     presets.add(pages, models)
     comparisons.add(pages)
+    options.add(pages)
     interface.add(pages)
     papers.add(pages)
     results.add(pages)

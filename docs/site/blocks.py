@@ -65,15 +65,15 @@ def _kind(family: Family, entries: Sequence[Entry]) -> str:
         [
             f"# Kind: {family.kind}",
             f"A block of this kind is chosen by `{family.group}=NAME`. Its contract is `{contract}` of `{module}`:",
-            prose(_described(family.contract)),
+            prose(described(family.contract)),
             "## Blocks of this kind",
             "\n".join(table(["name", "what it is"], rows)),
         ]
     )
 
 
-def _described(cls: type) -> str:
-    """A docstring without what it says of arguments and errors."""
+def described(cls: type) -> str:
+    """A class's docstring without what it says of arguments and errors."""
     text = inspect.getdoc(cls) or ""
     ends = [text.find(f"\n{heading}:") for heading in ("Args", "Raises", "Returns", "Attributes", "Class attributes")]
     return text[: min([end for end in ends if end >= 0], default=None)].strip()
@@ -82,7 +82,7 @@ def _described(cls: type) -> str:
 def _chosen(family: Family, entry: Entry) -> list[str]:
     return [
         f"# {entry.kind}/{entry.name}",
-        prose(_described(entry.cls)),
+        prose(described(entry.cls)),
         f"`{family.group}={entry.name}` chooses it on a command line,"
         f" `{{name: {entry.name}, …}}` in YAML. It is the class `{entry.cls.__name__}` of `{entry.cls.__module__}`,"
         f" a block of the kind {_kind_link(family)}.",

@@ -75,6 +75,7 @@ def _navigation(pages: Pages) -> list[Entry]:
         {"Blocks": blocks},
         {"Catalogue": "reference/catalogue.md"},
         {"Presets": _folder(pages, "reference/presets")},
+        {"Options": _folder(pages, "reference/options")},
         {"Commands": _folder(pages, "reference/commands")},
         {"Ablations and ladders": _folder(pages, "reference/comparisons")},
         {"Public interface": _folder(pages, "reference/interface")},

@@ -63,6 +63,9 @@ def test_option_without_effect_is_refused_at_once(line: str, tmp_path: Path, mon
 
 LONG = "a" * 5000  # more than any file system takes as a name
 OF_A_PATH = {
+    "again": LONG,
+    "new": LONG,
+    "schema": LONG,
     "describe": f"model={LONG}",
     "diff": f"tiny {LONG}",
     "draw": LONG,

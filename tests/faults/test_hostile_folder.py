@@ -68,7 +68,6 @@ FORMS: dict[str, list[str]] = {
         "FOLDER --suite needle --lengths 32 --samples 1", "FOLDER --task FOLDER/model.yaml", "FOLDER --task task.yaml",
     ],
     "import": ["FOLDER OUT", "FOLDER/model.gguf OUT"],
-    "new": ["FOLDER"],
     "export": [
         "FOLDER OUT", "FOLDER OUT --adapter", "FOLDER OUT --to megatron-bridge gpus=8 gpu=h100",
         "FOLDER OUT --to automodel gpus=8 gpu=h100",
@@ -84,8 +83,8 @@ ANY = ("FOLDER", "FOLDER OUT", "FOLDER FOLDER", "model=FOLDER", "init_from=FOLDE
 # Forms tried in the usual suite, where each composes with Hydra.
 QUICK = {"describe": 1, "diff": 1, "draw": 1, "export": 3, "surgery": 1}
 SMALL = {"coordinates": " widths=64,128 seeds=1 steps=1"}  # it trains what init_from is put to
-# Training is a program; studio serves until it is ended, and its own tests have hostile folders; schema opens none.
-SUBCOMMANDS = [name for name in offers() if name not in ("train", "again", "studio", "schema")]
+# Training is a program; studio serves until it is ended, and its own tests have hostile folders; the others open none.
+SUBCOMMANDS = [name for name in offers() if name not in ("train", "again", "studio", "schema", "new")]
 WORST = "data that is a pickle"
 
 
