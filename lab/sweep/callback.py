@@ -120,7 +120,7 @@ def begin(sweep: Path, config: DictConfig, arguments: list[str]) -> None:
         raise ConfigError("hydra/sweeper", "plan", rule, remedy)
     if str(sweeper.get("_target_")).startswith("hydra_plugins.hydra_optuna_sweeper."):
         rule = "is of the package hydra-optuna-sweeper, which is installed too, and runs cannot be resumed with it"
-        raise ConfigError("hydra/sweeper", "optuna", rule, "pip uninstall hydra-optuna-sweeper")
+        raise ConfigError("hydra/sweeper", "optuna", rule, "Write hydra/sweeper=blockwright_optuna")
     if OmegaConf.to_container(config.hydra.sweep, resolve=False)["subdir"] != SUBDIR:  # type: ignore[index,call-overload]
         rule = "job N of a sweep is in folder N, where its table and resuming look for it"
         raise ConfigError("hydra.sweep.subdir", config.hydra.sweep.subdir, rule, "Leave it out")

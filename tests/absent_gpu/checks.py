@@ -11,7 +11,7 @@ from blockwright.training.compiling import compile_layers
 from tests.absent_gpu import cases, planted
 from tests.absent_gpu.device import Built, Gpu
 from tests.absent_gpu.kernels import Collector, build, build_coded
-from tests.absent_gpu.steps import MODE, attend, step
+from tests.absent_gpu.steps import MODE, attend, decode, step
 from tests.gpu.blocks_at_work import work
 
 
@@ -36,6 +36,11 @@ class Checks:
     def preset(self, name: str) -> dict[str, Any]:
         """The same of each kind of layer of a preset."""
         return self._steps(cases.published(name), True)
+
+    def decode(self, name: str) -> dict[str, Any]:
+        """One token of a preset's layers after a prompt, with caches."""
+        self.collector.writes = False
+        return {"operations": decode(cases.published(name))}
 
     def compiled(self, name: str) -> dict[str, Any]:
         """A block's layer compiled without a graph break, and its kernels built."""
@@ -66,14 +71,16 @@ class Checks:
         config = cases.block("ffn/swiglu")
         if name == "graph_broken":
             return self._collected(lambda: step(config, False, lambda d: (planted.plant(name)(d), self._prepare(d))))
-        step(config, False, planted.plant(name))
-        return {}
+        if name == "number_read_decoding":
+            return {"operations": decode(config, planted.plant("number_read"))}
+        return {"operations": step(config, False, planted.plant(name))}
 
     def _steps(self, config: dict[str, Any], documents: bool) -> dict[str, Any]:
         self.collector.writes = False
-        for packed in (False, True)[: 1 + documents]:
-            step(config, packed)
-        return {}
+        operations = step(config, False)
+        if documents:
+            step(config, True)
+        return {"operations": operations}
 
     def _prepare(self, decoder: Decoder) -> None:
         compile_layers(decoder, fullgraph=True)

@@ -13,8 +13,9 @@ from tests.absent_gpu.device import GPUS
 
 COLUMNS = {gpu: f"{gpu}, {GPUS[gpu].name.split()[1].split('-')[0]}" for gpu in GPUS}
 SECTIONS = {  # check → heading, and what its cells say
-    "block": ("Steps of blocks", "Forward, loss and backward of one layer that holds the block."),
-    "preset": ("Steps of presets", "The same of each kind of layer of a preset, at its own widths."),
+    "block": ("Steps of blocks", "Forward, loss and backward of one layer that holds the block: operators called."),
+    "preset": ("Steps of presets", "The same of each kind of layer of a preset, at its own widths: operators called."),
+    "decode": ("One token of presets", "With caches after a prompt, in bf16, of each kind of layer: operators called."),
     "compiled": (
         "Compiled blocks",
         "That layer compiled without a graph break, forward and backward: kernels · most shared memory · most spilled. "
@@ -38,11 +39,14 @@ no time measured.
 A row that passes shows that:
 
 * every operator accepts the tensors, and every parameter gets a gradient
-* the host never waits to read a number from the GPU
+* the host never waits to read a number from the GPU, in a step of training or of decoding
 * layers compile into one graph
 * the shared memory of each kernel is within the limit of a block of threads: {limits}
 
 A row says nothing about results, speed, torch's own fused attention and grouped products, or several GPUs.
+
+Operators are those of one layer of each kind with embedding, head and loss, without views, not compiled: each is a
+launch or more, of 5 to 10 µs, which is what a step of a small model takes at least.
 
 Kernels are built in the first shape that autotuning would try. Shared memory is in bytes, of the kernel with most.
 Spills are loads and stores of registers in the code, also of the kernel with most: they make a kernel slow, not wrong.
@@ -60,7 +64,7 @@ def cell(found: Mapping[str, Any]) -> str:
     """A case's answer in a few characters."""
     if found["fault"]:
         return FAILS + re.sub(r"[|\s]+", " ", found["fault"])[:200]
-    figures = [f"{found[key]:,}" for key in ("kernels", "shared", "spilled") if key in found]
+    figures = [f"{found[key]:,}" for key in ("operations", "kernels", "shared", "spilled") if key in found]
     return " · ".join(figures) or "passes"
 
 

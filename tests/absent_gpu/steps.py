@@ -1,4 +1,4 @@
-"""One training step of a decoder on tensors without memory: forward, loss and backward under bf16 autocast."""
+"""Steps of a decoder on tensors without memory: of training under bf16 autocast, and of decoding in bf16."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._guards import TracingContext
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from blockwright import registry
 from blockwright.blocks.compose import assemble, check
@@ -24,19 +26,56 @@ MODE = FakeTensorMode()
 copyreg.pickle(FakeTensorMode, lambda mode: "MODE")  # a copy of a module stays in it
 
 
-def step(config: dict[str, Any], packed: bool, prepare: Callable[[Decoder], Any] = lambda _: None) -> None:
-    """Forward, loss and backward of one layer of each kind that a composition has."""
+class Operations(TorchDispatchMode):
+    """Counts the operators that are called, each a launch or more; a view is none."""
+
+    supports_higher_order_operators = True  # FlexAttention is one
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    @classmethod
+    def ignore_compile_internals(cls) -> bool:
+        return True  # what is compiled is one operator
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        asks = getattr(func, "namespace", "") == "prim"  # for a tensor's device
+        if TracingContext.try_get() is None and not (asks or getattr(func, "is_view", False)):
+            self.count += 1
+        return func(*args, **(kwargs or {}))
+
+
+def step(config: dict[str, Any], packed: bool, prepare: Callable[[Decoder], Any] = lambda _: None) -> int:
+    """Forward, loss and backward of one layer of each kind that a composition has; returns the operators called."""
     with MODE:
         decoder = one_of_each_layer(config)
         prepare(decoder)
         tokens = torch.randint(decoder.config["vocab_size"], (BATCH, LENGTH), device="cuda")
         segments = torch.zeros_like(tokens) if packed else None
-        with torch.autocast("cuda", torch.bfloat16):
-            loss = _loss(decoder, tokens, segments)
-        loss.backward()
+        with Operations() as called:
+            with torch.autocast("cuda", torch.bfloat16):
+                loss = _loss(decoder, tokens, segments)
+            loss.backward()
     without = [name for name, p in decoder.named_parameters() if p.grad is None and p.requires_grad]
     if without:
         raise AssertionError(f"no gradient reaches {', '.join(without)}")
+    return called.count
+
+
+def decode(config: dict[str, Any], prepare: Callable[[Decoder], Any] = lambda _: None) -> int:
+    """One token after a prompt, with caches, in bf16; returns the operators that this token calls."""
+    with MODE, torch.no_grad():
+        decoder = one_of_each_layer(config).eval()
+        for p in decoder.parameters():
+            p.data = torch.empty_like(p, dtype=torch.bfloat16)  # .to() would swap them, which a fake parameter refuses
+        prepare(decoder)
+        caches = decoder.new_caches(BATCH, LENGTH)
+        tokens = torch.randint(decoder.config["vocab_size"], (BATCH, 17), device="cuda")
+        decoder(tokens[:, :16], caches=caches)
+        with Operations() as called:
+            decoder(tokens[:, 16:], caches=caches)
+    return called.count
 
 
 def one_of_each_layer(config: dict[str, Any]) -> Decoder:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from tests.absent_gpu import shim
 from tests.absent_gpu.device import GPUS, Built
+from tests.absent_gpu.page import Page
 from tests.absent_gpu.run import Worker, worker
+
+RECORD = Path(__file__).resolve().parents[2] / "benchmarks" / "results" / "absent_gpu.md"
 
 pytestmark = [
     pytest.mark.xdist_group("absent_gpu"),
@@ -27,6 +31,7 @@ def h100(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Worker]:
     ("planted", "seen"),
     [
         ("number_read", "_local_scalar_dense"),
+        ("number_read_decoding", "_local_scalar_dense"),
         ("graph_broken", "graph_break"),
         ("too_wide", "262,144 bytes of shared memory, and NVIDIA H100 80GB HBM3 has 232,448"),
     ],
@@ -39,6 +44,16 @@ def test_a_kernel_that_fits_a_hopper_may_be_too_large_for_an_ampere() -> None:
     kernel = Built(shared=181_248, spilled=0, registers=128)
     assert kernel.fault(GPUS["sm_90"]) is None
     assert "166,912" in (kernel.fault(GPUS["sm_80"]) or "")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("check", "preset"), [("preset", "gpt2"), ("preset", "deepseek_v2_lite"), ("decode", "qwen3_8b")]
+)
+def test_operators_of_a_step_are_those_of_the_page(h100: Worker, check: str, preset: str) -> None:
+    found = h100.ask(check, preset)
+    recorded = Page(RECORD).cells[check][preset]["sm_90"]
+    assert found["fault"] is None and found["operations"] <= 1.02 * int(recorded.replace(",", ""))
 
 
 @pytest.mark.slow

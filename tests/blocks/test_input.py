@@ -31,7 +31,7 @@ SOUND = {"sound": {"name": "frames", "sound_token": 59}}
 @pytest.fixture(autouse=True)
 def sound(temporary_blocks: None) -> None:
     """The input of the how-to page: frames of 8 samples, an embedding each."""
-    page = (ROOT / "docs/how-to/add-a-block.md").read_text()
+    page = (ROOT / "docs/how-to/block-reference.md").read_text()
     (code,) = re.findall(r"```python\n(# my_blocks/sound.py.*?)```", page, re.S)
     exec(code, {"__name__": "sound"})
 

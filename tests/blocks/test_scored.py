@@ -219,7 +219,7 @@ def test_one_cause_is_told_once(temporary_blocks: None, capsys: pytest.CaptureFi
 
 
 def test_example_of_the_page_is_a_block(temporary_blocks: None) -> None:
-    page = (Path(__file__).parents[2] / "docs/how-to/add-a-block.md").read_text()
+    page = (Path(__file__).parents[2] / "docs/how-to/block-reference.md").read_text()
     (code,) = re.findall(r"```python\n(# my_blocks/tied.py.*?)```", page, re.S)
     exec(code, {"__name__": "tied"})
     for check in ("memory", "stepping", "quantised caches", "packing", "parallel plan", "hyper-parameters"):

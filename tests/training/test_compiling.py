@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 import torch
+from shrinking import shrunken
 from torch import Tensor, nn
 
-from blockwright.blocks.compose import check, compose, preset
+from blockwright.blocks.compose import compose
 from blockwright.blocks.decoder import Decoder
 from blockwright.blocks.kernels.seam import implementations
 from blockwright.registry import ConfigError
@@ -20,24 +21,6 @@ from blockwright.training.compiling import check_compiler, compile_layers
 
 # Presets that together have most blocks of all presets; the kit compiles each block by itself.
 MIXED = ("deepseek_v4_flash", "inkling", "gemma4_e2b", "nemotron_h_8b", "huginn_3_5b")
-# Every number of a preset that says how large something is, made small; what it is made of stays.
-SIZES = (
-    "vocab_size=61 image_token=60 d_model=64 max_positions=64 n_heads=4 n_kv_heads=2 head_dim=16 rope_head_dim=8 "
-    "kv_lora_rank=32 q_lora_rank=24 qk_nope_head_dim=16 qk_rope_head_dim=8 v_head_dim=16 d_ff=24 n_experts=8 "
-    "n_groups=4 top_groups=2 top_k=3 n_devices=4 top_devices=2 window=5 query_scale=16"
-)
-SMALL = {name: int(size) for name, _, size in (word.partition("=") for word in SIZES.split())}
-
-
-def shrunken(model: str) -> dict[str, Any]:
-    """A preset with every size made small."""
-
-    def shrunk(node: Any) -> Any:
-        if isinstance(node, dict):
-            return {k: SMALL[k] if k in SMALL and isinstance(v, int) else shrunk(v) for k, v in node.items()}
-        return [shrunk(v) for v in node] if isinstance(node, list) else node
-
-    return check(shrunk(preset(model, {"vocab_size": SMALL["vocab_size"]})))
 
 
 def loss_and_gradients(decoder: Decoder, ids: Tensor) -> tuple[Tensor, list[Tensor]]:

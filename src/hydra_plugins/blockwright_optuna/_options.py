@@ -1,10 +1,14 @@
-"""The typed options of ``hydra/sweeper=optuna`` and ``hydra/sweeper/sampler=NAME``.
+"""The typed options of ``hydra/sweeper=optuna``, or ``blockwright_optuna``, and ``hydra/sweeper/sampler=NAME``.
+
+The package hydra-optuna-sweeper has the names ``optuna`` and those of samplers too. Where it is installed they are its
+own, and its samplers serve this search as well.
 
 Hydra executes every module of a plug-in without a leading underscore without importing it, which breaks dataclasses.
 """
 
 from __future__ import annotations
 
+import importlib.util
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -94,7 +98,7 @@ class OptunaSweeper:
     _target_: str = "hydra_plugins.blockwright_optuna.sweeper.ResumableOptunaSweeper"
     _recursive_: bool = False  # the sampler's class is looked for after the sweeper has seen that Optuna is there
     defaults: list[Any] = field(default_factory=lambda: [{"sampler": "tpe"}])
-    sampler: Sampler = MISSING
+    sampler: Any = MISSING  # a Sampler, or a node of hydra-optuna-sweeper
     direction: Any = None
     storage: str | None = None
     study_name: str | None = None
@@ -106,6 +110,9 @@ class OptunaSweeper:
 def store() -> None:
     """Register the options with Hydra."""
     known = ConfigStore.instance()
+    known.store("blockwright_optuna", OptunaSweeper, group="hydra/sweeper", provider="blockwright")
+    if importlib.util.find_spec("hydra_plugins.hydra_optuna_sweeper") is not None:
+        return
     known.store("optuna", OptunaSweeper, group="hydra/sweeper", provider="blockwright")
     for name, node in SAMPLERS.items():
         known.store(name, node, group="hydra/sweeper/sampler", provider="blockwright")
