@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import re
+import signal
+import subprocess
 import warnings
 from importlib.util import find_spec
 from types import SimpleNamespace
@@ -74,3 +76,15 @@ def launched() -> dict[str, int]:
     if "SLURM_STEP_ID" in os.environ and a_node.isdigit() and int(os.environ.get("SLURM_NTASKS", 1)) > 1:
         return {"devices": int(a_node), "num_nodes": int(os.environ["SLURM_NTASKS"]) // int(a_node)}
     return {}
+
+
+def queue_again() -> None:
+    """Ask Slurm to queue its job again. It refuses a second process of the job that asks, which does no harm."""
+    array, task = (os.environ.get(f"SLURM_ARRAY_{name}_ID") for name in ("JOB", "TASK"))
+    subprocess.run(["scontrol", "requeue", f"{array}_{task}" if array else os.environ["SLURM_JOB_ID"]], check=False)
+
+
+def is_out_of_time(signum: int) -> bool:
+    """Whether a signal announces that the time of a job of Slurm, which may be queued again, is nearly over."""
+    chosen = environment() if signum == signal.SIGUSR1 else None
+    return type(chosen).__name__ == "SLURMEnvironment" and getattr(chosen, "auto_requeue", False)

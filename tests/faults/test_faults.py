@@ -92,10 +92,17 @@ def test_slurm_job_is_queued_again_and_resumes(small, train_py, tmp_path):
         "import os\nimport lightning as L\n\n\nclass Warns(L.Callback):\n"
         "    observes = 'sends signals'\n\n"
         "    def on_train_batch_start(self, trainer, task, batch, batch_idx):\n"
-        f"        if trainer.global_step == 2:\n            os.kill(os.getpid(), {int(signal.SIGUSR1)})\n"
+        f"        if trainer.global_step == 2:\n            os.kill(os.getpid(), {int(signal.SIGUSR1)})\n\n\n"
+        "class WarnsEarly(L.Callback):\n"
+        "    observes = 'sends signals'\n\n"
+        f"    def __init__(self):\n        os.kill(os.getpid(), {int(signal.SIGUSR1)})\n"
     )
     path = f"{tmp_path}:{os.environ['PATH']}"
     command = [*small, "auto_resume=true", "task_name=job", f"paths.log_dir={tmp_path}/logs"]
+    early = [*command, "+callbacks.warns={_target_: slurm_callback.WarnsEarly}"]
+    begun = train_py(*early, PATH=path, PYTHONPATH=str(tmp_path), **SLURM)  # while data are prepared, say
+    assert begun.returncode == 75 and (tmp_path / "asked").read_text() == "requeue 77\n", begun.stdout + begun.stderr
+    (tmp_path / "asked").unlink()
     warned = [*command, "+callbacks.warns={_target_: slurm_callback.Warns}"]
     first = train_py(*warned, PATH=path, PYTHONPATH=str(tmp_path), **SLURM)
     assert first.returncode == 75, first.stdout + first.stderr

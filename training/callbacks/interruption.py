@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import signal
-import subprocess
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -24,6 +22,7 @@ from blockwright.training.checkpoints.find import LAST, milestone
 from blockwright.training.checkpoints.record import KEY
 from blockwright.training.checkpoints.saving import save
 from blockwright.training.configuration.run import FOLDER
+from blockwright.training.processes import queue_again
 from blockwright.training.stops import SIGNALS, Interrupted
 
 
@@ -118,10 +117,8 @@ class Interruption(Checkpoint):
             requeue = slurm.requeue_signal if isinstance(slurm, SLURMEnvironment) and slurm.auto_requeue else None
             if requeue is not None and self._agreed(trainer, signum == requeue):
                 # Lightning's handler would also leave a second checkpoint, which it prefers to weights in memory.
-                array, task = (os.environ.get(f"SLURM_ARRAY_{name}_ID") for name in ("JOB", "TASK"))
-                job = f"{array}_{task}" if array else os.environ["SLURM_JOB_ID"]
                 if trainer.is_global_zero:
-                    subprocess.run(["scontrol", "requeue", job], check=False)
+                    queue_again()
                 trainer.strategy.barrier("queued again")  # srun may end all tasks as soon as one has ended
             raise Interrupted(last_checkpoint(trainer), trainer.global_step, signum)
 

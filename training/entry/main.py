@@ -20,7 +20,7 @@ from blockwright.training.configuration.conf import CONF, is_lightning_cli
 from blockwright.training.configuration.refusals import REFUSALS, explain, is_no_name
 from blockwright.training.entry.hydra_job import hydra_job
 from blockwright.training.entry.ranks import is_lost_peer, leave_no_folder
-from blockwright.training.processes import environment
+from blockwright.training.processes import environment, is_out_of_time, queue_again
 from blockwright.training.stops import DIVERGED, PREEMPTED, Diverged, Interrupted, Pruned, refuse, stoppable
 
 NO_STRING = re.compile(r"|null|~|true|false|[-+]?(\d[\d_]*\.?\d*|\.\d+)(e[-+]?\d+)?", re.IGNORECASE)
@@ -46,6 +46,8 @@ def main() -> None:
                 leave_no_folder()
                 hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")(hydra_job)()
     except Interrupted as stop:
+        if stop.checkpoint is None and is_out_of_time(stop.signum):  # during training its callback has asked
+            queue_again()
         print(f"\n{stop}. {_how_to_resume(stop, arguments)}", flush=True)
         sys.exit(PREEMPTED)
     except Pruned:  # another rank of a trial, whose first one reports it
