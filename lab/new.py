@@ -1,8 +1,8 @@
 """``blockwright new PATH``: a repository of your own, with an attention and its test, an experiment and an ablation.
 
-Its checks pass and it trains as it is; a script for Slurm and a file for continuous integration are in it too. The
-folder's name is the package's, and nothing that exists is overwritten. Where this package is installed from no index,
-name its wheel or address in the new pyproject.toml.
+Its checks pass and it trains as it is; a batch script for a cluster and a file for continuous integration are in it
+too. The folder's name is the package's, and nothing that exists is overwritten. Where this package is installed from no
+index, name its wheel or address in the new pyproject.toml.
 """
 
 from __future__ import annotations

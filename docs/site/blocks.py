@@ -27,7 +27,8 @@ def add(pages: Pages, families: Sequence[Family], users: Users) -> None:
         pages.add(block_place(family.kind), _kind(family, entries))
         for entry in entries:
             place = block_place(entry.kind, entry.name)
-            parts = [*_chosen(family, entry), "## Parameters", *_parameters(entry)]
+            asked = f"What does `{family.kind}={entry.name}` accept?"  # as one searches
+            parts = [*_chosen(family, entry), "## Parameters", asked, *_parameters(entry)]
             if family.root == "model":
                 parts += [*_drawn(pages, place, entry), *_measured(entry)]
                 parts += ["## Presets that have it", _presets(users.get((entry.kind, entry.name), ()))]

@@ -25,7 +25,7 @@ NAMES = {  # group → how its page is called, in words that one searches by, an
     "optimizer/constraint": ("Constraints of the norms of weights", "how-to/optimizers.md"),
     "trainer": ("Trainers: devices, precision, strategies", "how-to/scale.md"),
     "callbacks": ("Callbacks", "how-to/survive.md"),
-    "logger": ("Loggers: TensorBoard, Weights & Biases, MLflow, CSV", "how-to/report.md"),
+    "logger": ("Loggers: TensorBoard, Weights and Biases (wandb), MLflow, CSV", "how-to/report.md"),
     "data": ("Data", "how-to/bring-your-data.md"),
     "data/tokenizer": ("Tokenizers", "how-to/bring-your-data.md"),
     "adapter": ("Adapters", "how-to/fine-tune.md"),
