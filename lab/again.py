@@ -104,15 +104,34 @@ def _differing(folder: Path, theirs: list[str], overrides: list[str], asked: Seq
     from blockwright.lab.difference.settings import compared  # torch and Hydra, which --help does without
     from blockwright.training.checkpoints.record import is_left_out
 
+    _refuse_missing_folders(folder)
     then, today = _flat(read_yaml(folder / ".hydra", "config.yaml")), _flat(_composed(theirs))
     settled = [key.replace("/", ".") for key in asked]
-    for entry in compared(then, today):
-        if not entry.same and not is_left_out(entry.path) and not _is_below(entry.path, settled):
-            known = {side: getattr(entry, side) for side in ("a", "b")}
-            rule = f"was {known['a']!r} in RUN, and the same overrides make {known['b']!r} today"
-            remedy = f"Say which it is: {entry.path}=VALUE (with + where RUN alone has it, or ~{entry.path} for none)"
-            raise ConfigError(entry.path, known["b"], rule, remedy)
+    drifted = [
+        entry
+        for entry in compared(then, today)
+        if not (entry.same or is_left_out(entry.path) or _is_below(entry.path, settled))
+    ]
+    if drifted:
+        first, more = drifted[0], ", ".join(entry.path for entry in drifted[1:9])
+        rule = f"was {first.a!r} in RUN, and the same overrides make {first.b!r} today"
+        rule += f"; likewise {more}" if more else ""
+        remedy = f"Say which it is: {first.path}=VALUE (with + where RUN alone has it, or ~{first.path} for none)"
+        raise ConfigError(first.path, first.b, rule, remedy)
     return [entry for entry in compared(then, _flat(_composed(overrides))) if not entry.same]
+
+
+def _refuse_missing_folders(folder: Path) -> None:
+    """Refuse to compose without a folder of the user's that RUN was composed with."""
+    try:
+        sources = read_yaml(folder / ".hydra", "hydra.yaml")["hydra"]["runtime"]["config_sources"]
+        named = [Path(each["path"]) for each in sources if each["provider"] == user_conf.PROVIDER]
+    except (ConfigError, KeyError, TypeError):  # without it, composing says what is missing
+        return
+    for path in named:
+        if path not in user_conf.folders():
+            rule = "has options that RUN was composed with, and is not searched now"
+            raise ConfigError("--config-dir", str(path), rule, f"Add --config-dir {path}, or where it is now")
 
 
 def _composed(overrides: list[str]) -> Any:

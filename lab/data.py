@@ -1,8 +1,8 @@
 """``blockwright data [OVERRIDE …]``: what the data of a run is made of, and samples of it, before the run.
 
-Overrides are those of blockwright train. A row for each source: tokens, shares by stage, epochs, bytes a token, and
-whether the tokenizer is the one that made it. Of shards only heads and samples are read; a corpus of text is tokenised
-into the cache, as the run would do. What the run would refuse is refused after the table.
+Overrides are those of blockwright train. A row for each source, or split of a text: tokens, shares by stage, epochs,
+bytes a token, and whether the tokenizer is the one that made it. Of shards only heads and samples are read; a corpus of
+text is tokenised into the cache, as the run would do. What the run would refuse is refused after the table.
 """
 
 from __future__ import annotations

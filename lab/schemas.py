@@ -65,7 +65,7 @@ def experiment() -> Schema:
             properties[str(key)] = _of_group(str(key), value)
     rate = properties["optimizer"]["properties"]
     rate["lr"] = any_of([rate["lr"], {"const": LAST}])  # training/entry/parse.py
-    return _document("experiment", mapping(properties, is_open=True), blocks)
+    return _document("experiment", mapping(properties), blocks)
 
 
 def of_ablation() -> Schema:

@@ -44,8 +44,9 @@ def show(table: Table, file: IO[str] | None = None) -> None:
 
 
 def show_text(text: str, title: str, file: IO[str] | None = None) -> None:
-    """Print a text under its title, in a box on a terminal."""
+    """Print a text under its title, in a box on a terminal; characters that would move a cursor are shown as dots."""
     out = console(file)
+    text = "".join(c if c.isprintable() or c in "\n\t" else "·" for c in text)
     if out.file.isatty():
         out.print(Panel(Text(text), title=title))
     else:

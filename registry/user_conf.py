@@ -25,6 +25,7 @@ from blockwright.registry.limits import read_text
 
 VARIABLE = "BLOCKWRIGHT_CONF"
 FLAGS = ("--config-dir", "-cd")
+PROVIDER = "you"  # what Hydra calls these folders
 OURS = Path(__file__).resolve().parent.parent / "conf"
 
 
@@ -44,6 +45,7 @@ def taken(arguments: Sequence[str]) -> list[str]:
         follows, folder = not equals, folder or following
         if not folder:
             raise ConfigError("--config-dir", folder, "names a folder", "Write --config-dir DIR")
+        _existing("--config-dir", folder)
         named += [] if folder in named else [folder]
     if len(rest) < len(arguments):
         os.environ[VARIABLE] = os.pathsep.join(named)
@@ -87,7 +89,7 @@ def _found(here: Path) -> tuple[str, list[str]]:
             return where, [str(file.parent / name)]
         case {"tool": {"blockwright": {"conf": other}}}:
             raise ConfigError(where, other, "must be the name of a folder", 'Write conf = "conf"')
-    return "conf", ["conf"] if (here / "conf").is_dir() else []
+    return "conf", ["conf"] if _has_options(here / "conf") else []
 
 
 @functools.cache
@@ -100,10 +102,20 @@ def _declared(file: Path) -> dict[str, Any]:
 
 def _existing(source: str, name: str) -> Path:
     folder = Path(name).expanduser().resolve()
+    remedy = "Name a folder of groups, such as experiment/ and preset/"
     if not folder.is_dir():
-        remedy = "Name a folder of groups, such as experiment/ and preset/"
         raise ConfigError(source, name, "there is no such folder", remedy)
+    if not _has_options(folder):
+        near = next((each for each in (folder / "conf", folder.parent) if _has_options(each)), None)
+        raise ConfigError(source, name, "holds no GROUP/NAME.yaml", f"Did you mean {near}?" if near else remedy)
     return folder
+
+
+def _has_options(folder: Path) -> bool:
+    """Whether there is a group below it: one of this project, or a folder of YAML that is no such folder itself."""
+    groups = {each.name for each in OURS.iterdir() if each.is_dir()}
+    below = [each for each in folder.glob("*/") if each.is_dir()]
+    return any(each.name in groups or (each.name != "conf" and any(each.glob("*.yaml"))) for each in below)
 
 
 @functools.cache  # a composition asks for each of its parts
@@ -112,4 +124,5 @@ def _refuse_taken_names(folder: Path) -> None:
         file = folder / ours.relative_to(OURS)
         if ours.parent.name != "preset" and file.is_file():  # of two presets, the one that is asked for is refused
             rule = "has the name of an option of blockwright, which is taken in its place"
-            raise ConfigError(str(file), None, rule, "Rename it; or name a folder of yours: --config-dir DIR")
+            group = ours.relative_to(OURS).parent.as_posix()
+            raise ConfigError(group, str(file), rule, "Rename it; or name a folder of yours: --config-dir DIR")

@@ -13,6 +13,7 @@ from omegaconf import OmegaConf
 from warm import Warm
 
 from blockwright.lab import again
+from blockwright.registry import user_conf
 from blockwright.training.configuration import parts, placeholders
 from blockwright.training.configuration.composing import compose_config
 from blockwright.training.entry.parse import parse_settings
@@ -75,12 +76,28 @@ def test_what_was_not_asked_for_is_refused_until_it_is_settled(
     file = run / ".hydra" / "config.yaml"
     then = OmegaConf.load(file)
     then.optimizer.weight_decay = 0.5  # a default that has changed since
+    then.optimizer.eps = 0.1
     then.trainer.enable_progress_bar = "no figure depends on it"
     OmegaConf.save(then, file)
     code, said = planned("seed=5")
     assert code == 64 and "optimizer.weight_decay" in said and "0.5" in said
-    assert planned("seed=5", "optimizer.weight_decay=0.5")[0] == 0
-    assert planned("seed=5", "optimizer.weight_decay=0.1")[0] == 0
+    assert "likewise optimizer.eps" in said
+    assert planned("seed=5", "optimizer.weight_decay=0.5")[0] == 64
+    for settled in (0.5, 0.1):
+        assert planned("seed=5", f"optimizer.weight_decay={settled}", "optimizer.eps=1e-8")[0] == 0
+
+
+def test_a_folder_that_the_run_was_composed_with_is_asked_for(
+    run: Path, planned: Callable[..., tuple[int, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (mine := run.parent / "mine" / "experiment").mkdir(parents=True)
+    (mine / "own.yaml").write_text("# @package _global_\nseed: 3\n")
+    sources = [{"path": str(mine.parent), "provider": user_conf.PROVIDER}]
+    OmegaConf.save({"hydra": {"runtime": {"config_sources": sources}}}, run / ".hydra" / "hydra.yaml")
+    code, said = planned()
+    assert code == 64 and said.startswith(f"error: --config-dir = {mine.parent}\n")
+    monkeypatch.setenv(user_conf.VARIABLE, str(mine.parent))
+    assert planned()[0] == 0
 
 
 def test_another_text_is_refused(run: Path, planned: Callable[..., tuple[int, str]]) -> None:

@@ -27,6 +27,15 @@ def test_the_table_has_a_row_for_each_source_and_samples_follow(arguments, capsy
     assert [line.split(":")[0] for line in lines[2:]] == ["code"] * 3 + ["web"] * 2
 
 
+def test_a_text_has_a_row_for_each_split(tmp_path, capsys):
+    (tmp_path / "a.txt").write_text("to be or not to be, that is the question.\n" * 200)
+    own = ["data=text", f"data.corpus.files={tmp_path}/a.txt", "data/tokenizer=bytes", "data.sequence_length=16"]
+    assert main([*own, "trainer.max_steps=10", f"paths.data_dir={tmp_path}/data", "--samples", "3"]) == 0
+    head, *lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines[:3]] == ["train", "val", "test"] and "epochs" in head
+    assert lines[3].startswith("train: 'to be or not")
+
+
 def test_what_the_run_would_refuse_is_refused_after_the_table(arguments, capsys):
     assert main([*arguments, "trainer.max_steps=4000"]) == 64
     printed = capsys.readouterr()
@@ -44,7 +53,7 @@ BAD = {
     "data.most_epochs={cod: 3}": "data.most_epochs.cod",
     "data.sharez=3": "data.sharez",
     "--smaples=3": "command line",
-    "data=sorting": "data",
+    "data=copying": "data",
 }
 
 
@@ -53,7 +62,7 @@ def test_it_is_one_message_and_nothing_is_written(arguments, tmp_path, capsys, c
     (tmp_path / "meta.pkl").write_bytes(b"\x80\x04N.")
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
     replaced = ("data.stages", "data.sources") if change.startswith("data.sources") else ("data.stages",)
-    given = [] if change == "data=sorting" else [each for each in arguments if not each.startswith(replaced)]
+    given = [] if change == "data=copying" else [each for each in arguments if not each.startswith(replaced)]
     assert main([*given, change.replace("WEB", WEB).replace("TMP", str(tmp_path))]) == 64
     message = capsys.readouterr().err
     assert message.count("error: ") == 1 and f"error: {BAD[change]} = " in message and "remedy: " in message

@@ -42,7 +42,7 @@ def test_options_in_the_folder_conf_are_found(repository: Callable[..., Path]) -
 
 
 def test_what_is_named_comes_before_what_is_found(repository: Callable[..., Path]) -> None:
-    here = repository(**MINE, **{f"{name}__experiment__mine.yaml": "" for name in ("other", "third", "sub__deep")})
+    here = repository(**MINE, **{f"{name}__experiment__mine.yaml": "" for name in ("other", "third", "sub")})
     assert folders() == [here / "conf"]
     (here / "pyproject.toml").write_text('[tool.blockwright]\nconf = "other"\n')
     user_conf._declared.cache_clear()
@@ -72,11 +72,12 @@ def test_a_checkout_of_this_project_has_none_of_the_users(repository: Callable[.
 @pytest.mark.parametrize(
     ("files", "path"),
     [
-        ({"conf__trainer__ddp.yaml": ""}, "conf/trainer/ddp.yaml"),
+        ({"conf__trainer__ddp.yaml": ""}, "trainer"),
         ({"pyproject.toml": '[tool.blockwright]\nconf = "gone"\n'}, "tool.blockwright.conf"),
         ({"pyproject.toml": "[tool.blockwright]\nconf = 1\n"}, "tool.blockwright.conf"),
+        ({"pyproject.toml": "[tool.blockwright]\nconf = '.'\n", **MINE}, "tool.blockwright.conf"),
     ],
-    ids=["an option of ours", "no such folder", "no name"],
+    ids=["an option of ours", "no such folder", "no name", "no options"],
 )
 def test_refused(repository: Callable[..., Path], files: dict[str, str], path: str) -> None:
     repository(**files)
@@ -86,7 +87,11 @@ def test_refused(repository: Callable[..., Path], files: dict[str, str], path: s
     assert path in caught.value.path
 
 
-@pytest.mark.parametrize("arguments", [["--config-dir"], ["-cd="], ["seed=1", "-cd"]])
+@pytest.mark.parametrize(
+    "arguments", [["--config-dir"], ["-cd="], ["seed=1", "-cd"], ["--config-dir", "no"], ["-cd=conf/experiment"]]
+)
 def test_a_flag_without_its_folder_is_refused(repository: Callable[..., Path], arguments: list[str]) -> None:
-    with pytest.raises(ConfigError):
+    repository(**MINE)
+    with pytest.raises(ConfigError) as caught:
         taken(arguments)
+    assert caught.value.path == "--config-dir"

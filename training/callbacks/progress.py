@@ -129,4 +129,4 @@ def _less(batches: Sequence[int | float], setting: str, or_else: str = "") -> st
     """How to measure less, where there is more than that, as this command line writes it."""
     if sum(batches) <= 8:
         return ""
-    return f"; less: --{setting}" if is_lightning_cli(sys.argv[1:]) else f"; less: +{setting}{or_else}"
+    return f"; less: --{setting}" if is_lightning_cli(sys.argv[1:]) else f"; less: ++{setting}{or_else}"

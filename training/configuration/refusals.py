@@ -121,7 +121,9 @@ def _no_option(found: re.Match[str], text: str, overrides: Sequence[str]) -> Con
         return ConfigError(group or option, option, "there is no such group or file", HELP)
     remedy = did_you_mean(option, known)
     if group not in of_blocks():
-        remedy += f". One of yours is conf/{group}/NAME.yaml, or that of --config-dir DIR"
+        remedy += (
+            f". One of yours is conf/{'preset' if group == 'model' else group}/NAME.yaml, or that of --config-dir DIR"
+        )
     return ConfigError(group, option, f"is not an option of {group}", remedy)
 
 
@@ -138,6 +140,12 @@ def _no_group(found: re.Match[str], text: str, overrides: Sequence[str]) -> Conf
     return ConfigError(group, value, rule, remedy)
 
 
+def _packaged(found: re.Match[str], text: str, overrides: Sequence[str]) -> ConfigError:
+    file, package = found.groups()
+    rule = f"places its values below {package.rpartition('.')[0]}, since it does not say that they are of the root"
+    return ConfigError(f"{file}.yaml", "…", rule, "Write as its first line: # @package _global_")
+
+
 def _chosen_twice(found: re.Match[str], text: str, overrides: Sequence[str]) -> ConfigError:
     path, value = found[1], _value(found[1], overrides)
     listed = next((o for o in overrides if re.match(r"[^.=]+=\[.*,", o)), None)
@@ -145,6 +153,9 @@ def _chosen_twice(found: re.Match[str], text: str, overrides: Sequence[str]) -> 
         group, _, given = listed.partition("=")
         rule = f"its options each choose {path}, so they cannot be combined"
         return ConfigError(group, given, rule, f"Write one: {group}={given.strip('[]').split(',')[0]}")
+    if value is None:  # a file's own list
+        remedy = f"Write in the defaults list of the file: - override /{path}: NAME"
+        return ConfigError(path, found[2], "is chosen by a file, but there is a choice already", remedy)
     return ConfigError(path, value, "+ adds it, but there is one already", f"Leave out the +: {path}={value}")
 
 
@@ -204,7 +215,8 @@ READINGS = {
     r"Ambiguous value for argument '([^=]+)=(.*?)'\s": _several,
     r"Could not (?:find|load) '([^']+)'": _no_option,
     r"Could not override '([^']+)'\.\s*No match in the defaults list": _no_group,
-    r"Multiple values for ([^\s.]+)\. To override": _chosen_twice,
+    r"Multiple values for ([^\s.]+)\. To override a value use '(?:override )?[^:']*:? ?([^']*)": _chosen_twice,
+    r"In '([^']+)': Could not override '[^'@]+@([^']+)'": _packaged,
     r"Key '([^']+)' (?:is not in struct|not in '([^']+)')": _unknown_key,
     r"Value '(.*)' of type '\w+' could not be converted to (\w+)": _wrong_type,
     r"field '([^']+)' is not Optional": _null,

@@ -60,7 +60,7 @@ class RegistrySearchPath(SearchPathPlugin):
         from blockwright.registry import plugins, user_conf
 
         for folder in user_conf.folders():
-            search_path.append(provider="you", path=f"file://{folder}")
+            search_path.append(provider=user_conf.PROVIDER, path=f"file://{folder}")
         for folder, owner in plugins.folders(plugins.CONF).items():
             search_path.append(provider=owner, path=f"file://{folder}")
         search_path.append(provider="blockwright", path=f"{SCHEME}://")  # last: a file has defaults, and comments too

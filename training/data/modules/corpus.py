@@ -136,6 +136,26 @@ class CorpusDataModule(RowDataModule):
         # Lightning rebuilds batch samplers for prediction and warns about ours; a plain sampler it keeps.
         return self._evaluation("test", as_batch_sampler=False)
 
+    # ---- before the run -------------------------------------------------------------------------------------------
+
+    def overview(self, batches: int | None) -> list[dict[str, str]]:
+        """A row for each split: tokens, documents, bytes a token, and how often training reads it."""
+        rows = []
+        for split, stream in self._streams.items():
+            read = f"{batches / self.order.n_batches:.3g}" if split == "train" and batches is not None else ""
+            a_token = f"{self.tokenizer.token_bytes()[stream.tokens[:100_000]].mean():.2f}" if stream.n_tokens else ""
+            sizes = {"tokens": f"{stream.n_tokens:,}", "documents": f"{len(stream.starts):,}"}
+            rows.append({"split": split, **sizes, "bytes a token": a_token, "epochs": read})
+        return rows
+
+    def samples(self, n: int) -> list[tuple[str, str]]:
+        """Split and text of n stretches of 64 tokens of each split, evenly spaced."""
+        return [
+            (split, self.tokenizer.decode(stream.tokens[i * stream.n_tokens // n :][:64].tolist()))
+            for split, stream in self._streams.items()
+            for i in range(n if stream.n_tokens else 0)
+        ]
+
     def _evaluation(
         self, split: Split, as_batch_sampler: bool = True, length: int | None = None, batch_size: int | None = None
     ) -> Batches | list[Batches]:
