@@ -52,8 +52,8 @@ def _run(arguments: Sequence[str]) -> None:
     differing = _differing(folder, theirs, overrides, asked)
     _show(folder, differing)
     if not any(_is_below(entry.path, OF_BATCHES) for entry in differing):
-        _refuse_another_text(folder, overrides)
-        print("Batches: those of RUN, in the same order")
+        is_known = _refuse_another_text(folder, overrides)
+        print("Batches: those of RUN, in the same order" + ("" if is_known else ", if the text has not changed"))
     print(shlex.join(["blockwright", "train", *user_conf.flags(), *overrides]), flush=True)
     if not flags.plan_only:
         from blockwright.train import main as train
@@ -167,8 +167,8 @@ def _show(folder: Path, differing: Sequence[Entry]) -> None:
 # --- the text ---------------------------------------------------------------------------------------------------------
 
 
-def _refuse_another_text(folder: Path, overrides: Sequence[str]) -> None:
-    """Refuse a corpus that is not the one whose fingerprint a checkpoint of RUN has.
+def _refuse_another_text(folder: Path, overrides: Sequence[str]) -> bool:
+    """Refuse a corpus that is not the one whose fingerprint a checkpoint of RUN has; false if it has left none.
 
     Raises:
         ConfigError: at ``data``
@@ -181,19 +181,18 @@ def _refuse_another_text(folder: Path, overrides: Sequence[str]) -> None:
     from blockwright.training.entry.parse import parse_settings
 
     if (file := first_good(inside(folder / "checkpoints"))) is None:
-        print("RUN has left no checkpoint, so whether its text was this one is not known")
-        return
+        return False
     found = read_checkpoint(file, shapes_only=True)
     states = (each for each in found.values() if isinstance(each, dict) and {"tokenizer", "batches"} <= each.keys())
     data = parts.build("data", parse_settings(compose_config(overrides, output_dir=placeholders.ANY)))
     if (state := next(states, None)) is None or not isinstance(data, RowDataModule):
-        print("RUN has left no fingerprint of its text, so whether it was this one is not known")
-        return
+        return False
     data.prepare_data()
     data.setup("fit")
     if changed := data.changes(state):
         rule = f"makes other batches than in RUN: {'; '.join(changed)}"
         raise ConfigError("data", str(file), rule, "Restore the text; or train it as another run: blockwright train")
+    return True
 
 
 if __name__ == "__main__":

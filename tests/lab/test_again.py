@@ -100,6 +100,12 @@ def test_a_folder_that_the_run_was_composed_with_is_asked_for(
     assert planned()[0] == 0
 
 
+def test_a_run_without_a_checkpoint_says_what_is_not_known(run: Path, planned: Callable[..., tuple[int, str]]) -> None:
+    (run / "checkpoints" / "last.ckpt").unlink()
+    code, said = planned()
+    assert code == 0 and "same order, if" in said
+
+
 def test_another_text_is_refused(run: Path, planned: Callable[..., tuple[int, str]]) -> None:
     (run.parent / "a.txt").write_text("Whether 'tis nobler in the mind to suffer\n" * 400)
     code, said = planned("optimizer.lr=0.05")
