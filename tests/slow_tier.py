@@ -1,4 +1,4 @@
-"""Runs the slow tests and notes that they were green: ``python -m tests.slow_tier``, 33 minutes on two idle cores.
+"""Runs the slow tests and notes that they were green: ``python -m tests.slow_tier``, 40 minutes on two idle cores.
 
 It needs chromium, kubectl, bubblewrap, git, and root with buildah, debootstrap, runc and netavark, on Linux, and::
 
@@ -26,7 +26,6 @@ import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 GREEN = ROOT / "tests" / "slow_tier.json"
-WORKERS = "3"  # one more than cores: kills, pods and servers are waited for
 MOST_COMMITS = 100  # since a green run, before a quick test fails
 HERE = (  # reasons to skip that no package takes away
     "needs a GPU",
@@ -71,7 +70,7 @@ def main() -> int:
         print("the tree has changes that are not committed: the note would name a commit that was not tested")
         return 64
     seen, start = Seen(), time.monotonic()
-    code = int(pytest.main(["-m", "slow", "-n", WORKERS, *sys.argv[1:]], plugins=[seen]))
+    code = int(pytest.main(["-m", "slow", "-n", "2", *sys.argv[1:]], plugins=[seen]))
     holes = {test: why for test, why in seen.skipped.items() if not any(known in why for known in HERE)}
     print("the dearest, in seconds of the processor:")
     for test, spent in seen.cpu.most_common(40):

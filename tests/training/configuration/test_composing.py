@@ -52,9 +52,12 @@ QUICK = "experiment=attention_ablation"
     "override",
     [override if override == QUICK else pytest.param(override, marks=pytest.mark.slow) for override in WHOLE],
 )
-def test_named_list_of_overrides_composes_and_is_sound(override: str, kernel_pages: str, tmp_path: Path) -> None:
-    folder = [kernel_pages] if override == "experiment=mixture" else []
-    plain = preflight(compose_config([override, *folder], output_dir=str(tmp_path)))  # as it stands: on Shakespeare
+def test_named_list_of_overrides_composes_and_is_sound(
+    override: str, kernel_pages: str, corpus_file: Path, tmp_path: Path
+) -> None:
+    text = f"data.corpus.files={corpus_file}"  # in place of what is downloaded
+    own = {"experiment=mixture": [kernel_pages], "experiment=nanogpt_shakespeare": [text]}.get(override, [])
+    plain = preflight(compose_config([override, *own], output_dir=str(tmp_path)))  # as it stands: on Shakespeare
     parts.check("task", plain)
     check_target(plain["trainer"], "trainer", skip=OWN)
 
