@@ -300,9 +300,9 @@ def test_batches_are_a_function_of_the_seed_and_held_out_rows_are_the_same_for_a
     (held,), (of_other,) = list(module().val_dataloader()), list(module(seed=9).val_dataloader())
     assert len(held["tokens"]) == 10 and torch.equal(held["tokens"], of_other["tokens"])
     assert not torch.equal(held["tokens"], next(iter(module().test_dataloader()))["tokens"])
-    assert module(seed=1)._changes(module().state_dict()) == ["seed was 0, is 1"]
+    assert module(seed=1).changes(module().state_dict()) == ["seed was 0, is 1"]
     harder = [{"name": "recall", "difficulty": 2}, TWO[1]]
-    assert "skill.recall was" in module(skill=harder)._changes(module().state_dict())[0]
+    assert "skill.recall was" in module(skill=harder).changes(module().state_dict())[0]
 
 
 def test_a_padded_row_is_not_scored() -> None:
