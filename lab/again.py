@@ -11,6 +11,7 @@ has changed since, and a text that is not RUN's. So its batches are those of RUN
 
 from __future__ import annotations
 
+import importlib
 import shlex
 import sys
 from collections.abc import Iterable, Sequence
@@ -23,7 +24,7 @@ from blockwright.registry import ConfigError, did_you_mean, user_conf
 from blockwright.registry.command import Parser, read_words, run_command
 from blockwright.registry.folder import read_yaml
 from blockwright.registry.printing import show
-from blockwright.training.jobs import SWEEP
+from blockwright.training.jobs import MODULE, SWEEP
 
 if TYPE_CHECKING:
     from blockwright.lab.difference.settings import Entry
@@ -56,9 +57,7 @@ def _run(arguments: Sequence[str]) -> None:
         print("Batches: those of RUN, in the same order" + ("" if is_known else ", if the text has not changed"))
     print(shlex.join(["blockwright", "train", *user_conf.flags(), *overrides]), flush=True)
     if not flags.plan_only:
-        from blockwright.train import main as train
-
-        train(overrides)
+        importlib.import_module(MODULE).main(overrides)  # the program, which is above this folder
 
 
 # --- what RUN was given, and what that makes today --------------------------------------------------------------------
