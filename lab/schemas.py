@@ -9,7 +9,6 @@ that editors with yaml-language-server read (VS Code's YAML extension, Neovim, E
 
 from __future__ import annotations
 
-import functools
 import inspect
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -21,7 +20,7 @@ from omegaconf import OmegaConf
 
 from blockwright.blocks.model_config import ModelConfig
 from blockwright.lab.ablation import definition as ablation
-from blockwright.lab.calibration.control import Control
+from blockwright.lab.calibration import control
 from blockwright.lab.ladder import definition as ladder
 from blockwright.registry import ConfigError, catalogue, json_schema, presets, user_conf
 from blockwright.registry.command import Parser, run_command
@@ -58,7 +57,7 @@ def experiment() -> Schema:
     properties = {"defaults": _defaults(), "hydra": {"type": "object"}}
     for key, value in default.items():
         if key == "model":
-            properties[key] = mapping({name: _or_interpolated(schema) for name, schema in model.items()})
+            properties[key] = mapping({name: json_schema.interpolated(schema) for name, schema in model.items()})
         elif key in roots:
             properties[key] = blocks.node(str(key))
         else:
@@ -70,7 +69,7 @@ def experiment() -> Schema:
 
 def of_ablation() -> Schema:
     """The definition of an ablation."""
-    return _document("ablation", _definition(ablation.Definition, ablation.KEYS))
+    return _document("ablation", _definition(ablation.Definition, ablation.FILES.keys))
 
 
 def of_ladder() -> Schema:
@@ -83,7 +82,7 @@ def of_ladder() -> Schema:
 
 def of_control() -> Schema:
     """A control of ``blockwright calibrate``."""
-    return _document("control", _definition(Control, list(json_schema.dataclass(Control)["properties"])))
+    return _document("control", _definition(control.Control, control.FILES.keys))
 
 
 DOCUMENTS: dict[str, Callable[[], Schema]] = {  # each is a group of conf
@@ -118,12 +117,6 @@ def _of_layers(blocks: Blocks) -> dict[str, Schema]:
         "layout": told(any_of([layout, none]), "slot → pattern over the depth, such as dense*1 ffn*"),
         "overrides": any_of([{"type": "array", "items": override}, none]),
     }
-
-
-def _or_interpolated(schema: Schema) -> Schema:
-    described: Schema = {key: schema[key] for key in ("description", "default") if key in schema}
-    plain = {key: value for key, value in schema.items() if key not in described}
-    return {**any_of([plain, json_schema.INTERPOLATION]), **described}
 
 
 def _defaults() -> Schema:
@@ -161,7 +154,7 @@ def _of_targets(targets: Iterable[str], more: Mapping[str, Schema] | None = None
     is_open = False
     for target in targets:
         try:
-            parameters, hints = _signature(target)
+            parameters, hints = signature(find_target(target, "_target_"))
         except ConfigError:
             is_open = True
             continue
@@ -169,16 +162,11 @@ def _of_targets(targets: Iterable[str], more: Mapping[str, Schema] | None = None
         for key, p in parameters.items():
             if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL):
                 schema = of(hints[key]) if key in hints else ANYTHING
-                found.setdefault(key, []).append(_or_interpolated(schema) if schema else schema)
+                found.setdefault(key, []).append(json_schema.interpolated(schema))
     return mapping(
         {"_target_": {"type": "string"}, **(more or {}), **{key: any_of(each) for key, each in found.items()}},
         is_open=is_open,
     )
-
-
-@functools.cache
-def _signature(target: str) -> tuple[dict[str, inspect.Parameter], dict[str, Any]]:
-    return signature(find_target(target, "_target_"))
 
 
 def _definition(cls: type, keys: Sequence[str]) -> Schema:

@@ -24,6 +24,7 @@ Schema = dict[str, Any]
 _PLAIN = {int: "integer", float: "number", bool: "boolean", str: "string", type(None): "null"}
 _BOUNDS = {Ge: "minimum", Gt: "exclusiveMinimum", Le: "maximum", Lt: "exclusiveMaximum"}
 INTERPOLATION: Schema = {"type": "string", "pattern": r"\$\{"}
+TOLD = ("description", "default")  # of one value, and no rule
 DRAFT = "http://json-schema.org/draft-07/schema#"
 
 
@@ -89,6 +90,12 @@ def told(schema: Schema, text: str, default: Any = MISSING) -> Schema:
     return {**schema, **({"description": text} if text else {}), **({"default": default} if plain else {})}
 
 
+def interpolated(schema: Schema) -> Schema:
+    """A schema that takes ``${…}`` too; what is told of the value stays beside both."""
+    plain = {key: value for key, value in schema.items() if key not in TOLD}
+    return {**any_of([plain, INTERPOLATION]), **{key: schema[key] for key in TOLD if key in schema}}
+
+
 # --- blocks: a definition for each kind, to which nodes refer ---
 
 
@@ -120,7 +127,7 @@ class Blocks:
 
     def value(self, schema: Schema) -> Schema:
         """A schema of a value that may be interpolated, if the document may."""
-        return any_of([schema, INTERPOLATION]) if self.interpolates and schema else schema
+        return interpolated(schema) if self.interpolates else schema
 
     def _of_names(self, kind: str, names: Sequence[str]) -> Schema:
         """A mapping of which ``name`` says what other keys it has; without one, those of any block of the kind."""
@@ -131,7 +138,7 @@ class Blocks:
             shared: dict[str, list[Schema]] = {}
             for properties in known.values():
                 for parameter, schema in properties.items():
-                    shared.setdefault(parameter, []).append({k: v for k, v in schema.items() if k not in _OF_ONE})
+                    shared.setdefault(parameter, []).append({k: v for k, v in schema.items() if k not in TOLD})
             without = {parameter: any_of(schemas) for parameter, schemas in shared.items()}
             named = [
                 {
@@ -159,6 +166,3 @@ class Blocks:
             return self.value(of(p.annotation))
         node = self.node(p.child, p.optional)
         return any_of([node, {"type": "array", "items": node}]) if p.many else node
-
-
-_OF_ONE = ("description", "default")

@@ -16,7 +16,6 @@ import functools
 import os
 import tomllib
 from collections.abc import Sequence
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -33,20 +32,18 @@ def taken(arguments: Sequence[str]) -> list[str]:
     """The arguments without ``--config-dir DIR``, which is put into the variable, for processes that are started too.
 
     Raises:
-        ConfigError: the flag has no folder after it
+        ConfigError: the flag has no folder after it, or one without options
     """
-    rest, named, follows = [], [*filter(None, os.environ.get(VARIABLE, "").split(os.pathsep))], False
-    for argument, following in pairwise([*arguments, ""]):
-        flag, equals, folder = argument.partition("=")
-        if follows or flag not in FLAGS:
-            rest += [] if follows else [argument]
-            follows = False
-            continue
-        follows, folder = not equals, folder or following
-        if not folder:
+    rest, named, words = list[str](), _named() or [], iter(arguments)
+    for word in words:
+        flag, equals, folder = word.partition("=")
+        if flag not in FLAGS:
+            rest.append(word)
+        elif not (folder := folder if equals else next(words, "")):
             raise ConfigError("--config-dir", folder, "names a folder", "Write --config-dir DIR")
-        _existing("--config-dir", folder)
-        named += [] if folder in named else [folder]
+        else:
+            _existing("--config-dir", folder)
+            named += [] if folder in named else [folder]
     if len(rest) < len(arguments):
         os.environ[VARIABLE] = os.pathsep.join(named)
     return rest

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import signal
 import subprocess
 import warnings
 from importlib.util import find_spec
@@ -86,5 +85,5 @@ def queue_again() -> None:
 
 def is_out_of_time(signum: int) -> bool:
     """Whether a signal announces that the time of a job of Slurm, which may be queued again, is nearly over."""
-    chosen = environment() if signum == signal.SIGUSR1 else None
-    return type(chosen).__name__ == "SLURMEnvironment" and getattr(chosen, "auto_requeue", False)
+    chosen = environment()
+    return getattr(chosen, "auto_requeue", False) and getattr(chosen, "requeue_signal", None) == signum
