@@ -19,6 +19,7 @@ from blockwright.lab.generation_options import add_options, checked_sampling
 from blockwright.lab.writer import Request, Writer
 from blockwright.registry import ConfigError
 from blockwright.registry.command import Parser, run_command
+from blockwright.registry.printing import printable
 
 
 def _parser() -> Parser:
@@ -112,7 +113,8 @@ def show(writer: Writer, prompts: Sequence[str], request: Request) -> list[str]:
     turn = 0
 
     def put(text: str) -> None:
-        print(text, end="", flush=sys.stdout.isatty())
+        shown = printable(text) if sys.stdout.isatty() else text
+        print(shown, end="", flush=sys.stdout.isatty())
 
     pieces = writer.stream(prompts, request, lambda i, why, n: over.add(i))  # refuses before anything is printed
     put(waiting[0])

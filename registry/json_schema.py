@@ -91,7 +91,7 @@ def told(schema: Schema, text: str, default: Any = MISSING) -> Schema:
 
 
 def interpolated(schema: Schema) -> Schema:
-    """A schema that takes ``${…}`` too; what is told of the value stays beside both."""
+    """A schema that takes ``${…}`` too; its description and default stay beside both."""
     plain = {key: value for key, value in schema.items() if key not in TOLD}
     return {**any_of([plain, INTERPOLATION]), **{key: schema[key] for key in TOLD if key in schema}}
 

@@ -7,6 +7,7 @@ wrapped off a terminal, and a table row is one line, so that ``grep``, ``sort`` 
 from __future__ import annotations
 
 import os
+import unicodedata
 from collections.abc import Iterator
 from typing import IO, Any
 
@@ -43,10 +44,14 @@ def show(table: Table, file: IO[str] | None = None) -> None:
         print(*lines(table), sep="\n", file=out.file)
 
 
+def printable(text: str) -> str:
+    """A text without characters that would act on a terminal: escape sequences of an untrusted model."""
+    return "".join(c if c in "\n\t" or unicodedata.category(c) != "Cc" else "\ufffd" for c in text)
+
+
 def show_text(text: str, title: str, file: IO[str] | None = None) -> None:
-    """Print a text under its title, in a box on a terminal; characters that would move a cursor are shown as dots."""
-    out = console(file)
-    text = "".join(c if c.isprintable() or c in "\n\t" else "·" for c in text)
+    """Print a text under its title, in a box on a terminal, of what is ``printable``."""
+    out, text = console(file), printable(text)
     if out.file.isatty():
         out.print(Panel(Text(text), title=title))
     else:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import unicodedata
 from collections.abc import Callable, Generator
 from contextlib import closing
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import TextIO
 from blockwright.lab.attachment import attachments, readable
 from blockwright.lab.chat.conversation import Conversation
 from blockwright.registry import ConfigError, did_you_mean
+from blockwright.registry.printing import printable
 
 MAX_LINE = 1_000_000  # characters
 HELP = """\
@@ -150,7 +150,7 @@ class Talk:
         try:
             with closing(pieces):  # so that what was written is part of the conversation, wherever Ctrl-C comes
                 for piece in pieces:
-                    self.out.write(_printable(piece) if self.terminal else piece)
+                    self.out.write(printable(piece) if self.terminal else piece)
                     self.out.flush()
         finally:
             self.out.write("\n")
@@ -165,8 +165,3 @@ class Talk:
 def _refuse(rest: str, command: str) -> None:
     if rest:
         raise ConfigError(command, rest[:60], "takes nothing", f"Write {command} alone")
-
-
-def _printable(text: str) -> str:
-    """A text without characters that would act on a terminal: escape sequences of an untrusted model."""
-    return "".join(c if c in "\n\t" or unicodedata.category(c) != "Cc" else "\ufffd" for c in text)

@@ -11,9 +11,10 @@ from blockwright.blocks.compose import compose
 from blockwright.blocks.generation.generate import generate
 from blockwright.blocks.generation.sample import Sampling
 from blockwright.lab import generate as command
-from blockwright.lab.generate import main
+from blockwright.lab.generate import main, show
 from blockwright.lab.writer import Request, Writer
 from blockwright.registry import ConfigError
+from blockwright.registry.printing import printable
 from blockwright.training.data.tokenizers.bytes import Bytes
 
 pytestmark = pytest.mark.xdist_group("lab_generate")  # its fixture is slow to set up
@@ -205,6 +206,16 @@ def test_mistake_of_a_model_is_one_message(save, run, capsys):
         refused([str(save(loop={"name": "cycle"})), "--prompt", "ab", "--visits", visits], "--visits", capsys)
 
 
+@pytest.mark.parametrize("is_terminal", [True, False])
+def test_escape_sequences_of_a_model_do_not_reach_a_terminal(writer, monkeypatch, is_terminal):
+    monkeypatch.setattr(writer, "stream", lambda prompts, request, ended: iter([(0, "a\x1b[2Jb\n")]))
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", out := io.StringIO())
+        patch.setattr(out, "isatty", lambda: is_terminal, raising=False)
+        show(writer, ["x"], Request())
+    assert ("\x1b" in out.getvalue()) != is_terminal and "[2Jb\n" in out.getvalue()
+
+
 def test_terminal_gets_each_piece_at_once_and_drafts_change_no_text(run, save, monkeypatch, capsys, writer):
     class Terminal(io.StringIO):
         flushed = 0
@@ -219,7 +230,7 @@ def test_terminal_gets_each_piece_at_once_and_drafts_change_no_text(run, save, m
     with monkeypatch.context() as patch:
         patch.setattr(sys, "stdout", terminal := Terminal())
         main([str(run), *words])
-    assert terminal.getvalue() == "To be" + greedy(writer, "To be", 12) + "\n" and terminal.flushed > 3
+    assert terminal.getvalue() == "To be" + printable(greedy(writer, "To be", 12)) + "\n" and terminal.flushed > 3
     drafting = str(save(mtp={"depth": 1}))
     said = []
     for more in ([], ["--drafts", "mtp"]):
