@@ -214,7 +214,7 @@ def command(arguments: Sequence[str]) -> None:
         write_text(folder / f"{name}.json", json.dumps(make(), indent=1, ensure_ascii=False) + "\n")
         print(f"{folder / name}.json")
     print("\nThe comment by which an editor finds it, in conf/experiment/mine.yaml:")
-    print("# yaml-language-server: $schema=../.schema/experiment.json")
+    print(f"# yaml-language-server: $schema={given.resolve() if given else Path('..', FOLDER)}/experiment.json")
 
 
 if __name__ == "__main__":
