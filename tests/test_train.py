@@ -144,6 +144,9 @@ def test_run_leaves_everything_a_person_needs(front: Doors, folder: Path) -> Non
     wanted = {"results.json", "loss.svg", "expert_load.svg", "sample.txt", "lightning_cli.yaml", "config_tree.log"}
     wanted |= {"checkpoints/last.ckpt", "checkpoints/best.ckpt", "csv/metrics.csv", ".hydra/overrides.yaml"}
     assert files_in(folder / "run") >= {*wanted, "train.log"}
+    differing = front["hydra"].out.partition("differs from the defaults in ")[2].partition("training from step")[0]
+    n, *rows = differing.splitlines()
+    assert len(rows) == int(n.rstrip(":")) + 1 and any(row.split()[:1] == ["model.d_model"] for row in rows), differing
     assert any(name.startswith("tensorboard/events") for name in files_in(folder / "run"))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 MODULE = "blockwright.train"  # runs a job
@@ -17,3 +18,14 @@ def host_of(launcher: Mapping[str, Any]) -> str | None:
     from hydra.utils import get_class  # the list of blocks imports this module, and does without Hydra
 
     return getattr(get_class(launcher["_target_"]), "host", None)
+
+
+def sweep_of(folder: str, otherwise: str | None = None) -> str | None:
+    """The name of the sweep of which a folder is a job's: ``${sweep_of:${paths.output_dir}}`` groups runs in a logger.
+
+    Args:
+        folder: of a run
+        otherwise: the answer for a run alone
+    """
+    sweep = Path(folder).absolute().parent
+    return sweep.name if (sweep / SWEEP).is_file() else otherwise

@@ -265,7 +265,7 @@ class Change:
 
     Args:
         path: of the setting
-        there: its value in the checkpoint
+        there: its value in the checkpoint, or whatever this run is compared with
         here: its value in this run
     """
 
@@ -362,9 +362,9 @@ def _shown(value: Any) -> str:
     return text if len(text) <= WIDEST else f"{text[: WIDEST - 1]}…"
 
 
-def table(found: Sequence[Change]) -> str:
-    """A table with a row per change: setting, value in the checkpoint, value here."""
-    rows = [("setting", "in the checkpoint", "here")]
+def table(found: Sequence[Change], there: str = "in the checkpoint") -> str:
+    """A table with a row per change: setting, value there, value here."""
+    rows = [("setting", there, "here")]
     rows += [(change.path, _shown(change.there), _shown(change.here)) for change in found]
     widths = [max(len(row[i]) for row in rows) for i in (0, 1)]
     return "\n".join(f"  {a:<{widths[0]}}  {b:<{widths[1]}}  {c}" for a, b, c in rows)

@@ -8,7 +8,7 @@ import os
 import shlex
 import signal
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
@@ -26,10 +26,13 @@ from blockwright.registry import ConfigError
 from blockwright.registry.folder import read_json
 from blockwright.registry.printing import console
 from blockwright.training.checkpoints.find import LAST
+from blockwright.training.checkpoints.record import Change, Past, changes, record, table
 from blockwright.training.claims import only_writer
 from blockwright.training.configuration import figures
+from blockwright.training.configuration.composing import compose_config
 from blockwright.training.configuration.refusals import refuse_empty
 from blockwright.training.configuration.run import Run
+from blockwright.training.entry.parse import parse_settings
 from blockwright.training.entry.preflight import prepare
 from blockwright.training.entry.ranks import one_job, overrides
 from blockwright.training.jobs import HOST, STOP, SWEEP, host_of
@@ -131,11 +134,19 @@ class Job:
 # --- the composed configuration as a tree: on the screen, and in the run directory ---
 
 
+MOST = 30  # settings in the list of what differs
 PARTS = ("model", "data", "task", "optimizer", "scheduler", "trainer", "callbacks", "logger", "paths", "extras")
 
 
-def show(plain: Mapping[str, Any], directory: Path, print_config: bool) -> None:
-    """Save the tree as ``config_tree.log``, and print it if ``print_config``, else where it is."""
+def show(plain: Mapping[str, Any], directory: Path, print_config: bool, differing: Sequence[Change] = ()) -> None:
+    """Save the tree as ``config_tree.log``; print it if ``print_config``, else where it is, and what differs.
+
+    Args:
+        plain: every setting
+        directory: of the run
+        print_config: whether to print the tree
+        differing: the settings that are not those of ``blockwright train`` alone
+    """
     tree = Tree("configuration")
     for key in [*PARTS, *(k for k in plain if k not in PARTS)]:
         _grow(tree, key, plain[key])
@@ -145,7 +156,10 @@ def show(plain: Mapping[str, Any], directory: Path, print_config: bool) -> None:
     if print_config:
         console().print(tree)
     else:
-        print(f"Configuration: {saved}")
+        more = f"\n  … and {len(differing) - MOST} more" if len(differing) > MOST else ""
+        print(f"Configuration: {saved}" + (f"; it differs from the defaults in {len(differing)}:" if differing else ""))
+        if differing:
+            print(table(differing[:MOST], "default") + more)
 
 
 def _grow(tree: Tree, key: str, value: Any) -> None:
@@ -195,7 +209,7 @@ def _execute(run: Run, job: Job) -> None:
 
     def announce() -> None:
         if job.first:
-            show(shown, job.folder, printed)
+            show(shown, job.folder, printed, [] if printed or job.in_sweep else _differing(run))
 
     with one_job(job.folder, run.ckpt_path) as arguments:
         metrics = execute(run, announce)
@@ -207,6 +221,17 @@ def _execute(run: Run, job: Job) -> None:
         print(f"Continue: {_continuation(arguments, run)}")
     if job.value is None:
         _miss(run, metrics, job)
+
+
+def _differing(run: Run) -> list[Change]:
+    """The settings of a run that are not those of ``blockwright train`` alone; none if that cannot be composed."""
+    if not overrides():
+        return []
+    try:
+        standard = parse_settings(compose_config([], output_dir=str(run.folder)))
+    except ConfigError:  # the user's own defaults may need a value
+        return []
+    return changes(Past(record(standard.shown), complete=True, step=0, rate=None), record(run.shown))
 
 
 def _miss(run: Run, metrics: dict[str, float], job: Job) -> None:

@@ -27,7 +27,10 @@ from blockwright.training.checkpoints.resume import LAST, last_rate, resolve_che
 from blockwright.training.configuration.named_model import composition_of, is_patched
 from blockwright.training.configuration.run import Node, Run
 from blockwright.training.configuration.secrets import read_from_environment, refuse_in_model
+from blockwright.training.jobs import sweep_of
 from blockwright.training.processes import launched
+
+OmegaConf.register_new_resolver("sweep_of", sweep_of, replace=True)
 
 
 def parse(cfg: DictConfig) -> Run:

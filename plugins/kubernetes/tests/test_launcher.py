@@ -15,6 +15,7 @@ import pytest
 import yaml
 from hydra import compose, initialize_config_dir
 from hydra._internal.callbacks import Callbacks
+from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.types import HydraContext
 from kubelet import expanded
@@ -37,6 +38,7 @@ from blockwright.registry import ConfigError
 from blockwright.training.configuration.composing import compose_config
 from blockwright.training.configuration.conf import CONF
 from blockwright.training.result import Result
+from hydra_plugins.blockwright_kubernetes import launcher
 
 TRAIN = str(Path(__file__).resolve().parents[3] / "train.py")
 RATES = (0.001, 0.002, 0.003, 0.004)
@@ -374,3 +376,14 @@ def test_sweep_stays_where_its_jobs_are(launched: Launched, cluster: ScriptedClu
         launched("seed=0")
     assert (refused.value.path, refused.value.value) == ("hydra.launcher.context", "home")
     assert state_of(cluster)["made"] == made
+
+
+def test_name_of_another_packages_launcher_is_left_to_it() -> None:
+    for stored in ([], ["theirs"]):
+        known = object.__new__(ConfigStore)  # ConfigStore() is the one that Hydra uses
+        known.repo = {}
+        for target in stored:
+            known.store("kubernetes", {"_target_": target}, group="hydra/launcher")
+        launcher.store(known)
+        named = [known.load(f"hydra/launcher/{name}.yaml").node for name in ("kubernetes", "blockwright_kubernetes")]
+        assert [node._target_ == "theirs" for node in named] == [bool(stored), False]

@@ -1,6 +1,7 @@
-"""``hydra/launcher=kubernetes``: jobs of a multirun on a cluster.
+"""``hydra/launcher=kubernetes``, or ``blockwright_kubernetes``: jobs of a multirun on a cluster.
 
-Hydra imports this module at every start, so the launcher proper is imported only when used.
+Another package's launcher of the first name keeps it. Hydra imports this module at every start, so the launcher proper
+is imported only when used.
 """
 
 from __future__ import annotations
@@ -41,4 +42,11 @@ class KubernetesLauncher(Launcher):
         return Launch(self.options, self.hydra_context, self.config).launch(job_overrides, initial_job_idx)
 
 
-ConfigStore.instance().store("kubernetes", Options, group="hydra/launcher", provider="blockwright")
+def store(known: ConfigStore) -> None:
+    """Register the options with Hydra; what another package stores later replaces ours."""
+    known.store("blockwright_kubernetes", Options, group="hydra/launcher", provider="blockwright")
+    if not known.repo.get("hydra", {}).get("launcher", {}).get("kubernetes.yaml"):
+        known.store("kubernetes", Options, group="hydra/launcher", provider="blockwright")
+
+
+store(ConfigStore.instance())

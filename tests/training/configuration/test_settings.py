@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,7 +14,9 @@ import torch
 from blockwright.registry import ConfigError
 from blockwright.training.configuration import figures, trainer_settings
 from blockwright.training.configuration.composing import compose_config
+from blockwright.training.entry.parse import parse_settings
 from blockwright.training.entry.preflight import NEEDS, preflight
+from blockwright.training.jobs import SWEEP
 from blockwright.training.metrics import TokenLoss
 
 
@@ -39,6 +42,15 @@ def test_classes_are_those_of_conf() -> None:
     plain = compose_config(["callbacks=default", "logger=[default,wandb,mlflow]"], output_dir="x")
     nodes = [*plain.callbacks.values(), *plain.logger.values()]
     assert set(NEEDS) <= {node["_target_"] for node in nodes}
+
+
+def test_jobs_of_a_sweep_are_one_group_of_a_logger(tmp_path: Path) -> None:
+    (tmp_path / "tuned" / "3").mkdir(parents=True)
+    (tmp_path / "tuned" / SWEEP).write_text("{}")
+    for folder, group in (("tuned/3", "tuned"), ("alone/3", None)):
+        config = compose_config(["logger=[wandb,mlflow]"], output_dir=str(tmp_path / folder))
+        loggers = parse_settings(config).logger
+        assert loggers["wandb"]["group"] == group and loggers["mlflow"]["tags"]["sweep"] == (group or "none")
 
 
 Checked = Callable[..., dict[str, Any]]

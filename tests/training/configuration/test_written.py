@@ -16,13 +16,14 @@ from jsonargparse import Namespace
 from omegaconf import OmegaConf
 
 from blockwright.registry import ConfigError
+from blockwright.training.checkpoints.record import Change
 from blockwright.training.configuration import placeholders
 from blockwright.training.configuration.composing import compose_config
 from blockwright.training.configuration.placeholders import filled
 from blockwright.training.configuration.secrets import hidden, read_from_environment
 from blockwright.training.entry import cli
 from blockwright.training.entry.execute import execute
-from blockwright.training.entry.hydra_job import PARTS, show
+from blockwright.training.entry.hydra_job import MOST, PARTS, show
 from blockwright.training.entry.preflight import preflight
 
 
@@ -34,6 +35,10 @@ def test_tree_holds_each_setting_once_and_others_after_the_parts(tmp_path: Path,
     assert re.findall(r"^[├└]── (\w+)", saved, re.M) == [*PARTS, "seed", "mine"]
     assert "── callbacks: {}" in saved and "── er: 2" in saved and saved.count("── x: 1") == len(PARTS) - 1
     assert capsys.readouterr().out == f"Configuration: {tmp_path / 'config_tree.log'}\n"
+    show(plain, tmp_path, print_config=False, differing=[Change("a.b", i, i + 1) for i in range(MOST + 2)])
+    first, header, *rows = capsys.readouterr().out.splitlines()
+    assert first.endswith(f"in {MOST + 2}:") and header.split() == ["setting", "default", "here"]
+    assert rows[1].split() == ["a.b", "1", "2"] and rows[MOST:] == ["  … and 2 more"]
     show(plain, tmp_path, print_config=True)
     printed = capsys.readouterr().out
     assert "── er: 2" in printed and "Configuration:" not in printed
