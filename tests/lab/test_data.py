@@ -1,5 +1,7 @@
 """``blockwright data``: the table of a mixture, samples of it, and what the run would refuse."""
 
+import re
+
 import pytest
 
 from blockwright.lab.data import main
@@ -34,6 +36,17 @@ def test_a_text_has_a_row_for_each_split(tmp_path, capsys):
     head, *lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines[:3]] == ["train", "val", "test"] and "epochs" in head
     assert lines[3].startswith("train: 'to be or not")
+
+
+def test_tokens_of_conversations_are_shown_without_the_marks_that_lie_beside_them_on_disk(tmp_path, capsys):
+    own = ["data=sorting", f"paths.data_dir={tmp_path}/data", "data.corpus.train=200", "data.corpus.held_out=20"]
+    assert main([*own, "trainer.max_steps=10", "--samples", "3"]) == 0
+    _, *lines = capsys.readouterr().out.splitlines()
+    for line in lines[:3]:  # a digit or = is one byte; the two ends, of the answer and of the conversation, are none
+        n_tokens, n_documents, a_token = (float(each.replace(",", "")) for each in line.split()[1:4])
+        assert a_token == pytest.approx(1 - 2 * n_documents / n_tokens, abs=0.006)
+    asked, said = re.findall(r"(\d+)=(\d+)", lines[3])[0]
+    assert sorted(asked) == sorted(said[: len(asked)])
 
 
 def test_what_the_run_would_refuse_is_refused_after_the_table(arguments, capsys):

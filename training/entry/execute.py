@@ -13,6 +13,7 @@ from unittest.mock import patch
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import ProgressBar
+from lightning.pytorch.loggers import Logger
 from rich.table import Table
 
 from blockwright.blocks.checkpoint.read import read_checkpoint
@@ -66,6 +67,16 @@ def execute(run: Run, announce: Callable[[], None] = lambda: None) -> dict[str, 
     except BaseException:
         _dismiss(trainer)
         raise
+    finally:
+        _finish(trainer.loggers)
+
+
+def _finish(loggers: Sequence[Logger]) -> None:
+    """End the sessions of loggers that have one, as Weights and Biases: a sweep's next job may be in this process."""
+    for logger in loggers:
+        session = getattr(logger, "experiment", None)
+        if callable(finish := getattr(session, "finish", None)):
+            finish()
 
 
 def _built(group: str, nodes: Mapping[str, Node | None]) -> list[Any]:

@@ -89,9 +89,9 @@ class PreferenceDataModule(ChatDataModule):
     def _make_rows(self, split: Split, length: int) -> Pairs:
         return Pairs(self._streams[split], self.rendering.separator, self.tokenizer.token_bytes())
 
-    def tokens(self, split: Split) -> npt.NDArray[Any]:
+    def tokens(self, split: Split, places: slice = slice(None)) -> npt.NDArray[Any]:
         """As in ``ChatDataModule``; the two conversations of a pair have the token that ends documents between them."""
-        marked = self._streams[split].tokens
+        marked = self._streams[split].tokens[places]
         return np.where(marked == self.rendering.separator, self.tokenizer.eos, marked // 2)
 
     @property

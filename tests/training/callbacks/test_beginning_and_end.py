@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import lightning as L
 import pytest
 import torch
+from lightning.pytorch.loggers import CSVLogger
 
 from blockwright.training.callbacks import machine
 from blockwright.training.callbacks.early_stopping import EarlyStopping
@@ -53,6 +56,34 @@ class Hears(Finale):
 def heard() -> Any:
     Hears.heard.clear()
     return Hears.heard
+
+
+class Session(CSVLogger):
+    """A logger with a session that is the process's until it is finished, as that of Weights and Biases."""
+
+    finished: list[str] = []  # noqa: RUF012
+
+    @property
+    def experiment(self) -> Any:
+        return SimpleNamespace(finish=lambda: self.finished.append(str(self.save_dir)))
+
+    def log_metrics(self, *given: Any, **named: Any) -> None: ...
+
+    def log_hyperparams(self, *given: Any, **named: Any) -> None: ...
+
+    def save(self) -> None: ...
+
+
+def test_session_of_a_logger_ends_with_its_run_and_with_a_failure(
+    checked: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    node = [f"+logger.own._target_={__name__}.Session", f"+logger.own.save_dir={tmp_path}"]
+    run = replace(checked("logger=none", *node), train=False)
+    for end in (dict, RuntimeError("a failure")):
+        monkeypatch.setattr("blockwright.training.entry.execute.conclude", Mock(side_effect=[end]))
+        with suppress(RuntimeError):
+            execute(run)
+    assert Session.finished == [str(tmp_path)] * 2
 
 
 @pytest.mark.slow

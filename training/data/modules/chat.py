@@ -80,9 +80,9 @@ class ChatDataModule(CorpusDataModule):
         cut = f"{counts.get('shortened', 0):,} shortened to whole turns, {counts.get('dropped', 0):,} dropped"
         return f"conversations: {'; '.join(shares)}; {cut} (data.sequence_length={self.sequence_length})"
 
-    def tokens(self, split: Split) -> npt.NDArray[Any]:
+    def tokens(self, split: Split, places: slice = slice(None)) -> npt.NDArray[Any]:
         """The token ids of a split: conversation after conversation, without what is said of the tokens on disk."""
-        return self._streams[split].tokens // 2
+        return super().tokens(split, places) // 2
 
     @property
     def order(self) -> RowOrder:  # type: ignore[override]

@@ -104,9 +104,9 @@ class CorpusDataModule(RowDataModule):
             self._key = packing.cache_key(self._corpus_fingerprint, self._encoder)
         return packing.pack(self.corpus, self._encoder, self.cache_dir, self._key)
 
-    def tokens(self, split: Split) -> npt.NDArray[Any]:
-        """The token ids of a split, mapped from disk; needs ``setup``."""
-        return self._streams[split].tokens
+    def tokens(self, split: Split, places: slice = slice(None)) -> npt.NDArray[Any]:
+        """The token ids of a split, or of some places in it; needs ``setup``. On disk there may be more of a token."""
+        return self._streams[split].tokens[places]
 
     # ---- loaders ------------------------------------------------------------------------------------------------
 
@@ -143,7 +143,8 @@ class CorpusDataModule(RowDataModule):
         rows = []
         for split, stream in self._streams.items():
             read = f"{batches / self.order.n_batches:.3g}" if split == "train" and batches is not None else ""
-            a_token = f"{self.tokenizer.token_bytes()[stream.tokens[:100_000]].mean():.2f}" if stream.n_tokens else ""
+            n_bytes = self.tokenizer.token_bytes()[self.tokens(split, slice(100_000))]
+            a_token = f"{n_bytes.mean():.2f}" if stream.n_tokens else ""
             sizes = {"tokens": f"{stream.n_tokens:,}", "documents": f"{len(stream.starts):,}"}
             rows.append({"split": split, **sizes, "bytes a token": a_token, "epochs": read})
         return rows
@@ -151,9 +152,9 @@ class CorpusDataModule(RowDataModule):
     def samples(self, n: int) -> list[tuple[str, str]]:
         """Split and text of n stretches of 64 tokens of each split, evenly spaced."""
         return [
-            (split, self.tokenizer.decode(stream.tokens[i * stream.n_tokens // n :][:64].tolist()))
+            (split, self.tokenizer.decode(self.tokens(split, slice(at, at + 64)).tolist()))
             for split, stream in self._streams.items()
-            for i in range(n if stream.n_tokens else 0)
+            for at in (i * stream.n_tokens // n for i in range(n if stream.n_tokens else 0))
         ]
 
     def _evaluation(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 
 from blockwright import registry
+from blockwright.lab import data
 from blockwright.plugins.alignment.data.preference_module import PreferenceDataModule
 from blockwright.plugins.alignment.data.preferences import PairRendering, Preferences, read_preference
 from blockwright.plugins.alignment.data.reasoning_gym import ReasoningGym
@@ -178,3 +180,14 @@ def test_problems_of_other_settings_have_another_key() -> None:
     pytest.importorskip("reasoning_gym")
     other = {**DRAWN, "tasks": ["basic_arithmetic"], "settings": {"chain_sum": {"min_terms": 5, "max_terms": 6}}}
     assert_documents_apart(ReasoningGym, {"tasks": ["chain_sum"], **SMALL}, other)
+
+
+@pytest.mark.parametrize("option", ["sorting_preferences", "sorting_prompts"])
+def test_samples_are_shown_without_the_marks_that_lie_beside_tokens_on_disk(
+    option: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    small = ["data.corpus.train=60", "data.corpus.held_out=20", "trainer.max_steps=2", f"paths.data_dir={tmp_path}"]
+    assert data.main([f"data={option}", *small]) == 0
+    _, *lines = capsys.readouterr().out.splitlines()
+    assert all(0.8 < float(line.split()[3]) < 0.95 for line in lines[:3])  # a digit or = is one byte, an end none
+    assert all(re.fullmatch(r"[a-z]+: '\d*(=\d{5,})+=?\d*'", line) for line in lines[3:]), lines
