@@ -9,6 +9,7 @@ from rich import box
 from rich.table import Table
 
 from blockwright.blocks.cost import in_order
+from blockwright.blocks.on_gpu import CARDS
 from blockwright.lab.report.words import percent
 from blockwright.registry import printing
 
@@ -91,6 +92,7 @@ MACHINE: Sections = (
         ("  RMS norm", "kernels.rms_norm", _text),
         ("  gated SiLU", "kernels.gated_silu", _text),
         ("  rotation", "kernels.rotation", _text),
+        *((f"attention on {card}, a forecast", f"kernels.attention_on.{card}.all", _text) for card in CARDS),
     ),
     (
         ("weights, fp32", "weights.bytes.fp32", in_bytes),

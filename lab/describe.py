@@ -30,6 +30,7 @@ from blockwright.blocks.decoder import Decoder
 from blockwright.blocks.input import Input
 from blockwright.blocks.kernels import choice
 from blockwright.blocks.kernels.quantise import BITS
+from blockwright.blocks.on_gpu import attention_kernels, every
 from blockwright.lab import card
 from blockwright.lab.card import SETTINGS, flat
 from blockwright.lab.card_request import RECIPES, Options, Request, read
@@ -89,7 +90,7 @@ def figures(decoder: Decoder, options: Options) -> dict[str, Any]:
         },
         "cache": _cache(decoder, options.cache_context or context, options.cache_bits),
         "inputs": {kind: _input(decoder, block) for kind, block in decoder.inputs.items()},
-        "kernels": _kernels(),
+        "kernels": _kernels(decoder),
         "weights": {
             "bytes": {name: counted.total * dtype.itemsize for name, dtype in DTYPES.items()},
             "table_bytes": {name: counted.tables * dtype.itemsize for name, dtype in DTYPES.items()},
@@ -151,10 +152,14 @@ def _reading(decoder: Decoder, tokens: int) -> dict[str, float | None]:
     return {"reading_flops": tokens * forward_flops_per_token(decoder, tokens), "cache_bytes": held}
 
 
-def _kernels() -> dict[str, str]:
-    """The kernels chosen on this machine."""
+def _kernels(decoder: Decoder) -> dict[str, Any]:
+    """The kernels chosen on this machine, and those of attention on GPUs that need not be here."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return {"device": device.type, **choice.names(choice.choose(device))}
+    forecast = {
+        card: {**{kind: ", ".join(names) for kind, names in passes.items()}, "all": ", ".join(every(passes)) or None}
+        for card, passes in attention_kernels(decoder).items()
+    }
+    return {"device": device.type, **choice.names(choice.choose(device)), "attention_on": forecast}
 
 
 def _stored(decoder: Decoder, context: int, bits: float) -> list[int] | None:

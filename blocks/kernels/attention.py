@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -27,37 +27,94 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor, scoring: Scoring) -> Tenso
     Returns:
         [B,T,N,V]
     """
-    scale, _, segments, window, sinks, softcap = scoring
-    if softcap is not None:  # not supported by torch's fused kernels
+    if scoring.softcap is not None:  # not supported by torch's fused kernels
         return causal_attention_reference(q, k, v, scoring)
+    y = as_called(q, k, v, scoring, on_gpu=q.is_cuda).compute()
+    return (y.transpose(1, 2) if q.shape[1] > 1 else y.flatten(1, 2)[:, None])[..., : v.shape[-1]]
+
+
+class Called(NamedTuple):
+    """What torch's ``scaled_dot_product_attention`` is called with. By it torch chooses a fused kernel, or MATH, which
+    holds all scores.
+
+    q: [B,N,T,H]; k: [B,K,S,H]; v: [B,K,S,V]
+    mask: a tensor, which few kernels take; None where ``seen`` says all
+    seen: ``all`` keys, those up to the query (``square``, T = S), or the same for the ``last`` T of S
+    """
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    mask: Tensor | None
+    seen: Literal["all", "square", "last"]
+    scale: float
+
+    @property
+    def grouped(self) -> bool:
+        return self.k.shape[1] != self.q.shape[1]
+
+    def compute(self) -> Tensor:
+        mask: Any = _lower_right(self.q.shape[2], self.k.shape[2]) if self.seen == "last" else self.mask
+        causal = self.seen == "square"
+        return F.scaled_dot_product_attention(
+            *self[:3], attn_mask=mask, is_causal=causal, scale=self.scale, enable_gqa=self.grouped
+        )
+
+
+def as_called(q: Tensor, k: Tensor, v: Tensor, scoring: Scoring, on_gpu: bool) -> Called:
+    """What torch is called with: its fused kernels on a GPU take fewer cases than those of a CPU.
+
+    Args:
+        q, k, v, scoring: as of ``causal_attention``, without a softcap
+        on_gpu: whether for a GPU, where flash attention alone takes groups of heads and any width
+    """
+    scale, _, segments, window, sinks, _ = scoring
     T, S, V, bias = q.shape[1], k.shape[1], v.shape[-1], dense(scoring.bias)
     # Flash kernels need equal widths: zero columns change neither scores nor, once removed, the result. A cost, which
     # is measured on the meta device, has none: kernels that take unequal widths make no products with them.
-    if q.shape[-1] > V and not q.is_meta:
+    if q.shape[-1] > V and (on_gpu or not q.is_meta):
         v = F.pad(v, (0, q.shape[-1] - V))
-    elif q.shape[-1] < V and not q.is_meta:
+    elif q.shape[-1] < V and (on_gpu or not q.is_meta):
         q, k = F.pad(q, (0, V - q.shape[-1])), F.pad(k, (0, V - k.shape[-1]))
     window = None if window is None or window >= S else window
     plain = scoring._replace(window=window).plain
-    mask: Any = None
+    mask: Tensor | None = None
+    seen: Literal["all", "square", "last"] = "all"
     if T == 1 and bias is not None and segments is None and window is None and sinks is None:
         mask, bias = bias.to(q.dtype), None  # one query sees every key
+    elif plain and 1 < T < S and on_gpu:
+        seen = "last"
     elif not plain or 1 < T < S:
-        mask = _lower_right(T, S) if plain and q.is_cuda else visible(T, S, q.device, segments, window)
+        mask = visible(T, S, q.device, segments, window)
+    elif T > 1:
+        seen = "square"
     if bias is not None:
+        assert mask is not None
         mask = bias.to(q.dtype).masked_fill(~mask, float("-inf"))
     if sinks is not None and not q.is_meta:  # one more key and value, of zeros, whose score is the sink
         k, v, mask = F.pad(k, (0, 0, 0, 0, 0, 1)), F.pad(v, (0, 0, 0, 0, 0, 1)), _with_sinks(mask, sinks, q)
-    y = F.scaled_dot_product_attention(
-        q.transpose(1, 2),
-        k.transpose(1, 2),
-        v.transpose(1, 2),
-        attn_mask=mask,
-        is_causal=mask is None and T > 1,
-        scale=scale,
-        enable_gqa=k.shape[2] != q.shape[2],
-    )
-    return y.transpose(1, 2)[..., :V]
+    call = Called(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), mask, seen, scale)
+    return as_efficient_takes(call) if on_gpu and not flash_takes(call) else call
+
+
+def flash_takes(call: Called) -> bool:
+    """Whether torch's flash attention takes a call, on GPUs of compute capability 8.0 and up."""
+    H, V = call.q.shape[-1], call.v.shape[-1]
+    return call.mask is None and call.q.dtype.itemsize == 2 and H == V <= 256
+
+
+def as_efficient_takes(call: Called) -> Called:
+    """The same for torch's memory-efficient attention: widths that are multiples of 8, and no groups of heads, but one
+    query of each head of a group as several of one head, or a copy of keys and values for each head."""
+    q, k, v, mask = call[:4]
+    q, k, v = (F.pad(t, (0, -t.shape[-1] % 8)) for t in (q, k, v))
+    (_, N, T, _), K = q.shape, k.shape[1]
+    if T > 1 and K < N:
+        k, v = (t.repeat_interleave(N // K, 1) for t in (k, v))
+    elif K < N:
+        q = q.reshape(len(q), K, N // K, -1)
+        mask = mask.reshape(len(mask), K, N // K, -1) if mask is not None and mask.shape[1] == N else mask
+    return call._replace(q=q, k=k, v=v, mask=mask)
 
 
 def cudnn_takes(q: Tensor, k: Tensor, v: Tensor, scoring: Scoring) -> bool:
@@ -65,7 +122,16 @@ def cudnn_takes(q: Tensor, k: Tensor, v: Tensor, scoring: Scoring) -> bool:
     if not scoring.plain or q.shape[-1] <= v.shape[-1] or q.shape[1] != k.shape[1] or torch.compiler.is_compiling():
         return False
     q, k, v = (t.transpose(1, 2) for t in (q, k, v))
+    if not q.is_cuda:  # a forecast
+        return cudnn_takes_widths(q.shape[-1], v.shape[-1], q.dtype)
     return torch.backends.cuda.can_use_cudnn_attention(SDPAParams(q, k, v, None, 0.0, True, k.shape[1] != q.shape[1]))
+
+
+def cudnn_takes_widths(H: int, V: int, dtype: torch.dtype) -> bool:
+    """Whether cuDNN takes widths of keys and values in torch 2.10, on GPUs of compute capability 9 and 10; newer take
+    more."""
+    fits = max(H, V) <= 128 or (H, V) == (192, 128)
+    return fits and dtype.itemsize == 2 and H % 8 == V % 8 == 0
 
 
 @kernel("attention", "cudnn", devices=("cuda",), capability=(9, 0), takes=cudnn_takes, order=15)

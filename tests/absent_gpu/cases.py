@@ -120,6 +120,7 @@ NAMES: dict[str, Callable[[], Iterable[str]]] = {  # check → what it tries
     "block": block_names,
     "preset": presets.names,
     "decode": presets.names,
+    "attending": presets.names,
     "compiled": compiled_names,
     "compiled_preset": presets.names,
     "attention": lambda: ATTENTIONS,

@@ -6,7 +6,9 @@ from typing import Any
 
 import torch
 
+from blockwright.blocks.compose import compose
 from blockwright.blocks.decoder import Decoder
+from blockwright.blocks.on_gpu import MATH, attention_kernels, every
 from blockwright.training.compiling import compile_layers
 from tests.absent_gpu import cases, planted
 from tests.absent_gpu.device import Built, Gpu
@@ -42,6 +44,13 @@ class Checks:
         self.collector.writes = False
         return {"operations": decode(cases.published(name))}
 
+    def attending(self, name: str) -> dict[str, Any]:
+        """The kernels that a preset's attention gets, none of which may hold all scores."""
+        passes = attention_kernels(compose(cases.published(name), device="meta"), {"here": self.gpu.capability})["here"]
+        if MATH in every(passes):
+            raise AssertionError(f"torch would hold all scores: {passes}")
+        return {"named": "; ".join(f"{kind} {', '.join(names)}" for kind, names in passes.items() if names)}
+
     def compiled(self, name: str) -> dict[str, Any]:
         """A block's layer compiled without a graph break, and its kernels built."""
         return self._collected(lambda: step(cases.block(name), False, self._prepare))
@@ -68,6 +77,9 @@ class Checks:
         """A fault of planted.py, of which none may pass."""
         if name == "too_wide":
             return self._collected(lambda: attend(planted.TOO_WIDE, backward=False))
+        if name == "all_scores_held":
+            with planted.groups_kept():
+                return self.attending("gemma4_e2b")
         config = cases.block("ffn/swiglu")
         if name == "graph_broken":
             return self._collected(lambda: step(config, False, lambda d: (planted.plant(name)(d), self._prepare(d))))

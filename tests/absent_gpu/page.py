@@ -16,6 +16,11 @@ SECTIONS = {  # check → heading, and what its cells say
     "block": ("Steps of blocks", "Forward, loss and backward of one layer that holds the block: operators called."),
     "preset": ("Steps of presets", "The same of each kind of layer of a preset, at its own widths: operators called."),
     "decode": ("One token of presets", "With caches after a prompt, in bf16, of each kind of layer: operators called."),
+    "attending": (
+        "Attention of presets",
+        "Which kernel computes it in bf16, by kind of pass, where `task.kernels.attention` does: torch's `flash`, "
+        "`efficient` or `cudnn`, or `flex`. torch's MATH, which holds all scores, is a fault.",
+    ),
     "compiled": (
         "Compiled blocks",
         "That layer compiled without a graph break, forward and backward: kernels · most shared memory · most spilled. "
@@ -29,7 +34,7 @@ SECTIONS = {  # check → heading, and what its cells say
     ),
     "timed": ("Parts that are timed", "What `python -m tests.gpu` times on a GPU, traced without one."),
 }
-UNTRIED, FAILS = "–", "FAILS: "
+UNTRIED, NONE, FAILS = "–", "none", "FAILS: "
 ABOUT = """# Compiled for GPUs, on a machine without one
 
 **Nothing on this page ran on a GPU.** Training steps were traced on tensors whose device is a GPU and that have no
@@ -64,6 +69,8 @@ def cell(found: Mapping[str, Any]) -> str:
     """A case's answer in a few characters."""
     if found["fault"]:
         return FAILS + re.sub(r"[|\s]+", " ", found["fault"])[:200]
+    if "named" in found:
+        return found["named"] or NONE
     figures = [f"{found[key]:,}" for key in ("operations", "kernels", "shared", "spilled") if key in found]
     return " · ".join(figures) or "passes"
 

@@ -33,6 +33,7 @@ def h100(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Worker]:
         ("number_read", "_local_scalar_dense"),
         ("number_read_decoding", "_local_scalar_dense"),
         ("graph_broken", "graph_break"),
+        ("all_scores_held", "MATH"),
         ("too_wide", "262,144 bytes of shared memory, and NVIDIA H100 80GB HBM3 has 232,448"),
     ],
 )

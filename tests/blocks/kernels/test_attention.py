@@ -11,7 +11,13 @@ from pairwise import each, pairs
 from torch import Tensor
 
 from blockwright.blocks.kernels import largest_score, long_attention
-from blockwright.blocks.kernels.attention import causal_attention, causal_attention_reference, visible
+from blockwright.blocks.kernels.attention import (
+    as_called,
+    causal_attention,
+    causal_attention_reference,
+    flash_takes,
+    visible,
+)
 from blockwright.blocks.kernels.long_attention import attention_in_parts
 from blockwright.blocks.kernels.scoring import Scoring, Slopes
 from tests.blocks.kernels.compared import TIGHT, assert_same, drawn, leaves, wide
@@ -153,3 +159,33 @@ def test_largest_score_is_over_what_is_seen_and_autocast_does_not_round_it(monke
     single = largest_score.largest_scores(q.float(), k.float(), Scoring(1.0))
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(largest_score.largest_scores(q.float(), k.float(), Scoring(1.0)), single)
+
+
+# --- a GPU ------------------------------------------------------------------------------------------------------------
+
+
+def test_what_a_gpu_is_asked_for_is_what_the_reference_says() -> None:
+    """Widths, groups and masks that torch's fused kernels of a GPU do not take are written as those that they do."""
+    rows = pairs(list(SHAPES), EXTRAS, [False, True], [torch.float64, torch.bfloat16])
+    for shape, extra, biased, dtype in rows:
+        B, T, S, N, K, H, V = SHAPES[shape]
+        options: dict[str, Any] = {**extra, "bias": drawn(1, N, T, S, dtype=dtype) if biased else None}
+        if "sinks" in extra:
+            options["sinks"] = drawn(N, seed=5, dtype=dtype)
+        scoring = Scoring(0.7 / H**0.5, **options)
+        q, k, v = (drawn(*s, dtype=dtype, seed=i) for i, s in enumerate(((B, T, N, H), (B, S, K, H), (B, S, K, V))))
+        called = as_called(q, k, v, scoring, on_gpu=True)
+        assert flash_takes(called) or (not called.grouped and called.q.shape[-1] % 8 == called.v.shape[-1] % 8 == 0)
+        assert called.seen == "last" or called.mask is None or called.seen == "all"
+        if called.seen == "last":
+            called = called._replace(mask=visible(T, S, CPU), seen="all")  # CausalBias wants a GPU
+        y = called.compute()
+        y = (y.transpose(1, 2) if T > 1 else y.flatten(1, 2)[:, None])[..., :V]
+        right = causal_attention_reference(
+            *(wide(t) for t in (q, k, v)),
+            scoring._replace(
+                bias=wide(options["bias"]) if biased else None,
+                sinks=wide(options["sinks"]) if "sinks" in extra else None,
+            ),
+        )
+        torch.testing.assert_close(y.double(), right, rtol=0, atol=1e-12 if dtype == torch.float64 else 2e-2)
