@@ -30,7 +30,7 @@ from blockwright.blocks.decoder import Decoder
 from blockwright.blocks.input import Input
 from blockwright.blocks.kernels import choice
 from blockwright.blocks.kernels.quantise import BITS
-from blockwright.blocks.on_gpu import attention_kernels, every
+from blockwright.blocks.on_gpu import CARDS, attention_kernels, every
 from blockwright.lab import card
 from blockwright.lab.card import SETTINGS, flat
 from blockwright.lab.card_request import RECIPES, Options, Request, read
@@ -155,11 +155,18 @@ def _reading(decoder: Decoder, tokens: int) -> dict[str, float | None]:
 def _kernels(decoder: Decoder) -> dict[str, Any]:
     """The kernels chosen on this machine, and those of attention on GPUs that need not be here."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    forecast = {
+    return {"device": device.type, **choice.names(choice.choose(device)), "attention_on": _forecast(decoder)}
+
+
+def _forecast(decoder: Decoder) -> dict[str, Any]:
+    try:
+        found = attention_kernels(decoder)
+    except Exception:  # a plug-in's block may compute only where there are numbers, or keep no cache
+        return dict.fromkeys(CARDS)
+    return {
         card: {**{kind: ", ".join(names) for kind, names in passes.items()}, "all": ", ".join(every(passes)) or None}
-        for card, passes in attention_kernels(decoder).items()
+        for card, passes in found.items()
     }
-    return {"device": device.type, **choice.names(choice.choose(device)), "attention_on": forecast}
 
 
 def _stored(decoder: Decoder, context: int, bits: float) -> list[int] | None:

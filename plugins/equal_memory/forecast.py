@@ -59,7 +59,9 @@ def fitting(decoder: Decoder, budget: int, context: int, bits: Bits, most: int |
 def planned(decoder: Decoder, peaks: Peaks, rows: int, context: int, bits: Bits) -> Generation:
     """The planner's step of a batch, on a machine of these rates; arguments as of ``fitting``."""
     width = _width(decoder)
-    own = Hardware("this machine", peaks.flops, peaks.flops, math.inf, peaks.read, math.inf, math.inf, 1, 0.0)
+    own = Hardware(
+        "this machine", peaks.flops, peaks.flops, math.inf, peaks.read, math.inf, math.inf, 1, 0.0, card="none"
+    )
     at: dict[str, Any] = {"weight_bits": width, "cache_bits": bits or width, "context": context}
     return generation(decoder, own, REACHED, gpus=1, batch=rows, **at)
 

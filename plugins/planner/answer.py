@@ -14,6 +14,7 @@ from dataclasses import asdict
 from typing import Any
 
 from blockwright.blocks.decoder import Decoder
+from blockwright.blocks.on_gpu import CARDS, attention_kernels, every
 from blockwright.lab.describe import usual_context
 from blockwright.lab.models import chosen, load
 from blockwright.plugins.planner import table
@@ -55,13 +56,17 @@ def _layouts(request: Request, decoder: Decoder, length: int) -> None:
     settings, device = request.settings, request.settings.device
     job = Job(settings.gpus, request.batch, length, settings.precision)
     found = search(measured, job, device, fitted, settings.chosen)
+    attention = attention_kernels(decoder, {device.card: CARDS[device.card]})[device.card]
     if request.as_json:
         rows = [as_plain(c, found.best[0], measured, job, device, settings) for c in found.best]
         plain = {"model": settings.model, "job": asdict(job), "gpu": asdict(device), "layouts": rows}
-        seen = {"considered": found.considered, "fit": found.fit, "warnings": beyond(job)}
+        seen = {"considered": found.considered, "fit": found.fit, "warnings": beyond(job), "attention": attention}
         print(json.dumps({**plain, **seen}, indent=1))
         return
     show(table.layouts(found, measured, job, device, settings))
+    if every(attention):
+        by = "; ".join(f"{kind} {', '.join(attention[kind])}" for kind in ("training", "documents"))
+        print(f"Attention on {device.card}, a forecast: {by}")
     for line in beyond(job):
         print(f"warning: {line}", file=sys.stderr)
     if request.explain:

@@ -25,6 +25,7 @@ class Hardware:
         hbm, nvlink, nic: bytes/s that are reached: of memory, and a direction of each link, for one GPU
         island: GPUs that NVLink joins; the NICs of an island carry its traffic together
         watts: that a GPU draws at its limit
+        card: of ``blockwright.blocks.on_gpu.CARDS``, which kernels depend on
         sustained: fraction of the peak that a power limit leaves
         speed: what kernels reach against the H100 that the coefficients are fitted on
     """
@@ -38,6 +39,7 @@ class Hardware:
     nic: float
     island: int
     watts: float
+    card: str
     sustained: float = 1.0
     speed: float = 1.0
 
