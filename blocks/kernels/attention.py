@@ -122,7 +122,7 @@ def cudnn_takes(q: Tensor, k: Tensor, v: Tensor, scoring: Scoring) -> bool:
     if not scoring.plain or q.shape[-1] <= v.shape[-1] or q.shape[1] != k.shape[1] or torch.compiler.is_compiling():
         return False
     q, k, v = (t.transpose(1, 2) for t in (q, k, v))
-    if not q.is_cuda:  # a forecast
+    if q.is_meta:  # a forecast
         return cudnn_takes_widths(q.shape[-1], v.shape[-1], q.dtype)
     return torch.backends.cuda.can_use_cudnn_attention(SDPAParams(q, k, v, None, 0.0, True, k.shape[1] != q.shape[1]))
 
