@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from benchmarks import machine, options, peers
@@ -42,12 +42,19 @@ COLUMNS = (
 
 
 class TrainStep:
-    """Job of a contender: train, a few steps per turn."""
+    """Job of a contender: train, a few steps per turn.
 
-    def __init__(self, shape: str, contender: Mapping[str, Any], dtype: str, device: str) -> None:
+    Args:
+        length: tokens of a row; None for the shape's
+    """
+
+    def __init__(
+        self, shape: str, contender: Mapping[str, Any], dtype: str, device: str, length: int | None = None
+    ) -> None:
         import torch
 
         self.shape, self.device, self.contender = SHAPES[shape], device, Contender(**contender)
+        self.shape = replace(self.shape, sequence=length or self.shape.sequence)
         self.model = build(self.contender, self.shape, dtype, device)
         self.model.module.train()
         self.weights = [p for p in self.model.module.parameters() if p.requires_grad]

@@ -1,7 +1,8 @@
 """What has never run on a GPU, tried on the first one that is here: ``python -m tests.gpu``.
 
-Under 20 minutes, on as many GPUs as are visible. An error in one section ends no other; the report says pass, fail or
-not reached for each case, and is written again after each. ``--device cpu --small`` tries the code of this itself.
+Under 30 minutes, on as many GPUs as are visible. An error in one section ends no other; the report says pass, fail or
+not reached for each case, and is written again after each. The same command goes on where it was stopped, with what the
+report lacks. ``--device cpu --small`` tries the code of this itself.
 """
 
 from __future__ import annotations
@@ -12,8 +13,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks import machine
-from tests.gpu.report import has_failed, write
-from tests.gpu.run import Row, Setting, run
+from blockwright.registry import ConfigError
+from tests.gpu.report import before, has_failed, write
+from tests.gpu.run import Setting, run
 from tests.gpu.sections import SECTIONS
 
 
@@ -25,7 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options.add_argument("--small", action="store_true", help="at the sizes of a test")
     options.add_argument("--sections", nargs="+", choices=titles, default=titles, help="default: all")
     options.add_argument("--only", default="", metavar="TEXT", help="cases with this in their name")
-    options.add_argument("--minutes", type=float, default=19.5, help="of all sections (default: %(default)s)")
+    options.add_argument("--minutes", type=float, default=25, help="of all sections (default: %(default)s)")
     options.add_argument("--threads", type=int, default=machine.cores())
     options.add_argument("--out", type=Path, default=Path("gpu_report"), help="folder (default: %(default)s)")
     given = options.parse_args(arguments)
@@ -34,13 +36,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 64
     about = machine.about(given.device, given.threads)
     setting = Setting(given.device, given.small, given.threads, given.only)
-    rows: list[Row] = []
+    try:
+        rows = before(given.out, about, given.small)
+    except ConfigError as error:
+        print(f"error: {error}")
+        return 64
+    setting = setting._replace(answered=frozenset((row.section, row.case) for row in rows))
     end, factor = time.monotonic(), given.minutes * 60 / sum(section.seconds for section in SECTIONS)
     for section in [section for section in SECTIONS if section.title in given.sections]:
         end += section.seconds * factor  # what one section leaves is the next one's
         for row in run(section._replace(seconds=end - time.monotonic()), setting):
             rows.append(row)
-            write(rows, about, given.out)
+            write(rows, {**about, "small": given.small}, given.out)
             print(f"{time.strftime('%H:%M:%S')} {row.section} · {row.case}: {row.result} {row.detail}", flush=True)
     print(f"Report: {given.out / 'gpu.md'}")
     return int(has_failed(rows))

@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.record import Result, Table
-from tests.gpu.answer import FAIL, NOT_APPLICABLE
+from blockwright.registry import ConfigError
+from blockwright.registry.folder import read_json
+from tests.gpu.answer import FAIL, NOT_APPLICABLE, NOT_REACHED
 from tests.gpu.run import Row
 
 
@@ -19,6 +21,25 @@ def write(rows: Sequence[Row], about: dict[str, Any], folder: Path) -> Path:
         result.tables.append(_table(section, [row for row in rows if row.section == section]))
     result.raw = {"rows": [row._asdict() for row in rows]}
     return result.save(folder)
+
+
+def before(folder: Path, about: dict[str, Any], small: bool) -> list[Row]:
+    """The answers of an earlier run of this command into this folder, without what it did not reach.
+
+    Raises:
+        ConfigError: they are of another device, commit or version
+    """
+    path = folder / "gpu.json"
+    if not path.exists():
+        return []
+    found = read_json(folder, path.name)
+    here = {**about, "small": small}
+    for key in ("device", "commit", "versions", "small"):
+        if found["about"].get(key) != here[key]:
+            rule = f"holds a report of another {key} ({found['about'].get(key)}; here {here[key]})"
+            raise ConfigError("--out", str(folder), rule, "Name another folder, or delete this one")
+    rows = [Row(**row) for row in found["raw"]["rows"]]
+    return [row for row in rows if row.result != NOT_REACHED and row.case != "start"]
 
 
 def has_failed(rows: Sequence[Row]) -> bool:

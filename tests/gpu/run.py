@@ -19,12 +19,14 @@ PATIENCE = 60  # seconds after which a case that is killed has failed; before, t
 
 
 class Setting(NamedTuple):
-    """device: cpu or cuda; small: whether sizes are those of a test; threads: of a CPU; only: part of a case's name."""
+    """device: cpu or cuda; small: whether sizes are those of a test; threads: of a CPU; only: part of a case's name;
+    answered: section and case, of an earlier run."""
 
     device: str
     small: bool
     threads: int
     only: str = ""
+    answered: frozenset[tuple[str, str]] = frozenset()
 
 
 class Row(NamedTuple):
@@ -76,7 +78,8 @@ def _begin(section: Section, setting: Setting, end: float) -> tuple[Process | No
     except FailedError as failure:
         process.end()
         return None, [], str(failure)
-    return process, [case for case in cases if setting.only in case], ""
+    wanted = [case for case in cases if setting.only in case and (section.title, case) not in setting.answered]
+    return process, wanted, ""
 
 
 def _until(end: float, process: Process, call: Callable[[], Any]) -> Any:

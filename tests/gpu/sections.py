@@ -22,6 +22,7 @@ SECTIONS = (
     Section("kernels", "tests.gpu.kernels:Kernels", 240),
     Section("attention", "tests.gpu.attention:Attention", 150),
     Section("training", "tests.gpu.curves:Curves", 210),
+    Section("steps", "tests.gpu.steps:Steps", 300),
     Section("strategies", "tests.gpu.strategies:Strategies", 270),
     Section("speed", "tests.gpu.speed:Speed", 180),
     Section("decoding", "tests.gpu.decoding:Decoding", 120),

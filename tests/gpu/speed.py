@@ -11,7 +11,7 @@ from benchmarks.settings import return_memory
 from benchmarks.shapes import SHAPES
 from benchmarks.stopwatch import turns
 from benchmarks.worker import peak_memory, reset_peak
-from blockwright.plugins.planner.hardware import hardware, names
+from blockwright.plugins.planner.hardware import Hardware, hardware, names
 from tests.gpu.answer import passed
 from tests.gpu.blocks_at_work import PARTS, work
 
@@ -41,10 +41,10 @@ class Speed:
         reset_peak(self.device)
         made = work(part, self.small, self.device, compiled, batch)
         seconds = turns({case: made.step}, self.device, budget=0.01 if self.small else 1.0, shift=0)[case]
-        rate, peak = made.flops / seconds, self._published()
+        rate, found = made.flops / seconds, published(self.device)
         return passed(
             **{"ms": 1e3 * seconds, "tokens/s": made.tokens / seconds, "TFLOP/s": rate / 1e12},
-            **{"of the largest product": rate / self.product, "MFU": None if peak is None else rate / peak},
+            **{"of the largest product": rate / self.product, "MFU": None if found is None else rate / found.bf16},
             **{"peak, GB": peak_memory(self.device) / 1e9},
         )
 
@@ -54,9 +54,10 @@ class Speed:
             SIZES[self.device] = 256
         return Peak("bf16", self.device).turn()["flops"]
 
-    def _published(self) -> float | None:
-        """The device's peak in bf16, if the planner has it."""
-        if self.device != "cuda":
-            return None
-        found = torch.cuda.get_device_name().upper()
-        return next((hardware(name).bf16 for name in names() if name.upper() in found), None)
+
+def published(device: str) -> Hardware | None:
+    """The published rates of a device, if the planner has a file of it."""
+    if device != "cuda":
+        return None
+    found = torch.cuda.get_device_name().upper()
+    return next((hardware(name) for name in names() if name.upper() in found), None)
