@@ -173,7 +173,14 @@ def check(overrides: Mapping[str, Any], path: str) -> dict[str, str]:
         if name != AUTO and not found[name].is_installed:
             rule = f"needs the package {found[name].needs}, which is not installed, and a GPU"
             raise ConfigError(f"{path}.{kernel}", name, rule, f"Install it, or write {path}.{kernel}=auto")
+        why = found[name].unsound(torch.cuda.get_device_capability()) if name != AUTO and _has_gpu() else None
+        if why is not None:
+            raise ConfigError(f"{path}.{kernel}", name, why, f"Install that, or write {path}.{kernel}=auto")
     return dict(overrides)
+
+
+def _has_gpu() -> bool:
+    return torch.cuda.is_available()
 
 
 def choose(

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from blockwright.blocks.kernels.grouped_matmul import Order, combine, dispatch, grouped_matmul, sort_by_expert
-from blockwright.blocks.kernels.seam import kernel
+from blockwright.blocks.kernels.seam import capability_of, kernel
 
 
 class Choices(NamedTuple):
@@ -26,8 +26,10 @@ class Choices(NamedTuple):
 
 
 def is_grouped(x: Tensor, choices: Choices, gate_up: Tensor, down: Tensor) -> bool:
-    """Whether torch has a kernel for grouped products of this dtype; on a GPU it has one for bf16."""
-    return not x.is_cuda or x.dtype == torch.bfloat16 or torch.is_autocast_enabled("cuda")
+    """Whether torch has a kernel for grouped products: on a GPU for bf16, of compute capability 9 and 10. Elsewhere its
+    own way is a loop over experts, for which the host waits (A100: pytorch#186620; consumer cards: #184334)."""
+    half = x.dtype == torch.bfloat16 or torch.is_autocast_enabled("cuda")
+    return not x.is_cuda or (half and capability_of(x.device)[0] in (0, 9, 10))
 
 
 @kernel("experts", "grouped", capability=(9, 0), takes=is_grouped, order=20)

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.torch_version import TorchVersion
 
 from blockwright.blocks.kernels.recurrence import Result
 from blockwright.blocks.kernels.scoring import borders, once
@@ -39,7 +41,42 @@ def takes(
     return known and rounded and k.shape[-1] <= WIDEST and not torch.compiler.is_compiling()
 
 
-@kernel("recurrence", "fla", devices=("cuda",), capability=(8, 0), needs="fla", takes=takes, automatic=False, order=30)
+# GPUs, by the first number of their capability; a package, from a version and below another; what it does there, and
+# the issue of flash-linear-attention that says so.
+UNSOUND = (
+    ((9,), "triton", "3.4", "3.7.1", "computes wrong gradients of gates", 640),
+    ((10, 12), "triton", "0", "3.6", "does not compile the backward pass", 638),
+    ((10, 12), "fla-core", "0", "0.6", "hangs in long backward passes", 1000),
+)
+
+
+def unsound(capability: tuple[int, int]) -> str | None:
+    """Why the versions that are installed are wrong on a GPU; None if nothing is known against them."""
+    for gpus, package, first, below, what, issue in UNSOUND:
+        here = _version(package)
+        if capability[0] in gpus and here is not None and first <= here < below:
+            return f"{package} {here} {what} on this GPU (flash-linear-attention#{issue}); {below} is mended"
+    return None
+
+
+def _version(package: str) -> TorchVersion | None:
+    try:
+        return TorchVersion(version(package))
+    except PackageNotFoundError:
+        return None
+
+
+@kernel(
+    "recurrence",
+    "fla",
+    devices=("cuda",),
+    capability=(8, 0),
+    needs="fla",
+    takes=takes,
+    automatic=False,
+    order=30,
+    unsound=unsound,
+)
 def fla(
     q: Tensor,
     k: Tensor,

@@ -151,6 +151,8 @@ def grouped_matmul(rows: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
     if torch.is_autocast_enabled(rows.device.type):  # autocast does not know F.grouped_mm
         low = torch.get_autocast_dtype(rows.device.type)
         rows, weight = (t.to(low) if t.dtype == torch.float32 else t for t in (rows, weight))
+    if rows.is_cuda and rows.dtype == weight.dtype == torch.bfloat16 and not _grouped_mm_takes(rows, weight):
+        return grouped_matmul(*aligned(rows, weight), ends).narrow(1, 0, weight.shape[1])  # else the host would wait
     if torch.compiler.is_compiling() and not (_grouped_mm_takes(rows, weight) and rows.dtype == torch.bfloat16):
         return _opaque(
             rows, weight, ends
@@ -167,6 +169,13 @@ def _grouped_mm_takes(rows: Tensor, weight: Tensor) -> bool:
     """Whether F.grouped_mm supports these dtypes and strides."""
     fits = rows.dtype in (torch.float32, torch.bfloat16) and weight.dtype == rows.dtype
     return fits and all((n * rows.element_size()) % 16 == 0 for n in weight.shape[1:])
+
+
+def aligned(rows: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Both with zeros up to widths of whole 16 bytes, as F.grouped_mm wants its strides; the product is as wide."""
+    whole = 16 // rows.element_size()
+    K, N = (-n % whole for n in (weight.shape[2], weight.shape[1]))
+    return F.pad(rows, (0, K)), F.pad(weight, (0, K, 0, N))
 
 
 def grouped_matmul_reference(rows: Tensor, weight: Tensor, ends: Tensor) -> Tensor:

@@ -71,6 +71,7 @@ class Implementation:
     takes: Callable[..., bool] | None
     automatic: tuple[str, ...] | bool
     order: int
+    unsound: Callable[[tuple[int, int]], str | None] = lambda capability: None
 
     @property
     def is_installed(self) -> bool:
@@ -95,6 +96,7 @@ def kernel(
     takes: Callable[..., bool] | None = None,
     automatic: Sequence[str] | bool = True,
     order: int = 0,
+    unsound: Callable[[tuple[int, int]], str | None] = lambda capability: None,
 ) -> Callable[[F], F]:
     """Add the decorated function as an implementation; it computes what the kernel's method of ``Kernels`` says.
 
@@ -107,6 +109,8 @@ def kernel(
         takes: whether it can compute a call, given all its arguments; None: any
         automatic: whether it is chosen without being named: everywhere, or on these types of device
         order: the lower, the earlier it is asked; this project's own begin at 10
+        unsound: why it must not be used with the packages that are installed, on a GPU of some compute capability; None
+            if it may. A configuration that names it is then refused
 
     Raises:
         RegistrationError: there is no such kernel, or another function has the name
@@ -119,7 +123,8 @@ def kernel(
         if old is not None and (old.call.__module__, old.call.__name__) != (call.__module__, call.__name__):
             raise RegistrationError(f"{kernel} {name!r} is already implemented by {old.call.__module__}")
         by_itself = automatic if isinstance(automatic, bool) else tuple(automatic)
-        _known[kernel][name] = Implementation(name, call, tuple(devices), capability, needs, takes, by_itself, order)
+        made = (tuple(devices), capability, needs, takes, by_itself, order, unsound)
+        _known[kernel][name] = Implementation(name, call, *made)
         chain.cache_clear()
         return call
 

@@ -17,6 +17,7 @@ from blockwright.blocks.experts import SwiGLUExperts
 from blockwright.blocks.kernels.grouped_matmul import (
     _AddUp,
     add_up,
+    aligned,
     combine,
     dispatch,
     grouped_matmul,
@@ -46,6 +47,22 @@ def test_product_and_its_gradients_equal_row_by_row() -> None:
         rows, weight = leaves((sum(counts), K), (len(counts), N, K), dtype=dtype)
         given = [rows, (weight / K**0.5).detach().requires_grad_()]
         assert_same(lambda *t, c=counts: grouped_matmul(*t, ends(c)), by_hand, given, tolerance, slack=5)
+
+
+def test_odd_widths_are_padded_to_what_torch_takes_on_a_gpu_where_the_host_then_never_waits() -> None:
+    rows, weight = leaves((17, 7), (4, 5, 7), dtype=torch.float32)
+    padded, wider = aligned(rows, weight)
+    assert (padded.shape[1], *wider.shape[1:]) == (8, 8, 8)
+    counts = ends([5, 1, 9, 2])
+    assert_same(
+        lambda r, w: grouped_matmul(*aligned(r, w), counts)[:, :5],
+        lambda r, w: grouped_matmul_reference(r, w, counts),
+        [rows, weight],
+        1e-5,
+    )
+    with FakeTensorMode(), torch.no_grad():  # a number that is read raises
+        rows, weight = (torch.empty(n, dtype=torch.bfloat16, device="cuda") for n in ((17, 7), (4, 5, 7)))
+        assert grouped_matmul(rows, weight, torch.empty(4, dtype=torch.int32, device="cuda")).shape == (17, 5)
 
 
 @pytest.mark.parametrize("counts", COUNTS)

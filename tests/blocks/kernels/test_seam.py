@@ -445,3 +445,30 @@ def test_cudnn_gets_values_that_are_not_padded_where_torch_says_that_it_takes_th
         attention.cudnn_attention(q, q, v, Scoring(0.3)), causal_attention_reference(q, q, v, Scoring(0.3))
     )
     assert seen == [16]
+
+
+@pytest.mark.parametrize(
+    ("gpu", "triton", "fla_core", "said"),
+    [
+        (HOPPER, "3.6.0", "0.6.0", "3.7.1"),
+        (HOPPER, "3.7.1", "0.6.0", None),
+        (HOPPER, "3.3.1", "0.6.0", None),
+        (AMPERE, "3.6.0", "0.5.1", None),
+        ((10, 0), "3.5.1", "0.6.0", "3.6"),
+        ((10, 0), "3.9.0", "0.5.1", "0.6"),
+        ((12, 0), "3.9.0", "0.6.1", None),
+    ],
+)
+def test_versions_of_fla_that_are_wrong_on_a_gpu_are_refused_by_name(
+    gpu: tuple[int, int], triton: str, fla_core: str, said: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fla, "version", {"triton": triton, "fla-core": fla_core}.__getitem__)
+    monkeypatch.setattr(seam.Implementation, "is_installed", True)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: gpu)
+    if said is None:
+        assert check({"recurrence": "fla"}, "task.kernels") == {"recurrence": "fla"}
+        return
+    with pytest.raises(ConfigError) as caught:
+        check({"recurrence": "fla"}, "task.kernels")
+    assert caught.value.path == "task.kernels.recurrence" and caught.value.rule.endswith(f"{said} is mended")
