@@ -323,9 +323,11 @@ class Decoder(nn.Module):
         def visit(x: Tensor, index: int) -> Tensor:
             nonlocal carry
             i = len(routings)
-            ends = i == 0, i == len(order) - 1
+            last = i == len(order) - 1
+            # The same for all layers where it makes no difference: a compiler makes a graph for each.
+            ends = (i == 0, last) if self.layers[index].residual.reshapes else (True, True)  # type: ignore[union-attr]
             cache, chosen = caches[i] if caches else None, None if experts is None else experts[i]
-            own = given._replace(cache=cache, experts=chosen, carry=carry, needed=needed if ends[1] else None)
+            own = given._replace(cache=cache, experts=chosen, carry=carry, needed=needed if last else None)
             x, routing, carry = self.layers[index](x, own, ends)
             routings.append(routing)
             return x

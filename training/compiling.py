@@ -42,7 +42,7 @@ def compile_layers(decoder: Decoder, *, backend: str = "inductor", fullgraph: bo
     # One graph per kind of layer, with and without gradients, for the shapes of training and validation.
     dynamo.recompile_limit = max(dynamo.recompile_limit, 8 * len(layers))
     for layer in layers:
-        layer.forward = torch.compile(layer.forward, dynamic=False, backend=backend, fullgraph=fullgraph)  # type: ignore[method-assign]
+        layer.forward = torch.compile(layer.forward, backend=backend, fullgraph=fullgraph)  # type: ignore[method-assign]
 
 
 def run_as_written(decoder: Decoder) -> None:

@@ -49,7 +49,8 @@ class Differential(Scored):
     ) -> None:
         super().__init__(d_model)
         self.n_heads, self.head_dim = n_heads, even_heads(d_model, n_heads, 2)
-        self.start = 0.8 - 0.6 * math.exp(-0.3 * layer_idx)
+        # A tensor, so that compiled layers share a graph. It stays on the CPU, and is no weight.
+        self.start = torch.tensor(0.8 - 0.6 * math.exp(-0.3 * layer_idx), dtype=torch.float64, device="cpu")
         self.query, self.key, self.value, self.output = (Linear(d_model, d_model, bias=False) for _ in range(4))
         self.factors = nn.Parameter(torch.empty(4, self.head_dim))  # λ_q1, λ_k1, λ_q2, λ_k2
         self.position, self.head_norm, self.selector = position, head_norm, selector

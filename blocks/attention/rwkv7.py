@@ -72,7 +72,9 @@ class RWKV7(Recurrent):
     ) -> None:
         super().__init__()
         H = head_dim or even_heads(d_model, n_heads)
-        self.head_dim, self.eps, self.depth = H, eps, (layer_idx, n_layers)
+        self.head_dim, self.eps, self.mixes_first = H, eps, layer_idx > 0
+        # A tensor, so that compiled layers share a graph. It stays on the CPU, and is no weight.
+        self.depth = torch.tensor([layer_idx, n_layers], device="cpu")
         width = n_heads * H
         self.query, self.key, self.value = (Linear(d_model, width, bias=False) for _ in range(3))
         self.output = Linear(width, d_model, bias=False)
@@ -88,7 +90,7 @@ class RWKV7(Recurrent):
         self.weight, self.bias = (nn.Parameter(torch.empty(width)) for _ in range(2))
 
     def reset_parameters(self) -> None:
-        layer, layers = self.depth
+        layer, layers = self.depth.tolist()
         deep, shallow = layer / max(1, layers - 1), 1 - layer / layers
         powers = {"query": 0.2, "decay": 0.9, "key": 0.7, "value": 0.7, "rate": 0.9, "gate": 0.2}
         D = self.query.in_features
@@ -137,7 +139,7 @@ class RWKV7(Recurrent):
         if first.shape != v.shape:
             rule = f"mixes values of {tuple(v.shape[2:])} with the first layer's, of {tuple(first.shape[2:])}"
             raise BlockError("n_heads", v.shape[2], rule, "Give all layers of rwkv7 the same heads")
-        return torch.lerp(v, first, self._low("first", x).to(v.dtype)) if self.depth[0] else v
+        return torch.lerp(v, first, self._low("first", x).to(v.dtype)) if self.mixes_first else v
 
     def _normalised(self, y: Tensor) -> Tensor:
         heads = F.layer_norm(y, (self.head_dim,), eps=self.eps * self.head_dim)

@@ -60,6 +60,11 @@ class Residual(Block):
         """What the last layer's residual block gives → [B,T,D], the input of the final norm."""
         return x
 
+    @property
+    def reshapes(self) -> bool:
+        """Whether ``open`` or ``close`` does anything: between layers the stream is another than at the ends."""
+        return (type(self).open, type(self).close) != (Residual.open, Residual.close)
+
     def losses(self, x: Tensor, real: Tensor | None) -> Losses:
         """Name → further loss of the layer in training, a mean over tokens (``OverRanks.mean``), already weighted.
 
@@ -100,6 +105,11 @@ class Around(Residual):
 
     def close(self, x: Tensor) -> Tensor:
         return self.residual.close(x)
+
+    @property
+    def reshapes(self) -> bool:
+        own = (type(self).open, type(self).close) != (Around.open, Around.close)
+        return own or self.residual.reshapes
 
     def losses(self, x: Tensor, real: Tensor | None) -> Losses:
         return self.residual.losses(x, real)

@@ -121,6 +121,7 @@ NAMES: dict[str, Callable[[], Iterable[str]]] = {  # check → what it tries
     "preset": presets.names,
     "decode": presets.names,
     "attending": presets.names,
+    "graphs": presets.names,
     "compiled": compiled_names,
     "compiled_preset": presets.names,
     "attention": lambda: ATTENTIONS,

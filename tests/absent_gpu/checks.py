@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch._dynamo.testing import CompileCounterWithBackend
 
 from blockwright.blocks.compose import compose
 from blockwright.blocks.decoder import Decoder
@@ -58,6 +59,20 @@ class Checks:
     def compiled_preset(self, name: str) -> dict[str, Any]:
         """The same of each kind of layer of a preset."""
         return self._collected(lambda: step(cases.published(name), False, self._prepare))
+
+    def graphs(self, name: str) -> dict[str, Any]:
+        """A preset's layers compiled as a run does, all of them: layers that compute alike share a graph."""
+        counted = CompileCounterWithBackend("aot_eager")
+        n_layers = 0
+
+        def prepare(decoder: Decoder) -> None:
+            nonlocal n_layers
+            n_layers = len(decoder.layers) + len(decoder.mtp)
+            compile_layers(decoder, backend=counted, fullgraph=True)  # type: ignore[arg-type]
+
+        torch._dynamo.reset()
+        step(cases.published(name), False, prepare, every_layer=True)
+        return {"named": f"{counted.frame_count} for {n_layers} layers"}
 
     def timed(self, name: str) -> dict[str, Any]:
         """What tests/gpu times, at its real size."""

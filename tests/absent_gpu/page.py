@@ -21,6 +21,10 @@ SECTIONS = {  # check → heading, and what its cells say
         "Which kernel computes it in bf16, by kind of pass, where `task.kernels.attention` does: torch's `flash`, "
         "`efficient` or `cudnn`, or `flex`. torch's MATH, which holds all scores, is a fault.",
     ),
+    "graphs": (
+        "Graphs of presets",
+        "All layers compiled as `trainer.compile=true` does, forward and backward: graphs, without a break.",
+    ),
     "compiled": (
         "Compiled blocks",
         "That layer compiled without a graph break, forward and backward: kernels · most shared memory · most spilled. "

@@ -46,10 +46,15 @@ class Operations(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def step(config: dict[str, Any], packed: bool, prepare: Callable[[Decoder], Any] = lambda _: None) -> int:
+def step(
+    config: dict[str, Any],
+    packed: bool,
+    prepare: Callable[[Decoder], Any] = lambda _: None,
+    every_layer: bool = False,
+) -> int:
     """Forward, loss and backward of one layer of each kind that a composition has; returns the operators called."""
     with MODE:
-        decoder = one_of_each_layer(config)
+        decoder = layers_of(config, every_layer)
         prepare(decoder)
         tokens = torch.randint(decoder.config["vocab_size"], (BATCH, LENGTH), device="cuda")
         segments = torch.zeros_like(tokens) if packed else None
@@ -68,7 +73,7 @@ def step(config: dict[str, Any], packed: bool, prepare: Callable[[Decoder], Any]
 def decode(config: dict[str, Any], prepare: Callable[[Decoder], Any] = lambda _: None) -> int:
     """One token after a prompt, with caches, in bf16; returns the operators that this token calls."""
     with MODE, torch.no_grad():
-        decoder = one_of_each_layer(config).eval()
+        decoder = layers_of(config).eval()
         for p in decoder.parameters():
             p.data = torch.empty_like(p, dtype=torch.bfloat16)  # .to() would swap them, which a fake parameter refuses
         prepare(decoder)
@@ -80,13 +85,17 @@ def decode(config: dict[str, Any], prepare: Callable[[Decoder], Any] = lambda _:
     return called.count
 
 
-def one_of_each_layer(config: dict[str, Any]) -> Decoder:
-    """A decoder at its real widths, on the GPU, as deep as it has different layers; one with a loop has them all."""
+def layers_of(config: dict[str, Any], every: bool = False) -> Decoder:
+    """A decoder at its real widths, on the GPU, as deep as it has different layers; one with a loop has them all.
+
+    Args:
+        every: whether any other has them all too
+    """
     model = check(config)
     with torch.device("cuda"):
         decoder = assemble(model)
     nodes = plan(model, registry.layer_kinds(), registry.names)
-    if decoder.loop is None:
+    if decoder.loop is None and not every:
         decoder.layers = nn.ModuleList(decoder.layers[i] for i, node in enumerate(nodes) if node not in nodes[:i])
     return decoder.choose_kernels()
 
