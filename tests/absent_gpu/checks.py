@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch._dynamo.testing import CompileCounterWithBackend
+from torch._dynamo.testing import CompileCounter
 
 from blockwright.blocks.compose import compose
 from blockwright.blocks.decoder import Decoder
@@ -14,7 +14,7 @@ from blockwright.training.compiling import compile_layers
 from tests.absent_gpu import cases, planted
 from tests.absent_gpu.device import Built, Gpu
 from tests.absent_gpu.kernels import Collector, build, build_coded
-from tests.absent_gpu.steps import MODE, attend, decode, step
+from tests.absent_gpu.steps import MODE, attend, decode, layers_of, step
 from tests.gpu.blocks_at_work import work
 
 
@@ -62,17 +62,13 @@ class Checks:
 
     def graphs(self, name: str) -> dict[str, Any]:
         """A preset's layers compiled as a run does, all of them: layers that compute alike share a graph."""
-        counted = CompileCounterWithBackend("aot_eager")
-        n_layers = 0
-
-        def prepare(decoder: Decoder) -> None:
-            nonlocal n_layers
-            n_layers = len(decoder.layers) + len(decoder.mtp)
-            compile_layers(decoder, backend=counted, fullgraph=True)  # type: ignore[arg-type]
-
         torch._dynamo.reset()
-        step(cases.published(name), False, prepare, every_layer=True)
-        return {"named": f"{counted.frame_count} for {n_layers} layers"}
+        counted = CompileCounter()
+        with MODE, torch.autocast("cuda", torch.bfloat16):
+            decoder = layers_of(cases.published(name), every=True)
+            compile_layers(decoder, backend=counted, fullgraph=True)  # type: ignore[arg-type]
+            decoder.hidden(torch.zeros(1, 512, dtype=torch.long, device="cuda"))
+        return {"named": f"{counted.frame_count} for {len(decoder.layers)} layers"}
 
     def timed(self, name: str) -> dict[str, Any]:
         """What tests/gpu times, at its real size."""

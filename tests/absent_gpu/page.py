@@ -23,7 +23,7 @@ SECTIONS = {  # check → heading, and what its cells say
     ),
     "graphs": (
         "Graphs of presets",
-        "All layers compiled as `trainer.compile=true` does, forward and backward: graphs, without a break.",
+        "All layers compiled as `trainer.compile=true` does, without a break: graphs of the forward pass.",
     ),
     "compiled": (
         "Compiled blocks",

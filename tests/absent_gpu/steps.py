@@ -46,15 +46,10 @@ class Operations(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def step(
-    config: dict[str, Any],
-    packed: bool,
-    prepare: Callable[[Decoder], Any] = lambda _: None,
-    every_layer: bool = False,
-) -> int:
+def step(config: dict[str, Any], packed: bool, prepare: Callable[[Decoder], Any] = lambda _: None) -> int:
     """Forward, loss and backward of one layer of each kind that a composition has; returns the operators called."""
     with MODE:
-        decoder = layers_of(config, every_layer)
+        decoder = layers_of(config)
         prepare(decoder)
         tokens = torch.randint(decoder.config["vocab_size"], (BATCH, LENGTH), device="cuda")
         segments = torch.zeros_like(tokens) if packed else None
