@@ -15,6 +15,7 @@ from blockwright.blocks.forward_pass import Pass
 from blockwright.blocks.linear import Linear
 from blockwright.blocks.norm import Norm
 from blockwright.blocks.position.base import Position
+from blockwright.blocks.precision import at_least_fp32
 from blockwright.blocks.selector.base import Selector
 from blockwright.registry import register
 from blockwright.registry.ranges import Count
@@ -67,7 +68,8 @@ class Differential(Scored):
         q, k = given.rotated(self.position, q, k)
         v = self.value(x).unflatten(-1, (-1, 2 * self.head_dim))
         one, other = self.attend(x, given, q, {"k": k, "v": v}).unflatten(2, (-1, 2)).unbind(3)
-        return self.output((1 - self.start) * self.head_norm(one - self.share() * other).flatten(-2))
+        y = self.head_norm(one - self.share() * other).flatten(-2)
+        return self.output((at_least_fp32(y) * (1 - self.start)).to(y.dtype))
 
     def share(self) -> Tensor:
         """λ, how much of the second map is subtracted."""

@@ -12,8 +12,11 @@ import pytest
 import torch
 from shrinking import shrunken
 from torch import Tensor, nn
+from torch._dynamo.testing import CompileCounter
 
+from blockwright import registry
 from blockwright.blocks.compose import compose
+from blockwright.blocks.conformance.setting import Setting
 from blockwright.blocks.decoder import Decoder
 from blockwright.blocks.kernels.seam import implementations
 from blockwright.registry import ConfigError
@@ -71,7 +74,6 @@ def test_run_compiles_its_layers_for_training_alone(checked: Any, fit: Any, monk
     monkeypatch.setattr("blockwright.training.entry.preflight.check_compiler", lambda accelerator: None)
     task = fit("trainer.compile=true", "trainer.max_steps=1").lightning_module
     assert [layer for layer, _ in compiled] == list(task.decoder.layers)
-    assert all(settings["dynamic"] is False for _, settings in compiled)
     assert not any("forward" in vars(layer) for layer in task.decoder.layers)
     assert "compile" not in checked().task
 
@@ -82,3 +84,29 @@ def test_missing_compiler_for_a_cpu_is_a_refusal(monkeypatch: pytest.MonkeyPatch
     with pytest.raises(ConfigError, match=r"trainer\.compile.*C\+\+ compiler"):
         check_compiler("cpu")
     check_compiler("gpu")
+
+
+# Blocks whose first layer, or first and last, computes otherwise than the others; all others make one graph.
+KINDS = {"attention/rwkv7": 2, "residual/attention_residual": 3, "residual/hyper_connections": 3, "residual/mhc": 3}
+KINDS |= {"residual/normed_embeddings": 3, "attention/depth": 3}  # its queries see the values of 1, 2, more layers
+GRAPHS = [f"{kind}/{name}" for kind in ("attention", "residual") for name in registry.names(kind)]
+QUICK = ("attention/lightning", "residual/prenorm")
+
+
+@pytest.mark.parametrize("block", [pytest.param(b, marks=[pytest.mark.slow] * (b not in QUICK)) for b in GRAPHS])
+def test_layers_that_compute_alike_share_a_graph(fresh: None, block: str) -> None:
+    counted = CompileCounter()
+    decoder = compose(Setting(*block.split("/")).model(n_layers=4))
+    compile_layers(decoder, backend=counted, fullgraph=True)  # type: ignore[arg-type]
+    for _ in range(2):
+        decoder.hidden(torch.zeros(2, 12, dtype=torch.long))[0].sum().backward()
+    assert counted.frame_count == KINDS.get(block, 1)
+
+
+def test_more_lengths_make_no_more_graphs_where_no_loop_depends_on_them(fresh: None) -> None:
+    counted = CompileCounter()
+    decoder = compose(Setting("attention", "gqa").model(n_layers=2))
+    compile_layers(decoder, backend=counted, fullgraph=True)  # type: ignore[arg-type]
+    for length in (16, 17, 24, 20, 19):  # none at which another kernel takes over
+        decoder.hidden(torch.zeros(2, length, dtype=torch.long))
+    assert counted.frame_count == 2  # for the first length, and for any
