@@ -55,7 +55,7 @@ def unsound(capability: tuple[int, int]) -> str | None:
     for gpus, package, first, below, what, issue in UNSOUND:
         here = _version(package)
         if capability[0] in gpus and here is not None and first <= here < below:
-            return f"{package} {here} {what} on this GPU (flash-linear-attention#{issue}); {below} is mended"
+            return f"{package} {here} {what} on this GPU (flash-linear-attention#{issue}); {below} is fixed"
     return None
 
 

@@ -316,7 +316,8 @@ class _Scan(torch.autograd.Function):
         n, B, N = U.shape[:3]
         states = U.new_empty(n + 1, B * N, K.shape[-1], U.shape[-1])
         states[0] = state.flatten(0, 1)
-        new = U.flatten(1, 2) if W is None else torch.empty_like(U).flatten(1, 2)
+        # Contiguous, whatever the strides of U are, as those of one row: the compiler writes into nothing else.
+        new = U.flatten(1, 2) if W is None else U.new_empty(U.shape).flatten(1, 2)
         u, k, e = (t.flatten(1, 2) for t in (U, K, keep))
         w = None if W is None else W.flatten(1, 2)
         for i in range(n):
@@ -332,7 +333,7 @@ class _Scan(torch.autograd.Function):
     def backward(ctx: Any, grad_states: Tensor, grad_new: Tensor, grad_last: Tensor) -> tuple[Tensor | None, ...]:
         states, new, w, k, e = ctx.saved_tensors
         n, B, N = grad_new.shape[:3]
-        after, grad = torch.empty_like(states[1:]), torch.empty_like(new)  # of S_{i+1} and of N_i
+        after, grad = torch.empty_like(states[1:]), new.new_empty(new.shape)  # of S_{i+1} and of N_i
         carried, from_states, from_new = grad_last.flatten(0, 1), grad_states.flatten(1, 2), grad_new.flatten(1, 2)
         for i in reversed(range(n)):
             after[i] = carried

@@ -1,8 +1,8 @@
 """What has never run on a GPU, tried on the first one that is here: ``python -m tests.gpu``.
 
 Under 30 minutes, on as many GPUs as are visible. An error in one section ends no other; the report says pass, fail or
-not reached for each case, and is written again after each. The same command goes on where it was stopped, with what the
-report lacks. ``--device cpu --small`` tries the code of this itself.
+not reached for each case, and is written again after each. The same command continues where it was stopped, with what
+the report lacks. ``--device cpu --small`` tries the code of this itself.
 """
 
 from __future__ import annotations

@@ -99,7 +99,7 @@ def test_layers_that_compute_alike_share_a_graph(fresh: None, block: str) -> Non
     decoder = compose(Setting(*block.split("/")).model(n_layers=4))
     compile_layers(decoder, backend=counted, fullgraph=True)  # type: ignore[arg-type]
     for _ in range(2):
-        decoder.hidden(torch.zeros(2, 12, dtype=torch.long))[0].sum().backward()
+        decoder.hidden(torch.zeros(1, 12, dtype=torch.long))[0].sum().backward()  # one row: its strides are odd
     assert counted.frame_count == KINDS.get(block, 1)
 
 

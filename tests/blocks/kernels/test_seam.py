@@ -471,4 +471,4 @@ def test_versions_of_fla_that_are_wrong_on_a_gpu_are_refused_by_name(
         return
     with pytest.raises(ConfigError) as caught:
         check({"recurrence": "fla"}, "task.kernels")
-    assert caught.value.path == "task.kernels.recurrence" and caught.value.rule.endswith(f"{said} is mended")
+    assert caught.value.path == "task.kernels.recurrence" and caught.value.rule.endswith(f"{said} is fixed")
