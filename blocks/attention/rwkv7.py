@@ -74,7 +74,7 @@ class RWKV7(Recurrent):
         H = head_dim or even_heads(d_model, n_heads)
         self.head_dim, self.eps, self.mixes_first = H, eps, layer_idx > 0
         # A tensor, so that compiled layers share a graph. It stays on the CPU, and is no weight.
-        self.depth = torch.tensor([layer_idx, n_layers], device="cpu")
+        self.depth = torch.tensor([layer_idx, n_layers], dtype=torch.long, device="cpu")
         width = n_heads * H
         self.query, self.key, self.value = (Linear(d_model, width, bias=False) for _ in range(3))
         self.output = Linear(width, d_model, bias=False)

@@ -173,7 +173,8 @@ def check(overrides: Mapping[str, Any], path: str) -> dict[str, str]:
         if name != AUTO and not found[name].is_installed:
             rule = f"needs the package {found[name].needs}, which is not installed, and a GPU"
             raise ConfigError(f"{path}.{kernel}", name, rule, f"Install it, or write {path}.{kernel}=auto")
-        why = found[name].unsound(torch.cuda.get_device_capability()) if name != AUTO and _has_gpu() else None
+        judge = found[name].unsound if name != AUTO and _has_gpu() else None
+        why = judge(torch.cuda.get_device_capability()) if judge is not None else None
         if why is not None:
             raise ConfigError(f"{path}.{kernel}", name, why, f"Install that, or write {path}.{kernel}=auto")
     return dict(overrides)

@@ -56,6 +56,7 @@ AUTOMATIC = ("coding", "linear", "recurrence_each")  # of which no configuration
 EVERY = (*KERNELS, *AUTOMATIC)
 
 F = TypeVar("F", bound=Callable[..., Any])
+Unsound = Callable[[tuple[int, int]], str | None]  # compute capability of a GPU → why not there
 _known: dict[str, dict[str, Implementation]] = {kernel: {} for kernel in EVERY}
 
 
@@ -71,7 +72,7 @@ class Implementation:
     takes: Callable[..., bool] | None
     automatic: tuple[str, ...] | bool
     order: int
-    unsound: Callable[[tuple[int, int]], str | None] = lambda capability: None
+    unsound: Unsound | None = None
 
     @property
     def is_installed(self) -> bool:
@@ -96,7 +97,7 @@ def kernel(
     takes: Callable[..., bool] | None = None,
     automatic: Sequence[str] | bool = True,
     order: int = 0,
-    unsound: Callable[[tuple[int, int]], str | None] = lambda capability: None,
+    unsound: Unsound | None = None,
 ) -> Callable[[F], F]:
     """Add the decorated function as an implementation; it computes what the kernel's method of ``Kernels`` says.
 
