@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -18,7 +18,7 @@ from blockwright.blocks.base import Block
 from blockwright.blocks.decoder import Decoder
 from blockwright.blocks.kernels.attention import Called, as_called, cudnn_takes_widths, flash_takes
 from blockwright.blocks.kernels.scoring import Scoring
-from blockwright.blocks.kernels.seam import Implementation, chain, first_to_take
+from blockwright.blocks.kernels.seam import chain, first_to_take
 from blockwright.blocks.sample import sampled
 
 CARDS: Mapping[str, tuple[int, int]] = {"sm_80": (8, 0), "sm_90": (9, 0), "sm_100": (10, 0)}  # A100, H100, B200
@@ -44,7 +44,7 @@ def attention_kernels(decoder: Decoder, cards: Mapping[str, tuple[int, int]] = C
     one_of_each, _ = sampled(decoder)
     probe = copy.deepcopy(one_of_each).to(torch.bfloat16).requires_grad_()
     found: dict[str, Passes] = {name: {} for name in cards}
-    for kind, run in (("training", _train), ("documents", _train_documents), ("token", _decode)):
+    for kind, run in (("training", _train), ("documents", partial(_train, documents=True)), ("token", _decode)):
         noted = _Noted(cards)
         run(probe, noted)
         for card, kernels in noted.kernels.items():
@@ -76,30 +76,24 @@ class _Noted:
 
     def into(self, decoder: Decoder) -> None:
         """Use it in every block."""
-        noting = Implementation("noting", self, (), None, None, None, True, 0)
-        kernels = replace(decoder.kernels, chains={**decoder.kernels.chains, "attention": (noting,)})
+        kernels = decoder.kernels.attending_by(self)
         for module in decoder.modules():
             if isinstance(module, Block):
                 module.kernels = kernels
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, scoring: Scoring) -> Tensor:
         for card, capability in self.cards.items():
-            asked = chain("attention", None, "cuda", capability)
-            names = [replace(each, call=lambda *given, name=each.name: name) for each in asked]
-            name = first_to_take(names, q, k, v, scoring)
+            name = first_to_take(chain("attention", None, "cuda", capability), q, k, v, scoring).name
             if name == "sdpa" and scoring.softcap is None:
                 name = " or ".join(takers(as_called(q, k, v, scoring, True), capability)) or MATH
             self.kernels[card].append("reference" if name == "sdpa" else name)
         return q.new_empty(*q.shape[:3], v.shape[-1])
 
 
-def _train(probe: Decoder, noted: _Noted, segments: Tensor | None = None) -> None:
+def _train(probe: Decoder, noted: _Noted, documents: bool = False) -> None:
     noted.into(probe.train())
-    probe.hidden(_tokens(probe), segments=segments)
-
-
-def _train_documents(probe: Decoder, noted: _Noted) -> None:
-    _train(probe, noted, segments=_tokens(probe))
+    tokens = _tokens(probe)
+    probe.hidden(tokens, segments=torch.zeros_like(tokens) if documents else None)
 
 
 def _decode(probe: Decoder, noted: _Noted) -> None:

@@ -30,7 +30,7 @@ def compile_layers(decoder: Decoder, *, backend: str = "inductor", fullgraph: bo
 
     Layers, not the decoder: equal layers share one graph, so that deep models compile no longer than shallow ones, and
     a strategy's hooks on a layer (sharding, recomputation) stay outside the graph. Parameter names do not change.
-    Shapes are treated as constants: training has few.
+    Shapes are constants until one changes: what varies then gets one more graph, which takes any.
 
     Args:
         backend: of torch.compile

@@ -49,9 +49,10 @@ class Lightning(Recurrent):
     ) -> None:
         super().__init__()
         self.head_dim = head_dim or even_heads(d_model, n_heads)
-        self.slopes = tuple(2 ** (-8 * n / n_heads) for n in range(1, n_heads + 1))
+        depth = 1 - layer_idx / (n_layers - 1 + 1e-5) + 1e-5
+        rates = [2 ** (-8 * n / n_heads) * depth for n in range(1, n_heads + 1)]
         # A tensor, so that compiled layers share a graph. It stays on the CPU, and is no weight.
-        self.depth = torch.tensor(1 - layer_idx / (n_layers - 1 + 1e-5) + 1e-5, dtype=torch.float64, device="cpu")
+        self.rates = torch.tensor(rates, dtype=torch.float64, device="cpu")
         self.query, self.key, self.value = (Linear(d_model, n_heads * self.head_dim, bias=False) for _ in range(3))
         self.output = Linear(n_heads * self.head_dim, d_model, bias=False)
         self.norm, self.output_gate = norm, output_gate
@@ -65,8 +66,7 @@ class Lightning(Recurrent):
         q, k, v = (
             F.silu(project(x)).unflatten(-1, (-1, self.head_dim)) for project in (self.query, self.key, self.value)
         )
-        rates = torch.tensor(self.slopes, dtype=torch.float64, device="cpu") * self.depth
-        rates = rates.to(x.device, torch.promote_types(x.dtype, torch.float32))
+        rates = self.rates.to(x.device, torch.promote_types(x.dtype, torch.float32))
         decay = -rates[:, None].expand(*v.shape[:3], 1)
         y, state = self.recurred(q, k, v, decay, None, given.segments, held)
         y = self.norm(y.flatten(-2)).view_as(y)
@@ -74,7 +74,7 @@ class Lightning(Recurrent):
         return self.output(y.flatten(-2)), state
 
     def memory(self) -> dict[str, tuple[int, ...]]:
-        return {"state": (len(self.slopes), self.head_dim, self.head_dim)}
+        return {"state": (len(self.rates), self.head_dim, self.head_dim)}
 
     def parallel_plan(self) -> dict[str, Placement]:
         split: dict[str, Placement] = {f"{name}.weight": "column" for name in ("query", "key", "value")}

@@ -72,9 +72,8 @@ class RWKV7(Recurrent):
     ) -> None:
         super().__init__()
         H = head_dim or even_heads(d_model, n_heads)
-        self.head_dim, self.eps, self.mixes_first = H, eps, layer_idx > 0
-        # A tensor, so that compiled layers share a graph. It stays on the CPU, and is no weight.
-        self.depth = torch.tensor([layer_idx, n_layers], dtype=torch.long, device="cpu")
+        self.head_dim, self.eps, self.depth = H, eps, (layer_idx, n_layers)
+        self.mixes_first = layer_idx > 0  # all that a pass reads of the depth: layers above the first share a graph
         width = n_heads * H
         self.query, self.key, self.value = (Linear(d_model, width, bias=False) for _ in range(3))
         self.output = Linear(width, d_model, bias=False)
@@ -90,7 +89,7 @@ class RWKV7(Recurrent):
         self.weight, self.bias = (nn.Parameter(torch.empty(width)) for _ in range(2))
 
     def reset_parameters(self) -> None:
-        layer, layers = self.depth.tolist()
+        layer, layers = self.depth
         deep, shallow = layer / max(1, layers - 1), 1 - layer / layers
         powers = {"query": 0.2, "decay": 0.9, "key": 0.7, "value": 0.7, "rate": 0.9, "gate": 0.2}
         D = self.query.in_features

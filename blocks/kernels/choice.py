@@ -7,8 +7,8 @@ another one (``task.kernels.experts=grouped``). All compute the same.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -133,8 +133,13 @@ class Kernels:
         """``blockwright.blocks.kernels.elementwise.rotate_pairs``."""
         return self._compute("rotation", x, cos, sin, interleaved)
 
+    def attending_by(self, call: Callable[..., Tensor]) -> Kernels:
+        """The same kernels, with another function for ``attend``."""
+        other = Implementation("other", call, (), None, None, None, True, 0)
+        return replace(self, chains={**self.chains, "attention": (other,)})
+
     def _compute(self, kernel: str, *given: Any) -> Any:
-        return first_to_take(self._asked(kernel, given[0].device), *given)
+        return first_to_take(self._asked(kernel, given[0].device), *given).call(*given)
 
     def _asked(self, kernel: str, device: torch.device) -> tuple[Implementation, ...]:
         return self.chains.get(kernel) or _chain(kernel, getattr(self, kernel), device)
@@ -173,15 +178,9 @@ def check(overrides: Mapping[str, Any], path: str) -> dict[str, str]:
         if name != AUTO and not found[name].is_installed:
             rule = f"needs the package {found[name].needs}, which is not installed, and a GPU"
             raise ConfigError(f"{path}.{kernel}", name, rule, f"Install it, or write {path}.{kernel}=auto")
-        judge = found[name].unsound if name != AUTO and _has_gpu() else None
-        why = judge(torch.cuda.get_device_capability()) if judge is not None else None
-        if why is not None:
+        if name != AUTO and (why := found[name].fault_here) is not None:
             raise ConfigError(f"{path}.{kernel}", name, why, f"Install that, or write {path}.{kernel}=auto")
     return dict(overrides)
-
-
-def _has_gpu() -> bool:
-    return torch.cuda.is_available()
 
 
 def choose(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
-from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +11,6 @@ from blockwright.blocks.base import Block
 from blockwright.blocks.kernels.attention import visible
 from blockwright.blocks.kernels.choice import Kernels
 from blockwright.blocks.kernels.scoring import Scoring, is_real
-from blockwright.blocks.kernels.seam import Implementation
 
 HELD = 2**22  # scores held at a time
 
@@ -39,8 +37,7 @@ class LargestScores:
                 self._note(q.detach(), k.detach(), scoring)
             return kernels.attend(q, k, v, scoring)
 
-        noting = Implementation("noting", attend, (), None, None, None, True, 0)
-        return replace(kernels, chains={**kernels.chains, "attention": (noting,)})
+        return kernels.attending_by(attend)
 
     @torch.no_grad()
     def _note(self, q: Tensor, k: Tensor, scoring: Scoring) -> None:

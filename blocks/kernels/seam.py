@@ -75,6 +75,13 @@ class Implementation:
     unsound: Unsound | None = None
 
     @property
+    def fault_here(self) -> str | None:
+        """Why it must not be used on the GPU of this machine; None if it may, or there is none."""
+        if self.unsound is None or not torch.cuda.is_available():
+            return None
+        return self.unsound(torch.cuda.get_device_capability())
+
+    @property
     def is_installed(self) -> bool:
         return self.needs is None or importlib.util.find_spec(self.needs) is not None
 
@@ -155,18 +162,18 @@ def chain(kernel: str, name: str | None, device_type: str, capability: tuple[int
     return tuple(wanted[:end])
 
 
-def first_to_take(asked: Sequence[Implementation], *given: Any) -> Any:
-    """What the first implementation that takes these arguments computes of them."""
+def first_to_take(asked: Sequence[Implementation], *given: Any) -> Implementation:
+    """The first implementation that takes these arguments."""
     for implementation in asked:
         if implementation.takes is None or implementation.takes(*given):
-            return implementation.call(*given)
+            return implementation
     raise AssertionError("no implementation takes these arguments")  # this project's own end each chain
 
 
 def compute(kernel: str, *given: Any) -> Any:
     """A kernel where no ``Kernels`` is at hand: by the automatic choice for the device of the first argument."""
     device = given[0].device
-    return first_to_take(chain(kernel, None, device.type, capability_of(device)), *given)
+    return first_to_take(chain(kernel, None, device.type, capability_of(device)), *given).call(*given)
 
 
 @cache

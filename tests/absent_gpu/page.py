@@ -49,10 +49,10 @@ A row that passes shows that:
 
 * every operator accepts the tensors, and every parameter gets a gradient
 * the host never waits to read a number from the GPU, in a step of training or of decoding
-* layers compile into one graph
+* a layer compiles without a break in its graph
 * the shared memory of each kernel is within the limit of a block of threads: {limits}
 
-A row says nothing about results, speed, torch's own fused attention and grouped products, or several GPUs.
+A row says nothing about results, speed, what torch's own fused attention and grouped products compute, or several GPUs.
 
 Operators are those of one layer of each kind with embedding, head and loss, without views, not compiled: each is a
 launch or more, of 5 to 10 µs, which is what a step of a small model takes at least.
