@@ -92,7 +92,12 @@ def stoppable() -> Iterator[None]:
 def stop_at_once(signum: int, frame: FrameType | None) -> None:
     """A signal handler for when there is nothing to save.
 
+    A run that is stopping already still names its checkpoint: Slurm sends SIGTERM after the signal by which a job was
+    queued again. Ctrl-C ends it at once.
+
     Raises:
         Interrupted
     """
+    if isinstance(sys.exception(), Interrupted) and signum != signal.SIGINT:
+        return
     raise Interrupted(None, 0, signum)

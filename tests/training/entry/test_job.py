@@ -19,7 +19,7 @@ from blockwright.training.entry.hydra_job import Job
 from blockwright.training.entry.main import check_folders, check_options, refusal_of
 from blockwright.training.jobs import HOST, STOP, SWEEP
 from blockwright.training.result import Result
-from blockwright.training.stops import Diverged, Interrupted, Pruned
+from blockwright.training.stops import Diverged, Interrupted, Pruned, stoppable
 
 
 def test_option_that_hydra_does_not_have_is_refused_and_its_own_pass() -> None:
@@ -145,3 +145,13 @@ def test_folder_of_a_run_that_still_runs_is_refused(train_py: Any, small: list[s
         done = train_py(*small, f"hydra.run.dir={tmp_path}/run")
     assert done.returncode == 64 and "Traceback" not in done.stderr
     assert f"error: hydra.run.dir = {tmp_path}/run\n" in done.stderr
+
+
+@pytest.mark.parametrize(("later", "named"), [(signal.SIGTERM, 7), (signal.SIGUSR1, 7), (signal.SIGINT, 0)])
+def test_a_run_that_is_stopping_names_its_checkpoint_whatever_slurm_sends_then(later: int, named: int) -> None:
+    with pytest.raises(Interrupted) as caught, stoppable():
+        try:
+            raise Interrupted(Path("last.ckpt"), 7, signal.SIGUSR1)
+        finally:  # as Lightning's teardown
+            signal.raise_signal(later)
+    assert caught.value.step == named
