@@ -1,28 +1,78 @@
-"""``trainer.compile=true``: compile each layer's forward separately."""
+"""``trainer.compile``: compile each layer's forward separately, on a GPU where that pays.
+
+A small model's GPU waits: the host asks for some hundred operators a layer, one by one, and each takes less time than
+asking. A compiled layer asks for far fewer. Operators are counted (benchmarks/results/absent_gpu.md), seconds are
+estimates: this project has not run on a GPU so far.
+"""
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Iterator
 
+import lightning as L
 import torch
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
+from lightning.pytorch.utilities import rank_zero_info
 
+from blockwright.blocks.cost import training_flops_per_token
 from blockwright.blocks.decoder import Decoder
 from blockwright.blocks.layer import Layer
-from blockwright.registry import ConfigError
+
+OPERATORS = 250  # of a layer's training step that a compiled one has not
+LAUNCH_S = 7e-6  # of an operator that the host asks for
+REACHED = 0.4  # of the peak, by products that are large enough
+PEAK = {8: 3.1e14, 9: 9.9e14}  # products in bf16 a second, A100 and H100, by major compute capability
+COMPILING_S = 90.0  # of all kinds of layer, with gradients and without
 
 
-def check_compiler(accelerator: str) -> None:
-    """Refuse to compile for a CPU without a C++ compiler; a GPU's kernels are Triton's.
+class Compiling:
+    """Compiles a decoder's layers while it is trained.
 
-    Raises:
-        ConfigError
+    Args:
+        decoder: whose layers
+        chosen: whether; ``auto``: on one GPU, or on several that hold the whole model each, if they would otherwise
+            wait longer than compiling takes. Decided by shapes, not by timing, so that runs repeat exactly
     """
-    known = ("g++", "clang++", "c++")
-    if accelerator == "cpu" and not any(map(shutil.which, (os.environ.get("CXX") or "g++", *known))):
-        rule = f"needs a C++ compiler, and none of {', '.join(known)} is found"
-        raise ConfigError("trainer.compile", True, rule, "Install one, or write trainer.compile=false")
+
+    def __init__(self, decoder: Decoder, chosen: bool | str) -> None:
+        self.decoder, self.chosen = decoder, chosen
+        if chosen is True:
+            compile_layers(decoder)
+
+    def decide(self, trainer: L.Trainer, shape: torch.Size, device: torch.device) -> None:
+        """Choose for ``auto``, by the shape of the first micro-batch, [B,T]."""
+        if self.chosen != "auto":
+            return
+        self.chosen = False
+        left = trainer.estimated_stepping_batches - trainer.global_step
+        whole = isinstance(trainer.strategy, SingleDeviceStrategy | DDPStrategy)
+        if not (whole and device.type == "cuda" and left > 0):
+            return
+        capability = torch.cuda.get_device_capability(device)
+        waited = seconds_waited(self.decoder, shape[:2].numel(), shape[1], capability)
+        if waited * left * trainer.accumulate_grad_batches > COMPILING_S:
+            self.chosen = True
+            rank_zero_info("layers are compiled: in so small a model a GPU waits for the host. trainer.compile=false")
+            compile_layers(self.decoder)
+
+    def end(self) -> None:
+        """Undo it: generation, whose shapes change with every token, would compile each time."""
+        if self.chosen is True:
+            for layer in _layers(self.decoder):
+                vars(layer).pop("forward", None)
+
+
+def seconds_waited(decoder: Decoder, tokens: int, length: int, capability: tuple[int, int]) -> float:
+    """Seconds of a micro-batch in which a GPU waits to be asked, and would not if layers were compiled.
+
+    Args:
+        tokens: of the micro-batch
+        length: of its rows
+        capability: of the GPU; one that is not known counts as an H100
+    """
+    asking = OPERATORS * LAUNCH_S * len(list(_layers(decoder)))
+    computing = tokens * training_flops_per_token(decoder, length) / (REACHED * PEAK.get(capability[0], PEAK[9]))
+    return max(0.0, asking - computing)
 
 
 def compile_layers(decoder: Decoder, *, backend: str = "inductor", fullgraph: bool = False) -> None:
@@ -43,12 +93,6 @@ def compile_layers(decoder: Decoder, *, backend: str = "inductor", fullgraph: bo
     dynamo.recompile_limit = max(dynamo.recompile_limit, 8 * len(layers))
     for layer in layers:
         layer.forward = torch.compile(layer.forward, backend=backend, fullgraph=fullgraph)  # type: ignore[method-assign]
-
-
-def run_as_written(decoder: Decoder) -> None:
-    """Undo ``compile_layers``: generation, whose shapes change with every token, would recompile each time."""
-    for layer in _layers(decoder):
-        vars(layer).pop("forward", None)
 
 
 def _layers(decoder: Decoder) -> Iterator[Layer]:

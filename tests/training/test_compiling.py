@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 import pytest
 import torch
 from shrinking import shrunken
@@ -19,8 +20,9 @@ from blockwright.blocks.compose import compose
 from blockwright.blocks.conformance.setting import Setting
 from blockwright.blocks.decoder import Decoder
 from blockwright.blocks.kernels.seam import implementations
-from blockwright.registry import ConfigError
-from blockwright.training.compiling import check_compiler, compile_layers
+from blockwright.registry import ConfigError, presets
+from blockwright.training.compiling import Compiling, compile_layers, seconds_waited
+from blockwright.training.entry.preflight import check_compiler
 
 # Presets that together have most blocks of all presets; the kit compiles each block by itself.
 MIXED = ("deepseek_v4_flash", "inkling", "gemma4_e2b", "nemotron_h_8b", "huginn_3_5b")
@@ -76,6 +78,39 @@ def test_run_compiles_its_layers_for_training_alone(checked: Any, fit: Any, monk
     assert [layer for layer, _ in compiled] == list(task.decoder.layers)
     assert not any("forward" in vars(layer) for layer in task.decoder.layers)
     assert "compile" not in checked().task
+
+
+WAITING = {  # preset, tokens of a micro-batch, layers → the H100 waits
+    ("gpt2", 8192): True,
+    ("deepseek_7b", 2048): False,
+    ("deepseek_v2_lite", 8192): False,
+}
+
+
+@pytest.mark.parametrize(("preset", "tokens"), WAITING)
+def test_a_gpu_waits_for_the_host_in_small_models(preset: str, tokens: int) -> None:
+    decoder = compose(presets.read(preset), device="meta")
+    waited = seconds_waited(decoder, tokens, 1024, (9, 0))
+    assert (waited > 0) == WAITING[preset, tokens]
+    assert seconds_waited(decoder, 100 * tokens, 1024, (9, 0)) == 0
+    assert seconds_waited(decoder, tokens, 1024, (8, 0)) <= waited < 0.1
+
+
+@pytest.mark.parametrize(
+    ("steps", "asked", "compiles"), [(10**6, "auto", True), (9, "auto", False), (10**6, False, False)]
+)
+def test_layers_are_compiled_by_themselves_where_a_gpu_would_wait_longer(
+    steps: int, asked: Any, compiles: bool, monkeypatch: pytest.MonkeyPatch, tiny: Any
+) -> None:
+    monkeypatch.setattr(torch, "compile", lambda f, **kwargs: f)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    decoder = compose(tiny())
+    trainer = L.Trainer(max_steps=steps, logger=False, accelerator="cpu")
+    compiling = Compiling(decoder, asked)
+    compiling.decide(trainer, torch.Size([2, 64]), torch.device("cuda"))
+    assert all(("forward" in vars(layer)) == compiles for layer in decoder.layers)
+    compiling.end()
+    assert not any("forward" in vars(layer) for layer in decoder.layers)
 
 
 def test_missing_compiler_for_a_cpu_is_a_refusal(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -19,10 +19,15 @@ QUIET_S = 10  # seconds without a line
 
 
 class Progress(RichProgressBar):
-    """A rich progress bar in a terminal; elsewhere a line of ``key=value`` per logged step."""
+    """A rich progress bar in a terminal; elsewhere a line of ``key=value`` per logged step.
+
+    Figures are read from the device where training logs or has validated. Those that are logged with ``prog_bar``
+    Lightning reads again at every step, for which a GPU's host waits twice a step: nothing here is.
+    """
 
     def __init__(self) -> None:
         super().__init__()
+        self._figures: dict[str, float] = {}
         self._terminal, self._said = sys.stdout.isatty(), 0.0
         if not self._terminal:
             self.disable()
@@ -51,22 +56,31 @@ class Progress(RichProgressBar):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
+        logs = logs_now(trainer) and trainer.is_global_zero
+        if logs:
+            values = {**trainer.callback_metrics, **trainer.logged_metrics}
+            shown = (*(f"train/{name}" for name in _shown(pl_module)), "train/lr", "speed/tokens_per_second")
+            now = {k: float(values[k]) for k in shown if k in values}
+            self._figures |= {k: v for k, v in now.items() if k != "train/lr"}  # a bar is narrow
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
         if not self._says(trainer):
             return
-        if logs_now(trainer):
-            values = {**trainer.callback_metrics, **trainer.logged_metrics}
-            figures = pl_module.shown if isinstance(pl_module, Task) else ("loss",)
-            shown = (*(f"train/{name}" for name in figures), "train/lr", "speed/tokens_per_second")
-            self._line(trainer, {k: float(values[k]) for k in shown if k in values})
+        if logs:
+            self._line(trainer, now)
         elif self._is_quiet():
             self._say(f"training at step {trainer.global_step}{_end(trainer)}")
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.is_global_zero and not trainer.sanity_checking:
+            values = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("val/")}
+            self._figures |= {k: v for k, v in values.items() if k.removeprefix("val/") in _shown(pl_module)}
         super().on_validation_end(trainer, pl_module)
         if self._says(trainer) and not trainer.sanity_checking:
-            values = trainer.callback_metrics
-            self._line(trainer, {k: float(v) for k, v in values.items() if k.startswith("val/")})
+            self._line(trainer, values)
+
+    def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:
+        """What the bar shows."""
+        return dict(self._figures)
 
     def on_validation_batch_end(
         self,
@@ -113,6 +127,10 @@ class Progress(RichProgressBar):
     def _line(self, trainer: L.Trainer, values: dict[str, float]) -> None:
         text = " ".join(f"{key}={value:.6g}" for key, value in values.items())
         self._say(f"step={trainer.global_step} {text}")
+
+
+def _shown(module: L.LightningModule) -> tuple[str, ...]:
+    return module.shown if isinstance(module, Task) else ("loss",)
 
 
 def _end(trainer: L.Trainer) -> str:

@@ -75,7 +75,7 @@ class Throughput(L.Callback):
             sampled, sampling = _sampled(pl_module)
             tokens, sampled = (_of_all(n, trainer, pl_module.device) for n in (self._tokens, sampled))
             rate = tokens / seconds
-            pl_module.log("speed/tokens_per_second", rate, prog_bar=True)
+            pl_module.log("speed/tokens_per_second", rate)
             if self._flops:
                 pl_module.log("speed/mfu", rate * self._flops / self._peak)
             if sampled:

@@ -30,7 +30,7 @@ class Ranges(TypedDict, total=False):
     accelerator: Literal["auto", "cpu", "cuda", "gpu", "hpu", "mps", "tpu"] | Node
     accumulate_grad_batches: Count
     check_val_every_n_epoch: Count | None  # null counts steps between validations instead
-    compile: bool
+    compile: Literal["auto"] | bool
     dry_run: bool
     fast_dev_run: bool | Whole
     gradient_clip_algorithm: Literal["norm", "value"] | None

@@ -58,7 +58,7 @@ def parse_settings(cfg: DictConfig) -> Run:
         run,
         is_patched=is_patched(run.model),
         model=complete(composition_of(run.model)),
-        task={**run.task, "compile": True} if run.trainer.get("compile") is True else run.task,
+        task={**run.task, **({} if (chosen := run.trainer.get("compile", "auto")) == "auto" else {"compile": chosen})},
         trainer=_launched(run.trainer),
         optimizer=_with_rate(run.optimizer, run.init_from),
     )

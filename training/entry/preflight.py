@@ -5,6 +5,8 @@ No check changes the run, so their order is that of their cost.
 
 from __future__ import annotations
 
+import os
+import shutil
 import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -14,7 +16,6 @@ from omegaconf import DictConfig
 from blockwright.blocks.kernels.choice import check as check_kernels
 from blockwright.registry import ConfigError
 from blockwright.registry.extras import has_package
-from blockwright.training.compiling import check_compiler
 from blockwright.training.configuration import figures, parts, trainer_settings
 from blockwright.training.configuration.instantiate import check_target, find_target, instantiate
 from blockwright.training.configuration.run import GROUPS, OWN, Run
@@ -114,8 +115,20 @@ def check(run: Run, compared: bool = False) -> None:
 def _check_trainer(run: Run) -> None:
     trainer_settings.check(run.trainer, run.train)
     check_ranks(run)
-    if run.trainer.get("compile"):
+    if run.trainer.get("compile") is True:
         check_compiler(str(run.trainer.get("accelerator")))
+
+
+def check_compiler(accelerator: str) -> None:
+    """Refuse to compile for a CPU without a C++ compiler; a GPU's kernels are Triton's.
+
+    Raises:
+        ConfigError
+    """
+    known = ("g++", "clang++", "c++")
+    if accelerator == "cpu" and not any(map(shutil.which, (os.environ.get("CXX") or "g++", *known))):
+        rule = f"needs a C++ compiler, and none of {', '.join(known)} is found"
+        raise ConfigError("trainer.compile", True, rule, "Install one, or write trainer.compile=false")
 
 
 def _check_optimizer(run: Run) -> None:

@@ -37,7 +37,7 @@ def check_context(run: Run, blocks: Sequence[tuple[str, str, str]], sizes: Sizes
     if sizes.context == 1:
         return
     _check_task(run)
-    if run.trainer.get("compile"):
+    if run.trainer.get("compile") is True:
         rule = f"compiles whole layers, whose attention exchanges keys under {PATH} = {sizes.context}"
         raise ConfigError("trainer.compile", True, rule, f"Write trainer.compile=false, or {PATH}=1")
     _check_windows(run.data, run.model, sizes.context)

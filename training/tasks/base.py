@@ -24,6 +24,7 @@ from blockwright.blocks.precision import KeepsDtype
 from blockwright.registry import Composable, ConfigError, family
 from blockwright.training.cadence import logs_now, validate_by_steps
 from blockwright.training.checkpoints.state import between_steps
+from blockwright.training.compiling import Compiling
 from blockwright.training.data.modules.base import DataModule
 from blockwright.training.data.tokenizers.rebuild import check_start
 from blockwright.training.figure import OF_TEXT, TRAIN, Figure, find, names_in, refuse_contradictions
@@ -89,7 +90,7 @@ class Task(Composable, KeepsDtype, L.LightningModule):
 
     def __init__(self, setup: Setup) -> None:
         super().__init__()
-        if setup.compile and not self.steady:
+        if setup.compile is True and not self.steady:
             rule = f"layers are compiled for each shape, and nearly every batch of {type(self).__name__} has another"
             raise ConfigError("trainer.compile", True, rule, "Write trainer.compile=false")
         self.model_config = read(setup.model)
@@ -216,16 +217,10 @@ class Task(Composable, KeepsDtype, L.LightningModule):
 
     def on_fit_start(self) -> None:
         refuse_contradictions(self.trainer)
-        if self.configured.compile:
-            from blockwright.training.compiling import compile_layers
-
-            compile_layers(self.model)
+        self._compiling = Compiling(self.model, self.configured.compile if self.steady else False)
 
     def on_fit_end(self) -> None:
-        if self.configured.compile:
-            from blockwright.training.compiling import run_as_written
-
-            run_as_written(self.model)
+        self._compiling.end()
 
     def on_train_start(self) -> None:
         """Give the optimizer this run's settings: a checkpoint restores those of the run that wrote it."""
@@ -244,6 +239,7 @@ class Task(Composable, KeepsDtype, L.LightningModule):
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         self._check_keys(batch)
+        self._compiling.decide(self.trainer, batch["tokens"].shape, self.device)
         # The generator's state is a function of the position in training, so a resumed run draws the same.
         torch.manual_seed(stable_seed(self.seed, f"{self.current_epoch}/{batch_idx}/{self.ranks().index}"))
         if not self.step.begun:
@@ -382,7 +378,7 @@ class Task(Composable, KeepsDtype, L.LightningModule):
     def _conclude(self, stage: str) -> None:
         for name, value in {**self._loss(stage).compute(), **self._by_source.figures()}.items():
             if "/" in name or name in names_in(stage, self.figures):
-                self.log(f"{stage}/{name}", value.float(), prog_bar=name == "loss")
+                self.log(f"{stage}/{name}", value.float())
         self.log_dict(self.loads.figures(stage))
         if stage == "val":
             self._log_data()  # the last step need not be one at which training logs
@@ -400,10 +396,10 @@ class Task(Composable, KeepsDtype, L.LightningModule):
         metric.reset()
         for name, value in values.items():
             if name in names_in("train", self.figures):
-                self.log(f"train/{name}", value.float(), prog_bar=name == "loss")
+                self.log(f"train/{name}", value.float())
         self.log("train/lr", self.trainer.optimizers[0].param_groups[0]["lr"])
         for name, value in self.step.figures(self.ranks()).items():
-            self.log(f"train/{name}", value, prog_bar=name in self.shown)
+            self.log(f"train/{name}", value)
         self.log_dict(self.loads.figures("train"))
         self._log_data()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from torch import nn
 
@@ -50,7 +50,8 @@ class Setup:
         activation_checkpointing: ``full``: layers keep only their input and recompute the rest for the gradient;
             ``selective``: only feed-forward blocks do; ``none``
         kernels: kernel → implementation, instead of the automatic choice for the device
-        compile: whether layers are compiled for training, and for validation within it; ``trainer.compile`` sets it
+        compile: whether layers are compiled for training, and for validation within it; ``auto``: on a GPU that would
+            otherwise wait longer than compiling takes. ``trainer.compile`` sets it
         frozen: parts that are not trained, by patterns of parameter names: ``attention``, ``layers.0``, ``*.bias``.
             They have no gradient and no optimizer state; a frozen gate keeps its bias
 
@@ -66,7 +67,7 @@ class Setup:
     parametrisation: Parametrisation = field(default_factory=Standard)
     activation_checkpointing: Recompute = "none"
     kernels: Mapping[str, str] = field(default_factory=lambda: dict.fromkeys(choice.KERNELS, choice.AUTO))
-    compile: bool = False
+    compile: Literal["auto"] | bool = "auto"
     frozen: Sequence[str] = ()
 
     def __post_init__(self) -> None:

@@ -359,7 +359,7 @@ class Grpo(Task):
 
     def _conclude(self, stage: str) -> None:
         for name, value in self.held_out.means(self.ranks(), self.device).items():
-            self.log(f"{stage}/{name}", value, prog_bar=name == "reward")
+            self.log(f"{stage}/{name}", value)
 
     # --- checkpoints ----------------------------------------------------------------------------------------------
 

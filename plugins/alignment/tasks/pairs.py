@@ -84,7 +84,7 @@ class Pairwise(Task):
         names = [name for name in names_in(stage, self.figures) if name in self._measured]
         *sums, pairs = self.ranks().sum(torch.stack([self._measured[name] for name in (*names, "pairs")]))
         for name, value in zip(names, sums, strict=True):
-            self.log(f"{stage}/{name}", (value / pairs).float(), prog_bar=name == "accuracy")
+            self.log(f"{stage}/{name}", (value / pairs).float())
         self.log_dict(self.loads.figures(stage))
 
 

@@ -37,7 +37,7 @@ def test_seed_is_one_that_every_generator_takes() -> None:
 REFUSED = {
     "train=maybe": "Write train=true or train=false",
     "auto_resume=1": "Write auto_resume=true or auto_resume=false",
-    "trainer.compile=2": "Write trainer.compile=true or trainer.compile=false",
+    "trainer.compile=2": "Write trainer.compile=auto",
     "task_name=''": "Write a word: task_name=mine",
     "task_name=../../elsewhere": "Write a word: task_name=mine",
     "task_name=null": "Write the name of the runs' folder: task_name=mine",
