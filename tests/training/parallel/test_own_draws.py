@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
-from many_ranks import DEEPSEEK, DENSE, GPT, MOE, read_model, spawn
+from many_ranks import DEEPSEEK, DENSE, GPT, MOE, Descent, far, read_model, spawn, train
 
 from blockwright.blocks.compose import compose
 from blockwright.training.optimizers.adamw import AdamW
@@ -18,10 +19,18 @@ BUILT: list[tuple[dict[str, int], str]] = [
     ({"shard": 4, "expert": 2}, MOE),
     ({"shard": 2, "tensor": 2, "expert": 2}, DEEPSEEK),
 ]
+# Rows that neither two nor eight ranks share evenly, split by tensor and then in shards: each rank's are strided.
+UNEVEN = GPT.replace("vocab_size: 40", "vocab_size: 41").replace("d_ff: 48", "d_ff: 44")
+ON_EIGHT: list[tuple[dict[str, int], str]] = [
+    ({"shard": 4, "tensor": 2}, UNEVEN),
+    ({"replicate": 2, "shard": 2, "tensor": 2}, UNEVEN),
+    ({"shard": 4, "tensor": 2, "expert": 4}, DEEPSEEK),
+]
 pytestmark = pytest.mark.xdist_group("own_draws")
 
 
-def build_all() -> list[dict[str, Any]]:
+def build_all(cases: list[tuple[dict[str, int], str]]) -> list[dict[str, Any]]:
+    """Build in memory that holds NaN until something is written."""
     from blockwright.blocks import initialise
     from blockwright.training.parallel.build import Sharding, build
     from blockwright.training.parallel.local import whole
@@ -38,7 +47,8 @@ def build_all() -> list[dict[str, Any]]:
 
     initialise._skips()
     torch.Tensor.normal_ = counted  # type: ignore[method-assign,assignment]
-    for sizes, text in BUILT:
+    torch.use_deterministic_algorithms(True)  # which fills what ``torch.empty`` gives
+    for sizes, text in cases:
         drawn.clear()
         decoder = build(read_model(text), 3, Sharding(make_meshes(Sizes(**sizes), "cpu")))
         count = sum(drawn)
@@ -52,10 +62,20 @@ def build_all() -> list[dict[str, Any]]:
 
 @pytest.mark.slow
 def test_parts_are_the_whole_draw_and_no_rank_draws_all() -> None:
-    for ranks in spawn(4, build_all):
+    for ranks in spawn(4, build_all, BUILT):
         for case in ranks:
             assert case["apart"] == [], case
             assert case["share"] < (0.4 if case["sizes"] == {"shard": 4} else 0.8), case
+
+
+@pytest.mark.slow
+def test_uneven_and_strided_shards_on_eight_ranks_start_and_train_as_one_process_does() -> None:
+    for ranks in spawn(8, build_all, ON_EIGHT):
+        assert all(case["apart"] == [] for case in ranks), ranks
+    alone = train(UNEVEN, optimizer=Descent(), steps=2)
+    for strategy in ({"tensor": 2}, {"tensor": 2, "replicate": 2}):
+        first, *_ = spawn(8, partial(train, UNEVEN, strategy=strategy, devices=8, optimizer=Descent(), steps=2))
+        assert max(far(first, alone)) < 1e-5
 
 
 SCALED = [{"shard": 2}, {"tensor": 2}, {"expert": 2, "shard": 2}]
