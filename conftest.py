@@ -52,7 +52,8 @@ def pytest_configure(config: pytest.Config) -> None:
     hydra_once.install()
     # As many workers as cores: more threads would only wait for each other.
     torch.set_num_threads(1)
-    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # numpy's, in the workers and what tests start
+    for library in ("OMP", "OPENBLAS"):  # torch's and numpy's, in what tests start too
+        os.environ.setdefault(f"{library}_NUM_THREADS", "1")
     gc.set_threshold(
         100_000, 10, 10
     )  # the usual 700 new objects between two searches are an eighth of the suite's time
