@@ -13,7 +13,7 @@ import pytest
 
 @pytest.mark.slow
 def test_reward_decides_between_what_demonstrations_left_open(train_py: Callable[..., Any], tmp_path: Path) -> None:
-    """Before, 25 to 50 %; after, 80 % sampled and 90 % of the likeliest. The first update goes where it should."""
+    """Before, 25 to 50 %; 30 steps later, 75 % sampled and 85 % of the likeliest. The first update goes where it should."""
 
     def newest(pattern: str) -> Path:
         return max((tmp_path / "logs" / "grpo_sort" / "runs").glob(pattern), key=lambda file: file.stat().st_mtime)
@@ -24,9 +24,9 @@ def test_reward_decides_between_what_demonstrations_left_open(train_py: Callable
     aligned = ["experiment=grpo_sort", f"init_from={run}", *common]
     assert train_py(*aligned, "train=false").returncode == 0
     before = json.loads(newest("*/results.json").read_text())["metrics"]
-    assert train_py(*aligned).returncode == 0
+    assert train_py(*aligned, "trainer.max_steps=30", "trainer.val_check_interval=30").returncode == 0
     after = json.loads(newest("*/results.json").read_text())["metrics"]
     first = next(row for row in csv.DictReader(newest("*/csv/**/metrics.csv").open()) if row.get("train/rise_positive"))
     assert 0.25 <= before["val/reward"] <= 0.5
-    assert after["val/reward"] >= 0.8 and after["val/greedy"] >= 0.9
+    assert after["val/reward"] >= 0.75 and after["val/greedy"] >= 0.85
     assert float(first["train/rise_positive"]) > 0 > float(first["train/rise_negative"])
