@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from blockwright import registry
 from blockwright.blocks.compose import compose
 from blockwright.blocks.decoder import Decoder
-from blockwright.blocks.gating.base import Gating
+from blockwright.blocks.gating.base import updating
 from blockwright.blocks.input import is_input
 from blockwright.registry import ConfigError
 
@@ -173,8 +173,8 @@ def penalises(decoder: Decoder) -> bool:
 def adapts(decoder: Decoder) -> bool:
     """Whether uneven load changes state between optimizer steps."""
     before = {name: buffer.clone() for name, buffer in decoder.named_buffers()}
-    for gate in (module for module in decoder.modules() if isinstance(module, Gating)):
-        gate.update(torch.arange(gate.n_experts, dtype=torch.float32))
+    with updating(decoder), torch.no_grad():
+        _routings(decoder)
     return any(not torch.equal(before[name], buffer) for name, buffer in decoder.named_buffers())
 
 

@@ -33,7 +33,7 @@ from blockwright.blocks.counting import Counter
 from blockwright.blocks.decoder import Decoder
 from blockwright.blocks.experts import Experts
 from blockwright.blocks.forward_pass import Pass
-from blockwright.blocks.gating.base import Gating
+from blockwright.blocks.gating.base import Gating, updating
 from blockwright.blocks.kernels.quantise import BITS
 from blockwright.blocks.norm import Norm
 from blockwright.blocks.readout import Readout
@@ -57,10 +57,10 @@ def state_dict_round_trip(setting: Setting) -> None:
 
 
 def move_gates(decoder: Decoder) -> None:
-    """Update the gates' state that changes between steps, as if every second expert had got all tokens."""
-    for gate in decoder.modules():
-        if isinstance(gate, Gating):
-            gate.update(torch.arange(gate.n_experts) % 2.0)
+    """Update the gates' state that changes between steps, after one of a few tokens."""
+    with updating(decoder.train()):
+        states(decoder, tokens(2, 13))
+    decoder.eval()
 
 
 def meta_build(setting: Setting) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 from blockwright.blocks.base import Keys, Queries
 from blockwright.blocks.conformance.setting import MODEL, Setting, must, shown, tokens
 from blockwright.blocks.decoder import Decoder
-from blockwright.blocks.gating.base import Gating
+from blockwright.blocks.gating.base import Gating, updating
 from blockwright.blocks.kernels.scoring import dense
 from blockwright.blocks.memory.base import numbers
 from blockwright.blocks.position.base import Position
@@ -46,6 +46,9 @@ def _step(decoder: Decoder) -> Found:
     torch.manual_seed(0)
     decoder.zero_grad()
     seen, media = shown(decoder, tokens(2, 9))
+    with updating(copied := copy.deepcopy(decoder)), torch.no_grad():
+        copied.hidden(seen, media=media)
+    torch.manual_seed(0)
     hidden, routings = decoder.hidden(seen, media=media)
     losses = {
         f"{name} of layer {i}": loss
@@ -55,17 +58,12 @@ def _step(decoder: Decoder) -> Found:
     }
     torch.stack([hidden.square().mean(), *losses.values()]).sum().backward()
     gradients = {f"the gradient of {n}": numbers(p.grad) for n, p in decoder.named_parameters() if p.grad is not None}
-    return {"the hidden states": hidden.detach(), **losses, **gradients, **_updated(decoder)}
+    return {"the hidden states": hidden.detach(), **losses, **gradients, **_gates(copied)}
 
 
-def _updated(decoder: Decoder) -> Found:
-    found: Found = {}
-    for where, module in decoder.named_modules():
-        if isinstance(module, Gating):
-            gate = copy.deepcopy(module)
-            gate.update(torch.arange(gate.n_experts).float())
-            found |= {f"{name} of {where}": buffer for name, buffer in gate.named_buffers()}
-    return found
+def _gates(decoder: Decoder) -> Found:
+    gates = {where: module for where, module in decoder.named_modules() if isinstance(module, Gating)}
+    return {f"{name} of {where}": buffer for where, gate in gates.items() for name, buffer in gate.named_buffers()}
 
 
 @torch.no_grad()

@@ -32,7 +32,7 @@ def routing_contract(setting: Setting) -> None:
 
 
 def _check_routing(gate: Gating, routing: Routing, T: int) -> None:
-    experts, weights, probs, losses, load, _ = routing
+    experts, weights, probs, losses, load, *_ = routing
     E = gate.n_experts
     shapes = {"experts": (experts, len(experts[0])), "weights": (weights, experts.shape[1]), "probs": (probs, E)}
     for name, (tensor, width) in shapes.items():
@@ -52,6 +52,11 @@ def _check_routing(gate: Gating, routing: Routing, T: int) -> None:
     ordered = experts.sort(1).values
     twice = (ordered[:, 1:] == ordered[:, :-1]) & (ordered[:, 1:] < E)
     must(not twice.any(), "a token goes to one expert twice")
+    counted = routing.counted
+    must(
+        len(counted) == E and not counted.requires_grad,
+        "what an update takes has no row for each expert, or a gradient",
+    )
     for name, loss in losses.items():
         must(loss.ndim == 0 and bool(torch.isfinite(loss)), f"the loss {name} is not a finite scalar")
 
@@ -107,11 +112,12 @@ def padding(setting: Setting) -> None:
 
 
 def _of_routing(decoder: Decoder, ids: Tensor, seed: int, segments: Tensor | None = None) -> dict[str, Tensor]:
-    """The loads and losses of all layers, by name."""
+    """What all layers count, and their losses, by name."""
     torch.manual_seed(seed)
     found: dict[str, Tensor] = {}
     for i, routing in enumerate(decoder.hidden(ids, segments=segments)[1]):
         if routing is not None:
-            each = {"load": routing.load, **routing.losses}
+            counted = routing.load if routing.seen is None else routing.seen.sum(1)  # rounding may choose another bin
+            each = {"load": routing.load, "what an update takes": counted, **routing.losses}
             found |= {f"{name} of layer {i}": value.detach() for name, value in each.items()}
     return found

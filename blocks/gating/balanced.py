@@ -51,8 +51,8 @@ class ExpertChoice(LinearGating):
     def _capacity(self, n_tokens: int) -> int:
         return min(n_tokens, max(1, n_tokens * self.top_k // self.n_experts))
 
-    def pairs(self, n_tokens: int) -> int | None:
-        return self._capacity(n_tokens) * self.n_experts
+    def pairs(self, experts: Tensor) -> int | None:
+        return self._capacity(len(experts)) * self.n_experts
 
 
 @register("gating", "sinkhorn")

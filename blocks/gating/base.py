@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
@@ -28,6 +29,7 @@ class Routing(NamedTuple):
     load: [E] fp32, tokens per expert (no gradient); padding is no token
     pairs: at most how many entries of ``experts`` are below E, known without asking the device: so many rows are
         computed, those without an expert with weight 0; None: all T·k
+    seen: what else ``Gating.update`` learns of the tokens, [E,…], to be added up over a step; None: the load
     """
 
     experts: Tensor
@@ -36,6 +38,12 @@ class Routing(NamedTuple):
     losses: dict[str, Tensor]
     load: Tensor
     pairs: int | None = None
+    seen: Tensor | None = None
+
+    @property
+    def counted(self) -> Tensor:
+        """What is added up over a step for ``Gating.update``."""
+        return self.load if self.seen is None else self.seen
 
 
 def routed(
@@ -111,8 +119,8 @@ class Gating(KeepsDtype, Block):
     def drawn(self) -> Drawn:
         return Drawn(hides=("top_k",), chosen=(self.top_k, self.n_experts))
 
-    def update(self, load: Tensor) -> None:
-        """Update state after an optimizer step; ``load`` [E] counts each expert's tokens over all its micro-batches."""
+    def update(self, counted: Tensor) -> None:
+        """Update state after an optimizer step; ``counted`` sums ``Routing.counted`` over all its micro-batches."""
 
 
 class LinearGating(Gating):
@@ -151,8 +159,8 @@ class LinearGating(Gating):
     def parallel_plan(self) -> dict[str, Placement]:
         return {"weight": "replicate", **({} if self.logit_bias is None else {"logit_bias": "replicate"})}
 
-    def pairs(self, n_tokens: int) -> int | None:
-        """Number of (token, expert) pairs that ``choose`` makes of T tokens; None: T·k."""
+    def pairs(self, experts: Tensor) -> int | None:
+        """How many of the experts that ``choose`` gave, [T,k], are below E; None: all of them."""
         return None
 
     def forward(
@@ -177,8 +185,17 @@ class LinearGating(Gating):
                 none = (experts < 0) | (experts >= self.n_experts)
                 experts = torch.where(none, self.choose(logits)[0], experts)
                 experts, weights, probs = self.choose(logits, experts)
-        routing = routed(experts, weights, probs, real, self.pairs(len(experts)))
-        return routing._replace(losses=self._losses(routing, logits, length, real))
+        routing = routed(experts, weights, probs, real, self.pairs(experts))
+        seen = self.see(probs.detach(), real) if self.training else None
+        return routing._replace(losses=self._losses(routing, logits, length, real), seen=seen)
+
+    def see(self, probs: Tensor, real: Tensor | None) -> Tensor | None:
+        """``Routing.seen`` of affinities [T,E] in training; by default the load is enough.
+
+        Args:
+            real: which rows are tokens and not padding, [B,T] or [T]; None for all
+        """
+        return None
 
     def _losses(self, routing: Routing, logits: Tensor, length: int, real: Tensor | None) -> dict[str, Tensor]:
         """The balance losses of sequences of a length, by name."""
@@ -189,6 +206,21 @@ class LinearGating(Gating):
             for name, loss in balance(*given).items():
                 losses[name] = losses.get(name, 0) + loss
         return losses
+
+
+@contextmanager
+def updating(model: nn.Module) -> Iterator[None]:
+    """Context in which every gate in training updates after each pass, by what that counted: steps of a batch each."""
+
+    def update(gate: Any, given: Any, routing: Routing) -> None:
+        gate.update(routing.counted)
+
+    hooks = [gate.register_forward_hook(update) for gate in model.modules() if isinstance(gate, Gating)]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def highest(scores: Tensor, k: int, experts: Tensor | None) -> tuple[Tensor, Tensor]:

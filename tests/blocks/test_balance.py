@@ -82,8 +82,8 @@ def test_gradient_flows_through_the_affinities_only_and_pushes_the_overloaded_ex
     assert (logits.grad[:, 0] > 0).all() and (logits.grad[:, 2] < 0).all()
 
 
-# Gates without affinities, or with experts that every token has, which no loss balances.
-OTHERS = "hash", "hash_softplus", "expert_choice", "sigmoid_sink"
+# Gates without affinities, with any number of experts, or with experts that every token has, which no loss balances.
+OTHERS = "hash", "hash_softplus", "expert_choice", "expert_threshold", "sigmoid_sink"
 
 
 def test_gates_hand_over_whole_affinities_and_the_choices_they_made(make_block: Make) -> None:

@@ -11,14 +11,14 @@ from torch import Tensor
 from blockwright import registry
 from blockwright.blocks.gating.balanced import balanced
 from blockwright.blocks.gating.base import Gating, LinearGating, keep_groups, replays, rows
-from blockwright.registry import BlockError
+from blockwright.registry import BlockError, ConfigError
 from tests.blocks.small import Make, near
 
 GATES = registry.names("gating")
 LEARNED = [n for n in GATES if "balance" in registry.lookup("gating", n).schema.parameters]  # of the others, hash
 CAUSAL = [n for n in LEARNED if registry.lookup("gating", n).cls.causal]
 HASHED = ["hash", "hash_softplus"]
-REPLAYED = [n for n in GATES if n not in ("expert_choice", "sinkhorn", *HASHED)]
+REPLAYED = [n for n in GATES if n not in ("expert_choice", "expert_threshold", "sinkhorn", *HASHED)]
 LOGITS = torch.tensor(
     [[0.9, -0.3, 0.2, 1.1, -0.7, 0.4, 0.05, 0.6], [-0.2, 0.8, 1.3, -0.5, 0.1, 0.35, 0.9, -1.0]], dtype=torch.float64
 )
@@ -189,9 +189,10 @@ def test_all_experts_at_once_is_a_choice_too_and_an_update_leaves_gates_without_
         gate.reset_parameters()
         assert gate(tokens(1, 5), torch.arange(5)[None]).load.tolist() == [5.0] * 8, name
         before = {k: v.clone() for k, v in gate.state_dict().items()}
-        gate.update(torch.arange(8.0))
+        seen = gate.train()(tokens(1, 5), torch.arange(5)[None]).seen
+        gate.update(torch.arange(8.0) if seen is None else seen)
         same = all(torch.equal(v, before[k]) for k, v in gate.state_dict().items())
-        assert same != name.endswith(("_bias", "_sink")), name
+        assert same != name.endswith(("_bias", "_sink", "_threshold")), name
 
 
 def test_bias_moves_by_its_update_alone_one_step_against_the_load(make: Make) -> None:
@@ -212,6 +213,59 @@ def test_updates_even_out_the_load(make: Make) -> None:
     for _ in range(150):
         gate.update(gate(x).load)
     assert gate(x).load.max() < 1.3 * before.mean()
+
+
+def test_a_bias_that_is_solved_for_is_the_quantile_of_the_margins_of_a_step(make: Make) -> None:
+    """Whatever its micro-batches; padding is in none of them."""
+    gate, real = make("sigmoid_quantile", top_k=3, bins=4000), torch.arange(63).expand(4, -1) < 50
+    gate.bias.copy_(BIAS)
+    x = tokens(4, 63) + 0.5 * tokens(seed=9)
+    scores = gate(x).probs[real.flatten()]
+    margins = (scores + BIAS).topk(4).values[:, -1:] - scores
+    counted = sum(gate(x[i : i + 1], real=real[i : i + 1]).counted for i in range(4))
+    assert counted.sum(1).tolist() == [200] * 8 and gate.eval()(x).seen is None
+    gate.update(counted)
+    right = margins.quantile(3 / 8, 0)
+    near(gate.bias, right - right.mean(), 4e-3)
+    assert counted.shape == (8, 4000) and gate(x[real][None]).load.max() < 1.2 * 75
+    before = gate.bias.clone()
+    gate.update(torch.zeros(8, 4000))
+    assert torch.equal(gate.bias, before)
+
+
+def test_one_step_evens_out_the_load_where_the_sign_of_it_takes_many(make: Make) -> None:
+    gate, x = make("sigmoid_quantile").train(), tokens(4, 63) + 0.5 * tokens(seed=9)
+    before = gate(x).load
+    assert before.max() > 2 * before.mean()
+    for _ in range(3):
+        gate.update(gate(x).counted)
+    assert gate(x).load.max() < 1.1 * before.mean()
+
+
+def test_experts_take_what_is_above_their_threshold_which_evens_out_the_load(make: Make) -> None:
+    gate, x = make("expert_threshold", top_k=2, most=6).train(), tokens(4, 63) + 0.5 * tokens(seed=9)
+    for _ in range(3):
+        gate.update(gate(x).counted)
+    routing, scores = gate(x), gate(x).probs
+    assert torch.allclose(gate.threshold, scores.quantile(1 - 2 / 8, 0), atol=5e-3)
+    above = scores > gate.threshold
+    number = (routing.experts < 8).sum(1)
+    assert torch.equal(number, above.sum(1).clamp(max=6)) and len(number.unique()) > 2
+    assert routing.load.max() < 1.1 * routing.load.mean() and 55 < routing.load.mean() <= 64
+    near(routing.weights, scores.gather(1, routing.experts.clamp(max=7)) * (routing.experts < 8))
+    one = gate.eval()(x[:1, :9])  # no choice sees another token
+    assert torch.equal(one.experts, routing.experts[:9])
+    with pytest.raises(ConfigError, match="most"):
+        make("expert_threshold", top_k=3, most=2)
+
+
+def test_a_gate_that_solves_for_its_bias_chooses_and_weighs_as_one_that_steps(make: Make) -> None:
+    found = []
+    for name in ("sigmoid_bias", "sigmoid_quantile"):
+        gate = make(name, top_k=3, scaling=2.5)
+        gate.bias.copy_(BIAS)
+        found.append(gate.choose(LOGITS))
+    assert all(map(torch.equal, *found))
 
 
 def test_bias_of_a_gate_with_shared_experts_follows_the_routed_ones(make: Make) -> None:

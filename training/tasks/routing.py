@@ -1,4 +1,4 @@
-"""Routed experts in a task: balance losses, loads to log, and gate updates from the step's load."""
+"""Routed experts in a task: balance losses, loads to log, and updates of gates by what a step has counted."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ class RoutingLoads(nn.ModuleDict):
         super().__init__()
         self.shares: dict[str, Tensor] = {}
         self._step: dict[str, Tensor] = {}
+        self._counted: dict[str, Tensor] = {}  # for the gates' updates
 
     def fill(self, decoder: Decoder, stages: Sequence[str]) -> None:
         """Create a metric for each layer that routes. Those of multi-token prediction route in training only."""
@@ -42,20 +43,23 @@ class RoutingLoads(nn.ModuleDict):
 
     def add_to_step(self, routings: Routings, decoder: Decoder) -> None:
         """Add the loads of a training micro-batch to those of the step."""
-        for layer, load in loaded(routings, decoder):
-            self._step[layer] = self._step.get(layer, 0) + load
+        for layer, routing in routed(routings, decoder):
+            if len(routing.load):
+                self._step[layer] = self._step.get(layer, 0) + routing.load
+                self._counted[layer] = self._counted.get(layer, 0) + routing.counted
 
     def end_step(self, decoder: Decoder, ranks: DataRanks, stepped: bool) -> None:
-        """Log the loads of the step; if it was taken, update every trained gate with its load on all ranks."""
+        """Log the loads of the step; if it was taken, update every trained gate by what all ranks counted."""
         for layer, load in self._step.items():
             self._metrics("train")[layer].update(load)
         for layer, gate in gates_of(decoder).items():
             if layer in self._step and stepped and is_trained(gate):
-                gate.update(ranks.sum(self._step[layer]))
+                gate.update(ranks.sum(self._counted[layer]))
         self.forget_step()
 
     def forget_step(self) -> None:
         self._step.clear()
+        self._counted.clear()
 
     def figures(self, stage: str) -> dict[str, Tensor]:
         """The figures of a stage since the last call, by name; resets them."""

@@ -13,7 +13,7 @@ import pytest
 
 @pytest.mark.slow
 def test_reward_decides_between_what_demonstrations_left_open(train_py: Callable[..., Any], tmp_path: Path) -> None:
-    """Before, 25 to 50 %; 30 steps later, 75 % sampled and 85 % of the likeliest. The first update goes where it should."""
+    """Before, 25 to 50 %; 30 steps later, 75 % sampled and 85 % greedy. The first update goes where it should."""
 
     def newest(pattern: str) -> Path:
         return max((tmp_path / "logs" / "grpo_sort" / "runs").glob(pattern), key=lambda file: file.stat().st_mtime)

@@ -65,6 +65,7 @@ BIASED = DEEPSEEK.replace(
     "{name: group_limited, n_groups: 4, top_groups: 2, top_k: 3, scaling: 2.0,",
     "{name: sigmoid_bias, top_k: 3, bias_step: 0.05,",
 )
+SOLVED = BIASED.replace("sigmoid_bias, top_k: 3, bias_step: 0.05,", "sigmoid_quantile, top_k: 3,")
 GPT = (
     DENSE.replace("n_kv_heads: 2}", "n_kv_heads: 4, bias: true}")
     .replace("{name: swiglu, d_ff: 48}", "{name: gelu, d_ff: 48, bias: true}")

@@ -41,7 +41,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         BIASED,
         {"packed": True, "accumulate_grad_batches": 2, "task": {"activation_checkpointing": "full"}},
     ),
-    "selective": (DEEPSEEK, {"task": {"activation_checkpointing": "selective"}}),
+    "solved, selective": (many_ranks.SOLVED, {"task": {"activation_checkpointing": "selective"}}),
     "biases and tied embeddings": (many_ranks.GPT, {}),
     "heads that cannot be split": (many_ranks.ALIBI, {}),
     "batch-wide balance": (many_ranks.MOE, {}),
@@ -58,7 +58,7 @@ PAIR = [
         ("tp", case)
         for case in ("deepseek", "biases and tied embeddings", "heads that cannot be split", "plug-in", "streams")
     ),
-    *(("ep", case) for case in ("batch-wide balance", "selective", "multi-token prediction", "plug-in")),
+    *(("ep", case) for case in ("batch-wide balance", "solved, selective", "multi-token prediction", "plug-in")),
 ]
 FOUR = [("hsdp", "deepseek"), ("fsdp_tp", "dense"), ("fsdp_ep", "biased, packed, accumulated, recomputed")]
 FOUR += [("tp_ep", "deepseek"), ("tp_ep", "muon")]
