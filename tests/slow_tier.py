@@ -72,9 +72,12 @@ def main() -> int:
     seen, start = Seen(), time.monotonic()
     code = int(pytest.main(["-m", "slow", "-n", "2", *sys.argv[1:]], plugins=[seen]))
     holes = {test: why for test, why in seen.skipped.items() if not any(known in why for known in HERE)}
-    print("the dearest, in seconds of the processor:")
-    for test, spent in seen.cpu.most_common(40):
-        print(f"{spent:5.0f} {test}")
+    by_file: Counter[str] = Counter()
+    for test, spent in seen.cpu.items():
+        by_file[test.partition("::")[0]] += spent
+    for what, costs in {"files": by_file, "tests": seen.cpu}.items():
+        print(f"the dearest {what}, in seconds of the processor:")
+        print("\n".join(f"{spent:5.0f} {name}" for name, spent in costs.most_common(60)))
     for test, why in sorted(holes.items()):
         print(f"skipped: {test}: {why}")
     if code or holes or sys.argv[1:]:

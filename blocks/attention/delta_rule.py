@@ -33,7 +33,8 @@ class Edit(NamedTuple):
 class DeltaRule(Recurrent):
     """A matrix per head that is decayed, and corrected at each key: the shared base of ``gated_delta`` and others.
 
-    A subclass has ``add_gates``, and ``edit``: how much a token erases and writes. Arguments: see ``gated_delta``.
+    How much a token erases and writes is in ``add_gates`` and ``edit``: here by one strength a head. Arguments: see
+    ``delta_product``, whose ``steps`` are so many tokens for each.
     """
 
     # A first token's output is (q · k) β v; where q · k is near 0 the norm would magnify its rounding.
@@ -51,6 +52,7 @@ class DeltaRule(Recurrent):
         taps: Taps = 4,
         negative_eigenvalues: bool = False,
         output_gate: OutputGate | None = None,
+        steps: Count = 2,
     ) -> None:
         super().__init__()
         K, V = _widths(d_model, n_heads, head_dim, v_head_dim)
@@ -58,11 +60,10 @@ class DeltaRule(Recurrent):
         if n_heads % keys:
             raise BlockError("n_key_heads", keys, f"must divide n_heads ({n_heads})", "Leave it out for as many")
         self.head_dim, self.v_head_dim, self.shared_by = K, V, n_heads // keys
-        self.reach = 2.0 if negative_eigenvalues else 1.0
-        self.query, self.key = (Linear(d_model, keys * K, bias=False) for _ in range(2))
-        self.value = Linear(d_model, n_heads * V, bias=False)
-        self.query_conv, self.key_conv = CausalConv(keys * K, taps), CausalConv(keys * K, taps)
-        self.value_conv = CausalConv(n_heads * V, taps)
+        self.reach, self.steps = 2.0 if negative_eigenvalues else 1.0, steps
+        for name, width in zip(CONVOLVED, (keys * K, keys * K * steps, n_heads * V * steps), strict=True):
+            self.add_module(name, Linear(d_model, width, bias=False))
+            self.add_module(f"{name}_conv", CausalConv(width, taps))
         self.add_gates(d_model, n_heads)
         self.output = Linear(n_heads * V, d_model, bias=False)
         self.decay, self.norm, self.output_gate = decay, norm, output_gate
@@ -74,30 +75,49 @@ class DeltaRule(Recurrent):
 
     def add_gates(self, d_model: int, n_heads: int) -> None:
         """Add the projections that ``edit`` reads; all are split by heads."""
-        raise NotImplementedError
+        self.strength = Linear(d_model, n_heads * self.steps, bias=False)
 
     def edit(self, x: Tensor, k: Tensor, v: Tensor) -> Edit:
-        """The mixer's input x [B,T,D], keys [B,T,N,K] of length 1 and values [B,T,N,V] → what each token changes."""
-        raise NotImplementedError
+        """The mixer's input x [B,T,D], keys [B,T·n,N,K] of length 1 and values [B,T·n,N,V] → what each step changes."""
+        return Edit(v, beta=at_least_fp32(self.each_step(self.strength(x))).sigmoid() * self.reach)
+
+    def each_step(self, y: Tensor, *width: int) -> Tensor:
+        """A projection [B,T,N·n·W], heads first, so that whole ones are split over ranks → [B,T·n,N,W]."""
+        return y.unflatten(-1, (-1, self.steps, *width)).transpose(2, 3).flatten(1, 2)
+
+    def at_step(self, y: Tensor, step: int) -> Tensor:
+        """Numbers [B,T,…] of tokens at one of their steps, and 0 at the others, [B,T·n,…]."""
+        if self.steps == 1:
+            return y
+        places = y.new_zeros(*y.shape[:2], self.steps, *y.shape[2:])
+        places[:, :, step] = y
+        return places.flatten(1, 2)
 
     def mix(self, x: Tensor, given: Pass, held: State | None) -> tuple[Tensor, Parts]:
         (q, q_tail), (k, k_tail), (v, v_tail) = (self.convolved(name, x, given.segments, held) for name in CONVOLVED)
-        q, k = (_unit(t.unflatten(-1, (-1, self.head_dim))).repeat_interleave(self.shared_by, 2) for t in (q, k))
-        edit = self.edit(x, k, v.unflatten(-1, (-1, self.v_head_dim)))
-        values = q * self.head_dim**-0.5, k, edit.values, self.decay(x), edit.beta
-        y, state = self.recurred(*values, given.segments, held, erase=edit.erase)
+        q, k = q.unflatten(-1, (-1, self.head_dim)), self.each_step(k, self.head_dim)
+        q, k = (_unit(t).repeat_interleave(self.shared_by, 2) for t in (q, k))
+        edit = self.edit(x, k, self.each_step(v, self.v_head_dim))
+        q, decay = self.at_step(q * self.head_dim**-0.5, -1), self.at_step(self.decay(x), 0)
+        segments = None if given.segments is None else given.segments.repeat_interleave(self.steps, 1)
+        y, state = self.recurred(q, k, edit.values, decay, edit.beta, segments, held, erase=edit.erase)
+        if self.steps > 1:
+            y = y[:, self.steps - 1 :: self.steps]
+            each = held is not None and held.notes_each
+            state = {n: s[:, self.steps - 1 :: self.steps] if each else s for n, s in state.items()}
         y = self.norm(y.to(x.dtype))
         y = y if self.output_gate is None else self.output_gate(x, y)
         return self.output(y.flatten(-2)), {**q_tail, **k_tail, **v_tail, **state}
 
     def drawn(self) -> Drawn:
-        heads = self.value.out_features // self.v_head_dim
+        heads, steps = self.output.in_features // self.v_head_dim, self.steps
         shared = () if self.shared_by == 1 else (f"{heads // self.shared_by} of queries and keys",)
         widths = f"keys {self.head_dim}, values {self.v_head_dim}"
-        return Drawn((f"{heads} heads", *shared, widths, self.convolutions()))
+        of_token = () if steps == 1 else (f"{steps} steps a token",)
+        return Drawn((f"{heads} heads", *shared, widths, *of_token, self.convolutions()))
 
     def memory(self) -> dict[str, tuple[int, ...]]:
-        return {"state": (self.value.out_features // self.v_head_dim, self.head_dim, self.v_head_dim)}
+        return {"state": (self.output.in_features // self.v_head_dim, self.head_dim, self.v_head_dim)}
 
     def parallel_plan(self) -> dict[str, Placement]:
         children = ("decay.", "norm.", "output_gate.")
@@ -116,7 +136,7 @@ def _widths(d_model: int, n_heads: int, head_dim: int | None, v_head_dim: int | 
     return K, v_head_dim or K
 
 
-@register("attention", "gated_delta")
+@register("attention", "gated_delta", fixes={"steps": 1})
 class GatedDelta(DeltaRule):
     """Gated delta rule: a matrix per head that is decayed, and corrected towards each new value.
 
@@ -144,14 +164,37 @@ class GatedDelta(DeltaRule):
 
     default_children: ClassVar[Mapping[str, Any]] = {"decay": {"name": "head"}, "output_gate": {"name": "silu"}}
 
-    def add_gates(self, d_model: int, n_heads: int) -> None:
-        self.strength = Linear(d_model, n_heads, bias=False)
 
-    def edit(self, x: Tensor, k: Tensor, v: Tensor) -> Edit:
-        return Edit(v, beta=at_least_fp32(self.strength(x)).sigmoid() * self.reach)
+@register("attention", "delta_product")
+class DeltaProduct(DeltaRule):
+    """Gated delta rule of several steps a token: a state that many reflections can turn, where one only mirrors it.
+
+    Siems et al. 2025 (Gated DeltaProduct), arXiv 2502.10297: with n keys, values and β of each token, S ← Diag(e^g) S;
+    S ← S + k_j β_j (v_j − Sᵀ k_j)ᵀ for j = 1 … n; y = W_o gate(norm(Sᵀ q)), all else as in ``gated_delta``. A product
+    of n generalised reflections can be any rotation of an n-dimensional space, so that one layer follows permutations
+    of n + 1 things.
+
+    Computed as n tokens for each, so it costs n times ``gated_delta``; the cache is that of ``gated_delta``, with n
+    times the inputs of the convolutions of keys and values. Projections hold the steps of a head side by side, so that
+    heads can be split over ranks; flash-linear-attention holds the heads of a step.
+
+    Args:
+        n_heads: N, heads of values, each with a state
+        n_key_heads: heads of queries and keys; divides n_heads; null for as many
+        head_dim: K, width of a key; null is d_model / n_heads
+        v_head_dim: V, width of a value; null is as head_dim
+        taps: tokens that the convolutions see, the current one included
+        negative_eigenvalues: whether β reaches 2 instead of 1, as reflections need
+        steps: n, corrections of a token
+        decay: what the state forgets before the first of them
+        norm: of each head's output
+        output_gate: gates the normalised outputs; null for none
+    """
+
+    default_children: ClassVar[Mapping[str, Any]] = {"decay": {"name": "head"}, "output_gate": {"name": "silu"}}
 
 
-@register("attention", "gated_delta_2", fixes={"n_key_heads": None})
+@register("attention", "gated_delta_2", fixes={"n_key_heads": None, "steps": 1})
 class GatedDelta2(DeltaRule):
     """Gated delta rule that erases and writes by gates of their own, each with a number for every channel.
 

@@ -25,6 +25,8 @@ D, T, N = 30, 71, 19  # T: more than a chunk, and no multiple of one
 Formula = Callable[..., Tensor]
 TIGHT = {torch.float64: 1e-9, torch.float32: 3e-4}
 NODES: dict[str, dict[str, Any]] = {
+    "delta_product": {"n_heads": 4, "n_key_heads": 2, "head_dim": 5, "v_head_dim": 7, "taps": 3, "steps": 3},
+    "delta_product, negative": {"n_heads": 2, "head_dim": 7, "negative_eigenvalues": True},
     "gated_delta_2": {"n_heads": 3, "head_dim": 5, "v_head_dim": 7, "taps": 3},
     "gated_delta_2, negative": {"n_heads": 2, "head_dim": 7, "v_head_dim": 3, "negative_eigenvalues": True},
     "rwkv7": {"n_heads": 3, "head_dim": 7, "decay_rank": 5, "rate_rank": 3, "value_rank": 4, "gate_rank": 6},
@@ -53,6 +55,26 @@ def gated_delta_2(block: Any, x: Tensor, first: Tensor | None) -> Tensor:
     y = y * (y.square().mean(-1, keepdim=True) + block.norm.eps).rsqrt() * block.norm.weight
     gate = block.output_gate.up(block.output_gate.down(x)).sigmoid()
     return block.output(y.flatten(2) * gate)
+
+
+def delta_product(block: Any, x: Tensor, first: Tensor | None) -> Tensor:
+    """The recurrence of the paper, a key, a value and a strength for each step of a token."""
+    K, V, n = block.head_dim, block.v_head_dim, block.steps
+    q, k, v = (F.silu(convolved(block.get_submodule(c)(x), block.get_submodule(f"{c}_conv").weight))
+               for c in ("query", "key", "value"))  # fmt: skip
+    q, k = unit(q.unflatten(-1, (-1, K))), unit(k.unflatten(-1, (-1, n, K)))
+    q, k = (t.repeat_interleave(block.shared_by, 2) for t in (q, k))
+    v, beta = v.unflatten(-1, (-1, n, V)), (block.strength(x).sigmoid() * block.reach).unflatten(-1, (-1, n))
+    g = -block.decay.log_rate.exp() * F.softplus(block.decay.project(x) + block.decay.bias)
+    S, outputs = x.new_zeros(len(x), k.shape[2], K, V), []
+    for t in range(x.shape[1]):
+        S = g[:, t].exp()[..., None, None] * S
+        for j in range(n):
+            error = v[:, t, :, j] - torch.einsum("bnkv,bnk->bnv", S, k[:, t, :, j])
+            S = S + torch.einsum("bnk,bnv->bnkv", k[:, t, :, j], beta[:, t, :, j, None] * error)
+        outputs.append(torch.einsum("bnkv,bnk->bnv", S, q[:, t]) / K**0.5)
+    y = normalised(torch.stack(outputs, 1), block.norm.eps) * block.norm.weight
+    return block.output((y * F.silu(block.output_gate.project(x)).view_as(y)).flatten(2))
 
 
 def rwkv7(block: Any, x: Tensor, first: Tensor | None) -> Tensor:
@@ -136,7 +158,12 @@ def turned(x: Tensor, angle: Tensor) -> Tensor:
     return torch.cat((torch.view_as_real(turned).flatten(-2), x[..., 2 * pairs :]), -1)
 
 
-FORMULAS: dict[str, Formula] = {"gated_delta_2": gated_delta_2, "rwkv7": rwkv7, "mamba3": mamba3}
+FORMULAS: dict[str, Formula] = {
+    "delta_product": delta_product,
+    "gated_delta_2": gated_delta_2,
+    "rwkv7": rwkv7,
+    "mamba3": mamba3,
+}
 
 
 def made(make_block: Make, case: str, dtype: torch.dtype, layer: int = 1) -> tuple[Recurrent, Formula, Tensor, Any]:
@@ -257,6 +284,7 @@ def test_angles_do_not_lose_their_bits_over_many_turns(make_block: Make) -> None
 
 def test_bytes_of_the_states_are_their_formulas(make_block: Make) -> None:
     numbers = {
+        "delta_product": 4 * 5 * 7 + 2 * (10 + 3 * 10 + 3 * 28),
         "gated_delta_2": 3 * 5 * 7 + 2 * (15 + 15 + 21),
         "rwkv7": 3 * 7 * 7 + D,
         "mamba3, three ranks": 4 * 6 * 3 + 4 * 3 * 6 + 4 * 3 + 4 * 3,
@@ -276,7 +304,7 @@ def test_layers_of_other_heads_cannot_share_first_values(tiny: Make) -> None:
 
 # --- earlier ones -----------------------------------------------------------------------------------------------------
 
-LATER = ("gated_delta_2", "rwkv7", "mamba3")
+LATER = ("delta_product", "gated_delta_2", "rwkv7", "mamba3")
 OTHERS = ("gated_delta", "kda", "mamba2", "lightning", "short_conv", "none", "averaging")
 
 
