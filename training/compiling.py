@@ -44,13 +44,13 @@ class Compiling:
         if self.chosen != "auto":
             return
         self.chosen = False
-        left = trainer.estimated_stepping_batches - trainer.global_step
+        steps = trainer.estimated_stepping_batches  # all of them: a resumed run chooses as one that was not stopped
         whole = isinstance(trainer.strategy, SingleDeviceStrategy | DDPStrategy)
-        if not (whole and device.type == "cuda" and left > 0):
+        if not (whole and device.type == "cuda"):
             return
         capability = torch.cuda.get_device_capability(device)
         waited = seconds_waited(self.decoder, shape[:2].numel(), shape[1], capability)
-        if waited * left * trainer.accumulate_grad_batches > COMPILING_S:
+        if waited * steps * trainer.accumulate_grad_batches > COMPILING_S:
             self.chosen = True
             rank_zero_info("layers are compiled: in so small a model a GPU waits for the host. trainer.compile=false")
             compile_layers(self.decoder)

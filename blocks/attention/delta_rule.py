@@ -33,10 +33,23 @@ class Edit(NamedTuple):
 class DeltaRule(Recurrent):
     """A matrix per head that is decayed, and corrected at each key: the shared base of ``gated_delta`` and others.
 
-    How much a token erases and writes is in ``add_gates`` and ``edit``: here by one strength a head. Arguments: see
-    ``delta_product``, whose ``steps`` are so many tokens for each.
+    How much a token erases and writes is in ``add_gates`` and ``edit``: here by one strength a head and step.
+
+    Args:
+        n_heads: N, heads of values, each with a state
+        n_key_heads: heads of queries and keys; divides n_heads; null for as many
+        head_dim: K, width of a key; null is d_model / n_heads
+        v_head_dim: V, width of a value; null is as head_dim
+        taps: tokens that the convolutions see, the current one included
+        negative_eigenvalues: whether β reaches 2 instead of 1, so that a correction may overshoot
+            (Grazzi et al. 2024, arXiv 2411.12537)
+        decay: what the state forgets, before the first of the steps
+        norm: of each head's output
+        output_gate: gates the normalised outputs; null for none
+        steps: n, corrections of a token
     """
 
+    default_children: ClassVar[Mapping[str, Any]] = {"decay": {"name": "head"}, "output_gate": {"name": "silu"}}
     # A first token's output is (q · k) β v; where q · k is near 0 the norm would magnify its rounding.
     conformance_settings: ClassVar[Mapping[str, Any]] = {"norm": {"name": "rmsnorm", "eps": 0.01}}
 
@@ -148,21 +161,7 @@ class GatedDelta(DeltaRule):
     separate parameters, so that heads can be split over ranks; Qwen3-Next stores them fused. States are fp32 in any
     model. The cache is a state of N·K·V numbers and the last taps − 1 inputs of the convolutions, whatever the
     length. Cost per token: see blocks/kernels/recurrence.py.
-
-    Args:
-        n_heads: N, heads of values, each with a state
-        n_key_heads: heads of queries and keys; divides n_heads; null for as many
-        head_dim: K, width of a key; null is d_model / n_heads
-        v_head_dim: V, width of a value; null is as head_dim
-        taps: tokens that the convolutions see, the current one included
-        negative_eigenvalues: whether β reaches 2 instead of 1, so that a correction may overshoot
-            (Grazzi et al. 2024, arXiv 2411.12537)
-        decay: what the state forgets
-        norm: of each head's output
-        output_gate: gates the normalised outputs; null for none
     """
-
-    default_children: ClassVar[Mapping[str, Any]] = {"decay": {"name": "head"}, "output_gate": {"name": "silu"}}
 
 
 @register("attention", "delta_product")
@@ -177,21 +176,7 @@ class DeltaProduct(DeltaRule):
     Computed as n tokens for each, so it costs n times ``gated_delta``; the cache is that of ``gated_delta``, with n
     times the inputs of the convolutions of keys and values. Projections hold the steps of a head side by side, so that
     heads can be split over ranks; flash-linear-attention holds the heads of a step.
-
-    Args:
-        n_heads: N, heads of values, each with a state
-        n_key_heads: heads of queries and keys; divides n_heads; null for as many
-        head_dim: K, width of a key; null is d_model / n_heads
-        v_head_dim: V, width of a value; null is as head_dim
-        taps: tokens that the convolutions see, the current one included
-        negative_eigenvalues: whether β reaches 2 instead of 1, as reflections need
-        steps: n, corrections of a token
-        decay: what the state forgets before the first of them
-        norm: of each head's output
-        output_gate: gates the normalised outputs; null for none
     """
-
-    default_children: ClassVar[Mapping[str, Any]] = {"decay": {"name": "head"}, "output_gate": {"name": "silu"}}
 
 
 @register("attention", "gated_delta_2", fixes={"n_key_heads": None, "steps": 1})
@@ -208,13 +193,6 @@ class GatedDelta2(DeltaRule):
     cache is that of ``gated_delta``.
 
     Args:
-        n_heads: N, heads, each with a state
-        head_dim: K, width of a key; null is d_model / n_heads
-        v_head_dim: V, width of a value; null is as head_dim
-        taps: tokens that the convolutions see, the current one included
-        decay: what the state forgets
-        norm: of each head's output
-        output_gate: gates the normalised outputs; null for none
         negative_eigenvalues: whether b reaches 2 instead of 1, so that erasing may overshoot
             (Grazzi et al. 2024, arXiv 2411.12537); w stays below 1
     """

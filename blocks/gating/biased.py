@@ -10,9 +10,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from blockwright.blocks.balance import Balance
-from blockwright.blocks.gating.base import FILL, LinearGating, Masked, Routing, check_groups, keep_groups, rows
+from blockwright.blocks.gating.base import FILL, LinearGating, Masked, Routing, check_groups, count, keep_groups, rows
 from blockwright.registry import BlockError, register
 from blockwright.registry.ranges import Count, NonNegative, Positive, ProperFraction, Whole
+
+BINS = 1000  # of a histogram, as in Kimi K3
+Range = tuple[Tensor, Tensor] | tuple[float, float]
+UNGROUPED: Mapping[str, Any] = {"n_groups": 1, "top_groups": 1, "masked": "exclude"}
 
 
 @register("gating", "sigmoid_bias")
@@ -93,55 +97,26 @@ class SigmoidBias(LinearGating):
             self.moved += 1
 
 
-@register("gating", "sigmoid_quantile")
-class SigmoidQuantile(LinearGating):
-    """Sigmoid gate whose biases are solved for, each step, so that every expert would have got its share.
+@register("gating", "sigmoid_quantile", fixes={**UNGROUPED, "bias_step": 0.0, "bias_until": None})
+class SigmoidQuantile(SigmoidBias):
+    """``sigmoid_bias`` whose biases are solved for, each step, so that every expert would have got its share.
 
-    Quantile balancing, Kimi K3, arXiv 2607.24653, §2.3.3: choice and weights are as in ``sigmoid_bias`` without groups.
-    With a_t the (k+1)-th highest s_j + b_j of token t, expert i would have been among its k had b_i been above
-    a_t − s_i. So after each optimizer step b_i ← the k/E-quantile of a_t − s_i over the step's tokens, less the mean
-    over experts. The load is even after one step, whatever it was, and there is no step size.
+    Quantile balancing, Kimi K3, arXiv 2607.24653, §2.3.3, without groups. With a_t the (k+1)-th highest s_j + b_j of
+    token t, expert i would have been among its k had b_i been above a_t − s_i. So after each optimizer step b_i ← the
+    k/E-quantile of a_t − s_i over the step's tokens, less the mean over experts. The load is even after one step,
+    whatever it was, and there is no step size.
 
-    The quantile is read from a histogram of ``bins`` over [min b − 1, max b + 1], where all margins lie, with a
-    straight line within a bin, as in the paper's appendix D; after a step without tokens the bias stays.
-
-    Args:
-        top_k: k, experts per token
-        renormalise: whether the chosen weights are divided by their sum
-        scaling: factor on the weights
-        bins: of the histogram; 1,000 in Kimi K3
-        balance: additional balance losses, one or a list; null for none
+    The quantile is read from a histogram over [min b − 1, max b + 1], where all margins lie, with a straight line
+    within a bin, as in the paper's appendix D; after a step without tokens the bias stays.
     """
 
-    bias: Tensor
-
-    def __init__(
-        self,
-        d_model: int,
-        n_experts: int,
-        top_k: Count = 2,
-        renormalise: bool = True,
-        scaling: Positive = 1.0,
-        bins: Count = 1000,
-        balance: list[Balance] | None = None,
-    ) -> None:
-        super().__init__(d_model, n_experts, top_k, balance)
-        self.renormalise, self.scaling, self.bins = renormalise, scaling, bins
-        self.register_buffer("bias", torch.zeros(n_experts, dtype=torch.float32))
-
-    def choose(self, logits: Tensor, experts: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        probs = logits.sigmoid()
-        experts = (probs.detach() + self.bias.to(probs.dtype)).topk(self.top_k).indices if experts is None else experts
-        weights = probs.gather(1, experts)
-        if self.renormalise:
-            weights = weights / (weights.sum(-1, keepdim=True) + 1e-20)
-        return experts, weights * self.scaling, probs
+    conformance_settings: ClassVar[Mapping[str, Any]] = {"top_k": 4}
 
     def see(self, probs: Tensor, real: Tensor | None) -> Tensor | None:
         if self.top_k == self.n_experts:
             return None  # all of them are chosen, whatever the bias
         cutoff = (probs + self.bias.to(probs.dtype)).topk(self.top_k + 1).values[:, -1:]
-        return histogram(cutoff - probs, self._range(), self.bins, real)
+        return histogram(cutoff - probs, self._range(), real)
 
     def _range(self) -> tuple[Tensor, Tensor]:
         return self.bias.min() - 1, self.bias.max() + 1
@@ -151,6 +126,7 @@ class SigmoidQuantile(LinearGating):
         if self.top_k < self.n_experts:
             solved = quantile(counted, self._range(), self.top_k / self.n_experts)
             self.bias.copy_(torch.where(counted.sum(1) > 0, solved - solved.mean(), self.bias))
+            self.moved += 1
 
 
 @register("gating", "expert_threshold")
@@ -169,7 +145,6 @@ class ExpertThreshold(LinearGating):
         top_k: k, experts per token on average
         most: experts per token at most; null for 2 k
         decay: β, of the mean of thresholds
-        bins: of the histogram
         balance: additional balance losses, one or a list; null for none
     """
 
@@ -183,14 +158,13 @@ class ExpertThreshold(LinearGating):
         top_k: Count = 2,
         most: Count | None = None,
         decay: ProperFraction = 0.99,
-        bins: Count = 1000,
         balance: list[Balance] | None = None,
     ) -> None:
         super().__init__(d_model, n_experts, top_k, balance)
         self.most = min(n_experts, 2 * top_k if most is None else most)
         if self.most < top_k:
             raise BlockError("most", most, f"is below the mean, top_k ({top_k})", "Raise it, or lower top_k")
-        self.decay, self.bins = decay, bins
+        self.decay = decay
         self.register_buffer("threshold", torch.zeros(n_experts, dtype=torch.float32))
         self.register_buffer("moved", torch.zeros((), dtype=torch.long))
 
@@ -205,39 +179,40 @@ class ExpertThreshold(LinearGating):
         return rows(experts, self.n_experts, None)
 
     def see(self, probs: Tensor, real: Tensor | None) -> Tensor | None:
-        return histogram(probs, (probs.new_zeros(()), probs.new_ones(())), self.bins, real)
+        return histogram(probs, (0.0, 1.0), real)
 
     @torch.no_grad()
     def update(self, counted: Tensor) -> None:
-        unit = self.threshold.new_zeros(()), self.threshold.new_ones(())
-        found = quantile(counted, unit, 1 - self.top_k / self.n_experts)
+        found = quantile(counted, (0.0, 1.0), 1 - self.top_k / self.n_experts)
         share = torch.where(counted.sum(1) > 0, (1 / (self.moved + 1)).clamp(min=1 - self.decay), 0.0)
         self.threshold += share * (found - self.threshold)
         self.moved += 1
 
 
-def histogram(values: Tensor, within: tuple[Tensor, Tensor], bins: int, real: Tensor | None) -> Tensor:
-    """How many of values [T,E] of each expert are in each bin, [E,bins].
+def histogram(values: Tensor, within: Range, real: Tensor | None) -> Tensor:
+    """How many of values [T,E] of each expert are in each bin, [E,BINS].
 
     Args:
         within: the range; what is beyond is in the outermost bins
         real: which rows count, [B,T] or [T]; None for all
     """
     (low, high), E = within, values.shape[1]
-    at = ((values - low) / (high - low) * bins).long().clamp(0, bins - 1)
-    rows = values.new_ones(len(values)) if real is None else real.flatten().to(values.dtype)
-    return values.new_zeros(E, bins).scatter_add_(1, at.T, rows.expand(E, -1))
+    at = ((values - low) / (high - low) * BINS).long().clamp(0, BINS - 1)
+    at = at + BINS * torch.arange(E, device=at.device)
+    if real is not None:
+        at = at.masked_fill(~real.flatten()[:, None], E * BINS)  # of none
+    return count(at, E * BINS).view(E, BINS)
 
 
-def quantile(counted: Tensor, within: tuple[Tensor, Tensor], share: float) -> Tensor:
-    """The quantile of each expert's histogram [E,bins], by a straight line within a bin, [E] fp32."""
+def quantile(counted: Tensor, within: Range, share: float) -> Tensor:
+    """The quantile of each expert's histogram [E,BINS], by a straight line within a bin, [E] fp32."""
     (low, high), counted = within, counted.double()
     below = counted.cumsum(1)
     wanted = below[:, -1:] * share
-    at = (below < wanted).sum(1, keepdim=True).clamp(max=counted.shape[1] - 1)
+    at = (below < wanted).sum(1, keepdim=True).clamp(max=BINS - 1)
     held = counted.gather(1, at)
     inside = (wanted - (below.gather(1, at) - held)) / held.clamp(min=1)
-    return (low + (high - low) * (at + inside) / counted.shape[1]).squeeze(1).float()
+    return (low + (high - low) * (at + inside) / BINS).squeeze(1).float()
 
 
 @register("gating", "softmax_bias")

@@ -1,4 +1,4 @@
-"""A step of training never waits for a GPU, but where it logs: Lightning's own steps and all callbacks included.
+"""A step of training waits for a GPU once, where it is judged, and where it logs: all of Lightning and callbacks too.
 
 Whatever reads a number of a tensor, or makes a tensor whose size depends on numbers, makes the host wait until a GPU
 has computed all that was asked of it, and the GPU wait for the host afterwards: 10 to 50 µs, and the overlap of both.
@@ -14,6 +14,7 @@ from typing import Any
 
 import lightning as L
 import pytest
+import torch
 from lightning.pytorch.loggers import CSVLogger
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -26,9 +27,11 @@ from blockwright.training.entry.preflight import preflight
 from tests.training.test_half_precision import CALLBACKS, SMALL, TEXT
 
 READS = ("_local_scalar_dense", "nonzero", "masked_select", "equal", "_unique2", "unique_dim", "repeat_interleave")
+COPIES = ("tolist", "cpu", "numpy")  # of which nothing is dispatched for a tensor that is on the CPU already
 # Lines that may wait at a step that logs, one in log_every_n_steps, or saves; and why.
 NOW_AND_THEN = {
     "training/metrics.py": "whether any token was counted since the last log, by which its mean is divided",
+    "training/tasks/routing.py": "the shares of experts, which are drawn",
     "training/callbacks/experts.py": "a warning of experts that get nothing",
     "training/callbacks/throughput.py": "the tokens of all ranks",
     "training/callbacks/progress.py": "the line, or what the bar shows",
@@ -36,7 +39,9 @@ NOW_AND_THEN = {
     "lightning/fabric/utilities/apply_func.py": "the figures for loggers",
     "training/checkpoints/saving.py": "that a checkpoint is finite",
 }
-AT_EVERY_STEP = {  # of callbacks that a run asks for
+AT_EVERY_STEP = {
+    "training/callbacks/guard.py": "the loss and the gradient's norm, at once, before the step is taken or skipped",
+    # and of callbacks that a run asks for
     "training/callbacks/qk_clip.py": "whether a score is beyond the bound, without which all weights would be scaled",
     "lightning/pytorch/callbacks/weight_averaging.py": "torch counts the averages in a tensor, and looks at it twice",
 }
@@ -51,13 +56,17 @@ class Reads(TorchDispatchMode):
         self.found: set[tuple[bool, str]] = set()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if self.trainer is not None and func.overloadpacket.__name__ in READS:
+        if func.overloadpacket.__name__ in READS:
+            self.note()
+        return func(*args, **(kwargs or {}))
+
+    def note(self) -> None:
+        if self.trainer is not None:
             frames = [frame.filename for frame in reversed(traceback.extract_stack())]
             place = next(f for f in frames if "/blockwright/" in f or "/lightning/" in f)
             place = place.rpartition("/site-packages/")[2].rpartition("/blockwright/")[2]
             last = self.trainer.global_step == self.trainer.max_steps
             self.found.add((last or logs_now(self.trainer), place))
-        return func(*args, **(kwargs or {}))
 
 
 class Steps(L.Callback):
@@ -76,8 +85,11 @@ class Steps(L.Callback):
 
 
 @pytest.fixture
-def reads() -> Iterator[Reads]:
+def reads(monkeypatch: pytest.MonkeyPatch) -> Iterator[Reads]:
     with Reads() as reads:
+        for name in COPIES:
+            copy = getattr(torch.Tensor, name)
+            monkeypatch.setattr(torch.Tensor, name, lambda *given, copy=copy: (reads.note(), copy(*given))[1])
         yield reads
 
 

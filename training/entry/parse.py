@@ -54,11 +54,12 @@ def parse_settings(cfg: DictConfig) -> Run:
     for part in ("data", "task"):  # the model may take values from them
         _refuse_missing(part, run[part])
     refuse_in_model(run.model, run.secrets)
+    chosen = run.trainer.get("compile", "auto")
     return replace(
         run,
         is_patched=is_patched(run.model),
         model=complete(composition_of(run.model)),
-        task={**run.task, **({} if (chosen := run.trainer.get("compile", "auto")) == "auto" else {"compile": chosen})},
+        task={**run.task, **({"compile": chosen} if chosen != "auto" else {})},
         trainer=_launched(run.trainer),
         optimizer=_with_rate(run.optimizer, run.init_from),
     )

@@ -25,8 +25,7 @@ class RoutingLoads(nn.ModuleDict):
     def __init__(self) -> None:
         super().__init__()
         self.shares: dict[str, Tensor] = {}
-        self._step: dict[str, Tensor] = {}
-        self._counted: dict[str, Tensor] = {}  # for the gates' updates
+        self._step: dict[str, tuple[Tensor, Tensor]] = {}  # the load, and what the gate's update takes
 
     def fill(self, decoder: Decoder, stages: Sequence[str]) -> None:
         """Create a metric for each layer that routes. Those of multi-token prediction route in training only."""
@@ -45,21 +44,20 @@ class RoutingLoads(nn.ModuleDict):
         """Add the loads of a training micro-batch to those of the step."""
         for layer, routing in routed(routings, decoder):
             if len(routing.load):
-                self._step[layer] = self._step.get(layer, 0) + routing.load
-                self._counted[layer] = self._counted.get(layer, 0) + routing.counted
+                load, counted = self._step.get(layer, (0, 0))
+                self._step[layer] = load + routing.load, counted + routing.counted
 
     def end_step(self, decoder: Decoder, ranks: DataRanks, stepped: bool) -> None:
         """Log the loads of the step; if it was taken, update every trained gate by what all ranks counted."""
-        for layer, load in self._step.items():
+        for layer, (load, _) in self._step.items():
             self._metrics("train")[layer].update(load)
         for layer, gate in gates_of(decoder).items():
             if layer in self._step and stepped and is_trained(gate):
-                gate.update(ranks.sum(self._counted[layer]))
+                gate.update(ranks.sum(self._step[layer][1]))
         self.forget_step()
 
     def forget_step(self) -> None:
         self._step.clear()
-        self._counted.clear()
 
     def figures(self, stage: str) -> dict[str, Tensor]:
         """The figures of a stage since the last call, by name; resets them."""

@@ -78,7 +78,7 @@ def launch(tmp_path: Path, corpus_file: Path, environment: dict[str, str]) -> It
         options = [*where, f"hydra.sweep.dir={folder}", *run, *arguments]
         command = [sys.executable, TRAIN, "-m", *options]
         variables = {**environment, **{k: os.environ[k] for k in ("PATH", "SCRIPTED_CLUSTER")}}
-        variables |= {"PROJECT_ROOT": str(tmp_path), "OMP_NUM_THREADS": "1"}
+        variables["PROJECT_ROOT"] = str(tmp_path)
         said: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
         started.append(subprocess.Popen(command, cwd=tmp_path, env=variables, start_new_session=True, **said))
         return started[-1]
