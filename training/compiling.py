@@ -31,7 +31,8 @@ class Compiling:
     Args:
         decoder: whose layers
         chosen: whether; ``auto``: on one GPU, or on several that hold the whole model each, if they would otherwise
-            wait longer than compiling takes. Decided by shapes, not by timing, so that runs repeat exactly
+            wait longer than compiling takes. Decided by shapes, not by timing, so that runs repeat exactly, and held by
+            checkpoints, so that a resumed run computes as before
     """
 
     def __init__(self, decoder: Decoder, chosen: bool | str) -> None:
@@ -39,21 +40,21 @@ class Compiling:
         if chosen is True:
             compile_layers(decoder)
 
-    def decide(self, trainer: L.Trainer, shape: torch.Size, device: torch.device) -> None:
-        """Choose for ``auto``, by the shape of the first micro-batch, [B,T]."""
+    def decide(self, trainer: L.Trainer, shape: torch.Size, device: torch.device) -> bool:
+        """Choose for ``auto``, by the shape of the first micro-batch, [B,T]; returns whether layers are compiled."""
         if self.chosen != "auto":
-            return
+            return bool(self.chosen)
         self.chosen = False
-        steps = trainer.estimated_stepping_batches  # all of them: a resumed run chooses as one that was not stopped
         whole = isinstance(trainer.strategy, SingleDeviceStrategy | DDPStrategy)
-        if not (whole and device.type == "cuda"):
-            return
-        capability = torch.cuda.get_device_capability(device)
-        waited = seconds_waited(self.decoder, shape[:2].numel(), shape[1], capability)
-        if waited * steps * trainer.accumulate_grad_batches > COMPILING_S:
-            self.chosen = True
+        if whole and device.type == "cuda":
+            capability = torch.cuda.get_device_capability(device)
+            waited = seconds_waited(self.decoder, shape[:2].numel(), shape[1], capability)
+            steps = trainer.estimated_stepping_batches * trainer.accumulate_grad_batches
+            self.chosen = waited * steps > COMPILING_S
+        if self.chosen:
             rank_zero_info("layers are compiled: in so small a model a GPU waits for the host. trainer.compile=false")
             compile_layers(self.decoder)
+        return self.chosen
 
     def end(self) -> None:
         """Undo it: generation, whose shapes change with every token, would compile each time."""

@@ -119,6 +119,7 @@ CODED = {
 NAMES: dict[str, Callable[[], Iterable[str]]] = {  # check → what it tries
     "block": block_names,
     "preset": presets.names,
+    "launches": presets.names,
     "decode": presets.names,
     "attending": presets.names,
     "graphs": presets.names,

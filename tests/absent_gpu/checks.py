@@ -60,6 +60,12 @@ class Checks:
         """The same of each kind of layer of a preset."""
         return self._collected(lambda: step(cases.published(name), False, self._prepare))
 
+    def launches(self, name: str) -> dict[str, Any]:
+        """Each kind of layer of a preset compiled, for what is called then; its kernels are written, not built."""
+        torch._dynamo.reset()
+        self.collector.writes = True
+        return {"operations": step(cases.published(name), False, self._prepare)}
+
     def graphs(self, name: str) -> dict[str, Any]:
         """A preset's layers compiled as a run does, all of them: layers that compute alike share a graph."""
         torch._dynamo.reset()

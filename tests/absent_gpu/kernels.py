@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import patch
 
 import torch
 import triton
@@ -20,12 +21,17 @@ from torch._inductor.async_compile import AsyncCompile
 from torch._inductor.codecache import PyCodeCache
 from torch._inductor.compile_fx import compile_fx_inner
 from torch._inductor.decomposition import select_decomp_table
+from torch._inductor.graph import GraphLowering
 from triton.backends.compiler import GPUTarget
 from triton.backends.driver import GPUDriver
 from triton.backends.nvidia.driver import CudaDriver
 from triton.compiler import ASTSource
 
 from tests.absent_gpu.device import Built, Gpu
+from tests.absent_gpu.operations import calling
+
+# A line of the code that Inductor writes which asks the GPU for something: a kernel of its own, or one of torch's.
+LAUNCH = re.compile(r"^    .*(?:\.run\(|\bextern_kernels\.\w+\(|\btorch\.ops\.\S+\()", re.M)
 
 
 class Driver(CudaDriver):
@@ -59,10 +65,20 @@ class Collector:
         return self._backend(graph, inputs)
 
     def _write(self, graph: torch.fx.GraphModule, inputs: Any) -> Callable[..., Any]:
+        written: list[str] = []
         if self.writes:
-            with _inductor(self._keep):
+            with _inductor(self._keep), patch.object(GraphLowering, "save_output_code", written.append):
                 compile_fx_inner(_copy(graph), inputs)
-        return _boxed(graph)
+        launches = sum(len(LAUNCH.findall(code)) for code in written)
+
+        def run(inputs: list[Any]) -> Any:
+            given = list(inputs)
+            inputs.clear()
+            with calling(launches):
+                return graph(*given)
+
+        run._boxed_call = True  # type: ignore[attr-defined]
+        return run
 
     def _keep(self, name: str, source: str, device_str: str = "cuda") -> Any:
         self.sources.setdefault(source, name)
@@ -72,16 +88,6 @@ class Collector:
 def _copy(graph: torch.fx.GraphModule) -> torch.fx.GraphModule:
     """Inductor's passes change the graph that they are given."""
     return torch.fx.GraphModule(graph, copy.deepcopy(graph.graph))
-
-
-def _boxed(graph: torch.fx.GraphModule) -> Callable[..., Any]:
-    def run(inputs: list[Any]) -> Any:
-        given = list(inputs)
-        inputs.clear()
-        return graph(*given)
-
-    run._boxed_call = True  # type: ignore[attr-defined]
-    return run
 
 
 @contextmanager

@@ -15,6 +15,7 @@ COLUMNS = {gpu: f"{gpu}, {GPUS[gpu].name.split()[1].split('-')[0]}" for gpu in G
 SECTIONS = {  # check → heading, and what its cells say
     "block": ("Steps of blocks", "Forward, loss and backward of one layer that holds the block: operators called."),
     "preset": ("Steps of presets", "The same of each kind of layer of a preset, at its own widths: operators called."),
+    "launches": ("Compiled steps of presets", "The same with each layer compiled: a kernel counts as one operator."),
     "decode": ("One token of presets", "With caches after a prompt, in bf16, of each kind of layer: operators called."),
     "attending": (
         "Attention of presets",
@@ -38,6 +39,14 @@ SECTIONS = {  # check → heading, and what its cells say
     ),
     "timed": ("Parts that are timed", "What `python -m tests.gpu` times on a GPU, traced without one."),
 }
+AT_A_GLANCE = {  # column → the check that answers it
+    "attention in training": "attending",
+    "operators of a step": "preset",
+    "of a compiled step": "launches",
+    "of a token": "decode",
+    "graphs": "graphs",
+}
+GLANCE = "What the sections below say of each; where the three cards differ: A100 / H100 / B200."
 UNTRIED, NONE, FAILS = "–", "none", "FAILS: "
 ABOUT = """# Compiled for GPUs, on a machine without one
 
@@ -107,8 +116,24 @@ class Page:
             ABOUT.format(limits=limits)
             + stamp()
             + "\n"
+            + self._presets()
             + "".join(self._section(check) for check, rows in self.cells.items() if rows)
         )
+
+    def _presets(self) -> str:
+        """A row for each preset, of what the sections hold."""
+        rows = [f"| {' | '.join(('', *AT_A_GLANCE, 'waits of the host'))} |", "|---" * (2 + len(AT_A_GLANCE)) + "|"]
+        for name in sorted(set(self.cells["preset"]) & set(self.cells["decode"])):
+            found = [self._alike(check, name) for check in AT_A_GLANCE.values()]
+            passed = all(self.passes(check, name, gpu) for check in ("preset", "decode") for gpu in COLUMNS)
+            rows.append(f"| {' | '.join((name, *found, NONE if passed else FAILS))} |")
+        return f"\n## Presets\n\n{GLANCE}\n\n" + "\n".join(rows) + "\n" if rows[2:] else ""
+
+    def _alike(self, check: str, name: str) -> str:
+        """One answer for all GPUs, or those of each."""
+        cells = [self.cells[check].get(name, {}).get(gpu, UNTRIED) for gpu in COLUMNS]
+        cells = [cell.partition(";")[0].removeprefix("training ") for cell in cells]
+        return cells[0] if len(set(cells)) == 1 else " / ".join(cells)
 
     def _section(self, check: str) -> str:
         heading, meaning = SECTIONS[check]
@@ -120,6 +145,8 @@ class Page:
     def _read(self, text: str) -> None:
         check_of = {heading: check for check, (heading, _) in SECTIONS.items()}
         for part in text.split("\n## ")[1:]:
+            if part.startswith("Presets\n"):
+                continue
             for line in re.findall(r"^\| (?! )(.+) \|$", part, re.M):
                 name, *cells = line.split(" | ")
                 tried = {gpu: c for gpu, c in zip(COLUMNS, cells, strict=True) if c != UNTRIED}

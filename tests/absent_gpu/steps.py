@@ -8,9 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._guards import TracingContext
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from blockwright import registry
 from blockwright.blocks.compose import assemble, check
@@ -19,31 +17,12 @@ from blockwright.blocks.kernels.flex import flex_causal_attention
 from blockwright.blocks.kernels.scoring import Band, Scoring, Slopes
 from blockwright.registry.layout import plan
 from tests.absent_gpu.cases import Attention
+from tests.absent_gpu.operations import Operations
 
 BATCH, LENGTH = 2, 2048
 # One for the whole process: kernels keep masks between calls, and tensors of two modes do not mix.
 MODE = FakeTensorMode()
 copyreg.pickle(FakeTensorMode, lambda mode: "MODE")  # a copy of a module stays in it
-
-
-class Operations(TorchDispatchMode):
-    """Counts the operators that are called, each a launch or more; a view is none."""
-
-    supports_higher_order_operators = True  # FlexAttention is one
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.count = 0
-
-    @classmethod
-    def ignore_compile_internals(cls) -> bool:
-        return True  # what is compiled is one operator
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        asks = getattr(func, "namespace", "") == "prim"  # for a tensor's device
-        if TracingContext.try_get() is None and not (asks or getattr(func, "is_view", False)):
-            self.count += 1
-        return func(*args, **(kwargs or {}))
 
 
 def step(config: dict[str, Any], packed: bool, prepare: Callable[[Decoder], Any] = lambda _: None) -> int:

@@ -80,6 +80,20 @@ def test_run_compiles_its_layers_for_training_alone(checked: Any, fit: Any, monk
     assert "compile" not in checked().task
 
 
+def test_resumed_run_compiles_if_the_one_before_did(fit: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """What ``auto`` chose depends on the first batch, which a resumed run does not see."""
+    monkeypatch.setattr("blockwright.training.entry.preflight.check_compiler", lambda accelerator: None)
+    compiled: list[str] = []
+    monkeypatch.setattr(torch, "compile", lambda f, **kwargs: compiled.append("layer") or f)
+    for stored in (True, False):
+        checkpoint = tmp_path / f"{stored}.ckpt"
+        monkeypatch.setattr(Compiling, "decide", lambda self, *_, stored=stored: stored)
+        fit("trainer.compile=auto", "trainer.max_steps=1").save_checkpoint(checkpoint)
+        compiled.clear()
+        fit("trainer.compile=auto", "trainer.max_steps=2", ckpt_path=checkpoint)
+        assert bool(compiled) == stored
+
+
 WAITING = {  # preset, tokens of a micro-batch, layers → the H100 waits
     ("gpt2", 8192): True,
     ("deepseek_7b", 2048): False,

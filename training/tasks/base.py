@@ -106,6 +106,7 @@ class Task(Composable, KeepsDtype, L.LightningModule):
         )
         self.loads = RoutingLoads()
         self.origin: dict[str, Any] = {}  # of the weights; see blocks/checkpoint/folder.py
+        self._compiled: bool | None = None  # whether layers are, once that is chosen
         self.step = StepMean()
         self.counted = Counted()
         self._measured_in_step: list[tuple[Tensor, Tensor, Tensor]] = []  # nats, tokens and bytes of micro-batches
@@ -217,7 +218,9 @@ class Task(Composable, KeepsDtype, L.LightningModule):
 
     def on_fit_start(self) -> None:
         refuse_contradictions(self.trainer)
-        self._compiling = Compiling(self.model, self.configured.compile if self.steady else False)
+        asked = self.configured.compile if self.steady else False
+        chosen = asked if asked != "auto" or self._compiled is None else self._compiled  # as before it was stopped
+        self._compiling = Compiling(self.model, chosen)
 
     def on_fit_end(self) -> None:
         self._compiling.end()
@@ -239,7 +242,7 @@ class Task(Composable, KeepsDtype, L.LightningModule):
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         self._check_keys(batch)
-        self._compiling.decide(self.trainer, batch["tokens"].shape, self.device)
+        self._compiled = self._compiling.decide(self.trainer, batch["tokens"].shape, self.device)
         # The generator's state is a function of the position in training, so a resumed run draws the same.
         torch.manual_seed(stable_seed(self.seed, f"{self.current_epoch}/{batch_idx}/{self.ranks().index}"))
         if not self.step.begun:
@@ -409,6 +412,7 @@ class Task(Composable, KeepsDtype, L.LightningModule):
         """Store what loading needs: plug-in packages, optimizer parameter names, sums over all ranks, counts."""
         if "fit_loop" in checkpoint.get("loops", {}):
             between_steps(self.trainer, checkpoint["loops"]["fit_loop"])
+        checkpoint["compiled"] = self._compiled
         checkpoint["counted"] = self.counted.state_dict()
         checkpoint["distributions"] = distributions(self.model_config)
         for path, metric in self._sums():
@@ -424,6 +428,7 @@ class Task(Composable, KeepsDtype, L.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.origin = checkpoint.get("origin", {})
+        self._compiled = checkpoint.get("compiled")
         self.counted.load_state_dict(checkpoint.get("counted", {}))
 
     def _sums(self) -> list[tuple[str, Sums]]:
