@@ -133,10 +133,10 @@ class SigmoidQuantile(SigmoidBias):
 class ExpertThreshold(LinearGating):
     """Experts take the tokens that score above their threshold: as many as each token deserves, k on average.
 
-    Expert threshold routing, arXiv 2603.11535: with s = sigmoid(W x), token t goes to each expert i with s_ti > c_i,
-    with weight s_ti. After each optimizer step c_i moves to the (1 − k/E)-quantile of s_i over the step's tokens by an
-    exponential mean, c_i ← β c_i + (1 − β) q_i. So loads are even without a loss, as where experts choose, and a choice
-    depends on no other token, as where tokens do.
+    Sun et al. 2026 (Expert Threshold Routing), arXiv 2603.11535: with s = sigmoid(W x), token t goes to each expert i
+    with s_ti > c_i, with weight s_ti. After each optimizer step c_i moves to the (1 − k/E)-quantile of s_i over the
+    step's tokens by an exponential mean, c_i ← β c_i + (1 − β) q_i. So loads are even without a loss, as where experts
+    choose, and a choice depends on no other token, as where tokens do.
 
     A token has at most ``most`` experts, which bounds what a step may cost: the highest scores of those above. It may
     have none. Quantiles are read from a histogram over [0, 1]. At first the mean is that of the steps so far.

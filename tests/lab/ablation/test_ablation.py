@@ -263,11 +263,10 @@ def test_arms_of_a_definition_are_matched_as_they_stand(name, as_it_stands):
     plan = as_it_stands(name)
     tokens = [forecast.jobs_of(plan, arm) * (of or 0) for arm, of in plan.tokens.items()]
     assert sum(tokens) * max(plan.arms[0].figures.params, 4e5) < 20e6 * 3e6  # an hour on two cores
-    budget = plan.definition.budget
-    other_models = name in ("swap_and_keep", "mtp_drafts")  # on purpose: made of a trained model, or for training
-    for sized in (each for each in plan.arms if budget or not (other_models or "mla" in each.arm.name)):
-        off = sized.residual[budget.budget if budget else "params"]
-        assert off is not None and abs(off) <= (budget.tol if budget else 0)
+    budget = plan.definition.budget  # None: nothing is matched, and the plan shows by how much arms differ
+    for sized in plan.arms if budget else ():
+        off = sized.residual[budget.budget]
+        assert off is not None and abs(off) <= budget.tol
 
 
 @pytest.mark.slow
