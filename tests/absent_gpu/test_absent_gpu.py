@@ -49,7 +49,8 @@ def test_a_kernel_that_fits_a_hopper_may_be_too_large_for_an_ampere() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("check", "preset"), [("preset", "gpt2"), ("preset", "deepseek_v2_lite"), ("decode", "qwen3_8b")]
+    ("check", "preset"),
+    [("preset", "gpt2"), ("preset", "deepseek_v2_lite"), ("launches", "mistral_7b"), ("decode", "qwen3_8b")],
 )
 def test_operators_of_a_step_are_those_of_the_page(h100: Worker, check: str, preset: str) -> None:
     found = h100.ask(check, preset)
