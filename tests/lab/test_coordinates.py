@@ -1,10 +1,7 @@
 """``blockwright coordinates``: slopes of standard parametrisation, of rules, and of rules with a planted fault."""
 
 import json
-import os
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -58,13 +55,14 @@ def test_rules_keep_changes_of_every_architecture(model, grow, optimizer):
 
 
 @pytest.mark.slow
-def test_the_ffn_behind_normalised_heads_keeps_its_change_where_training_does_not_swamp_the_initial_values():
+def test_the_ffn_behind_normalised_heads_keeps_its_change_where_training_does_not_swamp_the_initial_values(
+    warm, environment, tmp_path
+):
     script = "import blockwright_guest.retention, sys; from blockwright.lab.coordinates import main; sys.exit(main())"
     model = [*DENSE[:2], "model/attention=retention", *DENSE[3:], *ADAMW, RULES, "model.init.std=0.08"]
     more = ["grow={attention: {n_heads: 4}, ffn: {d_ff: 256}}", "seeds=8", "--json"]
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1] / "plugin")}
-    command = [sys.executable, "-c", script, *model, *more]
-    ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
+    there = {**environment, "PYTHONPATH": str(Path(__file__).parents[1] / "plugin")}
+    ended = warm.run("-c", script, *model, *more, cwd=tmp_path, env=there)
     assert ended.returncode in (0, 1), ended.stderr
     assert "layers.*.ffn" not in json.loads(ended.stdout)["beyond"]
 

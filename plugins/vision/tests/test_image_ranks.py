@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from many_ranks import BATCHES, DEEPSEEK, LENGTH, WINDOWS, Descent, Tokens, far, spawn, train
+from warm import Running, Warm
 
 from blockwright.blocks.kernels.cross_entropy import IGNORED
 
@@ -93,11 +93,18 @@ GIVEN = [
 ]
 
 
-def start(folder: Path, *given: str) -> subprocess.Popen[bytes]:
-    command = [sys.executable, str(ROOT / "train.py"), *GIVEN, f"paths.data_dir={folder}/data", *given]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    with (folder / "said.txt").open("ab") as said:
-        return subprocess.Popen(command, cwd=folder, env=environment, stdout=said, stderr=said, start_new_session=True)
+@pytest.fixture
+def start(warm: Warm, environment: dict[str, str], tmp_path: Path) -> Callable[..., Running]:
+    def call(*given: str) -> Running:
+        command = [str(ROOT / "train.py"), *GIVEN, f"paths.data_dir={tmp_path}/data", *given]
+        return warm.start(*command, cwd=tmp_path, env=environment, merge=True)
+
+    return call
+
+
+def ends_well(process: Running) -> None:
+    said, _ = process.communicate(600)
+    assert process.returncode == 0, said
 
 
 def weights(run: Path) -> tuple[int, dict[str, Any]]:
@@ -106,19 +113,19 @@ def weights(run: Path) -> tuple[int, dict[str, Any]]:
 
 
 @pytest.mark.slow
-def test_killed_run_resumes_bit_identical(tmp_path: Path) -> None:
+def test_killed_run_resumes_bit_identical(start: Callable[..., Running], tmp_path: Path) -> None:
     whole, cut = tmp_path / "whole", tmp_path / "cut"
-    assert start(tmp_path, f"hydra.run.dir={whole}").wait(600) == 0, (tmp_path / "said.txt").read_text()
-    process = start(tmp_path, f"hydra.run.dir={cut}")
+    ends_well(start(f"hydra.run.dir={whole}"))
+    process = start(f"hydra.run.dir={cut}")
     limit = time.monotonic() + 600
     while not (cut / "checkpoints" / "last.ckpt").exists():
-        assert process.poll() is None and time.monotonic() < limit, (tmp_path / "said.txt").read_text()
+        assert process.poll() is None and time.monotonic() < limit, process.read()
         time.sleep(0.01)
     os.killpg(process.pid, signal.SIGKILL)  # the loader processes too, as a machine that loses power
-    process.wait()
+    process.communicate()
     step, _ = weights(cut)
     assert 0 < step < STEPS
-    assert start(tmp_path, f"hydra.run.dir={cut}", "ckpt_path=last").wait(600) == 0, (tmp_path / "said.txt").read_text()
+    ends_well(start(f"hydra.run.dir={cut}", "ckpt_path=last"))
     (last, found), (expected, wanted) = weights(cut), weights(whole)
     assert last == expected == STEPS
     assert any(name.startswith("decoder.images.vision.") for name in wanted)

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-
 import numpy as np
 import pytest
 import torch
@@ -88,12 +85,11 @@ def test_what_cannot_be_copied_is_refused():
 
 
 @pytest.mark.slow
-def test_a_model_of_two_layers_learns_to_copy_and_one_without_positions_does_not(tmp_path):
+def test_a_model_of_two_layers_learns_to_copy_and_one_without_positions_does_not(train_py, tmp_path):
     accuracies = []
     for name, more in {"rope": [], "none": ["model/position=none"]}.items():
-        command = [sys.executable, "-m", "blockwright", "train", "experiment=copying", "trainer.max_steps=100"]
-        command += ["callbacks.report.sample_tokens=0", "logger=none", f"hydra.run.dir={tmp_path / name}", *more]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=tmp_path)
+        words = ["experiment=copying", "trainer.max_steps=100", "callbacks.report.sample_tokens=0", "logger=none"]
+        done = train_py(*words, f"hydra.run.dir={tmp_path / name}", *more)
         assert done.returncode == 0, done.stderr
         from blockwright.training.result import Result
 
