@@ -361,6 +361,7 @@ def test_killed_search_by_several_workers_is_the_one_that_never_stopped(
     assert done.stdout.count(" jobs: ") == 1
     assert len(rows_of(sweep)) == 3
 
-    process = start(*tiny_run, *SAVING, *search, f"hydra.sweep.dir={whole}")
+    alone = "hydra.launcher.n_jobs=1"  # one after the other, in no worker that imports; still drawn two at a time
+    process = start(*tiny_run, *SAVING, *search, alone, f"hydra.sweep.dir={whole}")
     process.communicate()
     assert told(sweep) == told(whole)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -42,14 +40,14 @@ def test_kill_amid_saves_damages_nothing_and_leaves_nothing_behind(campaign: Cal
 @pytest.mark.slow
 @needs_root
 def test_full_disk_leaves_the_last_good_checkpoint(campaign: Callable[..., dict[str, Any]]) -> None:
-    figures = campaign("disk", 20)
-    assert figures == {"full disks": 20, "refused in one message": 20, "last good one intact": 20, "left over": 0}
+    figures = campaign("disk", 10)
+    assert figures == {"full disks": 10, "refused in one message": 10, "last good one intact": 10, "left over": 0}
 
 
 @pytest.mark.slow
-def test_three_hundred_turned_bits_are_noticed_in_each_format(campaign: Callable[..., dict[str, Any]]) -> None:
-    for found in campaign("flips", 300).values():
-        assert found == {"flips": 300, "noticed": 300, "fell back": 300, "good again": True}
+def test_a_hundred_turned_bits_are_noticed_in_each_format(campaign: Callable[..., dict[str, Any]]) -> None:
+    for found in campaign("flips", 100).values():
+        assert found == {"flips": 100, "noticed": 100, "fell back": 100, "good again": True}
 
 
 def test_turned_bit_changes_no_exported_weight_unnoticed(campaign: Callable[..., dict[str, Any]]) -> None:
@@ -113,7 +111,7 @@ def test_slurm_job_is_queued_again_and_resumes(small, train_py, tmp_path):
 
 
 @pytest.fixture
-def machines(environment: dict[str, str], tmp_path: Path) -> Callable[..., dict[str, Any]]:
+def machines(warm: Warm, environment: dict[str, str], tmp_path: Path) -> Callable[..., dict[str, Any]]:
     """Runs over two machines in a process of its own; gives what became of it."""
     import json
 
@@ -121,8 +119,7 @@ def machines(environment: dict[str, str], tmp_path: Path) -> Callable[..., dict[
         told = f"machines.run(machines.Path('.').resolve(), {fault!r}, {steps}, *{overrides!r})"
         program = f"import json, machines; print(json.dumps({told}, default=list))"
         env = {**environment, "PYTHONPATH": str(CAMPAIGN.parent)}
-        command = [sys.executable, "-c", program]
-        done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=300)
+        done = warm.run("-c", program, cwd=tmp_path, env=env)
         assert done.returncode == 0, done.stdout + done.stderr
         return json.loads(done.stdout.splitlines()[-1])
 
@@ -136,22 +133,24 @@ def _val_loss(folder: Path, task: str) -> float:
     return json.loads(results.read_text())["metrics"]["val/loss"]
 
 
-@pytest.mark.slow
-@needs_root
-def test_thirty_steps_on_two_machines_are_those_of_one_process(machines, environment, tmp_path):
-    found = machines("whole", 30, "optimizer=adamw")
-    assert found["codes"] == [0, 0] and len(found["steps"]) == 30 and found["exit"] < 60
-    words = ("trainer.max_steps=30", "optimizer=adamw", "task_name=one")
+@pytest.fixture(scope="module")
+def loss_of_one_process(warm: Warm, environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> float:
+    folder = tmp_path_factory.mktemp("one")
+    words = ("trainer.max_steps=14", "optimizer=adamw")
     program = f"import campaign; from pathlib import Path; print(campaign.train(Path('.').resolve(), *{words!r}))"
     env = {**environment, "PYTHONPATH": str(CAMPAIGN.parent)}
-    subprocess.run([sys.executable, "-c", program], cwd=tmp_path, env=env, check=True, timeout=300)
-    assert _val_loss(tmp_path, "train") == pytest.approx(_val_loss(tmp_path, "one"), rel=1e-5)
+    done = warm.run("-c", program, cwd=folder, env=env)
+    assert done.returncode == 0, done.stderr
+    return _val_loss(folder, "train")
 
 
 @pytest.mark.slow
 @needs_root
 @pytest.mark.parametrize(("fault", "codes"), [("rank", [0, 0]), ("node", [0, -9])])
-def test_run_resumes_by_itself_when_a_rank_or_a_machine_is_lost(fault, codes, machines):
-    found = machines(fault)
-    assert found["codes"] == codes and max(map(int, found["steps"])) == 14
+def test_run_resumes_by_itself_when_a_rank_or_a_machine_is_lost(fault, codes, machines, tmp_path, loss_of_one_process):
+    """And ends as that of one process which never stopped."""
+    found = machines(fault, 14, "optimizer=adamw")
+    assert found["codes"] == codes and sorted(map(int, found["steps"])) == list(range(1, 15))
+    assert fault == "node" or all(len(losses) == 1 for losses in found["steps"].values())  # also of steps taken twice
     assert found["recovery"] < 60 and found["exit"] < 60  # a timeout of the collectives would be minutes
+    assert _val_loss(tmp_path, "train") == pytest.approx(loss_of_one_process, rel=1e-5)
