@@ -75,7 +75,7 @@ def test_worlds_that_cannot_be_are_refused(checked: Callable[..., Any]) -> None:
             checked("trainer.world=8", other)
 
 
-# Each rank in a process of its own, so that its peak is its own. 510 million parameters in fp32, 2.04 GB.
+# Each rank in a process of its own, so that its peak is its own. 263 million parameters in fp32, 1.05 GB.
 PROGRAM = """
 import json, resource, sys
 import torch
@@ -87,7 +87,7 @@ from blockwright.training.parallel.sizes import Sizes
 MODEL = '''
 vocab_size: 16384
 d_model: 1024
-n_layers: 38
+n_layers: 19
 tie_embeddings: true
 attention: {name: mha, n_heads: 8}
 position: rope
@@ -114,7 +114,7 @@ dist.destroy_process_group()
 
 
 @pytest.mark.slow
-def test_building_two_gigabytes_on_two_ranks_peaks_at_a_share_and_half_a_gigabyte(environment, tmp_path):
+def test_building_a_gigabyte_on_two_ranks_peaks_at_a_share_and_half_a_gigabyte(environment, tmp_path):
     (tmp_path / "program.py").write_text(PROGRAM)
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     done = subprocess.run(
@@ -127,5 +127,5 @@ def test_building_two_gigabytes_on_two_ranks_peaks_at_a_share_and_half_a_gigabyt
     )
     assert done.returncode == 0, done.stderr[-3000:]
     for row in json.loads(done.stdout.splitlines()[-1]):
-        assert row["model"] > 2.0e9 and row["held"] == pytest.approx(row["model"] / 2, rel=0.04)
+        assert row["model"] > 1.0e9 and row["held"] == pytest.approx(row["model"] / 2, rel=0.04)
         assert row["peak"] < row["held"] + 0.5e9, row
