@@ -9,8 +9,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -21,6 +19,7 @@ import image as images
 import node as nodes
 import pytest
 from scripted_cluster import ScriptedCluster
+from warm import Running, Warm
 from wrong_manifests import IMAGE
 
 from blockwright.plugins.kubernetes.render import ENTRY
@@ -34,7 +33,7 @@ pytestmark = [
     pytest.mark.skipif(bool(WITHOUT), reason=WITHOUT or "none"),
 ]
 PATIENCE_S = 900
-Launch = Callable[..., "subprocess.Popen[str]"]
+Launch = Callable[..., Running]
 
 
 @pytest.fixture(scope="session")
@@ -58,35 +57,33 @@ def node(kubectl: Path, tmp_path: Path, image: images.Image) -> Iterator[nodes.N
 
 
 @pytest.fixture
-def launch(tmp_path: Path, corpus_file: Path, environment: dict[str, str]) -> Iterator[Launch]:
+def launch(warm: Warm, tmp_path: Path, corpus_file: Path, environment: dict[str, str]) -> Iterator[Launch]:
     """Starts a sweep on the cluster."""
     (tmp_path / "claim").mkdir()
     corpus = tmp_path / "claim" / "corpus.txt"
     corpus.write_text(corpus_file.read_text())
     corpus.chmod(0o644)
-    started: list[subprocess.Popen[str]] = []
+    started: list[Running] = []
     run = ["model.n_layers=2", "model.d_model=64", "model.max_positions=64", "data=text", "data.sequence_length=32"]
     run += ["data.batch_size=2", "data.eval_batch_size=8", "data.eval_windows=4"]
     run += ["trainer.max_steps=60", "trainer.val_check_interval=30", "trainer.log_every_n_steps=1", "test=false"]
     run += ["callbacks.interruption.every_n_steps=5", "callbacks.report.sample_tokens=8"]
 
-    def call(*arguments: str, folder: str = "sweep", on_cluster: bool = True) -> subprocess.Popen[str]:
+    def call(*arguments: str, folder: str = "sweep", on_cluster: bool = True) -> Running:
         where = ["data.corpus.files=" + ("/runs/corpus.txt" if on_cluster else str(corpus))]
         if on_cluster:
             where += [f"hydra.launcher.image={IMAGE}", "hydra/launcher=kubernetes", "hydra.launcher.grace_s=60"]
             where += ["+hydra.launcher.env.OMP_NUM_THREADS=1"]
         options = [*where, f"hydra.sweep.dir={folder}", *run, *arguments]
-        command = [sys.executable, TRAIN, "-m", *options]
         variables = {**environment, **{k: os.environ[k] for k in ("PATH", "SCRIPTED_CLUSTER")}}
         variables["PROJECT_ROOT"] = str(tmp_path)
-        said: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-        started.append(subprocess.Popen(command, cwd=tmp_path, env=variables, start_new_session=True, **said))
+        started.append(warm.start(TRAIN, "-m", *options, cwd=tmp_path, env=variables, merge=True))
         return started[-1]
 
     yield call
     for process in [p for p in started if p.poll() is None]:  # of a test that has failed
         os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+        process.communicate()
 
 
 def losses(folder: Path, count: int) -> list[float]:
@@ -110,7 +107,7 @@ def last_save(tmp_path: Path) -> float:
     return next(tmp_path.glob("claim/*/0/checkpoints/last.ckpt")).stat().st_mtime
 
 
-def finish(process: subprocess.Popen[str]) -> str:
+def finish(process: Running) -> str:
     said, _ = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 0, said
     return said
@@ -135,7 +132,7 @@ def test_disturbed_sweep_ends_as_an_undisturbed_one(node: nodes.Node, launch: La
         assert pod is not None
         node.disturb(pod, how)
     os.killpg(first.pid, signal.SIGKILL)
-    first.wait()
+    first.communicate()
     said = finish(launch(rates))
     codes = sorted(int(line.split()[1]) for line in node.ended)
     assert codes == [0, 0, 75, 137], (codes, said)
