@@ -77,6 +77,12 @@ class ByChannel(Decay):
         return {"log_rate": "column", "bias": "column"}
 
 
+def check_by_head(name: str, decay: Decay) -> None:
+    """Refuse a decay by channel where a mixer computes with one number a head."""
+    if isinstance(decay, ByChannel):
+        raise BlockError(name, "by channel", "must be one number a head", f"Use {name}: head")
+
+
 @register("decay", "channel")
 class Channel(ByChannel):
     """A decay for each channel of each head, from a projection of low rank.

@@ -1,13 +1,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, ClassVar, NamedTuple
 
 from torch import Tensor
 
 from blockwright.blocks.attention.base import even_heads
 from blockwright.blocks.attention.recurrent import Parts, Recurrent
-from blockwright.blocks.base import Drawn, Placement
+from blockwright.blocks.base import Block, Drawn, Placement
 from blockwright.blocks.cache.state import State
 from blockwright.blocks.decay import Decay
 from blockwright.blocks.depthwise import CausalConv
@@ -23,11 +24,20 @@ CONVOLVED = ("query", "key", "value")
 
 
 class Edit(NamedTuple):
-    """What a token does to the state: values to write, and ``beta`` or ``erase`` of ``kernels/recurrence.py``."""
+    """What the steps of each token do to the state, one after the other.
 
+    Attributes:
+        keys: [B,T·n,N,K], where n steps write
+        values: [B,T·n,N,V]
+        beta, erase: as of blocks/kernels/recurrence.py
+        parts: what is remembered for it, beside the state
+    """
+
+    keys: Tensor
     values: Tensor
     beta: Tensor | None = None
     erase: Tensor | None = None
+    parts: Parts = MappingProxyType({})
 
 
 class DeltaRule(Recurrent):
@@ -90,37 +100,53 @@ class DeltaRule(Recurrent):
         """Add the projections that ``edit`` reads; all are split by heads."""
         self.strength = Linear(d_model, n_heads * self.steps, bias=False)
 
-    def edit(self, x: Tensor, k: Tensor, v: Tensor) -> Edit:
+    def edit(self, x: Tensor, k: Tensor, v: Tensor, segments: Tensor | None, held: State | None) -> Edit:
         """The mixer's input x [B,T,D], keys [B,T·n,N,K] of length 1 and values [B,T·n,N,V] → what each step changes."""
-        return Edit(v, beta=at_least_fp32(self.each_step(self.strength(x))).sigmoid() * self.reach)
+        return Edit(k, v, beta=self.strengths(x))
+
+    def strengths(self, x: Tensor) -> Tensor:
+        """β [B,T·n,N] of each step."""
+        return at_least_fp32(self.each_step(self.strength(x))).sigmoid() * self.reach
 
     def each_step(self, y: Tensor, *width: int) -> Tensor:
         """A projection [B,T,N·n·W], heads first, so that whole ones are split over ranks → [B,T·n,N,W]."""
         return y.unflatten(-1, (-1, self.steps, *width)).transpose(2, 3).flatten(1, 2)
 
-    def at_step(self, y: Tensor, step: int) -> Tensor:
-        """Numbers [B,T,…] of tokens at one of their steps, and 0 at the others, [B,T·n,…]."""
-        if self.steps == 1:
-            return y
-        places = y.new_zeros(*y.shape[:2], self.steps, *y.shape[2:])
-        places[:, :, step] = y
-        return places.flatten(1, 2)
-
     def mix(self, x: Tensor, given: Pass, held: State | None) -> tuple[Tensor, Parts]:
-        (q, q_tail), (k, k_tail), (v, v_tail) = (self.convolved(name, x, given.segments, held) for name in CONVOLVED)
-        q, k = q.unflatten(-1, (-1, self.head_dim)), self.each_step(k, self.head_dim)
-        q, k = (_unit(t).repeat_interleave(self.shared_by, 2) for t in (q, k))
-        edit = self.edit(x, k, self.each_step(v, self.v_head_dim))
-        q, decay = self.at_step(q * self.head_dim**-0.5, -1), self.at_step(self.decay(x), 0)
-        segments = None if given.segments is None else given.segments.repeat_interleave(self.steps, 1)
-        y, state = self.recurred(q, k, edit.values, decay, edit.beta, segments, held, erase=edit.erase)
-        if self.steps > 1:
-            y = y[:, self.steps - 1 :: self.steps]
+        q, k, v, tails = self.convolved_heads(x, given.segments, held)
+        q, k = (self.shared(unit(t)) for t in (q, k))
+        edit = self.edit(x, k, v, given.segments, held)
+        n = edit.keys.shape[1] // x.shape[1]
+        q, decay = _at_step(q * self.head_dim**-0.5, -1, n), _at_step(self.decay(x), 0, n)
+        segments = None if given.segments is None else given.segments.repeat_interleave(n, 1)
+        y, state = self.recurred(q, edit.keys, edit.values, decay, edit.beta, segments, held, erase=edit.erase)
+        if n > 1:
+            y = y[:, n - 1 :: n]
             each = held is not None and held.notes_each
-            state = {n: s[:, self.steps - 1 :: self.steps] if each else s for n, s in state.items()}
+            state = {name: s[:, n - 1 :: n] if each else s for name, s in state.items()}
+        return self.gated(x, y), {**tails, **edit.parts, **state}
+
+    def convolved_heads(
+        self, x: Tensor, segments: Tensor | None, held: State | None
+    ) -> tuple[Tensor, Tensor, Tensor, Parts]:
+        """Queries [B,T,·,K] and keys [B,T·n,·,K] of the heads of keys, values [B,T·n,N,V], and their inputs' tails."""
+        (q, q_tail), (k, k_tail), (v, v_tail) = (self.convolved(name, x, segments, held) for name in CONVOLVED)
+        q, k, v = (
+            q.unflatten(-1, (-1, self.head_dim)),
+            self.each_step(k, self.head_dim),
+            self.each_step(v, self.v_head_dim),
+        )
+        return q, k, v, {**q_tail, **k_tail, **v_tail}
+
+    def shared(self, t: Tensor) -> Tensor:
+        """[B,T,·,…] of the heads of keys → [B,T,N,…], each for the heads of values that share it."""
+        return t.repeat_interleave(self.shared_by, 2)
+
+    def gated(self, x: Tensor, y: Tensor) -> Tensor:
+        """What is read of the states, [B,T,N,V] → the mixer's output [B,T,D]."""
         y = self.norm(y.to(x.dtype))
         y = y if self.output_gate is None else self.output_gate(x, y)
-        return self.output(y.flatten(-2)), {**q_tail, **k_tail, **v_tail, **state}
+        return self.output(y.flatten(-2))
 
     def drawn(self) -> Drawn:
         heads, steps = self.output.in_features // self.v_head_dim, self.steps
@@ -133,12 +159,21 @@ class DeltaRule(Recurrent):
         return {"state": (self.output.in_features // self.v_head_dim, self.head_dim, self.v_head_dim)}
 
     def parallel_plan(self) -> dict[str, Placement]:
-        children = ("decay.", "norm.", "output_gate.")
+        children = tuple(f"{n}." for n, child in self.named_children() if isinstance(child, Block))
         own: dict[str, Placement] = {n: "column" for n, _ in self.named_parameters() if not n.startswith(children)}
         return {**own, "output.weight": "row"}
 
 
-def _unit(x: Tensor) -> Tensor:
+def _at_step(y: Tensor, step: int, n: int) -> Tensor:
+    """Numbers [B,T,…] of tokens at one of their n steps, and 0 at the others, [B,T·n,…]."""
+    if n == 1:
+        return y
+    places = y.new_zeros(*y.shape[:2], n, *y.shape[2:])
+    places[:, :, step] = y
+    return places.flatten(1, 2)
+
+
+def unit(x: Tensor) -> Tensor:
     """Heads [B,T,N,K] of length 1, in at least fp32."""
     x = at_least_fp32(x)
     return x * (x.square().sum(-1, keepdim=True) + 1e-6).rsqrt()
@@ -203,9 +238,9 @@ class GatedDelta2(DeltaRule):
         self.erase = Linear(d_model, n_heads * self.head_dim, bias=False)
         self.write = Linear(d_model, n_heads * self.v_head_dim, bias=False)
 
-    def edit(self, x: Tensor, k: Tensor, v: Tensor) -> Edit:
+    def edit(self, x: Tensor, k: Tensor, v: Tensor, segments: Tensor | None, held: State | None) -> Edit:
         erase, write = (at_least_fp32(gate(x)).sigmoid() for gate in (self.erase, self.write))
-        return Edit(v * write.view_as(v), erase=k * erase.view_as(k) * self.reach)
+        return Edit(k, v * write.view_as(v), erase=k * erase.view_as(k) * self.reach)
 
 
 @register("attention", "kda", fixes={"n_key_heads": None})

@@ -131,12 +131,12 @@ def _recurrence(
         y, state = _step(q, k, values, decay, beta, erase, at, state)
         return y[:, None].to(v.dtype), state
     c = min(chunk, 1 << (T - 1).bit_length())
-    q, k, values, decay = (_chunked(t, c, wide) for t in (q, k, v, decay))
-    erase, at = (None if t is None else _chunked(t, c, wide) for t in (erase, at))
+    q, k, values, decay = (chunked(t, c, wide) for t in (q, k, v, decay))
+    erase, at = (None if t is None else chunked(t, c, wide) for t in (erase, at))
     if beta is not None:
-        strength = _chunked(beta[..., None], c, wide)
+        strength = chunked(beta[..., None], c, wide)
         erase, values = k * strength, values * strength
-    documents = None if segments is None else _Documents(segments, c)
+    documents = None if segments is None else Documents(segments, c)
     y, state = _in_chunks(q, k, values, decay, erase, at, state, documents)
     return y.permute(1, 0, 3, 2, 4).flatten(1, 2)[:, :T].to(v.dtype), state
 
@@ -193,14 +193,14 @@ def _read(state: Tensor, key: Tensor) -> Tensor:
     return (key[..., None, :] @ state)[..., 0, :]
 
 
-def _chunked(x: Tensor, c: int, dtype: torch.dtype) -> Tensor:
+def chunked(x: Tensor, c: int, dtype: torch.dtype) -> Tensor:
     """[B,T,N,·] → [n,B,N,c,·], zeros behind the last token: they write nothing and do not decay."""
     missing = -x.shape[1] % c
     x = F.pad(x, (0, 0, 0, 0, 0, missing)) if missing else x
     return x.unflatten(1, (-1, c)).permute(1, 0, 3, 2, 4).to(dtype, memory_format=torch.contiguous_format)
 
 
-class _Documents:
+class Documents:
     """Which tokens of a chunk share a document with each other, with the state before the chunk, and with its end."""
 
     def __init__(self, segments: Tensor, c: int) -> None:
@@ -221,7 +221,7 @@ def _in_chunks(
     erase: Tensor | None,
     at: Tensor | None,
     state: Tensor,
-    same: _Documents | None,
+    same: Documents | None,
 ) -> Result:
     """Chunks [n,B,N,c,·] → outputs [n,B,N,c,V] and the state after the last."""
     G = decay.cumsum(-2)
@@ -237,22 +237,21 @@ def _in_chunks(
         (attended,) = pairs((q,), k, G, earlier)
     elif at is None:
         attended, within = pairs((q, erase), k, G, earlier)
-        v, moved = _solved(within, v, erase * read)
+        v, moved = solve(within, v, erase * read)
     else:
         attended, within = pairs((q, erase), k, G, earlier)
         of_erased, among = pairs((q, erase), at, G, earlier)
-        taken, moved = _solved(among, within.tril(-1) @ v, erase * read)
+        taken, moved = solve(among, within.tril(-1) @ v, erase * read)
         v, moved = torch.cat((-taken, v), -2), torch.cat((moved, torch.zeros_like(moved)), -2)
         attended, written = torch.cat((of_erased, attended), -1), torch.cat((at * write, written), -2)
     states, new, state = _Scan.apply(v, moved, written, keep.mT, state)
     return attended @ new + (q * read) @ states, state
 
 
-def _solved(A: Tensor, V: Tensor, E: Tensor) -> tuple[Tensor, Tensor]:
-    """(I + A)⁻¹ V and (I + A)⁻¹ E."""
-    found: Tensor = _Solve.apply(A, torch.cat((V, E), -1))
-    left, right = found.split((V.shape[-1], E.shape[-1]), -1)
-    return left, right
+def solve(A: Tensor, *sides: Tensor) -> tuple[Tensor, ...]:
+    """(I + A)⁻¹ R of A [...,c,c], of which the part below the diagonal is read, for each right side R [...,c,·]."""
+    found: Tensor = _Solve.apply(A, torch.cat(sides, -1))
+    return found.split([R.shape[-1] for R in sides], -1)
 
 
 class _Solve(torch.autograd.Function):

@@ -18,7 +18,7 @@ from blockwright.blocks.cache.state import State
 from blockwright.blocks.compose import compose
 from blockwright.blocks.forward_pass import Pass
 from blockwright.blocks.generation.generate import Continuations
-from blockwright.registry import BlockError
+from blockwright.registry import BlockError, ConfigError
 from tests.blocks.small import Make, decoder, drawn, gradients, ids, in_parts, near, order, rewind
 
 D, T, N = 30, 71, 19  # T: more than a chunk, and no multiple of one
@@ -27,6 +27,10 @@ TIGHT = {torch.float64: 1e-9, torch.float32: 3e-4}
 NODES: dict[str, dict[str, Any]] = {
     "delta_product": {"n_heads": 4, "n_key_heads": 2, "head_dim": 5, "v_head_dim": 7, "taps": 3, "steps": 3},
     "delta_product, negative": {"n_heads": 2, "head_dim": 7, "negative_eigenvalues": True},
+    "erase_then_delta": {"n_heads": 3, "head_dim": 5, "v_head_dim": 7, "taps": 3},
+    "momentum_delta": {"n_heads": 4, "n_key_heads": 2, "head_dim": 5, "v_head_dim": 7, "taps": 3},
+    "preconditioned_delta": {"n_heads": 4, "n_key_heads": 2, "head_dim": 5, "v_head_dim": 7, "taps": 3},
+    "preconditioned_kda": {"n_heads": 3, "head_dim": 5, "v_head_dim": 7, "negative_eigenvalues": True},
     "gated_delta_2": {"n_heads": 3, "head_dim": 5, "v_head_dim": 7, "taps": 3},
     "gated_delta_2, negative": {"n_heads": 2, "head_dim": 7, "v_head_dim": 3, "negative_eigenvalues": True},
     "rwkv7": {"n_heads": 3, "head_dim": 7, "decay_rank": 5, "rate_rank": 3, "value_rank": 4, "gate_rank": 6},
@@ -75,6 +79,84 @@ def delta_product(block: Any, x: Tensor, first: Tensor | None) -> Tensor:
         outputs.append(torch.einsum("bnkv,bnk->bnv", S, q[:, t]) / K**0.5)
     y = normalised(torch.stack(outputs, 1), block.norm.eps) * block.norm.weight
     return block.output((y * F.silu(block.output_gate.project(x)).view_as(y)).flatten(2))
+
+
+def of_delta_rule(block: Any, x: Tensor) -> tuple[Tensor, ...]:
+    """q and k of length 1, v, β and e^g by channel, [B,T,N,·], of a delta rule of one step a token."""
+    K, N = block.head_dim, block.output.in_features // block.v_head_dim
+    q, k, v = (F.silu(convolved(block.get_submodule(c)(x), block.get_submodule(f"{c}_conv").weight))
+               for c in ("query", "key", "value"))  # fmt: skip
+    q, k = (unit(t.unflatten(-1, (-1, K))).repeat_interleave(block.shared_by, 2) for t in (q, k))
+    decay = block.decay
+    steps = decay.project(x) + decay.bias
+    steps = steps.view(*x.shape[:2], N, -1).expand_as(k)
+    kept = (-decay.log_rate.exp()[:, None] * F.softplus(steps)).exp()
+    return q, k, v.unflatten(-1, (N, -1)), block.strength(x).sigmoid()[..., None] * block.reach, kept
+
+
+def left(block: Any, x: Tensor, outputs: list[Tensor]) -> Tensor:
+    """What a delta rule makes of the outputs of its states."""
+    y, gate = torch.stack(outputs, 1) / block.head_dim**0.5, block.output_gate
+    y = normalised(y, block.norm.eps) * block.norm.weight
+    g = gate.up(gate.down(x)).sigmoid() if hasattr(gate, "up") else F.silu(gate.project(x))
+    return block.output((y * g.view_as(y)).flatten(2))
+
+
+def erase_then_delta(block: Any, x: Tensor, first: Tensor | None) -> Tensor:
+    """S ← (I − β k kᵀ) (I − γ e eᵀ) Diag(α) S + β k vᵀ, as the paper writes it."""
+    q, k, v, beta, kept = of_delta_rule(block, x)
+    e = torch.einsum("nkr,btnr->btnk", block.address_up, block.address_down(x).unflatten(-1, (-1, 16)))
+    e, gamma, one = unit(e), block.erase_strength(x).sigmoid()[..., None], torch.eye(block.head_dim, dtype=x.dtype)
+    S, outputs = x.new_zeros(len(x), *k.shape[2:], v.shape[-1]), []
+    for t in range(x.shape[1]):
+        erased, corrected = (
+            one - (s[:, t] * u[:, t])[..., None] * u[:, t, :, None] for s, u in ((gamma, e), (beta, k))
+        )
+        S = corrected @ erased @ (kept[:, t, ..., None] * S) + (beta * k)[:, t, ..., None] * v[:, t, :, None]
+        outputs.append(torch.einsum("bnkv,bnk->bnv", S, q[:, t]))
+    return left(block, x, outputs)
+
+
+def preconditioned(block: Any, x: Tensor, first: Tensor | None) -> Tensor:
+    """``naive_recurrent_precond_gated_delta_rule`` and ``naive_recurrent_precond_kda`` of flash-linear-attention."""
+    q, k, v, beta, kept = of_delta_rule(block, x)
+    decay, many = block.curvature, block.shared_by
+    g_atk = -decay.log_rate.exp() * F.softplus(decay.project(x) + decay.bias)
+    g_atk, beta_atk = (t.repeat_interleave(many, 2) for t in (g_atk, block.curvature_strength(x).sigmoid()))
+    centre = block.centre.repeat_interleave(many)[:, None]
+    A, S, outputs = torch.zeros_like(k[:, 0]), x.new_zeros(len(x), *k.shape[2:], v.shape[-1]), []
+    for t in range(x.shape[1]):
+        A = A * g_atk[:, t].exp()[..., None] + beta_atk[:, t, :, None] * k[:, t] ** 2
+        ell = torch.log(A + 1e-6) - centre
+        M = torch.exp(-math.log(1.5) * ell / (1 + ell.abs()))
+        S = S * kept[:, t, ..., None]
+        error = beta[:, t] * (v[:, t] - torch.einsum("bnkv,bnk->bnv", S, k[:, t]))
+        S = S + torch.einsum("bnk,bnv->bnkv", k[:, t] * M, error)
+        outputs.append(torch.einsum("bnkv,bnk->bnv", S, q[:, t]))
+    return left(block, x, outputs)
+
+
+def momentum_delta(block: Any, x: Tensor, first: Tensor | None) -> Tensor:
+    """``recurrent_momentum_delta_rule_ref`` and the layer around it (HuuYuLong/MomentumDeltaNet)."""
+    K, V, N = block.head_dim, block.v_head_dim, block.strength.out_features
+    q, k, v = (F.silu(convolved(block.get_submodule(c)(x), block.get_submodule(f"{c}_conv").weight))
+               for c in ("query", "key", "value"))  # fmt: skip
+    q, k = (t.unflatten(-1, (-1, K)).repeat_interleave(block.shared_by, 2) for t in (q, k))
+    q, k, v = unit(q - block.log_correction.exp()[:, None] * k) / K**0.5, unit(k), v.unflatten(-1, (N, V))
+    log_alpha, log_mu = (-d.log_rate.exp() * F.softplus(d.project(x) + d.bias) for d in (block.decay, block.momentum))
+    eta = (block.rate(x) / math.sqrt(D)).tanh() + 1
+    theta = torch.arctan(eta * block.log_share.exp())
+    beta = theta.sin() ** 2 * block.strength(x).sigmoid()
+    alpha, mu = (log_alpha + (theta.cos() ** 2).log()).exp(), log_mu.clamp(min=-2).exp()
+    S = M = x.new_zeros(len(x), N, K, V)
+    outputs = []
+    for t in range(x.shape[1]):
+        w = torch.einsum("bnkv,bnk->bnv", S, alpha[:, t, :, None] * k[:, t]) - v[:, t]
+        M = mu[:, t, :, None, None] * M + torch.einsum("bnk,bnv->bnkv", eta[:, t, :, None] * k[:, t], w)
+        S = alpha[:, t, :, None, None] * S - beta[:, t, :, None, None] * M
+        outputs.append(torch.einsum("bnkv,bnk->bnv", S, q[:, t]))
+    y = normalised(torch.stack(outputs, 1), block.norm.eps) * block.norm.weight
+    return block.output((y * block.output_gate.project(x).sigmoid().view_as(y)).flatten(2))
 
 
 def rwkv7(block: Any, x: Tensor, first: Tensor | None) -> Tensor:
@@ -160,6 +242,10 @@ def turned(x: Tensor, angle: Tensor) -> Tensor:
 
 FORMULAS: dict[str, Formula] = {
     "delta_product": delta_product,
+    "erase_then_delta": erase_then_delta,
+    "momentum_delta": momentum_delta,
+    "preconditioned_delta": preconditioned,
+    "preconditioned_kda": preconditioned,
     "gated_delta_2": gated_delta_2,
     "rwkv7": rwkv7,
     "mamba3": mamba3,
@@ -285,6 +371,9 @@ def test_angles_do_not_lose_their_bits_over_many_turns(make_block: Make) -> None
 def test_bytes_of_the_states_are_their_formulas(make_block: Make) -> None:
     numbers = {
         "delta_product": 4 * 5 * 7 + 2 * (10 + 3 * 10 + 3 * 28),
+        "erase_then_delta": 3 * 5 * 7 + 2 * (15 + 15 + 21),
+        "momentum_delta": 4 * 10 * 7 + 2 * (10 + 10 + 28),
+        "preconditioned_delta": 4 * 5 * 7 + 2 * 5 + 2 * (10 + 10 + 28),
         "gated_delta_2": 3 * 5 * 7 + 2 * (15 + 15 + 21),
         "rwkv7": 3 * 7 * 7 + D,
         "mamba3, three ranks": 4 * 6 * 3 + 4 * 3 * 6 + 4 * 3 + 4 * 3,
@@ -302,9 +391,26 @@ def test_layers_of_other_heads_cannot_share_first_values(tiny: Make) -> None:
         compose(model, device="meta")(torch.zeros(1, 3, dtype=torch.long, device="meta"))
 
 
+@pytest.mark.parametrize(
+    ("name", "child"),
+    [("momentum_delta", "decay"), ("momentum_delta", "momentum"), ("preconditioned_kda", "curvature")],
+)
+def test_what_is_computed_by_head_does_not_decay_by_channel(tiny: Make, name: str, child: str) -> None:
+    with pytest.raises(ConfigError, match=f"Use {child}: head"):
+        compose(tiny(attention={"name": name, "n_heads": 4, child: {"name": "channel"}}))
+
+
 # --- earlier ones -----------------------------------------------------------------------------------------------------
 
-LATER = ("delta_product", "gated_delta_2", "rwkv7", "mamba3")
+LATER = (
+    "delta_product",
+    "erase_then_delta",
+    "preconditioned_delta",
+    "preconditioned_kda",
+    "gated_delta_2",
+    "rwkv7",
+    "mamba3",
+)
 OTHERS = ("gated_delta", "kda", "mamba2", "lightning", "short_conv", "none", "averaging")
 
 
