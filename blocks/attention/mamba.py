@@ -86,9 +86,15 @@ class Mamba2(Recurrent):
         k, q = (t.unflatten(-1, (-1, self.state_dim)).repeat_interleave(self.shared_by, 2) for t in (k, q))
         steps = F.softplus(at_least_fp32(self.time(x)) + self.time_bias).clamp(min=self.least_step)[..., None]
         decay = -at_least_fp32(self.log_rate).exp()[:, None] * steps
-        y, state = self.recurred(q, k, at_least_fp32(v) * steps, decay, None, given.segments, held)
+        y, state = self.scan(x, q, k, at_least_fp32(v) * steps, decay, given.segments, held)
         y = self._normalised((y + self.skip[:, None] * v).flatten(-2) * F.silu(at_least_fp32(self.gate(x))))
         return self.output(y.to(x.dtype)), {**v_tail, **k_tail, **q_tail, **state}
+
+    def scan(
+        self, x: Tensor, q: Tensor, k: Tensor, v: Tensor, decay: Tensor, segments: Tensor | None, held: State | None
+    ) -> tuple[Tensor, Parts]:
+        """What is read of the states, [B,T,N,P], and what is remembered of them."""
+        return self.recurred(q, k, v, decay, None, segments, held)
 
     def _normalised(self, y: Tensor) -> Tensor:
         groups = y.unflatten(-1, (-1, self.shared_by * self.head_dim))

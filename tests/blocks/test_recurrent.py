@@ -34,6 +34,7 @@ NODES: dict[str, dict[str, Any]] = {
     "gated_delta_2": {"n_heads": 3, "head_dim": 5, "v_head_dim": 7, "taps": 3},
     "gated_delta_2, negative": {"n_heads": 2, "head_dim": 7, "v_head_dim": 3, "negative_eigenvalues": True},
     "rwkv7": {"n_heads": 3, "head_dim": 7, "decay_rank": 5, "rate_rank": 3, "value_rank": 4, "gate_rank": 6},
+    "log_linear_mamba2": {"n_heads": 4, "head_dim": 5, "state_dim": 3, "n_groups": 2, "taps": 3, "levels": 9},
     "mamba3": {"n_heads": 6, "head_dim": 5, "state_dim": 9, "n_groups": 2},
     "mamba3, three ranks": {"n_heads": 4, "head_dim": 3, "state_dim": 6, "n_groups": 2, "rank": 3, "rotated": 1.0},
 }
@@ -186,6 +187,31 @@ def rwkv7(block: Any, x: Tensor, first: Tensor | None) -> Tensor:
     return block.output((groups.view(len(x), -1, o.shape[2] * H) + bonus.flatten(2)) * g)
 
 
+def log_linear_mamba2(block: Any, x: Tensor, first: Tensor | None) -> Tensor:
+    """States of a Fenwick tree, merged as in the paper: at place t, those below its lowest set bit into the next."""
+    N, P = len(block.skip), block.head_dim
+    v, k, q = (F.silu(convolved(block.get_submodule(n)(x), c.weight, c.bias))
+               for n in ("value", "key", "query") for c in (block.get_submodule(f"{n}_conv"),))  # fmt: skip
+    k, q = (t.unflatten(-1, (-1, block.state_dim)).repeat_interleave(block.shared_by, 2) for t in (k, q))
+    v, steps = v.unflatten(-1, (N, P)), F.softplus(block.time(x) + block.time_bias)
+    shares = F.softplus(block.share * block.level(x).unflatten(-1, (N, -1)))
+    levels = torch.zeros(shares.shape[-1], len(x), N, block.state_dim, P, dtype=x.dtype)
+    outputs = []
+    for t in range(x.shape[1]):
+        if t:
+            r = (t & -t).bit_length() - 1
+            merged, deeper = levels[: r + 1].sum(0, keepdim=True), levels[r + 2 :]
+            levels = torch.cat((torch.zeros_like(levels[: r + 1]), merged, deeper))
+        kept = (-steps[:, t] * block.log_rate.exp()).exp()
+        new = torch.einsum("bnk,bnv,bn->bnkv", k[:, t], v[:, t], steps[:, t])
+        levels = torch.cat((new[None], (kept[..., None, None] * levels)[1:]))
+        outputs.append(
+            torch.einsum("lbnkv,bnl,bnk->bnv", levels, shares[:, t], q[:, t]) + block.skip[:, None] * v[:, t]
+        )
+    y = (torch.stack(outputs, 1).flatten(2) * F.silu(block.gate(x))).unflatten(-1, (-1, block.shared_by * P))
+    return block.output(normalised(y, block.eps).flatten(2) * block.weight)
+
+
 def mamba3(block: Any, x: Tensor, first: Tensor | None) -> Tensor:
     """``mamba3_MIMO_step_ref`` of state-spaces/mamba, and the layer around it; of one rank ``mamba3_siso_step_ref``."""
     P, S, R = block.head_dim, block.state_dim, block.rank
@@ -248,6 +274,7 @@ FORMULAS: dict[str, Formula] = {
     "preconditioned_kda": preconditioned,
     "gated_delta_2": gated_delta_2,
     "rwkv7": rwkv7,
+    "log_linear_mamba2": log_linear_mamba2,
     "mamba3": mamba3,
 }
 
@@ -376,6 +403,7 @@ def test_bytes_of_the_states_are_their_formulas(make_block: Make) -> None:
         "preconditioned_delta": 4 * 5 * 7 + 2 * 5 + 2 * (10 + 10 + 28),
         "gated_delta_2": 3 * 5 * 7 + 2 * (15 + 15 + 21),
         "rwkv7": 3 * 7 * 7 + D,
+        "log_linear_mamba2": 8 * 4 * 3 * 5 + 2 * (20 + 6 + 6),
         "mamba3, three ranks": 4 * 6 * 3 + 4 * 3 * 6 + 4 * 3 + 4 * 3,
     }
     for case, count in numbers.items():
