@@ -26,7 +26,7 @@ from warm import Warm
 
 from blockwright import registry
 from blockwright.blocks.decoder import Decoder
-from blockwright.blocks.kernels import seam
+from blockwright.blocks.kernels import products, seam
 from blockwright.registry import Node, Scope, catalogue
 from blockwright.training.configuration.run import Run
 
@@ -48,6 +48,7 @@ def pytest_configure(config: pytest.Config) -> None:
     # Without bytecode, each of the processes that tests start would compile all sources again, and pytest the tests.
     sys.dont_write_bytecode = False
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+    os.environ["BLOCKWRIGHT_PRODUCTS"] = "torch"  # no test measures, nor depends on what was measured
     os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"  # of trl, whose thread would wait for a network
     hydra_once.install()
     # As many workers as cores: more threads would only wait for each other.
@@ -73,9 +74,9 @@ def pytest_unconfigure() -> None:
 
 
 @pytest.fixture(autouse=True)
-def full_precision_of_products() -> None:
-    """A training sets it for its process, which then runs other tests."""
-    torch.set_float32_matmul_precision("highest")
+def products_of_torch() -> None:
+    """A training chooses for its process, which then runs other tests."""
+    products.use(products.Choice())
 
 
 @pytest.fixture(autouse=True)

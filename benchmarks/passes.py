@@ -19,7 +19,8 @@ import torch
 from blockwright.blocks.cache.base import Cache
 from blockwright.blocks.compose import compose
 from blockwright.blocks.decoder import Decoder
-from blockwright.blocks.kernels.machine import keep_freed_memory, set_float32_matmul
+from blockwright.blocks.kernels.machine import keep_freed_memory
+from blockwright.blocks.kernels.timing import multiply_fastest
 
 ATTENTIONS: dict[str, dict[str, Any]] = {
     "gqa": {"name": "gqa", "n_heads": 8, "n_kv_heads": 2},
@@ -53,6 +54,7 @@ def timed(decoder: Decoder, caches: Sequence[Cache], n: int) -> float:
 def measured(attention: str, context: int, rounds: int) -> list[dict[int, float]]:
     """CPU-seconds of a pass over each number of tokens, round by round."""
     decoder = compose({**AROUND, "attention": ATTENTIONS[attention]}, seed=0).choose_kernels().eval()
+    multiply_fastest(decoder)
     caches = decoder.new_caches(1, context + (rounds + 1) * len(TOKENS) + max(TOKENS))
     decoder.hidden(torch.arange(context)[None] % AROUND["vocab_size"], caches=caches)
     turns = [TOKENS[i % len(TOKENS) :] + TOKENS[: i % len(TOKENS)] for i in range(rounds + 1)]
@@ -75,7 +77,6 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    set_float32_matmul("auto")
     keep_freed_memory()
     print(f"{platform.processor() or platform.machine()}, {options.threads} thread(s), torch {torch.__version__}\n")
     print(f"| attention | {' | '.join(f'{n} tokens, ms' for n in TOKENS)} | 2 ÷ 1 (quartiles) | 3 ÷ 1 (quartiles) |")

@@ -1,8 +1,9 @@
 """Process settings for any library: precision of fp32 products, and memory kept by the allocator.
 
-*As it comes* sets nothing. *Best settings* are those of our training (blocks/kernels/machine.py), for all contenders:
-fp32 products by the fastest library of full precision on this CPU, and freed memory kept in the process, set before
-much is allocated. On a GPU neither matters: torch keeps memory there anyway.
+*As it comes* sets nothing. *Best settings* are those of our training, for all contenders: fp32 products in the ways
+that are fastest on this CPU at the shapes of the contender (blocks/kernels/timing.py), of which a peer, whose layers
+are torch's, has the library; and freed memory kept in the process, set before much is allocated. On a GPU neither
+matters: torch keeps memory there anyway.
 """
 
 from __future__ import annotations
@@ -11,6 +12,9 @@ import contextlib
 import ctypes
 import gc
 from dataclasses import dataclass
+from typing import Any
+
+USUAL = {(512, 512): 8, (1536, 512): 8, (512, 1536): 4}  # matrices for a job that holds no model
 
 
 @dataclass(frozen=True)
@@ -21,11 +25,13 @@ class Applied:
         kept_memory: whether freed memory stays in the process
         precision: of fp32 products, in torch's terms
         error: relative error of such a product
+        measured: each way of computing products against torch's own
     """
 
     kept_memory: bool
     precision: str
     error: float
+    measured: list[str]
 
 
 def return_memory() -> None:
@@ -39,21 +45,33 @@ def return_memory() -> None:
         ctypes.CDLL(None).malloc_trim(0)
 
 
-def apply(tuned: bool, device: str) -> Applied:
-    """Apply the best settings to this process, or leave the defaults.
+def keep_memory(tuned: bool, device: str) -> bool:
+    """Keep freed memory in this process, if it has the best settings; whether that was possible."""
+    from blockwright.blocks.kernels.machine import keep_freed_memory
+
+    return keep_freed_memory() if tuned and device == "cpu" else False
+
+
+def multiply(tuned: bool, device: str, kept_memory: bool, job: object) -> Applied:
+    """Multiply in this process as is fastest for the models of a job, or as torch does.
 
     Args:
-        tuned: whether to apply them
+        tuned: whether this process has the best settings
         device: cpu or cuda
+        kept_memory: for the record
+        job: which holds models, or what has one as its ``module``
     """
     import torch
+    from torch import nn
 
-    from blockwright.blocks.kernels.machine import keep_freed_memory, set_float32_matmul
+    from blockwright.blocks.kernels.products import use, used
+    from blockwright.blocks.kernels.timing import fastest, matrices
 
-    kept = keep_freed_memory() if tuned and device == "cpu" else False
     if tuned and device == "cpu":
-        set_float32_matmul("auto")
-    return Applied(kept, torch.get_float32_matmul_precision(), product_error(device))
+        held: list[Any] = [each for value in vars(job).values() for each in (value, getattr(value, "module", None))]
+        use(fastest(matrices(*(each for each in held if isinstance(each, nn.Module))) or USUAL))
+    found = [str(each) for each in used().found]
+    return Applied(kept_memory, torch.get_float32_matmul_precision(), product_error(device), found)
 
 
 def product_error(device: str) -> float:

@@ -63,8 +63,9 @@ def start(order: dict[str, Any]) -> tuple[Job, dict[str, Any]]:
     import torch
 
     torch.set_num_threads(order["threads"])
-    applied = settings.apply(order["tuned"], order["device"])
+    kept = settings.keep_memory(order["tuned"], order["device"])
     job: Job = make(**order["arguments"], device=order["device"])
+    applied = settings.multiply(order["tuned"], order["device"], kept, job)
     about = {**job.about(), "settings": vars(applied)}
     settings.return_memory()
     return job, about

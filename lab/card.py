@@ -9,6 +9,8 @@ from rich import box
 from rich.table import Table
 
 from blockwright.blocks.cost import in_order
+from blockwright.blocks.kernels.products import CACHED, MANY, few
+from blockwright.blocks.kernels.timing import ROWS
 from blockwright.blocks.on_gpu import CARDS
 from blockwright.lab.report.words import percent
 from blockwright.registry import printing
@@ -36,6 +38,10 @@ def in_bytes(value: float) -> str:
 
 def _text(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _in_two(value: str) -> str:
+    return value.replace(" (", "\n(")
 
 
 Row = tuple[str, str, Callable[[Any], str]]  # label, dotted key in the figures, format
@@ -92,6 +98,8 @@ MACHINE: Sections = (
         ("  RMS norm", "kernels.rms_norm", _text),
         ("  gated SiLU", "kernels.gated_silu", _text),
         ("  rotation", "kernels.rotation", _text),
+        ("fp32 products, here", "kernels.products.chosen", _text),
+        *((f"  {of}", f"kernels.products.{of}", _in_two) for of in (MANY, *map(few, ROWS), CACHED)),
         *((f"attention on {card}, a forecast", f"kernels.attention_on.{card}.all", _text) for card in CARDS),
     ),
     (
@@ -118,6 +126,7 @@ NOTE = (
 )
 # Left out where no model has them, with all keys that begin so.
 OPTIONAL = (
+    "kernels.products.",
     "parameters.tables",
     "weights.table_bytes",
     "parameters.families.",

@@ -29,7 +29,9 @@ from blockwright.blocks.cost import (
 from blockwright.blocks.decoder import Decoder
 from blockwright.blocks.input import Input
 from blockwright.blocks.kernels import choice
+from blockwright.blocks.kernels.products import Choice
 from blockwright.blocks.kernels.quantise import BITS
+from blockwright.blocks.kernels.timing import AUTO, allowed, kept, matrices, processor
 from blockwright.blocks.on_gpu import CARDS, attention_kernels, every
 from blockwright.lab import card
 from blockwright.lab.card import SETTINGS, flat
@@ -155,7 +157,18 @@ def _reading(decoder: Decoder, tokens: int) -> dict[str, float | None]:
 def _kernels(decoder: Decoder) -> dict[str, Any]:
     """The kernels chosen on this machine, and those of attention on GPUs that need not be here."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return {"device": device.type, **choice.names(choice.choose(device)), "attention_on": _forecast(decoder)}
+    products = _products(decoder) if device.type == "cpu" else None
+    found = {"device": device.type, **choice.names(choice.choose(device)), "products": products}
+    return {**found, "attention_on": _forecast(decoder)}
+
+
+def _products(decoder: Decoder) -> dict[str, Any]:
+    """How commands multiply fp32 matrices of this model on this CPU, and what they have measured."""
+    found = kept(of) if allowed() == AUTO and (of := matrices(decoder)) else Choice()
+    threads = f"{processor()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+    if found is None:
+        return {"chosen": f"when a command first computes with it: {threads}"}
+    return {"chosen": f"as measured: {threads}" if found.found else "torch, not measured", **found.shown()}
 
 
 def _forecast(decoder: Decoder) -> dict[str, Any]:

@@ -12,7 +12,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from blockwright.blocks.generation.sample import Acceptance, Sampling
-from blockwright.blocks.kernels.machine import keep_freed_memory, set_float32_matmul
+from blockwright.blocks.kernels.machine import keep_freed_memory
+from blockwright.blocks.kernels.timing import multiply_fastest
 from blockwright.lab import drafter
 from blockwright.lab.attachment import attached, attachments
 from blockwright.lab.generation_options import add_options, checked_sampling
@@ -63,7 +64,7 @@ def main(arguments: Sequence[str]) -> None:
     prompts = words.prompt or [""]
     keep_freed_memory()
     writer = Writer.open(words.model, dtype=words.dtype, device=words.device, visits=words.visits)
-    set_float32_matmul("auto", writer.decoder.output_weight.device.type)
+    multiply_fastest(writer.decoder)
     print(f"weights: {writer.decoder.read_from}", file=sys.stderr)
     if words.drafts is not None:
         writer.drafts = drafter.drafter(writer, words.drafts, words.draft_tokens)

@@ -229,7 +229,7 @@ def _train_once() -> None:
     What a training leaves in its process is taken back. Of what is not, the environment and the folder are a fork's
     own, and every command seeds itself.
     """
-    torch = importlib.import_module("torch")
+    products = importlib.import_module("blockwright.blocks.kernels.products")
     composing = importlib.import_module("blockwright.training.configuration.composing")
     execute = importlib.import_module("blockwright.training.entry.execute").execute
     prepare = importlib.import_module("blockwright.training.entry.preflight").prepare
@@ -248,7 +248,7 @@ def _train_once() -> None:
             )
         )
     logging.root.handlers[:], logging.root.level = loggers
-    torch.set_float32_matmul_precision("highest")
+    products.use(products.Choice())
     assert {number: signal.getsignal(number) for number in heard} == heard
 
 

@@ -23,7 +23,7 @@ from blockwright.blocks.cache.base import Cache
 from blockwright.blocks.forward_pass import Pass
 from blockwright.blocks.kernels import coded_attention, few_keys, latent_attention, long_attention
 from blockwright.blocks.kernels.latent_attention import into_latents, of_latents, out_of_latents
-from blockwright.blocks.kernels.machine import by_mkl, reads_fast
+from blockwright.blocks.kernels.products import by_mkl, reads_fast
 from blockwright.blocks.kernels.scoring import Bias, Scoring, dense, of_heads
 from blockwright.blocks.selector.base import Asked
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from blockwright.blocks.kernels.attention import causal_attention, causal_attention_reference
 from blockwright.blocks.kernels.latent_attention import latent_attention
-from blockwright.blocks.kernels.machine import by_mkl, reads_fast
+from blockwright.blocks.kernels.products import by_mkl, reads_fast
 from blockwright.blocks.kernels.quantise import Codes
 from blockwright.blocks.kernels.scoring import Scoring, dense
 from blockwright.blocks.kernels.seam import kernel

@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from blockwright.blocks.kernels.machine import multiplies_by_onednn, reads_fast
+from blockwright.blocks.kernels.products import multiplies_by_onednn, reads_fast
 from blockwright.blocks.kernels.seam import kernel
 
 FEW = 64  # rows; larger products are compute-bound

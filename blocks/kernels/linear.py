@@ -1,4 +1,8 @@
-"""x Wᵀ + b: torch's, or where few rows are multiplied, as in decoding, whatever reads the matrix fastest."""
+"""x Wᵀ + b: torch's, or where few rows are multiplied, as in decoding, whatever was measured to read the matrix faster.
+
+Other implementations are registered with ``automatic=False``: on a CPU only measurement or the user chooses one
+(blocks/kernels/products.py), for a number of rows.
+"""
 
 from __future__ import annotations
 
@@ -6,13 +10,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from blockwright.blocks.kernels.seam import compute, kernel
+from blockwright.blocks.kernels.products import asked_for
+from blockwright.blocks.kernels.seam import compute, first_to_take, kernel
 
 kernel("linear", "torch", order=20)(F.linear)
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """``torch.nn.functional.linear``; without gradients by the first implementation that takes it.
+    """``torch.nn.functional.linear``; without gradients by the first chosen implementation that takes it.
 
     Args:
         x: [..., K]
@@ -24,4 +29,6 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """
     if torch.is_grad_enabled() or torch.compiler.is_compiling():
         return F.linear(x, weight, bias)
+    if x.is_cpu and (asked := asked_for(x.numel() // (x.shape[-1] or 1))):
+        return first_to_take(asked, x, weight, bias).call(x, weight, bias)
     return compute("linear", x, weight, bias)

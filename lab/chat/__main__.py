@@ -12,7 +12,8 @@ from collections.abc import Sequence
 from io import TextIOWrapper
 from pathlib import Path
 
-from blockwright.blocks.kernels.machine import keep_freed_memory, set_float32_matmul
+from blockwright.blocks.kernels.machine import keep_freed_memory
+from blockwright.blocks.kernels.timing import multiply_fastest
 from blockwright.lab.chat.conversation import USUAL_ROOM, Conversation, Manner
 from blockwright.lab.chat.talk import MAX_LINE, Talk
 from blockwright.lab.chat_text import ChatText, difference, own_format
@@ -70,7 +71,7 @@ def main(arguments: Sequence[str]) -> None:
     words, manner = read(arguments)
     keep_freed_memory()
     writer = Writer.open(words.model, dtype=words.dtype, device=words.device, visits=words.visits)
-    set_float32_matmul("auto", writer.decoder.output_weight.device.type)
+    multiply_fastest(writer.decoder)
     chat = chat_of(Path(words.model), writer.words, words.format)
     conversation = Conversation(writer, chat, manner, words.system)
     _note(f"weights: {writer.decoder.read_from}")

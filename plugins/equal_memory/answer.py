@@ -10,7 +10,8 @@ from pathlib import Path
 
 import torch
 
-from blockwright.blocks.kernels.machine import keep_freed_memory, set_float32_matmul
+from blockwright.blocks.kernels.machine import keep_freed_memory
+from blockwright.blocks.kernels.timing import multiply_fastest
 from blockwright.lab.writer import usable_device
 from blockwright.plugins.equal_memory import report
 from blockwright.plugins.equal_memory.arm import Arm, cells_of, read_arms
@@ -58,8 +59,8 @@ def measure(request: Request, arms: Sequence[Arm], device: torch.device) -> Resu
     settings, dtype = request.settings, getattr(torch, request.settings.dtype)
     torch.set_num_threads(settings.threads)
     keep_freed_memory()
-    set_float32_matmul("auto", device.type)
     decoders = {arm.name: arm.build(device) for arm in arms}
+    multiply_fastest(*decoders.values())
     machine = Machine(device, dtype, settings.budget)
 
     def race_at(context: int) -> Race:

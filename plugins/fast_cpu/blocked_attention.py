@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from blockwright.blocks.kernels.long_attention import LONGEST, SHORTEST
-from blockwright.blocks.kernels.machine import multiplies_by_onednn
+from blockwright.blocks.kernels.products import multiplies_by_onednn
 from blockwright.blocks.kernels.scoring import Bias, Scoring, dense, part
 from blockwright.blocks.kernels.seam import as_written, kernel
 

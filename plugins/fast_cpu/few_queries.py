@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from blockwright.blocks.kernels.machine import by_mkl, is_plain
+from blockwright.blocks.kernels.products import by_mkl, is_plain
 from blockwright.blocks.kernels.scoring import Scoring, dense
 from blockwright.blocks.kernels.seam import kernel
 

@@ -6,7 +6,8 @@ machines without a C compiler use MKL, where up to 4 rows are faster than torch'
 on two Zen 4 cores, MKL reads W at 9 GB/s with one thread, and oneDNN at 7 to 15. The same as a batched product of parts
 of W with the row as their column reaches 20 to 40 GB/s in MKL, if the columns are a view of the rows: a copy takes
 another path, at 3.5. Several rows are fastest as the columns of one product with the whole of W; three take longer than
-four. All this is of fp32, even where larger products go to oneDNN (see machine.py).
+four. All this is of fp32, even where larger products go to oneDNN. Which of
+them computes is measured (blocks/kernels/timing.py).
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from blockwright.blocks.kernels.machine import by_mkl, reads_fast
+from blockwright.blocks.kernels.products import by_mkl, is_plain
 from blockwright.blocks.kernels.seam import kernel
 from blockwright.plugins.fast_cpu.c_library import loaded
 
@@ -30,10 +31,10 @@ LEAST = 256  # columns; for models of narrower matrices a compiler would take lo
 
 
 def suits(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> bool:
-    return bool(x.numel()) and reads_fast(x) and suits_compiled(x, weight)
+    return bool(x.numel()) and is_plain(x) and suits_compiled(x, weight)
 
 
-@kernel("linear", "few_rows", devices=("cpu",), takes=suits, order=10)
+@kernel("linear", "few_rows", devices=("cpu",), takes=suits, automatic=False, order=10)
 def linear_compiled(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """``linear`` in C."""
     y = compiled(x, weight)
@@ -85,7 +86,8 @@ def of_mkl(x: Tensor, weight: Tensor) -> Tensor:
 
 def few(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> bool:
     """Whether ``of_mkl`` takes rows and a matrix."""
-    return 0 < x.numel() <= FEW * x.shape[-1] and reads_fast(x) and _is_whole(weight) and not weight.shape[0] % PARTS
+    fits = 0 < x.numel() <= FEW * x.shape[-1] and not weight.shape[0] % PARTS
+    return fits and is_plain(x) and _is_whole(weight) and torch.backends.mkl.is_available()
 
 
 def _is_whole(weight: Tensor) -> bool:
@@ -93,7 +95,7 @@ def _is_whole(weight: Tensor) -> bool:
     return type(weight) in (Tensor, torch.nn.Parameter) and weight.dtype == torch.float32 and weight.is_contiguous()
 
 
-@kernel("linear", "mkl", devices=("cpu",), takes=few, order=11)
+@kernel("linear", "mkl", devices=("cpu",), takes=few, automatic=False, order=11)
 def linear_of_mkl(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """``linear`` by MKL."""
     y = of_mkl(x, weight)

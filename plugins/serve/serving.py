@@ -17,7 +17,8 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from blockwright.blocks.decoder import Decoder
 from blockwright.blocks.generation.batch import Batch
 from blockwright.blocks.generation.drafts.base import Drafter
-from blockwright.blocks.kernels.machine import keep_freed_memory, set_float32_matmul
+from blockwright.blocks.kernels.machine import keep_freed_memory
+from blockwright.blocks.kernels.timing import multiply_fastest
 from blockwright.lab.card import in_bytes
 from blockwright.lab.drafter import drafter
 from blockwright.lab.listening import PLAIN, Site, check_free, is_loopback, listen, until_signal
@@ -133,7 +134,7 @@ def serve(options: argparse.Namespace, key: str | None) -> None:
     check_free(options.host, options.port)
     keep_freed_memory()
     writer = Writer.open(options.model, dtype=options.dtype, device=options.device, visits=options.visits)
-    set_float32_matmul("auto", writer.decoder.output_weight.device.type)
+    multiply_fastest(writer.decoder)
     if options.bos:
         begin(writer.words, "--bos", "Leave --bos out")
     chat = chat_of(options.model, writer, options.chat)

@@ -119,7 +119,7 @@ def refused(monkeypatch, capsys):
 
     def chat(words, lines):
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(lines), encoding="utf-8"))
-        monkeypatch.setattr(command, "set_float32_matmul", lambda *choice: None)
+        monkeypatch.setattr(command, "multiply_fastest", lambda *models: None)
         monkeypatch.setattr(command, "keep_freed_memory", lambda: None)
         monkeypatch.setattr("blockwright.training.data.chat.template_process.PROCESS.seconds", 0.3)
         assert run_command(run, ["chat", *words]) == 64

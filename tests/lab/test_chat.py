@@ -32,7 +32,7 @@ MANNER = Manner(8, Sampling(0))
 @pytest.fixture(autouse=True)
 def process_as_it_was(monkeypatch):
     """Settings of the process are the command's own affair."""
-    monkeypatch.setattr(command, "set_float32_matmul", lambda *choice: None)
+    monkeypatch.setattr(command, "multiply_fastest", lambda *models: None)
     monkeypatch.setattr(command, "keep_freed_memory", lambda: None)
 
 

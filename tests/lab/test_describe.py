@@ -18,7 +18,9 @@ from torch import nn
 
 from blockwright.blocks.attention.base import Attention
 from blockwright.blocks.cost import deepseek_moe_flops
-from blockwright.lab import describe
+from blockwright.blocks.kernels import timing
+from blockwright.blocks.kernels.products import Choice, Faster
+from blockwright.lab import card, describe
 from blockwright.lab.card_request import Options, read
 from blockwright.lab.describe import figures, main
 from blockwright.lab.models import changes_model, load
@@ -390,3 +392,21 @@ def test_a_mistake_is_one_message(capsys, words, path):
 def test_overrides_of_the_model_are_told_from_others():
     keys = ("model.n_layers", "model/attention", "+model.mtp", "~model/position", "modelling", "data", "models.x", "")
     assert [key for key in keys if changes_model(key)] == list(keys[:4])
+
+
+def test_card_says_what_was_measured_here_and_measures_nothing(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv(timing.VARIABLE)
+    found = (Faster("many rows", "oneDNN", "MKL", 1.4), Faster("1 row", "fast", "torch", 1.25))
+    monkeypatch.setattr(describe, "kept", lambda of: Choice("medium", {1: ("fast",)}, found=found))
+    main(["model=tiny", "--json"])
+    (model,) = json.loads(capsys.readouterr().out)["models"]
+    shown = model["kernels"]["products"]
+    assert (
+        shown["many rows"] == "oneDNN (oneDNN 1.40 × MKL)" and shown["1 row"] == "fast, else torch (fast 1.25 × torch)"
+    )
+    card.show({"models": [model], "changes": [], "against": model["model"]})
+    assert "fast 1.25 × torch" in capsys.readouterr().out
+    monkeypatch.setattr(describe, "kept", lambda of: None)
+    assert set(describe.figures(load("tiny", []), Options())["kernels"]["products"]) == {"chosen"}

@@ -14,20 +14,21 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from blockwright.blocks.kernels import machine
+from blockwright.blocks.kernels import products
 from blockwright.blocks.kernels.linear import linear
 from blockwright.blocks.linear import Linear
 from blockwright.plugins.fast_cpu import c_library, few_rows
 from blockwright.plugins.fast_cpu.few_rows import FEW, FEW_COMPILED, LANES, LEAST, PARTS, TOGETHER, compiled, few
 from tests.blocks.kernels.compared import drawn, threads
 
+CHOSEN = products.Choice(few_rows={FEW_COMPILED: ("few_rows", "mkl")})
 needs_compiler = pytest.mark.skipif(c_library.loaded("few_rows") is None, reason="no C compiler here")
 
 
 @pytest.fixture(autouse=True)
-def pays(monkeypatch: pytest.MonkeyPatch) -> None:
+def chosen() -> None:
     """On any processor."""
-    monkeypatch.setattr(machine, "_pays", lambda: True)
+    products.use(CHOSEN)
 
 
 def single(*shape: int, seed: int = 0) -> Tensor:
@@ -132,9 +133,9 @@ def test_a_library_of_one_thread_leaves_several_to_torch(monkeypatch: pytest.Mon
 
 PROGRAM = """
 import torch
-from blockwright.blocks.kernels import machine
+from blockwright.blocks.kernels import products
 from blockwright.blocks.kernels.linear import linear
-machine._pays = lambda: True
+products.use(products.Choice(few_rows={4: ("mkl",)}))
 torch.backends.mkldnn.matmul.fp32_precision = "bf16"  # as new programs do; the older function then raises
 with torch.no_grad():
     linear(torch.ones(1, 8), torch.ones(32, 8))

@@ -23,7 +23,8 @@ from blockwright.blocks.checkpoint.source import (
     usable_dtype,
 )
 from blockwright.blocks.compose import check
-from blockwright.blocks.kernels.machine import keep_freed_memory, set_float32_matmul
+from blockwright.blocks.kernels.machine import keep_freed_memory
+from blockwright.blocks.kernels.timing import multiply_fastest
 from blockwright.lab.own_text import own_text, read_text_file
 from blockwright.lab.writer import tokenizer_of
 from blockwright.plugins.long_context.reading import results
@@ -118,7 +119,7 @@ def main(arguments: Sequence[str]) -> None:
     keep_freed_memory()
     device = usable_device(words.device)
     decoder = build(source, dtype=dtype, device=device)
-    set_float32_matmul("auto", decoder.output_weight.device.type)
+    multiply_fastest(decoder)
     tell = (lambda line: None) if words.json else (lambda line: print(line, flush=True))
     readings = [read(decoder, test, text, wording, grid, tell) for test in tests]
     loss = None if words.window is None else position_loss(decoder, text, max(lengths), words.window)

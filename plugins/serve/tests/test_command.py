@@ -108,7 +108,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[Server]:
     servers: list[Server] = []
     monkeypatch.setattr(Server, "run_until_signal", lambda self, listening: servers.append(self))
     monkeypatch.setattr(serving, "keep_freed_memory", lambda: None)
-    monkeypatch.setattr(serving, "set_float32_matmul", lambda *choice: None)
+    monkeypatch.setattr(serving, "multiply_fastest", lambda *models: None)
     monkeypatch.setattr(serving.logging, "basicConfig", lambda **options: None)
     return servers
 

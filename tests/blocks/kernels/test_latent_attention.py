@@ -13,9 +13,9 @@ from torch import Tensor
 from blockwright.blocks.attention.mla import MLA
 from blockwright.blocks.forward_pass import Pass
 from blockwright.blocks.kernels import latent_attention as module
-from blockwright.blocks.kernels import machine
 from blockwright.blocks.kernels.attention import causal_attention_reference
 from blockwright.blocks.kernels.latent_attention import absorbs, into_latents, key_multiple, out_of_latents
+from blockwright.blocks.kernels.products import Choice, use
 from blockwright.blocks.kernels.scoring import Scoring
 from tests.blocks.kernels.compared import drawn
 
@@ -58,7 +58,7 @@ def test_absorbed_equals_expanded() -> None:
 
 
 def test_parts_of_a_long_memory_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(machine, "_pays", lambda: True)
+    use(Choice(cached=True))
     monkeypatch.setattr(module, "LARGE", 0)
     monkeypatch.setattr(module, "PART", 16)
     for S, biased in each([64, 63, 17], [False, True, True]):

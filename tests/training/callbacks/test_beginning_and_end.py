@@ -1,4 +1,4 @@
-"""Early stopping of a resumed run, the final figures, and how a run sets its process up."""
+"""Early stopping of a resumed run, and the final figures."""
 
 from __future__ import annotations
 
@@ -12,10 +12,8 @@ from unittest.mock import Mock
 
 import lightning as L
 import pytest
-import torch
 from lightning.pytorch.loggers import CSVLogger
 
-from blockwright.training.callbacks import machine
 from blockwright.training.callbacks.early_stopping import EarlyStopping
 from blockwright.training.callbacks.interruption import Interruption
 from blockwright.training.callbacks.step_end import Finale
@@ -104,14 +102,3 @@ def test_only_the_first_process_concludes(rank: int, heard: Any) -> None:
     trainer: Any = SimpleNamespace(**own, is_global_zero=rank == 0, global_step=3)
     conclude(trainer, None, None, test=False)  # type: ignore[arg-type]
     assert heard == ([(3, {"val/loss": 1.0})] if rank == 0 else [])
-
-
-def test_settings_are_made_as_configured(monkeypatch: pytest.MonkeyPatch) -> None:
-    calls: list[str] = []
-    monkeypatch.setattr(machine, "keep_freed_memory", lambda: calls.append("kept"))
-    trainer: Any = SimpleNamespace(strategy=SimpleNamespace(root_device=torch.device("cpu")))
-    machine.Machine("high").setup(trainer, None, "fit")  # type: ignore[arg-type]
-    assert torch.get_float32_matmul_precision() == "high" and calls
-    calls.clear()
-    machine.Machine(keep_memory=False).setup(trainer, None, "fit")  # type: ignore[arg-type]
-    assert not calls
