@@ -1,9 +1,10 @@
 """Check for slowdowns: the ratios of a new run against the recorded ones.
 
-``python -m benchmarks.check NEW.json …``: each file is compared with the one of the same name under
-``benchmarks/results``. Ratios only, never seconds: they are stable from day to day and beside other work, but not from
-machine to machine, so a record of another device is refused. Tables that were not run are ignored; a missing ratio
-of a table that was run is an error. Exit code 1: a ratio is 10 % worse, or missing.
+``python -m benchmarks.check NEW.json …``: each file is compared with the record of the same name and the same machine
+under ``benchmarks/results``. Ratios only, never seconds: they are stable from day to day and beside other work, but not
+from machine to machine, so where this one has no record, that is said. Tables that were not run are ignored; a missing
+ratio of a table that was run is an error. Exit code 1: a ratio is 10 % worse, or missing; 2: nothing to compare.
+Without a file it lists the machines that there are records of, and which promises hold there.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.record import RESULTS, number
+from benchmarks.record import MACHINES, RESULTS, number, records
 
 TOLERANCE = 0.10
 NOTHING = 1e-4  # differences of outputs or bytes below this count as zero
@@ -62,23 +63,41 @@ def table(name: str) -> str:
     return name.rpartition(": ")[0]
 
 
+def machines(folder: Path) -> list[str]:
+    """A table in Markdown of all records: benchmark, machine, date, promises that hold there."""
+    lines = ["| benchmark | machine | date | promises that hold |", "|---|---|---|---|"]
+    for name in sorted({file.stem for file in [*folder.glob("*.json"), *folder.glob(f"{MACHINES}/*/*.json")]}):
+        for document in records(folder, name).values():
+            held = [ratio["holds"] for ratio in document.get("ratios", ()) if ratio["holds"] is not None]
+            about = document["about"]
+            held_of = f"{sum(held)} of {len(held)}" if held else ""
+            lines.append(f"| {name} | {about['device']} | {about['date'].split()[0]} | {held_of} |")
+    return lines
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Compare, print, and return the exit code: 0, 1 for worse, 2 if not comparable."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.check", description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("new", nargs="+", type=Path, metavar="NEW.json", help="results of a run with --out elsewhere")
+    parser.add_argument("new", nargs="*", type=Path, metavar="NEW.json", help="results of a run with --out elsewhere")
     parser.add_argument("--recorded", type=Path, default=RESULTS, help="default: benchmarks/results")
     parser.add_argument("--tolerance", type=float, default=TOLERANCE, help="default: %(default)s")
     given = parser.parse_args(arguments)
+    if not given.new:
+        print("\n".join(machines(given.recorded)))
+        return 0
     failures: list[str] = []
     for file in given.new:
         try:
-            new, recorded = (json.loads(path.read_text()) for path in (file, given.recorded / file.name))
+            new, known = json.loads(file.read_text()), records(given.recorded, file.stem).values()
         except (OSError, ValueError) as error:
             print(f"error: {error}", file=sys.stderr)
             return 2
-        if new["about"]["device"] != recorded["about"]["device"]:
-            devices = f"{recorded['about']['device']!r}, but this is {new['about']['device']!r}"
-            print(f"error: {file.name} was recorded on {devices}: record again, or check there", file=sys.stderr)
+        own = new["about"]["device"]
+        recorded = next((document for document in known if document["about"]["device"] == own), None)
+        if recorded is None:
+            others = " and ".join(repr(document["about"]["device"]) for document in known) or "no machine"
+            remedy = "record it here, without --out, or check there"
+            print(f"error: {file.stem} has no record of {own!r}, but of {others}: {remedy}", file=sys.stderr)
             return 2
         lines, worse_ones = compare(recorded, new, given.tolerance)
         if not lines:

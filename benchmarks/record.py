@@ -1,8 +1,13 @@
-"""Output of a benchmark: JSON, Markdown and a plot, under ``benchmarks/results/``."""
+"""Output of a benchmark: JSON, Markdown and a plot, under ``benchmarks/results/``.
+
+There is a record for each machine. That of the first one that ran a benchmark is in the folder itself; that of another
+is in ``machines/DEVICE/`` below it, so that no record of one machine replaces that of another.
+"""
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -12,6 +17,7 @@ from benchmarks.statistics import Spread
 from blockwright.lab.report.svg import Chart, Scale, cut, standalone
 
 BAR = 17  # pixels of a bar and its space
+MACHINES = "machines"  # folder of those that were not the first
 RESULTS = Path(__file__).resolve().parent / "results"
 
 
@@ -78,9 +84,9 @@ class Result:
     raw: dict[str, Any] = field(default_factory=dict)
 
     def save(self, folder: Path = RESULTS) -> Path:
-        """Write ``<benchmark>.json``, ``.md`` and ``.svg``; returns the path of the first."""
-        folder.mkdir(parents=True, exist_ok=True)
-        stem = folder / self.benchmark
+        """Write ``<benchmark>.json``, ``.md`` and ``.svg`` of this machine; returns the path of the first."""
+        stem = place(folder, self.benchmark, self.about["device"]).with_suffix("")
+        stem.parent.mkdir(parents=True, exist_ok=True)
         stem.with_suffix(".json").write_text(json.dumps(self.plain(), indent=1, ensure_ascii=False) + "\n")
         stem.with_suffix(".md").write_text(self.markdown())
         if any(table.plotted for table in self.tables):
@@ -115,6 +121,24 @@ class Result:
         if self.ratios:
             parts.append("\n".join(["## Ratios", "", *_rows(*_ratio_rows(self.ratios))]))
         return "\n\n".join(parts) + "\n"
+
+
+def records(folder: Path, benchmark: str) -> dict[Path, dict[str, Any]]:
+    """The documents of a benchmark, of every machine, by their files.
+
+    Raises:
+        OSError, ValueError: one cannot be read
+    """
+    files = [folder / f"{benchmark}.json", *sorted(folder.glob(f"{MACHINES}/*/{benchmark}.json"))]
+    return {file: json.loads(file.read_text()) for file in files if file.exists()}
+
+
+def place(folder: Path, benchmark: str, device: str) -> Path:
+    """The file of the record of one machine: where it is, or where a new one belongs."""
+    known = records(folder, benchmark)
+    found = next((file for file, document in known.items() if document["about"]["device"] == device), None)
+    own = re.sub(r"[^a-z0-9]+", "_", device.lower()).strip("_")
+    return found or (folder / MACHINES / own if known else folder) / f"{benchmark}.json"
 
 
 def _ratio_rows(ratios: Sequence[Ratio]) -> tuple[list[str], list[list[Any]]]:

@@ -90,11 +90,32 @@ def test_check_fails_what_is_missing_from_a_table_that_was_run(save: Save) -> No
     assert verdict(save("new", speed=(2.0, "more")), recorded) == 1
 
 
-def test_check_refuses_another_machine_and_nothing_in_common(save: Save) -> None:
+def test_check_refuses_another_machine_and_nothing_in_common(save: Save, capsys: pytest.CaptureFixture[str]) -> None:
     recorded = save("recorded", speed=(2.0, "more"))
-    assert verdict(save("new", device="slide rule", speed=(2.0, "more")), recorded) == 2
+    assert verdict(save("other", device="slide rule", speed=(2.0, "more")), recorded) == 2
+    assert "no record of 'slide rule', but of 'abacus'" in capsys.readouterr().err
     assert verdict(save("new", where="another", speed=(2.0, "more")), recorded) == 2
     assert verdict(recorded.parent / "absent.json", recorded) == 2
+
+
+def test_each_machine_has_a_record_and_is_compared_with_it(save: Save, capsys: pytest.CaptureFixture[str]) -> None:
+    first = save("recorded", speed=(2.0, "more"))
+    before = first.read_bytes()
+    other = save("recorded", device="slide rule, 2 hands", speed=(4.0, "more"))
+    assert first.read_bytes() == before and other.parent.name == "slide_rule_2_hands"
+    assert save("recorded", device="slide rule, 2 hands", speed=(4.0, "more")) == other  # again, in its place
+    for device, speed, code in (("abacus", 2.0, 0), ("abacus", 1.5, 1), ("slide rule, 2 hands", 2.0, 1)):
+        assert verdict(save(f"new {device}", device=device, speed=(speed, "more")), first) == code, (device, speed)
+    capsys.readouterr()
+    assert check.main(["--recorded", str(first.parent)]) == 0
+    listed = capsys.readouterr().out.splitlines()
+    assert [line.split(" | ")[1] for line in listed[2:]] == ["abacus", "slide rule, 2 hands"]
+
+
+def test_pages_name_every_machine_that_there_is_a_record_of() -> None:
+    devices = {row.split(" | ")[1].partition(" (")[0] for row in check.machines(RESULTS)[2:]}
+    pages = [(RESULTS.parents[1] / page).read_text() for page in ("README.md", "docs/how-to/benchmarks.md")]
+    assert devices and all(device in page for device in devices for page in pages)
 
 
 def test_numbers_are_written_for_people() -> None:
