@@ -73,6 +73,14 @@ class Block(nn.Module, Composable):
         """
         return {}
 
+    def head_rows(self) -> Mapping[str, tuple[int, ...]]:
+        """Own matrices (out, in) whose outputs are those of heads, one after another → rows of a head.
+
+        Where a head has several maps in one matrix, as of keys and values, the rows of each: they begin again with each
+        head. An optimizer may treat each as a matrix of its own.
+        """
+        return {}
+
 
 # --- what a picture says of a block, beyond its signature and its children (lab/drawing) ------------------------------
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
-from blockwright.blocks.base import Kind
+from blockwright.blocks.base import Block, Kind
 from blockwright.blocks.memory.base import Table
 
 
@@ -24,12 +24,14 @@ class Weight:
             `vector`, everything else: norm weights, biases, scalars, and what begins as the identity, of which decay
             would take away what it passes on. A module says so in `weight_kinds`
         sparse: whether its gradient holds only the rows that a batch reads
+        head_rows: rows of a head, of each map that it has, where its outputs are those of heads (``Block.head_rows``)
     """
 
     names: tuple[str, ...]
     parameter: nn.Parameter
     kind: Kind
     sparse: bool = False
+    head_rows: tuple[int, ...] = ()
 
     @property
     def decays(self) -> bool:
@@ -48,14 +50,27 @@ def weights(module: nn.Module) -> list[Weight]:
     """
     found: dict[nn.Parameter, list[tuple[str, Kind]]] = {}
     sparse: set[nn.Parameter] = set()
+    heads = _head_rows(module)
     for name, owner, parameter in _places(module):
         if parameter.requires_grad:
             found.setdefault(parameter, []).append((name, _kind(name, owner, parameter)))
             sparse |= {parameter} if isinstance(owner, Table) else set()
     return [
-        Weight(tuple(name for name, _ in places), parameter, _strictest(k for _, k in places), parameter in sparse)
+        Weight(
+            tuple(name for name, _ in places),
+            parameter,
+            _strictest(k for _, k in places),
+            parameter in sparse,
+            next((heads[name] for name, _ in places if name in heads), ()),
+        )
         for parameter, places in found.items()
     ]
+
+
+def _head_rows(module: nn.Module) -> dict[str, tuple[int, ...]]:
+    """Qualified names of the matrices of heads → rows of a head."""
+    blocks = {f"{path}." if path else "": m for path, m in module.named_modules() if isinstance(m, Block)}
+    return {f"{path}{leaf}": rows for path, block in blocks.items() for leaf, rows in block.head_rows().items()}
 
 
 def _places(module: nn.Module) -> Iterator[tuple[str, nn.Module, nn.Parameter]]:

@@ -158,6 +158,10 @@ class DeltaRule(Recurrent):
     def memory(self) -> dict[str, tuple[int, ...]]:
         return {"state": (self.output.in_features // self.v_head_dim, self.head_dim, self.v_head_dim)}
 
+    def head_rows(self) -> dict[str, tuple[int, ...]]:
+        widths = {"query": self.head_dim, "key": self.head_dim, "value": self.v_head_dim}
+        return {f"{name}.weight": (width,) for name, width in widths.items()}
+
     def parallel_plan(self) -> dict[str, Placement]:
         children = tuple(f"{n}." for n, child in self.named_children() if isinstance(child, Block))
         own: dict[str, Placement] = {n: "column" for n, _ in self.named_parameters() if not n.startswith(children)}

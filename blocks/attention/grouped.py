@@ -135,6 +135,10 @@ class GroupedAttention(Scored):
     def _heads_apart(self) -> bool:
         return self.scores is None or self.scores.per_head
 
+    def head_rows(self) -> dict[str, tuple[int, ...]]:
+        maps = ("query", "key", "value")
+        return {f"{of}.weight": (self.head_dim,) for of in maps if getattr(self, of) is not None}
+
     def parallel_plan(self) -> dict[str, Placement]:
         if not self._heads_apart():
             return {}

@@ -151,6 +151,9 @@ class MLA(Scored):
             ScoreRows("kv_up.weight", self.nope + self.v_head_dim, "key", content),
         )
 
+    def head_rows(self) -> dict[str, tuple[int, ...]]:
+        return {self._queries: (self.nope + self.rope,), "kv_up.weight": (self.nope, self.v_head_dim)}
+
     def parallel_plan(self) -> dict[str, Placement]:
         return {self._queries: "column", "kv_up.weight": "column", "output.weight": "row"}
 

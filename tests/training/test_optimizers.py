@@ -12,21 +12,25 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from blockwright.blocks.compose import compose
 from blockwright.blocks.memory.base import Table
 from blockwright.blocks.weights import weights
 from blockwright.registry.errors import ConfigError
 from blockwright.training.optimizers.adamw import AdamW
 from blockwright.training.optimizers.base import OptimizerRecipe
 from blockwright.training.optimizers.combined import CombinedOptimizer
+from blockwright.training.optimizers.head_muon import HeadMuon
 from blockwright.training.optimizers.hyperball import Hyperball
 from blockwright.training.optimizers.muon import Muon
 from blockwright.training.optimizers.normuon import NorMuon
 from blockwright.training.optimizers.row_adam import RowAdam
 from blockwright.training.optimizers.soap import SOAP
-from blockwright.training.optimizers.stacked import StackedMuon
+from blockwright.training.optimizers.stacked import StackedHeadMuon, StackedMuon
 from blockwright.training.parallel.clipping import clip, total_norm
 
-RECIPES: dict[str, type[OptimizerRecipe]] = {"adamw": AdamW, "muon": Muon, "normuon": NorMuon, "soap": SOAP}
+RECIPES: dict[str, type[OptimizerRecipe]] = {
+    "adamw": AdamW, "head_muon": HeadMuon, "muon": Muon, "normuon": NorMuon, "soap": SOAP,
+}  # fmt: skip
 EVERY = [recipe(lr=1e-2) for recipe in RECIPES.values()]
 HELD = [recipe(lr=1e-2, constraint=Hyperball()) for recipe in RECIPES.values()]
 V, D, E, W = 11, 8, 4, 12
@@ -243,6 +247,44 @@ def steps_as_torch(shapes: list[tuple[int, ...]], adjust_lr_fn: str, ns_dtype: s
     for parameter, slices in zip(ours, theirs, strict=True):
         expected = torch.stack([m.detach() for m in slices]).reshape(parameter.shape)
         torch.testing.assert_close(parameter.detach(), expected, rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize("adjust_lr_fn", ["original", "match_rms_adamw"])
+def test_muon_by_head_is_muon_on_the_heads_matrices(adjust_lr_fn: str) -> None:
+    shapes, rows = [(12, 8), (12, 3), (18, 8)], [(4,), (4,), (2, 4)]  # a head's matrix wide, tall, and two of them
+    ours = [nn.Parameter(torch.randn(shape)) for shape in shapes]
+
+    def heads(matrix: Tensor, rows: tuple[int, ...]) -> list[Tensor]:
+        return list(matrix.split(list(rows) * (len(matrix) // sum(rows))))
+
+    theirs = [[nn.Parameter(m.clone()) for m in heads(p.detach(), r)] for p, r in zip(ours, rows, strict=True)]
+    options: dict[str, Any] = {"lr": 0.01, "weight_decay": 0.1, "adjust_lr_fn": adjust_lr_fn, "ns_dtype": "float32"}
+    groups = [{"params": [p], "rows": r} for p, r in zip(ours, rows, strict=True)]
+    optimizer, reference = StackedHeadMuon(groups, **options), StackedMuon([m for p in theirs for m in p], **options)
+    for _ in range(3):
+        for parameter, r, parts in zip(ours, rows, theirs, strict=True):
+            parameter.grad = torch.randn_like(parameter)
+            for part, gradient in zip(parts, heads(parameter.grad, r), strict=True):
+                part.grad = gradient.clone()
+        optimizer.step()
+        reference.step()
+    for parameter, parts in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(parameter.detach(), torch.cat([p.detach() for p in parts]), rtol=0, atol=1e-6)
+
+
+def test_matrices_of_heads_are_of_whole_heads_and_what_ranks_split_by_heads(tiny: Any) -> None:
+    blocks = {
+        name: compose(tiny(n_layers=2, attention={"name": name}), device="meta").layers[1].attention
+        for name in ("delta_product", "gqa", "kda", "mla")
+    }
+    for name, block in blocks.items():
+        assert len(block.head_rows()) == (2 if name == "mla" else 3)
+        for leaf, rows in block.head_rows().items():
+            assert block.parallel_plan()[leaf] == "column" and len(block.get_parameter(leaf)) % sum(rows) == 0, name
+    model = compose(tiny(n_layers=2, attention={"name": "mla", "n_heads": 4}))
+    named = names_by_group(model, HeadMuon().build(model))
+    assert named["muon_rows12_rows12"] == {f"layers.{i}.attention.kv_up.weight" for i in range(2)}
+    assert "layers.0.attention.output.weight" in named["muon"]
 
 
 def test_a_gradient_of_zeros_moves_nothing_but_decays() -> None:

@@ -74,13 +74,16 @@ class MatrixRecipe(OptimizerRecipe):
         rest = [weight for weight in found if not self.takes(weight)]
         parts: list[Optimizer] = []
         if own:
-            parameters = [weight.parameter for weight in own]
-            group = {"params": parameters, "name": self.group, "weight_decay": self.weight_decay}
-            parts.append(self.of_matrices(multiplied([group], own, self.lr, self.multipliers, self.scales)))
+            groups = [{**group, "weight_decay": self.weight_decay} for group in self.grouped(own)]
+            parts.append(self.of_matrices(multiplied(groups, own, self.lr, self.multipliers, self.scales)))
         if rest:
             settings = (self.adamw_lr, self.betas, self.weight_decay, self.eps, self.fused)
             parts.append(torch_adamw(rest, *settings, self.multipliers, self.scales, prefix="adamw_"))
         return stepped(parts, found, self.constraint)
+
+    def grouped(self, own: Sequence[Weight]) -> list[dict[str, Any]]:
+        """Groups of the hidden matrices, with their names and what ``of_matrices`` treats them by."""
+        return [{"params": [weight.parameter for weight in own], "name": self.group}]
 
     def takes(self, weight: Weight) -> bool:
         """Whether it is one of the hidden matrices."""

@@ -90,7 +90,7 @@ class StackedMuon(torch.optim.Optimizer):
                 if cuts(parameter):
                     self._step_gathered(parameter, state, group)
                 else:
-                    pieces.append(_piece(parameter, state, group))
+                    pieces += self.pieces(parameter, state, group)
             for batch in _batches(pieces):
                 self._step_batch(batch, group)
         return loss
@@ -98,6 +98,10 @@ class StackedMuon(torch.optim.Optimizer):
     def started(self, parameter: Tensor) -> dict[str, Tensor]:
         """The state of a parameter before its first step."""
         return {"momentum_buffer": torch.zeros_like(parameter)}
+
+    def pieces(self, parameter: Tensor, state: dict[str, Any], group: dict[str, Any]) -> list[Piece]:
+        """The matrices of a parameter that are orthogonalised apart."""
+        return [_piece(parameter, state, group)]
 
     def weighed(self, update: Tensor, pieces: Sequence[Piece], group: dict[str, Any]) -> Tensor:
         """Orthogonalised matrices [S,a,b] of these pieces, in order → what the weights move by, but for the rate."""
@@ -222,6 +226,47 @@ def _orthogonalized(update: Tensor, group: dict[str, Any]) -> Tensor:
 def _cpu_multiplies_bfloat16() -> bool:
     """Whether this processor has bf16 units. torch has no public function for that; False if it has none at all."""
     return any(getattr(torch.cpu, name, bool)() for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
+
+
+# --- Muon that takes each head of a projection by itself --------------------------------------------------------------
+
+
+class StackedHeadMuon(StackedMuon):
+    """`StackedMuon` that orthogonalises the rows of each head by themselves, and scales each as the matrix that it is.
+
+    Args:
+        params: groups may have `rows`, of a head's maps in a matrix: `(4, 6)` takes its rows 0–3, 4–9, 10–13, …, each
+            as a matrix; without, whole matrices
+        settings: as in `StackedMuon`
+
+    Sharded parameters: a matrix whose rows are split over ranks is gathered, as there.
+    """
+
+    def pieces(self, parameter: Tensor, state: dict[str, Any], group: dict[str, Any]) -> list[Piece]:
+        if not group.get("rows"):
+            return super().pieces(parameter, state, group)
+        own, grad, momentum = local(parameter), local(gradient(parameter)), local(state["momentum_buffer"])
+        three = zip(*(_of_heads(tensor, group) for tensor in (own, grad, momentum)), strict=True)
+        return [_turned(p, g, m, None, group) for p, g, m in three]
+
+    def _step_gathered(self, parameter: Tensor, state: dict[str, Any], group: dict[str, Any]) -> None:
+        if not group.get("rows"):
+            super()._step_gathered(parameter, state, group)
+            return
+        (update,) = _nesterov([local(gradient(parameter))], [local(state["momentum_buffer"])], group["momentum"])
+        update = whole(update, parameter)
+        for part in _of_heads(update, group):
+            piece = _turned(part, part, part, None, group)
+            piece.parameter.copy_(_orthogonalized(piece.gradient, group) * piece.scale)
+        own = local(parameter)
+        own.mul_(1 - group["lr"] * group["weight_decay"])
+        own.add_(part_of(update, parameter), alpha=-group["lr"])
+
+
+def _of_heads(matrix: Tensor, group: dict[str, Any]) -> tuple[Tensor, ...]:
+    """Views [heads, rows, columns] of a matrix, one for each map that a head has in it."""
+    rows = list(group["rows"])
+    return matrix.unflatten(0, (-1, sum(rows))).split(rows, 1)
 
 
 # --- NorMuon for matrices and stacks of matrices, batched -------------------------------------------------------------

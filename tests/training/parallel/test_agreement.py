@@ -18,6 +18,7 @@ from blockwright.blocks.checkpoint.read import read_checkpoint
 from blockwright.blocks.compose import compose
 from blockwright.training.checkpoints.plugin import SealedCheckpoints
 from blockwright.training.optimizers.adamw import AdamW
+from blockwright.training.optimizers.head_muon import HeadMuon
 from blockwright.training.optimizers.muon import Muon
 from blockwright.training.parallel.arithmetic import held_bytes, traffic
 from blockwright.training.parallel.dry_run import Meter
@@ -47,13 +48,17 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "batch-wide balance": (many_ranks.MOE, {}),
     "multi-token prediction": (many_ranks.MTP, {"packed": True}),
     "muon": (DEEPSEEK, {"optimizer": Muon(lr=1e-2, ns_dtype="float32")}),
+    "muon by head": (DEEPSEEK, {"optimizer": HeadMuon(lr=1e-2, ns_dtype="float32")}),
     "plug-in": (PLUGIN, {}),
     "streams": (many_ranks.STREAMS, {"packed": True, "task": {"activation_checkpointing": "full"}}),
     "sources": (many_ranks.SOURCES, {}),
     "carried": (many_ranks.CARRIED, {"packed": True, "task": {"activation_checkpointing": "full"}}),
 }
 PAIR = [
-    *(("fsdp", case) for case in ("biased, packed, accumulated, recomputed", "muon", "sources", "carried")),
+    *(
+        ("fsdp", case)
+        for case in ("biased, packed, accumulated, recomputed", "muon", "muon by head", "sources", "carried")
+    ),
     *(
         ("tp", case)
         for case in ("deepseek", "biases and tied embeddings", "heads that cannot be split", "plug-in", "streams")
@@ -61,7 +66,7 @@ PAIR = [
     *(("ep", case) for case in ("batch-wide balance", "solved, selective", "multi-token prediction", "plug-in")),
 ]
 FOUR = [("hsdp", "deepseek"), ("fsdp_tp", "dense"), ("fsdp_ep", "biased, packed, accumulated, recomputed")]
-FOUR += [("tp_ep", "deepseek"), ("tp_ep", "muon")]
+FOUR += [("tp_ep", "deepseek"), ("tp_ep", "muon"), ("tp_ep", "muon by head")]
 HALF = {"optimizer": AdamW(lr=1e-3), "steps": 2}  # in the middle of an epoch
 REST = {"optimizer": AdamW(lr=1e-3), "steps": 4}
 
