@@ -264,7 +264,7 @@ def test_a_change_is_an_override_that_does_it(node):
 
 
 def test_arms_are_what_a_sweep_would_run():
-    arms = request.swept(["seed=1", "model/attention=glob(m*,exclude=mamba*)", "model.n_layers=2,3"])
+    arms = request.swept(["seed=1", "model/attention=glob(m?*a,exclude=mo*)", "model.n_layers=2,3"])
     assert list(arms) == ["mha+2", "mha+3", "mla+2", "mla+3", "mqa+2", "mqa+3"]
     assert arms["mla+3"] == ["seed=1", "model/attention=mla", "model.n_layers=3"]
     assert list(request.swept(["model.layout.ffn=[dense,ffn],[ffn,dense]"])) == ["[dense,ffn]", "[ffn,dense]"]
