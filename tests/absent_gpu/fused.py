@@ -61,7 +61,7 @@ def _efficient(called: Called, dropout: float, causal: bool) -> Tensor:
 
 def _cudnn(called: Called, dropout: float, causal: bool) -> Tensor:
     return aten._scaled_dot_product_cudnn_attention(
-        *called[:3], None, torch.is_grad_enabled(), dropout, causal, False, scale=called.scale
+        *called[:4], torch.is_grad_enabled(), dropout, causal, False, scale=called.scale
     )[0]
 
 
@@ -69,4 +69,4 @@ def _math(called: Called, dropout: float, causal: bool) -> Tensor:
     raise AssertionError(f"torch would hold all scores of {[tuple(t.shape) for t in called[:3]]}")
 
 
-KERNELS = {"flash": _flash, "cudnn": _cudnn, "efficient": _efficient, MATH: _math}  # the first that takes a call
+KERNELS = {"flash": _flash, "efficient": _efficient, "cudnn": _cudnn, MATH: _math}  # in the order of torch
