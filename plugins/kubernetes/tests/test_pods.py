@@ -73,7 +73,7 @@ def launch(warm: Warm, tmp_path: Path, corpus_file: Path, environment: dict[str,
         where = ["data.corpus.files=" + ("/runs/corpus.txt" if on_cluster else str(corpus))]
         if on_cluster:
             where += [f"hydra.launcher.image={IMAGE}", "hydra/launcher=kubernetes", "hydra.launcher.grace_s=60"]
-            where += ["+hydra.launcher.env.OMP_NUM_THREADS=1"]
+            where += [f"+hydra.launcher.env.{name}" for name in ("OMP_NUM_THREADS=1", "BLOCKWRIGHT_PRODUCTS=torch")]
         options = [*where, f"hydra.sweep.dir={folder}", *run, *arguments]
         variables = {**environment, **{k: os.environ[k] for k in ("PATH", "SCRIPTED_CLUSTER")}}
         variables["PROJECT_ROOT"] = str(tmp_path)
