@@ -30,6 +30,7 @@ WIDTHS = {
     "v_head_dim": 128,
     "head_dim": 128,
     "width": 512,  # of a latent that experts work in
+    "levels": 12,
 }
 OF_DOCUMENTS = ("attention/", "position/", "scores/")  # blocks that several documents in a row make a difference to
 

@@ -60,4 +60,8 @@ def _has_gpu() -> bool:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    try:
+        raise SystemExit(main())
+    except KeyboardInterrupt:
+        print("\nstopped: the same command continues with what the report lacks")
+        raise SystemExit(130) from None
