@@ -50,6 +50,11 @@ def compiled_names() -> list[str]:
     return [name for name in block_names() if not name.startswith("memory/")]
 
 
+def compiled_presets() -> list[str]:
+    """The presets without such tables."""
+    return [name for name in presets.names() if "memory" not in published(name)]
+
+
 def block(name: str) -> dict[str, Any]:
     """A decoder of one layer that holds a block, with its options on."""
     setting = Setting(*name.split("/"))
@@ -120,12 +125,12 @@ CODED = {
 NAMES: dict[str, Callable[[], Iterable[str]]] = {  # check → what it tries
     "block": block_names,
     "preset": presets.names,
-    "launches": presets.names,
+    "launches": compiled_presets,
     "decode": presets.names,
     "attending": presets.names,
     "graphs": presets.names,
     "compiled": compiled_names,
-    "compiled_preset": presets.names,
+    "compiled_preset": compiled_presets,
     "attention": lambda: ATTENTIONS,
     "coded": lambda: CODED,
     "timed": lambda: PARTS,

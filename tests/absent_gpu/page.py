@@ -29,7 +29,8 @@ SECTIONS = {  # check → heading, and what its cells say
     "compiled": (
         "Compiled blocks",
         "That layer compiled without a graph break, forward and backward: kernels · most shared memory · most spilled. "
-        "Memories by token are left out: the compiler asks the device for memory to trace a sparse gradient.",
+        "Memories by token are left out: the compiler asks the device for memory to trace a sparse gradient. "
+        "Rows of before 2026-12-02 also hold kernels of all scores, where a GPU runs a fused attention.",
     ),
     "compiled_preset": ("Compiled presets", "Each kind of layer of a preset compiled: the same figures."),
     "attention": ("FlexAttention", "Its kernels, forward and backward, by what forms the scores: the same figures."),
@@ -133,7 +134,8 @@ class Page:
         """One answer for all GPUs, or those of each."""
         cells = [self.cells[check].get(name, {}).get(gpu, UNTRIED) for gpu in COLUMNS]
         cells = [cell.partition(";")[0].removeprefix("training ") for cell in cells]
-        return cells[0] if len(set(cells)) == 1 else " / ".join(cells)
+        known = list(dict.fromkeys(cell for cell in cells if cell != UNTRIED)) or [UNTRIED]
+        return known[0] if len(known) == 1 else " / ".join(cells)
 
     def _section(self, check: str) -> str:
         heading, meaning = SECTIONS[check]
