@@ -188,7 +188,7 @@ def _arm() -> list[Schema]:
     """An arm that says more than its overrides; keys of a match may stand beside them."""
     spec = json_schema.dataclass(ablation.ArmSpec)["properties"]
     match = json_schema.dataclass(ablation.Match)["properties"]
-    return [mapping({**match, **spec})]
+    return [mapping({**spec, **match})]
 
 
 # --- the command ------------------------------------------------------------------------------------------------------
