@@ -66,7 +66,7 @@ def _cudnn(called: Called, dropout: float, causal: bool) -> Tensor:
 
 
 def _math(called: Called, dropout: float, causal: bool) -> Tensor:
-    raise AssertionError(f"torch would hold all scores of {[tuple(t.shape) for t in called[:3]]}")
+    raise AssertionError(f"{MATH} would hold all scores of {[tuple(t.shape) for t in called[:3]]}")
 
 
 KERNELS = {"flash": _flash, "efficient": _efficient, "cudnn": _cudnn, MATH: _math}  # in the order of torch
