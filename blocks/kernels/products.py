@@ -43,7 +43,7 @@ class Faster(NamedTuple):
     Args:
         of: what is computed
         way, usual: the two
-        ratio: seconds of the usual one ÷ of the other
+        ratio: seconds of the usual one ÷ of the other; 0: other work disturbed every measurement
     """
 
     of: str
@@ -52,7 +52,7 @@ class Faster(NamedTuple):
     ratio: float
 
     def __str__(self) -> str:
-        return f"{self.way} {self.ratio:.2f} × {self.usual}"
+        return f"{self.way} {self.ratio:.2f} × {self.usual}" if self.ratio else f"{self.way}: the machine was too busy"
 
 
 @dataclass(frozen=True)

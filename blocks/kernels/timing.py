@@ -1,10 +1,12 @@
 """The fastest ways to multiply fp32 matrices on this CPU, timed at the shapes of a model, once, and kept.
 
-Which way is faster depends on the processor, the libraries and the shapes, so it is measured: each way a few times in
-turn, of which the least counts, since other work on a machine only adds time. A way that is not 1.03 times as fast as
-torch's own is not chosen. What was found is kept in the user's cache folder, ``$XDG_CACHE_HOME/blockwright`` or
+Which way is faster depends on the processor, the libraries and the shapes, so it is measured: each way in turn until
+its least time falls no more, since other work on a machine only adds time. A time in which other work took a processor
+counts as none. A way that is not 1.03 times as fast as torch's own is not chosen, nor is one on a machine
+so busy that no time counts. What was found is kept in the user's cache folder, ``$XDG_CACHE_HOME/blockwright`` or
 ``~/.cache/blockwright``, a file for each processor, torch, number of threads and model; so later processes choose alike
-and measure nothing. A file that is damaged or hostile counts as none, and a folder that cannot be written keeps none.
+and measure nothing. A file that is damaged or hostile counts as none, a folder that cannot be written keeps none, and
+what a busy machine did not tell is measured again by the next process.
 
 ``BLOCKWRIGHT_PRODUCTS=torch`` measures nothing, in any command: everything is then torch's own.
 """
@@ -16,6 +18,7 @@ import json
 import math
 import os
 import platform
+import resource
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -51,7 +54,8 @@ from blockwright.registry.replacing import replaced
 VARIABLE = "BLOCKWRIGHT_PRODUCTS"
 TORCH, AUTO = "torch", "auto"
 CLEARLY = 1.03  # times as fast as torch's own
-ROUNDS = 4
+ROUNDS = 4  # after which a least time that fell no more has settled
+PATIENCE = 1.0  # seconds for that, of a measurement
 ROWS = (1, 4, 8)  # of few-row products; a choice holds for as many and fewer
 READ = 48 * 2**20  # bytes of matrices that a pass over a model reads, beyond the caches of most processors
 LARGEST = 2  # matrices of a model that are timed with many rows, those with the most multiplications
@@ -62,7 +66,7 @@ HEADS, HEAD, LATENT, ROTATED, KEYS = 16, 64, 256, 32, 2048  # of the attention t
 MAX_BYTES = 20_000  # of a file
 
 Matrices = Mapping[tuple[int, int], int]  # outputs and inputs → how many there are
-Timed = Callable[[str, Callable[[], object]], float]  # name of a way, and what it computes → seconds
+Timed = Callable[[str, Callable[[], object]], float]  # name of a way, and what it computes → seconds; inf: disturbed
 
 
 def multiply_fastest(*models: nn.Module) -> None:
@@ -105,7 +109,8 @@ def fastest(of: Matrices, matmul: Precision | None = None) -> Choice:
         found = kept(of, matmul)  # of a job beside this one, which was faster
         if found is None:
             found = mine
-            _keep(found, of, matmul)
+            if all(each.ratio for each in found.found):
+                _keep(found, of, matmul)
     return found
 
 
@@ -125,12 +130,36 @@ def allowed() -> str:
 
 
 def seconds(way: str, work: Callable[[], object]) -> float:
-    """How long some work takes; of a single thread without what other processes take meanwhile."""
+    """How long some work takes, without what other processes take meanwhile; inf if that is not known."""
     fine = time.get_clock_info("thread_time").resolution < 1e-6
-    clock = time.thread_time if fine and torch.get_num_threads() == 1 else time.perf_counter
-    start = clock()
+    alone = fine and torch.get_num_threads() == 1
+    clock = time.thread_time if alone else time.perf_counter
+    lost, start = resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw, clock()
     work()
-    return max(clock() - start, 1e-9)
+    took = max(clock() - start, 1e-9)
+    return took if alone or resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw == lost else math.inf
+
+
+def least(ways: Mapping[str, Sequence[Callable[[], object]]], timed: Timed) -> dict[str, list[float]]:
+    """The least seconds that each way takes for each of its works, all in turn until no sum falls by a hundredth.
+
+    inf where other work disturbed all of them. There are two rounds at least, since oneDNN compiles in the first.
+    """
+    found = {way: [math.inf] * len(works) for way, works in ways.items()}
+    settled = rounds = 0
+    start = time.monotonic()
+    while settled < ROUNDS and (rounds < 2 or time.monotonic() - start < PATIENCE):
+        rounds += 1
+        before = {way: sum(spent) for way, spent in found.items()}
+        for way, works in ways.items():
+            found[way] = [min(spent, timed(way, work)) for spent, work in zip(found[way], works, strict=True)]
+        settled = settled + 1 if all(0.99 * before[way] <= sum(spent) < math.inf for way, spent in found.items()) else 0
+    return found
+
+
+def _ratio(usual: float, own: float) -> float:
+    """Seconds of the usual way ÷ of another; 0 where one of them could not be measured."""
+    return usual / own if max(usual, own) < math.inf else 0.0
 
 
 @torch.no_grad()
@@ -160,20 +189,22 @@ def measure(of: Matrices, timed: Timed, matmul: Precision | None = None) -> Choi
 
 def _large(of: Matrices, timed: Timed) -> Faster:
     """oneDNN against torch's library, in products of many rows and in those of their gradients."""
-    took = dict.fromkeys(("highest", "medium"), 0.0)
+    products, shares = list[tuple[Tensor, Tensor]](), list[float]()
     for n, k in sorted(of, key=lambda shape: -shape[0] * shape[1] * of[shape])[:LARGEST]:
         rows = min(max(MULTIPLICATIONS // (n * k), TALL[0]), TALL[1])
         n, share = _cut(n, rows * k, MULTIPLICATIONS, of[n, k])
         x, weight, grad = (torch.ones(shape, dtype=torch.float32) for shape in ((rows, k), (n, k), (rows, n)))
-        for a, b in ((x, weight.t()), (grad, weight), (grad.t(), x)):
-            least = dict.fromkeys(took, math.inf)
-            for _ in range(1 + ROUNDS):  # oneDNN compiles in the first
-                for precision in least:
-                    with matmul_precision(precision):
-                        least[precision] = min(least[precision], timed(precision, partial(torch.mm, a, b)))
-            took = {precision: spent + share * least[precision] for precision, spent in took.items()}
+        products += [(x, weight.t()), (grad, weight), (grad.t(), x)]
+        shares += [share] * 3
+
+    def under(precision: str, work: Callable[[], object]) -> float:
+        with matmul_precision(precision):
+            return timed(precision, work)
+
+    spent = least({way: [partial(torch.mm, *each) for each in products] for way in ("highest", "medium")}, under)
+    took = {way: sum(share * each for share, each in zip(shares, spent[way], strict=True)) for way in spent}
     usual = "MKL" if torch.backends.mkl.is_available() else "BLAS"
-    return Faster(MANY, "oneDNN", usual, took["highest"] / took["medium"])
+    return Faster(MANY, "oneDNN", usual, _ratio(took["highest"], took["medium"]))
 
 
 def _read(of: Matrices) -> list[tuple[Tensor, float]]:
@@ -193,17 +224,16 @@ def _few(read: Sequence[tuple[Tensor, float]], rows: int, timed: Timed) -> list[
     """Each implementation of ``linear`` against torch's, over the matrices that it takes."""
     ways = {name: each for name, each in implementations("linear").items() if each.runs_on("cpu", (0, 0))}
     given = [torch.ones(rows, weight.shape[1], dtype=torch.float32) for weight, _ in read]
-    least = {name: [math.inf] * len(read) for name in ways}
-    for _ in range(ROUNDS):
-        for name, way in ways.items():
-            for i, (x, (weight, _)) in enumerate(zip(given, read, strict=True)):
-                if way.takes is None or way.takes(x, weight, None):
-                    least[name][i] = min(least[name][i], timed(name, partial(way.call, x, weight, None)))
+    taken = {
+        name: [i for i, (w, _) in enumerate(read) if way.takes is None or way.takes(given[i], w, None)]
+        for name, way in ways.items()
+    }
+    works = {name: [partial(ways[name].call, given[i], read[i][0], None) for i in taken[name]] for name in ways}
+    spent = {name: dict(zip(taken[name], each, strict=True)) for name, each in least(works, timed).items()}
     found = []
-    for name in (name for name in ways if name != TORCH):
-        taken = [i for i, spent in enumerate(least[name]) if spent < math.inf]
-        usual, own = (sum(read[i][1] * least[way][i] for i in taken) for way in (TORCH, name))
-        found += [Faster(few(rows), name, TORCH, usual / own)] if taken else []
+    for name in (name for name in ways if name != TORCH and taken[name]):
+        usual, own = (sum(read[i][1] * spent[way][i] for i in taken[name]) for way in (TORCH, name))
+        found.append(Faster(few(rows), name, TORCH, _ratio(usual, own)))
     return found
 
 
@@ -224,13 +254,13 @@ def _cached(matmul: Precision, timed: Timed) -> list[Faster]:
         given = torch.cat((into_latents(q, up), rotated), -1)
         out_of_latents(latent_attention(given, memory, KEYS, LATENT, 1.0), up)
 
-    least = {TORCH: math.inf, "mkl": math.inf}
-    for _ in range(1 + ROUNDS):
-        for way in least:
-            mkl = way != TORCH
-            with using(Choice(matmul, cached=mkl)), by_mkl() if mkl else nullcontext():
-                least[way] = min(least[way], timed(way, work))
-    return [Faster(CACHED, "mkl", TORCH, least[TORCH] / least["mkl"])]
+    def by(way: str, work: Callable[[], object]) -> float:
+        mkl = way != TORCH
+        with using(Choice(matmul, cached=mkl)), by_mkl() if mkl else nullcontext():
+            return timed(way, work)
+
+    spent = least({TORCH: [work], "mkl": [work]}, by)
+    return [Faster(CACHED, "mkl", TORCH, _ratio(*spent[TORCH], *spent["mkl"]))]
 
 
 # --- kept -------------------------------------------------------------------------------------------------------------

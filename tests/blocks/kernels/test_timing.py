@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 import multiprocessing
 import os
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,7 +22,7 @@ from blockwright import compose
 from blockwright.blocks.kernels import products, timing
 from blockwright.blocks.kernels.products import Choice
 from blockwright.blocks.kernels.seam import kernel
-from blockwright.blocks.kernels.timing import fastest, kept, matrices, measure, multiply_fastest
+from blockwright.blocks.kernels.timing import fastest, kept, least, matrices, measure, multiply_fastest
 from blockwright.registry import ConfigError
 
 OF = {(64, 64): 2, (128, 64): 1}
@@ -138,6 +141,35 @@ def test_measured_once_and_kept(clock: Clock, own_cache: Path) -> None:
     assert kept({**OF, (8, 8): 1}) is None and kept(OF, "highest") is None
     assert fastest(OF, "highest").matmul == "highest"
     assert len(list(own_cache.iterdir())) == 2
+
+
+def test_what_other_work_disturbs_is_not_believed_and_measured_again(clock: Clock) -> None:
+    clock.took = {"medium": math.inf, "mkl": math.inf}
+    with_none = fastest(OF)
+    assert with_none.matmul == "highest" and kept(OF) is None
+    assert "too busy" in with_none.shown()["many rows"]
+    clock.took = {"medium": 0.5}
+    assert fastest(OF).matmul == "medium" and kept(OF) is not None
+
+
+def test_timed_until_the_least_time_of_each_way_has_settled() -> None:
+    took = {"torch": iter([9.0, 3.0, math.inf, *[2.0] * 99]), "other": iter([1.0, math.inf, *[1.0] * 99])}
+    found = least({way: [partial(next, times)] for way, times in took.items()}, lambda way, work: work())  # type: ignore[arg-type, return-value]
+    assert found == {"torch": [2.0], "other": [1.0]}
+    assert len(list(took["torch"])) == 102 - 4 - timing.ROUNDS
+
+
+def test_a_product_that_lost_its_processor_has_no_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    switched = [0]
+    monkeypatch.setattr(timing.resource, "getrusage", lambda who: SimpleNamespace(ru_nivcsw=switched[0]))
+
+    def lose() -> None:
+        switched[0] += 1
+
+    for threads, disturbed in ((2, True), (1, False)):  # of a single thread its own time is known
+        monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
+        assert timing.seconds("torch", switched.copy) < math.inf
+        assert (timing.seconds("torch", lose) == math.inf) == disturbed
 
 
 def test_kept_for_a_processor_torch_and_threads(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
