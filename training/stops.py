@@ -76,7 +76,9 @@ def refuse(error: ConfigError) -> NoReturn:
 def stoppable() -> Iterator[None]:
     """Context in which a signal stops at once, while data are built or a model is evaluated: there is nothing to save.
 
-    Training replaces these handlers by its own, which finish the step.
+    Training replaces these handlers by its own, which finish the step. After ``Interrupted`` the process has only its
+    exit code left to give, and a later signal must not change it: a cluster that has seen one rank of a run stop sends
+    SIGTERM to the others, which may be stopping already. Ctrl-C still ends the process.
 
     Raises:
         Interrupted
@@ -85,8 +87,9 @@ def stoppable() -> Iterator[None]:
     try:
         yield
     finally:
+        stopping = isinstance(sys.exception(), Interrupted)
         for signum, handler in before.items():
-            signal.signal(signum, handler)
+            signal.signal(signum, signal.SIG_IGN if stopping and signum != signal.SIGINT else handler)
 
 
 def stop_at_once(signum: int, frame: FrameType | None) -> None:

@@ -19,7 +19,7 @@ from blockwright.training.entry.hydra_job import Job
 from blockwright.training.entry.main import check_folders, check_options, refusal_of
 from blockwright.training.jobs import HOST, STOP, SWEEP
 from blockwright.training.result import Result
-from blockwright.training.stops import Diverged, Interrupted, Pruned, stoppable
+from blockwright.training.stops import SIGNALS, Diverged, Interrupted, Pruned, stoppable
 
 
 def test_option_that_hydra_does_not_have_is_refused_and_its_own_pass() -> None:
@@ -155,3 +155,21 @@ def test_a_run_that_is_stopping_names_its_checkpoint_whatever_slurm_sends_then(l
         finally:  # as Lightning's teardown
             signal.raise_signal(later)
     assert caught.value.step == named
+
+
+def test_a_signal_to_a_run_that_has_stopped_does_not_change_its_exit_code() -> None:
+    came: list[int] = []
+    before = {signum: signal.signal(signum, lambda signum, _: came.append(signum)) for signum in SIGNALS}
+    try:
+        for error, expected in ((Interrupted(None, 0, signal.SIGTERM), [signal.SIGINT]), (KeyError(), [*SIGNALS])):
+            came.clear()
+            with pytest.raises(type(error)), stoppable():
+                raise error
+            for signum in SIGNALS:  # while the process ends
+                signal.raise_signal(signum)
+            assert came == expected
+            for signum in SIGNALS:
+                signal.signal(signum, lambda signum, _: came.append(signum))
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
