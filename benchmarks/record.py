@@ -129,16 +129,28 @@ def records(folder: Path, benchmark: str) -> dict[Path, dict[str, Any]]:
     Raises:
         OSError, ValueError: one cannot be read
     """
-    files = [folder / f"{benchmark}.json", *sorted(folder.glob(f"{MACHINES}/*/{benchmark}.json"))]
-    return {file: json.loads(file.read_text()) for file in files if file.exists()}
+    return {file: json.loads(file.read_text()) for file in _files(folder, benchmark)}
 
 
 def place(folder: Path, benchmark: str, device: str) -> Path:
     """The file of the record of one machine: where it is, or where a new one belongs."""
-    known = records(folder, benchmark)
-    found = next((file for file, document in known.items() if document["about"]["device"] == device), None)
+    known = _files(folder, benchmark)
+    found = next((file for file in known if _device(file) == device), None)
     own = re.sub(r"[^a-z0-9]+", "_", device.lower()).strip("_")
     return found or (folder / MACHINES / own if known else folder) / f"{benchmark}.json"
+
+
+def _files(folder: Path, benchmark: str) -> list[Path]:
+    files = [folder / f"{benchmark}.json", *sorted(folder.glob(f"{MACHINES}/*/{benchmark}.json"))]
+    return [file for file in files if file.exists()]
+
+
+def _device(file: Path) -> Any:
+    """The machine of a record; None of a damaged one, which must not hinder a new one, nor is it replaced."""
+    try:
+        return json.loads(file.read_text())["about"]["device"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def _ratio_rows(ratios: Sequence[Ratio]) -> tuple[list[str], list[list[Any]]]:

@@ -33,7 +33,7 @@ def arms_table(
         more: further columns, heading → a cell per arm
     """
     matched = {sized.match.budget for sized in arms if sized.match}
-    caption = Text("\n".join([_note(arms, context), *filter(None, map(_changed, arms))]))
+    caption = Text("\n".join([_note(arms, baseline, context), *filter(None, map(_changed, arms))]))
     table = Table(box=box.SIMPLE_HEAD, highlight=False, caption=caption, caption_justify="left")
     table.add_column("arm", overflow="fold")
     for budget in BUDGETS:
@@ -63,8 +63,10 @@ def _cell(sized: Sized, budget: str, is_base: bool) -> str:
     return written if is_base or off is None else f"{written}\n{percent(off)}"
 
 
-def _note(arms: Sequence[Sized], context: int) -> str:
+def _note(arms: Sequence[Sized], baseline: str, context: int) -> str:
     ways: list[Any] = [sized.match for sized in arms if sized.match]
+    others = [sized.arm.name for sized in arms if not sized.match and sized.arm.name != baseline]
     parts = [f"{WORDS[m.budget]} by {m.by}, within {100 * m.tol:g} %" for m in dict.fromkeys(ways)]
+    parts += [f"{', '.join(others)} by nothing"] if parts and others else []
     counted = f"FLOPs (attention not halved) and cache per token of a sequence of {context:,} tokens."
     return f"Matched: {'; '.join(parts) or 'nothing'}. {counted}"

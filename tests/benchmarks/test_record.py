@@ -112,6 +112,15 @@ def test_each_machine_has_a_record_and_is_compared_with_it(save: Save, capsys: p
     assert [line.split(" | ")[1] for line in listed[2:]] == ["abacus", "slide rule, 2 hands"]
 
 
+def test_a_damaged_record_neither_hinders_a_new_one_nor_is_replaced(save: Save) -> None:
+    first = save("recorded", speed=(4.0, "more"))
+    for text in ("", "{", "[]", '{"about": 1}'):
+        first.write_text(text)
+        made = save("recorded", speed=(4.0, "more"))
+        assert made != first and first.read_text() == text
+        made.unlink()
+
+
 def test_pages_name_every_machine_that_there_is_a_record_of() -> None:
     devices = {row.split(" | ")[1].partition(" (")[0] for row in check.machines(RESULTS)[2:]}
     pages = [(RESULTS.parents[1] / page).read_text() for page in ("README.md", "docs/how-to/benchmarks.md")]
