@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from blockwright.blocks.base import Block, Kind
+from blockwright.blocks.linear import Linear
+from blockwright.blocks.norm import Norm
 from blockwright.blocks.precision import at_least_fp32, full_linear, unlowered
 from blockwright.registry import family, register
-from blockwright.registry.ranges import Positive
+from blockwright.registry.ranges import Count, Positive
 
 
 @family("closing", context=("n_streams",))
@@ -71,3 +75,51 @@ class Weighted(Closing):
             drawn = drawn * (flat.square().mean(-1, keepdim=True) + self.eps).rsqrt()
             weights = (drawn * self.scale + self.bias).sigmoid() + self.eps
             return (weights[..., None] * x).sum(2).to(x.dtype)
+
+
+class GatedRead(nn.Module):
+    """The mean of normalised streams, each channel behind a gate: x = Σ_i G_i ⊙ Z_i / M with Z_i = norm_i(X_i) and
+    G = σ(W_up silu(W_down vec(Z) / M)).
+
+    Args:
+        d_model: D
+        n_streams: M
+        norm: of each stream; one copy for each
+        rank: width of W_down vec(Z); None is an eighth of D
+    """
+
+    def __init__(self, d_model: int, n_streams: int, norm: Norm, rank: int | None) -> None:
+        super().__init__()
+        rank = rank or max(1, d_model // 8)
+        self.norms = nn.ModuleList(copy.deepcopy(norm) for _ in range(n_streams))
+        self.down = Linear(n_streams * d_model, rank, bias=False)
+        self.up = Linear(rank, n_streams * d_model, bias=False)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Streams [B,T,M,D] → x [B,T,D] and vec(Z) [B,T,M·D]."""
+        z = torch.cat([norm(stream) for norm, stream in zip(self.norms, x.unbind(2), strict=True)], -1)
+        gates = self.up(F.silu(self.down(z) / len(self.norms))).sigmoid()
+        return (gates * z).view_as(x).mean(2), z
+
+
+@register("closing", "gated")
+class Gated(Closing):
+    """The streams as a block of ``gated_streams`` reads them, as in Qwen4-Exp, which has no norm after it.
+
+    Args:
+        norm: of each stream; one copy for each
+        rank: of the gates' projection; null is d_model / 8, as in Qwen3.8-Flash-Next
+    """
+
+    def __init__(
+        self, d_model: int, n_layers: int, layer_idx: int, n_streams: int, norm: Norm, rank: Count | None = None
+    ) -> None:
+        super().__init__()
+        self.read = GatedRead(d_model, n_streams, norm, rank) if layer_idx >= n_layers - 1 else None
+
+    @classmethod
+    def child_context(cls, child: str, known: Mapping[str, Any]) -> Mapping[str, Any]:
+        return {"dim": known["d_model"]}
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.mean(2) if self.read is None else self.read(x)[0]

@@ -16,7 +16,7 @@ from torch import Tensor
 from blockwright import registry
 from tests.blocks.small import Make, drawn, near
 
-STREAMS = {"attention_residual", "hyper_connections", "mhc"}
+STREAMS = {"attention_residual", "gated_streams", "hyper_connections", "mhc"}
 SKIPPED = {"mixture_of_depths", "sigmoid_skip"}
 AROUND = {"convolved", "normed_embeddings"}  # others: test_convolution.py, test_skipped_layers.py
 FORMULAS: dict[str, Callable[[Any, Tensor, Callable, Callable], Tensor]] = {}

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from blockwright.blocks.values import ValueResidual
 from blockwright.registry import BlockError
@@ -89,6 +90,26 @@ def test_permutations_are_doubly_stochastic_at_any_logits(make_streams: Make) ->
         near(found.sum(dim), torch.ones(2, 5, 4, dtype=torch.float64), 1e-14)
 
 
+def test_gated_streams_follow_their_formula(make_streams: Make, mixers: Mixers) -> None:
+    block, x = make_streams({"name": "gated_streams", "n_streams": 3, "rank": 5}, layer_idx=1, n_layers=2)
+
+    def read(gated: Any, streams: Tensor) -> tuple[Tensor, Tensor]:
+        """x [D] and z [M·D] of the streams [M,D] of a token."""
+        z = torch.stack([norm(stream) for norm, stream in zip(gated.norms, streams, strict=True)])
+        gates = (gated.up.weight @ F.silu(gated.down.weight @ z.flatten() / 3)).sigmoid()
+        return (gates.view_as(z) * z).sum(0) / 3, z.flatten()
+
+    want = x.clone()
+    pairs = ((block.attention_read, block.attention_write), (block.ffn_read, block.ffn_write))
+    for (gated, write), mixer in zip(pairs, mixers, strict=True):
+        found = [[read(gated, want[b, t]) for t in range(5)] for b in range(2)]
+        h, z = (torch.stack([torch.stack([each[n] for each in row]) for row in found]) for n in range(2))
+        want = want + 2 * (z @ write.weight.T / 3).sigmoid()[..., None] * mixer(h)[:, :, None]
+    near(block(x, *mixers), want, 1e-10)
+    last = torch.stack([torch.stack([read(block.closing.read, x[b, t])[0] for t in range(5)]) for b in range(2)])
+    near(block.close(x), last, 1e-10)
+
+
 def test_hyper_connections_follow_their_formula(make_streams: Make, mixers: Mixers) -> None:
     block, x = make_streams({"name": "hyper_connections", "n_streams": 3})
     want = x
@@ -150,7 +171,7 @@ def test_streams_begin_as_prenorm(residual: Any, bound: float) -> None:
 
 def test_streams_part_in_training() -> None:
     """What makes streams alike at the start must not keep them alike."""
-    for residual in ("mhc", "hyper_connections"):
+    for residual in ("mhc", "hyper_connections", "gated_streams"):
         made, seen = composed(residual=residual).train(), list[Tensor]()
         optimizer = torch.optim.SGD(made.parameters(), lr=0.1)
         for _ in range(3):
