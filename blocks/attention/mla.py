@@ -18,7 +18,7 @@ from blockwright.blocks.linear import Linear
 from blockwright.blocks.norm import Norm
 from blockwright.blocks.position.base import Position
 from blockwright.registry import register
-from blockwright.registry.ranges import Count
+from blockwright.registry.ranges import Count, Whole
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,8 @@ class MLA(Scored):
         kv_lora_rank: C, width of the key-value latent; null is 4 head widths, the paper's ratio
         q_lora_rank: width of the query latent; null leaves queries uncompressed, as in V2-Lite
         qk_nope_head_dim: width of a head's part without position; null is d_model / n_heads
-        qk_rope_head_dim: R, width of a head's part with position; null is half a head width, the paper's ratio
+        qk_rope_head_dim: R, width of a head's part with position; null is half a head width, the paper's ratio; 0 for
+            none, as in GLM-5.3-Flash
         v_head_dim: width of a head's value; null is d_model / n_heads
         q_norm: norm of the query latent, used with q_lora_rank
         kv_norm: norm of the key-value latent
@@ -74,7 +75,7 @@ class MLA(Scored):
         kv_lora_rank: Count | None = None,
         q_lora_rank: Count | None = None,
         qk_nope_head_dim: Count | None = None,
-        qk_rope_head_dim: Count | None = None,
+        qk_rope_head_dim: Whole | None = None,
         v_head_dim: Count | None = None,
         changes: OfLatents = OfLatents(),
     ) -> None:
@@ -166,7 +167,8 @@ def _widths(
     d_model: int, n_heads: int, nope: int | None, rope: int | None, value: int | None, latent: int | None
 ) -> tuple[int, int, int, int]:
     """The four widths; those not given follow the paper's ratios to a head of d_model / n_heads."""
-    if nope and rope and value and latent:
+    if nope and rope is not None and value and latent:
         return nope, rope, value, latent
     head = even_heads(d_model, n_heads)
-    return nope or head, rope or max(2, head // 4 * 2), value or head, latent or 4 * head
+    rope = max(2, head // 4 * 2) if rope is None else rope
+    return nope or head, rope, value or head, latent or 4 * head

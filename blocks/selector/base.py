@@ -165,12 +165,15 @@ class Blocks(NamedTuple):
     def mean(self, values: Tensor) -> Tensor:
         """Means of values [B,S,…] over each block, [B,n,…] in fp32 or more; of a short block those of whatever
         follows, which no query asks for."""
-        wide = values.to(torch.promote_types(values.dtype, torch.float32))
+        return self.members(values.to(torch.promote_types(values.dtype, torch.float32))).mean(2)
+
+    def members(self, values: Tensor) -> Tensor:
+        """Values [B,S,…] of the tokens of each block, [B,n,size,…]; of a short block also of whatever follows."""
         B, S = values.shape[:2]
         members = self.first[..., None] + torch.arange(self.size, device=values.device)
         members = members.clamp(max=S - 1).flatten(1).expand(B, -1)
         index = members.reshape(*members.shape, *[1] * (values.ndim - 2)).expand(-1, -1, *values.shape[2:])
-        return wide.gather(1, index).unflatten(1, (-1, self.size)).mean(2)
+        return values.gather(1, index).unflatten(1, (-1, self.size))
 
     def complete(self, n_queries: int, own: bool) -> Tensor:
         """[B|1,T,n]: the whole blocks of a query's document that end before it, for the last T tokens.

@@ -4,14 +4,15 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from blockwright.blocks.base import Kind
 from blockwright.blocks.linear import Linear
 from blockwright.blocks.norm import Norm
 from blockwright.blocks.position.base import Position
 from blockwright.blocks.precision import at_least_fp32
 from blockwright.blocks.selector.base import Asked, Held, Selector, blocks_of, highest
-from blockwright.blocks.selector.dsa import Candidates, Indexer, relu_scores
+from blockwright.blocks.selector.dsa import DSA, Candidates, Indexer, relu_scores
 from blockwright.registry import register
 from blockwright.registry.ranges import Count, Positive
 
@@ -65,8 +66,8 @@ class Pooled(Indexer):
     whole blocks up to itself, and those of the block that it is in while that is not whole. Equal scores go to the
     later block.
 
-    GLM-5.3 pools 16 keys by a learned softmax instead, MiniMax-M3 takes the highest score of 128 tokens: neither is
-    this block. It caches I raw numbers of a token, and pools them again at each step. How Qwen4-Exp's indexer was
+    GLM-5.3 pools by a learned softmax (``pooled_dsa``); MiniMax-M3 takes the highest score of 128 tokens, which is no
+    block here. It caches I raw numbers of a token, and pools them again at each step. How Qwen4-Exp's indexer was
     trained is not published; here it learns as ``dsa`` does, from the attention's weights on whole blocks, summed over
     each.
 
@@ -129,3 +130,65 @@ class Pooled(Indexer):
         q = self.q_norm(self.query(asked.x).unflatten(-1, (self.n_heads, -1)))
         q = self.position.rotate_in(q, q, asked.positions, asked.declared)[0]
         return relu_scores(q, keys, torch.ones_like(q[..., 0]))
+
+
+@register("selector", "pooled_dsa")
+class PooledDSA(DSA):
+    """``dsa`` over blocks of tokens, whose keys are means that each channel weights by a softmax over the block.
+
+    GLM-5.3-Flash (Z.ai 2026), as in transformers (``Glm5NextTextIndexer``; no paper). Queries q_j, weights w_j and keys
+    k_s are those of ``dsa``; with gates z_s = W_z x_s and a bias p_i for each place i in the block, block b of
+    ``block_size`` tokens from the start of the document has k̄_b = Σ_i softmax_i(z_i + p_i) ⊙ k_i in each channel, and
+    I_tb = Σ_j w_tj relu(q_tj · k̄_b) / √I. A query sees the tokens of the ``top_k`` highest of the whole blocks up to
+    itself, and those of the block that it is in while that is not whole. Equal scores go to the later block.
+
+    GLM-5.3 has no positions; where there are some, keys rotate before they are pooled. At the start z and p are 0, so
+    that means are plain ones. It caches 2 I numbers of a token, and pools them again at each step.
+
+    Args:
+        block_size: tokens of a block
+        top_k: blocks that a query sees
+    """
+
+    weight_kinds: ClassVar[Mapping[str, Kind]] = {"place": "table"}
+    conformance_settings: ClassVar[Mapping[str, Any]] = {"n_heads": 2, "head_dim": 8, "block_size": 3, "top_k": 2}
+
+    def __init__(
+        self,
+        d_model: int,
+        latent_dim: int,
+        attention_heads: int,
+        k_norm: Norm,
+        position: Position,
+        n_heads: Count = 32,
+        head_dim: Count = 128,
+        rope_head_dim: Count | None = None,
+        block_size: Count = 16,
+        top_k: Count = 128,
+        dense: bool = False,
+        loss_weight: Positive = 1.0,
+    ) -> None:
+        sizes = n_heads, head_dim, rope_head_dim, top_k
+        super().__init__(d_model, latent_dim, attention_heads, k_norm, position, *sizes, dense, loss_weight)
+        self.block_size = block_size
+        self.gate = Linear(d_model, head_dim, bias=False)
+        self.place = nn.Parameter(torch.empty(block_size, head_dim))
+
+    def reset_parameters(self) -> None:
+        self.gate.weight.zero_()
+        self.place.zero_()
+
+    def slots(self) -> dict[str, tuple[int, ...]]:
+        return {**super().slots(), "gate": (self.head_dim,)}
+
+    def remember(self, x: Tensor, positions: Tensor, declared: int | Tensor) -> tuple[Tensor, ...]:
+        return (*super().remember(x, positions, declared), self.gate(x.detach()))
+
+    def takes_all(self, n_keys: int) -> bool:
+        return self.dense or n_keys < self.block_size * (self.top_k + 1)
+
+    def candidates(self, asked: Asked, held: Held) -> Candidates:
+        keys, gates = held.slots
+        blocks = blocks_of(held, self.block_size)
+        weights = (at_least_fp32(blocks.members(gates)) + self.place).softmax(2)
+        return Candidates((weights.to(keys.dtype) * blocks.members(keys)).sum(2), blocks)

@@ -28,7 +28,8 @@ DSA = {"name": "dsa", "n_heads": 2, "head_dim": 10, "rope_head_dim": 6, "top_k":
 POOLED = {"name": "pooled", "n_heads": 3, "head_dim": 10, "block_size": 4, "top_k": 2}
 BLOCK = {"name": "block", "block_size": 5, "top_k": 2}
 SHARED = {"name": "shared", "of": DSA, "every": 3}
-SELECTORS = [DSA, POOLED, BLOCK, SHARED]
+POOLED_DSA = {"name": "pooled_dsa", "n_heads": 2, "head_dim": 10, "rope_head_dim": 6, "block_size": 4, "top_k": 2}
+SELECTORS = [DSA, POOLED, BLOCK, SHARED, POOLED_DSA]
 named = pytest.mark.parametrize("selector", SELECTORS, ids=lambda s: s["name"])
 
 
@@ -94,7 +95,7 @@ def test_stepping_equals_one_pass_in_which_keys_are_left_out_only_where_there_ar
 ) -> None:
     """With two index heads, a quarter of whose scores are 0: where transformers' own steps differ from its pass."""
     chooses, dense, tokens = model(attention, selector), model(attention, None), ids(40)
-    fits = {"dsa": 5, "pooled": 11, "block": 10, "shared": 5}[selector["name"]]
+    fits = {"dsa": 5, "pooled": 11, "block": 10, "shared": 5, "pooled_dsa": 11}[selector["name"]]
     assert [chooses.layers[0].attention.selector.takes_all(n) for n in (1, fits, fits + 1)] == [True, True, False]
     assert torch.equal(chooses(tokens[:, :fits]), dense(tokens[:, :fits]))
     caches, plain, whole, found = chooses.new_caches(2, 40), dense.new_caches(2, 40), chooses(tokens), []
@@ -140,7 +141,7 @@ def test_cache_holds_index_keys_and_rewinds(model: Make, selector: Any) -> None:
     decoder, tokens = model(GROUPED, selector), ids(30)
     whole, caches = decoder(tokens), decoder.new_caches(2, 30)
     extra = [sum(b.nbytes for name, b in cache.buffers.items() if name == "selector.index") for cache in caches]
-    one = 2 * 30 * 10 * 8 if selector["name"] in ("dsa", "pooled") else 0
+    one = 2 * 30 * 10 * 8 if selector["name"] in ("dsa", "pooled", "pooled_dsa") else 0
     assert extra == [one] * 3 if selector is not SHARED else extra == [2 * 30 * 10 * 8, 0, 0]
     decoder(tokens[:, :20], caches=caches)
     marks = [cache.mark() for cache in caches]

@@ -160,7 +160,7 @@ def differs(ours: Any, theirs: Any, but: tuple[str, ...] = ()) -> list[str]:
     return sorted((a.keys() | b.keys()) - same)
 
 
-NOT_OF_A_STEP = ("loops", "epoch", "batches", "rollouts")  # judged by resuming; rollouts are drawn again
+NOT_OF_A_STEP = ("loops", "epoch", "batches", "rollouts", "compiled")  # judged by resuming; rollouts are drawn again
 
 
 def assert_same(ours: dict[str, Any], theirs: dict[str, Any], what: str, but: tuple[str, ...] = ()) -> None:
