@@ -20,8 +20,8 @@ GROWTH = (1, 2, 4)  # times the widths of the usual setting
 SIZES = ("d_ff", "n_heads", "n_kv_heads")  # that grow with d_model; others, such as latents, stay
 RATE, STEPS = 0.01, 3
 # A missing factor 1/width gives slopes of +1/2 to +1. With a side that stays, updates line up less as widths grow: with
-# a rank of 12, or experts of width 12, down to -1.9.
-LOWEST, HIGHEST = -2.0, 0.4
+# a rank of 12, or experts of width 12, down to -2.3.
+LOWEST, HIGHEST = -2.5, 0.4
 
 
 def width_rules(setting: Setting) -> None:

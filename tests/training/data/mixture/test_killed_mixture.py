@@ -130,9 +130,8 @@ def test_two_processes_are_resumed_by_one(stories, tmp_path):
     assert resumed.batches() == whole.batches()
     ours, theirs = resumed.figures(), whole.figures()
     assert ours["data/code/tokens"] == theirs["data/code/tokens"] and ours["data/stage"] == theirs["data/stage"]
-    assert (
-        ours["train/loss"][: KILLED + 1] == theirs["train/loss"][: KILLED + 1]
-    )  # then gradients, summed in another order
+    # Then one process computes what two did: products of other shapes, and gradients summed in another order.
+    assert ours["train/loss"][:KILLED] == theirs["train/loss"][:KILLED]
     for (step, loss), (there, expected) in zip(ours["train/loss"], theirs["train/loss"], strict=True):
         assert step == there and float(loss) == pytest.approx(float(expected), rel=1e-5)
 
