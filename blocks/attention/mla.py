@@ -17,7 +17,7 @@ from blockwright.blocks.kernels.latent_attention import of_latents
 from blockwright.blocks.linear import Linear
 from blockwright.blocks.norm import Norm
 from blockwright.blocks.position.base import Position
-from blockwright.registry import register
+from blockwright.registry import BlockError, register
 from blockwright.registry.ranges import Count, Whole
 
 
@@ -83,6 +83,9 @@ class MLA(Scored):
         self.nope, self.rope, self.v_head_dim, self.latent = _widths(
             d_model, n_heads, qk_nope_head_dim, qk_rope_head_dim, v_head_dim, kv_lora_rank
         )
+        if not self.rope and type(position).rotate is not Position.rotate:
+            rule = f"leaves {type(position).__name__} nothing to rotate"
+            raise BlockError("qk_rope_head_dim", qk_rope_head_dim, rule, "Use 2 or more, or position: none")
         self.take(position, changes)
         self.n_heads, queries = n_heads, n_heads * (self.nope + self.rope)
         if q_lora_rank is None:

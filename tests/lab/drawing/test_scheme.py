@@ -167,6 +167,7 @@ SANDWICH = (
 EXPECTED = {
     "attention_residual": PRE,
     "convolved": PRE,
+    "gated_streams": (Branch(("attention",)), Branch(("ffn",))),  # its norms are within what reads the streams
     "hyper_connections": PRE,
     "mhc": PRE,
     "mixture_of_depths": PRE,
