@@ -56,9 +56,9 @@ norm                  | norm: null
 residual              | residual: null
 position              | position: null
 attention.name        | attention: gqqa | 'gqa'
-attention.name        | attention: {name: swiglu} | gqa, grouped_tied, kda
+attention.name        | attention: {name: swiglu} | gqa, grouped_tied
 attention.name        | attention: {name: null}
-attention             | attention: {n_heads: 8} | gqa, grouped_tied, kda
+attention             | attention: {n_heads: 8} | gqa, grouped_tied
 attention             | attention: [gqa]
 attention             | attention: 5
 attention.n_head      | attention: {name: gqa, n_head: 8} | 'n_heads'
