@@ -2,8 +2,8 @@
 
 Which way is faster depends on the processor, the libraries and the shapes, so it is measured: each way in turn until
 its least time falls no more, since other work on a machine only adds time. A time in which other work took a processor
-counts as none. A way that is not 1.03 times as fast as torch's own is not chosen, nor is one on a machine
-so busy that no time counts. What was found is kept in the user's cache folder, ``$XDG_CACHE_HOME/blockwright`` or
+counts as none. A way that is not 1.03 times as fast as torch's own is not chosen, nor is one on a machine so busy that
+no time counts. What was found is kept in the user's cache folder, ``$XDG_CACHE_HOME/blockwright`` or
 ``~/.cache/blockwright``, a file for each processor, torch, number of threads and model; so later processes choose alike
 and measure nothing. A file that is damaged or hostile counts as none, a folder that cannot be written keeps none, and
 what a busy machine did not tell is measured again by the next process.

@@ -109,7 +109,7 @@ class MHC(Streams):
     """Manifold-constrained hyper-connections: several streams, which mix without growing or vanishing.
 
     arXiv 2512.24880; DeepSeek-V4. With streams X [M,D] of a token, for each of attention and ffn:
-    [a; b; c] = W r, r = vec(X)/√(mean vec(X)² + ε);
+    [a; b; c] = W r, r = vec(X)/√(mean vec(X)² + norm_eps);
     read = σ(s₁a + b₁) + ε, write = 2σ(s₂b + b₂), x = Σ_i read_i X_i;
     X_i ← write_i f(norm(x)) + Σ_j M_ij X_j with the matrix M = mixing(s₃c + b₃).
 
@@ -123,7 +123,8 @@ class MHC(Streams):
         mixing: how the streams mix
         closing: how they become one after the last layer
         n_streams: M, residual streams
-        eps: ε, added to the mean square and to what is read
+        eps: ε, added to what is read
+        norm_eps: added to the mean square; 1e-5 in GLM-5.3
     """
 
     default_children: ClassVar[Mapping[str, Any]] = {
@@ -140,12 +141,14 @@ class MHC(Streams):
         closing: Closing,
         n_streams: Count = 4,
         eps: Positive = 1e-6,
+        norm_eps: Positive = 1e-6,
     ) -> None:
         super().__init__()
         self.streams, self.mixing, self.closing = n_streams, mixing, closing
         self.attention_norm, self.ffn_norm = attention_norm, ffn_norm
-        self.attention_connection = ManifoldConnection(d_model, n_streams, mixing.n_logits, eps)
-        self.ffn_connection = ManifoldConnection(d_model, n_streams, mixing.n_logits, eps)
+        self.attention_connection, self.ffn_connection = (
+            ManifoldConnection(d_model, n_streams, mixing.n_logits, eps, norm_eps) for _ in range(2)
+        )
 
     def reset_parameters(self) -> None:
         for connection in (self.attention_connection, self.ffn_connection):
@@ -172,13 +175,14 @@ class ManifoldConnection(nn.Module):
         n_streams: M
         n_logits: L
         eps: ε
+        norm_eps: added to the mean square
     """
 
     weight_kinds: ClassVar[Mapping[str, Kind]] = {"weight": "matrix"}
 
-    def __init__(self, d_model: int, n_streams: int, n_logits: int, eps: float) -> None:
+    def __init__(self, d_model: int, n_streams: int, n_logits: int, eps: float, norm_eps: float) -> None:
         super().__init__()
-        self.sizes, self.eps = [n_streams, n_streams, n_logits], eps
+        self.sizes, self.eps, self.norm_eps = [n_streams, n_streams, n_logits], eps, norm_eps
         self.weight = nn.Parameter(torch.empty(sum(self.sizes), n_streams * d_model))
         self.bias = nn.Parameter(torch.empty(sum(self.sizes)))
         self.scale = nn.Parameter(torch.empty(3 if n_logits else 2))
@@ -194,7 +198,7 @@ class ManifoldConnection(nn.Module):
         """Streams [B,T,M,D] → read [B,T,M], write [B,T,M] and logits [B,T,L], in at least fp32."""
         flat, weight = at_least_fp32(x.flatten(2)), at_least_fp32(self.weight)
         drawn = full_linear(flat.flatten(0, 1), weight).unflatten(0, x.shape[:2])
-        drawn = drawn * (flat.square().mean(-1, keepdim=True) + self.eps).rsqrt()
+        drawn = drawn * (flat.square().mean(-1, keepdim=True) + self.norm_eps).rsqrt()
         parts = zip(drawn.split(self.sizes, -1), self.bias.split(self.sizes), strict=True)
         a, b, *c = (part * s + bias for (part, bias), s in zip(parts, self.scale, strict=False))
         return a.sigmoid() + self.eps, 2 * b.sigmoid(), c[0] if c else drawn[..., :0]

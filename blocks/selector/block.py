@@ -116,9 +116,6 @@ class Pooled(Indexer):
     def remember(self, x: Tensor, positions: Tensor, declared: int | Tensor) -> tuple[Tensor, ...]:
         return (self.key(x.detach()),)
 
-    def takes_all(self, n_keys: int) -> bool:
-        return self.dense or n_keys < self.block_size * (self.top_k + 1)
-
     def candidates(self, asked: Asked, held: Held) -> Candidates:
         raw, blocks = held.slots[0], blocks_of(held, self.block_size)
         pooled = self.k_norm(blocks.mean(raw).to(raw.dtype))[:, :, None]
@@ -183,9 +180,6 @@ class PooledDSA(DSA):
 
     def remember(self, x: Tensor, positions: Tensor, declared: int | Tensor) -> tuple[Tensor, ...]:
         return (*super().remember(x, positions, declared), self.gate(x.detach()))
-
-    def takes_all(self, n_keys: int) -> bool:
-        return self.dense or n_keys < self.block_size * (self.top_k + 1)
 
     def candidates(self, asked: Asked, held: Held) -> Candidates:
         keys, gates = held.slots

@@ -96,7 +96,7 @@ def relu_scores(q: Tensor, keys: Tensor, weights: Tensor) -> Tensor:
 
 class Indexer(OverRanks, Selector):
     """A selector with small queries and keys of its own, which learns to find what the attention looks at: the shared
-    base of ``dsa`` and ``pooled``. A subclass has ``candidates`` and their ``scores``.
+    base of ``dsa``, ``pooled`` and ``pooled_dsa``. A subclass has ``candidates`` and their ``scores``.
 
     The choice has no gradient. It learns from KL(p ‖ softmax I) of each query, averaged over the queries: I are the
     scores of the candidates that it sees, p the attention's weights on these, which sum to 1 in each head, averaged
@@ -111,6 +111,7 @@ class Indexer(OverRanks, Selector):
     top_k: int
     dense: bool
     loss_weight: float
+    block_size: int = 1  # tokens of a candidate
 
     def candidates(self, asked: Asked, held: Held) -> Candidates:
         """What can be chosen, from all keys."""
@@ -121,7 +122,7 @@ class Indexer(OverRanks, Selector):
         raise NotImplementedError
 
     def takes_all(self, n_keys: int) -> bool:
-        return self.dense or n_keys <= self.top_k
+        return self.dense or n_keys < self.block_size * (self.top_k + 1)
 
     @torch.no_grad()
     def forward(self, asked: Asked, held: Held) -> Tensor:

@@ -237,7 +237,7 @@ def _read_streams(config: Config, model: dict[str, Any]) -> None:
     eps = config.take("hc_eps", kind=float, default=1e-6)
     if eps != config.take("rms_norm_eps", kind=float, default=1e-6):
         raise refusal("hc_eps", eps, "must be rms_norm_eps: one number is both here", "Released models have 1e-6 twice")
-    model["residual"] |= {"eps": eps, "n_streams": config.take("hc_mult", kind=int, default=4)}
+    model["residual"] |= {"eps": eps, "norm_eps": eps, "n_streams": config.take("hc_mult", kind=int, default=4)}
     iterations = config.take("hc_sinkhorn_iters", kind=int, default=20)
     model["residual"]["mixing"] = {"name": "sinkhorn", "iterations": iterations, "eps": eps}
     model["residual"]["closing"] = {"name": "weighted", "eps": eps}

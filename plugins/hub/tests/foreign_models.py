@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,8 @@ import transformers
 import yaml
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+
+from blockwright.plugins.hub.names import Row, links
 
 V, D, LAYERS = 97, 42, 4
 IDS = {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": None}
@@ -35,6 +37,19 @@ def build(name: str, dtype: torch.dtype) -> nn.Module:
     config._experts_implementation = "eager"  # the others refuse doubles
     head = "GPT2LMHeadModel" if architecture == "GPT2" else f"{architecture.removesuffix('Text')}ForCausalLM"
     return getattr(transformers, head)(config).to(dtype).eval()
+
+
+@torch.no_grad()
+def filled(decoder: nn.Module, table: Sequence[Row], theirs: nn.Module) -> set[str]:
+    """Copy their weights into a decoder with its own head; returns the names of those that no row reads."""
+    weights, own, used = theirs.state_dict(), decoder.state_dict(), set()
+    if not any(row.ours == "head.weight" for row in table):
+        own.pop("head.weight", None)
+    for link in links(table, own, len(decoder.layers)):  # type: ignore[arg-type]
+        if link.theirs:
+            link.part(own[link.ours]).copy_(link.row.form.view(weights[link.theirs]))
+            used.add(link.theirs)
+    return set(weights) - used
 
 
 # ---- where transformers saves other names than those of the released files, which it reads ---------------------------

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from foreign_models import CASES, as_loaded
+from foreign_models import CASES, as_loaded, filled
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -20,7 +20,7 @@ from blockwright.blocks.compose import compose
 from blockwright.plugins.hub.exporting import export_folder
 from blockwright.plugins.hub.importing import import_folder
 from blockwright.plugins.hub.llama_like import ATTENTION, FRAME, LAYER, PRENORM
-from blockwright.plugins.hub.names import Row, links, one_of
+from blockwright.plugins.hub.names import Row, one_of
 
 Make = Callable[..., Any]
 # One worker of xdist takes all of a case: its model and its import are made once.
@@ -206,11 +206,7 @@ def test_logits_equal_those_of_other_models(name: str, randomise: Make, tokens: 
         theirs.lm_head.bias.zero_()
     frame = {"vocab_size": V, "d_model": D, "n_layers": 3, "max_positions": 64, "residual": "prenorm"}
     decoder = compose({**frame, "norm": {"name": "rmsnorm", "eps": 1e-5}, **ours}).eval()
-    weights, own, used = theirs.state_dict(), decoder.state_dict(), set()
-    for link in links(table, own, len(decoder.layers)):
-        link.part(own[link.ours]).copy_(link.row.form.view(weights[link.theirs]))
-        used.add(link.theirs)
-    assert set(weights) - used <= {"lm_head.weight", "lm_head.bias"}  # tied, or zero
+    assert filled(decoder, table, theirs) <= {"lm_head.weight", "lm_head.bias"}  # tied, or zero
     expected = theirs(tokens).logits
     assert expected.std() > 0.3
     torch.testing.assert_close(decoder(tokens), expected, rtol=0, atol=2e-5)

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from foreign_models import filled
 from torch import Tensor, nn
 from transformers.models.qwen4_exp.configuration_qwen4_exp import Qwen4ExpTextConfig
 from transformers.models.qwen4_exp.modeling_qwen4_exp import Qwen4ExpForCausalLM
@@ -17,7 +18,7 @@ from blockwright.blocks.decoder import Decoder
 from blockwright.plugins.hub.families.qwen3_5 import APART
 from blockwright.plugins.hub.hybrid_like import DELTA
 from blockwright.plugins.hub.llama_like import LAYER, ROUTER
-from blockwright.plugins.hub.names import TAPS, Form, Row, beside, links, one_of
+from blockwright.plugins.hub.names import TAPS, Form, Row, beside, one_of
 from blockwright.plugins.hub.places import show
 from blockwright.plugins.hub.qwen_like import NAMES, SHARED, THEIRS, channels, convolved, fused, gated_queries
 
@@ -126,15 +127,11 @@ def both(randomise: Callable[..., None]) -> tuple[nn.Module, Decoder]:
     theirs = Qwen4ExpForCausalLM(config).eval()
     randomise(theirs)
     decoder = compose(preset("qwen3_8_flash_next", OURS)).eval()
-    weights, own, used = theirs.state_dict(), decoder.state_dict(), set()
-    with torch.no_grad():
-        for link in links(table(decoder), own, len(decoder.layers)):
-            link.part(own[link.ours]).copy_(link.row.form.view(weights[link.theirs]))
-            used.add(link.theirs)
-        gain = "model.layers.1.ple.norm_conv.weight"  # a factor of the taps here
-        own["layers.1.memory.smooth.weight"].mul_(1 + weights[gain][:, None])
     hashes = {name for name, _ in theirs.named_buffers()}
-    assert set(weights) - used - hashes == {gain}
+    (gain,) = filled(decoder, table(decoder), theirs) - hashes  # a factor of the taps here
+    assert gain == "model.layers.1.ple.norm_conv.weight"
+    with torch.no_grad():
+        decoder.state_dict()["layers.1.memory.smooth.weight"].mul_(1 + theirs.get_parameter(gain)[:, None])
     return theirs, decoder
 
 

@@ -6,7 +6,7 @@ import functools
 import itertools
 import json
 import math
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import pytest
@@ -33,6 +33,7 @@ from blockwright.lab.match.sizing import (
     residuals,
     size,
 )
+from blockwright.lab.match.table import arms_table
 from blockwright.registry import REFUSED, ConfigError, register
 from blockwright.registry.command import run_command
 from blockwright.training.configuration.composing import compose_config
@@ -234,6 +235,9 @@ def test_attentions_are_matched(budget, names):
         assert abs(figure / goal - 1) <= 0.01
         assert sized.residual[budget] == figure / goal - 1
     assert sizes["mqa"].changed
+    alone = replace(sizes["mqa"], arm=replace(sizes["mqa"].arm, name="alone"), match=None)
+    for more, told in (([], False), ([alone], True)):
+        assert ("alone by nothing" in str(arms_table([*sizes.values(), *more], "mha", 8).caption)) == told
 
 
 @pytest.mark.slow

@@ -113,7 +113,7 @@ REFUSED = {
     "optimizer=nothing": ("optimizer", "Known: adamw"),
     "model/gating=null": ("model/gating", "; or ~model/gating for none"),
     "data/tokenizer=null": ("data/tokenizer", "Known: bpe, bytes, chars, pretrained"),
-    "model.attention.name=null": ("model.attention.name", "Write model/attention=<delta_product|"),
+    "model.attention.name=null": ("model.attention.name", "|gqa|"),
     "+model/attention=gqa": ("model/attention", "Leave out the +: model/attention=gqa"),
     "model.d_model=1,2": ("model.d_model", "A list is written model.d_model=[1,2]"),
     # written at the root, to be written as a group, and a key that only what is selected lacks
