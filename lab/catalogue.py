@@ -119,13 +119,18 @@ def measure(kind: str, decoder: Decoder, block: nn.Module) -> Measured:
 def _family(kind: str, names: Sequence[str]) -> list[str]:
     rows = []
     for name in names:
-        entry, measured = registry.lookup(kind, name), measure(kind, *host(kind, name))
+        measured = measure(kind, *host(kind, name))
         remembered = [measured.cache] if measured.cache else []
         ticks = ["✓" if seen else "" for seen in measured.abilities.values()]
-        about = entry.schema.summary.replace("``", "`")
-        rows.append([f"`{name}`", about, papers(entry.cls), f"{measured.parameters:,}", *remembered, *ticks])
+        rows.append([*told(kind, name), f"{measured.parameters:,}", *remembered, *ticks])
     weighed = ["cache numbers per token"] if kind == "attention" else []
     return table(["name", "what it is", "paper", "parameters", *weighed, *ABILITIES.get(kind, OF_A_DECODER)], rows)
+
+
+def told(kind: str, name: str) -> list[str]:
+    """What a block's row says before anything is measured: its name, what it is, and its papers."""
+    entry = registry.lookup(kind, name)
+    return [f"`{name}`", entry.schema.summary.replace("``", "`"), papers(entry.cls)]
 
 
 def _remembered(decoder: Decoder) -> str:
@@ -145,7 +150,7 @@ def _presets() -> list[str]:
         decoder = compose({"vocab_size": BYTES, **presets.read(name)}, device="meta")
         counted = count_parameters(decoder)
         figures = (counted.total, counted.active, counted.active - counted.embedding)
-        rows.append([f"`{name}`", _described(name), *(f"{figure:,}" for figure in figures), _growth(decoder)])
+        rows.append([f"`{name}`", described(name), *(f"{figure:,}" for figure in figures), _growth(decoder)])
     head = ["`model=`", "what it is", "parameters", "active", "active, no embedding", "cache numbers per token"]
     return table(head, rows)
 
@@ -157,7 +162,7 @@ def _growth(decoder: Decoder) -> str:
     return f"{first:,}" if beyond == first else f"{first:,}; beyond windows {beyond:,.0f}"
 
 
-def _described(preset: str) -> str:
+def described(preset: str) -> str:
     """A preset's summary, with arXiv numbers as links."""
     first = presets.find(preset).summary.rstrip(".")
     return re.sub(r"arXiv \d{4}\.\d{4,5}", lambda found: _link(found[0]), first)

@@ -126,7 +126,7 @@ class Checks:
             raise AssertionError("no kernel was written")
         for source, name in self.collector.sources.items():
             if source not in self.built:
-                self.built[source] = build(source, name)
+                self.built[source] = build(source, name, self.gpu)
         return self._fitting(
             {f"{name} {i}": self.built[s] for i, (s, name) in enumerate(self.collector.sources.items())}
         )

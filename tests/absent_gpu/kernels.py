@@ -113,12 +113,20 @@ def _inductor(keep: Callable[..., Any]) -> Iterator[None]:
 _logs: dict[str, str] = {}  # hash of a kernel → what ptxas said of it, in this process
 
 
-def build(source: str, name: str) -> Built:
-    """Compile a kernel to machine code, in the first of the shapes that Inductor would try."""
+def build(source: str, name: str, gpu: Gpu) -> Built:
+    """Compile a kernel to machine code, in the first of the shapes that Inductor would try.
+
+    A sum that loads rows ahead and does not fit is built without: so does Inductor, if no shape fits
+    (``CachingAutotuner.compile_by_disabling_pipelining``). Attention is held to its first shape.
+    """
     tuner = getattr(PyCodeCache.load(source), "triton_" if "def triton_(" in source else name)
-    said = io.StringIO()
+    first, said = tuner.configs[0], io.StringIO()
     with contextlib.redirect_stdout(said):
-        kernel = tuner._precompile_config(tuner.configs[0]).kernel
+        kernel = tuner._precompile_config(first).kernel
+        if kernel.metadata.shared > gpu.shared and first.kwargs.get("NUM_STAGES", 1) > 1:
+            first.num_stages = first.kwargs["NUM_STAGES"] = 1
+            said.truncate(said.seek(0))
+            kernel = tuner._precompile_config(first).kernel
     if log := said.getvalue():  # nothing is said of machine code that was compiled before, from another source
         _logs[kernel.hash] = log
     return _measured(kernel, _logs[kernel.hash])

@@ -67,7 +67,8 @@ A row says nothing about results, speed, what torch's own fused attention and gr
 Operators are those of one layer of each kind with embedding, head and loss, without views, not compiled: each is a
 launch or more, of 5 to 10 µs, which is what a step of a small model takes at least.
 
-Kernels are built in the first shape that autotuning would try. Shared memory is in bytes, of the kernel with most.
+Kernels are built in the first shape that autotuning would try; a sum that loads rows ahead and does not fit is built
+without, as Inductor does. Shared memory is in bytes, of the kernel with most.
 Spills are loads and stores of registers in the code, also of the kernel with most: they make a kernel slow, not wrong.
 
 """

@@ -14,8 +14,8 @@ from blockwright.blocks.attention.base import Attention
 from blockwright.blocks.attention.gqa import GQA
 from blockwright.lab import abilities, catalogue
 from blockwright.lab.abilities import host
-from blockwright.lab.catalogue import PAGE, REMEDY, builtin, main, papers, stale
-from blockwright.registry import ConfigError, register
+from blockwright.lab.catalogue import PAGE, REMEDY, builtin, described, main, papers, stale, table, told
+from blockwright.registry import ConfigError, presets, register
 
 
 @pytest.mark.slow
@@ -28,6 +28,12 @@ def test_pages_hold_blocks_of_this_distribution_and_their_papers():
     sections = dict(re.findall(r"^## (\w+)\n\n(.*?)(?=\n## |\Z)", PAGE.read_text(), re.M | re.S))
     for kind in filter(builtin, registry.kinds()):
         assert re.findall(r"^\| `(\w+)`", sections[kind], re.M) == builtin(kind), REMEDY
+        rows = sections[kind].splitlines()[2:]
+        for name, row in zip(builtin(kind), rows, strict=True):
+            assert row.startswith(table(told(kind, name), [])[0]), REMEDY
+    models = sections["Models"].splitlines()[2:]
+    for name, row in zip(presets.names(), models, strict=True):
+        assert row.startswith(table([f"`{name}`", described(name)], [])[0]), REMEDY
 
     class Block:
         """A block.
