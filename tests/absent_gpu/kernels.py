@@ -117,7 +117,7 @@ def build(source: str, name: str, gpu: Gpu) -> Built:
     """Compile a kernel to machine code, in the first of the shapes that Inductor would try.
 
     A sum that loads rows ahead and does not fit is built without: so does Inductor, if no shape fits
-    (``CachingAutotuner.compile_by_disabling_pipelining``). Attention is held to its first shape.
+    (``CachingAutotuner.compile_by_disabling_pipelining``). Attention is not: its first shape must fit.
     """
     tuner = getattr(PyCodeCache.load(source), "triton_" if "def triton_(" in source else name)
     first, said = tuner.configs[0], io.StringIO()
