@@ -139,7 +139,11 @@ def test_missing_compiler_for_a_cpu_is_a_refusal(monkeypatch: pytest.MonkeyPatch
 
 # Blocks whose first layer, or first and last, computes otherwise than the others; all others make one graph.
 KINDS = {"attention/rwkv7": 2, "residual/attention_residual": 3, "residual/hyper_connections": 3, "residual/mhc": 3}
-KINDS |= {"residual/normed_embeddings": 3, "attention/depth": 3}  # its queries see the values of 1, 2, more layers
+KINDS |= {
+    "residual/gated_streams": 3,
+    "residual/normed_embeddings": 3,
+    "attention/depth": 3,
+}  # its queries see the values of 1, 2, more layers
 GRAPHS = [f"{kind}/{name}" for kind in ("attention", "residual") for name in registry.names(kind)]
 QUICK = ("attention/lightning", "residual/prenorm")
 
