@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import torch
 
-from blockwright.blocks.generation.drafts.base import Drafter
+from blockwright.blocks.generation.drafts import Drafter
 from blockwright.blocks.generation.generate import Continuations
 from blockwright.blocks.generation.sample import Acceptance, Sampling
 from blockwright.blocks.generation.speculation import Speculation

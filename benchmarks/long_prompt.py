@@ -156,8 +156,8 @@ def _bytes(split: str) -> Any:
     import numpy as np
     import torch
 
+    from blockwright.training.data.corpora import Shakespeare
     from blockwright.training.data.corpus import Split
-    from blockwright.training.data.shakespeare import Shakespeare
 
     of: tuple[Split, ...] = ("train",) if split == "train" else ("val", "test")
     text = "".join(play for part in of for play in Shakespeare().documents(part))
@@ -169,7 +169,7 @@ def _windows(text: Any, rows: int, target: int, step: int) -> tuple[Any, Any, An
     import numpy as np
     import torch
 
-    from blockwright.plugins.long_context.pose import PoSE
+    from blockwright.plugins.long_context.windows import PoSE
 
     random, skip = np.random.RandomState(step), PoSE(target)
     starts = torch.from_numpy(random.randint(0, len(text) - WINDOW - 1, rows))

@@ -26,7 +26,7 @@ from blockwright.lab.ablation import bank, ending
 from blockwright.lab.ablation.bank import Entry
 from blockwright.lab.ladder import findings as ladders
 from blockwright.lab.ladder import verdict as of_ladder
-from blockwright.lab.ladder.report import conclude
+from blockwright.lab.ladder.report import show
 from blockwright.lab.report import build
 from blockwright.lab.report import document as of_sweep
 from blockwright.lab.report.build import VERDICT
@@ -116,7 +116,7 @@ def noise_of(record: Path) -> Entry | None:
 def report(folder: Path) -> None:
     """Write the report of a sweep or a ladder."""
     if _is_ladder(folder):
-        conclude(folder)
+        show(folder)
     else:
         build.write(findings_of(folder))
 

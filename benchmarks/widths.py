@@ -22,10 +22,10 @@ from torch.nn import functional as F
 from blockwright.blocks.compose import compose, preset
 from blockwright.blocks.decoder import Decoder
 from blockwright.lab.statistics.tuning import Try, fit
-from blockwright.training.data.shakespeare import Shakespeare
+from blockwright.training.data.corpora import Shakespeare
 from blockwright.training.optimizers.adamw import AdamW
-from blockwright.training.optimizers.base import OptimizerRecipe
 from blockwright.training.optimizers.muon import Muon
+from blockwright.training.optimizers.recipe import OptimizerRecipe
 from blockwright.training.parametrisations import Width
 
 STEPS, LENGTH, ROWS, WARMUP = 70, 128, 4, 1

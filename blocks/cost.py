@@ -25,7 +25,7 @@ from blockwright.blocks.ffn import FFN, rounded_width
 from blockwright.blocks.forward_pass import Pass
 from blockwright.blocks.gating.base import Routing
 from blockwright.blocks.input import Input
-from blockwright.blocks.memory.base import Table
+from blockwright.blocks.memory import Table
 from blockwright.blocks.sample import Sample, known, measurement, sampled
 
 # Every parameter belongs to one family, that of its outermost module: MLA's norms count as attention. These are of

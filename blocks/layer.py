@@ -16,7 +16,7 @@ from blockwright.blocks.ffn import FFN
 from blockwright.blocks.forward_pass import Carry, Losses, Pass
 from blockwright.blocks.gating.base import Routing, with_losses
 from blockwright.blocks.kernels.cross_entropy import IGNORED
-from blockwright.blocks.memory.base import Memory
+from blockwright.blocks.memory import Memory
 from blockwright.blocks.norm import Norm
 from blockwright.blocks.residual.base import Residual
 from blockwright.registry import BlockError

@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
 from blockwright.blocks.base import Block, Kind
-from blockwright.blocks.memory.base import Table
+from blockwright.blocks.memory import Table
 
 
 @dataclass(frozen=True)

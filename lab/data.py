@@ -45,7 +45,7 @@ def _run_of(overrides: Sequence[str]) -> Run:
 def _show(run: Run, n_samples: int) -> None:
     from blockwright.training.configuration import parts
     from blockwright.training.configuration.trainer_settings import batches_of
-    from blockwright.training.data.modules.base import DataModule
+    from blockwright.training.data.modules.batches import DataModule
 
     if parts.class_of("data", run).overview is DataModule.overview:
         raise ConfigError("data", run.data["name"], "has no table of its sources", "data=mixture has one")

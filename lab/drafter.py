@@ -5,10 +5,7 @@ from __future__ import annotations
 from argparse import Namespace
 from collections.abc import Callable
 
-from blockwright.blocks.generation.drafts.base import Drafter
-from blockwright.blocks.generation.drafts.lookup import Lookup
-from blockwright.blocks.generation.drafts.model import SmallerModel
-from blockwright.blocks.generation.drafts.mtp import MultiToken
+from blockwright.blocks.generation.drafts import Drafter, Lookup, MultiToken, SmallerModel
 from blockwright.lab.writer import Writer, at_its_option
 from blockwright.registry import BlockError, ConfigError
 from blockwright.registry.command import Parser

@@ -1,8 +1,15 @@
-"""Report of one run: a table of figures, curves, the experts' load, a sampled text."""
+"""Report of one run: a table of figures, curves, the experts' load, a sampled text.
+
+``curves.json`` has its training and validation curves. Steps are optimizer steps; ``tokens_per_step`` converts them to
+tokens, ``flops_per_token`` those to FLOPs. The validations are those during training, all on the same text; a run
+without any has its final one.
+"""
 
 from __future__ import annotations
 
+import json
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +19,8 @@ from lightning.pytorch.utilities import rank_zero_warn
 from rich.table import Table
 
 from blockwright.blocks.compose import compose
-from blockwright.blocks.cost import count_parameters
+from blockwright.blocks.cost import cache_bytes_per_token, count_parameters, training_flops_per_token
 from blockwright.blocks.generation.generate import generate
-from blockwright.lab import curves
 from blockwright.lab.drawing.picture import picture
 from blockwright.lab.drawing.scheme import scheme
 from blockwright.lab.report import single
@@ -25,12 +31,62 @@ from blockwright.registry.ranges import NonNegative, Whole
 from blockwright.training.cadence import logs_now
 from blockwright.training.callbacks.interruption import Interruption
 from blockwright.training.callbacks.step_end import Finale, StepEnd
-from blockwright.training.data.tokenizers.base import Tokenizer
+from blockwright.training.data.tokenizers.tokenizer import Tokenizer
 from blockwright.training.figure import by_name, find, names_in, of_run
 from blockwright.training.parallel.local import is_distributed
 from blockwright.training.result import RESULTS, Result
 from blockwright.training.tasks.base import Task
 from blockwright.training.writing import write_text
+
+FILE = "curves.json"
+Curve = Sequence[tuple[int, float]]
+
+
+def costs(model: Mapping[str, Any], length: int) -> dict[str, float | None]:
+    """Cost of one token, measured on the meta device.
+
+    Args:
+        model: a composition
+        length: T, tokens of its training sequences
+
+    Returns:
+        ``flops_per_token`` of training, and ``cache_bytes_per_token`` in fp32, of a sequence of this length;
+        None if a plug-in's block cannot be measured
+    """
+    found: dict[str, float | None] = {"flops_per_token": None, "cache_bytes_per_token": None}
+    try:
+        decoder = compose(model, device="meta")
+        length = min(length, decoder.config["max_positions"])
+        found["flops_per_token"] = training_flops_per_token(decoder, length)
+        found["cache_bytes_per_token"] = cache_bytes_per_token(decoder, length, torch.float32)
+    except NotImplementedError:  # an attention without a cache
+        pass
+    except Exception as error:  # must not end a finished training
+        rank_zero_warn(f"no costs in {FILE}: {type(error).__name__}: {error}")
+    return found
+
+
+def tokens_per_step(trainer: L.Trainer) -> int | None:
+    """Tokens per optimizer step, over all ranks; None if the data module does not define it."""
+    data = trainer.datamodule  # type: ignore[attr-defined]
+    windows, length = getattr(data, "batch_size", None), getattr(data, "sequence_length", None)
+    return None if windows is None or length is None else windows * length * trainer.accumulate_grad_batches
+
+
+def write(
+    directory: Path,
+    train: Curve,
+    val: Curve,
+    tokens: int | None,
+    costs: Mapping[str, float | None],
+    shares: Mapping[str, torch.Tensor],
+) -> None:
+    """Write ``curves.json`` atomically."""
+    load = {layer: [round(share, 6) for share in found.tolist()] for layer, found in shares.items()}
+    document = {"tokens_per_step": tokens, "train": train, "val": val, **costs, "expert_load": load}
+    directory.mkdir(parents=True, exist_ok=True)
+    write_text(directory / FILE, json.dumps(document))
+
 
 STAGES = {"val": "validation", "test": "test", "train": "last training"}
 
@@ -102,17 +158,17 @@ class RunReport(StepEnd, Finale):
             try:
                 self._write_curves(trainer, pl_module)
             except OSError as error:  # must not take the place of what ended the run
-                rank_zero_warn(f"{self.directory / curves.FILE} is not written ({error.strerror})")
+                rank_zero_warn(f"{self.directory / FILE} is not written ({error.strerror})")
 
-    def _write_curves(self, trainer: L.Trainer, task: L.LightningModule, final: curves.Curve = ()) -> None:
+    def _write_curves(self, trainer: L.Trainer, task: L.LightningModule, final: Curve = ()) -> None:
         if not trainer.is_global_zero or not isinstance(task, Task):
             return
         if self._costs is None:
             data = trainer.datamodule  # type: ignore[attr-defined]
             length = getattr(data, "sequence_length", task.model_config["max_positions"])
-            self._costs = curves.costs(task.model_config, length)
-        tokens = curves.tokens_per_step(trainer)
-        curves.write(self.directory, self.train, self.val or final, tokens, self._costs, task.expert_shares)
+            self._costs = costs(task.model_config, length)
+        tokens = tokens_per_step(trainer)
+        write(self.directory, self.train, self.val or final, tokens, self._costs, task.expert_shares)
 
     def on_conclusion(self, trainer: L.Trainer, task: L.LightningModule, metrics: dict[str, float]) -> None:
         assert isinstance(task, Task) and task.decoder is not None
@@ -150,7 +206,7 @@ class RunReport(StepEnd, Finale):
         elif self.sample_tokens and (tokenizer := trainer.datamodule.tokenizer) is not None:  # type: ignore[attr-defined]
             self._show_sample(task, tokenizer, spread)
         drawn = [f.name for f in sorted(self.directory.glob("*.svg"))]
-        print(f"{self.directory}: {', '.join([RESULTS, curves.FILE, *drawn])}")
+        print(f"{self.directory}: {', '.join([RESULTS, FILE, *drawn])}")
 
     def _show_sample(self, task: Task, tokenizer: Tokenizer, spread: bool) -> None:
         if spread:

@@ -18,7 +18,7 @@ import torch
 
 from blockwright.blocks.checkpoint.source import Source, build, open_source, usable_device, usable_dtype
 from blockwright.blocks.decoder import Decoder
-from blockwright.blocks.generation.drafts.base import Drafter
+from blockwright.blocks.generation.drafts import Drafter
 from blockwright.blocks.generation.generate import Continuations
 from blockwright.blocks.generation.memory import Memory
 from blockwright.blocks.generation.sample import Acceptance, NotFiniteError, Sampling
@@ -27,9 +27,9 @@ from blockwright.blocks.generation.text_stream import TextStream
 from blockwright.blocks.input import Media
 from blockwright.lab.attachment import Attachment, refuse_marks
 from blockwright.registry import BlockError, ConfigError
-from blockwright.training.data.tokenizers.base import Tokenizer
 from blockwright.training.data.tokenizers.pretrained import Pretrained
 from blockwright.training.data.tokenizers.rebuild import rebuild
+from blockwright.training.data.tokenizers.tokenizer import Tokenizer
 
 T = TypeVar("T")
 

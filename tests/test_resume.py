@@ -59,7 +59,7 @@ import os
 
 import lightning as L
 
-from blockwright.training.data.tokenizers.bytes import Bytes
+from blockwright.training.data.tokenizers.tokenizer import Bytes
 
 
 class Stopped(Bytes):

@@ -14,7 +14,7 @@ from blockwright.blocks.scale import Scale, multiplier
 from blockwright.blocks.widths import GROWS, NotScaledError, branches, grown, scales, unscaled_scores
 from blockwright.registry import Composable, ConfigError, family, register
 from blockwright.registry.layout import patched
-from blockwright.training.optimizers.base import OptimizerRecipe
+from blockwright.training.optimizers.recipe import OptimizerRecipe
 
 
 @family("parametrisation", root="", context=("model",))

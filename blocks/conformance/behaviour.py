@@ -16,7 +16,7 @@ from blockwright.blocks.convolution import Convolution
 from blockwright.blocks.decoder import Decoder
 from blockwright.blocks.kernels.largest_score import LargestScores
 from blockwright.blocks.kernels.quantise import BITS
-from blockwright.blocks.memory.base import numbers
+from blockwright.blocks.memory import numbers
 from blockwright.registry import BlockError
 
 BOUND = 1e-5  # fp32, two layers: another order of summation differs by about 1e-6

@@ -13,7 +13,7 @@ from blockwright.blocks.conformance.setting import MODEL, Setting, must, shown, 
 from blockwright.blocks.decoder import Decoder
 from blockwright.blocks.gating.base import Gating, updating
 from blockwright.blocks.kernels.scoring import dense
-from blockwright.blocks.memory.base import numbers
+from blockwright.blocks.memory import numbers
 from blockwright.blocks.position.base import Position
 from blockwright.blocks.precision import default_dtype
 

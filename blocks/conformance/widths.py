@@ -12,7 +12,7 @@ from blockwright.blocks.compose import check, compose
 from blockwright.blocks.conformance.setting import MODEL, ExemptError, Setting, must
 from blockwright.blocks.coordinates import Size, kind_of, measure, slopes, text
 from blockwright.blocks.decoder import Decoder
-from blockwright.blocks.memory.base import Table
+from blockwright.blocks.memory import Table
 from blockwright.blocks.widths import multiplied, scales
 from blockwright.registry import ConfigError
 

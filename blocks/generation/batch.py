@@ -16,7 +16,7 @@ from torch import Tensor
 
 from blockwright.blocks.cache.base import Cache
 from blockwright.blocks.decoder import Decoder
-from blockwright.blocks.generation.drafts.base import Checked, Drafter, Drafts, as_padding, next_positions
+from blockwright.blocks.generation.drafts import Checked, Drafter, Drafts, as_padding, next_positions
 from blockwright.blocks.generation.generate import check_lengths
 from blockwright.blocks.generation.job import Job, News, note_likelihoods
 from blockwright.blocks.generation.joining import joinable_caches, refuse_dependent_rows

@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterator, Sequence
 
 from blockwright.blocks.decoder import Decoder
 from blockwright.blocks.generation.batch import Batch
-from blockwright.blocks.generation.drafts.base import Drafter
+from blockwright.blocks.generation.drafts import Drafter
 from blockwright.blocks.generation.generate import check_lengths
 from blockwright.blocks.generation.job import Job
 from blockwright.blocks.generation.sample import Acceptance, NotFiniteError, Sampling

@@ -22,12 +22,12 @@ PACKAGES = ("blockwright", "torch", "lightning")
 
 
 def need_packages() -> None:
-    """Of ``lab.sweep.endings.Ending``."""
+    """Of ``lab.sweep.seams.Ending``."""
     build.need_packages()
 
 
 def conclude(directory: Path, plan: Mapping[str, Any], results: Mapping[int, Result]) -> None:
-    """Print the verdicts of an ablation, write its report and record its noise; of ``lab.sweep.endings.Ending``."""
+    """Print the verdicts of an ablation, write its report and record its noise; of ``lab.sweep.seams.Ending``."""
     findings = find(reading.read(directory))
     terminal.show(findings, build.write(findings))
     record(findings, plan, results)

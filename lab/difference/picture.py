@@ -8,8 +8,7 @@ from typing import Literal
 from xml.etree import ElementTree as ET
 
 from blockwright.lab.difference import rows
-from blockwright.lab.difference.counterparts import Pair
-from blockwright.lab.difference.difference import Difference, Side
+from blockwright.lab.difference.difference import Difference, Pair, Side
 from blockwright.lab.difference.settings import ABSENT, Entry, Name
 from blockwright.lab.drawing.parts import Panel, Scheme
 from blockwright.lab.drawing.picture import picture

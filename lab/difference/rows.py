@@ -12,8 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from blockwright.lab.card import BEYOND, flat, scaled
-from blockwright.lab.difference.counterparts import Pair, spelt
-from blockwright.lab.difference.difference import Difference, Runs, minus
+from blockwright.lab.difference.difference import Difference, Pair, Runs, minus, spelt
 from blockwright.lab.difference.settings import ABSENT, Entry, Name
 from blockwright.lab.drawing.sheet import clean
 from blockwright.lab.report.words import HUGE, MINUS, plain, signed

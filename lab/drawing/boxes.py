@@ -16,7 +16,7 @@ from blockwright.blocks.attention.scored import Scored
 from blockwright.blocks.base import Block, Drawn
 from blockwright.blocks.convolution import Convolution
 from blockwright.blocks.cost import FAR
-from blockwright.blocks.memory.base import Memory
+from blockwright.blocks.memory import Memory
 from blockwright.blocks.sample import signature
 from blockwright.lab.drawing.parts import Box, Cached
 from blockwright.registry.recording import Built

@@ -17,7 +17,7 @@ from blockwright.blocks.cost import (
 )
 from blockwright.blocks.decoder import Decoder
 from blockwright.blocks.layer import LAYER_PARTS
-from blockwright.blocks.memory.base import Memory
+from blockwright.blocks.memory import Memory
 from blockwright.blocks.sample import Sample, sample
 from blockwright.lab.drawing.boxes import Records, box, count, part
 from blockwright.lab.drawing.parts import Box, Branch, Panel, Run, Scheme, Totals, branches, norms

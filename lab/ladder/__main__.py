@@ -16,7 +16,7 @@ from rich.text import Text
 from blockwright.lab.card import scaled
 from blockwright.lab.definitions import refuse_overrides
 from blockwright.lab.ladder import definition, planning, report
-from blockwright.lab.ladder.outline import Outline
+from blockwright.lab.ladder.design import Outline
 from blockwright.lab.ladder.planning import Plan
 from blockwright.lab.sweep import launcher
 from blockwright.lab.sweep import plan as plans
@@ -143,7 +143,7 @@ def main(arguments: Sequence[str]) -> int:
         return 0
     asked = read(arguments)
     if Path(asked.name).is_dir():
-        report.conclude(Path(asked.name), asked.at)
+        report.show(Path(asked.name), asked.at)
         return 0
     require("lab", "scipy", "threadpoolctl", *(() if asked.plan_only else ("jinja2",)), path="blockwright.lab.ladder")
     plan = planning.make(definition.read(asked.name, asked.changes), asked.overrides)

@@ -10,8 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from blockwright.lab.ladder.design import Place, Tuned, common_of, tried_of, tuned_of
-from blockwright.lab.ladder.outline import Cell, Job, Outline, outline_of
+from blockwright.lab.ladder.design import Cell, Job, Outline, Place, Tuned, common_of, outline_of, tried_of, tuned_of
 from blockwright.lab.statistics.law import Common, Rung, largest, on_one_thread
 from blockwright.lab.statistics.law_check import Cells, Conclusion, cells, conclude
 from blockwright.lab.sweep import plan as plans

@@ -14,12 +14,10 @@ from blockwright.blocks.compose import check, compose
 from blockwright.blocks.cost import count_parameters
 from blockwright.lab.ablation import planning as ablation
 from blockwright.lab.ladder.definition import Ladder
-from blockwright.lab.ladder.design import spread
-from blockwright.lab.ladder.outline import KEY, Cell, Job, Outline, Size, compared, schedule, tries
+from blockwright.lab.ladder.design import KEY, Cell, Job, Outline, Size, compared, schedule, spread, tries
 from blockwright.lab.match.sizing import Sized, named
 from blockwright.lab.statistics.law import Form, Rung
-from blockwright.lab.statistics.law_check import APART, unidentified
-from blockwright.lab.statistics.law_plan import Usual, expected
+from blockwright.lab.statistics.law_check import APART, Usual, expected, unidentified
 from blockwright.lab.sweep.tuning import composed_value, octaves
 from blockwright.registry import ConfigError
 from blockwright.training.configuration.composing import compose_config

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from blockwright.lab.ladder import charts, forecast, tables
+from blockwright.lab.ladder import charts, tables
 from blockwright.lab.ladder.findings import Findings, find
 from blockwright.lab.ladder.verdict import document, verdicts
 from blockwright.lab.report import build, terminal
@@ -12,8 +16,96 @@ from blockwright.lab.report.build import VERDICT
 from blockwright.lab.report.document import as_json
 from blockwright.lab.report.page import LABELS, Head, Section, save, some
 from blockwright.lab.report.svg import Figure
-from blockwright.lab.report.words import plain, signed
+from blockwright.lab.report.tables import Table, row
+from blockwright.lab.report.words import plain, short, signed
+from blockwright.lab.statistics.law_fit import best_split
+from blockwright.registry import ConfigError
 from blockwright.registry.extras import require
+from blockwright.training.result import Result
+
+BEYOND = 4.0  # times the largest size, for which the report forecasts by default
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A training that the law is asked about.
+
+    Args:
+        parameters: N, without embedding and head
+        tokens: D
+    """
+
+    parameters: float
+    tokens: float
+
+
+def planned(findings: Findings, at: str | None) -> Planned:
+    """The training that ``--at`` names; without it, of models and tokens beyond the largest.
+
+    Raises:
+        ConfigError: it names none, or the law does not say
+    """
+    if at is None:
+        largest = findings.largest_rung
+        return Planned(BEYOND * largest.parameters, BEYOND * largest.tokens)
+    try:
+        numbers = [float(word) for word in at.split(",")]
+    except ValueError:
+        numbers = []
+    if len(numbers) not in (1, 2) or not all(0 < number < math.inf for number in numbers):
+        rule = "is neither a number of FLOPs nor PARAMETERS,TOKENS"
+        raise ConfigError("--at", at, rule, "Write --at 1e18, or --at 1e9,20e9")
+    if findings.law is None:
+        raise ConfigError("--at", at, "needs a law, and this ladder has none", "Leave it out")
+    if len(numbers) == 2:
+        return Planned(*numbers)
+    if not findings.law.forecasts:
+        rule = f"asks how to split FLOPs, which this law does not say. {lead(findings)}"
+        raise ConfigError("--at", at, rule.rstrip("."), "Leave it out")
+    return Planned(*best_split(findings.law.fit, numbers[0]))
+
+
+def lead(findings: Findings) -> str:
+    law = findings.law
+    if law is None or law.forecasts:
+        return ""
+    return "No forecast: " + (
+        "one law does not fit these arms."
+        if law.is_wrong
+        else "the largest size is off the law of the others."
+        if law.misses_largest
+        else "the ladder does not fix the shape of the law."
+    )
+
+
+def table(findings: Findings, planned: Planned) -> Table | None:
+    """The loss of each arm at a planned size, and how many FLOPs it takes."""
+    law = findings.law
+    if law is None or not law.forecasts:
+        return None
+    cells = findings.outline.sizes[findings.largest].arms
+    lines = []
+    for arm in findings.arms:
+        loss = law.fit.loss(arm, planned.parameters, planned.tokens)
+        flops = cells[arm].flops / cells[arm].parameters * planned.parameters * planned.tokens
+        lines.append(row(arm, f"{plain(loss.mean, 3)} ± {plain(loss.half, 3)}", short(flops)))
+    columns = ("arm", "loss, nats", "training FLOPs")
+    note = (
+        f"At {short(planned.parameters)} parameters without embedding and head and {short(planned.tokens)} tokens; "
+        f"FLOPs as at the largest size, per parameter. ± is that of a true law: one that bends between here and there "
+        f"is not in it. Of another size: blockwright ladder {findings.directory} "
+        "--at PARAMETERS,TOKENS, or --at FLOPS."
+    )
+    return Table("Forecast", columns, tuple(lines), frozenset(columns[1:]), note=note)
+
+
+def line(findings: Findings, planned: Planned) -> str:
+    law = findings.law
+    at = f"{short(planned.parameters)} parameters, {short(planned.tokens)} tokens"
+    if law is None or not law.forecasts:
+        return f"{at}: {lead(findings)}"
+    losses = {arm: law.fit.loss(arm, planned.parameters, planned.tokens) for arm in findings.arms}
+    return f"{at}: {', '.join(f'{arm} {plain(x.mean, 3)} ± {plain(x.half, 3)}' for arm, x in losses.items())}"
 
 
 def need_packages() -> None:
@@ -26,7 +118,7 @@ def need_packages() -> None:
     build.need_packages()
 
 
-def conclude(directory: Path, at: str | None = None) -> None:
+def show(directory: Path, at: str | None = None) -> None:
     """Write the report of a ladder, and print its verdicts.
 
     Args:
@@ -38,12 +130,12 @@ def conclude(directory: Path, at: str | None = None) -> None:
     """
     need_packages()
     findings = find(directory)
-    planned = forecast.planned(findings, at)
-    head, sections = head_of(findings), arrange(findings, planned)
+    at_size = planned(findings, at)
+    head, sections = head_of(findings), arrange(findings, at_size)
     files = {"runs.csv": tables.rows(findings), VERDICT: f"{as_json(document(findings))}\n"}
     terminal.show_head(head, save(findings.directory, head, sections, files))
     if at is not None:
-        print(forecast.line(findings, planned))
+        print(line(findings, at_size))
 
 
 def head_of(findings: Findings) -> Head:
@@ -87,7 +179,7 @@ def _method(findings: Findings) -> str:
     )
 
 
-def arrange(findings: Findings, planned: forecast.Planned) -> list[Section]:
+def arrange(findings: Findings, planned: Planned) -> list[Section]:
     """The sections of the page, in order."""
     found = verdicts(findings)
     drawn = [charts.speed_ups(findings, found)]
@@ -95,7 +187,7 @@ def arrange(findings: Findings, planned: forecast.Planned) -> list[Section]:
         Section("speed", "What the arms are worth", [d for d in drawn if d], some(tables.speed(findings, found))),
         Section("law", "The law", _curves(findings), some(tables.residual(findings)), law_lead(findings)),
         Section("rungs", "Differences a rung", [], [tables.difference(findings)]),
-        Section("forecast", "Forecast", [], some(forecast.table(findings, planned)), forecast.lead(findings)),
+        Section("forecast", "Forecast", [], some(table(findings, planned)), lead(findings)),
         Section("tuning", "How the arms were tuned", [], some(tables.tuning(findings))),
         Section("lost", "What was lost", [], some(tables.lost(findings))),
     ]
@@ -125,3 +217,8 @@ def law_lead(findings: Findings) -> str:
         )
     parts.append(f"Condition number {law.fit.condition:.0f}.")
     return " ".join(parts)
+
+
+def conclude(directory: Path, plan: Mapping[str, Any], results: Mapping[int, Result]) -> None:
+    """Print the verdicts of a ladder and write its report; of ``lab.sweep.seams.Ending``."""
+    show(directory)

@@ -18,8 +18,8 @@ from blockwright.registry.command import Parser, read_words
 from blockwright.registry.ranges import Count, Positive
 from blockwright.registry.reading import Remedy, keys, typed
 from blockwright.registry.reading import read as read_settings
+from blockwright.training.configuration.composing import explain
 from blockwright.training.configuration.conf import CONF
-from blockwright.training.configuration.refusals import explain
 
 
 @dataclass(frozen=True)

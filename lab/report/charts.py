@@ -8,10 +8,9 @@ from importlib.metadata import entry_points
 from itertools import pairwise
 
 from blockwright.lab.report.findings import Finding, Findings, pareto
-from blockwright.lab.report.learning import curves, experts, gaps, search
+from blockwright.lab.report.learning import bands, curves, experts, gaps, paths, search, tuning
 from blockwright.lab.report.svg import LETTER, LINE, Chart, Figure, Point, Scale, colour, cut, padded
 from blockwright.lab.report.tables import Table
-from blockwright.lab.report.tuning_chart import bands, paths, tuning
 from blockwright.lab.report.words import around, short, signed
 
 # --- final figure against cost: parameters, FLOPs and cache bytes -----------------------------------------------------

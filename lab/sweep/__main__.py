@@ -16,7 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from blockwright.lab.sweep import hosts, launcher, locks
+from blockwright.lab.sweep import launcher, locks, seams
 from blockwright.lab.sweep import plan as plans
 from blockwright.lab.sweep.callback import SWEEPER
 from blockwright.lab.sweep.job import run_job, set_aside
@@ -72,11 +72,11 @@ def main(arguments: Sequence[str]) -> int:
     os.close(locks.take_sweep(sweep))  # refuses a running sweep before anything changes
     if plan["kind"] == "search":
         return go_on_with_search(sweep, plan, given.action == "retry", _numbers(given.jobs), given.workers)
-    if given.workers is not None and (launcher.KEY in plan or hosts.is_hosted(plan)):
+    if given.workers is not None and (launcher.KEY in plan or seams.is_hosted(plan)):
         rule = "is of processes of this command, which starts no job of this sweep"
         raise ConfigError("--workers", given.workers, rule, "Leave it out: a sweep keeps the options of its launcher")
     chosen = make_way(sweep, plan, _numbers(given.jobs)) if given.action == "retry" else []
-    if hosts.is_hosted(plan) and launcher.KEY not in plan:
+    if seams.is_hosted(plan) and launcher.KEY not in plan:
         return _again(sweep, plan, [])
     return run_plan(sweep, given.workers, jobs=chosen if given.jobs else None)
 
@@ -91,7 +91,7 @@ def _split(arguments: Sequence[str]) -> tuple[Sequence[str], Sequence[str] | Non
 
 def make_way(sweep: Path, plan: Mapping[str, Any], jobs: Sequence[int] | None) -> list[int]:
     """Choose the jobs to retry, set their results aside, and delete them from their host, if they have one."""
-    if (hosted := hosts.jobs_of(sweep, plan)) is not None:
+    if (hosted := seams.jobs_of(sweep, plan)) is not None:
         hosted.collect()
     chosen = to_retry(rows_of(sweep), jobs)
     for job in chosen:
@@ -107,7 +107,7 @@ def make_way(sweep: Path, plan: Mapping[str, Any], jobs: Sequence[int] | None) -
 
 def stop(sweep: Path, plan: Mapping[str, Any]) -> int:
     """Ask the jobs of a sweep to save and end, on its host or on this machine."""
-    if (hosted := hosts.jobs_of(sweep, plan)) is not None:
+    if (hosted := seams.jobs_of(sweep, plan)) is not None:
         (sweep / training_jobs.STOP).touch()  # a launcher that watches starts none again
         ran, waiting = hosted.stop()
         said = f"{len(ran)} jobs have saved and ended" + (f", {len(waiting)} had not started" if waiting else "")
@@ -123,7 +123,7 @@ def stop(sweep: Path, plan: Mapping[str, Any]) -> int:
 
 def show(sweep: Path, plan: Mapping[str, Any], as_json: bool) -> None:
     """Print the table of a sweep and the number of jobs by status, or both as JSON."""
-    hosted = hosts.jobs_of(sweep, plan)
+    hosted = seams.jobs_of(sweep, plan)
     states = None if hosted is None else hosted.collect()
     rows, best = rows_of(sweep, states), best_of(sweep, plan)
     counts = Counter(row["status"] for row in rows)

@@ -21,7 +21,7 @@ from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from blockwright.lab.sweep import hosts, locks
+from blockwright.lab.sweep import locks, seams
 from blockwright.lab.sweep import plan as plans
 from blockwright.lab.sweep.progress import ended_line
 from blockwright.lab.sweep.table import exit_code, summarise
@@ -148,7 +148,7 @@ def begin(sweep: Path, config: DictConfig, arguments: list[str]) -> None:
         plan["direction"] = figures.check_composed(composed(config, first_of(sweeper, given["task"])), asked)
         plan |= {"argv": argv, "sweeper": sweeper.get("_target_"), "n_trials": sweeper.get("n_trials")}
     if host := host_of(config.hydra.launcher):
-        plan |= {"argv": argv, **hosts.begin(host, config.hydra.launcher)}
+        plan |= {"argv": argv, **seams.begin_on(host, config.hydra.launcher)}
     if sweeper.get("_target_") == SWEEPER:
         raw = OmegaConf.to_container(sweeper, resolve=False)
         name = sweeper.get("study_name") or f"{config.task_name}-{sweep.name}"

@@ -10,8 +10,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from blockwright.lab.sweep import hosts
 from blockwright.lab.sweep import plan as plans
+from blockwright.lab.sweep import seams
 from blockwright.lab.sweep.job import LOST, READY, WAITS, fail_after, forwarding, origin, state_of
 from blockwright.lab.sweep.progress import seconds_of
 from blockwright.registry import ConfigError, did_you_mean
@@ -74,7 +74,7 @@ def _composed(name: str, options: list[str]) -> tuple[int, dict[str, Any]]:
             f"{OPTIONS}n_jobs", 0, "is the number of parallel jobs", "Write 1 or more, or -1 for all cores"
         )
     host = training_jobs.host_of(config.hydra.launcher)
-    return workers_of(config), {KEY: chosen, **(hosts.begin(host, config.hydra.launcher) if host else {})}
+    return workers_of(config), {KEY: chosen, **(seams.begin_on(host, config.hydra.launcher) if host else {})}
 
 
 def _names() -> list[str]:

@@ -1,7 +1,7 @@
 """``plan.json``: the plan of a sweep, written before the first job, so that it can be resumed.
 
 A grid or an ablation lists its jobs. A search, which does not know them in advance, lists its parameters. A plan whose
-kind has a design (designs.py) grows: further jobs follow from the results of those listed.
+kind has a design (seams.py) grows: further jobs follow from the results of those listed.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Le
 
-from blockwright.lab.sweep import designs, hosts
+from blockwright.lab.sweep import seams
 from blockwright.registry import ConfigError, user_conf
 from blockwright.registry.folder import read_json, read_yaml
 from blockwright.registry.ranges import NonNegative, Number
@@ -77,7 +77,7 @@ ENTRIES: dict[str, dict[str, Any]] = {
 
 def damage_of(plan: Mapping[str, Any]) -> str:
     """The first wrong value, as a clause; empty if there is none."""
-    if wrong := _wrong(plan, {**KEYS, **dict.fromkeys(hosts.installed(), dict)}):
+    if wrong := _wrong(plan, {**KEYS, **dict.fromkeys(seams.hosts(), dict)}):
         return wrong
     for key, needed in (("jobs", "job"), ("arms", "name")):
         entries = plan.get(key, [])
@@ -161,7 +161,11 @@ def read(directory: Path) -> dict[str, Any]:
         raise ConfigError("DIR", str(directory), f"holds no {PLAN}, so no sweep was started here", remedy)
     plan = read_json(directory, PLAN)
     missing = [key for key in NEEDED if key not in plan] if isinstance(plan, dict) else NEEDED
-    if missing or plan["kind"] not in (*KINDS, *designs.kinds()) or (plan["kind"] != "search" and "jobs" not in plan):
+    if (
+        missing
+        or plan["kind"] not in (*KINDS, *seams.growing_kinds())
+        or (plan["kind"] != "search" and "jobs" not in plan)
+    ):
         rule = f"is not a sweep's plan (needs {', '.join(NEEDED)}, and jobs unless it is a search)"
         raise ConfigError(str(file), "…", rule, "Start a new sweep in another folder")
     if wrong := damage_of(plan):
@@ -205,7 +209,7 @@ def grow(directory: Path, plan: Mapping[str, Any]) -> list[dict[str, Any]]:
     Raises:
         ConfigError: the design gives jobs that no plan can have
     """
-    if further := designs.following(directory, plan):
+    if further := seams.following(directory, plan):
         grown = {**plan, "jobs": [*plan["jobs"], *further]}
         if wrong := damage_of(grown):
             raise ConfigError("kind", plan["kind"], f"has a design whose jobs are wrong: {wrong}", "Correct the design")
@@ -220,7 +224,7 @@ def is_resumed(sweep: Path) -> bool:
 
 def is_repeated(sweep: Path, argv: Sequence[str]) -> bool:
     """Whether the same command has started this folder's sweep on a host; if so, this process resumes it."""
-    if not (sweep / PLAN).exists() or not hosts.is_hosted(plan := read(sweep)) or plan.get("argv") != list(argv):
+    if not (sweep / PLAN).exists() or not seams.is_hosted(plan := read(sweep)) or plan.get("argv") != list(argv):
         return False
     os.environ[RESUMED] = str(sweep.resolve())
     return True

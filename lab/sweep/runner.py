@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from blockwright.lab.sweep import endings, launcher
+from blockwright.lab.sweep import launcher, seams
 from blockwright.lab.sweep import plan as plans
 from blockwright.lab.sweep.forking import Process, Processes
 from blockwright.lab.sweep.job import LOG, READY, WAITS, command, conclude, fail_after, state_of
@@ -53,7 +53,7 @@ def run_plan(directory: Path, workers: int | None = None, jobs: Collection[int] 
     check_can_run(directory, plan, workers)
     code = launcher.run(directory, plan, jobs) if launcher.KEY in plan else _run_here(directory, plan, workers, jobs)
     if jobs is None and not code:
-        endings.conclude(directory, plans.read(directory))
+        seams.conclude(directory, plans.read(directory))
     return code
 
 
@@ -108,7 +108,7 @@ def check_can_run(directory: Path, plan: Mapping[str, Any], workers: int) -> Non
     for job in plan.get("jobs") or []:
         if (folder := directory / str(job["job"])).exists() and not folder.is_dir():
             raise ConfigError("DIR", str(folder), "is a file in place of a job's folder", "Move it away")
-    for ending in endings.of(plan):
+    for ending in seams.endings_of(plan):
         ending.need_packages()
 
 

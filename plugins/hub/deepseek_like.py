@@ -6,7 +6,7 @@ from typing import Any
 
 from blockwright import registry
 from blockwright.blocks.decoder import Decoder
-from blockwright.plugins.hub.config import Config, Fixed, Key, Part, Unused, refusal
+from blockwright.plugins.hub.config import Config, Fixed, Key, Part, Unused, dense, refusal, show, sparse
 from blockwright.plugins.hub.llama_like import (
     EXPERTS,
     FRAME,
@@ -20,7 +20,6 @@ from blockwright.plugins.hub.llama_like import (
     n_experts,
 )
 from blockwright.plugins.hub.names import Row
-from blockwright.plugins.hub.places import dense, show, sparse
 
 # ---- names -----------------------------------------------------------------------------------------------------------
 

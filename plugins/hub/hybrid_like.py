@@ -6,10 +6,9 @@ from typing import Any
 
 from blockwright.blocks.attention.recurrent import Recurrent
 from blockwright.blocks.decoder import Decoder
-from blockwright.plugins.hub.config import Config, Key, Part, refusal
+from blockwright.plugins.hub.config import Config, Key, Part, linear, refusal, show
 from blockwright.plugins.hub.llama_like import FULL, read_types
 from blockwright.plugins.hub.names import TAPS, Row
-from blockwright.plugins.hub.places import linear, show
 
 LINEAR = "linear_attention"
 OURS = "layers.{i}.attention."

@@ -6,9 +6,8 @@ from collections.abc import Callable
 from typing import Any
 
 from blockwright.blocks.decoder import Decoder
-from blockwright.plugins.hub.config import Choice, Config, Fixed, Key, Part, refusal
+from blockwright.plugins.hub.config import Choice, Config, Fixed, Key, Part, refusal, show
 from blockwright.plugins.hub.names import Row, expert_gate, expert_up, one_expert
-from blockwright.plugins.hub.places import show
 
 LAYER = "model.layers.{i}."
 

@@ -25,7 +25,7 @@ from blockwright.blocks.generation.generate import Continuations
 from blockwright.blocks.generation.sample import Sampling
 from blockwright.blocks.generation.text_stream import TextStream
 from blockwright.blocks.position.base import alike
-from blockwright.lab.chat_text import ChatText, own_format
+from blockwright.lab.chat.conversation import ChatText, own_format
 from blockwright.lab.writer import Writer, begin
 from blockwright.registry import REFUSED, ConfigError, did_you_mean
 from blockwright.registry.reading import Remedy, checked, read
@@ -145,7 +145,7 @@ class Blockwright(TemplateLM):
         return self._chosen(chat_template if isinstance(chat_template, str) else None).chat.identity()
 
     def apply_chat_template(self, chat_history: list[dict[str, Any]], add_generation_prompt: bool = True) -> str:
-        """The text of a conversation, its special tokens marked (lab/chat_text.py)."""
+        """The text of a conversation, its special tokens marked (lab/chat/conversation.py)."""
         return self._chosen().render(chat_history, add_generation_prompt)
 
     def _chosen(self, name: str | None = None) -> ChatText:

@@ -1,4 +1,4 @@
-"""Kubernetes as a host of sweeps: lab/sweep/hosts.py asks this for jobs that run on a cluster."""
+"""Kubernetes as a host of sweeps: lab/sweep/seams.py asks this for jobs that run on a cluster."""
 
 from __future__ import annotations
 

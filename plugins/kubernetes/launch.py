@@ -37,7 +37,7 @@ from blockwright.plugins.kubernetes.wanted import (
     check_world,
 )
 from blockwright.registry import ConfigError
-from blockwright.training.configuration.secrets import read_from_environment
+from blockwright.training.configuration.placeholders import read_from_environment
 from blockwright.training.jobs import STOP
 from blockwright.training.result import Result
 from blockwright.training.stops import SIGNALS, Interrupted

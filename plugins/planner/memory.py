@@ -16,7 +16,7 @@ from blockwright.blocks.kernels.latent_attention import EXPANDED, KEPT
 from blockwright.plugins.planner.layout import Job, Layout
 from blockwright.plugins.planner.measure import Measured, count_places
 from blockwright.training.optimizers.adamw import AdamW
-from blockwright.training.optimizers.base import OptimizerRecipe
+from blockwright.training.optimizers.recipe import OptimizerRecipe
 from blockwright.training.parallel.arithmetic import (
     COLLECTIVES,
     Crossing,

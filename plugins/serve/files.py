@@ -12,7 +12,7 @@ from tempfile import TemporaryDirectory
 from blockwright.blocks.decoder import Decoder
 from blockwright.blocks.input import Media
 from blockwright.lab.attachment import Attachment, readable
-from blockwright.lab.chat_text import ChatText
+from blockwright.lab.chat.conversation import ChatText
 from blockwright.plugins.serve.body import Fields, RefusedError
 from blockwright.registry import ConfigError
 

@@ -11,12 +11,12 @@ from typing import Any
 
 from blockwright.blocks.input import Media
 from blockwright.lab.attachment import refuse_marks
-from blockwright.lab.chat_text import ChatText, own_format
+from blockwright.lab.chat.conversation import ChatText, own_format
 from blockwright.lab.writer import Writer
 from blockwright.plugins.serve.body import RefusedError, refused, shown
 from blockwright.plugins.serve.files import MOST_BYTES, Files
 from blockwright.registry import ConfigError
-from blockwright.training.data.chat.base import UnavailableError
+from blockwright.training.data.chat.formats import UnavailableError
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from blockwright.blocks.decoder import Decoder
 from blockwright.blocks.generation.batch import Batch
-from blockwright.blocks.generation.drafts.base import Drafter
+from blockwright.blocks.generation.drafts import Drafter
 from blockwright.blocks.kernels.machine import keep_freed_memory
 from blockwright.blocks.kernels.timing import multiply_fastest
 from blockwright.lab.card import in_bytes

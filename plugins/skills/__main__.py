@@ -29,7 +29,7 @@ from blockwright.registry import ConfigError, Node, Scope, did_you_mean
 from blockwright.registry.command import Parser, run_command
 from blockwright.registry.folder import References, own_folder, read_yaml
 from blockwright.registry.printing import show
-from blockwright.training.data.tokenizers.base import Tokenizer
+from blockwright.training.data.tokenizers.tokenizer import Tokenizer
 from blockwright.training.writing import write_text
 
 # --- the skills of a run ----------------------------------------------------------------------------------------------

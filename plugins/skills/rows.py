@@ -14,7 +14,7 @@ from blockwright.blocks.kernels.cross_entropy import IGNORED
 from blockwright.plugins.skills.skill.base import BLANK, MARKS, SYMBOLS, Bools, Ints, Skill, random_state
 from blockwright.training.data.corpus import SPLITS, Split
 from blockwright.training.data.order import PADDING
-from blockwright.training.data.tokenizers.base import Tokenizer
+from blockwright.training.data.tokenizers.tokenizer import Tokenizer
 
 LETTERS = "".join(map(chr, range(ord("!"), ord("!") + SYMBOLS)))  # a character of one byte for each symbol
 

@@ -63,7 +63,7 @@ LONGEST = 400  # characters of a name of a run, or of a part of one
 
 
 def application(composing: Answering, logs: Path) -> Starlette:
-    """The ASGI application, which any request reaches: studio/guard.py decides which may.
+    """The ASGI application, which any request reaches: studio/serving.py decides which may.
 
     Args:
         composing: answers questions about choices

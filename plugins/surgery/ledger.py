@@ -16,7 +16,7 @@ import torch
 from blockwright.blocks.decoder import Decoder
 from blockwright.plugins.surgery.growth import Growth
 from blockwright.plugins.surgery.probing import Batch, distance, grown, mixed, random_batches, read
-from blockwright.plugins.surgery.settings import shown
+from blockwright.plugins.surgery.transplant.base import shown
 
 TOLERANCE = 1e-4  # largest difference of a logit over the largest logit; rounding in fp32 stays a hundred times below
 TOGETHER = "all together"

@@ -23,8 +23,16 @@ from blockwright.blocks.loop import Loop
 from blockwright.plugins.surgery.growth import Growth
 from blockwright.plugins.surgery.ledger import DEPTH, Ledger, Operation, measured
 from blockwright.plugins.surgery.probing import FRAME, LOOP, grown, silence
-from blockwright.plugins.surgery.settings import differences, shown
-from blockwright.plugins.surgery.transplant.base import Setting, Transplant, Transplanted, left_drawn, shapes, unhandled
+from blockwright.plugins.surgery.transplant.base import (
+    Setting,
+    Transplant,
+    Transplanted,
+    differences,
+    left_drawn,
+    shapes,
+    shown,
+    unhandled,
+)
 from blockwright.registry import BlockError, ConfigError, Node, Scope
 
 SEEN = 64  # tokens by which a layer shows that it has no effect

@@ -22,7 +22,7 @@ from blockwright.plugins.surgery.operating import Named, Step, build, changing, 
 from blockwright.registry import ConfigError, register
 from blockwright.registry.ranges import Count, Seed
 from blockwright.training.checkpoints.resume import say
-from blockwright.training.starts.base import Start, Text
+from blockwright.training.starts import Start, Text
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,7 @@ import torch
 
 from blockwright.blocks.decoder import Decoder
 from blockwright.lab.attachment import Attachment
-from blockwright.plugins.vision.data.boxes import Box, boxes
-from blockwright.plugins.vision.data.picture_conversations import WORD
+from blockwright.plugins.vision.data.picture_conversations import WORD, Box, boxes
 from blockwright.plugins.vision.data.picture_rows import grid_of
 from blockwright.plugins.vision.data.pictures import Files, open_picture, tiles_of
 from blockwright.plugins.vision.images import Images, Pictures

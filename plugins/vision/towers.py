@@ -22,7 +22,7 @@ from blockwright.plugins.hub.names import PATCHES, Link, Row, links
 from blockwright.plugins.vision.vision import SigLIP
 from blockwright.registry import ConfigError, register
 from blockwright.registry.schema import Place
-from blockwright.training.starts.base import Start
+from blockwright.training.starts import Start
 
 PATH, OWN = "tower.folder", "images.vision."
 LAYER = "encoder.layers.{i}."

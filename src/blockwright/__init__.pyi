@@ -53,8 +53,8 @@ from blockwright.blocks.gating.base import Routing as Routing
 from blockwright.blocks.input import Input as Input
 from blockwright.blocks.kv_source import KVSource as KVSource
 from blockwright.blocks.loop import Loop as Loop
-from blockwright.blocks.memory.base import Memory as Memory
-from blockwright.blocks.memory.base import Table as Table
+from blockwright.blocks.memory import Memory as Memory
+from blockwright.blocks.memory import Table as Table
 from blockwright.blocks.mixing import Mixing as Mixing
 from blockwright.blocks.norm import Norm as Norm
 from blockwright.blocks.output_gate import OutputGate as OutputGate
@@ -82,14 +82,14 @@ from blockwright.training.figure import Figure as Figure
 from blockwright.training.tasks.means import Scored as Scored
 from blockwright.training.tasks.base import Task as Task
 from blockwright.training.tasks.making import Setup as Setup
-from blockwright.training.starts.base import Start as Start
+from blockwright.training.starts import Start as Start
 from blockwright.training.tasks.causal_lm import CausalLM as CausalLM
-from blockwright.training.data.modules.base import DataModule as DataModule
+from blockwright.training.data.modules.batches import DataModule as DataModule
 from blockwright.training.data.corpus import Corpus as Corpus
-from blockwright.training.data.transform import Transform as Transform
-from blockwright.training.data.tokenizers.base import Tokenizer as Tokenizer
-from blockwright.training.optimizers.constraint import Constraint as Constraint
-from blockwright.training.optimizers.base import OptimizerRecipe as OptimizerRecipe
+from blockwright.training.data.windows import Transform as Transform
+from blockwright.training.data.tokenizers.tokenizer import Tokenizer as Tokenizer
+from blockwright.training.optimizers.recipe import Constraint as Constraint
+from blockwright.training.optimizers.recipe import OptimizerRecipe as OptimizerRecipe
 from blockwright.training.schedulers import Schedule as Schedule
 
 # measure

@@ -1,14 +1,18 @@
-"""Class paths that run folders of before 2026-12-01 contain, and where these classes are now."""
+"""Modules of classes that run folders of before 2026-12-02 name, and where these classes are now."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-SCHEDULES = ("constant.Constant", "warmup_cosine.WarmupCosine", "warmup_stable_decay.WarmupStableDecay")
-MOVED = {
-    f"blockwright.training.schedulers.{path}": f"blockwright.training.schedulers.{path.partition('.')[2]}"
-    for path in (*SCHEDULES, "warmup_step_decay.WarmupStepDecay")
+TRAINING = "blockwright.training."
+MODULES = {
+    **{f"schedulers.{name}": "schedulers" for name in ("constant", "warmup_cosine", "warmup_stable_decay")},
+    "schedulers.warmup_step_decay": "schedulers",
+    **{f"data.{name}": "data.corpora" for name in ("shakespeare", "standard_library", "kernel_documentation")},
+    "data.sorting": "data.corpora",
+    **{f"data.tokenizers.{name}": "data.tokenizers.tokenizer" for name in ("bytes", "chars")},
+    **{f"optimizers.{name}": "optimizers.muon" for name in ("head_muon", "normuon")},
 }
 
 
@@ -20,4 +24,7 @@ def with_moved(value: Any) -> Any:
 
 
 def _moved(dotted: Any) -> Any:
-    return MOVED.get(dotted, dotted) if isinstance(dotted, str) else dotted
+    if not isinstance(dotted, str) or not dotted.startswith(TRAINING):
+        return dotted
+    module, _, name = dotted.removeprefix(TRAINING).rpartition(".")
+    return f"{TRAINING}{MODULES.get(module, module)}.{name}"

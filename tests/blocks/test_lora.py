@@ -12,7 +12,7 @@ from blockwright.blocks.decoder import Decoder
 from blockwright.blocks.initialise import initialise_added
 from blockwright.blocks.linear import B, adaptable, attach, is_adapter, merged, switched_off
 from blockwright.registry import ConfigError
-from blockwright.training.starts.adapter import Lora
+from blockwright.training.starts import Lora
 from tests.blocks.small import Make, near
 
 MLA = {"attention": {"name": "mla", "q_lora_rank": 12}}

@@ -14,8 +14,7 @@ from blockwright.blocks.compose import compose
 from blockwright.blocks.cost import count_parameters, forward_flops_per_token
 from blockwright.blocks.decoder import Decoder
 from blockwright.blocks.forward_pass import Pass
-from blockwright.blocks.memory.engram import Engram, last_tokens, primes_from
-from blockwright.blocks.memory.per_layer_embedding import PerLayerEmbedding
+from blockwright.blocks.memory import Engram, PerLayerEmbedding, last_tokens, primes_from
 from blockwright.blocks.norm import RMSNorm
 from blockwright.registry import BlockError
 from tests.blocks.small import in_parts, near, order, rewind

@@ -25,7 +25,7 @@ from blockwright.blocks.checkpoint.read import read_checkpoint
 from blockwright.blocks.checkpoint.source import load, open_source, read_composition
 from blockwright.blocks.compose import check, compose
 from blockwright.registry import ConfigError, RegistrationError
-from blockwright.training.checkpoints.plugin import SealedCheckpoints
+from blockwright.training.checkpoints.saving import SealedCheckpoints
 from blockwright.training.configuration.composing import compose_config
 from blockwright.training.entry.preflight import preflight
 

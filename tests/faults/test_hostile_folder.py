@@ -27,12 +27,12 @@ from blockwright.blocks.compose import compose
 from blockwright.commands import command as known_command
 from blockwright.commands import offers
 from blockwright.lab.calibration import runs
-from blockwright.lab.chat_text import ChatText, own_format
+from blockwright.lab.chat.conversation import ChatText, own_format
 from blockwright.lab.own_text import own_text
 from blockwright.lab.writer import Writer
 from blockwright.registry import REFUSED, ConfigError, Node, Scope
 from blockwright.registry.command import run_command
-from blockwright.training.data.tokenizers.bytes import Bytes
+from blockwright.training.data.tokenizers.tokenizer import Bytes
 
 pytestmark = pytest.mark.xdist_group("hostile_folder")  # its folder is slow to set up
 

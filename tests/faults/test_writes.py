@@ -201,7 +201,7 @@ ELSEWHERE = {
     "training/data/packing.py": "into a folder that is renamed afterwards",
     "training/data/tokenizers/companions.py": "into a folder that `whole` renames",
     "training/data/tokenizers/files.py": "into a folder that `whole` renames",
-    "training/parallel/checkpoint.py": "into a folder that is renamed afterwards",
+    "training/parallel/strategy.py": "into a folder that is renamed afterwards",
 }
 
 

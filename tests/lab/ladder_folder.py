@@ -5,7 +5,7 @@ import json
 import numpy as np
 from ladders import EXPONENT, loss
 
-from blockwright.lab.ladder.outline import Cell, Outline, Size, compared
+from blockwright.lab.ladder.design import Cell, Outline, Size, compared
 from blockwright.lab.sweep import plan as plans
 
 

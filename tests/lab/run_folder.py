@@ -3,7 +3,7 @@
 import torch
 from omegaconf import OmegaConf
 
-from blockwright.training.data.tokenizers.bytes import Bytes
+from blockwright.training.data.tokenizers.tokenizer import Bytes
 
 
 def write_run(folder, decoder, text):
@@ -13,7 +13,7 @@ def write_run(folder, decoder, text):
     corpus = {"_target_": "blockwright.training.data.text.TextFiles", "files": str(folder / "*.txt")}
     data = {"name": "text", "sequence_length": 48, "batch_size": 4}
     data |= {
-        "tokenizer": {"_target_": "blockwright.training.data.tokenizers.bytes.Bytes"},
+        "tokenizer": {"_target_": "blockwright.training.data.tokenizers.tokenizer.Bytes"},
         "cache_dir": str(folder / "cache"),
     }
     (folder / ".hydra").mkdir()

@@ -13,7 +13,7 @@ from blockwright.command import run
 from blockwright.lab.chat import __main__ as command
 from blockwright.registry import ConfigError
 from blockwright.registry.command import run_command
-from blockwright.training.data.tokenizers.bytes import Bytes
+from blockwright.training.data.tokenizers.tokenizer import Bytes
 
 pytestmark = pytest.mark.xdist_group("bad_chat")  # its fixture is slow to set up
 

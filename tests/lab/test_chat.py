@@ -14,9 +14,8 @@ from blockwright.blocks.generation.generate import Continuations
 from blockwright.blocks.generation.sample import Sampling
 from blockwright.command import run as blockwright
 from blockwright.lab.chat import __main__ as command
-from blockwright.lab.chat.conversation import Conversation, Manner
+from blockwright.lab.chat.conversation import ChatText, Conversation, Manner, difference, own_format
 from blockwright.lab.chat.talk import Talk
-from blockwright.lab.chat_text import ChatText, difference, own_format
 from blockwright.lab.writer import Writer
 from blockwright.registry import ConfigError
 from blockwright.registry.command import run_command

@@ -15,7 +15,7 @@ from blockwright.lab.generate import main, show
 from blockwright.lab.writer import Request, Writer
 from blockwright.registry import ConfigError
 from blockwright.registry.printing import printable
-from blockwright.training.data.tokenizers.bytes import Bytes
+from blockwright.training.data.tokenizers.tokenizer import Bytes
 
 pytestmark = pytest.mark.xdist_group("lab_generate")  # its fixture is slow to set up
 

@@ -11,7 +11,7 @@ from blockwright.blocks.attention.base import Attention
 from blockwright.blocks.attention.gqa import GQA
 from blockwright.blocks.compose import compose
 from blockwright.blocks.cost import cache_bytes, forward_flops_per_token
-from blockwright.lab import curves
+from blockwright.lab import run_report
 from blockwright.lab.report.single import expert_load, losses
 from blockwright.lab.report.svg import standalone
 from blockwright.lab.run_report import RunReport, table_of
@@ -143,10 +143,10 @@ def test_run_that_ends_before_its_time_leaves_what_it_had(plain, tmp_path, monke
 
 def test_block_that_cannot_be_measured_costs_no_run(monkeypatch, tiny):
     monkeypatch.setattr(GQA, "new_cache", Attention.new_cache)
-    found = curves.costs(tiny(), 32)
+    found = run_report.costs(tiny(), 32)
     assert found["flops_per_token"] and found["cache_bytes_per_token"] is None
     with pytest.warns(UserWarning, match="no costs in"):
-        assert set(curves.costs({"vocab_size": 1}, 32).values()) == {None}
+        assert set(run_report.costs({"vocab_size": 1}, 32).values()) == {None}
 
 
 def test_charts_of_few_points_and_of_layers_of_different_width_are_drawn(tmp_path):

@@ -19,7 +19,7 @@ from blockwright.registry.limits import MAX_BYTES, MAX_DEPTH, MAX_INTEGER, MAX_N
 from blockwright.registry.limits import read_text as read_plain
 from blockwright.training.configuration.instantiate import build_readable
 from blockwright.training.data.corpus import Corpus
-from blockwright.training.data.tokenizers.base import Tokenizer
+from blockwright.training.data.tokenizers.tokenizer import Tokenizer
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("src", "registry", "blocks", "training", "lab", "plugins")
@@ -43,16 +43,16 @@ REASONS: dict[str, list[str]] = {
     ],
     "what this program has written, or one that it has started prints": [
         "blocks/conformance/construction.py torch.load", "lab/sweep/forking.py json.loads",
-        "plugins/alignment/rewards/rules.py json.loads", "plugins/alignment/sandbox/boxed/judge.py json.load",
-        "plugins/alignment/sandbox/boxed/program.py json.load", "plugins/alignment/tasks/preference.py numpy.load",
+        "plugins/alignment/rewards/rewards.py json.loads", "plugins/alignment/sandbox/boxed/judge.py json.load",
+        "plugins/alignment/sandbox/boxed/program.py json.load", "plugins/alignment/tasks/pairs.py numpy.load",
         "plugins/kubernetes/cluster.py json.loads", "plugins/kubernetes/watch.py json.loads",
         "training/csv_logger.py read_bytes", "training/data/mixture/module.py json.loads",
         "training/data/packing.py json.loads", "training/data/packing.py read_text",
     ],
     "files of an installed package": [
         "lab/evaluate.py read_text", "registry/index.py read_text", "src/blockwright/commands.py read_text",
-        "src/blockwright/completion.py read_text", "training/data/kernel_documentation.py read_bytes",
-        "training/data/shakespeare.py read_text",
+        "src/blockwright/completion.py read_text", "training/data/corpora.py read_bytes",
+        "training/data/corpora.py read_text",
     ],
     "files of this package, and the configuration of this project": [
         "blocks/conformance/setting.py json.loads", "lab/calibration/record.py read_bytes",

@@ -26,7 +26,7 @@ from blockwright.blocks.weights import weights
 from blockwright.training.callbacks.guard import Guard
 from blockwright.training.configuration import conf
 from blockwright.training.configuration.instantiate import instantiate
-from blockwright.training.optimizers.base import OptimizerRecipe
+from blockwright.training.optimizers.recipe import OptimizerRecipe
 from blockwright.training.parallel.clipping import clip, total_norm
 from blockwright.training.schedulers import Schedule
 

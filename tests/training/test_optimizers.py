@@ -13,16 +13,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from blockwright.blocks.compose import compose
-from blockwright.blocks.memory.base import Table
+from blockwright.blocks.memory import Table
 from blockwright.blocks.weights import weights
 from blockwright.registry.errors import ConfigError
 from blockwright.training.optimizers.adamw import AdamW
-from blockwright.training.optimizers.base import OptimizerRecipe
 from blockwright.training.optimizers.combined import CombinedOptimizer
-from blockwright.training.optimizers.head_muon import HeadMuon
 from blockwright.training.optimizers.hyperball import Hyperball
-from blockwright.training.optimizers.muon import Muon
-from blockwright.training.optimizers.normuon import NorMuon
+from blockwright.training.optimizers.muon import HeadMuon, Muon, NorMuon
+from blockwright.training.optimizers.recipe import OptimizerRecipe
 from blockwright.training.optimizers.row_adam import RowAdam
 from blockwright.training.optimizers.soap import SOAP
 from blockwright.training.optimizers.stacked import StackedHeadMuon, StackedMuon

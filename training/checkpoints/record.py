@@ -20,8 +20,7 @@ from blockwright import registry
 from blockwright.blocks.checkpoint.sharded import is_folder, read_meta
 from blockwright.blocks.model_config import reread
 from blockwright.renamed import with_moved
-from blockwright.training.configuration.class_paths import to_targets
-from blockwright.training.configuration.instantiate import find_target
+from blockwright.training.configuration.instantiate import find_target, to_targets
 from blockwright.training.configuration.run import STANDARD, Run
 
 # --- callbacks and plugins that only observe: adding, changing or removing one changes no weight and no figure ---

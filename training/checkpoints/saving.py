@@ -1,28 +1,114 @@
-"""Save a trainer's state with any strategy: atomically, and never replacing a good checkpoint by a bad one."""
+"""Save a trainer's state with any strategy: atomically, and never replacing a good checkpoint by a bad one.
+
+Files are sealed and hold data only, also those that Lightning writes by itself, through its ``CheckpointIO``.
+"""
 
 from __future__ import annotations
 
 import os
 import shutil
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal
 
 import lightning as L
 import torch
+from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.strategies import Strategy
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
+from torch.utils._pytree import tree_map_only
 
 from blockwright.blocks.checkpoint import manifest
+from blockwright.blocks.checkpoint.read import read_file
+from blockwright.blocks.checkpoint.sharded import is_folder, read_folder
 from blockwright.registry import ConfigError
 from blockwright.registry.replacing import replaced
-from blockwright.training.checkpoints.atomic import on_first, partial_of, put_in_place, refused_if_unwritable, seal
+from blockwright.training.checkpoints.atomic import (
+    on_first,
+    partial_of,
+    put_in_place,
+    refused_if_unwritable,
+    seal,
+    write_file,
+)
 from blockwright.training.checkpoints.find import LAST, PREVIOUS
-from blockwright.training.checkpoints.plugin import SealedCheckpoints
 from blockwright.training.checkpoints.record import peek
 from blockwright.training.figure import OF_TEXT, find, mode_in, of_run
+
+
+class SealedCheckpoints(CheckpointIO):
+    """Writes checkpoint files atomically with a digest, and reads nothing but tensors and plain types.
+
+    How this differs from Lightning's: that one stages the file in ``$TMPDIR`` and copies it, so a kill or a full disk
+    leaves half of it; and it unpickles files from ``http`` addresses without restriction.
+
+    Args:
+        asynchronous: copy the state and write it in a thread while training continues. Costs memory for a copy of the
+            state; a save waits for the previous one
+    """
+
+    def __init__(self, asynchronous: bool = False) -> None:
+        self.asynchronous = asynchronous
+        self._writer: ThreadPoolExecutor | None = None
+        self._writing: Future[None] | None = None
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+        """Write a checkpoint.
+
+        Raises:
+            ConfigError: it, or the previous one, could not be written
+        """
+        self.wait()
+        if not self.asynchronous:
+            write_file(checkpoint, Path(path))
+            return
+        copied = tree_map_only(torch.Tensor, lambda t: t.detach().to("cpu", copy=True), checkpoint)
+        self._writer = self._writer or ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
+        self._writing = self._writer.submit(write_file, copied, Path(path))
+
+    def wait(self) -> None:
+        """Wait for the checkpoint being written.
+
+        Raises:
+            ConfigError: it cannot be written
+        """
+        writing, self._writing = self._writing, None
+        if writing is not None:
+            writing.result()
+
+    def load_checkpoint(
+        self, path: str | Path, map_location: Any = None, weights_only: bool | None = True
+    ) -> dict[str, Any]:
+        """Read a checkpoint, always with ``weights_only``.
+
+        Raises:
+            ConfigError: a URL, no such file, damaged, or more than tensors and plain types
+        """
+        self.wait()
+        if is_folder(Path(path)):
+            return read_folder(Path(path))
+        return read_file(
+            path, map_location=map_location or "cpu"
+        )  # not memory-mapped: optimizers may keep these tensors
+
+    def remove_checkpoint(self, path: str | Path) -> None:
+        self.wait()
+        if Path(path).is_dir():
+            shutil.rmtree(path)
+        else:
+            Path(path).unlink(missing_ok=True)
+
+    def teardown(self) -> None:
+        try:
+            self.wait()
+        finally:
+            if self._writer is not None:
+                self._writer.shutdown()
+                self._writer = None
+
 
 # --- copy a good checkpoint to another folder, when a run resumes in a new folder ---
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from blockwright.blocks.decoder import Decoder
 from blockwright.registry import ConfigError
-from blockwright.training.optimizers.base import OptimizerRecipe
+from blockwright.training.optimizers.recipe import OptimizerRecipe
 
 if TYPE_CHECKING:
     import lightning as L

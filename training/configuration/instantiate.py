@@ -1,4 +1,4 @@
-"""Check and call ``_target_`` nodes (trainer, callbacks, loggers, data, optimizers).
+"""Check and call ``_target_`` nodes (trainer, callbacks, loggers, data, optimizers); write them as ``class_path``.
 
 Models are not built here: see registry/build.py. A ``_target_`` calls whatever it names, so use it in your own
 configuration only; these checks catch mistyped keys, not attacks.
@@ -208,3 +208,32 @@ def _refusal(cause: BaseException, node: Mapping[str, Any], path: str) -> Config
         remedy = f"pip install '{extra}'" if extra else "Install the missing package"
         return ConfigError(path, node.get("_target_"), f"needs a package that is not installed ({reason})", remedy)
     return ConfigError(path, node.get("_target_"), f"was refused ({reason})", f"Check the values under {path}")
+
+
+HYDRA_ONLY = ("_target_", "_convert_", "_recursive_")
+
+
+def to_class_paths(node: Any) -> Any:
+    """Plain values with ``class_path`` and ``init_args`` in place of ``_target_``, at every depth."""
+    if isinstance(node, list):
+        return [to_class_paths(inner) for inner in node]
+    if not isinstance(node, Mapping):
+        return node
+    inner = {key: to_class_paths(below) for key, below in node.items() if key not in HYDRA_ONLY}
+    return {"class_path": node["_target_"], "init_args": inner} if "_target_" in node else inner
+
+
+def to_targets(node: Any) -> Any:
+    """Plain values with ``_target_`` in place of ``class_path`` and ``init_args``, at every depth.
+
+    Keys beside these two are arguments too, so that none is dropped unseen.
+    """
+    if isinstance(node, list | tuple):
+        return [to_targets(inner) for inner in node]
+    if not isinstance(node, Mapping):
+        return node
+    inner = {key: to_targets(below) for key, below in node.items()}
+    if "class_path" not in inner:
+        return inner
+    target, arguments = inner.pop("class_path"), inner.pop("init_args", None) or {}
+    return {"_target_": target, **arguments, **inner}

@@ -2,6 +2,9 @@
 
 So every command that uses the configuration writes to its own folder and never to the old run's, and the file can be
 moved to another machine.
+
+Values read from the environment may be passwords or keys, so no file has them: ``logger.wandb.api_key=${oc.env:KEY}``
+works, and files of the run contain ``${oc.env:KEY}`` in its place.
 """
 
 from __future__ import annotations
@@ -12,13 +15,70 @@ import sys
 from collections.abc import Callable, Mapping
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import lightning as L
-from jsonargparse import Namespace
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from blockwright.registry import ConfigError
 from blockwright.training.processes import is_first
+
+if TYPE_CHECKING:
+    import lightning as L
+    from jsonargparse import Namespace
+
+PLACES = {"PROJECT_ROOT"}  # variables with a folder, which may be written
+SHORTEST = 6  # characters: shorter values are not secrets, and would match unrelated words
+
+
+def read_from_environment(cfg: DictConfig) -> dict[str, str]:
+    """Values that resolving a configuration reads from the environment → their interpolation."""
+    taken: dict[str, str] = {}
+
+    def look(name: str, *default: Any) -> Any:
+        value = before(name, *default)
+        if isinstance(value, str) and len(value) >= SHORTEST and name not in PLACES:
+            taken[value] = f"${{oc.env:{name}}}"
+        return value
+
+    from omegaconf.resolvers import oc
+
+    before = oc.env
+    OmegaConf.register_new_resolver("oc.env", look, replace=True)
+    try:
+        OmegaConf.to_container(cfg, resolve=True)
+    except OmegaConfBaseException:  # reported where it matters
+        pass
+    finally:
+        OmegaConf.register_new_resolver("oc.env", before, replace=True)
+    return taken
+
+
+def hidden(value: Any, taken: Mapping[str, str]) -> Any:
+    """Plain values with values from the environment replaced by their interpolation."""
+    if isinstance(value, Mapping):
+        return {key: hidden(inner, taken) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [hidden(inner, taken) for inner in value]
+    if isinstance(value, str):
+        for secret, name in taken.items():
+            value = value.replace(secret, name)
+    return value
+
+
+def refuse_in_model(model: Any, taken: Mapping[str, str], path: str = "model") -> None:
+    """Refuse values from the environment in a composition, which is stored in every checkpoint.
+
+    Raises:
+        ConfigError
+    """
+    items = model.items() if isinstance(model, Mapping) else enumerate(model) if isinstance(model, list) else ()
+    for key, inner in items:
+        refuse_in_model(inner, taken, f"{path}.{key}")
+    if isinstance(model, str) and (shown := hidden(model, taken)) != model:
+        rule = "comes from the environment, but the composition is written to every checkpoint"
+        raise ConfigError(path, shown, rule, "Write the value itself, if it is not a secret")
+
 
 RUN_DIR, NOW = "${run_dir}", "${now}"
 SECRET = re.compile(r"\$\{oc\.env:(\w+)\}")
@@ -108,6 +168,8 @@ def _texts(value: Any, change: Callable[[str], str]) -> Any:
     """Plain values and namespaces with every string changed."""
     if isinstance(value, str):
         return change(value)
+    from jsonargparse import Namespace  # here: every start reads this file, and few have one
+
     if isinstance(value, Namespace):
         return Namespace(**{key: _texts(inner, change) for key, inner in vars(value).items()})
     if isinstance(value, Mapping):

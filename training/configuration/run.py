@@ -12,7 +12,7 @@ from blockwright import registry
 from blockwright.registry import ConfigError, did_you_mean
 from blockwright.registry.ranges import Seed
 from blockwright.registry.reading import Remedy, checked
-from blockwright.training.configuration.secrets import hidden
+from blockwright.training.configuration.placeholders import hidden
 from blockwright.training.jobs import SWEEP
 
 Changed = Literal["show", "allow"]

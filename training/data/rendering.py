@@ -13,10 +13,10 @@ import numpy as np
 import numpy.typing as npt
 
 from blockwright.registry.errors import ConfigError
-from blockwright.training.data.chat.base import Chat, Message, answered, encode
+from blockwright.training.data.chat.formats import Chat, Message, answered, encode
 from blockwright.training.data.conversations import Conversation
 from blockwright.training.data.fingerprint import digest, state
-from blockwright.training.data.tokenizers.base import Tokenizer, token_dtype
+from blockwright.training.data.tokenizers.tokenizer import Tokenizer, token_dtype
 
 LEFT_OUT = {
     "tokenizer": "its own fingerprint is compared",

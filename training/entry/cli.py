@@ -37,9 +37,8 @@ from blockwright.training.callbacks.interruption import Recording
 from blockwright.training.callbacks.predictions import Predictions
 from blockwright.training.checkpoints.record import from_cli, record
 from blockwright.training.configuration import parts, placeholders
-from blockwright.training.configuration.class_paths import to_class_paths, to_targets
 from blockwright.training.configuration.composing import compose_config
-from blockwright.training.configuration.instantiate import check_target
+from blockwright.training.configuration.instantiate import check_target, to_class_paths, to_targets
 from blockwright.training.configuration.run import OWN, STANDARD, Changed, Run
 from blockwright.training.entry.execute import conclude, fit, leave_processes, measure, no_bar, quieten, restoring
 from blockwright.training.entry.preflight import prepare

@@ -29,8 +29,7 @@ from blockwright.training.checkpoints.find import LAST
 from blockwright.training.checkpoints.record import Change, Past, changes, record, table
 from blockwright.training.claims import only_writer
 from blockwright.training.configuration import figures
-from blockwright.training.configuration.composing import compose_config
-from blockwright.training.configuration.refusals import refuse_empty
+from blockwright.training.configuration.composing import compose_config, refuse_empty
 from blockwright.training.configuration.run import Run
 from blockwright.training.entry.parse import parse_settings
 from blockwright.training.entry.preflight import prepare

@@ -16,8 +16,8 @@ from hydra.core.config_store import ConfigStore
 from blockwright.registry import REFUSED, ConfigError, user_conf
 from blockwright.registry.errors import refusal_of_full, refused_path
 from blockwright.registry.printing import Outlived
+from blockwright.training.configuration.composing import REFUSALS, explain, is_no_name
 from blockwright.training.configuration.conf import CONF, is_lightning_cli
-from blockwright.training.configuration.refusals import REFUSALS, explain, is_no_name
 from blockwright.training.entry.hydra_job import hydra_job
 from blockwright.training.entry.ranks import is_lost_peer, leave_no_folder
 from blockwright.training.processes import environment, is_out_of_time, queue_again

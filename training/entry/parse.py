@@ -25,8 +25,8 @@ from blockwright.training.checkpoints.find import settled
 from blockwright.training.checkpoints.record import past_of, record
 from blockwright.training.checkpoints.resume import LAST, last_rate, resolve_checkpoint
 from blockwright.training.configuration.named_model import composition_of, is_patched
+from blockwright.training.configuration.placeholders import read_from_environment, refuse_in_model
 from blockwright.training.configuration.run import Node, Run
-from blockwright.training.configuration.secrets import read_from_environment, refuse_in_model
 from blockwright.training.jobs import sweep_of
 from blockwright.training.processes import launched
 

@@ -21,14 +21,14 @@ from blockwright.training.configuration.instantiate import check_target, find_ta
 from blockwright.training.configuration.run import GROUPS, OWN, Run
 from blockwright.training.entry.parse import parse
 from blockwright.training.entry.start import check_sources, compare_start, outline_of, recipe_of, refuse_untrained
-from blockwright.training.optimizers.base import trained
+from blockwright.training.optimizers.recipe import trained
 from blockwright.training.parallel.refusals import check as check_ranks
 from blockwright.training.parallel.refusals import no_shards
 from blockwright.training.parallel.sizes import STRATEGY
 from blockwright.training.processes import is_first
 
 if TYPE_CHECKING:
-    from blockwright.training.data.modules.base import DataModule
+    from blockwright.training.data.modules.batches import DataModule
 
 # --- refuse the callbacks and loggers of conf/ whose extras are not installed, before importing them ---
 

@@ -19,7 +19,7 @@ from blockwright.training.parallel.arithmetic import held_bytes
 from blockwright.training.parallel.refusals import world_of
 from blockwright.training.parallel.sizes import STRATEGY, Sizes, sizes_of
 from blockwright.training.processes import is_first
-from blockwright.training.starts.base import options
+from blockwright.training.starts import options
 
 SURE = 0.05  # share of the memory below which the state of no optimizer matters
 HALVED = ("bf16-true", "16-true", "transformer-engine")  # weights of two bytes

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 from blockwright.blocks.scale import Scale
 from blockwright.registry.index import readable
 from blockwright.registry.ranges import BelowOne, NonNegative, Positive
-from blockwright.training.optimizers.base import (
+from blockwright.training.optimizers.recipe import (
+    Constraint,
     Multipliers,
     OptimizerRecipe,
     factors_of,
@@ -17,7 +18,6 @@ from blockwright.training.optimizers.base import (
     stepped,
     trained,
 )
-from blockwright.training.optimizers.constraint import Constraint
 
 if TYPE_CHECKING:
     from torch import nn

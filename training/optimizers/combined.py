@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from blockwright.training.optimizers.constraint import Constraint
 from blockwright.training.optimizers.distributed import local, norms, placed
+from blockwright.training.optimizers.recipe import Constraint
 
 # --- the closure that a trainer gives an optimizer's step, which computes the loss and its gradients ---
 

@@ -8,8 +8,15 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from blockwright.registry.errors import ConfigError, did_you_mean
 from blockwright.training.optimizers.adamw import torch_adamw
-from blockwright.training.optimizers.base import OptimizerRecipe, multiplied, stepped, trained
-from blockwright.training.optimizers.constraint import USUAL, Constraint, hidden
+from blockwright.training.optimizers.recipe import (
+    USUAL,
+    Constraint,
+    OptimizerRecipe,
+    hidden,
+    multiplied,
+    stepped,
+    trained,
+)
 
 if TYPE_CHECKING:
     from torch import nn
@@ -39,7 +46,7 @@ class MatrixRecipe(OptimizerRecipe):
         betas, eps, fused: AdamW's, of the rest
         adamw_names: patterns of parameter names whose matrices go to AdamW (training/patterns.py)
         multipliers: pattern of parameter names → factor on lr or adamw_lr: `{attention: 0.1}`
-        constraint: makes the steps on matrices instead (training/optimizers/constraint.py); None for none
+        constraint: makes the steps on matrices instead (``Constraint``); None for none
         group: name of the matrices' parameter groups, as in the progress bar and the logs
     """
 

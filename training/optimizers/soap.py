@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from blockwright.registry.index import readable
 from blockwright.registry.ranges import BelowOne, Count, NonNegative, Positive
-from blockwright.training.optimizers.base import Multipliers, factors_of
-from blockwright.training.optimizers.constraint import USUAL, Constraint
 from blockwright.training.optimizers.matrices import MatrixRecipe
+from blockwright.training.optimizers.recipe import USUAL, Constraint, Multipliers, factors_of
 
 if TYPE_CHECKING:
     from torch.optim import Optimizer

@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, Replicate
 
-from blockwright.blocks.memory.base import numbers
+from blockwright.blocks.memory import numbers
 from blockwright.training.parallel.local import plain
 
 

@@ -31,7 +31,7 @@ from blockwright.blocks.cache.ring import Ring
 from blockwright.blocks.depthwise import Stretch
 from blockwright.blocks.forward_pass import Pass, Share, Tails, joined, split
 from blockwright.blocks.kernels.scoring import is_real
-from blockwright.blocks.memory.base import Memory
+from blockwright.blocks.memory import Memory
 from blockwright.blocks.over_ranks import OverRanks
 from blockwright.registry import BlockError, ConfigError
 from blockwright.training.parallel.collectives import gather

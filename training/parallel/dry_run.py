@@ -24,7 +24,7 @@ from blockwright.registry.printing import show
 from blockwright.training.configuration import parts
 from blockwright.training.configuration.instantiate import instantiate
 from blockwright.training.configuration.run import Run
-from blockwright.training.optimizers.base import OptimizerRecipe
+from blockwright.training.optimizers.recipe import OptimizerRecipe
 from blockwright.training.parallel.arithmetic import held_bytes, whole_regions
 from blockwright.training.parallel.build import LOW, Sharding, build
 from blockwright.training.parallel.local import plain

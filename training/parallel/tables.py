@@ -17,7 +17,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import Shard
 from torch.nn import functional as F
 
-from blockwright.blocks.memory.base import Table
+from blockwright.blocks.memory import Table
 from blockwright.training.parallel.collectives import exchange, exchange_counts
 from blockwright.training.parallel.local import own_part, own_place
 

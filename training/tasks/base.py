@@ -25,7 +25,7 @@ from blockwright.registry import Composable, ConfigError, family
 from blockwright.training.cadence import logs_now, validate_by_steps
 from blockwright.training.checkpoints.state import between_steps
 from blockwright.training.compiling import Compiling
-from blockwright.training.data.modules.base import DataModule
+from blockwright.training.data.modules.batches import DataModule
 from blockwright.training.data.tokenizers.rebuild import check_start
 from blockwright.training.figure import OF_TEXT, TRAIN, Figure, find, names_in, refuse_contradictions
 from blockwright.training.metrics import ExpertLoad, Sums, TokenLoss

@@ -15,13 +15,13 @@ from blockwright.blocks.initialise import initialise_added
 from blockwright.blocks.kernels import choice
 from blockwright.registry.enforcing import enforced
 from blockwright.registry.ranges import Seed
-from blockwright.training.optimizers.base import OptimizerRecipe
+from blockwright.training.optimizers.recipe import OptimizerRecipe
 from blockwright.training.parallel.build import build
 from blockwright.training.parallel.recompute import Recompute, recompute
 from blockwright.training.parallel.recompute import check as check_recompute
 from blockwright.training.parametrisations import Parametrisation, Standard
 from blockwright.training.schedulers import Schedule
-from blockwright.training.starts.base import Start
+from blockwright.training.starts import Start
 
 if TYPE_CHECKING:
     from lightning.pytorch.plugins.precision import Precision

@@ -10,7 +10,7 @@ from torch import nn
 from blockwright.blocks.compose import compose
 from blockwright.blocks.decoder import Decoder
 from blockwright.training.patterns import matching
-from blockwright.training.starts.base import Start
+from blockwright.training.starts import Start
 
 
 def outline(model: Mapping[str, Any], starts: Iterable[Start], frozen: Sequence[str] | None) -> Decoder:

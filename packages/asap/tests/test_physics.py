@@ -15,7 +15,6 @@ import pytest
 import torch
 from blockwright_asap import labels, methods, replay, story
 from blockwright_asap.data import RobotRollouts, Windows
-from blockwright_asap.gap import BOTH, NONE, STRUCTURE, Gap, identified, randomised, redrawn
 from blockwright_asap.labels import BOUND
 from blockwright_asap.learned import Learned, predict
 from blockwright_asap.methods import AGAIN
@@ -23,10 +22,21 @@ from blockwright_asap.motion import Reference
 from blockwright_asap.replay import N_FEATURES, features
 from blockwright_asap.robot import NQ, NS, NU, SUBSTEPS
 from blockwright_asap.study import Settings, Study
-from blockwright_asap.task import Correct
+from blockwright_asap.task import Correct, train
 from blockwright_asap.tracking import Tracking
-from blockwright_asap.training import train
-from blockwright_asap.world import Correction, Sparing, World, simulators
+from blockwright_asap.world import (
+    BOTH,
+    NONE,
+    STRUCTURE,
+    Correction,
+    Gap,
+    Sparing,
+    World,
+    identified,
+    randomised,
+    redrawn,
+    simulators,
+)
 from mujoco import rollout
 from scipy.optimize import minimize
 from small_study import SMALL

@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from blockwright_asap.gap import NONE
 from blockwright_asap.learned import Learned
 from blockwright_asap.ppo import PPO, ActorCritic
 from blockwright_asap.ppo_delta import Replaying, new_net
@@ -23,6 +22,7 @@ from blockwright_asap.replay import N_FEATURES
 from blockwright_asap.robot import NU
 from blockwright_asap.study import Settings, Study
 from blockwright_asap.tracking import N_ACTOR, N_CRITIC, Tracking
+from blockwright_asap.world import NONE
 from small_study import SMALL
 
 from blockwright import compose, preset
@@ -79,7 +79,7 @@ from functools import partial
 from pathlib import Path
 from blockwright_asap import methods, story
 from blockwright_asap.study import Settings, Study, limit_threads
-from blockwright_asap.training import train
+from blockwright_asap.task import train
 
 limit_threads()
 methods.train = partial(train, changes=("trainer.max_steps=40", "trainer.val_check_interval=20"))

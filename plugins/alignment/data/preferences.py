@@ -1,4 +1,4 @@
-"""Preferences as a corpus: pairs of a chosen and a rejected answer, in the forms that TRL takes.
+"""Preferences as a corpus: pairs of a chosen and a rejected answer, in the forms that TRL takes; of sorting, made.
 
 A record has ``chosen`` and ``rejected``, each a text or a list of messages, and ``prompt``, likewise. Without it,
 the prompt is what both begin with: the same messages, or the same words of two texts.
@@ -7,7 +7,7 @@ the prompt is what both begin with: the same messages, or the same words of two 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from blockwright.registry.errors import ConfigError
-from blockwright.training.data.chat.base import encode
+from blockwright.training.data.chat.formats import encode
 from blockwright.training.data.conversations import (
     Conversation,
     Conversations,
@@ -25,8 +25,10 @@ from blockwright.training.data.conversations import (
     turns,
     unscored,
 )
+from blockwright.training.data.corpora import Sorting
+from blockwright.training.data.corpus import Split
 from blockwright.training.data.rendering import Rendering, refuse_unscored
-from blockwright.training.data.tokenizers.base import token_dtype
+from blockwright.training.data.tokenizers.tokenizer import token_dtype
 
 SIDES = ("chosen", "rejected")
 FORMS = 'Write {"prompt": "…", "chosen": "…", "rejected": "…"}, each a text or a list of messages'
@@ -138,3 +140,14 @@ class PairRendering(Rendering):
             self.counts["dropped"] += 1
             return np.zeros(0, dtype=dtype)
         return np.concatenate([found[0], [self.separator], found[1]]).astype(dtype)
+
+
+class SortingPreferences(Sorting):
+    """For each demonstration the other order, which is rejected; with ``falling`` 0 the rising order is chosen."""
+
+    def conversations(self, split: Split) -> Iterator[Conversation]:
+        for each in super().conversations(split):
+            prompt, answer = each.messages
+            if (other := answer["content"][::-1]) != answer["content"]:  # else all digits are the same
+                rejected = [prompt, {**answer, "content": other}]
+                yield Preference(each.where, each.messages, each.columns, rejected=rejected)

@@ -16,7 +16,7 @@ from torch.utils.data import Dataset, Sampler
 from blockwright.registry import register
 from blockwright.registry.errors import ConfigError
 from blockwright.registry.ranges import Count
-from blockwright.training.data.chat.base import Chat, encode
+from blockwright.training.data.chat.formats import Chat, encode
 from blockwright.training.data.conversations import Conversation, ConversationCorpus
 from blockwright.training.data.corpus import SPLITS, Split
 from blockwright.training.data.modules.batches import Batches
@@ -25,7 +25,7 @@ from blockwright.training.data.modules.corpus import Batching
 from blockwright.training.data.order import PADDING, LineBatches
 from blockwright.training.data.rendering import Rendering
 from blockwright.training.data.rows import RowOrder
-from blockwright.training.data.tokenizers.base import token_dtype
+from blockwright.training.data.tokenizers.tokenizer import token_dtype
 
 # --- prompts as documents of tokens, and the order in which rollouts take them ----------------------------------------
 

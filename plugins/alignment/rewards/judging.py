@@ -10,11 +10,11 @@ from typing import Any
 
 from blockwright.blocks.precision import without_autocast
 from blockwright.plugins.alignment.data.prompt_module import Prompt
-from blockwright.plugins.alignment.rewards.base import Column, Reward, Texts
+from blockwright.plugins.alignment.rewards.rewards import Column, Reward, Texts
 from blockwright.plugins.alignment.rollouts.record import Rollout
 from blockwright.registry import ConfigError
 from blockwright.training.answering import Overdue, time_limit
-from blockwright.training.data.tokenizers.base import Tokenizer
+from blockwright.training.data.tokenizers.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)

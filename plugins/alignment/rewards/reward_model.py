@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from blockwright import registry
-from blockwright.plugins.alignment.rewards.base import Column, Reward, Rewards, Texts
+from blockwright.plugins.alignment.rewards.rewards import Column, Reward, Rewards, Texts
 from blockwright.registry import BlockError, Node, Scope, register
 from blockwright.registry.ranges import Count, Positive
 from blockwright.registry.schema import Place
-from blockwright.training.data.chat.base import encode
+from blockwright.training.data.chat.formats import encode
 from blockwright.training.data.chat.jinja import reread
 from blockwright.training.data.tokenizers.rebuild import rebuild
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 from annotated_types import Ge
 
-from blockwright.plugins.alignment.rewards.base import Column, Reward, Rewards, Texts, column
+from blockwright.plugins.alignment.rewards.rewards import Column, Reward, Rewards, Texts, column
 from blockwright.plugins.alignment.sandbox.box import Box, BoxError
 from blockwright.registry import BlockError, register
 from blockwright.registry.ranges import Count

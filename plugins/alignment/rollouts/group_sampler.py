@@ -13,9 +13,9 @@ from blockwright.blocks.generation.sample import Sampling
 from blockwright.blocks.initialise import stable_seed
 from blockwright.plugins.alignment.advantages import Advantage, deviation, total
 from blockwright.plugins.alignment.data.prompt_module import PromptDataModule
-from blockwright.plugins.alignment.rewards.base import Reward
 from blockwright.plugins.alignment.rewards.judging import judge_rollout
-from blockwright.plugins.alignment.rollouts.engine.base import Engine, Request
+from blockwright.plugins.alignment.rewards.rewards import Reward
+from blockwright.plugins.alignment.rollouts.engine.native import Engine, Request
 from blockwright.plugins.alignment.rollouts.record import Rollout
 from blockwright.training.data.corpus import Split
 from blockwright.training.parallel.local import gathered, is_distributed

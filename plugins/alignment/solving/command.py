@@ -13,7 +13,7 @@ from rich.table import Table
 from blockwright.blocks.checkpoint.source import DTYPES
 from blockwright.blocks.generation.generate import check_lengths
 from blockwright.blocks.kernels.machine import keep_freed_memory
-from blockwright.lab.chat_text import format_of
+from blockwright.lab.chat.conversation import format_of
 from blockwright.lab.writer import Writer
 from blockwright.plugins.alignment.solving.measure import Share, Solved, solve
 from blockwright.plugins.alignment.solving.problems import read_problems

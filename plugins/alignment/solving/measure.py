@@ -11,14 +11,13 @@ from blockwright.blocks.decoder import Decoder
 from blockwright.blocks.initialise import stable_seed
 from blockwright.lab.statistics.intervals import wilson
 from blockwright.plugins.alignment.data.prompt_module import Prompt
-from blockwright.plugins.alignment.rewards.base import Reward
 from blockwright.plugins.alignment.rewards.judging import judge_rollout
-from blockwright.plugins.alignment.rollouts.engine.base import Request
-from blockwright.plugins.alignment.rollouts.engine.native import Native
+from blockwright.plugins.alignment.rewards.rewards import Reward
+from blockwright.plugins.alignment.rollouts.engine.native import Native, Request
 from blockwright.plugins.alignment.rollouts.record import Rollout
 from blockwright.plugins.alignment.solving.problems import Problems
 from blockwright.registry import ConfigError
-from blockwright.training.data.tokenizers.base import Tokenizer
+from blockwright.training.data.tokenizers.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ from annotated_types import Gt
 from blockwright import registry
 from blockwright.blocks.generation.sample import Sampling
 from blockwright.plugins.alignment.data.prompt_module import Prompt, before_answer
-from blockwright.plugins.alignment.rewards.base import Reward
 from blockwright.plugins.alignment.rewards.judging import refuse_lacking
+from blockwright.plugins.alignment.rewards.rewards import Reward
 from blockwright.registry import ConfigError, Node, Scope
 from blockwright.registry.enforcing import enforced
 from blockwright.registry.limits import read_text
@@ -20,10 +20,10 @@ from blockwright.registry.ranges import Count, Fraction, Number, Share
 from blockwright.registry.reading import Remedy
 from blockwright.registry.reading import read as read_settings
 from blockwright.training.configuration.instantiate import instantiate
-from blockwright.training.data.chat.base import Chat, encode
+from blockwright.training.data.chat.formats import Chat, encode
 from blockwright.training.data.conversations import ConversationCorpus, Conversations
 from blockwright.training.data.corpus import Split
-from blockwright.training.data.tokenizers.base import Tokenizer
+from blockwright.training.data.tokenizers.tokenizer import Tokenizer
 
 EXAMPLE = "Write prompts: FILE.jsonl, reward: exact_match and samples: 8, a line each"
 

@@ -25,9 +25,9 @@ from blockwright.blocks.position.base import boundaries
 from blockwright.plugins.alignment.advantages import Advantage
 from blockwright.plugins.alignment.data.prompt_module import PromptDataModule
 from blockwright.plugins.alignment.policy import Completions, PolicyObjective, Ratio
-from blockwright.plugins.alignment.rewards.base import Reward
 from blockwright.plugins.alignment.rewards.judging import refuse_lacking
-from blockwright.plugins.alignment.rollouts.engine.base import Engine
+from blockwright.plugins.alignment.rewards.rewards import Reward
+from blockwright.plugins.alignment.rollouts.engine.native import Engine
 from blockwright.plugins.alignment.rollouts.group_sampler import GroupSampler, HeldOut
 from blockwright.plugins.alignment.rollouts.record import KeptRollouts, Rollout, completion_mask, padded
 from blockwright.plugins.alignment.rollouts.scoring import score

@@ -8,10 +8,10 @@ from typing import Any
 import lightning as L
 import torch
 
-from blockwright.plugins.alignment.data.sorting import SortingPreferences
-from blockwright.plugins.alignment.rewards.base import Reward
-from blockwright.training.data.sorting import Sorting
-from blockwright.training.data.tokenizers.chars import Chars
+from blockwright.plugins.alignment.data.preferences import SortingPreferences
+from blockwright.plugins.alignment.rewards.rewards import Reward
+from blockwright.training.data.corpora import Sorting
+from blockwright.training.data.tokenizers.tokenizer import Chars
 from tests import built
 
 MLA = {"name": "mla", "n_heads": 2, "kv_lora_rank": 8, "qk_nope_head_dim": 8, "qk_rope_head_dim": 4, "v_head_dim": 8}

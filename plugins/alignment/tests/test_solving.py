@@ -20,7 +20,7 @@ from blockwright.lab.statistics.intervals import wilson
 from blockwright.plugins.alignment.solving.measure import pass_at_k
 from blockwright.plugins.alignment.solving.problems import read_problems
 from blockwright.registry import ConfigError
-from blockwright.training.data.tokenizers.bytes import Bytes
+from blockwright.training.data.tokenizers.tokenizer import Bytes
 
 
 def test_pass_at_k_is_the_share_of_choices_with_a_right_one_and_its_interval_wilsons() -> None:

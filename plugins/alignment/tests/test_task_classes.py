@@ -13,8 +13,7 @@ import pytest
 from blockwright.lab.run_report import table_of
 from blockwright.plugins.alignment.tasks.distill import Distill
 from blockwright.plugins.alignment.tasks.grpo import Grpo
-from blockwright.plugins.alignment.tasks.pairs import Pairwise
-from blockwright.plugins.alignment.tasks.preference import Preference
+from blockwright.plugins.alignment.tasks.pairs import Pairwise, Preference
 from blockwright.registry import ConfigError
 from blockwright.training.entry.start import refuse_untrained
 from blockwright.training.figure import by_name, declared, find

@@ -17,10 +17,9 @@ from blockwright.blocks.generation.sample import Sampling
 from blockwright.plugins.equal_memory import race as races
 from blockwright.plugins.equal_memory.arm import Cell
 from blockwright.plugins.equal_memory.charts import fastest, widest
-from blockwright.plugins.equal_memory.forecast import PAPER, paper
 from blockwright.plugins.equal_memory.race import FullBatch, Machine, Peaks, Seconds, Turns, allocated, race
 from blockwright.plugins.equal_memory.request import Bits, Request, Settings
-from blockwright.plugins.equal_memory.results import Comparison, Results, Row, Spread
+from blockwright.plugins.equal_memory.results import PAPER, Comparison, Results, Row, Spread, paper
 
 CPU = torch.device("cpu")
 LOAD = (1.0, 2.0, 1.5)  # how much slower each round is for all

@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 from blockwright.blocks.decoder import Decoder
-from blockwright.plugins.hub.config import Config, Fixed, Key, Part, Setting, Unused, refusal
+from blockwright.plugins.hub.config import Config, Fixed, Key, Part, Setting, Unused, refusal, show
 from blockwright.plugins.hub.deepseek_like import (
     CHOICE_BIAS,
     LATENT,
@@ -39,7 +39,6 @@ from blockwright.plugins.hub.llama_like import (
     tied,
 )
 from blockwright.plugins.hub.names import Row, beside
-from blockwright.plugins.hub.places import show
 from blockwright.plugins.hub.rope import rope
 
 THEIRS = LAYER + "attention."

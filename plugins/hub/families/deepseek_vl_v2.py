@@ -11,16 +11,12 @@ import math
 from typing import Any
 
 from blockwright.blocks.decoder import Decoder
-from blockwright.plugins.hub.config import Config, Fixed, Part, Unused, refusal
+from blockwright.plugins.hub.config import Config, Fixed, Part, Unused, refusal, show
 from blockwright.plugins.hub.deepseek_like import NAMES
-from blockwright.plugins.hub.families.deepseek import DEEPSEEK
-from blockwright.plugins.hub.families.deepseek_v2 import DEEPSEEK_V2
-from blockwright.plugins.hub.families.deepseek_v3 import DEEPSEEK_V3
-from blockwright.plugins.hub.family import Family
-from blockwright.plugins.hub.inner import inside
+from blockwright.plugins.hub.families.deepseek import DEEPSEEK, DEEPSEEK_V2, DEEPSEEK_V3
+from blockwright.plugins.hub.family import Family, inside
 from blockwright.plugins.hub.llama_like import ATTENTION, TABLES
 from blockwright.plugins.hub.names import PATCHES, UNBATCHED, Row, one_of
-from blockwright.plugins.hub.places import show
 
 MODEL_TYPE = "deepseek_vl_v2"
 

@@ -12,8 +12,7 @@ from torch import Tensor
 
 from blockwright.blocks.decoder import Decoder
 from blockwright.plugins.hub.config import Config, Fixed, Key, Part, refusal
-from blockwright.plugins.hub.families.gemma2 import NORM_ROWS
-from blockwright.plugins.hub.families.gemma3 import positions_of_kinds
+from blockwright.plugins.hub.families.gemma import NORM_ROWS, positions_of_kinds
 from blockwright.plugins.hub.family import Family
 from blockwright.plugins.hub.llama_like import (
     ATTENTION,

@@ -9,11 +9,10 @@ from typing import Any
 from torch import Tensor
 
 from blockwright.blocks.decoder import Decoder
-from blockwright.plugins.hub.config import Config, Fixed, Key, Part, Unused, refusal
+from blockwright.plugins.hub.config import Config, Fixed, Key, Part, Unused, dense, refusal, show, sparse
 from blockwright.plugins.hub.family import Family
 from blockwright.plugins.hub.llama_like import ATTENTION, LAYER, MIXTURE, QK_NORM, SILU, SIZES, expert_width, read_types
 from blockwright.plugins.hub.names import TAPS, Row
-from blockwright.plugins.hub.places import dense, show, sparse
 
 FULL, SLIDING = "hybrid", "hybrid_sliding"
 NORM = {"name": "rmsnorm"}

@@ -6,7 +6,7 @@ Keys of config.json are those of the released files; transformers saves others, 
 from typing import Any
 
 from blockwright.blocks.decoder import Decoder
-from blockwright.plugins.hub.config import Config, Fixed, Key, Part, Unused, refusal
+from blockwright.plugins.hub.config import Config, Fixed, Key, Part, Unused, refusal, show
 from blockwright.plugins.hub.deepseek_like import CHOICE_BIAS, LATENT, LATENT_NORM, LATENT_SIZES
 from blockwright.plugins.hub.family import Family
 from blockwright.plugins.hub.hybrid_like import DELTA, LINEAR, OURS, apart, delta, read_mixers, taps, types
@@ -25,7 +25,6 @@ from blockwright.plugins.hub.llama_like import (
     tied,
 )
 from blockwright.plugins.hub.names import BROADCAST, Row, beside, expert_gate, expert_up, one_expert
-from blockwright.plugins.hub.places import show
 
 THEIRS, MOE = LAYER + "self_attn.", LAYER + "block_sparse_moe."
 MATRICES = ("gate", "up", "down")

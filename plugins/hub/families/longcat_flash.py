@@ -11,12 +11,11 @@ from dataclasses import replace
 from typing import Any
 
 from blockwright.blocks.decoder import Decoder
-from blockwright.plugins.hub.config import Config, Fixed, Key, Part, Setting, Unused, refusal
+from blockwright.plugins.hub.config import Config, Fixed, Key, Part, Setting, Unused, refusal, show
 from blockwright.plugins.hub.deepseek_like import LATENT, LATENT_NORM, LATENT_SIZES
 from blockwright.plugins.hub.family import Family
 from blockwright.plugins.hub.llama_like import EPS, FRAME, MIXTURE, SILU, SIZES, TABLES, tied
 from blockwright.plugins.hub.names import Row, expert_gate, expert_up, one_expert
-from blockwright.plugins.hub.places import show
 from blockwright.plugins.hub.rope import rope
 
 LAYER = "model.layers.{i/2}."

@@ -10,13 +10,12 @@ from typing import Any
 
 from blockwright.blocks.attention.recurrent import Recurrent
 from blockwright.blocks.decoder import Decoder
-from blockwright.plugins.hub.config import Config, Fixed, Key, Part, Unused, refusal
+from blockwright.plugins.hub.config import Config, Fixed, Key, Part, Unused, refusal, show, sparse
 from blockwright.plugins.hub.deepseek_like import CHOICE_BIAS
 from blockwright.plugins.hub.family import Family
 from blockwright.plugins.hub.hybrid_like import LINEAR, OURS, taps
 from blockwright.plugins.hub.llama_like import ATTENTION, FULL, SIZES, n_heads, tied
 from blockwright.plugins.hub.names import Row, beside, block, one_expert
-from blockwright.plugins.hub.places import show, sparse
 
 BLOCK, MIXER = "backbone.layers.{i}.", "backbone.layers.{i}.mixer."
 MAMBA = OURS + "log_rate"  # what only a Mamba-2 layer has

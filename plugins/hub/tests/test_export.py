@@ -18,13 +18,11 @@ from blockwright.blocks.compose import compose
 from blockwright.plugins.hub import hf_export, hf_import
 from blockwright.plugins.hub.exporting import export_folder, recognise
 from blockwright.plugins.hub.families.catalogue import FAMILIES
-from blockwright.plugins.hub.fingerprint import difference
+from blockwright.plugins.hub.family import difference
 from blockwright.registry import ConfigError
 from blockwright.training.data.tokenizers import files as tokenizer
-from blockwright.training.data.tokenizers.base import Tokenizer
 from blockwright.training.data.tokenizers.bpe import BPE
-from blockwright.training.data.tokenizers.bytes import Bytes
-from blockwright.training.data.tokenizers.chars import Chars
+from blockwright.training.data.tokenizers.tokenizer import Bytes, Chars, Tokenizer
 
 Tiny = Callable[..., dict[str, Any]]
 

@@ -22,7 +22,7 @@ from blockwright.blocks.compose import compose
 from blockwright.plugins.hub.config import idle
 from blockwright.plugins.hub.exporting import export_folder
 from blockwright.plugins.hub.families.catalogue import FAMILIES
-from blockwright.plugins.hub.fingerprint import difference
+from blockwright.plugins.hub.family import difference
 from blockwright.plugins.hub.importing import find, import_folder
 from blockwright.registry import ConfigError, presets
 

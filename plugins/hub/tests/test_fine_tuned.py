@@ -26,7 +26,7 @@ from blockwright.training.configuration import parts
 from blockwright.training.configuration.composing import compose_config
 from blockwright.training.data.tokenizers import companions
 from blockwright.training.entry.preflight import preflight
-from blockwright.training.parallel.checkpoint import save_folder
+from blockwright.training.parallel.strategy import save_folder
 
 pytestmark = pytest.mark.xdist_group("fine_tuned")  # its fixture trains a run, once
 

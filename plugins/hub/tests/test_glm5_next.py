@@ -15,9 +15,9 @@ from transformers.models.glm5_next.modeling_glm5_next import Glm5NextTextModel
 from blockwright.blocks.compose import compose, preset
 from blockwright.blocks.cost import count_parameters
 from blockwright.blocks.decoder import Decoder
+from blockwright.plugins.hub.families.qwen_hybrid import channels, fused
 from blockwright.plugins.hub.hybrid_like import DELTA
 from blockwright.plugins.hub.names import Row, beside
-from blockwright.plugins.hub.qwen_like import channels, fused
 
 V, D, EPS = 61, 48, 0.01
 SMALL: dict[str, Any] = {

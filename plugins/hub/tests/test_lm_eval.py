@@ -24,9 +24,8 @@ from blockwright.blocks.generation.sample import Sampling
 from blockwright.plugins.hub import lm_eval as module
 from blockwright.plugins.hub.lm_eval import Blockwright, main
 from blockwright.registry import ConfigError
-from blockwright.training.data.chat.base import encode
-from blockwright.training.data.chat.formats import ChatML
-from blockwright.training.data.tokenizers.bytes import Bytes
+from blockwright.training.data.chat.formats import ChatML, encode
+from blockwright.training.data.tokenizers.tokenizer import Bytes
 
 pytestmark = pytest.mark.xdist_group("lm_eval")  # its fixture is slow to set up
 

@@ -15,7 +15,7 @@ import yaml
 from blockwright.blocks.compose import compose, preset
 from blockwright.blocks.decoder import Decoder
 from blockwright.plugins.hub.exporting import recognise
-from blockwright.plugins.hub.fingerprint import difference
+from blockwright.plugins.hub.family import difference
 from blockwright.plugins.hub.importing import find
 from blockwright.registry import presets
 

@@ -15,12 +15,20 @@ from transformers.models.qwen4_exp.modeling_qwen4_exp import Qwen4ExpForCausalLM
 from blockwright.blocks.compose import compose, preset
 from blockwright.blocks.cost import count_parameters
 from blockwright.blocks.decoder import Decoder
-from blockwright.plugins.hub.families.qwen3_5 import APART
+from blockwright.plugins.hub.config import show
+from blockwright.plugins.hub.families.qwen_hybrid import (
+    APART,
+    NAMES,
+    SHARED,
+    THEIRS,
+    channels,
+    convolved,
+    fused,
+    gated_queries,
+)
 from blockwright.plugins.hub.hybrid_like import DELTA
 from blockwright.plugins.hub.llama_like import LAYER, ROUTER
 from blockwright.plugins.hub.names import TAPS, Form, Row, beside, one_of
-from blockwright.plugins.hub.places import show
-from blockwright.plugins.hub.qwen_like import NAMES, SHARED, THEIRS, channels, convolved, fused, gated_queries
 
 M, EPS, END = 4, 0.01, 5
 ROPE = {"rope_type": "default", "rope_theta": 1e7, "partial_rotary_factor": 0.25, "mrope_section": [11, 11, 10]}

@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from blockwright.registry import ConfigError, RegistrationError, did_you_mean
-from blockwright.training.data.tokenizers.base import Tokenizer
+from blockwright.training.data.tokenizers.tokenizer import Tokenizer
 
 ENTRY_POINTS = "blockwright.reading_tests"
 Text = npt.NDArray[Any]

@@ -9,8 +9,7 @@ import lightning as L
 
 from blockwright.plugins.long_context.reading import results
 from blockwright.plugins.long_context.reading.base import find, wording_of
-from blockwright.plugins.long_context.reading.measure import DEPTHS, Grid, read
-from blockwright.plugins.long_context.reading.position_loss import position_loss, window_loss
+from blockwright.plugins.long_context.reading.measure import DEPTHS, Grid, position_loss, read, window_loss
 from blockwright.registry import ConfigError
 from blockwright.registry.enforcing import enforced
 from blockwright.registry.ranges import Count, Fraction, Whole

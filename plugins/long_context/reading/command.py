@@ -29,14 +29,13 @@ from blockwright.lab.own_text import own_text, read_text_file
 from blockwright.lab.writer import tokenizer_of
 from blockwright.plugins.long_context.reading import results
 from blockwright.plugins.long_context.reading.base import WORDINGS, find, wording_of
-from blockwright.plugins.long_context.reading.measure import DEPTHS, Grid, read
-from blockwright.plugins.long_context.reading.position_loss import PositionLoss, position_loss
+from blockwright.plugins.long_context.reading.measure import DEPTHS, Grid, PositionLoss, position_loss, read
 from blockwright.plugins.long_context.reading.reading import Reading, written
 from blockwright.registry import ConfigError
 from blockwright.registry.command import Parser
 from blockwright.registry.folder import own_folder
 from blockwright.registry.printing import show
-from blockwright.training.starts.trained import check_swaps
+from blockwright.training.starts import check_swaps
 
 SUFFIXES = {"k": 2**10, "m": 2**20}
 

@@ -28,16 +28,18 @@ from blockwright.plugins.long_context.reading.base import (
 from blockwright.plugins.long_context.reading.command import lengths_of, main
 from blockwright.plugins.long_context.reading.measure import (
     Grid,
+    PositionLoss,
     Reading,
     forced_scores,
     generated_scores,
+    position_loss,
     prompts,
     read,
+    window_loss,
 )
-from blockwright.plugins.long_context.reading.position_loss import PositionLoss, position_loss, window_loss
 from blockwright.plugins.long_context.reading.reading import heat_map, written
 from blockwright.registry import ConfigError, RegistrationError
-from blockwright.training.data.tokenizers.bytes import Bytes
+from blockwright.training.data.tokenizers.tokenizer import Bytes
 
 TEXT = np.frombuffer(b"It was the best of times, it was the worst of times, it was the age of wisdom. " * 99, np.uint8)
 SUITES = ("needle", "multi_key", "multi_query", "multi_value", "copy", "variable_tracking", "frequent_words")

@@ -10,13 +10,11 @@ import numpy as np
 import pytest
 import torch
 
-from blockwright.plugins.long_context.pose import PoSE
-from blockwright.plugins.long_context.recall import Recall
+from blockwright.plugins.long_context.windows import PoSE, Recall
 from blockwright.registry import ConfigError
 from blockwright.training.data.order import BatchRows
 from blockwright.training.data.packing import Stream, ring
-from blockwright.training.data.transform import stream_for
-from blockwright.training.data.windows import Making, Windows
+from blockwright.training.data.windows import Making, Windows, stream_for
 from blockwright.training.entry.execute import execute
 
 T = 64

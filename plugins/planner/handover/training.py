@@ -17,7 +17,7 @@ from blockwright.registry import ConfigError
 from blockwright.training.configuration.composing import compose_config
 from blockwright.training.configuration.instantiate import build_readable
 from blockwright.training.optimizers.adamw import AdamW
-from blockwright.training.optimizers.base import OptimizerRecipe
+from blockwright.training.optimizers.recipe import OptimizerRecipe
 from blockwright.training.schedulers import Constant, Schedule, WarmupCosine, WarmupStableDecay
 
 # Keys of the overrides of a run that matter here.

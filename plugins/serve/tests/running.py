@@ -16,12 +16,12 @@ from typing import Any
 from blockwright.blocks.compose import compose
 from blockwright.blocks.decoder import Decoder
 from blockwright.blocks.generation.batch import Batch
-from blockwright.blocks.generation.drafts.base import Drafter
+from blockwright.blocks.generation.drafts import Drafter
 from blockwright.blocks.generation.generate import Continuations
 from blockwright.blocks.generation.job import Job
 from blockwright.blocks.generation.sample import Acceptance, Sampling
 from blockwright.blocks.generation.text_stream import TextStream
-from blockwright.lab.chat_text import ChatText
+from blockwright.lab.chat.conversation import ChatText
 from blockwright.lab.listening import Site, listen
 from blockwright.lab.writer import Writer
 from blockwright.plugins.serve.app import application
@@ -29,7 +29,7 @@ from blockwright.plugins.serve.engine import Engine
 from blockwright.plugins.serve.served import Served
 from blockwright.plugins.serve.serving import Server
 from blockwright.registry import BlockError
-from blockwright.training.data.tokenizers.bytes import Bytes
+from blockwright.training.data.tokenizers.tokenizer import Bytes
 
 ROOM = 200
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from running import Running, alone
 
-from blockwright.training.data.tokenizers.bytes import Bytes
+from blockwright.training.data.tokenizers.tokenizer import Bytes
 
 pytestmark = pytest.mark.xdist_group("serve")  # one server for all
 

@@ -28,7 +28,7 @@ from blockwright.plugins.serve.served import Served
 from blockwright.plugins.serve.serving import Server
 from blockwright.registry import extras
 from blockwright.registry.command import run_command
-from blockwright.training.data.tokenizers.bytes import Bytes
+from blockwright.training.data.tokenizers.tokenizer import Bytes
 
 pytestmark = pytest.mark.xdist_group("serve_command")  # its folder and its process serve several tests
 

@@ -13,10 +13,7 @@ from test_metrics import values
 from blockwright.blocks.compose import compose
 from blockwright.blocks.decoder import Decoder
 from blockwright.blocks.generation.batch import Batch
-from blockwright.blocks.generation.drafts.base import Drafter
-from blockwright.blocks.generation.drafts.lookup import Lookup
-from blockwright.blocks.generation.drafts.model import SmallerModel
-from blockwright.blocks.generation.drafts.mtp import MultiToken
+from blockwright.blocks.generation.drafts import Drafter, Lookup, MultiToken, SmallerModel
 
 KINDS: dict[str, Callable[[Decoder], Drafter]] = {
     "mtp": MultiToken,

@@ -15,13 +15,12 @@ from running import Running, running, tiny
 from blockwright.blocks.compose import compose
 from blockwright.blocks.decoder import Decoder
 from blockwright.blocks.generation.batch import Batch
-from blockwright.blocks.generation.drafts.lookup import Lookup
+from blockwright.blocks.generation.drafts import Lookup
 from blockwright.blocks.generation.sample import Sampling
-from blockwright.lab.chat.conversation import Conversation, Manner
-from blockwright.lab.chat_text import ChatText
+from blockwright.lab.chat.conversation import ChatText, Conversation, Manner
 from blockwright.lab.writer import Writer
 from blockwright.plugins.serve.files import MOST, MOST_BYTES
-from blockwright.training.data.tokenizers.bytes import Bytes
+from blockwright.training.data.tokenizers.tokenizer import Bytes
 
 pytest.importorskip("PIL", reason="needs the extra vision")
 

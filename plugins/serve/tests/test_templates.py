@@ -18,7 +18,7 @@ from blockwright.lab.writer import Writer
 from blockwright.plugins.serve.served import chat_of
 from blockwright.training.answering import Answering
 from blockwright.training.data.chat import template_process
-from blockwright.training.data.tokenizers.bytes import Bytes
+from blockwright.training.data.tokenizers.tokenizer import Bytes
 
 pytestmark = pytest.mark.xdist_group("serve_templates")
 

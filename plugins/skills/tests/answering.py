@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from blockwright.plugins.skills.rows import ids_of
 from blockwright.plugins.skills.skill.base import MARKS, Skill
-from blockwright.training.data.tokenizers.chars import Chars
+from blockwright.training.data.tokenizers.tokenizer import Chars
 
 TOKENIZER = Chars(96)
 IDS = ids_of(TOKENIZER)

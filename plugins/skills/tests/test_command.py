@@ -17,9 +17,7 @@ from blockwright.blocks.compose import compose, preset
 from blockwright.plugins.skills.__main__ import main
 from blockwright.plugins.skills.rows import ids_of
 from blockwright.registry import ConfigError
-from blockwright.training.data.tokenizers.base import Tokenizer
-from blockwright.training.data.tokenizers.bytes import Bytes
-from blockwright.training.data.tokenizers.chars import Chars
+from blockwright.training.data.tokenizers.tokenizer import Bytes, Chars, Tokenizer
 from tests.lab import test_figures as figures
 from tests.test_plugin import install
 from tests.test_plugin import run as run_with

@@ -30,8 +30,7 @@ from blockwright.plugins.skills.skill.base import (
     random_state,
 )
 from blockwright.registry import ConfigError, Node, Scope
-from blockwright.training.data.tokenizers.bytes import Bytes
-from blockwright.training.data.tokenizers.chars import Chars
+from blockwright.training.data.tokenizers.tokenizer import Bytes, Chars
 from tests import built
 
 NAMES = registry.names("skill")

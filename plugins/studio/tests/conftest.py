@@ -12,7 +12,7 @@ from bench import HOST, PORT, TOKEN, Bench
 from starlette.testclient import TestClient
 
 from blockwright.plugins.studio.app import application
-from blockwright.plugins.studio.guard import Guard
+from blockwright.plugins.studio.serving import Guard
 
 
 @pytest.fixture(scope="session")

@@ -12,7 +12,7 @@ import yaml
 from blockwright import command
 from blockwright.blocks.compose import check, compose, preset
 from blockwright.blocks.cost import count_parameters, forward_flops_per_token
-from blockwright.plugins.hub.fingerprint import difference
+from blockwright.plugins.hub.family import difference
 from blockwright.plugins.studio.answers import answer
 from blockwright.plugins.studio.answers import same as same_model
 from blockwright.plugins.studio.choice import Choice, base

@@ -23,7 +23,7 @@ from warm import Warm
 
 from blockwright.blocks.compose import compose
 from blockwright.lab.models import load
-from blockwright.plugins.hub.fingerprint import difference
+from blockwright.plugins.hub.family import difference
 from blockwright.plugins.studio.choice import Choice, base
 from blockwright.registry import ConfigError, names
 

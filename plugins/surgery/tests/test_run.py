@@ -15,8 +15,8 @@ from blockwright.blocks.compose import check, compose
 from blockwright.blocks.decoder import Decoder
 from blockwright.plugins.surgery.growth import Zeroed
 from blockwright.plugins.surgery.ledger import Ledger
-from blockwright.plugins.surgery.settings import differences, shown
 from blockwright.plugins.surgery.start import Surgery
+from blockwright.plugins.surgery.transplant.base import differences, shown
 from blockwright.registry import ConfigError
 from blockwright.training.configuration import parts
 

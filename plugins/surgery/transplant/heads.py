@@ -11,8 +11,14 @@ from torch import Tensor, nn
 from blockwright.blocks.attention.grouped import GroupedAttention
 from blockwright.blocks.attention.scored import Scored
 from blockwright.blocks.readout import Difference
-from blockwright.plugins.surgery.settings import computes_alike
-from blockwright.plugins.surgery.transplant.base import Setting, Transplant, Transplanted, shapes, unhandled
+from blockwright.plugins.surgery.transplant.base import (
+    Setting,
+    Transplant,
+    Transplanted,
+    computes_alike,
+    shapes,
+    unhandled,
+)
 from blockwright.registry import register
 
 PARTS = ("key.weight", "value.weight", "key.bias", "value.bias")

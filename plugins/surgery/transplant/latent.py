@@ -14,8 +14,7 @@ from blockwright.blocks.kernels.elementwise import base_frequencies
 from blockwright.blocks.norm import NoNorm, Norm
 from blockwright.blocks.position.base import Position
 from blockwright.blocks.position.rotary import RoPE, RoPEChosen
-from blockwright.plugins.surgery.settings import computes_alike, differences
-from blockwright.plugins.surgery.transplant.base import Setting, Transplant, Transplanted
+from blockwright.plugins.surgery.transplant.base import Setting, Transplant, Transplanted, computes_alike, differences
 from blockwright.registry import BlockError, register
 
 NEGLIGIBLE = 1e-12  # share of an energy that rounding makes of zero, in fp64

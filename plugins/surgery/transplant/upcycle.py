@@ -13,8 +13,7 @@ from blockwright.blocks.base import Block
 from blockwright.blocks.experts import SwiGLUExperts
 from blockwright.blocks.ffn import MoE, Shortcut, SwiGLU
 from blockwright.blocks.gating.base import Gating, LinearGating
-from blockwright.plugins.surgery.settings import computes_alike
-from blockwright.plugins.surgery.transplant.base import Setting, Transplant, Transplanted, shapes
+from blockwright.plugins.surgery.transplant.base import Setting, Transplant, Transplanted, computes_alike, shapes
 from blockwright.registry import BlockError, register
 from blockwright.registry.ranges import Share
 

@@ -19,7 +19,7 @@ from blockwright.plugins.vision.data.picture_rows import PictureRendering, grids
 from blockwright.plugins.vision.data.pictures import tiles_of
 from blockwright.plugins.vision.images import Images, Pictures
 from blockwright.plugins.vision.tiling import Grid
-from blockwright.training.data.chat.base import Message, answered
+from blockwright.training.data.chat.formats import Message, answered
 from blockwright.training.data.conversations import Conversation
 
 if TYPE_CHECKING:

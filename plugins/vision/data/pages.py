@@ -15,8 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from blockwright.plugins.vision.data.boxes import Box, boxes, overlap
-from blockwright.plugins.vision.data.picture_conversations import WORD, Judged, PictureCorpus
+from blockwright.plugins.vision.data.picture_conversations import WORD, Box, Judged, PictureCorpus, boxes, overlap
 from blockwright.registry.enforcing import enforced
 from blockwright.registry.errors import ConfigError
 from blockwright.registry.extras import require

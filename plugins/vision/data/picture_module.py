@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, cast
 
@@ -13,14 +14,52 @@ from blockwright.plugins.vision.data.picture_rows import PictureRendering, Pictu
 from blockwright.registry import register
 from blockwright.registry.errors import ConfigError
 from blockwright.registry.ranges import Count
-from blockwright.training.data.chat.base import Chat
+from blockwright.training.data.chat.formats import Chat
 from blockwright.training.data.conversations import Conversation
 from blockwright.training.data.corpus import SPLITS, Split
-from blockwright.training.data.dealing import DealtOrder
 from blockwright.training.data.modules.chat import ChatDataModule
 from blockwright.training.data.modules.corpus import Batching
-from blockwright.training.data.packing import Packed
+from blockwright.training.data.packing import Ints, Packed
 from blockwright.training.data.rows import RowOrder
+
+
+def deal(loads: Ints, n: int) -> list[list[int]]:
+    """Deal items to n hands of equal number, the heaviest first, each to the lightest hand with room.
+
+    Args:
+        loads: of the items; n divides their number
+        n: hands
+
+    Returns:
+        the items of each hand, ascending
+    """
+    hands: list[list[int]] = [[] for _ in range(n)]
+    room, sums = len(loads) // n, [0] * n
+    for item in np.argsort(-loads, kind="stable").tolist():
+        hand = min((k for k in range(n) if len(hands[k]) < room), key=sums.__getitem__)
+        hands[hand].append(item)
+        sums[hand] += int(loads[item])
+    return [sorted(hand) for hand in hands]
+
+
+@dataclass(frozen=True)
+class DealtOrder(RowOrder):
+    """The order of ``RowOrder``, the rows of each batch dealt evenly to the processes.
+
+    A batch has the same rows for every number of processes, and the loss divides by the scored tokens of all: dealing
+    changes which process sees a row, and nothing else.
+
+    Args:
+        loads: tiles of each row
+        world_size: data-parallel processes
+    """
+
+    loads: Ints = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
+    world_size: int = 1
+
+    def batches(self, first: int, last: int) -> Iterator[tuple[int, Ints]]:
+        for length, rows in super().batches(first, last):
+            yield length, rows[np.concatenate(deal(self.loads[rows], self.world_size))]
 
 
 @register("data", "images")

@@ -18,14 +18,14 @@ from blockwright.plugins.vision.images import Images
 from blockwright.plugins.vision.tiling import Grid, Tiling
 from blockwright.registry.build import add_one
 from blockwright.registry.errors import ConfigError
-from blockwright.training.data.chat.base import Message, Piece, encode
+from blockwright.training.data.chat.formats import Message, Piece, encode
 from blockwright.training.data.conversations import Conversation
 from blockwright.training.data.fingerprint import digest, state
 from blockwright.training.data.order import PADDING
 from blockwright.training.data.packing import Ints
 from blockwright.training.data.rendering import LEFT_OUT, Rendering
 from blockwright.training.data.rows import Rows, best_fit
-from blockwright.training.data.tokenizers.base import Tokenizer
+from blockwright.training.data.tokenizers.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -22,7 +22,7 @@ from blockwright.plugins.vision.data.pages import Pages
 from blockwright.plugins.vision.data.picture_rows import PictureRendering, images_of
 from blockwright.registry import ConfigError
 from blockwright.training.data.chat.formats import Plain
-from blockwright.training.data.tokenizers.bytes import Bytes
+from blockwright.training.data.tokenizers.tokenizer import Bytes
 
 TOWER = {"name": "siglip", "tile": 16, "patch": 4, "width": 16, "depth": 1, "n_heads": 2, "norm": "layernorm"}
 SIGHT: dict[str, Any] = {"vision": {**TOWER, "ffn": {"name": "gelu", "d_ff": 16}}, "projector": "downsample_mlp"}

@@ -15,14 +15,13 @@ from PIL import Image
 from blockwright.blocks.compose import compose
 from blockwright.blocks.generation.generate import Continuations
 from blockwright.blocks.generation.sample import Sampling
-from blockwright.lab.chat.conversation import Conversation, Manner
+from blockwright.lab.chat.conversation import ChatText, Conversation, Manner
 from blockwright.lab.chat.talk import Talk
-from blockwright.lab.chat_text import ChatText
 from blockwright.lab.writer import Request, Writer
 from blockwright.plugins.vision.attachment import ImageFiles, drawn
-from blockwright.plugins.vision.data.boxes import boxes, overlap
+from blockwright.plugins.vision.data.picture_conversations import boxes, overlap
 from blockwright.registry import ConfigError
-from blockwright.training.data.tokenizers.bytes import Bytes
+from blockwright.training.data.tokenizers.tokenizer import Bytes
 
 TOWER = {"name": "siglip", "tile": 16, "patch": 8, "width": 8, "depth": 1, "n_heads": 2, "norm": "layernorm"}
 SIGHT = {"vision": {**TOWER, "ffn": {"name": "gelu", "d_ff": 8}}, "projector": "linear", "tiling": "native"}

@@ -17,7 +17,7 @@ from blockwright.plugins.vision.data.picture_conversations import PictureConvers
 from blockwright.plugins.vision.data.picture_rows import PictureRendering, images_of
 from blockwright.training.data.corpus import SPLITS
 from blockwright.training.data.packing import cache_key
-from blockwright.training.data.tokenizers.bytes import Bytes
+from blockwright.training.data.tokenizers.tokenizer import Bytes
 from tests.training.data.test_fingerprint import (
     DRAWN,
     ROOM,

@@ -18,16 +18,15 @@ from PIL import Image
 
 from blockwright.blocks.compose import compose
 from blockwright.blocks.kernels.cross_entropy import IGNORED
-from blockwright.plugins.vision.data.boxes import boxes, overlap
 from blockwright.plugins.vision.data.pages import Pages
-from blockwright.plugins.vision.data.picture_conversations import PictureConversations
+from blockwright.plugins.vision.data.picture_conversations import PictureConversations, boxes, overlap
 from blockwright.plugins.vision.data.picture_module import PictureDataModule
 from blockwright.plugins.vision.data.picture_rows import images_of
 from blockwright.plugins.vision.data.pictures import PIXELS, Files, open_picture, tiles_of
 from blockwright.registry import ConfigError
 from blockwright.training.data.chat.formats import Plain
 from blockwright.training.data.modules.corpus import Batching
-from blockwright.training.data.tokenizers.bytes import Bytes
+from blockwright.training.data.tokenizers.tokenizer import Bytes
 
 IMAGE = 257
 TOWER = {"name": "siglip", "tile": 16, "patch": 4, "width": 16, "depth": 1, "n_heads": 2, "norm": "layernorm"}

@@ -19,11 +19,16 @@ from blockwright.blocks.cache.state import State
 from blockwright.blocks.compose import compose
 from blockwright.blocks.decoder import Decoder
 from blockwright.blocks.generation.batch import Batch
-from blockwright.blocks.generation.drafts import mtp
-from blockwright.blocks.generation.drafts.base import Checked, Drafter, draw_drafts
-from blockwright.blocks.generation.drafts.lookup import Lookup, continuation
-from blockwright.blocks.generation.drafts.model import SmallerModel
-from blockwright.blocks.generation.drafts.mtp import MultiToken, MultiTokenDrafts
+from blockwright.blocks.generation.drafts import (
+    Checked,
+    Drafter,
+    Lookup,
+    MultiToken,
+    MultiTokenDrafts,
+    SmallerModel,
+    continuation,
+    draw_drafts,
+)
 from blockwright.blocks.generation.generate import Continuations
 from blockwright.blocks.generation.job import Job
 from blockwright.blocks.generation.sample import Acceptance, Draws, NotFiniteError, Sampling, draw_each
@@ -174,7 +179,7 @@ def test_drafts_are_right_as_often_as_coupling_promises(monkeypatch: pytest.Monk
         drafts.extend((len(checked.texts[0]), token, drawn_from[-1]) for token in proposed)
         return [proposed]
 
-    monkeypatch.setattr(mtp, "draw_drafts", noted_draw)
+    monkeypatch.setattr("blockwright.blocks.generation.drafts.draw_drafts", noted_draw)
     monkeypatch.setattr(MultiTokenDrafts, "propose", noted_propose)
     for seed in range(24):
         drafts.clear()

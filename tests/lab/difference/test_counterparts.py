@@ -10,8 +10,7 @@ from hypothesis import strategies as st
 
 from blockwright import registry
 from blockwright.blocks.compose import preset
-from blockwright.lab.difference.counterparts import aligned, grouped
-from blockwright.lab.difference.difference import _tokens
+from blockwright.lab.difference.difference import _tokens, aligned, grouped
 from blockwright.lab.difference.settings import ABSENT, Entry, Name, alike, compared, read
 from blockwright.registry import Node
 from blockwright.registry.layout import plan

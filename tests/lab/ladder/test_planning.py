@@ -13,7 +13,7 @@ import yaml
 from blockwright.lab.ablation import planning as ablation
 from blockwright.lab.ladder import definition, planning
 from blockwright.lab.ladder.__main__ import main
-from blockwright.lab.ladder.outline import outline_of
+from blockwright.lab.ladder.design import outline_of
 from blockwright.registry import REFUSED, ConfigError, plugins
 from blockwright.registry.command import run_command
 from blockwright.training.configuration.composing import compose_config

@@ -10,9 +10,8 @@ import pytest
 
 from blockwright.lab.ladder import verdict as of_ladder
 from blockwright.lab.ladder.__main__ import main
-from blockwright.lab.ladder.design import Tuned
+from blockwright.lab.ladder.design import Cell, Tuned
 from blockwright.lab.ladder.findings import find
-from blockwright.lab.ladder.outline import Cell
 from blockwright.lab.ladder.verdict import document, verdict, verdicts
 from blockwright.lab.report.__main__ import main as report
 from blockwright.lab.statistics.law_fit import speed_up_along

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from blockwright.lab.ladder.outline import Cell, Outline, Size, compared, schedule
+from blockwright.lab.ladder.design import Cell, Outline, Size, compared, schedule
 from blockwright.lab.sweep import plan as plans
 from blockwright.lab.sweep.job import command
 from blockwright.training.result import Result

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from ladders import ARMS, DOUBLED, FLOOR, QUADRUPLED, ladder, loss
 
-from blockwright.lab.statistics import law, law_plan
+from blockwright.lab.statistics import law, law_check
 from blockwright.lab.statistics.law_fit import LINES, best_split, fit, pinned_speed_up, spans_best_split, speed_up_along
 
 FASTER = math.log(1.1)
@@ -82,16 +82,16 @@ def test_what_a_planned_ladder_will_see():
     ]:
         rungs, first = (ladder(np.random.default_rng(0), **each) for each in (settings, {}))
         cost, usual_cost = (math.fsum(r.parameters * r.tokens for r in each) for each in (rungs, first))
-        usual = law_plan.Usual(**{key: settings[key] for key in ("pairing", "trunk") if key in settings})
+        usual = law_check.Usual(**{key: settings[key] for key in ("pairing", "trunk") if key in settings})
         for form, golden in (("apart", apart), ("alike", alike)):
-            found = law_plan.expected(rungs, "plain", form, usual)
+            found = law_check.expected(rungs, "plain", form, usual)
             assert golden is None or found.se * math.sqrt(cost / usual_cost) == pytest.approx(golden, rel=0.015)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("form", ["apart", "alike"])
 def test_degrees_of_freedom_are_planned_as_they_come(form):
-    planned = law_plan.expected(ladder(np.random.default_rng(0)), "plain", form, law_plan.Usual()).dof
+    planned = law_check.expected(ladder(np.random.default_rng(0)), "plain", form, law_check.Usual()).dof
     seen = [fit(ladder(np.random.default_rng(seed)), "plain", form).speed_up("changed").dof for seed in range(5)]
     assert planned == pytest.approx(np.median(seen), rel=0.25)
     assert planned < 36, "of the pairs, not of the 72 rungs"
@@ -135,7 +135,7 @@ STARVED = (0.1, 0.2, 0.4)  # tokens per parameter; the best split is at about th
 @pytest.mark.slow
 def test_far_from_the_best_split_what_is_planned_is_what_its_largest_rung_shows():
     rungs = ladder(np.random.default_rng(6), ratios=STARVED)
-    planned = law_plan.expected(rungs, "plain", "apart", law_plan.Usual())
+    planned = law_check.expected(rungs, "plain", "apart", law_check.Usual())
     widths, products = [], []
     for seed in range(5):
         found = fit(ladder(np.random.default_rng(seed), ratios=STARVED), "plain")

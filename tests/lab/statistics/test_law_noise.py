@@ -8,9 +8,8 @@ from ladders import ladder
 
 from blockwright.lab.statistics import variance
 from blockwright.lab.statistics.law import Common, Rung, noise_of, on_one_thread
-from blockwright.lab.statistics.law_check import cells, conclude, lack_of_fit
+from blockwright.lab.statistics.law_check import Usual, cells, conclude, expected, lack_of_fit
 from blockwright.lab.statistics.law_fit import fit
-from blockwright.lab.statistics.law_plan import Usual, expected
 from blockwright.lab.statistics.variance import Left
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from stand_in import calls, make_plan, statuses, until
 
-from blockwright.lab.sweep import designs, endings, locks, runner
+from blockwright.lab.sweep import locks, runner, seams
 from blockwright.lab.sweep import plan as plans
 from blockwright.lab.sweep.__main__ import main
 from blockwright.registry import ConfigError
@@ -53,22 +53,22 @@ class Offered(EntryPoint):
     """An entry point whose object is in this file, which no name imports."""
 
     def load(self):
-        return ENDINGS[self.name] if self.group == endings.ENTRY_POINTS else DESIGNS[self.name]
+        return ENDINGS[self.name] if self.group == seams.ENDINGS else DESIGNS[self.name]
 
 
 def points(group):
-    offered = {designs.ENTRY_POINTS: DESIGNS, endings.ENTRY_POINTS: ENDINGS}.get(group, {})
+    offered = {seams.DESIGNS: DESIGNS, seams.ENDINGS: ENDINGS}.get(group, {})
     return [Offered(name, "unused", group) for name in offered]
 
 
 OFFERED = f"""
 import importlib.util
-from blockwright.lab.sweep import designs, endings
+from blockwright.lab.sweep import seams
 sys.path[:0] = [{str(ROOT / "tests" / "lab")!r}, {str(ROOT / "tests")!r}]
 spec = importlib.util.spec_from_file_location("growing", {__file__!r})
 module = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(module)
-designs.entry_points = endings.entry_points = module.points
+seams.entry_points = module.points
 """
 WHOLE = ["loss=4", "loss=3", "loss=1.5", "loss=1.5", "loss=0.75", "loss=0.75"]
 
@@ -76,8 +76,7 @@ WHOLE = ["loss=4", "loss=3", "loss=1.5", "loss=1.5", "loss=0.75", "loss=0.75"]
 @pytest.fixture
 def plan(stand_in, tmp_path, monkeypatch):
     """Makes the plan of a sweep; the designs of this file are offered in this process."""
-    monkeypatch.setattr(designs, "entry_points", points)
-    monkeypatch.setattr(endings, "entry_points", points)
+    monkeypatch.setattr(seams, "entry_points", points)
     return lambda *jobs, kind="halving": make_plan(tmp_path / "sweep", *jobs, kind=kind)
 
 

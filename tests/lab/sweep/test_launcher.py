@@ -13,7 +13,7 @@ from stand_in import make_plan, statuses, until
 from warm import Running
 
 from blockwright.lab.ablation import __main__ as ablate
-from blockwright.lab.sweep import callback, designs, launcher, locks, runner
+from blockwright.lab.sweep import callback, launcher, locks, runner, seams
 from blockwright.lab.sweep import plan as plans
 from blockwright.lab.sweep.__main__ import main
 from blockwright.lab.sweep.launcher import Rounds
@@ -125,7 +125,7 @@ def test_plan_grows_on_a_launcher(rounds, monkeypatch):
         more = {"job": len(values), "overrides": ["do=ok", f"loss={min(values) / 2}"]}
         return [] if min(values) <= 1 else [more]
 
-    monkeypatch.setattr(designs, "following", halved)
+    monkeypatch.setattr(seams, "following", halved)
     planned(rounds.sweep, "do=ok loss=4", "do=fail")
     rounds.run()
     assert numbers(rounds) == [[0, 1], [2], [3]]

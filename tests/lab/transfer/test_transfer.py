@@ -8,9 +8,9 @@ import shutil
 import pytest
 
 from blockwright.lab.sweep import plan as plans
-from blockwright.lab.sweep.designs import kinds
+from blockwright.lab.sweep.seams import growing_kinds
 from blockwright.lab.sweep.tuning import COMPARE, RATE, TUNE
-from blockwright.lab.transfer import answer, design
+from blockwright.lab.transfer import design
 from blockwright.lab.transfer.__main__ import main
 from blockwright.lab.transfer.design import BASE, RULES, STANDARD, TRANSFERRED
 from blockwright.registry.folder import read_json
@@ -61,7 +61,7 @@ def run(directory):
 
 def test_the_plan_tunes_three_models_at_equal_tries(first):
     plan = plans.read(first)
-    assert "transfer" in kinds()
+    assert "transfer" in growing_kinds()
     rates = {arm: [j["tries"][RATE] for j in plan["jobs"] if j["arm"] == arm] for arm in BEST}
     assert set(map(tuple, rates.values())) == {(0.0025, 0.005, 0.01, 0.02, 0.04)}
     overrides = {arm["name"]: " ".join(arm["overrides"]) for arm in plan["arms"]}
@@ -74,7 +74,7 @@ def test_tries_grow_where_a_model_needs_them_then_it_is_compared(whole, capsys):
     directory, rounds = whole
     assert rounds[0] == 15 and rounds[-1] == 6 and len(rounds) > 2  # the best rate of standard is beyond the grid
     plan = plans.read(directory)
-    found = answer.read(directory, plan)
+    found = design.read(directory, plan)
     for arm, best in BEST.items():
         assert found["rates"][arm]["best"] == pytest.approx(best, rel=0.02)
         assert found["rates"][arm]["edge"] is None
@@ -102,14 +102,14 @@ def test_an_ended_transfer_prints_its_table_and_writes_its_answer_unless_its_pla
     damaged = [{**plan, **damage} for damage in damages]
     for wrong in (*damaged, *({k: v for k, v in plan.items() if k != key} for key in ("widths", "tune", "arms"))):
         plans.write(directory, wrong)
-        assert main([str(directory)]) == 64 and not (directory / answer.FILE).exists(), wrong
+        assert main([str(directory)]) == 64 and not (directory / design.FILE).exists(), wrong
     plans.write(directory, plan)
     capsys.readouterr()
     assert main([str(directory)]) == 0
     printed = capsys.readouterr().out
     assert "rules, 32, transferred" in printed and "costs +0.0" in printed
-    assert read_json(directory, answer.FILE)["widths"] == [16, 32]
-    json.dumps(read_json(directory, answer.FILE), allow_nan=False)
+    assert read_json(directory, design.FILE)["widths"] == [16, 32]
+    json.dumps(read_json(directory, design.FILE), allow_nan=False)
 
 
 def test_a_best_rate_at_the_end_of_what_was_tried_is_no_verdict_and_diverged_runs_count_as_worst(first, tmp_path):
@@ -117,9 +117,9 @@ def test_a_best_rate_at_the_end_of_what_was_tried_is_no_verdict_and_diverged_run
     plan = plans.read(directory)
     for job in plan["jobs"]:
         Result("completed", metrics={"val/loss": -math.log2(job["tries"][RATE])}).write(directory / str(job["job"]))
-    found = answer.read(directory, plan)
+    found = design.read(directory, plan)
     assert found["rates"][BASE]["edge"] == "high"
-    assert any("No verdict" in line and "largest" in line for line in answer.lines(found))
+    assert any("No verdict" in line and "largest" in line for line in design.lines(found))
     status = {job["job"]: "diverged" if job["tries"][RATE] > 0.01 else "completed" for job in plan["jobs"]}
     results = {job["job"]: Result(status[job["job"]], metrics={"val/loss": loss(job)}) for job in plan["jobs"]}
     assert all(each.vertex < 0.0101 for each in design.fits(plan, results).values())

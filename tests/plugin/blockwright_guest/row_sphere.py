@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from blockwright.registry.index import readable
-from blockwright.training.optimizers.constraint import Constraint, Norms
+from blockwright.training.optimizers.recipe import Constraint, Norms
 
 if TYPE_CHECKING:
     from torch import Tensor

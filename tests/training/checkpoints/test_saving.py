@@ -19,10 +19,9 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from blockwright.blocks.checkpoint import manifest
 from blockwright.blocks.checkpoint.read import read_file
 from blockwright.registry import ConfigError
-from blockwright.training.checkpoints import plugin
+from blockwright.training.checkpoints import saving
 from blockwright.training.checkpoints.atomic import write_file
-from blockwright.training.checkpoints.plugin import SealedCheckpoints
-from blockwright.training.checkpoints.saving import Keeper, all_finite, carry, save
+from blockwright.training.checkpoints.saving import Keeper, SealedCheckpoints, all_finite, carry, save
 from blockwright.training.figure import OF_TEXT, Figure
 
 Fit = Callable[..., L.Trainer]
@@ -67,8 +66,8 @@ def test_finiteness_looks_at_every_floating_tensor() -> None:
 
 
 def test_asynchronous_save_holds_the_state_of_its_moment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    may_write, write = threading.Event(), plugin.write_file
-    monkeypatch.setattr(plugin, "write_file", lambda *given: (may_write.wait(20), write(*given)))
+    may_write, write = threading.Event(), saving.write_file
+    monkeypatch.setattr(saving, "write_file", lambda *given: (may_write.wait(20), write(*given)))
     io, weight = SealedCheckpoints(asynchronous=True), torch.zeros(3)
     io.save_checkpoint({"weight": weight, "step": 1}, tmp_path / "last.ckpt")
     weight.fill_(7)

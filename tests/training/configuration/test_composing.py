@@ -15,10 +15,9 @@ from pairwise import each
 
 from blockwright.registry import ConfigError
 from blockwright.training.configuration import parts
-from blockwright.training.configuration.composing import compose_config
+from blockwright.training.configuration.composing import compose_config, explain
 from blockwright.training.configuration.conf import CONF
 from blockwright.training.configuration.instantiate import check_target
-from blockwright.training.configuration.refusals import explain
 from blockwright.training.configuration.run import OWN
 from blockwright.training.entry.preflight import preflight
 from hydra_plugins.blockwright_optuna._options import TPE, OptunaSweeper

@@ -19,8 +19,7 @@ from blockwright.registry import ConfigError
 from blockwright.training.checkpoints.record import Change
 from blockwright.training.configuration import placeholders
 from blockwright.training.configuration.composing import compose_config
-from blockwright.training.configuration.placeholders import filled
-from blockwright.training.configuration.secrets import hidden, read_from_environment
+from blockwright.training.configuration.placeholders import filled, hidden, read_from_environment
 from blockwright.training.entry import cli
 from blockwright.training.entry.execute import execute
 from blockwright.training.entry.hydra_job import MOST, PARTS, show

@@ -51,7 +51,7 @@ def small_corpus() -> Memory:
 def make_module(tmp_path: Path, small_corpus: Memory) -> Callable:
     """Builds a data module: byte tokens, windows of 16, batches of 4 (16 batches an epoch), cache in tmp_path."""
     from blockwright.training.data.modules.text import TextDataModule
-    from blockwright.training.data.tokenizers.bytes import Bytes
+    from blockwright.training.data.tokenizers.tokenizer import Bytes
 
     def make(**changes) -> TextDataModule:
         defaults = {

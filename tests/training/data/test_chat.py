@@ -15,9 +15,9 @@ from blockwright import registry
 from blockwright.registry import ConfigError, Node, Scope
 from blockwright.training.answering import Answering
 from blockwright.training.data.chat import template, template_process
-from blockwright.training.data.chat.base import Chat, Piece, UnavailableError, encode
+from blockwright.training.data.chat.formats import Chat, Piece, UnavailableError, encode
 from blockwright.training.data.conversations import read_record
-from blockwright.training.data.tokenizers.bytes import Bytes
+from blockwright.training.data.tokenizers.tokenizer import Bytes
 
 WORDS = ["<|im_start|>", "<|im_end|>", "<｜User｜>", "<｜Assistant｜>", "<|begin_of_text|>", "<|start_header_id|>"]
 WORDS += ["<|end_header_id|>", "<|eot_id|>", "<|User|>", "<|Assistant|>", "<s>", "</s>"]

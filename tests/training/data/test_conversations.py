@@ -22,7 +22,7 @@ from blockwright.training.data.corpus import Split
 from blockwright.training.data.modules.chat import ChatDataModule
 from blockwright.training.data.rendering import Rendering
 from blockwright.training.data.rows import RowOrder
-from blockwright.training.data.tokenizers.bytes import Bytes
+from blockwright.training.data.tokenizers.tokenizer import Bytes
 from tests import built
 
 USER = {"role": "user", "content": "Hi"}
@@ -287,7 +287,7 @@ def test_fine_tuning_data_is_checked_before_a_run(tmp_path: Path) -> None:
     node = {
         "name": "chat",
         "corpus": {"_target_": "blockwright.training.data.conversations.Conversations", "files": str(file)},
-        "tokenizer": {"_target_": "blockwright.training.data.tokenizers.bytes.Bytes"},
+        "tokenizer": {"_target_": "blockwright.training.data.tokenizers.tokenizer.Bytes"},
         "chat": {"name": "plain"},
     }
     for change in ({}, {"chat": "chatmll"}, {"chat": "chatml"}, {"updates": 2}):

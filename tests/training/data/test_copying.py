@@ -8,8 +8,7 @@ import torch
 
 from blockwright.registry.errors import ConfigError
 from blockwright.training.data.modules.fresh import CopyingDataModule, CopyRows, Strings
-from blockwright.training.data.tokenizers.bytes import Bytes
-from blockwright.training.data.tokenizers.chars import Chars
+from blockwright.training.data.tokenizers.tokenizer import Bytes, Chars
 from tests import built
 
 

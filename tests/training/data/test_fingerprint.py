@@ -18,8 +18,8 @@ from blockwright.training.data.corpus import SPLITS, Corpus
 from blockwright.training.data.fingerprint import state
 from blockwright.training.data.packing import cache_key
 from blockwright.training.data.rendering import Rendering
-from blockwright.training.data.tokenizers.base import Tokenizer
 from blockwright.training.data.tokenizers.rebuild import KINDS
+from blockwright.training.data.tokenizers.tokenizer import Tokenizer
 from tests.training.data.test_chat import TEMPLATE, WithWords
 
 TALKS = [[("user", f"Say {i}"), ("assistant", f"No {i}.")] for i in range(12)]
@@ -61,8 +61,8 @@ def of_corpora(at: Path) -> dict[str, tuple[dict[str, Any], dict[str, Any]]]:
             {"files": str(at / "talk-a.jsonl")},
             {"files": str(at / "talk-b.jsonl"), **ROOM},
         ),
-        "blockwright.training.data.sorting.Sorting": (SMALL, {**DRAWN, "shortest": 3, "longest": 9, "falling": 0.1}),
-        "blockwright.training.data.shakespeare.Shakespeare": ({}, {}),
+        "blockwright.training.data.corpora.Sorting": (SMALL, {**DRAWN, "shortest": 3, "longest": 9, "falling": 0.1}),
+        "blockwright.training.data.corpora.Shakespeare": ({}, {}),
     }
 
 

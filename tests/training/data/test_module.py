@@ -20,8 +20,7 @@ from blockwright.registry.errors import ConfigError
 from blockwright.training.configuration import parts
 from blockwright.training.data.modules.text import TextDataModule
 from blockwright.training.data.tokenizers.bpe import BPE
-from blockwright.training.data.tokenizers.bytes import Bytes
-from blockwright.training.data.tokenizers.chars import Chars
+from blockwright.training.data.tokenizers.tokenizer import Bytes, Chars
 from tests.training.parallel.quiet import quiet_trainer
 
 EOS = 256
@@ -204,7 +203,7 @@ def test_the_cli_takes_corpus_and_tokenizer_by_class_path(tmp_path):
     (tmp_path / "a.txt").write_text("line of text\n" * 200)
     arguments = ["fit", "--data.batching.corpus=blockwright.training.data.text.TextFiles"]
     arguments += [f"--data.batching.corpus.files={tmp_path}/a.txt", f"--data.batching.cache_dir={tmp_path}/cache"]
-    arguments += ["--data.batching.tokenizer=blockwright.training.data.tokenizers.bytes.Bytes"]
+    arguments += ["--data.batching.tokenizer=blockwright.training.data.tokenizers.tokenizer.Bytes"]
     arguments += ["--data.batching.sequence_length=16", "--trainer.max_steps=2", "--trainer.accelerator=cpu"]
     arguments += [f"--trainer.{off}=false" for off in ("logger", "enable_checkpointing", "enable_progress_bar")]
     cli = LightningCLI(Counter, TextDataModule, args=arguments, save_config_callback=None)
@@ -222,7 +221,7 @@ def test_bits_a_byte_compare_across_tokenizers(ready, small_corpus):
 
 
 CONF = Path(__file__).parents[3] / "conf"
-CHARS = {"_target_": "blockwright.training.data.tokenizers.chars.Chars", "vocab_size": 5}
+CHARS = {"_target_": "blockwright.training.data.tokenizers.tokenizer.Chars", "vocab_size": 5}
 NUMBERS: list[tuple[str, Any]] = [
     *(("sequence_length", value) for value in (1, None, 2.5, "256")),
     *(("batch_size", 0), ("batch_size", True), ("eval_batch_size", 0), ("eval_windows", 0)),
@@ -250,7 +249,7 @@ def node(tmp_path: Path) -> dict[str, Any]:
     return {
         "name": "text",
         "corpus": {"_target_": "blockwright.training.data.text.TextFiles", "files": f"{tmp_path}/a.txt"},
-        "tokenizer": {"_target_": "blockwright.training.data.tokenizers.bytes.Bytes", "vocab_size": 257},
+        "tokenizer": {"_target_": "blockwright.training.data.tokenizers.tokenizer.Bytes", "vocab_size": 257},
         "sequence_length": 32,
         "batch_size": 4,
         "eval_batch_size": None,

@@ -21,8 +21,7 @@ from blockwright.training import claims
 from blockwright.training.data import packing
 from blockwright.training.data.packing import Stream, cache_key, cut, line, load, pack, ring
 from blockwright.training.data.tokenizers.bpe import BPE
-from blockwright.training.data.tokenizers.bytes import Bytes
-from blockwright.training.data.tokenizers.chars import Chars
+from blockwright.training.data.tokenizers.tokenizer import Bytes, Chars
 
 EOS = 256
 documents = st.lists(st.lists(st.integers(0, 255), min_size=1, max_size=12), min_size=1, max_size=8)

@@ -11,8 +11,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint, OnExceptionCheckpoint
 from pairwise import each
 
 from blockwright.registry.errors import ConfigError
-from blockwright.training.data.tokenizers.bytes import Bytes
-from blockwright.training.data.tokenizers.chars import Chars
+from blockwright.training.data.tokenizers.tokenizer import Bytes, Chars
 from tests.training.data.recording import Recorder, fit
 
 pytestmark = pytest.mark.xdist_group("resuming")  # its fixture runs a whole program, once

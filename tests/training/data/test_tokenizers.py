@@ -22,12 +22,10 @@ from blockwright.registry import ConfigError
 from blockwright.training.data.chat.jinja import reread
 from blockwright.training.data.tokenizers import bpe as bpe_module
 from blockwright.training.data.tokenizers import companions, files
-from blockwright.training.data.tokenizers.base import Tokenizer, token_dtype
 from blockwright.training.data.tokenizers.bpe import BPE
-from blockwright.training.data.tokenizers.bytes import Bytes
-from blockwright.training.data.tokenizers.chars import Chars
 from blockwright.training.data.tokenizers.pretrained import Pretrained
 from blockwright.training.data.tokenizers.rebuild import KINDS, rebuild
+from blockwright.training.data.tokenizers.tokenizer import Bytes, Chars, Tokenizer, token_dtype
 from tests import built
 
 ROOT = Path(__file__).parents[3]
@@ -348,7 +346,7 @@ def test_cache_of_tokens_does_not_depend_on_a_template(file: Path) -> None:
 
 
 def test_template_of_a_training_takes_the_place_of_the_tokenizers(file: Path, tmp_path: Path) -> None:
-    from blockwright.training.data.sorting import Sorting
+    from blockwright.training.data.corpora import Sorting
 
     (file.parent / "chat_template.jinja").write_text("{{ messages }}")
     own = tmp_path / "own.jinja"
@@ -363,7 +361,7 @@ def test_template_of_a_training_takes_the_place_of_the_tokenizers(file: Path, tm
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_checkpoint_holds_the_text_of_the_template_with_every_tokenizer(kind, file, tmp_path):
-    from blockwright.training.data.sorting import Sorting
+    from blockwright.training.data.corpora import Sorting
 
     own = tmp_path / "own.jinja"
     own.write_text("{% for m in messages %}{% generation %}{{ m.content }}!{% endgeneration %}{% endfor %}")

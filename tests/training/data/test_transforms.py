@@ -11,8 +11,7 @@ import torch
 from blockwright.registry import ConfigError
 from blockwright.training.data.order import BatchRows
 from blockwright.training.data.packing import Stream, cut, ring
-from blockwright.training.data.transform import Transform
-from blockwright.training.data.windows import LongDocuments, Making, Windows
+from blockwright.training.data.windows import LongDocuments, Making, Transform, Windows
 
 T = 64
 

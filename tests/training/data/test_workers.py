@@ -17,9 +17,7 @@ import torch
 
 from blockwright.training.data.packing import cache_key, pack
 from blockwright.training.data.text import TextFiles
-from blockwright.training.data.tokenizers.base import Tokenizer
-from blockwright.training.data.tokenizers.bytes import Bytes
-from blockwright.training.data.tokenizers.chars import Chars
+from blockwright.training.data.tokenizers.tokenizer import Bytes, Chars, Tokenizer
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks at processes through /proc")
 
@@ -66,7 +64,7 @@ sys.path.insert(0, ROOT)
 from blockwright.training.data.modules.corpus import Batching
 from blockwright.training.data.modules.text import TextDataModule
 from blockwright.training.data.text import TextFiles
-from blockwright.training.data.tokenizers.bytes import Bytes
+from blockwright.training.data.tokenizers.tokenizer import Bytes
 
 if __name__ == "__main__":
     data = TextDataModule(Batching(Bytes(), 16, 4, corpus=TextFiles(sys.argv[1]), num_workers=2, cache_dir=sys.argv[2]))

@@ -15,7 +15,7 @@ import yaml
 from lightning.pytorch.cli import LightningCLI
 
 from blockwright.registry import ConfigError
-from blockwright.training.configuration.class_paths import to_class_paths, to_targets
+from blockwright.training.configuration.instantiate import to_class_paths, to_targets
 from blockwright.training.configuration.run import OWN
 from blockwright.training.entry import cli
 

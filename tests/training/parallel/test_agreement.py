@@ -16,10 +16,9 @@ from pairwise import each
 
 from blockwright.blocks.checkpoint.read import read_checkpoint
 from blockwright.blocks.compose import compose
-from blockwright.training.checkpoints.plugin import SealedCheckpoints
+from blockwright.training.checkpoints.saving import SealedCheckpoints
 from blockwright.training.optimizers.adamw import AdamW
-from blockwright.training.optimizers.head_muon import HeadMuon
-from blockwright.training.optimizers.muon import Muon
+from blockwright.training.optimizers.muon import HeadMuon, Muon
 from blockwright.training.parallel.arithmetic import held_bytes, traffic
 from blockwright.training.parallel.dry_run import Meter
 from blockwright.training.parallel.exchange import all_to_all

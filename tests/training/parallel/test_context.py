@@ -28,7 +28,7 @@ from blockwright.blocks.forward_pass import Pass
 from blockwright.blocks.kernels import latent_attention
 from blockwright.blocks.position.base import Position
 from blockwright.registry import register
-from blockwright.training.checkpoints.plugin import SealedCheckpoints
+from blockwright.training.checkpoints.saving import SealedCheckpoints
 from blockwright.training.optimizers.adamw import AdamW
 from blockwright.training.parallel.arithmetic import holdings, traffic, weight_numbers
 from blockwright.training.parallel.context import Context

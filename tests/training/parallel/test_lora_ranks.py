@@ -12,7 +12,7 @@ from many_ranks import DEEPSEEK, DENSE, MOE, Descent, far, read_model, spawn, tr
 from blockwright.blocks.checkpoint.read import read_checkpoint
 from blockwright.blocks.compose import compose
 from blockwright.blocks.linear import is_adapter
-from blockwright.training.starts.adapter import Lora
+from blockwright.training.starts import Lora
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("lora_ranks")]  # its fixture trains on two ranks, once
 

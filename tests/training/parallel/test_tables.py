@@ -12,9 +12,9 @@ from many_ranks import DENSE, far, spawn, train
 from torch import nn
 
 from blockwright.blocks.compose import compose
-from blockwright.blocks.memory.base import Table
+from blockwright.blocks.memory import Table
 from blockwright.training.optimizers.adamw import AdamW
-from blockwright.training.optimizers.base import OptimizerRecipe
+from blockwright.training.optimizers.recipe import OptimizerRecipe
 from blockwright.training.parallel.arithmetic import held_bytes
 from blockwright.training.parallel.dry_run import Meter
 from blockwright.training.parallel.local import own_place, plain

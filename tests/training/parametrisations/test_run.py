@@ -14,7 +14,7 @@ from blockwright.training.entry.cli import to_cli
 from blockwright.training.entry.parse import parse_settings
 from blockwright.training.entry.preflight import check
 from blockwright.training.entry.start import recipe_of
-from blockwright.training.starts.adapter import Lora
+from blockwright.training.starts import Lora
 
 SMALL = ["data=sorting", "model.n_layers=2", "model.d_model=32", "logger.tensorboard=null"]
 WIDTH = ["parametrisation=width", "parametrisation.base={d_model: 16}"]

@@ -17,8 +17,7 @@ from blockwright.registry import ConfigError, register
 from blockwright.training.checkpoints.record import Past, record
 from blockwright.training.checkpoints.resume import last_rate
 from blockwright.training.configuration import parts
-from blockwright.training.starts.base import Start
-from blockwright.training.starts.trained import Trained, changed_window, check_swaps
+from blockwright.training.starts import Start, Trained, changed_window, check_swaps
 
 TRAINING = Path(__file__).resolve().parents[3] / "training"
 

@@ -16,9 +16,9 @@ from blockwright.training.callbacks.experts import DeadExperts
 from blockwright.training.callbacks.guard import Guard
 from blockwright.training.callbacks.qk_clip import QKClip
 from blockwright.training.callbacks.throughput import Throughput
-from blockwright.training.checkpoints.plugin import SealedCheckpoints
-from blockwright.training.data.sorting import Sorting
-from blockwright.training.data.tokenizers.chars import Chars
+from blockwright.training.checkpoints.saving import SealedCheckpoints
+from blockwright.training.data.corpora import Sorting
+from blockwright.training.data.tokenizers.tokenizer import Chars
 from blockwright.training.figure import find, of_run
 from blockwright.training.optimizers.adamw import AdamW
 from blockwright.training.schedulers import Constant

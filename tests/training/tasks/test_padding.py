@@ -18,9 +18,9 @@ from blockwright.blocks.kernels.scoring import PADDING
 from blockwright.blocks.layer import Layer
 from blockwright.registry import ConfigError
 from blockwright.training.callbacks.qk_clip import QKClip
+from blockwright.training.data.corpora import Sorting
 from blockwright.training.data.modules.chat import ChatDataModule
-from blockwright.training.data.sorting import Sorting
-from blockwright.training.data.tokenizers.chars import Chars
+from blockwright.training.data.tokenizers.tokenizer import Chars
 from blockwright.training.optimizers.adamw import AdamW
 from blockwright.training.schedulers import Constant
 from tests import built

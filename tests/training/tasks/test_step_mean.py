@@ -16,11 +16,11 @@ from torch.utils.data import DataLoader, IterableDataset
 from blockwright.blocks.kernels.cross_entropy import IGNORED
 from blockwright.training.callbacks.guard import Guard
 from blockwright.training.configuration import figures
-from blockwright.training.data.tokenizers.bytes import Bytes
+from blockwright.training.data.tokenizers.tokenizer import Bytes
 from blockwright.training.figure import find, of_run
 from blockwright.training.metrics import TokenLoss
 from blockwright.training.optimizers.adamw import AdamW
-from blockwright.training.optimizers.base import OptimizerRecipe
+from blockwright.training.optimizers.recipe import OptimizerRecipe
 from blockwright.training.parallel.ranks import DataRanks
 from blockwright.training.schedulers import Constant
 from blockwright.training.tasks.causal_lm import CausalLM

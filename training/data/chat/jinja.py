@@ -10,7 +10,7 @@ from blockwright.registry.extras import require
 from blockwright.registry.limits import read_text
 from blockwright.registry.schema import Place
 from blockwright.training.data.chat import template_process
-from blockwright.training.data.chat.base import (
+from blockwright.training.data.chat.formats import (
     Chat,
     Message,
     Piece,
@@ -22,7 +22,7 @@ from blockwright.training.data.chat.base import (
 from blockwright.training.data.chat.template import CLOSE, HIDDEN, OPEN
 from blockwright.training.data.chat.template_process import NotStartedError, TemplateError
 from blockwright.training.data.tokenizers import companions
-from blockwright.training.data.tokenizers.base import Tokenizer
+from blockwright.training.data.tokenizers.tokenizer import Tokenizer
 
 ANSWER = "An example of an answer"
 REMEDY = "Name a file with {% generation %} around the answers: data.chat.template=FILE; or use data/chat=chatml"

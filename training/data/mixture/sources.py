@@ -23,7 +23,7 @@ from blockwright.training.data.mixture.order import MixtureOrder
 from blockwright.training.data.mixture.shards import DTYPES, After, Documents, Reading, Shard, open_shard
 from blockwright.training.data.mixture.tokens import Shards, Stretch, Tokens, agreement, ids_digest, samples
 from blockwright.training.data.text import expand
-from blockwright.training.data.tokenizers.base import Tokenizer
+from blockwright.training.data.tokenizers.tokenizer import Tokenizer
 
 SEARCHED = 2**16  # tokens read at a time to find the start of a document
 

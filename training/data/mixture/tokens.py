@@ -14,9 +14,8 @@ from blockwright.registry.errors import ConfigError
 from blockwright.training.data.fingerprint import digest, of_file
 from blockwright.training.data.mixture.shards import Flags, Shard
 from blockwright.training.data.packing import Ints, shaped
-from blockwright.training.data.tokenizers.base import Tokenizer, vocabulary_of
-from blockwright.training.data.transform import Array
-from blockwright.training.data.windows import Making, WindowBatches
+from blockwright.training.data.tokenizers.tokenizer import Tokenizer, vocabulary_of
+from blockwright.training.data.windows import Array, Making, WindowBatches
 
 
 class Tokens(ABC):

@@ -43,8 +43,8 @@ from blockwright.training.data.mixture import readers
 from blockwright.training.data.mixture.shards import MEGATRON, MEGATRON_DTYPES, MEGATRON_HEAD
 from blockwright.training.data.mixture.tokens import ids_digest
 from blockwright.training.data.packing import INDEX
-from blockwright.training.data.tokenizers.base import Tokenizer, token_dtype
 from blockwright.training.data.tokenizers.rebuild import rebuild
+from blockwright.training.data.tokenizers.tokenizer import Tokenizer, token_dtype
 from blockwright.training.writing import write_bytes, write_json
 
 JOB = "job.json"  # in the folder of shards: what they are made of

@@ -1,4 +1,6 @@
-"""What every data module of rows does: batches in an order that a resumed run continues, dealt to the processes.
+"""The contract of ``data``, and what every data module of rows does: batches in an order that a resumed run continues.
+
+Batches are dealt to the processes.
 
 The position in the data is read from Lightning's own counter at the start of each epoch's batches, and never counted
 here; ``order.py`` then determines the batches. So the position is right for a checkpoint in the middle of an epoch, at
@@ -13,12 +15,13 @@ import signal
 import threading
 import warnings
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing.context import BaseContext
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
+import lightning as L
 import torch.distributed as dist
 from annotated_types import Ge
 from lightning.pytorch.trainer.states import TrainerFn
@@ -26,14 +29,86 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from blockwright.registry import Composable, family
 from blockwright.registry.enforcing import enforced
 from blockwright.registry.errors import ConfigError
 from blockwright.registry.ranges import Count, Seed, Whole
 from blockwright.registry.schema import Place
-from blockwright.training.data.modules.base import DataModule
 from blockwright.training.data.order import EpochBatches, MixedOrder, Order
-from blockwright.training.data.tokenizers.base import Tokenizer, vocabulary_of
+from blockwright.training.data.tokenizers.tokenizer import Tokenizer, vocabulary_of
 from blockwright.training.data.windows import as_is
+from blockwright.training.figure import Figure
+
+
+@family("data", root="", context=("model",))
+class DataModule(Composable, L.LightningDataModule):
+    """A Lightning data module whose training batches are a function of the step, so that a run resumes in the middle.
+
+    Registered as ``@register("data", NAME)`` it is the option ``data=NAME``; its constructor is its schema, as a
+    block's is. A constructor may also take ``model``, the composition of the run's model. It reads no large file.
+
+    Attributes:
+        tokenizer: of its texts; None for data without text
+        eval_windows: at most so many rows are evaluated during training; None for all, as in the final figures
+        figures: what ``figures_at`` gives, and what is measured of each of several validation loaders, with units
+    """
+
+    figures: ClassVar[tuple[Figure, ...]] = ()
+    tokenizer: Tokenizer | None = None
+    eval_windows: int | None = None
+
+    def check(self) -> None:
+        """Refuse, before a run, what cannot work; nothing is written, and no large text is read.
+
+        Raises:
+            ConfigError: at ``data.<key>``
+        """
+
+    def check_run(self, batches: int | None) -> None:  # by default a run of any length is possible
+        """Refuse, before a run and after ``check``, a training of another length than the data allows.
+
+        Args:
+            batches: micro-batches of the run; None if it has no number of steps
+
+        Raises:
+            ConfigError: at ``data.<key>`` or ``trainer.<key>``
+        """
+
+    @property
+    def val_weights(self) -> Mapping[str, float]:
+        """Name of each validation loader, if there are several, in order → its weight in ``val/loss``.
+
+        ``val/<name>/loss`` and ``val/<name>/bits_per_byte`` are logged too. Empty for one loader, which needs no name.
+        """
+        return {}
+
+    def figures_at(self, batch: int) -> Mapping[str, float]:
+        """Figures of the data itself after so many batches of training, by logged name.
+
+        They are logged with the loss of training and at each validation.
+
+        Args:
+            batch: global batches that training has begun
+        """
+        return {}
+
+    def overview(self, batches: int | None) -> Sequence[Mapping[str, str]]:
+        """Rows of a table of what the data is made of, by column; needs ``setup``. Override it where there is one.
+
+        Args:
+            batches: micro-batches of the run; None if it has no number of steps
+        """
+        return ()
+
+    def samples(self, n: int) -> Sequence[tuple[str, str]]:
+        """The part of the data and the text of n samples of each part; needs ``setup``."""
+        return ()
+
+    @property
+    def positions(self) -> int:
+        """The number of positions that a model needs for the training batches; 0 if that does not depend on them."""
+        return 0
+
 
 # --- exchange between the rank that prepares the data and the others: the corpus's fingerprint, or an error ---
 

@@ -10,15 +10,15 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from blockwright.registry import register
 from blockwright.registry.errors import ConfigError
-from blockwright.training.data.chat.base import Chat
+from blockwright.training.data.chat.formats import Chat
 from blockwright.training.data.conversations import ConversationCorpus
 from blockwright.training.data.corpus import SPLITS, Split
 from blockwright.training.data.modules.corpus import Batching, CorpusDataModule
 from blockwright.training.data.order import LineBatches
 from blockwright.training.data.rendering import Rendering
 from blockwright.training.data.rows import RowOrder, Rows
-from blockwright.training.data.tokenizers.base import Tokenizer
 from blockwright.training.data.tokenizers.files import COMPANIONS
+from blockwright.training.data.tokenizers.tokenizer import Tokenizer
 
 
 @register("data", "chat")

@@ -19,7 +19,7 @@ from blockwright.training.data import packing
 from blockwright.training.data.corpus import Corpus, Split
 from blockwright.training.data.modules.batches import Batches, Feeding, RowDataModule
 from blockwright.training.data.order import LineBatches
-from blockwright.training.data.tokenizers.base import Tokenizer
+from blockwright.training.data.tokenizers.tokenizer import Tokenizer
 
 
 @enforced("data")

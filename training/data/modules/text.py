@@ -16,9 +16,8 @@ from blockwright.training.data.corpus import SPLITS, Corpus, Split
 from blockwright.training.data.modules.batches import Length
 from blockwright.training.data.modules.corpus import Batching, CorpusDataModule
 from blockwright.training.data.order import LineBatches, MixedOrder, Order, read_lengths
-from blockwright.training.data.tokenizers.base import Tokenizer
-from blockwright.training.data.transform import Transform
-from blockwright.training.data.windows import LongDocuments, Making, Windows
+from blockwright.training.data.tokenizers.tokenizer import Tokenizer
+from blockwright.training.data.windows import LongDocuments, Making, Transform, Windows
 
 
 @register("data", "text")
@@ -39,7 +38,7 @@ class TextDataModule(CorpusDataModule):
             tokens, and shorter ones (``lengths``) from all; null for all documents
         lengths: stages of training with windows of several lengths, see training/data/order.py; null for windows of
             ``sequence_length`` only. Every batch has as many tokens
-        transforms: changes of training windows, by name (training/data/transform.py)
+        transforms: changes of training windows, by name (training/data/windows.py)
     """
 
     def __init__(

@@ -16,8 +16,8 @@ import numpy.typing as npt
 
 from blockwright.registry.extras import require
 from blockwright.registry.ranges import Count
-from blockwright.training.data.tokenizers.base import Tokenizer, need_room, token_dtype
 from blockwright.training.data.tokenizers.files import byte_alphabet
+from blockwright.training.data.tokenizers.tokenizer import Tokenizer, need_room, token_dtype
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as Engine

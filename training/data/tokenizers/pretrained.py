@@ -16,9 +16,9 @@ from blockwright.registry.folder import MAX_FILE_BYTES
 from blockwright.registry.limits import read_plain
 from blockwright.registry.ranges import Count
 from blockwright.training.data.tokenizers import companions
-from blockwright.training.data.tokenizers.base import Tokenizer, need_room, token_dtype
 from blockwright.training.data.tokenizers.companions import model_config, resolve
 from blockwright.training.data.tokenizers.files import COMPANIONS, SPECIAL, byte_alphabet, special
+from blockwright.training.data.tokenizers.tokenizer import Tokenizer, need_room, token_dtype
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as Engine

@@ -12,12 +12,10 @@ from blockwright.blocks.checkpoint.source import checkpoint_of, read_start, toke
 from blockwright.registry.errors import ConfigError, did_you_mean
 from blockwright.registry.folder import MAX_FILE_BYTES, parse_json, read_text
 from blockwright.training.data.tokenizers import companions
-from blockwright.training.data.tokenizers.base import Tokenizer, vocabulary_of
 from blockwright.training.data.tokenizers.bpe import BPE
-from blockwright.training.data.tokenizers.bytes import Bytes
-from blockwright.training.data.tokenizers.chars import Chars
 from blockwright.training.data.tokenizers.files import COMPANIONS
 from blockwright.training.data.tokenizers.pretrained import Pretrained
+from blockwright.training.data.tokenizers.tokenizer import Bytes, Chars, Tokenizer, vocabulary_of
 
 KINDS: dict[str, type[Tokenizer]] = {cls.kind: cls for cls in (Bytes, Chars, BPE, Pretrained)}
 

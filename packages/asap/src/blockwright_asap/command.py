@@ -14,10 +14,10 @@ from itertools import product
 from pathlib import Path
 
 from blockwright import ConfigError
-from blockwright_asap import film, report, story, study
-from blockwright_asap.gap import GAPS
+from blockwright_asap import pictures, report, story, study
 from blockwright_asap.methods import ABLATIONS, AGAIN, FIXED_POINT, METHODS
 from blockwright_asap.study import Settings, Study
+from blockwright_asap.world import GAPS
 
 KNOWN = [*METHODS, AGAIN, FIXED_POINT]
 GROUPS = {
@@ -137,4 +137,4 @@ def _measure(asked: Request, gap: str, seed: int, method: str) -> str:
     if method != "sysid_delta":
         return ""
     net = story.tuned(whole, method, story.tuning(method, whole), asked.tune)
-    return f"; {film.draw(whole, net, method, whole.folder)}"
+    return f"; {pictures.film(whole, net, method, whole.folder)}"

@@ -6,10 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from blockwright_asap.gap import NONE, Gap
 from blockwright_asap.robot import NQ, NS, NU
 from blockwright_asap.tracking import Rollouts
-from blockwright_asap.world import simulators
+from blockwright_asap.world import NONE, Gap, simulators
 
 # Weights of a state's errors: positions in m and rad, velocities in m/s and rad/s.
 WEIGHTS = np.array([2, 2, 1] + [0.5] * NU + [0.3, 0.3, 0.15] + [0.03] * NU)

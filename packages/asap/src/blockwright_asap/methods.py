@@ -6,13 +6,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from blockwright_asap.gap import NONE, Gap, randomised
 from blockwright_asap.learned import read
 from blockwright_asap.ppo import PPO
 from blockwright_asap.ppo_delta import HORIZON, DeltaPolicy, Replaying, new_net
 from blockwright_asap.study import Study
-from blockwright_asap.training import train
-from blockwright_asap.world import Correction
+from blockwright_asap.task import train
+from blockwright_asap.world import NONE, Correction, Gap, randomised
 
 
 @dataclass(frozen=True)

@@ -6,13 +6,12 @@ from typing import Any
 
 import numpy as np
 
-from blockwright_asap.gap import NONE
 from blockwright_asap.labels import BOUND
 from blockwright_asap.ppo import ActorCritic
 from blockwright_asap.replay import N_FEATURES, features
 from blockwright_asap.robot import FEET, NQ, NS, NU, TOP
 from blockwright_asap.tracking import Rollouts
-from blockwright_asap.world import simulators
+from blockwright_asap.world import NONE, simulators
 
 HORIZON, LEFT = 50, 12  # control steps of an episode; at least so many are left at its start
 N_CRITIC = N_FEATURES + NS

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from blockwright_asap.gap import NONE, Gap
 from blockwright_asap.measures import by_horizon, over_time
 from blockwright_asap.robot import NQ, NU
 from blockwright_asap.tracking import Rollouts
-from blockwright_asap.world import Correction, World, simulators
+from blockwright_asap.world import NONE, Correction, Gap, World, simulators
 
 N_FEATURES = NQ - 1 + NQ + NU
 SECOND, WARM_UP, WINDOWS = 50, 32, 90  # control steps; those a correction with a memory has seen before; replays

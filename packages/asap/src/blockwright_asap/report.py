@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from scipy.stats import t as student
 
-from blockwright_asap import plots, story
+from blockwright_asap import pictures, story
 from blockwright_asap.measures import HORIZONS
 from blockwright_asap.methods import MEANING
 from blockwright_asap.replacing import replaced
@@ -46,7 +46,7 @@ def write(folder: Path, seeds: Sequence[int], tune: int) -> Path:
         "## Size of the correction by joint, mean |Δa|",
         _table(results, "size", [(joint, ("joints", i)) for i, joint in enumerate(JOINTS)]),
     ]
-    found = plots.draw(folder, results, NAMES)
+    found = pictures.plot(folder, results, NAMES)
     parts += [f"![{file.stem}]({file.name})" for file in found]
     file = folder / "report.md"
     with replaced(file) as partial:

@@ -12,7 +12,7 @@ from functools import lru_cache
 import mujoco
 import numpy as np
 
-from blockwright_asap.gap import NONE, Gap
+from blockwright_asap.world import NONE, Gap
 
 DT, SUBSTEPS = 0.02, 4  # control at 50 Hz, physics at 200 Hz, as in the paper
 LINK, HALF = 0.2, 0.2  # m: thigh and shin; hips from the middle of the trunk

@@ -13,14 +13,13 @@ import numpy as np
 import torch
 
 from blockwright_asap import labels, measures
-from blockwright_asap.gap import NONE
 from blockwright_asap.methods import ACTIONS, AGAIN, FIXED_POINT, METHODS, REPLAYED, Tuning, tuning
 from blockwright_asap.ppo import PPO, ActorCritic
 from blockwright_asap.replay import open_loop, replay
 from blockwright_asap.robot import DEFAULT, NQ, SCALE
 from blockwright_asap.study import Study, alone, write_json
 from blockwright_asap.tracking import Act, Rollouts, Tracking, roll_out
-from blockwright_asap.world import Correction, Sparing, World
+from blockwright_asap.world import NONE, Correction, Sparing, World
 
 RESULTS = "results"
 DEPLOYED = 8  # rollouts of each motion

@@ -20,12 +20,12 @@ import torch
 
 from blockwright import ConfigError
 from blockwright_asap import labels
-from blockwright_asap.gap import GAPS, NONE, Gap, redrawn
 from blockwright_asap.motion import Reference
 from blockwright_asap.ppo import PPO, ActorCritic
 from blockwright_asap.replacing import replaced
 from blockwright_asap.sysid import identify
 from blockwright_asap.tracking import N_ACTOR, N_CRITIC, Rollouts, Tracking, roll_out
+from blockwright_asap.world import GAPS, NONE, Gap, redrawn
 
 EXPLORE = 0.2  # standard deviation of noise on the actions of the rollouts that are learnt from
 SETTINGS, POLICY, REAL, REDRAWN = "settings.json", "policy.pt", "real.npz", "redrawn"

@@ -9,10 +9,9 @@ from collections.abc import Callable
 
 import numpy as np
 
-from blockwright_asap.gap import Gap, identified
 from blockwright_asap.replay import replay
 from blockwright_asap.tracking import Rollouts
-from blockwright_asap.world import World
+from blockwright_asap.world import Gap, World, identified
 
 DIMENSIONS = 11
 CANDIDATES, LENGTH, WINDOWS = 12, 25, 24  # of a generation; control steps of a replay (0.5 s); replays of a candidate

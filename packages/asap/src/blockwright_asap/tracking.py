@@ -8,10 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from blockwright_asap.gap import Gap
 from blockwright_asap.motion import Reference
 from blockwright_asap.robot import DEFAULT, FEET, NB, NQ, NU, SCALE, TOP
-from blockwright_asap.world import Correction, World
+from blockwright_asap.world import Correction, Gap, World
 
 Act = Callable[[np.ndarray], np.ndarray]
 FREE = np.array([0, 0, 1] + [1] * NU)  # coordinates that an episode's start is drawn around

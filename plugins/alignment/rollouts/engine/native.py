@@ -1,4 +1,10 @@
+"""The contract of ``engine``: what samples completions; and the engine that is the model itself."""
+
 from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -6,11 +12,53 @@ from torch import Tensor
 from blockwright.blocks.cache.base import Cache
 from blockwright.blocks.decoder import Decoder
 from blockwright.blocks.generation.generate import check_lengths, read
-from blockwright.blocks.generation.sample import draw, narrow
-from blockwright.plugins.alignment.rollouts.engine.base import Engine, Request
+from blockwright.blocks.generation.sample import Sampling, draw, narrow
 from blockwright.plugins.alignment.rollouts.record import Rollout
 from blockwright.plugins.alignment.rollouts.scoring import at_tokens
-from blockwright.registry import BlockError, register
+from blockwright.registry import BlockError, Composable, family, register
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to sample.
+
+    Args:
+        prompts: ids of each prompt, at least one
+        seeds: of the draws of each completion, which depend on nothing else; the same number for each prompt, in the
+            order of the prompts
+        new_tokens: of a completion, at most
+        sampling: how a token is drawn; without a repetition penalty
+        ends: tokens that end a completion
+        together: take ``new_tokens`` steps even if all have ended, for ranks that must take equally many
+    """
+
+    prompts: Sequence[Sequence[int]]
+    seeds: Sequence[int]
+    new_tokens: int
+    sampling: Sampling
+    ends: Collection[int]
+    together: bool = False
+
+    @property
+    def copies(self) -> int:
+        """Completions of a prompt."""
+        return len(self.seeds) // len(self.prompts)
+
+
+@family("engine", root="task")
+class Engine(Composable):
+    """Samples completions from a decoder's present weights."""
+
+    def __init__(self) -> None: ...  # for engines without settings
+
+    @abstractmethod
+    def sample(self, decoder: Decoder, request: Request) -> Rollout:
+        """Continue prompts until they end.
+
+        Args:
+            decoder: in evaluation mode
+            request: what to sample
+        """
 
 
 @register("engine", "native")

@@ -14,13 +14,17 @@ import pytest
 from blockwright import registry
 from blockwright.lab import data
 from blockwright.plugins.alignment.data.preference_module import PreferenceDataModule
-from blockwright.plugins.alignment.data.preferences import PairRendering, Preferences, read_preference
+from blockwright.plugins.alignment.data.preferences import (
+    PairRendering,
+    Preferences,
+    SortingPreferences,
+    read_preference,
+)
 from blockwright.plugins.alignment.data.reasoning_gym import ReasoningGym
-from blockwright.plugins.alignment.data.sorting import SortingPreferences
 from blockwright.registry import ConfigError, Node, Scope
 from blockwright.training.data.chat.formats import Plain
 from blockwright.training.data.conversations import Conversation
-from blockwright.training.data.tokenizers.bytes import Bytes
+from blockwright.training.data.tokenizers.tokenizer import Bytes
 from tests import built
 from tests.training.data.test_fingerprint import DRAWN, ROOM, SMALL, assert_documents_apart, talks, turns
 

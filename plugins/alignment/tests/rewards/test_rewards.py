@@ -12,8 +12,8 @@ import pytest
 
 from blockwright import registry
 from blockwright.blocks.generation.sample import Sampling
-from blockwright.plugins.alignment.rewards.base import Reward
 from blockwright.plugins.alignment.rewards.judging import judge
+from blockwright.plugins.alignment.rewards.rewards import Reward
 from blockwright.plugins.alignment.rollouts.group_sampler import GroupSampler
 from blockwright.registry import ConfigError, Node, Scope
 

@@ -15,8 +15,7 @@ from blockwright.blocks.compose import compose
 from blockwright.blocks.decoder import Decoder
 from blockwright.blocks.generation.sample import Sampling
 from blockwright.plugins.alignment.policy import Clip, Completions, PolicyObjective, TokenAverage, TokenRatio
-from blockwright.plugins.alignment.rollouts.engine.base import Request
-from blockwright.plugins.alignment.rollouts.engine.native import Native
+from blockwright.plugins.alignment.rollouts.engine.native import Native, Request
 from blockwright.plugins.alignment.rollouts.record import completion_mask, padded
 from blockwright.plugins.alignment.rollouts.scoring import score
 

@@ -21,8 +21,7 @@ from blockwright.blocks.checkpoint.source import load
 from blockwright.blocks.compose import compose
 from blockwright.blocks.decoder import Decoder
 from blockwright.blocks.generation.sample import Sampling
-from blockwright.plugins.alignment.rollouts.engine.base import Request
-from blockwright.plugins.alignment.rollouts.engine.native import Native
+from blockwright.plugins.alignment.rollouts.engine.native import Native, Request
 from blockwright.plugins.alignment.rollouts.engine.vllm import Vllm
 from blockwright.plugins.hub.importing import import_folder
 from blockwright.registry import ConfigError

@@ -8,7 +8,7 @@ import pytest
 from aligned import says
 
 from blockwright import registry
-from blockwright.plugins.alignment.data.sorting import SortingPreferences
+from blockwright.plugins.alignment.data.preferences import SortingPreferences
 from tests import built
 from tests.training.tasks import test_every_hook as hooks
 from tests.training.tasks.test_every_hook import Case, Fit

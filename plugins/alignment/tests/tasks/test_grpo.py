@@ -20,15 +20,14 @@ from blockwright.blocks.compose import compose
 from blockwright.blocks.gating.base import Gating
 from blockwright.blocks.generation.sample import Sampling
 from blockwright.blocks.linear import is_adapter
-from blockwright.plugins.alignment.rollouts.engine.base import Request
-from blockwright.plugins.alignment.rollouts.engine.native import Native
+from blockwright.plugins.alignment.rollouts.engine.native import Native, Request
 from blockwright.plugins.alignment.rollouts.record import Rollout, completion_mask, padded
 from blockwright.plugins.alignment.rollouts.scoring import score
 from blockwright.plugins.alignment.tasks.grpo import Grpo
 from blockwright.registry import ConfigError
 from blockwright.training.optimizers.adamw import AdamW
 from blockwright.training.schedulers import Constant
-from blockwright.training.starts.adapter import Lora
+from blockwright.training.starts import Lora
 from tests import built
 
 PROMPTS = [[5, 3, 9], [7], [2, 2, 4, 4, 1]]

@@ -17,7 +17,7 @@ import blockwright.plugins.alignment.rollouts.engine.native as native
 import blockwright.training.checkpoints.atomic as atomic
 from blockwright import registry
 from blockwright.plugins.alignment.tasks.grpo import Grpo
-from blockwright.training.checkpoints.plugin import SealedCheckpoints
+from blockwright.training.checkpoints.saving import SealedCheckpoints
 from blockwright.training.optimizers.adamw import AdamW
 from blockwright.training.schedulers import Constant
 from tests import built

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
+from blockwright.plugins.alignment.data.preferences import SortingPreferences
 from blockwright.plugins.alignment.data.prompt_module import PromptDataModule
-from blockwright.plugins.alignment.data.sorting import SortingPreferences
 from blockwright.plugins.alignment.rollouts import scoring
+from blockwright.training.data.corpora import Sorting
 from blockwright.training.data.modules.chat import ChatDataModule
-from blockwright.training.data.sorting import Sorting
 from tests import built
 from tests.training.tasks import test_padding as padding
 from tests.training.tasks.test_padding import COLUMNS, FILL, Case, Make, widened

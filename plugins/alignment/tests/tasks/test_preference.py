@@ -13,7 +13,7 @@ import torch
 from aligned import AfterBackward, Watch, pairs, trainer
 
 from blockwright import registry
-from blockwright.plugins.alignment.tasks.preference import Preference, answers_of
+from blockwright.plugins.alignment.tasks.pairs import Preference, answers_of
 from blockwright.registry import ConfigError, Node, Scope
 from blockwright.training.figure import Figure
 from blockwright.training.optimizers.adamw import AdamW
@@ -90,9 +90,7 @@ def test_resumed_run_reads_the_reference_and_equals_the_uninterrupted_one(
     train: Make, whole: Any, start: str, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Without ``init_from``; no model is loaded a second time, and the reference is not computed again."""
-    monkeypatch.setattr(
-        "blockwright.plugins.alignment.tasks.preference.load", lambda *a, **k: pytest.fail("a second model")
-    )
+    monkeypatch.setattr("blockwright.plugins.alignment.tasks.pairs.load", lambda *a, **k: pytest.fail("a second model"))
     train(2, init_from=start)[2].save_checkpoint(folder / "stop.ckpt")
     monkeypatch.setattr(Preference, "_compute", lambda self: pytest.fail("computed again"))
     rest = train(4, ckpt_path=folder / "stop.ckpt")[1]

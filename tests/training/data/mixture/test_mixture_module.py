@@ -14,8 +14,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 from blockwright.registry.errors import ConfigError
 from blockwright.training.data.mixture.module import MixtureDataModule
-from blockwright.training.data.tokenizers.bytes import Bytes
-from blockwright.training.data.tokenizers.chars import Chars
+from blockwright.training.data.tokenizers.tokenizer import Bytes, Chars
 from tests import built
 from tests.training.data.conftest import Memory, some_text
 from tests.training.data.mixture import formats

@@ -22,7 +22,7 @@ from blockwright.training.data.mixture import readers
 from blockwright.training.data.mixture.shards import Reading, open_shard
 from blockwright.training.data.mixture.tokenise import main
 from blockwright.training.data.mixture.writing import Job, write_shard
-from blockwright.training.data.tokenizers.bytes import Bytes
+from blockwright.training.data.tokenizers.tokenizer import Bytes
 from tests import built
 
 TEXTS = [f"document {i}, of{' words' * (i % 5)}\nand ä line" for i in range(40)]
