@@ -11,7 +11,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from benchmarks import machine, options
+from benchmarks import machine, record
 from benchmarks.race import Entry, Race
 from benchmarks.record import Ratio, Result, Table
 from benchmarks.statistics import paired, spread
@@ -131,15 +131,15 @@ def tabulate(rounds: Sequence[Mapping[str, Any]], dtype: str) -> tuple[Table, li
 
 def main(arguments: Sequence[str] | None = None) -> Result:
     """Run all attentions, batches and contexts."""
-    parser = options.parser("codes", __doc__, rounds=3, minutes=10)
+    parser = record.parser("codes", __doc__, rounds=3, minutes=10)
     parser.set_defaults(threads=1)
-    options.add_names(parser, "dtypes", "fp32", ("fp32", "bf16"))
-    given = options.read(parser, arguments)
+    record.add_names(parser, "dtypes", "fp32", ("fp32", "bf16"))
+    given = record.read(parser, arguments)
     shapes = [(1, 8)] if given.quick else [(rows, context) for rows in ROWS for context in CONTEXTS]
     steps = 1 if given.quick else len(WAYS)
     result = Result("codes", machine.about(given.device, given.threads))
     for dtype in given.dtypes:
-        names = [name for name in ATTENTIONS if options.wanted(name, given.only)]
+        names = [name for name in ATTENTIONS if record.wanted(name, given.only)]
         entries = [Entry(name, "benchmarks.codes:Layers", {"attention": name, "dtype": dtype}) for name in names]
         cells = {
             f"{entry.label} {rows} {context}": (entry, {"rows": rows, "context": context, "steps": steps})

@@ -13,7 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from benchmarks import machine, options
+from benchmarks import machine, record
 from benchmarks.contender import Contender, contenders
 from benchmarks.models.base import DTYPES, build
 from benchmarks.peak import synchronise
@@ -265,13 +265,13 @@ def _bound(shape: Shape, dtype: str, c: Contender, kind: str, context: int, batc
 
 def main(arguments: Sequence[str] | None = None) -> list[Result]:
     """Run the requested cells; a result per shape and dtype."""
-    parser = options.parser("decode", __doc__, rounds=5, minutes=5)
-    options.add_names(parser, "shapes", "small", list(SHAPES))
-    options.add_names(parser, "dtypes", "fp32", ("fp32", "bf16"))
+    parser = record.parser("decode", __doc__, rounds=5, minutes=5)
+    record.add_names(parser, "shapes", "small", list(SHAPES))
+    record.add_names(parser, "dtypes", "fp32", ("fp32", "bf16"))
     parser.add_argument("--cells", metavar="TEXT", help="e.g. 'decode 8192' or 'prefill'; several by comma")
     parser.add_argument("--as-they-come", action="store_true", help="also transformers and ours without best settings")
     parser.add_argument("--cell-seconds", type=float, default=0.5, help="of steps in a turn (default: %(default)s)")
-    given = options.read(parser, arguments)
+    given = record.read(parser, arguments)
     results = []
     contexts, batches, prompts = ((16, 32), (1, 2), (32,)) if given.quick else (CONTEXTS, BATCHES, PROMPTS)
     given.cell_seconds = 0.0 if given.quick else given.cell_seconds
@@ -281,7 +281,7 @@ def main(arguments: Sequence[str] | None = None) -> list[Result]:
             result = Result(f"decode_{name}_{dtype}", machine.about(given.device, given.threads))
             cells = [("decode", context, batch) for batch in batches for context in contexts]
             cells += [("prefill", prompt, 1) for prompt in prompts]
-            cells = [c for c in cells if options.wanted(f"{c[0]} {c[1]} {c[2]}", given.cells)]
+            cells = [c for c in cells if record.wanted(f"{c[0]} {c[1]} {c[2]}", given.cells)]
             arguments_of = {"shape": name, "dtype": dtype}
             entries = [
                 Entry(c.label, "benchmarks.decode:Decode", {**arguments_of, "contender": asdict(c)}, c.tuned)
@@ -305,7 +305,7 @@ def _contenders(given: Any) -> list[Contender]:
     found = [c for c in found if c.maker != "x-transformers"]
     found = [c for c in found if c.tuned or (given.as_they_come and c.maker != "litgpt")]
     mine = [c for c in found if c.maker == "ours" and c.family == "mla_moe"]
-    return mine + [c for c in found if c not in mine and options.wanted(c.label, given.only)]
+    return mine + [c for c in found if c not in mine and record.wanted(c.label, given.only)]
 
 
 def _check(result: Result, race: Race, shape: Shape, dtype: str) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from benchmarks import machine, options
+from benchmarks import machine, record
 from benchmarks.peak import peaks
 from benchmarks.race import Entry, Race
 from benchmarks.record import Ratio, Result, Table
@@ -195,11 +195,11 @@ def losses_table(losses: dict[str, tuple[int, int]], dtype: str, given: Any) -> 
 
 def main(arguments: Sequence[str] | None = None) -> list[Result]:
     """Run the requested parts; a result per part."""
-    parser = options.parser("kernels", __doc__, rounds=5, minutes=7)
-    options.add_names(parser, "parts", "experts,attention,loss", ("experts", "attention", "loss"))
-    options.add_names(parser, "dtypes", "fp32,bf16", ("fp32", "bf16"))
+    parser = record.parser("kernels", __doc__, rounds=5, minutes=7)
+    record.add_names(parser, "parts", "experts,attention,loss", ("experts", "attention", "loss"))
+    record.add_names(parser, "dtypes", "fp32,bf16", ("fp32", "bf16"))
     parser.add_argument("--cell-seconds", type=float, default=0.6, help="a cell in a round (default: %(default)s)")
-    given = options.read(parser, arguments)
+    given = record.read(parser, arguments)
     given.cell_seconds = 0.01 if given.quick else given.cell_seconds
     results = {part: Result(f"kernels_{part}", machine.about(given.device, given.threads)) for part in given.parts}
     grid: dict[str, Sequence[int]] = {
@@ -215,7 +215,7 @@ def main(arguments: Sequence[str] | None = None) -> list[Result]:
                 _add(result, dtype, [], *losses_table(QUICK_LOSSES if given.quick else LOSSES, dtype, given))
                 continue
             known = grid if part == "experts" else heads
-            cells = {n: c for n, c in known.items() if options.wanted(f"{part} · {dtype} · {n}", given.only)}
+            cells = {n: c for n, c in known.items() if record.wanted(f"{part} · {dtype} · {n}", given.only)}
             rounds = _in_turns(part.capitalize(), dtype, cells, given, (0.8 if part == "experts" else 0.1) * share)
             if part == "experts":
                 _add(result, dtype, rounds, *experts_table(rounds, list(cells.values()), dtype))

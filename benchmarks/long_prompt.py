@@ -17,7 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from benchmarks import machine, options
+from benchmarks import machine, record
 from benchmarks.race import Entry, Race
 from benchmarks.record import Ratio, Result, Table
 from benchmarks.shapes import SHAPES, Shape, composition
@@ -182,19 +182,19 @@ def _windows(text: Any, rows: int, target: int, step: int) -> tuple[Any, Any, An
 
 def main(arguments: Sequence[str] | None = None) -> Result:
     """Train, read and decode; save three tables."""
-    parser = options.parser("long_prompt", __doc__, rounds=5, minutes=60)
+    parser = record.parser("long_prompt", __doc__, rounds=5, minutes=60)
     parser.add_argument("--shape", default="small", choices=SHAPES, help="of the model (default: %(default)s)")
     parser.add_argument("--tokens", type=int, default=TOKENS, help="of the prompt (default: %(default)s)")
     parser.add_argument("--steps", type=int, default=240, help="of training (default: %(default)s)")
     parser.add_argument("--weights", type=Path, help="file of the trained weights; made if it is missing")
-    given = options.read(parser, arguments)
+    given = record.read(parser, arguments)
     name, scored = ("smoke", 32) if given.quick else (given.shape, SCORED)
     if given.quick:
         given.tokens, given.steps, given.rounds = 600, 2, 2
     result = Result(f"long_prompt_{name}_{given.tokens}", machine.about("cpu", given.threads))
-    if options.wanted("decode", given.only):
+    if record.wanted("decode", given.only):
         _decoding(result, name, given)
-    if options.wanted("prefill", given.only):
+    if record.wanted("prefill", given.only):
         with tempfile.TemporaryDirectory() as folder:
             weights = given.weights or Path(folder) / "weights.pt"
             if not weights.is_file():

@@ -14,7 +14,7 @@ from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, distribution
 from typing import Any
 
-from benchmarks import machine, options
+from benchmarks import machine, record
 from benchmarks.race import Entry, Race
 from benchmarks.record import Ratio, Result, Table
 from benchmarks.statistics import Spread, paired, spread
@@ -193,9 +193,9 @@ def decoding_table(rounds: Sequence[Mapping[int, Any]], dtype: str) -> tuple[Tab
 
 def main(arguments: Sequence[str] | None = None) -> Result:
     """Run both parts for each dtype."""
-    parser = options.parser("mixers", __doc__, rounds=5, minutes=8)
-    options.add_names(parser, "dtypes", "fp32", ("fp32", "bf16"))
-    given = options.read(parser, arguments)
+    parser = record.parser("mixers", __doc__, rounds=5, minutes=8)
+    record.add_names(parser, "dtypes", "fp32", ("fp32", "bf16"))
+    given = record.read(parser, arguments)
     lengths, contexts = ((64,), (64, 128)) if given.quick else (LENGTHS, CONTEXTS)
     result = Result("mixers", machine.about(given.device, given.threads))
     for dtype in given.dtypes:

@@ -12,7 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from benchmarks import machine, options
+from benchmarks import machine, record
 from benchmarks.contender import Contender, contenders
 from benchmarks.race import Entry, Race
 from benchmarks.record import Result, Table
@@ -149,9 +149,9 @@ def sizes(shape: str, threads: int) -> Table:
 
 def main(arguments: Sequence[str] | None = None) -> Result:
     """Count, compare, and save both tables."""
-    parser = options.parser("peers", __doc__, rounds=1, minutes=5)
-    options.add_names(parser, "shapes", "tiny,small", list(SHAPES))
-    given = options.read(parser, arguments)
+    parser = record.parser("peers", __doc__, rounds=1, minutes=5)
+    record.add_names(parser, "shapes", "tiny,small", list(SHAPES))
+    given = record.read(parser, arguments)
     shapes = ["smoke"] if given.quick else given.shapes
     result = Result("peers", machine.about(given.device, given.threads))
     for shape in shapes:

@@ -28,11 +28,11 @@ from blockwright.lab.ladder import findings as ladders
 from blockwright.lab.ladder import verdict as of_ladder
 from blockwright.lab.ladder.report import show
 from blockwright.lab.report import build
-from blockwright.lab.report import document as of_sweep
+from blockwright.lab.report import verdict as of_sweep
 from blockwright.lab.report.build import VERDICT
-from blockwright.lab.report.document import as_json
 from blockwright.lab.report.findings import Findings, find
 from blockwright.lab.report.reading import read
+from blockwright.lab.report.verdict import as_json
 from blockwright.lab.sweep import plan as plans
 from blockwright.lab.sweep import table
 from blockwright.lab.sweep.plan import PLAN

@@ -12,7 +12,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from benchmarks import machine, options
+from benchmarks import machine, record
 from benchmarks.race import Entry, Race
 from benchmarks.record import Ratio, Result, Table
 from benchmarks.statistics import paired, spread
@@ -201,9 +201,9 @@ def tabulate(rounds: Sequence[Mapping[str, Any]], tokens: int) -> tuple[Table, l
 
 def main(arguments: Sequence[str] | None = None) -> Result:
     """Race all ways in one process."""
-    parser = options.parser("running_batch", __doc__, rounds=5, minutes=8)
+    parser = record.parser("running_batch", __doc__, rounds=5, minutes=8)
     parser.set_defaults(threads=1)
-    given = options.read(parser, arguments)
+    given = record.read(parser, arguments)
     result = Result("running_batch", machine.about("cpu", given.threads))
     entry = Entry("ways", "benchmarks.running_batch:Ways", {"n": 4 if given.quick else 24})
     rounds: list[dict[str, Any]] = []

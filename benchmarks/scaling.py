@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from benchmarks import machine, options
+from benchmarks import machine, record
 from benchmarks.race import Entry, Race
 from benchmarks.record import Ratio, Result, Table
 from benchmarks.shapes import SHAPES, Shape, composition
@@ -144,11 +144,11 @@ def tabulate(shape: Shape, dtype: str, found: Mapping[str, Mapping[int, Sequence
 
 def main(arguments: Sequence[str] | None = None) -> Result:
     """Run the requested measurements and save them."""
-    parser = options.parser("scaling", __doc__, rounds=5, minutes=5)
+    parser = record.parser("scaling", __doc__, rounds=5, minutes=5)
     kinds = ("batch", "layers", "cache", "routing")
-    options.add_names(parser, "parts", ",".join(kinds), kinds)
-    options.add_names(parser, "dtypes", "fp32", ("fp32", "bf16"))
-    given = options.read(parser, arguments)
+    record.add_names(parser, "parts", ",".join(kinds), kinds)
+    record.add_names(parser, "dtypes", "fp32", ("fp32", "bf16"))
+    given = record.read(parser, arguments)
     shape = SHAPES["smoke" if given.quick else "small"]
     sizes: dict[str, Sequence[int]] = {"batch": BATCHES, "layers": DEPTHS, "cache": CONTEXTS, "routing": (64,)}
     if given.quick:

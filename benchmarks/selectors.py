@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from benchmarks import machine, options
+from benchmarks import machine, record
 from benchmarks.race import Entry, Race
 from benchmarks.record import Ratio, Result, Table
 from benchmarks.statistics import paired, spread
@@ -127,9 +127,9 @@ def tabulate(rounds: Sequence[Mapping[str, Any]], dtype: str) -> tuple[Table, li
 
 def main(arguments: Sequence[str] | None = None) -> Result:
     """Run all attentions for each dtype."""
-    parser = options.parser("selectors", __doc__, rounds=5, minutes=10)
-    options.add_names(parser, "dtypes", "fp32", ("fp32", "bf16"))
-    given = options.read(parser, arguments)
+    parser = record.parser("selectors", __doc__, rounds=5, minutes=10)
+    record.add_names(parser, "dtypes", "fp32", ("fp32", "bf16"))
+    given = record.read(parser, arguments)
     contexts, steps = ((8,), 1) if given.quick else (CONTEXTS, 11)
     result = Result("selectors", machine.about(given.device, given.threads))
     for dtype in given.dtypes:

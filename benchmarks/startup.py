@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks import machine, options
+from benchmarks import machine, record
 from benchmarks.first_step import MARK
 from benchmarks.record import Ratio, Result, Table
 from benchmarks.statistics import spread
@@ -53,11 +53,11 @@ def cpu_seconds(arguments: Sequence[str], expected: int) -> float:
 
 def main(arguments: Sequence[str] | None = None) -> Result:
     """Run the commands, and save their times."""
-    parser = options.parser("startup", __doc__, rounds=5, minutes=3)
-    given = options.read(parser, arguments)
+    parser = record.parser("startup", __doc__, rounds=5, minutes=3)
+    given = record.read(parser, arguments)
     result = Result("startup", machine.about("cpu", given.threads))
     os.environ["OMP_NUM_THREADS"] = str(given.threads)
-    chosen = {name: command for name, command in COMMANDS.items() if options.wanted(name, given.only)}
+    chosen = {name: command for name, command in COMMANDS.items() if record.wanted(name, given.only)}
     taken: dict[str, list[float]] = {name: [] for name in chosen}
     for index in range(given.rounds + (0 if given.quick else 1)):
         for name, (command, code, _) in chosen.items():

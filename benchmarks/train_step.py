@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
-from benchmarks import machine, options, peers
+from benchmarks import machine, peers, record
 from benchmarks.contender import Contender, contenders
 from benchmarks.models.base import build
 from benchmarks.peak import peaks, synchronise
@@ -227,15 +227,15 @@ def _ratios(
 
 def main(arguments: Sequence[str] | None = None) -> list[Result]:
     """Run the requested races; a result per shape and family, saved after each race."""
-    parser = options.parser("train_step", __doc__, rounds=7, minutes=8)
-    options.add_names(parser, "shapes", "small", list(SHAPES))
-    options.add_names(parser, "families", ",".join(FAMILIES), FAMILIES)
-    options.add_names(parser, "dtypes", "fp32,bf16", ("fp32", "bf16"))
+    parser = record.parser("train_step", __doc__, rounds=7, minutes=8)
+    record.add_names(parser, "shapes", "small", list(SHAPES))
+    record.add_names(parser, "families", ",".join(FAMILIES), FAMILIES)
+    record.add_names(parser, "dtypes", "fp32,bf16", ("fp32", "bf16"))
     parser.add_argument(
         "--compiled", action="store_true", help="also every contender under torch.compile, a minute each"
     )
     parser.add_argument("--older", action="store_true", help="also models that a newer one of the library supersedes")
-    given = options.read(parser, arguments)
+    given = record.read(parser, arguments)
     shapes = ["smoke"] if given.quick else given.shapes
     races = [
         (SHAPES[name], family, dtype, found)
@@ -262,7 +262,7 @@ def main(arguments: Sequence[str] | None = None) -> list[Result]:
 def _chosen(shape: Shape, family: Family, dtype: str, given: Any) -> list[Contender]:
     title = f"{shape.name} · {family} · {dtype}"
     found = contenders(family, compiled=given.compiled, older=given.older)
-    return [c for c in found if options.wanted(f"{title} · {c.label}", given.only)]
+    return [c for c in found if record.wanted(f"{title} · {c.label}", given.only)]
 
 
 def _race(

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
-from benchmarks import machine, options
+from benchmarks import machine, record
 from benchmarks.race import Entry, Race
 from benchmarks.record import Ratio, Result, Table
 from benchmarks.shapes import SHAPES, Shape, composition
@@ -116,10 +116,10 @@ class Trainer:
 
 def main(arguments: Sequence[str] | None = None) -> Result:
     """Race both, and save the times."""
-    parser = options.parser("trainer_overhead", __doc__, rounds=7, minutes=4)
-    options.add_names(parser, "shapes", "small", list(SHAPES))
+    parser = record.parser("trainer_overhead", __doc__, rounds=7, minutes=4)
+    record.add_names(parser, "shapes", "small", list(SHAPES))
     parser.add_argument("--steps", type=int, default=3, help="timed in a turn (default: %(default)s)")
-    given = options.read(parser, arguments)
+    given = record.read(parser, arguments)
     result = Result("trainer_overhead", machine.about("cpu", given.threads))
     for name in ["smoke"] if given.quick else given.shapes:
         jobs = (("bare loop", "BareLoop"), ("Trainer", "Trainer"))

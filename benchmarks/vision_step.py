@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from benchmarks import machine, options
+from benchmarks import machine, record
 from benchmarks.models.sighted import SIGHTS, Assembled, Ours, Seen, Sight, drawn, equal, sighted
 from benchmarks.peak import peaks, synchronise
 from benchmarks.peers import BOUNDS, UnequalError
@@ -266,10 +266,10 @@ def _seconds(entry: Entry, part: str) -> dict[int, float]:
 
 def main(arguments: Sequence[str] | None = None) -> list[Result]:
     """Run the requested races; a result per size, saved after each race."""
-    parser = options.parser("vision_step", __doc__, rounds=9, minutes=12)
-    options.add_names(parser, "sizes", "pages,small", list(SIGHTS))
-    options.add_names(parser, "dtypes", "fp32,bf16", ("fp32", "bf16"))
-    given = options.read(parser, arguments)
+    parser = record.parser("vision_step", __doc__, rounds=9, minutes=12)
+    record.add_names(parser, "sizes", "pages,small", list(SIGHTS))
+    record.add_names(parser, "dtypes", "fp32,bf16", ("fp32", "bf16"))
+    given = record.read(parser, arguments)
     sizes, dtypes = (["smoke"], given.dtypes[:1]) if given.quick else (given.sizes, given.dtypes)
     seconds, results = given.minutes * 60 / (len(sizes) * len(dtypes)), []
     for name in sizes:
@@ -278,7 +278,7 @@ def main(arguments: Sequence[str] | None = None) -> list[Result]:
         for dtype in dtypes:
             title = f"{name} · {dtype}"
             entries = [_entry(name, maker, tuned, dtype) for maker in MAKERS for tuned in (True, False)]
-            entries = [e for e in entries if options.wanted(f"{title} · {e.label}", given.only)]
+            entries = [e for e in entries if record.wanted(f"{title} · {e.label}", given.only)]
             print(title, flush=True)
             with Race([*entries, *peaks(dtype, given.device)], given.device, given.threads) as race:
                 race.run(given.rounds, seconds, least=1 if given.quick else 2)

@@ -87,7 +87,7 @@ class Table(nn.Embedding):
 
     A gradient holds the rows that a batch read, once each, and optimizers step these alone
     (training/optimizers/row_adam.py). Sharding spreads the rows over ranks, which exchange what their tokens read
-    (training/parallel/tables.py). A class of its own, since all of these find tables by it.
+    (training/parallel/splits.py). A class of its own, since all of these find tables by it.
 
     Args:
         rows: V

@@ -123,7 +123,7 @@ LATER = {
     "trainer=null": ("trainer", "Known: ddp, ddp_sim, deepspeed, default, fsdp"),
     "task=grpo & data=prompts & task/penalty=null": ("task/penalty", "~task/penalty"),
     "task=grpo & data=prompts & task/surrogate=cispo": ("task.surrogate.low", "leave it out: ~task/objective"),
-    "+data.transforms.x._target_=blockwright.training.data.text.TextFiles": (
+    "+data.transforms.x._target_=blockwright.training.data.corpus.TextFiles": (
         *("data.transforms.x._target_", "is not a Transform"),
     ),
     "data.lengths=[{shares:{32:0.6,16:0.3}}]": ("data.lengths.0.shares", "sum to 0.9"),

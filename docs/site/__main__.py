@@ -17,8 +17,8 @@ from blockwright.registry.catalogue import Family
 from blockwright.registry.command import run_command
 from blockwright.registry.extras import require
 from docs.site import blocks, commands, comparisons, interface, options, papers, presets, results, sources
+from docs.site.markdown import Pages
 from docs.site.navigation import configuration
-from docs.site.pages import Pages
 
 BUILD = sources.ROOT / "build"
 

@@ -12,8 +12,7 @@ from blockwright.lab.drawing.picture import alone, block_picture
 from blockwright.registry import catalogue
 from blockwright.registry.catalogue import Entry, Family
 from blockwright.registry.schema import Parameter
-from docs.site.markdown import fence, link, prose
-from docs.site.pages import Pages
+from docs.site.markdown import Pages, fence, link, prose
 from docs.site.sources import block_place
 
 Users = Mapping[tuple[str, str], Sequence[str]]  # kind and name → presets that have the block

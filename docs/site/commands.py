@@ -12,8 +12,7 @@ from unittest import mock
 
 from blockwright.commands import Command, commands
 from blockwright.lab.catalogue import table
-from docs.site.markdown import fence, link, title
-from docs.site.pages import Pages
+from docs.site.markdown import Pages, fence, link, title
 
 COLUMNS = "84"  # of the help
 

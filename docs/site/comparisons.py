@@ -9,8 +9,7 @@ from blockwright.lab.calibration import control
 from blockwright.lab.catalogue import table
 from blockwright.lab.definitions import Files
 from blockwright.lab.ladder import definition as ladder
-from docs.site.markdown import fence, link, prose, title
-from docs.site.pages import Pages
+from docs.site.markdown import Pages, fence, link, prose, title
 
 # Definitions → the command line that runs one, and the document that explains it.
 KINDS: dict[str, tuple[Files, str, str]] = {

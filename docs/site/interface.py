@@ -7,8 +7,7 @@ import inspect
 import blockwright
 from blockwright import api
 from blockwright.lab.catalogue import table
-from docs.site.markdown import link, prose
-from docs.site.pages import Pages
+from docs.site.markdown import Pages, link, prose
 
 
 def place(name: str) -> str:

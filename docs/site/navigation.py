@@ -6,8 +6,7 @@ import json
 import re
 from pathlib import Path
 
-from docs.site.markdown import links
-from docs.site.pages import Pages
+from docs.site.markdown import Pages, links
 
 Entry = str | dict[str, "Entry | list[Entry]"]  # a page with its own title, or a title → a page or a section
 HOW_TO = "how-to/index.md"  # its headings and links are the how-to section of the navigation

@@ -15,8 +15,7 @@ from blockwright.training.configuration import conf
 from blockwright.training.configuration.instantiate import find_target
 from docs.site.blocks import described
 from docs.site.comparisons import KINDS
-from docs.site.markdown import fence, link, prose, title
-from docs.site.pages import Pages
+from docs.site.markdown import Pages, fence, link, prose, title
 
 ELSEWHERE = {*KINDS, "preset"}  # have pages of their own
 NAMES = {  # group → how its page is called, in words that one searches by, and the document that explains it

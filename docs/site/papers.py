@@ -9,8 +9,7 @@ from collections.abc import Iterator
 from blockwright import registry
 from blockwright.lab.catalogue import table
 from blockwright.registry import presets
-from docs.site.markdown import link, prose
-from docs.site.pages import Pages
+from docs.site.markdown import Pages, link, prose
 from docs.site.presets import place as preset_place
 from docs.site.sources import block_place
 

@@ -12,8 +12,7 @@ from blockwright.lab.drawing.parts import Scheme, Totals
 from blockwright.lab.drawing.picture import picture
 from blockwright.lab.drawing.scheme import scheme
 from blockwright.registry import presets
-from docs.site.markdown import fence, link, prose
-from docs.site.pages import Pages
+from docs.site.markdown import Pages, fence, link, prose
 from docs.site.sources import block_place
 
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from docs.site.markdown import link, prose, title
-from docs.site.pages import Pages
+from docs.site.markdown import Pages, link, prose, title
 
 PLACE = "results/index.md"
 COMPARISONS = ("results/ablations/", "results/ladders/")

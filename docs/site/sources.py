@@ -14,8 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from blockwright import registry
-from docs.site.markdown import fence, relinked
-from docs.site.pages import Pages
+from docs.site.markdown import Pages, fence, relinked
 
 ROOT = Path(__file__).resolve().parents[2]
 HERE = Path(__file__).resolve().parent / "pages"  # pages of the site alone

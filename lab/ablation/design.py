@@ -14,7 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from blockwright.lab.ablation import amount
+from blockwright.lab.ablation import seed_counts
 from blockwright.lab.ablation.scheme import Scheme
 from blockwright.lab.statistics import tuning
 from blockwright.lab.statistics.tuning import Try
@@ -40,13 +40,13 @@ def more(directory: Path, plan: Mapping[str, Any], results: Mapping[int, Result]
     if not state.scheme.recipes:
         return []
     tries = [] if state.of(COMPARE) else _tries(state)
-    return tries or _compared(state, amount.seeds(directory, plan, state.scheme, state.of(COMPARE), results))
+    return tries or _compared(state, seed_counts.seeds(directory, plan, state.scheme, state.of(COMPARE), results))
 
 
 def first(scheme: Scheme) -> list[Job]:
     """The jobs of an ablation that has none yet."""
     state = State(scheme, [], {}, Aim(""))
-    return _tries(state) or _compared(state, amount.seeds(Path(), {}, scheme, [], {}))
+    return _tries(state) or _compared(state, seed_counts.seeds(Path(), {}, scheme, [], {}))
 
 
 @dataclass(frozen=True)

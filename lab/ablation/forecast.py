@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 
-from blockwright.lab.ablation import provision
+from blockwright.lab.ablation import seed_counts
 from blockwright.lab.ablation.bank import Entry
 from blockwright.lab.ablation.planning import Plan
-from blockwright.lab.ablation.seeds import FEWEST, affordable, last_level
+from blockwright.lab.ablation.seed_counts import FEWEST, affordable, last_level
 from blockwright.lab.sweep.progress import duration
 from blockwright.lab.sweep.tuning import TUNE
 
@@ -64,8 +64,8 @@ def seen(plan: Plan) -> str:
     if noise is None:
         measured = f"see=… pairs=3 measures it first, with 6 runs of {scheme.baseline}"
         return f"The noise of this shape, length and rate is not known, so neither is what this sweep sees: {measured}."
-    tries = provision.tries_of(scheme.tune, scheme.tune_seeds, scheme.tuned_by)
-    precision = provision.precision(len(scheme.compared), noise, scheme.bank, tries)
+    tries = seed_counts.tries_of(scheme.tune, scheme.tune_seeds, scheme.tuned_by)
+    precision = seed_counts.precision(len(scheme.compared), noise, scheme.bank, tries)
     source = f"σ {noise.sd:.2g} from {noise.origin}{_rate(noise, bool(scheme.tune))}"
     source += (
         f", and ± {math.sqrt(precision.left.variance):.2g} that tuning usually leaves" if precision and tries else ""

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from blockwright.lab.ablation import bank, design, provision
+from blockwright.lab.ablation import bank, design, seed_counts
 from blockwright.lab.ablation.bank import Entry, Shape
 from blockwright.lab.ablation.definition import Definition
 from blockwright.lab.ablation.scheme import Recipe, Scheme
@@ -116,8 +116,8 @@ def make(definition: Definition, overrides: Sequence[str] = ()) -> Plan:
     shape = _shape(definition.metric, base, params, tokens[definition.baseline], per_step)
     entries = bank.known(Path(log_dir))
     recipes, aim = _recipes(definition, sized, final), _aim(definition, final)
-    scheme = provision.make(definition, recipes, aim, shape, entries)
-    noise = provision.noise_of(definition, shape, entries)
+    scheme = seed_counts.make(definition, recipes, aim, shape, entries)
+    noise = seed_counts.noise_of(definition, shape, entries)
     jobs = design.first(scheme)
     for job in jobs if definition.lr or definition.tune else ():  # an optimizer may take no lr, or not this one
         if job["arm"] == definition.baseline:

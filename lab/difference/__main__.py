@@ -18,7 +18,7 @@ from blockwright.lab.difference.settings import read as read_settings
 from blockwright.lab.drawing.export import named, refuse_without_extra, save
 from blockwright.lab.drawing.sheet import clean
 from blockwright.lab.models import changes_model, composition
-from blockwright.lab.report.document import as_json
+from blockwright.lab.report.verdict import as_json
 from blockwright.registry import ConfigError
 from blockwright.registry.command import Parser, read_words, run_command
 

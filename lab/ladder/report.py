@@ -13,10 +13,10 @@ from blockwright.lab.ladder.findings import Findings, find
 from blockwright.lab.ladder.verdict import document, verdicts
 from blockwright.lab.report import build, terminal
 from blockwright.lab.report.build import VERDICT
-from blockwright.lab.report.document import as_json
 from blockwright.lab.report.page import LABELS, Head, Section, save, some
 from blockwright.lab.report.svg import Figure
 from blockwright.lab.report.tables import Table, row
+from blockwright.lab.report.verdict import as_json
 from blockwright.lab.report.words import plain, short, signed
 from blockwright.lab.statistics.law_fit import best_split
 from blockwright.registry import ConfigError

@@ -8,8 +8,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import fields
 
-from blockwright.lab.ladder.differences import of_rungs, over_all
-from blockwright.lab.ladder.findings import Findings
+from blockwright.lab.ladder.findings import Findings, of_rungs, over_all
 from blockwright.lab.ladder.verdict import Speed, Verdict
 from blockwright.lab.report.tables import Table, row
 from blockwright.lab.report.words import around, bare, plain, short, signed

@@ -7,8 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from blockwright.lab.ladder.differences import of_rungs, over_all
-from blockwright.lab.ladder.findings import Findings
+from blockwright.lab.ladder.findings import Findings, of_rungs, over_all
 from blockwright.lab.report.words import around, plain, probability
 from blockwright.lab.statistics.intervals import LEVEL, holm
 from blockwright.lab.statistics.law_check import Conclusion, Why

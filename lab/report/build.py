@@ -8,12 +8,11 @@ from pathlib import Path
 
 from blockwright.lab.report import charts, tables, words
 from blockwright.lab.report.charts import COSTS, is_alike
-from blockwright.lab.report.document import as_json, document
 from blockwright.lab.report.findings import Findings
 from blockwright.lab.report.models import models
 from blockwright.lab.report.page import LABELS, Head, Section, save, some
 from blockwright.lab.report.sentences import basis
-from blockwright.lab.report.verdict import verdicts
+from blockwright.lab.report.verdict import as_json, document, verdicts
 from blockwright.lab.sweep.tuning import RATE
 from blockwright.registry.extras import require
 

@@ -1,18 +1,22 @@
 """The verdict on each arm of a sweep: better, worse, the same, undecided, or none and why.
 
 A script obeys ``kind``, ``why`` and ``needs_seeds``; ``text`` says the same in one or two sentences.
+``verdict.json`` holds them; docs/how-to/report.md lists its keys.
 """
 
 from __future__ import annotations
 
+import json
+import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
 
 from blockwright.lab.report import sentences
 from blockwright.lab.report.case import Case, Decision, need, sees, states
 from blockwright.lab.report.findings import Finding, Findings
+from blockwright.lab.report.sentences import calibration, method
 from blockwright.lab.report.words import seeds
 from blockwright.lab.statistics.variance import Noise
 
@@ -165,3 +169,44 @@ def _at_look(case: Case) -> Verdict:
         more.minutes if more else None,
         case.comparison.noise,
     )
+
+
+SCHEMA = "blockwright.verdict/1"  # another number, if a key is removed or changes its meaning; keys may be added
+
+
+def document(findings: Findings) -> dict[str, Any]:
+    """The verdicts, how they were reached, and the exit code of ``blockwright verdict``.
+
+    Args:
+        findings: of a sweep that is no search
+    """
+    sweep, every = findings.sweep, verdicts(findings)
+    design = sweep.design
+    return {
+        "schema": SCHEMA,
+        "sweep": sweep.name,
+        "metric": sweep.metric,
+        "unit": sweep.unit,
+        "better": "more" if sweep.maximize else "less",
+        "baseline": findings.baseline.name,
+        "within": design.within,
+        "looks": {"seeds": list(design.looks), "spend": design.spend} if design.looks else None,
+        "comparisons": findings.comparisons,
+        "method": method(findings),
+        "calibration": calibration(findings),
+        "verdicts": [asdict(each) for each in every],
+        "exit_code": exit_code(every),
+    }
+
+
+def as_json(document: dict[str, Any]) -> str:
+    """The text of a document, of this or of another report; JSON has no infinite numbers, which become null."""
+    return json.dumps(_finite(document), indent=1, ensure_ascii=False, allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -8,10 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from blockwright.lab.report import terminal
-from blockwright.lab.report.document import as_json, document
 from blockwright.lab.report.findings import Findings, find
 from blockwright.lab.report.reading import read
-from blockwright.lab.report.verdict import exit_code, verdicts
+from blockwright.lab.report.verdict import as_json, document, exit_code, verdicts
 from blockwright.registry import ConfigError
 from blockwright.registry.command import Parser, run_command
 from blockwright.registry.extras import require

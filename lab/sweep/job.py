@@ -20,7 +20,7 @@ from blockwright.registry import ConfigError
 from blockwright.registry.command import quoted
 from blockwright.registry.folder import read_json
 from blockwright.training import jobs
-from blockwright.training.checkpoints.find import milestone, newest
+from blockwright.training.checkpoints.atomic import milestone, newest
 from blockwright.training.configuration.run import FOLDER
 from blockwright.training.result import RESULTS, Result, record_failure
 from blockwright.training.stops import DIVERGED, PREEMPTED, SIGNALS

@@ -12,9 +12,9 @@ from rich.table import Table as Shown
 
 from blockwright.lab.card import in_bytes, scaled
 from blockwright.lab.report import terminal
-from blockwright.lab.report.document import as_json
 from blockwright.lab.report.page import Head, Section, save, some
 from blockwright.lab.report.tables import Table
+from blockwright.lab.report.verdict import as_json
 from blockwright.plugins.equal_memory import charts
 from blockwright.plugins.equal_memory.charts import fastest, number, spread
 from blockwright.plugins.equal_memory.race import unit

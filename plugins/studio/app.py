@@ -15,8 +15,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from blockwright.lab.report.svg import CSS
-from blockwright.plugins.studio.index import Index, Place
-from blockwright.plugins.studio.runs import Runs
+from blockwright.plugins.studio.runs import Index, Place, Runs
 from blockwright.registry import ConfigError
 from blockwright.registry.folder import parse_json
 from blockwright.training.answering import AnswerError, Answering

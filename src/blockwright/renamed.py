@@ -11,8 +11,10 @@ MODULES = {
     "schedulers.warmup_step_decay": "schedulers",
     **{f"data.{name}": "data.corpora" for name in ("shakespeare", "standard_library", "kernel_documentation")},
     "data.sorting": "data.corpora",
+    "data.text": "data.corpus",
     **{f"data.tokenizers.{name}": "data.tokenizers.tokenizer" for name in ("bytes", "chars")},
     **{f"optimizers.{name}": "optimizers.muon" for name in ("head_muon", "normuon")},
+    "optimizers.hyperball": "optimizers.recipe",
 }
 
 

@@ -20,9 +20,8 @@ from blockwright.registry import presets
 from blockwright.registry.command import run_command
 from docs.site import papers, sources
 from docs.site.__main__ import collect, write
-from docs.site.markdown import fence, for_builder, links, prose, relative, relinked, title
+from docs.site.markdown import Pages, fence, for_builder, links, prose, relative, relinked, title
 from docs.site.navigation import HOW_TO, configuration
-from docs.site.pages import Pages
 
 pytestmark = pytest.mark.xdist_group("pages")  # the fixture is costly
 

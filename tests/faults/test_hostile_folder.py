@@ -123,7 +123,7 @@ def bomb(levels: int = 12) -> str:
 
 
 def text_of(folder: Path) -> dict[str, Any]:
-    return {"_target_": "blockwright.training.data.text.TextFiles", "files": str(folder / "text.txt")}
+    return {"_target_": "blockwright.training.data.corpus.TextFiles", "files": str(folder / "text.txt")}
 
 
 def data(folder: Path, **changes: Any) -> dict[str, Any]:
@@ -147,7 +147,7 @@ DATA: dict[str, Callable[[Path], Any]] = {
     "data that is a table": lambda f: call("pandas.read_pickle", filepath_or_buffer=f"{f}/pickle.npy"),
     "data by joblib": lambda f: call("joblib.load", filename=f"{f}/pickle.npy"),
     "data by builtins": lambda f: call("builtins.dict", a=call()),
-    "data by a registered name's module": lambda f: call("blockwright.training.data.text.os.system"),
+    "data by a registered name's module": lambda f: call("blockwright.training.data.corpus.os.system"),
     "data that is a partial": lambda f: {**data(f), "_partial_": True, "_args_": [call()]},
     "corpus that is a command": lambda f: data(f, corpus=call()),
     "corpus that holds a command": lambda f: corpus(f, separator=call()),

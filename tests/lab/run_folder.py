@@ -10,7 +10,7 @@ def write_run(folder, decoder, text):
     """A run on twelve files of the same text, in windows of 48 bytes."""
     for i in range(12):
         (folder / f"{i}.txt").write_text(text)
-    corpus = {"_target_": "blockwright.training.data.text.TextFiles", "files": str(folder / "*.txt")}
+    corpus = {"_target_": "blockwright.training.data.corpus.TextFiles", "files": str(folder / "*.txt")}
     data = {"name": "text", "sequence_length": 48, "batch_size": 4}
     data |= {
         "tokenizer": {"_target_": "blockwright.training.data.tokenizers.tokenizer.Bytes"},

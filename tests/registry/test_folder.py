@@ -213,12 +213,12 @@ def test_references_end_at_the_limit_before_they_are_joined_and_over_all_values(
             tracemalloc.stop()
 
 
-TEXTS = "blockwright.training.data.text.TextFiles"
+TEXTS = "blockwright.training.data.corpus.TextFiles"
 
 
 def test_only_declared_classes_are_found() -> None:
     assert find_readable(TEXTS, Corpus) and find_readable(TEXTS, Tokenizer) is None
-    inner = ("blockwright.training.data.corpus.Corpus", "blockwright.training.data.text.np.load")
+    inner = ("blockwright.training.data.corpus.Corpus", "blockwright.training.data.corpus.np.load")
     for other in (*inner, "os.system", None, 3, "a", "blockwright.training.data."):
         assert find_readable(other, Corpus) is None
 

@@ -18,9 +18,8 @@ from blockwright.blocks.weights import weights
 from blockwright.registry.errors import ConfigError
 from blockwright.training.optimizers.adamw import AdamW
 from blockwright.training.optimizers.combined import ConstrainedOptimizer
-from blockwright.training.optimizers.hyperball import Hyperball
 from blockwright.training.optimizers.muon import Muon, NorMuon
-from blockwright.training.optimizers.recipe import Constraint, Norms, OptimizerRecipe
+from blockwright.training.optimizers.recipe import Constraint, Hyperball, Norms, OptimizerRecipe
 from blockwright.training.optimizers.soap import SOAP
 from blockwright.training.optimizers.stacked import StackedMuon, StackedNorMuon, StackedSOAP
 

@@ -27,7 +27,7 @@ from blockwright.training.callbacks.guard import Guard
 from blockwright.training.configuration import conf
 from blockwright.training.configuration.instantiate import instantiate
 from blockwright.training.optimizers.recipe import OptimizerRecipe
-from blockwright.training.parallel.clipping import clip, total_norm
+from blockwright.training.parallel.collectives import clip, total_norm
 from blockwright.training.schedulers import Schedule
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -18,13 +18,12 @@ from blockwright.blocks.weights import weights
 from blockwright.registry.errors import ConfigError
 from blockwright.training.optimizers.adamw import AdamW
 from blockwright.training.optimizers.combined import CombinedOptimizer
-from blockwright.training.optimizers.hyperball import Hyperball
 from blockwright.training.optimizers.muon import HeadMuon, Muon, NorMuon
-from blockwright.training.optimizers.recipe import OptimizerRecipe
+from blockwright.training.optimizers.recipe import Hyperball, OptimizerRecipe
 from blockwright.training.optimizers.row_adam import RowAdam
 from blockwright.training.optimizers.soap import SOAP
 from blockwright.training.optimizers.stacked import StackedHeadMuon, StackedMuon
-from blockwright.training.parallel.clipping import clip, total_norm
+from blockwright.training.parallel.collectives import clip, total_norm
 
 RECIPES: dict[str, type[OptimizerRecipe]] = {
     "adamw": AdamW, "head_muon": HeadMuon, "muon": Muon, "normuon": NorMuon, "soap": SOAP,

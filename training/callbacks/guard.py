@@ -18,7 +18,7 @@ from blockwright.registry.ranges import Count, Positive
 from blockwright.training.cadence import logs_now
 from blockwright.training.callbacks.step_end import StepEnd
 from blockwright.training.figure import TRAIN, Figure
-from blockwright.training.parallel.clipping import total_norm
+from blockwright.training.parallel.collectives import total_norm
 from blockwright.training.stops import Diverged
 
 QUANTITIES = ("loss", "gradient norm")

@@ -27,6 +27,8 @@ from blockwright.blocks.checkpoint.sharded import is_folder, read_folder
 from blockwright.registry import ConfigError
 from blockwright.registry.replacing import replaced
 from blockwright.training.checkpoints.atomic import (
+    LAST,
+    PREVIOUS,
     on_first,
     partial_of,
     put_in_place,
@@ -34,7 +36,6 @@ from blockwright.training.checkpoints.atomic import (
     seal,
     write_file,
 )
-from blockwright.training.checkpoints.find import LAST, PREVIOUS
 from blockwright.training.checkpoints.record import peek
 from blockwright.training.figure import OF_TEXT, find, mode_in, of_run
 

@@ -24,9 +24,17 @@ from blockwright.registry.enforcing import enforced
 from blockwright.registry.errors import ConfigError
 from blockwright.registry.extras import require
 from blockwright.registry.ranges import BelowOne, Whole
-from blockwright.training.data.corpus import SPLITS, Corpus, Split
+from blockwright.training.data.corpus import (
+    ENOUGH_DOCUMENTS,
+    LEFT_OUT,
+    QUICK_BYTES,
+    SPLITS,
+    Corpus,
+    Split,
+    assign,
+    expand,
+)
 from blockwright.training.data.fingerprint import digest, of_file, state
-from blockwright.training.data.text import ENOUGH_DOCUMENTS, LEFT_OUT, QUICK_BYTES, assign, expand
 
 ROLES = ("system", "user", "assistant", "tool")
 OF_TOOLS = ("tool_calls", "tool_call_id", "name")  # keys of messages that a template may show

@@ -23,9 +23,8 @@ from blockwright.registry.index import readable
 from blockwright.registry.ranges import Count, Fraction, Whole
 from blockwright.registry.schema import Place
 from blockwright.training.data.conversations import Conversation, ConversationCorpus
-from blockwright.training.data.corpus import SPLITS, Corpus, Split
+from blockwright.training.data.corpus import SPLITS, Corpus, Split, TextFiles, assign, expand
 from blockwright.training.data.fingerprint import digest, of_file, state
-from blockwright.training.data.text import TextFiles, assign, expand
 
 # Listed explicitly: a later release with another play must not change the splits silently.
 PLAYS: dict[str, tuple[str, ...]] = {

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 from blockwright.blocks.scale import ONE, Scale
 from blockwright.registry.enforcing import enforced
 from blockwright.registry.errors import ConfigError
+from blockwright.registry.index import readable
 from blockwright.registry.ranges import Positive
 from blockwright.registry.schema import conforms, fault
 from blockwright.training.patterns import matches, matching
@@ -242,3 +243,28 @@ def _group(group: dict[str, Any], lr: float, eps: float | None, factor: float, s
 def _factor(weight: Weight, multipliers: Multipliers) -> float:
     hits = [factor for pattern, factor in multipliers.items() if any(matches(name, pattern) for name in weight.names)]
     return float(hits[-1]) if hits else 1.0
+
+
+FLOOR = 1e-30  # keeps a step without a gradient at zero
+
+
+@readable
+class Hyperball(Constraint):
+    """Weights and updates of fixed Frobenius norms (Wen et al., 2026, arXiv:2606.16899).
+
+    With u the direction of any optimizer, R = ‖θ₀‖_F and N(x) = x / ‖x‖_F::
+
+        θ ← R · N(θ − lr · R · N(u))
+
+    The learning rate is then the angle of a step, about 0.002 to 0.02, for every shape and optimizer; nothing decays.
+    R is the norm at the run's first step, also where the run starts from trained weights. Where R is 0, as of an
+    adapter's B, the optimizer's own step is made instead.
+
+    Args:
+        free: as of ``Constraint``. The paper holds the matrices of the network; embeddings, which are looked up, are
+            held by none
+    """
+
+    def moved(self, weight: Tensor, update: Tensor, rate: float, radius: Tensor, norms: Norms) -> Tensor:
+        step = weight + update * (rate * radius / norms(update).clamp(min=FLOOR))
+        return step * (radius / norms(step).clamp(min=FLOOR))

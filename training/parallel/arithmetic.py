@@ -24,7 +24,7 @@ from blockwright.training.optimizers.recipe import OptimizerRecipe
 from blockwright.training.parallel.plan import DIMENSION, Region, regions
 from blockwright.training.parallel.remembered import appended
 from blockwright.training.parallel.sizes import Sizes
-from blockwright.training.parallel.tensor import divisible, narrowed
+from blockwright.training.parallel.splits import divisible, narrowed
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 Each layer is split by tensor and expert parallelism according to its blocks' plans, and sharded by FSDP2; then each
 rank draws its part by the initialisation rule, which gives every tensor the same numbers at any world size. Tables of
-memories are spread by rows and never gathered (tables.py). The parts
+memories are spread by rows and never gathered (splits.py). The parts
 around the layers come last, with stacks of inputs among them. Only what a block sets itself, and given weights, are
 whole on a rank before they are split, one layer at a time, those of an input together.
 """
@@ -30,15 +30,12 @@ from blockwright.blocks.decoder import Decoder
 from blockwright.blocks.gating.base import Gating
 from blockwright.blocks.initialise import UNSCALED, draw_part, draws, initialise, suited
 from blockwright.blocks.scale import Scale
-from blockwright.training.parallel.exchange.all_to_all import AllToAll
-from blockwright.training.parallel.exchange.base import Exchange
-from blockwright.training.parallel.experts import share_out
+from blockwright.training.parallel.exchange.all_to_all import AllToAll, Exchange
 from blockwright.training.parallel.local import is_low, own_place, plain
 from blockwright.training.parallel.meshes import Meshes
 from blockwright.training.parallel.plan import regions
 from blockwright.training.parallel.recompute import Recompute, recompute
-from blockwright.training.parallel.tables import spread, tables
-from blockwright.training.parallel.tensor import cut, divisible
+from blockwright.training.parallel.splits import cut, divisible, share_out, spread, tables
 
 LOW = {"bf16-mixed": torch.bfloat16}  # precision of the trainer → dtype of FSDP2's gathered weights
 Fill = Callable[..., None]  # (part, prefix=): loads given weights into a part, whose names have this prefix

@@ -27,7 +27,7 @@ from blockwright.training.data.conversations import (
 )
 from blockwright.training.data.corpora import Sorting
 from blockwright.training.data.corpus import Split
-from blockwright.training.data.rendering import Rendering, refuse_unscored
+from blockwright.training.data.rows import Rendering, refuse_unscored
 from blockwright.training.data.tokenizers.tokenizer import token_dtype
 
 SIDES = ("chosen", "rejected")

@@ -23,8 +23,7 @@ from blockwright.training.data.modules.batches import Batches
 from blockwright.training.data.modules.chat import ChatDataModule
 from blockwright.training.data.modules.corpus import Batching
 from blockwright.training.data.order import PADDING, LineBatches
-from blockwright.training.data.rendering import Rendering
-from blockwright.training.data.rows import RowOrder
+from blockwright.training.data.rows import Rendering, RowOrder
 from blockwright.training.data.tokenizers.tokenizer import token_dtype
 
 # --- prompts as documents of tokens, and the order in which rollouts take them ----------------------------------------

@@ -29,8 +29,7 @@ from blockwright.plugins.alignment.rewards.judging import refuse_lacking
 from blockwright.plugins.alignment.rewards.rewards import Reward
 from blockwright.plugins.alignment.rollouts.engine.native import Engine
 from blockwright.plugins.alignment.rollouts.group_sampler import GroupSampler, HeldOut
-from blockwright.plugins.alignment.rollouts.record import KeptRollouts, Rollout, completion_mask, padded
-from blockwright.plugins.alignment.rollouts.scoring import score
+from blockwright.plugins.alignment.rollouts.record import KeptRollouts, Rollout, completion_mask, padded, score
 from blockwright.plugins.alignment.tasks.needed_data import data_of
 from blockwright.registry import ConfigError, register
 from blockwright.registry.ranges import Count, Fraction, Positive, Whole

@@ -15,8 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from blockwright.blocks.decoder import Decoder
 from blockwright.plugins.alignment.policy import Completions, PolicyObjective
-from blockwright.plugins.alignment.rollouts.record import Rollout, completion_mask, padded
-from blockwright.plugins.alignment.rollouts.scoring import score
+from blockwright.plugins.alignment.rollouts.record import Rollout, completion_mask, padded, score
 from blockwright.plugins.hub.transformers import BlockwrightConfig, BlockwrightForCausalLM
 from blockwright.registry import Node, Scope, build
 from blockwright.training.data.tokenizers import files as tokenizer

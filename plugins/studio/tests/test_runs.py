@@ -16,7 +16,7 @@ from pairwise import pairs
 from starlette.testclient import TestClient
 
 from blockwright.plugins.studio import runs as reader
-from blockwright.plugins.studio.index import FRESH, Index
+from blockwright.plugins.studio.runs import FRESH, Index
 from blockwright.training.claims import take
 
 Visit = Callable[..., TestClient]

@@ -14,8 +14,8 @@ from blockwright.registry.enforcing import enforced
 from blockwright.registry.errors import ConfigError
 from blockwright.registry.ranges import BelowOne, Whole
 from blockwright.training.data.conversations import Conversation, ConversationCorpus, Conversations, read_record, refuse
+from blockwright.training.data.corpus import LEFT_OUT
 from blockwright.training.data.fingerprint import digest, of_file, state
-from blockwright.training.data.text import LEFT_OUT
 
 if TYPE_CHECKING:
     from PIL.Image import Image

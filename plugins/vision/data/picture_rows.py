@@ -23,8 +23,7 @@ from blockwright.training.data.conversations import Conversation
 from blockwright.training.data.fingerprint import digest, state
 from blockwright.training.data.order import PADDING
 from blockwright.training.data.packing import Ints
-from blockwright.training.data.rendering import LEFT_OUT, Rendering
-from blockwright.training.data.rows import Rows, best_fit
+from blockwright.training.data.rows import LEFT_OUT, Rendering, Rows, best_fit
 from blockwright.training.data.tokenizers.tokenizer import Tokenizer
 
 if TYPE_CHECKING:

@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 from sweep_folder import noisy, planned
 
-from blockwright.lab.ablation import bank, provision
+from blockwright.lab.ablation import bank, seed_counts
 from blockwright.lab.ablation.bank import Entry, Shape
 from blockwright.lab.ablation.definition import Definition
 from blockwright.lab.ablation.ending import conclude, record
 from blockwright.lab.ablation.scheme import Recipe
-from blockwright.lab.ablation.seeds import Precision, affordable, last_level, quarters
+from blockwright.lab.ablation.seed_counts import Precision, affordable, last_level, quarters
 from blockwright.lab.report.findings import find
 from blockwright.lab.report.reading import read
 from blockwright.lab.sweep.tuning import Aim
@@ -114,7 +114,7 @@ def test_affordable_seeds(seconds, seeds):
 
 
 def make(entries, tuned_by=None, **keys):
-    return provision.make(Definition("x", baseline="mha", **keys), RECIPES, tuned_by, SHAPE, entries)
+    return seed_counts.make(Definition("x", baseline="mha", **keys), RECIPES, tuned_by, SHAPE, entries)
 
 
 def test_difference_that_is_to_be_seen_becomes_seeds_where_its_noise_is_known():

@@ -11,8 +11,7 @@ from ladders import ARMS, ladder, loss
 
 from blockwright.lab.ladder import design
 from blockwright.lab.ladder.design import Tuned, common_of, compared, tries
-from blockwright.lab.ladder.differences import of_rungs, over_all
-from blockwright.lab.ladder.findings import Findings
+from blockwright.lab.ladder.findings import Findings, of_rungs, over_all
 from blockwright.lab.ladder.planning import first_jobs
 from blockwright.lab.statistics.tuning import Fit, Try
 from blockwright.training.result import Result

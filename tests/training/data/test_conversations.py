@@ -20,8 +20,7 @@ from blockwright.training.data.chat.formats import Plain
 from blockwright.training.data.conversations import Conversation, ConversationCorpus, Conversations, read_record
 from blockwright.training.data.corpus import Split
 from blockwright.training.data.modules.chat import ChatDataModule
-from blockwright.training.data.rendering import Rendering
-from blockwright.training.data.rows import RowOrder
+from blockwright.training.data.rows import Rendering, RowOrder
 from blockwright.training.data.tokenizers.tokenizer import Bytes
 from tests import built
 

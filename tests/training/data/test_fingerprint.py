@@ -17,7 +17,7 @@ from blockwright.training.configuration.conf import CONF
 from blockwright.training.data.corpus import SPLITS, Corpus
 from blockwright.training.data.fingerprint import state
 from blockwright.training.data.packing import cache_key
-from blockwright.training.data.rendering import Rendering
+from blockwright.training.data.rows import Rendering
 from blockwright.training.data.tokenizers.rebuild import KINDS
 from blockwright.training.data.tokenizers.tokenizer import Tokenizer
 from tests.training.data.test_chat import TEMPLATE, WithWords
@@ -53,7 +53,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def of_corpora(at: Path) -> dict[str, tuple[dict[str, Any], dict[str, Any]]]:
     """Class → what it is built with, and another value of every setting."""
     return {
-        "blockwright.training.data.text.TextFiles": (
+        "blockwright.training.data.corpus.TextFiles": (
             {"files": str(at / "a.txt")},
             {"files": str(at / "b.txt"), "separator": "question", **ROOM},
         ),

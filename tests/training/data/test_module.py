@@ -201,7 +201,7 @@ def test_a_split_shorter_than_a_sequence_or_a_batch_is_refused(make_module, memo
 @pytest.mark.slow
 def test_the_cli_takes_corpus_and_tokenizer_by_class_path(tmp_path):
     (tmp_path / "a.txt").write_text("line of text\n" * 200)
-    arguments = ["fit", "--data.batching.corpus=blockwright.training.data.text.TextFiles"]
+    arguments = ["fit", "--data.batching.corpus=blockwright.training.data.corpus.TextFiles"]
     arguments += [f"--data.batching.corpus.files={tmp_path}/a.txt", f"--data.batching.cache_dir={tmp_path}/cache"]
     arguments += ["--data.batching.tokenizer=blockwright.training.data.tokenizers.tokenizer.Bytes"]
     arguments += ["--data.batching.sequence_length=16", "--trainer.max_steps=2", "--trainer.accelerator=cpu"]
@@ -248,7 +248,7 @@ def node(tmp_path: Path) -> dict[str, Any]:
     (tmp_path / "a.txt").write_text("a line of text\n" * 200)
     return {
         "name": "text",
-        "corpus": {"_target_": "blockwright.training.data.text.TextFiles", "files": f"{tmp_path}/a.txt"},
+        "corpus": {"_target_": "blockwright.training.data.corpus.TextFiles", "files": f"{tmp_path}/a.txt"},
         "tokenizer": {"_target_": "blockwright.training.data.tokenizers.tokenizer.Bytes", "vocab_size": 257},
         "sequence_length": 32,
         "batch_size": 4,

@@ -13,8 +13,7 @@ from hypothesis import strategies as st
 
 from blockwright.registry.errors import ConfigError
 from blockwright.training.data import pieces
-from blockwright.training.data.corpus import SPLITS
-from blockwright.training.data.text import TextFiles, _first_of_shuffle, assign
+from blockwright.training.data.corpus import SPLITS, TextFiles, _first_of_shuffle, assign
 
 
 def write(folder: Path, **texts: str | bytes) -> None:
@@ -180,7 +179,7 @@ def test_a_character_cut_by_a_block_is_not_called_broken(tmp_path, monkeypatch):
 
 
 def test_a_large_corpus_is_checked_by_its_beginning(tmp_path, monkeypatch):
-    monkeypatch.setattr("blockwright.training.data.text.QUICK_BYTES", 8)
+    monkeypatch.setattr("blockwright.training.data.corpus.QUICK_BYTES", 8)
     write(tmp_path, a=b"fine text, only later broken \xff")
     corpus = TextFiles(f"{tmp_path}/a.txt")
     corpus.check()

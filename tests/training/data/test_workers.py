@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from blockwright.training.data.corpus import TextFiles
 from blockwright.training.data.packing import cache_key, pack
-from blockwright.training.data.text import TextFiles
 from blockwright.training.data.tokenizers.tokenizer import Bytes, Chars, Tokenizer
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks at processes through /proc")
@@ -63,7 +63,7 @@ from pathlib import Path
 sys.path.insert(0, ROOT)
 from blockwright.training.data.modules.corpus import Batching
 from blockwright.training.data.modules.text import TextDataModule
-from blockwright.training.data.text import TextFiles
+from blockwright.training.data.corpus import TextFiles
 from blockwright.training.data.tokenizers.tokenizer import Bytes
 
 if __name__ == "__main__":
@@ -99,7 +99,7 @@ PROGRAM = """
 import sys
 from pathlib import Path
 from blockwright.training.data.packing import cache_key, pack
-from blockwright.training.data.text import TextFiles
+from blockwright.training.data.corpus import TextFiles
 from blockwright.training.data.tokenizers.rebuild import rebuild
 
 file, kind, vocab_size, separator, cache = sys.argv[1:]

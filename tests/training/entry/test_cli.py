@@ -46,7 +46,7 @@ def test_every_part_of_the_composition_has_its_place(checked: Callable[..., Any]
     run = made["model"]
     assert run["model"] == plain["model"] and run["seed"] == 7 and run["task"] == plain["task"]
     assert run["optimizer"]["init_args"]["lr"] == plain["optimizer"]["lr"]
-    assert made["data"]["data"]["corpus"]["class_path"] == "blockwright.training.data.text.TextFiles"
+    assert made["data"]["data"]["corpus"]["class_path"] == "blockwright.training.data.corpus.TextFiles"
     path = cli.export(plain, tmp_path)
     assert path == tmp_path / "lightning_cli.yaml" and yaml.safe_load(path.read_text()) == made
     assert cli.to_cli(replace(plain, logger={}))["trainer"]["logger"] is False  # and not Lightning's default

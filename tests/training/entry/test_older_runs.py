@@ -18,6 +18,8 @@ CLASSES = {
     "data.sorting": "Sorting",
     "data.tokenizers.bytes": "Bytes",
     "data.tokenizers.chars": "Chars",
+    "data.text": "TextFiles",
+    "optimizers.hyperball": "Hyperball",
     "optimizers.head_muon": "HeadMuon",
     "optimizers.normuon": "NorMuon",
 }

@@ -18,8 +18,7 @@ from torch import Tensor
 from blockwright.registry import ConfigError
 from blockwright.training.parallel.collectives import exchange, exchange_counts
 from blockwright.training.parallel.exchange import deep_ep
-from blockwright.training.parallel.exchange.all_to_all import AllToAll
-from blockwright.training.parallel.exchange.base import Exchange
+from blockwright.training.parallel.exchange.all_to_all import AllToAll, Exchange
 from blockwright.training.parallel.exchange.lookup import check_exchange
 
 RANKS, HELD, TOKENS, CHOSEN, WIDTH = 2, 3, 7, 2, 4

@@ -13,7 +13,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from blockwright.blocks.compose import compose
 from blockwright.blocks.decoder import Decoder
 from blockwright.training.parallel.plan import regions
-from blockwright.training.parallel.tensor import cut, divisible
+from blockwright.training.parallel.splits import cut, divisible
 
 SPLIT = {
     DENSE: {"layers.0.attention": True, "layers.0.ffn": True},

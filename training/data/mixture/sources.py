@@ -18,11 +18,10 @@ import numpy as np
 
 from blockwright.registry.errors import ConfigError, did_you_mean
 from blockwright.training.data import packing
-from blockwright.training.data.corpus import Corpus, Split
+from blockwright.training.data.corpus import Corpus, Split, expand
 from blockwright.training.data.mixture.order import MixtureOrder
 from blockwright.training.data.mixture.shards import DTYPES, After, Documents, Reading, Shard, open_shard
 from blockwright.training.data.mixture.tokens import Shards, Stretch, Tokens, agreement, ids_digest, samples
-from blockwright.training.data.text import expand
 from blockwright.training.data.tokenizers.tokenizer import Tokenizer
 
 SEARCHED = 2**16  # tokens read at a time to find the start of a document
@@ -182,7 +181,7 @@ class CorpusSource(Source):
     def check(self, place: Place) -> None:
         if not isinstance(self.corpus, Corpus):
             rule = f"the class is not a {Corpus.__name__}"
-            remedy = f"Write {place.path}.corpus._target_=blockwright.training.data.text.TextFiles, or another corpus"
+            remedy = f"Write {place.path}.corpus._target_=blockwright.training.data.corpus.TextFiles, or another corpus"
             raise ConfigError(f"{place.path}.corpus", type(self.corpus).__name__, rule, remedy)
         with _named_as(place):
             self.corpus.check()

@@ -14,8 +14,8 @@ from pathlib import Path
 
 from blockwright.registry.command import Parser, run_command
 from blockwright.registry.errors import ConfigError
+from blockwright.training.data.corpus import expand
 from blockwright.training.data.mixture.writing import FORMATS, Job
-from blockwright.training.data.text import expand
 from blockwright.training.data.tokenizers.pretrained import Pretrained
 from blockwright.training.data.tokenizers.tokenizer import Bytes, Tokenizer
 

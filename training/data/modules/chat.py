@@ -15,8 +15,7 @@ from blockwright.training.data.conversations import ConversationCorpus
 from blockwright.training.data.corpus import SPLITS, Split
 from blockwright.training.data.modules.corpus import Batching, CorpusDataModule
 from blockwright.training.data.order import LineBatches
-from blockwright.training.data.rendering import Rendering
-from blockwright.training.data.rows import RowOrder, Rows
+from blockwright.training.data.rows import Rendering, RowOrder, Rows
 from blockwright.training.data.tokenizers.files import COMPANIONS
 from blockwright.training.data.tokenizers.tokenizer import Tokenizer
 

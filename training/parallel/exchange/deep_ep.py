@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
-from blockwright.training.parallel.exchange.base import Exchange, Received
+from blockwright.training.parallel.exchange.all_to_all import Exchange, Received
 
 SENT = torch.bfloat16  # the library sends no wider states
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from blockwright.registry import ConfigError, did_you_mean
 
 if TYPE_CHECKING:
-    from blockwright.training.parallel.exchange.base import Exchange
+    from blockwright.training.parallel.exchange.all_to_all import Exchange
 
 CLASSES = {"all_to_all": "AllToAll", "deep_ep": "DeepEP"}  # in the module of the same name
 NEEDS = {"deep_ep": "deep_ep"}  # packages, none of them on the package index

@@ -13,8 +13,7 @@ from blockwright.blocks.cache.base import Cache
 from blockwright.blocks.decoder import Decoder
 from blockwright.blocks.generation.generate import check_lengths, read
 from blockwright.blocks.generation.sample import Sampling, draw, narrow
-from blockwright.plugins.alignment.rollouts.record import Rollout
-from blockwright.plugins.alignment.rollouts.scoring import at_tokens
+from blockwright.plugins.alignment.rollouts.record import Rollout, at_tokens
 from blockwright.registry import BlockError, Composable, family, register
 
 

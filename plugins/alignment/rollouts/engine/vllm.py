@@ -11,8 +11,7 @@ from annotated_types import Gt, Lt
 from blockwright.blocks.decoder import Decoder
 from blockwright.blocks.generation.generate import check_lengths
 from blockwright.plugins.alignment.rollouts.engine.native import Engine, Request
-from blockwright.plugins.alignment.rollouts.record import Rollout
-from blockwright.plugins.alignment.rollouts.scoring import at_tokens
+from blockwright.plugins.alignment.rollouts.record import Rollout, at_tokens
 from blockwright.plugins.hub.exporting import export_decoder
 from blockwright.registry import ConfigError, register
 from blockwright.registry.extras import require

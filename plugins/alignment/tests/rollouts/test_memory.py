@@ -16,8 +16,7 @@ from blockwright.blocks.decoder import Decoder
 from blockwright.blocks.generation.sample import Sampling
 from blockwright.plugins.alignment.policy import Clip, Completions, PolicyObjective, TokenAverage, TokenRatio
 from blockwright.plugins.alignment.rollouts.engine.native import Native, Request
-from blockwright.plugins.alignment.rollouts.record import completion_mask, padded
-from blockwright.plugins.alignment.rollouts.scoring import score
+from blockwright.plugins.alignment.rollouts.record import completion_mask, padded, score
 
 ROWS, PROMPT, COMPLETION, V = 16, 32, 161, 32_768  # the last token of a completion is not read: 192 tokens a row
 WIDTHS = {"kv_lora_rank": 64, "qk_nope_head_dim": 64, "qk_rope_head_dim": 32, "v_head_dim": 64}

@@ -21,8 +21,7 @@ from blockwright.blocks.gating.base import Gating
 from blockwright.blocks.generation.sample import Sampling
 from blockwright.blocks.linear import is_adapter
 from blockwright.plugins.alignment.rollouts.engine.native import Native, Request
-from blockwright.plugins.alignment.rollouts.record import Rollout, completion_mask, padded
-from blockwright.plugins.alignment.rollouts.scoring import score
+from blockwright.plugins.alignment.rollouts.record import Rollout, completion_mask, padded, score
 from blockwright.plugins.alignment.tasks.grpo import Grpo
 from blockwright.registry import ConfigError
 from blockwright.training.optimizers.adamw import AdamW

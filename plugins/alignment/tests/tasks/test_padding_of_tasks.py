@@ -6,7 +6,7 @@ import pytest
 
 from blockwright.plugins.alignment.data.preferences import SortingPreferences
 from blockwright.plugins.alignment.data.prompt_module import PromptDataModule
-from blockwright.plugins.alignment.rollouts import scoring
+from blockwright.plugins.alignment.rollouts import record
 from blockwright.training.data.corpora import Sorting
 from blockwright.training.data.modules.chat import ChatDataModule
 from tests import built
@@ -35,7 +35,7 @@ def test_every_task_is_tested() -> None:
     assert sorted(CASES) == built.names("task", "blockwright.plugins.alignment")
 
 
-def widen(packed: scoring._Packed) -> None:
+def widen(packed: record._Packed) -> None:
     """Add padding to the rows that completions are packed in."""
     width = packed.tokens.shape[1]
     for name in ("tokens", "segments", "positions"):
@@ -47,9 +47,9 @@ def widen(packed: scoring._Packed) -> None:
 @pytest.mark.parametrize("name", CASES)
 def test_padding_changes_nothing(train: Make, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     def pad() -> None:
-        pack = scoring._Packed.__init__
+        pack = record._Packed.__init__
         padding.pad(monkeypatch, ChatDataModule, PromptDataModule)
-        monkeypatch.setattr(scoring._Packed, "__init__", lambda self, inputs: (pack(self, inputs), widen(self))[0])
+        monkeypatch.setattr(record._Packed, "__init__", lambda self, inputs: (pack(self, inputs), widen(self))[0])
 
     padding.assert_padding_changes_nothing(train, name, pad)
 
