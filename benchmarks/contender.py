@@ -30,7 +30,7 @@ class Contender:
         maker: the library
         family: the model family
         model: the library's name for it, one of ``MODELS``
-        tuned: with the best settings instead of the defaults (see benchmarks/settings.py)
+        tuned: with the best settings instead of the defaults (see benchmarks/worker.py)
         compiled: with torch.compile
     """
 

@@ -28,10 +28,10 @@ from typing import Any
 from blockwright.lab.ablation import definition, planning
 from blockwright.lab.calibration.control import METRIC
 from blockwright.lab.calibration.runs import all_losses
-from blockwright.lab.report import verdict_command
+from blockwright.lab.report import terminal
 from blockwright.lab.sweep import plan as plans
+from blockwright.registry.folder import write_json
 from blockwright.training.result import RESULTS
-from blockwright.training.writing import write_json
 
 BANK = Path(__file__).resolve().parent / "results" / "same_arms.csv"
 ABLATION = Path(__file__).resolve().parent / "same_arms.yaml"
@@ -127,7 +127,7 @@ def kinds(folder: Path) -> list[str]:
     """The verdict on each arm, by ``blockwright verdict``."""
     said = io.StringIO()
     with contextlib.redirect_stdout(said):
-        verdict_command.main([str(folder), "--json"])
+        terminal.main([str(folder), "--json"])
     return [each["kind"] for each in json.loads(said.getvalue())["verdicts"]]
 
 

@@ -1,7 +1,7 @@
 """Start-up times: help, catalogue, a refusal, the first step. In CPU seconds, independent of other load.
 
 ``python -m benchmarks.startup``. Every command is a separate process, measured from start to end; the first step ends
-its process itself (benchmarks/first_step.py). Commands take turns; one round beforehand warms the disk cache.
+its process itself (benchmarks/callbacks.py). Commands take turns; one round beforehand warms the disk cache.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks import machine, record
-from benchmarks.first_step import MARK
+from benchmarks.callbacks import MARK
 from benchmarks.record import Ratio, Result, Table
 from benchmarks.statistics import spread
 from blockwright.registry import REFUSED
 
 ROOT = Path(__file__).resolve().parent.parent
-FIRST_STEP = "+callbacks.first_step._target_=benchmarks.first_step.FirstStep"
+FIRST_STEP = "+callbacks.first_step._target_=benchmarks.callbacks.FirstStep"
 COMMANDS: dict[str, tuple[list[str], int, float]] = {  # arguments, exit code, CPU seconds promised
     "help": (["train.py", "--help"], 0, 3.0),
     "catalogue": (["-m", "blockwright.registry"], 0, 3.0),

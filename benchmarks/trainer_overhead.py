@@ -90,7 +90,7 @@ class Trainer:
         """Seconds per step, from the start of the second batch to the start of the one after the last."""
         from torch.utils.data import DataLoader
 
-        from benchmarks.step_clock import StepClock
+        from benchmarks.callbacks import StepClock
         from blockwright.training.configuration import parts
         from blockwright.training.configuration.instantiate import instantiate
         from blockwright.training.configuration.run import OWN

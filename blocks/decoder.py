@@ -18,8 +18,8 @@ from blockwright.blocks.gating.base import Routing, with_losses
 from blockwright.blocks.input import Input, Media
 from blockwright.blocks.kernels.choice import choose
 from blockwright.blocks.kernels.cross_entropy import IGNORED
-from blockwright.blocks.kernels.linear import linear
 from blockwright.blocks.kernels.log_probabilities import linear_log_probabilities
+from blockwright.blocks.kernels.products import linear
 from blockwright.blocks.layer import MTP, Layer, later_targets
 from blockwright.blocks.loop import Loop
 from blockwright.blocks.norm import Norm

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from blockwright.blocks.base import Block, Kind
-from blockwright.blocks.kernels.linear import linear
+from blockwright.blocks.kernels.products import linear
 from blockwright.registry import family, register
 from blockwright.registry.ranges import NonNegative
 

@@ -11,8 +11,7 @@ from torch.nn import functional as F
 
 from blockwright.blocks.base import Block, Kind, Placement
 from blockwright.blocks.gating.base import Routing
-from blockwright.blocks.kernels.experts import Choices
-from blockwright.blocks.kernels.grouped_matmul import combine, dispatch, grouped_matmul, sort_by_expert
+from blockwright.blocks.kernels.grouped_matmul import Choices, combine, dispatch, grouped_matmul, sort_by_expert
 from blockwright.blocks.linear import Linear
 from blockwright.blocks.norm import Norm
 from blockwright.registry import BlockError, family, register

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from blockwright.blocks.base import Block, Placement
-from blockwright.blocks.kernels.linear import linear
+from blockwright.blocks.kernels.products import linear
 
 _maker: ContextVar[Callable[..., nn.Linear] | None] = ContextVar("maker", default=None)
 
@@ -34,7 +34,7 @@ def linears(make: Callable[..., nn.Linear]) -> Iterator[None]:
 
 
 class Linear(nn.Linear):
-    """``torch.nn.Linear`` with faster decoding on some processors: see blocks/kernels/linear.py."""
+    """``torch.nn.Linear`` with faster decoding on some processors: see blocks/kernels/products.py."""
 
     def __new__(cls, in_features: int = 0, out_features: int = 0, bias: bool = True) -> nn.Linear:  # type: ignore[misc]
         make = _maker.get()

@@ -41,7 +41,7 @@ from blockwright.lab.report import card_chart
 from blockwright.lab.report.svg import standalone
 from blockwright.registry import BlockError, ConfigError
 from blockwright.registry.command import run_command
-from blockwright.training.writing import write_text
+from blockwright.registry.folder import write_text
 
 USAGE = """\
 blockwright describe model=NAME[,NAME…] [OPTION=VALUE …] [HYDRA OVERRIDE …] [--json] [--plot FILE.svg]

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from blockwright.registry import ConfigError
 from blockwright.registry.command import Parser, run_command
-from blockwright.training.writing import write_text
+from blockwright.registry.folder import write_text
 
 TEMPLATE = Path(__file__).parent / "template"
 FILES = {  # file of the repository → of the template

@@ -27,6 +27,7 @@ from blockwright.lab.report import single
 from blockwright.lab.report.svg import standalone
 from blockwright.registry import printing
 from blockwright.registry.enforcing import enforced
+from blockwright.registry.folder import write_text
 from blockwright.registry.ranges import NonNegative, Whole
 from blockwright.training.cadence import logs_now
 from blockwright.training.callbacks.interruption import Interruption
@@ -36,7 +37,6 @@ from blockwright.training.figure import by_name, find, names_in, of_run
 from blockwright.training.parallel.local import is_distributed
 from blockwright.training.result import RESULTS, Result
 from blockwright.training.tasks.base import Task
-from blockwright.training.writing import write_text
 
 FILE = "curves.json"
 Curve = Sequence[tuple[int, float]]

@@ -24,11 +24,11 @@ from blockwright.lab.calibration import control
 from blockwright.lab.ladder import definition as ladder
 from blockwright.registry import ConfigError, catalogue, json_schema, presets, user_conf
 from blockwright.registry.command import Parser, run_command
+from blockwright.registry.folder import write_text
 from blockwright.registry.json_schema import DRAFT, Blocks, Schema, any_of, mapping, of, told
 from blockwright.training.checkpoints.resume import LAST
 from blockwright.training.configuration import conf
 from blockwright.training.configuration.instantiate import find_target, signature
-from blockwright.training.writing import write_text
 
 FOLDER = ".schema"  # beside the groups; Hydra reads only *.yaml
 OVERRIDES: Schema = {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}

@@ -1,15 +1,24 @@
-"""Read the text files of a folder that may be untrusted: a run's, a sweep's, a checkpoint's.
+"""Files of a folder that may be untrusted (a run's, a sweep's, a checkpoint's): read as data, and replaced whole.
 
-Every such file is read here, as data: a plain file within the folder, of limited size, depth and number of values. No
+Every text file is read here, as data: a plain file within the folder, of limited size, depth and number of values. No
 interpolation is resolved, so that nothing of the environment is read. A file that is missing, or is not what it should
 be, is a ConfigError, which is a ValueError: where a damaged file counts as none, catch that.
+
+A file or a folder is replaced atomically: a reader sees the old content or the new one, even if the writer is killed.
+Other files only grow; whatever ends their writer, what was there before stays.
 """
 
 from __future__ import annotations
 
+import errno
+import glob
 import json
+import os
+import platform
 import re
-from collections.abc import Mapping
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -204,3 +213,112 @@ class References:
 
     def _refusal(self, text: str, rule: str) -> ConfigError:
         return ConfigError(self.path, text[:200], rule, self.remedy)
+
+
+@contextmanager
+def replaced(path: Path, partial: Path | None = None) -> Iterator[Path]:
+    """A temporary path beside ``path``, which takes its place at the end, and is removed after an error.
+
+    What a writer of this path that was killed has left is removed too.
+
+    Args:
+        path: of a file; or of a folder, which must not exist or be empty
+        partial: the temporary path; None for one that is unique to this process
+
+    Raises:
+        OSError: it cannot be written; what was at ``path`` is intact
+    """
+    path, here = path.absolute(), _here()
+    partial = partial or path.with_name(f".{path.name}.{here}.{os.getpid()}.partial")
+    for left in path.parent.glob(f".{glob.escape(f'{path.name}.{here}')}.*.partial"):
+        if _has_ended(left.name.split(".")[-2]):
+            with suppress(OSError):
+                _remove(left)
+    try:
+        yield partial
+        for written in [partial, *partial.rglob("*")]:  # or a power failure after the rename would leave zeros
+            _to_storage(written)
+        os.replace(partial, path)
+    finally:
+        _remove(partial)  # on a full disk it takes room
+
+
+def _remove(partial: Path) -> None:
+    if partial.is_dir():
+        shutil.rmtree(partial, ignore_errors=True)
+    else:
+        partial.unlink(missing_ok=True)
+
+
+def _here() -> str:
+    """Within what a process id is unique: a kernel since it booted, and one of its process namespaces (containers)."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text()[:8]
+        return f"{boot}_{os.stat('/proc/self/ns/pid').st_ino}"
+    except OSError:  # not Linux
+        return platform.node()
+
+
+def _has_ended(process: str) -> bool:
+    """Whether no process has this id; False where that cannot be known."""
+    try:
+        os.kill(int(process), 0)
+    except ProcessLookupError:
+        return True
+    except (PermissionError, ValueError, OverflowError):  # of another user; not a name of ours
+        pass
+    return False
+
+
+def _to_storage(written: Path) -> None:
+    """Flush a file, or the names of a folder."""
+    descriptor = os.open(written, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_text(file: Path, text: str) -> None:
+    """Write a text file atomically, in UTF-8.
+
+    Raises:
+        OSError: it cannot be written; the old content is intact, and nothing else is left
+    """
+    write_bytes(file, text.encode())
+
+
+def write_bytes(file: Path, content: bytes) -> None:
+    """Write a file atomically; errors as in ``write_text``."""
+    try:
+        with replaced(file) as partial:
+            partial.write_bytes(content)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(file)) from error  # a failed write does not name its file
+
+
+def write_json(file: Path, content: Any) -> None:
+    """Write a JSON file atomically."""
+    write_text(file, json.dumps(content, indent=1))
+
+
+def append_lines(file: Path, text: str) -> None:
+    """Append whole lines to a text file, all of them or none, at once: lines of several writers stay apart.
+
+    A last line that a killed writer has cut is ended first, so that it spoils no other.
+
+    Raises:
+        OSError: they cannot be written
+    """
+    with file.open("a+b", buffering=0) as opened:
+        end = opened.seek(0, os.SEEK_END)
+        if end:
+            opened.seek(end - 1)
+        content = (b"\n" if end and opened.read(1) != b"\n" else b"") + text.encode()
+        try:
+            if opened.write(content) < len(content):  # the rest did not fit
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError as error:
+            if file.stat().st_size > end:
+                os.truncate(opened.fileno(), end)
+            raise OSError(error.errno, error.strerror, str(file)) from error

@@ -305,7 +305,7 @@ def among_bad_company(
     crowd = tmp_path_factory.mktemp("crowd")
     shutil.copytree(site, crowd, dirs_exist_ok=True)
     (crowd / "copycat.py").write_text(
-        "from blockwright.blocks.attention.gqa import MHA\n"
+        "from blockwright.blocks.attention.grouped import MHA\n"
         "from blockwright.registry import register\n\n\n"
         '@register("attention", "mha")\n'
         "class Mine(MHA):\n"
@@ -323,7 +323,7 @@ def among_bad_company(
 def test_plug_ins_that_clash_or_do_not_load_are_named_and_all_else_works(among_bad_company: Said) -> None:
     warnings = "".join(found.said for found in among_bad_company.values())
     (told,) = set(re.findall(r"UserWarning: (attention 'mha' is already .*)", warnings))
-    assert "blockwright.blocks.attention.gqa" in told and "the-copycat (copycat)" in told
+    assert "blockwright.blocks.attention.grouped" in told and "the-copycat (copycat)" in told
     (told,) = re.findall(r"UserWarning: (block plug-in 'wreck' .*)", warnings)
     assert "the-wreck" in told and "a_missing_package" in told and "block plug-in 'ghost' of the-ghost" in warnings
     code, text = among_bad_company["catalogue"].code, among_bad_company["catalogue"].said

@@ -13,8 +13,7 @@ from lightning.pytorch.core.saving import save_hparams_to_yaml
 from lightning.pytorch.loggers import CSVLogger as LightningCSVLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 
-from blockwright.registry.replacing import replaced
-from blockwright.training.writing import append_lines, write_text
+from blockwright.registry.folder import append_lines, replaced, write_text
 
 
 class CSVLogger(LightningCSVLogger):

@@ -3,7 +3,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from blockwright.blocks.attention.gqa import GQA
+from blockwright.blocks.attention.grouped import GQA
 from blockwright.blocks.attention.remembered import Held
 from blockwright.blocks.forward_pass import Carry, Pass
 from blockwright.registry import BlockError, register

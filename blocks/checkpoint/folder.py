@@ -12,8 +12,7 @@ from typing import Any
 from blockwright.registry import ConfigError, folder
 from blockwright.registry.command import quoted
 from blockwright.registry.errors import os_error_of
-from blockwright.registry.folder import parse_json, read_bytes
-from blockwright.registry.replacing import replaced
+from blockwright.registry.folder import parse_json, read_bytes, replaced
 
 ORIGIN = "origin.json"  # of an imported folder
 

@@ -32,7 +32,7 @@ from blockwright.blocks.kernels import (
 from blockwright.blocks.kernels import (
     quantise as quantising,
 )
-from blockwright.blocks.kernels.experts import Choices
+from blockwright.blocks.kernels.grouped_matmul import Choices
 from blockwright.blocks.kernels.quantise import BITS, Codes, group_sizes, quantise
 from blockwright.blocks.kernels.scoring import Band, Scoring, Slopes
 from blockwright.blocks.kernels.seam import EVERY, capability_of, implementations

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from blockwright.blocks.kernels.cross_entropy import linear_cross_entropy
-from blockwright.blocks.kernels.experts import Choices
+from blockwright.blocks.kernels.grouped_matmul import Choices
 from blockwright.blocks.kernels.quantise import Codes
 from blockwright.blocks.kernels.recurrence import one_by_one
 from blockwright.blocks.kernels.scoring import Scoring
@@ -104,7 +104,7 @@ class Kernels:
         return self._compute("encoder_attention", q, k, v, scale)
 
     def swiglu_experts(self, x: Tensor, choices: Choices, gate_up: Tensor, down: Tensor) -> Tensor:
-        """``blockwright.blocks.kernels.experts.swiglu_experts``."""
+        """``blockwright.blocks.kernels.grouped_matmul.swiglu_experts``."""
         return self._compute("experts", x, choices, gate_up, down)
 
     def nll_and_z(

@@ -1,12 +1,13 @@
-"""How a process multiplies fp32 matrices on a CPU, where there are several ways to the same numbers but for rounding.
+"""x Wᵀ + b, and how a process multiplies fp32 matrices on a CPU: several ways give the same numbers but for rounding.
 
 **Large products.** PyTorch uses MKL, which is slow on some processors. With
 ``torch.set_float32_matmul_precision("medium")`` it uses oneDNN instead, up to twice as fast there. The setting also
 *allows* bf16 inside, which processors with matrix units (AMX) use, so it is chosen only after a product on this machine
 has shown full fp32 accuracy. On a GPU the CPU does not matter: there fp32 is full fp32 on every host.
 
-**A few rows**, as in decoding, are multiplied by other implementations of ``linear`` (blocks/kernels/linear.py), or by
-MKL even where larger products are oneDNN's (``by_mkl``).
+**A few rows**, as in decoding, are multiplied by other implementations of ``linear``, or by MKL even where larger
+products are oneDNN's (``by_mkl``). They are registered with ``automatic=False``: on a CPU only measurement or the user
+chooses one, for a number of rows.
 
 A ``Choice`` is measured (blocks/kernels/timing.py) or stated. Without one, everything is torch's own.
 """
@@ -21,8 +22,9 @@ from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-from blockwright.blocks.kernels.seam import Implementation, chain, implementations
+from blockwright.blocks.kernels.seam import Implementation, chain, compute, first_to_take, implementations, kernel
 from blockwright.blocks.precision import matmul_precision
 
 Precision = Literal["highest", "high", "medium"]  # of torch.set_float32_matmul_precision
@@ -192,3 +194,24 @@ def by_mkl() -> Iterator[None]:
         yield
     finally:
         products.fp32_precision = precision
+
+
+kernel("linear", "torch", order=20)(F.linear)
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """``torch.nn.functional.linear``; without gradients by the first chosen implementation that takes it.
+
+    Args:
+        x: [..., K]
+        weight: [N,K]
+        bias: [N]
+
+    Returns:
+        [..., N]
+    """
+    if torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return F.linear(x, weight, bias)
+    if x.is_cpu and (asked := asked_for(x.numel() // (x.shape[-1] or 1))):
+        return first_to_take(asked, x, weight, bias).call(x, weight, bias)
+    return compute("linear", x, weight, bias)

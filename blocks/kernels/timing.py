@@ -47,9 +47,8 @@ from blockwright.blocks.kernels.products import (
 from blockwright.blocks.kernels.seam import implementations
 from blockwright.blocks.precision import matmul_precision
 from blockwright.registry import ConfigError
-from blockwright.registry.folder import parse_json
+from blockwright.registry.folder import parse_json, replaced
 from blockwright.registry.limits import read_plain
-from blockwright.registry.replacing import replaced
 
 VARIABLE = "BLOCKWRIGHT_PRODUCTS"
 TORCH, AUTO = "torch", "auto"

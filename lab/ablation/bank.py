@@ -17,10 +17,9 @@ from typing import Any
 
 from blockwright.lab.report.sweep import Bank
 from blockwright.registry import ConfigError
-from blockwright.registry.folder import MAX_JSON_BYTES, parse_json, read_text
+from blockwright.registry.folder import MAX_JSON_BYTES, append_lines, parse_json, read_text
 from blockwright.registry.ranges import Count, NonNegative, Positive, Seed
 from blockwright.registry.reading import read as read_settings
-from blockwright.training.writing import append_lines
 
 FILE = "noise.jsonl"
 SHIPPED = Path(__file__).parent

@@ -18,9 +18,8 @@ import blockwright
 from blockwright.lab.calibration.control import Control
 from blockwright.lab.calibration.outcome import Outcome, Summary, judge
 from blockwright.registry import ConfigError
-from blockwright.registry.folder import parse_json, read_json
+from blockwright.registry.folder import parse_json, read_json, write_json
 from blockwright.registry.reading import read as read_settings
-from blockwright.training.writing import write_json
 
 FILE = "calibration.json"
 PACKAGES = ("torch", "lightning", "numpy", "scipy")  # a loss depends on them

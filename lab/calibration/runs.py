@@ -18,7 +18,7 @@ from multiprocessing.connection import wait
 from blockwright.lab.ablation.definition import Overrides
 from blockwright.lab.calibration.control import METRIC, Control
 from blockwright.training.configuration.composing import compose_config
-from blockwright.training.stops import Diverged
+from blockwright.training.result import Diverged
 
 QUIET = (  # no files, one evaluation at the end; before the overrides of a control
     "callbacks=[machine,guard]",

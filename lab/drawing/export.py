@@ -8,7 +8,7 @@ from pathlib import Path
 
 from blockwright.registry import ConfigError
 from blockwright.registry.extras import require
-from blockwright.training.writing import write_bytes
+from blockwright.registry.folder import write_bytes
 
 FORMATS = (".svg", ".pdf", ".png")
 WIDTH = 237.6  # points: 3.3 inches, the column of a paper

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 
 from blockwright.lab.report import build, terminal
-from blockwright.lab.report.verdict_command import findings_of, parser
+from blockwright.lab.report.terminal import findings_of, parser
 from blockwright.registry.command import run_command
 
 

@@ -14,8 +14,7 @@ from blockwright.lab.report.models import Drawn
 from blockwright.lab.report.svg import CSS, Figure, standalone
 from blockwright.lab.report.tables import Cell, Table
 from blockwright.registry import ConfigError
-from blockwright.registry.folder import own_folder
-from blockwright.training.writing import write_text
+from blockwright.registry.folder import own_folder, write_text
 
 HERE = Path(__file__).parent
 LABELS = {

@@ -1,7 +1,10 @@
-"""The report in a terminal."""
+"""The report in a terminal; and ``blockwright verdict DIR``: what a sweep decides, for a reader or for a script."""
 
 from __future__ import annotations
 
+import sys
+from argparse import Namespace
+from collections.abc import Sequence
 from pathlib import Path
 from typing import IO
 
@@ -10,9 +13,13 @@ from rich.table import Table
 from rich.text import Text
 
 from blockwright.lab.report import build
-from blockwright.lab.report.findings import Findings
+from blockwright.lab.report.findings import Findings, find
 from blockwright.lab.report.page import Head
-from blockwright.registry import printing
+from blockwright.lab.report.reading import read
+from blockwright.lab.report.verdict import as_json, document, exit_code, verdicts
+from blockwright.registry import ConfigError, printing
+from blockwright.registry.command import Parser, run_command
+from blockwright.registry.extras import require
 
 STYLES = {
     "better": "bold green",
@@ -51,3 +58,63 @@ def show_head(head: Head, page: Path | None = None, file: IO[str] | None = None)
         console.print(Text(f"\n{head.method}\n", style="dim"))
     if page is not None:
         console.print(str(page), soft_wrap=True)
+
+
+# --- the command line of ``blockwright report`` and ``blockwright verdict`` -------------------------------------------
+
+
+def parser(prog: str, description: str) -> Parser:
+    """A parser of the arguments that both commands take."""
+    made = Parser(prog=prog, description=description)
+    made.add_argument("directory", metavar="DIR", type=Path, help="folder of a sweep: logs/*/multiruns/…")
+    made.add_argument("--baseline", metavar="NAME", help="arm that the others are compared with")
+    made.add_argument("--metric", metavar="NAME", help="what they are compared by, as in results.json: test/loss")
+    made.add_argument("--direction", metavar="WAY", help="minimize or maximize it, if its runs do not say which")
+    return made
+
+
+def findings_of(arguments: Namespace) -> Findings:
+    """The findings of the sweep that a command line names.
+
+    Raises:
+        ConfigError: there is nothing to report
+    """
+    return find(read(arguments.directory, arguments.baseline, arguments.metric, arguments.direction))
+
+
+ABOUT = (
+    "Print the verdict on each arm of a sweep: better, worse, the same within a margin, undecided (and the seeds that "
+    "it needs), or none (and why). It writes nothing. Exit code 0: every arm is better, worse or the same; 3: some are "
+    "undecided; 4: on some there is no verdict."
+)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the command.
+
+    Returns:
+        0, 3 or 4, as its help says
+
+    Raises:
+        ConfigError: there is nothing to compare
+    """
+    made = parser("blockwright verdict", ABOUT)
+    made.add_argument("--json", action="store_true", help="print the document that a report has in verdict.json")
+    of = made.parse_args(arguments)
+    require("lab", "scipy", path="blockwright.lab.report")
+    findings = findings_of(of)
+    if findings.sweep.kind == "search":
+        rule = "is a search, whose trials depend on each other, so that they are not compared"
+        raise ConfigError("DIR", str(of.directory), rule, f"See the best trial: blockwright report {of.directory}")
+    if not findings.others:
+        remedy = "Sweep over what is to be compared: blockwright train -m model/attention=mha,gqa seed=0,1,2"
+        raise ConfigError("DIR", str(of.directory), "has one arm, so that nothing is compared", remedy)
+    if of.json:
+        print(as_json(document(findings)))
+    else:
+        show(findings)
+    return exit_code(verdicts(findings))
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))

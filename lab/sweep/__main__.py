@@ -16,7 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from blockwright.lab.sweep import launcher, locks, seams
+from blockwright.lab.sweep import launcher, seams
 from blockwright.lab.sweep import plan as plans
 from blockwright.lab.sweep.callback import SWEEPER
 from blockwright.lab.sweep.job import run_job, set_aside
@@ -26,6 +26,7 @@ from blockwright.lab.sweep.table import best_of, rows_of, table_of
 from blockwright.registry import ConfigError, did_you_mean
 from blockwright.registry.command import Parser, quoted, run_command
 from blockwright.registry.printing import show as print_table
+from blockwright.training import claims
 from blockwright.training import jobs as training_jobs
 from blockwright.training.result import LOST, Result
 
@@ -69,7 +70,7 @@ def main(arguments: Sequence[str]) -> int:
     if given.action == "stop":
         return stop(sweep, plan)
     check_can_run(sweep, plan, given.workers if given.workers is not None else plan.get("workers") or 1)
-    os.close(locks.take_sweep(sweep))  # refuses a running sweep before anything changes
+    os.close(claims.take_sweep(sweep))  # refuses a running sweep before anything changes
     if plan["kind"] == "search":
         return go_on_with_search(sweep, plan, given.action == "retry", _numbers(given.jobs), given.workers)
     if given.workers is not None and (launcher.KEY in plan or seams.is_hosted(plan)):
@@ -113,7 +114,7 @@ def stop(sweep: Path, plan: Mapping[str, Any]) -> int:
         said = f"{len(ran)} jobs have saved and ended" + (f", {len(waiting)} had not started" if waiting else "")
         print(f"{said}. Resume with: {resume_command(sweep)}")
         return 0
-    holders = {locks.holder(folder) for folder in (sweep, *(p for p in sweep.iterdir() if p.name.isdigit()))} - {None}
+    holders = {claims.holder(folder) for folder in (sweep, *(p for p in sweep.iterdir() if p.name.isdigit()))} - {None}
     if not holders:
         print("no job is running on this machine")
     for process in holders:
@@ -127,7 +128,7 @@ def show(sweep: Path, plan: Mapping[str, Any], as_json: bool) -> None:
     states = None if hosted is None else hosted.collect()
     rows, best = rows_of(sweep, states), best_of(sweep, plan)
     counts = Counter(row["status"] for row in rows)
-    running = locks.is_taken(sweep) or "running" in counts
+    running = claims.is_taken(sweep) or "running" in counts
     if "jobs" not in plan and (left := (plan.get("n_trials") or 0) - len(rows)) > 0:
         counts["waiting" if running else "not begun"] += left
     if as_json:

@@ -21,17 +21,17 @@ from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from blockwright.lab.sweep import locks, seams
 from blockwright.lab.sweep import plan as plans
-from blockwright.lab.sweep.progress import ended_line
-from blockwright.lab.sweep.table import exit_code, summarise
+from blockwright.lab.sweep import seams
+from blockwright.lab.sweep.table import ended_line, exit_code, summarise
 from blockwright.registry import ConfigError
 from blockwright.registry.reading import checked
+from blockwright.training import claims
 from blockwright.training.configuration import figures
 from blockwright.training.configuration.conf import config_flags, kept
 from blockwright.training.configuration.run import HINTS
 from blockwright.training.jobs import STOP, host_of
-from blockwright.training.stops import SIGNALS, Interrupted, refuse
+from blockwright.training.result import SIGNALS, Interrupted, refuse
 
 PATIENCE_S = 120  # time for jobs to finish their step and save
 SUBDIR = "${hydra.job.num}"
@@ -49,7 +49,7 @@ class SweepCallback(Callback):
         sweep = Path(config.hydra.sweep.dir).absolute()
         try:
             sweep.mkdir(parents=True, exist_ok=True)
-            locks.take_sweep(sweep)  # until this process ends; first, as another sweep here may have written the plan
+            claims.take_sweep(sweep)  # until this process ends; first, as another sweep here may have written the plan
             begin(sweep, config, sys.argv[1:])
         except ConfigError as error:  # Hydra would only warn of an exception in a callback
             refuse(error)
@@ -89,11 +89,11 @@ def stop_jobs(sweep: Path, signum: int, frame: FrameType | None) -> None:
         signal.signal(one, partial(stop_sweep, sweep))
     (sweep / STOP).touch()  # stops the launcher from starting further jobs
     jobs = [folder for folder in sweep.iterdir() if folder.name.isdigit()]
-    for process in filter(None, map(locks.holder, jobs)):
+    for process in filter(None, map(claims.holder, jobs)):
         with suppress(ProcessLookupError):
             os.kill(process, signal.SIGTERM)
     until = time.monotonic() + PATIENCE_S
-    while any(map(locks.is_taken, jobs)) and time.monotonic() < until:
+    while any(map(claims.is_taken, jobs)) and time.monotonic() < until:
         time.sleep(0.1)
     raise Interrupted(None, 0, signum, sweep)
 

@@ -30,7 +30,7 @@ from types import TracebackType
 from typing import IO, Any, NoReturn, Protocol
 
 from blockwright.registry import ConfigError
-from blockwright.training.stops import SIGNALS
+from blockwright.training.result import SIGNALS
 
 IMPORTED = ("blockwright.training.entry.main", "blockwright.training.entry.cli", "torch._dynamo")
 LARGEST = 2**17  # bytes of a message; a socket takes more without being set

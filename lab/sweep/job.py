@@ -14,17 +14,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any
 
-from blockwright.lab.sweep import locks
 from blockwright.lab.sweep import plan as plans
 from blockwright.registry import ConfigError
 from blockwright.registry.command import quoted
-from blockwright.registry.folder import read_json
-from blockwright.training import jobs
+from blockwright.registry.folder import read_json, write_json
+from blockwright.training import claims, jobs
 from blockwright.training.checkpoints.atomic import milestone, newest
 from blockwright.training.configuration.run import FOLDER
-from blockwright.training.result import RESULTS, Result, record_failure
-from blockwright.training.stops import DIVERGED, PREEMPTED, SIGNALS
-from blockwright.training.writing import write_json
+from blockwright.training.result import DIVERGED, PREEMPTED, RESULTS, SIGNALS, Result, record_failure
 
 LOG = "job.log"
 PREVIOUS = "results.previous.json"  # of a job's previous attempt
@@ -175,7 +172,7 @@ def run_job(sweep: Path, number: int, overrides: Sequence[str] | None = None) ->
     attempt = Attempt(sweep, number, overrides)
     if attempt.is_done():
         return 0
-    if locks.is_taken(attempt.folder):
+    if claims.is_taken(attempt.folder):
         raise ConfigError("N", number, "is running", f"See blockwright sweep status {attempt.sweep}")
     attempt.make_way()
     return attempt.conclude(attempt.run({}))[0]

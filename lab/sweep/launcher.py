@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from blockwright.lab.sweep import plan as plans
 from blockwright.lab.sweep import seams
 from blockwright.lab.sweep.job import LOST, READY, WAITS, fail_after, forwarding, origin, state_of
-from blockwright.lab.sweep.progress import seconds_of
+from blockwright.lab.sweep.table import seconds_of
 from blockwright.registry import ConfigError, did_you_mean
 from blockwright.registry.command import Words, quoted
 from blockwright.training import jobs as training_jobs

@@ -16,11 +16,10 @@ from annotated_types import Ge, Gt, Le
 
 from blockwright.lab.sweep import seams
 from blockwright.registry import ConfigError, user_conf
-from blockwright.registry.folder import read_json, read_yaml
+from blockwright.registry.folder import read_json, read_yaml, write_json
 from blockwright.registry.ranges import NonNegative, Number
 from blockwright.registry.schema import conforms, fault
 from blockwright.training.jobs import SWEEP
-from blockwright.training.writing import write_json
 
 # --- what is wrong with the values of a ``plan.json`` that was edited, or that another user made ----------------------
 

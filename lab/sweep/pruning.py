@@ -11,7 +11,7 @@ import lightning as L
 from blockwright.lab.sweep import plan as plans
 from blockwright.lab.sweep.study import open_study
 from blockwright.registry import ConfigError
-from blockwright.training.stops import Pruned
+from blockwright.training.result import Pruned
 
 
 class Pruning(L.Callback):

@@ -16,12 +16,10 @@ from blockwright.lab.sweep import launcher, seams
 from blockwright.lab.sweep import plan as plans
 from blockwright.lab.sweep.forking import Process, Processes
 from blockwright.lab.sweep.job import LOG, READY, WAITS, command, conclude, fail_after, state_of
-from blockwright.lab.sweep.locks import take_sweep
-from blockwright.lab.sweep.progress import Display
-from blockwright.lab.sweep.table import exit_code, summarise
+from blockwright.lab.sweep.table import Display, exit_code, summarise
 from blockwright.registry import REFUSED, ConfigError
-from blockwright.training.result import Result
-from blockwright.training.stops import DIVERGED, PREEMPTED, SIGNALS
+from blockwright.training.claims import take_sweep
+from blockwright.training.result import DIVERGED, PREEMPTED, SIGNALS, Result
 
 LAUNCHED = ("RANK", "LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 

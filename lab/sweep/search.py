@@ -36,11 +36,11 @@ from blockwright.lab.sweep.study import open_study
 from blockwright.registry import ConfigError, did_you_mean
 from blockwright.registry.command import quoted
 from blockwright.registry.extras import require
+from blockwright.registry.folder import write_text
 from blockwright.training.checkpoints.atomic import newest
 from blockwright.training.configuration import figures
 from blockwright.training.configuration.instantiate import check_target
 from blockwright.training.result import Result, record_failure
-from blockwright.training.writing import write_text
 
 # --- Hydra's sweep syntax → Optuna's distributions --------------------------------------------------------------------
 

@@ -21,12 +21,12 @@ from blockwright.lab.statistics.tuning import ENDS, Fit, Try, fit
 from blockwright.lab.sweep.tuning import COMPARE, RATE, SD_OF_RUN, TUNE, loss_of, next_round
 from blockwright.registry import ConfigError
 from blockwright.registry.extras import require
+from blockwright.registry.folder import write_json
 from blockwright.registry.printing import show
 from blockwright.registry.ranges import Count
 from blockwright.registry.reading import keys
 from blockwright.registry.reading import read as read_settings
 from blockwright.training.result import Result
-from blockwright.training.writing import write_json
 
 BASE, RULES, STANDARD = "base", "rules", "standard"  # arms that are tuned
 TRANSFERRED = "transferred"  # the arm under rules at the rate of the base

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from blockwright.blocks.kernels.linear import linear
+from blockwright.blocks.kernels.products import linear
 
 FEW = 64  # pairs; with more, most experts are chosen and a Python loop costs more than the sort
 

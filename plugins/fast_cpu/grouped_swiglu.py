@@ -18,8 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from blockwright.blocks.kernels.experts import Choices, in_order
-from blockwright.blocks.kernels.grouped_matmul import Order
+from blockwright.blocks.kernels.grouped_matmul import Choices, Order, in_order
 from blockwright.blocks.kernels.products import multiplies_by_onednn
 from blockwright.blocks.kernels.seam import kernel
 from blockwright.plugins.fast_cpu.few_experts import few, few_swiglu

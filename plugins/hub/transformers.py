@@ -22,7 +22,7 @@ from torch import Tensor
 
 from blockwright.blocks.compose import check, compose
 from blockwright.blocks.decoder import Decoder
-from blockwright.blocks.kernels.linear import linear
+from blockwright.blocks.kernels.products import linear
 from blockwright.blocks.kernels.scoring import PADDING
 from blockwright.blocks.layer import Layer
 from blockwright.plugins.hub.own import MODEL_TYPE

@@ -22,7 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 from blockwright.blocks.checkpoint.folder import check_out, whole
 from blockwright.lab.sweep import plan as plans
 from blockwright.lab.sweep.job import origin
-from blockwright.lab.sweep.progress import Display
+from blockwright.lab.sweep.table import Display
 from blockwright.plugins.kubernetes.cluster import Cluster
 from blockwright.plugins.kubernetes.host import NAME, check_identity
 from blockwright.plugins.kubernetes.jobs import Jobs
@@ -37,11 +37,10 @@ from blockwright.plugins.kubernetes.wanted import (
     check_world,
 )
 from blockwright.registry import ConfigError
+from blockwright.registry.folder import write_text
 from blockwright.training.configuration.placeholders import read_from_environment
 from blockwright.training.jobs import STOP
-from blockwright.training.result import Result
-from blockwright.training.stops import SIGNALS, Interrupted
-from blockwright.training.writing import write_text
+from blockwright.training.result import SIGNALS, Interrupted, Result
 
 LEAST_GRACE_S = 60
 FOLDER = "hydra.sweep.subdir="  # override that numbers a job by its plan (lab/sweep/launcher.py)

@@ -21,8 +21,7 @@ from blockwright.plugins.kubernetes.host import NAME
 from blockwright.registry import REFUSED, ConfigError
 from blockwright.registry.command import Parser, run_command
 from blockwright.training.jobs import HOST
-from blockwright.training.result import Result
-from blockwright.training.stops import DIVERGED
+from blockwright.training.result import DIVERGED, Result
 
 INDEX = "JOB_COMPLETION_INDEX"  # environment variable that a cluster sets: the node of the job
 MESSAGE = Path("/dev/termination-log")

@@ -22,7 +22,7 @@ from typing import Any
 
 from blockwright.plugins.kubernetes.options import GROUP, Options
 from blockwright.registry.errors import REFUSED
-from blockwright.training.stops import DIVERGED, PREEMPTED
+from blockwright.training.result import DIVERGED, PREEMPTED
 
 Manifest = dict[str, Any]
 FINAL = [REFUSED, DIVERGED]

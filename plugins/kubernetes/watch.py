@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from blockwright.plugins.kubernetes.options import GROUP
-from blockwright.training.stops import DIVERGED
+from blockwright.training.result import DIVERGED
 
 LOST_S = 60  # beyond its grace period, after which a pod that is being deleted has lost its node
 INDEX = "batch.kubernetes.io/job-completion-index"

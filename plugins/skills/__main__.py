@@ -27,10 +27,9 @@ from blockwright.plugins.skills.report import by_difficulty
 from blockwright.plugins.skills.skill.base import MARKS, SYMBOLS, Skill, name_of
 from blockwright.registry import ConfigError, Node, Scope, did_you_mean
 from blockwright.registry.command import Parser, run_command
-from blockwright.registry.folder import References, own_folder, read_yaml
+from blockwright.registry.folder import References, own_folder, read_yaml, write_text
 from blockwright.registry.printing import show
 from blockwright.training.data.tokenizers.tokenizer import Tokenizer
-from blockwright.training.writing import write_text
 
 # --- the skills of a run ----------------------------------------------------------------------------------------------
 

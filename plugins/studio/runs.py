@@ -16,10 +16,10 @@ from blockwright.lab.drawing.figures import parameters
 from blockwright.lab.report.reading import curves_of
 from blockwright.lab.report.single import Points, figures, losses
 from blockwright.lab.report.svg import Chart
-from blockwright.lab.sweep.locks import is_taken
 from blockwright.lab.sweep.plan import overrides_of
 from blockwright.registry import ConfigError
 from blockwright.registry.folder import read_bytes, read_json
+from blockwright.training.claims import is_taken
 from blockwright.training.result import RESULTS, UNFINISHED, UNREADABLE, Result
 
 OF_A_SWEEP = frozenset({"plan.json", "multirun.yaml"})

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from blockwright.blocks.attention.gqa import GQA
+from blockwright.blocks.attention.grouped import GQA
 from blockwright.blocks.decoder import Decoder
 from blockwright.blocks.forward_pass import Pass, joined, split
 from blockwright.blocks.norm import Norm

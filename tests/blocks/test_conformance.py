@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from blockwright import registry
 from blockwright.blocks.attention.base import Attention
-from blockwright.blocks.attention.gqa import GQA, SlidingWindow
+from blockwright.blocks.attention.grouped import GQA, SlidingWindow
 from blockwright.blocks.balance import ExpertBalance
 from blockwright.blocks.cache.base import Cache
 from blockwright.blocks.cache.ring import Ring
@@ -71,7 +71,7 @@ def test_every_block_that_has_changed_keeps_every_promise(block: str, changed: s
 
 def test_a_block_has_changed_where_its_source_or_that_of_a_base_has() -> None:
     assert all(has_changed(block, None) for block in BLOCKS)
-    found = {block for block in BLOCKS if has_changed(block, {"blocks/attention/gqa.py", "README.md"})}
+    found = {block for block in BLOCKS if has_changed(block, {"blocks/attention/grouped.py", "README.md"})}
     assert "attention/gqa" in found and "ffn/swiglu" not in found
     norms = {f"{kind}/{name}" for kind, name in chosen("norm")}
     assert {block for block in BLOCKS if has_changed(block, {"blocks/norm.py"})} == norms

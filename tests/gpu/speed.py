@@ -7,10 +7,9 @@ from typing import Any
 import torch
 
 from benchmarks.peak import SIZES, Peak
-from benchmarks.settings import return_memory
 from benchmarks.shapes import SHAPES
 from benchmarks.stopwatch import turns
-from benchmarks.worker import peak_memory, reset_peak
+from benchmarks.worker import peak_memory, reset_peak, return_memory
 from blockwright.plugins.planner.hardware import Hardware, hardware, names
 from tests.gpu.answer import passed
 from tests.gpu.blocks_at_work import PARTS, work

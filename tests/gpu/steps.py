@@ -11,9 +11,9 @@ from statistics import median
 from typing import Any
 
 from benchmarks.contender import Contender
-from benchmarks.settings import return_memory
 from benchmarks.shapes import SHAPES, composition
 from benchmarks.train_step import TrainStep
+from benchmarks.worker import return_memory
 from blockwright.blocks.compose import compose
 from blockwright.plugins.planner.hardware import Hardware, coefficients
 from blockwright.plugins.planner.layout import Job, Layout

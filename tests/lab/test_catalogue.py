@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from blockwright import registry
 from blockwright.blocks.attention.base import Attention
-from blockwright.blocks.attention.gqa import GQA
+from blockwright.blocks.attention.grouped import GQA
 from blockwright.lab import abilities, catalogue
 from blockwright.lab.abilities import host
 from blockwright.lab.catalogue import PAGE, REMEDY, builtin, described, main, papers, stale, table, told

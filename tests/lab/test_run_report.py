@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from blockwright.blocks.attention.base import Attention
-from blockwright.blocks.attention.gqa import GQA
+from blockwright.blocks.attention.grouped import GQA
 from blockwright.blocks.compose import compose
 from blockwright.blocks.cost import cache_bytes, forward_flops_per_token
 from blockwright.lab import run_report
@@ -17,8 +17,7 @@ from blockwright.lab.report.svg import standalone
 from blockwright.lab.run_report import RunReport, table_of
 from blockwright.training.entry.execute import execute
 from blockwright.training.figure import OF_TEXT, by_name
-from blockwright.training.result import Result
-from blockwright.training.stops import Interrupted
+from blockwright.training.result import Interrupted, Result
 from blockwright.training.tasks.causal_lm import CausalLM
 
 

@@ -64,7 +64,7 @@ REASONS: dict[str, list[str]] = {
         "training/configuration/conf.py yaml.safe_load",
     ],
     "a file of the kernel, or a lock that this process has opened": [
-        "blocks/kernels/machine.py read_text", "blocks/kernels/timing.py read_text", "registry/replacing.py read_text",
+        "blocks/kernels/machine.py read_text", "blocks/kernels/timing.py read_text", "registry/folder.py read_text",
         "training/claims.py read_text", "training/data/chat/template.py read_text",
     ],
     "text, records and a configuration that the user names": [

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from blockwright.registry.replacing import replaced
+from blockwright.registry.folder import replaced
 
 
 def test_file_is_replaced_once_it_is_in_storage_and_nothing_is_left_beside_it(
@@ -51,7 +51,7 @@ def test_remains_of_a_killed_writer_are_removed_by_the_next_and_those_of_another
 ) -> None:
     program = f"""
 from pathlib import Path
-from blockwright.registry.replacing import replaced
+from blockwright.registry.folder import replaced
 with replaced(Path("a")) as partial:
     {"partial.mkdir(); (partial / 'x').touch()" if is_folder else "partial.touch()"}
     print("begun", flush=True)

@@ -13,11 +13,11 @@ from typing import Any
 
 import pytest
 
+from blockwright.registry.folder import write_json, write_text
 from blockwright.training import claims
 from blockwright.training.csv_logger import CSVLogger
 from blockwright.training.figure import Figure
 from blockwright.training.result import RESULTS, Result, record_failure
-from blockwright.training.writing import write_json, write_text
 
 LOSS = Figure("loss", "nats per token", "less", ("val",))
 

@@ -12,12 +12,12 @@ from rich.table import Table
 
 from blockwright.registry import printing
 from blockwright.registry.enforcing import enforced
+from blockwright.registry.folder import append_lines
 from blockwright.registry.ranges import Whole
 from blockwright.training.cadence import logs_now
 from blockwright.training.callbacks.step_end import StepEnd
 from blockwright.training.figure import TRAIN, Figure
 from blockwright.training.tasks.base import Sample, Task
-from blockwright.training.writing import append_lines
 
 FILE = "completions.jsonl"
 

@@ -19,7 +19,7 @@ from blockwright.training.cadence import logs_now
 from blockwright.training.callbacks.step_end import StepEnd
 from blockwright.training.figure import TRAIN, Figure
 from blockwright.training.parallel.collectives import total_norm
-from blockwright.training.stops import Diverged
+from blockwright.training.result import Diverged
 
 QUANTITIES = ("loss", "gradient norm")
 LEAST_SPREAD = 1e-3  # relative to the mean; a loss with less spread has no outliers

@@ -22,7 +22,7 @@ from blockwright.training.checkpoints.record import KEY
 from blockwright.training.checkpoints.saving import save
 from blockwright.training.configuration.run import FOLDER
 from blockwright.training.processes import queue_again
-from blockwright.training.stops import SIGNALS, Interrupted
+from blockwright.training.result import SIGNALS, Interrupted
 
 
 @enforced("callbacks.interruption")

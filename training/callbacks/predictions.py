@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from blockwright.blocks.kernels.cross_entropy import IGNORED
-from blockwright.registry.replacing import replaced
+from blockwright.registry.folder import replaced
 
 
 class Predictions(L.Callback):

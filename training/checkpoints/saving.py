@@ -25,7 +25,7 @@ from blockwright.blocks.checkpoint import manifest
 from blockwright.blocks.checkpoint.read import read_file
 from blockwright.blocks.checkpoint.sharded import is_folder, read_folder
 from blockwright.registry import ConfigError
-from blockwright.registry.replacing import replaced
+from blockwright.registry.folder import replaced
 from blockwright.training.checkpoints.atomic import (
     LAST,
     PREVIOUS,

@@ -29,10 +29,10 @@ import numpy.typing as npt
 from blockwright.blocks.kernels.cross_entropy import IGNORED
 from blockwright.blocks.kernels.scoring import PADDING
 from blockwright.registry.errors import FULL, ConfigError
+from blockwright.registry.folder import write_text
 from blockwright.training.claims import OWNER, alone, claimed, forget, is_abandoned, new_owner, remove_old_locks
 from blockwright.training.data.corpus import SPLITS, Corpus, Split
 from blockwright.training.data.tokenizers.tokenizer import Tokenizer, token_dtype
-from blockwright.training.writing import write_text
 
 FORMAT = 1  # of the files below; part of the folder's name, so other formats are never read
 INDEX, VOCABULARY = "index.json", "tokenizer.json"

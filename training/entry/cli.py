@@ -30,6 +30,7 @@ from blockwright import registry
 from blockwright.blocks.checkpoint.read import check_fits, read_checkpoint
 from blockwright.blocks.model_config import read
 from blockwright.registry import ConfigError
+from blockwright.registry.folder import write_text
 from blockwright.registry.ranges import Seed
 from blockwright.registry.reading import checked
 from blockwright.renamed import with_moved
@@ -44,7 +45,6 @@ from blockwright.training.entry.execute import conclude, fit, leave_processes, m
 from blockwright.training.entry.preflight import prepare
 from blockwright.training.entry.start import check_resumed, refuse_random_weights
 from blockwright.training.tasks.outline import outline
-from blockwright.training.writing import write_text
 
 FILE = "lightning_cli.yaml"  # in the folder of a run: its configuration, for ``--config``
 MODE = "settings"  # of the parser: YAML in which a class may have its path of an older version

@@ -25,7 +25,7 @@ from blockwright.training.configuration import parts
 from blockwright.training.configuration.instantiate import instantiate
 from blockwright.training.configuration.run import OWN, Node, Run
 from blockwright.training.parallel.dry_run import dry_run, imagine
-from blockwright.training.stops import Interrupted
+from blockwright.training.result import Interrupted
 
 LOGGED = ("task_name", "seed", "model", "optimizer", "scheduler", "data")
 

@@ -23,7 +23,7 @@ from rich.tree import Tree
 
 from blockwright import registry
 from blockwright.registry import ConfigError
-from blockwright.registry.folder import read_json
+from blockwright.registry.folder import read_json, write_text
 from blockwright.registry.printing import console
 from blockwright.training.checkpoints.atomic import LAST
 from blockwright.training.checkpoints.record import Change, Past, changes, record, table
@@ -36,9 +36,7 @@ from blockwright.training.entry.preflight import prepare
 from blockwright.training.entry.ranks import one_job, overrides
 from blockwright.training.jobs import HOST, STOP, SWEEP, host_of
 from blockwright.training.processes import is_first
-from blockwright.training.result import Result, record_failure
-from blockwright.training.stops import Diverged, Interrupted, Pruned, refuse
-from blockwright.training.writing import write_text
+from blockwright.training.result import Diverged, Interrupted, Pruned, Result, record_failure, refuse
 
 # --- the life of a job: one run in its folder, claimed, run, concluded and released by this process ---
 

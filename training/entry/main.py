@@ -21,7 +21,7 @@ from blockwright.training.configuration.conf import CONF, is_lightning_cli
 from blockwright.training.entry.hydra_job import hydra_job
 from blockwright.training.entry.ranks import is_lost_peer, leave_no_folder
 from blockwright.training.processes import environment, is_out_of_time, queue_again
-from blockwright.training.stops import DIVERGED, PREEMPTED, Diverged, Interrupted, Pruned, refuse, stoppable
+from blockwright.training.result import DIVERGED, PREEMPTED, Diverged, Interrupted, Pruned, refuse, stoppable
 
 NO_STRING = re.compile(r"|null|~|true|false|[-+]?(\d[\d_]*\.?\d*|\.\d+)(e[-+]?\d+)?", re.IGNORECASE)
 

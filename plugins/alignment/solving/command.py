@@ -19,8 +19,8 @@ from blockwright.plugins.alignment.solving.measure import Share, Solved, solve
 from blockwright.plugins.alignment.solving.problems import read_problems
 from blockwright.registry import BlockError, ConfigError
 from blockwright.registry.command import Parser
+from blockwright.registry.folder import write_text
 from blockwright.registry.printing import show
-from blockwright.training.writing import write_text
 
 
 def _parser() -> Parser:

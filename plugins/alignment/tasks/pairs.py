@@ -23,8 +23,8 @@ from blockwright.plugins.alignment.data.preference_module import PreferenceDataM
 from blockwright.plugins.alignment.preferences import Answers, PreferenceLoss, bradley_terry
 from blockwright.plugins.alignment.tasks.needed_data import data_of
 from blockwright.registry import ConfigError, register
+from blockwright.registry.folder import replaced
 from blockwright.registry.ranges import NonNegative
-from blockwright.registry.replacing import replaced
 from blockwright.registry.schema import Place
 from blockwright.training.data.corpus import SPLITS, Split
 from blockwright.training.figure import EVERY, Figure, names_in

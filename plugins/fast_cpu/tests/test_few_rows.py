@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from blockwright.blocks.kernels import products
-from blockwright.blocks.kernels.linear import linear
+from blockwright.blocks.kernels.products import linear
 from blockwright.blocks.linear import Linear
 from blockwright.plugins.fast_cpu import c_library, few_rows
 from blockwright.plugins.fast_cpu.few_rows import FEW, FEW_COMPILED, LANES, LEAST, PARTS, TOGETHER, compiled, few
@@ -134,7 +134,7 @@ def test_a_library_of_one_thread_leaves_several_to_torch(monkeypatch: pytest.Mon
 PROGRAM = """
 import torch
 from blockwright.blocks.kernels import products
-from blockwright.blocks.kernels.linear import linear
+from blockwright.blocks.kernels.products import linear
 products.use(products.Choice(few_rows={4: ("mkl",)}))
 torch.backends.mkldnn.matmul.fp32_precision = "bf16"  # as new programs do; the older function then raises
 with torch.no_grad():

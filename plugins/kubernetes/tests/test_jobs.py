@@ -30,8 +30,8 @@ from blockwright.plugins.kubernetes.pod import message
 from blockwright.plugins.kubernetes.preflight import needs, rehearse, settle
 from blockwright.plugins.kubernetes.render import render
 from blockwright.registry import ConfigError
+from blockwright.registry.folder import write_json
 from blockwright.training.result import Result
-from blockwright.training.writing import write_json
 
 SWEEP = "0a1b2c3d"
 REFUSED = "The connection to the server 10.0.0.1:6443 was refused - did you specify the right host or port?"

@@ -11,7 +11,7 @@ from blockwright.plugins.long_context.reading.base import ReadingTest, Text, Wor
 from blockwright.plugins.long_context.reading.measure import Grid, PositionLoss, prompts
 from blockwright.plugins.long_context.reading.reading import FILE, Reading, heat_map
 from blockwright.registry import ConfigError
-from blockwright.training.writing import write_json, write_text
+from blockwright.registry.folder import write_json, write_text
 
 
 def check_lengths(lengths: Sequence[int], room: int, path: str) -> list[int]:

@@ -15,10 +15,10 @@ from blockwright.plugins.vision.asking.measure import Answer, Shown, ask
 from blockwright.plugins.vision.data.picture_module import PictureDataModule
 from blockwright.registry import ConfigError, printing
 from blockwright.registry.enforcing import enforced
+from blockwright.registry.folder import write_json, write_text
 from blockwright.registry.ranges import Count, Whole
 from blockwright.training.figure import Figure
 from blockwright.training.tasks.base import Task
-from blockwright.training.writing import write_json, write_text
 
 PATH = "callbacks.pictures"
 GROUP = ("pictures",)  # of its figures

@@ -11,8 +11,7 @@ from pairwise import pairs
 from torch.nn import functional as F
 
 from blockwright.blocks.kernels import products
-from blockwright.blocks.kernels.linear import linear
-from blockwright.blocks.kernels.products import Choice, Faster, use, used, using
+from blockwright.blocks.kernels.products import Choice, Faster, linear, use, used, using
 from blockwright.blocks.kernels.seam import kernel
 from tests.blocks.kernels.compared import drawn
 

@@ -24,7 +24,7 @@ from blockwright.blocks.decoder import Decoder
 from blockwright.blocks.kernels import attention, fla, flash, flash_mla, liger, seam
 from blockwright.blocks.kernels.attention import causal_attention, causal_attention_reference
 from blockwright.blocks.kernels.choice import KERNELS, Kernels, check, choose, names
-from blockwright.blocks.kernels.experts import Choices
+from blockwright.blocks.kernels.grouped_matmul import Choices
 from blockwright.blocks.kernels.latent_attention import latent_attention_reference
 from blockwright.blocks.kernels.recurrence import recurrence_reference
 from blockwright.blocks.kernels.scoring import Scoring

@@ -200,7 +200,7 @@ def answer(capsys, *words):
 # words → where the message begins
 @pytest.mark.slow
 def test_cache_of_a_plug_in_without_one_cannot_be_matched(temporary_blocks, capsys):
-    from blockwright.blocks.attention.gqa import GQA
+    from blockwright.blocks.attention.grouped import GQA
 
     @register("attention", "forgetful")
     class Forgetful(GQA):

@@ -11,8 +11,8 @@ from sweep_folder import completed, grid, write_job
 from blockwright.lab.ablation.__main__ import main as ablate
 from blockwright.lab.report import build
 from blockwright.lab.report.__main__ import main as report
+from blockwright.lab.report.terminal import main
 from blockwright.lab.report.verdict import SCHEMA
-from blockwright.lab.report.verdict_command import main
 from blockwright.registry import REFUSED
 from blockwright.registry.command import run_command
 

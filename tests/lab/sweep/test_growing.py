@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 from stand_in import calls, make_plan, statuses, until
 
-from blockwright.lab.sweep import locks, runner, seams
 from blockwright.lab.sweep import plan as plans
+from blockwright.lab.sweep import runner, seams
 from blockwright.lab.sweep.__main__ import main
 from blockwright.registry import ConfigError
+from blockwright.training import claims
 from blockwright.training.result import Result
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -114,7 +115,7 @@ def test_sweep_killed_in_a_grown_job_stays_locked_and_resumes_to_the_same_jobs(s
     with pytest.raises(ConfigError, match="still running"):  # its jobs have outlived it
         main(["resume", str(sweep)])
     (sweep / "go").touch()
-    until(lambda: not locks.is_taken(sweep))
+    until(lambda: not claims.is_taken(sweep))
     assert main(["resume", str(sweep)]) == 0
     assert losses(sweep) == WHOLE and statuses(sweep) == ["completed"] * 6
     assert (sweep / "ended").read_text() == "6 6\n"

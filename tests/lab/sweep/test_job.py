@@ -17,10 +17,9 @@ from blockwright.lab.sweep import plan as plans
 from blockwright.lab.sweep.__main__ import main
 from blockwright.lab.sweep.forking import Processes
 from blockwright.registry import ConfigError
+from blockwright.registry.folder import write_json
 from blockwright.training import jobs
-from blockwright.training.result import Result
-from blockwright.training.stops import SIGNALS
-from blockwright.training.writing import write_json
+from blockwright.training.result import SIGNALS, Result
 
 
 @pytest.fixture
@@ -88,8 +87,8 @@ def test_stop_asks_the_process_that_holds_the_sweep(tmp_path):
     import subprocess
 
     plans.write(tmp_path, {"kind": "grid", "metric": "m", "direction": "minimize", "jobs": []})
-    code = "import sys, time\nfrom blockwright.lab.sweep import locks\nfrom pathlib import Path\n"
-    code += "locks.take(Path(sys.argv[1])); print('ready', flush=True); time.sleep(60)"
+    code = "import sys, time\nfrom blockwright.training import claims\nfrom pathlib import Path\n"
+    code += "claims.take(Path(sys.argv[1])); print('ready', flush=True); time.sleep(60)"
     with subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE) as process:
         assert process.stdout and process.stdout.readline()
         assert main(["stop", str(tmp_path)]) == 0

@@ -13,12 +13,13 @@ from stand_in import make_plan, statuses, until
 from warm import Running
 
 from blockwright.lab.ablation import __main__ as ablate
-from blockwright.lab.sweep import callback, launcher, locks, runner, seams
+from blockwright.lab.sweep import callback, launcher, runner, seams
 from blockwright.lab.sweep import plan as plans
 from blockwright.lab.sweep.__main__ import main
 from blockwright.lab.sweep.launcher import Rounds
 from blockwright.registry import REFUSED, ConfigError
 from blockwright.registry.command import run_command, sort_words
+from blockwright.training import claims
 from blockwright.training.result import Result, record_failure
 
 JOBLIB = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
@@ -251,7 +252,7 @@ def test_real_jobs_are_resumed_after_a_kill_in_their_own_folders(start, tmp_path
     process.send_signal(signal.SIGKILL)
     process.communicate()
     assert statuses(sweep)[:3] == ["failed", "completed", "unfinished"]
-    assert locks.holder(sweep) is None
+    assert claims.holder(sweep) is None
     before = Result.read(sweep / "1")
     process = start(sweep)
     said, error = process.communicate()
@@ -288,7 +289,7 @@ def test_growing_ablation_on_joblib_that_is_stopped_is_that_of_processes(tmp_pat
         (sweep,) = logs.glob("ablation/mine/*")
         if name == "joblib":
             assert len(plans.read(sweep)["jobs"]) == 4 and process.returncode == 75
-            until(lambda sweep=sweep: not any(map(locks.is_taken, [sweep, *sweep.iterdir()])), 60)
+            until(lambda sweep=sweep: not any(map(claims.is_taken, [sweep, *sweep.iterdir()])), 60)
             assert main(["resume", str(sweep)]) == 0
         plan = plans.read(sweep)
         results = {job["job"]: Result.read(sweep / str(job["job"])) for job in plan["jobs"]}

@@ -11,16 +11,17 @@ import sweep_folder
 from stand_in import calls, make_plan, statuses, until
 
 from blockwright.lab.report.__main__ import main as report
-from blockwright.lab.sweep import locks, runner
 from blockwright.lab.sweep import plan as plans
+from blockwright.lab.sweep import runner
 from blockwright.lab.sweep.__main__ import main
 from blockwright.lab.sweep.callback import SWEEPER
 from blockwright.lab.sweep.table import rows_of
 from blockwright.registry import ConfigError
 from blockwright.registry.command import quoted
+from blockwright.registry.folder import write_json
+from blockwright.training import claims
 from blockwright.training.claims import take
 from blockwright.training.result import RESULTS, Result
-from blockwright.training.writing import write_json
 
 
 def test_each_job_ends_as_it_ends_and_the_others_continue(stand_in, tmp_path):
@@ -124,7 +125,7 @@ def test_status_says_what_each_job_has_come_to(stand_in, tmp_path, capsys):
     assert main(["status", str(sweep)]) == 0
     said = capsys.readouterr().out
     assert "not running: 2 completed, 1 failed, 1 unfinished" in said and "best val/loss: 2.0000 (job 2)" in said
-    lock = locks.take(sweep)
+    lock = claims.take(sweep)
     main(["status", str(sweep), "--json"])
     os.close(lock)
     told = json.loads(capsys.readouterr().out)
@@ -221,14 +222,14 @@ def test_path_with_odd_characters_is_one_override():
 def test_sweep_is_run_by_one_process_and_not_while_a_job_of_it_still_runs(tmp_path):
     (tmp_path / "3").mkdir()
     job = take(tmp_path / "3")
-    assert locks.is_taken(tmp_path / "3")
+    assert claims.is_taken(tmp_path / "3")
     with pytest.raises(ConfigError, match=r"is still running \(job 3\)"):
-        locks.take_sweep(tmp_path)
-    assert not locks.is_taken(tmp_path)
+        claims.take_sweep(tmp_path)
+    assert not claims.is_taken(tmp_path)
     os.close(job)
-    sweep = locks.take_sweep(tmp_path)
+    sweep = claims.take_sweep(tmp_path)
     with pytest.raises(ConfigError, match="is still running"):
-        locks.take_sweep(tmp_path)
+        claims.take_sweep(tmp_path)
     os.close(sweep)
 
 

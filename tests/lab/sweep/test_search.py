@@ -16,8 +16,8 @@ from blockwright.lab.sweep import plan as plans
 from blockwright.lab.sweep.search import Search, check_packages, check_space, choices, consecutive, ends, read_space
 from blockwright.lab.sweep.study import open_study
 from blockwright.registry import ConfigError
+from blockwright.registry.folder import write_json
 from blockwright.training.result import RESULTS
-from blockwright.training.writing import write_json
 
 pytestmark = pytest.mark.xdist_group("search")  # its fixture is slow to set up
 

@@ -18,8 +18,7 @@ from blockwright.lab.report.verdict import verdict
 from blockwright.lab.sweep import plan as plans
 from blockwright.lab.sweep.callback import SweepCallback
 from blockwright.lab.sweep.plan import write
-from blockwright.lab.sweep.progress import ended_line
-from blockwright.lab.sweep.table import best_of, rows_of, summarise, table_of
+from blockwright.lab.sweep.table import best_of, ended_line, rows_of, summarise, table_of
 from blockwright.registry import ConfigError
 from blockwright.training.result import record_failure
 

@@ -17,7 +17,7 @@ from blockwright.registry import ConfigError
 from blockwright.training.callbacks.experts import DeadExperts
 from blockwright.training.callbacks.guard import Guard
 from blockwright.training.callbacks.interruption import Interruption
-from blockwright.training.stops import Diverged
+from blockwright.training.result import Diverged
 
 Fit = Callable[..., L.Trainer]
 

@@ -18,8 +18,7 @@ from blockwright.training.claims import LOCK, only_writer
 from blockwright.training.entry.hydra_job import Job
 from blockwright.training.entry.main import check_folders, check_options, refusal_of
 from blockwright.training.jobs import HOST, STOP, SWEEP
-from blockwright.training.result import Result
-from blockwright.training.stops import SIGNALS, Diverged, Interrupted, Pruned, stoppable
+from blockwright.training.result import SIGNALS, Diverged, Interrupted, Pruned, Result, stoppable
 
 
 def test_option_that_hydra_does_not_have_is_refused_and_its_own_pass() -> None:

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from blockwright.blocks.attention.gqa import GQA
+from blockwright.blocks.attention.grouped import GQA
 from blockwright.blocks.balance import ExpertBalance
 from blockwright.blocks.cache.base import Cache
 from blockwright.blocks.forward_pass import Pass

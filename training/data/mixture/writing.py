@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 
 from blockwright.registry.errors import ConfigError
-from blockwright.registry.folder import read_json
+from blockwright.registry.folder import read_json, write_bytes, write_json
 from blockwright.registry.reading import read
 from blockwright.training.claims import (
     LOCK,
@@ -45,7 +45,6 @@ from blockwright.training.data.mixture.tokens import ids_digest
 from blockwright.training.data.packing import INDEX
 from blockwright.training.data.tokenizers.rebuild import rebuild
 from blockwright.training.data.tokenizers.tokenizer import Tokenizer, token_dtype
-from blockwright.training.writing import write_bytes, write_json
 
 JOB = "job.json"  # in the folder of shards: what they are made of
 PARTIAL = ".partial"  # a shard that is being written: .NUMBER.OWNER.partial
