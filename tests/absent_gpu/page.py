@@ -15,7 +15,11 @@ COLUMNS = {gpu: f"{gpu}, {GPUS[gpu].name.split()[1].split('-')[0]}" for gpu in G
 SECTIONS = {  # check → heading, and what its cells say
     "block": ("Steps of blocks", "Forward, loss and backward of one layer that holds the block: operators called."),
     "preset": ("Steps of presets", "The same of each kind of layer of a preset, at its own widths: operators called."),
-    "launches": ("Compiled steps of presets", "The same with each layer compiled: a kernel counts as one operator."),
+    "launches": (
+        "Compiled steps of presets",
+        "The same with each layer compiled: a kernel counts as one operator. Presets with tables of memories are left "
+        "out: to trace a sparse gradient, the compiler asks the device for memory.",
+    ),
     "decode": ("One token of presets", "With caches after a prompt, in bf16, of each kind of layer: operators called."),
     "attending": (
         "Attention of presets",
