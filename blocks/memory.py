@@ -27,9 +27,9 @@ from blockwright.registry.ranges import Count, Positive, Taps, Whole
 class Memory(Block):
     """An optional part of a layer, which reads ``given.tokens`` and is added to the residual stream.
 
-    Its rows are in a ``Table``: then gradients are sparse, optimizers step only the rows that
-    were read, sharding never gathers them, and a cost card counts of them what a token reads. Its constructor may take
-    ``vocab_size``, and ``n_streams``, M, the residual streams of the model.
+    Its rows are in a ``Table``: then gradients are sparse, optimizers step only the rows that were read, sharding never
+    gathers them, and a cost card counts of them what a token reads. Its constructor may take ``vocab_size``, and
+    ``n_streams``, M, the residual streams of the model.
 
     Class attributes:
         place: whether it is added before the attention, or after the feed-forward block
