@@ -173,7 +173,7 @@ def _refuse_another_text(folder: Path, overrides: Sequence[str]) -> bool:
         ConfigError: at ``data``
     """
     from blockwright.blocks.checkpoint.read import read_checkpoint
-    from blockwright.training.checkpoints.atomic import first_good, inside
+    from blockwright.training.checkpoints.find import first_good, inside
     from blockwright.training.configuration import parts, placeholders
     from blockwright.training.configuration.composing import compose_config
     from blockwright.training.data.modules.batches import RowDataModule

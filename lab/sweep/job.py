@@ -19,7 +19,7 @@ from blockwright.registry import ConfigError
 from blockwright.registry.command import quoted
 from blockwright.registry.folder import read_json, write_json
 from blockwright.training import claims, jobs
-from blockwright.training.checkpoints.atomic import milestone, newest
+from blockwright.training.checkpoints.find import milestone, newest
 from blockwright.training.configuration.run import FOLDER
 from blockwright.training.result import DIVERGED, PREEMPTED, RESULTS, SIGNALS, Result, record_failure
 

@@ -37,7 +37,7 @@ from blockwright.registry import ConfigError, did_you_mean
 from blockwright.registry.command import quoted
 from blockwright.registry.extras import require
 from blockwright.registry.folder import write_text
-from blockwright.training.checkpoints.atomic import newest
+from blockwright.training.checkpoints.find import newest
 from blockwright.training.configuration import figures
 from blockwright.training.configuration.instantiate import check_target
 from blockwright.training.result import Result, record_failure

@@ -1,7 +1,4 @@
-"""Measure a skill: the share of answers that are right at each difficulty, and what the model remembers meanwhile.
-
-``callbacks=skills`` measures those that a run was trained on.
-"""
+"""Measure a skill: the share of answers that are right at each difficulty, and what the model remembers meanwhile."""
 
 from __future__ import annotations
 
@@ -11,7 +8,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import lightning as L
 import torch
 from torch.nn import functional as F
 
@@ -19,14 +15,9 @@ from blockwright.blocks.cost import cache_bytes
 from blockwright.blocks.decoder import Decoder
 from blockwright.blocks.kernels.cross_entropy import IGNORED
 from blockwright.lab.statistics.intervals import wilson
-from blockwright.plugins.skills.module import SkillsDataModule, framed, ids_of
+from blockwright.plugins.skills.rows import framed
 from blockwright.plugins.skills.skill.base import Ints, Skill, name_of
-from blockwright.registry import ConfigError
-from blockwright.registry.enforcing import enforced
 from blockwright.registry.folder import write_json
-from blockwright.registry.ranges import Count
-from blockwright.training.figure import Figure
-from blockwright.training.tasks.base import Task
 
 FILE = "skills.json"  # of a run
 SEED = 1  # of the measured rows: the same for every model, and no rows of training
@@ -212,47 +203,3 @@ def write(directory: Path, found: list[Measured]) -> Path:
     directory.mkdir(parents=True, exist_ok=True)
     write_json(directory / FILE, {"skills": [each.to_plain() for each in found]})
     return directory / FILE
-
-
-GROUP = ("skills",)  # of its figures
-
-
-@enforced("callbacks.skills")
-class Skills(L.Callback):
-    """Measures every skill of the data at every level, once, with the final figures.
-
-    Logs ``skills/recall``, the share of right answers at the hardest difficulty of training, for each skill, and their
-    mean as ``skills/mean``. Writes skills.json in the run's folder: all levels, with chance and bytes of state.
-
-    Args:
-        directory: where to write
-        samples: rows of each skill and difficulty, the same for all runs
-    """
-
-    figures = (Figure("mean", "of answers", "more", GROUP), Figure("{skill}", "of answers", "more", GROUP))
-
-    def __init__(self, directory: str, samples: Count = 128) -> None:
-        self.directory, self.samples = Path(directory), samples
-
-    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Refuse, before training, data without skills."""
-        data = trainer.datamodule  # type: ignore[attr-defined]
-        if not isinstance(data, SkillsDataModule):
-            rule = f"measures the skills of data=skills, and the data here is {type(data).__name__}"
-            raise ConfigError("callbacks", "skills", rule, "Leave it out, or write data=skills")
-
-    def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        data = trainer.datamodule  # type: ignore[attr-defined]
-        if trainer.state.fn != "validate" or not isinstance(data, SkillsDataModule):  # not during training
-            return
-        assert isinstance(pl_module, Task)
-        with trainer.precision_plugin.val_step_context():
-            found = [
-                measure(pl_module.model, skill, place, ids_of(data.tokenizer), self.samples)
-                for place, skill in enumerate(data.skills)
-            ]
-        for each in found:
-            pl_module.log(f"skills/{each.skill}", each.at_trained.accuracy)
-        pl_module.log("skills/mean", sum(each.at_trained.accuracy for each in found) / len(found))
-        if trainer.is_global_zero:
-            write(self.directory, found)

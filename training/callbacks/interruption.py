@@ -17,7 +17,8 @@ from lightning.pytorch.trainer.states import TrainerFn
 
 from blockwright.registry.enforcing import enforced
 from blockwright.registry.ranges import Count
-from blockwright.training.checkpoints.atomic import LAST, clean, clean_folder, milestone
+from blockwright.training.checkpoints.atomic import clean, clean_folder
+from blockwright.training.checkpoints.find import LAST, milestone
 from blockwright.training.checkpoints.record import KEY
 from blockwright.training.checkpoints.saving import save
 from blockwright.training.configuration.run import FOLDER

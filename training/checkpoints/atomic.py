@@ -1,4 +1,4 @@
-"""Atomic checkpoint files, and the newest undamaged ones: the previous one stays until the new one has been verified.
+"""Atomic checkpoint files: the previous one stays until the new one has been verified.
 
 A checkpoint is written beside its final path (a rename is atomic within one file system only), synced, read back, and
 renamed. ``last.ckpt`` keeps its predecessor as ``last.previous.ckpt``. A kill leaves at most a ``.partial``, which the
@@ -11,10 +11,8 @@ import glob
 import os
 import re
 import shutil
-import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,104 +22,8 @@ import torch.distributed as dist
 from blockwright.blocks.checkpoint import manifest
 from blockwright.registry import ConfigError
 from blockwright.registry.errors import os_error_of
+from blockwright.training.checkpoints.find import LAST, PREVIOUS
 from blockwright.training.claims import OWNER, claimed, forget, is_abandoned, new_owner, remove_old_locks
-from blockwright.training.configuration.run import Run
-
-LAST, PREVIOUS, MILESTONES = "last.ckpt", "last.previous.ckpt", "step_*.ckpt"
-
-
-def milestone(checkpoints: Path, step: int) -> Path:
-    """The checkpoint of a chosen step, in a run's folder of checkpoints."""
-    return checkpoints / f"step_{step}.ckpt"
-
-
-def newest(runs: Path) -> Path | None:
-    """The newest undamaged checkpoint to resume from, among the runs below a folder.
-
-    A damaged one is skipped with a warning.
-    """
-    return first_good(by_age(runs))
-
-
-def by_age(runs: Path) -> list[Path]:
-    """Every checkpoint to resume from among the runs below a folder, newest first."""
-    return inside(*runs.glob("**/checkpoints"))
-
-
-def inside(*folders: Path) -> list[Path]:
-    """Every ``last.ckpt``, its predecessor, and the checkpoints of chosen steps in these folders, newest first.
-
-    A run without validations has no ``last.ckpt`` before its end. One that was killed after its first validation may
-    have its best checkpoint alone, which is as whole as the others.
-    """
-    found = [path for folder in folders for path in _to_resume(folder) or folder.glob("*.ckpt")]
-    return sorted(found, key=_time, reverse=True)
-
-
-def _to_resume(folder: Path) -> list[Path]:
-    return [path for name in (LAST, PREVIOUS, MILESTONES) for path in folder.glob(name)]
-
-
-def first_good(candidates: Iterable[Path]) -> Path | None:
-    """The first undamaged checkpoint; each damaged one before it is skipped with a warning."""
-    return next(_good(candidates), None)
-
-
-def good(path: Path) -> Path | None:
-    """A checkpoint if it is undamaged, else its predecessor, with a warning; None if both are damaged."""
-    return first_good([path, path.with_name(PREVIOUS)] if path.name == LAST else [path])
-
-
-def _good(candidates: Iterable[Path]) -> Iterator[Path]:
-    for path in candidates:
-        try:
-            if path.exists():
-                manifest.check(path)
-                yield path
-        except (manifest.Damaged, OSError) as error:
-            warnings.warn(f"checkpoint skipped: {error}", stacklevel=3)
-
-
-def _time(path: Path) -> float:
-    try:
-        return (path / manifest.MANIFEST if path.is_dir() else path).stat().st_mtime
-    except OSError:
-        return 0.0
-
-
-# --- the folder of a run's checkpoints, and protection of other runs' checkpoints from being overwritten ---
-
-
-def settled(run: Run) -> Run:
-    """The run with a folder of its own, DIR/<sweep>/<job>, below a ``callbacks.checkpoint.dirpath`` of all jobs."""
-    folder, own = run.checkpoints, run.folder.resolve()
-    if not run.in_sweep or folder.resolve().is_relative_to(own):
-        return run
-    keeper = {**run.keeper, "dirpath": str(folder / own.parent.name / own.name)}
-    return replace(run, callbacks={**run.callbacks, "checkpoint": keeper})
-
-
-def refuse_overwriting(run: Run) -> None:
-    """Refuse a run that would overwrite checkpoints of another.
-
-    Raises:
-        ConfigError: this run's folder has good checkpoints, and it does not resume from there
-    """
-    if not run.train or run.trainer.get("dry_run") or run.trainer.get("fast_dev_run"):
-        return
-    if run.ckpt_path is not None and run.owns(run.ckpt_path):
-        return
-    best = re.sub(r"\{.*?\}", "*", str(run.keeper.get("filename") or "*"))
-    written = (path for name in (LAST, PREVIOUS, f"{best}.ckpt") for path in sorted(run.checkpoints.glob(name)))
-    other = next(filter(None, map(good, written)), None)
-    if other is None:
-        return
-    inside = run.checkpoints.resolve().is_relative_to(run.folder.resolve())
-    key = "hydra.run.dir" if inside else "callbacks.checkpoint.dirpath"
-    folder = run.folder if inside else run.checkpoints
-    rule = f"holds {other.name} of another run, which this one would overwrite"
-    raise ConfigError(key, str(folder), rule, f"Resume that run (ckpt_path={other}), or write another {key}")
-
 
 # --- a folder that many ranks write: each digests its part, and a failure of one is that of all -----------------------
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from blockwright.registry import ConfigError
-from blockwright.training.checkpoints.atomic import by_age, first_good, good, inside, newest
+from blockwright.training.checkpoints.find import by_age, first_good, good, inside, newest
 from blockwright.training.checkpoints.record import Change, Past, changes, is_same_run, listed, peek, table
 from blockwright.training.configuration.instantiate import instantiate
 from blockwright.training.configuration.run import FOLDER, Run

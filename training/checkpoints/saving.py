@@ -27,8 +27,6 @@ from blockwright.blocks.checkpoint.sharded import is_folder, read_folder
 from blockwright.registry import ConfigError
 from blockwright.registry.folder import replaced
 from blockwright.training.checkpoints.atomic import (
-    LAST,
-    PREVIOUS,
     on_first,
     partial_of,
     put_in_place,
@@ -36,6 +34,7 @@ from blockwright.training.checkpoints.atomic import (
     seal,
     write_file,
 )
+from blockwright.training.checkpoints.find import LAST, PREVIOUS
 from blockwright.training.checkpoints.record import peek
 from blockwright.training.figure import OF_TEXT, find, mode_in, of_run
 

@@ -25,7 +25,7 @@ from blockwright import registry
 from blockwright.registry import ConfigError
 from blockwright.registry.folder import read_json, write_text
 from blockwright.registry.printing import console
-from blockwright.training.checkpoints.atomic import LAST
+from blockwright.training.checkpoints.find import LAST
 from blockwright.training.checkpoints.record import Change, Past, changes, record, table
 from blockwright.training.claims import only_writer
 from blockwright.training.configuration import figures

@@ -21,7 +21,7 @@ from blockwright.registry import ConfigError
 from blockwright.registry.ranges import Count, Whole
 from blockwright.registry.schema import conforms
 from blockwright.renamed import with_moved
-from blockwright.training.checkpoints.atomic import settled
+from blockwright.training.checkpoints.find import settled
 from blockwright.training.checkpoints.record import past_of, record
 from blockwright.training.checkpoints.resume import LAST, last_rate, resolve_checkpoint
 from blockwright.training.configuration.named_model import composition_of, is_patched

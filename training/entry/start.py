@@ -10,7 +10,7 @@ from blockwright.blocks.checkpoint.read import check_fits, read_checkpoint
 from blockwright.blocks.checkpoint.source import read_composition
 from blockwright.blocks.decoder import Decoder
 from blockwright.registry import ConfigError
-from blockwright.training.checkpoints.atomic import refuse_overwriting
+from blockwright.training.checkpoints.find import refuse_overwriting
 from blockwright.training.checkpoints.record import past_of, record
 from blockwright.training.checkpoints.resume import check_changes, say
 from blockwright.training.checkpoints.state import check_optimizer

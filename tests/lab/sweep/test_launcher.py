@@ -236,7 +236,7 @@ def start(warm, environment, small, tmp_path):
 
 @pytest.mark.slow
 def test_real_jobs_are_resumed_after_a_kill_in_their_own_folders(start, tmp_path):
-    from blockwright.training.checkpoints.atomic import newest
+    from blockwright.training.checkpoints.find import newest
 
     long = ["trainer.max_steps=40", "callbacks.interruption.every_n_steps=5"]
     jobs = [

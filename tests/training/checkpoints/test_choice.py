@@ -13,7 +13,8 @@ import pytest
 
 from blockwright.blocks.checkpoint import manifest
 from blockwright.registry import ConfigError
-from blockwright.training.checkpoints.atomic import good, newest, refuse_overwriting, settled, write_file
+from blockwright.training.checkpoints.atomic import write_file
+from blockwright.training.checkpoints.find import good, newest, refuse_overwriting, settled
 from blockwright.training.checkpoints.record import peek
 from blockwright.training.checkpoints.resume import check_changes, resolve_checkpoint
 from blockwright.training.configuration.run import Run
