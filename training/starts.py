@@ -2,6 +2,7 @@
 
 ``init_from=RUN`` copies those of a run, a checkpoint or an imported folder;
 ``adapter=lora adapter.targets=[attention] adapter.rank=8`` adds low-rank adapters.
+``outline`` is the model with what its starts attach, on the meta device.
 """
 
 from __future__ import annotations
@@ -358,3 +359,27 @@ class Lora(Start):
             remedy = "Write its own targets, rank and alpha, from adapter_config.json"
             raise ConfigError("adapter.start", self.start, rule, remedy)
         return theirs
+
+
+def outline(model: Mapping[str, Any], starts: Iterable[Start], frozen: Sequence[str] | None) -> Decoder:
+    """The decoder on the meta device, with what its starts attach and its frozen parts, which a checkpoint must fit.
+
+    Raises:
+        ConfigError: a pattern matches nothing
+    """
+    decoder = compose(model, device="meta")
+    for start in starts:
+        start.attach(decoder)
+    freeze(decoder, frozen or ())
+    return decoder
+
+
+def freeze(decoder: nn.Module, patterns: Sequence[str]) -> None:
+    """Exclude parameters that match any pattern from training.
+
+    Raises:
+        ConfigError: a pattern matches no parameter
+    """
+    parameters = dict(decoder.named_parameters())
+    for name in matching(parameters, patterns, "task.frozen"):
+        parameters[name].requires_grad_(False)

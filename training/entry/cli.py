@@ -44,7 +44,7 @@ from blockwright.training.configuration.run import OWN, STANDARD, Changed, Run
 from blockwright.training.entry.execute import conclude, fit, leave_processes, measure, no_bar, quieten, restoring
 from blockwright.training.entry.preflight import prepare
 from blockwright.training.entry.start import check_resumed, refuse_random_weights
-from blockwright.training.tasks.outline import outline
+from blockwright.training.starts import outline
 
 FILE = "lightning_cli.yaml"  # in the folder of a run: its configuration, for ``--config``
 MODE = "settings"  # of the parser: YAML in which a class may have its path of an older version

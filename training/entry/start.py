@@ -19,7 +19,7 @@ from blockwright.training.configuration.instantiate import instantiate
 from blockwright.training.configuration.run import Run
 from blockwright.training.data.tokenizers.rebuild import check_start
 from blockwright.training.optimizers.recipe import OptimizerRecipe
-from blockwright.training.tasks.outline import outline
+from blockwright.training.starts import outline
 
 
 def check_sources(run: Run) -> None:

@@ -33,10 +33,10 @@ from blockwright.training.parallel.collectives import clip, has_sparse
 from blockwright.training.parallel.context import Context
 from blockwright.training.parallel.local import is_distributed, is_low
 from blockwright.training.parallel.ranks import DataRanks, balance_over, data_ranks
+from blockwright.training.starts import freeze
 from blockwright.training.tasks import making
 from blockwright.training.tasks.making import CONTEXT, Setup, lower_only_weights
 from blockwright.training.tasks.means import BySource, Counted, Scored, StepMean, micro_batches_to_come
-from blockwright.training.tasks.outline import freeze
 from blockwright.training.tasks.routing import RoutingLoads, balance_losses
 
 Batch = dict[str, Tensor]

@@ -13,7 +13,7 @@ from blockwright.registry import ConfigError
 from blockwright.training.optimizers.adamw import AdamW
 from blockwright.training.optimizers.muon import Muon
 from blockwright.training.patterns import matches, matching
-from blockwright.training.tasks.outline import freeze
+from blockwright.training.starts import freeze
 
 pytestmark = pytest.mark.xdist_group("frozen")  # its fixture trains on two ranks, once
 

@@ -18,9 +18,9 @@ from blockwright.blocks.compose import compose
 from blockwright.registry import ConfigError
 from blockwright.training.optimizers.adamw import AdamW
 from blockwright.training.schedulers import Constant, WarmupCosine, WarmupStableDecay, WarmupStepDecay
+from blockwright.training.starts import freeze
 from blockwright.training.tasks.causal_lm import CausalLM
 from blockwright.training.tasks.making import Setup
-from blockwright.training.tasks.outline import freeze
 from blockwright.training.tasks.routing import balance_losses, gates_of
 from tests.training.parallel.quiet import quiet_trainer
 
