@@ -163,7 +163,7 @@ class Result:
         }
 
     def markdown(self) -> str:
-        """The tables, with the machine's description."""
+        """The tables and the promised ratios, or all where nothing is promised, with the machine's description."""
         about = self.about
         versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items())
         head = [
@@ -177,8 +177,10 @@ class Result:
         for table in self.tables:
             lines = [f"## {table.title}", "", *_rows(table.columns, table.rows)]
             parts.append("\n".join(lines + (["", table.note] if table.note else [])))
-        if self.ratios:
-            parts.append("\n".join(["## Ratios", "", *_rows(*_ratio_rows(self.ratios))]))
+        if shown := [ratio for ratio in self.ratios if ratio.bound is not None] or self.ratios:
+            parts.append("\n".join(["## Ratios", "", *_rows(*_ratio_rows(shown))]))
+        if others := len(self.ratios) - len(shown):
+            parts.append(f"{others} others, of which nothing is promised, are in the JSON beside this page.")
         return "\n\n".join(parts) + "\n"
 
 

@@ -2,6 +2,7 @@
 
     python -m benchmarks.recorded FOLDER    # record one that has ended
     python -m benchmarks.recorded           # conclude again those of which the statistics of today say something else
+    python -m benchmarks.recorded benchmarks/results/ablations/attention --into DIR    # the whole report of a record
 
 A verdict means one thing, whenever its runs ended: a test holds the records to what the code says of them.
 """
@@ -44,6 +45,7 @@ ROOT = RESULTS.parents[1]
 FOLDERS = {"ablation": RESULTS / "ablations", "ladder": RESULTS / "ladders"}
 OF_RUN = {"params": "parameters", "active_params": "active_parameters", "fit_seconds": "fit_seconds"}  # by column
 SAID = ("kind", "difference", "interval", "p", "sees", "speed_up", "at_equal_flops")  # of a verdict
+PAGE = "report.md"
 UNKEPT = re.compile(r"\[([^\]]*)\]\(\.\./\d+/\)")  # a link to the folder of a job
 SECTION = re.compile(r"^(?=## )", re.M)
 
@@ -75,6 +77,7 @@ def record(folder: Path) -> Path:
     shutil.rmtree(to, ignore_errors=True)
     to.mkdir(parents=True)
     shutil.copytree(folder / "report", to / "report", ignore=shutil.ignore_patterns("index.html"))
+    shorten(to / "report")
     shutil.copy(folder / "summary.csv", to)
     (to / PLAN).write_text(json.dumps(plan))
     for file in filter(Path.is_file, to.rglob("*")):
@@ -196,26 +199,30 @@ def _alike(one: Any, other: Any) -> bool:
 
 
 def again(record: Path) -> None:
-    """Conclude a record again. What is of more than the last figures, as how the loss fell, stays as it is."""
+    """Conclude a record again. What is of more than the last figures, as tokens to a loss, stays as it is."""
     with tempfile.TemporaryDirectory() as into:
         folder = restore(record, Path(into))
         report(folder)
         new, old = folder / "report", record / "report"
-        text = _merged((old / "report.md").read_text(), (new / "report.md").read_text())
-        text = text.replace(f"{folder}/", "").replace(str(folder), record.name)
-        (new / "report.md").write_text(UNKEPT.sub(r"\1", text))
-        for file in (new / "report.md", new / VERDICT, *new.glob("*.svg")):
+        (_, arms, *_), (head, *sections) = (SECTION.split((each / PAGE).read_text()) for each in (old, new))
+        text = "".join([head, _filled(sections[0], arms), *sections[1:]])
+        (new / PAGE).write_text(UNKEPT.sub(r"\1", text.replace(f"{folder}/", "").replace(str(folder), record.name)))
+        shorten(new)
+        for file in (new / PAGE, new / VERDICT, *new.glob("*.svg")):
             shutil.copy(file, old)
 
 
-def _merged(old: str, new: str) -> str:
-    """The new head, and all sections in the old order: the new ones, and those that only the old one has."""
-    (_, *before), (head, *now) = SECTION.split(old), SECTION.split(new)
-    of, sections = {section.partition("\n")[0]: section for section in now}, []
-    for section in before:
-        following = of.pop(section.partition("\n")[0], None)
-        sections.append(section if following is None else _filled(following, section))
-    return "".join([head, *sections, *of.values()])
+def shorten(report: Path) -> None:
+    """Keep of a report what its verdicts rest on: their arms and the charts of their differences, or of a law.
+
+    The rest is in ``runs.csv``, of which ``--into`` writes it again, but for what is of more than the last figures.
+    """
+    head, arms, *sections = SECTION.split((report / PAGE).read_text())
+    text = "".join([head, arms, *(section.partition("\n| ")[0].rstrip() + "\n" for section in sections[:1])])
+    (report / PAGE).write_text(text)
+    for chart in report.glob("*.svg"):
+        if f"]({chart.name})" not in text:
+            chart.unlink()
 
 
 def _filled(new: str, old: str) -> str:
@@ -243,8 +250,15 @@ def main(arguments: Sequence[str]) -> None:
     """Run the command."""
     parser = Parser(prog="python -m benchmarks.recorded", description=__doc__)
     parser.add_argument("folder", metavar="FOLDER", nargs="?", type=Path, help="a sweep or a ladder to record")
-    if (folder := parser.parse_args(arguments).folder) is not None:
-        print(record(folder.resolve()))
+    parser.add_argument("--into", metavar="DIR", type=Path, help="write the whole report of the record FOLDER there")
+    given = parser.parse_args(arguments)
+    if given.folder is not None and given.into is not None:
+        given.into.mkdir(parents=True, exist_ok=True)
+        report(folder := restore(given.folder, given.into))
+        print(folder / "report")
+        return
+    if given.folder is not None:
+        print(record(given.folder.resolve()))
         return
     for each in filter(is_stale, recorded()):
         again(each)

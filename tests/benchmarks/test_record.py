@@ -19,7 +19,7 @@ from benchmarks.recorded import VERDICT, again, is_stale, main
 from benchmarks.statistics import spread
 from blockwright.lab.ablation import bank
 from blockwright.lab.ladder.__main__ import main as ladder
-from blockwright.lab.report.__main__ import main as report
+from blockwright.lab.report.terminal import report_command as report
 from blockwright.lab.statistics.tuning import Try, fit
 from blockwright.lab.sweep import plan as plans
 from blockwright.registry import ConfigError
@@ -173,6 +173,19 @@ def test_another_verdict_is_seen_and_mended(tmp_path: Path) -> None:
     assert not is_stale(kept)
     assert (kept / "report" / "report.md").read_text() == page, "its charts and tables are there as before"
     assert len([*kept.rglob("*.svg")]) == charts
+
+
+def test_a_record_has_the_charts_that_its_page_shows_and_no_others() -> None:
+    for folder in recorded.recorded():
+        report = folder / "report"
+        shown = set(re.findall(r"\]\(([^)]+\.svg)\)", (report / recorded.PAGE).read_text()))
+        assert shown and shown == {chart.name for chart in report.glob("*.svg")}, folder
+
+
+def test_the_whole_report_of_a_record_is_written_elsewhere(tmp_path: Path) -> None:
+    main([str(RECORD), "--into", str(tmp_path / "new")])
+    page = (tmp_path / "new" / RECORD.name / "report" / recorded.PAGE).read_text()
+    assert "## Runs" in page and "## Runs" not in (RECORD / "report" / recorded.PAGE).read_text()
 
 
 @pytest.mark.parametrize(("command", "kind"), [(report, "ablations/residuals"), (ladder, "ladders/attention")])
