@@ -16,11 +16,11 @@ from typing import Any
 from benchmarks import machine, record
 from benchmarks.contender import Contender, contenders
 from benchmarks.models.base import DTYPES, build
-from benchmarks.peak import synchronise
 from benchmarks.race import Entry, Race
 from benchmarks.record import Ratio, Result, Table
 from benchmarks.shapes import SHAPES, Shape
 from benchmarks.statistics import Spread, paired, spread
+from benchmarks.stopwatch import synchronise
 from benchmarks.worker import peak_memory, reset_peak
 
 CONTEXTS, BATCHES, PROMPTS = (128, 2048, 8192, 16384), (1, 8), (2048, 8192)

@@ -11,11 +11,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from benchmarks import machine, record
-from benchmarks.peak import peaks
 from benchmarks.race import Entry, Race
 from benchmarks.record import Ratio, Result, Table
 from benchmarks.statistics import paired, spread
-from benchmarks.stopwatch import turns
+from benchmarks.stopwatch import peaks, turns
 from benchmarks.worker import peak_memory, reset_peak
 
 EXPERT_GRID = [(E, k, T) for E in (8, 64) for k in (2, 6) for T in (512, 4096, 16384)]

@@ -127,7 +127,7 @@ def kinds(folder: Path) -> list[str]:
     """The verdict on each arm, by ``blockwright verdict``."""
     said = io.StringIO()
     with contextlib.redirect_stdout(said):
-        terminal.main([str(folder), "--json"])
+        terminal.verdict_command([str(folder), "--json"])
     return [each["kind"] for each in json.loads(said.getvalue())["verdicts"]]
 
 

@@ -1,11 +1,61 @@
-"""Time several functions alternately within one process."""
+"""Time several functions alternately within one process, and the machine's matmul peak, a contender in races."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from typing import Any
 
-from benchmarks.peak import synchronise
+import torch
+
+from benchmarks.models.base import DTYPES
+from benchmarks.race import Entry
+
+SIZES = {"cpu": 1024, "cuda": 8192}
+
+
+class Peak:
+    """Products of square matrices in one dtype, with the settings of its process."""
+
+    def __init__(self, dtype: str, device: str) -> None:
+        size = SIZES[device]
+        self.device, self.flops = device, 2 * size**3
+        self.a, self.b, self.out = (torch.randn(size, size, device=device).to(DTYPES[dtype]) for _ in range(3))
+
+    def about(self) -> dict[str, Any]:
+        return {}
+
+    def turn(self, **ignored: Any) -> dict[str, Any]:
+        """FLOPs per second of the best of several products, since other processes may disturb some."""
+        best = float("inf")
+        for _ in range(12):
+            synchronise(self.device)
+            start = time.perf_counter()
+            torch.mm(self.a, self.b, out=self.out)
+            synchronise(self.device)
+            best = min(best, time.perf_counter() - start)
+        return {"flops": self.flops / best}
+
+
+def synchronise(device: str) -> None:
+    """Wait for a GPU's work; nothing to do for a CPU."""
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+def peaks(dtype: str, device: str) -> list[Entry]:
+    """Entries that measure the peak of a dtype; of fp32 on a CPU with both settings, which differ there."""
+    both = [True, False] if dtype == "fp32" and device == "cpu" else [True]
+    return [
+        Entry(
+            f"matmul peak, {'best settings' if tuned else 'as it comes'}",
+            "benchmarks.stopwatch:Peak",
+            {"dtype": dtype},
+            tuned,
+        )
+        for tuned in both
+    ]
+
 
 Work = Callable[[], object]
 

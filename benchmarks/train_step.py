@@ -15,11 +15,11 @@ from typing import Any
 from benchmarks import machine, peers, record
 from benchmarks.contender import Contender, contenders
 from benchmarks.models.base import build
-from benchmarks.peak import peaks, synchronise
 from benchmarks.race import Entry, Race
 from benchmarks.record import Ratio, Result, Table
 from benchmarks.shapes import FAMILIES, SHAPES, Family, Shape, composition
 from benchmarks.statistics import Spread, paired, spread
+from benchmarks.stopwatch import peaks, synchronise
 from benchmarks.worker import peak_memory, reset_peak
 
 AT_EQUAL_SETTINGS = {  # ours ÷ a peer, in tokens a second, at the shape `small` of a CPU

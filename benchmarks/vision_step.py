@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 from benchmarks import machine, record
 from benchmarks.models.sighted import SIGHTS, Assembled, Ours, Seen, Sight, drawn, equal, sighted
-from benchmarks.peak import peaks, synchronise
 from benchmarks.peers import BOUNDS, UnequalError
 from benchmarks.race import Entry, Race
 from benchmarks.record import Ratio, Result, Table
 from benchmarks.statistics import paired, spread
+from benchmarks.stopwatch import peaks, synchronise
 from benchmarks.worker import peak_memory, reset_peak
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from typing import Any
 from blockwright.blocks.generation.sample import Acceptance, Sampling
 from blockwright.blocks.kernels.machine import keep_freed_memory
 from blockwright.blocks.kernels.timing import multiply_fastest
-from blockwright.lab import drafter
+from blockwright.lab import generation_options
 from blockwright.lab.attachment import attached, attachments
 from blockwright.lab.generation_options import add_options, checked_sampling
 from blockwright.lab.writer import Request, Writer
@@ -32,7 +32,7 @@ def _parser() -> Parser:
     parser.add_argument("--prompt", action="append", default=[], help="text to continue; again for several at once")
     for attachment in attachments().values():
         attachment.add_options(parser)
-    drafter.add_options(parser)
+    generation_options.add_draft_options(parser)
     parser.add_argument("--bos", action="store_true", help="begin prompts with the token that begins a document")
     add_options(parser, 200, "prompt i draws from seed + i")
     parser.add_argument("--json", action="store_true", help="print one document when all texts have ended")
@@ -49,7 +49,7 @@ def read(arguments: Sequence[str]) -> tuple[argparse.Namespace, Request]:
     if not words.prompt and not words.bos:
         raise ConfigError("--prompt", None, "is required", 'Write --prompt "…", or --bos for none')
     sampling = checked_sampling(words)
-    drafter.check_options(words)
+    generation_options.check_draft_options(words)
     files = attached(words)
     return words, Request(words.max_new_tokens, sampling, tuple(words.stop), words.seed, words.bits, words.bos, files)
 
@@ -67,7 +67,7 @@ def main(arguments: Sequence[str]) -> None:
     multiply_fastest(writer.decoder)
     print(f"weights: {writer.decoder.read_from}", file=sys.stderr)
     if words.drafts is not None:
-        writer.drafts = drafter.drafter(writer, words.drafts, words.draft_tokens)
+        writer.drafts = generation_options.drafter(writer, words.drafts, words.draft_tokens)
     if words.json:
         found = document(writer, words.model, prompts, request)
         print(json.dumps(found, indent=1, ensure_ascii=False))

@@ -32,7 +32,6 @@ OWN = [
     "grouped_matmul",
     "fla",
     "flash",
-    "flash_mla",
     "flex",
     "latent_attention",
     "liger",

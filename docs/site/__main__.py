@@ -16,7 +16,7 @@ from blockwright.registry import ConfigError
 from blockwright.registry.catalogue import Family
 from blockwright.registry.command import run_command
 from blockwright.registry.extras import require
-from docs.site import blocks, commands, comparisons, interface, options, papers, presets, results, sources
+from docs.site import blocks, interface, options, papers, presets, sources
 from docs.site.markdown import Pages
 from docs.site.navigation import configuration
 
@@ -34,12 +34,12 @@ def collect(names: Sequence[str], families: Sequence[Family]) -> Pages:
     sources.add(pages)
     blocks.add(pages, families, presets.users(models))
     presets.add(pages, models)
-    comparisons.add(pages)
+    options.add_definitions(pages)
     options.add(pages)
     interface.add(pages)
     papers.add(pages)
-    results.add(pages)
-    commands.add(pages)
+    sources.add_results(pages)
+    interface.add_commands(pages)
     return pages
 
 

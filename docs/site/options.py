@@ -1,4 +1,4 @@
-"""A page for every group whose options are files: schedules, optimizers, callbacks, loggers, trainers, …."""
+"""A page for every group whose options are files (schedules, optimizers, …), ablation, ladder and control."""
 
 from __future__ import annotations
 
@@ -9,14 +9,23 @@ from typing import Any
 
 import yaml
 
+from blockwright.lab.ablation import definition as ablation
+from blockwright.lab.calibration import control
 from blockwright.lab.catalogue import table
+from blockwright.lab.definitions import Files
+from blockwright.lab.ladder import definition as ladder
 from blockwright.registry import ConfigError
 from blockwright.training.configuration import conf
 from blockwright.training.configuration.instantiate import find_target
 from docs.site.blocks import described
-from docs.site.comparisons import KINDS
 from docs.site.markdown import Pages, fence, link, prose, title
 
+# Definitions → the command line that runs one, and the document that explains it.
+KINDS: dict[str, tuple[Files, str, str]] = {
+    "ablation": (ablation.FILES, "blockwright ablate {}", "how-to/ablate.md"),
+    "ladder": (ladder.FILES, "blockwright ladder {}", "how-to/ladder.md"),
+    "control": (control.FILES, "blockwright calibrate --only {}", "how-to/calibrate.md"),
+}
 ELSEWHERE = {*KINDS, "preset"}  # have pages of their own
 NAMES = {  # group → how its page is called, in words that one searches by, and the document that explains it
     "scheduler": ("Learning rate schedules", "how-to/optimizers.md"),
@@ -85,3 +94,26 @@ def _targets(node: Any) -> Iterator[str]:
     elif isinstance(node, list):
         for inner in node:
             yield from _targets(inner)
+
+
+def definition_place(kind: str, name: str) -> str:
+    """The page of a definition."""
+    return f"reference/comparisons/{kind}/{name}.md"
+
+
+def add_definitions(pages: Pages) -> None:
+    """Add the pages of all definitions, and their list."""
+    parts = ["# Ablations and ladders", "Comparisons that one command runs, from the plan to the report."]
+    for kind, (files, command, document) in KINDS.items():
+        rows = [[link(f"`{name}`", definition_place(kind, name)), prose(files.about(name))] for name in files.names()]
+        listed = "\n".join(table(["name", "what it compares"], rows))
+        parts += [f"## {kind.capitalize()}s", f"Explained in {link(title(pages.texts[document]), document)}.", listed]
+        for name, found in files.known().items():
+            text = _definition(f"{kind.capitalize()}: {name}", files.about(name), command.format(name), found[0])
+            pages.add(definition_place(kind, name), text)
+    pages.add("reference/comparisons/index.md", "\n\n".join(parts))
+
+
+def _definition(heading: str, about: str, command: str, file: Path) -> str:
+    parts = [f"# {heading}", prose(about), fence(command, "bash"), "## Source", fence(file.read_text(), "yaml")]
+    return "\n\n".join(parts)

@@ -1,7 +1,8 @@
 """The documents of the repository as pages: where each goes, and where its links lead.
 
 A document links to files of the repository, so that it can be read there. On the site a link to a block's file leads to
-the block's page, one to a document to its page, one to a picture to the picture; other files are shown as pages.
+the block's page, one to a document to its page, one to a picture to the picture; other files are shown as pages. One
+page lists all measurements.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from blockwright import registry
-from docs.site.markdown import Pages, fence, relinked
+from docs.site.markdown import Pages, fence, link, prose, relinked, title
 
 ROOT = Path(__file__).resolve().parents[2]
 HERE = Path(__file__).resolve().parent / "pages"  # pages of the site alone
@@ -119,3 +120,33 @@ def _source(path: str) -> str:
         return "\n".join([f"# {path}", "", *(f"* `{name}`" for name in names)])
     language = {".py": "python", ".yaml": "yaml"}.get(file.suffix, "text")
     return f"# {path}\n\n{fence(file.read_text(), language)}"
+
+
+PLACE = "results/index.md"
+COMPARISONS = ("results/ablations/", "results/ladders/")
+HEAD = f"""\
+# Results
+
+Each page names the machine, the versions and the date, and shows ratios from one run with alternated repeats.
+{link("Measure speeds", "how-to/benchmarks.md")} explains how they are measured and how to repeat them, and
+{link("read the report", "how-to/report.md")} what the verdicts and intervals of an ablation mean.
+"""
+
+
+def add_results(pages: Pages) -> None:
+    """Add the page. The measurements are already among the pages."""
+    places = sorted(place for place in pages.texts if place.startswith("results/"))
+    reports = [place for place in places if place.startswith(COMPARISONS)]
+    speeds = [place for place in places if place not in reports]
+    parts = [
+        HEAD.strip(),
+        "## Ablations and ladders",
+        _listed(pages, reports),
+        "## Speeds and costs",
+        _listed(pages, speeds),
+    ]
+    pages.add(PLACE, "\n\n".join(parts))
+
+
+def _listed(pages: Pages, places: list[str]) -> str:
+    return "\n".join(f"* {link(prose(title(pages.texts[place])), place)}" for place in places)

@@ -1,8 +1,7 @@
-"""The report in a terminal; and ``blockwright verdict DIR``: what a sweep decides, for a reader or for a script."""
+"""``blockwright report DIR`` writes a report and shows it; ``blockwright verdict DIR`` says what a sweep decides."""
 
 from __future__ import annotations
 
-import sys
 from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,7 +17,7 @@ from blockwright.lab.report.page import Head
 from blockwright.lab.report.reading import read
 from blockwright.lab.report.verdict import as_json, document, exit_code, verdicts
 from blockwright.registry import ConfigError, printing
-from blockwright.registry.command import Parser, run_command
+from blockwright.registry.command import Parser
 from blockwright.registry.extras import require
 
 STYLES = {
@@ -89,7 +88,7 @@ ABOUT = (
 )
 
 
-def main(arguments: Sequence[str]) -> int:
+def verdict_command(arguments: Sequence[str]) -> int:
     """Run the command.
 
     Returns:
@@ -116,5 +115,13 @@ def main(arguments: Sequence[str]) -> int:
     return exit_code(verdicts(findings))
 
 
-if __name__ == "__main__":
-    sys.exit(run_command(main))
+def report_command(arguments: Sequence[str]) -> None:
+    """Run the command.
+
+    Raises:
+        ConfigError: there is nothing to report
+    """
+    of = parser("blockwright report", "Write DIR/report/: what a sweep or an ablation has found.").parse_args(arguments)
+    build.need_packages()
+    findings = findings_of(of)
+    show(findings, build.write(findings))

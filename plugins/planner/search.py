@@ -14,8 +14,7 @@ from blockwright.plugins.planner.measure import Measured
 from blockwright.plugins.planner.memory import USABLE, memory
 from blockwright.plugins.planner.step import Step, step
 from blockwright.registry import ConfigError
-from blockwright.training.parallel.refusals import blocks_of, check_sizes
-from blockwright.training.parallel.refuse_context import check_attentions, check_block
+from blockwright.training.parallel.refusals import blocks_of, check_attentions, check_block, check_sizes
 from blockwright.training.parallel.sizes import Sizes
 
 ERROR = 0.12  # of the model on runs it was not fitted on (plugins/planner/fitting.py): nearer than that is a tie

@@ -21,7 +21,7 @@ from warm import Warm
 from blockwright.blocks.checkpoint import manifest
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-TOKENISE, TRAIN, REPORT = "blockwright.training.data.mixture.tokenise", "blockwright.train", "blockwright.lab.report"
+TOKENISE, TRAIN = "blockwright.training.data.mixture.tokenise", "blockwright.train"
 SWEEP = "blockwright.lab.sweep"
 BEGUN = {
     "*/events.out.tfevents.*": "TensorBoard's, which are appended to and read up to where they are cut",
@@ -78,7 +78,7 @@ def works(tmp_path: Path, tiny_run: list[str]) -> dict[str, Work]:
         "megatron": Work([*tokenise, "--format=megatron"]),
         "sweep": Work([*sweep, "seed=1,2"], resumed),
         "search": Work([*sweep, *search], resumed),
-        "report": Work(["-m", REPORT, f"{folder}/arms"], prepare=lambda: ablation(folder / "arms")),
+        "report": Work(["-m", "blockwright", "report", f"{folder}/arms"], prepare=lambda: ablation(folder / "arms")),
     }
 
 

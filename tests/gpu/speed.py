@@ -6,9 +6,8 @@ from typing import Any
 
 import torch
 
-from benchmarks.peak import SIZES, Peak
 from benchmarks.shapes import SHAPES
-from benchmarks.stopwatch import turns
+from benchmarks.stopwatch import SIZES, Peak, turns
 from benchmarks.worker import peak_memory, reset_peak, return_memory
 from blockwright.plugins.planner.hardware import Hardware, hardware, names
 from tests.gpu.answer import passed

@@ -17,8 +17,8 @@ from blockwright.blocks.kernels.attention import (
     encoder_attention_reference,
 )
 from blockwright.blocks.kernels.scoring import Scoring
+from blockwright.plugins.fast_cpu import batched_attention
 from blockwright.plugins.fast_cpu import batched_attention as batched
-from blockwright.plugins.fast_cpu import few_queries
 from tests.blocks.kernels.compared import PRECISIONS, assert_same, drawn, leaves
 
 CPU = torch.device("cpu")
@@ -43,14 +43,14 @@ def test_few_queries_are_the_references() -> None:
         shape = {"rows": (B, 1, T, S), "heads": (1, 6, T, S)}.get(biased or "")
         hidden = (torch.arange(S) % 3 == 1) & (torch.arange(S) < S - T)  # each query sees itself
         scoring = Scoring(0.3, None if shape is None else drawn(*shape, dtype=dtype).masked_fill(hidden, -math.inf))
-        found, bound = few_queries.few_queries(q, k, v, scoring), 2e-6 if dtype == torch.float32 else 1e-14
+        found, bound = batched_attention.few_queries(q, k, v, scoring), 2e-6 if dtype == torch.float32 else 1e-14
         torch.testing.assert_close(found, causal_attention_reference(q, k, v, scoring), rtol=0, atol=bound)
 
 
 @torch.no_grad()
 def test_few_queries_of_a_cache_are_taken_and_nothing_else() -> None:
     q, k, v = cached(3, 13, torch.float32)
-    suits, plain = few_queries.suits, Scoring(0.3)
+    suits, plain = batched_attention.suits_few, Scoring(0.3)
     assert suits(q, k, v, plain) and suits(q, k, v, Scoring(0.3, window=13))
     refused: list[dict[str, Any]] = [{"window": 12}, {"segments": torch.zeros(3, 13)}, {"sinks": torch.zeros(6)}]
     assert not any(suits(q, k, v, Scoring(0.3, **more)) for more in [*refused, {"softcap": 2.0}])

@@ -21,7 +21,7 @@ from blockwright.blocks.base import Block
 from blockwright.blocks.compose import compose
 from blockwright.blocks.conformance import KernelCase, kernel_cases
 from blockwright.blocks.decoder import Decoder
-from blockwright.blocks.kernels import attention, fla, flash, flash_mla, liger, seam
+from blockwright.blocks.kernels import attention, fla, flash, liger, seam
 from blockwright.blocks.kernels.attention import causal_attention, causal_attention_reference
 from blockwright.blocks.kernels.choice import KERNELS, Kernels, check, choose, names
 from blockwright.blocks.kernels.grouped_matmul import Choices
@@ -324,14 +324,14 @@ def test_liger_is_called_as_it_wants_to_be(libraries: None) -> None:
 def test_flash_mla_is_given_pages_and_reads_what_the_reference_does(libraries: None, tokens: int) -> None:
     q, memory = (torch.randn(2, n, *w, 576, dtype=torch.bfloat16) for n, w in ((tokens, (4,)), (128, ())))
     with torch.no_grad():
-        assert flash_mla.takes(q, memory, 99, 512, 0.1)
-        got = flash_mla.flash_mla(q, memory, 99, 512, 0.1)
+        assert flash.takes(q, memory, 99, 512, 0.1)
+        got = flash.flash_mla(q, memory, 99, 512, 0.1)
         torch.testing.assert_close(got, latent_attention_reference(q, memory, 99, 512, 0.1))
-        assert not flash_mla.takes(q, memory[:, :64], 64, 512, 0.1)  # rows that do not follow each other
-        assert not flash_mla.takes(q, memory[:, :100].contiguous(), 99, 512, 0.1)
-        assert not flash_mla.takes(q, memory, 99, 512, 0.1, torch.zeros(1, 1, tokens, 99))
-        assert not flash_mla.takes(q.float(), memory.float(), 99, 512, 0.1)
-    assert not flash_mla.takes(q, memory, 99, 512, 0.1)  # its gradient
+        assert not flash.takes(q, memory[:, :64], 64, 512, 0.1)  # rows that do not follow each other
+        assert not flash.takes(q, memory[:, :100].contiguous(), 99, 512, 0.1)
+        assert not flash.takes(q, memory, 99, 512, 0.1, torch.zeros(1, 1, tokens, 99))
+        assert not flash.takes(q.float(), memory.float(), 99, 512, 0.1)
+    assert not flash.takes(q, memory, 99, 512, 0.1)  # its gradient
 
 
 @pytest.mark.parametrize("tokens", [1, 13])

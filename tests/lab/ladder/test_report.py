@@ -13,7 +13,7 @@ from blockwright.lab.ladder.__main__ import main
 from blockwright.lab.ladder.design import Cell, Tuned
 from blockwright.lab.ladder.findings import find
 from blockwright.lab.ladder.verdict import document, verdict, verdicts
-from blockwright.lab.report.__main__ import main as report
+from blockwright.lab.report.terminal import report_command as report
 from blockwright.lab.statistics.law_fit import speed_up_along
 from blockwright.lab.statistics.tuning import Fit, Try
 from blockwright.registry import ConfigError

@@ -10,8 +10,8 @@ from sweep_folder import completed, grid, write_job
 
 from blockwright.lab.ablation.__main__ import main as ablate
 from blockwright.lab.report import build
-from blockwright.lab.report.__main__ import main as report
-from blockwright.lab.report.terminal import main
+from blockwright.lab.report.terminal import report_command as report
+from blockwright.lab.report.terminal import verdict_command
 from blockwright.lab.report.verdict import SCHEMA
 from blockwright.registry import REFUSED
 from blockwright.registry.command import run_command
@@ -36,7 +36,7 @@ OF_AN_ARM = {
 @pytest.mark.parametrize("code", LOSSES)
 def test_exit_code_says_whether_all_is_decided(code, tmp_path, capsys):
     grid(tmp_path, LOSSES[code])
-    assert run_command(main, [str(tmp_path)]) == code
+    assert run_command(verdict_command, [str(tmp_path)]) == code
     said = " ".join(capsys.readouterr().out.split())
     assert "mla is better than mha by 0." in said and "mha is the baseline" in said
     assert ("undecided gqa − mha is between" in said) == (code > 0) and ("no verdict one seed" in said) == (code == 4)
@@ -46,7 +46,7 @@ def test_exit_code_says_whether_all_is_decided(code, tmp_path, capsys):
 @pytest.mark.parametrize("code", LOSSES)
 def test_document_has_the_keys_that_are_documented(code, tmp_path, capsys):
     grid(tmp_path, LOSSES[code])
-    assert run_command(main, [str(tmp_path), "--json"]) == code
+    assert run_command(verdict_command, [str(tmp_path), "--json"]) == code
     found = json.loads(capsys.readouterr().out)
     assert found["schema"] == SCHEMA and found["exit_code"] == code
     assert found.keys() == KEYS.keys() and all(isinstance(found[key], kind) for key, kind in KEYS.items())
@@ -60,13 +60,13 @@ def test_report_has_the_same_document(tmp_path, capsys):
     grid(tmp_path, LOSSES[4])
     assert run_command(report, [str(tmp_path)]) == 0
     capsys.readouterr()
-    run_command(main, [str(tmp_path), "--json"])
+    run_command(verdict_command, [str(tmp_path), "--json"])
     assert (tmp_path / "report" / build.VERDICT).read_text() == capsys.readouterr().out
 
 
 def test_document_is_json_even_of_numbers_that_are_not(tmp_path, capsys):
     grid(tmp_path, {"mha": [1e300, -1e300, 2.0], "mla": [2.0, 1e200, 5e-324], "gqa": [2.0, 2.1, 2.2]})
-    run_command(main, [str(tmp_path), "--json"])
+    run_command(verdict_command, [str(tmp_path), "--json"])
 
     def refuse(constant):
         raise AssertionError(constant)
@@ -92,7 +92,7 @@ def test_folder_without_a_comparison_is_refused(case, tmp_path, capsys):
     make, rule = NONE[case]
     make(tmp_path)
     before = sorted(tmp_path.rglob("*"))
-    assert run_command(main, [str(tmp_path)]) == REFUSED
+    assert run_command(verdict_command, [str(tmp_path)]) == REFUSED
     said = capsys.readouterr()
     assert rule in said.err and said.out == "" and sorted(tmp_path.rglob("*")) == before
 

@@ -10,7 +10,7 @@ import pytest
 import sweep_folder
 from stand_in import calls, make_plan, statuses, until
 
-from blockwright.lab.report.__main__ import main as report
+from blockwright.lab.report.terminal import report_command as report
 from blockwright.lab.sweep import plan as plans
 from blockwright.lab.sweep import runner
 from blockwright.lab.sweep.__main__ import main
