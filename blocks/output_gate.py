@@ -41,6 +41,29 @@ class Elementwise(OutputGate):
         return {"project.weight": "column"}
 
 
+@register("output_gate", "hybrid")
+class Hybrid(OutputGate):
+    """A sigmoid gate for every element, from the attention's input and from what all its heads have found.
+
+    Zhou et al. 2026 (Hybrid Gated Attention), arXiv 2608.11805, as in x-transformers:
+    y ← σ(U_x silu(V_x x) + U_h silu(V_h vec(y))) ⊙ y. There U_x and U_h begin at 0 and so all gates at 1/2; here they
+    are drawn, as those of other gates. Each gate needs all heads: ranks of a tensor group do not split the attention.
+
+    Args:
+        rank: width of V_x x and of V_h vec(y); null is the head width
+    """
+
+    def __init__(self, d_model: int, n_heads: int, head_dim: int, rank: Count | None = None) -> None:
+        super().__init__()
+        width, rank = n_heads * head_dim, rank or head_dim
+        self.down, self.up = Linear(d_model, rank, bias=False), Linear(rank, width, bias=False)
+        self.down_heads, self.up_heads = Linear(width, rank, bias=False), Linear(rank, width, bias=False)
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        logits = self.up(F.silu(self.down(x))) + self.up_heads(F.silu(self.down_heads(y.flatten(-2))))
+        return y * logits.sigmoid().view_as(y)
+
+
 @register("output_gate", "low_rank")
 class LowRank(OutputGate):
     """A sigmoid gate for every element of every head, from a projection of low rank.

@@ -170,6 +170,32 @@ def test_open_gate_leaves_the_attention_as_it_was(make_block: Make, attention: s
     near(2 * gated(drawn(2, 7, D), Pass(order(7))), plain(drawn(2, 7, D), Pass(order(7))))
 
 
+THEIRS = {  # of x-transformers' attention, with gates of low rank from its input and from its heads' outputs
+    "query": "to_q",
+    "key": "to_k",
+    "value": "to_v",
+    "output": "to_out",
+    "output_gate.down": "to_v_gate.down",
+    "output_gate.up": "to_v_gate.up",
+    "output_gate.down_heads": "to_output_gate.down",
+    "output_gate.up_heads": "to_output_gate.up",
+}
+
+
+@pytest.mark.slow
+@torch.no_grad()
+def test_hybrid_gate_is_that_of_x_transformers(make_block: Make) -> None:
+    library = pytest.importorskip("x_transformers.x_transformers")
+    gates = {"gate_values": True, "gate_values_rank": 5, "output_gate": True, "output_gate_rank": 5}
+    theirs = library.Attention(dim=D, heads=6, dim_head=8, causal=True, **gates).double()
+    node = {"name": "mha", "n_heads": 6, "head_dim": 8, "output_gate": {"name": "hybrid", "rank": 5}}
+    ours = make_block("attention", node, around={"position": "none"})
+    for name, their in THEIRS.items():
+        theirs.get_parameter(f"{their}.weight").copy_(ours.get_parameter(f"{name}.weight"))
+    x = drawn(2, T, D)
+    near(ours(x, Pass(order(T))), theirs(x), 1e-6)  # their softmax is in single precision
+
+
 @pytest.mark.parametrize("window", [{}, {"window": 3}], ids=["gqa", "sliding_window"])
 @pytest.mark.parametrize("scores", ["softcap", "sinks"])
 def test_scores_are_changed_at_the_scale_and_in_the_window_of_the_attention(

@@ -292,6 +292,15 @@ LOGITS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 for name, act in LOGITS.items():
     formula("output_gate", name)(lambda f, x, y, act=act: y * act(x @ f.project.weight.T).view(B, T, N, -1))
+
+
+@formula("output_gate", "hybrid", {"rank": 5})
+def _(f: Any, x: Tensor, y: Tensor) -> Tensor:
+    found = (t @ down.weight.T for t, down in ((x, f.down), (y.flatten(-2), f.down_heads)))
+    of_input, of_heads = (u * sigmoid(u) for u in found)
+    return y * sigmoid(of_input @ f.up.weight.T + of_heads @ f.up_heads.weight.T).view_as(y)
+
+
 formula("output_gate", "low_rank", {"rank": 5})(
     lambda f, x, y: y * sigmoid(x @ f.down.weight.T @ f.up.weight.T).view_as(y)
 )
