@@ -77,6 +77,15 @@ INDEXER = (  # of V3.2 and GLM-5
     Row(CHOOSES + "k_norm.*", CHOSEN + "k_norm.*"),
     Row(CHOOSES + "weights.weight", CHOSEN + "weights_proj.weight"),
 )
+PARTS = {"weight": "fn", "bias": "base", "scale": "scale"}  # of what mixes streams: ours → theirs
+
+
+def connection(part: str, theirs: str) -> tuple[Row, ...]:
+    """The rows of a sum over streams, around attention or ffn."""
+    at = f"layers.{{i}}.residual.{part}_connection."
+    return tuple(Row(at + ours, f"{LAYER}hc_{theirs}_{their}") for ours, their in PARTS.items())
+
+
 WITHOUT_PREDICTION = (r"model\.layers\.{behind}\..*",)
 
 # ---- settings --------------------------------------------------------------------------------------------------------

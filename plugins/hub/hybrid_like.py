@@ -38,6 +38,19 @@ def apart(theirs: str) -> tuple[Row, ...]:
     )
 
 
+def kda(theirs: str) -> tuple[Row, ...]:
+    """The rows of a delta rule with a decay for each channel, but for the rate of each head, whose form differs."""
+    return (
+        *(*delta(theirs, "o_norm", "o_proj"), *apart(theirs)),
+        Row(OURS + "strength.weight", theirs + "b_proj.weight"),
+        *(
+            Row(f"{OURS}{our}.{side}.weight", f"{theirs}{their}_{letter}_proj.weight")
+            for our, their in (("decay", "f"), ("output_gate", "g"))
+            for side, letter in (("down", "a"), ("up", "b"))
+        ),
+    )
+
+
 def read_mixers(types: list[str], model: dict[str, Any]) -> None:
     """Full layers get the model's own attention, the others its variant ``linear``."""
     if FULL not in types:

@@ -7,6 +7,7 @@ from blockwright.plugins.hub.families.deepseek_vl_v2 import DEEPSEEK_VL_V2
 from blockwright.plugins.hub.families.gemma import GEMMA2, GEMMA3
 from blockwright.plugins.hub.families.gemma4 import GEMMA4
 from blockwright.plugins.hub.families.glm import GLM4_MOE, GLM_MOE_DSA
+from blockwright.plugins.hub.families.glm_next import GLM5_NEXT, GLM5_NEXT_WITH_VISION
 from blockwright.plugins.hub.families.gpt import GPT2, GPT_OSS
 from blockwright.plugins.hub.families.inkling import INKLING
 from blockwright.plugins.hub.families.kimi_linear import KIMI_LINEAR
@@ -26,6 +27,7 @@ FAMILIES: dict[str, Family] = {
         *(SMOLLM3, GEMMA3, GEMMA4, GLM4_MOE, MINIMAX_M2, APERTUS, QWEN3_NEXT, OLMO_HYBRID, KIMI_LINEAR, NEMOTRON_H),
         *(QWEN3_5, QWEN3_5_MOE, *WITH_VISION, BAILING_HYBRID, LONGCAT_FLASH, INKLING),
         *(DEEPSEEK, DEEPSEEK_V2, DEEPSEEK_V3, DEEPSEEK_V32, GLM_MOE_DSA, DEEPSEEK_V4, DEEPSEEK_VL_V2),
+        *(GLM5_NEXT, GLM5_NEXT_WITH_VISION),
     )
 }
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from blockwright.blocks.decoder import Decoder
 from blockwright.plugins.hub.config import Config, Fixed, Key, Part, Unused, refusal, show
+from blockwright.plugins.hub.deepseek_like import PARTS, connection
 from blockwright.plugins.hub.family import Family
 from blockwright.plugins.hub.llama_like import (
     EPS,
@@ -33,7 +34,6 @@ from blockwright.plugins.hub.rope import Habits, read_rope
 
 ATTENTION = "layers.{i}.attention."
 MATRICES = {"gate": "w1", "down": "w2", "up": "w3"}
-PARTS = {"weight": "fn", "bias": "base", "scale": "scale"}  # of what mixes streams
 
 
 def joined(ours: Tensor, expert: int) -> Tensor:
@@ -50,12 +50,6 @@ def pool(ours: str, theirs: str, norm: str) -> tuple[Row, ...]:
         Row(ours + "place", theirs + "ape"),
         Row(norm + ".weight", theirs + "norm.weight"),
     )
-
-
-def connection(part: str, theirs: str) -> tuple[Row, ...]:
-    """The rows of a sum over streams, around attention or ffn."""
-    at = f"layers.{{i}}.residual.{part}_connection."
-    return tuple(Row(at + ours, f"{LAYER}hc_{theirs}_{their}") for ours, their in PARTS.items())
 
 
 MAPS = {"q_down": "wq_a", "q_norm": "q_norm", "q_up": "wq_b", "kv": "wkv", "output": "wo_b"}

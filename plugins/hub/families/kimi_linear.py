@@ -9,7 +9,7 @@ from blockwright.blocks.decoder import Decoder
 from blockwright.plugins.hub.config import Config, Fixed, Key, Part, Unused, refusal, show
 from blockwright.plugins.hub.deepseek_like import CHOICE_BIAS, LATENT, LATENT_NORM, LATENT_SIZES
 from blockwright.plugins.hub.family import Family
-from blockwright.plugins.hub.hybrid_like import DELTA, LINEAR, OURS, apart, delta, read_mixers, taps, types
+from blockwright.plugins.hub.hybrid_like import DELTA, LINEAR, kda, read_mixers, taps, types
 from blockwright.plugins.hub.llama_like import (
     EPS,
     FRAME,
@@ -26,7 +26,7 @@ from blockwright.plugins.hub.llama_like import (
 )
 from blockwright.plugins.hub.names import BROADCAST, Row, beside, expert_gate, expert_up, one_expert
 
-THEIRS, MOE = LAYER + "self_attn.", LAYER + "block_sparse_moe."
+MOE = LAYER + "block_sparse_moe."
 MATRICES = ("gate", "up", "down")
 
 # ---- settings --------------------------------------------------------------------------------------------------------
@@ -130,16 +130,7 @@ FFN = (
     Row("layers.{i}.ffn.experts.gate_up", MOE + "experts.{e}.w3.weight", expert_up),
     Row("layers.{i}.ffn.experts.down", MOE + "experts.{e}.w2.weight", one_expert),
 )
-KDA = (
-    *(*delta(THEIRS, "o_norm", "o_proj"), *apart(THEIRS)),
-    Row(DELTA, THEIRS + "A_log", form=BROADCAST),
-    Row(OURS + "strength.weight", THEIRS + "b_proj.weight"),
-    *(
-        Row(f"{OURS}{ours}.{side}.weight", f"{THEIRS}{theirs}_{letter}_proj.weight")
-        for ours, theirs in (("decay", "f"), ("output_gate", "g"))
-        for side, letter in (("down", "a"), ("up", "b"))
-    ),
-)
+KDA = (*kda(LAYER + "self_attn."), Row(DELTA, LAYER + "self_attn.A_log", form=BROADCAST))
 
 KIMI_LINEAR = Family(
     model_type="kimi_linear",

@@ -1,25 +1,29 @@
-"""GLM-5.3-Flash's language model against transformers' class of it, which has no head and no family here."""
+"""GLM-5.3-Flash: its language model, read out of a folder as transformers saves the whole model, and written alone."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import pytest
 import torch
-from foreign_models import filled
+from safetensors.torch import load_file
 from torch import Tensor, nn
-from transformers.models.glm5_next.configuration_glm5_next import Glm5NextTextConfig
-from transformers.models.glm5_next.modeling_glm5_next import Glm5NextTextModel
+from transformers.models.glm5_next.configuration_glm5_next import Glm5NextConfig, Glm5NextTextConfig
+from transformers.models.glm5_next.modeling_glm5_next import Glm5NextForConditionalGeneration, Glm5NextTextModel
 
+from blockwright.blocks.checkpoint.source import load
 from blockwright.blocks.compose import compose, preset
 from blockwright.blocks.cost import count_parameters
-from blockwright.blocks.decoder import Decoder
-from blockwright.plugins.hub.families.qwen_hybrid import channels, fused
-from blockwright.plugins.hub.hybrid_like import DELTA
-from blockwright.plugins.hub.names import Row, beside
+from blockwright.plugins.hub.exporting import export_folder
+from blockwright.plugins.hub.families.catalogue import FAMILIES
+from blockwright.plugins.hub.family import difference
+from blockwright.plugins.hub.importing import import_folder
+from blockwright.registry import ConfigError
 
 V, D, EPS = 61, 48, 0.01
+BOUND = 2e-5  # both round: in single precision alone has theirs a delta rule
 SMALL: dict[str, Any] = {
     "vocab_size": V,
     "hidden_size": D,
@@ -45,91 +49,34 @@ SMALL: dict[str, Any] = {
     "swiglu_limit": 1.5,
     "max_position_embeddings": 64,
 }
-OURS: dict[str, Any] = {
-    "vocab_size": V,
-    "d_model": D,
-    "n_layers": 5,
-    "max_positions": 64,
-    "norm": {"eps": EPS},
-    "residual": {"norm_eps": EPS},
-    "attention": {
-        "n_heads": 3,
-        "kv_lora_rank": 10,
-        "q_lora_rank": 14,
-        "qk_nope_head_dim": 7,
-        "v_head_dim": 6,
-        "selector": {"n_heads": 16, "head_dim": 10, "block_size": 4, "top_k": 2},
-    },
-    "ffn": {"n_experts": 6, "shared": {"d_ff": 20, "limit": 1.5}},
-    "gating": {"top_k": 2},
-    "experts": {"d_ff": 20, "limit": 1.5},
-    "variants": {
-        "attention": {"linear": {"n_heads": 4, "head_dim": 8}},
-        "ffn": {"dense": {"d_ff": 40, "limit": 1.5}},
-    },
-    "layout": {"attention": "linear*3 attention linear"},
-}
-A, T, INDEX = "layers.{i}.attention.", "layers.{i}.self_attn.", "layers.{i}.self_attn.indexer."
-DELTA_RULE = {
-    "query": "q_proj",
-    "key": "k_proj",
-    "value": "v_proj",
-    "strength": "b_proj",
-    "output": "o_proj",
-    "decay.down": "forget_gate.f_a_proj",
-    "decay.up": "forget_gate.f_b_proj",
-    "norm": "o_norm",
-    "output_gate.down": "g_a_proj",
-    "output_gate.up": "g_b_proj",
-}
-LATENT = {
-    "query.0": "q_a_proj",
-    "query.1": "q_a_layernorm",
-    "query.2": "q_b_proj",
-    "kv_down": "kv_a_proj_with_mqa",
-    "kv_norm": "kv_a_layernorm",
-    "kv_up": "kv_b_proj",
-    "output": "o_proj",
-    "selector.query": "indexer.wq_b",
-    "selector.key": "indexer.wk",
-    "selector.weights": "indexer.weights_proj",
+VISION: dict[str, Any] = {
+    "depth": 1,
+    "hidden_size": 16,
+    "num_heads": 2,
+    "intermediate_size": 12,
+    "out_hidden_size": D,
+    "projection_intermediate_size": 12,
+    "image_size": 28,
 }
 
 
-def table(decoder: Decoder) -> list[Row]:
-    F, M, R = "layers.{i}.ffn.", "layers.{i}.mlp.", "layers.{i}.residual."
-    rows = [Row("embedding.weight", "embed_tokens.weight"), Row("norm.weight", "norm.weight")]
-    rows += beside(DELTA, [Row(f"{A}{our}.weight", f"{T}{their}.weight") for our, their in DELTA_RULE.items()])
-    rows += beside("!" + DELTA, [Row(f"{A}{our}.weight", f"{T}{their}.weight") for our, their in LATENT.items()])
-    convolution = fused(channels(decoder), T + "conv1d.weight", "_conv.weight", taps=True)
-    rows += beside(DELTA, convolution)
-    rows += [Row(DELTA, T + "forget_gate.A_log"), Row(A + "decay.bias", T + "forget_gate.dt_bias")]
-    rows += [
-        Row(A + "selector.k_norm.*", INDEX + "k_norm.*"),
-        Row(A + "selector.place", INDEX + "index_kpool_compress_ape"),
-    ]
-    rows.append(Row(A + "selector.gate.weight", INDEX + "index_kpool_compress_gate"))
-    rows += [Row(f"{F}{m}.weight", f"{M}{m}_proj.weight") for m in ("gate", "up", "down")]
-    rows += [Row(f"{F}shared.{m}.weight", f"{M}shared_experts.{m}_proj.weight") for m in ("gate", "up", "down")]
-    rows += [Row(f"{F}experts.gate_up", f"{M}experts.gate_up_proj"), Row(f"{F}experts.down", f"{M}experts.down_proj")]
-    rows += [Row(F + "gating.weight", M + "gate.weight"), Row(F + "gating.bias", M + "gate.e_score_correction_bias")]
-    rows += [Row(F + "gating.moved", "")]
-    for ours, theirs, norm in (("attention", "attn", "input"), ("ffn", "ffn", "post_attention")):
-        rows.append(Row(f"{R}{ours}_norm.weight", f"layers.{{i}}.{norm}_layernorm.weight"))
-        parts = (("weight", "fn"), ("bias", "base"), ("scale", "scale"))
-        rows += [Row(f"{R}{ours}_connection.{our}", f"layers.{{i}}.{theirs}_hc.{their}") for our, their in parts]
-    return rows
+class Both(NamedTuple):
+    """transformers' model, its folder, and what the import of it leaves."""
+
+    theirs: nn.Module
+    folder: Path
+    out: Path
 
 
 @pytest.fixture(scope="module")
-def both(randomise: Callable[..., None]) -> tuple[nn.Module, Decoder]:
-    config = Glm5NextTextConfig(**SMALL)
-    config._experts_implementation = "eager"
-    theirs = Glm5NextTextModel(config).eval()
+def both(randomise: Callable[..., None], tmp_path_factory: pytest.TempPathFactory) -> Both:
+    config = Glm5NextConfig(text_config=SMALL, vision_config=VISION)
+    config._experts_implementation = config.text_config._experts_implementation = "eager"
+    theirs, folder = Glm5NextForConditionalGeneration(config).eval(), tmp_path_factory.mktemp("glm5_next")
     randomise(theirs)
-    decoder = compose(preset("glm_5_3_flash", OURS)).eval()
-    assert not filled(decoder, table(decoder), theirs)
-    return theirs, decoder
+    theirs.save_pretrained(folder / "theirs")
+    import_folder(folder / "theirs", folder / "out")
+    return Both(theirs, folder / "theirs", folder / "out")
 
 
 @pytest.fixture
@@ -138,19 +85,68 @@ def ids() -> Tensor:
 
 
 @torch.no_grad()
-def test_last_states_equal_those_of_transformers(both: Any, ids: Tensor) -> None:
-    theirs, decoder = both
-    expected = theirs(ids).last_hidden_state
+def test_logits_equal_those_of_transformers(both: Both, ids: Tensor) -> None:
+    expected = both.theirs(ids).logits
     assert expected.std() > 0.1
-    torch.testing.assert_close(decoder.hidden(ids)[0], expected, rtol=0, atol=1e-5 * expected.abs().max().item())
+    torch.testing.assert_close(load(both.out)(ids), expected, rtol=0, atol=BOUND * expected.abs().max().item())
 
 
 @torch.no_grad()
-def test_decoding_with_a_cache_gives_the_same_states(both: Any, ids: Tensor) -> None:
-    theirs, decoder = both
-    expected, caches = theirs(ids).last_hidden_state @ decoder.head.weight.T, decoder.new_caches(2, 33)
+def test_decoding_with_a_cache_gives_the_same_logits(both: Both, ids: Tensor) -> None:
+    expected, decoder = both.theirs(ids).logits, load(both.out)
+    caches = decoder.new_caches(2, 33)
     parts = [decoder(ids[:, a:b], caches=caches) for a, b in ((0, 9), (9, 10), *((t, t + 1) for t in range(10, 33)))]
-    torch.testing.assert_close(torch.cat(parts, 1), expected, rtol=0, atol=1e-5 * expected.abs().max().item())
+    torch.testing.assert_close(torch.cat(parts, 1), expected, rtol=0, atol=BOUND * expected.abs().max().item())
+
+
+def test_what_is_written_is_the_language_model_to_the_bit(both: Both, tmp_path: Path) -> None:
+    assert export_folder(both.out, tmp_path / "hf")[0] == "glm5_next_text"
+    before, after = (
+        {name: tensor for file in folder.glob("*.safetensors") for name, tensor in load_file(file).items()}
+        for folder in (both.folder, tmp_path / "hf")
+    )
+    language = {name.replace("language_model.", ""): t for name, t in before.items() if ".visual." not in name}
+    assert language.keys() == after.keys() and len(language) < len(before)
+    assert all(torch.equal(tensor, after[name]) for name, tensor in language.items())
+    import_folder(tmp_path / "hf", tmp_path / "again")
+    first, again = (load(out).state_dict() for out in (both.out, tmp_path / "again"))
+    assert all(torch.equal(first[name], again[name]) for name in first | again)
+
+
+def settings(**changes: Any) -> dict[str, Any]:
+    given = {**Glm5NextTextConfig(**SMALL).to_dict(), **changes}
+    return {key: value for key, value in given.items() if value is not None or key == "linear_lower_bound"}
+
+
+OTHER_MODELS: list[tuple[str, Any]] = [
+    *(("index_topk", 9), ("indexer_types", ["full", "full", "full", "shared", "full"]), ("linear_lower_bound", 5.0)),
+    *(("index_kpool_always_select_tail", False), ("mlp_layer_types", ["dense"] * 5), ("q_lora_rank", None)),
+    *(("layer_types", ["linear_attention"] * 5), ("layer_types", ["linear_attention"]), ("attention_bias", True)),
+]
+
+
+@pytest.mark.parametrize(("key", "value"), OTHER_MODELS)
+def test_what_would_be_another_model_is_refused_by_name(key: str, value: Any) -> None:
+    with pytest.raises(ConfigError) as caught:
+        FAMILIES["glm5_next_text"].composition(settings(**{key: value}))
+    assert caught.value.path == f"config.json: {key}"
+    whole = {"text_config": settings(**{key: value}), "vision_config": {}}
+    with pytest.raises(ConfigError) as caught:
+        FAMILIES["glm5_next"].composition(whole)
+    assert caught.value.path == f"config.json: text_config.{key}"
+
+
+@pytest.mark.parametrize("lowest", [-5.0, -2.0, None])
+def test_keys_of_copies_mean_the_same_model(lowest: float | None) -> None:
+    flat = {"linear_num_heads": None, "linear_head_dim": None, "linear_conv_kernel_dim": None}
+    inner = {"num_heads": 4, "head_dim": 8, "short_conv_kernel_size": 4, "gate_lower_bound": lowest}
+    copied = settings(**flat, linear_attn_config={**inner, "safe_gate": lowest is not None})
+    found, expected = (
+        compose(FAMILIES["glm5_next_text"].composition(values), device="meta")
+        for values in (copied, settings(linear_lower_bound=lowest))
+    )
+    assert difference(found, expected) is None
+    assert settings(**FAMILIES["glm5_next_text"].config(found))["linear_lower_bound"] == lowest
 
 
 def test_preset_has_as_many_parameters_as_their_class() -> None:
