@@ -1,4 +1,4 @@
-"""Runs the slow tests and notes that they were green: ``python -m tests.slow_tier``, 40 minutes on two idle cores.
+"""Runs the slow tests and notes that they were green: ``python -m tests.slow_tier``, 25 minutes on two idle cores.
 
 It needs chromium, kubectl, bubblewrap, git, and root with buildah, debootstrap, runc and netavark, on Linux, and::
 
