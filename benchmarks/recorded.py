@@ -253,8 +253,11 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--into", metavar="DIR", type=Path, help="write the whole report of the record FOLDER there")
     given = parser.parse_args(arguments)
     if given.folder is not None and given.into is not None:
+        plans.read(given.folder)  # refuses what holds none
+        if (to := given.into / given.folder.resolve().name).exists():
+            raise ConfigError("--into", str(given.into), f"{to} is there already", "Name another folder")
         given.into.mkdir(parents=True, exist_ok=True)
-        report(folder := restore(given.folder, given.into))
+        report(folder := restore(given.folder.resolve(), given.into))
         print(folder / "report")
         return
     if given.folder is not None:

@@ -186,6 +186,10 @@ def test_the_whole_report_of_a_record_is_written_elsewhere(tmp_path: Path) -> No
     main([str(RECORD), "--into", str(tmp_path / "new")])
     page = (tmp_path / "new" / RECORD.name / "report" / recorded.PAGE).read_text()
     assert "## Runs" in page and "## Runs" not in (RECORD / "report" / recorded.PAGE).read_text()
+    for folder, path in ((tmp_path, "DIR"), (RECORD, "--into")):
+        with pytest.raises(ConfigError) as caught:
+            main([str(folder), "--into", str(tmp_path / "new")])
+        assert caught.value.path == path
 
 
 @pytest.mark.parametrize(("command", "kind"), [(report, "ablations/residuals"), (ladder, "ladders/attention")])

@@ -48,7 +48,7 @@ WRITTEN_AS: dict[str, str] = yaml.safe_load(
     longcat_flash: longcat_flash, olmo_hybrid: olmo_hybrid, inkling: inkling_text, kimi_linear: kimi_linear,
     nemotron_h: nemotron_h, smollm3: smollm3, gemma3: gemma3_text, gemma4: gemma4_text, glm4_5: glm4_moe,
     minimax_m2: minimax_m2, apertus: apertus, qwen3_30b: qwen3_moe, tiny: none, tiny_recall: none, tiny_skills: none,
-    kimi_k3: none, qwen3_8_flash: none, glm_5_3: none, huginn_3_5b: none, ouro_1_4b: none, ouro_2_6b: none}"""
+    kimi_k3: none, qwen3_8_flash: none, glm_5_3: glm5_next_text, huginn_3_5b: none, ouro_1_4b: none, ouro_2_6b: none}"""
 )
 # Layouts of presets whose patterns do not fit four layers.
 SHORT: dict[str, Any] = yaml.safe_load(
