@@ -315,7 +315,7 @@ def _layer_flops(layer: nn.Module, decoder: Decoder, length: int, measured: dict
         return h.clone()
 
     def connect(x: Tensor, given: Pass) -> Tensor:
-        return residual.close(residual(residual.open(x), *residual.mixers(mix, feed, given)))
+        return residual.close(residual(residual.open(x), mix, feed, given), given)
 
     def once(part: nn.Module, run: Callable[[Tensor, Pass], Any], n_tokens: int = length) -> int:
         x, given = _tokens(decoder, n_tokens)

@@ -45,9 +45,9 @@ class Tails(ABC):
 # A block adds entries to the dict that it is given, or replaces them; it never changes a tensor in place. Without a
 # dict it computes what the first layer would. Every tensor is [B,T,…], of the tokens that pass through the layer:
 # these may be the new ones beside a cache, or one rank's share of a sequence. A block that tensor parallelism splits
-# leaves its own part of the heads. Multi-token prediction begins with nothing carried. One entry alone is of more
-# tokens beside a cache: the keys and values that a layer lends (blocks/attention/remembered.py) are then of all that
-# it sees.
+# leaves its own part of the heads. Multi-token prediction begins with nothing carried. Keys and values that a layer
+# lends alone are others: beside a cache they are of all that it sees (blocks/attention/remembered.py), and some are of
+# windows of tokens (blocks/compressor/csa2.py), which no ranks that share sequences compute.
 Carry = dict[str, Tensor]
 
 

@@ -93,11 +93,11 @@ class Layer(nn.Module):
         first, last = ends  # here, where strategies that shard a layer gather its weights
         x = self._recall("before", self.residual.open(x) if first else x, of_memory)
         further = self.residual.losses(x, given.real) if self.training else {}
-        x = self.residual(x, *self.residual.mixers(attend, feed, given))
+        x = self.residual(x, attend, feed, given)
         x = self.residual.leave(self._recall("after", x, of_memory))
         if isinstance(given.tails, HeldTails):
             given.tails.end(x.shape[1])
-        return self.residual.close(x) if last else x, with_losses(routing, {**losses, **further}), carry
+        return self.residual.close(x, given) if last else x, with_losses(routing, {**losses, **further}), carry
 
     def _passes(self, given: Pass) -> tuple[Pass, Pass]:
         """The pass for its attention and ffn, and that for its memory, each with the cache of the part."""

@@ -270,9 +270,11 @@ class Engram(Memory):
     What a token needs of those before it, n − 1 ids and inputs of the convolution, is in the cache, whatever the
     length. A table has a prime number of rows, ``rows`` or more, another for each head and each layer.
 
-    How this differs: the paper first maps ids to those of normalised text (NFKC, lower case), which Qwen4-Exp leaves
-    out. The gain of the convolution's norm is a factor of its weights, and is no parameter. Qwen4-Exp pads the tables
-    together to a multiple of 128 rows.
+    DeepSeek-V4.1 has no convolution: y = u (``taps: null``), and n is 4.
+
+    How this differs: the paper and DeepSeek-V4.1 first map ids to those of normalised text (NFKC, lower case), which
+    Qwen4-Exp leaves out. V4.1 draws the multipliers of its hashes by numpy's generator. The gain of the convolution's
+    norm is a factor of its weights, and is no parameter. Qwen4-Exp pads the tables together to a multiple of 128 rows.
 
     Args:
         key_norm: of the keys; one copy for each stream
@@ -281,7 +283,7 @@ class Engram(Memory):
         width: numbers of e, the rows of all tables together; null is d_model
         n_heads: tables for each order, all with hashes of their own
         ngram: n, the longest order
-        taps: of the convolution, the token itself included
+        taps: of the convolution, the token itself included; null for none
         end: id of the token that ends documents: n-grams that would cross one have it in place of the tokens before.
             null: documents are separate only where they are packed
         seed: of the hashes
@@ -306,7 +308,7 @@ class Engram(Memory):
         width: Count | None = None,
         n_heads: Count = 8,
         ngram: Annotated[int, Ge(2), Le(16)] = 3,
-        taps: Taps = 4,
+        taps: Taps | None = 4,
         end: Whole | None = None,
         seed: Whole = 0,
         ordinal: Annotated[int, Ge(0), Lt(10_000)] | None = None,
@@ -320,12 +322,12 @@ class Engram(Memory):
         self.filler = vocab_size if end is None else end
         self.multipliers = multipliers(vocab_size, ngram, seed + LAYER_STEP * place)
         self.primes = primes_from(rows, place * n_tables, n_tables)
-        self.reach = ngram - 1 + (taps - 1) * ngram
+        self.reach = ngram - 1 + (0 if taps is None else (taps - 1) * ngram)
         self.table = Table(sum(self.primes), width // n_tables)
         self.key, self.value = Linear(width, n_streams * d_model, bias=False), Linear(width, d_model, bias=False)
         self.key_norms = nn.ModuleList(copy.deepcopy(key_norm) for _ in range(n_streams))
         self.query_norms = nn.ModuleList(copy.deepcopy(query_norm) for _ in range(n_streams))
-        self.smooth = Smoothing(n_streams * d_model, taps, ngram)
+        self.smooth = None if taps is None else Smoothing(n_streams * d_model, taps, ngram)
 
     @classmethod
     def child_context(cls, child: str, known: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -336,12 +338,15 @@ class Engram(Memory):
         e, history = self._recall(given, held)
         streams = x if x.ndim == 4 else x[:, :, None]
         u = self._gate(e, streams) * self.value(e)[:, :, None]
-        normed = F.rms_norm(u, u.shape[-1:], None, self.eps).flatten(2)
-        normed = normed if held is None else held.without_padding(normed)
-        y, inputs = self.smooth(normed, given.segments, None if held is None else held.held["inputs"])
+        left = {"ids": history}
+        if self.smooth is not None:
+            normed = F.rms_norm(u, u.shape[-1:], None, self.eps).flatten(2)
+            normed = normed if held is None else held.without_padding(normed)
+            y, left["inputs"] = self.smooth(normed, given.segments, None if held is None else held.held["inputs"])
+            u = u + F.silu(y).view_as(u)
         if held is not None:
-            held.advance(x.shape[1], {"ids": held.tails("ids", history), "inputs": held.tails("inputs", inputs)})
-        return (u + F.silu(y).view_as(u)).view_as(x)
+            held.advance(x.shape[1], {name: held.tails(name, tail) for name, tail in left.items()})
+        return u.view_as(x)
 
     def _recall(self, given: Pass, held: State | None) -> tuple[Tensor, Tensor]:
         """e [B,T,width] of each token, and 1 + the ids of the tokens and of those before, 0 for none."""
@@ -360,9 +365,11 @@ class Engram(Memory):
         return (s.abs().clamp_min(LEAST_GATE).sqrt() * s.sign()).sigmoid()
 
     def new_cache(self, batch: int, length: int, dtype: torch.dtype, device: torch.device) -> State:
-        channels, taps = self.smooth.weight.shape
-        inputs = ((taps - 1) * self.ngram, channels), dtype
-        return State(batch, length, {"ids": ((self.ngram - 1,), torch.int64), "inputs": inputs}, device)
+        tails: dict[str, tuple[tuple[int, ...], torch.dtype]] = {"ids": ((self.ngram - 1,), torch.int64)}
+        if self.smooth is not None:
+            channels, taps = self.smooth.weight.shape
+            tails["inputs"] = ((taps - 1) * self.ngram, channels), dtype
+        return State(batch, length, tails, device)
 
 
 class Smoothing(CausalConv, Block):

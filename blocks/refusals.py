@@ -156,7 +156,9 @@ def _refuse_unlent(model: Mapping[str, Any], nodes: Nodes, layers: Layers) -> No
             if borrowed not in lent:
                 rule = f"borrows keys and values ({borrowed}), and no layer below layer {index} lends such"
                 rule += f": those below lend {' | '.join(lent)}" if lent else ""
-                raise ConfigError(*where, rule, "Give a layer below, with this window and these heads, kv_source: lent")
+                remedy = "Give a layer below, with this window and these heads, kv_source: lent"
+                remedy = remedy if kind == "kv_source" else "Give a layer below such keys of its own"
+                raise ConfigError(*where, rule, remedy)
             if lent[borrowed] != _turning(attention.position):
                 rule = f"turns the queries of layer {index} by other angles than the lender's keys"
                 raise ConfigError(*where, rule, "Give both layers one position")

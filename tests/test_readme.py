@@ -78,6 +78,8 @@ def test_every_command_of_the_tutorial_runs(small: list[str], warm: Warm, enviro
     smaller = [s for s in small if not s.startswith("trainer.max_steps")]
     for command in COMMANDS:
         words = shlex.split(command)
+        if words[0] == "curl":  # what it gets is replaced by ``small``
+            continue
         variables = {**environment, "PYTHONPATH": str(ROOT)}
         while re.match(r"[A-Z_]+=", words[0]):
             name, _, value = words.pop(0).partition("=")

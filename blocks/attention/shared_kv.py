@@ -12,7 +12,7 @@ from blockwright.blocks.attention.remembered import Memory, refuse_notes
 from blockwright.blocks.attention.scored import Scored
 from blockwright.blocks.base import Drawn, Keys, Kind, Queries, number
 from blockwright.blocks.cache.base import Cache
-from blockwright.blocks.compressor import Compressor, Entries, WindowedCache
+from blockwright.blocks.compressor.base import Compressor, Entries, WindowedCache
 from blockwright.blocks.forward_pass import Pass
 from blockwright.blocks.kernels.few_keys import few, pieces, taken
 from blockwright.blocks.kernels.scoring import Scoring, dense
@@ -274,7 +274,7 @@ class SharedKV(Scored):
         else:
             asked = Asked(x, latent, q, given.positions, given.declared, real=given.real)
             held = windowed(given.cache)
-            beside = partial(self.compressor, asked, given.segments, held, self.scale, rotate, given.losses)
+            beside = partial(self.compressor, asked, given, held, self.scale, rotate)
             y = attend_beside(self, given, Queries(x, q, given.positions), k, beside)
         y = rotate(y, -given.positions).flatten(-2).unflatten(-1, (self.n_groups, -1))
         return self.output(torch.einsum("btgh,glh->btgl", y, self.group.to(y.dtype)).flatten(-2))
@@ -291,6 +291,12 @@ class SharedKV(Scored):
 
     def memory(self) -> Memory:
         return {"k": [(1, self.head_dim)]}
+
+    def lends(self) -> str | None:
+        return None if self.compressor is None else self.compressor.lends()
+
+    def borrows(self) -> str | None:
+        return None if self.compressor is None else self.compressor.borrows()
 
     def _rotated(self, heads: Tensor, positions: Tensor, length: int | Tensor, which: int = 1) -> Tensor:
         """[B,T,·,W] with its last part rotated, as keys are (1) or as queries are (0)."""

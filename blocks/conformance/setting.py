@@ -70,7 +70,7 @@ PARTS = {"gating": "softmax_topk", "experts": "swiglu"}
 SIZES = {"d_ff": 24, "n_heads": 4, "n_experts": 8, "n_devices": 4, "window": 5}
 # Kinds whose blocks know nothing of other layers: one layer is enough in brief.
 OF_ONE_LAYER: tuple[str, ...] = ("ffn", "experts", "gating", "balance", "norm", "qk_norm", "output_gate", "scores")
-OF_ONE_LAYER += ("readout", "decay", "compressor", "convolution", "dropping", "mixing")
+OF_ONE_LAYER += ("readout", "decay", "convolution", "dropping", "mixing")
 REQUIRED = {"top_k": 2, "factor": 4.0, "top_devices": 2, "n_groups": 4, "top_groups": 2}
 
 

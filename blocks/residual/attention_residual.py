@@ -3,6 +3,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from blockwright.blocks.forward_pass import Pass
 from blockwright.blocks.norm import Norm
 from blockwright.blocks.precision import at_least_fp32, unlowered
 from blockwright.blocks.residual.base import Mixer, Residual
@@ -58,10 +59,10 @@ class AttentionResidual(Residual):
     def open(self, x: Tensor) -> Tensor:
         return x[:, :, None]
 
-    def close(self, x: Tensor) -> Tensor:
+    def close(self, x: Tensor, given: Pass) -> Tensor:
         return self._read(x, self.closing_query)
 
-    def forward(self, x: Tensor, attention: Mixer, ffn: Mixer) -> Tensor:
+    def forward(self, x: Tensor, attention: Mixer, ffn: Mixer, given: Pass) -> Tensor:
         x = self._added(x, attention(self.attention_norm(self._read(x, self.attention_query))), self.starts[0])
         return self._added(x, ffn(self.ffn_norm(self._read(x, self.ffn_query))), self.starts[1])
 

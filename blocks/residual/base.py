@@ -56,7 +56,7 @@ class Residual(Block):
         """What a layer passes on of the stream, after all that is added to it."""
         return x
 
-    def close(self, x: Tensor) -> Tensor:
+    def close(self, x: Tensor, given: Pass) -> Tensor:
         """What the last layer's residual block gives → [B,T,D], the input of the final norm."""
         return x
 
@@ -74,14 +74,9 @@ class Residual(Block):
         """
         return {}
 
-    def mixers(self, attention: Mixer, ffn: Mixer, given: Pass) -> tuple[Mixer, Mixer]:
-        """The mixers as ``forward`` is to call them, by default as they are; a block that does more with what a mixer
-        reads or returns than the rest of ``forward`` does, and needs the data of the tokens for it, wraps them."""
-        return attention, ffn
-
-    def forward(self, x: Tensor, attention: Mixer, ffn: Mixer) -> Tensor:
+    def forward(self, x: Tensor, attention: Mixer, ffn: Mixer, given: Pass) -> Tensor:
         """x [B,T,D] → [B,T,D], or the same of streams; ``attention`` and ``ffn`` map [B,T,D] to [B,T,D] and are each
-        called once."""
+        called once. ``given`` is the layer's: its ``carry`` has what the residual blocks below left there."""
         raise NotImplementedError
 
 
@@ -103,8 +98,8 @@ class Around(Residual):
     def leave(self, x: Tensor) -> Tensor:
         return self.residual.leave(x)
 
-    def close(self, x: Tensor) -> Tensor:
-        return self.residual.close(x)
+    def close(self, x: Tensor, given: Pass) -> Tensor:
+        return self.residual.close(x, given)
 
     @property
     def reshapes(self) -> bool:
@@ -114,17 +109,15 @@ class Around(Residual):
     def losses(self, x: Tensor, real: Tensor | None) -> Losses:
         return self.residual.losses(x, real)
 
-    def mixers(self, attention: Mixer, ffn: Mixer, given: Pass) -> tuple[Mixer, Mixer]:
-        return self.residual.mixers(attention, ffn, given)
-
-    def forward(self, x: Tensor, attention: Mixer, ffn: Mixer) -> Tensor:
-        return self.residual(x, attention, ffn)
+    def forward(self, x: Tensor, attention: Mixer, ffn: Mixer, given: Pass) -> Tensor:
+        return self.residual(x, attention, ffn, given)
 
 
 class Streams(Residual):
-    """Several residual streams: the shared base of ``mhc`` and ``hyper_connections``.
+    """Several residual streams, opened as M copies: the shared base of ``mhc``, ``hyper_connections`` and others.
 
-    They are opened as M copies. ``closing``, a child of each, makes one of them again.
+    Attributes:
+        closing: a child that makes one of them again, for a block without a ``close`` of its own
     """
 
     streams: int
@@ -133,5 +126,5 @@ class Streams(Residual):
     def open(self, x: Tensor) -> Tensor:
         return x[:, :, None].expand(-1, -1, self.streams, -1)
 
-    def close(self, x: Tensor) -> Tensor:
+    def close(self, x: Tensor, given: Pass) -> Tensor:
         return self.closing(x)

@@ -48,7 +48,7 @@ class Convolved(Around):
             name = "ffn_conv" if conv is ffn_conv else "ffn_out_conv"
             raise BlockError(name, type(conv).__name__, rule, "Leave it out; convolutions of the attention may stay")
 
-    def mixers(self, attention: Mixer, ffn: Mixer, given: Pass) -> tuple[Mixer, Mixer]:
+    def forward(self, x: Tensor, attention: Mixer, ffn: Mixer, given: Pass) -> Tensor:
         def attend(h: Tensor, places: Tensor | None = None) -> Tensor:
             y = attention(convolved(self.attention_conv, h, given), places)
             return convolved(self.attention_out_conv, y, given)
@@ -56,4 +56,4 @@ class Convolved(Around):
         def feed(h: Tensor, places: Tensor | None = None) -> Tensor:
             return convolved(self.ffn_out_conv, ffn(convolved(self.ffn_conv, h, given), places), given)
 
-        return super().mixers(attend, feed, given)
+        return super().forward(x, attend, feed, given)

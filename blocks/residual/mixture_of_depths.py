@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from blockwright.blocks.base import Kind
-from blockwright.blocks.forward_pass import Losses
+from blockwright.blocks.forward_pass import Losses, Pass
 from blockwright.blocks.norm import Norm
 from blockwright.blocks.over_ranks import OverRanks
 from blockwright.blocks.precision import at_least_fp32, full_linear, unlowered
@@ -60,7 +60,7 @@ class MixtureOfDepths(OverRanks, Residual):
         self.router = nn.Parameter(torch.empty(1, d_model))
         self.predictor = nn.Parameter(torch.empty(1, d_model))
 
-    def forward(self, x: Tensor, attention: Mixer, ffn: Mixer) -> Tensor:
+    def forward(self, x: Tensor, attention: Mixer, ffn: Mixer, given: Pass) -> Tensor:
         y, r = attention(self.attention_norm(x)), self._scores(x, self.router).to(x.dtype)[..., None]
         if self.training:
             places = self.chosen(x)

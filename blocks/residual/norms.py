@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from blockwright.blocks.base import Kind
+from blockwright.blocks.forward_pass import Pass
 from blockwright.blocks.norm import Norm
 from blockwright.blocks.precision import at_least_fp32, full_linear, unlowered
 from blockwright.blocks.residual.base import Around, Mixer, Residual
@@ -33,7 +34,7 @@ class PreNorm(Residual):
         self.attention_norm = attention_norm
         self.ffn_norm = ffn_norm
 
-    def forward(self, x: Tensor, attention: Mixer, ffn: Mixer) -> Tensor:
+    def forward(self, x: Tensor, attention: Mixer, ffn: Mixer, given: Pass) -> Tensor:
         x = x + attention(self.attention_norm(x))
         return x + ffn(self.ffn_norm(x))
 
@@ -55,7 +56,7 @@ class PostNorm(Residual):
         self.attention_norm = attention_norm
         self.ffn_norm = ffn_norm
 
-    def forward(self, x: Tensor, attention: Mixer, ffn: Mixer) -> Tensor:
+    def forward(self, x: Tensor, attention: Mixer, ffn: Mixer, given: Pass) -> Tensor:
         x = self.attention_norm(x + attention(x))
         return self.ffn_norm(x + ffn(x))
 
@@ -82,7 +83,7 @@ class PrePostNorm(Residual):
         self.ffn_norm = ffn_norm
         self.ffn_sum_norm = ffn_sum_norm
 
-    def forward(self, x: Tensor, attention: Mixer, ffn: Mixer) -> Tensor:
+    def forward(self, x: Tensor, attention: Mixer, ffn: Mixer, given: Pass) -> Tensor:
         x = self.attention_sum_norm(x + attention(self.attention_norm(x)))
         return self.ffn_sum_norm(x + ffn(self.ffn_norm(x)))
 
@@ -104,7 +105,7 @@ class Reordered(Residual):
         self.attention_norm = attention_norm
         self.ffn_norm = ffn_norm
 
-    def forward(self, x: Tensor, attention: Mixer, ffn: Mixer) -> Tensor:
+    def forward(self, x: Tensor, attention: Mixer, ffn: Mixer, given: Pass) -> Tensor:
         x = x + self.attention_norm(attention(x))
         return x + self.ffn_norm(ffn(x))
 
@@ -129,7 +130,7 @@ class Sandwich(Residual):
         self.ffn_norm = ffn_norm
         self.ffn_out_norm = ffn_out_norm
 
-    def forward(self, x: Tensor, attention: Mixer, ffn: Mixer) -> Tensor:
+    def forward(self, x: Tensor, attention: Mixer, ffn: Mixer, given: Pass) -> Tensor:
         x = x + self.attention_out_norm(attention(self.attention_norm(x)))
         return x + self.ffn_out_norm(ffn(self.ffn_norm(x)))
 
@@ -178,7 +179,7 @@ class Parallel(Residual):
         super().__init__()
         self.attention_norm = attention_norm
 
-    def forward(self, x: Tensor, attention: Mixer, ffn: Mixer) -> Tensor:
+    def forward(self, x: Tensor, attention: Mixer, ffn: Mixer, given: Pass) -> Tensor:
         h = self.attention_norm(x)
         return x + attention(h) + ffn(h)
 
@@ -210,7 +211,7 @@ class SigmoidSkip(Residual):
         self.weight.zero_()
         self.bias.zero_()
 
-    def forward(self, x: Tensor, attention: Mixer, ffn: Mixer) -> Tensor:
+    def forward(self, x: Tensor, attention: Mixer, ffn: Mixer, given: Pass) -> Tensor:
         y = attention(self.attention_norm(x))
         y = y + ffn(self.ffn_norm(x + y))
         return x + self._share(x) * y

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from blockwright.blocks.base import Kind
 from blockwright.blocks.closing import Closing, GatedRead
+from blockwright.blocks.forward_pass import Pass
 from blockwright.blocks.linear import Linear
 from blockwright.blocks.mixing import Mixing
 from blockwright.blocks.norm import Norm
@@ -62,7 +63,7 @@ class HyperConnections(Streams):
         self.attention_connection.reset_parameters()
         self.ffn_connection.reset_parameters()
 
-    def forward(self, x: Tensor, attention: Mixer, ffn: Mixer) -> Tensor:
+    def forward(self, x: Tensor, attention: Mixer, ffn: Mixer, given: Pass) -> Tensor:
         x = self._through(x, self.attention_connection, lambda h: attention(self.attention_norm(h)))
         return self._through(x, self.ffn_connection, lambda h: ffn(self.ffn_norm(h)))
 
@@ -105,8 +106,50 @@ class Connection(nn.Module):
         return (drawn * scale + self.static).to(x.dtype).split(self.sizes, -1)
 
 
+class ManifoldStreams(Streams):
+    """Streams that mix without growing or vanishing: the shared base of ``mhc`` and ``read_ahead``."""
+
+    def __init__(
+        self,
+        d_model: int,
+        attention_norm: Norm,
+        ffn_norm: Norm,
+        mixing: Mixing,
+        n_streams: int,
+        eps: float,
+        norm_eps: float,
+    ) -> None:
+        super().__init__()
+        self.streams, self.mixing = n_streams, mixing
+        self.attention_norm, self.ffn_norm = attention_norm, ffn_norm
+        self.attention_connection, self.ffn_connection = (
+            ManifoldConnection(d_model, n_streams, mixing.n_logits, eps, norm_eps) for _ in range(2)
+        )
+
+    def reset_parameters(self) -> None:
+        for connection in (self.attention_connection, self.ffn_connection):
+            connection.reset_parameters(self.mixing.start())
+
+    def _through(
+        self, x: Tensor, connection: ManifoldConnection, mixer: Callable[[Tensor], Tensor], read: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """The streams after a mixer, and what ``connection`` reads, [B,T,M]. The mixer's input is of that, or of
+        another ``read``."""
+        with unlowered(x):
+            own, write, logits = connection(x)
+            h = weighted(x, own if read is None else read)
+        y = mixer(h)
+        with unlowered(x):
+            return write[..., None].to(x.dtype) * y[:, :, None] + self.mixing(x, logits), own
+
+
+def weighted(x: Tensor, weights: Tensor) -> Tensor:
+    """Streams [B,T,M,D] and weights [B,T,M] → their sum [B,T,D], in the dtype of the streams."""
+    return (weights[..., None] * x).sum(2).to(x.dtype)
+
+
 @register("residual", "mhc")
-class MHC(Streams):
+class MHC(ManifoldStreams):
     """Manifold-constrained hyper-connections: several streams, which mix without growing or vanishing.
 
     arXiv 2512.24880; DeepSeek-V4. With streams X [M,D] of a token, for each of attention and ffn:
@@ -144,28 +187,70 @@ class MHC(Streams):
         eps: Positive = 1e-6,
         norm_eps: Positive = 1e-6,
     ) -> None:
-        super().__init__()
-        self.streams, self.mixing, self.closing = n_streams, mixing, closing
-        self.attention_norm, self.ffn_norm = attention_norm, ffn_norm
-        self.attention_connection, self.ffn_connection = (
-            ManifoldConnection(d_model, n_streams, mixing.n_logits, eps, norm_eps) for _ in range(2)
-        )
+        super().__init__(d_model, attention_norm, ffn_norm, mixing, n_streams, eps, norm_eps)
+        self.closing = closing
 
-    def reset_parameters(self) -> None:
-        for connection in (self.attention_connection, self.ffn_connection):
-            connection.reset_parameters(self.mixing.start())
+    def forward(self, x: Tensor, attention: Mixer, ffn: Mixer, given: Pass) -> Tensor:
+        x, _ = self._through(x, self.attention_connection, lambda h: attention(self.attention_norm(h)))
+        return self._through(x, self.ffn_connection, lambda h: ffn(self.ffn_norm(h)))[0]
 
-    def forward(self, x: Tensor, attention: Mixer, ffn: Mixer) -> Tensor:
-        x = self._through(x, self.attention_connection, lambda h: attention(self.attention_norm(h)))
-        return self._through(x, self.ffn_connection, lambda h: ffn(self.ffn_norm(h)))
 
-    def _through(self, x: Tensor, connection: ManifoldConnection, mixer: Callable[[Tensor], Tensor]) -> Tensor:
+READ = "read_ahead"  # what the next block reads of the streams, [B,T,M], in ``carry``
+
+
+@register("residual", "read_ahead")
+class ReadAhead(ManifoldStreams):
+    """``mhc``, of which each block reads the streams by weights that the block before it drew, one mixer ahead.
+
+    DeepSeek-AI 2026 (DeepSeek-V4.1-Flash), by the formulas of transformers (``DeepseekV41DecoderLayer``). With the
+    streams X of block i, and read_i, write_i and M_i drawn from them as in ``mhc``:
+    x = Σ_j read_{i−1,j} X_j; X_j ← write_{i,j} f(norm(x)) + Σ_k M_i,jk X_k.
+
+    So that all that a block needs is known when the one before it ends. The first one reads stream 0; what the last one
+    draws closes the streams, which need no ``closing``. It has the parameters of ``mhc``, and begins as ``prenorm``
+    likewise. What is drawn crosses depth beside the streams, also over layers with another residual block.
+
+    Args:
+        attention_norm: norm before the attention
+        ffn_norm: norm before the feed-forward block
+        mixing: how the streams mix
+        n_streams: M, residual streams
+        eps: ε, added to what is read
+        norm_eps: added to the mean square; 1e-20 in DeepSeek-V4.1
+    """
+
+    default_children: ClassVar[Mapping[str, Any]] = {"mixing": {"name": "permutations"}}
+
+    def __init__(
+        self,
+        d_model: int,
+        attention_norm: Norm,
+        ffn_norm: Norm,
+        mixing: Mixing,
+        n_streams: Count = 4,
+        eps: Positive = 1e-6,
+        norm_eps: Positive = 1e-6,
+    ) -> None:
+        super().__init__(d_model, attention_norm, ffn_norm, mixing, n_streams, eps, norm_eps)
+
+    def forward(self, x: Tensor, attention: Mixer, ffn: Mixer, given: Pass) -> Tensor:
+        read = self._read(x, given)
+        x, read = self._through(x, self.attention_connection, lambda h: attention(self.attention_norm(h)), read)
+        x, read = self._through(x, self.ffn_connection, lambda h: ffn(self.ffn_norm(h)), read)
+        if given.carry is not None:
+            given.carry[READ] = read
+        return x
+
+    def close(self, x: Tensor, given: Pass) -> Tensor:
         with unlowered(x):
-            read, write, logits = connection(x)
-            h = (read[..., None] * x).sum(2).to(x.dtype)
-        y = mixer(h)
-        with unlowered(x):
-            return write[..., None].to(x.dtype) * y[:, :, None] + self.mixing(x, logits)
+            return weighted(x, self._read(x, given))
+
+    def _read(self, x: Tensor, given: Pass) -> Tensor:
+        """[B,T,M], what the block before drew; of the first one stream 0."""
+        if given.carry is not None and READ in given.carry:
+            return given.carry[READ]
+        first = (torch.arange(self.streams, device=x.device) == 0).to(at_least_fp32(x).dtype)
+        return first.expand(x.shape[:3])
 
 
 class ManifoldConnection(nn.Module):
@@ -242,7 +327,7 @@ class GatedStreams(Streams):
         self.ffn_read = GatedRead(d_model, n_streams, ffn_norm, rank)
         self.attention_write, self.ffn_write = (Linear(n_streams * d_model, n_streams, bias=False) for _ in range(2))
 
-    def forward(self, x: Tensor, attention: Mixer, ffn: Mixer) -> Tensor:
+    def forward(self, x: Tensor, attention: Mixer, ffn: Mixer, given: Pass) -> Tensor:
         x = self._through(x, self.attention_read, self.attention_write, attention)
         return self._through(x, self.ffn_read, self.ffn_write, ffn)
 

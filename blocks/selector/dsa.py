@@ -128,7 +128,7 @@ class Indexer(OverRanks, Selector):
     def forward(self, asked: Asked, held: Held) -> Tensor:
         keys, blocks = self.candidates(asked, held)
         chosen = []
-        for rows in self._rows(asked, keys.shape[1], self.n_heads):
+        for rows in self.rows(asked, keys.shape[1]):
             possible = _possible(held, blocks, rows)
             scores = self.scores(asked.rows(rows), keys).masked_fill(~possible, float("-inf"))
             chosen.append(highest(scores, self.top_k) & possible)
@@ -157,7 +157,7 @@ class Indexer(OverRanks, Selector):
                 possible = possible & some_asked.real[..., None]
             return divergence(weights, self.scores(some_asked, keys), possible)
 
-        every = list(self._rows(asked, of_attention.shape[1], max(self.n_heads, q.shape[2])))
+        every = list(self.rows(asked, of_attention.shape[1], q.shape[2]))
         if len(every) == 1:
             total = some(every[0])
         else:
@@ -167,9 +167,10 @@ class Indexer(OverRanks, Selector):
         mean = self.mean_of(total, tokens_of(x, asked.real).to(total.dtype))
         return {"index_kl": self.loss_weight * share * mean}
 
-    def _rows(self, asked: Asked, n: int, heads: int) -> Iterator[slice]:
+    def rows(self, asked: Asked, n: int, heads: int = 0) -> Iterator[slice]:
+        """The queries whose scores of n candidates, and of so many other heads, are in memory at a time."""
         B, T = asked.x.shape[:2]
-        size = max(1, PAIRS // (B * n * heads))
+        size = max(1, PAIRS // (B * n * max(self.n_heads, heads)))
         return (slice(start, min(start + size, T)) for start in range(0, T, size))
 
 

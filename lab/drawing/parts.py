@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from blockwright.blocks.forward_pass import Pass
 from blockwright.blocks.norm import Norm
 from blockwright.blocks.residual.base import Mixer, Residual
 from blockwright.registry.recording import Built
@@ -131,8 +132,9 @@ def _observed(residual: Residual, norms: Mapping[str, nn.Module], width: int) ->
     hooks = [norm.register_forward_hook(hook(part)) for part, norm in norms.items()]
     try:
         with torch.enable_grad(), torch.device("meta"):
+            given = Pass(torch.zeros(1, 2, dtype=torch.long), carry={})
             stream = fresh(STREAM, residual.open(torch.empty(1, 2, width, dtype=torch.float32)))
-            read(STREAM, residual(stream, mixer("attention"), mixer("ffn")))
+            read(STREAM, residual(stream, mixer("attention"), mixer("ffn"), given))
     finally:
         for each in hooks:
             each.remove()

@@ -24,6 +24,7 @@ from torch.utils.flop_counter import flop_registry
 from blockwright.blocks.attention.base import empty_cache
 from blockwright.blocks.decoder import Decoder
 from blockwright.blocks.experts import Experts
+from blockwright.blocks.forward_pass import Pass
 from blockwright.blocks.gating.base import Gating
 from blockwright.blocks.initialise import initialise
 from blockwright.blocks.sample import alike
@@ -302,11 +303,12 @@ class Measured:
     def inputs(self) -> int:
         """Numbers of a token that all layers read: the residual stream, or all of several."""
         x = torch.empty(1, 1, self.decoder.config["d_model"], device="meta", dtype=torch.float32)
+        given = Pass(torch.empty(1, 1, device="meta", dtype=torch.long), carry={})
         total = x.numel() * (1 + len(self.decoder.mtp))  # the first layer and those of other depths open streams
         for i, index in enumerate(self.decoder.order()):
             residual: Any = self.decoder.layers[index].residual
             total, x = (total + x.numel(), x) if i else (total, residual.open(x))
-            x = residual(x, lambda h: h, lambda h, places=None: h)
+            x = residual(x, lambda h: h, lambda h, places=None: h, given)
         return total
 
     def ffn_share(self, length: int) -> float:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from blockwright.blocks.compose import compose
 from blockwright.blocks.decoder import Decoder
+from blockwright.blocks.forward_pass import Pass
 
 Make = Callable[..., Any]  # the fixtures make_block, tiny and randomise
 V, D = 61, 48
@@ -46,6 +47,11 @@ def ids(length: int, rows: int = 2, seed: int = 0) -> Tensor:
 
 def order(length: int, start: int = 0) -> Tensor:
     return torch.arange(start, start + length)[None]
+
+
+def nothing() -> Pass:
+    """For blocks that read nothing of a pass but what others left for them."""
+    return Pass(order(1), carry={})
 
 
 def packed(*lengths: int, rows: int = 1) -> tuple[Tensor, Tensor]:

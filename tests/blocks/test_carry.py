@@ -46,11 +46,11 @@ def blocks(blocks_of_the_module: None) -> Iterator[None]:
         def open(self, x: Tensor) -> Tensor:
             return torch.stack((-x, x), 2)
 
-        def close(self, x: Tensor) -> Tensor:
+        def close(self, x: Tensor, given: Pass) -> Tensor:
             return x[:, :, 1] - x[:, :, 0]
 
-        def forward(self, x: Tensor, attention: Mixer, ffn: Mixer) -> Tensor:
-            return self.open(super().forward(x[:, :, 1], attention, ffn))
+        def forward(self, x: Tensor, attention: Mixer, ffn: Mixer, given: Pass) -> Tensor:
+            return self.open(super().forward(x[:, :, 1], attention, ffn, given))
 
     yield
 

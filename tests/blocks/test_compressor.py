@@ -12,7 +12,7 @@ from torch import Tensor
 from blockwright.blocks.attention import shared_kv
 from blockwright.blocks.cache.base import Cache
 from blockwright.blocks.compose import compose
-from blockwright.blocks.compressor import Pool, ends_of
+from blockwright.blocks.compressor.base import Pool, ends_of
 from blockwright.blocks.decoder import Decoder
 from blockwright.blocks.forward_pass import Pass
 from blockwright.blocks.kernels import few_keys

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from blockwright import registry
 from blockwright.blocks.compose import compose
 from blockwright.blocks.forward_pass import Pass
-from tests.blocks.small import Make, near
+from tests.blocks.small import Make, near, nothing
 
 CONFIGS: dict[str, dict[str, Any]] = {
     "dense": {},
@@ -39,7 +39,9 @@ def test_logits_and_losses_are_those_of_the_parts_in_order_with_caches_too(
     positions, ids = torch.arange(21)[None], tokens()
     x = decoder.position.embed(decoder.embedding.weight[ids], positions)
     for layer in decoder.layers:
-        x = layer.residual(x, lambda h, m=layer: m.attention(h, Pass(positions)), lambda h, m=layer: m.ffn(h)[0])
+        x = layer.residual(
+            x, lambda h, m=layer: m.attention(h, Pass(positions)), lambda h, m=layer: m.ffn(h)[0], nothing()
+        )
     logits = decoder(ids)
     assert logits.shape == (2, 21, 61)
     near(logits, decoder.norm(x) @ decoder.output_weight.t())

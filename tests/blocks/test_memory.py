@@ -113,6 +113,28 @@ def test_engram_gives_packed_documents_what_qwen4_exp_gives_each_alone(whole_pre
         near(found, theirs(states, own, None), 1e-12, 1e-12)
 
 
+@torch.no_grad()
+def test_engram_without_taps_is_the_gated_value_of_deepseek_v4_1() -> None:
+    """Their gate has one gain for key and state, and no convolution follows."""
+    node = {**ENGRAM, "ngram": 4, "taps": None, "ordinal": 0}
+    decoder = model(memory=node, residual={"name": "mhc", "n_streams": 3})
+    ours: Any = decoder.layers[1].memory
+    for norm in (*ours.key_norms, *ours.query_norms):
+        norm.weight.normal_()
+    ids, x = tokens(1), torch.randn(1, 17, 3, D, dtype=torch.float64)
+    e = ours._recall(Pass(order(17), tokens=ids), None)[0]
+    found = ours(x, Pass(order(17), tokens=ids))
+    for t in range(17):
+        value, keys = ours.value.weight @ e[0, t], (ours.key.weight @ e[0, t]).view(3, D)
+        for stream, key, both in zip(x[0, t], keys, zip(ours.key_norms, ours.query_norms, strict=True), strict=True):
+            gain = both[0].weight * both[1].weight
+            scale = (stream.square().mean() + 1e-6).rsqrt() * (key.square().mean() + 1e-6).rsqrt() * D**-0.5
+            dot = (stream * gain * key).sum() * scale
+            want = torch.copysign(dot.abs().clamp_min(1e-6).sqrt(), dot).sigmoid() * value
+            near(found[0, t, [torch.equal(stream, s) for s in x[0, t]].index(True)], want, 1e-12)
+    near(in_parts(decoder, ids, [5, 1, 1, 10]), decoder.hidden(ids)[0], 1e-10)
+
+
 @pytest.mark.parametrize("dtype", BOUND, ids=str)
 def test_a_per_layer_embedding_computes_what_gemma4_does(dtype: torch.dtype, whole_precision: None) -> None:
     from transformers import Gemma4TextConfig

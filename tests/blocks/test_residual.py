@@ -14,9 +14,9 @@ from pairwise import each
 from torch import Tensor
 
 from blockwright import registry
-from tests.blocks.small import Make, drawn, near
+from tests.blocks.small import Make, drawn, near, nothing
 
-STREAMS = {"attention_residual", "gated_streams", "hyper_connections", "mhc"}
+STREAMS = {"attention_residual", "gated_streams", "hyper_connections", "mhc", "read_ahead"}
 SKIPPED = {"mixture_of_depths", "sigmoid_skip"}
 AROUND = {"convolved", "normed_embeddings"}  # others: test_convolution.py, test_skipped_layers.py
 FORMULAS: dict[str, Callable[[Any, Tensor, Callable, Callable], Tensor]] = {}
@@ -79,9 +79,9 @@ def test_every_registered_wiring_is_tested() -> None:
 @pytest.mark.parametrize(("name", "norm"), each(list(FORMULAS), ["rmsnorm", "layernorm"]))
 def test_wiring_follows_its_formula(make_block: Make, mixers: tuple[Callable, Callable], name: str, norm: str) -> None:
     residual, x = make_block("residual", name, around={"norm": norm}), drawn(2, 5, 48)
-    near(residual(x, *mixers), FORMULAS[name](residual, x, *mixers))
+    near(residual(x, *mixers, nothing()), FORMULAS[name](residual, x, *mixers))
     assert {p.shape for p in residual.parameters()} == {(48,)}
-    residual(x, *mixers).pow(3).sum().backward()
+    residual(x, *mixers, nothing()).pow(3).sum().backward()
     assert all(p.grad.norm() > 1e-6 for p in residual.parameters())
 
 
@@ -93,7 +93,7 @@ def test_each_mixer_is_called_once(make_block: Make) -> None:
             return lambda x, places=None: calls.append(called) or x
 
         residual = make_block("residual", name)
-        residual(residual.open(drawn(1, 3, 48)), mixer("attention"), mixer("ffn"))
+        residual(residual.open(drawn(1, 3, 48)), mixer("attention"), mixer("ffn"), nothing())
         assert calls == ["attention", "ffn"], name
 
 

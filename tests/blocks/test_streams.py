@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from blockwright.blocks.values import ValueResidual
 from blockwright.registry import BlockError
-from tests.blocks.small import Make, decoder, drawn, ids, near
+from tests.blocks.small import Make, decoder, drawn, ids, near, nothing
 
 TOKENS, D = ids(17), 21  # odd, as are the other sizes
 Mixers = tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]
@@ -79,7 +79,31 @@ def test_mhc_follows_its_formula(make_streams: Make, mixers: Mixers, mixing: str
             write[b, t] = 2 * found[n : 2 * n].sigmoid()
             mixed[b, t] = matrix(block, found[2 * n :]) @ want[b, t]
         want = write[..., None] * mixer(norm(read))[:, :, None] + mixed
-    near(block(x, *mixers), want, 1e-10)
+    near(block(x, *mixers, nothing()), want, 1e-10)
+
+
+def test_read_ahead_reads_by_what_the_block_before_drew(make_streams: Make, mixers: Mixers) -> None:
+    """Of two layers, and what closes them; a layer without anything carried reads stream 0."""
+    layers = [make_streams({"name": "read_ahead", "n_streams": 3, "mixing": "sinkhorn"})[0] for _ in range(2)]
+    found = want = drawn(2, 5, 3, D, seed=1)
+    given, read = nothing(), torch.tensor([1.0, 0, 0]).double().expand(2, 5, 3)
+    for block in layers:
+        found = block(found, *mixers, given)
+        pairs = ((block.attention_connection, block.attention_norm), (block.ffn_connection, block.ffn_norm))
+        for (connection, norm), mixer in zip(pairs, mixers, strict=True):
+            flat = want.flatten(2)
+            r = flat / (flat.square().mean(-1, keepdim=True) + 1e-6).sqrt()
+            a, b, c = (r @ connection.weight.T).split([3, 3, 9], -1)
+            (s, t, u), (of_read, of_write, of_mixing) = connection.scale, connection.bias.split([3, 3, 9])
+            mixed = torch.stack([
+                torch.stack([matrix(block, logits) @ x for logits, x in zip(row, streams, strict=True)])
+                for row, streams in zip(u * c + of_mixing, want, strict=True)
+            ])  # fmt: skip
+            y = mixer(norm(torch.einsum("btm,btmd->btd", read, want)))
+            want = 2 * (t * b + of_write).sigmoid()[..., None] * y[:, :, None] + mixed
+            read = (s * a + of_read).sigmoid() + 1e-6
+        near(found, want, 1e-10)
+    near(layers[-1].close(found, given), torch.einsum("btm,btmd->btd", read, want), 1e-10)
 
 
 def test_permutations_are_doubly_stochastic_at_any_logits(make_streams: Make) -> None:
@@ -105,9 +129,9 @@ def test_gated_streams_follow_their_formula(make_streams: Make, mixers: Mixers) 
         found = [[read(gated, want[b, t]) for t in range(5)] for b in range(2)]
         h, z = (torch.stack([torch.stack([each[n] for each in row]) for row in found]) for n in range(2))
         want = want + 2 * (z @ write.weight.T / 3).sigmoid()[..., None] * mixer(h)[:, :, None]
-    near(block(x, *mixers), want, 1e-10)
+    near(block(x, *mixers, nothing()), want, 1e-10)
     last = torch.stack([torch.stack([read(block.closing.read, x[b, t])[0] for t in range(5)]) for b in range(2)])
-    near(block.close(x), last, 1e-10)
+    near(block.close(x, nothing()), last, 1e-10)
 
 
 def test_hyper_connections_follow_their_formula(make_streams: Make, mixers: Mixers) -> None:
@@ -120,7 +144,7 @@ def test_hyper_connections_follow_their_formula(make_streams: Make, mixers: Mixe
         beta = connection.scale[1] * dynamic[..., 4] + connection.static[:, 4]
         both = torch.einsum("btsj,btsd->btjd", alpha, want)  # algorithm 2: the input, then the streams
         want = both[:, :, 1:] + torch.einsum("bts,btd->btsd", beta, mixer(norm(both[:, :, 0])))
-    near(block(x, *mixers), want, 1e-10)
+    near(block(x, *mixers, nothing()), want, 1e-10)
 
 
 def aggregate(query: Tensor | None, sources: list[Tensor]) -> Tensor:
@@ -137,14 +161,14 @@ def test_attention_residual_follows_its_formula(make_streams: Make, mixers: Mixe
     x = drawn(2, 5, D)
     sources, streams = [x], blocks[0].open(x)
     for i, block in enumerate(blocks):
-        streams = block(streams, *mixers)
+        streams = block(streams, *mixers, nothing())
         queries = ((block.attention_query, block.attention_norm), (block.ffn_query, block.ffn_norm))
         for j, (query, norm) in enumerate(queries):
             y = mixers[j](norm(aggregate(query, sources)))
             sources = [*sources, y] if (2 * i + j) % size == 0 else [*sources[:-1], sources[-1] + y]
     assert streams.shape[2] == 1 + -(-6 // size)
     near(streams, torch.stack(sources, 2), 1e-10)
-    near(blocks[-1].close(streams), aggregate(blocks[-1].closing_query, sources), 1e-10)
+    near(blocks[-1].close(streams, nothing()), aggregate(blocks[-1].closing_query, sources), 1e-10)
     assert blocks[0].attention_query is None and blocks[1].closing_query is None
 
 
@@ -155,6 +179,7 @@ def test_attention_residual_follows_its_formula(make_streams: Make, mixers: Mixe
         ({"name": "mhc", "mixing": "sinkhorn", "n_streams": 5}, 3e-5),
         ({"name": "mhc", "mixing": "none", "n_streams": 1}, 1e-5),
         ("hyper_connections", 0),
+        ("read_ahead", 1e-5),
         ("attention_residual", 1e-4),
         ({"name": "attention_residual", "block": 4}, 1e-4),
     ],
@@ -171,7 +196,7 @@ def test_streams_begin_as_prenorm(residual: Any, bound: float) -> None:
 
 def test_streams_part_in_training() -> None:
     """What makes streams alike at the start must not keep them alike."""
-    for residual in ("mhc", "hyper_connections", "gated_streams"):
+    for residual in ("mhc", "hyper_connections", "gated_streams", "read_ahead"):
         made, seen = composed(residual=residual).train(), list[Tensor]()
         optimizer = torch.optim.SGD(made.parameters(), lr=0.1)
         for _ in range(3):
@@ -204,7 +229,7 @@ def test_first_layer_with_a_value_residual_leaves_its_values_and_others_need_the
 @pytest.mark.parametrize("name", ["mhc", "hyper_connections"])
 def test_streams_open_as_copies_and_close_by_their_mean(make_streams: Make, name: str) -> None:
     block, x = make_streams({"name": name, "n_streams": 3})
-    torch.testing.assert_close(block.close(x), (x[:, :, 0] + x[:, :, 1] + x[:, :, 2]) / 3)
+    torch.testing.assert_close(block.close(x, nothing()), (x[:, :, 0] + x[:, :, 1] + x[:, :, 2]) / 3)
     assert torch.equal(block.open(x[:, :, 0]), torch.stack([x[:, :, 0]] * 3, 2))
 
 

@@ -11,6 +11,8 @@ from torch import Tensor
 from transformers.models.deepseek_v4.configuration_deepseek_v4 import DeepseekV4Config
 from transformers.models.deepseek_v4.modeling_deepseek_v4 import DeepseekV4HyperConnection
 
+from blockwright.blocks.forward_pass import Pass
+
 D = 35
 
 
@@ -35,4 +37,4 @@ def test_mhc_is_that_of_deepseek_v4(
         theirs.load_state_dict({"fn": connection.weight, "base": connection.bias, "scale": connection.scale})
         post, comb, collapsed = theirs(want)
         want = post[..., None] * mixer(norm(collapsed))[:, :, None] + comb.mT @ want  # DeepseekV4DecoderLayer
-    torch.testing.assert_close(ours(x, mixer, mixer), want, rtol=0, atol=bound)
+    torch.testing.assert_close(ours(x, mixer, mixer, Pass(torch.arange(11)[None])), want, rtol=0, atol=bound)

@@ -41,14 +41,15 @@ COPIED = {"gemma4_e2b": 34 * 256, "gemma4_e4b": 41 * 256}
 WRITTEN_AS: dict[str, str] = yaml.safe_load(
     """{ablation_moe_mha: deepseek, deepseek_moe_16b: deepseek, deepseek_vl2: deepseek_vl_v2,
     deepseek_vl2_tiny_language: deepseek, deepseek_vl2_small_language: deepseek_v2, deepseek_v3: deepseek_v3,
-    deepseek_v3_2: deepseek_v32, deepseek_v4: deepseek_v4, deepseek_vl2_base_language: deepseek_v3, deepseek_7b: llama,
-    deepseek_67b: llama, deepseek: deepseek_v2, ablation_7b: llama, gemma2: gemma2, gpt2: gpt2, gpt_oss: gpt_oss,
-    llama: llama, mistral: mistral, mixtral: mixtral, olmo2: olmo2, olmoe: olmoe, qwen3: qwen3, qwen3_next: qwen3_next,
-    qwen3_5_9b: qwen3_5_text, qwen3_5_35b: qwen3_next, glm_5: glm_moe_dsa, ling_3: bailing_hybrid,
-    longcat_flash: longcat_flash, olmo_hybrid: olmo_hybrid, inkling: inkling_text, kimi_linear: kimi_linear,
-    nemotron_h: nemotron_h, smollm3: smollm3, gemma3: gemma3_text, gemma4: gemma4_text, glm4_5: glm4_moe,
-    minimax_m2: minimax_m2, apertus: apertus, qwen3_30b: qwen3_moe, tiny: none, tiny_recall: none, tiny_skills: none,
-    kimi_k3: none, qwen3_8_flash: none, glm_5_3: glm5_next_text, huginn_3_5b: none, ouro_1_4b: none, ouro_2_6b: none}"""
+    deepseek_v3_2: deepseek_v32, deepseek_v4: deepseek_v4, deepseek_v4_1: none, deepseek_vl2_base_language:
+    deepseek_v3, deepseek_7b: llama, deepseek_67b: llama, deepseek: deepseek_v2, ablation_7b: llama, gemma2: gemma2,
+    gpt2: gpt2, gpt_oss: gpt_oss, llama: llama, mistral: mistral, mixtral: mixtral, olmo2: olmo2, olmoe: olmoe,
+    qwen3: qwen3, qwen3_next: qwen3_next, qwen3_5_9b: qwen3_5_text, qwen3_5_35b: qwen3_next, glm_5: glm_moe_dsa,
+    ling_3: bailing_hybrid, longcat_flash: longcat_flash, olmo_hybrid: olmo_hybrid, inkling: inkling_text,
+    kimi_linear: kimi_linear, nemotron_h: nemotron_h, smollm3: smollm3, gemma3: gemma3_text, gemma4: gemma4_text,
+    glm4_5: glm4_moe, minimax_m2: minimax_m2, apertus: apertus, qwen3_30b: qwen3_moe, tiny: none, tiny_recall: none,
+    tiny_skills: none, kimi_k3: none, qwen3_8_flash: none, glm_5_3: glm5_next_text, huginn_3_5b: none, ouro_1_4b:
+    none, ouro_2_6b: none}"""
 )
 # Layouts of presets whose patterns do not fit four layers.
 SHORT: dict[str, Any] = yaml.safe_load(
@@ -57,6 +58,7 @@ SHORT: dict[str, Any] = yaml.safe_load(
     gemma4_e2b: &e {attention: attention full attention full, values: values*2 none*2, kv_source: lent*2 borrowed*2},
     gemma4_e4b: *e, deepseek_v4_flash: {attention: near*2 attention hca, gating: hash*3 gating},
     deepseek_v4_pro: {attention: hca*2 attention hca, gating: hash*3 gating},
+    deepseek_v4_1_flash: {attention: near*2 attention decoder, memory: without first second without},
     inkling: {attention: attention*3 full, ffn: dense*2 ffn*}, glm_5_2: {ffn: dense*3 ffn, selector: selector*3 below},
     kimi_k3: {attention: linear*3 attention, ffn: dense*1 ffn*},
     glm_5_3_flash: {attention: linear*3 attention, ffn: dense*1 ffn*},

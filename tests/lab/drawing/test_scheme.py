@@ -180,6 +180,7 @@ EXPECTED = {
     ),
     "prenorm": PRE,
     "reordered": (Branch(("attention",), after="attention_norm"), Branch(("ffn",), after="ffn_norm")),
+    "read_ahead": PRE,
     "sandwich": SANDWICH,
     "scaled_sandwich": SANDWICH,
     "sigmoid_skip": PRE,
@@ -213,7 +214,7 @@ class Swapped(Residual):
         super().__init__()
         self.first, self.last = first, last
 
-    def forward(self, x: Tensor, attention: Mixer, ffn: Mixer) -> Tensor:
+    def forward(self, x: Tensor, attention: Mixer, ffn: Mixer, given: Pass) -> Tensor:
         x = x + ffn(self.first(x))
         return x + self.last(attention(x))
 
@@ -221,7 +222,7 @@ class Swapped(Residual):
 class Bare(Residual):
     """A plug-in's block without a norm, whose mixers run side by side."""
 
-    def forward(self, x: Tensor, attention: Mixer, ffn: Mixer) -> Tensor:
+    def forward(self, x: Tensor, attention: Mixer, ffn: Mixer, given: Pass) -> Tensor:
         return x + attention(x) + ffn(x)
 
 

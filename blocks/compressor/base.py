@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Annotated, Any, ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
-from annotated_types import Ge
 from torch import Tensor, nn
 
 from blockwright.blocks.base import Block, Drawn, Kind
 from blockwright.blocks.cache.base import Cache, Mark
 from blockwright.blocks.cache.ring import Ring
+from blockwright.blocks.forward_pass import Pass
 from blockwright.blocks.linear import Linear
-from blockwright.blocks.norm import Norm
 from blockwright.blocks.precision import at_least_fp32
-from blockwright.blocks.selector.base import Asked, Held
-from blockwright.blocks.selector.dsa import Candidates, Indexer, relu_scores
-from blockwright.registry import BlockError, family, register
-from blockwright.registry.ranges import Count, Positive
+from blockwright.blocks.selector.base import Asked
+from blockwright.registry import BlockError, family
 
 # Sums of windows of tokens: where windows close, and the learned mean that each becomes.
 
@@ -36,12 +33,16 @@ class Ends(NamedTuple):
     real: Tensor
 
 
-def ends_of(positions: Tensor, every: int) -> Ends:
+def ends_of(positions: Tensor, every: int, real: Tensor | None = None) -> Ends:
     """The tokens at positions [B,T] that are the last of a window of ``every`` tokens of their document.
 
     n is the most that T tokens in one run can have; it does not depend on the numbers, so that nothing waits for them.
+
+    Args:
+        real: [B,T], which of them are tokens and not padding before them; None: all
     """
     last = (positions + 1) % every == 0
+    last = last if real is None else last & real
     n = -(-positions.shape[1] // every)
     index = last.to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, :n]
     real, still_open = last.gather(1, index), (positions[:, -1:] + 1) // every
@@ -53,7 +54,7 @@ class Pool(nn.Module):
 
     With u = W_value x, z = W_gate x and a bias b of each place in the window: Σ_j softmax_j(z_j + b_j) ⊙ u_j. One that
     overlaps has channels twice: window w is the mean of the first ones over window w − 1 and of the second ones over
-    window w.
+    window w. A window of one token has no gate: its mean is u.
 
     Args:
         d_model: D
@@ -61,44 +62,55 @@ class Pool(nn.Module):
         every: tokens of a window
         overlapping: whether the mean is over the window before as well
         apart: whether nothing that it reads follows its gradient
+        places: whether there is a bias of each place
     """
 
     weight_kinds: ClassVar[Mapping[str, Kind]] = {"place": "table"}
 
-    def __init__(self, d_model: int, width: int, every: int, overlapping: bool, apart: bool = False) -> None:
+    def __init__(
+        self, d_model: int, width: int, every: int, overlapping: bool, apart: bool = False, places: bool = True
+    ) -> None:
         super().__init__()
         self.apart = apart
         self.width, self.every, self.parts = width, every, 2 if overlapping else 1
         self.value = Linear(d_model, self.parts * width, bias=False)
-        self.gate = Linear(d_model, self.parts * width, bias=False)
-        self.place = nn.Parameter(torch.empty(every, self.parts * width))
+        self.gate = Linear(d_model, self.parts * width, bias=False) if self.span > 1 else None
+        self.place = nn.Parameter(torch.empty(every, self.parts * width)) if places else None
 
     @property
     def span(self) -> int:
         """Tokens that a mean is over."""
         return self.parts * self.every
 
+    @property
+    def projected(self) -> int:
+        """Numbers that windows need of a token."""
+        return self.parts * self.width * (1 if self.gate is None else 2)
+
     def project(self, x: Tensor) -> Tensor:
-        """Tokens [B,T,D] → what their windows need of them, [B,T,2·parts·W]."""
+        """Tokens [B,T,D] → what their windows need of them, [B,T,projected]."""
         x = x.detach() if self.apart else x
-        return torch.cat((self.value(x), self.gate(x)), -1)
+        return self.value(x) if self.gate is None else torch.cat((self.value(x), self.gate(x)), -1)
 
     def forward(self, projected: Tensor, index: Tensor, number: Tensor) -> Tensor:
         """Means [B,n,W] of windows.
 
         Args:
-            projected: [B,S,2·parts·W], what ``project`` gave for tokens in a run
+            projected: [B,S,projected], what ``project`` gave for tokens in a run
             index: [B,n], where in them the windows close. What lies before the first is left out
             number: [B,n], of the windows in their documents
         """
+        if self.gate is None:
+            return projected.gather(1, index[..., None].expand(-1, -1, self.width))
         places = index[..., None] - torch.arange(self.span - 1, -1, -1, device=index.device)
         there = places >= 0
         if self.parts == 2:  # nothing before the first window
             there = there & ((number > 0)[..., None] | (torch.arange(self.span, device=index.device) >= self.every))
         values, gates = projected.chunk(2, -1)
         u, z = self._gathered(values, places), self._gathered(gates, places)
-        bias = torch.cat(self.place.chunk(self.parts, -1)) if self.parts == 2 else self.place
-        weights = (at_least_fp32(z) + bias).masked_fill(~there[..., None], float("-inf")).softmax(2)
+        z = at_least_fp32(z)
+        z = z if self.place is None else z + torch.cat(self.place.chunk(self.parts, -1))
+        weights = z.masked_fill(~there[..., None], float("-inf")).softmax(2)
         return (u * weights.to(u.dtype)).sum(2)
 
     def _gathered(self, channels: Tensor, places: Tensor) -> Tensor:
@@ -118,7 +130,7 @@ class Means(NamedTuple):
     """What a cache holds of a pool.
 
     width: of a mean
-    projected: width of what an open window needs of a token
+    projected: width of what an open window needs of a token; 0 where its mean is made of another one
     span: tokens that a mean is over
     """
 
@@ -158,7 +170,8 @@ class WindowedCache(Cache):
     ) -> None:
         self.recent = Ring(batch, min(window, length), {"k": (1, width)}, dtype, device)
         span = max((held.span for held in means.values()), default=1)
-        self.open = Ring(batch, span, {name: (held.projected,) for name, held in means.items()}, dtype, device)
+        opened = {name: (held.projected,) for name, held in means.items() if held.projected}
+        self.open = Ring(batch, span, opened, dtype, device)
         super().__init__(batch, length, {}, dtype, device)
         self.every = every
         # One more than there can be: a token that closes no window writes its unfinished mean to the next one's place.
@@ -250,6 +263,60 @@ class WindowedCache(Cache):
         return tuple(held[:, : self.length // self.every] for held in self.means.values())
 
 
+class Windows(NamedTuple):
+    """The windows of some tokens of a pass, and of those before them in a cache.
+
+    every: tokens of a window
+    n: windows that may be closed
+    before: tokens before the pass
+    ends: the tokens at which the new ones close
+    passed: [B|1,T], windows that are closed at each token; None without a cache
+    segments: [B,T], documents of the tokens; None: each row is one
+    """
+
+    every: int
+    n: int
+    before: int
+    ends: Ends
+    passed: Tensor | None
+    segments: Tensor | None
+
+    @property
+    def number(self) -> Tensor:
+        """[B|1,n], of each in its document."""
+        return self.ends.number if self.passed is None else torch.arange(self.n, device=self.passed.device)[None]
+
+    @property
+    def positions(self) -> Tensor:
+        """[B|1,n], of the first token of each."""
+        return self.number * self.every
+
+    def most(self, rows: slice) -> int:
+        """How many of the first windows may be closed to some queries."""
+        return min(self.n, -(-(self.before + rows.stop) // self.every))  # the first window may be cut
+
+    def closed(self, rows: slice) -> Tensor:
+        """[B|1,t,m]: which of the first m windows are closed to some queries; none of the others is."""
+        most = self.most(rows)
+        if self.passed is None:
+            return _closed(self.ends, rows, self.segments)[..., :most]
+        return torch.arange(most, device=self.passed.device) < self.passed[:, rows, None]
+
+
+def windows_of(every: int, asked: Asked, segments: Tensor | None, cache: WindowedCache | None) -> Windows:
+    """The windows of ``every`` tokens of the tokens that ask, after a cache has their keys."""
+    T, positions = asked.x.shape[1], asked.positions.expand(len(asked.x), -1)
+    if cache is None:
+        ends = ends_of(positions, every)
+        return Windows(every, ends.at.shape[1], 0, ends, None, segments)
+    real = None
+    if cache.padding is not None:
+        real = torch.arange(cache.length - T, cache.length, device=positions.device) >= cache.padding[:, None]
+    passed = (positions + 1) // every
+    passed = passed if real is None else passed * real
+    return Windows(every, cache.length // every, cache.length - T, ends_of(positions, every, real), passed, None)
+
+
 Rotate = Callable[[Tensor, Tensor], Tensor]  # heads [B,n,·,W] at positions [B|1,n], in their last dimensions
 Losses = dict[str, Tensor]
 
@@ -296,6 +363,14 @@ class Compressor(Block):
         """Which of the windows that are ``closed`` [B|1,T,n] to each query it sees, [B|1,T,n]; all by default."""
         return closed
 
+    def lends(self) -> str | None:
+        """The name of keys of windows that it leaves to layers above; None: it leaves none."""
+        return None
+
+    def borrows(self) -> str | None:
+        """The name of those that it reads of a layer below; None: it makes its own."""
+        return None
+
     def losses(
         self, asked: Asked, kept: tuple[Tensor, ...], closed: Tensor, chosen: Tensor, scale: float, rotate: Rotate
     ) -> Losses:
@@ -304,57 +379,43 @@ class Compressor(Block):
 
     def held(self) -> dict[str, Means]:
         """What a cache holds of its pools."""
-        return {name: Means(p.width, 2 * p.parts * p.width, p.span) for name, p in self.pools().items()}
+        return {name: Means(p.width, p.projected, p.span) for name, p in self.pools().items()}
 
-    def forward(
-        self,
-        asked: Asked,
-        segments: Tensor | None,
-        cache: WindowedCache | None,
-        scale: float,
-        rotate: Rotate,
-        losses: Losses | None = None,
-    ) -> Entries:
+    def forward(self, asked: Asked, given: Pass, cache: WindowedCache | None, scale: float, rotate: Rotate) -> Entries:
         """The keys of the windows that are closed.
 
         Args:
             asked: the new tokens
-            segments: [B,T] their documents; None: each row is one
+            given: as of the attention
             cache: the tokens before, with the keys of the new ones stored; None for none
             scale: of the attention's scores
             rotate: as the attention rotates its keys
-            losses: to be filled in training; None: it does not learn
         """
-        T, pools = asked.x.shape[1], self.pools().values()
-        ends = ends_of(asked.positions.expand(len(asked.x), -1), self.every)
-        projected = tuple(pool.project(asked.x) for pool in pools)
-        opened = projected if cache is None else cache.opened(*projected)
-        index = ends.at + opened[0].shape[1] - T
-        means = tuple(pool(p, index, ends.number) for pool, p in zip(pools, opened, strict=True))
-        kept = self.finish(means, ends.number * self.every, rotate)
-        kept = kept if cache is None else cache.close(ends, *kept)
-        before = 0 if cache is None else cache.length - T
-
-        def closed(rows: slice) -> Tensor:
-            most = min(kept[0].shape[1], -(-(before + rows.stop) // self.every))  # the first window may be cut
-            if cache is None:
-                return _closed(ends, rows, segments)[..., :most]
-            return torch.arange(most, device=index.device) < (asked.positions[:, rows, None] + 1) // self.every
+        windows = windows_of(self.every, asked, given.segments, cache)
+        kept = self.keep(asked, windows, cache, rotate)
 
         def seen(rows: slice) -> Tensor:
-            found = closed(rows)
+            found = windows.closed(rows)
             some = tuple(means[:, : found.shape[-1]] for means in kept)
             return self.choose(asked.rows(rows), some, found, rotate)
 
-        every = torch.arange(kept[0].shape[1], device=index.device)[None] * self.every
-        first = ends.number * self.every if cache is None else every
-        if losses is None or not self.training or not torch.is_grad_enabled():
-            return Entries(kept[0], first, seen)
-        all_of_them = slice(0, T)
-        chosen = seen(all_of_them)
+        if given.losses is None or not self.training or not torch.is_grad_enabled():
+            return Entries(kept[0], windows.positions, seen)
+        every = slice(0, asked.x.shape[1])
+        chosen = seen(every)
         some = tuple(means[:, : chosen.shape[-1]] for means in kept)
-        losses |= self.losses(asked, some, closed(all_of_them), chosen, scale, rotate)
-        return Entries(kept[0], first, lambda rows: chosen[:, rows])
+        given.losses.update(self.losses(asked, some, windows.closed(every), chosen, scale, rotate))
+        return Entries(kept[0], windows.positions, lambda rows: chosen[:, rows])
+
+    def keep(self, asked: Asked, windows: Windows, cache: WindowedCache | None, rotate: Rotate) -> tuple[Tensor, ...]:
+        """What is kept of all windows, [B,n,·] each, those of a cache included."""
+        ends, pools = windows.ends, self.pools().values()
+        projected = tuple(pool.project(asked.x) for pool in pools)
+        opened = projected if cache is None else cache.opened(*projected)
+        index = ends.at + opened[0].shape[1] - asked.x.shape[1]
+        means = tuple(pool(p, index, ends.number) for pool, p in zip(pools, opened, strict=True))
+        kept = self.finish(means, ends.number * self.every, rotate)
+        return kept if cache is None else cache.close(ends, *kept)
 
 
 def _closed(ends: Ends, rows: slice, segments: Tensor | None) -> Tensor:
@@ -364,143 +425,3 @@ def _closed(ends: Ends, rows: slice, segments: Tensor | None) -> Tensor:
     if segments is None:
         return closed
     return closed & (segments.gather(1, ends.at)[:, None] == segments[:, rows, None])
-
-
-@register("compressor", "csa")
-class CSA(Compressor):
-    """Compressed sparse attention: one key of each 4 tokens, of which every query sees the highest that an index finds.
-
-    DeepSeek-AI 2026 (DeepSeek-V4), §2.3.1. Keys are made as in ``hca``, but with two values and gates of a token: the
-    key of window w is over the first ones of window w − 1 and the second ones of window w. The index has keys of its
-    own, I wide, made alike of the same windows, and scores them as ``dsa`` does: with J index heads and the attention's
-    compressed query c, q_j = rot(W_q,j c), w = W_w x / √J, I_tw = Σ_j w_tj relu(q_tj · k_w) / √I.
-
-    How V4's index was trained is not published; here it learns as ``dsa`` does, from the attention's weights on the
-    windows, and nothing else follows its loss. Equal scores go to the later window, where other implementations leave
-    it to the sort. Scores are fp32.
-
-    Args:
-        norm: norm of the means that become keys
-        index_norm: norm of the index's own
-        every: tokens of a window
-        n_heads: J, index heads
-        head_dim: I, width of an index head
-        top_k: windows that a query sees
-        dense: whether every query sees all windows, while the index learns
-        loss_weight: weight of the index's loss
-    """
-
-    conformance_settings: ClassVar[Mapping[str, Any]] = {"every": 2, "n_heads": 2, "head_dim": 8, "top_k": 2}
-
-    def __init__(
-        self,
-        d_model: int,
-        kv_dim: int,
-        rope_dim: int,
-        latent_dim: int,
-        attention_heads: int,
-        norm: Norm,
-        index_norm: Norm,
-        every: Annotated[int, Ge(2)] = 4,
-        n_heads: Count = 64,
-        head_dim: Count = 128,
-        top_k: Count = 512,
-        dense: bool = False,
-        loss_weight: Positive = 1.0,
-    ) -> None:
-        super().__init__()
-        if head_dim < rope_dim:
-            rule = f"is narrower than the part that the attention rotates ({rope_dim})"
-            raise BlockError("head_dim", head_dim, rule, f"Write at least {rope_dim}, or lower rope_head_dim")
-        self.every, self.norm, self.index_norm = every, norm, index_norm
-        self.pool = Pool(d_model, kv_dim, every, overlapping=True)
-        self.index_pool = Pool(d_model, head_dim, every, overlapping=True, apart=True)
-        self.index = Index(d_model, latent_dim, attention_heads, n_heads, head_dim, top_k, dense, loss_weight)
-
-    @classmethod
-    def child_context(cls, child: str, known: Mapping[str, Any]) -> Mapping[str, Any]:
-        return {"dim": known["kv_dim" if child == "norm" else "head_dim"]}
-
-    def pools(self) -> dict[str, Pool]:
-        return {"key": self.pool, "index": self.index_pool}
-
-    def finish(self, means: tuple[Tensor, ...], positions: Tensor, rotate: Rotate) -> tuple[Tensor, ...]:
-        normed = self.norm(means[0]), self.index_norm(means[1])
-        return tuple(rotate(keys[:, :, None], positions)[:, :, 0] for keys in normed)
-
-    def choose(self, asked: Asked, kept: tuple[Tensor, ...], closed: Tensor, rotate: Rotate) -> Tensor:
-        if self.index.takes_all(kept[0].shape[1]):
-            return closed
-        return self.index(asked._replace(rotate=rotate), _held(kept, closed))[:, 0]
-
-    def losses(
-        self, asked: Asked, kept: tuple[Tensor, ...], closed: Tensor, chosen: Tensor, scale: float, rotate: Rotate
-    ) -> Losses:
-        held = _held((kept[0].detach(), kept[1]), closed)
-        return self.index.losses(asked._replace(rotate=rotate), held, chosen[:, None], scale, None)
-
-
-class Index(Indexer):
-    """What chooses windows; arguments as in ``CSA``."""
-
-    def __init__(
-        self,
-        d_model: int,
-        latent_dim: int,
-        attention_heads: int,
-        n_heads: int,
-        head_dim: int,
-        top_k: int,
-        dense: bool,
-        loss_weight: float,
-    ) -> None:
-        super().__init__()
-        self.n_heads, self.head_dim, self.attention_heads = n_heads, head_dim, attention_heads
-        self.top_k, self.dense, self.loss_weight = top_k, dense, loss_weight
-        self.query = Linear(latent_dim, n_heads * head_dim, bias=False)
-        self.weights = Linear(d_model, n_heads, bias=False)
-
-    def candidates(self, asked: Asked, held: Held) -> Candidates:
-        return Candidates(held.slots[0])
-
-    def scores(self, asked: Asked, keys: Tensor) -> Tensor:
-        assert asked.rotate is not None
-        q = asked.rotate(self.query(asked.latent).unflatten(-1, (self.n_heads, -1)), asked.positions)
-        return relu_scores(q, keys, at_least_fp32(self.weights(asked.x)) * self.n_heads**-0.5)
-
-
-def _held(kept: tuple[Tensor, ...], seen: Tensor) -> Held:
-    """Windows as what can be chosen: keys [B,n,H] and index keys [B,n,I]."""
-    keys, index = kept
-    none = torch.zeros(1, keys.shape[1], dtype=torch.long, device=keys.device)
-    return Held(keys, lambda stored: stored[:, :, None], (index,), none, none, seen, segments=False)
-
-
-@register("compressor", "hca")
-class HCA(Compressor):
-    """Heavily compressed attention: one key of each 128 tokens, and every query sees all of them.
-
-    DeepSeek-AI 2026 (DeepSeek-V4), §2.3.2. With u = W_value x, z = W_gate x and biases b of the places in a window:
-    key_w = rot(norm(Σ_j softmax_j(z_j + b_j) ⊙ u_j)) over the tokens j of window w, at the position of its first one.
-
-    Args:
-        norm: norm of the means
-        every: tokens of a window
-    """
-
-    conformance_settings: ClassVar[Mapping[str, Any]] = {"every": 3}
-
-    def __init__(self, d_model: int, kv_dim: int, norm: Norm, every: Annotated[int, Ge(2)] = 128) -> None:
-        super().__init__()
-        self.every, self.norm = every, norm
-        self.pool = Pool(d_model, kv_dim, every, overlapping=False)
-
-    @classmethod
-    def child_context(cls, child: str, known: Mapping[str, Any]) -> Mapping[str, Any]:
-        return {"dim": known["kv_dim"]}
-
-    def pools(self) -> dict[str, Pool]:
-        return {"key": self.pool}
-
-    def finish(self, means: tuple[Tensor, ...], positions: Tensor, rotate: Rotate) -> tuple[Tensor, ...]:
-        return (rotate(self.norm(means[0])[:, :, None], positions)[:, :, 0],)
