@@ -10,7 +10,8 @@ from blockwright.blocks.compose import check, preset
 SIZES = (
     "vocab_size=61 image_token=60 d_model=64 max_positions=64 n_heads=4 n_kv_heads=2 n_key_heads=2 head_dim=16 "
     "rope_head_dim=8 kv_lora_rank=32 q_lora_rank=24 qk_nope_head_dim=16 qk_rope_head_dim=8 v_head_dim=16 d_ff=24 "
-    "n_experts=8 n_idle=2 n_groups=4 top_groups=2 top_k=3 n_devices=4 top_devices=2 window=5 query_scale=16"
+    "n_experts=8 n_idle=2 n_groups=4 top_groups=2 top_k=3 n_devices=4 top_devices=2 window=5 query_scale=16 "
+    "rows=31 blocks=2"
 )
 SMALL = {name: int(size) for name, _, size in (word.partition("=") for word in SIZES.split())}
 

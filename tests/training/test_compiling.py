@@ -25,7 +25,7 @@ from blockwright.training.compiling import Compiling, compile_layers, seconds_wa
 from blockwright.training.entry.preflight import check_compiler
 
 # Presets that together have most blocks of all presets; the kit compiles each block by itself.
-MIXED = ("deepseek_v4_flash", "inkling", "gemma4_e2b", "nemotron_h_8b", "huginn_3_5b")
+MIXED = ("deepseek_v4_flash", "deepseek_v4_1_flash", "inkling", "gemma4_e2b", "nemotron_h_8b", "huginn_3_5b")
 
 
 def loss_and_gradients(decoder: Decoder, ids: Tensor) -> tuple[Tensor, list[Tensor]]:
@@ -142,6 +142,7 @@ KINDS = {"attention/rwkv7": 2, "residual/attention_residual": 3, "residual/hyper
 KINDS |= {
     "residual/gated_streams": 3,
     "residual/normed_embeddings": 3,
+    "residual/read_ahead": 3,
     "attention/depth": 3,
 }  # its queries see the values of 1, 2, more layers
 GRAPHS = [f"{kind}/{name}" for kind in ("attention", "residual") for name in registry.names(kind)]
