@@ -127,14 +127,17 @@ class Recurrent(Attention):
 
 
 def _by_token(x: Tensor, given: Pass) -> Iterator[tuple[Tensor, Pass]]:
-    """Each token x_t [B,1,D], and its pass; what the passes leave in ``carry`` is joined behind the last."""
-    carried: list[Carry] = []
+    """Each token x_t [B,1,D], and its pass; what the passes leave in ``carry``, or replace there, is joined behind the
+    last. All else stays, as keys of other tokens that a layer below lends."""
+    carried, left = list[Carry](), set[str]()
     for t, token in enumerate(x.split(1, 1)):
-        own = None if given.carry is None else {name: values[:, t : t + 1] for name, values in given.carry.items()}
-        yield token, given._replace(carry=own)
-        carried += [] if own is None else [own]
+        of_token = {name: values[:, t : t + 1] for name, values in (given.carry or {}).items()}
+        own = dict(of_token)
+        yield token, given._replace(carry=None if given.carry is None else own)
+        carried.append(own)
+        left |= {name for name, values in own.items() if values is not of_token.get(name)}
     if given.carry is not None:
-        given.carry.update({name: torch.cat([own[name] for own in carried], 1) for name in carried[0]})
+        given.carry.update({name: torch.cat([own[name] for own in carried], 1) for name in left})
 
 
 @register("attention", "none")

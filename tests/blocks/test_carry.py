@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from blockwright.blocks.attention.grouped import GQA
+from blockwright.blocks.attention.recurrent import _by_token
 from blockwright.blocks.decoder import Decoder
 from blockwright.blocks.forward_pass import Pass, joined, split
 from blockwright.blocks.norm import Norm
@@ -18,7 +19,7 @@ from blockwright.blocks.residual.base import Mixer
 from blockwright.blocks.residual.norms import PreNorm
 from blockwright.registry import register
 from blockwright.training.parallel.recompute import recompute
-from tests.blocks.small import decoder, ids, in_parts
+from tests.blocks.small import decoder, drawn, ids, in_parts, order
 
 TOKENS = ids(9)
 
@@ -95,6 +96,17 @@ def test_multi_token_prediction_opens_streams_and_carries_of_its_own() -> None:
     hidden = plain.hidden(TOKENS)[0]
     found, right = (m.mtp_nll(hidden, TOKENS, TOKENS.roll(-1, 1))[0] for m in (made, plain))
     torch.testing.assert_close([nll for nll, _ in found], [nll for nll, _ in right])
+
+
+def test_a_block_that_goes_token_by_token_leaves_keys_of_other_tokens_as_they_are() -> None:
+    """Keys that a layer below lends are of all tokens of the cache, 7 before these 3."""
+    lent, summed = drawn(2, 10, 4), drawn(2, 3, 5)
+    given = Pass(order(3), carry={"keys": lent, "sum": summed})
+    for t, (_, each) in enumerate(_by_token(drawn(2, 3, 8), given)):
+        each.carry["sum"] = each.carry["sum"] + 1
+        each.carry["place"] = torch.full((2, 1), t)
+    assert given.carry["keys"] is lent and torch.equal(given.carry["sum"], summed + 1)
+    assert given.carry["place"].tolist() == [[0, 1, 2]] * 2
 
 
 def test_what_is_carried_is_split_and_joined_by_tokens() -> None:
