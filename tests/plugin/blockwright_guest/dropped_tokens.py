@@ -20,7 +20,7 @@ class DroppedTokens(Residual):
         super().__init__()
         self.attention_norm, self.ffn_norm, self.kept = attention_norm, ffn_norm, kept
 
-    def forward(self, x, attention, ffn):
+    def forward(self, x, attention, ffn, given):
         x = x + attention(self.attention_norm(x))
         if not self.training:
             return x + ffn(self.ffn_norm(x))
