@@ -12,9 +12,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from benchmarks import machine, record
-from benchmarks.race import Entry, Race
+from benchmarks.race import Entry, Race, paired, spread
 from benchmarks.record import Ratio, Result, Table
-from benchmarks.statistics import paired, spread
 
 ATTENTIONS: dict[str, dict[str, Any]] = {
     "gqa": {"name": "gqa", "n_heads": 8, "n_kv_heads": 2, "head_dim": 64},

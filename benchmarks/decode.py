@@ -14,12 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import machine, record
-from benchmarks.contender import Contender, contenders
 from benchmarks.models.base import DTYPES, build
-from benchmarks.race import Entry, Race
+from benchmarks.race import Contender, Entry, Race, Spread, contenders, paired, spread
 from benchmarks.record import Ratio, Result, Table
 from benchmarks.shapes import SHAPES, Shape
-from benchmarks.statistics import Spread, paired, spread
 from benchmarks.stopwatch import synchronise
 from benchmarks.worker import peak_memory, reset_peak
 

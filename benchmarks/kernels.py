@@ -11,9 +11,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from benchmarks import machine, record
-from benchmarks.race import Entry, Race
+from benchmarks.race import Entry, Race, paired, spread
 from benchmarks.record import Ratio, Result, Table
-from benchmarks.statistics import paired, spread
 from benchmarks.stopwatch import peaks, turns
 from benchmarks.worker import peak_memory, reset_peak
 

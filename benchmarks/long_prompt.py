@@ -18,10 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import machine, record
-from benchmarks.race import Entry, Race
+from benchmarks.race import Entry, Race, spread
 from benchmarks.record import Ratio, Result, Table
 from benchmarks.shapes import SHAPES, Shape, composition
-from benchmarks.statistics import spread
 from benchmarks.worker import peak_memory, reset_peak
 
 TOKENS, SCORED = 131072, 1024
@@ -92,10 +91,10 @@ class Decode:
     """Job: steps of ours and transformers' on the same cache."""
 
     def __init__(self, shape: str, device: str) -> None:
-        from benchmarks.contender import Contender
         from benchmarks.models.blockwright import Ours
         from benchmarks.models.hugging_face import HuggingFace
         from benchmarks.peers import as_transformers
+        from benchmarks.race import Contender
 
         self.shape = SHAPES[shape]
         self.ours = Ours(self.shape, Contender("ours", "mla_moe", "MLA + DeepSeekMoE", True))

@@ -15,9 +15,8 @@ from importlib.metadata import PackageNotFoundError, distribution
 from typing import Any
 
 from benchmarks import machine, record
-from benchmarks.race import Entry, Race
+from benchmarks.race import Entry, Race, Spread, paired, spread
 from benchmarks.record import Ratio, Result, Table
-from benchmarks.statistics import Spread, paired, spread
 from benchmarks.stopwatch import seconds_of, turns
 
 MIXERS: dict[str, dict[str, Any]] = {

@@ -13,8 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import machine, record
-from benchmarks.contender import Contender, contenders
-from benchmarks.race import Entry, Race
+from benchmarks.race import Contender, Entry, Race, contenders
 from benchmarks.record import Result, Table
 from benchmarks.shapes import FAMILIES, SHAPES, TOLERANCE, Family, composition
 
@@ -81,7 +80,7 @@ def as_transformers(decoder: Any, family: Family, dtype: str) -> Any:
     from transformers import AutoModelForCausalLM
 
     from benchmarks.models.base import DTYPES
-    from blockwright.blocks.checkpoint.folder import dump_json
+    from blockwright.blocks.checkpoint.manifest import dump_json
     from blockwright.blocks.checkpoint.shards import write_shards
     from blockwright.plugins.hub.exporting import outgoing, recognise
 

@@ -1,7 +1,8 @@
 """A race: contenders in separate processes take turns, in an order that shifts from round to round.
 
-So all meet the same machine: drift (temperature, other load) affects all, and ratios are taken within a round. Only one
-works at a time. A contender that fails is excluded from then on, and its failure is recorded.
+A contender is an implementation of a model family with its settings. All meet the same machine: drift (temperature,
+other load) affects all, and medians and quartiles are of ratios that are taken within a round. Only one works at a
+time. A contender that fails is excluded from then on, and its failure is recorded.
 """
 
 from __future__ import annotations
@@ -9,15 +10,18 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Literal
+
+from benchmarks.shapes import Family
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -200,3 +204,95 @@ class Race:
         """The order of the entries in a round."""
         shift = index % len(self.entries)
         return self.entries[shift:] + self.entries[:shift]
+
+
+Maker = Literal["ours", "transformers", "litgpt", "x-transformers"]
+MODELS: dict[tuple[Maker, Family], tuple[str, ...]] = {
+    ("ours", "mla_moe"): ("MLA + DeepSeekMoE",),
+    ("ours", "dense"): ("dense",),
+    ("ours", "mixtral"): ("Mixtral-like",),
+    ("transformers", "mla_moe"): ("DeepSeek-V3", "DeepSeek-V2"),
+    ("transformers", "dense"): ("Llama",),
+    ("transformers", "mixtral"): ("Mixtral",),
+    ("litgpt", "mla_moe"): ("DeepSeek-V3-like",),
+    ("litgpt", "dense"): ("Llama-like",),
+    ("litgpt", "mixtral"): ("Mixtral-like",),
+    ("x-transformers", "dense"): ("Llama-like",),
+}
+
+
+@dataclass(frozen=True)
+class Contender:
+    """One contender of a race.
+
+    Args:
+        maker: the library
+        family: the model family
+        model: the library's name for it, one of ``MODELS``
+        tuned: with the best settings instead of the defaults (see benchmarks/worker.py)
+        compiled: with torch.compile
+    """
+
+    maker: Maker
+    family: Family
+    model: str
+    tuned: bool
+    compiled: bool = False
+
+    @property
+    def name(self) -> str:
+        """Name without the settings."""
+        return f"{self.maker} {self.model}"
+
+    @property
+    def settings(self) -> str:
+        """The settings, as text."""
+        return ("best settings" if self.tuned else "as it comes") + (", compiled" if self.compiled else "")
+
+    @property
+    def label(self) -> str:
+        """Unique label within a race."""
+        return f"{self.name}, {self.settings}"
+
+
+def contenders(family: Family, *, compiled: bool = False, older: bool = False) -> list[Contender]:
+    """Every implementation of a family, with defaults and with best settings.
+
+    Args:
+        compiled: add each with best settings under torch.compile
+        older: add models superseded by another of the same library (transformers' DeepSeek-V2)
+    """
+    found = []
+    for (maker, of), models in MODELS.items():
+        if of == family:
+            for model in models if older else models[:1]:
+                found += [Contender(maker, family, model, tuned) for tuned in (True, False)]
+                found += [Contender(maker, family, model, True, True)] if compiled else []
+    return found
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Median, lower and upper quartile, and number of repeated measurements."""
+
+    median: float
+    q1: float
+    q3: float
+    n: int
+
+    def plain(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def spread(values: Sequence[float]) -> Spread:
+    """The spread of at least one value."""
+    if len(values) == 1:
+        return Spread(values[0], values[0], values[0], 1)
+    q1, median, q3 = statistics.quantiles(values, n=4, method="inclusive")
+    return Spread(median, q1, q3, len(values))
+
+
+def paired(ours: Mapping[int, float], theirs: Mapping[int, float]) -> Spread | None:
+    """ours ÷ theirs in every round that has both; None if there is no such round."""
+    rounds = sorted(ours.keys() & theirs.keys())
+    return spread([ours[r] / theirs[r] for r in rounds]) if rounds else None

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from benchmarks import machine
-from benchmarks.statistics import Spread
+from benchmarks.race import Spread
 from blockwright.lab.report.svg import Chart, Scale, cut, standalone
 
 

@@ -13,9 +13,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from benchmarks import machine, record
-from benchmarks.race import Entry, Race
+from benchmarks.race import Entry, Race, paired, spread
 from benchmarks.record import Ratio, Result, Table
-from benchmarks.statistics import paired, spread
 
 ROWS, ROOM, MEAN = 8, 160, 30
 SHAPE = {"vocab_size": 512, "width": 256, "layers": 4, "heads": 8, "kv_heads": 2, "d_ff": 768}

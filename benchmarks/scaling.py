@@ -12,10 +12,9 @@ from dataclasses import replace
 from typing import Any
 
 from benchmarks import machine, record
-from benchmarks.race import Entry, Race
+from benchmarks.race import Entry, Race, spread
 from benchmarks.record import Ratio, Result, Table
 from benchmarks.shapes import SHAPES, Shape, composition
-from benchmarks.statistics import spread
 from benchmarks.stopwatch import seconds_of, turns
 
 WITHIN, ROUTING = 0.15, 0.10
@@ -65,8 +64,8 @@ class Growth:
     def _decode(self, context: int, budget: float) -> float:
         import torch
 
-        from benchmarks.contender import Contender
         from benchmarks.models.blockwright import Ours
+        from benchmarks.race import Contender
 
         model = Ours(self.shape, Contender("ours", "mla_moe", "", tuned=True))
         model.decoder = self._decoder(self.shape).eval()

@@ -12,9 +12,8 @@ from contextlib import contextmanager
 from typing import Any
 
 from benchmarks import machine, record
-from benchmarks.race import Entry, Race
+from benchmarks.race import Entry, Race, paired, spread
 from benchmarks.record import Ratio, Result, Table
-from benchmarks.statistics import paired, spread
 from benchmarks.stopwatch import seconds_of
 
 DSA = {"name": "dsa", "n_heads": 16, "head_dim": 64, "top_k": 1024}
@@ -97,14 +96,14 @@ def _filled(layer: Any, context: int, device: Any, dtype: Any) -> Any:
 @contextmanager
 def _gathering(gathers: bool) -> Iterator[None]:
     """Chosen keys are gathered where they are few, or never."""
-    from blockwright.blocks.kernels import few_keys
+    from blockwright.blocks.kernels import long_attention
 
-    least = few_keys.LEAST
-    few_keys.LEAST = least if gathers else 2**60
+    least = long_attention.LEAST
+    long_attention.LEAST = least if gathers else 2**60
     try:
         yield
     finally:
-        few_keys.LEAST = least
+        long_attention.LEAST = least
 
 
 def tabulate(rounds: Sequence[Mapping[str, Any]], dtype: str) -> tuple[Table, list[Ratio]]:

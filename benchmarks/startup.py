@@ -15,8 +15,8 @@ from pathlib import Path
 
 from benchmarks import machine, record
 from benchmarks.callbacks import MARK
+from benchmarks.race import spread
 from benchmarks.record import Ratio, Result, Table
-from benchmarks.statistics import spread
 from blockwright.registry import REFUSED
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -13,12 +13,10 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from benchmarks import machine, peers, record
-from benchmarks.contender import Contender, contenders
 from benchmarks.models.base import build
-from benchmarks.race import Entry, Race
+from benchmarks.race import Contender, Entry, Race, Spread, contenders, paired, spread
 from benchmarks.record import Ratio, Result, Table
 from benchmarks.shapes import FAMILIES, SHAPES, Family, Shape, composition
-from benchmarks.statistics import Spread, paired, spread
 from benchmarks.stopwatch import peaks, synchronise
 from benchmarks.worker import peak_memory, reset_peak
 

@@ -14,10 +14,9 @@ from dataclasses import replace
 from typing import Any
 
 from benchmarks import machine, record
-from benchmarks.race import Entry, Race
+from benchmarks.race import Entry, Race, paired, spread
 from benchmarks.record import Ratio, Result, Table
 from benchmarks.shapes import SHAPES, Shape, composition
-from benchmarks.statistics import paired, spread
 
 PROMISED = 1.05
 CLIP = 1.0

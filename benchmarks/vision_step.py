@@ -14,9 +14,8 @@ from typing import TYPE_CHECKING, Any
 from benchmarks import machine, record
 from benchmarks.models.sighted import SIGHTS, Assembled, Ours, Seen, Sight, drawn, equal, sighted
 from benchmarks.peers import BOUNDS, UnequalError
-from benchmarks.race import Entry, Race
+from benchmarks.race import Entry, Race, paired, spread
 from benchmarks.record import Ratio, Result, Table
-from benchmarks.statistics import paired, spread
 from benchmarks.stopwatch import peaks, synchronise
 from benchmarks.worker import peak_memory, reset_peak
 

@@ -24,7 +24,7 @@ from blockwright.blocks.decoder import Decoder
 from blockwright.lab.statistics.tuning import Try, fit
 from blockwright.training.data.corpora import Shakespeare
 from blockwright.training.optimizers.adamw import AdamW
-from blockwright.training.optimizers.muon import Muon
+from blockwright.training.optimizers.matrices import Muon
 from blockwright.training.optimizers.recipe import OptimizerRecipe
 from blockwright.training.parametrisations import Width
 

@@ -15,7 +15,7 @@ from blockwright.blocks.kernels.choice import Kernels
 from blockwright.registry import Composable
 
 Placement = Literal["column", "row", "expert", "replicate"]
-Kind = Literal["matrix", "filter", "table", "vector"]  # of weights; blocks/weights.py says what each is
+Kind = Literal["matrix", "filter", "table", "vector"]  # of weights; blocks/initialise.py says what each is
 
 
 class Block(nn.Module, Composable):
@@ -31,7 +31,7 @@ class Block(nn.Module, Composable):
         decides: its method that chooses by scores, where the smallest change may choose otherwise; None: it has none.
             Where activations are recomputed it is called in the forward pass alone, and what it returned is stored with
             what its gradient needs: it should be given scores, not states
-        weight_kinds: own parameter of two dimensions and more → what kind of weight it is (blocks/weights.py), which
+        weight_kinds: own parameter of two dimensions and more → what kind of weight it is (blocks/initialise.py), which
             dimensions do not show. Whether it decays and whether an optimizer may orthogonalise it follow. Every module
             with such a parameter declares it, except torch's own; those with ``bias`` in their names are vectors
         empty: whether it leaves its slot empty: its output is 0, and no gradient comes through it

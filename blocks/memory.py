@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from blockwright.blocks.base import Block
 from blockwright.blocks.cache.base import Cache
-from blockwright.blocks.cache.state import State
+from blockwright.blocks.cache.fixed import State
 from blockwright.blocks.depthwise import CausalConv
 from blockwright.blocks.forward_pass import Pass
 from blockwright.blocks.linear import Linear

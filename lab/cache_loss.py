@@ -20,8 +20,8 @@ from rich.table import Table
 from torch import Tensor
 
 from blockwright.blocks.decoder import Decoder
+from blockwright.blocks.kernels.coded_attention import BITS
 from blockwright.blocks.kernels.cross_entropy import IGNORED
-from blockwright.blocks.kernels.quantise import BITS
 from blockwright.lab.own_text import own_text, read_text_file
 from blockwright.lab.writer import Writer
 from blockwright.registry import BlockError, ConfigError

@@ -18,7 +18,7 @@ import torch
 import yaml
 from torch import Tensor
 
-from blockwright.blocks.checkpoint.folder import check_origin, check_out, start_from, whole, write_origin
+from blockwright.blocks.checkpoint.manifest import check_origin, check_out, start_from, whole, write_origin
 from blockwright.blocks.checkpoint.read import read_checkpoint, weights_of
 from blockwright.blocks.checkpoint.shards import ready, save, write_shards
 from blockwright.blocks.checkpoint.source import COMPOSITION, tokenizer_state

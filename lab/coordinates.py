@@ -19,7 +19,7 @@ from blockwright.registry.reading import Remedy, keys, typed
 from blockwright.registry.reading import read as read_settings
 
 if TYPE_CHECKING:
-    from blockwright.blocks.coordinates import Size, Slope
+    from blockwright.blocks.widths import Size, Slope
     from blockwright.training.configuration.run import Run
 
 TOLERANCE = 0.1  # of the slope of changes under rules; seen are up to 0.08
@@ -111,9 +111,8 @@ def check(overrides: Sequence[str], settings: Settings, rules: bool) -> dict[str
         ConfigError: a width cannot be composed
     """
     from blockwright.blocks.compose import compose
-    from blockwright.blocks.coordinates import kind_of, slopes
     from blockwright.blocks.experts import Experts
-    from blockwright.blocks.widths import multiplied
+    from blockwright.blocks.widths import kind_of, multiplied, slopes
     from blockwright.lab.widths import Family
 
     widths = sorted(settings.widths)
@@ -144,7 +143,7 @@ def _run_of(overrides: Sequence[str]) -> Run:
 
 def _measured(run: Run, seed: int, steps: int) -> Mapping[str, Size]:
     from blockwright.blocks.compose import compose
-    from blockwright.blocks.coordinates import measure, text
+    from blockwright.blocks.widths import measure, text
     from blockwright.training.entry.start import recipe_of
 
     recipe = recipe_of(run)

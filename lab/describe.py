@@ -29,15 +29,14 @@ from blockwright.blocks.cost import (
 from blockwright.blocks.decoder import Decoder
 from blockwright.blocks.input import Input
 from blockwright.blocks.kernels import choice
+from blockwright.blocks.kernels.coded_attention import BITS
 from blockwright.blocks.kernels.products import Choice
-from blockwright.blocks.kernels.quantise import BITS
 from blockwright.blocks.kernels.timing import AUTO, allowed, kept, matrices, processor
 from blockwright.blocks.on_gpu import CARDS, attention_kernels, every
 from blockwright.lab import card
-from blockwright.lab.card import SETTINGS, flat
-from blockwright.lab.card_request import RECIPES, Options, Request, read
+from blockwright.lab.card import RECIPES, SETTINGS, Options, Request, flat, read
 from blockwright.lab.models import load
-from blockwright.lab.report import card_chart
+from blockwright.lab.report import single
 from blockwright.lab.report.svg import standalone
 from blockwright.registry import BlockError, ConfigError
 from blockwright.registry.command import run_command
@@ -261,7 +260,7 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def _plot(answer: Mapping[str, Any], decoders: Sequence[Decoder], file: Path) -> None:
-    charts = [card_chart.families(answer["models"]), card_chart.caches(answer["models"], decoders)]
+    charts = [single.families(answer["models"]), single.caches(answer["models"], decoders)]
     try:
         write_text(file, standalone(*(chart for chart in charts if chart)))
     except OSError as error:

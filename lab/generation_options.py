@@ -8,7 +8,7 @@ from collections.abc import Callable
 from blockwright.blocks.checkpoint.source import DTYPES
 from blockwright.blocks.generation.drafts import Drafter, Lookup, MultiToken, SmallerModel
 from blockwright.blocks.generation.sample import Sampling
-from blockwright.blocks.kernels.quantise import BITS
+from blockwright.blocks.kernels.coded_attention import BITS
 from blockwright.lab.writer import Writer, at_its_option
 from blockwright.registry import BlockError, ConfigError
 from blockwright.registry.command import Parser

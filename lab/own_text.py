@@ -64,8 +64,10 @@ def own_text(run: Path, option: str, most: int | None = None) -> TextDataModule:
     Raises:
         ConfigError: the folder has no settings, they name no text, or text that a folder may not name
     """
-    from blockwright.training.data.modules.corpus import Batching  # Lightning, which --help does without
-    from blockwright.training.data.modules.text import TextDataModule
+    from blockwright.training.data.modules.text import (
+        Batching,  # Lightning, which --help does without
+        TextDataModule,
+    )
 
     if not (run / SETTINGS).is_file():
         rule = f"holds no {SETTINGS}, which names its validation text"

@@ -18,7 +18,7 @@ from typing import Any
 import yaml
 from omegaconf import OmegaConf
 
-from blockwright.blocks.model_config import ModelConfig
+from blockwright.blocks.compose import ModelConfig
 from blockwright.lab.ablation import definition as ablation
 from blockwright.lab.calibration import control
 from blockwright.lab.ladder import definition as ladder

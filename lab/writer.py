@@ -19,11 +19,10 @@ import torch
 from blockwright.blocks.checkpoint.source import Source, build, open_source, usable_device, usable_dtype
 from blockwright.blocks.decoder import Decoder
 from blockwright.blocks.generation.drafts import Drafter
-from blockwright.blocks.generation.generate import Continuations
+from blockwright.blocks.generation.generate import Continuations, TextStream
 from blockwright.blocks.generation.memory import Memory
 from blockwright.blocks.generation.sample import Acceptance, NotFiniteError, Sampling
 from blockwright.blocks.generation.speculation import Speculation
-from blockwright.blocks.generation.text_stream import TextStream
 from blockwright.blocks.input import Media
 from blockwright.lab.attachment import Attachment, refuse_marks
 from blockwright.registry import BlockError, ConfigError

@@ -12,8 +12,7 @@ import pytest
 import torch
 
 from blockwright.blocks.checkpoint.source import load
-from blockwright.blocks.compose import compose
-from blockwright.blocks.model_config import read
+from blockwright.blocks.compose import compose, read
 from blockwright.registry import ConfigError
 from blockwright.training.configuration import parts
 from blockwright.training.configuration.composing import compose_config
@@ -122,7 +121,7 @@ def trained(tiny: Callable[..., dict[str, Any]], tmp_path_factory: pytest.TempPa
     """The folder of a run, with what its checkpoint has to hold."""
     run = tmp_path_factory.mktemp("run")
     decoder = compose(tiny(vocab_size=257), seed=7)
-    optimizer = {"_target_": "blockwright.training.optimizers.muon.Muon", "lr": 0.01}
+    optimizer = {"_target_": "blockwright.training.optimizers.matrices.Muon", "lr": 0.01}
     checkpoint = {
         "state_dict": {f"decoder.{k}": v for k, v in decoder.state_dict().items()},
         "hyper_parameters": {"model": decoder.config},

@@ -116,7 +116,7 @@ class Start(Composable):
         """
 
     def origin(self) -> dict[str, Any]:
-        """The origin of its weights (blocks/checkpoint/folder.py), for the checkpoints of the run; empty if unknown."""
+        """The origin of its weights (blocks/checkpoint/manifest.py), for checkpoints of the run; empty if unknown."""
         return {}
 
     def record(self) -> dict[str, Any]:

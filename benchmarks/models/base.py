@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.contender import Contender
+from benchmarks.race import Contender
 from benchmarks.shapes import Shape
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}

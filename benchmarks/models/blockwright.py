@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from benchmarks.contender import Contender
 from benchmarks.models.base import Model, random_like
+from benchmarks.race import Contender
 from benchmarks.shapes import Shape, composition
 from blockwright.blocks.cache.base import Cache
 from blockwright.blocks.compose import compose

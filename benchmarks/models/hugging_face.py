@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.contender import Contender
 from benchmarks.models.base import Model, random_like
+from benchmarks.race import Contender
 from benchmarks.shapes import Shape, composition
 from blockwright.blocks.compose import compose
 from blockwright.plugins.hub.exporting import recognise

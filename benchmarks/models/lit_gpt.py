@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.contender import Contender
 from benchmarks.models.base import Model, random_like
+from benchmarks.race import Contender
 from benchmarks.shapes import Shape
 
 

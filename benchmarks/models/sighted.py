@@ -189,7 +189,7 @@ def equal(sight: Sight, decoder: Decoder) -> Assembled:
     """The assembled model with the weights of ours."""
     from transformers import AutoModelForCausalLM
 
-    from blockwright.blocks.checkpoint.folder import dump_json
+    from blockwright.blocks.checkpoint.manifest import dump_json
     from blockwright.blocks.checkpoint.shards import write_shards
     from blockwright.plugins.hub.exporting import outgoing, recognise
     from blockwright.plugins.hub.names import links

@@ -5,8 +5,8 @@ from __future__ import annotations
 from torch import Tensor
 from torch.nn import functional as F
 
-from benchmarks.contender import Contender
 from benchmarks.models.base import Model
+from benchmarks.race import Contender
 from benchmarks.shapes import Shape
 
 

@@ -21,8 +21,8 @@ from blockwright.blocks.attention.scoring import Selection, position_bias, score
 from blockwright.blocks.base import Queries
 from blockwright.blocks.cache.base import Cache
 from blockwright.blocks.forward_pass import Pass
-from blockwright.blocks.kernels import coded_attention, few_keys, latent_attention, long_attention
-from blockwright.blocks.kernels.latent_attention import into_latents, of_latents, out_of_latents
+from blockwright.blocks.kernels import attention, coded_attention, long_attention
+from blockwright.blocks.kernels.attention import into_latents, of_latents, out_of_latents
 from blockwright.blocks.kernels.products import by_mkl, reads_fast
 from blockwright.blocks.kernels.scoring import Bias, Scoring, dense, of_heads
 from blockwright.blocks.selector.base import Asked
@@ -80,7 +80,7 @@ class Call:
         self.all_seen = block.selector is None or block.selector.takes_all(self.S)
         self.reads_cache = self.cache is not None and not self.cache.spread
         self.up = block.up() if self.reads_cache and block.scores is None and block.window is None else None
-        self.absorbs = self.up is not None and latent_attention.absorbs(self.T, self.S, *self.widths(self.up))
+        self.absorbs = self.up is not None and attention.absorbs(self.T, self.S, *self.widths(self.up))
 
     def widths(self, up: Tensor) -> Widths:
         _, (shared,) = next(iter(self.shape.shapes.values()))
@@ -108,7 +108,7 @@ class Call:
             return Past([], self.own, self.noted)
         q, plain = self.queries.q, block.kv_source is None
         longer: Sequence[Tensor] = (
-            cache.append(*self.new, multiple=latent_attention.key_multiple(q.dtype, q.device))
+            cache.append(*self.new, multiple=attention.key_multiple(q.dtype, q.device))
             if self.absorbs and plain
             else cache.append(*self.new)
         )
@@ -225,22 +225,22 @@ def on_few_keys(call: Call) -> Tensor | None:
             return scored(block, some, kv, bias, noted=of_keys[n:])
 
         # What is remembered as one is expanded for each query: of no more keys than there are in all.
-        least = few_keys.PART if call.T == 1 else few_keys.PART_OF_SEVERAL
+        least = long_attention.PART if call.T == 1 else long_attention.PART_OF_SEVERAL
         part = None if n > 1 else max(least, call.T)
         of_queries = queries.x, q, queries.positions.expand(len(q), -1)
-        return few_keys.attend_few(own, of_queries, (*past.slots, *past.notes.get("scores", ())), bias, part)
+        return long_attention.attend_few(own, of_queries, (*past.slots, *past.notes.get("scores", ())), bias, part)
 
     def own_latents(of_queries: tuple[Tensor, ...], of_keys: tuple[Tensor, ...], bias: Tensor) -> Tensor:
         (q,), (latents,) = of_queries, of_keys
         return block.kernels.attend_latents(q, latents, latents.shape[1], up.shape[-1], block.scale, bias)
 
     q, value_up = call.into_latents(up)
-    y = few_keys.attend_few(own_latents, (q,), tuple(past.slots), bias, few_keys.PART)
+    y = long_attention.attend_few(own_latents, (q,), tuple(past.slots), bias, long_attention.PART)
     return None if y is None else out_of_latents(y, value_up)
 
 
 def on_latents(call: Call) -> Tensor | None:
-    """Few tokens on latents that are never expanded (blocks/kernels/latent_attention.py)."""
+    """Few tokens on latents that are never expanded (blocks/kernels/attention.py)."""
     if not call.absorbs or call.up is None:
         return None
     bias = dense(call.terms[0])
@@ -259,7 +259,7 @@ def by_heads(call: Call) -> Tensor | None:
         return None
     (latent, shared), w = call.past.parts, call.widths(up)
     a_head = latent[..., 0].numel() * (w.key + w.shared + w.value) * latent.element_size()
-    if q.shape[2] * a_head <= latent_attention.KEPT:
+    if q.shape[2] * a_head <= attention.KEPT:
         return None
     bias, segments = call.terms
 
@@ -267,7 +267,7 @@ def by_heads(call: Call) -> Tensor | None:
         kv = of_latents(F.linear(latent, up.flatten(0, 1)), shared, w.key, w.value)
         return scored(block, call.queries._replace(q=q), kv, bias, segments)
 
-    together = latent_attention.heads_together(q.shape[2], a_head)
+    together = attention.heads_together(q.shape[2], a_head)
     heads = [slice(first, first + together) for first in range(0, q.shape[2], together)]
     given = [(up[h], q[:, :, h], None if bias is None else of_heads(bias, h)) for h in heads]
     return torch.cat([checkpoint(some, *each, use_reentrant=False, preserve_rng_state=False) for each in given], 2)

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from blockwright.blocks.attention.mamba import Mamba2
 from blockwright.blocks.attention.recurrent import Parts
 from blockwright.blocks.base import Kind
-from blockwright.blocks.cache.state import State
+from blockwright.blocks.cache.fixed import State
 from blockwright.blocks.linear import Linear
 from blockwright.blocks.precision import at_least_fp32
 from blockwright.registry import BlockError, register

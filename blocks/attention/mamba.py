@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from blockwright.blocks.attention.recurrent import Parts, Recurrent
 from blockwright.blocks.base import Drawn, Placement
-from blockwright.blocks.cache.state import State
+from blockwright.blocks.cache.fixed import State
 from blockwright.blocks.decay import LONGEST, SHORTEST, check_time_steps, draw_time_steps
 from blockwright.blocks.depthwise import CausalConv
 from blockwright.blocks.forward_pass import Pass

@@ -13,7 +13,7 @@ from blockwright.blocks.attention.scored import Changes, Scored
 from blockwright.blocks.base import Drawn, Placement, number
 from blockwright.blocks.convolution import Convolution, convolved
 from blockwright.blocks.forward_pass import Pass
-from blockwright.blocks.kernels.latent_attention import of_latents
+from blockwright.blocks.kernels.attention import of_latents
 from blockwright.blocks.linear import Linear
 from blockwright.blocks.norm import Norm
 from blockwright.blocks.position.base import Position
@@ -46,7 +46,7 @@ class MLA(Scored):
     released checkpoint. The order inside heads and projections is that of the checkpoints: [nope | rope],
     [latent | rope], [k | v]. With position blocks that do not rotate, the rope part is plain extra width.
     The cache holds C + R numbers per token, 4.5 heads' worth in the paper. Few new tokens on a long past are computed
-    absorbed (the paper's appendix C; blocks/kernels/latent_attention.py): W_kv_up is folded into query and output, and
+    absorbed (the paper's appendix C; blocks/kernels/attention.py): W_kv_up is folded into query and output, and
     nothing is expanded. Many are computed as in the formula, expanding the cached latents each time, some heads at a
     time if the keys are many more.
 

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from blockwright.blocks.attention.base import even_heads
 from blockwright.blocks.attention.recurrent import Parts, Recurrent
 from blockwright.blocks.base import Drawn, Placement
-from blockwright.blocks.cache.state import State
+from blockwright.blocks.cache.fixed import State
 from blockwright.blocks.forward_pass import Carry, Pass
 from blockwright.blocks.linear import Linear
 from blockwright.blocks.precision import at_least_fp32

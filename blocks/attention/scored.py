@@ -11,7 +11,7 @@ from blockwright.blocks.attention import attending
 from blockwright.blocks.attention.base import Attention
 from blockwright.blocks.attention.remembered import COUNTED, Held, Layout, Memory, line, parts, slots
 from blockwright.blocks.cache.base import Cache
-from blockwright.blocks.cache.ring import Ring
+from blockwright.blocks.cache.fixed import Ring
 from blockwright.blocks.convolution import Convolution
 from blockwright.blocks.forward_pass import Pass
 from blockwright.blocks.kv_source import KVSource

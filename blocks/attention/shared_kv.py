@@ -14,7 +14,7 @@ from blockwright.blocks.base import Drawn, Keys, Kind, Queries, number
 from blockwright.blocks.cache.base import Cache
 from blockwright.blocks.compressor.base import Compressor, Entries, WindowedCache
 from blockwright.blocks.forward_pass import Pass
-from blockwright.blocks.kernels.few_keys import few, pieces, taken
+from blockwright.blocks.kernels.long_attention import few, pieces, taken
 from blockwright.blocks.kernels.scoring import Scoring, dense
 from blockwright.blocks.linear import Linear
 from blockwright.blocks.norm import Norm

@@ -20,7 +20,7 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from blockwright.blocks.kernels.quantise import BITS, Codes, code_bytes, dequantise, group_sizes, quantise
+from blockwright.blocks.kernels.coded_attention import BITS, Codes, code_bytes, dequantise, group_sizes, quantise
 from blockwright.blocks.kernels.seam import compute
 from blockwright.registry import BlockError
 
@@ -71,7 +71,7 @@ class Exact:
 
 
 class Quantised:
-    """Packed codes of 8, 6 or 4 bits and bf16 scales (see blocks/kernels/quantise.py).
+    """Packed codes of 8, 6 or 4 bits and bf16 scales (see blocks/kernels/coded_attention.py).
 
     Args:
         shape: of the values of one token

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from blockwright.blocks.cache.base import Cache, Mark
-from blockwright.blocks.cache.state import State
+from blockwright.blocks.cache.fixed import State
 from blockwright.blocks.depthwise import Stretch, stretch
 from blockwright.blocks.forward_pass import Tails
 from blockwright.blocks.kernels.machine import device_memory

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from blockwright import registry
 from blockwright.blocks.checkpoint import manifest, sharded
+from blockwright.blocks.compose import reread
 from blockwright.blocks.decoder import Decoder
 from blockwright.blocks.linear import is_adapter, merged
-from blockwright.blocks.model_config import reread
 from blockwright.registry import ConfigError, catalogue
 from blockwright.registry.index import PROJECT
 

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from blockwright.blocks.checkpoint.folder import read_json
+from blockwright.blocks.checkpoint.manifest import read_json
 from blockwright.registry import ConfigError
 from blockwright.registry.extras import require
 

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from blockwright.blocks.checkpoint.folder import check_origin, origin_of
+from blockwright.blocks.checkpoint.manifest import check_origin, origin_of
 from blockwright.blocks.checkpoint.read import read_checkpoint, shapes_of, weights_of
 from blockwright.blocks.checkpoint.sharded import is_folder
 from blockwright.blocks.checkpoint.shards import Shards
@@ -43,7 +43,7 @@ class Source:
         tensors: our names → weights
         tokenizer: state of its tokenizer as plain data; None if it has none or has files
         folder: where tokenizer files may be; None for a run
-        origin: origin of the imported model that it is or started from; see blocks/checkpoint/folder.py
+        origin: origin of the imported model that it is or started from; see blocks/checkpoint/manifest.py
         read_from: which weights these are, for people: the file, its step, whether they are an average
     """
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from blockwright.blocks.base import Block, Drawn, Kind
 from blockwright.blocks.cache.base import Cache, Mark
-from blockwright.blocks.cache.ring import Ring
+from blockwright.blocks.cache.fixed import Ring
 from blockwright.blocks.forward_pass import Pass
 from blockwright.blocks.linear import Linear
 from blockwright.blocks.precision import at_least_fp32

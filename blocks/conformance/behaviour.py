@@ -10,16 +10,25 @@ from torch import Tensor, nn
 
 from blockwright.blocks.attention.base import row_factors
 from blockwright.blocks.attention.scored import Scored
-from blockwright.blocks.conformance.attending import remembered_by_mix
-from blockwright.blocks.conformance.setting import MODEL, ExemptError, Setting, must, must_agree, shown, tokens, watched
+from blockwright.blocks.conformance.of_kinds import remembered_by_mix
+from blockwright.blocks.conformance.setting import (
+    BOUND,
+    MODEL,
+    ExemptError,
+    Setting,
+    must,
+    must_agree,
+    shown,
+    tokens,
+    watched,
+)
 from blockwright.blocks.convolution import Convolution
 from blockwright.blocks.decoder import Decoder
-from blockwright.blocks.kernels.largest_score import LargestScores
-from blockwright.blocks.kernels.quantise import BITS
+from blockwright.blocks.kernels.coded_attention import BITS
+from blockwright.blocks.kernels.long_attention import LargestScores
 from blockwright.blocks.memory import numbers
 from blockwright.registry import BlockError
 
-BOUND = 1e-5  # fp32, two layers: another order of summation differs by about 1e-6
 # Contracts whose output has the input's shape.
 KEEPS_SHAPE = ("attention", "ffn", "experts", "norm", "residual", "memory")
 # Kinds that process queries and keys.

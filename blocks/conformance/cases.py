@@ -13,15 +13,7 @@ from typing import Any, Literal
 
 from blockwright import registry
 from blockwright.blocks.base import Block
-from blockwright.blocks.conformance import (
-    behaviour,
-    construction,
-    default_dtype,
-    hyperparameters,
-    routing,
-    rows,
-    widths,
-)
+from blockwright.blocks.conformance import behaviour, conditions, construction, hyperparameters, of_kinds, rows
 from blockwright.blocks.conformance.hyperparameters import switched_on
 from blockwright.blocks.conformance.setting import ExemptError, PromiseError, Setting
 from blockwright.blocks.norm import Norm
@@ -42,7 +34,7 @@ CHECKS: dict[str, Callable[[Setting], None]] = {
     "nothing written": behaviour.writes_nothing,
     "gradients": behaviour.gradients,
     "precision": behaviour.precision,
-    "default dtype": default_dtype.independent_of_default_dtype,
+    "default dtype": conditions.independent_of_default_dtype,
     "score rows": behaviour.score_rows,
     "hyper-parameters": hyperparameters.every_hyperparameter,
     "null children": hyperparameters.null_children,
@@ -54,10 +46,10 @@ CHECKS: dict[str, Callable[[Setting], None]] = {
     "compile": construction.compiling,
     "parallel plan": construction.parallel_plan,
     "weight kinds": construction.weight_kinds,
-    "width rules": widths.width_rules,
-    "routing": routing.routing_contract,
-    "balance": routing.balance_gradients,
-    "padding": routing.padding,
+    "width rules": conditions.width_rules,
+    "routing": of_kinds.routing_contract,
+    "balance": of_kinds.balance_gradients,
+    "padding": of_kinds.padding,
 }
 # Blocks with ``causal = False`` may break these; they are run all the same.
 OF_CAUSAL_BLOCKS = ("causality", "stepping", "ragged rows", "packing", "batch invariance", "padding invariance")

@@ -14,9 +14,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from blockwright.blocks.attention.scored import Scored
 from blockwright.blocks.base import Block, Kind, Placement
 from blockwright.blocks.compose import assemble, compose
-from blockwright.blocks.conformance.attending import remembered_by_mix
-from blockwright.blocks.conformance.behaviour import BOUND, CACHED, states
+from blockwright.blocks.conformance.behaviour import CACHED, states
+from blockwright.blocks.conformance.of_kinds import remembered_by_mix
 from blockwright.blocks.conformance.setting import (
+    BOUND,
     MODEL,
     ExemptError,
     PromiseError,
@@ -34,7 +35,7 @@ from blockwright.blocks.decoder import Decoder
 from blockwright.blocks.experts import Experts
 from blockwright.blocks.forward_pass import Pass
 from blockwright.blocks.gating.base import Gating, updating
-from blockwright.blocks.kernels.quantise import BITS
+from blockwright.blocks.kernels.coded_attention import BITS
 from blockwright.blocks.norm import Norm
 from blockwright.blocks.readout import Readout
 from blockwright.blocks.scores import Scores

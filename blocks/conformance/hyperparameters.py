@@ -13,12 +13,11 @@ from torch import Tensor
 
 from blockwright import registry
 from blockwright.blocks.base import Block
-from blockwright.blocks.compose import assemble, check
+from blockwright.blocks.compose import assemble, check, read
 from blockwright.blocks.conformance.behaviour import states
 from blockwright.blocks.conformance.construction import move_gates
 from blockwright.blocks.conformance.setting import ExemptError, PromiseError, Setting, filled, must, shown, tokens
 from blockwright.blocks.decoder import Decoder
-from blockwright.blocks.model_config import read
 from blockwright.registry import ConfigError
 from blockwright.registry.ranges import parts
 from blockwright.registry.schema import Parameter

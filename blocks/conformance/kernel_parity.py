@@ -21,19 +21,10 @@ from torch.nn import functional as F
 
 from blockwright.blocks.conformance.cases import Outcome
 from blockwright.blocks.conformance.setting import PromiseError
-from blockwright.blocks.kernels import (
-    attention,
-    coded_attention,
-    cross_entropy,
-    elementwise,
-    latent_attention,
-    recurrence,
-)
-from blockwright.blocks.kernels import (
-    quantise as quantising,
-)
+from blockwright.blocks.kernels import attention, coded_attention, cross_entropy, elementwise, recurrence
+from blockwright.blocks.kernels import coded_attention as quantising
+from blockwright.blocks.kernels.coded_attention import BITS, Codes, group_sizes, quantise
 from blockwright.blocks.kernels.grouped_matmul import Choices
-from blockwright.blocks.kernels.quantise import BITS, Codes, group_sizes, quantise
 from blockwright.blocks.kernels.scoring import Band, Scoring, Slopes
 from blockwright.blocks.kernels.seam import EVERY, capability_of, implementations
 
@@ -336,7 +327,7 @@ _CALLS: dict[str, Callable[[Draw], Iterator[tuple[str, Given]]]] = {
 }
 _REFERENCES: dict[str, Callable[..., Any]] = {
     "attention": attention.causal_attention_reference,
-    "latent_attention": latent_attention.latent_attention_reference,
+    "latent_attention": attention.latent_attention_reference,
     "coded_attention": coded_attention.coded_attention_reference,
     "coding": quantising.store,
     "recurrence_each": recurrence.recurrence_each,

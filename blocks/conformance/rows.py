@@ -8,15 +8,14 @@ import torch
 from torch import Tensor
 
 from blockwright.blocks.cache.base import Cache
-from blockwright.blocks.conformance.behaviour import BOUND, STEP_BOUND, median_off, remembers_tails, states
-from blockwright.blocks.conformance.setting import MODEL, ExemptError, Setting, must, must_agree, tokens
+from blockwright.blocks.conformance.behaviour import STEP_BOUND, median_off, remembers_tails, states
+from blockwright.blocks.conformance.setting import BOUND, MODEL, ExemptError, Setting, must, must_agree, tokens
 from blockwright.blocks.decoder import Decoder
 from blockwright.blocks.generation.batch import Batch
 from blockwright.blocks.generation.generate import Continuations
-from blockwright.blocks.generation.job import Job
-from blockwright.blocks.generation.joining import joinable_caches, refuse_dependent_rows
+from blockwright.blocks.generation.job import Job, joinable_caches, refuse_dependent_rows
 from blockwright.blocks.generation.sample import Sampling
-from blockwright.blocks.kernels.quantise import BITS
+from blockwright.blocks.kernels.coded_attention import BITS
 from blockwright.registry import BlockError
 
 KINDS = ("attention", "selector", "compressor", "convolution", "kv_source", "memory", "loop", "entry")

@@ -18,8 +18,7 @@ from blockwright.blocks.cache.base import Cache
 from blockwright.blocks.decoder import Decoder
 from blockwright.blocks.generation.drafts import Checked, Drafter, Drafts, as_padding, next_positions
 from blockwright.blocks.generation.generate import check_lengths
-from blockwright.blocks.generation.job import Job, News, note_likelihoods
-from blockwright.blocks.generation.joining import joinable_caches, refuse_dependent_rows
+from blockwright.blocks.generation.job import Job, News, joinable_caches, note_likelihoods, refuse_dependent_rows
 from blockwright.blocks.generation.sample import Acceptance, Draws, draw_each, drawable
 from blockwright.blocks.position.base import boundaries
 from blockwright.registry import BlockError

@@ -18,10 +18,10 @@ import torch
 from torch import Tensor
 
 from blockwright.blocks.cache.base import Cache, Mark
-from blockwright.blocks.cache.state import State
+from blockwright.blocks.cache.fixed import State
 from blockwright.blocks.decoder import Decoder
 from blockwright.blocks.forward_pass import Pass
-from blockwright.blocks.generation.joining import joinable_caches, joinable_caches_of_depths, refuse_dependent_rows
+from blockwright.blocks.generation.job import joinable_caches, joinable_caches_of_depths, refuse_dependent_rows
 from blockwright.blocks.generation.sample import Draws, draw_each
 from blockwright.registry import BlockError
 

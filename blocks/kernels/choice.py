@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from blockwright.blocks.kernels.coded_attention import Codes
 from blockwright.blocks.kernels.cross_entropy import linear_cross_entropy
 from blockwright.blocks.kernels.grouped_matmul import Choices
-from blockwright.blocks.kernels.quantise import Codes
 from blockwright.blocks.kernels.recurrence import one_by_one
 from blockwright.blocks.kernels.scoring import Scoring
 from blockwright.blocks.kernels.seam import (
@@ -70,7 +70,7 @@ class Kernels:
     def attend_latents(
         self, q: Tensor, memory: Tensor, n_keys: int, latent: int, scale: float, bias: Tensor | None = None
     ) -> Tensor:
-        """``blockwright.blocks.kernels.latent_attention.latent_attention``."""
+        """``blockwright.blocks.kernels.attention.latent_attention``."""
         return self._compute("latent_attention", q, memory, n_keys, latent, scale, bias)
 
     def attend_codes(self, q: Tensor, keys: Codes, values: Codes, scoring: Scoring) -> Tensor:

@@ -26,17 +26,12 @@ ENTRY_POINTS = "blockwright.kernels"
 OWN = [
     "attention",
     "coded_attention",
-    "coded_gpu",
     "cross_entropy",
     "elementwise",
     "grouped_matmul",
-    "fla",
-    "flash",
+    "by_name",
     "flex",
-    "latent_attention",
-    "liger",
     "products",
-    "quantise",
     "recurrence",
 ]
 KERNELS = (

@@ -30,7 +30,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from blockwright.blocks.kernels.latent_attention import into_latents, latent_attention, out_of_latents
+from blockwright.blocks.kernels.attention import into_latents, latent_attention, out_of_latents
 from blockwright.blocks.kernels.products import (
     CACHED,
     FULL_FP32,

@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from blockwright.blocks.kernels.quantise import Codes
+from blockwright.blocks.kernels.coded_attention import Codes
 
 TOKENS = tl.constexpr(32)  # of a block
 WIDTH = tl.constexpr(64)  # numbers of a head at a time

@@ -21,8 +21,7 @@ from blockwright.lab.ablation.definition import Overrides
 from blockwright.lab.calibration import control as controls
 from blockwright.lab.calibration import record as records
 from blockwright.lab.calibration import runs
-from blockwright.lab.calibration.control import Control
-from blockwright.lab.calibration.outcome import Outcome, Summary
+from blockwright.lab.calibration.control import Control, Outcome, Summary
 from blockwright.lab.calibration.record import Record
 from blockwright.lab.report.words import signed
 from blockwright.registry import ConfigError

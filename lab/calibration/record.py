@@ -15,8 +15,7 @@ from functools import cache
 from pathlib import Path
 
 import blockwright
-from blockwright.lab.calibration.control import Control
-from blockwright.lab.calibration.outcome import Outcome, Summary, judge
+from blockwright.lab.calibration.control import Control, Outcome, Summary, judge
 from blockwright.registry import ConfigError
 from blockwright.registry.folder import parse_json, read_json, write_json
 from blockwright.registry.reading import read as read_settings

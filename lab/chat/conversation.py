@@ -15,8 +15,8 @@ from typing import Any
 
 from blockwright import registry
 from blockwright.blocks.checkpoint.source import read_start
+from blockwright.blocks.generation.generate import TextStream
 from blockwright.blocks.generation.sample import Sampling
-from blockwright.blocks.generation.text_stream import TextStream
 from blockwright.blocks.input import Media
 from blockwright.lab.attachment import readable
 from blockwright.lab.writer import Writer

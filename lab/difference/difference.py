@@ -17,7 +17,7 @@ from typing import Any
 
 from blockwright.blocks.checkpoint.source import checkpoint_of, read_start
 from blockwright.lab import describe
-from blockwright.lab.card_request import Options, Request
+from blockwright.lab.card import Options, Request
 from blockwright.lab.difference.settings import Composition, Entry, compared, flat
 from blockwright.lab.drawing.figures import ranges
 from blockwright.lab.models import FILES

@@ -13,11 +13,10 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from blockwright.lab.report.sweep import Design
-from blockwright.lab.statistics import intervals, looks, solved, variance
-from blockwright.lab.statistics.intervals import LEVEL, Comparison, Interval
+from blockwright.lab.statistics import intervals, looks, variance
+from blockwright.lab.statistics.intervals import LEVEL, Comparison, Interval, Solved
 from blockwright.lab.statistics.looks import Spend
 from blockwright.lab.statistics.power import same_within
-from blockwright.lab.statistics.solved import Solved
 from blockwright.lab.statistics.tuning import Fit
 from blockwright.lab.statistics.variance import Left, Noise
 
@@ -216,7 +215,7 @@ def _at_level(comparison: Comparison, look: Look) -> Comparison:
 def _compared_shares(pair: Pair, look: Look, seeds: Sequence[int], tested: int) -> Evidence:
     """Shares of seeds that solved the task, by an exact test; the figure itself has two peaks, and no t-test."""
     ours, theirs = ({s: side.outcomes[s] for s in seeds if s in side.outcomes} for side in (pair.arm, pair.other))
-    shares, found = solved.compare(ours, theirs), pair.compare(seeds)
+    shares, found = intervals.compare_shares(ours, theirs), pair.compare(seeds)
     if shares is None or found is None:
         return Evidence(found and replace(found, p=None), pair.seeds, tested, look)
     mean = Interval(found.difference.mean, None, None, found.difference.n)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from blockwright.lab.report.evidence import Evidence, Side, weigh
 from blockwright.lab.report.sweep import Arm, Run, Sweep
-from blockwright.lab.statistics import intervals, speed, tuning
+from blockwright.lab.statistics import intervals, tuning
 from blockwright.lab.statistics.intervals import Comparison, Interval
 from blockwright.lab.statistics.tuning import ENDS, Fit, Try
 from blockwright.lab.sweep.tuning import COMPARE, RATE, TUNE, Aim, loss_of
@@ -310,7 +310,7 @@ def _finding(
 def _speed_up(runs: Sequence[Run], theirs: Sequence[Run], metric: str) -> Interval | None:
     done = {run.seed: run for run in theirs if run.result.value(metric) is not None}
     pairs = [(run, done[run.seed]) for run in runs if run.seed in done and run.result.value(metric) is not None]
-    ratios = [speed.speed_up(a.loss_over_tokens(), b.loss_over_tokens()) for a, b in pairs]
+    ratios = [intervals.speed_up(a.loss_over_tokens(), b.loss_over_tokens()) for a, b in pairs]
     known = [ratio for ratio in ratios if ratio is not None]
     return intervals.ratio_interval(known) if known else None
 

@@ -1,7 +1,11 @@
-"""Statistics over seeds: intervals, paired differences, and the correction for many comparisons.
+"""Statistics over seeds: intervals, paired differences, the correction for many comparisons, and speed-ups.
 
 Pure functions of numbers. Left out: tests without the assumption of normal noise (they have no power at three seeds),
 and variance that seeds do not show: of the held-out text, and of learning rates that were not tried.
+
+Of a task that a seed either solves or not, shares of seeds are compared exactly: its figure has two peaks, so that
+means and t-tests of it say little. A pair of runs of one seed is no more alike there than any two runs, so that the
+seeds are not paired.
 """
 
 from __future__ import annotations
@@ -130,3 +134,91 @@ def wilson(share: float, n: int) -> tuple[float, float]:
     """
     centre = (share + Z**2 / (2 * n)) / (1 + Z**2 / n)
     return centre, Z / (1 + Z**2 / n) * math.sqrt(share * (1 - share) / n + Z**2 / (4 * n**2))
+
+
+@dataclass(frozen=True)
+class Share:
+    """Seeds that solved the task.
+
+    Args:
+        solved, n: of n seeds
+        low, high: exact interval at 95 % (Clopper and Pearson 1934, doi 10.1093/biomet/26.4.404)
+    """
+
+    solved: int
+    n: int
+    low: float
+    high: float
+
+    @property
+    def value(self) -> float:
+        return self.solved / self.n
+
+
+@dataclass(frozen=True)
+class Solved:
+    """Two arms on a task.
+
+    Args:
+        ours, theirs: shares
+        p: two-sided, of Boschloo's exact test (1970, doi 10.1111/j.1467-9574.1970.tb00104.x) that both are alike
+    """
+
+    ours: Share
+    theirs: Share
+    p: float
+
+
+def share(outcomes: Mapping[int, bool]) -> Share:
+    """Seed → whether it solved the task; at least one seed."""
+    from scipy.stats import binomtest
+
+    solved, n = sum(outcomes.values()), len(outcomes)
+    ends = binomtest(solved, n).proportion_ci(LEVEL, method="exact")
+    return Share(solved, n, float(ends.low), float(ends.high))
+
+
+def compare_shares(ours: Mapping[int, bool], theirs: Mapping[int, bool]) -> Solved | None:
+    """None if an arm has no seed."""
+    from scipy.stats import boschloo_exact
+
+    if not ours or not theirs:
+        return None
+    a, b = share(ours), share(theirs)
+    if a.solved + b.solved in (0, a.n + b.n):  # all alike
+        return Solved(a, b, 1.0)
+    table = [[a.solved, b.solved], [a.n - a.solved, b.n - b.solved]]
+    return Solved(a, b, float(boschloo_exact(table).pvalue))
+
+
+Curve = Sequence[tuple[float, float]]  # (tokens, loss), tokens rising
+
+
+def first_reached(curve: Curve, target: float) -> float | None:
+    """Tokens at which the loss first reaches ``target``, interpolated linearly.
+
+    None if it never does, or had done so by the first measurement, some unknown number of tokens earlier.
+    """
+    before: tuple[float, float] | None = None
+    for tokens, loss in curve:
+        if loss <= target:
+            if before is None:
+                return None
+            part = (before[1] - target) / (before[1] - loss)
+            return before[0] + part * (tokens - before[0])
+        if math.isfinite(loss):
+            before = (tokens, loss)
+    return None
+
+
+def speed_up(arm: Curve, baseline: Curve) -> float | None:
+    """Ratio of the tokens that the baseline and the arm need: 2 if the arm needs half as many.
+
+    Measured at the higher of the two final losses, so that nothing is extrapolated. None without a curve, or if one of
+    them is below that loss from its first measurement on, as a curve of one measurement always is.
+    """
+    if not arm or not baseline or not math.isfinite(arm[-1][1] + baseline[-1][1]):
+        return None
+    target = max(arm[-1][1], baseline[-1][1])
+    ours, theirs = first_reached(arm, target), first_reached(baseline, target)
+    return theirs / ours if ours and theirs else None

@@ -15,8 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from blockwright.blocks.kernels import coded_attention
-from blockwright.blocks.kernels.coded_attention import Products, attend_by
-from blockwright.blocks.kernels.quantise import Codes
+from blockwright.blocks.kernels.coded_attention import Codes, Products, attend_by
 from blockwright.blocks.kernels.scoring import Scoring
 from blockwright.blocks.kernels.seam import kernel
 from blockwright.plugins.fast_cpu.c_library import loaded

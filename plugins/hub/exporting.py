@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from blockwright.blocks.checkpoint.folder import dump_json, whole, write_licences
+from blockwright.blocks.checkpoint.manifest import dump_json, whole, write_licences
 from blockwright.blocks.checkpoint.shards import Outgoing, write_shards
 from blockwright.blocks.checkpoint.source import Source, open_source
 from blockwright.blocks.compose import compose

@@ -22,7 +22,7 @@ import torch
 from annotated_types import Ge, Gt, Le
 from torch import Tensor
 
-from blockwright.blocks.checkpoint.folder import dump_json
+from blockwright.blocks.checkpoint.manifest import dump_json
 from blockwright.blocks.checkpoint.shards import Outgoing, write_shards
 from blockwright.plugins.hub.gguf_metadata import REMEDY, Metadata
 from blockwright.registry import ConfigError, did_you_mean

@@ -9,7 +9,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from blockwright.blocks.checkpoint.folder import check_out, start_from
+from blockwright.blocks.checkpoint.manifest import check_out, start_from
 from blockwright.plugins.hub.gguf import unpack
 from blockwright.plugins.hub.importing import import_folder
 from blockwright.plugins.hub.sizes import DTYPES, USUAL_BYTES, add_sizes

@@ -1,7 +1,8 @@
 """Import a Hugging Face folder into ours: ``model.yaml``, safetensors under our names, tokenizer files.
 
 Everything in the headers is checked before a weight is read: names, shapes, dtypes, presence of all shards. Shards are
-then read one after the other, each tensor into its place, so peak memory is the model and one shard.
+then read one after the other, each tensor into its place, so peak memory is the model and one shard. ``blockwright
+chat DIR`` opens folders and GGUF files without an import.
 """
 
 from __future__ import annotations
@@ -9,26 +10,29 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 import yaml
 from torch import Tensor
 
-from blockwright.blocks.checkpoint.folder import check_origin, licences, read_json, whole, write_origin
+from blockwright.blocks.checkpoint.manifest import check_origin, licences, read_json, whole, write_origin
 from blockwright.blocks.checkpoint.shards import Shards, ready, write_shards
-from blockwright.blocks.compose import compose
+from blockwright.blocks.checkpoint.source import Source
+from blockwright.blocks.compose import check, compose, read
 from blockwright.blocks.decoder import Decoder
-from blockwright.blocks.model_config import read
 from blockwright.plugins.hub.config import idle, refusal
 from blockwright.plugins.hub.families.catalogue import FAMILIES
 from blockwright.plugins.hub.family import Family
+from blockwright.plugins.hub.gguf import unpack
 from blockwright.plugins.hub.names import Link, Row, links
 from blockwright.plugins.hub.own import OWN
 from blockwright.plugins.hub.packed import Unpacked, block_size
 from blockwright.registry import ConfigError, did_you_mean
 from blockwright.training.data.tokenizers import companions
 from blockwright.training.data.tokenizers.files import VOCABULARIES, copy_files
+from blockwright.training.data.tokenizers.pretrained import Pretrained
 
 # Some checkpoints with a tied embedding store the head too.
 HEAD = Row("embedding.weight", "lm_head.weight", copy_of="embedding.weight")
@@ -81,7 +85,7 @@ class Found:
     Args:
         model_type: of its family
         model: the composition
-        origin: see blocks/checkpoint/folder.py
+        origin: see blocks/checkpoint/manifest.py
         tensors: reads our tensors
     """
 
@@ -234,3 +238,31 @@ def fill(
                 remedy = "Set tie_word_embeddings to false in config.json" if link.row is HEAD else remedy
                 raise ConfigError(str(shards.folder), name, rule, remedy)
     return made
+
+
+def open_folder(path: Path) -> Source | None:
+    """A folder with config.json and safetensors; None for anything else.
+
+    Raises:
+        ConfigError: as for ``blockwright import``
+    """
+    if not (path / "config.json").is_file():
+        return None
+    found = read_folder(path)
+    return Source(check(found.model), found.tensors(), None, path, found.origin, str(path))
+
+
+def open_gguf(path: Path) -> Source | None:
+    """A file of llama.cpp, dequantised; None for anything else.
+
+    Raises:
+        ConfigError: as for ``blockwright import``
+    """
+    if path.suffix != ".gguf" or not path.is_file():
+        return None
+    with TemporaryDirectory(prefix="blockwright.") as unpacked:
+        folder = Path(unpacked)
+        unpack(path, folder)
+        found = read_folder(folder)
+        words = Pretrained(str(folder / "tokenizer.json")).to_json()
+        return Source(check(found.model), found.tensors(), words, None, found.origin, str(path))

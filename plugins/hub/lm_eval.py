@@ -21,9 +21,8 @@ import torch
 from torch import Tensor
 
 from blockwright.blocks.checkpoint.source import check_there
-from blockwright.blocks.generation.generate import Continuations
+from blockwright.blocks.generation.generate import Continuations, TextStream
 from blockwright.blocks.generation.sample import Sampling
-from blockwright.blocks.generation.text_stream import TextStream
 from blockwright.blocks.position.base import alike
 from blockwright.lab.chat.conversation import ChatText, own_format
 from blockwright.lab.writer import Writer, begin

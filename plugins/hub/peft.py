@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from blockwright.blocks.checkpoint.folder import dump_json, read_json, whole
+from blockwright.blocks.checkpoint.manifest import dump_json, read_json, whole
 from blockwright.blocks.checkpoint.read import raw_weights, read_checkpoint
 from blockwright.blocks.checkpoint.shards import Shards, save
 from blockwright.blocks.checkpoint.source import checkpoint_of

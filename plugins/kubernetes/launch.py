@@ -19,7 +19,7 @@ from hydra.core.utils import JobReturn, JobStatus, filter_overrides
 from hydra.types import HydraContext
 from omegaconf import DictConfig, OmegaConf
 
-from blockwright.blocks.checkpoint.folder import check_out, whole
+from blockwright.blocks.checkpoint.manifest import check_out, whole
 from blockwright.lab.sweep import plan as plans
 from blockwright.lab.sweep.job import origin
 from blockwright.lab.sweep.table import Display

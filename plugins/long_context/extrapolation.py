@@ -15,8 +15,7 @@ from blockwright.blocks.kernels.cross_entropy import IGNORED
 from blockwright.registry import ConfigError
 from blockwright.registry.enforcing import enforced
 from blockwright.registry.ranges import Count
-from blockwright.training.data.modules.corpus import CorpusDataModule
-from blockwright.training.data.modules.text import TextDataModule
+from blockwright.training.data.modules.text import CorpusDataModule, TextDataModule
 from blockwright.training.figure import Figure
 from blockwright.training.metrics import TokenLoss
 from blockwright.training.parallel.local import is_distributed

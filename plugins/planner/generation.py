@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from blockwright.blocks.cost import cache_bytes, count_parameters
 from blockwright.blocks.decoder import Decoder
-from blockwright.blocks.kernels.quantise import BITS
+from blockwright.blocks.kernels.coded_attention import BITS
 from blockwright.blocks.sample import alike
 from blockwright.lab.card import in_bytes
 from blockwright.plugins.planner.hardware import Coefficients, Hardware

@@ -12,7 +12,7 @@ import functools
 from blockwright.blocks.attention.base import Attention
 from blockwright.blocks.attention.mla import MLA
 from blockwright.blocks.gating.base import Gating
-from blockwright.blocks.kernels.latent_attention import EXPANDED, KEPT
+from blockwright.blocks.kernels.attention import EXPANDED, KEPT
 from blockwright.plugins.planner.layout import Job, Layout
 from blockwright.plugins.planner.measure import Measured, count_places
 from blockwright.training.optimizers.adamw import AdamW

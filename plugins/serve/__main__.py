@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from blockwright.blocks.kernels.quantise import BITS
+from blockwright.blocks.kernels.coded_attention import BITS
 from blockwright.lab import generation_options
 from blockwright.registry import ConfigError
 from blockwright.registry.command import Parser, run_command

@@ -18,8 +18,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from blockwright.lab.listening import Site
 from blockwright.plugins.serve.answer import Streamed, Whole
 from blockwright.plugins.serve.body import Fields, RefusedError, most_bytes, read_object, shown, until_gone
-from blockwright.plugins.serve.chat import Chat
-from blockwright.plugins.serve.completions import Completions
+from blockwright.plugins.serve.chat import Chat, Completions
 from blockwright.plugins.serve.engine import Engine
 from blockwright.plugins.serve.observing import CONTENT_TYPE, Metrics, Observed
 from blockwright.plugins.serve.protocol import Json, Protocol

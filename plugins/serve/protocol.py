@@ -10,9 +10,9 @@ from typing import Annotated, Any, ClassVar
 
 from annotated_types import Ge, Le
 
+from blockwright.blocks.generation.generate import BROKEN, TextStream
 from blockwright.blocks.generation.job import Job
 from blockwright.blocks.generation.sample import Sampling
-from blockwright.blocks.generation.text_stream import BROKEN, TextStream
 from blockwright.blocks.input import Media
 from blockwright.plugins.serve.body import Fields, RefusedError, refused
 from blockwright.plugins.serve.served import Served

@@ -16,7 +16,7 @@ from dataclasses import MISSING, fields
 from typing import Any, Literal, Union
 
 from blockwright import registry
-from blockwright.blocks.model_config import ModelConfig, read
+from blockwright.blocks.compose import ModelConfig, read
 from blockwright.blocks.sample import remembering
 from blockwright.lab.drawing import figures
 from blockwright.lab.drawing.parts import Box, Scheme, Totals

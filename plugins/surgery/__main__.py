@@ -22,7 +22,7 @@ import yaml
 from omegaconf import OmegaConf
 from torch import Tensor
 
-from blockwright.blocks.checkpoint.folder import check_out, start_from, whole, write_origin
+from blockwright.blocks.checkpoint.manifest import check_out, start_from, whole, write_origin
 from blockwright.blocks.checkpoint.read import PREFIX, distributions
 from blockwright.blocks.checkpoint.shards import ready, write_shards
 from blockwright.blocks.checkpoint.source import COMPOSITION, named_by, open_source, read_composition

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from blockwright.blocks.checkpoint.folder import read_json
+from blockwright.blocks.checkpoint.manifest import read_json
 from blockwright.blocks.checkpoint.shards import Shards
 from blockwright.blocks.compose import compose
 from blockwright.plugins.hub.families.deepseek_vl_v2 import OURS, TOWER

@@ -39,7 +39,7 @@ from blockwright.blocks.attention.scored import Changes as Changes
 from blockwright.blocks.attention.scored import Scored as ScoredAttention
 from blockwright.blocks.balance import Balance as Balance
 from blockwright.blocks.cache.base import Cache as Cache
-from blockwright.blocks.cache.state import State as State
+from blockwright.blocks.cache.fixed import State as State
 from blockwright.blocks.convolution import Convolution as Convolution
 from blockwright.blocks.convolution import convolved as convolved
 from blockwright.blocks.dropping import Dropping as Dropping

@@ -1,4 +1,4 @@
-"""Modules of classes that run folders of before 2026-12-02 name, and where these classes are now."""
+"""Modules of classes that run folders of before 2026-12-03 name, and where these classes are now."""
 
 from __future__ import annotations
 
@@ -13,8 +13,11 @@ MODULES = {
     "data.sorting": "data.corpora",
     "data.text": "data.corpus",
     **{f"data.tokenizers.{name}": "data.tokenizers.tokenizer" for name in ("bytes", "chars")},
-    **{f"optimizers.{name}": "optimizers.muon" for name in ("head_muon", "normuon")},
+    **{f"optimizers.{name}": "optimizers.matrices" for name in ("head_muon", "muon", "normuon", "soap")},
     "optimizers.hyperball": "optimizers.recipe",
+    **{f"callbacks.{name}": "callbacks.samples" for name in ("completions", "predictions")},
+    "callbacks.early_stopping": "callbacks.interruption",
+    **{f"callbacks.{name}": "callbacks.step_end" for name in ("averaging", "qk_clip")},
 }
 
 

@@ -6,8 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from benchmarks.race import Entry, Race
-from benchmarks.statistics import paired, spread
+from benchmarks.race import Entry, Race, paired, spread
 
 pytestmark = pytest.mark.xdist_group("race")  # its fixture runs a whole race, once
 

@@ -14,9 +14,9 @@ import ladder_folder
 import pytest
 
 from benchmarks import check, recorded
+from benchmarks.race import spread
 from benchmarks.record import RESULTS, Ratio, Result, Table, number
 from benchmarks.recorded import VERDICT, again, is_stale, main
-from benchmarks.statistics import spread
 from blockwright.lab.ablation import bank
 from blockwright.lab.ladder.__main__ import main as ladder
 from blockwright.lab.report.terminal import report_command as report

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from benchmarks import passes, works
-from benchmarks.contender import contenders
 from benchmarks.models.base import build
 from benchmarks.models.blockwright import cache_formula
+from benchmarks.race import contenders
 from benchmarks.shapes import FAMILIES, SHAPES, TOLERANCE, Family, composition
 from benchmarks.stopwatch import turns
 from blockwright.blocks.compose import compose

@@ -13,10 +13,9 @@ from torch import Tensor
 
 from blockwright.blocks.cache import layer
 from blockwright.blocks.cache.base import Cache
-from blockwright.blocks.cache.ring import Ring
-from blockwright.blocks.cache.state import State
+from blockwright.blocks.cache.fixed import Ring, State
 from blockwright.blocks.compose import compose
-from blockwright.blocks.generation.joining import joinable_caches_of_depths
+from blockwright.blocks.generation.job import joinable_caches_of_depths
 from blockwright.registry import BlockError
 from tests.blocks.small import Make
 

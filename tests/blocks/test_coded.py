@@ -11,10 +11,10 @@ from pairwise import each
 from torch import Tensor
 
 from blockwright.blocks.cache.base import Cache, Quantised
-from blockwright.blocks.cache.ring import Ring
+from blockwright.blocks.cache.fixed import Ring
 from blockwright.blocks.decoder import Decoder
 from blockwright.blocks.kernels.choice import Kernels
-from blockwright.blocks.kernels.quantise import BITS
+from blockwright.blocks.kernels.coded_attention import BITS
 from tests.blocks.small import decoder, ids, in_parts
 
 MLA = {"name": "mla", "n_heads": 3, "kv_lora_rank": 20, "qk_rope_head_dim": 6, "q_lora_rank": 12}

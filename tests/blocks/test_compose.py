@@ -15,9 +15,8 @@ from omegaconf import OmegaConf
 from quickest import takes_less
 
 from blockwright import registry
-from blockwright.blocks.compose import check, compose
+from blockwright.blocks.compose import check, compose, read
 from blockwright.blocks.decoder import Decoder
-from blockwright.blocks.model_config import read
 from blockwright.blocks.position.base import Position
 from blockwright.registry import ConfigError
 from tests.blocks.small import Make

@@ -15,7 +15,7 @@ from blockwright.blocks.compose import compose
 from blockwright.blocks.compressor.base import Pool, ends_of
 from blockwright.blocks.decoder import Decoder
 from blockwright.blocks.forward_pass import Pass
-from blockwright.blocks.kernels import few_keys
+from blockwright.blocks.kernels import long_attention
 from blockwright.registry import BlockError
 from tests.blocks.small import Make, drawn, ids, near, packed, rewind
 
@@ -69,9 +69,9 @@ def windows(positions: list[int], segments: list[int], every: int) -> list[tuple
 def test_attention_is_that_of_the_definition(
     model: Make, monkeypatch: pytest.MonkeyPatch, compressor: Any, documents: tuple[int, ...], first: int, least: int
 ) -> None:
-    monkeypatch.setattr(few_keys, "LEAST", least)
+    monkeypatch.setattr(long_attention, "LEAST", least)
     for part in ("PART", "PART_OF_SEVERAL"):
-        monkeypatch.setattr(few_keys, part, 1)
+        monkeypatch.setattr(long_attention, part, 1)
     attention: Any = model(compressor).layers[0].attention
     positions, segments = packed(*documents)
     positions = positions + first * (segments == 0)

@@ -19,7 +19,7 @@ from blockwright.blocks.attention.base import Attention
 from blockwright.blocks.attention.grouped import GQA, SlidingWindow
 from blockwright.blocks.balance import ExpertBalance
 from blockwright.blocks.cache.base import Cache
-from blockwright.blocks.cache.ring import Ring
+from blockwright.blocks.cache.fixed import Ring
 from blockwright.blocks.conformance import PromiseError, cases
 from blockwright.blocks.conformance.__main__ import main
 from blockwright.blocks.conformance.cases import CHECKS, chosen

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from blockwright import registry
-from blockwright.blocks.gating.balanced import balanced
 from blockwright.blocks.gating.base import Gating, LinearGating, keep_groups, replays, rows
+from blockwright.blocks.gating.biased import balanced
 from blockwright.registry import BlockError, ConfigError
 from tests.blocks.small import Make, near
 

@@ -15,8 +15,7 @@ from blockwright.blocks.compose import check, compose
 from blockwright.blocks.conformance.cases import CHECKS, Case
 from blockwright.blocks.cost import count_families
 from blockwright.blocks.generation.generate import Continuations
-from blockwright.lab.card import table
-from blockwright.lab.card_request import Options, Request
+from blockwright.lab.card import Options, Request, table
 from blockwright.lab.describe import document
 from blockwright.registry import BlockError, ConfigError
 from tests.blocks.small import Make, drawn

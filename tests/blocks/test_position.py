@@ -18,7 +18,8 @@ from blockwright.blocks.base import Keys, Placement, Queries
 from blockwright.blocks.compose import compose
 from blockwright.blocks.decoder import Decoder
 from blockwright.blocks.forward_pass import Pass
-from blockwright.blocks.kernels import few_keys, latent_attention, long_attention
+from blockwright.blocks.kernels import attention as attending
+from blockwright.blocks.kernels import long_attention
 from blockwright.blocks.kernels.choice import Kernels
 from blockwright.blocks.kernels.scoring import Band, Slopes, dense, part
 from blockwright.blocks.position.base import Position, alike
@@ -511,12 +512,12 @@ def test_caches_in_parts_equal_one_pass_in_every_way_of_attending(
     of_latents = ("absorbed", "one head at a time") if attention.startswith("mla") else ()
     for way in ("plain", *of_latents, "few keys", "part by part"):
         with monkeypatch.context() as patch:
-            patch.setattr(latent_attention, "absorbs", lambda *_, way=way: way == "absorbed")
+            patch.setattr(attending, "absorbs", lambda *_, way=way: way == "absorbed")
             if way == "one head at a time":
-                patch.setattr(latent_attention, "KEPT", 0)
-                patch.setattr(latent_attention, "EXPANDED", 1)
+                patch.setattr(attending, "KEPT", 0)
+                patch.setattr(attending, "EXPANDED", 1)
             for name in ("PART", "PART_OF_SEVERAL", "LEAST") if way == "few keys" else ():
-                patch.setattr(few_keys, name, 1)
+                patch.setattr(long_attention, name, 1)
             if way == "part by part":
                 made.choose_kernels({"attention": "blocked"})
                 patch.setattr(long_attention, "suits", lambda T, S: 1 < T < S)

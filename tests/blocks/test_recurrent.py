@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from blockwright.blocks.attention.recurrent import Recurrent
-from blockwright.blocks.cache.state import State
+from blockwright.blocks.cache.fixed import State
 from blockwright.blocks.compose import compose
 from blockwright.blocks.forward_pass import Pass
 from blockwright.blocks.generation.generate import Continuations

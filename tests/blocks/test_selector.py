@@ -15,7 +15,7 @@ from blockwright.blocks.attention.scoring import Selection
 from blockwright.blocks.compose import compose
 from blockwright.blocks.decoder import Decoder
 from blockwright.blocks.forward_pass import Pass
-from blockwright.blocks.kernels.few_keys import few
+from blockwright.blocks.kernels.long_attention import few
 from blockwright.blocks.selector import dsa
 from blockwright.blocks.selector.base import Asked, Held, blocks_of, highest
 from blockwright.blocks.selector.dsa import attention_weights, divergence, relu_scores

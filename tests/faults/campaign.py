@@ -27,7 +27,7 @@ from blockwright.blocks.checkpoint.read import read_file  # noqa: E402
 from blockwright.blocks.checkpoint.shards import Shards, ready, write_shards  # noqa: E402
 from blockwright.registry import ConfigError  # noqa: E402
 from blockwright.training.checkpoints.atomic import clean, partial_of, put_in_place, refused_if_unwritable, write_file  # noqa: E402
-from blockwright.training.checkpoints.find import newest  # noqa: E402
+from blockwright.training.checkpoints.resume import newest  # noqa: E402
 
 Figures = dict[str, Any]
 

@@ -22,7 +22,7 @@ from hearing import opened
 
 import blockwright
 from blockwright import registry
-from blockwright.blocks.checkpoint.folder import dump_json
+from blockwright.blocks.checkpoint.manifest import dump_json
 from blockwright.blocks.compose import compose
 from blockwright.commands import command as known_command
 from blockwright.commands import offers

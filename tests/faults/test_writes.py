@@ -181,9 +181,8 @@ WRITES = re.compile(
 )
 DOORS = r"(?:replaced|whole|claimed|refused_if_unwritable)\("
 ELSEWHERE = {
-    "blocks/checkpoint/folder.py": "into a folder that `whole` renames",
-    "blocks/checkpoint/shards.py": "into a folder that `whole` renames",
     "blocks/checkpoint/manifest.py": "into a folder that is renamed afterwards",
+    "blocks/checkpoint/shards.py": "into a folder that `whole` renames",
     "blocks/conformance/construction.py": "into memory",
     "lab/calibration/runs.py": "to /dev/null",
     "lab/chat/talk.py": "a new file; an old one is refused",

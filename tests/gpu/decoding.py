@@ -6,8 +6,8 @@ from dataclasses import asdict
 from statistics import median
 from typing import Any
 
-from benchmarks.contender import Contender
 from benchmarks.decode import Decode
+from benchmarks.race import Contender
 from tests.gpu.answer import passed
 
 OURS = Contender("ours", "mla_moe", "MLA + DeepSeekMoE", tuned=False)

@@ -10,7 +10,7 @@ from importlib.util import find_spec
 from statistics import median
 from typing import Any
 
-from benchmarks.contender import Contender
+from benchmarks.race import Contender
 from benchmarks.shapes import SHAPES, composition
 from benchmarks.train_step import TrainStep
 from benchmarks.worker import return_memory

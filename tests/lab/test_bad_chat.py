@@ -121,7 +121,7 @@ def refused(monkeypatch, capsys):
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(lines), encoding="utf-8"))
         monkeypatch.setattr(command, "multiply_fastest", lambda *models: None)
         monkeypatch.setattr(command, "keep_freed_memory", lambda: None)
-        monkeypatch.setattr("blockwright.training.data.chat.template_process.PROCESS.seconds", 0.3)
+        monkeypatch.setattr("blockwright.training.data.chat.jinja.PROCESS.seconds", 0.3)
         assert run_command(run, ["chat", *words]) == 64
         said = capsys.readouterr()
         assert said.err.count("error: ") == 1 and said.err.count("remedy: ") == 1 and "Traceback" not in said.err

@@ -21,7 +21,7 @@ from blockwright.blocks.cost import deepseek_moe_flops
 from blockwright.blocks.kernels import timing
 from blockwright.blocks.kernels.products import Choice, Faster
 from blockwright.lab import card, describe
-from blockwright.lab.card_request import Options, read
+from blockwright.lab.card import Options, read
 from blockwright.lab.describe import figures, main
 from blockwright.lab.models import changes_model, load
 from blockwright.registry import REFUSED, register
@@ -291,7 +291,7 @@ def test_overrides_hold_for_every_model_and_contexts_for_each(capsys):
 def test_a_file_of_a_composition_and_a_checkpoint_are_described_too(capsys, tmp_path, tiny):
     from omegaconf import OmegaConf
 
-    from blockwright.blocks.model_config import read as read_model
+    from blockwright.blocks.compose import read as read_model
 
     (tmp_path / "own.yaml").write_text(OmegaConf.to_yaml(tiny()))
     run = tmp_path / "run" / "checkpoints"

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 
-from blockwright.blocks.checkpoint.folder import whole
+from blockwright.blocks.checkpoint.manifest import whole
 from blockwright.registry import ConfigError
 from blockwright.registry.command import Parser, Words, read_words, run_command
 from blockwright.registry.errors import os_error_of, refusal_of_full

@@ -14,7 +14,7 @@ from hydra.errors import HydraException, MissingConfigException
 from omegaconf import OmegaConf
 
 from blockwright import registry
-from blockwright.blocks.model_config import read
+from blockwright.blocks.compose import read
 from blockwright.registry import (
     ROOT,
     Composable,

@@ -14,13 +14,12 @@ import torch
 from many_ranks import spawn
 from torch import Tensor, nn
 
-from blockwright.blocks.weights import weights
+from blockwright.blocks.initialise import weights
 from blockwright.registry.errors import ConfigError
 from blockwright.training.optimizers.adamw import AdamW
 from blockwright.training.optimizers.combined import ConstrainedOptimizer
-from blockwright.training.optimizers.muon import Muon, NorMuon
+from blockwright.training.optimizers.matrices import SOAP, Muon, NorMuon
 from blockwright.training.optimizers.recipe import Constraint, Hyperball, Norms, OptimizerRecipe
-from blockwright.training.optimizers.soap import SOAP
 from blockwright.training.optimizers.stacked import StackedMuon, StackedNorMuon, StackedSOAP
 
 SHAPES = [(7, 5), (3, 6, 10), (8, 8)]

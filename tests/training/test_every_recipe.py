@@ -21,8 +21,8 @@ from pairwise import each
 from torch import Tensor, nn
 
 from blockwright.blocks.compose import compose
+from blockwright.blocks.initialise import weights
 from blockwright.blocks.linear import adaptable, attach
-from blockwright.blocks.weights import weights
 from blockwright.training.callbacks.guard import Guard
 from blockwright.training.configuration import conf
 from blockwright.training.configuration.instantiate import instantiate

@@ -15,7 +15,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from omegaconf import OmegaConf
 
 from blockwright.registry import ConfigError, RegistrationError
-from blockwright.training.callbacks.early_stopping import EarlyStopping
+from blockwright.training.callbacks.interruption import EarlyStopping
 from blockwright.training.checkpoints.saving import Keeper
 from blockwright.training.configuration import figures
 from blockwright.training.configuration.composing import compose_config

@@ -13,15 +13,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from blockwright.blocks.compose import compose
+from blockwright.blocks.initialise import weights
 from blockwright.blocks.memory import Table
-from blockwright.blocks.weights import weights
 from blockwright.registry.errors import ConfigError
 from blockwright.training.optimizers.adamw import AdamW
 from blockwright.training.optimizers.combined import CombinedOptimizer
-from blockwright.training.optimizers.muon import HeadMuon, Muon, NorMuon
+from blockwright.training.optimizers.matrices import SOAP, HeadMuon, Muon, NorMuon
 from blockwright.training.optimizers.recipe import Hyperball, OptimizerRecipe
 from blockwright.training.optimizers.row_adam import RowAdam
-from blockwright.training.optimizers.soap import SOAP
 from blockwright.training.optimizers.stacked import StackedHeadMuon, StackedMuon
 from blockwright.training.parallel.collectives import clip, total_norm
 

@@ -42,7 +42,7 @@ NOW_AND_THEN = {
 AT_EVERY_STEP = {
     "training/callbacks/guard.py": "the loss and the gradient's norm, at once, before the step is taken or skipped",
     # and of callbacks that a run asks for
-    "training/callbacks/qk_clip.py": "whether a score is beyond the bound, without which all weights would be scaled",
+    "training/callbacks/step_end.py": "whether a score is beyond the bound, without which all weights would be scaled",
     "lightning/pytorch/callbacks/weight_averaging.py": "torch counts the averages in a tensor, and looks at it twice",
 }
 

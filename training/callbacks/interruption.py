@@ -1,4 +1,4 @@
-"""``last.ckpt``: the checkpoint to resume from, also written after a signal, which stops a run at the next step."""
+"""Ends of a run before its last step: after a signal, with a checkpoint to resume from, or where a metric stays."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, Literal
 
 import lightning as L
 from lightning.fabric.plugins.environments import SLURMEnvironment
 from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.callbacks import EarlyStopping as LightningEarlyStopping
 from lightning.pytorch.trainer.states import TrainerFn
 
 from blockwright.registry.enforcing import enforced
@@ -22,6 +23,7 @@ from blockwright.training.checkpoints.find import LAST, milestone
 from blockwright.training.checkpoints.record import KEY
 from blockwright.training.checkpoints.saving import save
 from blockwright.training.configuration.run import FOLDER
+from blockwright.training.figure import mode_in
 from blockwright.training.processes import queue_again
 from blockwright.training.result import SIGNALS, Interrupted
 
@@ -233,3 +235,34 @@ class Recording(L.Callback):
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         checkpoint[KEY] = self.settings
+
+
+class EarlyStopping(LightningEarlyStopping):
+    """Lightning's EarlyStopping, with the same arguments.
+
+    How this differs from Lightning's: whether more or less is better follows from the figure; a resumed run uses the
+    configured patience, not that of the checkpoint; and a run already stopped by it stops again at once when resumed,
+    not at the next validation.
+
+    Args:
+        args, settings: those of Lightning's
+        mode: ``min`` or ``max``, of a figure that no task and no callback declares; else null
+    """
+
+    def __init__(self, *args: Any, mode: Literal["min", "max"] | None = None, **settings: Any) -> None:
+        super().__init__(*args, mode=mode or "min", **settings)  # type: ignore[misc] # jsonargparse reads this call
+        self.asked_mode = mode
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        mode = mode_in(trainer, "callbacks.early_stopping", self.monitor, self.asked_mode)
+        if mode != self.mode:
+            self.mode, self.min_delta, self.best_score = mode, -self.min_delta, -self.best_score
+        super().setup(trainer, pl_module, stage)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict({**state_dict, "patience": self.patience})
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        super().on_train_start(trainer, pl_module)
+        if self.wait_count >= max(1, self.patience):  # a patience of 0 ends with the first that is no better
+            trainer.should_stop = True

@@ -18,7 +18,7 @@ import torch
 
 from blockwright import registry
 from blockwright.blocks.checkpoint.sharded import is_folder, read_meta
-from blockwright.blocks.model_config import reread
+from blockwright.blocks.compose import reread
 from blockwright.renamed import with_moved
 from blockwright.training.configuration.instantiate import find_target, to_targets
 from blockwright.training.configuration.run import STANDARD, Run

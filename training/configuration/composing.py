@@ -17,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from blockwright import registry
-from blockwright.blocks.model_config import ModelConfig
+from blockwright.blocks.compose import ModelConfig
 from blockwright.registry import ConfigError, catalogue, did_you_mean, presets
 from blockwright.registry.build import fixed
 from blockwright.registry.catalogue import Entry

@@ -28,14 +28,14 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 
 from blockwright import registry
 from blockwright.blocks.checkpoint.read import check_fits, read_checkpoint
-from blockwright.blocks.model_config import read
+from blockwright.blocks.compose import read
 from blockwright.registry import ConfigError
 from blockwright.registry.folder import write_text
 from blockwright.registry.ranges import Seed
 from blockwright.registry.reading import checked
 from blockwright.renamed import with_moved
 from blockwright.training.callbacks.interruption import Recording
-from blockwright.training.callbacks.predictions import Predictions
+from blockwright.training.callbacks.samples import Predictions
 from blockwright.training.checkpoints.record import from_cli, record
 from blockwright.training.configuration import parts, placeholders
 from blockwright.training.configuration.composing import compose_config

@@ -12,8 +12,7 @@ from blockwright.blocks.decoder import Decoder
 from blockwright.registry import ConfigError
 from blockwright.training.checkpoints.find import refuse_overwriting
 from blockwright.training.checkpoints.record import past_of, record
-from blockwright.training.checkpoints.resume import check_changes, say
-from blockwright.training.checkpoints.state import check_optimizer
+from blockwright.training.checkpoints.resume import check_changes, check_optimizer, say
 from blockwright.training.configuration import parts
 from blockwright.training.configuration.instantiate import instantiate
 from blockwright.training.configuration.run import Run

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from torch import nn
     from torch.optim import Optimizer
 
-    from blockwright.blocks.weights import Weight
+    from blockwright.blocks.initialise import Weight
 
 FUSED_DEVICES = ("cpu", "cuda", "mps", "xpu")  # meta, where costs are measured, has no such kernel
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
     from torch.optim import Optimizer
 
-    from blockwright.blocks.weights import Weight
+    from blockwright.blocks.initialise import Weight
 
 USUAL = ("embedding", "head", "gating")  # whose matrices are no hidden ones; not every model has all of them
 Norms = Callable[["Tensor"], "Tensor"]  # of a tensor like the weight, over ``dims``, which are kept; over all ranks
@@ -158,7 +158,7 @@ def trained(module: nn.Module) -> list[Weight]:
     Raises:
         ConfigError: there is none
     """
-    from blockwright.blocks.weights import weights
+    from blockwright.blocks.initialise import weights
 
     if not (found := weights(module)):
         raise ConfigError(

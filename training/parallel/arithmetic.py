@@ -17,9 +17,9 @@ from torch import nn
 from blockwright.blocks.cost import numbers_read
 from blockwright.blocks.decoder import Decoder
 from blockwright.blocks.gating.base import Gating
+from blockwright.blocks.initialise import weights
 from blockwright.blocks.memory import Table
 from blockwright.blocks.sample import alike
-from blockwright.blocks.weights import weights
 from blockwright.training.optimizers.recipe import OptimizerRecipe
 from blockwright.training.parallel.plan import DIMENSION, Region, regions
 from blockwright.training.parallel.remembered import appended

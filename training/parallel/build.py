@@ -30,7 +30,7 @@ from blockwright.blocks.decoder import Decoder
 from blockwright.blocks.gating.base import Gating
 from blockwright.blocks.initialise import UNSCALED, draw_part, draws, initialise, suited
 from blockwright.blocks.scale import Scale
-from blockwright.training.parallel.exchange.all_to_all import AllToAll, Exchange
+from blockwright.training.parallel.exchange import AllToAll, Exchange
 from blockwright.training.parallel.local import is_low, own_place, plain
 from blockwright.training.parallel.meshes import Meshes
 from blockwright.training.parallel.plan import regions

@@ -27,7 +27,7 @@ from blockwright.blocks.attention.base import Attention
 from blockwright.blocks.attention.scored import Scored
 from blockwright.blocks.base import Block
 from blockwright.blocks.cache.base import Cache
-from blockwright.blocks.cache.ring import Ring
+from blockwright.blocks.cache.fixed import Ring
 from blockwright.blocks.depthwise import Stretch
 from blockwright.blocks.forward_pass import Pass, Share, Tails, joined, split
 from blockwright.blocks.kernels.scoring import is_real

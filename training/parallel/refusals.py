@@ -13,7 +13,7 @@ import torch
 from blockwright import registry
 from blockwright.blocks.attention.base import Attention
 from blockwright.blocks.cache.base import Cache
-from blockwright.blocks.cache.state import State
+from blockwright.blocks.cache.fixed import State
 from blockwright.blocks.compose import compose
 from blockwright.blocks.decoder import Decoder
 from blockwright.blocks.sample import alike
@@ -23,9 +23,8 @@ from blockwright.registry.layout import plan
 from blockwright.training.configuration import parts
 from blockwright.training.configuration.run import Run
 from blockwright.training.parallel import recompute
-from blockwright.training.parallel.exchange.lookup import check_exchange
 from blockwright.training.parallel.remembered import appended
-from blockwright.training.parallel.sizes import STRATEGY, Sizes, sizes_of
+from blockwright.training.parallel.sizes import STRATEGY, Sizes, check_exchange, sizes_of
 
 WHOLE = ("n_heads", "n_kv_heads", "d_ff")  # parameters that tensor parallelism divides
 PRECISIONS = ("32-true", "bf16-mixed", "bf16-true", "16-true", 32, "32", "bf16")

@@ -1,12 +1,20 @@
-"""The sizes of a parallel run. Imports nothing heavy."""
+"""The sizes of a parallel run, and its exchange by name.
+
+Imports nothing heavy: both are refused before a process starts.
+"""
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from blockwright.registry import ConfigError
+from blockwright.registry import ConfigError, did_you_mean
+
+if TYPE_CHECKING:
+    from blockwright.training.parallel.exchange import Exchange
 
 STRATEGY = "blockwright.training.parallel.strategy.Parallel"
 AUTO = "auto"
@@ -85,3 +93,33 @@ def _product(given: Mapping[str, Any], *more: str) -> str:
     """The sizes whose product is meant, by name; ``context`` only where there is any."""
     named = ("replicate", *more, *(("context",) if given["context"] > 1 else ()), "tensor")
     return " × ".join(named)
+
+
+CLASSES = {"all_to_all": "AllToAll", "deep_ep": "DeepEP"}  # of exchange.py
+NEEDS = {"deep_ep": "deep_ep"}  # packages, none of them on the package index
+PATH = "trainer.strategy.exchange"
+
+
+def check_exchange(name: Any) -> None:
+    """Refuse a name that no exchange has, or one whose package is not installed.
+
+    Raises:
+        ConfigError
+    """
+    if name not in CLASSES:
+        raise ConfigError(PATH, name, "there is no such exchange", did_you_mean(str(name), CLASSES))
+    package = NEEDS.get(name)
+    if package is not None and importlib.util.find_spec(package) is None:
+        remedy = "Build it from github.com/deepseek-ai/DeepEP, or write all_to_all"
+        raise ConfigError(PATH, name, f"the package {package} is not installed", remedy)
+
+
+def exchange_of(name: str) -> type[Exchange]:
+    """The class.
+
+    Raises:
+        ConfigError: as ``check_exchange``
+    """
+    check_exchange(name)
+    found: type[Exchange] = getattr(importlib.import_module("blockwright.training.parallel.exchange"), CLASSES[name])
+    return found

@@ -31,10 +31,9 @@ from blockwright.registry.ranges import Count, Positive
 from blockwright.training.checkpoints.atomic import check_together, on_first
 from blockwright.training.metrics import Sums
 from blockwright.training.parallel.build import LOW, Sharding
-from blockwright.training.parallel.exchange.lookup import exchange_of
 from blockwright.training.parallel.local import own_part, plain, whole
 from blockwright.training.parallel.meshes import Meshes, make_meshes
-from blockwright.training.parallel.sizes import Sizes, sizes_of
+from blockwright.training.parallel.sizes import Sizes, exchange_of, sizes_of
 
 PART = ".part"  # suffix of a folder until it is complete
 

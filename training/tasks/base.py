@@ -15,15 +15,15 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from blockwright.blocks.checkpoint.read import distributions
+from blockwright.blocks.compose import read
 from blockwright.blocks.decoder import Decoder
 from blockwright.blocks.forward_pass import Share
 from blockwright.blocks.initialise import stable_seed
 from blockwright.blocks.kernels.scoring import is_real
-from blockwright.blocks.model_config import read
 from blockwright.blocks.precision import KeepsDtype
 from blockwright.registry import Composable, ConfigError, family
 from blockwright.training.cadence import logs_now, validate_by_steps
-from blockwright.training.checkpoints.state import between_steps
+from blockwright.training.checkpoints.resume import between_steps
 from blockwright.training.compiling import Compiling
 from blockwright.training.data.modules.batches import DataModule
 from blockwright.training.data.tokenizers.rebuild import check_start
@@ -105,7 +105,7 @@ class Task(Composable, KeepsDtype, L.LightningModule):
             {f"{stage}_loss": TokenLoss(stage == "train", only_finite=stage == "train") for stage in STAGES}
         )
         self.loads = RoutingLoads()
-        self.origin: dict[str, Any] = {}  # of the weights; see blocks/checkpoint/folder.py
+        self.origin: dict[str, Any] = {}  # of the weights; see blocks/checkpoint/manifest.py
         self._compiled: bool | None = None  # whether layers are, once that is chosen
         self.step = StepMean()
         self.counted = Counted()

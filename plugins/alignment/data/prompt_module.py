@@ -21,7 +21,7 @@ from blockwright.training.data.conversations import Conversation, ConversationCo
 from blockwright.training.data.corpus import SPLITS, Split
 from blockwright.training.data.modules.batches import Batches
 from blockwright.training.data.modules.chat import ChatDataModule
-from blockwright.training.data.modules.corpus import Batching
+from blockwright.training.data.modules.text import Batching
 from blockwright.training.data.order import PADDING, LineBatches
 from blockwright.training.data.rows import Rendering, RowOrder
 from blockwright.training.data.tokenizers.tokenizer import token_dtype

@@ -16,8 +16,8 @@ from blockwright import registry
 from blockwright.blocks.checkpoint.source import load
 from blockwright.blocks.decoder import Decoder
 from blockwright.blocks.dropping import Dropping
-from blockwright.blocks.gating.balanced import ExpertChoice, Sinkhorn
 from blockwright.blocks.gating.base import Gating, replays
+from blockwright.blocks.gating.biased import ExpertChoice, Sinkhorn
 from blockwright.blocks.generation.generate import check_lengths
 from blockwright.blocks.generation.sample import Sampling
 from blockwright.blocks.linear import switched_off

@@ -19,7 +19,7 @@ from blockwright.blocks.checkpoint.sharded import is_folder
 from blockwright.blocks.checkpoint.source import checkpoint_of, load, read_composition
 from blockwright.blocks.decoder import Decoder
 from blockwright.blocks.linear import switched_off
-from blockwright.plugins.alignment.data.preference_module import PreferenceDataModule
+from blockwright.plugins.alignment.data.preferences import PreferenceDataModule
 from blockwright.plugins.alignment.preferences import Answers, PreferenceLoss, bradley_terry
 from blockwright.plugins.alignment.tasks.needed_data import data_of
 from blockwright.registry import ConfigError, register

@@ -13,8 +13,8 @@ from torch import Tensor
 from blockwright.blocks.cache.base import Quantised
 from blockwright.blocks.kernels import coded_attention
 from blockwright.blocks.kernels.choice import choose
-from blockwright.blocks.kernels.quantise import BITS, Codes, code_bytes, group_sizes
-from blockwright.blocks.kernels.quantise import store as store_reference
+from blockwright.blocks.kernels.coded_attention import BITS, Codes, code_bytes, group_sizes
+from blockwright.blocks.kernels.coded_attention import store as store_reference
 from blockwright.blocks.kernels.scoring import Scoring, Slopes
 from blockwright.blocks.kernels.seam import chain, compute
 from blockwright.plugins.fast_cpu import c_library, codes

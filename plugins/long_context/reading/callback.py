@@ -13,7 +13,7 @@ from blockwright.plugins.long_context.reading.measure import DEPTHS, Grid, posit
 from blockwright.registry import ConfigError
 from blockwright.registry.enforcing import enforced
 from blockwright.registry.ranges import Count, Fraction, Whole
-from blockwright.training.data.modules.corpus import CorpusDataModule
+from blockwright.training.data.modules.text import CorpusDataModule
 from blockwright.training.figure import Figure
 from blockwright.training.tasks.base import Task
 

@@ -30,7 +30,7 @@ from blockwright.lab.writer import tokenizer_of
 from blockwright.plugins.long_context.reading import results
 from blockwright.plugins.long_context.reading.base import WORDINGS, find, wording_of
 from blockwright.plugins.long_context.reading.measure import DEPTHS, Grid, PositionLoss, position_loss, read
-from blockwright.plugins.long_context.reading.reading import Reading, written
+from blockwright.plugins.long_context.reading.report import Reading, written
 from blockwright.registry import ConfigError
 from blockwright.registry.command import Parser
 from blockwright.registry.folder import own_folder

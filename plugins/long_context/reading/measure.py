@@ -19,7 +19,7 @@ from blockwright.blocks.generation.generate import Continuations
 from blockwright.blocks.generation.sample import Sampling
 from blockwright.blocks.initialise import stable_seed
 from blockwright.plugins.long_context.reading.base import Prompt, ReadingTest, Text, Wording, windows
-from blockwright.plugins.long_context.reading.reading import Reading
+from blockwright.plugins.long_context.reading.report import Reading
 from blockwright.registry import ConfigError
 
 DEPTHS = (0.05, 0.25, 0.5, 0.75, 0.95)

@@ -9,7 +9,7 @@ from pathlib import Path
 from blockwright.lab.report.svg import standalone
 from blockwright.plugins.long_context.reading.base import ReadingTest, Text, Wording
 from blockwright.plugins.long_context.reading.measure import Grid, PositionLoss, prompts
-from blockwright.plugins.long_context.reading.reading import FILE, Reading, heat_map
+from blockwright.plugins.long_context.reading.report import FILE, Reading, heat_map
 from blockwright.registry import ConfigError
 from blockwright.registry.folder import write_json, write_text
 

@@ -37,7 +37,7 @@ from blockwright.plugins.long_context.reading.measure import (
     read,
     window_loss,
 )
-from blockwright.plugins.long_context.reading.reading import heat_map, written
+from blockwright.plugins.long_context.reading.report import heat_map, written
 from blockwright.registry import ConfigError, RegistrationError
 from blockwright.training.data.tokenizers.tokenizer import Bytes
 

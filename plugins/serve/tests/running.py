@@ -17,10 +17,9 @@ from blockwright.blocks.compose import compose
 from blockwright.blocks.decoder import Decoder
 from blockwright.blocks.generation.batch import Batch
 from blockwright.blocks.generation.drafts import Drafter
-from blockwright.blocks.generation.generate import Continuations
+from blockwright.blocks.generation.generate import Continuations, TextStream
 from blockwright.blocks.generation.job import Job
 from blockwright.blocks.generation.sample import Acceptance, Sampling
-from blockwright.blocks.generation.text_stream import TextStream
 from blockwright.lab.chat.conversation import ChatText
 from blockwright.lab.listening import Site, listen
 from blockwright.lab.writer import Writer

@@ -13,7 +13,7 @@ from running import Echo, Running, real, running, tiny
 
 from blockwright.plugins.serve import answer, body, engine, files, serving
 from blockwright.registry.limits import MAX_DEPTH
-from blockwright.training.data.chat import template_process as template
+from blockwright.training.data.chat import jinja as template
 
 pytestmark = pytest.mark.xdist_group("serve")
 

@@ -17,7 +17,7 @@ from running import Echo, Running, running, tiny
 from blockwright.lab.writer import Writer
 from blockwright.plugins.serve.served import chat_of
 from blockwright.training.answering import Answering
-from blockwright.training.data.chat import template_process
+from blockwright.training.data.chat import jinja
 from blockwright.training.data.tokenizers.tokenizer import Bytes
 
 pytestmark = pytest.mark.xdist_group("serve_templates")
@@ -47,7 +47,7 @@ def slowly(seconds: str) -> Answering:
 @pytest.fixture(scope="module")
 def server() -> Iterator[Running]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(template_process.PROCESS, "seconds", LIMIT)
+        patch.setattr(jinja.PROCESS, "seconds", LIMIT)
         with running(Echo(pause=0.01, room=700), tiny()) as made:
             form = chat_of("nowhere", Writer(tiny(), words()), None)
             object.__setattr__(made.served, "chat", form)
@@ -71,15 +71,15 @@ def test_a_template_that_takes_too_much_fails_its_own_request(server: Running) -
 def looping(server: Running, n: int) -> Iterator[None]:
     """While templates loop, until their processes are killed: one is at work all along."""
     with ThreadPoolExecutor(n) as clients, pytest.MonkeyPatch.context() as patch:
-        template_process.PROCESS.begin()
-        patch.setattr(template_process.PROCESS, "seconds", 600.0)
+        jinja.PROCESS.begin()
+        patch.setattr(jinja.PROCESS, "seconds", 600.0)
         waiting = [clients.submit(chat, server, "loop") for _ in range(n)]
         time.sleep(0.2)
         yield
         assert not any(each.done() for each in waiting)
-        patch.setattr(template_process.PROCESS, "seconds", LIMIT)
-        assert template_process.PROCESS.pid is not None
-        os.kill(template_process.PROCESS.pid, signal.SIGKILL)
+        patch.setattr(jinja.PROCESS, "seconds", LIMIT)
+        assert jinja.PROCESS.pid is not None
+        os.kill(jinja.PROCESS.pid, signal.SIGKILL)
         assert [each.result()[0] for each in waiting] == [400] * n
 
 
@@ -110,7 +110,7 @@ def test_a_client_that_hangs_up_waits_for_no_template(server: Running) -> None:
 
 def test_a_process_that_is_killed_is_replaced(server: Running) -> None:
     assert chat(server, "hi")[0] == 200
-    pid = template_process.PROCESS.pid
+    pid = jinja.PROCESS.pid
     assert pid is not None
     os.kill(pid, signal.SIGKILL)
     assert chat(server, "hi")[0] == 400  # it may have been this template's doing
@@ -119,7 +119,7 @@ def test_a_process_that_is_killed_is_replaced(server: Running) -> None:
 
 def test_a_slow_start_is_not_the_clients_fault(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
     """503 until it has started, which no request begins again; 503 too where it cannot start."""
-    monkeypatch.setattr(template_process, "PROCESS", slow := slowly("1.5"))
+    monkeypatch.setattr(jinja, "PROCESS", slow := slowly("1.5"))
     answers = [chat(server, "hi") for _ in range(3)]
     assert [status for status, _ in answers] == [503] * 3
     assert answers[0][1]["error"]["type"] == "server_error"
@@ -128,9 +128,9 @@ def test_a_slow_start_is_not_the_clients_fault(server: Running, monkeypatch: pyt
     assert chat(server, "hi")[0] == 200 and slow.pid == pid is not None
     slow.close()
     broken = Answering("starting:never", seconds=30.0, within=30.0, start=30.0, longest=1000)
-    monkeypatch.setattr(template_process, "PROCESS", broken)
+    monkeypatch.setattr(jinja, "PROCESS", broken)
     assert chat(server, "hi")[0] == 503
-    monkeypatch.setattr(template_process, "PROCESS", slow := slowly("0.5"))  # making the format waits for its start
+    monkeypatch.setattr(jinja, "PROCESS", slow := slowly("0.5"))  # making the format waits for its start
     form = chat_of("nowhere", Writer(tiny(), words()), None)
     assert form is not None and slow.pid is not None and form.render([{"role": "user", "content": "hi"}])
     slow.close()

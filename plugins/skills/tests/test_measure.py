@@ -19,9 +19,8 @@ from blockwright.blocks.compose import compose, preset
 from blockwright.lab.report import build, charts, reading
 from blockwright.lab.report.findings import find
 from blockwright.lab.report.svg import standalone
-from blockwright.plugins.skills.chart import by_difficulty
 from blockwright.plugins.skills.measure import FILE, Level, Measured, measure
-from blockwright.plugins.skills.report import SKILLS, tables
+from blockwright.plugins.skills.report import SKILLS, by_difficulty, tables
 from blockwright.plugins.skills.skill.base import Skill
 from blockwright.registry import Node, Scope
 
@@ -113,7 +112,7 @@ def test_attention_learns_to_recall_and_without_attention_chance_is_left() -> No
     """16 pairs: all by attention after 400 steps, chance without it, where a quarter of the steps says as much."""
     import numpy as np
 
-    from blockwright.plugins.skills.rows import Mixed, SkillRows
+    from blockwright.plugins.skills.module import Mixed, SkillRows
 
     (recall,) = skills("recall")
     rows = SkillRows(Mixed([recall], IDS, 64, 0), "train")

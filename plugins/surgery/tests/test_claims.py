@@ -21,11 +21,10 @@ import torch
 from torch import Tensor, nn
 
 from blockwright import registry
-from blockwright.blocks.compose import compose
+from blockwright.blocks.compose import ModelConfig, compose
 from blockwright.blocks.conformance.hyperparameters import alternatives
 from blockwright.blocks.conformance.setting import Setting
 from blockwright.blocks.decoder import Decoder
-from blockwright.blocks.model_config import ModelConfig
 from blockwright.plugins.surgery.ledger import TOLERANCE, Ledger, Line, Operation, _Apart, _line
 from blockwright.plugins.surgery.operating import build, operate, plan
 from blockwright.plugins.surgery.probing import random_batches

@@ -11,7 +11,7 @@ import pytest
 import torch
 from run_folder import write_run
 
-from blockwright.blocks.checkpoint.folder import write_origin
+from blockwright.blocks.checkpoint.manifest import write_origin
 from blockwright.blocks.checkpoint.source import load, open_source
 from blockwright.blocks.compose import compose
 from blockwright.plugins.surgery.__main__ import main

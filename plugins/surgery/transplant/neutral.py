@@ -12,10 +12,9 @@ from blockwright.blocks.base import Remembering
 from blockwright.blocks.convolution import Canon, Convolution
 from blockwright.blocks.ffn import FFN
 from blockwright.blocks.memory import Memory
-from blockwright.blocks.residual.attention_residual import AttentionResidual
 from blockwright.blocks.residual.base import Residual, Streams
-from blockwright.blocks.residual.convolved import Convolved
-from blockwright.blocks.residual.norms import PreNorm, SigmoidSkip
+from blockwright.blocks.residual.norms import Convolved, PreNorm, SigmoidSkip
+from blockwright.blocks.residual.over_depth import AttentionResidual
 from blockwright.blocks.selector.base import Selector
 from blockwright.blocks.values import ValueResidual
 from blockwright.plugins.surgery.transplant.base import (

@@ -1,4 +1,4 @@
-"""What was found by asking about pictures: figures by kind of question and by group, and samples to look at."""
+"""What was found by asking about pictures: figures by kind of question and by group, samples, and what arms say."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from blockwright.lab.report.svg import LINE, Chart, cut
+from blockwright.lab.report.charts import Drawing, of_each
+from blockwright.lab.report.findings import Finding
+from blockwright.lab.report.svg import LINE, Chart, Figure, cut
+from blockwright.lab.report.sweep import Run
 from blockwright.lab.statistics.intervals import interval, wilson
 from blockwright.registry.folder import read_json
 
@@ -170,3 +173,24 @@ def _sample(chart: Chart, sample: Sample, x: float, y: float) -> None:
         chart.add("text", "tick", cut(question, LETTERS), tip=tip, x=x, y=at)
         said = " ≠ ".join(text.replace(" ", "␣") for text in ((answer,) if right else (answer, truth)))
         chart.add("text", "" if right else "wrong", cut(said, LETTERS), tip=tip, x=x, y=at + LINE)
+
+
+def sight(index: int, finding: Finding) -> list[Figure]:
+    """Accuracy by kind of question and sampled pictures of the first run of an arm that has asked."""
+    for run in finding.runs:
+        if run.seed in finding.values and (found := _found(run)):
+            chart = sights(found, f"pictures-{index}", f"{finding.name}: answers about pictures")
+            caption = f"Seed {run.seed}; ± is a 95 % interval over answers. Samples: the answer, ≠ the truth."
+            return [Figure(chart, finding.name, caption)]
+    return []
+
+
+def _found(run: Run) -> Found | None:
+    """What a run has found; None if it has not asked, or its file is damaged."""
+    try:
+        return None if run.folder is None else Found.read(run.folder / FILE)
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+SIGHT = Drawing("What they see in pictures", of_each(sight))

@@ -18,7 +18,7 @@ from blockwright.training.data.chat.formats import Chat
 from blockwright.training.data.conversations import Conversation
 from blockwright.training.data.corpus import SPLITS, Split
 from blockwright.training.data.modules.chat import ChatDataModule
-from blockwright.training.data.modules.corpus import Batching
+from blockwright.training.data.modules.text import Batching
 from blockwright.training.data.packing import Ints, Packed
 from blockwright.training.data.rows import RowOrder
 

@@ -10,8 +10,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from blockwright.blocks.compose import build_inputs
-from blockwright.blocks.model_config import read
+from blockwright.blocks.compose import build_inputs, read
 from blockwright.plugins.vision.data.picture_conversations import WORD
 from blockwright.plugins.vision.data.pictures import SETTING, tiles_of
 from blockwright.plugins.vision.images import Images

@@ -16,8 +16,7 @@ from blockwright.blocks.compose import compose
 from blockwright.lab.report.svg import standalone
 from blockwright.plugins.vision.asking import measure
 from blockwright.plugins.vision.asking.callback import Asking, table
-from blockwright.plugins.vision.asking.found import FILE, Found, accuracies, sample, sights
-from blockwright.plugins.vision.asking.report import sight
+from blockwright.plugins.vision.asking.found import FILE, Found, accuracies, sample, sight, sights
 from blockwright.plugins.vision.data.pages import Pages
 from blockwright.plugins.vision.data.picture_rows import PictureRendering, images_of
 from blockwright.registry import ConfigError

@@ -25,7 +25,7 @@ from blockwright.plugins.vision.data.picture_rows import images_of
 from blockwright.plugins.vision.data.pictures import PIXELS, Files, open_picture, tiles_of
 from blockwright.registry import ConfigError
 from blockwright.training.data.chat.formats import Plain
-from blockwright.training.data.modules.corpus import Batching
+from blockwright.training.data.modules.text import Batching
 from blockwright.training.data.tokenizers.tokenizer import Bytes
 
 IMAGE = 257

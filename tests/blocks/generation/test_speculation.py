@@ -15,7 +15,7 @@ from pairwise import each, pairs
 from torch import Tensor
 
 from blockwright import registry
-from blockwright.blocks.cache.state import State
+from blockwright.blocks.cache.fixed import State
 from blockwright.blocks.compose import compose
 from blockwright.blocks.decoder import Decoder
 from blockwright.blocks.generation.batch import Batch

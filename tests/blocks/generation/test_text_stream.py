@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
-from blockwright.blocks.generation.text_stream import BROKEN, TextStream
+from blockwright.blocks.generation.generate import BROKEN, TextStream
 
 
 def decode(ids: Sequence[int]) -> str:

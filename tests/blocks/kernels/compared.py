@@ -12,8 +12,7 @@ import torch
 from torch import Tensor
 
 from blockwright.blocks.kernels import seam
-from blockwright.blocks.kernels.coded_attention import coded_attention_reference
-from blockwright.blocks.kernels.quantise import Codes, group_sizes, quantise
+from blockwright.blocks.kernels.coded_attention import Codes, coded_attention_reference, group_sizes, quantise
 from blockwright.blocks.kernels.scoring import Scoring
 from blockwright.blocks.kernels.seam import chain, implementations
 

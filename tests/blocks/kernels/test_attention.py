@@ -10,7 +10,7 @@ import torch
 from pairwise import each, pairs
 from torch import Tensor
 
-from blockwright.blocks.kernels import largest_score, long_attention
+from blockwright.blocks.kernels import long_attention
 from blockwright.blocks.kernels.attention import (
     as_called,
     causal_attention,
@@ -153,12 +153,12 @@ def test_largest_score_is_over_what_is_seen_and_autocast_does_not_round_it(monke
     for case in [*SEEN, {"segments": IDS, "window": 4, "bias": HIDING}]:
         right = by_loop(q, k, Scoring(0.3, **case))
         for held in (2**22, B * N * S * 3):
-            monkeypatch.setattr(largest_score, "HELD", held)
-            found = largest_score.largest_scores(q, k, Scoring(0.3, **case))
+            monkeypatch.setattr(long_attention, "HELD", held)
+            found = long_attention.largest_scores(q, k, Scoring(0.3, **case))
             torch.testing.assert_close(found, right, rtol=1e-12, atol=0)
-    single = largest_score.largest_scores(q.float(), k.float(), Scoring(1.0))
+    single = long_attention.largest_scores(q.float(), k.float(), Scoring(1.0))
     with torch.autocast("cpu", torch.bfloat16):
-        assert torch.equal(largest_score.largest_scores(q.float(), k.float(), Scoring(1.0)), single)
+        assert torch.equal(long_attention.largest_scores(q.float(), k.float(), Scoring(1.0)), single)
 
 
 # --- a GPU ------------------------------------------------------------------------------------------------------------

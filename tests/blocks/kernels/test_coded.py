@@ -15,8 +15,16 @@ from torch import Tensor
 
 from blockwright.blocks.kernels import coded_attention
 from blockwright.blocks.kernels.choice import choose
-from blockwright.blocks.kernels.coded_attention import FEW
-from blockwright.blocks.kernels.quantise import BITS, code_bytes, dequantise, group_sizes, pack, quantise, unpack
+from blockwright.blocks.kernels.coded_attention import (
+    BITS,
+    FEW,
+    code_bytes,
+    dequantise,
+    group_sizes,
+    pack,
+    quantise,
+    unpack,
+)
 from blockwright.blocks.kernels.scoring import Scoring
 from tests.blocks.kernels.compared import drawn, off, pair, single
 
@@ -82,9 +90,8 @@ needs_triton = pytest.mark.skipif(find_spec("triton") is None, reason="needs the
 INTERPRETED = """
 import json
 import torch
-from blockwright.blocks.kernels import coded_gpu
-from blockwright.blocks.kernels.coded_attention import coded_attention_reference
-from blockwright.blocks.kernels.quantise import BITS, Codes, group_sizes, quantise
+from blockwright.blocks.kernels.coded_attention import BITS, Codes, coded_attention_reference, group_sizes, quantise
+from blockwright.blocks.kernels.coded_attention import triton_attention, triton_suits
 from blockwright.blocks.kernels.scoring import Scoring
 
 draw, found = torch.Generator().manual_seed(0), {}
@@ -103,9 +110,9 @@ with torch.no_grad():
             q, keys = drawn(2, T, N, H), stored(bits, S, [latent, H - latent] if latent else [H] * K, K)
             values = keys._replace(width=latent) if latent else stored(bits, S, [H] * K, K)
             scoring = Scoring(H**-0.5, drawn(2, 1, T, S))
-            assert coded_gpu.suits(q, keys, values, scoring)
+            assert triton_suits(q, keys, values, scoring)
             right = coded_attention_reference(q.double(), keys, values, scoring)
-            y = coded_gpu.triton_attention(q, keys, values, scoring)
+            y = triton_attention(q, keys, values, scoring)
             found[f"{bits} {T} {N} {K} {H} {S}"] = float((y - right).norm() / right.norm())
 print(json.dumps(found))
 """

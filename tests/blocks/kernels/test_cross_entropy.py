@@ -15,8 +15,8 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from blockwright.blocks.kernels import cross_entropy
+from blockwright.blocks.kernels.by_name import liger_cross_entropy
 from blockwright.blocks.kernels.cross_entropy import IGNORED, linear_cross_entropy, linear_cross_entropy_reference
-from blockwright.blocks.kernels.liger import liger_cross_entropy
 from blockwright.blocks.kernels.log_probabilities import linear_log_probabilities, linear_log_probabilities_reference
 from tests.blocks.kernels.compared import assert_same, drawn, leaves, wide
 

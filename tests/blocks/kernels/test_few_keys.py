@@ -11,10 +11,13 @@ from pairwise import pairs
 from torch import Tensor
 
 from blockwright.blocks.compose import compose
-from blockwright.blocks.kernels import few_keys
-from blockwright.blocks.kernels.attention import causal_attention_reference
-from blockwright.blocks.kernels.few_keys import attend_few, few, taken
-from blockwright.blocks.kernels.latent_attention import latent_attention, latent_attention_reference
+from blockwright.blocks.kernels import long_attention
+from blockwright.blocks.kernels.attention import (
+    causal_attention_reference,
+    latent_attention,
+    latent_attention_reference,
+)
+from blockwright.blocks.kernels.long_attention import attend_few, few, taken
 from blockwright.blocks.kernels.scoring import Scoring
 from tests.blocks.kernels.compared import TIGHT, drawn, wide
 
@@ -26,7 +29,7 @@ SIZES = [(2, 7, 43, 4, 2, 9, 5), (1, 1, 21, 3, 1, 8, 5), (3, 5, 40, 2, 2, 6, 1),
 def few_are_a_quarter(monkeypatch: pytest.MonkeyPatch) -> None:
     """So that sequences can be short."""
     for name, value in (("PART", 4), ("PART_OF_SEVERAL", 4), ("LEAST", 1)):
-        monkeypatch.setattr(few_keys, name, value)
+        monkeypatch.setattr(long_attention, name, value)
 
 
 def seen_by(B: int, T: int, S: int, most: int) -> Tensor:
@@ -43,7 +46,7 @@ def seen_by(B: int, T: int, S: int, most: int) -> Tensor:
 
 @torch.no_grad()
 def test_it_equals_attention_on_all_keys(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(few_keys, "GATHERED", {"cpu": 2**11})  # some queries at a time
+    monkeypatch.setattr(long_attention, "GATHERED", {"cpu": 2**11})  # some queries at a time
     for (B, T, S, N, K, H, most), (dtype, tolerance), each in pairs(SIZES, list(TIGHT.items()), [False, True]):
         shapes = ((B, T, N, H), (B, S, K, H), (B, S, K, H + 2), (B, N if each else 1, T, S))
         q, k, v, bias = (drawn(*shape, dtype=dtype, seed=i) for i, shape in enumerate(shapes))
@@ -82,11 +85,11 @@ def test_keys_are_gathered_where_few_are_seen_and_nothing_needs_a_gradient(monke
         seen[0, 0, 20] = True
         assert few(seen) is None
         seen[0, 0, 20] = False
-        monkeypatch.setattr(few_keys, "LEAST", 42)
+        monkeypatch.setattr(long_attention, "LEAST", 42)
         assert few(seen) is None
-        monkeypatch.setattr(few_keys, "LEAST", 41)
+        monkeypatch.setattr(long_attention, "LEAST", 41)
         assert few(seen) is not None
-        monkeypatch.setattr(few_keys, "PART_OF_SEVERAL", 5)
+        monkeypatch.setattr(long_attention, "PART_OF_SEVERAL", 5)
         assert few(seen) is None and few(seen, 4) is not None and few(seen[:, :1]) is not None
     assert few(seen) is None
 
@@ -121,10 +124,10 @@ def test_a_model_gathers_and_gives_the_logits_of_all_scores(
         gathered.append(index.shape)
         return taken(keys, index)
 
-    monkeypatch.setattr(few_keys, "taken", counted)
+    monkeypatch.setattr(long_attention, "taken", counted)
     monkeypatch.setattr("blockwright.blocks.attention.shared_kv.taken", counted)
     for least in (1, 1000):
-        monkeypatch.setattr(few_keys, "LEAST", least)
+        monkeypatch.setattr(long_attention, "LEAST", least)
         caches = decoder.new_caches(3, 61, padding=padding)
         found[least] = torch.cat([decoder(t, caches=caches) for t in ids.split([30, 20, 1, 1, 9], 1)], 1)
         assert bool(gathered) == (least == 1)

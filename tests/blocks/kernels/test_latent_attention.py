@@ -12,9 +12,14 @@ from torch import Tensor
 
 from blockwright.blocks.attention.mla import MLA
 from blockwright.blocks.forward_pass import Pass
-from blockwright.blocks.kernels import latent_attention as module
-from blockwright.blocks.kernels.attention import causal_attention_reference
-from blockwright.blocks.kernels.latent_attention import absorbs, into_latents, key_multiple, out_of_latents
+from blockwright.blocks.kernels import attention as module
+from blockwright.blocks.kernels.attention import (
+    absorbs,
+    causal_attention_reference,
+    into_latents,
+    key_multiple,
+    out_of_latents,
+)
 from blockwright.blocks.kernels.products import Choice, use
 from blockwright.blocks.kernels.scoring import Scoring
 from tests.blocks.kernels.compared import drawn

@@ -21,11 +21,14 @@ from blockwright.blocks.base import Block
 from blockwright.blocks.compose import compose
 from blockwright.blocks.conformance import KernelCase, kernel_cases
 from blockwright.blocks.decoder import Decoder
-from blockwright.blocks.kernels import attention, fla, flash, liger, seam
-from blockwright.blocks.kernels.attention import causal_attention, causal_attention_reference
+from blockwright.blocks.kernels import attention, by_name, seam
+from blockwright.blocks.kernels.attention import (
+    causal_attention,
+    causal_attention_reference,
+    latent_attention_reference,
+)
 from blockwright.blocks.kernels.choice import KERNELS, Kernels, check, choose, names
 from blockwright.blocks.kernels.grouped_matmul import Choices
-from blockwright.blocks.kernels.latent_attention import latent_attention_reference
 from blockwright.blocks.kernels.recurrence import recurrence_reference
 from blockwright.blocks.kernels.scoring import Scoring
 from blockwright.blocks.kernels.seam import EVERY, chain, implementations, kernel
@@ -316,22 +319,22 @@ def libraries(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_liger_is_called_as_it_wants_to_be(libraries: None) -> None:
     x, weight = torch.randn(3, 8), torch.randn(8)
-    torch.testing.assert_close(liger.liger_rms_norm(x, weight, 1e-5), F.rms_norm(x, (8,), weight, 1e-5))
-    torch.testing.assert_close(liger.liger_gated_silu(x, x + 1), F.silu(x) * (x + 1))
+    torch.testing.assert_close(by_name.liger_rms_norm(x, weight, 1e-5), F.rms_norm(x, (8,), weight, 1e-5))
+    torch.testing.assert_close(by_name.liger_gated_silu(x, x + 1), F.silu(x) * (x + 1))
 
 
 @pytest.mark.parametrize("tokens", [1, 3])
 def test_flash_mla_is_given_pages_and_reads_what_the_reference_does(libraries: None, tokens: int) -> None:
     q, memory = (torch.randn(2, n, *w, 576, dtype=torch.bfloat16) for n, w in ((tokens, (4,)), (128, ())))
     with torch.no_grad():
-        assert flash.takes(q, memory, 99, 512, 0.1)
-        got = flash.flash_mla(q, memory, 99, 512, 0.1)
+        assert by_name.flash_mla_takes(q, memory, 99, 512, 0.1)
+        got = by_name.flash_mla(q, memory, 99, 512, 0.1)
         torch.testing.assert_close(got, latent_attention_reference(q, memory, 99, 512, 0.1))
-        assert not flash.takes(q, memory[:, :64], 64, 512, 0.1)  # rows that do not follow each other
-        assert not flash.takes(q, memory[:, :100].contiguous(), 99, 512, 0.1)
-        assert not flash.takes(q, memory, 99, 512, 0.1, torch.zeros(1, 1, tokens, 99))
-        assert not flash.takes(q.float(), memory.float(), 99, 512, 0.1)
-    assert not flash.takes(q, memory, 99, 512, 0.1)  # its gradient
+        assert not by_name.flash_mla_takes(q, memory[:, :64], 64, 512, 0.1)  # rows that do not follow each other
+        assert not by_name.flash_mla_takes(q, memory[:, :100].contiguous(), 99, 512, 0.1)
+        assert not by_name.flash_mla_takes(q, memory, 99, 512, 0.1, torch.zeros(1, 1, tokens, 99))
+        assert not by_name.flash_mla_takes(q.float(), memory.float(), 99, 512, 0.1)
+    assert not by_name.flash_mla_takes(q, memory, 99, 512, 0.1)  # its gradient
 
 
 @pytest.mark.parametrize("tokens", [1, 13])
@@ -345,13 +348,13 @@ def test_fla_is_given_documents_and_reads_what_the_reference_does(libraries: Non
             for segments in (None, ids):
                 given = q, k, v, decay, beta, state, segments
                 with torch.no_grad():
-                    torch.testing.assert_close(fla.fla(*given), recurrence_reference(*given), rtol=0, atol=1e-5)
+                    torch.testing.assert_close(by_name.fla(*given), recurrence_reference(*given), rtol=0, atol=1e-5)
 
 
 def test_fla_takes_what_may_be_rounded_and_what_it_has() -> None:
     def taken(dtype: torch.dtype, width: int = 8, channels: int = 1, beta: bool = True) -> bool:
         q, v = torch.empty(1, 4, 2, width), torch.empty(1, 4, 2, 8, dtype=dtype)
-        return fla.takes(q, q, v, torch.empty(1, 4, 2, channels), torch.empty(1, 4, 2) if beta else None)
+        return by_name.fla_takes(q, q, v, torch.empty(1, 4, 2, channels), torch.empty(1, 4, 2) if beta else None)
 
     assert taken(torch.bfloat16) and taken(torch.float16, channels=8) and taken(torch.bfloat16, beta=False)
     assert not taken(torch.float32) and not taken(torch.float64)
@@ -385,14 +388,14 @@ def test_varlen_is_given_the_borders_of_documents(
     q, k = torch.randn(2, 13, 4, 8), torch.randn(2, 13, 2, 8)
     scoring = Scoring(0.3, segments=ids, window=window)
     torch.testing.assert_close(
-        flash.varlen_attention(q, k, k, scoring), causal_attention_reference(q, k, k, scoring), rtol=1e-5, atol=1e-5
+        by_name.varlen_attention(q, k, k, scoring), causal_attention_reference(q, k, k, scoring), rtol=1e-5, atol=1e-5
     )
     half = (t.bfloat16() for t in (q, k, k))
-    assert flash.is_packed(*half, scoring) == (packed or window is not None)
-    assert not flash.is_packed(q, k, k, scoring)
+    assert by_name.is_packed(*half, scoring) == (packed or window is not None)
+    assert not by_name.is_packed(q, k, k, scoring)
 
 
-@pytest.mark.parametrize(("attend", "name"), [(flash.flash_attention_3, "FA3"), (flash.flash_attention_4, "FA4")])
+@pytest.mark.parametrize(("attend", "name"), [(by_name.flash_attention_3, "FA3"), (by_name.flash_attention_4, "FA4")])
 def test_flash_attention_is_activated_once_through_torch(
     attend: Callable[..., Tensor], name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -401,12 +404,12 @@ def test_flash_attention_is_activated_once_through_torch(
     assert name in theirs.list_flash_attention_impls()
     activated: list[str] = []
     monkeypatch.setattr(theirs, "activate_flash_attention_impl", activated.append)
-    flash._activate.cache_clear()
+    by_name._activate.cache_clear()
     q = torch.randn(1, 5, 2, 8)
     for _ in range(2):
         torch.testing.assert_close(attend(q, q, q, Scoring(0.3)), causal_attention(q, q, q, Scoring(0.3)))
     assert activated == [name]
-    flash._activate.cache_clear()
+    by_name._activate.cache_clear()
 
 
 def test_last_tokens_on_a_gpu_get_no_mask_of_all_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -463,7 +466,7 @@ def test_cudnn_gets_values_that_are_not_padded_where_torch_says_that_it_takes_th
 def test_versions_of_fla_that_are_wrong_on_a_gpu_are_refused_by_name(
     gpu: tuple[int, int], triton: str, fla_core: str, said: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fla, "version", {"triton": triton, "fla-core": fla_core}.__getitem__)
+    monkeypatch.setattr(by_name, "version", {"triton": triton, "fla-core": fla_core}.__getitem__)
     monkeypatch.setattr(seam.Implementation, "is_installed", True)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: gpu)

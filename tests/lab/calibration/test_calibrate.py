@@ -12,8 +12,7 @@ from torch.nn import functional as F
 from blockwright.blocks.norm import RMSNorm
 from blockwright.lab.calibration import control, record, runs
 from blockwright.lab.calibration.__main__ import calibrate, main
-from blockwright.lab.calibration.control import Control
-from blockwright.lab.calibration.outcome import Summary, judge
+from blockwright.lab.calibration.control import Control, Summary, judge
 from blockwright.lab.report import build
 from blockwright.lab.report.findings import find
 from blockwright.lab.report.reading import read as read_sweep

@@ -9,8 +9,7 @@ import pytest
 import yaml
 
 from blockwright.lab.calibration import control
-from blockwright.lab.calibration.control import Control
-from blockwright.lab.calibration.outcome import Summary, judge
+from blockwright.lab.calibration.control import Control, Summary, judge
 from blockwright.lab.report import evidence
 from blockwright.lab.statistics import intervals, looks, tuning, variance
 from blockwright.registry import ConfigError, plugins

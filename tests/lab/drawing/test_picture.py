@@ -8,7 +8,7 @@ import pytest
 
 from blockwright import registry
 from blockwright.blocks.compose import compose, preset
-from blockwright.lab.card_request import Options
+from blockwright.lab.card import Options
 from blockwright.lab.describe import figures
 from blockwright.lab.drawing.figures import layers, parameters, spans, totals
 from blockwright.lab.drawing.picture import alone, block_picture, picture

@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 import scipy.stats
 
+from blockwright.lab.statistics.intervals import compare_shares, first_reached, share, speed_up
 from blockwright.lab.statistics.power import chance, detectable, margin_seen, same_within, seeds_to_see
-from blockwright.lab.statistics.solved import compare, share
-from blockwright.lab.statistics.speed import first_reached, speed_up
 from blockwright.lab.statistics.variance import paired
 
 SD = 0.007  # nats, of a paired difference
@@ -110,18 +109,18 @@ def test_shares_are_compared_exactly_and_not_paired():
     assert (all_solved.value, all_solved.high) == (1.0, 1.0) and all_solved.low == pytest.approx(0.025 ** (1 / 8))
     assert none.low == 0.0 and none.high == pytest.approx(1 - 0.025 ** (1 / 8))
     ours, theirs = outcomes(7, 8), {100 + seed: solved for seed, solved in outcomes(1, 9).items()}
-    found = compare(ours, theirs)
+    found = compare_shares(ours, theirs)
     assert found is not None and (found.ours.n, found.theirs.n) == (8, 9) and found.p < 0.01
     for solved in (0, 5):
-        found = compare(outcomes(solved, 5), outcomes(solved, 5))
+        found = compare_shares(outcomes(solved, 5), outcomes(solved, 5))
         assert found is not None and found.p == 1.0
-    assert compare({}, outcomes(1, 2)) is None and compare(outcomes(1, 2), {}) is None
+    assert compare_shares({}, outcomes(1, 2)) is None and compare_shares(outcomes(1, 2), {}) is None
 
 
 @pytest.fixture(scope="module")
 def ps():
     """p of all tables of 6 and 6 seeds, by the seeds that solved the task."""
-    found = [[compare(outcomes(ours, 6), outcomes(theirs, 6)) for theirs in range(7)] for ours in range(7)]
+    found = [[compare_shares(outcomes(ours, 6), outcomes(theirs, 6)) for theirs in range(7)] for ours in range(7)]
     return np.array([[each.p for each in row if each] for row in found])
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from blockwright.registry import ConfigError
-from blockwright.training.callbacks.averaging import Averaging
+from blockwright.training.callbacks.step_end import Averaging
 from blockwright.training.configuration.composing import compose_config
 from blockwright.training.entry.parse import parse_settings
 from blockwright.training.entry.preflight import check

@@ -14,8 +14,7 @@ import lightning as L
 import pytest
 from lightning.pytorch.loggers import CSVLogger
 
-from blockwright.training.callbacks.early_stopping import EarlyStopping
-from blockwright.training.callbacks.interruption import Interruption
+from blockwright.training.callbacks.interruption import EarlyStopping, Interruption
 from blockwright.training.callbacks.step_end import Finale
 from blockwright.training.entry.execute import conclude, execute
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from blockwright.blocks.forward_pass import Pass
 from blockwright.registry import ConfigError
 from blockwright.training.callbacks.guard import Guard
-from blockwright.training.callbacks.qk_clip import QKClip, _Watched, clip_factors
+from blockwright.training.callbacks.step_end import QKClip, _Watched, clip_factors
 from blockwright.training.schedulers import Constant
 from blockwright.training.tasks.causal_lm import CausalLM
 from blockwright.training.tasks.making import Setup

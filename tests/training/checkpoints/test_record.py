@@ -160,7 +160,7 @@ def test_task_and_data_record_what_they_do_not_take_from_the_root(given: Plain) 
 
 
 def test_both_command_lines_record_the_same(given: Plain) -> None:
-    clip = "blockwright.training.callbacks.qk_clip.QKClip"
+    clip = "blockwright.training.callbacks.step_end.QKClip"
     given["callbacks"]["qk_clip"] = {"_target_": clip, "threshold": 3.0, "alpha": 0.5}
     cli = to_cli(Run.of(given, {}))
     cli["trainer"] |= {"overfit_batches": 0.0, "max_time": None, "sync_batchnorm": False}  # it writes out defaults

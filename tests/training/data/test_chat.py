@@ -14,7 +14,7 @@ from pairwise import each
 from blockwright import registry
 from blockwright.registry import ConfigError, Node, Scope
 from blockwright.training.answering import Answering
-from blockwright.training.data.chat import template, template_process
+from blockwright.training.data.chat import jinja, template
 from blockwright.training.data.chat.formats import Chat, Piece, UnavailableError, encode
 from blockwright.training.data.conversations import read_record
 from blockwright.training.data.tokenizers.tokenizer import Bytes
@@ -249,8 +249,8 @@ def test_format_without_a_form_for_reasoning_or_tools_refuses_them(name: str) ->
     ],
 )
 def test_template_without_an_end_is_stopped(loops: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(template_process.PROCESS, "seconds", 0.3)
-    template_process.PROCESS.begin()
+    monkeypatch.setattr(jinja.PROCESS, "seconds", 0.3)
+    jinja.PROCESS.begin()
     assert "took longer than 0.3 seconds of computing" in refused("{% generation %}{% endgeneration %}" + loops).rule
 
 
@@ -260,7 +260,7 @@ def test_a_template_runs_nowhere_but_in_the_process_that_can_be_killed(monkeypat
     form = chat("jinja")
     assert form.render(TALK) and form.open(TALK[:2]) and form.ends(TOKENIZER)
     monkeypatch.setattr(
-        template_process, "PROCESS", Answering("doing_as_asked:refuse", seconds=9.0, within=9.0, start=9.0, longest=9)
+        jinja, "PROCESS", Answering("doing_as_asked:refuse", seconds=9.0, within=9.0, start=9.0, longest=9)
     )
     asked = (lambda: form.render(TALK), lambda: form.open(TALK), lambda: form.ends(TOKENIZER), lambda: chat("jinja"))
     for ask in asked:
@@ -277,7 +277,7 @@ def test_a_template_runs_nowhere_but_in_the_process_that_can_be_killed(monkeypat
     ],
 )
 def test_template_that_would_fill_memory_is_stopped(bomb: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(template_process.PROCESS, "seconds", 1.0)
+    monkeypatch.setattr(jinja.PROCESS, "seconds", 1.0)
     limits, before = resource.getrlimit(resource.RLIMIT_AS), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     rule = refused("{% generation %}{% endgeneration %}" + bomb).rule
     assert re.match("is no Jinja template|the template refuses a conversation", rule)
@@ -288,10 +288,10 @@ def test_template_that_would_fill_memory_is_stopped(bomb: str, monkeypatch: pyte
 @pytest.mark.skipif(not template.STATM.is_file(), reason="a limit of memory needs /proc")
 def test_the_process_of_templates_is_small_and_may_take_little_more() -> None:
     chat("jinja").render(TALK)
-    pid = template_process.PROCESS.pid
+    pid = jinja.PROCESS.pid
     assert pid is not None
     soft, hard = resource.prlimit(pid, resource.RLIMIT_AS)
-    assert soft == hard and template_process.MEMORY < soft < template_process.MEMORY + 0.2 * 2**30
+    assert soft == hard and jinja.MEMORY < soft < jinja.MEMORY + 0.2 * 2**30
 
 
 def test_adjacent_texts_are_encoded_as_one() -> None:

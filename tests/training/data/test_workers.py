@@ -61,7 +61,7 @@ KILLED = """
 import sys, time
 from pathlib import Path
 sys.path.insert(0, ROOT)
-from blockwright.training.data.modules.corpus import Batching
+from blockwright.training.data.modules.text import Batching
 from blockwright.training.data.modules.text import TextDataModule
 from blockwright.training.data.corpus import TextFiles
 from blockwright.training.data.tokenizers.tokenizer import Bytes

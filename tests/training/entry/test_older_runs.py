@@ -21,7 +21,14 @@ CLASSES = {
     "data.text": "TextFiles",
     "optimizers.hyperball": "Hyperball",
     "optimizers.head_muon": "HeadMuon",
+    "optimizers.muon": "Muon",
     "optimizers.normuon": "NorMuon",
+    "optimizers.soap": "SOAP",
+    "callbacks.averaging": "Averaging",
+    "callbacks.completions": "Completions",
+    "callbacks.qk_clip": "QKClip",
+    "callbacks.predictions": "Predictions",
+    "callbacks.early_stopping": "EarlyStopping",
 }
 
 

@@ -18,10 +18,10 @@ from blockwright.blocks.checkpoint.read import read_checkpoint
 from blockwright.blocks.compose import compose
 from blockwright.training.checkpoints.saving import SealedCheckpoints
 from blockwright.training.optimizers.adamw import AdamW
-from blockwright.training.optimizers.muon import HeadMuon, Muon
+from blockwright.training.optimizers.matrices import HeadMuon, Muon
+from blockwright.training.parallel import exchange
 from blockwright.training.parallel.arithmetic import held_bytes, traffic
 from blockwright.training.parallel.dry_run import Meter
-from blockwright.training.parallel.exchange import all_to_all
 from blockwright.training.parallel.plan import regions
 from blockwright.training.parallel.sizes import Sizes, sizes_of
 
@@ -75,10 +75,10 @@ class Traffic(FirstStep):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.width, self.rows, self.exchange = width, list[float](), all_to_all.exchange
+        self.width, self.rows, self.exchange = width, list[float](), exchange.exchange
 
     def on_train_batch_start(self, trainer: Any, *_: Any) -> None:
-        all_to_all.exchange = self._spy if trainer.global_step == 0 else self.exchange
+        exchange.exchange = self._spy if trainer.global_step == 0 else self.exchange
         super().on_train_batch_start(trainer)
 
     def _spy(self, received: list[int], sent: list[int], group: Any, *parts: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -87,7 +87,7 @@ class Traffic(FirstStep):
         return self.exchange(received, sent, group, *parts)
 
     def on_train_end(self, *_: Any) -> None:
-        all_to_all.exchange = self.exchange
+        exchange.exchange = self.exchange
 
 
 def run(case: str, strategy: Any = "auto", devices: int = 1, **more: Any) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from blockwright.blocks.cache.base import Cache
 from blockwright.blocks.compose import compose
 from blockwright.blocks.decoder import Decoder
 from blockwright.blocks.forward_pass import Pass
-from blockwright.blocks.kernels import latent_attention
+from blockwright.blocks.kernels import attention as attending
 from blockwright.blocks.position.base import Position
 from blockwright.registry import register
 from blockwright.training.checkpoints.saving import SealedCheckpoints
@@ -207,7 +207,7 @@ def compared(case: tuple[str, str, str, str]) -> dict[str, float]:
     ranks = DataRanks(n, dist.get_rank())
     balance_over(spread, ranks, ranks)
     one_by_one = packing == "packed"  # one head at a time, or all
-    latent_attention.KEPT, latent_attention.EXPANDED = (0, 1) if one_by_one else (2**26, 2**28)
+    attending.KEPT, attending.EXPANDED = (0, 1) if one_by_one else (2**26, 2**28)
     share = Context(dist.group.WORLD, n, dist.get_rank()).share(LENGTH)  # type: ignore[arg-type]
     values, loads, scored = loss(whole, given, None)
     own, own_loads, own_scored = loss(spread, given, share)

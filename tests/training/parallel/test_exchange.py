@@ -17,9 +17,8 @@ from torch import Tensor
 
 from blockwright.registry import ConfigError
 from blockwright.training.parallel.collectives import exchange, exchange_counts
-from blockwright.training.parallel.exchange import deep_ep
-from blockwright.training.parallel.exchange.all_to_all import AllToAll, Exchange
-from blockwright.training.parallel.exchange.lookup import check_exchange
+from blockwright.training.parallel.exchange import AllToAll, DeepEP, Exchange, buffer_of
+from blockwright.training.parallel.sizes import check_exchange
 
 RANKS, HELD, TOKENS, CHOSEN, WIDTH = 2, 3, 7, 2, 4
 
@@ -121,8 +120,8 @@ def both_ways(nothing: bool) -> list[Mapping[str, Tensor]]:
     if nothing:
         asked = torch.where(asked >= HELD, -1, asked)  # the last rank receives nothing
     weights = torch.randint(1, 4, (TOKENS, CHOSEN), generator=generator).float() / 4
-    found = [run(how, x, asked, weights.masked_fill(asked < 0, 0)) for how in (AllToAll, deep_ep.DeepEP)]
-    again = deep_ep.buffer_of(dist.group.WORLD, WIDTH * 2)  # type: ignore[arg-type]
+    found = [run(how, x, asked, weights.masked_fill(asked < 0, 0)) for how in (AllToAll, DeepEP)]
+    again = buffer_of(dist.group.WORLD, WIDTH * 2)  # type: ignore[arg-type]
     assert isinstance(again, Buffer) and Buffer.made == [(WIDTH * 2 * RANKS, 0)]  # one buffer for all layers
     return found
 

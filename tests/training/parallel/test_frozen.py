@@ -11,7 +11,7 @@ from many_ranks import BIASED, read_model, spawn, train
 from blockwright.blocks.compose import compose
 from blockwright.registry import ConfigError
 from blockwright.training.optimizers.adamw import AdamW
-from blockwright.training.optimizers.muon import Muon
+from blockwright.training.optimizers.matrices import Muon
 from blockwright.training.patterns import matches, matching
 from blockwright.training.starts import freeze
 

@@ -15,8 +15,7 @@ from many_ranks import spawn
 from blockwright.registry.errors import ConfigError
 from blockwright.training.data import packing
 from blockwright.training.data.corpus import TextFiles
-from blockwright.training.data.modules.corpus import Batching
-from blockwright.training.data.modules.text import TextDataModule
+from blockwright.training.data.modules.text import Batching, TextDataModule
 from blockwright.training.data.tokenizers.tokenizer import Chars
 from tests.training.parallel.quiet import quiet_trainer
 

@@ -11,7 +11,7 @@ import torch
 from blockwright.blocks.compose import compose, preset
 from blockwright.registry import ConfigError
 from blockwright.training.optimizers.adamw import AdamW
-from blockwright.training.optimizers.muon import Muon
+from blockwright.training.optimizers.matrices import Muon
 from blockwright.training.optimizers.recipe import OptimizerRecipe
 from blockwright.training.parametrisations import Width, WidthDepth
 

@@ -14,7 +14,7 @@ import torch
 
 from blockwright.training.callbacks.experts import DeadExperts
 from blockwright.training.callbacks.guard import Guard
-from blockwright.training.callbacks.qk_clip import QKClip
+from blockwright.training.callbacks.step_end import QKClip
 from blockwright.training.callbacks.throughput import Throughput
 from blockwright.training.checkpoints.saving import SealedCheckpoints
 from blockwright.training.data.corpora import Sorting

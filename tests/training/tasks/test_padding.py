@@ -17,7 +17,7 @@ from blockwright import registry
 from blockwright.blocks.kernels.scoring import PADDING
 from blockwright.blocks.layer import Layer
 from blockwright.registry import ConfigError
-from blockwright.training.callbacks.qk_clip import QKClip
+from blockwright.training.callbacks.step_end import QKClip
 from blockwright.training.data.corpora import Sorting
 from blockwright.training.data.modules.chat import ChatDataModule
 from blockwright.training.data.tokenizers.tokenizer import Chars

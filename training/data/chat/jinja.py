@@ -1,3 +1,8 @@
+"""Chat templates of models: Jinja, rendered in one process, which is killed where one takes too long.
+
+It is the only process in which a template runs. All formats of a program share it, so it is started once.
+"""
+
 from __future__ import annotations
 
 import re
@@ -9,7 +14,7 @@ from blockwright.registry import ConfigError, register
 from blockwright.registry.extras import require
 from blockwright.registry.limits import read_text
 from blockwright.registry.schema import Place
-from blockwright.training.data.chat import template_process
+from blockwright.training.answering import AnswerError, Answering, StartError
 from blockwright.training.data.chat.formats import (
     Chat,
     Message,
@@ -20,9 +25,70 @@ from blockwright.training.data.chat.formats import (
     encode_special,
 )
 from blockwright.training.data.chat.template import CLOSE, HIDDEN, OPEN
-from blockwright.training.data.chat.template_process import NotStartedError, TemplateError
 from blockwright.training.data.tokenizers import companions
 from blockwright.training.data.tokenizers.tokenizer import Tokenizer
+
+SECONDS = 10.0  # of computing, to compile a template and to render a conversation
+WITHIN = 60.0  # seconds that pass meanwhile
+MEMORY = 2**30  # bytes, for the same, beside what the process has when it starts
+START = 30.0  # seconds that a conversation waits for the process, where it has to start again
+LONGEST = 2**25  # characters of a rendered conversation
+LONGEST_ANSWER = 6 * LONGEST + 1000  # bytes of an answer at most: a control character has six in JSON
+
+PROCESS = Answering(
+    "blockwright.training.data.chat.template:prepare",
+    str(MEMORY),
+    str(LONGEST),
+    seconds=SECONDS,
+    within=WITHIN,
+    start=START,
+    longest=LONGEST_ANSWER,
+)
+
+
+class TemplateError(Exception):
+    """A template is none, refuses what it is given, or takes too much; in its own words."""
+
+
+class NotStartedError(Exception):
+    """The process does not run, which is no fault of a template."""
+
+
+def check(text: str) -> None:
+    """Compile a template; first start the process, however long that takes.
+
+    Raises:
+        TemplateError: it is no template, or takes too much: Jinja computes constant expressions when it compiles
+        NotStartedError
+    """
+    try:
+        PROCESS.begin()
+    except StartError as error:
+        raise NotStartedError(str(error)) from None
+    _asked(text, None)
+
+
+def render(text: str, values: Mapping[str, Any]) -> str:
+    """What a template writes for values of its variables.
+
+    Raises:
+        TemplateError: it raises an error, or takes too much
+        NotStartedError
+    """
+    return _asked(text, values)
+
+
+def _asked(text: str, values: Mapping[str, Any] | None) -> str:
+    try:
+        answer = PROCESS.ask([text, values])
+    except StartError as error:
+        raise NotStartedError(str(error)) from None
+    except AnswerError as error:
+        raise TemplateError(str(error)) from None
+    if (written := answer.get("text")) is None:
+        raise TemplateError(str(answer.get("refused")))
+    return str(written)
+
 
 ANSWER = "An example of an answer"
 REMEDY = "Name a file with {% generation %} around the answers: data.chat.template=FILE; or use data/chat=chatml"
@@ -58,7 +124,7 @@ class Jinja(Chat):
         self._words = {name: inverse.get(i, "") if i is not None else "" for name, i in named.items()}
         self._special = [word for word in sorted(tokenizer.special_words, key=len, reverse=True) if word]
         try:
-            template_process.check(self._text)
+            check(self._text)
         except TemplateError as error:
             rule = f"is no Jinja template ({error})"
             raise ConfigError("data.chat.template", self.file, rule, REMEDY) from None
@@ -101,7 +167,7 @@ class Jinja(Chat):
         known = [_with_older_names(message) for message in messages]
         values = {"messages": self._hide(known), "tools": self._hide(list(tools)) or None, **self._words}
         try:
-            text = template_process.render(self._text, {**values, "add_generation_prompt": add_generation_prompt})
+            text = render(self._text, {**values, "add_generation_prompt": add_generation_prompt})
         except TemplateError as error:
             rule = f"the template refuses a conversation ({error})"
             raise ConfigError("data.chat", "jinja", rule, "Fix the conversation, or the template") from None

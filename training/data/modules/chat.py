@@ -13,7 +13,7 @@ from blockwright.registry.errors import ConfigError
 from blockwright.training.data.chat.formats import Chat
 from blockwright.training.data.conversations import ConversationCorpus
 from blockwright.training.data.corpus import SPLITS, Split
-from blockwright.training.data.modules.corpus import Batching, CorpusDataModule
+from blockwright.training.data.modules.text import Batching, CorpusDataModule
 from blockwright.training.data.order import LineBatches
 from blockwright.training.data.rows import Rendering, RowOrder, Rows
 from blockwright.training.data.tokenizers.files import COMPANIONS

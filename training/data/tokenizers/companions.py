@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from blockwright.blocks.checkpoint.folder import ORIGIN, dump_json, read_json
+from blockwright.blocks.checkpoint.manifest import ORIGIN, dump_json, read_json
 from blockwright.registry import ConfigError
 from blockwright.registry.folder import parse_json, read_text
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from blockwright.blocks.checkpoint.folder import dump_json
+from blockwright.blocks.checkpoint.manifest import dump_json
 from blockwright.blocks.checkpoint.source import Source
 from blockwright.registry import ConfigError, did_you_mean
 from blockwright.registry.folder import MAX_FILE_BYTES, parse_json, read_bytes

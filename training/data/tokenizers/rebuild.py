@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from blockwright.blocks.checkpoint.folder import start_from
+from blockwright.blocks.checkpoint.manifest import start_from
 from blockwright.blocks.checkpoint.source import checkpoint_of, read_start, tokenizer_state
 from blockwright.registry.errors import ConfigError, did_you_mean
 from blockwright.registry.folder import MAX_FILE_BYTES, parse_json, read_text

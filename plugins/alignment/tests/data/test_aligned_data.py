@@ -13,9 +13,9 @@ import pytest
 
 from blockwright import registry
 from blockwright.lab import data
-from blockwright.plugins.alignment.data.preference_module import PreferenceDataModule
 from blockwright.plugins.alignment.data.preferences import (
     PairRendering,
+    PreferenceDataModule,
     Preferences,
     SortingPreferences,
     read_preference,
