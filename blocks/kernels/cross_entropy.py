@@ -107,14 +107,16 @@ class LogitChunk:
         probability; None for all."""
         norms: list[Tensor] = []
         at_aim = torch.zeros(len(part), dtype=self.scores.dtype, device=part.device)
+        unknown = aim != IGNORED
         first = 0
         for block in blocks:
             scores = self._logits(part, block, first, kept)
             column, inside = _within(aim, first, len(block))
             at_aim += scores.gather(1, column).squeeze(1) * inside
+            unknown &= ~inside
             norms.append(_softmax(scores))
             first += len(block)
-        return norms, at_aim
+        return norms, at_aim.masked_fill_(unknown, -torch.inf)  # a token that the vocabulary has not
 
     def gradients(
         self,
@@ -258,7 +260,7 @@ def linear_cross_entropy(
     Args:
         hidden: [T,D]
         weight: [V,D], the output head
-        targets: [T] int64; ``IGNORED`` for unscored tokens
+        targets: [T] int64; ``IGNORED`` for unscored tokens. One that is no id of the vocabulary makes the loss infinite
         softcap: bound of the logits, by a tanh
         z_loss: weight of log² Z
         weights: [T], weight of each token in the sum, without gradient; None for 1

@@ -19,6 +19,7 @@ from blockwright.blocks.compose import read
 from blockwright.blocks.decoder import Decoder
 from blockwright.blocks.forward_pass import Share
 from blockwright.blocks.initialise import stable_seed
+from blockwright.blocks.kernels.cross_entropy import IGNORED
 from blockwright.blocks.kernels.scoring import is_real
 from blockwright.blocks.precision import KeepsDtype
 from blockwright.registry import Composable, ConfigError, family
@@ -249,19 +250,38 @@ class Task(Composable, KeepsDtype, L.LightningModule):
             self._begin_step([batch, *micro_batches_to_come(self.trainer)])
         validate_by_steps(self.trainer, self.trainer.global_step + 1)
 
+    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Refuse ids that the vocabulary has not, of which a loss would be no figure; on a CPU, where nothing waits."""
+        for key in ("tokens", "targets") if isinstance(batch, Mapping) else ():
+            if isinstance(ids := batch.get(key), Tensor) and ids.device.type == "cpu" and key in self.reads:
+                self._check_ids(key, ids)
+        return batch
+
+    def _check_ids(self, key: str, ids: Tensor) -> None:
+        known = self.model_config["vocab_size"]
+        odd = ids[(ids < 0) | (ids >= known)]
+        odd = odd[odd != IGNORED] if key == "targets" else odd
+        if odd.numel():
+            unscored = f", or {IGNORED} where no token is scored" if key == "targets" else ""
+            rule = f"gives the {key[:-1]} {odd[0].item()}, and ids of this model are 0 to {known - 1}{unscored}"
+            raise ConfigError("data", self._source(), rule, "Correct the ids, or set model.vocab_size")
+
     def _check_keys(self, batch: Any) -> None:
         """Refuse a batch that is no mapping with the keys that this task reads."""
         held = batch if isinstance(batch, Mapping) else {}
         if not (lacking := [key for key in self.reads if key not in held]):
             return
-        data, loader = getattr(self.trainer, "datamodule", None), self.trainer.train_dataloader
-        source = data if data is not None else getattr(loader, "dataset", loader)
         gives = (
             f"gives batches without {', '.join(lacking)}" if held else f"gives batches of type {type(batch).__name__}"
         )
         rule = f"{gives}, and {type(self).__name__} reads a mapping with {', '.join(self.reads)}"
         remedy = "Choose other data, or another task; in your own loader, collate what docs/how-to/lightning.md lists"
-        raise ConfigError("data", type(source).__name__, rule, remedy)
+        raise ConfigError("data", self._source(), rule, remedy)
+
+    def _source(self) -> str:
+        """The class that the batches come from."""
+        data, loader = getattr(self.trainer, "datamodule", None), self.trainer.train_dataloader
+        return type(data if data is not None else getattr(loader, "dataset", loader)).__name__
 
     def _begin_step(self, batches: Sequence[Batch]) -> None:
         self.model.begin_step(stable_seed(self.seed, f"step {self.trainer.global_step}"))  # the same on all ranks

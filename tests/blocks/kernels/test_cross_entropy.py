@@ -94,6 +94,15 @@ def test_reference_and_its_z_loss_are_their_formulas() -> None:
     torch.testing.assert_close(got, torch.autograd.grad(plain, first)[0], rtol=0, atol=1e-11)
 
 
+@pytest.mark.parametrize("odd", [-1, V, IGNORED - 1])
+def test_a_target_that_is_no_id_has_no_probability(odd: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its loss would else be log Z, a figure like any other."""
+    cut(monkeypatch, (7, 10))
+    hidden, weight, targets = inputs(torch.float32)
+    assert loss_of(hidden, weight, targets).isfinite()
+    assert loss_of(hidden, weight, targets.index_fill(0, torch.tensor(5), odd)).isposinf()
+
+
 def test_loss_and_log_probabilities_pass_gradcheck() -> None:
     hidden, weight, targets = (x[:9].detach() for x in inputs(torch.float64))
     given, aims = (hidden.requires_grad_(), weight.requires_grad_()), targets.clamp(max=8)

@@ -11,6 +11,7 @@ from typing import Any
 
 import lightning as L
 import pytest
+import torch
 from torch.utils.data import DataLoader
 
 from blockwright import registry
@@ -100,3 +101,13 @@ def test_a_batch_that_the_task_cannot_read_is_refused(script: dict[str, Any]) ->
         trainer = L.Trainer(max_steps=1, accelerator="cpu", logger=False, enable_checkpointing=False, barebones=True)
         with pytest.raises(ConfigError, match=name):
             trainer.fit(task, DataLoader(batches, batch_size=4))
+
+
+@pytest.mark.parametrize(("key", "odd"), [("targets", -1), ("targets", 256), ("tokens", 256), ("tokens", -100)])
+@pytest.mark.parametrize("stage", ["fit", "validate"])
+def test_an_id_that_the_vocabulary_has_not_is_refused(script: dict[str, Any], key: str, odd: int, stage: str) -> None:
+    items = [{**item, key: item[key].clone().index_fill_(0, torch.tensor(3), odd)} for item in script["items"]]
+    task = script["CausalLM"](script["task"].configured)
+    trainer = L.Trainer(max_steps=1, accelerator="cpu", logger=False, enable_checkpointing=False, barebones=True)
+    with pytest.raises(ConfigError, match=rf"the {key[:-1]} {odd}, and ids of this model are 0 to 255"):
+        getattr(trainer, stage)(task, DataLoader(items, batch_size=4))
