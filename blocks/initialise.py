@@ -1,4 +1,4 @@
-"""Weight initialisation, independent of world size and of the other blocks.
+"""Weight initialisation, independent of world size and of the other blocks; and what kind of weight each is.
 
 Tensors of two dimensions and more ~ N(0, std²): matrices, embeddings, expert stacks (DeepSeek's papers: std 0.006;
 the released Hugging Face configurations: 0.02). With ``depth_scaled``, those that write into the residual stream

@@ -17,6 +17,7 @@ from typing import TypeGuard
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
+DOCUMENTS = ("docs", "plugins", "blocks", "training")
 PACKAGES = ("src", "registry", "blocks", "training", "lab", "plugins", "benchmarks", "docs")
 AVOIDED = re.compile(
     r"\b(?:(?:go|goes|going|gone|went) on\b|(?<!blockwright-)guests?\b|strangers?\b|wishes\b|front door\b|the house\b"
@@ -137,9 +138,18 @@ def test_a_file_that_a_comment_or_a_page_names_exists() -> None:
         assert not gone, source
 
 
+@pytest.mark.parametrize("folder", ["blocks", "training"])
+def test_the_map_of_a_folder_names_all_that_is_in_it(folder: str) -> None:
+    """In the table at its end: no file is added that a newcomer is not led to."""
+    told = (ROOT / folder / "README.md").read_text().partition("## All of it")[2]
+    named = sorted(re.findall(r"`(\w+(?:\.py|/))`", told))
+    held = [path for path in (ROOT / folder).iterdir() if path.suffix == ".py" or (path / "__init__.py").is_file()]
+    assert named == sorted(f"{path.name}/" if path.is_dir() else path.name for path in held if path.stem != "__init__")
+
+
 def _prose() -> Iterator[tuple[str, str]]:
     """Place → text: documents, YAML, and the docstrings, comments and strings of the sources and tests."""
-    for path in [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")), *sorted((ROOT / "plugins").rglob("*.md"))]:
+    for path in [ROOT / "README.md", *(file for each in DOCUMENTS for file in sorted((ROOT / each).rglob("*.md")))]:
         yield str(path), path.read_text()
     contributing = (ROOT / "CONTRIBUTING.md").read_text()
     yield "CONTRIBUTING.md", re.sub(r"\| not \| but \|\n(?:\|.*\n)*", "", contributing)  # the glossary itself

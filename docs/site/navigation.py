@@ -88,7 +88,7 @@ def _navigation(pages: Pages) -> list[Entry]:
         {"Tutorial": "tutorial.md"},
         {"How-to guides": [HOW_TO, *_how_to(pages.texts[HOW_TO])]},
         {"Reference": reference},
-        {"Explanation": ["explanation/explanation.md", "explanation/security.md"]},
+        {"Explanation": [f"explanation/{name}.md" for name in ("explanation", "blocks", "training", "security")]},
         {"Results": _folder(pages, "results")},
         {"Project": ["project/contributing.md", "project/changes.md"]},
     ]
