@@ -17,7 +17,7 @@ from typing import TypeGuard
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-DOCUMENTS = ("docs", "plugins", "blocks", "training")
+DOCUMENTS = ("docs", "plugins", "registry", "blocks", "training", "lab")
 PACKAGES = ("src", "registry", "blocks", "training", "lab", "plugins", "benchmarks", "docs")
 AVOIDED = re.compile(
     r"\b(?:(?:go|goes|going|gone|went) on\b|(?<!blockwright-)guests?\b|strangers?\b|wishes\b|front door\b|the house\b"
@@ -138,7 +138,7 @@ def test_a_file_that_a_comment_or_a_page_names_exists() -> None:
         assert not gone, source
 
 
-@pytest.mark.parametrize("folder", ["blocks", "training"])
+@pytest.mark.parametrize("folder", ["registry", "blocks", "training", "lab"])
 def test_the_map_of_a_folder_names_all_that_is_in_it(folder: str) -> None:
     """In the table at its end: no file is added that a newcomer is not led to."""
     told = (ROOT / folder / "README.md").read_text().partition("## All of it")[2]

@@ -9,6 +9,7 @@ from pathlib import Path
 from docs.site.markdown import Pages, links
 
 Entry = str | dict[str, "Entry | list[Entry]"]  # a page with its own title, or a title → a page or a section
+EXPLANATIONS = ("explanation", "registry", "blocks", "training", "lab", "security")
 HOW_TO = "how-to/index.md"  # its headings and links are the how-to section of the navigation
 SETTINGS = """\
 [project]
@@ -88,7 +89,7 @@ def _navigation(pages: Pages) -> list[Entry]:
         {"Tutorial": "tutorial.md"},
         {"How-to guides": [HOW_TO, *_how_to(pages.texts[HOW_TO])]},
         {"Reference": reference},
-        {"Explanation": [f"explanation/{name}.md" for name in ("explanation", "blocks", "training", "security")]},
+        {"Explanation": [f"explanation/{name}.md" for name in EXPLANATIONS]},
         {"Results": _folder(pages, "results")},
         {"Project": ["project/contributing.md", "project/changes.md"]},
     ]

@@ -21,7 +21,8 @@ ROOT = Path(__file__).resolve().parents[2]
 HERE = Path(__file__).resolve().parent / "pages"  # pages of the site alone
 DOCUMENTS = (
     *("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/*.md", "docs/how-to/*.md", "docs/reference/*.md"),
-    *("blocks/README.md", "training/README.md", "plugins/*.md", "plugins/*/*.md", "benchmarks/results/**/*.md"),
+    *(f"{core}/README.md" for core in ("registry", "blocks", "training", "lab")),
+    *("plugins/*.md", "plugins/*/*.md", "benchmarks/results/**/*.md"),
 )
 GENERATED = {"README.md", "docs/api.md"}  # the site has another page for what these are about
 DATA = ("svg", "png", "csv", "json")  # files that a browser shows
@@ -34,7 +35,7 @@ PLACES = [
     (r"docs/catalogue\.md", "reference/catalogue.md"),
     (r"docs/(.+/)README\.md", r"\1index.md"),
     (r"docs/(explanation|security)\.md", r"explanation/\1.md"),
-    (r"(blocks|training)/README\.md", r"explanation/\1.md"),
+    (r"(registry|blocks|training|lab)/README\.md", r"explanation/\1.md"),
     (r"docs/(.+)\.md", r"\1.md"),
     (r"plugins(?:/README\.md)?", "reference/plug-ins.md"),
     (r"plugins/(\w+)(?:/README\.md)?", r"how-to/\1.md"),
