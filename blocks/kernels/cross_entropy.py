@@ -46,7 +46,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
         rows, columns = chunk_shape(tokens, weight.shape[0], hidden)
         blocks = weight.split(columns)
         chunk = LogitChunk(hidden, rows, columns, softcap)
-        share = (targets != IGNORED).to(wide)
+        scored = targets != IGNORED
+        unknown = scored & (targets.clamp(0, weight.shape[0] - 1) != targets)
+        share = scored.to(wide).masked_fill_(unknown, torch.nan)  # a sum with an id that the vocabulary has not is none
         share = share if weights is None else share * weights.to(wide)
         grad_hidden = torch.empty_like(hidden) if learn[0] else None
         # Accumulated over chunks in fp32; for a single chunk the product itself has done so.
@@ -107,16 +109,14 @@ class LogitChunk:
         probability; None for all."""
         norms: list[Tensor] = []
         at_aim = torch.zeros(len(part), dtype=self.scores.dtype, device=part.device)
-        unknown = aim != IGNORED
         first = 0
         for block in blocks:
             scores = self._logits(part, block, first, kept)
             column, inside = _within(aim, first, len(block))
             at_aim += scores.gather(1, column).squeeze(1) * inside
-            unknown &= ~inside
             norms.append(_softmax(scores))
             first += len(block)
-        return norms, at_aim.masked_fill_(unknown, -torch.inf)  # a token that the vocabulary has not
+        return norms, at_aim
 
     def gradients(
         self,
@@ -260,7 +260,7 @@ def linear_cross_entropy(
     Args:
         hidden: [T,D]
         weight: [V,D], the output head
-        targets: [T] int64; ``IGNORED`` for unscored tokens. One that is no id of the vocabulary makes the loss infinite
+        targets: [T] int64; ``IGNORED`` for unscored tokens. One that is no id of the vocabulary makes the loss NaN
         softcap: bound of the logits, by a tanh
         z_loss: weight of log² Z
         weights: [T], weight of each token in the sum, without gradient; None for 1
