@@ -21,7 +21,7 @@ from blockwright.blocks.initialise import weights
 from blockwright.blocks.memory import Table
 from blockwright.blocks.sample import alike
 from blockwright.training.optimizers.recipe import OptimizerRecipe
-from blockwright.training.parallel.plan import DIMENSION, Region, regions
+from blockwright.training.parallel.local import DIMENSION, Region, regions
 from blockwright.training.parallel.remembered import appended
 from blockwright.training.parallel.sizes import Sizes
 from blockwright.training.parallel.splits import divisible, narrowed

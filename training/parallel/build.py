@@ -31,9 +31,8 @@ from blockwright.blocks.gating.base import Gating
 from blockwright.blocks.initialise import UNSCALED, draw_part, draws, initialise, suited
 from blockwright.blocks.scale import Scale
 from blockwright.training.parallel.exchange import AllToAll, Exchange
-from blockwright.training.parallel.local import is_low, own_place, plain
+from blockwright.training.parallel.local import is_low, own_place, plain, regions
 from blockwright.training.parallel.meshes import Meshes
-from blockwright.training.parallel.plan import regions
 from blockwright.training.parallel.recompute import Recompute, recompute
 from blockwright.training.parallel.splits import cut, divisible, share_out, spread, tables
 

@@ -43,8 +43,7 @@ from blockwright.blocks.memory import Table
 from blockwright.registry import ConfigError
 from blockwright.training.parallel.collectives import enter, exchange, exchange_counts, leave
 from blockwright.training.parallel.exchange import Exchange
-from blockwright.training.parallel.local import distribute, localised, own_part, own_place
-from blockwright.training.parallel.plan import DIMENSION, Region
+from blockwright.training.parallel.local import DIMENSION, Region, distribute, localised, own_part, own_place
 
 
 def cut(region: Region, mesh: DeviceMesh) -> None:

@@ -30,10 +30,9 @@ from blockwright.training.data.modules.batches import DataModule
 from blockwright.training.data.tokenizers.rebuild import check_start
 from blockwright.training.figure import OF_TEXT, TRAIN, Figure, find, names_in, refuse_contradictions
 from blockwright.training.metrics import ExpertLoad, Sums, TokenLoss
-from blockwright.training.parallel.collectives import clip, has_sparse
+from blockwright.training.parallel.collectives import DataRanks, balance_over, clip, data_ranks, has_sparse
 from blockwright.training.parallel.context import Context
 from blockwright.training.parallel.local import is_distributed, is_low
-from blockwright.training.parallel.ranks import DataRanks, balance_over, data_ranks
 from blockwright.training.starts import freeze
 from blockwright.training.tasks import making
 from blockwright.training.tasks.making import CONTEXT, Setup, lower_only_weights

@@ -22,7 +22,7 @@ from blockwright.training.optimizers.matrices import HeadMuon, Muon
 from blockwright.training.parallel import exchange
 from blockwright.training.parallel.arithmetic import held_bytes, traffic
 from blockwright.training.parallel.dry_run import Meter
-from blockwright.training.parallel.plan import regions
+from blockwright.training.parallel.local import regions
 from blockwright.training.parallel.sizes import Sizes, sizes_of
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("agreement")]  # its fixtures run whole programs, once

@@ -12,7 +12,7 @@ from torch.distributed.device_mesh import init_device_mesh
 
 from blockwright.blocks.compose import compose
 from blockwright.blocks.decoder import Decoder
-from blockwright.training.parallel.plan import regions
+from blockwright.training.parallel.local import regions
 from blockwright.training.parallel.splits import cut, divisible
 
 SPLIT = {
