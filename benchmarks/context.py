@@ -40,8 +40,8 @@ def rank(tokens: int, ffn: str, seed: int = 0) -> dict[str, Any]:
     from blockwright.registry import presets
     from blockwright.registry.layout import patched
     from blockwright.training.parallel.build import Sharding, build
-    from blockwright.training.parallel.collectives import DataRanks, balance_over
     from blockwright.training.parallel.meshes import make_meshes
+    from blockwright.training.parallel.ranks import DataRanks, balance_over
     from blockwright.training.parallel.sizes import Sizes
 
     ranks = int(os.environ["WORLD_SIZE"])

@@ -22,8 +22,8 @@ from blockwright.blocks.kernels.machine import keep_freed_memory
 from blockwright.lab.report.svg import standalone
 from blockwright.lab.writer import tokenizer_of
 from blockwright.plugins.skills.measure import Measured, measure, write
-from blockwright.plugins.skills.module import ids_of
 from blockwright.plugins.skills.report import by_difficulty
+from blockwright.plugins.skills.rows import ids_of
 from blockwright.plugins.skills.skill.base import MARKS, SYMBOLS, Skill, name_of
 from blockwright.registry import ConfigError, Node, Scope, did_you_mean
 from blockwright.registry.command import Parser, run_command

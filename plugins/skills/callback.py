@@ -7,7 +7,8 @@ from pathlib import Path
 import lightning as L
 
 from blockwright.plugins.skills.measure import measure, write
-from blockwright.plugins.skills.module import SkillsDataModule, ids_of
+from blockwright.plugins.skills.module import SkillsDataModule
+from blockwright.plugins.skills.rows import ids_of
 from blockwright.registry import ConfigError
 from blockwright.registry.enforcing import enforced
 from blockwright.registry.ranges import Count

@@ -15,7 +15,7 @@ from blockwright.blocks.cost import cache_bytes
 from blockwright.blocks.decoder import Decoder
 from blockwright.blocks.kernels.cross_entropy import IGNORED
 from blockwright.lab.statistics.intervals import wilson
-from blockwright.plugins.skills.module import framed
+from blockwright.plugins.skills.rows import framed
 from blockwright.plugins.skills.skill.base import Ints, Skill, name_of
 from blockwright.registry.folder import write_json
 

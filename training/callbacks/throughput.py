@@ -13,7 +13,7 @@ from blockwright.registry.enforcing import enforced
 from blockwright.registry.ranges import Whole
 from blockwright.training.cadence import logs_now
 from blockwright.training.figure import Figure
-from blockwright.training.parallel.collectives import data_ranks
+from blockwright.training.parallel.ranks import data_ranks
 from blockwright.training.tasks.base import Task
 
 SPEED = ("speed",)  # the group of its figures

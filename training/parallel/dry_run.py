@@ -27,9 +27,9 @@ from blockwright.training.configuration.run import Run
 from blockwright.training.optimizers.recipe import OptimizerRecipe
 from blockwright.training.parallel.arithmetic import held_bytes, whole_regions
 from blockwright.training.parallel.build import LOW, Sharding, build
-from blockwright.training.parallel.collectives import data_ranks
 from blockwright.training.parallel.local import plain
 from blockwright.training.parallel.meshes import make_meshes
+from blockwright.training.parallel.ranks import data_ranks
 from blockwright.training.parallel.sizes import Sizes, sizes_of
 
 STEPS = 3

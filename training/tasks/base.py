@@ -30,9 +30,10 @@ from blockwright.training.data.modules.batches import DataModule
 from blockwright.training.data.tokenizers.rebuild import check_start
 from blockwright.training.figure import OF_TEXT, TRAIN, Figure, find, names_in, refuse_contradictions
 from blockwright.training.metrics import ExpertLoad, Sums, TokenLoss
-from blockwright.training.parallel.collectives import DataRanks, balance_over, clip, data_ranks, has_sparse
+from blockwright.training.parallel.collectives import clip, has_sparse
 from blockwright.training.parallel.context import Context
 from blockwright.training.parallel.local import is_distributed, is_low
+from blockwright.training.parallel.ranks import DataRanks, balance_over, data_ranks
 from blockwright.training.starts import freeze
 from blockwright.training.tasks import making
 from blockwright.training.tasks.making import CONTEXT, Setup, lower_only_weights
@@ -242,6 +243,7 @@ class Task(Composable, KeepsDtype, L.LightningModule):
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         self._check_keys(batch)
+        self._check_ids(batch)
         self._compiled = self._compiling.decide(self.trainer, batch["tokens"].shape, self.device)
         # The generator's state is a function of the position in training, so a resumed run draws the same.
         torch.manual_seed(stable_seed(self.seed, f"{self.current_epoch}/{batch_idx}/{self.ranks().index}"))
@@ -249,21 +251,28 @@ class Task(Composable, KeepsDtype, L.LightningModule):
             self._begin_step([batch, *micro_batches_to_come(self.trainer)])
         validate_by_steps(self.trainer, self.trainer.global_step + 1)
 
-    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        """Refuse ids that the vocabulary has not, of which a loss would be no figure; on a CPU, where nothing waits."""
-        for key in ("tokens", "targets") if isinstance(batch, Mapping) else ():
-            if isinstance(ids := batch.get(key), Tensor) and ids.device.type == "cpu" and key in self.reads:
-                self._check_ids(key, ids)
-        return batch
+    def on_validation_batch_start(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        self._check_ids(batch)
 
-    def _check_ids(self, key: str, ids: Tensor) -> None:
+    def on_test_batch_start(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        self._check_ids(batch)
+
+    def _check_ids(self, batch: Any) -> None:
+        """Refuse ids that the vocabulary has not, of which a loss would be no figure.
+
+        On a CPU alone: a GPU would be waited for, and its loss is then NaN (blocks/kernels/cross_entropy.py).
+        """
         known = self.model_config["vocab_size"]
-        odd = ids[(ids < 0) | (ids >= known)]
-        odd = odd[odd != IGNORED] if key == "targets" else odd
-        if odd.numel():
-            unscored = f", or {IGNORED} where no token is scored" if key == "targets" else ""
-            rule = f"gives the {key[:-1]} {odd[0].item()}, and ids of this model are 0 to {known - 1}{unscored}"
-            raise ConfigError("data", self._source(), rule, "Correct the ids, or set model.vocab_size")
+        for key in ("tokens", "targets") if isinstance(batch, Mapping) else ():
+            ids = batch.get(key)
+            if not isinstance(ids, Tensor) or ids.device.type != "cpu" or key not in self.reads:
+                continue
+            odd = ids[(ids < 0) | (ids >= known)]
+            odd = odd[odd != IGNORED] if key == "targets" else odd
+            if odd.numel():
+                unscored = f", or {IGNORED} where no token is scored" if key == "targets" else ""
+                rule = f"gives the {key[:-1]} {odd[0].item()}, and ids of this model are 0 to {known - 1}{unscored}"
+                raise ConfigError("data", self._source(), rule, "Correct the ids, or set model.vocab_size")
 
     def _check_keys(self, batch: Any) -> None:
         """Refuse a batch that is no mapping with the keys that this task reads."""

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from blockwright.blocks.gating.base import Routing
 from blockwright.training.metrics import TokenLoss
-from blockwright.training.parallel.collectives import DataRanks
+from blockwright.training.parallel.ranks import DataRanks
 
 # --- the result of scoring a micro-batch ---
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from blockwright.blocks.decoder import Decoder
 from blockwright.blocks.gating.base import Gating, Routing
 from blockwright.training.metrics import ExpertLoad
-from blockwright.training.parallel.collectives import DataRanks
+from blockwright.training.parallel.ranks import DataRanks
 
 Routings = Sequence[Routing | None]
 

@@ -18,8 +18,8 @@ from blockwright.plugins.alignment.rewards.rewards import Reward
 from blockwright.plugins.alignment.rollouts.engine.native import Engine, Request
 from blockwright.plugins.alignment.rollouts.record import Rollout
 from blockwright.training.data.corpus import Split
-from blockwright.training.parallel.collectives import DataRanks
 from blockwright.training.parallel.local import gathered, is_distributed
+from blockwright.training.parallel.ranks import DataRanks
 
 Rewards = dict[str, list[float]]  # part of the reward → values, one a completion
 Judged = tuple[Rewards, list[int]]

@@ -17,7 +17,7 @@ from blockwright.blocks.initialise import stable_seed
 from blockwright.blocks.kernels.log_probabilities import linear_log_probabilities
 from blockwright.blocks.kernels.scoring import PADDING
 from blockwright.training.data.rows import best_fit
-from blockwright.training.parallel.collectives import DataRanks
+from blockwright.training.parallel.ranks import DataRanks
 
 SUMS = ("figures", "judged")  # of a whole rollout
 

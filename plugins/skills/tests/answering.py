@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from blockwright.plugins.skills.module import ids_of
+from blockwright.plugins.skills.rows import ids_of
 from blockwright.plugins.skills.skill.base import MARKS, Skill
 from blockwright.training.data.tokenizers.tokenizer import Chars
 

@@ -15,7 +15,7 @@ from warm import Warm
 
 from blockwright.blocks.compose import compose, preset
 from blockwright.plugins.skills.__main__ import main
-from blockwright.plugins.skills.module import ids_of
+from blockwright.plugins.skills.rows import ids_of
 from blockwright.registry import ConfigError
 from blockwright.training.data.tokenizers.tokenizer import Bytes, Chars, Tokenizer
 from tests.lab import test_figures as figures

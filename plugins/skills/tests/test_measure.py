@@ -112,7 +112,7 @@ def test_attention_learns_to_recall_and_without_attention_chance_is_left() -> No
     """16 pairs: all by attention after 400 steps, chance without it, where a quarter of the steps says as much."""
     import numpy as np
 
-    from blockwright.plugins.skills.module import Mixed, SkillRows
+    from blockwright.plugins.skills.rows import Mixed, SkillRows
 
     (recall,) = skills("recall")
     rows = SkillRows(Mixed([recall], IDS, 64, 0), "train")

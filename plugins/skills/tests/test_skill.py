@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from blockwright import registry
-from blockwright.plugins.skills.module import Mixed, SkillRows, SkillsDataModule, ids_of
+from blockwright.plugins.skills.module import SkillsDataModule
+from blockwright.plugins.skills.rows import Mixed, SkillRows, ids_of
 from blockwright.plugins.skills.skill.base import (
     ASK,
     BLANK,

@@ -16,7 +16,7 @@ from blockwright.training.callbacks import progress as module
 from blockwright.training.callbacks import throughput
 from blockwright.training.callbacks.progress import Progress
 from blockwright.training.callbacks.throughput import Throughput
-from blockwright.training.parallel.collectives import DataRanks
+from blockwright.training.parallel.ranks import DataRanks
 
 Fit = Callable[..., L.Trainer]
 

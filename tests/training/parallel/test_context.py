@@ -31,8 +31,8 @@ from blockwright.registry import register
 from blockwright.training.checkpoints.saving import SealedCheckpoints
 from blockwright.training.optimizers.adamw import AdamW
 from blockwright.training.parallel.arithmetic import holdings, traffic, weight_numbers
-from blockwright.training.parallel.collectives import DataRanks, balance_over
 from blockwright.training.parallel.context import Context
+from blockwright.training.parallel.ranks import DataRanks, balance_over
 from blockwright.training.parallel.sizes import sizes_of
 from blockwright.training.tasks.causal_lm import count_scored
 

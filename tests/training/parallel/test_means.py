@@ -15,7 +15,8 @@ from blockwright import registry
 from blockwright.blocks.conformance.setting import Setting, tokens
 from blockwright.blocks.decoder import Decoder
 from blockwright.blocks.over_ranks import Alone, OverRanks
-from blockwright.training.parallel.collectives import balance_over, clip, total_norm
+from blockwright.training.parallel.collectives import clip, total_norm
+from blockwright.training.parallel.ranks import balance_over
 
 AVERAGING = [
     (kind, name)

@@ -21,7 +21,7 @@ from blockwright.training.figure import find, of_run
 from blockwright.training.metrics import TokenLoss
 from blockwright.training.optimizers.adamw import AdamW
 from blockwright.training.optimizers.recipe import OptimizerRecipe
-from blockwright.training.parallel.collectives import DataRanks
+from blockwright.training.parallel.ranks import DataRanks
 from blockwright.training.schedulers import Constant
 from blockwright.training.tasks.causal_lm import CausalLM
 from blockwright.training.tasks.making import Setup
