@@ -47,8 +47,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         blocks = weight.split(columns)
         chunk = LogitChunk(hidden, rows, columns, softcap)
         scored = targets != IGNORED
-        unknown = scored & (targets.clamp(0, weight.shape[0] - 1) != targets)
-        share = scored.to(wide).masked_fill_(unknown, torch.nan)  # a sum with an id that the vocabulary has not is none
+        share = scored.to(wide).masked_fill_(scored & outside(targets, weight), torch.nan)  # such a sum is no figure
         share = share if weights is None else share * weights.to(wide)
         grad_hidden = torch.empty_like(hidden) if learn[0] else None
         # Accumulated over chunks in fp32; for a single chunk the product itself has done so.
@@ -222,6 +221,11 @@ def _product(a: Tensor, b: Tensor, into: Tensor, fresh: bool) -> None:
         into.copy_(a @ b)
     else:
         into += a @ b
+
+
+def outside(targets: Tensor, weight: Tensor) -> Tensor:
+    """Which of the targets the vocabulary [V,D] has not."""
+    return targets.clamp(0, weight.shape[0] - 1) != targets
 
 
 def chunk_shape(tokens: int, vocabulary: int, like: Tensor) -> tuple[int, int]:

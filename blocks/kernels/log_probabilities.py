@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from blockwright.blocks.kernels.cross_entropy import LogitChunk, chunk_shape, wide_dtype
+from blockwright.blocks.kernels.cross_entropy import IGNORED, LogitChunk, chunk_shape, outside, wide_dtype
 
 
 class _LinearLogProbabilities(torch.autograd.Function):
@@ -37,7 +37,7 @@ class _LinearLogProbabilities(torch.autograd.Function):
             logp[at] = at_aim - torch.stack(norms).logsumexp(0)
         ctx.save_for_backward(hidden, weight, targets, kept)
         ctx.settings = softcap, temperature
-        return logp
+        return logp.masked_fill_((targets != IGNORED) & outside(targets, weight), torch.nan)
 
     @staticmethod
     @once_differentiable

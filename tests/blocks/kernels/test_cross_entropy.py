@@ -100,7 +100,9 @@ def test_a_loss_with_a_target_that_is_no_id_is_no_number(odd: int, monkeypatch: 
     cut(monkeypatch, (7, 10))
     hidden, weight, targets = inputs(torch.float32)
     assert loss_of(hidden, weight, targets).isfinite()
-    assert loss_of(hidden, weight, targets.index_fill(0, torch.tensor(5), odd)).isnan()
+    changed = targets.index_fill(0, torch.tensor(5), odd)
+    assert loss_of(hidden, weight, changed).isnan()
+    assert linear_log_probabilities(hidden, weight, changed).isnan().nonzero().tolist() == [[5]]
 
 
 def test_loss_and_log_probabilities_pass_gradcheck() -> None:
