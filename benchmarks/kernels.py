@@ -206,7 +206,11 @@ def main(arguments: Sequence[str] | None = None) -> list[Result]:
     heads = QUICK_ATTENTION if given.quick else ATTENTION
     for dtype in given.dtypes:
         share = given.minutes * 60 / len(given.dtypes)
-        peak = _peak(dtype, given)
+        # The matmul peak, for reference
+        with Race(peaks(dtype, given.device), given.device, given.threads) as race:
+            race.run(2, 0, least=2)
+        rows = [[e.label, max(t["flops"] for t in e.turns.values()) / 1e9] for e in race.entries if e.turns]
+        peak = Table(f"Matmul peak · {dtype}", ("settings", "GFLOP/s"), rows)
         for part, result in results.items():
             result.tables.append(peak)
             if part == "loss":
@@ -235,14 +239,6 @@ def _add_share(result: Result) -> None:
     share = spread([sum(median <= EXPERT_BOUND for median in found) / len(found)])
     bound = EXPERT_CELLS if len(found) == 2 * len(EXPERT_GRID) else None
     result.ratios.append(Ratio(f"experts: share of cells within {EXPERT_BOUND} of dense", share, bound=bound))
-
-
-def _peak(dtype: str, given: Any) -> Table:
-    """The matmul peak, for reference."""
-    with Race(peaks(dtype, given.device), given.device, given.threads) as race:
-        race.run(2, 0, least=2)
-    rows = [[e.label, max(t["flops"] for t in e.turns.values()) / 1e9] for e in race.entries if e.turns]
-    return Table(f"Matmul peak · {dtype}", ("settings", "GFLOP/s"), rows)
 
 
 def _add(result: Result, name: str, raw: Any, table: Table, ratios: list[Ratio]) -> None:

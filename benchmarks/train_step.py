@@ -85,7 +85,12 @@ class TrainStep:
 
     def _step(self) -> float:
         """One step on new tokens, the same for all contenders; its seconds."""
-        tokens, targets = self._batch()
+        import torch
+
+        drawn = torch.randint(
+            self.shape.vocab_size, (self.shape.batch, self.shape.sequence + 1), generator=self.draws
+        ).to(self.device)
+        tokens, targets = drawn[:, :-1].contiguous(), drawn[:, 1:].contiguous()
         synchronise(self.device)
         start = time.perf_counter()
         loss = self.model.loss(tokens, targets)
@@ -98,14 +103,6 @@ class TrainStep:
         seconds = time.perf_counter() - start
         self.losses.append(float(loss.detach()))
         return seconds
-
-    def _batch(self) -> Any:
-        import torch
-
-        drawn = torch.randint(
-            self.shape.vocab_size, (self.shape.batch, self.shape.sequence + 1), generator=self.draws
-        ).to(self.device)
-        return drawn[:, :-1].contiguous(), drawn[:, 1:].contiguous()
 
     def _choose(self) -> None:
         """Try each of the library's settings for a step, without the optimizer, and keep the fastest."""

@@ -99,16 +99,13 @@ def count_families(decoder: Decoder | Sample) -> dict[str, int]:
     _count_own(frame, "other", counts, seen)
     if isinstance(decoder, Sample):
         for layer, indices in zip(decoder.decoder.layers, decoder.layers, strict=True):
-            _count_times(layer, len(indices), counts)
+            times = len(indices)
+            of_one: Counter[str] = Counter()
+            _count(layer, "other", of_one, set())
+            for family, number in of_one.items():
+                counts[family] += times * number
     counts["other"] += counts.pop("mixture", 0)
     return {family: counts[family] for family in in_order(counts)}
-
-
-def _count_times(layer: nn.Module, times: int, counts: Counter[str]) -> None:
-    of_one: Counter[str] = Counter()
-    _count(layer, "other", of_one, set())
-    for family, number in of_one.items():
-        counts[family] += times * number
 
 
 def _count(module: nn.Module, family: str, counts: Counter[str], seen: set[int]) -> None:
@@ -157,16 +154,12 @@ def idle_experts(layer: nn.Module, decoder: Decoder) -> int:
     ffn: Any = layer.ffn
     measured, what = known(), measurement("idle", ffn, decoder.embedding.weight)
     if what not in measured:
-        measured[what] = _measure_idle(ffn, decoder)
+        routing, n_tokens = _routing(ffn, decoder, 1), 1
+        if routing is not None and routing.pairs is not None:
+            n_tokens = MANY  # experts per token is an average, which one token cannot show
+            routing = _routing(ffn, decoder, n_tokens)
+        measured[what] = _idle(ffn, routing, n_tokens)
     return measured[what]
-
-
-def _measure_idle(ffn: FFN, decoder: Decoder) -> int:
-    routing, n_tokens = _routing(ffn, decoder, 1), 1
-    if routing is not None and routing.pairs is not None:
-        n_tokens = MANY  # experts per token is an average, which one token cannot show
-        routing = _routing(ffn, decoder, n_tokens)
-    return _idle(ffn, routing, n_tokens)
 
 
 def unread_rows(layer: nn.Module, decoder: Decoder) -> int:

@@ -262,7 +262,9 @@ def weights(module: nn.Module) -> list[Weight]:
     """
     found: dict[nn.Parameter, list[tuple[str, Kind]]] = {}
     sparse: set[nn.Parameter] = set()
-    heads = _head_rows(module)
+    # Qualified names of the matrices of heads → rows of a head
+    blocks = {f"{path}." if path else "": m for path, m in module.named_modules() if isinstance(m, Block)}
+    heads = {f"{path}{leaf}": rows for path, block in blocks.items() for leaf, rows in block.head_rows().items()}
     for name, owner, parameter in _places(module):
         if parameter.requires_grad:
             found.setdefault(parameter, []).append((name, _kind(name, owner, parameter)))
@@ -277,12 +279,6 @@ def weights(module: nn.Module) -> list[Weight]:
         )
         for parameter, places in found.items()
     ]
-
-
-def _head_rows(module: nn.Module) -> dict[str, tuple[int, ...]]:
-    """Qualified names of the matrices of heads → rows of a head."""
-    blocks = {f"{path}." if path else "": m for path, m in module.named_modules() if isinstance(m, Block)}
-    return {f"{path}{leaf}": rows for path, block in blocks.items() for leaf, rows in block.head_rows().items()}
 
 
 def _places(module: nn.Module) -> Iterator[tuple[str, nn.Module, nn.Parameter]]:

@@ -337,7 +337,13 @@ class Engram(Memory):
         held = given.cache if isinstance(given.cache, State) else None
         e, history = self._recall(given, held)
         streams = x if x.ndim == 4 else x[:, :, None]
-        u = self._gate(e, streams) * self.value(e)[:, :, None]
+        # g [B,T,M,1] of e [B,T,width] and streams [B,T,M,D]
+        keys = self.key(e).unflatten(-1, streams.shape[2:]).unbind(2)
+        k = torch.stack([norm(key) for norm, key in zip(self.key_norms, keys, strict=True)], 2)
+        q = torch.stack([norm(stream) for norm, stream in zip(self.query_norms, streams.unbind(2), strict=True)], 2)
+        s = (k * q).sum(-1, keepdim=True) / streams.shape[-1] ** 0.5
+        gate = (s.abs().clamp_min(LEAST_GATE).sqrt() * s.sign()).sigmoid()
+        u = gate * self.value(e)[:, :, None]
         left = {"ids": history}
         if self.smooth is not None:
             normed = F.rms_norm(u, u.shape[-1:], None, self.eps).flatten(2)
@@ -355,14 +361,6 @@ class Engram(Memory):
         history = torch.cat((before, new if held is None else held.without_padding(new)), 1)
         lagged = last_tokens(history, given.segments, self.ngram, self.end)
         return self.table(rows_of_ngrams(lagged, self.multipliers, self.primes, self.filler)).flatten(-2), history
-
-    def _gate(self, e: Tensor, streams: Tensor) -> Tensor:
-        """g [B,T,M,1] of e [B,T,width] and streams [B,T,M,D]."""
-        keys = self.key(e).unflatten(-1, streams.shape[2:]).unbind(2)
-        k = torch.stack([norm(key) for norm, key in zip(self.key_norms, keys, strict=True)], 2)
-        q = torch.stack([norm(stream) for norm, stream in zip(self.query_norms, streams.unbind(2), strict=True)], 2)
-        s = (k * q).sum(-1, keepdim=True) / streams.shape[-1] ** 0.5
-        return (s.abs().clamp_min(LEAST_GATE).sqrt() * s.sign()).sigmoid()
 
     def new_cache(self, batch: int, length: int, dtype: torch.dtype, device: torch.device) -> State:
         tails: dict[str, tuple[tuple[int, ...], torch.dtype]] = {"ids": ((self.ngram - 1,), torch.int64)}

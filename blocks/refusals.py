@@ -44,7 +44,9 @@ def check_together(model: Mapping[str, Any], nodes: Nodes, layers: Layers, param
     Raises:
         ConfigError
     """
-    _check_size(parameters)
+    if parameters > MAX_PARAMETERS:
+        rule = f"has {parameters:.3g} parameters, and no machine holds more than {MAX_PARAMETERS:.0e}"
+        raise ConfigError("model", f"{parameters:.3g}", rule, "Lower its widths, depth or experts")
     _refuse_other_streams(model, nodes, layers)
     _refuse_nothing_to_share(model, nodes, layers)
     _refuse_unlent(model, nodes, layers)
@@ -101,12 +103,6 @@ def too_many_changes() -> ConfigError:
 def size(module: nn.Module) -> int:
     """Parameters of a module."""
     return sum(parameter.numel() for parameter in module.parameters())
-
-
-def _check_size(parameters: int) -> None:
-    if parameters > MAX_PARAMETERS:
-        rule = f"has {parameters:.3g} parameters, and no machine holds more than {MAX_PARAMETERS:.0e}"
-        raise ConfigError("model", f"{parameters:.3g}", rule, "Lower its widths, depth or experts")
 
 
 def check_room(decoder: Decoder, device: torch.device) -> None:

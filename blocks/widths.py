@@ -137,16 +137,12 @@ def _of_embedding(base: Decoder, decoder: Decoder, found: Mapping[str, Grown]) -
         yield "embedding.weight", multiplier(inner)
     if decoder.head is None and width > GROWS:
         gain = decoder.norm._parameters.get("weight")
-        if gain is None or gain.ndim != 1 or _draws(decoder.norm):
+        # Whether a block sets its own initial values, which no factor reaches
+        if gain is None or gain.ndim != 1 or (type(decoder.norm).reset_parameters is not Block.reset_parameters):
             rule = "the head is tied to the embedding, and the final norm has no gain that could take its factor 1/m"
             raise NotScaledError(rule, "Write model.tie_embeddings=false, or a final norm with a gain, such as rmsnorm")
         for leaf in decoder.norm._parameters:
             yield f"norm.{leaf}", multiplier(1 / (width * inner))
-
-
-def _draws(block: Block) -> bool:
-    """Whether a block sets its own initial values, which no factor reaches."""
-    return type(block).reset_parameters is not Block.reset_parameters
 
 
 def _of_queries(base: Decoder, decoder: Decoder) -> Iterator[tuple[str, Scale]]:

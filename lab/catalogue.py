@@ -150,16 +150,13 @@ def _presets() -> list[str]:
         decoder = compose({"vocab_size": BYTES, **presets.read(name)}, device="meta")
         counted = count_parameters(decoder)
         figures = (counted.total, counted.active, counted.active - counted.embedding)
-        rows.append([f"`{name}`", described(name), *(f"{figure:,}" for figure in figures), _growth(decoder)])
+        # What each token adds to the caches, first and where windows are full
+        first = (cache_bytes(decoder, 2, torch.float32) - cache_bytes(decoder, 1, torch.float32)) // 4
+        beyond = growth_beyond_windows(decoder)
+        growth = f"{first:,}" if beyond == first else f"{first:,}; beyond windows {beyond:,.0f}"
+        rows.append([f"`{name}`", described(name), *(f"{figure:,}" for figure in figures), growth])
     head = ["`model=`", "what it is", "parameters", "active", "active, no embedding", "cache numbers per token"]
     return table(head, rows)
-
-
-def _growth(decoder: Decoder) -> str:
-    """What each token adds to the caches, first and where windows are full."""
-    first = (cache_bytes(decoder, 2, torch.float32) - cache_bytes(decoder, 1, torch.float32)) // 4
-    beyond = growth_beyond_windows(decoder)
-    return f"{first:,}" if beyond == first else f"{first:,}; beyond windows {beyond:,.0f}"
 
 
 def described(preset: str) -> str:

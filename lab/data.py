@@ -31,15 +31,12 @@ def _run(arguments: Sequence[str]) -> None:
     parser.add_argument("overrides", metavar="OVERRIDE", nargs="*", help="as of blockwright train: data=mixture …")
     parser.add_argument("--samples", type=int, default=20, help="decoded stretches, of all sources together (20)")
     given = parser.parse_intermixed_args(arguments)
-    _show(_run_of(given.overrides), given.samples)
-
-
-def _run_of(overrides: Sequence[str]) -> Run:
     from blockwright.training.configuration import placeholders
     from blockwright.training.configuration.composing import compose_config  # Lightning, which --help does without
     from blockwright.training.entry.parse import parse_settings
 
-    return parse_settings(compose_config(overrides, output_dir=placeholders.ANY))
+    run_of = parse_settings(compose_config(given.overrides, output_dir=placeholders.ANY))
+    _show(run_of, given.samples)
 
 
 def _show(run: Run, n_samples: int) -> None:

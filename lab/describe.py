@@ -72,6 +72,11 @@ def figures(decoder: Decoder, options: Options) -> dict[str, Any]:
     context = options.context or usual_context([decoder])
     ratio, (forward, training) = ffn_ratio(decoder, counted), flops_per_token(decoder, context)
     L, D, V = (config[name] for name in ("n_layers", "d_model", "vocab_size"))
+    # The kernels chosen on this machine, and those of attention on GPUs that need not be here
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    products = _products(decoder) if device.type == "cpu" else None
+    found = {"device": device.type, **choice.names(choice.choose(device)), "products": products}
+    kernels = {**found, "attention_on": _forecast(decoder)}
     return {
         "shape": {"n_layers": L, "d_model": D, "vocab_size": V},
         "parameters": {
@@ -91,7 +96,7 @@ def figures(decoder: Decoder, options: Options) -> dict[str, Any]:
         },
         "cache": _cache(decoder, options.cache_context or context, options.cache_bits),
         "inputs": {kind: _input(decoder, block) for kind, block in decoder.inputs.items()},
-        "kernels": _kernels(decoder),
+        "kernels": kernels,
         "weights": {
             "bytes": {name: counted.total * dtype.itemsize for name, dtype in DTYPES.items()},
             "table_bytes": {name: counted.tables * dtype.itemsize for name, dtype in DTYPES.items()},
@@ -151,14 +156,6 @@ def _reading(decoder: Decoder, tokens: int) -> dict[str, float | None]:
     except NotImplementedError:  # a plug-in's attention may have no cache
         held = None
     return {"reading_flops": tokens * forward_flops_per_token(decoder, tokens), "cache_bytes": held}
-
-
-def _kernels(decoder: Decoder) -> dict[str, Any]:
-    """The kernels chosen on this machine, and those of attention on GPUs that need not be here."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    products = _products(decoder) if device.type == "cpu" else None
-    found = {"device": device.type, **choice.names(choice.choose(device)), "products": products}
-    return {**found, "attention_on": _forecast(decoder)}
 
 
 def _products(decoder: Decoder) -> dict[str, Any]:
@@ -221,7 +218,11 @@ def document(request: Request, decoders: Sequence[Decoder]) -> dict[str, Any]:
     usual = usual_context(decoders)
     options = [replace(o, context=o.context or usual) for o in request.options]
     measured = [figures(d, o) for d, o in zip(decoders, options, strict=True)]
-    _fill_families(measured)
+    # Give all models the families of each, so that they can be compared
+    every = in_order(family for found in measured for family in found["parameters"]["families"])
+    for found in measured:
+        counts = found["parameters"]["families"]
+        found["parameters"]["families"] = {family: counts.get(family, 0) for family in every}
     models = [{"model": name, **found} for name, found in zip(request.models, measured, strict=True)]
     compared = [
         {"model": name, "index": i, "change": changes(found, measured[request.against])}
@@ -229,14 +230,6 @@ def document(request: Request, decoders: Sequence[Decoder]) -> dict[str, Any]:
         if i != request.against
     ]
     return {"models": models, "against": request.models[request.against], "changes": compared}
-
-
-def _fill_families(measured: Sequence[dict[str, Any]]) -> None:
-    """Give all models the families of each, so that they can be compared."""
-    every = in_order(family for found in measured for family in found["parameters"]["families"])
-    for found in measured:
-        counts = found["parameters"]["families"]
-        found["parameters"]["families"] = {family: counts.get(family, 0) for family in every}
 
 
 def main(arguments: Sequence[str]) -> None:

@@ -56,16 +56,12 @@ def checked_sampling(words: Namespace) -> Sampling:
         raise ConfigError("--stop", "", "an empty text ends nothing", "Leave it out, or write the text")
     if not 0 <= words.seed < 2**63:
         raise ConfigError("--seed", words.seed, "must be a whole number from 0 to 2^63", "Write e.g. --seed 0")
-    _refuse_without_effect(words)
-    return sampling
-
-
-def _refuse_without_effect(words: Namespace) -> None:
-    """The likeliest token is among any that these keep. A seed has no effect either, and does no harm in a script."""
+    # The likeliest token is among any that these keep. A seed has no effect either, and does no harm in a script.
     for name in ("top_k", "top_p", "min_p"):
         if words.temperature == 0 and (given := getattr(words, name)) is not None:
             rule = "has no effect at temperature 0, which takes the likeliest token"
             raise ConfigError(f"--{name.replace('_', '-')}", given, rule, "Leave it out, or raise --temperature")
+    return sampling
 
 
 DRAFTED = 4  # drafted a pass, unless multi-token prediction has its own number

@@ -82,21 +82,17 @@ def own_text(run: Path, option: str, most: int | None = None) -> TextDataModule:
     settings |= {"eval_windows": most, "cache_dir": str(_project() / "data" / "cache")}
     joined = settings.pop("documents", "apart")
     data = TextDataModule(Batching(rebuild(state), corpus=corpus, **settings), joined)
-    _check_fits(data, run)
+    model = read_composition(run)
+    given = {"sequence_length": data.sequence_length, "tokenizer.vocab_size": data.tokenizer.vocab_size}
+    for (key, value), room in zip(given.items(), (model["max_positions"], model["vocab_size"]), strict=True):
+        if value > room:
+            raise ConfigError(f"data.{key}", value, f"is more than the model of this folder has: {room}", REMEDY)
     if max(data.batch_size, data.eval_batch_size) * data.sequence_length > MAX_BATCH_TOKENS:
         rule = f"makes batches of more than {MAX_BATCH_TOKENS:,} tokens of the folder's text"
         raise ConfigError("data.batch_size", data.batch_size, rule, REMEDY)
     data.prepare_data()
     data.setup("validate")
     return data
-
-
-def _check_fits(data: TextDataModule, run: Path) -> None:
-    model = read_composition(run)
-    given = {"sequence_length": data.sequence_length, "tokenizer.vocab_size": data.tokenizer.vocab_size}
-    for (key, value), room in zip(given.items(), (model["max_positions"], model["vocab_size"]), strict=True):
-        if value > room:
-            raise ConfigError(f"data.{key}", value, f"is more than the model of this folder has: {room}", REMEDY)
 
 
 def _settings(run: Path) -> dict[str, Any]:

@@ -190,7 +190,10 @@ class RunReport(StepEnd, Finale):
         final = [(trainer.global_step, metrics["val/loss"])] if "val/loss" in metrics else []
         self._write_curves(trainer, task, final)
         if self.train:
-            chart = single.losses(self.train, self.val, final, _unit_of_loss(trainer))
+            # The unit of the validation loss, or of that of training where there is none
+            known = (find(name, of_run(trainer)) for name in ("val/loss", "train/loss"))
+            unit_of_loss = next((figure.unit for figure in known if figure is not None), "")
+            chart = single.losses(self.train, self.val, final, unit_of_loss)
             write_text(self.directory / "loss.svg", standalone(chart))
         for name, names in task.curves.items():
             shown = {label: self.drawn[label] for label in names if label in self.drawn}
@@ -230,12 +233,6 @@ class RunReport(StepEnd, Finale):
         count = min(self.sample_tokens, room - 1)
         tokens = generate(task.decoder, prompt, count, temperature=self.temperature, seed=task.seed)
         return tokenizer.decode(tokens[0, 1:].tolist())
-
-
-def _unit_of_loss(trainer: L.Trainer) -> str:
-    """The unit of the validation loss, or of that of training where there is none."""
-    known = (find(name, of_run(trainer)) for name in ("val/loss", "train/loss"))
-    return next((figure.unit for figure in known if figure is not None), "")
 
 
 def table_of(result: Result) -> Table:

@@ -172,23 +172,20 @@ def _of_targets(targets: Iterable[str], more: Mapping[str, Schema] | None = None
 def _definition(cls: type, keys: Sequence[str]) -> Schema:
     """A definition in the short forms that its file may have."""
     known = json_schema.dataclass(cls)["properties"]
+    # An arm that says more than its overrides; keys of a match may stand beside them
+    spec = json_schema.dataclass(ablation.ArmSpec)["properties"]
+    match = json_schema.dataclass(ablation.Match)["properties"]
+    arm = [mapping({**spec, **match})]
     short: dict[str, Schema] = {
         "tune": {"anyOf": [{"type": "integer"}, {"type": "object", "additionalProperties": {"type": "integer"}}]},
         "seeds": {"anyOf": [{"type": "integer"}, {"type": "array", "items": {"type": "integer"}}]},
-        "arms": {"type": "object", "additionalProperties": any_of([OVERRIDES, *_arm(), {"type": "null"}])},
+        "arms": {"type": "object", "additionalProperties": any_of([OVERRIDES, *arm, {"type": "null"}])},
         "sizes": {"type": "object"},
     }
     texts = {key: known[key].get("description", "") for key in keys}
     return mapping(
         {key: told(any_of([short[key], {"type": "null"}]), texts[key]) if key in short else known[key] for key in keys}
     )
-
-
-def _arm() -> list[Schema]:
-    """An arm that says more than its overrides; keys of a match may stand beside them."""
-    spec = json_schema.dataclass(ablation.ArmSpec)["properties"]
-    match = json_schema.dataclass(ablation.Match)["properties"]
-    return [mapping({**spec, **match})]
 
 
 # --- the command ------------------------------------------------------------------------------------------------------

@@ -199,7 +199,10 @@ class Writer:
         try:
             if self.drafts is None:
                 return Continuations(*given, seed=request.seed, stop_tokens=stops, bits=request.bits, media=media)
-            refuse_media(media)
+            # Refuse prompts that are more than text, where drafts are made.
+            if media:
+                rule = f"drafts are of text, and the prompts have {', '.join(media)}"
+                raise BlockError("drafts", None, rule, "Leave --drafts out")
             rows = Speculation(*given, drafts=self.drafts, seed=request.seed, stop_tokens=stops, bits=request.bits)
             self.acceptance = rows.acceptance
             return rows
@@ -271,17 +274,6 @@ class Writer:
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ids."""
         return self.words.decode(list(ids))
-
-
-def refuse_media(media: Media) -> None:
-    """Refuse prompts that are more than text, where drafts are made.
-
-    Raises:
-        BlockError
-    """
-    if media:
-        rule = f"drafts are of text, and the prompts have {', '.join(media)}"
-        raise BlockError("drafts", None, rule, "Leave --drafts out")
 
 
 def tokenizer_of(source: Source, folder: Path) -> Tokenizer:

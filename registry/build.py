@@ -120,7 +120,9 @@ def to_plain(config: Any, path: str = "model") -> Any:
     except ConfigError:
         raise
     except Exception as error:  # YAML's own errors, of several unrelated classes
-        raise ConfigError(path, "…", f"cannot be read as YAML ({_reason(error)})", "Fix the text") from None
+        mark = getattr(error, "problem_mark", None)
+        reason = f"line {mark.line + 1}: {getattr(error, 'problem', '')}" if mark else " ".join(str(error).split())
+        raise ConfigError(path, "…", f"cannot be read as YAML ({reason})", "Fix the text") from None
     return config
 
 
@@ -137,11 +139,6 @@ def _copied(value: Any) -> Any:
     if type(value) is dict:
         return {key: _copied(inner) for key, inner in value.items()}
     return [_copied(inner) for inner in value] if type(value) is list else value
-
-
-def _reason(error: Exception) -> str:
-    mark = getattr(error, "problem_mark", None)
-    return f"line {mark.line + 1}: {getattr(error, 'problem', '')}" if mark else " ".join(str(error).split())
 
 
 def refuse_targets(value: Any, path: str) -> None:

@@ -237,7 +237,12 @@ def replaced(path: Path, partial: Path | None = None) -> Iterator[Path]:
     try:
         yield partial
         for written in [partial, *partial.rglob("*")]:  # or a power failure after the rename would leave zeros
-            _to_storage(written)
+            # Flush a file, or the names of a folder
+            descriptor = os.open(written, os.O_RDONLY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
         os.replace(partial, path)
     finally:
         _remove(partial)  # on a full disk it takes room
@@ -268,15 +273,6 @@ def _has_ended(process: str) -> bool:
     except (PermissionError, ValueError, OverflowError):  # of another user; not a name of ours
         pass
     return False
-
-
-def _to_storage(written: Path) -> None:
-    """Flush a file, or the names of a folder."""
-    descriptor = os.open(written, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def write_text(file: Path, text: str) -> None:

@@ -84,7 +84,11 @@ class _Parser:
         size = 1 if isinstance(unit, str) else _fixed(unit)
         digits = before or self._take("after")
         if digits:
-            return _Part(unit, size, self._count(digits))
+            # Check the length first: Python refuses to convert numbers with thousands of digits.
+            if len(digits) > 9 or not 1 <= int(digits) <= self.n_layers:
+                remedy = f"Repeat 1 to {self.n_layers} times, or end the part in a bare * to fill what is left"
+                raise self.refusal(f"but a part is repeated {digits:.20} times", remedy)
+            return _Part(unit, size, int(digits))
         if not self._take("fill"):
             return _Part(unit, size, 1)
         if nesting:
@@ -102,13 +106,6 @@ class _Parser:
         if not self._take("close"):
             raise self.refusal("but a '(' is never closed", "Close its group with ')'")
         return group
-
-    def _count(self, digits: str) -> int:
-        # Check the length first: Python refuses to convert numbers with thousands of digits.
-        if len(digits) > 9 or not 1 <= int(digits) <= self.n_layers:
-            remedy = f"Repeat 1 to {self.n_layers} times, or end the part in a bare * to fill what is left"
-            raise self.refusal(f"but a part is repeated {digits:.20} times", remedy)
-        return int(digits)
 
 
 def _fixed(parts: Iterable[_Part]) -> int:

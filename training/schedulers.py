@@ -240,7 +240,11 @@ class WarmupStepDecay(Schedule):
         self, warmup: Span = 2000, milestones: Sequence[ProperFraction] = (0.6, 0.9), gamma: Fraction = 0.316
     ) -> None:
         super().__init__(warmup)
-        self.milestones = _rising(milestones)
+        if any(later <= earlier for earlier, later in pairwise(milestones)):
+            raise ConfigError(
+                "scheduler.milestones", milestones, "must rise", "Write for example scheduler.milestones=[0.6,0.9]"
+            )
+        self.milestones = tuple(milestones)
         self.gamma = float(gamma)
 
     def after_warmup(self, step: int, max_steps: int) -> float:
@@ -257,11 +261,3 @@ class WarmupStepDecay(Schedule):
                 f"the first comes before the end of the warm-up, step {warmup} of {max_steps}",
                 "Raise the first milestone or shorten scheduler.warmup",
             )
-
-
-def _rising(milestones: Sequence[float]) -> tuple[float, ...]:
-    if any(later <= earlier for earlier, later in pairwise(milestones)):
-        raise ConfigError(
-            "scheduler.milestones", milestones, "must rise", "Write for example scheduler.milestones=[0.6,0.9]"
-        )
-    return tuple(milestones)

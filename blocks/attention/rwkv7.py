@@ -12,7 +12,7 @@ from blockwright.blocks.attention.base import even_heads
 from blockwright.blocks.attention.recurrent import Parts, Recurrent
 from blockwright.blocks.base import Drawn, Placement
 from blockwright.blocks.cache.fixed import State
-from blockwright.blocks.forward_pass import Carry, Pass
+from blockwright.blocks.forward_pass import Pass
 from blockwright.blocks.linear import Linear
 from blockwright.blocks.precision import at_least_fp32
 from blockwright.registry import BlockError, register
@@ -112,14 +112,21 @@ class RWKV7(Recurrent):
         earlier, last = self.before(x, given.segments, held)
         shifted = {name: torch.lerp(x, earlier, self.get_parameter(f"shift_{name}")) for name in SHIFTED}
         q, k, v = (self._heads(getattr(self, name)(shifted[name])) for name in ("query", "key", "value"))
-        v = self._towards_first(v, shifted["value"], given.carry)
+        # The values [B,T,N,H], mixed with those of the first layer that has this block
+        first = v if given.carry is None else given.carry.setdefault(FIRST, v)
+        if first.shape != v.shape:
+            rule = f"mixes values of {tuple(v.shape[2:])} with the first layer's, of {tuple(first.shape[2:])}"
+            raise BlockError("n_heads", v.shape[2], rule, "Give all layers of rwkv7 the same heads")
+        v = torch.lerp(v, first, self._low("first", shifted["value"]).to(v.dtype)) if self.mixes_first else v
         decay = -FASTEST * self._low("decay", shifted["decay"], torch.tanh)
         rate = self._low("rate", shifted["rate"])
         erased = F.normalize(at_least_fp32(k * self._heads(self.erased)), dim=-1)
         k = k * (1 + (rate - 1) * self._heads(self.learned))
         erasing = {"erase": erased * (-decay).exp(), "at": erased * rate}
         y, state = self.recurred(q, k, at_least_fp32(v), decay, None, given.segments, held, **erasing)
-        y = self._normalised(y) + (q * k * self._heads(self.bonus)).sum(-1, keepdim=True) * v
+        heads = F.layer_norm(y, (self.head_dim,), eps=self.eps * self.head_dim)
+        normalised = heads * self._heads(self.weight) + self._heads(self.bias)
+        y = normalised + (q * k * self._heads(self.bonus)).sum(-1, keepdim=True) * v
         gate = self.get_submodule("gate_up")(self.get_submodule("gate_down")(shifted["gate"]).sigmoid())
         return self.output((y.flatten(-2) * gate).to(x.dtype)), {**last, **state}
 
@@ -131,18 +138,6 @@ class RWKV7(Recurrent):
 
     def _heads(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (-1, self.head_dim))
-
-    def _towards_first(self, v: Tensor, x: Tensor, carry: Carry | None) -> Tensor:
-        """The values [B,T,N,H], mixed with those of the first layer that has this block."""
-        first = v if carry is None else carry.setdefault(FIRST, v)
-        if first.shape != v.shape:
-            rule = f"mixes values of {tuple(v.shape[2:])} with the first layer's, of {tuple(first.shape[2:])}"
-            raise BlockError("n_heads", v.shape[2], rule, "Give all layers of rwkv7 the same heads")
-        return torch.lerp(v, first, self._low("first", x).to(v.dtype)) if self.mixes_first else v
-
-    def _normalised(self, y: Tensor) -> Tensor:
-        heads = F.layer_norm(y, (self.head_dim,), eps=self.eps * self.head_dim)
-        return heads * self._heads(self.weight) + self._heads(self.bias)
 
     def drawn(self) -> Drawn:
         return Drawn((f"{self.value.out_features // self.head_dim} heads of {self.head_dim}",))

@@ -92,7 +92,11 @@ def check_there(path: Path, word: str) -> None:
 def _opened(path: Path) -> Source:
     check_there(path, "RUN")
     if (path / COMPOSITION).is_file():
-        return _imported(path)
+        shards = Shards(path)
+        model = read_composition(path)
+        _check_shapes(model, _shapes(shards), path)
+        tensors = dict(shards.read(shards.entries))
+        return Source(model, tensors, None, path, origin_of(path), str(path))
     if is_folder(path):
         return _trained(path)
     last = path / "checkpoints" / "last.ckpt"
@@ -149,14 +153,6 @@ def _described(file: Path, checkpoint: Mapping[str, Any]) -> str:
 def tokenizer_state(checkpoint: Mapping[str, Any]) -> dict[str, Any] | None:
     """The state of the tokenizer in a checkpoint, from its data module; None if there is none."""
     return next((v["tokenizer"] for v in checkpoint.values() if isinstance(v, dict) and "tokenizer" in v), None)
-
-
-def _imported(folder: Path) -> Source:
-    shards = Shards(folder)
-    model = read_composition(folder)
-    _check_shapes(model, _shapes(shards), folder)
-    tensors = dict(shards.read(shards.entries))
-    return Source(model, tensors, None, folder, origin_of(folder), str(folder))
 
 
 def checkpoint_of(start: Path) -> Path | None:

@@ -198,7 +198,12 @@ def _matters(setting: Setting, p: Parameter, usual: list[Any]) -> bool:
             except Exception as error:
                 said = " ".join(str(error).split())
                 raise PromiseError(f"with {p.name}={value}: {type(error).__name__}: {said[:400]}") from error
-            if not _same(base, other):
+            # Whether two traces are equal. Non-finite values prove nothing, so they count as equal.
+            finite = all(
+                bool(torch.isfinite(t).all()) for t in other if isinstance(t, Tensor) and t.is_floating_point()
+            )
+            same = not finite or (len(base) == len(other) and all(map(_equal, base, other)))
+            if not same:
                 return True
     return False
 
@@ -232,12 +237,6 @@ def _cache_bytes(decoder: Decoder) -> int | None:
         return sum(c.nbytes for c in decoder.new_caches(1, 64))
     except NotImplementedError:
         return None
-
-
-def _same(one: list[Any], other: list[Any]) -> bool:
-    """Whether two traces are equal. Non-finite values prove nothing, so they count as equal."""
-    finite = all(bool(torch.isfinite(t).all()) for t in other if isinstance(t, Tensor) and t.is_floating_point())
-    return not finite or (len(one) == len(other) and all(map(_equal, one, other)))
 
 
 def _equal(one: Any, other: Any) -> bool:

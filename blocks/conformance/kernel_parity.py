@@ -82,7 +82,7 @@ class KernelCase:
             """Rounded to the precision first: then only what is computed differs."""
             return torch.randn(shape, generator=generator, dtype=torch.float32).to(dtype).to(device).requires_grad_()
 
-        return tuple(_moved(value, device) for value in dict(_CALLS[self.kernel](draw))[self.call])
+        return tuple(_mapped(value, lambda t: t.to(device)) for value in dict(_CALLS[self.kernel](draw))[self.call])
 
 
 def kernel_cases(pattern: str = "*") -> list[KernelCase]:
@@ -136,10 +136,6 @@ def _mapped(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
         inner = [_mapped(v, change) for v in value]
         return type(value)(*inner) if hasattr(value, "_fields") else tuple(inner)
     return change(value) if isinstance(value, Tensor) else value
-
-
-def _moved(value: Any, device: torch.device) -> Any:
-    return _mapped(value, lambda t: t.to(device))
 
 
 def _cast(given: Given, dtype: torch.dtype) -> Given:

@@ -242,7 +242,12 @@ class Batch:
 
     def _decode(self) -> list[News]:
         rows, n = self._running, 1 + max(len(row.drafts) for row in self._running)
-        self._drop_padding(n)
+        # Make room for n tokens at the end where there is none, or where much of the rows is padding that all
+        # have: at most once for a row that left, as the row of fewest padding then has none
+        common = min(row.padding for row in self._running)
+        if common and (self._length + n > self.room + self.drafted_at_most or common > max(SPARE, self._length // 4)):
+            self._shift(-common)
+            self._align()
         marks = [cache.mark(n) for cache in self._of_model] if n > 1 else []
         hidden, logits = self._computed(n)
         if marks and not all(drawable(logits.flatten(0, 1))):
@@ -326,14 +331,6 @@ class Batch:
                 cache.move(len(self._running), index)
             self._running[index] = last
         self._align()
-
-    def _drop_padding(self, n: int) -> None:
-        """Make room for n tokens at the end where there is none, or where much of the rows is padding that all have: at
-        most once for a row that left, as the row of fewest padding then has none."""
-        common = min(row.padding for row in self._running)
-        if common and (self._length + n > self.room + self.drafted_at_most or common > max(SPARE, self._length // 4)):
-            self._shift(-common)
-            self._align()
 
     def _shift(self, by: int) -> None:
         self.shifts += 1

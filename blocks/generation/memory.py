@@ -120,7 +120,10 @@ class Memory:
         held = None if media else self._held
         if held is None or len(held) >= len(prompt) or not _begins(prompt, held):
             place = self._start if media or not _begins(prompt, self._prompt.tokens) else self._prompt
-            self._return_to(place)
+            self._held = None
+            for cache, mark in zip(self._caches, place.marks, strict=True):
+                cache.rewind(mark)
+            self._held = list(place.tokens)
             held = list(place.tokens)
         rest = prompt[len(held) :]
         self.n_read = len(rest)
@@ -131,12 +134,6 @@ class Memory:
         else:
             self._prompt = Place(tuple(prompt), [cache.mark() for cache in self._caches], logits)
         return logits
-
-    def _return_to(self, place: Place) -> None:
-        self._held = None
-        for cache, mark in zip(self._caches, place.marks, strict=True):
-            cache.rewind(mark)
-        self._held = list(place.tokens)
 
     @torch.inference_mode()
     def _read(self, tokens: Sequence[int], media: Media | None = None) -> Tensor:

@@ -8,7 +8,7 @@ from typing import Any
 
 from blockwright.lab.card import in_bytes, scaled
 from blockwright.lab.catalogue import BYTES, table
-from blockwright.lab.drawing.parts import Scheme, Totals
+from blockwright.lab.drawing.parts import Scheme
 from blockwright.lab.drawing.picture import picture
 from blockwright.lab.drawing.scheme import scheme
 from blockwright.registry import presets
@@ -80,12 +80,6 @@ def _drawing(name: str) -> str:
     return place(name).removesuffix(".md") + ".svg"
 
 
-def _alternative(model: Scheme) -> str:
-    """What the picture of a model shows, for those who do not see it."""
-    layers = [f"{len(panel.layers)} × {panel.attention.name} and {panel.ffn.name}" for panel in model.panels]
-    return f"{model.title}: {'; '.join(layers)}; {model.totals.parameters:,} parameters"
-
-
 def _heirs(names: Iterable[str]) -> dict[str, list[str]]:
     """Preset → those that inherit it directly."""
     found: dict[str, list[str]] = {}
@@ -105,14 +99,19 @@ def _page(name: str, model: Scheme, heirs: Sequence[str]) -> str:
     relations = [f"It inherits {link(f'`{parent}`', place(parent))}."] if parent else []
     if heirs:
         relations.append(f"Inherited by {', '.join(link(f'`{heir}`', place(heir)) for heir in heirs)}.")
+    # What the picture of a model shows, for those who do not see it
+    layers = [f"{len(panel.layers)} × {panel.attention.name} and {panel.ffn.name}" for panel in model.panels]
+    alternative = f"{model.title}: {'; '.join(layers)}; {model.totals.parameters:,} parameters"
+    values = asdict(model.totals)
+    figures = [[label, written(values[key])] for label, key, written in ROWS if values[key]]
     return "\n\n".join(
         [
             f"# {name}",
             prose(preset.summary),
             fence(f"blockwright describe model={name}", "bash"),
-            f"![{_alternative(model)}](/{_drawing(name)})",
+            f"![{alternative}](/{_drawing(name)})",
             "## Totals",
-            "\n".join(table(["figure", "value"], _figures(model.totals))),
+            "\n".join(table(["figure", "value"], figures)),
             "## Blocks",
             "\n".join(table(["kind", "blocks"], _kinds(model))),
             "## Source",
@@ -120,11 +119,6 @@ def _page(name: str, model: Scheme, heirs: Sequence[str]) -> str:
             fence(preset.file.read_text(), "yaml"),
         ]
     )
-
-
-def _figures(totals: Totals) -> list[list[str]]:
-    values = asdict(totals)
-    return [[label, written(values[key])] for label, key, written in ROWS if values[key]]
 
 
 def _kinds(model: Scheme) -> list[list[str]]:

@@ -106,12 +106,8 @@ def _page(path: str, pages: Pages) -> str:
             pages.texts.setdefault(to, _source(linked))
         return f"/{to}{hash_}{anchor}"
 
-    return relinked(_without_runs((ROOT / path).read_text()), lead)
-
-
-def _without_runs(text: str) -> str:
-    """A report without links to the folders of its runs, which are not in the repository."""
-    return re.sub(r"\[([^\]]+)\]\(\.\./\d+/?\)", r"\1", text)
+    # A report without links to the folders of its runs, which are not in the repository
+    return relinked(re.sub(r"\[([^\]]+)\]\(\.\./\d+/?\)", r"\1", (ROOT / path).read_text()), lead)
 
 
 def _source(path: str) -> str:

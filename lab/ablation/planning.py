@@ -107,9 +107,17 @@ def make(definition: Definition, overrides: Sequence[str] = ()) -> Plan:
         for one in sized
     }
     starts = {name: spec.init_from for name, spec in definition.arms.items()}
-    _refuse_alike(final, starts)
+    # Refuse two arms with the same configuration and start
+    seen: dict[str, str] = {}
+    for name, plain in final.items():
+        if (same := seen.setdefault(f"{starts[name]} {dict(plain)!r}", name)) != name:
+            rule = f"is the same as arm {same}, so it would compare nothing"
+            raise ConfigError("arms", name, rule, "Change one of them, or remove it")
     _compare_starts(final, starts)
-    direction = _direction(definition, final)
+    # The direction of the metric
+    if definition.solved is not None:
+        _meaning("solved.metric", definition.solved.metric, definition, final)
+    direction = _meaning("metric", definition.metric, definition, final, ("direction", definition.direction))
     base, tokens = final[definition.baseline], {name: _tokens(plain) for name, plain in final.items()}
     steps_of_base, per_step = base["trainer"].get("max_steps", -1), _tokens_per_step(base)
     params = next(one.figures.params for one in sized if one.arm.name == definition.baseline)
@@ -145,6 +153,8 @@ def _shape(metric: str, base: Run, params: float, tokens: int | None, per_step: 
     trainer = base.trainer
     data = {key: value for key, value in base.data.items() if key not in NO_DATA}
     windows = [trainer.get(key) for key in ("limit_val_batches", "limit_test_batches")]
+    settings = ", ".join(f"{key}={value}" for key, value in sorted(base.scheduler.items()) if key != "_target_")
+    scheduler = f"{str(base.scheduler.get('_target_')).rpartition('.')[2]}({settings})"
     return Shape(
         metric,
         params,
@@ -154,15 +164,10 @@ def _shape(metric: str, base: Run, params: float, tokens: int | None, per_step: 
         per_step or None,
         str(optimizer.get("_target_")).rpartition(".")[2],
         lr if isinstance(lr, float) and lr > 0 else None,
-        _scheduler(base.scheduler),
+        scheduler,
         str(trainer.get("precision")),
         digest(data, dict(base.task), windows, [name for name, node in base.callbacks.items() if node], _sizes(data)),
     )
-
-
-def _scheduler(node: Mapping[str, Any]) -> str:
-    settings = ", ".join(f"{key}={value}" for key, value in sorted(node.items()) if key != "_target_")
-    return f"{str(node.get('_target_')).rpartition('.')[2]}({settings})"
 
 
 def _sizes(node: Any) -> list[int]:
@@ -203,22 +208,6 @@ def _compare_starts(final: Mapping[str, Run], trained: Mapping[str, str | None])
                 run = replace(final[name], init_from=f"arm {other}")
                 for start in parts.starts(run):
                     start.compare(final[other].model, run.model, run.resume["changed"] == "allow")
-
-
-def _refuse_alike(final: Mapping[str, Run], starts: Mapping[str, str | None]) -> None:
-    """Refuse two arms with the same configuration and start."""
-    seen: dict[str, str] = {}
-    for name, plain in final.items():
-        if (same := seen.setdefault(f"{starts[name]} {dict(plain)!r}", name)) != name:
-            rule = f"is the same as arm {same}, so it would compare nothing"
-            raise ConfigError("arms", name, rule, "Change one of them, or remove it")
-
-
-def _direction(definition: Definition, final: Mapping[str, Run]) -> str:
-    """The direction of the metric."""
-    if definition.solved is not None:
-        _meaning("solved.metric", definition.solved.metric, definition, final)
-    return _meaning("metric", definition.metric, definition, final, ("direction", definition.direction))
 
 
 def _aim(definition: Definition, final: Mapping[str, Run]) -> Aim | None:

@@ -229,7 +229,8 @@ def seeds(
         return _all(scheme, _next_look(directory, plan, scheme, _done(scheme, compared), results))
     if scheme.see is not None:
         return _seen(plan, scheme, compared, results)
-    return _all(scheme, _in_time(scheme, _done(scheme, compared), results))
+    # As many seeds as the time allows; at least two, whose jobs show how long one takes
+    return _all(scheme, max(FEWEST, _done(scheme, compared) + int(_affordable(scheme, results, 0))))
 
 
 def _all(scheme: Scheme, count: int) -> Seeds:
@@ -259,11 +260,6 @@ def _is_settled(directory: Path, plan: Mapping[str, Any], results: Mapping[int, 
     if all(result.value(plan["metric"]) is None for result in results.values()):
         return True
     return all(verdict.kind != "undecided" for verdict in verdicts(find(reading.read(directory))))
-
-
-def _in_time(scheme: Scheme, done: int, results: Mapping[int, Result]) -> int:
-    """As many seeds as the time allows; at least two, whose jobs show how long one takes."""
-    return max(FEWEST, done + int(_affordable(scheme, results, 0)))
 
 
 def _affordable(scheme: Scheme, results: Mapping[int, Result], unknown: float) -> float:

@@ -95,7 +95,10 @@ def calibrate(
             losses[run] = loss
             record = records.updated(losses, known)
             record.write(log_dir)
-            _progress(done, len(waiting))
+            of = len(waiting)
+            end = "\r" if sys.stderr.isatty() and done < of else "\n"
+            if sys.stderr.isatty() or done == of:
+                print(f"{done} of {of} runs", end=end, file=sys.stderr, flush=True)
         waiting = _waiting(chosen, losses)
     return record
 
@@ -114,12 +117,6 @@ def _log_dir(overrides: Sequence[str]) -> Path:
     if not isinstance(log_dir, str):
         raise ConfigError("paths.log_dir", log_dir, "must name a folder", "Write paths.log_dir=FOLDER")
     return Path(log_dir)
-
-
-def _progress(done: int, of: int) -> None:
-    end = "\r" if sys.stderr.isatty() and done < of else "\n"
-    if sys.stderr.isatty() or done == of:
-        print(f"{done} of {of} runs", end=end, file=sys.stderr, flush=True)
 
 
 def table(outcomes: Iterable[Outcome]) -> Table:

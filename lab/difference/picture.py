@@ -93,7 +93,7 @@ LEGEND = "≠ and bold: it differs · + and dashed: only this model has it · gr
 def side_by_side(found: Difference) -> str:
     """The SVG of a difference."""
     one, two = drawn(found, found.a, "a"), drawn(found, found.b, "b")
-    (width, left), (other, right) = (_size(each) for each in (one, two))
+    (width, left), (other, right) = ((float(each.get("width", 0)), float(each.get("height", 0))) for each in (one, two))
     whole, top = width + other, max(left, right)
     shown = [*rows.costs(found), *rows.differing(found)]
     height = top + LINE * (len(shown) + 3) + EDGE
@@ -122,10 +122,6 @@ def drawn(found: Difference, side: Side, letter: Letter) -> ET.Element:
         if (sign := SIGNS.get(mark)) and frame is not None:
             add(group, "text", "sign", sign, x=float(frame.get("x", 0)), y=float(frame.get("y", 0)) + 5)
     return root
-
-
-def _size(drawn: ET.Element) -> tuple[float, float]:
-    return float(drawn.get("width", 0)), float(drawn.get("height", 0))
 
 
 def _table(root: ET.Element, found: Difference, shown: Sequence[rows.Row], width: float, y: float) -> None:

@@ -89,7 +89,8 @@ class Blocks:
 
     def child(self, box: Box, room: float) -> Piece:
         """A child: its name, what it acts on, its label, its own children."""
-        where, inner_room = _where(box), room - 2 * PAD
+        # What a child is of the block around it
+        where, inner_room = (box.acts or _slot(box)), room - 2 * PAD
         name = cut(box.name + self.numbered(box), inner_room - GAP - width(where, SMALL), TEXT)
         beside_name = cut_items(box.lines, inner_room - width(name, TEXT) - width(where, SMALL) - 14)
         label = [] if beside_name else lines(box.lines, inner_room, SMALL)
@@ -176,11 +177,6 @@ def cut_items(items: Sequence[str], room: float) -> str:
     """All items in one line; "" where they do not fit."""
     joined = " · ".join(items)
     return joined if width(joined, SMALL) <= room else ""
-
-
-def _where(box: Box) -> str:
-    """What a child is of the block around it."""
-    return box.acts or _slot(box)
 
 
 def _slot(box: Box) -> str:

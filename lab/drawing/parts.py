@@ -66,7 +66,12 @@ def branches(residual: Residual, norms: Mapping[str, nn.Module], width: int) -> 
             norm = next((s for s in steps[:place] if s.part == step.whole and s.part in norms), None)
             before = norm.part if norm and not _carries(norm, steps[place:]) else ""
             found.append(Branch((step.part,), before, *_later(step.part, steps[place + 1 :], norms)))
-    return _together(found, steps)
+    # One branch of two mixers, if they read the same
+    reads = {s.part: (s.whole, s.reads) for s in steps}
+    if len(found) == 2 and reads[found[0].mixers[0]] == reads[found[1].mixers[0]]:
+        first, second = found
+        return (Branch(first.mixers + second.mixers, first.before, first.after or second.after, second.beyond),)
+    return tuple(found)
 
 
 def norms(residual: nn.Module, records: Mapping[int, Built]) -> dict[str, nn.Module]:
@@ -91,15 +96,6 @@ def _carries(norm: Step, later: Sequence[Step]) -> bool:
     """Whether the stream passes a norm: it is the result, or in a sum, and what the norm reads is read no more."""
     carried = any(norm.part in s.reads and (len(s.reads) > 1 or s.part == STREAM) for s in later)
     return carried and not any(norm.reads & s.reads for s in later)
-
-
-def _together(found: Sequence[Branch], steps: Sequence[Step]) -> tuple[Branch, ...]:
-    """One branch of two mixers, if they read the same."""
-    reads = {s.part: (s.whole, s.reads) for s in steps}
-    if len(found) == 2 and reads[found[0].mixers[0]] == reads[found[1].mixers[0]]:
-        first, second = found
-        return (Branch(first.mixers + second.mixers, first.before, first.after or second.after, second.beyond),)
-    return tuple(found)
 
 
 def _observed(residual: Residual, norms: Mapping[str, nn.Module], width: int) -> list[Step]:

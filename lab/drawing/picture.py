@@ -147,7 +147,13 @@ class Picture:
         about = lines(figures.of_layer(panel), room - 44, SMALL)
         top = 26.0 + 12.5 * len(about)
         pieces = [self.branch(panel, branch, inner, streams) for branch in reversed(panel.branches)]
-        body = stacked([*self._connections(panel, inner), *pieces], LEAST)
+        # The residual block, if it does more than to add
+        used = {slot for b in panel.branches for slot in (b.before, b.after, b.beyond)}
+        rest = tuple(child for child in panel.residual.children if child.slot not in used)
+        own = replace(panel.residual, children=rest)
+        plain = not rest and panel.streams == 1
+        connections = [self.blocks.child_chip(own, inner) if plain else self.blocks.mixer(own, inner, panel.name)]
+        body = stacked([*connections, *pieces], LEAST)
         height = top + 8 + body.height + 12
 
         def draw(into: ET.Element, x: float, y: float) -> None:
@@ -166,14 +172,6 @@ class Picture:
             body.draw(group, x + indent, y + top + 8)
 
         return Piece(room, height, draw)
-
-    def _connections(self, panel: Panel, room: float) -> list[Piece]:
-        """The residual block, if it does more than to add."""
-        used = {slot for b in panel.branches for slot in (b.before, b.after, b.beyond)}
-        rest = tuple(child for child in panel.residual.children if child.slot not in used)
-        own = replace(panel.residual, children=rest)
-        plain = not rest and panel.streams == 1
-        return [self.blocks.child_chip(own, room) if plain else self.blocks.mixer(own, room, panel.name)]
 
     def branch(self, panel: Panel, branch: Branch, room: float, streams: int) -> Piece:
         """Mixers between norms, and the sum with the stream."""

@@ -150,16 +150,15 @@ def _refuse_starts(arms: ablation.Definition) -> None:
 
 def _sizes(written: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
     """Sizes by name: as written, or one for each value of the listed settings."""
-    sizes = _listed(written) if _are_values(written) else _named(written)
+    lists = [value for value in written.values() if isinstance(value, list | tuple) and value]
+    are_values = len(lists) == len(written) > 0 and all(
+        isinstance(each, int | float) for values in lists for each in values
+    )
+    sizes = _listed(written) if are_values else _named(written)
     if len(sizes) < FEWEST:
         rule = "is one size, and a law through one size is none" if sizes else "lists no size"
         raise ConfigError("sizes", dict(written), rule, "Write sizes: {d_model: [64, 96, 128, 192]}")
     return sizes
-
-
-def _are_values(written: Mapping[str, Any]) -> bool:
-    lists = [value for value in written.values() if isinstance(value, list | tuple) and value]
-    return len(lists) == len(written) > 0 and all(isinstance(each, int | float) for values in lists for each in values)
 
 
 def _listed(written: Mapping[str, list[float]]) -> dict[str, tuple[str, ...]]:

@@ -320,7 +320,11 @@ def values(outline: Outline, tuned: Mapping[Place, Tuned]) -> dict[Place, float]
     for size in outline.tuned_sizes:
         for arm, cell in outline.sizes[size].arms.items():
             known[arm].append((math.log(cell.parameters), math.log(tuned[size, arm].fit.vertex)))
-    slope = common_slope(list(known.values()))
+    # The least-squares slope of parallel lines, each through points of its own; 0 of one point each
+    lines = list(known.values())
+    centred = [(x - x0, y - y0) for points in lines for x0, y0 in [_mean(points)] for x, y in points]
+    spread = math.fsum(x * x for x, _ in centred)
+    slope = math.fsum(x * y for x, y in centred) / spread if spread else 0.0
     slope = min(0.0, max(STEEPEST, slope)) if outline.tune == RATE else slope
     found = {}
     for size, of in outline.sizes.items():
@@ -329,13 +333,6 @@ def values(outline: Outline, tuned: Mapping[Place, Tuned]) -> dict[Place, float]
             beyond = math.exp(y + slope * (math.log(cell.parameters) - x))
             found[size, arm] = tuned[size, arm].fit.vertex if size in outline.tuned_sizes else beyond
     return found
-
-
-def common_slope(lines: Sequence[Sequence[tuple[float, float]]]) -> float:
-    """The least-squares slope of parallel lines, each through points of its own; 0 of one point each."""
-    centred = [(x - x0, y - y0) for points in lines for x0, y0 in [_mean(points)] for x, y in points]
-    spread = math.fsum(x * x for x, _ in centred)
-    return math.fsum(x * y for x, y in centred) / spread if spread else 0.0
 
 
 def _mean(points: Sequence[tuple[float, float]]) -> tuple[float, float]:

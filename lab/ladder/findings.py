@@ -136,15 +136,12 @@ def find(directory: Path) -> Findings:
     speeds = _speeds(outline, [job for job in jobs if "after" not in job], results)
     seeds = on_one_thread(cells)(rungs)
     common = () if seeds is None else common_of(outline, tuned, seeds.noise.sd_of_run)
-    return Findings(directory, plan, outline, rungs, _law(rungs, outline, common), tuned, speeds, lost, common)
-
-
-def _law(rungs: Sequence[Rung], outline: Outline, common: Sequence[Common]) -> Conclusion | None:
-    """None without seeds, sizes and durations enough for an interval."""
+    # None without seeds, sizes and durations enough for an interval
     trunks = {(rung.size, rung.seed) for rung in rungs}
     arms = {rung.arm for rung in rungs}
     few = len(trunks) < 4 or len(rungs) <= 5 + 2 * (len(arms) - 1) or len(arms) < 2
-    return None if few else conclude(rungs, outline.baseline, common)
+    law = None if few else conclude(rungs, outline.baseline, common)
+    return Findings(directory, plan, outline, rungs, law, tuned, speeds, lost, common)
 
 
 def _rung(job: Job, loss: float) -> Rung:

@@ -91,7 +91,11 @@ def make(ladder: Ladder, overrides: Sequence[str] = ()) -> Plan:
     base = {name: arms[ladder.arms.baseline].parameters for name, arms in cells.items()}
     _refuse_shrinking(base)
     sizes = {name: Size(_steps(ladder, base[name], tokens_per_step, name), arms) for name, arms in cells.items()}
-    outline = _outline(ladder, sizes, tokens_per_step)
+    tune = ladder.settings.tune
+    path, number = next(iter(tune.items())) if tune else (None, 1)
+    s, arms, tuned = ladder.settings, ladder.arms, ladder.tuned_sizes
+    seeds = arms.seeds or (0,)
+    outline = Outline(arms.baseline, sizes, tokens_per_step, s.decay, s.warmup, seeds, path, number, tuned)
     for name in sizes:
         _check_lengths(outline, name)
     sized = {name: plan.arms for name, plan in plans.items()}
@@ -212,14 +216,6 @@ def _steps(ladder: Ladder, parameters: float, tokens_per_step: int, size: str) -
             raise ConfigError(key, f"{length:g}", rule, f"Write {least:.3g} or more, or a smaller data.batch_size")
         found[name] = round(tokens / tokens_per_step)
     return found
-
-
-def _outline(ladder: Ladder, sizes: dict[str, Size], tokens_per_step: int) -> Outline:
-    tune = ladder.settings.tune
-    path, number = next(iter(tune.items())) if tune else (None, 1)
-    s, arms, tuned = ladder.settings, ladder.arms, ladder.tuned_sizes
-    seeds = arms.seeds or (0,)
-    return Outline(arms.baseline, sizes, tokens_per_step, s.decay, s.warmup, seeds, path, number, tuned)
 
 
 def _check_lengths(outline: Outline, size: str) -> None:

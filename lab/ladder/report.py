@@ -14,7 +14,6 @@ from blockwright.lab.ladder.verdict import document, verdicts
 from blockwright.lab.report import build, terminal
 from blockwright.lab.report.build import VERDICT
 from blockwright.lab.report.page import LABELS, Head, Section, save, some
-from blockwright.lab.report.svg import Figure
 from blockwright.lab.report.tables import Table, row
 from blockwright.lab.report.verdict import as_json
 from blockwright.lab.report.words import plain, short, signed
@@ -144,26 +143,23 @@ def head_of(findings: Findings) -> Head:
     items = [{"kind": str(v.kind), "label": LABELS[v.kind], "text": v.text} for v in verdicts(findings)]
     order = list(LABELS)
     items.sort(key=lambda item: order.index(item["kind"]))
+    waiting = sum(each.is_unfinished for each in findings.lost)
+    gone = len(findings.lost) - waiting
+    parts = [f"Not finished: {waiting} trainings have no result yet, so the law may still change."] if waiting else []
+    parts += [f"{gone} trainings are lost."] if gone else []
+    state = " ".join(parts)
     return Head(
         title=name,
         kind="Ladder",
         name=name,
         metric=f"{findings.plan['metric']}, nats",
         better="less is better",
-        state=_state(findings),
+        state=state,
         headline=items,
         method=_method(findings),
         command=str(findings.plan.get("command", "")),
         directory=str(findings.directory),
     )
-
-
-def _state(findings: Findings) -> str:
-    waiting = sum(each.is_unfinished for each in findings.lost)
-    gone = len(findings.lost) - waiting
-    parts = [f"Not finished: {waiting} trainings have no result yet, so the law may still change."] if waiting else []
-    parts += [f"{gone} trainings are lost."] if gone else []
-    return " ".join(parts)
 
 
 def _method(findings: Findings) -> str:
@@ -183,20 +179,17 @@ def arrange(findings: Findings, planned: Planned) -> list[Section]:
     """The sections of the page, in order."""
     found = verdicts(findings)
     drawn = [charts.speed_ups(findings, found)]
+    figures = [charts.losses(findings, "size"), charts.losses(findings, "data"), charts.residuals(findings)]
+    curves = [figure for figure in figures if figure is not None]
     parts = [
         Section("speed", "What the arms are worth", [d for d in drawn if d], some(tables.speed(findings, found))),
-        Section("law", "The law", _curves(findings), some(tables.residual(findings)), law_lead(findings)),
+        Section("law", "The law", curves, some(tables.residual(findings)), law_lead(findings)),
         Section("rungs", "Differences a rung", [], [tables.difference(findings)]),
         Section("forecast", "Forecast", [], some(table(findings, planned)), lead(findings)),
         Section("tuning", "How the arms were tuned", [], some(tables.tuning(findings))),
         Section("lost", "What was lost", [], some(tables.lost(findings))),
     ]
     return [part for part in parts if part.figures or part.tables or part.lead]
-
-
-def _curves(findings: Findings) -> list[Figure]:
-    figures = [charts.losses(findings, "size"), charts.losses(findings, "data"), charts.residuals(findings)]
-    return [figure for figure in figures if figure is not None]
 
 
 def law_lead(findings: Findings) -> str:

@@ -123,7 +123,9 @@ def _obstacle(arm: str, findings: Findings) -> Verdict | None:
         text = f"{arm}: no law through so few trainings. {_rungs(arm, findings)}"
         return Verdict(arm, against, "none", text, "few")
     if law.is_wrong:
-        text = f"{arm}: one law does not fit these arms ({_misfit(law)}): no speed-up. {_rungs(arm, findings)}"
+        p = "p < 0.0001" if (law.lack_of_fit or 0) < 1e-4 else f"p = {law.lack_of_fit:.2g}"
+        misfit = p if law.left_out is None else f"{p}; the largest size is off by {_off(law.left_out)}"
+        text = f"{arm}: one law does not fit these arms ({misfit}): no speed-up. {_rungs(arm, findings)}"
         return Verdict(arm, against, "none", text, "law")
     return None
 
@@ -223,11 +225,6 @@ def _untuned(arm: str, findings: Findings) -> str:
             if found.fit.edge == edge or math.isclose(found.fit.vertex, value):
                 return f"the best {findings.outline.tune} of {arm} at size {size} is the {ENDS[edge]} tried"
     return ""
-
-
-def _misfit(law: Conclusion) -> str:
-    p = "p < 0.0001" if (law.lack_of_fit or 0) < 1e-4 else f"p = {law.lack_of_fit:.2g}"
-    return p if law.left_out is None else f"{p}; the largest size is off by {_off(law.left_out)}"
 
 
 def _off(left_out: Estimate) -> str:

@@ -114,16 +114,13 @@ class _Search:
     def narrow(self, multiple: int) -> None:
         """Measure until no buildable multiple lies between the last below the goal and the first above it."""
         for turn in range(200):
-            low, high = self._between(multiple)
+            # The last multiple measured below the goal, or 0; the first above it, or the upper bound
+            below = [v for v, f in self.figures.items() if f <= self.goal and v % multiple == 0]
+            above = [v for v, f in self.figures.items() if f >= self.goal and v % multiple == 0]
+            low, high = max(below, default=0), min(above, default=self.top)
             guess = self._guess(low, high, multiple, halve=turn % 4 == 3)
             if guess is None or not self._measure_near(guess, low, high, multiple):
                 return
-
-    def _between(self, multiple: int) -> tuple[int, int]:
-        """The last multiple measured below the goal, or 0; the first above it, or the upper bound."""
-        below = [v for v, f in self.figures.items() if f <= self.goal and v % multiple == 0]
-        above = [v for v, f in self.figures.items() if f >= self.goal and v % multiple == 0]
-        return max(below, default=0), min(above, default=self.top)
 
     def _guess(self, low: int, high: int, multiple: int, halve: bool) -> int | None:
         """Where to measure next, strictly between the two; None if there is no multiple."""

@@ -291,6 +291,16 @@ def _finding(
     arm: Arm, chosen: _Chosen, against: str, other: _Chosen, evidence: Evidence | None, sweep: Sweep
 ) -> Finding:
     values, is_baseline = chosen.values(sweep.metric), arm is sweep.arms[sweep.baseline]
+    # Figures measured on the runs, completed by the plan's
+    found = dict(arm.figures)
+    for run in chosen.runs:
+        found |= run.figures
+    figures = {name: value for name, value in found.items() if value is not None}
+    # Further figures of the runs
+    known = {
+        name: [value for run in chosen.runs if (value := run.result.value(name)) is not None] for name in sweep.also
+    }
+    also = {name: intervals.interval(values) for name, values in known.items() if values}
     return Finding(
         arm,
         is_baseline,
@@ -302,8 +312,8 @@ def _finding(
         intervals.interval(list(values.values())) if values else None,
         evidence,
         None if is_baseline else _speed_up(chosen.runs, other.runs, sweep.metric),
-        _figures(chosen.runs, arm),
-        _also(chosen.runs, sweep.also),
+        figures,
+        also,
     )
 
 
@@ -313,20 +323,6 @@ def _speed_up(runs: Sequence[Run], theirs: Sequence[Run], metric: str) -> Interv
     ratios = [intervals.speed_up(a.loss_over_tokens(), b.loss_over_tokens()) for a, b in pairs]
     known = [ratio for ratio in ratios if ratio is not None]
     return intervals.ratio_interval(known) if known else None
-
-
-def _figures(runs: Sequence[Run], arm: Arm) -> dict[str, float]:
-    """Figures measured on the runs, completed by the plan's."""
-    found = dict(arm.figures)
-    for run in runs:
-        found |= run.figures
-    return {name: value for name, value in found.items() if value is not None}
-
-
-def _also(runs: Sequence[Run], names: Sequence[str]) -> dict[str, Interval]:
-    """Further figures of the runs."""
-    known = {name: [value for run in runs if (value := run.result.value(name)) is not None] for name in names}
-    return {name: intervals.interval(values) for name, values in known.items() if values}
 
 
 def pareto(points: Sequence[tuple[float, float]], maximize: bool = False) -> list[int]:

@@ -276,14 +276,10 @@ def _arm(chart: Chart, name: str, tuned: Tuned, points: list[Point], cls: str, m
         return value, bottom + curvature * math.log2(value / fit.vertex) ** 2
 
     curvature = -fit.curvature if maximize else fit.curvature
-    bottom = _bottom(points, fit.vertex, curvature)
+    # The figure at the vertex: of the parabola that fits the three tries nearest to it
+    near = sorted((abs(math.log2(value / fit.vertex)), figure) for value, figure in points)[:3]
+    bottom = math.fsum(figure - curvature * octaves**2 for octaves, figure in near) / len(near)
     values = [fit.vertex * 2 ** (OCTAVES * (2 * i / STEPS - 1)) for i in range(STEPS + 1)]
     chart.curve([at(value) for value in values if chart.x.low <= value <= chart.x.high], f"curve {cls}", name)
     if tuned.used is not None:
         chart.mark(f"dot {cls}", at(tuned.used), 5.0, f"{name}, compared at {tuned.used:.3g}")
-
-
-def _bottom(points: list[Point], vertex: float, curvature: float) -> float:
-    """The figure at the vertex: of the parabola that fits the three tries nearest to it."""
-    near = sorted((abs(math.log2(value / vertex)), figure) for value, figure in points)[:3]
-    return math.fsum(figure - curvature * octaves**2 for octaves, figure in near) / len(near)

@@ -20,7 +20,6 @@ from blockwright.registry import ConfigError, did_you_mean
 from blockwright.registry.folder import read_json, read_yaml
 from blockwright.registry.reading import keys
 from blockwright.registry.reading import read as read_settings
-from blockwright.training.figure import Figure
 from blockwright.training.result import RESULTS, UNFINISHED, Result
 
 # --- the arms of a sweep: those of its plan, or groups of runs that differ only in the seed ---------------------------
@@ -115,7 +114,9 @@ def read(
     if (kind := plan.get("kind", GRID)) not in KINDS:
         remedy = f"Write blockwright {kind} {directory}"
         raise ConfigError("DIR", str(directory), f"holds a {kind}, which has a report of its own", remedy)
-    runs = _runs(directory, plan)
+    jobs = {int(job["job"]): job for job in plan.get("jobs") or []}
+    folders = {int(p.name): p for p in directory.iterdir() if p.name.isdigit() and p.is_dir()}
+    runs = [_run(number, folders.get(number), jobs.get(number, {})) for number in sorted({*jobs, *folders})]
     if not runs:
         rule = "holds no jobs (folders 0, 1, 2 …)" if any(directory.iterdir()) else "is empty"
         raise ConfigError("DIR", str(directory), f"{rule}, so it is not a sweep's folder", WHERE)
@@ -124,7 +125,8 @@ def read(
     planned = (planned[0], None) if metric not in (None, found) else planned  # it is for another metric
     metric = metric or found
     _check_any_figure(directory, runs, metric)
-    figures = _described(directory, runs)
+    # The figures that the runs describe
+    figures = described((run.result for run in runs if run.result.status == "completed"), str(directory))
     maximize = maximizes("--metric", metric, figures.get(metric), ("--direction", direction), planned)
     return Sweep(
         directory,
@@ -186,11 +188,6 @@ def _plan(directory: Path) -> dict[str, Any]:
         raise ConfigError("DIR", str(file), rule, "Remove it: the runs beside it are reported without a plan") from None
 
 
-def _described(directory: Path, runs: Sequence[Run]) -> dict[str, Figure]:
-    """The figures that the runs describe."""
-    return described((run.result for run in runs if run.result.status == "completed"), str(directory))
-
-
 def _tuned_by(plan: Mapping[str, Any]) -> Aim | None:
     """The figure that chose the tuned values, whichever is compared now; None where nothing was tuned."""
     if not plan.get("tune"):
@@ -234,12 +231,6 @@ def _check_any_figure(directory: Path, runs: Sequence[Run], metric: str) -> None
     why = f"; most often: {reasons.most_common(1)[0][0]}" if reasons else ""
     remedy = f"Resume it: blockwright sweep resume {directory}" if UNFINISHED in states else "Fix that, and retry"
     raise ConfigError("DIR", str(directory), f"none of its {len(runs)} jobs has a figure ({counted}{why})", remedy)
-
-
-def _runs(directory: Path, plan: Mapping[str, Any]) -> list[Run]:
-    jobs = {int(job["job"]): job for job in plan.get("jobs") or []}
-    folders = {int(p.name): p for p in directory.iterdir() if p.name.isdigit() and p.is_dir()}
-    return [_run(number, folders.get(number), jobs.get(number, {})) for number in sorted({*jobs, *folders})]
 
 
 def _run(number: int, folder: Path | None, job: Mapping[str, Any]) -> Run:

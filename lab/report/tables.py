@@ -69,7 +69,7 @@ def arms(findings: Findings) -> Table:
     columns = ("arm", "seeds: runs", shown[0], *(("against",) if several else ()), "difference", "p", *shown[1:])
     columns = (*columns, "tokens", *(label for _, label in BUDGETS))
     settings = list(dict.fromkeys(each.path for f in findings.arms for each in f.tuned))
-    columns = ("arm", *(_named(path) for path in settings), *columns[1:])
+    columns = ("arm", *(("rate" if path == RATE else path.rpartition("model.")[2]) for path in settings), *columns[1:])
     rows = []
     for f in findings.arms:
         cells: list[str | Sequence[Part]] = [
@@ -162,10 +162,6 @@ def matches(findings: Findings) -> Table | None:
     other = findings.baseline.name
     note = f"What is left against {other} in each budget: a gain in one that was not matched has its price."
     return Table("Matching", columns, tuple(rows), frozenset(label for _, label in BUDGETS), note=note)
-
-
-def _named(path: str) -> str:
-    return "rate" if path == RATE else path.rpartition("model.")[2]
 
 
 def _used(finding: Finding, path: str) -> str:

@@ -154,7 +154,9 @@ def further(tries: Sequence[Try]) -> list[float]:
 
 
 def _is_coarse(tries: Sequence[Try], sd_of_run: float) -> bool:
-    spacing = _spacing(tries)
+    # Octaves from the best to the farther of those beside it; 0 for a single try
+    best = _best(tries)
+    spacing = max((abs(each.octave - best.octave) for each in _beside(tries)), default=0.0)
     if spacing <= FINEST:
         return False
     good = [each for each in tries if not each.diverged]
@@ -179,12 +181,6 @@ def _beside(tries: Sequence[Try]) -> list[Try]:
     ordered = sorted(tries, key=lambda each: each.value)
     at = ordered.index(_best(tries))
     return ordered[max(at - 1, 0) : at] + ordered[at + 1 : at + 2]
-
-
-def _spacing(tries: Sequence[Try]) -> float:
-    """Octaves from the best to the farther of those beside it; 0 for a single try."""
-    best = _best(tries)
-    return max((abs(each.octave - best.octave) for each in _beside(tries)), default=0.0)
 
 
 class _Curve:

@@ -171,7 +171,8 @@ def _serve(asked: socket.socket) -> tuple[list[str], list[int]] | None:
         if not message:
             return None
         request = json.loads(message)
-        answer: int | None = _can_fork()
+        torch = sys.modules.get("torch")
+        answer: int | None = torch is None or not torch.accelerator.is_available()
         if "poll" in request:
             pid, status = os.waitpid(request["poll"], os.WNOHANG)
             answer = os.waitstatus_to_exitcode(status) if pid else None
@@ -182,11 +183,6 @@ def _serve(asked: socket.socket) -> tuple[list[str], list[int]] | None:
         for file in files:
             os.close(file)
         asked.send(json.dumps(answer).encode())
-
-
-def _can_fork() -> bool:
-    torch = sys.modules.get("torch")
-    return torch is None or not torch.accelerator.is_available()
 
 
 def _become(arguments: Sequence[str], log: int, lock: int) -> None:

@@ -274,7 +274,10 @@ class Search:
         drawn = {key: suggest(trial, key, each) for key, each in space.items()}
         for key, value in fixed.items():
             trial.set_user_attr(key, value)
-        return [*(f"{key}={value}" for key, value in {**drawn, **fixed}.items()), *self._own_checkpoint(trial.number)]
+        folder = self.folder / str(trial.number)
+        found = newest(folder) if self.resumed and folder.is_dir() else None
+        own_checkpoint = [f"ckpt_path={quoted(found)}"] if found else []
+        return [*(f"{key}={value}" for key, value in {**drawn, **fixed}.items()), *own_checkpoint]
 
     def _tell_from_disk(self, number: int) -> bool:
         """Report a trial that had ended when the search was killed; returns whether it had."""
@@ -289,11 +292,6 @@ class Search:
             returns = self.launcher.launch([given for _, given in group], initial_job_idx=group[0][0])
             for (number, _), returned in zip(group, returns, strict=True):
                 self._tell(number, self._value(number, returned))
-
-    def _own_checkpoint(self, number: int) -> list[str]:
-        folder = self.folder / str(number)
-        found = newest(folder) if self.resumed and folder.is_dir() else None
-        return [f"ckpt_path={quoted(found)}"] if found else []
 
     def _value(self, number: int, returned: JobReturn) -> float | None:
         try:

@@ -38,7 +38,8 @@ def answer(arguments: Sequence[str]) -> None:
         results = measure(request, arms, device)
     except BaseException as error:
         folder.rmdir()  # nothing is in it
-        if not _is_out_of_memory(error):
+        # Whether a device has no more memory; of a CPU torch raises a RuntimeError
+        if not (isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)):
             raise
         rule = f"and weights leave too little of the memory of {device.type} for what a step computes"
         raise ConfigError("memory", request.settings.memory, rule, "Lower it, or write rows=N") from None
@@ -47,11 +48,6 @@ def answer(arguments: Sequence[str]) -> None:
         print(json.dumps(results.as_plain(), indent=1))
     else:
         report.show(results, page)
-
-
-def _is_out_of_memory(error: BaseException) -> bool:
-    """Whether a device has no more memory; of a CPU torch raises a RuntimeError."""
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 def measure(request: Request, arms: Sequence[Arm], device: torch.device) -> Results:

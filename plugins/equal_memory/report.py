@@ -59,6 +59,11 @@ def _comparisons(results: Results) -> list[Table]:
 def head(results: Results, folder: Path) -> Head:
     """The top of the report: of each comparison the fastest, and how well it was planned."""
     best = [each for change in HEADINGS if (each := fastest(results, change)) is not None]
+    # How far off the planner is at worst
+    rows = max(abs(row.rows_off) for row in results.rows)
+    low, high = (f"{number(1 + choose(row.off for row in results.rows))} ×" for choose in (min, max))
+    text = f"Its sequences are within {rows:.1%} of those that fit, its tokens/s {low} to {high} of those measured."
+    plan = {"kind": "baseline", "label": "the plan", "text": text}
     return Head(
         title=TITLE,
         kind="Throughput",
@@ -66,7 +71,7 @@ def head(results: Results, folder: Path) -> Head:
         metric=f"tokens a {unit(results.device)}",
         better="more is better",
         state="",
-        headline=[*map(_sentence, best), _plan(results)],
+        headline=[*map(_sentence, best), plan],
         method=method(results),
         command=results.request.command,
         directory=str(folder),
@@ -82,14 +87,6 @@ def _sentence(each: Comparison) -> dict[str, str]:
     )
     labels = {"better": "faster", "worse": "slower", "undecided": "undecided"}
     return {"kind": each.verdict, "label": labels[each.verdict], "text": text}
-
-
-def _plan(results: Results) -> dict[str, str]:
-    """How far off the planner is at worst."""
-    rows = max(abs(row.rows_off) for row in results.rows)
-    low, high = (f"{number(1 + choose(row.off for row in results.rows))} ×" for choose in (min, max))
-    text = f"Its sequences are within {rows:.1%} of those that fit, its tokens/s {low} to {high} of those measured."
-    return {"kind": "baseline", "label": "the plan", "text": text}
 
 
 def method(results: Results) -> str:

@@ -180,7 +180,13 @@ def gate(read_as: tuple[str, ...], written: tuple[str, ...], renormalised: bool)
         given = config.take("scoring_func", default=scoring)
         if given != scoring:
             raise refusal("scoring_func", given, f"topk_method {method!r} requires {scoring!r}", f"Write {scoring}")
-        model["gating"] |= {"name": name, **_weights(config, method, renormalised), **_groups(config, method)}
+        # Whether to renormalise the weights, and their factor. V2's released code scales weights only where
+        # it does not renormalise; V3's scales them always.
+        renormalise = config.take("norm_topk_prob", kind=bool, default=renormalised)
+        scaling = config.take("routed_scaling_factor", kind=float, default=1.0)
+        skipped = renormalise and method != "noaux_tc"
+        weights = {"renormalise": renormalise, "scaling": 1.0 if skipped else scaling}
+        model["gating"] |= {"name": name, **weights, **_groups(config, method)}
 
     def write(decoder: Decoder, config: dict[str, Any]) -> None:
         gating = sparse(decoder).ffn.gating
@@ -190,17 +196,6 @@ def gate(read_as: tuple[str, ...], written: tuple[str, ...], renormalised: bool)
         config["topk_method"], config["scoring_func"] = found, GATES[found][1]
 
     return Part(read, write)
-
-
-def _weights(config: Config, method: str, renormalised: bool) -> dict[str, Any]:
-    """Whether to renormalise the weights, and their factor.
-
-    V2's released code scales weights only where it does not renormalise; V3's scales them always.
-    """
-    renormalise = config.take("norm_topk_prob", kind=bool, default=renormalised)
-    scaling = config.take("routed_scaling_factor", kind=float, default=1.0)
-    skipped = renormalise and method != "noaux_tc"
-    return {"renormalise": renormalise, "scaling": 1.0 if skipped else scaling}
 
 
 def _groups(config: Config, method: str) -> dict[str, Any]:

@@ -16,8 +16,6 @@ from dataclasses import dataclass, replace
 from types import FunctionType
 from typing import Any
 
-from torch import nn
-
 from blockwright.blocks.compose import compose
 from blockwright.blocks.decoder import Decoder
 from blockwright.plugins.hub.config import Config, Fixed, Part, Setting, Unused
@@ -35,21 +33,15 @@ def traits(decoder: Decoder) -> dict[str, Any]:
     for name, module in decoder.named_modules():
         if OF_TRAINING & set(name.split(".")):
             continue
-        found[name] = _computes(module)
+        # The class whose methods run: a subclass that only defines a constructor computes what its parent
+        # does. ``forward`` alone is not enough: gates differ in ``choose``, positions in ``rotate``.
+        owner = next(cls for cls in type(module).__mro__ if any(_is_method(k, v) for k, v in vars(cls).items()))
+        found[name] = f"{owner.__module__}.{owner.__qualname__}"
         for attribute, value in vars(module).items():
             plain = isinstance(value, bool | int | float | str | tuple)
             if plain and not attribute.startswith("_") and attribute not in TRAINING:
                 found[f"{name}.{attribute}"] = value
     return {**found, **{k: tuple(v.shape) for k, v in decoder.state_dict().items()}}
-
-
-def _computes(module: nn.Module) -> str:
-    """The class whose methods run: a subclass that only defines a constructor computes what its parent does.
-
-    ``forward`` alone is not enough: gates differ in ``choose``, positions in ``rotate``.
-    """
-    owner = next(cls for cls in type(module).__mro__ if any(_is_method(k, v) for k, v in vars(cls).items()))
-    return f"{owner.__module__}.{owner.__qualname__}"
 
 
 def _is_method(name: str, value: object) -> bool:

@@ -207,7 +207,8 @@ class Blockwright(TemplateLM):
 
     def _continue(self, context: str, settings: dict[str, Any], short: _Short) -> str:
         """The continuation of a context, which is kept; the answer gets the room that it leaves, at least a token."""
-        until, sampling = _until(settings), _sampling(settings)
+        # The stop strings of a request
+        until, sampling = list(checked(settings.get("until"), Stops, f"{KWARGS}.until") or ()), _sampling(settings)
         asked = next((name for name in LENGTHS if settings.get(name) is not None), None)
         most = self.max_gen_toks if asked is None else _count(f"generation_kwargs.{asked}", settings[asked], 0)
         whole = self.tok_encode(context) or [self._prefix]
@@ -265,11 +266,6 @@ def _count(name: str, value: Any, least: int) -> int:
     return int(text)
 
 
-def _until(settings: dict[str, Any]) -> list[str]:
-    """The stop strings of a request."""
-    return list(checked(settings.get("until"), Stops, f"{KWARGS}.until") or ())
-
-
 def _sampling(settings: dict[str, Any]) -> Sampling:
     """Sampling parameters: greedy, unless ``do_sample`` or a temperature above 0 is set."""
     given = {name: settings[name] for name in SAMPLING if settings.get(name) is not None}
@@ -297,24 +293,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     sys.argv[1:] = [*given, "--model", "blockwright"] if ours else given
     try:
         if ours:
-            _refuse_nowhere(given)
+            # Refuse a path at which nothing is, before the harness looks for its tasks.
+            for part in (part for word in given for part in word.removeprefix("--model_args=").split(",")):
+                if part.startswith("path="):
+                    check_there(Path(part.removeprefix("path=")), PATH)
         from lm_eval.__main__ import cli_evaluate  # which loads every task
 
         cli_evaluate()
     except ConfigError as error:
         print(error.render(), file=sys.stderr)
         sys.exit(REFUSED)
-
-
-def _refuse_nowhere(given: Sequence[str]) -> None:
-    """Refuse a path at which nothing is, before the harness looks for its tasks.
-
-    Raises:
-        ConfigError
-    """
-    for part in (part for word in given for part in word.removeprefix("--model_args=").split(",")):
-        if part.startswith("path="):
-            check_there(Path(part.removeprefix("path=")), PATH)
 
 
 if __name__ == "__main__":

@@ -105,7 +105,8 @@ def links(rows: Sequence[Row], ours: Mapping[str, Tensor], n_layers: int) -> Ite
             if match is None or not _applies(row, match.groupdict(), ours):
                 continue
             found = found or row.stores
-            for expert in range(_repeats(row, tensor)):
+            # How many of their tensors make up one of ours
+            for expert in range(tensor.shape[0] if "{e}" in row.theirs else len(row.theirs[:1])):
                 theirs, also = (_spell(text, match.groupdict(), n_layers, expert) for text in (row.theirs, row.also))
                 yield Link(theirs, row.copy_of or name, row, expert, also)
         if not found:
@@ -116,11 +117,6 @@ def _applies(row: Row, found: Mapping[str, str], ours: Mapping[str, Tensor]) -> 
     """Whether the layer of this tensor has, or has not, what the row asks for."""
     wanted = _spell(row.beside.removeprefix("!"), found, 0, 0)
     return not row.beside or (wanted in ours) != row.beside.startswith("!")
-
-
-def _repeats(row: Row, ours: Tensor) -> int:
-    """How many of their tensors make up one of ours."""
-    return ours.shape[0] if "{e}" in row.theirs else len(row.theirs[:1])
 
 
 @lru_cache

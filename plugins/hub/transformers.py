@@ -165,7 +165,11 @@ class BlockwrightModel(BlockwrightPreTrainedModel):
     ) -> BaseModelOutputWithPast:
         """Arguments as in ``BlockwrightForCausalLM``."""
         self._refuse(more, position_ids)
-        self._follow_device()
+        # Choose kernels again where transformers or accelerate moved the weights one by one
+        device = self.decoder.embedding.weight.device
+        if getattr(self, "_chosen_for", None) != device:
+            self.decoder.choose_kernels()
+            self._chosen_for = device
         tokens, embedded = self._tokens(input_ids, inputs_embeds)
         cache = self._cache(cache, use_cache, tokens, attention_mask, position_ids)
         if cache is None:
@@ -221,13 +225,6 @@ class BlockwrightModel(BlockwrightPreTrainedModel):
         return torch.zeros(embeds.shape[:2], dtype=torch.int64, device=embeds.device), (
             embeds * self.decoder.embedding_scale
         )
-
-    def _follow_device(self) -> None:
-        """Choose kernels again where transformers or accelerate moved the weights one by one."""
-        device = self.decoder.embedding.weight.device
-        if getattr(self, "_chosen_for", None) != device:
-            self.decoder.choose_kernels()
-            self._chosen_for = device
 
 
 class BlockwrightForCausalLM(BlockwrightPreTrainedModel, GenerationMixin):

@@ -46,7 +46,12 @@ class BlockwrightCache(Cache):
         if not self.held:
             self.held = self.decoder.new_caches(B, self.room or needed + AHEAD, padding=padding)
         elif any(_fills(c) and c.room < needed for c in self.held):
-            self._grow(needed + AHEAD)
+            room = needed + AHEAD
+            self.room = None
+            for i, new in enumerate(self.decoder.new_caches(self.batch_size, room)):
+                if _fills(self.held[i]):
+                    new.take_over(self.held[i])
+                    self.held[i] = new
         self.seen = needed
         return self.held
 
@@ -63,13 +68,6 @@ class BlockwrightCache(Cache):
             rule = "the padding of a row is that of its first call"
             raise BlockError("attention_mask", "…", rule, "Pad later tokens not at all, or set use_cache=False")
         return padding
-
-    def _grow(self, room: int) -> None:
-        self.room = None
-        for i, new in enumerate(self.decoder.new_caches(self.batch_size, room)):
-            if _fills(self.held[i]):
-                new.take_over(self.held[i])
-                self.held[i] = new
 
     @property
     def batch_size(self) -> int:

@@ -245,7 +245,9 @@ class Jobs:
             return
         since = self._stuck.setdefault(number, now)
         if now - since >= options.start_deadline_s:
-            self._give_up(number, one, watch.blocked(*obstacle), options.start_deadline_s)
+            why = watch.blocked(*obstacle)
+            self.cluster.delete(RESOURCES[self.kind], [one["metadata"]["name"]])
+            record_failure(self.folder / str(number), f"given up after {options.start_deadline_s} s: {why}")
 
     def _event(self, owners: Sequence[str], reasons: Sequence[str]) -> tuple[str, str] | None:
         """Reason and message of the last warning about one of some objects."""
@@ -256,10 +258,6 @@ class Jobs:
                 for event in reversed([e for e in events if e.get("reason") in reasons]):
                     return event["reason"], str(event.get("message", ""))
         return None
-
-    def _give_up(self, number: int, one: Manifest, why: str, seconds: int) -> None:
-        self.cluster.delete(RESOURCES[self.kind], [one["metadata"]["name"]])
-        record_failure(self.folder / str(number), f"given up after {seconds} s: {why}")
 
     def _tell(self, name: str, state: str) -> None:
         if self._told.get(name) != state:

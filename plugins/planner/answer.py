@@ -40,7 +40,12 @@ def answer(arguments: Sequence[str]) -> None:
         ConfigError: whatever is wrong with the arguments or with the model, or no layout fits
     """
     if "--published" in arguments:
-        _published(arguments)
+        from blockwright.plugins.planner.fitting import judgement, summary
+
+        if extra := [word for word in arguments if word != "--published"]:
+            raise ConfigError("command line", extra[0], "--published takes nothing beside it", "Leave it out")
+        rows = judgement()
+        show(table.judged([(j.run.name, j.used, j.run.tokens, j.predicted) for j in rows], summary(rows)))
         return
     request = read_request(arguments)
     decoder = load(request.settings.model, request.overrides)
@@ -122,12 +127,3 @@ def _generation(request: Request, decoder: Decoder, length: int) -> None:
     else:
         node = f"{settings.gpus} {device.name}, {length:,} tokens in each cache"
         show(table.generated(found, "{}, {weight_bits:g}-bit weights, {cache_bits:g}-bit caches".format(node, **bits)))
-
-
-def _published(arguments: Sequence[str]) -> None:
-    from blockwright.plugins.planner.fitting import judgement, summary
-
-    if extra := [word for word in arguments if word != "--published"]:
-        raise ConfigError("command line", extra[0], "--published takes nothing beside it", "Leave it out")
-    rows = judgement()
-    show(table.judged([(j.run.name, j.used, j.run.tokens, j.predicted) for j in rows], summary(rows)))

@@ -135,13 +135,10 @@ def _ranked(candidate: Candidate, best: Candidate, job: Job) -> str:
     if candidate is best:
         return f"{name}: best"
     slower = f"{best.speed / candidate.speed - 1:.1%} slower{' (a tie)' if is_tie(candidate, best) else ''}"
-    return f"{name}: {slower}, seconds: {_reasons(candidate, best)}"
-
-
-def _reasons(candidate: Candidate, best: Candidate) -> str:
-    """The two parts of the step that cost it most against the best."""
+    # The two parts of the step that cost it most against the best
     worst = [(name, more) for name, more in losses(candidate, best).items() if more > 0.005 * best.step.seconds][:2]
-    return ", ".join(f"{name} {more:+.2f}" for name, more in worst) or "nothing by itself"
+    reasons = ", ".join(f"{name} {more:+.2f}" for name, more in worst) or "nothing by itself"
+    return f"{name}: {slower}, seconds: {reasons}"
 
 
 def explained(candidate: Candidate) -> Table:

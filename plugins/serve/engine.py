@@ -182,7 +182,12 @@ class Engine:
         try:
             while self._answer_calls():
                 self._ahead.acquire()
-                self._report(self._hear_step, _ends(self.batch.step()))
+                # The news of a step: a job may have several tokens in it, and ends with the last of
+                # them
+                step = self.batch.step()
+                last = {job: i for i, (job, _) in enumerate(step)}
+                ends = [(job, token, job.ended if last[job] == i else None) for i, (job, token) in enumerate(step)]
+                self._report(self._hear_step, ends)
         except Exception as error:
             LOG.exception("decoding has failed: requests are answered with 500 and 503 from now on")
             self._report(self._fail, error)
@@ -212,12 +217,6 @@ class Engine:
         assert self._loop is not None
         with suppress(RuntimeError):  # the loop is closed
             self._loop.call_soon_threadsafe(hear, news)
-
-
-def _ends(step: Sequence[tuple[Job, int | None]]) -> list[Report]:
-    """The news of a step: a job may have several tokens in it, and ends with the last of them."""
-    last = {job: i for i, (job, _) in enumerate(step)}
-    return [(job, token, job.ended if last[job] == i else None) for i, (job, token) in enumerate(step)]
 
 
 def _diverged() -> RefusedError:

@@ -116,7 +116,14 @@ class Choice:
         value, text = _at(self.composition, path), self.changes.get(path, "")
         below = any(other.startswith(f"{path}.") for other in self.changes)
         written = _written(value) if below or isinstance(value, dict) else text if _reads(text) else quoted_text(text)
-        key = f"{_sign(path, old)}model.{path}"
+        # ``++`` for a key that the configuration lacks. A model and its blocks are typed: they have all of
+        # their keys.
+        above, _, last = path.rpartition(".")
+        typed = above in ("", *registry.kinds())
+        holder = _at(old, above)
+        present = last in holder if isinstance(holder, dict) else isinstance(holder, list)
+        sign = "" if typed or present else "++"
+        key = f"{sign}model.{path}"
         cleared = [f"{key}=null"] if isinstance(value, dict) and isinstance(_at(old, path), dict) else []
         return [*cleared, f"{key}={written}"]
 
@@ -209,15 +216,6 @@ def _of_a_group(kind: str, text: str, present: bool) -> str:
     if text == "null":
         return f"~model/{kind}"
     return f"{'' if present else '+'}model/{kind}={text}"
-
-
-def _sign(path: str, old: Mapping[str, Any]) -> str:
-    """``++`` for a key that the configuration lacks. A model and its blocks are typed: they have all of their keys."""
-    above, _, last = path.rpartition(".")
-    typed = above in ("", *registry.kinds())
-    holder = _at(old, above)
-    present = last in holder if isinstance(holder, dict) else isinstance(holder, list)
-    return "" if typed or present else "++"
 
 
 def _written(value: Any) -> str:

@@ -15,7 +15,6 @@ from typing import Any
 from blockwright.lab.drawing.figures import parameters
 from blockwright.lab.report.reading import curves_of
 from blockwright.lab.report.single import Points, figures, losses
-from blockwright.lab.report.svg import Chart
 from blockwright.lab.sweep.plan import overrides_of
 from blockwright.registry import ConfigError
 from blockwright.registry.folder import read_bytes, read_json
@@ -206,10 +205,13 @@ class Runs:
     def one(self, found: Place) -> dict[str, Any]:
         """A run or a sweep, with its chart."""
         sweep, reader = found.name.rpartition("/")[0], Reader()
+        # The names of what a report holds that a browser can show
+        folder = self._folder(found) / REPORT
+        reports = ["index.html"] if not folder.is_symlink() and (folder / "index.html").is_file() else []
         row = {
             **self._row(found, reader),
             "overrides": _short(reader.overrides(self._folder(found))),
-            "reports": self._reports(found),
+            "reports": reports,
             "sweep": sweep if self.index.find(sweep) else None,
         }
         return row | (self._sweep(found, reader) if found.kind == "sweep" else self._run(found, reader))
@@ -251,7 +253,7 @@ class Runs:
             "results": known,
             "size": ", ".join(size),
             "reason": result.reason[:LONGEST],
-            "chart": _drawn(curves, chart),
+            "chart": chart.inline() if curves.get("train") or curves.get("val") else None,
         }
 
     def _sweep(self, found: Place, reader: Reader) -> dict[str, Any]:
@@ -272,11 +274,6 @@ class Runs:
         names = (p.name for p in self._folder(sweep).iterdir() if p.name.isdecimal() and len(p.name) < 9)
         found = ((number, self.index.find(f"{sweep.name}/{number}")) for number in sorted(set(map(int, names)))[:JOBS])
         return {number: job for number, job in found if job}
-
-    def _reports(self, found: Place) -> list[str]:
-        """The names of what a report holds that a browser can show."""
-        folder = self._folder(found) / REPORT
-        return ["index.html"] if not folder.is_symlink() and (folder / "index.html").is_file() else []
 
 
 def _named(found: Place) -> dict[str, Any]:
@@ -300,10 +297,6 @@ def _points(curves: Mapping[str, Any], name: str) -> Points:
     """The finite points of a curve: as many as can be seen, and the last."""
     points = [(step, value) for step, value in curves.get(name, ()) if _is_finite(step) and _is_finite(value)]
     return [*points[:-1][:: 1 + len(points) // POINTS], *points[-1:]]
-
-
-def _drawn(curves: Mapping[str, Any], chart: Chart) -> str | None:
-    return chart.inline() if curves.get("train") or curves.get("val") else None
 
 
 def _finite(values: Mapping[str, float]) -> dict[str, float]:

@@ -147,7 +147,10 @@ def measured(old: Decoder, new: Decoder, growth: Growth, done: Sequence[Operatio
     """
     names = sorted(dict.fromkeys(operation.name for operation in done), key=lambda name: name == "copy")
     # Old, new, the old one at the new depth, and each operator alone, in at most three groups.
-    batches = random_batches(old, new, 3 * len(names) + 3, _reach(done))
+    # The largest whole number among settings that differ, such as a window: longer sequences may show it
+    values = (value for operation in done for pair in operation.settings.values() for value in pair)
+    reach = max((value for value in values if type(value) is int), default=0)
+    batches = random_batches(old, new, 3 * len(names) + 3, reach)
     apart = _Apart(old, grown(old, len(new.layers), growth), new, batches)
     together = Line(TOGETHER, tuple(done), distance(apart.before, read(new, batches)))
     lines = [line for name in names for line in _lines(name, [o for o in done if o.name == name], apart)]
@@ -207,9 +210,3 @@ def _place(line: Line, apart: _Apart) -> Operation | None:
     halves = (apart.line(line.operator, half) for half in (ours[:middle], ours[middle:]))
     half = next((half for half in halves if half.refuted), None)
     return None if half is None else _place(half, apart)
-
-
-def _reach(done: Sequence[Operation]) -> int:
-    """The largest whole number among settings that differ, such as a window: longer sequences may show it."""
-    values = (value for operation in done for pair in operation.settings.values() for value in pair)
-    return max((value for value in values if type(value) is int), default=0)

@@ -60,7 +60,13 @@ class Interruption(Checkpoint):
             run = Path(trainer.default_root_dir)
             clean(run.parent)  # leftovers of killed processes, of sibling runs too
             clean_folder(last_checkpoint(trainer).parent)
-            _point_at(last_checkpoint(trainer).parent, run / FOLDER)
+            # Link a run's folder to its checkpoints if they are kept elsewhere
+            checkpoints = last_checkpoint(trainer).parent
+            usual = run / FOLDER
+            if not usual.exists() and not usual.is_symlink() and checkpoints.resolve() != usual.resolve():
+                with suppress(OSError):  # no links on this file system
+                    usual.parent.mkdir(parents=True, exist_ok=True)
+                    usual.symlink_to(checkpoints.resolve(), target_is_directory=True)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         # After Lightning has set its own handlers, which would end the loop without a checkpoint.
@@ -147,14 +153,6 @@ class Interruption(Checkpoint):
             if signal.getsignal(signum) == self._note:  # else Lightning has restored the previous handler
                 signal.signal(signum, handler)
         self._previous.clear()
-
-
-def _point_at(checkpoints: Path, usual: Path) -> None:
-    """Link a run's folder to its checkpoints if they are kept elsewhere."""
-    if not usual.exists() and not usual.is_symlink() and checkpoints.resolve() != usual.resolve():
-        with suppress(OSError):  # no links on this file system
-            usual.parent.mkdir(parents=True, exist_ok=True)
-            usual.symlink_to(checkpoints.resolve(), target_is_directory=True)
 
 
 @contextmanager

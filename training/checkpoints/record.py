@@ -124,7 +124,10 @@ def record(run: Mapping[str, Any]) -> dict[str, Any]:
         given[part] = {k: v for k, v in (given.get(part) or {}).items() if k not in given or given[k] != v}
     if given.get("parametrisation") == STANDARD:
         del given["parametrisation"]  # as in the records of versions that had no other
-    given["trainer"] = _trainer(given.get("trainer") or {})
+    node = given.get("trainer") or {}
+    plugins = node.get("plugins") or []
+    changing = _changing(plugins if isinstance(plugins, list) else [plugins], "trainer.plugins")
+    given["trainer"] = {**node, "precision": node.get("precision") or "32-true", "plugins": changing or None}
     given["callbacks"] = _by_class(_changing((given.get("callbacks") or {}).values(), "callbacks"))
     return _kept(given)
 
@@ -148,12 +151,6 @@ def _kept(node: Any, path: str = "") -> Any:
 
 def is_left_out(path: str) -> bool:
     return any(fnmatchcase(path, pattern) for pattern in LEFT_OUT)
-
-
-def _trainer(node: Mapping[str, Any]) -> dict[str, Any]:
-    plugins = node.get("plugins") or []
-    changing = _changing(plugins if isinstance(plugins, list) else [plugins], "trainer.plugins")
-    return {**node, "precision": node.get("precision") or "32-true", "plugins": changing or None}
 
 
 def _changing(nodes: Iterable[Any], path: str) -> list[Any]:

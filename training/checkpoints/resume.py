@@ -59,7 +59,11 @@ def resolve_checkpoint(run: Run, ours: Callable[[], Mapping[str, Any]]) -> str |
     runs = Path(run.paths["log_dir"]) / run.task_name
     found = own if own is not None or run.in_sweep else _among(runs, ours, any_will_do=latest)
     if found is None and latest:
-        raise _none_left(run, runs)
+        rule, remedy = f"no run under {runs} has left a last.ckpt", "Name the file: ckpt_path=RUN/checkpoints/last.ckpt"
+        if run.in_sweep:
+            rule = f"{run.checkpoints} holds no last.ckpt, and a sweep's job resumes only from its own"
+            remedy = f"Resume the sweep: blockwright sweep resume {run.folder.parent}; or name the file"
+        raise ConfigError("ckpt_path", LATEST, rule, remedy)
     return str(found) if found else None
 
 
@@ -68,15 +72,6 @@ def _named(path: str) -> str:
     if not Path(path).exists():
         raise ConfigError("ckpt_path", path, "there is no such file", "Write ckpt_path=last, or an existing file")
     return str(good(Path(path)) or path)
-
-
-def _none_left(run: Run, runs: Path) -> ConfigError:
-    """The error for ``last`` where there is none."""
-    rule, remedy = f"no run under {runs} has left a last.ckpt", "Name the file: ckpt_path=RUN/checkpoints/last.ckpt"
-    if run.in_sweep:
-        rule = f"{run.checkpoints} holds no last.ckpt, and a sweep's job resumes only from its own"
-        remedy = f"Resume the sweep: blockwright sweep resume {run.folder.parent}; or name the file"
-    return ConfigError("ckpt_path", LATEST, rule, remedy)
 
 
 def _refuse_another(found: Path, ours: Callable[[], Mapping[str, Any]]) -> None:

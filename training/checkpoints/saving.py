@@ -148,7 +148,11 @@ def save(trainer: L.Trainer, path: Path, weights_only: bool | None = False) -> b
     Raises:
         ConfigError: it cannot be written
     """
-    if not _is_finite_everywhere(trainer):
+    # Whether all weights of all ranks are finite: each rank checks its own shards
+    state = [*trainer.lightning_module.parameters(), *trainer.lightning_module.buffers()]
+    held = [t.to_local() if hasattr(t, "to_local") else t for t in state]
+    is_finite_everywhere = trainer.strategy.reduce_boolean_decision(all_finite(held), all=True)
+    if not is_finite_everywhere:
         rank_zero_warn(f"not saved: some weights are not finite; {path} is unchanged")
         return False
     strategy = trainer.strategy
@@ -174,24 +178,14 @@ def save(trainer: L.Trainer, path: Path, weights_only: bool | None = False) -> b
     return True
 
 
-def _is_finite_everywhere(trainer: L.Trainer) -> bool:
-    """Whether all weights of all ranks are finite: each rank checks its own shards."""
-    state = [*trainer.lightning_module.parameters(), *trainer.lightning_module.buffers()]
-    held = [t.to_local() if hasattr(t, "to_local") else t for t in state]
-    return trainer.strategy.reduce_boolean_decision(all_finite(held), all=True)
-
-
 @torch.no_grad()
 def all_finite(tensors: list[Tensor]) -> bool:
     """Whether floating-point tensors contain no NaN or infinity; synchronises with the device once."""
     largest = [t.detach().abs().max().float() for t in tensors if t.is_floating_point() and t.numel()]
-    return all(t.isfinite() for t in _by_device(largest))
-
-
-def _by_device(scalars: list[Tensor]) -> list[Tensor]:
-    """The maximum of each device's scalars; NaN if any is NaN."""
-    devices = {t.device for t in scalars}
-    return [torch.stack([t for t in scalars if t.device == device]).max() for device in devices]
+    # The maximum of each device's scalars; NaN if any is NaN
+    devices = {t.device for t in largest}
+    by_device = [torch.stack([t for t in largest if t.device == device]).max() for device in devices]
+    return all(t.isfinite() for t in by_device)
 
 
 class Keeper(ModelCheckpoint):

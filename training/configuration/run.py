@@ -97,8 +97,11 @@ class Run(Mapping[str, Any]):
         folders = {name: path for name, path in settings["paths"].items() if name in FOLDERS}
         _check_mapping(folders, FOLDERS, "paths.")
         run = cls.assemble(settings, secrets=secrets)
-        _check_tags(run)
-        _check_name(run.task_name)
+        if run.extras["enforce_tags"] and not run.tags:
+            raise ConfigError("tags", run.tags, "extras.enforce_tags requires at least one", "Write tags=[mine]")
+        if not run.task_name.strip("./ ") or ".." in run.task_name.split("/") or run.task_name.startswith(("/", "~")):
+            rule = "names the runs' folder, inside paths.log_dir"
+            raise ConfigError("task_name", run.task_name, rule, "Write a word: task_name=mine")
         return run
 
     @classmethod
@@ -181,14 +184,3 @@ def _check_mapping(settings: Mapping[str, Any], hints: Mapping[str, Any], within
             _check_mapping(settings[key], typing.get_type_hints(hint, include_extras=True), f"{path}.")
         else:
             checked(settings[key], dict if typing.is_typeddict(hint) else hint, path)
-
-
-def _check_tags(run: Run) -> None:
-    if run.extras["enforce_tags"] and not run.tags:
-        raise ConfigError("tags", run.tags, "extras.enforce_tags requires at least one", "Write tags=[mine]")
-
-
-def _check_name(name: str) -> None:
-    if not name.strip("./ ") or ".." in name.split("/") or name.startswith(("/", "~")):
-        rule = "names the runs' folder, inside paths.log_dir"
-        raise ConfigError("task_name", name, rule, "Write a word: task_name=mine")

@@ -283,7 +283,11 @@ class Lengths:
             end = last if stage.batches is None else begin + stage.batches
             low, high = max(first, begin), min(last, end)
             if low < high:
-                found[low - first : high - first] = _mixed(stage.shares, np.arange(low - begin, high - begin))
+                batches = np.arange(low - begin, high - begin)
+                lengths = np.array(sorted(stage.shares), dtype=np.int64)
+                ends = np.cumsum([stage.shares[length] for length in lengths.tolist()])
+                at = (batches + 0.5) * GOLDEN % 1.0
+                found[low - first : high - first] = lengths[np.searchsorted(ends[:-1], at, side="right")]
             begin = end
         return found
 
@@ -291,13 +295,6 @@ class Lengths:
         """How many batches of each length are among the first ``before``."""
         found, numbers = np.unique(self.of(0, before), return_counts=True)
         return dict.fromkeys(self.all, 0) | dict(zip(found.tolist(), numbers.tolist(), strict=True))
-
-
-def _mixed(shares: Mapping[int, float], batches: Ints) -> Ints:
-    lengths = np.array(sorted(shares), dtype=np.int64)
-    ends = np.cumsum([shares[length] for length in lengths.tolist()])
-    at = (batches + 0.5) * GOLDEN % 1.0
-    return lengths[np.searchsorted(ends[:-1], at, side="right")]
 
 
 def read_lengths(value: Any, sequence_length: int, batch_size: int) -> Lengths | None:

@@ -234,9 +234,15 @@ def load(folder: Path, eos: int) -> Packed | None:
         vocabulary = json.loads((folder / VOCABULARY).read_text())
         streams: dict[Split, Stream] = {}
         for split in SPLITS:
+            # Document starts, from the index or the separate file
+            entry = index[split]["starts"]
+            if isinstance(entry, list):
+                read_starts = np.array(entry, dtype=np.int64)
+            else:
+                read_starts = np.memmap((folder / f"{split}.starts"), dtype=np.int64, mode="r", shape=(entry["n"],))
             n_tokens, starts = (
                 index[split]["n_tokens"],
-                _read_starts(index[split]["starts"], folder / f"{split}.starts"),
+                read_starts,
             )
             streams[split] = Stream(folder / f"{split}.bin", index["dtype"], starts, n_tokens, eos)
             if streams[split].path.stat().st_size != n_tokens * np.dtype(index["dtype"]).itemsize:
@@ -282,13 +288,6 @@ def _write_split(
         starts.tofile(file)
         _to_disk(file)
     return {"n_tokens": n_tokens, "starts": {"n": len(starts)}}
-
-
-def _read_starts(entry: list[int] | dict[str, int], path: Path) -> Ints:
-    """Document starts, from the index or the separate file."""
-    if isinstance(entry, list):
-        return np.array(entry, dtype=np.int64)
-    return np.memmap(path, dtype=np.int64, mode="r", shape=(entry["n"],))
 
 
 def _to_disk(file: Any) -> None:

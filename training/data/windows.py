@@ -200,13 +200,12 @@ class Windows(WindowBatches):
         self.stream, self.places = stream, places
 
     def _cut(self, offsets: list[int], length: int) -> dict[str, Array]:
-        return cut(self.stream, self._places(offsets, length), self.token_bytes, self.making.joined)
-
-    def _places(self, offsets: list[int], length: int) -> Ints:
         firsts, long = np.array(offsets, dtype=np.int64), self.making.long
         if long is None or length < self.sequence_length:
-            return self.places(firsts, length + 1, self.stream.n_tokens)
-        return long.places(self.places(firsts, length + 1, long.n_tokens))
+            places = self.places(firsts, length + 1, self.stream.n_tokens)
+        else:
+            places = long.places(self.places(firsts, length + 1, long.n_tokens))
+        return cut(self.stream, places, self.token_bytes, self.making.joined)
 
 
 def as_is(batch: dict[str, Tensor]) -> dict[str, Tensor]:

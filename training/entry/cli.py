@@ -41,7 +41,7 @@ from blockwright.training.configuration import parts, placeholders
 from blockwright.training.configuration.composing import compose_config
 from blockwright.training.configuration.instantiate import check_target, to_class_paths, to_targets
 from blockwright.training.configuration.run import OWN, STANDARD, Changed, Run
-from blockwright.training.entry.execute import conclude, fit, leave_processes, measure, no_bar, quieten, restoring
+from blockwright.training.entry.execute import conclude, leave_processes, measure, no_bar, quieten, restoring
 from blockwright.training.entry.preflight import prepare
 from blockwright.training.entry.start import check_resumed, refuse_random_weights
 from blockwright.training.starts import outline
@@ -94,15 +94,6 @@ def _settings_of_task() -> dict[str, tuple[Any, Any]]:
     starts = dict.fromkeys(registry.settings(), (dict | None, None))
     more = {"parametrisation": (dict, STANDARD), "seed": (Seed, 0)}
     return {**needed, **more, **starts, "init_from": (str | None, None)}
-
-
-def _declare_settings(function: Any) -> None:
-    """Give a function of ``**settings`` the signature that jsonargparse reads."""
-    declared = _settings_of_task()
-    named = [Parameter(k, Parameter.KEYWORD_ONLY, default=v, annotation=hint) for k, (hint, v) in declared.items()]
-    function.__signature__ = Signature(named, return_annotation=L.LightningModule)
-    function.__annotations__ = {parameter.name: parameter.annotation for parameter in named}
-    function.__annotations__["return"] = L.LightningModule
 
 
 def make_data(data: dict, model: dict) -> L.LightningDataModule:
@@ -234,7 +225,8 @@ class ComposedCLI(LightningCLI):
 
     def fit(self, model: Any, datamodule: Any = None, ckpt_path: str | None = None, **kwargs: Any) -> None:
         """Train, from a checkpoint if one is named."""
-        fit(self.trainer, model, datamodule, ckpt_path)
+        with restoring(self.trainer, ckpt_path):
+            self.trainer.fit(model, datamodule=datamodule, weights_only=True)
 
     def after_fit(self) -> None:
         conclude(self.trainer, self.model, self.datamodule, test=False)
@@ -355,7 +347,13 @@ def main(arguments: list[str]) -> None:
     arguments = _composed_first(arguments)
     quieten(ignore=False)
     sys.argv = [sys.argv[0], *arguments]
-    _declare_settings(make_task)
+    # jsonargparse reads the signature of a function of ``**settings``
+    declared = _settings_of_task()
+    named = [Parameter(k, Parameter.KEYWORD_ONLY, default=v, annotation=hint) for k, (hint, v) in declared.items()]
+    task: Any = make_task
+    task.__signature__ = Signature(named, return_annotation=L.LightningModule)
+    task.__annotations__ = {parameter.name: parameter.annotation for parameter in named}
+    task.__annotations__["return"] = L.LightningModule
     try:
         with _whole_numbers():
             ComposedCLI(

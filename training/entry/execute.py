@@ -60,12 +60,18 @@ def execute(run: Run, announce: Callable[[], None] = lambda: None) -> dict[str, 
         logger.log_hyperparams({k: shown[k] for k in LOGGED})
     try:
         if run.train:
-            fit(trainer, task, data, run.ckpt_path)
+            with restoring(trainer, run.ckpt_path):
+                trainer.fit(task, datamodule=data, weights_only=True)
             with _resumable(trainer):
                 return conclude(trainer, task, data, test=run.test)
         return conclude(trainer, task, data, test=run.test, ckpt_path=run.ckpt_path)
     except BaseException:
-        _dismiss(trainer)
+        # End the other processes of a failed run, and Lightning's monitoring of them. Lightning kills the
+        # whole process group when a rank fails; in a sweep that includes the parent.
+        for process in getattr(trainer.strategy.launcher, "procs", []):
+            process.kill()
+            process.wait()
+            process.returncode = 0  # read by the monitor
         raise
     finally:
         _finish(trainer.loggers)
@@ -82,12 +88,6 @@ def _finish(loggers: Sequence[Logger]) -> None:
 def _built(group: str, nodes: Mapping[str, Node | None]) -> list[Any]:
     """The callbacks or loggers that are not switched off."""
     return [instantiate(node, f"{group}.{name}") for name, node in nodes.items() if node]
-
-
-def fit(trainer: L.Trainer, task: L.LightningModule, data: L.LightningDataModule | None, ckpt_path: str | None) -> None:
-    """Train, from a checkpoint if one is named."""
-    with restoring(trainer, ckpt_path):
-        trainer.fit(task, datamodule=data, weights_only=True)
 
 
 @contextmanager
@@ -131,17 +131,6 @@ def leave_processes() -> None:
         torch.distributed.destroy_process_group()
 
 
-def _dismiss(trainer: L.Trainer) -> None:
-    """End the other processes of a failed run, and Lightning's monitoring of them.
-
-    Lightning kills the whole process group when a rank fails; in a sweep that includes the parent.
-    """
-    for process in getattr(trainer.strategy.launcher, "procs", []):
-        process.kill()
-        process.wait()
-        process.returncode = 0  # read by the monitor
-
-
 def conclude(
     trainer: L.Trainer,
     task: L.LightningModule,
@@ -183,7 +172,10 @@ def measure(
     """
     data.eval_windows = None  # type: ignore[attr-defined]
     if ckpt_path is not None:
-        _stand_at(trainer, ckpt_path)
+        # Set the step to a checkpoint's, so that its figures are not logged at step 0
+        loops = read_checkpoint(ckpt_path, shapes_only=True).get("loops") or {}
+        if "fit_loop" in loops:
+            trainer.fit_loop.load_state_dict(loops["fit_loop"])
     found = dict(metrics or {})
     for command in commands:
         with restoring(trainer, ckpt_path):
@@ -204,13 +196,6 @@ def _tell(trainer: L.Trainer, task: L.LightningModule, metrics: dict[str, float]
             table.add_row(name, f"{value:.9g}")
         show(table)
     return metrics
-
-
-def _stand_at(trainer: L.Trainer, ckpt_path: str) -> None:
-    """Set the step to a checkpoint's, so that its figures are not logged at step 0."""
-    loops = read_checkpoint(ckpt_path, shapes_only=True).get("loops") or {}
-    if "fit_loop" in loops:
-        trainer.fit_loop.load_state_dict(loops["fit_loop"])
 
 
 def _numbers(trainer: L.Trainer) -> dict[str, float]:

@@ -173,51 +173,46 @@ def hydra_job(cfg: DictConfig) -> float | None:
     try:
         with Job.of_hydra() as job:
             refuse_empty(cfg, overrides())
-            _refuse_idle_launcher()
+            # Refuse a launcher that hands jobs to a host in a single run: Hydra would ignore it
+            if host_of(HydraConfig.get().launcher) and HOST not in os.environ:
+                launcher = HydraConfig.get().runtime.choices["hydra/launcher"]
+                rule = "starts the jobs of a multirun, and this is a single run"
+                raise ConfigError("hydra/launcher", launcher, rule, "Add -m")
             run = prepare(cfg, compared=job.swept)
-            _check_direction(run, job)
-            _execute(run, job)
+            # Refuse a direction of the run's figure that contradicts its sweep's
+            if (plan := job.plan).get("metric") == run.optimized_metric:
+                figures.direction(run, (f"direction of {job.sweep / SWEEP}", plan.get("direction")))
+            from blockwright.training.entry import cli  # these import Lightning
+            from blockwright.training.entry.execute import execute
+
+            shown, printed = run.shown, run.extras["print_config"]
+            if job.first:
+                cli.export(shown, job.folder)
+
+            def announce() -> None:
+                if job.first:
+                    show(shown, job.folder, printed, [] if printed or job.in_sweep else _differing(run))
+
+            with one_job(job.folder, run.ckpt_path) as arguments:
+                metrics = execute(run, announce)
+            if run.trainer.get("dry_run"):
+                job.value = 0.0
+                return job.value
+            job.conclude(run, metrics)
+            if (run.checkpoints / LAST).exists() and job.first:
+                # The command that trains on from a finished run, for twice its steps
+                kept = [o for o in arguments if not o.startswith(("ckpt_path=", "trainer.max_steps="))]
+                steps = run.trainer.get("max_steps", -1)
+                longer = [f"trainer.max_steps={2 * steps}"] if steps > 0 else []
+                continuation = shlex.join(
+                    ["blockwright", "train", *kept, *longer, f"ckpt_path={run.checkpoints / LAST}"]
+                )
+                print(f"Continue: {continuation}")
+            if job.value is None:
+                _miss(run, metrics, job)
     except ConfigError as error:
         refuse(error)  # Hydra would print a line and a traceback of an exception
     return job.value
-
-
-def _refuse_idle_launcher() -> None:
-    """Refuse a launcher that hands jobs to a host in a single run: Hydra would ignore it."""
-    if host_of(HydraConfig.get().launcher) and HOST not in os.environ:
-        launcher = HydraConfig.get().runtime.choices["hydra/launcher"]
-        rule = "starts the jobs of a multirun, and this is a single run"
-        raise ConfigError("hydra/launcher", launcher, rule, "Add -m")
-
-
-def _check_direction(run: Run, job: Job) -> None:
-    """Refuse a direction of the run's figure that contradicts its sweep's."""
-    if (plan := job.plan).get("metric") == run.optimized_metric:
-        figures.direction(run, (f"direction of {job.sweep / SWEEP}", plan.get("direction")))
-
-
-def _execute(run: Run, job: Job) -> None:
-    from blockwright.training.entry import cli  # these import Lightning
-    from blockwright.training.entry.execute import execute
-
-    shown, printed = run.shown, run.extras["print_config"]
-    if job.first:
-        cli.export(shown, job.folder)
-
-    def announce() -> None:
-        if job.first:
-            show(shown, job.folder, printed, [] if printed or job.in_sweep else _differing(run))
-
-    with one_job(job.folder, run.ckpt_path) as arguments:
-        metrics = execute(run, announce)
-    if run.trainer.get("dry_run"):
-        job.value = 0.0
-        return
-    job.conclude(run, metrics)
-    if (run.checkpoints / LAST).exists() and job.first:
-        print(f"Continue: {_continuation(arguments, run)}")
-    if job.value is None:
-        _miss(run, metrics, job)
 
 
 def _differing(run: Run) -> list[Change]:
@@ -239,14 +234,6 @@ def _miss(run: Run, metrics: dict[str, float], job: Job) -> None:
         raise missing
     if job.first and run.optimized_metric not in (figures.left_out(run) or ""):
         print(f"warning: {missing}", file=sys.stderr)
-
-
-def _continuation(arguments: list[str], run: Run) -> str:
-    """The command that trains on from a finished run, for twice its steps."""
-    kept = [o for o in arguments if not o.startswith(("ckpt_path=", "trainer.max_steps="))]
-    steps = run.trainer.get("max_steps", -1)
-    longer = [f"trainer.max_steps={2 * steps}"] if steps > 0 else []
-    return shlex.join(["blockwright", "train", *kept, *longer, f"ckpt_path={run.checkpoints / LAST}"])
 
 
 def _save_settings(cfg: Any, filename: str, output_dir: Path) -> None:

@@ -106,17 +106,13 @@ def check(run: Run, compared: bool = False) -> None:
     refuse_absent_packages(run)
     compare_start(run)
     check_kernels(run.task.get("kernels") or {}, "task.kernels")
-    _check_trainer(run)
-    _check_optimizer(run)
-    _check_parts(run)
-    figures.check(run, compared)
-
-
-def _check_trainer(run: Run) -> None:
     trainer_settings.check(run.trainer, run.train)
     check_ranks(run)
     if run.trainer.get("compile") is True:
         check_compiler(str(run.trainer.get("accelerator")))
+    _check_optimizer(run)
+    _check_parts(run)
+    figures.check(run, compared)
 
 
 def check_compiler(accelerator: str) -> None:

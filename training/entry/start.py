@@ -31,7 +31,11 @@ def check_sources(run: Run) -> None:
         check_resumed(run)
     refuse_overwriting(run)
     if not run.ckpt_path:
-        _check_starts(run)
+        # Check that the weights to start from fit the model and the data; a resumed run has its own
+        for start in parts.starts(run):
+            _print(start.check(run.model))
+        if run.init_from is not None and (tokenizer := parts.build("data", run).tokenizer) is not None:
+            check_start(run.init_from, tokenizer)
     if not (run.train or run.trainer.get("dry_run")):
         refuse_random_weights(run.ckpt_path, run.init_from)
 
@@ -48,14 +52,6 @@ def check_resumed(run: Run) -> None:
     if run.train:
         check_optimizer(checkpoint, recipe_of(run), trained, path)
     check_changes(path, past_of(checkpoint), record(run.shown), run)
-
-
-def _check_starts(run: Run) -> None:
-    """Check that the weights to start from fit the model and the data; a resumed run has its own."""
-    for start in parts.starts(run):
-        _print(start.check(run.model))
-    if run.init_from is not None and (tokenizer := parts.build("data", run).tokenizer) is not None:
-        check_start(run.init_from, tokenizer)
 
 
 def compare_start(run: Run) -> None:

@@ -103,7 +103,9 @@ def torch_adamw(
     parts: list[Optimizer] = []
     if dense:
         groups = multiplied(_decay_groups(dense, weight_decay, prefix), dense, lr, multipliers, scales, eps)
-        fused = _fused([weight.parameter for weight in dense], fused)
+        if fused is None:  # one kernel for the whole step, where every parameter supports it
+            devices = all(weight.parameter.device.type in FUSED_DEVICES for weight in dense)
+            fused = devices and all(weight.parameter.is_floating_point() for weight in dense)
         parts.append(LocalAdamW(groups, lr=lr, betas=betas, eps=eps, fused=fused))
     if sparse:
         group = {"params": [weight.parameter for weight in sparse], "name": f"{prefix}tables"}
@@ -125,10 +127,3 @@ def _decay_groups(found: Sequence[Weight], weight_decay: float, prefix: str) -> 
         {"params": others, "weight_decay": 0.0, "name": f"{prefix}no_decay"},
     ]
     return [group for group in groups if group["params"]]
-
-
-def _fused(parameters: Sequence[nn.Parameter], fused: bool | None) -> bool:
-    """Whether to use one kernel for the whole step: as configured; if None, when every parameter supports it."""
-    if fused is not None:
-        return fused
-    return all(p.device.type in FUSED_DEVICES and p.is_floating_point() for p in parameters)

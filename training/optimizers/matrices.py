@@ -122,19 +122,6 @@ def one_of(name: str, value: S, choices: Sequence[str]) -> S:
     return value
 
 
-def rate_of_rest(adamw_lr: float | None, lr: float, adjust_lr_fn: AdjustLr) -> float:
-    """AdamW's rate beside an optimizer that orthogonalises.
-
-    Raises:
-        ConfigError: the rate of the matrices is none for AdamW, and there is no other
-    """
-    if adamw_lr is None and adjust_lr_fn == "original":
-        rule = "adjust_lr_fn=original gives matrices a learning rate that is far too large for AdamW"
-        remedy = "Write optimizer.adamw_lr=3e-4, or optimizer.adjust_lr_fn=match_rms_adamw"
-        raise ConfigError("optimizer.adamw_lr", None, rule, remedy)
-    return lr if adamw_lr is None else float(adamw_lr)
-
-
 Iterations = Annotated[int, Ge(1), Le(99)]
 OF_MUON = ("lr", "weight_decay", "momentum", "ns_steps", "adjust_lr_fn", "ns_dtype")
 
@@ -190,7 +177,12 @@ class Muon(MatrixRecipe):
         self.ns_steps = ns_steps
         self.adjust_lr_fn = one_of("adjust_lr_fn", adjust_lr_fn, ("match_rms_adamw", "original"))
         self.ns_dtype = one_of("ns_dtype", ns_dtype, ("auto", "float32", "bfloat16"))
-        self.adamw_lr = rate_of_rest(adamw_lr, self.lr, adjust_lr_fn)
+        # AdamW's rate beside an optimizer that orthogonalises.
+        if adamw_lr is None and adjust_lr_fn == "original":
+            rule = "adjust_lr_fn=original gives matrices a learning rate that is far too large for AdamW"
+            remedy = "Write optimizer.adamw_lr=3e-4, or optimizer.adjust_lr_fn=match_rms_adamw"
+            raise ConfigError("optimizer.adamw_lr", None, rule, remedy)
+        self.adamw_lr = self.lr if adamw_lr is None else float(adamw_lr)
         self.betas, self.eps = (float(betas[0]), float(betas[1])), float(eps)
         self.adamw_names, self.fused, self.constraint = tuple(adamw_names), fused, constraint
 

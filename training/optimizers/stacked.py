@@ -101,7 +101,9 @@ class StackedMuon(torch.optim.Optimizer):
 
     def pieces(self, parameter: Tensor, state: dict[str, Any], group: dict[str, Any]) -> list[Piece]:
         """The matrices of a parameter that are orthogonalised apart."""
-        return [_piece(parameter, state, group)]
+        own, grad, momentum = local(parameter), local(gradient(parameter)), local(state["momentum_buffer"])
+        piece = _turned(own, grad, momentum, local(state.get("second_moment")), group)
+        return [piece]
 
     def weighed(self, update: Tensor, pieces: Sequence[Piece], group: dict[str, Any]) -> Tensor:
         """Orthogonalised matrices [S,a,b] of these pieces, in order → what the weights move by, but for the rate."""
@@ -171,11 +173,6 @@ class Piece(NamedTuple):
         three = zip(self.parameter.split(slices), self.gradient.split(slices), self.momentum.split(slices), strict=True)
         moments = itertools.repeat(None) if self.moment is None else self.moment.split(slices)
         return (Piece(p, g, m, self.scale, self.turned, v) for (p, g, m), v in zip(three, moments, strict=False))
-
-
-def _piece(parameter: Tensor, state: dict[str, Any], group: dict[str, Any]) -> Piece:
-    own, grad, momentum = local(parameter), local(gradient(parameter)), local(state["momentum_buffer"])
-    return _turned(own, grad, momentum, local(state.get("second_moment")), group)
 
 
 def _turned(parameter: Tensor, grad: Tensor, momentum: Tensor, moment: Tensor | None, group: dict[str, Any]) -> Piece:

@@ -132,7 +132,14 @@ def build(
     sharding.shard(decoder)
     if not shapes_only:
         _draw_own(decoder, sharding, rule)
-    _fetch_ahead(decoder)
+    # Gather each layer's weights, with those of its experts and gates, while the previous layer computes. By
+    # default FSDP2 gathers submodules of a layer when they are reached, and a host that waits for the counts of
+    # routed tokens reaches them late. Multi-token prediction is left as is: not every pass uses it.
+    groups: list[list[Any]] = [[m for m in layer.modules() if isinstance(m, FSDPModule)] for layer in decoder.layers]
+    cast(Any, decoder).set_modules_to_forward_prefetch(groups[0])
+    for before, after in itertools.pairwise(groups):
+        before[0].set_modules_to_forward_prefetch(after)
+        after[0].set_modules_to_backward_prefetch(before)
     # Training calls this, not forward. What it gathers stays until the backward pass: ``nll`` needs the head.
     for method in ("hidden", "last_hidden", "exits"):
         register_fsdp_forward_method(decoder, method)
@@ -150,19 +157,6 @@ def _draw_own(part: nn.Module, sharding: Sharding, rule: Mapping[str, Any]) -> N
     for parameter, std, seed in draws(part, **rule):
         if id(parameter) in own:
             draw_part(plain(parameter), parameter.shape, own_place(parameter)[1], std, seed)
-
-
-def _fetch_ahead(decoder: Decoder) -> None:
-    """Gather each layer's weights, with those of its experts and gates, while the previous layer computes.
-
-    By default FSDP2 gathers submodules of a layer when they are reached, and a host that waits for the counts of routed
-    tokens reaches them late. Multi-token prediction is left as is: not every pass uses it.
-    """
-    groups: list[list[Any]] = [[m for m in layer.modules() if isinstance(m, FSDPModule)] for layer in decoder.layers]
-    cast(Any, decoder).set_modules_to_forward_prefetch(groups[0])
-    for before, after in itertools.pairwise(groups):
-        before[0].set_modules_to_forward_prefetch(after)
-        after[0].set_modules_to_backward_prefetch(before)
 
 
 def _stack(decoder: Decoder) -> Iterator[tuple[str, nn.Module]]:

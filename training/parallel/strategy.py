@@ -88,7 +88,10 @@ def save_folder(checkpoint: dict[str, Any], path: Path) -> None:
 
     on_first(begin)
     with failures():
-        dcp.save(tensors, checkpoint_id=str(part), planner=_planner())
+        from torch.distributed.checkpoint import DefaultSavePlanner
+
+        planner = DefaultSavePlanner(flatten_state_dict=False, flatten_sharded_tensors=False)
+        dcp.save(tensors, checkpoint_id=str(part), planner=planner)
     on_first(end)
 
 
@@ -124,7 +127,9 @@ def load_file(path: Path, module: nn.Module, optimizers: Sequence[Optimizer]) ->
     with torch.no_grad():
         state = module.state_dict()
         for name, tensor in state.items():
-            _fill(tensor, checkpoint["state_dict"][name])
+            whole = checkpoint["state_dict"][name]
+            part = own_part(whole, tensor.device_mesh, tensor.placements) if isinstance(tensor, DTensor) else whole
+            plain(tensor).copy_(plain(part))
         _fill_sums(module, state)
     for optimizer, state in zip(optimizers, checkpoint.get("optimizer_states", []), strict=False):
         parameters = _parameters(optimizer)
@@ -167,17 +172,6 @@ def _fill_sums(module: nn.Module, state: Mapping[str, Tensor]) -> None:
     for path, metric in module.named_modules():
         if isinstance(metric, Sums):
             metric.load_state_dict({name: state[f"{path}.{name}"] for name in metric.state_dict()})
-
-
-def _fill(tensor: Tensor, whole: Tensor) -> None:
-    part = own_part(whole, tensor.device_mesh, tensor.placements) if isinstance(tensor, DTensor) else whole
-    plain(tensor).copy_(plain(part))
-
-
-def _planner() -> Any:
-    from torch.distributed.checkpoint import DefaultSavePlanner
-
-    return DefaultSavePlanner(flatten_state_dict=False, flatten_sharded_tensors=False)
 
 
 FEW = 8  # up to so many ranks that share weights a checkpoint is one file by default

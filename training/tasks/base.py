@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any, ClassVar, cast
@@ -305,15 +305,12 @@ class Task(Composable, KeepsDtype, L.LightningModule):
         terms = dict(scored.terms)
         share = self.step.share(sequences_of(batch), SEQUENCES)
         terms |= {name: value * share for name, value in balance_losses(scored.routings, self.model).items()}
-        self._declare(terms)
-        self.step.record({**terms, **scored.figures}, self.trainer.accumulate_grad_batches)
-        return self.step.mean(scored.total, "total") + sum(terms.values(), torch.zeros_like(scored.total))
-
-    def _declare(self, terms: Iterable[str]) -> None:
-        """Declare terms of the loss, whose names are those of blocks."""
+        # Declare terms of the loss, whose names are those of blocks
         for name in terms:
             if find(f"train/{name}", (*self.figures, *self.always)) is None:
                 self.always = (*self.always, Figure(name, "of the loss", "less", TRAIN))
+        self.step.record({**terms, **scored.figures}, self.trainer.accumulate_grad_batches)
+        return self.step.mean(scored.total, "total") + sum(terms.values(), torch.zeros_like(scored.total))
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Step, then update every gate with the load of all micro-batches on all ranks, once.

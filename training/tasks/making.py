@@ -120,20 +120,16 @@ def whole(setup: Setup, reads: bool, data: Any) -> Decoder:
     """
     decoder = compose(setup.model, seed=setup.seed, scales=setup.recipe.scales)
     for start in setup.starts:
-        _attach(start, decoder, setup.seed)
+        # Attach what a start adds, with initial values
+        known, model = list(decoder.parameters()), decoder.config
+        start.attach(decoder)
+        initialise_added(decoder, known, **model["init"], n_layers=model["n_layers"], seed=setup.seed)
         if reads:
             start.fill(decoder, data.train_dataloader if data else list)
     stacks = [layer for block in decoder.inputs.values() for layer in block.stack]
     for layer in [*decoder.layers, *decoder.mtp, *stacks]:
         recompute(layer, setup.activation_checkpointing)
     return decoder
-
-
-def _attach(start: Start, decoder: Decoder, seed: int) -> None:
-    """Attach what a start adds, with initial values."""
-    known, model = list(decoder.parameters()), decoder.config
-    start.attach(decoder)
-    initialise_added(decoder, known, **model["init"], n_layers=model["n_layers"], seed=seed)
 
 
 def sharded(setup: Setup, reads: bool, sharding: Any) -> Decoder:

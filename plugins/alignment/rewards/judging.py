@@ -46,16 +46,12 @@ def judge(
     """
     judged = {name: _judge(part, prompts, completions, columns) for name, (_, part) in reward.parts().items()}
     for name, row in judged.items():
-        _warn_of_failures(name, row)
+        reasons = [value.reason for value in row if isinstance(value, Failure)]
+        if reasons:
+            share = f"{len(reasons)} of {len(row)} completions"
+            warnings.warn(f"the reward {name} failed for {share}: {reasons[0]}", stacklevel=3)
     failed = [sum(isinstance(value, Failure) for value in found) for found in zip(*judged.values(), strict=True)]
     return {name: _without(failed, row) for name, row in judged.items()}, failed
-
-
-def _warn_of_failures(part: str, judged: Judged) -> None:
-    reasons = [value.reason for value in judged if isinstance(value, Failure)]
-    if reasons:
-        share = f"{len(reasons)} of {len(judged)} completions"
-        warnings.warn(f"the reward {part} failed for {share}: {reasons[0]}", stacklevel=3)
 
 
 def _without(failed: list[int], judged: Judged) -> list[float]:

@@ -79,7 +79,12 @@ class GroupSampler:
                 break
             replaced |= set(flat)
             sampled += self._replace(decoder, data, ranks, flat, f"rollout/{number}/{attempt}", found, rewards, failed)
-        found.advantage = self._advantages(rewards, ranks, device)
+        # Advantages of this rank's completions, computed over the prompts of all ranks
+        own = self._table(rewards).reshape(-1, self.group_size, len(rewards))
+        every = own.new_zeros(ranks.number, *own.shape)
+        every[ranks.index] = own
+        advantage = self.advantage(ranks.sum(every.to(device)).flatten(0, 1).cpu(), self._weights)
+        found.advantage = advantage.unflatten(0, (ranks.number, -1))[ranks.index].flatten().tolist()
         found.figures = self._figures(found, rewards, failed) | {"replaced": float(len(replaced) * self.group_size)}
         return found, sampled
 
@@ -158,14 +163,6 @@ class GroupSampler:
         groups = self.total(rewards).view(-1, self.group_size)
         spread = groups.nan_to_num(-torch.inf).amax(1) - groups.nan_to_num(torch.inf).amin(1)
         return spread < 1e-8
-
-    def _advantages(self, rewards: Mapping[str, list[float]], ranks: DataRanks, device: torch.device) -> list[float]:
-        """Advantages of this rank's completions, computed over the prompts of all ranks."""
-        own = self._table(rewards).reshape(-1, self.group_size, len(rewards))
-        every = own.new_zeros(ranks.number, *own.shape)
-        every[ranks.index] = own
-        advantage = self.advantage(ranks.sum(every.to(device)).flatten(0, 1).cpu(), self._weights)
-        return advantage.unflatten(0, (ranks.number, -1))[ranks.index].flatten().tolist()
 
     def _figures(self, found: Rollout, rewards: Mapping[str, list[float]], failed: list[int]) -> dict[str, float]:
         """Sums over completions of what is logged; of rewards, over those that have one, which ``judged`` counts."""

@@ -137,7 +137,7 @@ class Box:
                     stdout=out,
                     stderr=errors,
                     cwd=folder,
-                    env=_environment(),
+                    env={key: os.environ[key] for key in ("LD_LIBRARY_PATH",) if key in os.environ},
                     start_new_session=True,
                     pass_fds=kept,
                 )
@@ -193,10 +193,6 @@ def _pipe() -> Iterator[_Pipe]:
 
 def _bubblewrap() -> str | None:
     return shutil.which("bwrap")
-
-
-def _environment() -> dict[str, str]:
-    return {key: os.environ[key] for key in ("LD_LIBRARY_PATH",) if key in os.environ}  # Python's own libraries
 
 
 def _python(role: ModuleType, root: Path) -> list[str]:

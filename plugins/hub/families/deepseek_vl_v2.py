@@ -158,7 +158,7 @@ def _read_tiling(config: Config, model: dict[str, Any]) -> None:
         most = int(max(c * r for c, r in grids))
     except (TypeError, ValueError):
         raise refusal("candidate_resolutions", given, "must list pairs of numbers", "Correct config.json") from None
-    if grids != _grids(most):
+    if grids != {(c, r) for c in range(1, most + 1) for r in range(1, most // c + 1)}:
         rule = f"must be all grids of at most {most} tiles of {tile} pixels"
         raise refusal("candidate_resolutions", given, rule, "Other lists of candidates are not supported")
     Fixed("tile_tag", "2D").read(config, model)
@@ -169,10 +169,6 @@ def _read_tiling(config: Config, model: dict[str, Any]) -> None:
         rule = f"is required with a vocabulary of {model['vocab_size']}, which is not DeepSeek-VL2's"
         raise refusal("image_token_id", None, rule, "Add the id that the tokenizer gives <image>")
     model["images"] = {"name": "early_fusion", "image_token": token}
-
-
-def _grids(most: int) -> set[tuple[float, float]]:
-    return {(c, r) for c in range(1, most + 1) for r in range(1, most // c + 1)}
 
 
 def _write_tiling(decoder: Decoder, config: dict[str, Any]) -> None:

@@ -40,16 +40,13 @@ def _read_attention(config: Config, model: dict[str, Any]) -> None:
     banded = {"name": "banded", "rank": rank, "extent": window}
     far = {**banded, "extent": config.take("rel_extent", kind=int)}
     model["attention"] |= {**_heads(config, "swa_"), "window": window, "key_conv": taps, "value_conv": taps}
-    full = {**_heads(config, ""), "window": None, "position": _scaled(config, far)}
+    floor = config.take("log_scaling_n_floor", kind=int, default=None)
+    scale = config.take("log_scaling_alpha", kind=float, default=0.1)
+    scaled = far if floor is None else {"name": "log_scaled", "floor": floor, "scale": scale, "inner": far}
+    full = {**_heads(config, ""), "window": None, "position": scaled}
     model["position"], model["variants"] = banded, {"attention": {"full": full}}
     model["layout"] = {"attention": ["full" if kind == FULL else "attention" for kind in kinds]}
     model["residual"]["residual"] |= {"attention_out_conv": taps, "ffn_out_conv": taps}
-
-
-def _scaled(config: Config, banded: dict[str, Any]) -> dict[str, Any]:
-    floor = config.take("log_scaling_n_floor", kind=int, default=None)
-    scale = config.take("log_scaling_alpha", kind=float, default=0.1)
-    return banded if floor is None else {"name": "log_scaled", "floor": floor, "scale": scale, "inner": banded}
 
 
 def _write_attention(decoder: Decoder, config: dict[str, Any]) -> None:

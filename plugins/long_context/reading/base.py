@@ -154,24 +154,17 @@ def compose_prompt(
             left = [other for other in answers[i:] if other[:at] == answer[:at] and len(other) > at]
             asked[len(tail) + at] = frozenset(other[at] for other in left)
         tail += answer
-    refuse_crowded(length, sum(map(len, facts)) + len(tail))
+    # Refuse a window in which facts and question would leave less than half to the text.
+    needed = sum(map(len, facts)) + len(tail)
+    if 2 * needed > length + 1:
+        rule = f"is too short: facts, question and answers of the reading test are {needed} tokens, at most half of it"
+        raise ConfigError("lengths", length, rule, f"Write lengths of {2 * needed} or more, or choose other suites")
     room = length - len(tail)
     tokens = [*np.asarray(text[:room]).tolist(), *tail]
     for at, fact in zip(_places(facts, room, depth, random, in_order), facts, strict=True):
         tokens[at : at + len(fact)] = fact
     accepted = {room + index: ids for index, ids in asked.items()}
     return Prompt(tokens, room + len(question), accepted, tuple(list(answer) for answer in answers))
-
-
-def refuse_crowded(length: int, needed: int) -> None:
-    """Refuse a window in which facts and question would leave less than half to the text.
-
-    Raises:
-        ConfigError: at ``lengths``
-    """
-    if 2 * needed > length + 1:
-        rule = f"is too short: facts, question and answers of the reading test are {needed} tokens, at most half of it"
-        raise ConfigError("lengths", length, rule, f"Write lengths of {2 * needed} or more, or choose other suites")
 
 
 def _places(

@@ -39,7 +39,10 @@ def hand_over(given: argparse.Namespace) -> None:
     cluster = read(Cluster, typed(Cluster, words.settings))
     has_weights = given.source.exists() and given.source.suffix not in (".yaml", ".yml")
     if not has_weights:
-        _refuse_of_weights(given)
+        for option, value in (("--dtype", given.dtype), ("--max-shard-size", given.max_shard_size)):
+            if value is not None:
+                rule = f"is of weights, and {given.source} is a composition without any"
+                raise ConfigError(option, value, rule, "Leave it out, or name a run")
     decoder, origin = _opened(given.source, has_weights)
     family, _, why = recognise(decoder, given.family, origin)
     if family.model_type == OWN.model_type:
@@ -58,13 +61,6 @@ def hand_over(given: argparse.Namespace) -> None:
         export_config(decoder, given.out, family=family.model_type, beside=beside)
         print(f"Wrote config.json of model_type {family.model_type!r} to {given.out}; there are no weights.")
     _say(engine, given.out, best, trained, given.source)
-
-
-def _refuse_of_weights(given: argparse.Namespace) -> None:
-    for option, value in (("--dtype", given.dtype), ("--max-shard-size", given.max_shard_size)):
-        if value is not None:
-            rule = f"is of weights, and {given.source} is a composition without any"
-            raise ConfigError(option, value, rule, "Leave it out, or name a run")
 
 
 def in_whole_rounds(found: Sequence[Candidate], job: Job) -> list[Candidate]:

@@ -132,7 +132,9 @@ def sights(found: Found, name: str = "pictures", heading: str = "answers about p
     top = 22 + ROW * len(bars) + 16
     height = top + sum(SIDE + 8 + 2 * LINE * turns + 10 for turns in deep)
     chart = Chart(name, heading, height, left=96, right=92, top=22, bottom=10)
-    chart.add("text", "name", _legend(found), x=4.0, y=13.0)
+    others = [shown for shown in found.accuracies if shown != "whole"]
+    legend = "right answers" + (f"; thin: pictures {', '.join(others)}" if others else "")
+    chart.add("text", "name", legend, x=4.0, y=13.0)
     for i, each in enumerate(bars):
         _bar(chart, each, found, chart.y1 + ROW * i)
     for i, turns in zip(_rows(found), deep, strict=True):
@@ -144,11 +146,6 @@ def sights(found: Found, name: str = "pictures", heading: str = "answers about p
 
 def _rows(found: Found) -> range:
     return range(0, len(found.samples), COLUMNS)
-
-
-def _legend(found: Found) -> str:
-    others = [shown for shown in found.accuracies if shown != "whole"]
-    return "right answers" + (f"; thin: pictures {', '.join(others)}" if others else "")
 
 
 def _bar(chart: Chart, each: Accuracy, found: Found, y: float) -> None:

@@ -55,7 +55,10 @@ class RegistrySearchPath(SearchPathPlugin):
     """Appends the folders of the user and of plug-ins, then the registry: this project's own files take precedence."""
 
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
-        if not _is_ours(search_path):
+        # Whether the application's own configurations are this project's
+        main = (entry.path for entry in search_path.get_path() if entry.provider == "main")
+        is_ours = any(path and Path(path.removeprefix("file://")).resolve() == CONF.resolve() for path in main)
+        if not is_ours:
             return
         from blockwright.registry import plugins, user_conf
 
@@ -64,9 +67,3 @@ class RegistrySearchPath(SearchPathPlugin):
         for folder, owner in plugins.folders(plugins.CONF).items():
             search_path.append(provider=owner, path=f"file://{folder}")
         search_path.append(provider="blockwright", path=f"{SCHEME}://")  # last: a file has defaults, and comments too
-
-
-def _is_ours(search_path: ConfigSearchPath) -> bool:
-    """Whether the application's own configurations are this project's."""
-    main = (entry.path for entry in search_path.get_path() if entry.provider == "main")
-    return any(path and Path(path.removeprefix("file://")).resolve() == CONF.resolve() for path in main)

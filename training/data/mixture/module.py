@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any, ClassVar, Literal
 
-import lightning as L
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -196,15 +195,12 @@ class MixtureDataModule(RowDataModule):
         self._refuse_unmeasured()
         self._forget_order()
         if self.trainer is not None and stage == "fit":
-            self._check_trainer(self.trainer)
+            batches = self.trainer.max_steps * self.trainer.accumulate_grad_batches
+            if self.trainer.fast_dev_run:  # type: ignore[attr-defined]  # a few steps of a longer run
+                self._n_batches = batches
+            else:
+                self.check_run(batches if batches > 0 else None)
         self._begin(stage)
-
-    def _check_trainer(self, trainer: L.Trainer) -> None:
-        batches = trainer.max_steps * trainer.accumulate_grad_batches
-        if trainer.fast_dev_run:  # type: ignore[attr-defined]  # a few steps of a longer run
-            self._n_batches = batches
-        else:
-            self.check_run(batches if batches > 0 else None)
 
     @cached_property
     def _trained(self) -> dict[str, Tokens]:

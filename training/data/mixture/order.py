@@ -48,17 +48,13 @@ def permuted(places: npt.ArrayLike, n: npt.ArrayLike, keys: npt.ArrayLike) -> In
     """
     whole = np.broadcast_arrays(places, n, np.asarray(keys, np.uint64))
     x, lengths, keys = (each.astype(np.uint64).ravel() for each in whole)
-    halves = _halves(lengths)
+    # Half of the bits of the places of [0, n), rounded up, at least 1
+    bits = np.frexp((lengths - np.uint64(1)).astype(np.float64))[1]
+    halves = np.maximum(1, -(-bits // 2)).astype(np.uint64)
     x = _network(x, halves, keys)
     while (beyond := x >= lengths).any():  # the network permutes up to 4n places: walk its cycle back into [0, n)
         x[beyond] = _network(x[beyond], halves[beyond], keys[beyond])
     return x.astype(np.int64).reshape(whole[0].shape)
-
-
-def _halves(n: Bits) -> Bits:
-    """Half of the bits of the places of [0, n), rounded up, at least 1."""
-    bits = np.frexp((n - np.uint64(1)).astype(np.float64))[1]
-    return np.maximum(1, -(-bits // 2)).astype(np.uint64)
 
 
 def _network(x: Bits, halves: Bits, keys: Bits) -> Bits:

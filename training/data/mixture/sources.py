@@ -141,7 +141,11 @@ class ShardFiles(Source):
         whole, known = Shards(train), all(shard.tokenizer for shard in train)
         if self.val_tokens is None:
             return Opened(whole, None, named, known)
-        cut = _cut_before(whole, self._held_out(whole, place))
+        n: Any = self.val_tokens
+        if isinstance(n, bool) or not isinstance(n, int) or not 0 < n < whole.n_tokens:
+            rule = f"must be a number of tokens above 0 and below those of the files ({whole.n_tokens:,})"
+            raise ConfigError(f"{place.path}.val_tokens", n, rule, "Write for example 1_000_000, or name files as val")
+        cut = _cut_before(whole, n)
         return Opened(Stretch(whole, 0, cut), Stretch(whole, cut, whole.n_tokens), named, known)
 
     def _named(self, files: str | Sequence[str], key: str, place: Place) -> list[Shard]:
@@ -159,13 +163,6 @@ class ShardFiles(Source):
                 rule = f"was made by another tokenizer than this one ({tokenizer.kind}, {tokenizer.vocab_size:,} ids)"
                 raise ConfigError(path, str(shard.path), rule, "Use that one, or tokenise the text again")
         return shards
-
-    def _held_out(self, whole: Tokens, place: Place) -> int:
-        n: Any = self.val_tokens
-        if isinstance(n, bool) or not isinstance(n, int) or not 0 < n < whole.n_tokens:
-            rule = f"must be a number of tokens above 0 and below those of the files ({whole.n_tokens:,})"
-            raise ConfigError(f"{place.path}.val_tokens", n, rule, "Write for example 1_000_000, or name files as val")
-        return n
 
 
 class CorpusSource(Source):
@@ -260,7 +257,9 @@ def overview(
     for name, source in opened.items():
         shares = {stage: _percent(weights.get(name, 0), sum(weights.values())) for stage, weights in stages.items()}
         read = {"epochs": f"{epochs[name]:.3g}" if name in epochs else ""}
-        rows.append({"source": name, **_sizes(source), **shares, **read, **_shown(source, tokenizer)})
+        held_out = 0 if source.val is None else source.val.n_tokens
+        sizes = {"tokens": f"{source.train.n_tokens:,}", "held out": f"{held_out:,}" if held_out else ""}
+        rows.append({"source": name, **sizes, **shares, **read, **_shown(source, tokenizer)})
     return rows
 
 
@@ -269,11 +268,6 @@ def texts(opened: Mapping[str, Opened], tokenizer: Tokenizer, n: int) -> list[tu
     return [
         (name, tokenizer.decode(sample)) for name, source in opened.items() for sample in samples(source.train, n, 64)
     ]
-
-
-def _sizes(source: Opened) -> dict[str, str]:
-    held_out = 0 if source.val is None else source.val.n_tokens
-    return {"tokens": f"{source.train.n_tokens:,}", "held out": f"{held_out:,}" if held_out else ""}
 
 
 def _shown(source: Opened, tokenizer: Tokenizer) -> dict[str, str]:

@@ -50,7 +50,12 @@ def delta_actions(
     best, error, slope, lowest = transitions.around(trial, width)
     first, damping = (transitions.plain**2).sum(1).mean(), np.zeros(transitions.n)
     for _ in range(steps):
-        trial = _stepped(best, error, slope, damping)
+        # Where Levenberg and Marquardt step to from Δa, within the bound
+        eye, turned = np.eye(NU), slope.transpose(0, 2, 1)
+        square = turned @ slope
+        square = square + RIDGE * eye + damping[:, None, None] * eye * square
+        pull = (turned @ error[..., None])[..., 0] - RIDGE * best
+        trial = np.clip(best + np.linalg.solve(square, pull[..., None])[..., 0], -BOUND, BOUND)
         width = np.minimum(width, np.clip(np.abs(trial - best).max(1) / 2, NARROWEST, WIDEST))
         found = transitions.around(trial, width)
         better = found[-1] < lowest
@@ -88,15 +93,6 @@ class _Transitions:
         self.plain = error[:, 0]
         chosen = (np.arange(self.n), cost.argmin(1))
         return tried[chosen], error[chosen], slope, cost[chosen]
-
-
-def _stepped(delta: np.ndarray, error: np.ndarray, slope: np.ndarray, damping: np.ndarray) -> np.ndarray:
-    """Where Levenberg and Marquardt step to from Δa, within the bound."""
-    eye, turned = np.eye(NU), slope.transpose(0, 2, 1)
-    square = turned @ slope
-    square = square + RIDGE * eye + damping[:, None, None] * eye * square
-    pull = (turned @ error[..., None])[..., 0] - RIDGE * delta
-    return np.clip(delta + np.linalg.solve(square, pull[..., None])[..., 0], -BOUND, BOUND)
 
 
 def of_rollouts(real: Rollouts, gap: Gap = NONE) -> Labels:

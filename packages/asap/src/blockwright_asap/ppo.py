@@ -140,7 +140,9 @@ class PPO:
         while self.done < self.iterations:
             self.iterate()
             if file is not None and (self.done % every == 0 or self.done == self.iterations):
-                _save(self.state_dict(), file)
+                state = self.state_dict()
+                with replaced(file) as partial:
+                    torch.save(state, partial)
 
     def iterate(self) -> None:
         """Act for ``HORIZON`` steps with every robot, then update."""
@@ -258,8 +260,3 @@ def _as_arrays(state: Any) -> Any:
     if isinstance(state, dict):
         return {name: _as_arrays(value) for name, value in state.items()}
     return state.numpy() if isinstance(state, Tensor) else state
-
-
-def _save(state: dict[str, Any], file: Path) -> None:
-    with replaced(file) as partial:
-        torch.save(state, partial)

@@ -49,7 +49,9 @@ class Replaying:
         action = np.clip(action, -BOUND, BOUND)
         self.world.advance(self.real.commands[self.t, self.robot] + action)
         self.t, self.age = self.t + 1, self.age + 1
-        reward = (self._near() - self._effort(action)) * 0.02
+        size = np.exp(np.minimum(np.linalg.norm(action, axis=1), 5)) - 1
+        effort = self.norm_weight * size + 0.01 * ((action - self.last) ** 2).sum(1)
+        reward = (self._near() - effort) * 0.02
         self.last = action
         done = (self.age >= self.horizon) | (self.t >= len(self.real.commands))
         seen = self.observe()
@@ -68,10 +70,6 @@ class Replaying:
         speed = np.exp(-(off[:, NQ : NQ + 2] ** 2).sum(1) / 0.3)
         joints = np.exp(-(off[:, 3:NQ] ** 2).sum(1) / 0.1) + np.exp(-(off[:, NQ + 3 :] ** 2).mean(1) / 4)
         return bodies + 0.5 * (pitch + speed + joints)
-
-    def _effort(self, action: np.ndarray) -> np.ndarray:
-        size = np.exp(np.minimum(np.linalg.norm(action, axis=1), 5)) - 1
-        return self.norm_weight * size + 0.01 * ((action - self.last) ** 2).sum(1)
 
     def _reset(self, who: np.ndarray) -> None:
         count, (steps, robots) = int(who.sum()), self.real.commands.shape[:2]
