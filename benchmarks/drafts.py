@@ -20,7 +20,7 @@ from blockwright.blocks.generation.drafts import Drafter
 from blockwright.blocks.generation.generate import Continuations
 from blockwright.blocks.generation.sample import Acceptance, Sampling
 from blockwright.blocks.generation.speculation import Speculation
-from blockwright.lab.generation_options import drafter
+from blockwright.lab.generate import drafter
 from blockwright.lab.writer import Writer
 
 PROMPTS = ("import os\n\ndef read(path):\n", 'class Node:\n    """A ')

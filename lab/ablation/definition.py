@@ -19,7 +19,7 @@ from blockwright.lab.definitions import Files
 from blockwright.lab.match.sizing import Match
 from blockwright.lab.report.sweep import Solved
 from blockwright.lab.statistics.looks import Spend
-from blockwright.lab.sweep.tuning import RATE
+from blockwright.lab.statistics.tuning import RATE
 from blockwright.registry import BlockError, ConfigError, did_you_mean
 from blockwright.registry.ranges import Count, Positive, Seed
 from blockwright.registry.reading import Remedy, checked, keys, typed

@@ -17,8 +17,7 @@ from typing import Any
 from blockwright.lab.ablation import seed_counts
 from blockwright.lab.ablation.scheme import Scheme
 from blockwright.lab.statistics import tuning
-from blockwright.lab.statistics.tuning import Try
-from blockwright.lab.sweep.tuning import COMPARE, RATE, TUNE, Aim, next_round, octaves
+from blockwright.lab.statistics.tuning import COMPARE, RATE, TUNE, Aim, Try, next_round, octaves
 from blockwright.training.result import Result
 
 Job = dict[str, Any]

@@ -8,8 +8,8 @@ from blockwright.lab.ablation import seed_counts
 from blockwright.lab.ablation.bank import Entry
 from blockwright.lab.ablation.planning import Plan
 from blockwright.lab.ablation.seed_counts import FEWEST, affordable, last_level
+from blockwright.lab.statistics.tuning import TUNE
 from blockwright.lab.sweep.table import duration
-from blockwright.lab.sweep.tuning import TUNE
 
 
 def jobs(plan: Plan) -> str:

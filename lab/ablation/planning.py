@@ -13,7 +13,7 @@ from blockwright.lab.ablation.bank import Entry, Shape
 from blockwright.lab.ablation.definition import Definition
 from blockwright.lab.ablation.scheme import Recipe, Scheme
 from blockwright.lab.match.sizing import Arm, Sized, arm_of, named, size
-from blockwright.lab.sweep.tuning import Aim, composed_value
+from blockwright.lab.statistics.tuning import Aim, composed_value
 from blockwright.registry import ConfigError
 from blockwright.registry.command import quoted
 from blockwright.registry.reading import read as read_settings

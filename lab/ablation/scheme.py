@@ -8,7 +8,7 @@ from typing import Any
 
 from blockwright.lab.report.sweep import Bank, Solved
 from blockwright.lab.statistics.looks import Spend
-from blockwright.lab.sweep.tuning import Aim
+from blockwright.lab.statistics.tuning import Aim
 from blockwright.registry import BlockError
 from blockwright.registry.ranges import Count, NonNegative, Number, Positive, Seed
 from blockwright.registry.reading import keys

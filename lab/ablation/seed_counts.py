@@ -22,8 +22,8 @@ from blockwright.lab.report.sweep import Bank
 from blockwright.lab.report.verdict import verdicts
 from blockwright.lab.statistics import looks, power
 from blockwright.lab.statistics.looks import Spend
+from blockwright.lab.statistics.tuning import RATE, Aim
 from blockwright.lab.statistics.variance import Left, Noise, dof_of
-from blockwright.lab.sweep.tuning import RATE, Aim
 from blockwright.registry import ConfigError
 from blockwright.training.result import Result
 

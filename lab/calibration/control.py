@@ -22,7 +22,7 @@ from blockwright.lab.report.sweep import Arm, Design, Run, Sweep
 from blockwright.lab.report.verdict import Verdict, verdict
 from blockwright.lab.statistics import tuning
 from blockwright.lab.statistics.intervals import LEVEL
-from blockwright.lab.sweep.tuning import COMPARE, RATE, TUNE
+from blockwright.lab.statistics.tuning import COMPARE, RATE, TUNE
 from blockwright.registry import BlockError
 from blockwright.registry.ranges import Count, NonNegative, Positive, Seed
 from blockwright.registry.reading import Remedy, keys

@@ -16,7 +16,7 @@ from blockwright.blocks.kernels.machine import keep_freed_memory
 from blockwright.blocks.kernels.timing import multiply_fastest
 from blockwright.lab.chat.conversation import USUAL_ROOM, ChatText, Conversation, Manner, difference, own_format
 from blockwright.lab.chat.talk import MAX_LINE, Talk
-from blockwright.lab.generation_options import add_options, checked_sampling
+from blockwright.lab.generate import add_options, checked_sampling
 from blockwright.lab.writer import Writer
 from blockwright.registry import ConfigError
 from blockwright.registry.command import Parser, run_command

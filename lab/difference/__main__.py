@@ -12,9 +12,8 @@ from pathlib import Path
 
 from blockwright.lab.difference.difference import Side, difference
 from blockwright.lab.difference.difference import read as read_record
-from blockwright.lab.difference.picture import side_by_side
-from blockwright.lab.difference.rows import show
 from blockwright.lab.difference.settings import read as read_settings
+from blockwright.lab.difference.views import show, side_by_side
 from blockwright.lab.drawing.export import named, refuse_without_extra, save
 from blockwright.lab.drawing.sheet import clean
 from blockwright.lab.models import changes_model, composition

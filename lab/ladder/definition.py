@@ -16,7 +16,7 @@ from blockwright.lab.ablation import definition as ablation
 from blockwright.lab.ablation.definition import Overrides
 from blockwright.lab.definitions import Files
 from blockwright.lab.match.sizing import Match
-from blockwright.lab.sweep.tuning import RATE
+from blockwright.lab.statistics.tuning import RATE
 from blockwright.registry import BlockError, ConfigError
 from blockwright.registry.ranges import Count, Positive, ProperFraction
 from blockwright.registry.reading import Remedy, keys, typed

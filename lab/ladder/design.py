@@ -19,9 +19,8 @@ from typing import Any
 
 from blockwright.lab.statistics import tuning
 from blockwright.lab.statistics.law import Common
-from blockwright.lab.statistics.tuning import Fit, Try
+from blockwright.lab.statistics.tuning import COMPARE, RATE, SD_OF_RUN, TUNE, Fit, Try, loss_of, next_round
 from blockwright.lab.statistics.variance import Left
-from blockwright.lab.sweep.tuning import COMPARE, RATE, SD_OF_RUN, TUNE, loss_of, next_round
 from blockwright.registry import ConfigError
 from blockwright.registry.ranges import Count, Positive, ProperFraction, Seed
 from blockwright.registry.reading import read as read_settings

@@ -21,9 +21,9 @@ from blockwright.lab.ladder.design import Cell, Job, Outline, Place, Tuned, comm
 from blockwright.lab.statistics.intervals import LEVEL, Interval
 from blockwright.lab.statistics.law import Common, Rung, largest, on_one_thread
 from blockwright.lab.statistics.law_check import Cells, Conclusion, cells, conclude
+from blockwright.lab.statistics.tuning import COMPARE
 from blockwright.lab.statistics.variance import Noise
 from blockwright.lab.sweep import plan as plans
-from blockwright.lab.sweep.tuning import COMPARE
 from blockwright.registry import ConfigError
 from blockwright.training.result import UNFINISHED, Result
 

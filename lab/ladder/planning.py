@@ -18,7 +18,7 @@ from blockwright.lab.ladder.design import KEY, Cell, Job, Outline, Size, compare
 from blockwright.lab.match.sizing import Sized, named
 from blockwright.lab.statistics.law import Form, Rung
 from blockwright.lab.statistics.law_check import APART, Usual, expected, unidentified
-from blockwright.lab.sweep.tuning import composed_value, octaves
+from blockwright.lab.statistics.tuning import composed_value, octaves
 from blockwright.registry import ConfigError
 from blockwright.training.configuration.composing import compose_config
 from blockwright.training.configuration.named_model import composition_of

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from blockwright.lab.ladder import charts, tables
+from blockwright.lab.ladder import views
 from blockwright.lab.ladder.findings import Findings, find
 from blockwright.lab.ladder.verdict import document, verdicts
 from blockwright.lab.report import build, terminal
@@ -131,7 +131,7 @@ def show(directory: Path, at: str | None = None) -> None:
     findings = find(directory)
     at_size = planned(findings, at)
     head, sections = head_of(findings), arrange(findings, at_size)
-    files = {"runs.csv": tables.rows(findings), VERDICT: f"{as_json(document(findings))}\n"}
+    files = {"runs.csv": views.rows(findings), VERDICT: f"{as_json(document(findings))}\n"}
     terminal.show_head(head, save(findings.directory, head, sections, files))
     if at is not None:
         print(line(findings, at_size))
@@ -178,16 +178,16 @@ def _method(findings: Findings) -> str:
 def arrange(findings: Findings, planned: Planned) -> list[Section]:
     """The sections of the page, in order."""
     found = verdicts(findings)
-    drawn = [charts.speed_ups(findings, found)]
-    figures = [charts.losses(findings, "size"), charts.losses(findings, "data"), charts.residuals(findings)]
+    drawn = [views.speed_ups(findings, found)]
+    figures = [views.losses(findings, "size"), views.losses(findings, "data"), views.residuals(findings)]
     curves = [figure for figure in figures if figure is not None]
     parts = [
-        Section("speed", "What the arms are worth", [d for d in drawn if d], some(tables.speed(findings, found))),
-        Section("law", "The law", curves, some(tables.residual(findings)), law_lead(findings)),
-        Section("rungs", "Differences a rung", [], [tables.difference(findings)]),
+        Section("speed", "What the arms are worth", [d for d in drawn if d], some(views.speed(findings, found))),
+        Section("law", "The law", curves, some(views.residual(findings)), law_lead(findings)),
+        Section("rungs", "Differences a rung", [], [views.difference(findings)]),
         Section("forecast", "Forecast", [], some(table(findings, planned)), lead(findings)),
-        Section("tuning", "How the arms were tuned", [], some(tables.tuning(findings))),
-        Section("lost", "What was lost", [], some(tables.lost(findings))),
+        Section("tuning", "How the arms were tuned", [], some(views.tuning(findings))),
+        Section("lost", "What was lost", [], some(views.lost(findings))),
     ]
     return [part for part in parts if part.figures or part.tables or part.lead]
 

@@ -13,7 +13,7 @@ from blockwright.lab.report.models import models
 from blockwright.lab.report.page import LABELS, Head, Section, save, some
 from blockwright.lab.report.sentences import basis
 from blockwright.lab.report.verdict import as_json, document, verdicts
-from blockwright.lab.sweep.tuning import RATE
+from blockwright.lab.statistics.tuning import RATE
 from blockwright.registry.extras import require
 
 VERDICT = "verdict.json"

@@ -10,8 +10,7 @@ from blockwright.lab.report.evidence import Evidence, Side, weigh
 from blockwright.lab.report.sweep import Arm, Run, Sweep
 from blockwright.lab.statistics import intervals, tuning
 from blockwright.lab.statistics.intervals import Comparison, Interval
-from blockwright.lab.statistics.tuning import ENDS, Fit, Try
-from blockwright.lab.sweep.tuning import COMPARE, RATE, TUNE, Aim, loss_of
+from blockwright.lab.statistics.tuning import COMPARE, ENDS, RATE, TUNE, Aim, Fit, Try, loss_of
 
 # --- how each arm was tuned -------------------------------------------------------------------------------------------
 

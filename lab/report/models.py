@@ -78,12 +78,12 @@ def _whole(side: Side) -> Drawn:
 
 def _against(baseline: Side, side: Side, number: int) -> Drawn | None:
     """The picture of an arm's model; None if it is the baseline's."""
-    from blockwright.lab.difference import rows
+    from blockwright.lab.difference import views
     from blockwright.lab.difference.difference import difference
-    from blockwright.lab.difference.picture import LEGEND, drawn, side_by_side
+    from blockwright.lab.difference.views import LEGEND, drawn, side_by_side
 
     found = difference(baseline, side)
-    settings = [f"{label} {a} → {b}" for sign, label, a, b, _ in rows.differing(found) if sign == rows.DIFFERS]
+    settings = [f"{label} {a} → {b}" for sign, label, a, b, _ in views.differing(found) if sign == views.DIFFERS]
     if not settings:
         return None
     more = f"; and {len(settings) - NAMED} more" if len(settings) > NAMED else ""

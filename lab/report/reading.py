@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from blockwright.lab.report.sweep import Arm, Design, Run, Sweep
+from blockwright.lab.statistics.tuning import COMPARE, Aim
 from blockwright.lab.sweep import plan as plans
 from blockwright.lab.sweep.plan import damage_of, overrides_of
 from blockwright.lab.sweep.table import described, maximizes
-from blockwright.lab.sweep.tuning import COMPARE, Aim
 from blockwright.registry import ConfigError, did_you_mean
 from blockwright.registry.folder import read_json, read_yaml
 from blockwright.registry.reading import keys

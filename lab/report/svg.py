@@ -258,7 +258,7 @@ def cut(name: str, letters: int) -> str:
 
 
 COLOURS = 7  # distinguishable colours; further arms are grey
-ENDS = 16  # letters of a name at the end of a line
+AT_END = 16  # letters of a name at the end of a line
 LETTER = 7.4  # pixels of a label's letter, about
 
 
@@ -292,7 +292,7 @@ def label_room(findings: Findings) -> float:
 
 def room_of(names: Sequence[str]) -> float:
     """Right margin for names."""
-    return 26 + LETTER * max(len(cut(name, ENDS)) for name in names)
+    return 26 + LETTER * max(len(cut(name, AT_END)) for name in names)
 
 
 def end_labels(chart: Chart, ends: Sequence[tuple[str, str, Point]]) -> None:
@@ -306,4 +306,4 @@ def end_labels(chart: Chart, ends: Sequence[tuple[str, str, Point]]) -> None:
     places = apart([min(max(py, chart.y1), chart.y0) for _, py in pixels], chart.y1, chart.y0)
     for (name, at, _), (ex, ey), place in zip(ends, pixels, places, strict=True):
         chart.add("line", f"leader {at}", x1=ex + 2, x2=chart.x1 + 10, y1=ey, y2=place)
-        chart.add("text", "strong" if at == "s0" else "", cut(name, ENDS), tip=name, x=chart.x1 + 13, y=place + 4)
+        chart.add("text", "strong" if at == "s0" else "", cut(name, AT_END), tip=name, x=chart.x1 + 13, y=place + 4)

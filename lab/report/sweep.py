@@ -10,7 +10,7 @@ from typing import Annotated, Any
 from annotated_types import Ge, Le
 
 from blockwright.lab.statistics.looks import Spend
-from blockwright.lab.sweep.tuning import COMPARE, Aim
+from blockwright.lab.statistics.tuning import COMPARE, Aim
 from blockwright.registry import BlockError
 from blockwright.registry.ranges import Count, NonNegative, Number, Positive, Seed
 from blockwright.training.figure import Figure

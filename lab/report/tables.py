@@ -9,7 +9,7 @@ from blockwright.lab.report import words
 from blockwright.lab.report.findings import Finding, Findings
 from blockwright.lab.report.sweep import Run
 from blockwright.lab.statistics import variance
-from blockwright.lab.sweep.tuning import RATE, TUNE
+from blockwright.lab.statistics.tuning import RATE, TUNE
 
 BUDGETS = (("params", "parameters"), ("active_params", "active"), ("flops", "FLOPs"), ("cache_bytes", "cache bytes"))
 MOST_RUNS = 8  # listed of an arm; more would push its figures out of sight

@@ -14,9 +14,8 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from blockwright.lab.report import sentences
-from blockwright.lab.report.case import Case, Decision, need, sees, states
 from blockwright.lab.report.findings import Finding, Findings
-from blockwright.lab.report.sentences import calibration, method
+from blockwright.lab.report.sentences import Case, Decision, calibration, method, need, sees, states
 from blockwright.lab.report.words import seeds
 from blockwright.lab.statistics.variance import Noise
 

@@ -7,19 +7,21 @@ polynomial misses more of the curve the higher a try is above the best, so that 
 
 The rounds: five tries an octave apart; while an arm asks for more (``next_tries``), two more for every arm
 (``further``), so that all are tuned alike; then fresh seeds at each arm's vertex, since a seed that chose a value
-flatters it.
+flatters it. The designs of ablations, ladders and transfers share these rounds (``next_round``).
 """
 
 from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
-from typing import Literal
+from typing import Any, Literal, TypeVar
 
 from blockwright.lab.statistics.variance import Left
+from blockwright.registry import ConfigError
+from blockwright.training.result import Result
 
 COARSE = 0.75  # zoom where half a spacing costs more than this many standard deviations of a run
 FINEST = 0.25  # octaves between two tries; closer ones show noise alone
@@ -307,3 +309,75 @@ def bands(losses: Sequence[float], least: float = 0.0) -> Bands | None:
         )
     below, middle, above = (tuple(map(float, each.quantile_tuning_curve(tries, minimize=True))) for each in of_shares)
     return Bands(middle, above, below)  # the lower band of the shares is the upper one of the losses
+
+
+TUNE, COMPARE = "tune", "compare"  # stages of a plan
+RATE = "optimizer.lr"
+Arm = TypeVar("Arm", bound=Hashable)
+SD_OF_RUN = 0.007  # nats, of a small model of text, where no measured noise is at hand
+
+
+@dataclass(frozen=True)
+class Aim:
+    """The figure by which tries are judged.
+
+    Args:
+        metric: its name
+        direction: in which it is better
+    """
+
+    metric: str
+    direction: Literal["minimize", "maximize"] = "minimize"
+
+    @property
+    def maximize(self) -> bool:
+        return self.direction == "maximize"
+
+    def loss(self, result: Result) -> float:
+        """The figure of a run as a loss; infinite for a run that was lost."""
+        return loss_of(result.value(self.metric), self.maximize)
+
+
+def octaves(value: float, number: int) -> list[float]:
+    """So many values an octave apart, around the composed one."""
+    return [value * 2.0 ** (i - number // 2) for i in range(number)]
+
+
+def next_round(tried: Mapping[Arm, Sequence[Try]], first: int, rounds: int, sd_of_run: float) -> dict[Arm, list[float]]:
+    """Two more values for every arm, so that all have as many tries; empty if no arm needs them, or rounds are over.
+
+    Args:
+        tried: arm → its tries
+        first: number of tries before the first round
+        rounds: at most; the best of an arm may then still be at an edge
+        sd_of_run: standard deviation of a run, in the unit of the losses
+    """
+    done = (max(map(len, tried.values())) - first) // 2
+    if done >= rounds or not any(next_tries(tries, sd_of_run) for tries in tried.values()):
+        return {}
+    return {arm: further(tries) for arm, tries in tried.items()}
+
+
+def composed_value(settings: Any, path: str, arm: str) -> float:
+    """The composed value of a setting, around which it is tuned.
+
+    Args:
+        settings: the configuration of an arm
+        path: of the setting
+        arm: name, for the message
+
+    Raises:
+        ConfigError: it is not a positive number
+    """
+    value = settings
+    for key in path.split("."):
+        value = value.get(key) if isinstance(value, Mapping) else None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+        rule = f"is tuned in octaves around its composed value, a positive number, but arm {arm} has {value!r} there"
+        raise ConfigError(f"tune.{path}", arm, rule, "Write the path of a number, or tune=null")
+    return float(value)
+
+
+def loss_of(value: float | None, maximize: bool = False) -> float:
+    """A figure as a loss: less is better, and nothing is worse than none."""
+    return math.inf if value is None else -value if maximize else value

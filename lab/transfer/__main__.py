@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from annotated_types import Ge, Le
 
+from blockwright.lab.statistics.tuning import RATE, TUNE, octaves
 from blockwright.lab.sweep import launcher
 from blockwright.lab.sweep import plan as plans
 from blockwright.lab.sweep.runner import run_plan
-from blockwright.lab.sweep.tuning import RATE, TUNE, octaves
 from blockwright.lab.transfer import design
 from blockwright.lab.transfer.design import BASE, RULES, STANDARD
 from blockwright.registry import ConfigError

@@ -17,8 +17,7 @@ from typing import Any
 from rich.table import Table
 
 from blockwright.lab.statistics.intervals import Comparison, compare, interval
-from blockwright.lab.statistics.tuning import ENDS, Fit, Try, fit
-from blockwright.lab.sweep.tuning import COMPARE, RATE, SD_OF_RUN, TUNE, loss_of, next_round
+from blockwright.lab.statistics.tuning import COMPARE, ENDS, RATE, SD_OF_RUN, TUNE, Fit, Try, fit, loss_of, next_round
 from blockwright.registry import ConfigError
 from blockwright.registry.extras import require
 from blockwright.registry.folder import write_json

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from blockwright.blocks.kernels.coded_attention import BITS
-from blockwright.lab import generation_options
+from blockwright.lab import generate
 from blockwright.registry import ConfigError
 from blockwright.registry.command import Parser, run_command
 from blockwright.registry.extras import require
@@ -35,7 +35,7 @@ def _parser() -> Parser:
     parser.add_argument("--queue", type=int, default=QUEUE, metavar="N", help=f"texts that may wait; default {QUEUE}")
     parser.add_argument("--visits", type=int, metavar="R", help="of a loop's layers; default: those of the model")
     parser.add_argument("--bits", type=int, choices=BITS, help="quantise the caches; default: exact")
-    generation_options.add_draft_options(parser)
+    generate.add_draft_options(parser)
     parser.add_argument("--dtype", default="float32", help="float32, bfloat16, float16 or float64")
     parser.add_argument("--device", help="cpu, cuda:0, …; default: a GPU where there is one")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen at; default: this machine alone")
@@ -60,7 +60,7 @@ def read(arguments: Sequence[str]) -> argparse.Namespace:
     if options.rows is not None and options.memory is not None:
         rule = "gives the number of rows, and so does --rows"
         raise ConfigError("--memory", options.memory, rule, "Leave one of them out")
-    generation_options.check_draft_options(options)
+    generate.check_draft_options(options)
     for name, least in {"rows": 1, "memory": 1, "room": 2, "queue": 0, "port": 0, "grace": 0}.items():
         value = getattr(options, name)
         if value is not None and not value >= least:

@@ -20,7 +20,7 @@ from blockwright.blocks.generation.drafts import Drafter
 from blockwright.blocks.kernels.machine import keep_freed_memory
 from blockwright.blocks.kernels.timing import multiply_fastest
 from blockwright.lab.card import in_bytes
-from blockwright.lab.generation_options import drafter
+from blockwright.lab.generate import drafter
 from blockwright.lab.listening import PLAIN, Site, check_free, is_loopback, listen, until_signal
 from blockwright.lab.writer import Writer, begin
 from blockwright.plugins.serve.app import application

@@ -56,7 +56,7 @@ REASONS: dict[str, list[str]] = {
     ],
     "files of this package, and the configuration of this project": [
         "blocks/conformance/setting.py json.loads", "lab/calibration/record.py read_bytes",
-        "lab/catalogue.py read_text", "lab/catalogue.py yaml.safe_load", "lab/difference/picture.py read_text",
+        "lab/catalogue.py read_text", "lab/catalogue.py yaml.safe_load", "lab/difference/views.py read_text",
         "lab/drawing/picture.py read_text", "lab/report/page.py read_text", "lab/report/svg.py read_text",
         "lab/new.py read_text", "lab/schemas.py read_text", "lab/schemas.py yaml.safe_load",
         "plugins/serve/app.py read_text", "plugins/studio/app.py read_bytes", "src/blockwright/api.py read_text",

@@ -90,8 +90,8 @@ def save_folder(checkpoint: dict[str, Any], path: Path) -> None:
     with failures():
         from torch.distributed.checkpoint import DefaultSavePlanner
 
-        planner = DefaultSavePlanner(flatten_state_dict=False, flatten_sharded_tensors=False)
-        dcp.save(tensors, checkpoint_id=str(part), planner=planner)
+        whole = DefaultSavePlanner(flatten_state_dict=False, flatten_sharded_tensors=False)
+        dcp.save(tensors, checkpoint_id=str(part), planner=whole)
     on_first(end)
 
 

@@ -15,7 +15,7 @@ from blockwright.lab.ablation.scheme import Recipe
 from blockwright.lab.ablation.seed_counts import Precision, affordable, last_level, quarters
 from blockwright.lab.report.findings import find
 from blockwright.lab.report.reading import read
-from blockwright.lab.sweep.tuning import Aim
+from blockwright.lab.statistics.tuning import Aim
 from blockwright.registry import ConfigError
 from blockwright.training.result import Result
 

@@ -13,8 +13,8 @@ from blockwright.lab.ablation.scheme import Recipe, Scheme
 from blockwright.lab.report.findings import find
 from blockwright.lab.report.reading import read
 from blockwright.lab.report.verdict import verdicts
+from blockwright.lab.statistics.tuning import Aim
 from blockwright.lab.sweep import plan as plans
-from blockwright.lab.sweep.tuning import Aim
 from blockwright.registry import ConfigError
 from blockwright.training.result import Result
 

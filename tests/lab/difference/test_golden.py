@@ -17,11 +17,11 @@ from run_folder import write_run
 from blockwright.blocks.compose import compose, preset
 from blockwright.command import run
 from blockwright.lab.card import flat
-from blockwright.lab.difference import rows
+from blockwright.lab.difference import views
 from blockwright.lab.difference.difference import Side, difference
-from blockwright.lab.difference.picture import SIGNS, SVG, marks, side_by_side
 from blockwright.lab.difference.settings import read
 from blockwright.lab.difference.settings import read as settings
+from blockwright.lab.difference.views import SIGNS, SVG, marks, side_by_side
 from blockwright.lab.drawing.scheme import scheme
 from blockwright.registry.command import run_command
 
@@ -49,7 +49,7 @@ def side(name):
 
 def written(found):
     """The contents of the file of a difference."""
-    table = ["\t".join(row) for row in (*rows.costs(found), *rows.composition(found))]
+    table = ["\t".join(row) for row in (*views.costs(found), *views.composition(found))]
     sides = (("a", found.a), ("b", found.b))
     boxes = [
         f"{x} {path} {mark}" for x, of in sides for path, mark in marks(found, scheme(of.model.decoder), x).items()

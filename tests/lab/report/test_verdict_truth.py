@@ -20,8 +20,7 @@ from blockwright.lab.report.reading import read
 from blockwright.lab.report.sweep import Arm, Bank, Design, Run, Sweep
 from blockwright.lab.report.verdict import verdicts
 from blockwright.lab.statistics import intervals, looks, tuning
-from blockwright.lab.statistics.tuning import Try
-from blockwright.lab.sweep.tuning import COMPARE, RATE, TUNE, octaves
+from blockwright.lab.statistics.tuning import COMPARE, RATE, TUNE, Try, octaves
 from blockwright.training.result import Result
 
 pytestmark = pytest.mark.xdist_group("verdict_truth")  # its sweeps are slow to write

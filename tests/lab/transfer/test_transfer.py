@@ -7,9 +7,9 @@ import shutil
 
 import pytest
 
+from blockwright.lab.statistics.tuning import COMPARE, RATE, TUNE
 from blockwright.lab.sweep import plan as plans
 from blockwright.lab.sweep.seams import growing_kinds
-from blockwright.lab.sweep.tuning import COMPARE, RATE, TUNE
 from blockwright.lab.transfer import design
 from blockwright.lab.transfer.__main__ import main
 from blockwright.lab.transfer.design import BASE, RULES, STANDARD, TRANSFERRED

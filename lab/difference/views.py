@@ -1,24 +1,31 @@
-"""A difference as rows of texts: a sign, what it is of, A, B, and the change. ≠ stands before what differs, = before a
-block that is the same."""
+"""A difference to look at: as rows of text, and as one picture.
+
+A row is a sign, what it is of, A, B, and the change. ≠ stands before what differs, = before a block that is the same.
+The picture has both models next to each other, and below them what they cost and the settings that differ.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from pathlib import PurePath
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path, PurePath
+from typing import Any, Literal
+from xml.etree import ElementTree as ET
 
 from rich import box
 from rich.table import Table
 from rich.text import Text
 
 from blockwright.lab.card import BEYOND, flat, scaled
-from blockwright.lab.difference.difference import Difference, Pair, Runs, minus, spelt
+from blockwright.lab.difference.difference import Difference, Pair, Runs, Side, minus, spelt
 from blockwright.lab.difference.settings import ABSENT, Entry, Name
-from blockwright.lab.drawing.sheet import clean
+from blockwright.lab.drawing.parts import Panel, Scheme
+from blockwright.lab.drawing.picture import picture
+from blockwright.lab.drawing.scheme import scheme
+from blockwright.lab.drawing.sheet import add, clean, cut
 from blockwright.lab.report.words import HUGE, MINUS, plain, signed
 from blockwright.registry import printing
 
-DIFFERS, SAME = "≠", "="
+DIFFERS, EQUALS = "≠", "="
 LONGEST = 60  # characters of a value; the JSON has all
 DIGEST = 12  # of a digest's 64
 Row = tuple[str, str, str, str, str]
@@ -50,7 +57,7 @@ def costs(found: Difference) -> list[Row]:
             continue
         if ours or theirs:
             one, two = ("none" if value is None else written(value) for value in (ours, theirs))
-            sign = DIFFERS if ours != theirs else SAME
+            sign = DIFFERS if ours != theirs else EQUALS
             rows.append((sign, label, one, two, percent(found.changes.get(key))))
     return rows
 
@@ -100,7 +107,7 @@ def _figure(entry: Entry, unit: str) -> Row:
     a, b = (plain(value) if isinstance(value, int | float) else _text(value) for value in (entry.a, entry.b))
     difference = minus(entry)
     label = clean(f"{entry.path}, {unit}" if unit else entry.path)
-    return SAME if entry.same else DIFFERS, label, a, b, "" if difference is None else signed(difference, 4)
+    return EQUALS if entry.same else DIFFERS, label, a, b, "" if difference is None else signed(difference, 4)
 
 
 def _shown(entries: Iterable[Entry]) -> list[Row]:
@@ -112,7 +119,7 @@ def _changed(entries: Iterable[Entry]) -> list[Row]:
 
 
 def _row(entry: Entry) -> Row:
-    return SAME if entry.same else DIFFERS, clean(entry.path), _text(entry.a), _text(entry.b), ""
+    return EQUALS if entry.same else DIFFERS, clean(entry.path), _text(entry.a), _text(entry.b), ""
 
 
 def _text(value: Any) -> str:
@@ -136,7 +143,7 @@ def _is_digest(value: Any) -> bool:
 # --- a difference in a terminal, or as plain lines --------------------------------------------------------------------
 
 
-STYLES = {DIFFERS: "bold yellow", SAME: "dim", "": "bold"}
+STYLES = {DIFFERS: "bold yellow", EQUALS: "dim", "": "bold"}
 WIDEST = 20  # characters of a name over a column
 ONE_SEED = (
     "No verdict: one seed cannot say whether B differs from A, and each is one run. "
@@ -184,3 +191,125 @@ def _print(heads: tuple[str, str], change: str, sections: Sequence[Sequence[Row]
             table.add_row(*(Text(cell, style=STYLES[row[0]]) for cell in row))
         table.add_section()
     printing.show(table)
+
+
+# --- which boxes of a picture differ from the other model's -----------------------------------------------------------
+
+
+Letter = Literal["a", "b"]
+SAME, CHANGED, ADDED = "same", "changed", "added"
+# A part of the decoder that is no block → the settings that it has.
+PARTS = {
+    "embedding": ("vocab_size", "d_model", "scale_embeddings"),
+    "head": ("vocab_size", "d_model", "tie_embeddings", "logit_softcap"),
+}
+PREDICTIONS = "mtp"
+
+
+def marks(found: Difference, scheme: Scheme, side: Letter) -> dict[str, str]:
+    """Path of a box → its mark.
+
+    Args:
+        found: the difference of A and B
+        scheme: of one of them
+        side: which one it is
+    """
+    made = dict(_blocks(found.model, side))
+    for path, keys in PARTS.items():
+        differs = any(not entry.same for entry in found.model if entry.path in keys)
+        made[path] = CHANGED if differs else SAME
+    made |= {box.path: _of_predictions(k, found, side) for k, box in enumerate(scheme.mtp)}
+    for panel in scheme.panels:
+        inner = dict(_of_panel(panel, found.layers, side))
+        made |= inner
+        if set(inner.values()) == {SAME}:
+            made[panel.path] = SAME
+    return made
+
+
+def _of_predictions(k: int, found: Difference, side: Letter) -> str:
+    """The mark of a depth of multi-token prediction, counted from 0."""
+    other = found.b if side == "a" else found.a
+    if k >= len(other.model.decoder.mtp):
+        return ADDED
+    differing = [entry.path for entry in found.model if not entry.same and entry.path != f"{PREDICTIONS}.depth"]
+    return CHANGED if any(path.partition(".")[0] == PREDICTIONS for path in differing) else SAME
+
+
+def _of_panel(panel: Panel, pairs: Sequence[Pair], side: Letter) -> Iterator[tuple[str, str]]:
+    for pair in pairs:
+        group = getattr(pair, side)
+        if group is not None and panel.layers[0] in group.layers:
+            yield from ((f"{panel.path}.{path}", mark) for path, mark in _blocks(pair.entries, side))
+
+
+def _blocks(entries: Iterable[Entry], side: Letter) -> Iterator[tuple[str, str]]:
+    """The blocks of one side among the entries, each with the mark of its own settings, its children's left out."""
+    every = list(entries)
+    names = {entry.path for entry in every if isinstance(entry.a, Name) or isinstance(entry.b, Name)}
+    differing = {_block_of(entry.path, names) for entry in every if not entry.same}
+    for entry in every:
+        if entry.path in names and getattr(entry, side) is not ABSENT:
+            lacking = entry.a is ABSENT or entry.b is ABSENT
+            yield entry.path, ADDED if lacking else CHANGED if entry.path in differing else SAME
+
+
+def _block_of(path: str, names: set[str]) -> str:
+    """The innermost block that a setting is of: itself, if it is the name of one."""
+    while path and path not in names:
+        path = path.rpartition(".")[0]
+    return path
+
+
+CSS = Path(__file__).with_name("picture.css")
+SVG = "http://www.w3.org/2000/svg"
+EDGE, LINE = 12, 17.0
+SIGNS = {CHANGED: "≠", ADDED: "+"}
+LEGEND = "≠ and bold: it differs · + and dashed: only this model has it · grey: it is the same"
+
+
+def side_by_side(found: Difference) -> str:
+    """The SVG of a difference."""
+    one, two = drawn(found, found.a, "a"), drawn(found, found.b, "b")
+    (width, left), (other, right) = ((float(each.get("width", 0)), float(each.get("height", 0))) for each in (one, two))
+    whole, top = width + other, max(left, right)
+    shown = [*costs(found), *differing(found)]
+    height = top + LINE * (len(shown) + 3) + EDGE
+    title = f"{found.a.name} and {found.b.name}"
+    root = ET.Element("svg", {"xmlns": SVG, "class": "scheme", "role": "img", "viewBox": f"0 0 {whole:g} {height:g}"})
+    root.attrib |= {"width": f"{whole:g}", "height": f"{height:g}"}
+    add(root, "title", text=title)
+    add(root, "style").text = one.findtext("style", "") + CSS.read_text()
+    add(root, "rect", "sheet", width=whole, height=height)
+    for each, x, letter in ((one, 0, "a"), (two, width, "b")):
+        place = add(root, "g", transform=f"translate({x:g} 0)", data_side=letter)
+        place.extend(part for part in each if part.tag not in ("title", "style"))
+    _table(root, found, shown, whole, top + LINE)
+    return ET.tostring(root, encoding="unicode") + "\n"
+
+
+def drawn(found: Difference, side: Side, letter: Letter) -> ET.Element:
+    """The picture of one model, with signs next to the colours; its names have no namespace."""
+    whole = scheme(side.model.decoder, side.name)
+    root = ET.fromstring(picture(whole, marks(found, whole, letter)).replace(f' xmlns="{SVG}"', "", 1))
+    for group in root.iter("g"):
+        frame = group.find("rect")
+        mark = group.get("class", "")
+        if frame is not None and mark in (SAME, *SIGNS):
+            frame.set("class", f"{frame.get('class')} {mark}-frame")
+        if (sign := SIGNS.get(mark)) and frame is not None:
+            add(group, "text", "sign", sign, x=float(frame.get("x", 0)), y=float(frame.get("y", 0)) + 5)
+    return root
+
+
+def _table(root: ET.Element, found: Difference, shown: Sequence[Row], width: float, y: float) -> None:
+    """Rows of a label, A, B and the change."""
+    add(root, "text", "small soft", LEGEND, x=EDGE, y=y)
+    ends = (0.6 * width, 0.85 * width, width - EDGE)
+    for row in [("", "", found.a.name, found.b.name, ""), *shown]:
+        y += LINE
+        sign, label, *values = row
+        add(root, "text", "", f"{sign} {label.strip()}".strip(), x=EDGE, y=y)
+        for end, value in zip(ends, values, strict=True):
+            add(root, "text", "end" if sign else "end name", cut(value, 0.24 * width, 11.0), x=end, y=y)
+        add(root, "line", "row", x1=EDGE, x2=width - EDGE, y1=y + 4.5, y2=y + 4.5)
