@@ -19,6 +19,7 @@ from blockwright.registry.catalogue import (
     SETTINGS,
     Composable,
     RegistrationError,
+    SameAs,
     families,
     family,
     find_family,
@@ -31,7 +32,6 @@ from blockwright.registry.catalogue import (
     settings,
 )
 from blockwright.registry.errors import REFUSED, BlockError, ConfigError, did_you_mean
-from blockwright.registry.fixes import SameAs
 from blockwright.registry.schema import INHERIT
 
 __all__ = [

@@ -14,8 +14,8 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from blockwright.registry import catalogue
+from blockwright.registry.catalogue import fixed_values
 from blockwright.registry.errors import BlockError, ConfigError, did_you_mean
-from blockwright.registry.fixes import fixed_values
 from blockwright.registry.layout import patched
 from blockwright.registry.limits import check_text, check_values, load_text
 from blockwright.registry.recording import Built, note

@@ -1,9 +1,10 @@
-"""Errors of the user: path, value, rule and remedy, without a traceback."""
+"""Errors of the user: path, value, rule and remedy, without a traceback; those of a missing package name its extra."""
 
 from __future__ import annotations
 
 import difflib
 import errno
+import importlib.util
 from collections.abc import Iterable
 from typing import Any
 
@@ -96,3 +97,26 @@ def refusal_of_full(error: BaseException) -> ConfigError | None:
         return None
     remedy = "Make room, or write to a folder on another disk; checkpoints written before are intact"
     return ConfigError("disk", found.filename or "…", f"cannot be written ({found.strerror})", remedy)
+
+
+def has_package(name: str) -> bool:
+    """Whether a package is installed; it is not imported."""
+    return importlib.util.find_spec(name) is not None
+
+
+def require(extra: str, *packages: str, path: str, value: Any = None, otherwise: str = "") -> None:
+    """Refuse a setting that needs packages which are not installed.
+
+    Args:
+        extra: that installs them
+        packages: names to import
+        path, value: of the setting
+        otherwise: alternative for the user: ``or train on your own files: data=text``
+
+    Raises:
+        ConfigError: one of the packages is missing
+    """
+    missing = [name for name in packages if not has_package(name)]
+    if missing:
+        rule = f"needs a package that is not installed ({', '.join(missing)})"
+        raise ConfigError(path, value, rule, f"pip install 'blockwright[{extra}]'{otherwise and f', {otherwise}'}")

@@ -96,7 +96,7 @@ class Schema:
 
     Args:
         parameters: configurable ones by name, children included
-        fixed: those fixed by the registration; their ``default`` is the value (see registry/fixes.py)
+        fixed: those fixed by the registration; their ``default`` is the value (see registry/catalogue.py)
         context: constructor parameters that the composer or the parent supplies
         groups: constructor parameter → the dataclass it takes, whose fields are parameters like the others
         dataclass: the typed node that Hydra composes with
@@ -280,7 +280,7 @@ def _defaults(owner: Any) -> dict[str, Any]:
 
 
 def fixed_by(constructor: Any) -> Mapping[str, Any]:
-    """The parameters that a constructor passes with a fixed value (registry/fixes.py), and these values."""
+    """The parameters that a constructor passes with a fixed value (registry/catalogue.py), and these values."""
     return getattr(constructor, "_fixes", {})
 
 

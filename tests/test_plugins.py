@@ -56,7 +56,7 @@ def distribution(requirement: str) -> str:
 
 
 def required(name: str) -> Iterator[tuple[str, list[str]]]:
-    """What a plug-in requires by ``registry.extras.require``: each extra, and packages that it has to bring."""
+    """What a plug-in requires by ``registry.errors.require``: each extra, and packages that it has to bring."""
     for text in (file.read_text() for file in sources(name)):
         for node in ast.walk(ast.parse(text)) if " require(" in text else ():
             if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "require" and node.keywords:

@@ -130,6 +130,31 @@ def test_help_of_every_command_needs_no_model(environment: dict[str, str]) -> No
         assert set(imported) <= (set() if name in WITHOUT_TORCH else {"torch"}), name
 
 
+# One run with a block swapped: what it loads of this project, which a reader of a stack trace may have to open
+SWAP = """
+import sys
+from blockwright.command import main
+
+overrides = ["model/attention=gqa", "data=sorting", "trainer.max_steps=2", f"paths.log_dir={sys.argv[1]}"]
+sys.argv = ["blockwright", "train", *overrides]
+try:
+    main()
+except SystemExit as end:
+    assert not end.code, end.code
+print("\\n" + " ".join(name for name in sys.modules if name.partition(".")[0] == "blockwright"))
+"""
+
+
+@pytest.mark.slow
+def test_a_run_loads_few_modules_and_none_that_compares_runs(tmp_path: Path, environment: dict[str, str]) -> None:
+    command = [sys.executable, "-c", SWAP, str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    loaded = done.stdout.splitlines()[-1].split()
+    assert 100 < len(loaded) <= 250
+    assert not [name for name in loaded if name.startswith(("blockwright.lab.statistics", "blockwright.lab.ablation"))]
+
+
 # An unrelated Hydra application in the same environment, for which Hydra imports this project's plug-ins
 
 APPLICATION = """

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from blockwright.blocks.checkpoint.manifest import read_json
 from blockwright.registry import ConfigError
-from blockwright.registry.extras import require
+from blockwright.registry.errors import require
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 DIGESTS = "blockwright-sha256"  # in the metadata of a header: JSON of tensor → digest

@@ -15,7 +15,7 @@ from blockwright import registry
 from blockwright.registry import ConfigError
 from blockwright.registry.catalogue import Family
 from blockwright.registry.command import run_command
-from blockwright.registry.extras import require
+from blockwright.registry.errors import require
 from docs.site import blocks, interface, options, papers, presets, sources
 from docs.site.markdown import Pages
 from docs.site.navigation import configuration

@@ -26,7 +26,7 @@ from blockwright.lab.calibration.record import Record
 from blockwright.lab.report.words import signed
 from blockwright.registry import ConfigError
 from blockwright.registry.command import Parser, run_command
-from blockwright.registry.extras import require
+from blockwright.registry.errors import require
 from blockwright.registry.printing import show
 from blockwright.training.configuration.composing import compose_config
 

@@ -7,7 +7,7 @@ from html import escape, unescape
 from pathlib import Path
 
 from blockwright.registry import ConfigError
-from blockwright.registry.extras import require
+from blockwright.registry.errors import require
 from blockwright.registry.folder import write_bytes
 
 FORMATS = (".svg", ".pdf", ".png")

@@ -12,7 +12,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from xml.etree import ElementTree as ET
 
-from blockwright.lab.abilities import D_MODEL, host
 from blockwright.lab.drawing import figures
 from blockwright.lab.drawing.blocks import NAME, SMALL, Blocks, Marks
 from blockwright.lab.drawing.boxes import box
@@ -280,6 +279,8 @@ def alone(kind: str, name: str) -> Box:
     Raises:
         ConfigError: no small decoder has a place for it
     """
+    from blockwright.lab.abilities import host  # which loads every kind; a model's picture needs none
+
     with recorded() as records:
         _, block = host(kind, name)
     return box(block, kind, kind, records)
@@ -287,6 +288,8 @@ def alone(kind: str, name: str) -> Box:
 
 def block_picture(of: Box, equations: bool = False) -> str:
     """The SVG of a block alone."""
+    from blockwright.lab.abilities import D_MODEL
+
     boxes = with_formulas(of.walk()) if equations else []
     blocks = Blocks({}, numbers(boxes))
     room = WIDTH - 2 * EDGE

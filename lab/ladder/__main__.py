@@ -23,7 +23,7 @@ from blockwright.lab.sweep import plan as plans
 from blockwright.lab.sweep.runner import resume_command, run_plan
 from blockwright.registry import ConfigError
 from blockwright.registry.command import Parser, read_words, run_command
-from blockwright.registry.extras import require
+from blockwright.registry.errors import require
 from blockwright.registry.printing import show
 
 USAGE = """\

@@ -19,7 +19,7 @@ from blockwright.lab.report.verdict import as_json
 from blockwright.lab.report.words import plain, short, signed
 from blockwright.lab.statistics.law_fit import best_split
 from blockwright.registry import ConfigError
-from blockwright.registry.extras import require
+from blockwright.registry.errors import require
 from blockwright.training.result import Result
 
 BEYOND = 4.0  # times the largest size, for which the report forecasts by default

@@ -14,7 +14,7 @@ from blockwright.lab.report.page import LABELS, Head, Section, save, some
 from blockwright.lab.report.sentences import basis
 from blockwright.lab.report.verdict import as_json, document, verdicts
 from blockwright.lab.statistics.tuning import RATE
-from blockwright.registry.extras import require
+from blockwright.registry.errors import require
 
 VERDICT = "verdict.json"
 KINDS = {"ablation": "Ablation", "grid": "Sweep", "search": "Search"}

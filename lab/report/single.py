@@ -10,8 +10,7 @@ import torch
 
 from blockwright.blocks.cost import cache_bytes, in_order
 from blockwright.blocks.decoder import Decoder
-from blockwright.lab.report.learning import EARLY, load_map
-from blockwright.lab.report.svg import COLOURS, LINE, RING, Chart, Scale, cut, padded
+from blockwright.lab.report.svg import COLOURS, EARLY, LINE, RING, Chart, Scale, cut, load_map, padded
 from blockwright.lab.report.words import short
 
 Points = Sequence[tuple[float, float]]

@@ -8,15 +8,18 @@ large, and it takes half a second to load.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count as counting
 from itertools import pairwise
 from pathlib import Path
+from typing import TYPE_CHECKING
 from xml.etree import ElementTree as ET
 
-from blockwright.lab.report.findings import Finding, Findings
 from blockwright.lab.report.words import MINUS
+
+if TYPE_CHECKING:
+    from blockwright.lab.report.findings import Finding, Findings
 
 # --- scales from values to pixels, and the ticks of an axis -----------------------------------------------------------
 
@@ -307,3 +310,29 @@ def end_labels(chart: Chart, ends: Sequence[tuple[str, str, Point]]) -> None:
     for (name, at, _), (ex, ey), place in zip(ends, pixels, places, strict=True):
         chart.add("line", f"leader {at}", x1=ex + 2, x2=chart.x1 + 10, y1=ey, y2=place)
         chart.add("text", "strong" if at == "s0" else "", cut(name, AT_END), tip=name, x=chart.x1 + 13, y=place + 4)
+
+
+# --- what reports of arms and of one run share: where the axis of a loss ends, the load of experts --------------------
+
+
+EARLY = 0.25  # fraction of a run whose fast fall of the loss would compress the rest of the axis
+ROW = 20  # pixels of a layer
+
+
+def load_map(name: str, title: str, rows: Mapping[str, Sequence[float]]) -> Chart:
+    """A row of cells per layer, an expert each, coloured by its load relative to the even load."""
+    width = max(map(len, rows.values()))
+    chart = Chart(name, title, ROW * len(rows) + 50, left=58, right=14, top=8)
+    across = (chart.x1 - chart.x0) / width
+    for r, (layer, row) in enumerate(rows.items()):
+        chart.add("text", "tick end", f"layer {layer}", x=chart.x0 - 7, y=chart.y1 + ROW * r + 14)
+        for e, load in enumerate(row):
+            tip = f"layer {layer}, expert {e}: {load:.2f} of the even load"
+            x, y, cell = chart.x0 + across * e, chart.y1 + ROW * r, max(across - 1, 0.5)
+            for cls, opacity in (("frame", 1.0), ("over" if load > 1 else "under", min(1.0, abs(load - 1)))):
+                shown = tip if cls != "frame" else ""
+                chart.add("rect", cls, tip=shown, x=x, y=y, width=cell, height=ROW - 1.0, fill_opacity=opacity)
+    for e in range(0, width, max(1, math.ceil(width / 12))):
+        chart.add("text", "tick mid", str(e), x=chart.x0 + across * (e + 0.5), y=chart.y0 + 15)
+    chart.add("text", "name mid", "expert", x=(chart.x0 + chart.x1) / 2, y=chart.height - 6)
+    return chart

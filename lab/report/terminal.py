@@ -18,7 +18,7 @@ from blockwright.lab.report.reading import read
 from blockwright.lab.report.verdict import as_json, document, exit_code, verdicts
 from blockwright.registry import ConfigError, printing
 from blockwright.registry.command import Parser
-from blockwright.registry.extras import require
+from blockwright.registry.errors import require
 
 STYLES = {
     "better": "bold green",

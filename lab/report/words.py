@@ -5,11 +5,14 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from blockwright.lab.report.findings import Finding, Findings
-from blockwright.lab.report.sweep import Sweep
-from blockwright.lab.statistics.intervals import Interval
 from blockwright.training.result import UNFINISHED
+
+if TYPE_CHECKING:  # a run's own report has words, and no statistics
+    from blockwright.lab.report.findings import Finding, Findings
+    from blockwright.lab.report.sweep import Sweep
+    from blockwright.lab.statistics.intervals import Interval
 
 ARROWS = {"less": "↓", "more": "↑", None: ""}
 MINUS = "−"

@@ -23,7 +23,6 @@ from omegaconf import DictConfig, OmegaConf
 
 from blockwright.lab.sweep import plan as plans
 from blockwright.lab.sweep import seams
-from blockwright.lab.sweep.table import ended_line, exit_code, summarise
 from blockwright.registry import ConfigError
 from blockwright.registry.reading import checked
 from blockwright.training import claims
@@ -62,10 +61,14 @@ class SweepCallback(Callback):
         folder = Path(config.hydra.runtime.output_dir)
         if config.hydra.mode != RunMode.MULTIRUN or not (folder.parent / plans.PLAN).exists():
             return
+        from blockwright.lab.sweep.table import ended_line  # not for a run alone
+
         plan = plans.read(folder.parent)
         print(ended_line(folder.parent, plan, int(folder.name), plan["workers"]), flush=True)
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
+        from blockwright.lab.sweep.table import exit_code, summarise
+
         if code := exit_code(summarise(Path(config.hydra.sweep.dir))):
             sys.exit(code)
 

@@ -35,7 +35,7 @@ from blockwright.lab.sweep import plan as plans
 from blockwright.lab.sweep.study import open_study
 from blockwright.registry import ConfigError, did_you_mean
 from blockwright.registry.command import quoted
-from blockwright.registry.extras import require
+from blockwright.registry.errors import require
 from blockwright.registry.folder import write_text
 from blockwright.training.checkpoints.find import newest
 from blockwright.training.configuration import figures

@@ -19,7 +19,7 @@ from blockwright.lab.transfer import design
 from blockwright.lab.transfer.design import BASE, RULES, STANDARD
 from blockwright.registry import ConfigError
 from blockwright.registry.command import Parser, read_words, run_command
-from blockwright.registry.extras import require
+from blockwright.registry.errors import require
 from blockwright.registry.ranges import Count
 from blockwright.registry.reading import keys, typed
 from blockwright.registry.reading import read as read_settings

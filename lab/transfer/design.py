@@ -19,7 +19,7 @@ from rich.table import Table
 from blockwright.lab.statistics.intervals import Comparison, compare, interval
 from blockwright.lab.statistics.tuning import COMPARE, ENDS, RATE, SD_OF_RUN, TUNE, Fit, Try, fit, loss_of, next_round
 from blockwright.registry import ConfigError
-from blockwright.registry.extras import require
+from blockwright.registry.errors import require
 from blockwright.registry.folder import write_json
 from blockwright.registry.printing import show
 from blockwright.registry.ranges import Count

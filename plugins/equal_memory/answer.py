@@ -19,7 +19,7 @@ from blockwright.plugins.equal_memory.race import WIDTH, Machine, Race, race
 from blockwright.plugins.equal_memory.request import Request, Settings, read_request
 from blockwright.plugins.equal_memory.results import Results, collect
 from blockwright.registry import ConfigError
-from blockwright.registry.extras import require
+from blockwright.registry.errors import require
 from blockwright.training.configuration.composing import compose_config
 
 

@@ -26,7 +26,7 @@ from blockwright.blocks.checkpoint.manifest import dump_json
 from blockwright.blocks.checkpoint.shards import Outgoing, write_shards
 from blockwright.plugins.hub.gguf_metadata import REMEDY, Metadata
 from blockwright.registry import ConfigError, did_you_mean
-from blockwright.registry.extras import require
+from blockwright.registry.errors import require
 from blockwright.registry.folder import MAX_FILE_BYTES, read_bytes
 from blockwright.registry.ranges import Positive
 from blockwright.training.data.tokenizers.companions import SETTINGS

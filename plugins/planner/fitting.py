@@ -26,7 +26,7 @@ from blockwright.plugins.planner.step import Step, step
 from blockwright.plugins.planner.table import markdown
 from blockwright.registry import presets
 from blockwright.registry.command import Parser, run_command
-from blockwright.registry.extras import require
+from blockwright.registry.errors import require
 from blockwright.registry.limits import read_text
 
 # start, least, most: what kernels are known to reach, before any run here was looked at

@@ -16,7 +16,7 @@ from blockwright.blocks.kernels.coded_attention import BITS
 from blockwright.lab import generate
 from blockwright.registry import ConfigError
 from blockwright.registry.command import Parser, run_command
-from blockwright.registry.extras import require
+from blockwright.registry.errors import require
 from blockwright.registry.limits import read_plain
 
 ROWS, QUEUE, GRACE, PORT = 8, 256, 30.0, 8000

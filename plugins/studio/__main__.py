@@ -12,7 +12,7 @@ from pathlib import Path
 
 from blockwright.registry import ConfigError
 from blockwright.registry.command import Parser, run_command
-from blockwright.registry.extras import require
+from blockwright.registry.errors import require
 
 LOGS, PORT = "logs", 8008
 

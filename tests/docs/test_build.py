@@ -18,7 +18,7 @@ from blockwright import registry
 from blockwright.commands import commands
 from blockwright.lazy import read_stub
 from blockwright.registry import ConfigError, catalogue, presets
-from blockwright.registry.extras import has_package
+from blockwright.registry.errors import has_package
 from docs.site import __main__ as site
 from docs.site.sources import ROOT
 

@@ -17,8 +17,7 @@ import torch
 from blockwright.blocks.checkpoint.manifest import whole
 from blockwright.registry import ConfigError
 from blockwright.registry.command import Parser, Words, read_words, run_command
-from blockwright.registry.errors import os_error_of, refusal_of_full
-from blockwright.registry.extras import require
+from blockwright.registry.errors import os_error_of, refusal_of_full, require
 from blockwright.registry.folder import write_text
 from blockwright.training.entry.main import refusal_of
 

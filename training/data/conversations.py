@@ -21,8 +21,7 @@ from pathlib import Path
 from typing import Any, NoReturn, Self
 
 from blockwright.registry.enforcing import enforced
-from blockwright.registry.errors import ConfigError
-from blockwright.registry.extras import require
+from blockwright.registry.errors import ConfigError, require
 from blockwright.registry.ranges import BelowOne, Whole
 from blockwright.training.data.corpus import (
     ENOUGH_DOCUMENTS,

@@ -17,8 +17,7 @@ from typing import Annotated, Any
 from annotated_types import Ge
 
 from blockwright.registry.enforcing import enforced
-from blockwright.registry.errors import ConfigError
-from blockwright.registry.extras import require
+from blockwright.registry.errors import ConfigError, require
 from blockwright.registry.index import readable
 from blockwright.registry.ranges import Count, Fraction, Whole
 from blockwright.registry.schema import Place

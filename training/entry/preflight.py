@@ -15,7 +15,7 @@ from omegaconf import DictConfig
 
 from blockwright.blocks.kernels.choice import check as check_kernels
 from blockwright.registry import ConfigError
-from blockwright.registry.extras import has_package
+from blockwright.registry.errors import has_package
 from blockwright.training.configuration import figures, parts, trainer_settings
 from blockwright.training.configuration.instantiate import check_target, find_target, instantiate
 from blockwright.training.configuration.run import GROUPS, OWN, Run

@@ -18,7 +18,7 @@ from blockwright.blocks.compose import compose
 from blockwright.blocks.decoder import Decoder
 from blockwright.blocks.sample import alike
 from blockwright.registry import BlockError, ConfigError, Node
-from blockwright.registry.extras import require
+from blockwright.registry.errors import require
 from blockwright.registry.layout import plan
 from blockwright.training.configuration import parts
 from blockwright.training.configuration.run import Run

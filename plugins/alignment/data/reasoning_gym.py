@@ -6,8 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from blockwright.registry.enforcing import enforced
-from blockwright.registry.errors import ConfigError, did_you_mean
-from blockwright.registry.extras import require
+from blockwright.registry.errors import ConfigError, did_you_mean, require
 from blockwright.registry.ranges import Count, Whole
 from blockwright.training.data.conversations import Conversation, ConversationCorpus
 from blockwright.training.data.corpus import SPLITS, Split

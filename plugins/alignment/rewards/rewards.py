@@ -12,7 +12,7 @@ from functools import lru_cache
 from typing import Any
 
 from blockwright.registry import BlockError, Composable, family, register
-from blockwright.registry.extras import require
+from blockwright.registry.errors import require
 from blockwright.registry.ranges import Count, NonNegative, Number, Positive
 
 Texts = Sequence[str]

@@ -13,8 +13,7 @@ from blockwright.blocks.experts import SwiGLUExperts
 from blockwright.blocks.gating.base import Routing, count
 from blockwright.blocks.kernels.grouped_matmul import Order, combine, dispatch, grouped_matmul, sort_by_expert
 from blockwright.plugins.fast_cpu import grouped_swiglu as module
-from blockwright.plugins.fast_cpu.few_experts import FEW, few
-from blockwright.plugins.fast_cpu.grouped_swiglu import grouped_swiglu
+from blockwright.plugins.fast_cpu.grouped_swiglu import FEW, few, grouped_swiglu
 from tests.blocks.kernels.compared import assert_compiles, assert_same, drawn, leaves
 
 

@@ -26,7 +26,7 @@ from blockwright.plugins.serve import __main__ as command
 from blockwright.plugins.serve import serving
 from blockwright.plugins.serve.served import Served
 from blockwright.plugins.serve.serving import Server
-from blockwright.registry import extras
+from blockwright.registry import errors
 from blockwright.registry.command import run_command
 from blockwright.training.data.tokenizers.tokenizer import Bytes
 
@@ -208,6 +208,6 @@ def test_a_mistake_is_one_message_and_nothing_is_bound(
 
 
 def test_a_missing_package_is_refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(extras, "has_package", lambda name: name != "uvicorn")
+    monkeypatch.setattr(errors, "has_package", lambda name: name != "uvicorn")
     assert run_command(run, ["serve", "RUN"]) == 64
     assert "blockwright[serve]" in capsys.readouterr().err

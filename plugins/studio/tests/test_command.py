@@ -15,7 +15,7 @@ import pytest
 
 from blockwright.command import run
 from blockwright.plugins.studio.serving import composer
-from blockwright.registry import extras
+from blockwright.registry import errors
 from blockwright.registry.command import run_command
 from blockwright.training.answering import AnswerError
 
@@ -72,7 +72,7 @@ def test_a_mistake_is_one_message(
 def test_a_missing_package_is_named_with_its_extra(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(extras, "has_package", lambda name: name != "uvicorn")
+    monkeypatch.setattr(errors, "has_package", lambda name: name != "uvicorn")
     assert run_command(run, ["studio"]) == 64
     assert "blockwright[studio]" in capsys.readouterr().err
 

@@ -17,8 +17,7 @@ import numpy.typing as npt
 
 from blockwright.plugins.vision.data.picture_conversations import WORD, Box, Judged, PictureCorpus, boxes, overlap
 from blockwright.registry.enforcing import enforced
-from blockwright.registry.errors import ConfigError
-from blockwright.registry.extras import require
+from blockwright.registry.errors import ConfigError, require
 from blockwright.registry.ranges import Count, Fraction, Whole
 from blockwright.training.data.conversations import Conversation
 from blockwright.training.data.corpus import SPLITS, Split

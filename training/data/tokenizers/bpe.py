@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from blockwright.registry.extras import require
+from blockwright.registry.errors import require
 from blockwright.registry.ranges import Count
 from blockwright.training.data.tokenizers.files import byte_alphabet
 from blockwright.training.data.tokenizers.tokenizer import Tokenizer, need_room, token_dtype

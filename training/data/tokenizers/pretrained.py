@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from blockwright.registry.errors import ConfigError, did_you_mean
-from blockwright.registry.extras import require
+from blockwright.registry.errors import ConfigError, did_you_mean, require
 from blockwright.registry.folder import MAX_FILE_BYTES
 from blockwright.registry.limits import read_plain
 from blockwright.registry.ranges import Count

@@ -14,7 +14,7 @@ from blockwright.plugins.alignment.rollouts.engine.native import Engine, Request
 from blockwright.plugins.alignment.rollouts.record import Rollout, at_tokens
 from blockwright.plugins.hub.exporting import export_decoder
 from blockwright.registry import ConfigError, register
-from blockwright.registry.extras import require
+from blockwright.registry.errors import require
 from blockwright.registry.ranges import Positive
 from blockwright.registry.schema import Place
 
