@@ -12,7 +12,7 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import EMAWeightAveraging
+from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.strategies import Strategy
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
@@ -66,26 +66,38 @@ class Finale(L.Callback):
 
 
 @enforced("callbacks.averaging")
-class Averaging(EMAWeightAveraging):
+class Averaging(WeightAveraging):
     """Validates, tests and ends with a moving average of the weights: w̄ ← β w̄ + (1 − β) w after each step.
 
     The average has less noise than the last weights: a difference of arms is seen with fewer seeds. Training itself is
     unchanged. A checkpoint's weights are the averaged ones, and the current ones are stored next to them, so that a
     resumed run is bit-identical to one that was not stopped.
 
-    How this differs from Lightning's: the current weights are replaced only when training has been saved, a checkpoint
-    written amid a validation tells the two apart, and sums over ranks survive. Not for strategies that shard the model.
+    How this differs from Lightning's: whole numbers, such as the table of ``hash``, are the current ones, and what does
+    not change is its own average to the bit; before ``from_step`` the current weights are measured and kept, not the
+    initial ones; the current weights are replaced only when training has been saved, a checkpoint written amid a
+    validation tells the two apart, and sums over ranks survive. Not for strategies that shard the model.
 
     Args:
         decay: β; the average reaches about 1 / (1 − β) steps back
-        from_step: optimizer steps that are left out of the average
+        from_step: optimizer steps that are left out of the average, which until then is the current weights
     """
 
     whole = True  # of the weights of the model, on each process
 
     def __init__(self, decay: ProperFraction = 0.9, from_step: Whole = 0) -> None:
-        super().__init__(decay=decay, update_starting_at_step=from_step)
+        super().__init__(avg_fn=self._mean)
+        self.decay, self.from_step = decay, from_step
+        self._averages = False  # whether the step that is taken is one of the average
         self._swapped = False  # whether the module holds the average, as in a validation
+
+    def should_update(self, step_idx: int | None = None, epoch_idx: int | None = None) -> bool:
+        self._averages = step_idx is not None and step_idx > self.from_step
+        return step_idx is not None
+
+    def _mean(self, mean: Tensor, now: Tensor, n: Tensor) -> Tensor:
+        # Lightning's β w̄ + (1 − β) w is cut to a whole number, so that an expert's index becomes that of another one.
+        return mean.lerp(now, 1 - self.decay) if self._averages and mean.is_floating_point() else now
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         if stage == "fit" and type(trainer.strategy).save_checkpoint is not Strategy.save_checkpoint:

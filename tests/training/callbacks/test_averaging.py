@@ -9,6 +9,7 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
+import yaml
 from lightning.pytorch.strategies import FSDPStrategy
 from many_ranks import DENSE, Descent
 from torch import Tensor
@@ -45,9 +46,9 @@ def weights(task: CausalLM) -> dict[str, Tensor]:
     return {name: p.detach().clone() for name, p in task.model.named_parameters()}
 
 
-def fit(folder: Path, *callbacks: L.Callback, steps: int = 5) -> tuple[L.Trainer, CausalLM, Watch]:
+def fit(folder: Path, *callbacks: L.Callback, steps: int = 5, model: Any = DENSE) -> tuple[L.Trainer, CausalLM, Watch]:
     watch = Watch()
-    task = CausalLM(Setup(model=DENSE, optimizer=Descent(), scheduler=Constant(), seed=0))
+    task = CausalLM(Setup(model=model, optimizer=Descent(), scheduler=Constant(), seed=0))
     off = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
     counted: dict[str, Any] = {"val_check_interval": 3, "check_val_every_n_epoch": None, "num_sanity_val_steps": 0}
     given = {"default_root_dir": str(folder), "max_steps": steps, "accelerator": "cpu", "devices": 1}
@@ -78,6 +79,11 @@ def test_validation_and_the_end_have_the_average_and_training_is_unchanged(tmp_p
     # Steps before the first are left out.
     _, task, watch = fit(tmp_path, Averaging(decay=0.7, from_step=2))
     assert alike(weights(task), averaged(watch.after[2:], 0.7))
+    # Before it begins, the current weights are measured and kept.
+    _, task, watch = fit(tmp_path, Averaging(decay=0.7, from_step=4))
+    assert alike(watch.validated[0], watch.after[2]) and alike(weights(task), watch.after[4])
+    _, task, watch = fit(tmp_path, Averaging(decay=0.7, from_step=9))
+    assert alike(watch.validated[0], watch.after[2]) and alike(weights(task), watch.after[4])
 
 
 class Save(L.Callback):
@@ -119,3 +125,15 @@ def test_it_is_refused_with_shards_before_a_process_starts() -> None:
     with pytest.raises(ConfigError) as refused:
         check(run)
     assert refused.value.path == "callbacks.averaging" and "trainer=ddp" in refused.value.remedy
+
+
+def test_tables_of_whole_numbers_and_constants_are_left_as_they_are(tmp_path: Path) -> None:
+    moe = {"ffn": {"name": "moe", "n_experts": 8}, "experts": {"name": "swiglu", "d_ff": 16}, "gating": "hash"}
+    mixture = yaml.safe_load(DENSE) | moe
+    _, task, _ = fit(tmp_path, Averaging(decay=0.9), steps=20, model=mixture)
+    fresh = CausalLM(Setup(model=mixture, optimizer=Descent(), scheduler=Constant(), seed=0))
+    fresh.configure_model()
+    drawn = dict(fresh.model.named_buffers())
+    assert any(not buffer.is_floating_point() for buffer in drawn.values())
+    for name, buffer in task.model.named_buffers():
+        assert torch.equal(buffer, drawn[name]) or name.endswith("moved"), name
