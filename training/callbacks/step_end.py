@@ -73,10 +73,10 @@ class Averaging(WeightAveraging):
     unchanged. A checkpoint's weights are the averaged ones, and the current ones are stored next to them, so that a
     resumed run is bit-identical to one that was not stopped.
 
-    How this differs from Lightning's: whole numbers, such as the table of ``hash``, are the current ones, and what does
-    not change is its own average to the bit; before ``from_step`` the current weights are measured and kept, not the
-    initial ones; the current weights are replaced only when training has been saved, a checkpoint written amid a
-    validation tells the two apart, and sums over ranks survive. Not for strategies that shard the model.
+    How this differs from Lightning's: whole numbers, such as the table of ``hash``, are the current ones; before
+    ``from_step`` the current weights are measured and kept, not the initial ones; the average of weights in bf16 is in
+    fp32; the current weights are replaced only when training has been saved, a checkpoint written amid a validation
+    tells the two apart, and sums over ranks survive. Not for strategies that shard the model.
 
     Args:
         decay: β; the average reaches about 1 / (1 − β) steps back
@@ -90,6 +90,7 @@ class Averaging(WeightAveraging):
         self.decay, self.from_step = decay, from_step
         self._averages = False  # whether the step that is taken is one of the average
         self._swapped = False  # whether the module holds the average, as in a validation
+        self._exact: dict[str, Tensor] = {}  # then, what the module holds of it in a lower precision than it has
 
     def should_update(self, step_idx: int | None = None, epoch_idx: int | None = None) -> bool:
         self._averages = step_idx is not None and step_idx > self.from_step
@@ -97,7 +98,8 @@ class Averaging(WeightAveraging):
 
     def _mean(self, mean: Tensor, now: Tensor, n: Tensor) -> Tensor:
         # Lightning's β w̄ + (1 − β) w is cut to a whole number, so that an expert's index becomes that of another one.
-        return mean.lerp(now, 1 - self.decay) if self._averages and mean.is_floating_point() else now
+        averages = self._averages and mean.is_floating_point()
+        return mean.lerp(now.to(mean.dtype), 1 - self.decay) if averages else now
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         if stage == "fit" and type(trainer.strategy).save_checkpoint is not Strategy.save_checkpoint:
@@ -113,14 +115,23 @@ class Averaging(WeightAveraging):
         self._copy_average_to_current(pl_module)
 
     def _swap_models(self, pl_module: L.LightningModule) -> None:
+        averaged: Any = self._average_model
+        held = dict(pl_module.named_parameters()) | dict(pl_module.named_buffers())
+        own = dict(averaged.module.named_parameters()) | dict(averaged.module.named_buffers())
+        if not self._swapped:
+            self._exact = {name: t.detach().clone() for name, t in own.items() if t.dtype != held[name].dtype}
         super()._swap_models(pl_module)
         self._swapped = not self._swapped
+        if not self._swapped:  # or every validation would round the average, in which small steps of bf16 are lost
+            for name, exact in self._exact.items():
+                own[name].data.copy_(exact)
+            self._exact = {}
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(trainer, pl_module, checkpoint)
         if self._swapped:
             current, averaged = checkpoint["state_dict"], checkpoint["current_model_state"]
-            checkpoint |= {"state_dict": averaged, "current_model_state": current}
+            checkpoint |= {"state_dict": {**averaged, **self._exact}, "current_model_state": current}
 
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         if (current := checkpoint.get("current_model_state")) is not None:

@@ -46,12 +46,20 @@ def weights(task: CausalLM) -> dict[str, Tensor]:
     return {name: p.detach().clone() for name, p in task.model.named_parameters()}
 
 
-def fit(folder: Path, *callbacks: L.Callback, steps: int = 5, model: Any = DENSE) -> tuple[L.Trainer, CausalLM, Watch]:
+def fit(
+    folder: Path, *callbacks: L.Callback, steps: int = 5, model: Any = DENSE, precision: Any = "32-true"
+) -> tuple[L.Trainer, CausalLM, Watch]:
     watch = Watch()
     task = CausalLM(Setup(model=model, optimizer=Descent(), scheduler=Constant(), seed=0))
     off = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
     counted: dict[str, Any] = {"val_check_interval": 3, "check_val_every_n_epoch": None, "num_sanity_val_steps": 0}
-    given = {"default_root_dir": str(folder), "max_steps": steps, "accelerator": "cpu", "devices": 1}
+    given = {
+        "default_root_dir": str(folder),
+        "max_steps": steps,
+        "accelerator": "cpu",
+        "devices": 1,
+        "precision": precision,
+    }
     trainer = L.Trainer(**off, **counted, **given, callbacks=[*callbacks, watch])
     loaders = [DataLoader([BATCH] * n, batch_size=None) for n in (steps, 1)]  # type: ignore[arg-type]
     trainer.fit(task, *loaders)
@@ -67,7 +75,7 @@ def averaged(after: list[dict[str, Tensor]], decay: float) -> dict[str, Tensor]:
 
 
 def alike(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
-    return all(torch.allclose(a[name], b[name], rtol=1e-5, atol=1e-7) for name in b)
+    return all(torch.allclose(a[name].to(b[name].dtype), b[name], rtol=1e-5, atol=1e-7) for name in b)
 
 
 def test_validation_and_the_end_have_the_average_and_training_is_unchanged(tmp_path: Path) -> None:
@@ -125,6 +133,18 @@ def test_it_is_refused_with_shards_before_a_process_starts() -> None:
     with pytest.raises(ConfigError) as refused:
         check(run)
     assert refused.value.path == "callbacks.averaging" and "trainer=ddp" in refused.value.remedy
+
+
+def test_the_average_of_weights_in_bf16_is_kept_in_fp32_through_validations(tmp_path: Path) -> None:
+    averaging = Averaging(decay=0.9)
+    _, task, watch = fit(tmp_path, averaging, Save(), steps=20, precision="bf16-true")
+    assert all(p.dtype == torch.bfloat16 for p in task.model.parameters())
+    steps = [{name: p.float() for name, p in after.items()} for after in watch.after]
+    for name, until in (("amid.ckpt", 18), ("end.ckpt", 20)):
+        assert alike(stored(tmp_path, name, "state_dict"), averaged(steps[:until], 0.9))
+        assert alike(stored(tmp_path, name, "current_model_state"), steps[until - 1])
+    mean = averaged(steps, 0.9)
+    assert all(torch.allclose(p.float(), mean[name], rtol=2**-8) for name, p in weights(task).items())
 
 
 def test_tables_of_whole_numbers_and_constants_are_left_as_they_are(tmp_path: Path) -> None:
