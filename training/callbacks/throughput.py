@@ -26,8 +26,8 @@ class Throughput(L.Callback):
     rest.
 
     Model FLOPs are those of the forward pass, counted on the meta device per token at the batch's length, times three
-    for training, without recomputation. The peak is measured at the start with one large product in the precision of
-    the weights, times the number of processes.
+    for training, without recomputation. The peak is measured at the start with one large product, times the number of
+    processes, in the precision in which a step multiplies: bf16 under ``bf16-mixed``, whose weights are fp32.
 
     Args:
         warmup: optimizer steps excluded from the first figure
@@ -50,7 +50,10 @@ class Throughput(L.Callback):
         self._peak = 0.0
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._peak = matmul_peak(pl_module.device, next(pl_module.parameters()).dtype) * trainer.world_size
+        one = torch.ones(1, 1, dtype=next(pl_module.parameters()).dtype, device=pl_module.device)
+        with trainer.precision_plugin.forward_context():
+            multiplied = (one @ one).dtype
+        self._peak = matmul_peak(pl_module.device, multiplied) * trainer.world_size
         self._steps_seen = 0
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

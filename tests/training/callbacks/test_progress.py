@@ -127,3 +127,32 @@ def test_rate_is_the_mean_since_the_last_log_and_utilisation_three_forward_passe
     assert float(trainer.callback_metrics["speed/tokens_per_second"]) == TOKENS
     flops = 3 * forward_flops_per_token(trainer.lightning_module.model_config, 32)
     assert float(trainer.callback_metrics["speed/mfu"]) == pytest.approx(TOKENS * flops / 1e9, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("precision", "multiplied"),
+    [("32-true", torch.float32), ("bf16-mixed", torch.bfloat16), ("bf16-true", torch.bfloat16)],
+)
+def test_the_peak_is_of_the_precision_in_which_a_step_multiplies(
+    monkeypatch: pytest.MonkeyPatch, precision: Any, multiplied: torch.dtype
+) -> None:
+    measured: list[torch.dtype] = []
+    monkeypatch.setattr(throughput, "matmul_peak", lambda device, dtype: measured.append(dtype) or 1e9)
+
+    class One(L.LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.ones(2, 2))
+
+        def training_step(self, batch: Any, index: int) -> torch.Tensor:
+            assert (batch @ self.weight).dtype == multiplied
+            return (batch @ self.weight).float().sum()
+
+        def configure_optimizers(self) -> torch.optim.Optimizer:
+            return torch.optim.SGD(self.parameters(), lr=0.1)
+
+    off: dict[str, Any] = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    off |= {"enable_model_summary": False, "accelerator": "cpu", "devices": 1, "max_steps": 1}
+    trainer = L.Trainer(**off, precision=precision, callbacks=[Throughput()])
+    trainer.fit(One(), torch.utils.data.DataLoader(torch.ones(1, 2), batch_size=1))
+    assert measured == [multiplied]
