@@ -112,7 +112,7 @@ def matmul_peak(device: torch.device, dtype: torch.dtype, size: int = 1024, repe
     for _ in range(repeats):
         start = time.perf_counter()
         a @ a
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
+        if device.type != "cpu":
+            torch.accelerator.synchronize(device)
         best = min(best, time.perf_counter() - start)
     return 2 * size**3 / best

@@ -342,6 +342,7 @@ def test_killed_search_equals_one_never_killed(start: Start, cluster: ScriptedCl
     killed = run("killed")
     wait(lambda: len(state_of(cluster)["made"]) >= 4, killed)
     os.killpg(killed.pid, 9)
+    killed.communicate()  # it has the lock of its folder until it is gone
     resumed = start(command=("-m", "blockwright.lab.sweep", "resume", str(tmp_path / "killed")))
     said, _ = resumed.communicate()
     assert resumed.returncode == 0, said
