@@ -35,8 +35,7 @@ def _run(arguments: Sequence[str]) -> None:
     from blockwright.training.configuration.composing import compose_config  # Lightning, which --help does without
     from blockwright.training.entry.parse import parse_settings
 
-    run_of = parse_settings(compose_config(given.overrides, output_dir=placeholders.ANY))
-    _show(run_of, given.samples)
+    _show(parse_settings(compose_config(given.overrides, output_dir=placeholders.ANY)), given.samples)
 
 
 def _show(run: Run, n_samples: int) -> None:

@@ -271,14 +271,10 @@ def refuse_empty(found: DictConfig, overrides: Sequence[str]) -> None:
             there = OmegaConf.select(found, written[1])
             if isinstance(there, DictConfig) and len(there):
                 rule = f"is merged with the existing mapping ({', '.join(map(str, there))}), so it would change nothing"
-                # The remedy for replacing or removing a mapping
-                path = written[1]
-                group = path.replace(".", "/")
-                if known := _known(group):
-                    instead_of_empty = f"Choose another: {group}=<{'|'.join(known)}>"
-                else:
-                    instead_of_empty = f"To remove it write {path}=null, or change its keys one by one"
-                raise ConfigError(written[1], "{}", rule, instead_of_empty) from None
+                remedy = f"To remove it write {written[1]}=null, or change its keys one by one"
+                if known := _known(group := written[1].replace(".", "/")):
+                    remedy = f"Choose another: {group}=<{'|'.join(known)}>"
+                raise ConfigError(written[1], "{}", rule, remedy) from None
 
 
 def compose_config(overrides: Sequence[str], *, output_dir: str | None = None) -> DictConfig:

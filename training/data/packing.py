@@ -234,16 +234,11 @@ def load(folder: Path, eos: int) -> Packed | None:
         vocabulary = json.loads((folder / VOCABULARY).read_text())
         streams: dict[Split, Stream] = {}
         for split in SPLITS:
-            # Document starts, from the index or the separate file
-            entry = index[split]["starts"]
-            if isinstance(entry, list):
-                read_starts = np.array(entry, dtype=np.int64)
+            n_tokens, entry = index[split]["n_tokens"], index[split]["starts"]
+            if isinstance(entry, list):  # document starts, in the index or in a file of their own
+                starts = np.array(entry, dtype=np.int64)
             else:
-                read_starts = np.memmap((folder / f"{split}.starts"), dtype=np.int64, mode="r", shape=(entry["n"],))
-            n_tokens, starts = (
-                index[split]["n_tokens"],
-                read_starts,
-            )
+                starts = np.memmap(folder / f"{split}.starts", dtype=np.int64, mode="r", shape=(entry["n"],))
             streams[split] = Stream(folder / f"{split}.bin", index["dtype"], starts, n_tokens, eos)
             if streams[split].path.stat().st_size != n_tokens * np.dtype(index["dtype"]).itemsize:
                 return None
