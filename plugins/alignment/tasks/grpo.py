@@ -242,8 +242,8 @@ class Grpo(Task):
         return self.rollouts.slices(len(whole), number, self.data.updates, self.ranks().index)
 
     def _sample(self, prompts: list[int], number: int) -> Rollout:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize()  # of the update before, whose time is not this one's
+        if self.device.type != "cpu":
+            torch.accelerator.synchronize(self.device)  # of the update before, whose time is not this one's
         began = time.perf_counter()
         self.model.eval()
         with self.as_in_a_step:  # batches are prepared outside of one
