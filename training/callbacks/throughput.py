@@ -27,7 +27,8 @@ class Throughput(L.Callback):
 
     Model FLOPs are those of the forward pass, counted on the meta device per token at the batch's length, times three
     for training, without recomputation. The peak is measured at the start with one large product, times the number of
-    processes, in the precision in which a step multiplies: bf16 under ``bf16-mixed``, whose weights are fp32.
+    processes, in the precision in which a step multiplies: bf16 under ``bf16-mixed``, whose weights are fp32. Where
+    fp32 is faster, as on a CPU that emulates bf16, that is the peak.
 
     Args:
         warmup: optimizer steps excluded from the first figure
@@ -53,7 +54,8 @@ class Throughput(L.Callback):
         one = torch.ones(1, 1, dtype=next(pl_module.parameters()).dtype, device=pl_module.device)
         with trainer.precision_plugin.forward_context():
             multiplied = (one @ one).dtype
-        self._peak = matmul_peak(pl_module.device, multiplied) * trainer.world_size
+        precisions = {multiplied} if multiplied.itemsize > 2 else {multiplied, torch.float32}
+        self._peak = max(matmul_peak(pl_module.device, each) for each in precisions) * trainer.world_size
         self._steps_seen = 0
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -105,11 +107,14 @@ def _sampled(task: L.LightningModule) -> tuple[int, float]:
 
 @torch.no_grad()
 def matmul_peak(device: torch.device, dtype: torch.dtype, size: int = 1024, repeats: int = 8) -> float:
-    """FLOPs per second of one device for a square product; the best of several, against noise of other processes."""
+    """FLOPs per second of one device for a square product; the best of several, against noise of other processes, on
+    a CPU in about a second, since one that emulates ``dtype`` takes seconds for each."""
     size = size if device.type == "cpu" else 8 * size
     a = torch.randn(size, size, device=device, dtype=dtype)
-    best = float("inf")
+    best, until = float("inf"), time.perf_counter() + 1.0
     for _ in range(repeats):
+        if device.type == "cpu" and time.perf_counter() > until:
+            break
         start = time.perf_counter()
         a @ a
         if device.type != "cpu":
