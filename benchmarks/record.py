@@ -32,11 +32,11 @@ def parser(name: str, description: str | None, *, rounds: int, minutes: float) -
         prog=f"python -m benchmarks.{name}", description=(description or "").partition("\n")[0]
     )
     made.add_argument("--quick", action="store_true", help="the smallest shape, a round or two: whether it runs at all")
-    made.add_argument("--rounds", type=_positive, default=rounds, help="at most so many (default: %(default)s)")
+    made.add_argument("--rounds", type=positive, default=rounds, help="at most so many (default: %(default)s)")
     made.add_argument("--minutes", type=float, default=minutes, help="begin no round after (default: %(default)s)")
     made.add_argument("--only", metavar="TEXT", help="rows and tables whose name has this in it; several by comma")
     made.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    made.add_argument("--threads", type=_positive, default=machine.cores(), help="of a CPU (default: all)")
+    made.add_argument("--threads", type=positive, default=machine.cores(), help="of a CPU (default: all)")
     made.add_argument("--out", type=Path, default=RESULTS, help="folder for the result (default: benchmarks/results)")
     return made
 
@@ -68,7 +68,8 @@ def wanted(name: str, only: str | None) -> bool:
     return only is None or any(part.strip().lower() in name.lower() for part in only.split(","))
 
 
-def _positive(text: str) -> int:
+def positive(text: str) -> int:
+    """The type of an option: a whole number, 1 or more."""
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError("must be 1 or more")
