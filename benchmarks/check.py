@@ -68,6 +68,8 @@ def machines(folder: Path) -> list[str]:
     lines = ["| benchmark | machine | date | promises that hold |", "|---|---|---|---|"]
     for name in sorted({file.stem for file in [*folder.glob("*.json"), *folder.glob(f"{MACHINES}/*/*.json")]}):
         for document in records(folder, name).values():
+            if "about" not in document:  # what was compiled for GPUs that are not here, on no machine of its own
+                continue
             held = [ratio["holds"] for ratio in document.get("ratios", ()) if ratio["holds"] is not None]
             about = document["about"]
             held_of = f"{sum(held)} of {len(held)}" if held else ""

@@ -1,8 +1,10 @@
-"""The page benchmarks/results/absent_gpu.md: written row by row, so that it can be made in parts."""
+"""The page benchmarks/results/absent_gpu.md, and every answer in the JSON beside it: taken in one by one, so that they
+can be made in parts."""
 
 from __future__ import annotations
 
 import datetime
+import json
 import re
 from collections.abc import Mapping
 from importlib.metadata import version
@@ -51,7 +53,7 @@ AT_A_GLANCE = {  # column → the check that answers it
     "of a token": "decode",
     "graphs": "graphs",
 }
-GLANCE = "What the sections below say of each; where the three cards differ: A100 / H100 / B200."
+GLANCE = "Where the three cards differ: A100 / H100 / B200."
 UNTRIED, NONE, FAILS = "–", "none", "FAILS: "
 ABOUT = """# Compiled for GPUs, on a machine without one
 
@@ -95,39 +97,36 @@ def cell(found: Mapping[str, Any]) -> str:
 
 
 class Page:
-    """The table at a path; what it holds of other versions of torch or Triton is left out.
+    """The page at a path, and the answers in the JSON beside it, but for those of other versions of torch or Triton.
 
     Args:
-        path: of the file, which need not be there
+        path: of the page, which need not be there
     """
 
     def __init__(self, path: Path) -> None:
-        self.path = path
+        self.path, self.json = path, path.with_suffix(".json")
         self.cells: dict[str, dict[str, dict[str, str]]] = {check: {} for check in SECTIONS}  # check → case → GPU
-        if path.exists() and stamp().partition(";")[0] in path.read_text():
-            self._read(path.read_text())
+        known = json.loads(self.json.read_text()) if self.json.exists() else {"stamp": "", "cells": {}}
+        if known["stamp"].startswith(stamp().partition(";")[0]):
+            self.cells |= known["cells"]
 
     def passes(self, check: str, name: str, gpu: str) -> bool:
-        """Whether the page has the case, and it passed."""
+        """Whether the case has been tried, and it passed."""
         return not self.cells[check].get(name, {}).get(gpu, FAILS).startswith(FAILS)
 
     def put(self, check: str, name: str, gpu: str, answer: str) -> None:
-        """Take a cell in, and write the page."""
+        """Take an answer in, and write both."""
         self.cells[check].setdefault(name, {})[gpu] = answer
+        cells = {check: dict(sorted(rows.items())) for check, rows in self.cells.items() if rows}
+        self.json.write_text(json.dumps({"stamp": stamp(), "cells": cells}, indent=1, ensure_ascii=False) + "\n")
         self.path.write_text(self.text())
 
     def text(self) -> str:
         limits = ", ".join(f"{GPUS[gpu].shared:,} bytes on {heading}" for gpu, heading in COLUMNS.items())
-        return (
-            ABOUT.format(limits=limits)
-            + stamp()
-            + "\n"
-            + self._presets()
-            + "".join(self._section(check) for check, rows in self.cells.items() if rows)
-        )
+        return ABOUT.format(limits=limits) + stamp() + "\n" + self._presets() + self._tried()
 
     def _presets(self) -> str:
-        """A row for each preset, of what the sections hold."""
+        """A row for each preset, of what was tried of it."""
         rows = [f"| {' | '.join(('', *AT_A_GLANCE, 'waits of the host'))} |", "|---" * (2 + len(AT_A_GLANCE)) + "|"]
         for name in sorted(set(self.cells["preset"]) & set(self.cells["decode"])):
             found = [self._alike(check, name) for check in AT_A_GLANCE.values()]
@@ -142,19 +141,23 @@ class Page:
         known = list(dict.fromkeys(cell for cell in cells if cell != UNTRIED)) or [UNTRIED]
         return known[0] if len(known) == 1 else " / ".join(cells)
 
-    def _section(self, check: str) -> str:
-        heading, meaning = SECTIONS[check]
-        rows = [f"| {' | '.join(('', *COLUMNS.values()))} |", "|---" * (1 + len(COLUMNS)) + "|"]
-        for name, cells in sorted(self.cells[check].items()):
-            rows.append(f"| {' | '.join((name, *(cells.get(gpu, UNTRIED) for gpu in COLUMNS)))} |")
-        return f"\n## {heading}\n\n{meaning}\n\n" + "\n".join(rows) + "\n"
-
-    def _read(self, text: str) -> None:
-        check_of = {heading: check for check, (heading, _) in SECTIONS.items()}
-        for part in text.split("\n## ")[1:]:
-            if part.startswith("Presets\n"):
-                continue
-            for line in re.findall(r"^\| (?! )(.+) \|$", part, re.M):
-                name, *cells = line.split(" | ")
-                tried = {gpu: c for gpu, c in zip(COLUMNS, cells, strict=True) if c != UNTRIED}
-                self.cells[check_of[part.partition("\n")[0]]][name] = tried
+    def _tried(self) -> str:
+        """A row for each check: what its answers say, how many pass, and those that fail."""
+        rows = [f"| {' | '.join(('', 'what is tried', *COLUMNS.values()))} |", "|---" * (2 + len(COLUMNS)) + "|"]
+        faults = []
+        for check, found in self.cells.items():
+            heading, meaning = SECTIONS[check]
+            tried = {gpu: [cells[gpu] for cells in found.values() if gpu in cells] for gpu in COLUMNS}
+            passed = [
+                f"{sum(not c.startswith(FAILS) for c in cells)} of {len(cells)}" if cells else UNTRIED
+                for cells in tried.values()
+            ]
+            rows.append(f"| {' | '.join((heading, meaning, *passed))} |")
+            faults += [
+                f"* {heading}, {name}, {COLUMNS[gpu]}: {answer}"
+                for name, cells in found.items()
+                for gpu, answer in cells.items()
+                if answer.startswith(FAILS)
+            ]
+        of = f"Cases that pass. [Every answer]({self.json.name}) is in the JSON beside this page."
+        return "\n".join(["", "## All that was tried", "", of, "", *rows, *([""] if faults else []), *faults]) + "\n"
