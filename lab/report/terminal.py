@@ -1,4 +1,7 @@
-"""``blockwright report DIR`` writes a report and shows it; ``blockwright verdict DIR`` says what a sweep decides."""
+"""``blockwright report DIR``: write the report of a sweep or an ablation, and show its verdicts.
+
+``blockwright verdict DIR [--json]``: show the verdicts alone, with an exit code.
+"""
 
 from __future__ import annotations
 

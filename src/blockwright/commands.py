@@ -4,7 +4,8 @@ An entry point of the group ``blockwright.commands.HEADING`` gives a command its
 ``main`` takes the arguments and may return an exit code. ``blockwright --help`` lists it under the heading: one of
 ``HEADINGS``, or a package's own; one of the group ``blockwright.commands`` itself is listed last. The docstring of the
 module begins with the command's form and what it does: a line like ``blockwright NAME DIR [OVERRIDE …]``, in double
-backticks, a colon and a sentence. Both are read from the source, so that help and completion import nothing.
+backticks, a colon and a sentence; of several commands, a paragraph each. Both are read from the source, so that help
+and completion import nothing.
 """
 
 from __future__ import annotations
@@ -63,9 +64,11 @@ class Command:
         return self.point.load()(arguments)
 
     def _described(self) -> tuple[str, str]:
-        text = (ast.get_docstring(self.tree) or "").partition("\n\n")[0].replace("\n", " ")
-        described = _FORM.match(text)
-        form, about = (described["form"], described["about"]) if described else (self.point.name, text.rstrip("."))
+        paragraphs = [text.replace("\n", " ") for text in (ast.get_docstring(self.tree) or "").split("\n\n")]
+        described = [found for text in paragraphs if (found := _FORM.match(text))]
+        own = [found for found in described if found["form"].split()[0] == self.point.name]
+        chosen = next(iter(own or described), None)
+        form, about = (chosen["form"], chosen["about"]) if chosen else (self.point.name, paragraphs[0].rstrip("."))
         return form, about.replace("``", "")
 
 

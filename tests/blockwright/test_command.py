@@ -63,6 +63,11 @@ def test_another_package_adds_a_command_that_help_and_completion_know_without_im
         run(["weigh"])
 
 
+def test_each_command_says_its_own_form_and_what_it_does_in_a_line() -> None:
+    for name, each in commands().items():
+        assert each.form.split()[0] == name and "blockwright" not in each.about and len(each.about) <= 90
+
+
 def test_help_lists_each_command_once_under_its_heading(offer: Any) -> None:
     offer(weigh="weighing")
     parts = {part.split(":\n")[0]: part for part in usage().split("\n\n")}
