@@ -8,14 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
 from torch.utils.data import Sampler
 
 from blockwright.registry.errors import ConfigError
-from blockwright.registry.ranges import Count, Share
-from blockwright.registry.reading import Remedy
+from blockwright.registry.ranges import Count, Fraction
 from blockwright.registry.reading import read as read_settings
 from blockwright.training.data.packing import Ints
 
@@ -311,10 +310,9 @@ def read_lengths(value: Any, sequence_length: int, batch_size: int) -> Lengths |
     """
     if value is None:
         return None
-    if not isinstance(value, Sequence) or isinstance(value, str) or not value:
-        raise ConfigError(PATH, value, "must list at least one stage", EXAMPLE)
-    stages = tuple(_stage(f"{PATH}.{i}", each, i == len(value) - 1) for i, each in enumerate(value))
-    found = Lengths(stages)
+    found = Lengths(
+        tuple(_of_lengths(stage, f"{PATH}.{i}.shares") for i, stage in enumerate(stages(value, PATH, EXAMPLE)))
+    )
     for length in found.all:
         if length > sequence_length:
             rule = f"has windows of {length} tokens, longer than data.sequence_length ({sequence_length})"
@@ -325,24 +323,60 @@ def read_lengths(value: Any, sequence_length: int, batch_size: int) -> Lengths |
     return found
 
 
-@dataclass(frozen=True)
-class _Written:
-    """A stage as written, with lengths as text."""
-
-    shares: Annotated[dict[str, Share], Remedy(EXAMPLE)]
-    batches: Annotated[Count, Remedy(EXAMPLE)] | None = None
-
-
-def _stage(path: str, value: Any, is_last: bool) -> Stage:
-    stage = read_settings(_Written, value, path)
+def _of_lengths(stage: Written, path: str) -> Stage:
     for length in stage.shares:
         if not length.isdecimal() or int(length) < 2:
-            raise ConfigError(f"{path}.shares", length, "a length is a whole number of tokens, at least 2", EXAMPLE)
-    if abs(sum(stage.shares.values()) - 1) > 1e-6:
-        rule = f"the shares of a stage's tokens sum to {sum(stage.shares.values()):g}, not to 1"
-        raise ConfigError(f"{path}.shares", stage.shares, rule, "Write e.g. {4096: 0.6, 512: 0.4}")
-    if (stage.batches is None) != is_last:
-        rule = "the last stage has no end" if is_last else "every stage but the last ends after so many batches"
-        remedy = "Leave batches out of the last stage" if is_last else EXAMPLE
-        raise ConfigError(f"{path}.batches", stage.batches, rule, remedy)
-    return Stage({int(length): float(share) for length, share in stage.shares.items()}, stage.batches)
+            raise ConfigError(path, length, "a length is a whole number of tokens, at least 2", EXAMPLE)
+    return Stage({int(length): share for length, share in stage.shares.items()}, stage.batches)
+
+
+# --- stages as written, of lengths or of sources ---
+
+
+TOLERANCE = 1e-6  # of a sum of shares
+
+
+@dataclass(frozen=True)
+class Written:
+    """A stage: the shares of what it mixes, and its batches; None for all further ones."""
+
+    shares: dict[str, Fraction]
+    batches: Count | None = None
+
+
+def stages(value: Any, path: str, example: str) -> list[Written]:
+    """Stages as written: a list of ``{shares: {NAME: SHARE}, batches: N}``, the last without ``batches``.
+
+    Args:
+        value: of the setting
+        path: of it
+        example: what a remedy shows
+
+    Raises:
+        ConfigError: one does not match, or its shares do not sum to 1
+    """
+    if not isinstance(value, Sequence) or isinstance(value, str) or not value:
+        raise ConfigError(path, value, "must list at least one stage", example)
+    found = []
+    for i, each in enumerate(value):
+        at, is_last = f"{path}.{i}", i == len(value) - 1
+        stage = read_settings(Written, each, at)
+        if (stage.batches is None) != is_last:
+            rule = "the last stage has no end" if is_last else "every stage but the last ends after so many batches"
+            remedy = "Leave batches out of the last stage" if is_last else example
+            raise ConfigError(f"{at}.batches", stage.batches, rule, remedy)
+        found.append(replace(stage, shares=summing_to_one(stage.shares, f"{at}.shares")))
+    return found
+
+
+def summing_to_one(shares: Mapping[str, float], path: str) -> dict[str, float]:
+    """The shares above 0.
+
+    Raises:
+        ConfigError: at ``path``: they do not sum to 1
+    """
+    total = sum(shares.values())
+    if abs(total - 1) > TOLERANCE:
+        fixed = {name: round(share / total, 6) for name, share in shares.items()} if total else "shares above 0"
+        raise ConfigError(path, dict(shares), f"the shares sum to {total:g}, not to 1", f"Write, for example, {fixed}")
+    return {name: share for name, share in shares.items() if share}

@@ -22,7 +22,7 @@ from blockwright.training.data.mixture.order import (
     Schedule,
     Stage,
     read_stages,
-    shares_of,
+    weights_of,
 )
 from blockwright.training.data.mixture.sources import Opened, Place, Source, overview, texts
 from blockwright.training.data.mixture.tokens import Line, MixtureWindows, Rings, Stretch, Tokens, refuse_other
@@ -83,7 +83,7 @@ class MixtureDataModule(RowDataModule):
         _refuse_names(sources)
         self.sources, self.stages = dict(sorted(sources.items())), read_stages(stages, sources)
         self.most_epochs = _most(most_epochs, sources)
-        self.val_shares = None if val_shares == EVEN else shares_of(val_shares, VAL_SHARES, sources)
+        self.val_shares = None if val_shares == EVEN else weights_of(val_shares, VAL_SHARES, sources)
         self.stands_for, self.digests, self.documents = stands_for, digests, documents
         self._opened: dict[str, Opened] = {}
         self._contents: dict[str, str] = {}

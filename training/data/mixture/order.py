@@ -5,17 +5,20 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate, pairwise
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from blockwright.registry.errors import ConfigError, did_you_mean
+from blockwright.registry.ranges import Fraction
+from blockwright.registry.reading import Remedy, checked
 from blockwright.training.data.fingerprint import digest
+from blockwright.training.data.order import stages, summing_to_one
 
 # --- permutations that are computed place by place: a Feistel network, without a table of what it permutes ---
 
@@ -267,7 +270,6 @@ _draw = functools.lru_cache(maxsize=4096)(draw)  # of the epochs that the batche
 
 STAGES = "data.stages"
 EXAMPLE = "Write [{shares: {web: 0.7, code: 0.3}, batches: 9000}, {shares: {web: 0.4, code: 0.6}}]"
-TOLERANCE = 1e-6  # of a sum of shares
 
 
 def read_stages(value: Any, sources: Collection[str]) -> tuple[Stage, ...] | None:
@@ -282,19 +284,16 @@ def read_stages(value: Any, sources: Collection[str]) -> tuple[Stage, ...] | Non
     """
     if value is None:
         return None
-    if not isinstance(value, Sequence) or isinstance(value, str) or not value:
-        raise ConfigError(STAGES, value, "must list at least one stage, or be null", EXAMPLE)
-    stages = tuple(_stage(f"{STAGES}.{i}", each, i == len(value) - 1, sources) for i, each in enumerate(value))
+    written = enumerate(stages(value, STAGES, EXAMPLE))
+    found = tuple(Stage(weights_of(each.shares, f"{STAGES}.{i}.shares", sources), each.batches) for i, each in written)
     for name in sources:
-        if not any(name in stage.weights for stage in stages):
-            rule = "is in no stage, so it would never be read"
-            raise ConfigError(
-                f"data.sources.{name}", name, rule, f"Give it a share, or leave it out: ~data.sources.{name}"
-            )
-    return stages
+        if not any(name in stage.weights for stage in found):
+            remedy = f"Give it a share, or leave it out: ~data.sources.{name}"
+            raise ConfigError(f"data.sources.{name}", name, "is in no stage, so it would never be read", remedy)
+    return found
 
 
-def shares_of(value: Any, path: str, sources: Collection[str]) -> dict[str, int]:
+def weights_of(value: Any, path: str, sources: Collection[str]) -> dict[str, int]:
     """Shares that sum to 1 as whole numbers; sources with a share of 0 are left out.
 
     Args:
@@ -305,37 +304,11 @@ def shares_of(value: Any, path: str, sources: Collection[str]) -> dict[str, int]
     Raises:
         ConfigError: at ``path``
     """
-    if not isinstance(value, Mapping) or not value:
-        raise ConfigError(path, value, "maps sources to their shares", "Write {web: 0.7, code: 0.3}")
-    for name, share in value.items():
+    shares = checked(value, Annotated[dict[str, Fraction], Remedy("Write {web: 0.7, code: 0.3}")], path)
+    for name, share in shares.items():
         if name not in sources:
             raise ConfigError(f"{path}.{name}", share, "there is no such source", did_you_mean(name, sources))
-        if isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share <= 1:
-            raise ConfigError(f"{path}.{name}", share, "a share is a number from 0 to 1", "Write {web: 0.7, code: 0.3}")
         if share and not round(share * ONE):
-            raise ConfigError(
-                f"{path}.{name}", share, f"is below {1 / ONE:.0e}, the least share", "Raise it, or write 0"
-            )
-    total = sum(value.values())
-    if abs(total - 1) > TOLERANCE:
-        fixed = {name: round(share / total, 6) for name, share in value.items()} if total else "shares above 0"
-        raise ConfigError(path, dict(value), f"the shares sum to {total:g}, not to 1", f"Write, for example, {fixed}")
-    return {name: round(share * ONE) for name, share in value.items() if share}
-
-
-def _stage(path: str, value: Any, is_last: bool, sources: Collection[str]) -> Stage:
-    if not isinstance(value, Mapping) or "shares" not in value:
-        raise ConfigError(path, value, "a stage is a mapping with shares", EXAMPLE)
-    for key in value:
-        if key not in ("shares", "batches"):
-            raise ConfigError(
-                f"{path}.{key}", value[key], "a stage has no such key", did_you_mean(key, ("shares", "batches"))
-            )
-    weights, batches = shares_of(value["shares"], f"{path}.shares", sources), value.get("batches")
-    if batches is not None and (isinstance(batches, bool) or not isinstance(batches, int) or batches < 1):
-        raise ConfigError(f"{path}.batches", batches, "counts batches, at least 1", EXAMPLE)
-    if (batches is None) != is_last:
-        rule = "the last stage has no end" if is_last else "every stage but the last ends after so many batches"
-        remedy = "Leave batches out of the last stage" if is_last else EXAMPLE
-        raise ConfigError(f"{path}.batches", batches, rule, remedy)
-    return Stage(weights, batches)
+            rule = f"is below {1 / ONE:.0e}, the least share"
+            raise ConfigError(f"{path}.{name}", share, rule, "Raise it, or write 0")
+    return {name: round(share * ONE) for name, share in summing_to_one(shares, path).items()}

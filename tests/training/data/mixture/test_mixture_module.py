@@ -253,7 +253,7 @@ WRONG: dict[str, tuple[str, dict[str, Any]]] = {
     "an unknown source": ("data.stages.0.shares.wed", {"stages": [{"shares": {"wed": 1}}]}),
     "a source in no stage": ("data.sources.plays", {"stages": [{"shares": {"web": 0.5, "code": 0.5}}]}),
     "an unknown key": ("data.stages.0.steps", {"stages": [{**ONE, "steps": 3}]}),
-    "no shares": ("data.stages.0", {"stages": [{"batches": 3}]}),
+    "no shares": ("data.stages.0.shares", {"stages": [{"batches": 3}]}),
     "no stage": ("data.stages", {"stages": []}),
     "no end": ("data.stages.0.batches", {"stages": [ONE, ONE]}),
     "an end of the last": ("data.stages.0.batches", {"stages": [{**ONE, "batches": 3}]}),
