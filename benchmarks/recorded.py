@@ -33,12 +33,11 @@ from blockwright.lab.report import verdict as of_sweep
 from blockwright.lab.report.build import VERDICT
 from blockwright.lab.report.findings import Findings, find
 from blockwright.lab.report.reading import read
-from blockwright.lab.report.verdict import as_json
 from blockwright.lab.sweep import plan as plans
 from blockwright.lab.sweep import table
 from blockwright.lab.sweep.plan import PLAN
 from blockwright.registry import ConfigError
-from blockwright.registry.command import Parser, run_command
+from blockwright.registry.command import Parser, run_command, strict_json
 from blockwright.training.result import Result
 
 ROOT = RESULTS.parents[1]
@@ -175,7 +174,7 @@ def is_stale(record: Path) -> bool:
     if not (record / "report" / VERDICT).exists():
         return True
     with tempfile.TemporaryDirectory() as into:
-        now = _figures(json.loads(as_json(document(restore(record, Path(into))))))
+        now = _figures(json.loads(strict_json(document(restore(record, Path(into))))))
     said = _figures(json.loads((record / "report" / VERDICT).read_text()))
     return len(said) != len(now) or not all(map(_alike, said, now))
 

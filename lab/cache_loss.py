@@ -7,7 +7,6 @@ document, and the effect over thousands of generated tokens.
 
 from __future__ import annotations
 
-import json
 import math
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -25,7 +24,7 @@ from blockwright.blocks.kernels.cross_entropy import IGNORED
 from blockwright.lab.own_text import own_text, read_text_file
 from blockwright.lab.writer import Writer
 from blockwright.registry import BlockError, ConfigError
-from blockwright.registry.command import Parser, run_command
+from blockwright.registry.command import Parser, run_command, strict_json
 from blockwright.registry.printing import show
 
 Window = tuple[Tensor, Tensor]  # tokens [B,T], and their next tokens
@@ -165,7 +164,7 @@ def main(arguments: Sequence[str]) -> None:
         raise ConfigError(f"--{error.parameter}", error.value, error.rule, error.remedy) from None
     scored = sum(int((targets != IGNORED).sum()) for _, targets in windows)
     if words.json:
-        print(json.dumps({"model": words.model, "tokens": scored, "caches": rows}, indent=1))
+        print(strict_json({"model": words.model, "tokens": scored, "caches": rows}))
     else:
         show(table(rows, scored))
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,7 +11,7 @@ from annotated_types import Len
 from rich.table import Table
 
 from blockwright.registry import ConfigError
-from blockwright.registry.command import Parser, read_words, run_command
+from blockwright.registry.command import Parser, read_words, run_command, strict_json
 from blockwright.registry.printing import show
 from blockwright.registry.ranges import Count
 from blockwright.registry.reading import Remedy, keys, typed
@@ -77,7 +76,7 @@ def _run(arguments: Sequence[str]) -> int:
     off = {kind for kind, slope in found.items() if rules and is_beyond(kind, slope.change)}
     if flags.json:
         rows = {kind: slope._asdict() for kind, slope in found.items()}
-        print(json.dumps({"widths": settings.widths, "rules": rules, "slopes": rows, "beyond": sorted(off)}, indent=1))
+        print(strict_json({"widths": settings.widths, "rules": rules, "slopes": rows, "beyond": sorted(off)}))
     else:
         show(_table(found, off))
         for note in _notes(words.overrides, settings) if off else ():

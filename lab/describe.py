@@ -6,7 +6,6 @@ Left out: activations, optimizer states other than AdamW's, the memory of commun
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -39,7 +38,7 @@ from blockwright.lab.models import load
 from blockwright.lab.report import single
 from blockwright.lab.report.svg import standalone
 from blockwright.registry import BlockError, ConfigError
-from blockwright.registry.command import run_command
+from blockwright.registry.command import run_command, strict_json
 from blockwright.registry.folder import write_text
 
 USAGE = """\
@@ -245,7 +244,7 @@ def main(arguments: Sequence[str]) -> None:
     decoders = [load(name, request.overrides) for name in request.models]
     answer = document(request, decoders)
     if request.as_json:
-        print(json.dumps(answer, indent=1))
+        print(strict_json(answer))
     else:
         card.show(answer)
     if request.plot:

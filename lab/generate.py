@@ -7,7 +7,6 @@ tokens are drawn, where that is computed and what drafts them are those of other
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from argparse import Namespace
 from collections.abc import Callable, Sequence
@@ -22,7 +21,7 @@ from blockwright.blocks.kernels.timing import multiply_fastest
 from blockwright.lab.attachment import attached, attachments
 from blockwright.lab.writer import Request, Writer, at_its_option
 from blockwright.registry import BlockError, ConfigError
-from blockwright.registry.command import Parser, run_command
+from blockwright.registry.command import Parser, run_command, strict_json
 from blockwright.registry.printing import printable
 
 
@@ -173,7 +172,7 @@ def main(arguments: Sequence[str]) -> None:
         writer.drafts = drafter(writer, words.drafts, words.draft_tokens)
     if words.json:
         found = document(writer, words.model, prompts, request)
-        print(json.dumps(found, indent=1, ensure_ascii=False))
+        print(strict_json(found))
         first = found["completions"][0]["text"]
     else:
         first = show(writer, prompts, request)[0].removeprefix(prompts[0])

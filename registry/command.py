@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import json
+import math
 import os
 import re
 import sys
 from argparse import Namespace
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from blockwright.registry import user_conf
 from blockwright.registry.errors import REFUSED, ConfigError, did_you_mean, refusal_of_full, refused_path
@@ -128,6 +130,22 @@ def sort_words(words: Sequence[str], own: Collection[str], n_names: int = 0) -> 
         remedy = f"Name one at a time: {names[0]}, say" if n_names else f"Write model={word} for a model"
         raise ConfigError("command line", word, "is not KEY=VALUE", remedy)
     return Words(settings, overrides, names)
+
+
+# --- what ``--json`` prints -------------------------------------------------------------------------------------------
+
+
+def strict_json(document: Any) -> str:
+    """The text of a document. Numbers that are not finite, which JSON does not have, are null."""
+    return json.dumps(_finite(document), indent=1, ensure_ascii=False, allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _finite(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 # --- words quoted for Hydra's override grammar ------------------------------------------------------------------------

@@ -105,6 +105,12 @@ def test_no_drawer_for_odds_and_ends() -> None:
     assert not [p for p in SOURCES if p.stem in drawers or p.parent.name in drawers]
 
 
+def test_documents_that_commands_print_are_strict_json() -> None:
+    """By ``registry.command.strict_json``: of a diverged run Python's own writer prints NaN, which no other reads."""
+    commands = [source for source in SOURCES if source.relative_to(ROOT).parts[0] != "benchmarks"]
+    assert not [source for source in commands if "print(json.dumps" in source.read_text()]
+
+
 def test_no_block_takes_open_ended_arguments() -> None:
     for source in (ROOT / "blocks").rglob("*.py"):
         text = source.read_text()

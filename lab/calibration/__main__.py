@@ -7,7 +7,6 @@ paths.log_dir (paths.log_dir=DIR for another folder), and every report names it.
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
@@ -25,7 +24,7 @@ from blockwright.lab.calibration.control import Control, Outcome, Summary
 from blockwright.lab.calibration.record import Record
 from blockwright.lab.report.words import signed
 from blockwright.registry import ConfigError
-from blockwright.registry.command import Parser, run_command
+from blockwright.registry.command import Parser, run_command, strict_json
 from blockwright.registry.errors import require
 from blockwright.registry.printing import show
 from blockwright.training.configuration.composing import compose_config
@@ -62,7 +61,7 @@ def main(arguments: Sequence[str]) -> int:
     summary = Summary(outcomes)
     sentence = summary.sentence if asked.only is None else f"{summary.counts}: some controls are no calibration."
     if asked.json:
-        print(json.dumps(as_plain(record, summary, sentence), indent=1))
+        print(strict_json(as_plain(record, summary, sentence)))
     else:
         show(table(outcomes))
         print(sentence)

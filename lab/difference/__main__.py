@@ -17,9 +17,8 @@ from blockwright.lab.difference.views import show, side_by_side
 from blockwright.lab.drawing.export import named, refuse_without_extra, save
 from blockwright.lab.drawing.sheet import clean
 from blockwright.lab.models import changes_model, composition
-from blockwright.lab.report.verdict import as_json
 from blockwright.registry import ConfigError
-from blockwright.registry.command import Parser, read_words, run_command
+from blockwright.registry.command import Parser, read_words, run_command, strict_json
 
 # --- the command line of ``blockwright diff``, parsed and validated ---------------------------------------------------
 
@@ -106,7 +105,7 @@ def main(arguments: Sequence[str]) -> None:
         refuse_without_extra(request.out)
     found = difference(_side("A", request.a, []), _side("B", request.b, request.overrides))
     if request.as_json:
-        print(as_json(found.to_plain()))
+        print(strict_json(found.to_plain()))
     else:
         show(found)
     if request.out:

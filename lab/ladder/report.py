@@ -15,10 +15,10 @@ from blockwright.lab.report import build, terminal
 from blockwright.lab.report.build import VERDICT
 from blockwright.lab.report.page import LABELS, Head, Section, save, some
 from blockwright.lab.report.tables import Table, row
-from blockwright.lab.report.verdict import as_json
 from blockwright.lab.report.words import plain, short, signed
 from blockwright.lab.statistics.law_fit import best_split
 from blockwright.registry import ConfigError
+from blockwright.registry.command import strict_json
 from blockwright.registry.errors import require
 from blockwright.training.result import Result
 
@@ -131,7 +131,7 @@ def show(directory: Path, at: str | None = None) -> None:
     findings = find(directory)
     at_size = planned(findings, at)
     head, sections = head_of(findings), arrange(findings, at_size)
-    files = {"runs.csv": views.rows(findings), VERDICT: f"{as_json(document(findings))}\n"}
+    files = {"runs.csv": views.rows(findings), VERDICT: f"{strict_json(document(findings))}\n"}
     terminal.show_head(head, save(findings.directory, head, sections, files))
     if at is not None:
         print(line(findings, at_size))

@@ -5,7 +5,6 @@ Nothing is trained and nothing allocated: everything is measured on the meta dev
 
 from __future__ import annotations
 
-import json
 import shlex
 import sys
 from collections.abc import Sequence
@@ -14,7 +13,7 @@ from dataclasses import asdict
 from blockwright.lab.match import request
 from blockwright.lab.match.sizing import read_arm, size
 from blockwright.lab.match.table import arms_table
-from blockwright.registry.command import run_command
+from blockwright.registry.command import run_command, strict_json
 from blockwright.registry.printing import show
 
 USAGE = """\
@@ -49,7 +48,7 @@ def main(arguments: Sequence[str]) -> None:
     sized = size(arms, asked.baseline, asked.match, asked.targets)
     if asked.as_json:
         plain = [arm.as_plain(arm.arm.name == asked.baseline) for arm in sized]
-        print(json.dumps({"match": asked.match and asdict(asked.match), "arms": plain}, indent=1))
+        print(strict_json({"match": asked.match and asdict(asked.match), "arms": plain}))
         return
     show(arms_table(sized, asked.baseline, sized[0].arm.context))
     for arm in sized:

@@ -12,8 +12,9 @@ from blockwright.lab.report.findings import Findings
 from blockwright.lab.report.models import models
 from blockwright.lab.report.page import LABELS, Head, Section, save, some
 from blockwright.lab.report.sentences import basis
-from blockwright.lab.report.verdict import as_json, document, verdicts
+from blockwright.lab.report.verdict import document, verdicts
 from blockwright.lab.statistics.tuning import RATE
+from blockwright.registry.command import strict_json
 from blockwright.registry.errors import require
 
 VERDICT = "verdict.json"
@@ -34,7 +35,7 @@ def write(findings: Findings) -> Path:
     head, sections = head_of(findings), arrange(findings)
     files = {"runs.csv": rows(findings)}
     if findings.sweep.kind != "search":
-        files[VERDICT] = f"{as_json(document(findings))}\n"
+        files[VERDICT] = f"{strict_json(document(findings))}\n"
     return save(findings.sweep.directory, head, sections, files)
 
 

@@ -18,9 +18,9 @@ from blockwright.lab.report import build
 from blockwright.lab.report.findings import Findings, find
 from blockwright.lab.report.page import Head
 from blockwright.lab.report.reading import read
-from blockwright.lab.report.verdict import as_json, document, exit_code, verdicts
+from blockwright.lab.report.verdict import document, exit_code, verdicts
 from blockwright.registry import ConfigError, printing
-from blockwright.registry.command import Parser
+from blockwright.registry.command import Parser, strict_json
 from blockwright.registry.errors import require
 
 STYLES = {
@@ -112,7 +112,7 @@ def verdict_command(arguments: Sequence[str]) -> int:
         remedy = "Sweep over what is to be compared: blockwright train -m model/attention=mha,gqa seed=0,1,2"
         raise ConfigError("DIR", str(of.directory), "has one arm, so that nothing is compared", remedy)
     if of.json:
-        print(as_json(document(findings)))
+        print(strict_json(document(findings)))
     else:
         show(findings)
     return exit_code(verdicts(findings))

@@ -6,8 +6,6 @@ A script obeys ``kind``, ``why`` and ``needs_seeds``; ``text`` says the same in 
 
 from __future__ import annotations
 
-import json
-import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -196,16 +194,3 @@ def document(findings: Findings) -> dict[str, Any]:
         "verdicts": [asdict(each) for each in every],
         "exit_code": exit_code(every),
     }
-
-
-def as_json(document: dict[str, Any]) -> str:
-    """The text of a document, of this or of another report; JSON has no infinite numbers, which become null."""
-    return json.dumps(_finite(document), indent=1, ensure_ascii=False, allow_nan=False)
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _finite(each) for key, each in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(each) for each in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -5,8 +5,6 @@ If the jobs of a sweep run on a host, such as a cluster, they are asked for ther
 
 from __future__ import annotations
 
-import json
-import math
 import os
 import signal
 import sys
@@ -24,7 +22,7 @@ from blockwright.lab.sweep.runner import check_can_run, resume_command, run_plan
 from blockwright.lab.sweep.study import FILE as STUDY
 from blockwright.lab.sweep.table import best_of, rows_of, table_of
 from blockwright.registry import ConfigError, did_you_mean
-from blockwright.registry.command import Parser, quoted, run_command
+from blockwright.registry.command import Parser, quoted, run_command, strict_json
 from blockwright.registry.printing import show as print_table
 from blockwright.training import claims
 from blockwright.training import jobs as training_jobs
@@ -135,7 +133,7 @@ def show(sweep: Path, plan: Mapping[str, Any], as_json: bool) -> None:
         head = {key: plan.get(key) for key in ("kind", "name", "metric", "direction", "command")}
         found = None if best is None else {"job": best[0], "value": best[1]}
         document = {"directory": str(sweep), **head, "running": running, "counts": counts, "best": found, "jobs": rows}
-        print(json.dumps(_finite(document), indent=1))
+        print(strict_json(document))
         return
     if rows:
         print_table(table_of(rows, f"{plan['kind']} {plan.get('name', '')}: {sweep}", best))
@@ -147,15 +145,6 @@ def show(sweep: Path, plan: Mapping[str, Any], as_json: bool) -> None:
     if best is not None:
         better = "more" if plan["direction"] == "maximize" else "less"
         print(f"best {plan['metric']}: {best[1]:.4f} (job {best[0]}); {better} is better")
-
-
-def _finite(value: Any) -> Any:
-    """NaN and infinity as null, since JSON has neither."""
-    if isinstance(value, Mapping):
-        return {key: _finite(inner) for key, inner in value.items()}
-    if isinstance(value, list):
-        return [_finite(inner) for inner in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _numbers(jobs: str | None) -> list[int] | None:

@@ -6,7 +6,6 @@ fitted on published runs says how long a step takes.
 
 from __future__ import annotations
 
-import json
 import shlex
 import sys
 from collections.abc import Sequence
@@ -26,6 +25,7 @@ from blockwright.plugins.planner.request import Request, read_request
 from blockwright.plugins.planner.search import Candidate, Found, search
 from blockwright.plugins.planner.table import as_plain
 from blockwright.registry import ConfigError
+from blockwright.registry.command import strict_json
 from blockwright.registry.printing import show
 from blockwright.training.configuration.composing import compose_config
 from blockwright.training.entry.preflight import preflight
@@ -66,7 +66,7 @@ def _layouts(request: Request, decoder: Decoder, length: int) -> None:
         rows = [as_plain(c, found.best[0], measured, job, device, settings) for c in found.best]
         plain = {"model": settings.model, "job": asdict(job), "gpu": asdict(device), "layouts": rows}
         seen = {"considered": found.considered, "fit": found.fit, "warnings": beyond(job), "attention": attention}
-        print(json.dumps({**plain, **seen}, indent=1))
+        print(strict_json({**plain, **seen}))
         return
     show(table.layouts(found, measured, job, device, settings))
     if every(attention):
@@ -123,7 +123,7 @@ def _generation(request: Request, decoder: Decoder, length: int) -> None:
     at: dict[str, Any] = {"gpus": settings.gpus, "context": length, **bits}
     found: Generation = generation(decoder, device, coefficients(), **at)
     if request.as_json:
-        print(json.dumps({**asdict(found), "tokens_per_second": found.tokens_per_second, **bits}, indent=1))
+        print(strict_json({**asdict(found), "tokens_per_second": found.tokens_per_second, **bits}))
     else:
         node = f"{settings.gpus} {device.name}, {length:,} tokens in each cache"
         show(table.generated(found, "{}, {weight_bits:g}-bit weights, {cache_bits:g}-bit caches".format(node, **bits)))

@@ -7,7 +7,6 @@ bytes of state that the model had for them.
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -26,7 +25,7 @@ from blockwright.plugins.skills.report import by_difficulty
 from blockwright.plugins.skills.rows import ids_of
 from blockwright.plugins.skills.skill.base import MARKS, SYMBOLS, Skill, name_of
 from blockwright.registry import ConfigError, Node, Scope, did_you_mean
-from blockwright.registry.command import Parser, run_command
+from blockwright.registry.command import Parser, run_command, strict_json
 from blockwright.registry.folder import References, own_folder, read_yaml, write_text
 from blockwright.registry.printing import show
 from blockwright.training.data.tokenizers.tokenizer import Tokenizer
@@ -132,7 +131,7 @@ def main(arguments: Sequence[str]) -> None:
     files = [write(out, found), out / "skills.svg"]
     write_text(files[1], standalone(by_difficulty(found)))
     if words.json:
-        print(json.dumps({"run": words.run, "skills": [each.to_plain() for each in found]}, indent=1))
+        print(strict_json({"run": words.run, "skills": [each.to_plain() for each in found]}))
         return
     for each in found:
         show(table(each))

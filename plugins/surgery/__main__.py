@@ -9,7 +9,6 @@ blockwright train init_from=OUT model=pretrained.
 
 from __future__ import annotations
 
-import json
 import re
 import shlex
 import sys
@@ -37,7 +36,7 @@ from blockwright.plugins.surgery.ledger import Ledger
 from blockwright.plugins.surgery.start import Surgery
 from blockwright.plugins.surgery.tables import cost_table, costs, plain, rows, table
 from blockwright.registry import ConfigError
-from blockwright.registry.command import Parser, quoted, run_command
+from blockwright.registry.command import Parser, quoted, run_command, strict_json
 from blockwright.registry.printing import show
 from blockwright.training.configuration import parts
 from blockwright.training.configuration.composing import compose_config
@@ -174,7 +173,7 @@ def main(arguments: Sequence[str]) -> None:
         context = usual_context([old, new])
         before, after = costs(old.config, context), costs(new.config, context)
         if words.json:
-            print(json.dumps(plain(found, ledger, before, after, context), indent=1))
+            print(strict_json(plain(found, ledger, before, after, context)))
         else:
             show(table(found, ledger, sum(int((targets != IGNORED).sum()) for _, targets in windows)))
             show(cost_table(before, after, context))

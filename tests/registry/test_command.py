@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import json
+import math
 import resource
 import sys
 from argparse import Namespace
@@ -16,7 +18,7 @@ import torch
 
 from blockwright.blocks.checkpoint.manifest import whole
 from blockwright.registry import ConfigError
-from blockwright.registry.command import Parser, Words, read_words, run_command
+from blockwright.registry.command import Parser, Words, read_words, run_command, strict_json
 from blockwright.registry.errors import os_error_of, refusal_of_full, require
 from blockwright.registry.folder import write_text
 from blockwright.training.entry.main import refusal_of
@@ -137,3 +139,12 @@ def test_missing_packages_are_named_with_the_extra_that_brings_them(monkeypatch:
         require("lab", "json", "missing_one", "missing_two", path="part", value=3, otherwise="or write part=2")
     assert (caught.value.path, caught.value.value) == ("part", 3)
     assert "(missing_one, missing_two)" in caught.value.rule and "'blockwright[lab]'" in caught.value.remedy
+
+
+def test_document_of_a_diverged_run_is_strict_json() -> None:
+    def refuse(constant: str) -> None:
+        raise AssertionError(constant)
+
+    document = {"losses": [1.5, math.nan, (math.inf, {"µ": -math.inf})], "seeds": 3, "kept": True}
+    expected = {"losses": [1.5, None, [None, {"µ": None}]], "seeds": 3, "kept": True}
+    assert json.loads(strict_json(document), parse_constant=refuse) == expected

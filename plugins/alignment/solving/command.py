@@ -18,7 +18,7 @@ from blockwright.lab.writer import Writer
 from blockwright.plugins.alignment.solving.measure import Share, Solved, solve
 from blockwright.plugins.alignment.solving.problems import read_problems
 from blockwright.registry import BlockError, ConfigError
-from blockwright.registry.command import Parser
+from blockwright.registry.command import Parser, strict_json
 from blockwright.registry.folder import write_text
 from blockwright.registry.printing import show
 
@@ -63,7 +63,7 @@ def main(arguments: Sequence[str]) -> None:
         words.out.parent.mkdir(parents=True, exist_ok=True)
         write_text(words.out, "".join(json.dumps(each) + "\n" for each in found.completions))
     if words.json:
-        print(json.dumps({k: v for k, v in asdict(found).items() if k != "completions"}, indent=1))
+        print(strict_json({k: v for k, v in asdict(found).items() if k != "completions"}))
     else:
         show(table(found))
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -32,7 +31,7 @@ from blockwright.plugins.long_context.reading.base import WORDINGS, find, wordin
 from blockwright.plugins.long_context.reading.measure import DEPTHS, Grid, PositionLoss, position_loss, read
 from blockwright.plugins.long_context.reading.report import Reading, written
 from blockwright.registry import ConfigError
-from blockwright.registry.command import Parser
+from blockwright.registry.command import Parser, strict_json
 from blockwright.registry.folder import own_folder
 from blockwright.registry.printing import show
 from blockwright.training.starts import check_swaps
@@ -124,7 +123,7 @@ def main(arguments: Sequence[str]) -> None:
     loss = None if words.window is None else position_loss(decoder, text, max(lengths), words.window)
     if words.json:
         document = {"model": words.model, "tests": [reading.as_plain() for reading in readings]}
-        print(json.dumps({**document, "loss": None if loss is None else loss.as_plain()}, indent=1))
+        print(strict_json({**document, "loss": None if loss is None else loss.as_plain()}))
     else:
         for reading in readings:
             show(grid_table(reading))
