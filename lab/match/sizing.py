@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
@@ -322,7 +323,8 @@ def _unreached(arm: Arm, knob: Knob, match: Match, found: Found, off: float) -> 
     at = " ".join(f"{place.path}={knob.at(found.value)[place.keys]}" for place in knob.places)
     nearest_is = f"the nearest is {found.figure:,.0f}, {100 * off:+.3g} % off, at {at}"
     rule = f"{WORDS[match.budget]} do not come within {100 * match.tol:g} % by {match.by}: {nearest_is}"
-    enough = f"Write tol={abs(off) * 1.01:.2g}. " if abs(off) * 1.01 < 0.99 else ""  # of a tolerance that is one
+    wide = math.ceil(1000 * abs(off) + 1) / 1000  # above it, in few digits
+    enough = f"Write tol={wide:g}. " if wide < 0.99 else ""  # of a tolerance that is one
     return ConfigError("tol", match.tol, rule, f"{enough}{_others(arm, match)}")
 
 

@@ -283,7 +283,7 @@ def _decided(evidence: Evidence, design: Design) -> Evidence:
 def _is_same(comparison: Comparison, look: Look, design: Design) -> bool:
     if design.solved is not None or comparison.noise is None:
         return False
-    if not any(comparison.by_seed.values()):  # the same function, to the last digit
+    if not any(comparison.by_seed.values()):  # the same function, to the last digit: seeds have other values
         return True
     mean, noise = comparison.difference, comparison.noise
     margin = design.within

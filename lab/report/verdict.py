@@ -17,10 +17,10 @@ from blockwright.lab.report.sentences import Case, Decision, calibration, method
 from blockwright.lab.report.words import seeds
 from blockwright.lab.statistics.variance import Noise
 
-# --- why there is no verdict on an arm: it is not tuned, not finished, lost, or has one seed --------------------------
+# --- why there is no verdict on an arm: it is not tuned, not finished, lost, has one seed, or shows no noise ----------
 
 
-Why = Literal["untuned", "unfinished", "lost", "no_common_seed", "one_seed", "lost_seeds"]
+Why = Literal["untuned", "unfinished", "lost", "no_common_seed", "one_seed", "lost_seeds", "no_noise"]
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,10 @@ def obstacle(arm: Finding, other: Finding, findings: Findings) -> Obstacle | Non
         pending = {run.seed for side in (arm, other) for run in side.runs if run.is_pending}
         ended = len([seed for seed in evidence.seeds if seed not in pending])
         return Obstacle("unfinished", f"{ended} of the {len(evidence.seeds)} seeds of {names} have ended")
+    if evidence.comparison.p is None and evidence.comparison.difference.n > 1:
+        same = "have the same value" if not evidence.comparison.difference.mean else "differ by the same amount"
+        rule = "which says nothing: the figure has too coarse steps, or is at its bound"
+        return Obstacle("no_noise", f"{names} {same} at every seed, {rule}. Compare by a finer one")
     if evidence.comparison.p is None:
         return Obstacle("one_seed", f"one seed cannot say whether {arm.name} differs from {other.name}")
     return None

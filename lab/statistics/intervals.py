@@ -47,7 +47,8 @@ class Comparison:
     Args:
         difference: arm − baseline
         by_seed: seed → arm − baseline
-        p: of the t-test that the difference is 0; None if undefined
+        p: of the t-test that the difference is 0; None if undefined: of one seed, of one value at all seeds of both,
+            or of differences that show no noise
         corrected: p after Holm's correction over all comparisons of the sweep
         noise: that interval and p are from; None for one seed
     """
@@ -90,7 +91,8 @@ def compare(arm: Mapping[int, float], baseline: Mapping[int, float], noise: Nois
         return None
     n, mean = len(by_seed), math.fsum(by_seed.values()) / len(by_seed)
     noise = noise or paired(list(by_seed.values()))
-    p = None if noise is None else noise.p(mean, n)
+    one_value = len({side[seed] for side in (arm, baseline) for seed in by_seed}) == 1
+    p = None if noise is None or one_value else noise.p(mean, n)
     return Comparison(_around(mean, n, noise), by_seed, p, noise=noise)
 
 

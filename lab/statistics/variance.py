@@ -20,6 +20,7 @@ from typing import Literal
 
 APART = 0.99  # point of F above which an arm tells nothing of the noise of others
 DOUBTFUL = 0.90  # above which it has the noise of its own pairs, and a sweep is noisier than its bank
+ROUNDING = 1e-9  # of a difference: what computing leaves of differences that are equal
 ENOUGH = 30  # degrees of freedom of its own, at which Student's t is 4 % above the normal: a bank has little to add
 
 Source = Literal["paired", "pooled", "bank"]
@@ -87,14 +88,15 @@ class Noise:
 
         return float(stdtrit(self.dof_of_error(n), (1 + level) / 2)) * self.error(n)
 
-    def p(self, mean: float, n: int) -> float:
-        """Two-sided p of the test that the differences have mean 0, after ``mean`` of ``n`` was seen."""
+    def p(self, mean: float, n: int) -> float | None:
+        """Two-sided p of the test that the differences have mean 0, after ``mean`` of ``n`` was seen; None where they
+        show no noise at all, as those of a figure in coarse steps may: that is no evidence."""
         from scipy.special import stdtr
 
         if mean == 0:
             return 1.0
         error = self.error(n)
-        return 2 * float(stdtr(self.dof_of_error(n), -abs(mean) / error)) if error else 0.0
+        return 2 * float(stdtr(self.dof_of_error(n), -abs(mean) / error)) if error > ROUNDING * abs(mean) else None
 
 
 def paired(differences: Sequence[float]) -> Noise | None:

@@ -134,7 +134,7 @@ def judged(control, loss):
 def outcome(expect, differences, least=0.0, **keys):
     """Of runs that differ by so much, seed by seed."""
     control = Control("x", "about", expect, {"b": ("b=2",)}, least=least, seeds=tuple(range(len(differences))), **keys)
-    return judged(control, lambda arm, run: 2.0 + differences[run.seed] * (arm == "b"))
+    return judged(control, lambda arm, run: 2.0 + 0.25 * run.seed + differences[run.seed] * (arm == "b"))
 
 
 def test_outcomes_need_every_run_arm_and_repeat():

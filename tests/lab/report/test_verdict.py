@@ -175,6 +175,9 @@ FEW = {"mha": [2.0, 2.1], "gqa": [2.0, 2.1]}
 NONE = [  # losses, tries, keys of the plan → why there is no verdict, and part of what is said
     ({**noisy(APART, 4), "gqa": [2.1, 2.1, 2.1, None]}, None, {}, "unfinished", "3 of the 4 seeds"),
     ({"mha": [], "gqa": []}, {"mha": GOOD, "gqa": [2.3, 2.1, None, None, None]}, {}, "unfinished", "2 tries"),
+    ({"mha": [0.5, 0.5], "gqa": [0.625, 0.625]}, None, {}, "no_noise", "differ by the same amount"),
+    ({"mha": [0.7, 0.6, 0.5], "gqa": [0.8, 0.7, 0.6]}, None, {}, "no_noise", "differ by the same amount"),
+    ({"mha": [1.0] * 3, "gqa": [1.0] * 3}, None, {"within": 0.01}, "no_noise", "have the same value"),
     ({"mha": [2.0], "gqa": [1.9]}, None, {"bank": {"sd": 0.001, "dof": 50}}, "one_seed", "one seed"),
     ({"mha": [2.0, 2.1], "gqa": ["failed"] * 2}, None, {}, "lost", "2 of 2 runs failed"),
     (noisy(APART, 4), {"mha": GOOD, "gqa": [5, 4, 3, 2.5, 2.4]}, {}, "untuned", "gqa is the largest tried"),

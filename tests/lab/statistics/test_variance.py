@@ -84,7 +84,8 @@ def test_too_little_noise_twice_the_same_and_none_at_all():
     assert once == between(table_of(*rows, rows[1], rows[0], rows[3], rows[3]), "1", "0")
     rows = np.add.outer([0.0, 0.5, 1.0], [2.0, 3.0, 5.0])
     found = between(table_of(*rows), "1", "0")
-    assert found.sd == 0 and found.p(0.5, 3) == 0
+    assert found.sd == 0 and found.p(0.5, 3) is None  # no noise at all is no evidence
+    assert paired([0.8 - 0.7, 0.7 - 0.6, 0.6 - 0.5]).p(0.1, 3) is None
     large = between(table_of(*(1e200 * np.random.default_rng(0).normal(size=(4, 4)))), "1", "0")
     assert 0 < large.sd < math.inf
     two = {"a": {0: 1.0, 1: 2.0}, "b": {0: 1.0, 1: 2.5}}
@@ -209,10 +210,11 @@ def test_only_seeds_that_both_have_are_compared_and_one_tells_nothing_of_noise_w
 
 def test_differences_without_noise_are_no_fault():
     assert intervals.compare({0: 1.0, 1: 2.0}, {0: 1.0, 1: 2.0}).p == 1.0
-    assert intervals.compare({0: 1.0, 1: 2.0}, {0: 1.5, 1: 2.5}).p == 0.0
+    assert intervals.compare({0: 1.0, 1: 1.0}, {0: 1.0, 1: 1.0}).p is None  # of a figure at its bound
+    assert intervals.compare({0: 1.0, 1: 2.0}, {0: 1.5, 1: 2.5}).p is None
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert intervals.paired_p([0.1 + 0.2, 0.3, 0.3]) == pytest.approx(0.0, abs=1e-30)
+        assert intervals.paired_p([0.1 + 0.2, 0.3, 0.3]) is None
 
 
 def test_interval_of_ratios_is_of_their_logarithms():
