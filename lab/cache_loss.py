@@ -92,7 +92,8 @@ def validation_windows(run: Path, most: int | None) -> Iterator[Window]:
 
 
 def text_windows(writer: Writer, files: Sequence[Path], length: int | None, most: int | None) -> Iterator[Window]:
-    """Windows of ``length`` tokens of the files' texts, by default ``USUAL`` or as many as the model reads.
+    """Windows of ``length`` tokens of the files' texts, by default ``USUAL`` or as many as the model reads; at most
+    ``most``, evenly spaced over all files.
 
     Raises:
         ConfigError: a file cannot be read, all are shorter than a window, or a window is longer than the model reads
@@ -101,20 +102,22 @@ def text_windows(writer: Writer, files: Sequence[Path], length: int | None, most
     length = min(USUAL, room) if length is None else length
     if length > room:
         raise ConfigError("--length", length, f"the model has positions for {room} tokens", f"Write --length {room}")
-    count = 0
-    for file in files:
-        text = read_text_file(file)
-        try:
-            ids = writer.encode(text, option="--text")
-        except ConfigError as error:  # whose value is the text
-            raise ConfigError(error.path, str(file), error.rule, error.remedy) from None
-        for start in range(0, len(ids) - length, length):
-            if most is None or count < most:
-                window = torch.tensor([ids[start : start + length + 1]], dtype=torch.int64)
-                count += 1
-                yield window[:, :-1], window[:, 1:]
-    if not count:
+    texts = [_ids(writer, file) for file in files]
+    starts = [(ids, start) for ids in texts for start in range(0, len(ids) - length, length)]
+    if not starts:
         raise ConfigError("--text", [str(file) for file in files], f"no text has {length + 1} tokens", "Lower --length")
+    wanted = min(most or len(starts), len(starts))
+    for ids, start in (starts[i * len(starts) // wanted] for i in range(wanted)):
+        window = torch.tensor([ids[start : start + length + 1]], dtype=torch.int64)
+        yield window[:, :-1], window[:, 1:]
+
+
+def _ids(writer: Writer, file: Path) -> list[int]:
+    text = read_text_file(file)
+    try:
+        return writer.encode(text, option="--text")
+    except ConfigError as error:  # whose value is the text
+        raise ConfigError(error.path, str(file), error.rule, error.remedy) from None
 
 
 # --- the command line -------------------------------------------------------------------------------------------------
@@ -130,7 +133,9 @@ def _parser() -> Parser:
     )
     usual = f"tokens of a window of --text; default {USUAL}, or all that the model reads if fewer"
     parser.add_argument("--length", type=int, metavar="N", help=usual)
-    parser.add_argument("--windows", type=int, default=128, metavar="N", help="at most so many; 0 for all; default 128")
+    parser.add_argument(
+        "--windows", type=int, default=128, metavar="N", help="at most so many, evenly spaced; 0 for all; default 128"
+    )
     parser.add_argument(
         "--bits", type=int, action="append", choices=BITS, help="again for several; default: 8, 6 and 4"
     )
@@ -152,6 +157,7 @@ def main(arguments: Sequence[str]) -> None:
         rule = "cuts the files of --text, and the text of a run has windows of its own"
         raise ConfigError("--length", words.length, rule, "Add --text FILE")
     writer, most = Writer.open(words.model, device="cpu"), words.windows or None
+    names = [writer.cached(bits) for bits in (None, *(words.bits or BITS))]
     if words.text:
         windows = list(text_windows(writer, words.text, words.length, most))
     else:
@@ -166,16 +172,15 @@ def main(arguments: Sequence[str]) -> None:
     if words.json:
         print(strict_json({"model": words.model, "tokens": scored, "caches": rows}))
     else:
-        show(table(rows, scored))
+        show(table(rows, scored, names))
 
 
-def table(rows: Sequence[dict[str, Any]], scored: int) -> Table:
-    """The rows as a table."""
+def table(rows: Sequence[dict[str, Any]], scored: int, names: Sequence[str]) -> Table:
+    """The rows as a table; ``names`` say how the caches of each hold numbers."""
     shown = Table(box=box.SIMPLE_HEAD, caption=f"{scored:,} tokens scored", caption_justify="left")
     for head in ("cache", "bytes per token", "nats per token", "perplexity", "against exact"):
         shown.add_column(head, justify="left" if head == "cache" else "right")
-    for row in rows:
-        name = "exact" if row["bits"] is None else f"{row['bits']} bits"
+    for row, name in zip(rows, names, strict=True):
         figures = (f"{row['bytes_per_token']:,}", f"{row['loss']:.5f}", f"{row['perplexity']:.4f}")
         shown.add_row(name, *figures, f"{100 * row['change']:+.3f} %")
     return shown

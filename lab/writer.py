@@ -150,6 +150,7 @@ class Writer:
         Raises:
             ConfigError: at once, for an invalid prompt or request
         """
+        self.cached(request.bits)
         ids, media = self._encoded(prompts, request)
         return self._pieces(ids, request, self._continued(ids, request, media), ended)
 
@@ -224,12 +225,32 @@ class Writer:
             remedy = "Name an earlier checkpoint, or write --dtype float32"
             raise ConfigError("MODEL", self.decoder.read_from, rule, remedy) from None
 
+    def cached(self, bits: int | None) -> str:
+        """How caches hold numbers: ``exact``, ``4 bits``, ``4 bits in 2 of 4 layers``.
+
+        Raises:
+            ConfigError: at ``--bits``: every cache stays exact, or the model has none
+        """
+        if bits is None:
+            return "exact"
+        try:
+            quantise = [getattr(cache, "quantises", True) for cache in self.decoder.new_caches(1, 1, bits)]
+        except BlockError as error:
+            raise at_its_option(error) from None
+        except NotImplementedError:
+            raise self._no_cache() from None
+        if not any(quantise):
+            rule = "changes nothing: this model remembers states or averages alone, which stay exact"
+            raise ConfigError("--bits", bits, rule, "Leave it out")
+        return f"{bits} bits" + ("" if all(quantise) else f" in {sum(quantise)} of {len(quantise)} layers")
+
     def memory(self, room: int, bits: int | None = None) -> Memory:
         """Caches of a text that is continued again and again.
 
         Raises:
-            ConfigError: the model has none, or no positions for ``room`` tokens
+            ConfigError: the model has none, or no positions for ``room`` tokens, or ``bits`` change nothing
         """
+        self.cached(bits)
         try:
             return Memory(self.decoder, room, bits)
         except BlockError as error:

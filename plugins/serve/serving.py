@@ -134,6 +134,7 @@ def serve(options: argparse.Namespace, key: str | None) -> None:
     check_free(options.host, options.port)
     keep_freed_memory()
     writer = Writer.open(options.model, dtype=options.dtype, device=options.device, visits=options.visits)
+    writer.cached(options.bits)
     multiply_fastest(writer.decoder)
     if options.bos:
         begin(writer.words, "--bos", "Leave --bos out")
@@ -204,7 +205,7 @@ def _rows(decoder: Decoder, room: int, drafts: Drafter | None, options: argparse
 def _start(served: Served, batch: Batch, listening: socket.socket, options: argparse.Namespace) -> str:
     host, port = listening.getsockname()[:2]
     host = f"[{host}]" if ":" in host else host
-    values = f"{options.bits} bits" if options.bits else options.dtype
+    values = served.writer.cached(options.bits) if options.bits else options.dtype
     chat = "no chat format: /v1/chat/completions is refused"
     if served.chat is not None:
         chat = f"chat format {served.chat.chat.node()['name']}"

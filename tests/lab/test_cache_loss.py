@@ -9,8 +9,10 @@ from run_folder import write_run
 
 from blockwright.blocks.compose import compose
 from blockwright.blocks.kernels.cross_entropy import IGNORED
-from blockwright.lab.cache_loss import losses, main, mean_loss
+from blockwright.lab.cache_loss import losses, main, mean_loss, text_windows
+from blockwright.lab.writer import Writer
 from blockwright.registry import ConfigError
+from blockwright.training.data.tokenizers.tokenizer import Bytes
 
 pytestmark = pytest.mark.xdist_group("cache_loss")  # its fixture is slow to set up
 
@@ -73,6 +75,29 @@ def test_command_takes_any_text(run, decoder, capsys):
     told = json.loads(capsys.readouterr().out)
     assert told["tokens"] == 60
     assert told["caches"][0]["loss"] == pytest.approx(mean_loss(decoder, [window(60)], None), rel=1e-6)
+
+
+def test_windows_are_spread_over_all_files(decoder, tmp_path):
+    writer = Writer(decoder, Bytes())
+    for name in "ab":
+        (tmp_path / name).write_text(name * 1000)
+    found = list(text_windows(writer, [tmp_path / "a", tmp_path / "b"], 20, 4))
+    assert [chr(tokens[0, 0]) for tokens, _ in found] == ["a", "a", "b", "b"]
+
+
+def test_bits_that_change_nothing_are_refused_and_those_of_some_layers_said(tiny):
+    kda, mha = {"name": "kda", "n_heads": 2, "head_dim": 8}, {"name": "mha", "n_heads": 2}
+
+    def writer(layout):
+        given = {"attention": mha, "variants": {"attention": {"linear": kda}}, "layout": {"attention": layout}}
+        return Writer(compose(tiny(vocab_size=257, n_layers=2, **given)).eval(), Bytes())
+
+    assert (
+        writer("linear attention").cached(4) == "4 bits in 1 of 2 layers" and writer("attention*").cached(4) == "4 bits"
+    )
+    for do in (lambda of: of.cached(4), lambda of: of.write("a", 1, bits=4), lambda of: of.memory(8, 4)):
+        with pytest.raises(ConfigError, match="stay exact"):
+            do(writer("linear*"))
 
 
 @pytest.mark.parametrize(

@@ -150,7 +150,9 @@ def test_trials_of_a_search_are_not_tested_against_each_other(tmp_path):
 def test_another_metric_has_its_own_direction(metric, kind, tmp_path):
     plan = {"kind": "grid", "metric": "val/bits", "direction": "minimize" if "speed" in metric else "maximize"}
     (tmp_path / "plan.json").write_text(json.dumps(plan))
-    for i, (arm, figure) in enumerate((arm, f + f * s / 100) for arm, f in (("mha", 1.0), ("mla", 9.0)) for s in range(3)):
+    for i, (arm, figure) in enumerate(
+        (arm, f + f * s / 100) for arm, f in (("mha", 1.0), ("mla", 9.0)) for s in range(3)
+    ):
         results = {**completed(2.0), "metrics": {metric: figure}, "figures": described([metric])}
         write_job(tmp_path, i, [f"model/attention={arm}", f"seed={i % 3}"], results)
     findings = find(read(tmp_path, metric=metric))
