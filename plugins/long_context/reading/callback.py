@@ -28,8 +28,9 @@ class LongContext(L.Callback):
     Logs, for each suite and length, ``long_context/needle_512`` (mean over depths, teacher-forced);
     ``long_context/loss_to_512``, the loss in nats of plain validation text at positions 256 to 511 of windows of the
     longest length, the same tokens in every bin; ``long_context/slope``, nats for each doubling of the position beyond
-    ``window``; and ``long_context/loss_window``, the loss in windows of ``window`` tokens. The grids are written to
-    reading.json and, as heat maps, to reading-SUITE.svg in the run's folder.
+    ``window``, where the longest prompts are four windows or more; and ``long_context/loss_window``, the loss in
+    windows of ``window`` tokens. The grids are written to reading.json and, as heat maps, to reading-SUITE.svg in the
+    run's folder.
 
     Args:
         directory: where to write
@@ -105,7 +106,8 @@ class LongContext(L.Callback):
         if loss is not None:
             for end, value in zip(loss.edges[1:], loss.losses, strict=True):
                 task.log(f"long_context/loss_to_{end}", value)
-            task.log("long_context/slope", loss.slope)
+            if loss.slope is not None:
+                task.log("long_context/slope", loss.slope)
         if trainer.is_global_zero:
             results.write(self.directory, readings, loss)
 

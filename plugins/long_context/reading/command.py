@@ -161,7 +161,8 @@ def grid_table(reading: Reading) -> Table:
 def loss_table(found: PositionLoss) -> Table:
     """A row per bin of positions."""
     error = "" if found.slope_error is None else f" (standard error {found.slope_error:.4f})"
-    title = f"loss by position: {found.slope:+.4f}{error} nats per doubling beyond {found.window:,}"
+    slope = "too few bins for a slope" if found.slope is None else f"{found.slope:+.4f}{error} nats per doubling"
+    title = f"loss by position: {slope} beyond {found.window:,}"
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
     table.add_column("positions", justify="right")
     table.add_column("nats per token", justify="right")

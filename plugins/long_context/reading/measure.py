@@ -150,24 +150,26 @@ class PositionLoss:
     stretches: list[list[float]] = field(default_factory=list)
 
     @property
-    def slope(self) -> float:
+    def slope(self) -> float | None:
         """Nats per token for each doubling of the position beyond the window; above 0, predictions get worse.
 
-        The slope of a least-squares line through the bins from the window on. All bins score the same tokens.
+        The slope of a least-squares line through the bins from the window on; None of fewer than two bins. All bins
+        score the same tokens.
         """
         return self._slope(self.losses)
 
     @property
     def slope_error(self) -> float | None:
-        """Standard error of the slope over stretches, of this model on other text; None for a single stretch."""
-        slopes = [self._slope(losses) for losses in self.stretches]
+        """Standard error of the slope over stretches, of this model on other text; None for a single stretch, or
+        without a slope."""
+        slopes = [slope for losses in self.stretches if (slope := self._slope(losses)) is not None]
         return statistics.stdev(slopes) / math.sqrt(len(slopes)) if len(slopes) > 1 else None
 
-    def _slope(self, losses: Sequence[float]) -> float:
+    def _slope(self, losses: Sequence[float]) -> float | None:
         starts = zip(self.edges, losses, strict=False)
         pairs = [(math.log2(start), loss) for start, loss in starts if start >= self.window]
         if len(pairs) < 2:
-            return 0.0
+            return None
         x, y = np.array(pairs).T
         return float(((x - x.mean()) * (y - y.mean())).sum() / ((x - x.mean()) ** 2).sum())
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
+from itertools import cycle, islice, pairwise
 
 import numpy as np
 
@@ -14,6 +14,7 @@ from blockwright.plugins.long_context.reading.base import (
     compose_prompt,
     reading_test,
 )
+from blockwright.registry import ConfigError
 
 
 @reading_test("needle")
@@ -116,6 +117,9 @@ class Copy(ReadingTest):
         return compose_prompt(text, length, [passage], depth, values[0], [rest], [], random)
 
 
+DRAWS = 1000  # of a list, until no word is as frequent as the last that is asked for
+
+
 @reading_test("frequent_words")
 class FrequentWords(ReadingTest):
     """The most frequent words of a list (RULER's ``fwe``): the whole text counts, no place of it.
@@ -137,15 +141,24 @@ class FrequentWords(ReadingTest):
         """The most frequent words, in any order."""
         names = [words.name(random) for _ in range(self.words)]
         shares = np.arange(1.0, self.words + 1) ** -self.power
-        written = [words.listed(name) for name in names]
-        count = length // min(map(len, written)) + 1
-        drawn = random.choice(self.words, size=count, p=shares / shares.sum())
-        listed = [i for word in drawn.tolist() for i in written[word]][:length]
-        # By what was drawn, not by rank: in a short text a rarer word may be more frequent.
-        most = np.argsort(-np.bincount(drawn, minlength=self.words), kind="stable")[: self.asked]
-        answers = [words.answer(names[i]) for i in most.tolist()]
-        question = words.ask_frequent(self.asked)
-        return compose_prompt(np.array(listed), length, [], None, question, answers, words.between(None), random)
+        written, answers = [words.listed(name) for name in names], [words.answer(name) for name in names]
+        question, between = words.ask_frequent(self.asked), words.between(None)
+        room = length - len(question) - self.asked * max(map(len, answers)) - (self.asked - 1) * len(between)
+        for _ in range(DRAWS):
+            drawn = random.choice(self.words, size=length // min(map(len, written)) + 1, p=shares / shares.sum())
+            shown = drawn[np.cumsum([len(written[word]) for word in drawn.tolist()]) <= room]
+            # By what is shown, not by rank: in a short text a rarer word may be more frequent.
+            counts = np.bincount(shown, minlength=self.words)
+            most = np.argsort(-counts, kind="stable").tolist()
+            if counts[most[self.asked - 1]] > counts[most[self.asked]]:
+                break
+        else:
+            rule = f"is too short for {self.asked} words that are more frequent than all others"
+            raise ConfigError("lengths", length, rule, "Write longer ones, or choose other suites")
+        listed = [i for word in shown.tolist() for i in written[word]]
+        fill = islice(cycle(written[most[0]]), length)  # where answers are short: it stays the most frequent
+        asked = [answers[word] for word in most[: self.asked]]
+        return compose_prompt(np.array([*listed, *fill]), length, [], None, question, asked, between, random)
 
 
 @reading_test("variable_tracking")
