@@ -9,7 +9,8 @@ padding: of values to the width of keys, and of experts' rows on a CPU (blocks/c
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -320,11 +321,24 @@ def _layer_flops(layer: nn.Module, decoder: Decoder, length: int, measured: dict
                 measured[what] = forward_flops(lambda: run(x, given))
         return measured[what]
 
-    with torch.no_grad():
-        connect(x, _tokens(decoder, length)[1])
-    mixers = once(attention, attention) + once(ffn, ffn, fed)  # a residual block may give the ffn fewer tokens
-    recalled = 0 if memory is None else once(memory, lambda x, given: memory(residual.open(x), given))
-    return mixers + recalled + once(residual, connect)
+    with _in_mode(layer, learns):
+        with torch.no_grad():
+            connect(x, _tokens(decoder, length)[1])
+        mixers = once(attention, attention) + once(ffn, ffn, fed)  # a residual block may give the ffn fewer tokens
+        recalled = 0 if memory is None else once(memory, lambda x, given: memory(residual.open(x), given))
+        return mixers + recalled + once(residual, connect)
+
+
+@contextmanager
+def _in_mode(module: nn.Module, training: bool) -> Iterator[None]:
+    """Some blocks compute less, or more, in training: ``mixture_of_depths`` then feeds the chosen tokens alone."""
+    modes = {part: part.training for part in module.modules()}
+    module.train(training)
+    try:
+        yield
+    finally:
+        for part, mode in modes.items():
+            part.training = mode
 
 
 def _learnt(out: Any) -> Any:
