@@ -340,13 +340,20 @@ class Unused:
 
 @dataclass(frozen=True)
 class Given:
-    """Settings that must be present: the family has defaults that the rows which read them have not."""
+    """Settings that must be present: the family has defaults that the rows which read them have not.
+
+    Args:
+        theirs: their keys
+        none: whether null is a value of them, other than what is absent
+    """
 
     theirs: tuple[str, ...]
+    none: bool = False
 
     def read(self, config: Config, model: dict[str, Any]) -> None:
         for name in self.theirs:
-            config.take(name)
+            if not (self.none and name in config.values):
+                config.take(name)
 
     def write(self, decoder: Decoder, config: dict[str, Any]) -> None:
         pass

@@ -90,6 +90,16 @@ def rope(
     return Part(read, write)
 
 
+def required(otherwise: str) -> Part:
+    """Refuse a config.json without positions, of a family whose class has others than plain ones."""
+
+    def read(config: Config, model: dict[str, Any]) -> None:
+        if not (config.values.get("rope_parameters") or config.values.get("rope_scaling")):
+            raise refusal("rope_parameters", None, f"is required: {otherwise}", "Write what the model was trained with")
+
+    return Part(read, lambda decoder, config: None)
+
+
 def read_rope(config: Config, habits: Habits) -> dict[str, Any]:
     """The position node that a config.json describes.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from blockwright.blocks.decoder import Decoder
-from blockwright.plugins.hub.config import Config, Fixed, Part, Unused, show
+from blockwright.plugins.hub.config import Config, Fixed, Given, Part, Unused, show
 from blockwright.plugins.hub.deepseek_like import (
     INDEXER,
     LAYERS,
@@ -106,6 +106,7 @@ DEEPSEEK_V3 = Family(
     template=TEMPLATE,
     settings=(
         *(*SIZES, *MLA, *MOE, EPS, SILU, tied(), rope("interleaved", sharpened=True)),
+        Given(("routed_scaling_factor",)),  # 2.5 in the class
         gate(("noaux_tc",), ("noaux_tc",), renormalised=True),
         PREDICTED,
         Fixed("rope_interleave", True),
@@ -139,6 +140,7 @@ DEEPSEEK_V32 = Family(
     template={**TEMPLATE, "attention": {**TEMPLATE["attention"], "selector": SELECTOR}},
     settings=(
         *(*SIZES, *MLA, *MOE, EPS, SILU, tied(), rope("interleaved", sharpened=True)),
+        Given(("routed_scaling_factor",)),  # 2.5 in the class
         gate(("noaux_tc",), ("noaux_tc",), renormalised=True),
         PREDICTED,
         *index_sizes("attention.selector."),

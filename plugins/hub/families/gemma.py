@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from blockwright.blocks.decoder import Decoder
-from blockwright.plugins.hub.config import Config, Fixed, Key, Part, Unused, refusal, show
+from blockwright.plugins.hub.config import Config, Fixed, Given, Key, Part, Unused, refusal, show
 from blockwright.plugins.hub.family import Family
 from blockwright.plugins.hub.llama_like import (
     ATTENTION,
@@ -76,6 +76,7 @@ GEMMA2 = Family(
     },
     settings=(
         *(*SIZES, *HEADS, DIVIDED, WIDTH, EPS, GELU_TANH, tied(True), rope("half_split"), WINDOWS),
+        Given(("attn_logit_softcapping", "final_logit_softcapping"), none=True),  # 50 and 30 in the class
         CAPS,
         QUERY_SCALE,
         Fixed("attention_bias", False),

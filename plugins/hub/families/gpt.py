@@ -23,7 +23,7 @@ from blockwright.plugins.hub.llama_like import (
     tied,
 )
 from blockwright.plugins.hub.names import TRANSPOSED, Form, Row, third
-from blockwright.plugins.hub.rope import rope
+from blockwright.plugins.hub.rope import required, rope
 
 # GPT-2: matrices stored (in, out); queries, keys and values fused.
 BLOCK = "transformer.h.{i}."
@@ -113,7 +113,8 @@ GPT_OSS = Family(
         "experts": {"name": "clamped_swiglu"},
     },
     settings=(
-        *(*SIZES, *HEADS, EPS, SILU, tied(), rope("half_split"), WINDOWS, TOP_K),
+        *(*SIZES, *HEADS, EPS, SILU, tied(), rope("half_split", theta=150_000.0), WINDOWS, TOP_K),
+        required("transformers would take YaRN with a factor of 32"),
         Key("intermediate_size", "experts.d_ff", expert_width),
         Key("num_local_experts", "ffn.n_experts", n_experts, also=("num_experts",)),
         Key("swiglu_limit", "experts.limit", "sparse.ffn.experts.limit", float, 7.0),

@@ -28,7 +28,7 @@ from blockwright.plugins.hub.llama_like import (
     tied,
 )
 from blockwright.plugins.hub.names import Row
-from blockwright.plugins.hub.rope import rope
+from blockwright.plugins.hub.rope import required, rope
 
 # Llama 2 and 3, and models with their checkpoint format (DeepSeek 7B and 67B).
 LLAMA = Family(
@@ -91,12 +91,6 @@ SMOLLM3 = Family(
 # Apertus: Llama with xIELU in place of a gated network, a norm on each head, and other names of the layers' norms.
 
 
-def _require_positions(config: Config, model: dict[str, Any]) -> None:
-    if not (config.values.get("rope_parameters") or config.values.get("rope_scaling")):
-        rule = "is required: transformers would take Llama 3's positions with a factor of 8"
-        raise refusal("rope_parameters", None, rule, "Write what the model was trained with")
-
-
 FFN, ACTIVATION = "layers.{i}.ffn.", LAYER + "mlp.act_fn."
 
 APERTUS = Family(
@@ -105,7 +99,7 @@ APERTUS = Family(
     template={**TEMPLATE, "attention": {"name": "gqa", "qk_norm": {"name": "per_head"}}, "ffn": {"name": "xielu"}},
     settings=(
         *(*SIZES, *EVEN_HEADS, EPS, tied(), BIASED, rope("half_split", theta=1.2e7)),
-        Part(_require_positions, lambda decoder, config: None),
+        required("transformers would take Llama 3's positions with a factor of 8"),
         Key("intermediate_size", "ffn.d_ff", "first.ffn.up.out_features"),
         Fixed("hidden_act", "xielu"),
         Fixed("qk_norm", True, written=False),

@@ -4,7 +4,7 @@ from dataclasses import replace
 from typing import Any
 
 from blockwright.blocks.decoder import Decoder
-from blockwright.plugins.hub.config import Config, Fixed, Key, Part, Unused, refusal, show
+from blockwright.plugins.hub.config import Config, Fixed, Given, Key, Part, Unused, refusal, show
 from blockwright.plugins.hub.family import Family
 from blockwright.plugins.hub.llama_like import (
     ATTENTION,
@@ -31,12 +31,14 @@ from blockwright.plugins.hub.llama_like import (
 from blockwright.plugins.hub.names import Row, expert_gate, expert_up, one_expert
 from blockwright.plugins.hub.rope import rope
 
+WINDOWED = (Given(("sliding_window",), none=True), WINDOW)  # 4,096 in the class
+
 # Mistral 7B: Llama's checkpoint format, with an attention window in the first release.
 MISTRAL = Family(
     model_type="mistral",
     architecture="MistralForCausalLM",
     template=TEMPLATE,
-    settings=(*SIZES, *HEADS, WIDTH, EPS, SILU, tied(), rope("half_split"), WINDOW),
+    settings=(*SIZES, *HEADS, WIDTH, EPS, SILU, tied(), rope("half_split"), *WINDOWED),
     names=(*FRAME, *PRENORM, *ATTENTION, *GATED_FFN),
     left_out=TABLES,
 )
@@ -55,7 +57,7 @@ MIXTRAL = Family(
         EPS,
         SILU,
         tied(),
-        rope("half_split"),
+        rope("half_split", theta=1e6),
         WINDOW,
         TOP_K,
         Key("intermediate_size", "experts.d_ff", expert_width),

@@ -45,6 +45,11 @@ YARN = {"rope_type": "yarn", "rope_theta": 500.0, "factor": 8.0}
 # Case → keys and values that would be another model; None: absent, where the class has another value, or none.
 OTHER_MODELS: dict[str, list[tuple[str, Any]]] = {
     "qwen2": [("use_mrope", True)],
+    "mistral windowed": [("sliding_window", None)],
+    "gemma2": [("attn_logit_softcapping", None), ("final_logit_softcapping", None)],
+    "gpt_oss": [("rope_parameters", None)],
+    "deepseek_v3": [("routed_scaling_factor", None)],
+    "deepseek_v32": [("routed_scaling_factor", None)],
     "smollm3": [("no_rope_layers", [1, 0]), ("no_rope_layers", [0, 0, 0, 0]), ("use_sliding_window", True),
         ("mlp_bias", True), ("num_key_value_heads", None)],
     "gemma3_text": [("use_bidirectional_attention", True), ("layer_types", ["full_attention"]),
@@ -148,8 +153,8 @@ def test_other_keys_mean_the_same_model(name: str) -> None:
 
 
 def test_absent_positions_are_those_of_the_class() -> None:
-    for name in ("smollm3", "gemma3_text", "glm4_moe", "minimax_m2", "qwen3_next", "qwen3_5_text", "bailing_hybrid",
-                 "longcat_flash"):  # fmt: skip
+    for name in ("mixtral", "smollm3", "gemma3_text", "glm4_moe", "minimax_m2", "qwen3_next", "qwen3_5_text",
+                 "bailing_hybrid", "longcat_flash"):  # fmt: skip
         values = settings(name, "rope_parameters")
         absent = {key: value for key, value in values.items() if key != "rope_parameters"}
         found, expected = composition(absent), composition(values)
