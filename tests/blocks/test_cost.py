@@ -91,12 +91,11 @@ def test_flops_of_a_mixture_are_those_of_its_active_parameters(tiny: Make, wrapp
 @pytest.mark.parametrize("residual", registry.names("residual"))
 def test_forward_flops_are_those_of_a_pass_outside_of_training(tiny: Make, residual: str) -> None:
     """``mixture_of_depths`` feeds few tokens in training, and all outside of it."""
-    model = tiny(n_layers=4, ffn={"name": "swiglu", "d_ff": 80}, residual=residual)
+    model = tiny(ffn={"name": "swiglu", "d_ff": 80}, residual=residual)
     decoder = compose(model, device="meta").eval()
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         decoder(torch.zeros(1, 24, dtype=torch.long, device="meta"))
     assert forward_flops_per_token(model, 24) == pytest.approx(counter.get_total_flops() / 24)
-    assert training_flops_per_token(model, 24) == training_flops_per_token(decoder, 24)
 
 
 def test_multi_token_prediction_costs_a_layer_a_projection_and_the_head_for_each_depth(tiny: Make) -> None:

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from blockwright.blocks.cost import forward_flops_per_token
+from blockwright.blocks.compose import compose
+from blockwright.blocks.cost import forward_flops_per_token, training_flops_per_token
 from blockwright.blocks.decoder import Decoder
 from blockwright.blocks.forward_pass import Pass
 from tests.blocks.small import decoder as small
@@ -93,10 +94,12 @@ def test_mixture_of_depths_generates_as_it_evaluates() -> None:
     assert 0 < (decoder.look_up(TOKENS) @ decoder.layers[0].residual.predictor[0] > 0).sum() < TOKENS.numel()
 
 
-def test_mixture_of_depths_saves_the_flops_of_the_ffn() -> None:
-    nodes = ({"name": "mixture_of_depths", "capacity": c} for c in (1.0, 0.25))
-    whole, some = (forward_flops_per_token(model(residual=node), 40) for node in nodes)
-    assert whole - some == pytest.approx(2 * 0.75 * 6 * 48 * 24)
+def test_mixture_of_depths_saves_the_flops_of_the_ffn_in_training_alone() -> None:
+    whole, some = (model(residual={"name": "mixture_of_depths", "capacity": c}) for c in (1.0, 0.25))
+    saved = training_flops_per_token(whole, 40) - training_flops_per_token(some, 40)
+    assert saved == pytest.approx(3 * 2 * 0.75 * 6 * 48 * 24)
+    assert training_flops_per_token(compose(some, device="meta").eval(), 40) == training_flops_per_token(some, 40)
+    assert forward_flops_per_token(whole, 40) == forward_flops_per_token(some, 40)
 
 
 def test_predictor_learns_what_the_router_chooses() -> None:

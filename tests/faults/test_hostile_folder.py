@@ -256,7 +256,9 @@ def guarded(hostile: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr("sys.stdin", io.StringIO("It\n"))
     monkeypatch.setenv("PROJECT_ROOT", str(hostile.parent / "project"))
     # calibrate would train its own controls, which are not of the folder
-    monkeypatch.setattr(runs, "all_losses", lambda chosen, workers: ((overrides, 1.0) for overrides in chosen))
+    of_seed = {f"seed={seed}": 1 + seed / 10 for seed in range(100)}  # equal arms, of which each seed has a value
+    found = lambda overrides: next(of_seed[word] for word in overrides if word in of_seed)  # noqa: E731
+    monkeypatch.setattr(runs, "all_losses", lambda chosen, workers: ((each, found(each)) for each in chosen))
     monkeypatch.chdir(hostile.parent)
     before = set(hostile.parent.iterdir())
     yield
