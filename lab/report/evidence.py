@@ -260,7 +260,9 @@ def _corrected(
     for pair in pairs:
         now, before = compared.get(pair.arm.name), known[pair.arm.name]
         if now is not None:
-            ps.append(now.comparison.p if now.comparison else None)
+            found = now.comparison
+            untold = found is not None and found.p is None and found.difference.n > 1  # without noise: tested in vain
+            ps.append(1.0 if untold else found.p if found else None)
         else:
             ps.append(0.0 if before.is_different else 1.0 if pair.is_testable else None)
     corrected = dict(zip((pair.arm.name for pair in pairs), intervals.holm(ps), strict=True))
@@ -273,7 +275,7 @@ def _corrected(
 def _decided(evidence: Evidence, design: Design) -> Evidence:
     """What a look decides: a difference first, then that there is none."""
     comparison, look = evidence.comparison, evidence.look
-    if comparison is None or look is None or comparison.corrected is None:
+    if comparison is None or look is None or comparison.p is None or comparison.corrected is None:
         return evidence
     if comparison.corrected < look.level:
         return replace(evidence, is_different=True)

@@ -91,7 +91,10 @@ pytestmark = pytest.mark.xdist_group("figures")
 trained = figures.trained
 CALLBACKS = [
     *("callbacks=[long_context,extrapolation]", "callbacks.extrapolation.multiples=[2]"),
-    *(f"callbacks.long_context.{each}" for each in ("lengths=[64]", "samples=1", "symbols=[1,64]", "stretches=1")),
+    *(
+        f"callbacks.long_context.{each}"
+        for each in ("lengths=[64]", "window=16", "samples=1", "symbols=[1,64]", "stretches=1")
+    ),
 ]
 
 
