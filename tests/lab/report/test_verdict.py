@@ -191,6 +191,13 @@ def test_no_verdict_has_its_reason(losses, tried, keys, why, told, judged):
     assert (found.kind, found.why) == ("none", why) and told in found.text
 
 
+def test_comparison_without_noise_is_counted_in_the_correction_all_the_same(tmp_path):
+    losses = {"mha": [1.0, 1.0, 1.0], "gqa": [0.9, 0.8, 0.95], "all": [1.0, 1.0, 1.0]}
+    tested, untold = find(read(planned(tmp_path, losses))).arms[1:]
+    assert untold.comparison.p is None
+    assert tested.comparison.corrected == pytest.approx(2 * tested.comparison.p)
+
+
 def test_tuned_arms_are_compared_by_fresh_seeds_and_a_diverged_try_is_no_edge(tmp_path):
     tried = {arm: [2.3, 2.1, 2.0, 2.1, "diverged"] for arm in ("mha", "gqa")}
     findings = find(read(planned(tmp_path, noisy(APART, 4), tried)))
