@@ -156,7 +156,7 @@ def test_plug_in_is_in_the_catalogue_the_help_and_the_cost_card(said: Said) -> N
     assert re.search(r"noise +float +1\.0 +factor on the noise", said["block"].said)
     for option in (r"model/attention: .*\bretention\b", r"model/position: .*\bxpos\b", r"experiment: .*\bretentive\b"):
         assert re.search(option, said["help"].said)
-    assert re.search(r"attention +band, else blocked, else few_queries, else sdpa", said["card"].said)
+    assert re.search(r"attention +band, else blocked, else compiled, else few_queries, else sdpa", said["card"].said)
     assert re.search(r"retentive_tiny .*blockwright-guest", said["presets"].said)
 
 

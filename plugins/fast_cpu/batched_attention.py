@@ -100,7 +100,7 @@ def _side_by_side(t: Tensor) -> bool:
     return t.stride(3) == 1 and t.stride(1) == H and (B == 1 or t.stride(0) == K * t.stride(2))
 
 
-@kernel("attention", "few_queries", devices=("cpu",), takes=suits_few, order=11)
+@kernel("attention", "few_queries", devices=("cpu",), takes=suits_few, order=12)
 def few_queries(q: Tensor, k: Tensor, v: Tensor, scoring: Scoring) -> Tensor:
     """``causal_attention`` of q [B,T,N,H], of a few T."""
     B, T, N, _ = q.shape

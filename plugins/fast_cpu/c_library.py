@@ -14,8 +14,13 @@ import tempfile
 from functools import cache
 from pathlib import Path
 
+import torch
+from torch import Tensor
+
 COMPILERS = ("gcc", "clang", "cc")
 SECONDS = 60
+WIDE = 16  # numbers of a row come in multiples, as lanes.h declares
+PLAIN = (Tensor, torch.nn.Parameter)
 
 
 @cache
@@ -31,6 +36,23 @@ def loaded(name: str) -> ctypes.CDLL | None:
         except (OSError, subprocess.SubprocessError):
             continue
     return None
+
+
+@cache
+def _computes(name: str, threads: int) -> bool:
+    library = loaded(name)
+    return library is not None and bool(threads == 1 or library.in_parallel())
+
+
+def takes(name: str, *tensors: Tensor) -> bool:
+    """Whether a library may compute with these tensors: on a CPU, where no gradient, compiler, counter of operators or
+    class of tensors misses anything, and with as many threads as torch has."""
+    if torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return False
+    if not all(type(t) in PLAIN and t.is_cpu for t in tensors):
+        return False
+    watched = bool(torch._C._len_torch_dispatch_stack()) or torch.jit.is_tracing()
+    return not watched and _computes(name, torch.get_num_threads())
 
 
 def _built(source: Path, compiler: str, options: list[str]) -> ctypes.CDLL:

@@ -16,7 +16,7 @@
 #define TILE 16 /* tokens; a multiple of four */
 #define LINE 64 /* bytes of a line of the processor's caches */
 
-typedef uint8_t bytes __attribute__((vector_size(LANES), aligned(1), may_alias));
+typedef uint8_t bytes __attribute__((vector_size(LANES), aligned(1), may_alias)); /* of as many floats */
 
 /* Codes [rows,tokens,·] and scales [rows,tokens,·] (bf16): of a token n_heads · head numbers, packed as by
  * blocks/kernels/quantise.py, of which the first `width` of each head are used, in groups of these sizes. */
@@ -43,18 +43,18 @@ INLINE uint16_t to_bf16(float x) {
     return isnan(x) ? 0x7fc0 : (uint16_t)((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
 }
 
-INLINE int64_t round_up(int64_t width) { return (width + LANES - 1) / LANES * LANES; }
+INLINE int64_t round_up(int64_t width) { return (width + WIDE - 1) / WIDE * WIDE; }
 
 INLINE bytes load(const uint8_t *p) { return *(const bytes *)p; }
 
 /* Compilers do not find the instruction for it in a loop. */
 INLINE lanes widened(bytes b) {
-#if defined(__AVX512F__)
+#if LANES == 16
     return (lanes)_mm512_cvtepi32_ps(_mm512_cvtepu8_epi32((__m128i)b));
 #elif defined(__AVX2__)
-    __m128i low = (__m128i)b, high = _mm_srli_si128(low, 8);
-    __m256 halves[2] = {_mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(low)), _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(high))};
-    return *(lanes *)halves;
+    int64_t whole;
+    memcpy(&whole, &b, sizeof whole);
+    return (lanes)_mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_cvtsi64_si128(whole)));
 #else
     lanes wide;
     for (int i = 0; i < LANES; i++) wide[i] = (float)b[i];
@@ -108,19 +108,6 @@ INLINE void fetch(const struct coded *k, int64_t row, int64_t token) {
     for (int64_t i = 0; i < TILE * k->code_token; i += LINE) __builtin_prefetch(codes + i);
 }
 
-/* Products of a row with four tokens. */
-INLINE void dots(const float *q, int64_t padded, const float *x, float *out) {
-    lanes a = {0}, b = {0}, c = {0}, d = {0};
-    for (int64_t j = 0; j < padded; j += LANES) {
-        const lanes own = at(q + j);
-        a += own * at(x + j);
-        b += own * at(x + padded + j);
-        c += own * at(x + 2 * padded + j);
-        d += own * at(x + 3 * padded + j);
-    }
-    out[0] = sum(a), out[1] = sum(b), out[2] = sum(c), out[3] = sum(d);
-}
-
 INLINE void scores(const struct coded *k, int bits, int64_t row, int64_t first, int64_t n, const float *q, int64_t m,
                    float *out) {
     const int64_t padded = round_up(k->width);
@@ -131,30 +118,10 @@ INLINE void scores(const struct coded *k, int bits, int64_t row, int64_t first, 
         decode_tile(k, bits, row, head, first, n, padded, x);
         for (int64_t i = 0; i < m; i++) {
             const int64_t own = (row * k->n_heads + head) * m + i;
-            for (int64_t t = 0; t < n; t += 4) dots(q + own * padded, padded, x + t * padded, found + t);
+            for (int64_t t = 0; t < n; t += 4)
+                dots(q + own * padded, 0, 1, padded, x + t * padded, padded, 4, found + t, 0);
             memcpy(out + own * k->tokens + first, found, n * sizeof(float));
         }
-    }
-}
-
-/* Adds to a row of y what it weighs n tokens with, four vectors at a time. */
-INLINE void add(const float *w, int64_t padded, const float *x, int64_t n, float *y) {
-    int64_t j = 0;
-    for (; j + 4 * LANES <= padded; j += 4 * LANES) {
-        lanes a = {0}, b = {0}, c = {0}, d = {0};
-        for (int64_t t = 0; t < n; t++) {
-            const float *own = x + t * padded + j;
-            a += w[t] * at(own);
-            b += w[t] * at(own + LANES);
-            c += w[t] * at(own + 2 * LANES);
-            d += w[t] * at(own + 3 * LANES);
-        }
-        at(y + j) += a, at(y + j + LANES) += b, at(y + j + 2 * LANES) += c, at(y + j + 3 * LANES) += d;
-    }
-    for (; j < padded; j += LANES) {
-        lanes a = {0};
-        for (int64_t t = 0; t < n; t++) a += w[t] * at(x + t * padded + j);
-        at(y + j) += a;
     }
 }
 
@@ -168,12 +135,10 @@ INLINE void average(const struct coded *k, int bits, int64_t row, int64_t first,
         decode_tile(k, bits, row, head, first, n, padded, x);
         for (int64_t i = 0; i < m; i++) {
             const int64_t own = (row * k->n_heads + head) * m + i;
-            add(w + own * k->tokens + first, padded, x, n, y + own * padded);
+            add(w + own * k->tokens + first, 0, 1, padded, x, padded, n, y + own * padded, 0);
         }
     }
 }
-
-INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 
 /* q [rows,n_heads,m,padded] → out [rows,n_heads,m,tokens] */
 INLINE void all_scores(const struct coded *k, int bits, const float *q, int64_t m, float *out, int threads) {

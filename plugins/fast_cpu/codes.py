@@ -18,10 +18,9 @@ from blockwright.blocks.kernels import coded_attention
 from blockwright.blocks.kernels.coded_attention import Codes, Products, attend_by
 from blockwright.blocks.kernels.scoring import Scoring
 from blockwright.blocks.kernels.seam import kernel
-from blockwright.plugins.fast_cpu.c_library import loaded
+from blockwright.plugins.fast_cpu.c_library import WIDE, loaded
 
 A_THREAD = 32  # tokens, of which a thread takes longer than it needs to start
-LANES = 16  # a row's floats are padded to a multiple, as lanes.h declares
 WIDEST = 4096  # numbers of a head, of which a tile of tokens is on the stack
 
 
@@ -98,7 +97,7 @@ def _scores(q: Tensor, keys: Codes) -> Tensor:
     made = library()
     assert made is not None
     B, K, m, H = q.shape
-    rows = F.pad(q, (0, -H % LANES)) if H % LANES else q.contiguous()
+    rows = F.pad(q, (0, -H % WIDE)) if H % WIDE else q.contiguous()
     y = q.new_empty(B, K, m, keys.codes.shape[1])
     made.scores(described(keys), rows.data_ptr(), m, y.data_ptr(), torch.get_num_threads())
     return y
@@ -109,7 +108,7 @@ def _averages(weights: Tensor, values: Codes) -> Tensor:
     assert made is not None
     (B, K, m, _), weights = weights.shape, weights.contiguous()
     parts = -(-threads // B)
-    y = weights.new_zeros(parts, B, K, m, -(-values.width // LANES) * LANES)
+    y = weights.new_zeros(parts, B, K, m, -(-values.width // WIDE) * WIDE)
     made.averages(described(values), weights.data_ptr(), m, y.data_ptr(), parts, threads)
     return (y[0] if parts == 1 else y.sum(0))[..., : values.width]
 

@@ -19,55 +19,64 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from blockwright.blocks.kernels.products import by_mkl, is_plain
+from blockwright.blocks.kernels.grouped_matmul import Choices
+from blockwright.blocks.kernels.products import asked_for, by_mkl, is_plain
 from blockwright.blocks.kernels.seam import kernel
-from blockwright.plugins.fast_cpu.c_library import loaded
+from blockwright.plugins.fast_cpu.c_library import WIDE, loaded, takes
 
 FEW = 4  # rows
 PARTS = 16  # of the matrix
 FEW_COMPILED = 8  # rows
-TOGETHER, LANES = 8, 16  # rows and columns of the matrix come in multiples, as few_rows.c and lanes.h declare
+TOGETHER = 8  # rows of the matrix come in multiples, of which TOGETHER of few_rows.c is a part
+PAIRS = 64  # of a token and an expert
 LEAST = 256  # columns; for models of narrower matrices a compiler would take longer than it saves
 
 
 def suits(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> bool:
-    return bool(x.numel()) and is_plain(x) and suits_compiled(x, weight)
+    """Whether ``compiled`` takes rows and a matrix."""
+    n, k = weight.shape
+    if not 0 < x.numel() <= FEW_COMPILED * k or x.shape[-1] != k or k < LEAST or n % TOGETHER or k % WIDE:
+        return False
+    return is_plain(x) and _is_whole(weight) and takes("few_rows", x, weight)
 
 
 @kernel("linear", "few_rows", devices=("cpu",), takes=suits, automatic=False, order=10)
-def linear_compiled(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+def compiled(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """``linear`` in C."""
-    y = compiled(x, weight)
+    (n, k), rows, y = weight.shape, x.contiguous(), x.new_empty(*x.shape[:-1], weight.shape[0])
+    _library().few_rows(
+        rows.data_ptr(), rows.numel() // k, weight.data_ptr(), n, k, y.data_ptr(), torch.get_num_threads()
+    )
     return y if bias is None else y.add_(bias)
 
 
-def suits_compiled(x: Tensor, weight: Tensor) -> bool:
-    """Whether ``compiled`` takes rows and a matrix, and all threads would compute."""
-    n, k = weight.shape
-    if x.numel() > FEW_COMPILED * k or x.shape[-1] != k or k < LEAST or n % TOGETHER or k % LANES:
-        return False
-    whole = type(x) is Tensor and _is_whole(weight) and weight.is_cpu
-    return whole and not watched() and _has_library(torch.get_num_threads())
-
-
-def watched() -> bool:
-    """Whether something counts or traces torch's operators."""
-    return bool(torch._C._len_torch_dispatch_stack()) or torch.jit.is_tracing()
-
-
 @cache
-def _has_library(threads: int) -> bool:
-    library = loaded("few_rows")
-    return library is not None and bool(threads == 1 or library.few_rows_in_parallel())
-
-
-def compiled(x: Tensor, weight: Tensor) -> Tensor:
-    """x Wᵀ in C."""
-    library, (n, k), rows = loaded("few_rows"), weight.shape, x.contiguous()
+def _library() -> ctypes.CDLL:
+    library, count, floats, number = loaded("few_rows"), ctypes.c_int64, ctypes.c_void_p, ctypes.c_int
     assert library is not None
-    y = x.new_empty(*x.shape[:-1], n)
-    given = rows.data_ptr(), rows.numel() // k, weight.data_ptr(), n, k, y.data_ptr()
-    library.few_rows(*map(ctypes.c_int64, given), ctypes.c_int(torch.get_num_threads()))
+    library.few_rows.argtypes = (floats, count, floats, count, count, floats, number)
+    library.few_experts.argtypes = (*[floats] * 7, *[count] * 5, number)
+    return library
+
+
+def suits_experts(x: Tensor, choices: Choices, gate_up: Tensor, down: Tensor) -> bool:
+    """Whether ``experts`` takes few tokens' choices, where ``few_rows`` is asked for rows as many."""
+    (_, D, F_), weights = down.shape, choices.weights
+    if not 0 < choices.experts.numel() <= PAIRS or D < LEAST or D % WIDE or F_ % WIDE:
+        return False
+    if not any(way.name == "few_rows" for way in asked_for(len(x))) or weights.dtype != torch.float32:
+        return False
+    whole = choices.experts.dtype == torch.int64 and _is_whole(gate_up) and _is_whole(down)
+    return whole and is_plain(x) and takes("few_rows", x, *choices[:2], gate_up, down)
+
+
+@kernel("experts", "compiled", devices=("cpu",), takes=suits_experts, order=9)
+def experts(x: Tensor, choices: Choices, gate_up: Tensor, down: Tensor) -> Tensor:
+    """``swiglu_experts`` of a few tokens in C: of the experts, those that are chosen are read, once."""
+    (T, k), (E, D, F_) = choices.experts.shape, down.shape
+    y, room = x.new_empty(T, D), x.new_empty(T * k * (2 * D + 3 * F_))
+    given = (x.contiguous(), choices.experts.contiguous(), choices.weights.contiguous(), gate_up, down, room, y)
+    _library().few_experts(*(t.data_ptr() for t in given), T, k, E, D, F_, torch.get_num_threads())
     return y
 
 

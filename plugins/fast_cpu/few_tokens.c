@@ -32,7 +32,7 @@ INLINE void token(const float *q, const float *k, const float *v, const float *d
 }
 
 /* q, k [B,T,N,K], v, y [B,T,N,V], decay (a factor) [B,T,N,1|K], beta [B,T,N] or NULL, erase, at_key [B,T,N,K] or NULL,
- * state [B,N,K,V] → states [B,T,N,K,V] after each token. V is a multiple of LANES. */
+ * state [B,N,K,V] → states [B,T,N,K,V] after each token. V is a multiple of WIDE. */
 void few_tokens(const float *q, const float *k, const float *v, const float *decay, const float *beta,
                 const float *erase, const float *at_key, const float *state, float *states, float *y, int64_t B,
                 int64_t T, int64_t N, int64_t K, int64_t V, int64_t channels, int threads) {
@@ -48,13 +48,4 @@ void few_tokens(const float *q, const float *k, const float *v, const float *dec
             from = to;
         }
     }
-}
-
-/* Whether it computes with several threads. */
-int few_tokens_in_parallel(void) {
-#if defined(_OPENMP)
-    return 1;
-#else
-    return 0;
-#endif
 }

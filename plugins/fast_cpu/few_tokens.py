@@ -8,17 +8,14 @@ compiler use torch.
 from __future__ import annotations
 
 import ctypes
-from functools import cache
 
 import torch
 from torch import Tensor
 
 from blockwright.blocks.kernels.seam import kernel
-from blockwright.plugins.fast_cpu.c_library import loaded
-from blockwright.plugins.fast_cpu.few_rows import watched
+from blockwright.plugins.fast_cpu.c_library import WIDE, loaded, takes
 
 FEW = 8  # tokens
-LANES = 16  # widths of values come in multiples, as lanes.h declares
 LEAST = 2**14  # numbers of a row's state; for smaller ones a compiler would take longer than it saves
 
 
@@ -34,18 +31,10 @@ def suits(
     at: Tensor | None = None,
 ) -> bool:
     """Whether ``after_each`` takes these arguments of ``recurrence``, and all threads would compute."""
-    if state is None or segments is not None or not 0 < v.shape[1] <= FEW or v.shape[-1] % LANES:
+    if state is None or segments is not None or not 0 < v.shape[1] <= FEW or v.shape[-1] % WIDE:
         return False
-    if torch.is_grad_enabled() or torch.compiler.is_compiling() or state[0].numel() < LEAST or watched():
-        return False
-    whole = all(type(t) is Tensor and t.is_cpu for t in (q, k, v, decay, state))
-    return whole and state.dtype == torch.float32 and v.dtype != torch.float64 and _has_library(torch.get_num_threads())
-
-
-@cache
-def _has_library(threads: int) -> bool:
-    library = loaded("few_tokens")
-    return library is not None and bool(threads == 1 or library.few_tokens_in_parallel())
+    right = state[0].numel() >= LEAST and state.dtype == torch.float32 and v.dtype != torch.float64
+    return right and takes("few_tokens", q, k, v, decay, state)
 
 
 @kernel("recurrence", "few_tokens", devices=("cpu",), takes=suits, order=10)

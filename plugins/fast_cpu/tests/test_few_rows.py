@@ -17,9 +17,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from blockwright.blocks.kernels import products
 from blockwright.blocks.kernels.products import linear
 from blockwright.blocks.linear import Linear
-from blockwright.plugins.fast_cpu import c_library, few_rows
-from blockwright.plugins.fast_cpu.few_rows import FEW, FEW_COMPILED, LANES, LEAST, PARTS, TOGETHER, compiled, few
-from tests.blocks.kernels.compared import drawn, threads
+from blockwright.plugins.fast_cpu import c_library
+from blockwright.plugins.fast_cpu.c_library import WIDE
+from blockwright.plugins.fast_cpu.few_rows import FEW, FEW_COMPILED, LEAST, PARTS, TOGETHER, compiled, few, suits
+from tests.blocks.kernels.compared import drawn, spy, threads
 
 CHOSEN = products.Choice(few_rows={FEW_COMPILED: ("few_rows", "mkl")})
 needs_compiler = pytest.mark.skipif(c_library.loaded("few_rows") is None, reason="no C compiler here")
@@ -60,7 +61,7 @@ def test_few_rows_are_torchs() -> None:
 @needs_compiler
 @torch.no_grad()
 def test_rows_in_c_are_torchs_and_those_of_each_alone() -> None:
-    for n, k in ((TOGETHER, LANES), (7 * TOGETHER, 3 * LANES), (33 * TOGETHER, LEAST + LANES)):
+    for n, k in ((TOGETHER, WIDE), (7 * TOGETHER, 3 * WIDE), (33 * TOGETHER, LEAST + WIDE)):
         weight = single(n, k, seed=1)
         for rows in range(1, FEW_COMPILED + 2):
             x = single(k, rows).t()  # not side by side in memory
@@ -73,32 +74,31 @@ def test_rows_in_c_are_torchs_and_those_of_each_alone() -> None:
 @needs_compiler
 @torch.no_grad()
 def test_matrices_of_real_models_are_read_in_c(monkeypatch: pytest.MonkeyPatch) -> None:
-    calls: list[tuple[int, ...]] = []
-    monkeypatch.setattr(few_rows, "compiled", lambda x, weight: calls.append(tuple(x.shape)) or compiled(x, weight))
+    calls = spy(monkeypatch, "linear")
+    products.use(CHOSEN)
     weight, bias = single(3 * TOGETHER, LEAST, seed=1), single(3 * TOGETHER, seed=2)
     shapes = [(1, 1, LEAST), (2, 3, LEAST), (FEW_COMPILED, LEAST)]
     for shape in shapes:
         x = single(*shape)
         torch.testing.assert_close(linear(x, weight, bias), F.linear(x, weight, bias), rtol=1e-5, atol=1e-4)
-    assert calls == shapes
+    assert [(name, given[0].shape) for name, given in calls] == [("few_rows", shape) for shape in shapes]
 
 
 @torch.no_grad()
 def test_whatever_else_is_not_read_in_c_or_goes_the_usual_way() -> None:
     in_c = {
         "many rows": (single(FEW_COMPILED + 1, LEAST), single(32, LEAST)),
-        "narrow": (single(1, LEAST - LANES), single(32, LEAST - LANES)),
+        "narrow": (single(1, LEAST - WIDE), single(32, LEAST - WIDE)),
         "odd columns": (single(1, LEAST + 1), single(32, LEAST + 1)),
         "odd rows": (single(1, LEAST), single(33, LEAST)),
         "transposed": (single(1, LEAST), single(LEAST, 32).t()),
         "fp64": (single(1, LEAST), drawn(32, LEAST)),
         "meta": (single(1, LEAST), single(32, LEAST).to("meta")),
         "other width": (single(1, 2 * LEAST), single(32, LEAST)),
-        "parameter": (nn.Parameter(single(1, LEAST)), single(32, LEAST)),
     }
     if c_library.loaded("few_rows") is not None:
-        assert few_rows.suits_compiled(single(1, LEAST), single(32, LEAST))
-        assert not [name for name, given in in_c.items() if few_rows.suits_compiled(*given)]
+        assert suits(single(1, LEAST), single(32, LEAST))
+        assert not [name for name, given in in_c.items() if suits(*given)]
     usual = {
         "many rows": (single(FEW + 1, 8), single(32, 8)),
         "bf16": (single(1, 8).bfloat16(), single(32, 8).bfloat16()),
@@ -125,10 +125,12 @@ def test_operators_that_are_counted_or_traced_are_torchs() -> None:
 
 @torch.no_grad()
 def test_a_library_of_one_thread_leaves_several_to_torch(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(few_rows, "loaded", lambda name: SimpleNamespace(few_rows_in_parallel=lambda: 0))
-    few_rows._has_library.cache_clear()
-    assert few_rows._has_library(1) and not few_rows._has_library(2)
-    few_rows._has_library.cache_clear()
+    monkeypatch.setattr(c_library, "loaded", lambda name: SimpleNamespace(in_parallel=lambda: 0))
+    c_library._computes.cache_clear()
+    for n, taken in ((1, True), (2, False)):
+        with threads(n):
+            assert suits(single(1, LEAST), single(32, LEAST)) is taken
+    c_library._computes.cache_clear()
 
 
 PROGRAM = """

@@ -15,10 +15,10 @@ from blockwright.blocks.compose import compose
 from blockwright.blocks.kernels.recurrence import recurrence_reference
 from blockwright.blocks.kernels.seam import chain
 from blockwright.plugins.fast_cpu import c_library, few_tokens
-from blockwright.plugins.fast_cpu.few_tokens import FEW, LANES, after_each, recurrence_of_few, suits
+from blockwright.plugins.fast_cpu.few_tokens import FEW, after_each, recurrence_of_few, suits
 from tests.blocks.kernels.compared import drawn, spy, threads, wide
 
-T = 67
+T, MULTIPLE = 67, c_library.WIDE
 
 
 def unit(*shape: int, seed: int, dtype: torch.dtype = torch.float64) -> Tensor:
@@ -55,7 +55,12 @@ def assert_formula_after_each(arguments: dict[str, Any], tolerance: float) -> No
 @torch.no_grad()
 def test_a_few_tokens_are_the_formula_after_each() -> None:
     # B, T, N, K, V, channels
-    sizes = [(1, 1, 1, 1, LANES, 1), (2, 3, 5, 37, 3 * LANES, 37), (3, FEW, 3, 9, 2 * LANES, 1), (1, 2, 8, 64, 64, 64)]
+    sizes = [
+        (1, 1, 1, 1, MULTIPLE, 1),
+        (2, 3, 5, 37, 3 * MULTIPLE, 37),
+        (3, FEW, 3, 9, 2 * MULTIPLE, 1),
+        (1, 2, 8, 64, 64, 64),
+    ]
     for size, delta, dtype, n in pairs(sizes, [True, False], [torch.float32, torch.bfloat16], [1, 3]):
         arguments = few(*size, delta=delta, dtype=dtype)
         with threads(n):
@@ -65,7 +70,7 @@ def test_a_few_tokens_are_the_formula_after_each() -> None:
         assert all(map(torch.equal, recurrence_of_few(**arguments), (y, states[:, -1])))
     erase, at = unit(2, 4, 5, 37, seed=6).float(), unit(2, 4, 5, 37, seed=7).float()
     for place in (None, at):  # erasing apart from writing
-        arguments = {**few(2, 4, 5, 37, 3 * LANES, 37, delta=False), "erase": erase, "at": place}
+        arguments = {**few(2, 4, 5, 37, 3 * MULTIPLE, 37, delta=False), "erase": erase, "at": place}
         assert_formula_after_each(arguments, 1e-5)
 
 
@@ -91,7 +96,6 @@ def test_it_takes_a_few_tokens_in_plain_numbers_and_nothing_else() -> None:
         {**plain, "state": None},
         {**plain, "segments": torch.zeros(2, 3)},
         {**plain, "state": plain["state"].double(), "v": plain["v"].double()},
-        {**plain, "state": torch.nn.Parameter(plain["state"])},
         {name: t.to("meta") for name, t in plain.items()},
         *(few(**{**WIDE, **changed}) for changed in ({"T": FEW + 1}, {"V": 65}, {"N": 1})),
     ]
@@ -130,7 +134,7 @@ def test_models_decode_by_it_and_keep_their_state_after_each_token(name: str, mo
     assert {name for name, _ in calls} == {"torch"}  # which was named, also after each token of a draft
     calls.clear()
     made.choose_kernels()
-    monkeypatch.setattr(few_tokens, "_has_library", lambda threads: False)
+    monkeypatch.setattr(c_library, "_computes", lambda name, threads: False)
     torch.testing.assert_close(in_c, read(), rtol=1e-4, atol=1e-4)
     assert "few_tokens" not in [name for name, _ in calls]
     chain.cache_clear()

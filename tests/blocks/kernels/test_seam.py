@@ -107,7 +107,7 @@ def test_every_implementation_gives_the_same_loss_and_gradients() -> None:
 
 def test_choice_is_made_for_the_device_reaches_every_block_and_follows_the_weights() -> None:
     decoder = compose(MODEL)
-    assert decoder.kernels == choose(torch.device("cpu")) and decoder.kernels.experts == "segments"
+    assert decoder.kernels == choose(torch.device("cpu")) and decoder.kernels.experts == "compiled"
     blocks = [m for m in decoder.modules() if isinstance(m, Block)]
     assert len(blocks) > 10 and all(b.kernels is decoder.kernels for b in blocks)
     decoder.choose_kernels({"attention": "sdpa"}).to("meta")
@@ -138,15 +138,16 @@ def test_override_that_is_unknown_or_not_installed_is_refused() -> None:
 
 GPU = "flex cudnn sdpa"
 ORDERS: list[tuple[str, str, tuple[int, int], str | None, str]] = [
-    ("attention", "cpu", (0, 0), None, "blocked few_queries sdpa"),
+    ("attention", "cpu", (0, 0), None, "blocked compiled few_queries sdpa"),
     ("attention", "cuda", AMPERE, None, "flex sdpa"),
     ("attention", "cuda", HOPPER, None, GPU),
     ("attention", "cuda", HOPPER, "fa4", GPU),  # not installed
     ("attention", "meta", (0, 0), None, "sdpa"),
     ("experts", "cuda", HOPPER, None, "grouped loop"),
     ("experts", "cuda", AMPERE, None, "loop"),
-    ("experts", "cpu", (0, 0), None, "segments"),
+    ("experts", "cpu", (0, 0), None, "compiled segments"),
     ("latent_attention", "cuda", HOPPER, None, "absorbed"),
+    ("latent_attention", "cpu", (0, 0), None, "compiled absorbed"),
     ("recurrence", "cpu", (0, 0), None, "few_tokens torch"),
     ("recurrence", "cuda", HOPPER, None, "torch"),
     ("recurrence_each", "cpu", (0, 0), None, "few_tokens one_by_one"),
@@ -189,7 +190,7 @@ def test_first_that_takes_the_call_computes_and_the_card_shows_the_order(restore
         return causal_attention_reference(q, k, v, scoring)
 
     chosen = choose(torch.device("cpu"))
-    assert names(chosen)["attention"] == "short, else blocked, else few_queries, else sdpa"
+    assert names(chosen)["attention"] == "short, else blocked, else compiled, else few_queries, else sdpa"
     for kernels in (chosen, Kernels(), pickle.loads(pickle.dumps(chosen))):
         ran.clear()
         for length in (7, 9, 130):
