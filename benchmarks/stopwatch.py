@@ -10,31 +10,20 @@ import torch
 
 from benchmarks.models.base import DTYPES
 from benchmarks.race import Entry
-
-SIZES = {"cpu": 1024, "cuda": 8192}
+from blockwright.training.callbacks.throughput import matmul_peak
 
 
 class Peak:
     """Products of square matrices in one dtype, with the settings of its process."""
 
     def __init__(self, dtype: str, device: str) -> None:
-        size = SIZES[device]
-        self.device, self.flops = device, 2 * size**3
-        self.a, self.b, self.out = (torch.randn(size, size, device=device).to(DTYPES[dtype]) for _ in range(3))
+        self.dtype, self.device = DTYPES[dtype], torch.device(device)
 
     def about(self) -> dict[str, Any]:
         return {}
 
     def turn(self, **ignored: Any) -> dict[str, Any]:
-        """FLOPs per second of the best of several products, since other processes may disturb some."""
-        best = float("inf")
-        for _ in range(12):
-            synchronise(self.device)
-            start = time.perf_counter()
-            torch.mm(self.a, self.b, out=self.out)
-            synchronise(self.device)
-            best = min(best, time.perf_counter() - start)
-        return {"flops": self.flops / best}
+        return {"flops": matmul_peak(self.device, self.dtype)}
 
 
 def synchronise(device: str) -> None:

@@ -54,8 +54,7 @@ class Throughput(L.Callback):
         one = torch.ones(1, 1, dtype=next(pl_module.parameters()).dtype, device=pl_module.device)
         with trainer.precision_plugin.forward_context():
             multiplied = (one @ one).dtype
-        precisions = {multiplied} if multiplied.itemsize > 2 else {multiplied, torch.float32}
-        self._peak = max(matmul_peak(pl_module.device, each) for each in precisions) * trainer.world_size
+        self._peak = matmul_peak(pl_module.device, multiplied) * trainer.world_size
         self._steps_seen = 0
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -105,11 +104,18 @@ def _sampled(task: L.LightningModule) -> tuple[int, float]:
     return task.take_sampled() if isinstance(task, Task) else (0, 0.0)
 
 
+def matmul_peak(device: torch.device, dtype: torch.dtype) -> float:
+    """FLOPs per second of one device for a square product in a precision; in fp32 where that is faster, as on a CPU
+    that emulates bf16."""
+    precisions = {dtype} if dtype.itemsize > 2 else {dtype, torch.float32}
+    return max(_peak_in(device, each) for each in precisions)
+
+
 @torch.no_grad()
-def matmul_peak(device: torch.device, dtype: torch.dtype, size: int = 1024, repeats: int = 8) -> float:
-    """FLOPs per second of one device for a square product; the best of several, against noise of other processes, on
-    a CPU in about a second, since one that emulates ``dtype`` takes seconds for each."""
-    size = size if device.type == "cpu" else 8 * size
+def _peak_in(device: torch.device, dtype: torch.dtype, repeats: int = 8) -> float:
+    """The best of several, against noise of other processes, on a CPU in about a second, since one that emulates
+    ``dtype`` takes seconds for each."""
+    size = 1024 if device.type == "cpu" else 8192
     a = torch.randn(size, size, device=device, dtype=dtype)
     best, until = float("inf"), time.perf_counter() + 1.0
     for _ in range(repeats):
