@@ -102,9 +102,9 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, scale: float, bias: Tensor | None) 
 def suits_norm(x: Tensor, weight: Tensor, eps: float) -> bool:
     """Whether ``normalise`` takes a few tokens."""
     D, few = weight.shape[0], LEAST <= x.numel() <= MOST
-    if not few or D % WIDE or x.shape[-1] != D or weight.dtype != torch.float32 or not weight.is_contiguous():
+    if not few or D % WIDE or x.shape[-1] != D or not weight.is_contiguous():
         return False
-    return is_plain(x) and takes("decoding", x, weight)
+    return x.dtype == weight.dtype == torch.float32 and takes("decoding", x, weight)
 
 
 @kernel("rms_norm", "compiled", devices=("cpu",), takes=suits_norm, order=9)
@@ -119,9 +119,9 @@ def normalise(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 def suits_rotation(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> bool:
     """Whether ``rotate`` takes a few tokens."""
     few, angles = LEAST <= x.numel() <= MOST and x.stride(3) == 1, (cos, sin)
-    if not few or any(t.dtype != torch.float32 or not t.is_contiguous() for t in angles):
+    if not few or any(t.dtype != torch.float32 for t in (x, *angles)):
         return False
-    return is_plain(x) and takes("decoding", x, *angles)
+    return cos.is_contiguous() and sin.is_contiguous() and takes("decoding", x, *angles)
 
 
 @kernel("rotation", "compiled", devices=("cpu",), takes=suits_rotation, order=9)

@@ -168,8 +168,8 @@ def test_whatever_else_is_torchs() -> None:
         wide = (wide[0], choices, *wide[2:]) if suits is few_rows.suits_experts else wide
         with torch.enable_grad():
             assert not suits(*given)
-        with torch.autocast("cpu", torch.bfloat16):
-            assert not suits(*given)
+        with torch.autocast("cpu", torch.bfloat16):  # which casts products, and neither norms nor rotations
+            assert suits(*given) is (suits in (decoding.suits_norm, decoding.suits_rotation))
         with FlopCounterMode(display=False):  # which would miss it
             assert not suits(*given)
         assert not suits(*wide)
