@@ -9,7 +9,7 @@
 
 #define TILE 64 /* keys whose scores are kept; a multiple of WIDE */
 
-typedef int32_t integers __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
+typedef int32_t integers __attribute__((vector_size(4 * LANES), may_alias));
 
 /* exp(x) of x ≤ 0, within 2 units of the last digit: 2ⁿ exp(r), |r| ≤ ln 2 / 2, by a polynomial. 0 below -87. */
 INLINE lanes exponential(lanes x) {

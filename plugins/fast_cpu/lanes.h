@@ -11,10 +11,11 @@
 #define LANES 4
 #endif
 #define WIDE 16
-#define at(p) (*(lanes *)(p)) /* LANES floats, anywhere */
+#define at(p) (*(anywhere *)(p)) /* LANES floats in memory */
 #define INLINE static inline __attribute__((always_inline))
 
-typedef float lanes __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
+typedef float lanes __attribute__((vector_size(4 * LANES), may_alias));
+typedef lanes anywhere __attribute__((aligned(4)));
 typedef float eight __attribute__((vector_size(32), aligned(4), may_alias));
 typedef float four __attribute__((vector_size(16), aligned(4), may_alias));
 

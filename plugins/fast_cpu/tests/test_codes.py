@@ -52,7 +52,7 @@ def both(x: Tensor, heads: int, parts: list[int], bits: int) -> tuple[Codes, Cod
 
 @needs_compiler
 @pytest.mark.parametrize("bits", BITS)
-def test_codes_and_scales_equal_those_of_torch(bits: int) -> None:
+def test_codes_and_scales_equal_those_of_torch(bits: int, vectors: None) -> None:
     for dtype in (torch.float32, torch.bfloat16, torch.float64):
         for heads, parts in SHAPES:
             for size in (1.0, 1e-38, 1e-42, 1e36, 0.0):
@@ -120,7 +120,9 @@ WAYS = {"compiled": codes.compiled_attention, "parts": coded_attention.attend_in
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_long_caches_of_several_rows_give_what_dequantised_ones_give(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_long_caches_of_several_rows_give_what_dequantised_ones_give(
+    way: str, vectors: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Many parts, tiles and threads, none of which the length is a multiple of."""
     for bits in BITS:
         monkeypatch.setattr(coded_attention, "PART", 2**14)

@@ -1,13 +1,9 @@
-"""What a decoding step computes in C is what the formulas say, in vectors of every width that this processor has."""
+"""What a decoding step computes in C is what the formulas say."""
 
 from __future__ import annotations
 
-import ctypes
 import math
-import platform
-from collections.abc import Callable, Iterator
-from functools import cache
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -27,29 +23,8 @@ from blockwright.plugins.fast_cpu.grouped_swiglu import few_swiglu
 from tests.blocks.kernels.compared import single, spy, threads
 
 CPU = torch.device("cpu")
-PLUGIN = Path(decoding.__file__).parent
 MODEL = {"vocab_size": 50, "d_model": 256, "n_layers": 2, "norm": "rmsnorm", "residual": "prenorm", "position": "rope"}
-VECTORS = {"as here": [], "of eight": ["-march=x86-64-v3"], "of four": ["-march=x86-64"]}
 pytestmark = pytest.mark.skipif(c_library.loaded("decoding") is None, reason="no C compiler here")
-
-
-@cache
-def built(name: str, *options: str) -> ctypes.CDLL:
-    return c_library._built(PLUGIN / f"{name}.c", "gcc", ["-fopenmp", *options])
-
-
-@pytest.fixture(params=VECTORS)
-def vectors(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The libraries for vectors of some width."""
-    options = VECTORS[request.param]
-    if options and platform.machine() != "x86_64":
-        pytest.skip("another kind of processor")
-    for module in (decoding, few_rows):
-        monkeypatch.setattr(module, "loaded", lambda name: built(name, *options))
-        module._library.cache_clear()
-    yield
-    for module in (decoding, few_rows):
-        module._library.cache_clear()
 
 
 def cached(B: int, T: int, S: int, N: int, K: int, H: int, V: int) -> tuple[Tensor, Tensor, Tensor]:

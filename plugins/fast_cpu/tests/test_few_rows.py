@@ -60,7 +60,7 @@ def test_few_rows_are_torchs() -> None:
 
 @needs_compiler
 @torch.no_grad()
-def test_rows_in_c_are_torchs_and_those_of_each_alone() -> None:
+def test_rows_in_c_are_torchs_and_those_of_each_alone(vectors: None) -> None:
     for n, k in ((TOGETHER, WIDE), (7 * TOGETHER, 3 * WIDE), (33 * TOGETHER, LEAST + WIDE)):
         weight = single(n, k, seed=1)
         for rows in range(1, FEW_COMPILED + 2):

@@ -53,7 +53,7 @@ def assert_formula_after_each(arguments: dict[str, Any], tolerance: float) -> No
 
 @needs_compiler
 @torch.no_grad()
-def test_a_few_tokens_are_the_formula_after_each() -> None:
+def test_a_few_tokens_are_the_formula_after_each(vectors: None) -> None:
     # B, T, N, K, V, channels
     sizes = [
         (1, 1, 1, 1, MULTIPLE, 1),
