@@ -182,6 +182,8 @@ def _attention(draw: Draw) -> Iterator[tuple[str, Given]]:
     yield "soft cap", (*heads(13), Scoring(0.3, softcap=2.0))
     cached = draw(2, 1, 4, 16), draw(2, 2, 13, 16).transpose(1, 2), draw(2, 2, 13, 16).transpose(1, 2)
     yield "last token, of a cache", (*(t.detach() for t in cached), Scoring(0.3, bias=draw(2, 1, 1, 13).detach()))
+    longer = draw(2, 2, 8, 32), draw(2, 2, 150, 32).transpose(1, 2), draw(2, 2, 150, 48).transpose(1, 2)
+    yield "last tokens, of a longer cache", (*(t.detach() for t in longer), Scoring(0.3))
 
 
 def _encoder_attention(draw: Draw) -> Iterator[tuple[str, Given]]:
@@ -192,6 +194,7 @@ def _latent_attention(draw: Draw) -> Iterator[tuple[str, Given]]:
     yield "last token", (draw(2, 1, 3, 24), draw(2, 13, 24), 13, 16, 0.3, None)
     yield "last tokens", (draw(2, 3, 3, 24), draw(2, 16, 24), 13, 16, 0.3, None)
     yield "bias", (draw(2, 3, 3, 24), draw(2, 16, 24), 13, 16, 0.3, draw(1, 3, 3, 13).detach())
+    yield "last tokens, decoding", (draw(2, 2, 5, 80).detach(), draw(2, 80, 80).detach(), 77, 48, 0.3, None)
     yield "width of DeepSeek-V3", (draw(1, 1, 3, 576).detach(), draw(1, 128, 576), 99, 512, 0.1, None)
 
 
@@ -232,6 +235,9 @@ def _experts(draw: Draw) -> Iterator[tuple[str, Given]]:
         shares = draw(21, 2).detach().masked_fill(some == 5, 0)
         name = f"choices left out, {'not counted' if most is None else 'counted too high'}"
         yield name, (draw(21, 24), Choices(some, shares, most), *weights)
+    real = draw(5, 96, 272).detach(), draw(5, 272, 48).detach()
+    shares = draw(3, 2).detach().masked_fill(some[:3] == 5, 0)
+    yield "few tokens, decoding", (draw(3, 272).detach(), Choices(some[:3], shares), *real)
 
 
 def _cross_entropy(draw: Draw) -> Iterator[tuple[str, Given]]:
@@ -283,6 +289,7 @@ def _recurrence(draw: Draw) -> Iterator[tuple[str, Given]]:
 
 def _rms_norm(draw: Draw) -> Iterator[tuple[str, Given]]:
     yield "rows", (draw(3, 7, 24), draw(24), 1e-5)
+    yield "few rows, decoding", (draw(3, 1, 272).detach(), draw(272).detach(), 1e-5)
 
 
 def _gated_silu(draw: Draw) -> Iterator[tuple[str, Given]]:

@@ -1,4 +1,4 @@
-/* What a decoding step computes beside its matrices: attention of a few queries to a cache, a norm, a rotation.
+/* What a decoding step computes beside its matrices: attention of a few queries to a cache, a norm.
  * decoding.py compiles this.
  */
 #include <math.h>
@@ -151,24 +151,5 @@ void normalise(const float *x, const float *weight, float eps, float *y, int64_t
         dots(x, 0, 1, D, x, 0, 1, &square, 0);
         const float by = 1 / sqrtf(square / (float)D + eps);
         for (int64_t j = 0; j < D; j += LANES) at(y + j) = at(x + j) * by * at(weight + j);
-    }
-}
-
-/* x [B,T,N,H], of these strides → y, its first 2 R numbers of a head turned by angles of cosines and sines [B|1,T,R]:
- * pairs (2j, 2j+1) if interleaved, else (j, j+R). */
-void rotate(const float *x, const float *cosines, const float *sines, float *y, int64_t B, int64_t T, int64_t N,
-            int64_t H, int64_t R, int64_t x_row, int64_t x_token, int64_t x_head, int64_t angle_row, int interleaved) {
-    const int64_t step = interleaved ? 2 : 1, other = interleaved ? 1 : R;
-    for (int64_t i = 0; i < B * T * N; i++, y += H) {
-        const int64_t row = i / N / T, token = i / N % T;
-        const float *restrict from = x + row * x_row + token * x_token + i % N * x_head;
-        const int64_t angle = row * angle_row + token * R;
-        const float *restrict c = cosines + angle, *restrict s = sines + angle;
-        for (int64_t j = 0; j < R; j++) {
-            const float a = from[j * step], b = from[j * step + other];
-            y[j * step] = a * c[j] - b * s[j];
-            y[j * step + other] = b * c[j] + a * s[j];
-        }
-        memcpy(y + 2 * R, from + 2 * R, (H - 2 * R) * sizeof(float));
     }
 }

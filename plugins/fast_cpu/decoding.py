@@ -1,7 +1,7 @@
-"""What a decoding step computes beside its matrices, in C: attention of a few queries to a cache, norms, rotations.
+"""What a decoding step computes beside its matrices, in C: attention of a few queries to a cache, and norms.
 
-A step has a few numbers for each, so that by torch most of its time is that of launching operators: seven for a norm,
-nine for a rotation. Attention reads the keys and values of a cache once, at the speed of the memory; its result does
+A step has a few numbers for each, so that by torch most of its time is that of launching operators, seven for a norm.
+Attention reads the keys and values of a cache once, at the speed of the memory; its result does
 not depend on the threads, nor that of a row on the other rows. All are of fp32. decoding.c says how, and where there is
 no compiler, torch computes the same.
 """
@@ -46,7 +46,6 @@ def _library() -> ctypes.CDLL:
     assert library is not None
     library.attend.argtypes = (ctypes.POINTER(_Asked), number)
     library.normalise.argtypes = (floats, floats, ctypes.c_float, floats, count, count)
-    library.rotate.argtypes = (*[floats] * 4, *[count] * 9, number)
     return library
 
 
@@ -113,21 +112,4 @@ def normalise(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     x, D = x.contiguous(), weight.shape[0]
     y = torch.empty_like(x)
     _library().normalise(x.data_ptr(), weight.data_ptr(), eps, y.data_ptr(), x.numel() // D, D)
-    return y
-
-
-def suits_rotation(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> bool:
-    """Whether ``rotate`` takes a few tokens."""
-    few, angles = LEAST <= x.numel() <= MOST and x.stride(3) == 1, (cos, sin)
-    if not few or any(t.dtype != torch.float32 for t in (x, *angles)):
-        return False
-    return cos.is_contiguous() and sin.is_contiguous() and takes("decoding", x, *angles)
-
-
-@kernel("rotation", "compiled", devices=("cpu",), takes=suits_rotation, order=9)
-def rotate(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
-    """``rotate_pairs`` in C."""
-    y, R = x.new_empty(x.shape), cos.shape[-1]
-    tensors, angle_row = (t.data_ptr() for t in (x, cos, sin, y)), cos.stride(0) if len(cos) > 1 else 0
-    _library().rotate(*tensors, *x.shape, R, *x.stride()[:3], angle_row, interleaved)
     return y

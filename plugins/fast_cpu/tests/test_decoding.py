@@ -92,20 +92,12 @@ def test_scores_without_a_number_or_a_key_give_none() -> None:
 
 
 @torch.no_grad()
-def test_norms_and_rotations_are_the_formulas(vectors: None) -> None:
+def test_norms_are_the_formula(vectors: None) -> None:
     for shape in ((1, 1, 256), (3, 5, 64), (7, 16 * 9), (2, 1, 1024)):
         x, weight = single(*shape, 2)[..., 0], single(shape[-1])
         assert decoding.suits_norm(x, weight, 1e-5)
         right = elementwise.rms_norm_reference(x.double(), weight.double(), 1e-5)
         torch.testing.assert_close(decoding.normalise(x, weight, 1e-5).double(), right, rtol=2e-6, atol=1e-6)
-    for (B, T, N, H), R, interleaved, shared in pairs(
-        [(1, 1, 16, 64), (3, 2, 5, 37), (2, 7, 4, 16)], [2, 7, 8], [False, True], [False, True]
-    ):
-        x, angles = single(B, T, N, H + 3)[..., 3:], single(1 if shared else B, T, R)
-        turns = 1.3 * angles.cos(), 1.3 * angles.sin(), interleaved
-        assert decoding.suits_rotation(x, *turns)
-        right = elementwise.rotate_pairs_reference(x.double(), *turns)
-        torch.testing.assert_close(decoding.rotate(x, *turns).double(), right, rtol=0, atol=3e-6)
 
 
 @torch.no_grad()
@@ -126,7 +118,7 @@ def test_experts_of_few_tokens_are_the_formula(vectors: None) -> None:
 @torch.no_grad()
 def test_whatever_else_is_torchs() -> None:
     q, k, v = cached(1, 1, 20, 16, 4, 32, 32)
-    norm, turns = (single(2, 256), single(256), 1e-5), (single(1, 1, 8), single(1, 1, 8), False)
+    norm = single(2, 256), single(256), 1e-5
     products.use(products.Choice(few_rows={8: ("few_rows",)}))
     choices = Choices(torch.tensor([[0, 1]]), torch.ones(1, 2))
     experts = single(1, 256), choices, single(4, 32, 256), single(4, 256, 16)
@@ -134,7 +126,6 @@ def test_whatever_else_is_torchs() -> None:
         "attention": (decoding.suits, (q, k, v, Scoring(0.3))),
         "latents": (decoding.suits_latents, (single(1, 1, 4, 80), single(1, 30, 80), 20, 48, 0.2)),
         "norm": (decoding.suits_norm, norm),
-        "rotation": (decoding.suits_rotation, (single(1, 1, 16, 16), *turns)),
         "experts": (few_rows.suits_experts, experts),
     }
     assert all(suits(*given) for suits, given in taken.values())
@@ -143,8 +134,8 @@ def test_whatever_else_is_torchs() -> None:
         wide = (wide[0], choices, *wide[2:]) if suits is few_rows.suits_experts else wide
         with torch.enable_grad():
             assert not suits(*given)
-        with torch.autocast("cpu", torch.bfloat16):  # which casts products, and neither norms nor rotations
-            assert suits(*given) is (suits in (decoding.suits_norm, decoding.suits_rotation))
+        with torch.autocast("cpu", torch.bfloat16):  # which casts products, and no norm
+            assert suits(*given) is (suits is decoding.suits_norm)
         with FlopCounterMode(display=False):  # which would miss it
             assert not suits(*given)
         assert not suits(*wide)
@@ -158,7 +149,6 @@ def test_whatever_else_is_torchs() -> None:
         (decoding.suits_norm, (single(1, 112), single(112), 1e-5)),
         (decoding.suits_norm, (single(2, 264), single(264), 1e-5)),
         (decoding.suits_norm, (single(200, 256), single(256), 1e-5)),
-        (decoding.suits_rotation, (single(1, 1, 4, 16), *turns)),
         (few_rows.suits_experts, (experts[0], Choices(torch.zeros(1, 65).long(), torch.ones(1, 65)), *experts[2:])),
     ]
     assert not [given for suits, given in refused if suits(*given)]
@@ -177,7 +167,7 @@ def test_a_model_decodes_in_c_what_one_pass_computes(monkeypatch: pytest.MonkeyP
         "experts": {"name": "swiglu", "d_ff": 32},
     }
     for mixer, kernel, ffn in ((grouped, "attention", {"name": "swiglu"}), (latent, "latent_attention", routed)):
-        calls = spy(monkeypatch, kernel, "rms_norm", "rotation", "experts")
+        calls = spy(monkeypatch, kernel, "rms_norm", "experts")
         made = compose({**MODEL, "attention": mixer, "ffn": ffn}).choose_kernels().eval()
         tokens = torch.randint(50, (2, 9), generator=torch.Generator().manual_seed(0))
         caches = made.new_caches(2, 9)
@@ -186,5 +176,5 @@ def test_a_model_decodes_in_c_what_one_pass_computes(monkeypatch: pytest.MonkeyP
             calls.clear()
             found = torch.cat([made.hidden(tokens[:, i : i + 1], caches=caches)[0] for i in range(9)], 1)
         torch.testing.assert_close(found, right, rtol=0, atol=2e-5)
-        each = 4 + 2 * (kernel == "latent_attention")  # two norms, a rotation, attention; a norm of latents, experts
+        each = 3 + 2 * (kernel == "latent_attention")  # two norms, attention; a norm of latents, experts
         assert {name for name, _ in calls} == {"compiled"} and len(calls) > 9 * 2 * each
