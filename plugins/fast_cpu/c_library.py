@@ -16,6 +16,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 COMPILERS = ("gcc", "clang", "cc")
 SECONDS = 60
@@ -45,14 +46,16 @@ def _computes(name: str, threads: int) -> bool:
 
 
 def takes(name: str, *tensors: Tensor) -> bool:
-    """Whether a library may compute with these tensors: on a CPU, where no gradient, compiler, counter of operators or
-    class of tensors misses anything, and with as many threads as torch has."""
+    """Whether a library may compute with these tensors: on a CPU, where no gradient, compiler, transform (``vmap``,
+    ``jvp``), counter of operators or class of tensors misses anything, and with as many threads as torch has."""
     if torch.is_grad_enabled() or torch.compiler.is_compiling():
         return False
     if not all(type(t) in PLAIN and t.is_cpu for t in tensors):
         return False
-    watched = bool(torch._C._len_torch_dispatch_stack()) or torch.jit.is_tracing()
-    return not watched and _computes(name, torch.get_num_threads())
+    if torch._C._len_torch_dispatch_stack() or torch.jit.is_tracing():
+        return False
+    transformed = torch._C._functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0
+    return not transformed and _computes(name, torch.get_num_threads())
 
 
 def _built(source: Path, compiler: str, options: list[str]) -> ctypes.CDLL:

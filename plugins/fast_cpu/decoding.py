@@ -1,9 +1,9 @@
 """What a decoding step computes beside its matrices, in C: attention of a few queries to a cache, and norms.
 
 A step has a few numbers for each, so that by torch most of its time is that of launching operators, seven for a norm.
-Attention reads the keys and values of a cache once, at the speed of the memory; its result does
-not depend on the threads, nor that of a row on the other rows. All are of fp32. decoding.c says how, and where there is
-no compiler, torch computes the same.
+Attention reads the keys and values of a cache once, at the speed of the memory; its result does not depend on the
+threads, nor that of a row on the other rows. All are of fp32. decoding.c says how, and where there is no compiler,
+torch computes the same.
 """
 
 from __future__ import annotations

@@ -10,6 +10,7 @@ import pytest
 import torch
 from pairwise import pairs
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.utils.flop_counter import FlopCounterMode
 
 from blockwright.blocks.cache.base import Cache
@@ -18,6 +19,7 @@ from blockwright.blocks.kernels import elementwise, products
 from blockwright.blocks.kernels.attention import causal_attention_reference, latent_attention_reference
 from blockwright.blocks.kernels.grouped_matmul import Choices
 from blockwright.blocks.kernels.scoring import Scoring
+from blockwright.blocks.kernels.seam import compute
 from blockwright.plugins.fast_cpu import c_library, decoding, few_rows
 from blockwright.plugins.fast_cpu.grouped_swiglu import few_swiglu
 from tests.blocks.kernels.compared import single, spy, threads
@@ -154,6 +156,19 @@ def test_whatever_else_is_torchs() -> None:
     assert not [given for suits, given in refused if suits(*given)]
     products.use(products.Choice())  # nothing was chosen for few rows
     assert not few_rows.suits_experts(*experts)
+
+
+@torch.no_grad()
+def test_transforms_of_functions_reach_what_is_compiled() -> None:
+    x, weight = single(3, 2, 256), single(256)
+    norm = lambda x: compute("rms_norm", x, weight, 1e-5)  # noqa: E731
+    assert decoding.suits_norm(x, weight, 1e-5)
+    torch.testing.assert_close(torch.vmap(norm)(x), norm(x))
+    right = torch.func.jvp(lambda x: elementwise.rms_norm_reference(x, weight, 1e-5), (x,), (x.cos(),))[1]
+    torch.testing.assert_close(torch.func.jvp(norm, (x,), (x.cos(),))[1], right)
+    with forward_ad.dual_level():
+        found = forward_ad.unpack_dual(norm(forward_ad.make_dual(x, x.cos()))).tangent
+    torch.testing.assert_close(found, right)
 
 
 def test_a_model_decodes_in_c_what_one_pass_computes(monkeypatch: pytest.MonkeyPatch) -> None:
