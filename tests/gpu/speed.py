@@ -7,9 +7,10 @@ from typing import Any
 import torch
 
 from benchmarks.shapes import SHAPES
-from benchmarks.stopwatch import SIZES, Peak, turns
+from benchmarks.stopwatch import turns
 from benchmarks.worker import peak_memory, reset_peak, return_memory
 from blockwright.plugins.planner.hardware import Hardware, hardware, names
+from blockwright.training.callbacks.throughput import matmul_peak
 from tests.gpu.answer import passed
 from tests.gpu.blocks_at_work import PARTS, work
 
@@ -48,9 +49,7 @@ class Speed:
 
     def _product(self) -> float:
         """FLOP/s of a large square product, measured."""
-        if self.small:
-            SIZES[self.device] = 256
-        return Peak("bf16", self.device).turn()["flops"]
+        return matmul_peak(torch.device(self.device), torch.bfloat16, 256 if self.small else None)
 
 
 def published(device: str) -> Hardware | None:

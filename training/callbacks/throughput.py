@@ -104,18 +104,17 @@ def _sampled(task: L.LightningModule) -> tuple[int, float]:
     return task.take_sampled() if isinstance(task, Task) else (0, 0.0)
 
 
-def matmul_peak(device: torch.device, dtype: torch.dtype) -> float:
+def matmul_peak(device: torch.device, dtype: torch.dtype, size: int | None = None) -> float:
     """FLOPs per second of one device for a square product in a precision; in fp32 where that is faster, as on a CPU
-    that emulates bf16."""
+    that emulates bf16. ``size``: rows of the matrices; None: as many as reach the peak."""
     precisions = {dtype} if dtype.itemsize > 2 else {dtype, torch.float32}
-    return max(_peak_in(device, each) for each in precisions)
+    return max(_peak_in(device, each, size or (1024 if device.type == "cpu" else 8192)) for each in precisions)
 
 
 @torch.no_grad()
-def _peak_in(device: torch.device, dtype: torch.dtype, repeats: int = 8) -> float:
+def _peak_in(device: torch.device, dtype: torch.dtype, size: int, repeats: int = 8) -> float:
     """The best of several, against noise of other processes, on a CPU in about a second, since one that emulates
     ``dtype`` takes seconds for each."""
-    size = 1024 if device.type == "cpu" else 8192
     a = torch.randn(size, size, device=device, dtype=dtype)
     best, until = float("inf"), time.perf_counter() + 1.0
     for _ in range(repeats):

@@ -138,7 +138,7 @@ def test_the_peak_is_of_the_precision_in_which_a_step_multiplies(
 ) -> None:
     measured: list[torch.dtype] = []
     peaks = {multiplied: 1e9, torch.float32: 2e9}
-    monkeypatch.setattr(throughput, "_peak_in", lambda device, dtype: measured.append(dtype) or peaks[dtype])
+    monkeypatch.setattr(throughput, "_peak_in", lambda device, dtype, size: measured.append(dtype) or peaks[dtype])
 
     class One(L.LightningModule):
         def __init__(self) -> None:
